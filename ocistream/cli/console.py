@@ -33,80 +33,83 @@ __all__ = [
     "sanitize_line",
 ]
 
-#: Where a CI's runner looks for a command in the middle of a line: `##[name]` is GitHub's and Azure's, who has
-#: `##vso[...]` as well, and `##teamcity[...]` TeamCity's.
+#: CI runners search a whole line for these commands: `##[name]` (GitHub: ActionCommand.cs of actions/runner; Azure,
+#: also `##vso[...]`: Command.cs of azure-pipelines-agent) and `##teamcity[...]` (TeamCity).
 _CI_COMMAND_MARK: Final = re.compile(r"##(?=[A-Za-z]*\[)")
 _CLEAR_LINE: Final = "\r\x1b[2K"
 
 
 class LiveDisplay(Protocol):
-    """What is drawn on a terminal, below what is said there."""
+    """Lines that are drawn on a terminal, below the messages printed there."""
 
     def print_above(self, text: str) -> None:
-        """Print lines above it, whole."""
+        """Print complete lines above the display."""
 
     def suspend(self) -> AbstractContextManager[None]:
-        """Take it away while somebody else writes to the terminal."""
+        """Remove the display while the block writes to the terminal."""
 
     def close(self) -> None:
-        """Take it away for good."""
+        """Remove the display for good."""
 
 
 class Console:
-    """stderr, at a verbosity: -1 (-q, errors only), 0, 1 (-v), 2 (-vv, with tracebacks).
+    """Messages on stderr, at a verbosity: -1 (-q, errors only), 0, 1 (-v), 2 (-vv, with tracebacks).
 
-    `drawing` is a progress bar, while there is one: it prints lines so that it is not torn, and goes before an error.
+    `display` is the active progress bar, or None. It prints messages above itself, and is removed before an error.
     """
 
     def __init__(self, verbosity: int = 0, *, as_json: bool = False) -> None:
-        """Begin with settings that the options of a command may still change."""
+        """Set what the options of a command may change later."""
         self.verbosity = verbosity
         self.as_json = as_json
         self.display: LiveDisplay | None = None
-        #: Whether this runs until somebody ends it, so that to be ended is no error.
+        #: Whether this is a server, which runs until a signal ends it: then a signal is not an error.
         self.is_server = False
-        #: The programs that may write to this terminal at any moment.
+        #: Other programs that may write to this terminal at any time.
         self.other_programs = OtherPrograms()
-        #: Whether only results, warnings and errors are printed: this is the receiving side of a pipe, without a
-        #: terminal, and its words end up on the terminal of the sending side.
+        #: Whether to print only results, warnings and errors. True on the receiving side of a pipe without a terminal:
+        #: its messages appear on the terminal of the sending side.
         self.is_terse = False
         self._lock = threading.Lock()
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Console:
-        """Look for a JSON log format before anything is parsed, so that a usage error is JSON as well."""
-        found: dict[str, str] = {}
+        """Return a console; look for a JSON log format before parsing, so that a usage error is JSON too."""
+        values: dict[str, str] = {}
         for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
             option, _, value = argument.partition("=")
-            found[option] = value or following
-        log_format = found.get("--log-format") or os.environ.get("OCISTREAM_LOG_FORMAT")
-        return cls(as_json=cls.is_json(log_format, found.get("--progress")))
+            values[option] = value or following
+        log_format = values.get("--log-format") or os.environ.get("OCISTREAM_LOG_FORMAT")
+        return cls(as_json=cls.is_json(log_format, values.get("--progress")))
 
     @staticmethod
     def is_json(log_format: str | None, progress: str | None) -> bool:
-        """Say whether messages are JSON: where it is asked for, or where progress is and nothing else is asked for.
+        """Return whether messages are JSON: requested for messages, or for progress with no format given.
 
-        So whoever reads progress as one object a line meets nothing else on stderr.
+        A program that reads progress, one JSON object a line, then finds nothing else on stderr.
         """
         return (log_format or progress) == "json"
 
     def info(self, message: str, *, level: int = 0, **fields: Any) -> None:
-        """Say something; it is printed from verbosity `level` on. `fields` go into JSON only."""
+        """Print a message if the verbosity is at least `level`. `fields` appear in JSON only."""
         if self.verbosity >= level:
             self._print_message("info" if level <= 0 else "debug", message, fields)
 
     def print_status(self, message: str) -> None:
-        """Print what is neither a result nor a warning, unless the console is terse."""
+        """Print a message that is neither a result nor a warning, unless the console is terse."""
         if not self.is_terse:
             self.info(message)
 
     def error(self, message: str, *, hint: str | None = None, code: int | None = None, kind: str | None = None) -> None:
-        """Say what failed, and on a second line what can be done about it; `kind` is for programs that listen."""
+        """Print an error, and on a second line the hint; `kind` is for programs that parse JSON messages.
+
+        No `::error::` for GitHub: the author of a workflow decides whether a failure here is an error there.
+        """
         if self.display is not None:
             self.display.close()
         if self.as_json:
-            given = {"hint": hint, "exit_code": code, "kind": kind}
-            fields = {key: value for key, value in given.items() if value is not None}
+            optional = {"hint": hint, "exit_code": code, "kind": kind}
+            fields = {key: value for key, value in optional.items() if value is not None}
             self._print_message("error", message, fields)
             return
         self._print_line(sanitize_line(f"ocistream: error: {message}"))
@@ -114,7 +117,7 @@ class Console:
             self._print_line(sanitize_line(f"  {hint}"))
 
     def print_traceback(self, text: Callable[[], str]) -> None:
-        """Print a traceback, for those who asked for it twice."""
+        """Print a traceback at verbosity 2."""
         if self.verbosity > 1:
             if self.as_json:
                 self._print_message("debug", text().rstrip(), {})
@@ -122,24 +125,24 @@ class Console:
                 self._print_line(text().rstrip())
 
     def emit_event(self, /, **fields: Any) -> None:
-        """Print one JSON object on a line of its own, whatever the verbosity and the format of messages.
+        """Print one JSON object on its own line, at any verbosity and message format.
 
-        `fields` may be anybody's, and have any names.
+        `fields` may come from the remote side and have any names.
         """
         import json
 
         self._print_line(escape_ci_commands(json.dumps(fields)))
 
     def suspend_display(self) -> AbstractContextManager[None]:
-        """Have nothing drawn within the block: a line is written to stdout, which may be the same terminal."""
+        """Remove the display within the block: stdout may be the same terminal."""
         return contextlib.nullcontext() if self.display is None else self.display.suspend()
 
     def fresh_line(self) -> str:
-        """Give what begins an empty row, if another program may have left the cursor within a row; else ""."""
+        """Return text that starts an empty row if another program may have left the cursor inside one, else ""."""
         return fresh_line_prefix() if can_draw() and not self.as_json and self.other_programs.can_write() else ""
 
     def print_raw(self, text: str) -> None:
-        """Print a line as it is: words of ours alone, for the program that shows a log."""
+        """Print trusted text unchanged, for markers that a CI's log viewer interprets."""
         self._print_line(text)
 
     def _print_message(self, level: str, message: str, fields: dict[str, Any]) -> None:
@@ -149,35 +152,36 @@ class Console:
             self._print_line(sanitize_line(f"ocistream: {message}"))
 
     def _print_line(self, text: str) -> None:
-        drawing = self.display
-        if drawing is not None:
-            drawing.print_above(text)
+        display = self.display
+        if display is not None:
+            display.print_above(text)
         else:
             self._write(f"{text}\n")
 
     def _write(self, text: str) -> None:
-        # One write a line and one at a time: several threads have something to say. A stderr that is closed (or, as
-        # after `2>&-`, None) is no reason to fail, and must not make its text end up on stdout, as `print` would.
+        # Write each line with one call, one thread at a time. A closed stderr (None after `2>&-`) is not a failure, and
+        # its text must not go to stdout, as with `print`.
         with self._lock, contextlib.suppress(OSError):
             if sys.stderr is not None:
                 if fresh := self.fresh_line():
                     text = f"{fresh}{text}"
                 elif sys.stderr.isatty() and _is_stderr_locked():
-                    # The cursor is at the beginning of a line of another's.
+                    # Another process draws there: the cursor is at the beginning of one of its lines.
                     text = f"{_CLEAR_LINE}{text}"
                 sys.stderr.write(text)
                 sys.stderr.flush()
 
 
 def _is_stderr_locked() -> bool:
-    """Say whether another process has a bar on this terminal."""
+    """Return whether another process draws a progress bar on this terminal."""
     return is_terminal_locked(2)
 
 
 def sanitize_line(text: str, limit: int | None = None) -> str:
-    """Make sure that a message is one line, and drives no terminal and no CI's runner, whosever words are in it.
+    """Return the text as one line that controls neither a terminal nor a CI runner; the text may be hostile.
 
-    GitHub's takes `::name::` at the beginning of a line for a command, behind blanks too, and `##[name]` anywhere.
+    GitHub's runner takes `::name::` at the beginning of a line, also after blanks, and `##[name]` anywhere, for a
+    command.
     """
     clean = _CI_COMMAND_MARK.sub("#?", printable(text, len(text) if limit is None else limit))
     if clean.lstrip().startswith("::"):
@@ -186,58 +190,62 @@ def sanitize_line(text: str, limit: int | None = None) -> str:
 
 
 def escape_ci_commands(text: str) -> str:
-    """Write JSON, of whole strings, so that it means the same and is no command to a CI's runner that logs it.
+    """Return JSON of the same meaning that a CI runner does not take for a command when it logs it.
 
-    Its lines begin with brackets and quotes, so that only what is looked for in the middle of one has to be seen to.
+    Its lines begin with brackets and quotes, so only commands in the middle of a line need escaping. `text` must not
+    end inside a string. Parsers read the escape as the same character.
     """
     return _CI_COMMAND_MARK.sub(r"#\\u0023", text)
 
 
 class OtherPrograms:
-    """The programs with which this process shares its terminal."""
+    """The programs that share the terminal with this process."""
 
     def __init__(self) -> None:
-        """Know of none."""
+        """Start with no programs."""
         self._pipes: list[_SharedPipe] = []
         self._commands: list[Callable[[], bool]] = []
 
     def add_pipe(self, descriptor: int) -> None:
-        """Add the program at the other end of a pipe or socket; anything else is ignored."""
+        """Add the program at the other end of a pipe or socket; ignore any other descriptor."""
         if is_pipe(descriptor):
             self._pipes.append(_SharedPipe(descriptor))
 
     def add_command(self, may_write: Callable[[], bool]) -> None:
-        """Add a program that this process runs; `may_write` says whether it may write to the terminal now."""
+        """Add a program that this process runs; `may_write` returns whether it may write to the terminal now."""
         self._commands.append(may_write)
 
     def can_write(self, *, commands_only: bool = False) -> bool:
-        """Say whether a program that takes no turns (`cli/terminal_lock.py`) may write to the terminal now."""
+        """Return whether a program that ignores `TerminalLock` (such as ssh) may write to the terminal now.
+
+        Then no bar is drawn: messages are complete lines, each on a row of its own.
+        """
         if any(may_write() for may_write in self._commands):
             return True
         return not commands_only and any(pipe.has_foreign_peer() for pipe in self._pipes)
 
 
 class _SharedPipe:
-    """One end of a pipe, which shows the other end that an ocistream is here: by a shared lock on the pipe (flock(2)).
+    """One end of a pipe that tells the other end, by a shared lock (flock(2)), that an ocistream is here.
 
-    An exclusive lock can be had only if the other end has none. Where pipes have no locks (macOS), the program at the
-    other end counts as foreign.
+    An exclusive lock is available only if the other end has no lock. Where pipes have no locks (macOS), the program at
+    the other end counts as foreign.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._is_peer_ocistream = False
         self._is_marked = False
-        # Asked by the thread that draws and by all that print messages.
+        # Called by the thread that draws and by every thread that prints messages.
         self._lock = threading.Lock()
         self._mark()
 
     def has_foreign_peer(self) -> bool:
-        """Say whether the program at the other end is not known to be an ocistream."""
+        """Return whether the program at the other end is not known to be an ocistream."""
         with self._lock:
             if not self._is_peer_ocistream:
                 self._is_peer_ocistream = self._try_lock(fcntl.LOCK_EX) is False
-                # flock(2): whether or not the lock was converted, the shared one is lost.
+                # flock(2): a conversion drops the shared lock first, even if the conversion fails.
                 self._is_marked = False
             if not self._is_marked:
                 self._mark()
@@ -247,7 +255,7 @@ class _SharedPipe:
         self._is_marked = self._try_lock(fcntl.LOCK_SH) is True
 
     def _try_lock(self, kind: int) -> bool | None:
-        """Try to take a lock: False if the other end has one, None if there are no locks."""
+        """Try to take a lock: False if the other end has one, None if pipes have no locks here."""
         try:
             fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -258,7 +266,7 @@ class _SharedPipe:
 
 
 def is_pipe(descriptor: int) -> bool:
-    """Say whether a descriptor is a pipe, a FIFO or a socket (sshd gives its commands sockets)."""
+    """Return whether a descriptor is a pipe, a FIFO or a socket (sshd gives its commands sockets)."""
     try:
         mode = os.fstat(descriptor).st_mode
     except OSError:
@@ -267,33 +275,40 @@ def is_pipe(descriptor: int) -> bool:
 
 
 def can_draw() -> bool:
-    """Say whether stderr is a terminal that takes control characters; some CIs have one and keep every byte."""
+    """Return whether stderr is a terminal that takes control characters.
+
+    `CI=true` means no bar, on a terminal too: some CIs record every byte.
+    """
     is_ci = os.environ.get("CI", "").lower() in {"true", "1"}
     return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not is_ci
 
 
 def fresh_line_prefix() -> str:
-    """Give what moves the cursor to the beginning of an empty row, wherever in a row another program left it.
+    """Return text that moves the cursor to the start of an empty row, from wherever another program left it.
 
-    A row full of blanks wraps unless it begins in column 0, and the carriage return then ends on the next row (zsh's
-    PROMPT_SP). Behind a prompt such as `Password: ` the blanks change nothing that can be seen.
+    A row of blanks wraps unless it begins in column 0, and the carriage return then ends on the next row (zsh's
+    PROMPT_SP). After a prompt such as `Password: ` the blanks are invisible.
     """
     with contextlib.suppress(OSError, ValueError):
         columns = os.get_terminal_size(2).columns
-        # Some terminals do not say how wide they are.
+        # Some terminals report no width.
         return " " * columns + "\r\x1b[K" if columns else "\n"
     return ""
 
 
 class TerminalLock:
-    """The turn on the terminal behind a descriptor. Where nobody can be asked whose it is, it is always ours."""
+    """The right to draw on the terminal behind a descriptor; always granted where locks do not work.
+
+    One bar a terminal: both sides of `pull | push` would overwrite each other's lines. The kernel releases the lock
+    when a process ends, so the other side can draw then.
+    """
 
     def __init__(self, descriptor: int = 2) -> None:
-        """Ask for nothing yet."""
+        """Open the terminal without locking it."""
         self._file = _open_terminal(descriptor)
 
     def acquire(self) -> bool:
-        """Take it, unless another process has it; say whether it is ours."""
+        """Take the lock unless another process has it; return whether this process has it."""
         if self._file is None:
             return True
         try:
@@ -301,28 +316,28 @@ class TerminalLock:
         except BlockingIOError:
             return False
         except OSError:
-            # A kernel that knows no such locks there.
+            # The kernel has no such locks for this file.
             return True
         return True
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
 def is_terminal_locked(descriptor: int) -> bool:
-    """Say whether another process draws on the terminal behind a descriptor, if that is one."""
-    turn = TerminalLock(descriptor)
+    """Return whether another process draws on the terminal behind a descriptor, if it is a terminal."""
+    lock = TerminalLock(descriptor)
     try:
-        return not turn.acquire()
+        return not lock.acquire()
     finally:
-        turn.release()
+        lock.release()
 
 
 def _open_terminal(descriptor: int) -> int | None:
-    # Opened anew: what was inherited is one and the same file to both sides of a pipe, and so is a lock on it.
+    # Open it again: both sides of a pipe inherit the same open file, and would share one lock.
     with contextlib.suppress(OSError, ValueError):
         return os.open(os.ttyname(descriptor), os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     return None

@@ -61,22 +61,22 @@ __all__ = [
     "home_directory",
 ]
 
-#: Waits shorter than this (seconds) are only told with -v.
+#: Shorter waits, in seconds, are reported only with -v.
 _MIN_REPORTED_WAIT: Final = 5.0
-#: What is read from stdin, unless a command says otherwise.
+#: Default name, in errors, of the input that is read from stdin.
 ARCHIVE_INPUT: Final = "archive"
-#: Options by which a password comes on stdin.
+#: Options that read a password from stdin.
 PASSWORD_ON_STDIN: Final = ("password_stdin", "src_password_stdin", "dest_password_stdin")
 
 
 @dataclass(slots=True)
 class CommandContext:
-    """What the shared options come to: the console, and everything a transfer needs of this process."""
+    """The shared options of one run, the console, and the objects a transfer needs, created on first use."""
 
     console: Console
     options: Mapping[str, Any]
     cancelled: threading.Event
-    #: How often something had to be tried again.
+    #: How many requests were retried.
     retry_count: int = 0
     _rate_limits: RateLimits | None = None
     _upload_strategy: UploadStrategy | None = None
@@ -84,7 +84,7 @@ class CommandContext:
     _upload_records: UploadRecords | None = None
     _cache: Cache | None = None
     _explicit_credentials: ExplicitCredentials | None = None
-    #: What a file of this run says of registries, by host; it comes before the configuration.
+    #: Rules for hosts from the sync file of this run; they override the configuration.
     rule_overrides: Mapping[str, HostRule] = field(default_factory=dict)
 
     @property
@@ -94,21 +94,21 @@ class CommandContext:
 
     @property
     def prefetch_memory(self) -> int:
-        """How many bytes may be fetched ahead: none where one connection alone may be too fast."""
+        """Bytes that may be prefetched; 0 with --limit-rate, where one connection may already be too fast."""
         return 0 if self.options.get("limit_rate") else int(self.options.get("memory", 0))
 
     @property
     def upload_strategy(self) -> UploadStrategy:
-        """How hosts take uploads, as --upload has it and as was learnt, now and in earlier runs."""
+        """How hosts take uploads, as --upload says or as this run and earlier runs learnt."""
         if self._upload_strategy is None:
             from ocistream.registry.upload_strategy import HostFactsFile, UploadStrategy
 
-            forced, jobs = self.options.get("upload"), int(self.options.get("jobs", 1))
-            state = HostFactsFile(_state_directory(), self._report_if_verbose)
+            explicit_method, jobs = self.options.get("upload"), int(self.options.get("jobs", 1))
+            facts_file = HostFactsFile(_state_directory(), self._report_if_verbose)
             self._upload_strategy = UploadStrategy(
-                explicit_method=forced,
+                explicit_method=explicit_method,
                 jobs=jobs,
-                facts_file=state,
+                facts_file=facts_file,
                 report=self._report_fallback,
                 configured_profile=lambda host: self.host_rules().profile(host),
             )
@@ -116,11 +116,7 @@ class CommandContext:
 
     @property
     def cache(self) -> Cache | None:
-        """What stands before registries, by --cache; None where there is none, or no such option.
-
-        Raises:
-            UsageError, ArchiveError: the directory has other things in it, or is no sound layout.
-        """
+        """The cache of --cache, which is read before registries; None without --cache."""
         if self._cache is None and (path := self.options.get("cache")):
             from ocistream.layout.cache import Cache
 
@@ -133,7 +129,7 @@ class CommandContext:
         return self._cache.bytes_read if self._cache is not None else {}
 
     def upload_records(self) -> UploadRecords:
-        """Give where uploads are remembered that a later run may go on with."""
+        """Return the records of uploads that a later run may resume."""
         if self._upload_records is None:
             from ocistream.registry.upload_records import UploadRecords
 
@@ -143,7 +139,7 @@ class CommandContext:
 
     @property
     def explicit_credentials(self) -> ExplicitCredentials:
-        """The credentials that the options give."""
+        """The credentials that options provide."""
         if self._explicit_credentials is None:
             self._explicit_credentials = ExplicitCredentials(self.options, os.environ)
         return self._explicit_credentials
@@ -156,12 +152,14 @@ class CommandContext:
         build_keychain: Callable[[], Keychain] | None = None,
         hint: Callable[[str], str] | None = None,
     ) -> OpenContext:
-        """Give what an end may need; `side` is "SRC" or "DEST" where the two ends have credentials of their own.
+        """Return what opening a location needs; `side` is "SRC" or "DEST" if the sides have separate credentials.
 
-        `named` are the registries that the command line names there: those that its user name is for. `own` gives
-        credentials in the place of the command line's. `hint` names options in hints as the user writes them.
+        `registries` are the registries that the command line names: its user name is for them. `build_keychain`
+        replaces the credentials of the command line. `hint` rewrites option names in hints.
+
+        Each side has an HTTP client of its own: a copy may reach one registry in two ways at once.
         """
-        # One for both: a password can be read from stdin once.
+        # One keychain for both clients: stdin can be read for a password only once.
         keychain = functools.cache(build_keychain or functools.partial(self._build_keychain, side, registries))
 
         @functools.cache
@@ -170,19 +168,22 @@ class CommandContext:
 
         @functools.cache
         def mirrors() -> HttpClient:
-            # They stand for the registry, and so its side's options hold for them.
+            # Mirrors stand in for the registry, so the options of its side apply. Their own client has fewer retries
+            # and shorter timeouts, since another place can be asked.
             return self._build_transport(keychain(), side, hint, mirrors=True)
 
         @functools.cache
         def reading() -> RepositoryOpener:
             from ocistream.registry.mirrors import RepositoryOpener
 
-            places, tell = self.host_rules().find_pull_sources, self._report_fallback
+            find_sources, report = self.host_rules().find_pull_sources, self._report_fallback
             if (cache := self.cache) is None:
-                return RepositoryOpener(transport(), mirrors, places, tell)
+                return RepositoryOpener(transport(), mirrors, find_sources, report)
             from ocistream.layout.cached_repository import CachedRepository
 
-            return RepositoryOpener(transport(), mirrors, places, tell, functools.partial(CachedRepository, cache))
+            return RepositoryOpener(
+                transport(), mirrors, find_sources, report, functools.partial(CachedRepository, cache)
+            )
 
         return OpenContext(
             client=transport,
@@ -196,48 +197,36 @@ class CommandContext:
         )
 
     def check_push(self, reference: Reference | None) -> None:
-        """Make sure that images may be pushed to a place, if it is a registry's.
-
-        Raises:
-            AuthenticationError: a configuration forbids it.
-        """
+        """Raise AuthenticationError if the configuration forbids a push to `reference`; None is not a registry."""
         if reference is not None:
             self.host_rules().check_push(reference)
 
     def host_rules(self) -> RegistryConfiguration:
-        """Read the configuration files, ours and containers', once there is something to ask a registry for.
+        """Return the rules of the configuration files, ours and containers'.
 
-        Raises:
-            UsageError: one is malformed.
-            NotFoundError: one that was named is not there.
+        The files are read on the first call: a command that contacts no registry does not fail for a malformed file.
         """
         if self._host_rules is None:
             self._host_rules = load_host_rules(self.options, os.environ, home_directory(), self.rule_overrides)
         return self._host_rules
 
-    def check_result_path(self, *ends: Location) -> None:
-        """Refuse a --result that would be written over one of the ends, or between what goes to stdout.
-
-        Raises:
-            UsageError: it has the path of one, or leads to our own stdout.
-        """
+    def check_result_path(self, *locations: Location) -> None:
+        """Raise UsageError if --result would overwrite one of the locations, or mix with the output on stdout."""
         result = self.options["result"]
         if result is not None and is_visible_on_stdout(result):
             raise result_on_stdout_error(str(result))
-        # Links that lead round in a circle are found out where the path is opened.
-        paths = [real_path(end.path) for end in ends if end.path is not None and not end.is_stream]
+        # A circle of links is reported where the path is opened.
+        paths = [
+            real_path(location.path) for location in locations if location.path is not None and not location.is_stream
+        ]
         if result is not None and real_path(result) in paths:
             msg = f"--result {result} is the archive itself"
             raise UsageError(msg, hint="name another file: it would be written over")
 
     def recompression(self, default: str | None = None) -> Recompression | None:
-        """Give what --compress asks for, or what `default` says; None where layers stay as they are.
-
-        Raises:
-            UsageError: it is malformed.
-        """
-        asked = self.options["compress"]
-        text = default if asked is None else asked
+        """Return what --compress asks for, else `default`; None where layers stay as they are."""
+        option = self.options["compress"]
+        text = default if option is None else option
         if text is None:
             return None
         from ocistream.transfer.recompress import parse_recompression
@@ -245,17 +234,13 @@ class CommandContext:
         return parse_recompression(text, int(self.options["max_ratio"]))
 
     def check_credentials(self, registries: Collection[str]) -> None:
-        """Refuse one user name and password where several registries might ask: which one is it for?
-
-        Raises:
-            UsageError: there are several, and one name for all of them was given.
-        """
-        given = "--username" if self.options.get("username") is not None else ""
-        if not given and os.environ.get("OCISTREAM_USERNAME"):
+        """Raise UsageError if several registries could ask for the one user name and password given."""
+        origin = "--username" if self.options.get("username") is not None else ""
+        if not origin and os.environ.get("OCISTREAM_USERNAME"):
             sides = ("OCISTREAM_SRC_USERNAME", "OCISTREAM_DEST_USERNAME")
-            given = "" if any(os.environ.get(name) for name in sides) else "OCISTREAM_USERNAME"
-        if given and len(registries) > 1:
-            msg = f"{given} cannot be for {' and '.join(sorted(registries))} at once"
+            origin = "" if any(os.environ.get(name) for name in sides) else "OCISTREAM_USERNAME"
+        if origin and len(registries) > 1:
+            msg = f"{origin} cannot be for {' and '.join(sorted(registries))} at once"
             hint = "use `ocistream login` for each"
             if "src_username" in self.options:
                 hint += ", or --src-username and --dest-username, or OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
@@ -300,19 +285,19 @@ class CommandContext:
 
     @property
     def rate_limits(self) -> RateLimits:
-        """What both sides of a copy share: the limits are those of the run."""
+        """The rate limits of the run, which both sides of a copy share."""
         if self._rate_limits is None:
             from ocistream.http.rate_limits import RateLimits
 
             self._rate_limits = RateLimits(self.options["limit_rate"])
         return self._rate_limits
 
-    def _report_retry(self, retried: RetryEvent) -> None:
+    def _report_retry(self, retry: RetryEvent) -> None:
         self.retry_count += 1
-        where = f"{retried.url}: " if retried.url else ""
+        prefix = f"{retry.url}: " if retry.url else ""
         self.console.info(
-            f"{where}{retried.reason}; trying again in {retried.wait:.1f} s",
-            level=0 if retried.wait >= _MIN_REPORTED_WAIT else 1,
+            f"{prefix}{retry.reason}; trying again in {retry.wait:.1f} s",
+            level=0 if retry.wait >= _MIN_REPORTED_WAIT else 1,
         )
 
     def _report_if_verbose(self, message: str) -> None:
@@ -325,12 +310,10 @@ class CommandContext:
     def open_list(self, path: str) -> Iterator[io.BufferedReader]:
         """Open a list of digests: a file, or stdin (`-`).
 
-        Raises:
-            NotFoundError, LocalDiskError: there is none, or it cannot be read.
-            UsageError: stdin is closed, a terminal, or has the password.
+        Raise NotFoundError or LocalDiskError if it cannot be read, and UsageError if stdin is unusable.
         """
-        what = "the list on stdin" if path == "-" else printable(path, 1024)
-        with files.disk_errors(f"cannot read {what}"):
+        description = "the list on stdin" if path == "-" else printable(path, 1024)
+        with files.disk_errors(f"cannot read {description}"):
             if path == "-":
                 yield self.open_stdin("list", "pipe a list in, or name its file")
                 return
@@ -338,23 +321,23 @@ class CommandContext:
                 yield file
 
     def open_stdin(self, what: str = ARCHIVE_INPUT, hint: str = STDIN_HINT) -> io.BufferedReader:
-        """Open stdin to read `what` from it; `instead` is what else can be done.
+        """Open stdin to read `what` from it; `hint` is for the UsageError if stdin is closed or a terminal.
 
-        Raises:
-            UsageError: it is closed, a terminal, or has the password.
+        The console becomes terse if an archive comes by a pipe and stderr is not a terminal, unless the user asked for
+        more output.
         """
-        if given := next((name for name in PASSWORD_ON_STDIN if self.options.get(name)), None):
-            option = f"--{given.replace('_', '-').removesuffix('stdin')}file"
+        if password_option := next((name for name in PASSWORD_ON_STDIN if self.options.get(name)), None):
+            option = f"--{password_option.replace('_', '-').removesuffix('stdin')}file"
             msg = f"stdin cannot be both the {what} and the password"
             raise UsageError(msg, hint=f"give {option}, or read the {what} from a file")
         file = open_stdin(what, hint, self.cancelled)
         self.console.other_programs.add_pipe(file.fileno())
         if what == ARCHIVE_INPUT:
             has_terminal = sys.stderr is not None and sys.stderr.isatty()
-            is_asked_for_more = (
+            wants_more_output = (
                 self.options.get("progress", "auto") not in {"auto", "none"} or self.console.verbosity > 0
             )
-            self.console.is_terse = is_pipe(file.fileno()) and not has_terminal and not is_asked_for_more
+            self.console.is_terse = is_pipe(file.fileno()) and not has_terminal and not wants_more_output
         return file
 
     def _open_stdout(self) -> io.FileIO:
@@ -368,23 +351,22 @@ def _state_directory() -> Path | None:
 
     directory = state_directory(os.environ, home_directory() if os.environ.get("HOME") else None)
     if directory is None:
-        what = "neither HOME nor XDG_STATE_HOME is set"
+        reason = "neither HOME nor XDG_STATE_HOME is set"
         notices.notify(
-            f"{what}: no later run can resume an upload of this one, or knows how hosts take uploads", level=1
+            f"{reason}: no later run can resume an upload of this one, or knows how hosts take uploads", level=1
         )
     return directory
 
 
 def home_directory() -> Path:
-    """Give the user's home directory, or the root where there is none (an empty container)."""
+    """Return the user's home directory, or the root if HOME is not set (an empty container)."""
     return Path(os.environ.get("HOME") or "/")
 
 
 def _read_source_date_epoch(env: Mapping[str, str]) -> int:
-    """Read SOURCE_DATE_EPOCH, seconds since 1970.
+    """Return SOURCE_DATE_EPOCH, in seconds since 1970; 0 if it is not set.
 
-    Raises:
-        UsageError: it is not a number that a tar can hold.
+    The limit is what 11 octal digits of a tar header hold.
     """
     text = env.get("SOURCE_DATE_EPOCH") or "0"
     if not text.isascii() or not text.isdigit() or int(text) >= 8**11:

@@ -23,42 +23,32 @@ class ExplicitCredentials:
     """The credentials of one run; `side` is "SRC" or "DEST" for the sides of `copy`, else ""."""
 
     def __init__(self, options: Mapping[str, Any], env: Mapping[str, str]) -> None:
-        """Take the options of a command, and the environment."""
+        """Take the options of a command and the environment."""
         self._options = options
         self._env = env
-        #: By side.
+        #: Credentials by side.
         self._credentials: dict[str, Credential | None] = {}
-        #: Stdin can be read once, also where the password is for both sides.
+        #: The password read from stdin, which can be read only once for both sides.
         self._stdin_password: str | None = None
 
     def find_credential(self, side: str) -> Credential | None:
-        """Return the credential of one side, or None where no option gives one.
+        """Return the credential of one side, or None if no option gives one.
 
-        A side's own options come before those for both. The password for both sides is used with the user name for
-        both, and with no other.
-
-        Raises:
-            UsageError: the user name or the password is missing, or the password is given twice.
-            NotFoundError, LocalDiskError: the file of the password cannot be read.
+        Options of a side override those for both sides. The password for both sides belongs to the user name for both,
+        and to no other.
         """
         if side not in self._credentials:
             self._credentials[side] = self._read_credential(side)
         return self._credentials[side]
 
     def read_password(self) -> str | None:
-        """Return the password that an option gives, or None.
-
-        Raises:
-            UsageError, NotFoundError, LocalDiskError: as `of`.
-        """
+        """Return the password that an option gives, or None."""
         return self._read_password("", self._find_source(""))
 
     def find_auth_file(self, side: str) -> tuple[Path, str] | None:
-        """Return the file that --authfile or its form for one side names, and that option.
+        """Return the file that --authfile or its form for one side names, and the name of that option.
 
-        Raises:
-            AuthenticationError: it does not exist.
-            UsageError: its name is empty.
+        No other credential file is read then, as in skopeo: a login found elsewhere would be a silent choice.
         """
         for key in dict.fromkeys((_option_prefix(side), "")):
             if (path := self._options.get(f"{key}authfile")) is not None:
@@ -69,34 +59,37 @@ class ExplicitCredentials:
                 if not exists(path):
                     msg = f"{option} {printable(path, 1024)}: no such file"
                     hint = "is the path right? `ocistream login --authfile FILE` writes one"
-                    # As for a file that a variable or the configuration names: no image was looked for yet.
+                    # AuthenticationError, as for a missing file named by a variable or the configuration: no image was
+                    # looked up yet.
                     raise AuthenticationError(msg, hint=hint)
                 return Path(path), option
         return None
 
     def _read_credential(self, side: str) -> Credential | None:
         prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
-        own = next((one for one in dict.fromkeys((side, "")) if has_credential(self._options, one)), None)
-        if own is None:
+        owner = next(
+            (candidate for candidate in dict.fromkeys((side, "")) if has_credential(self._options, candidate)), None
+        )
+        if owner is None:
             return None
-        key = _option_prefix(own)
+        key = _option_prefix(owner)
         if self._options.get(f"{key}username") == "":
             msg = f"{_option_name(key, 'username')} is empty"
             raise UsageError(msg, hint="is it a variable that is not set?")
-        given_by = self._find_source(key)
-        # A password of one side may be for the user name of both.
+        password_option = self._find_source(key)
+        # A password for one side may belong to the user name for both.
         names = {
             _option_name(key, "username"): self._options.get(f"{key}username"),
             "--username": self._options.get("username"),
             f"{prefix}_USERNAME": self._env.get(f"{prefix}_USERNAME"),
             "OCISTREAM_USERNAME": self._env.get("OCISTREAM_USERNAME"),
         }
-        found = [(name, value) for name, value in names.items() if value]
-        if not found:
-            msg = f"{_option_name(key, given_by or 'password')} needs {_option_name(key, 'username')}"
+        usernames = [(name, value) for name, value in names.items() if value]
+        if not usernames:
+            msg = f"{_option_name(key, password_option or 'password')} needs {_option_name(key, 'username')}"
             raise UsageError(msg, hint=f"or set {prefix if key else 'OCISTREAM'}_USERNAME")
         secret = (
-            self._read_password(key, given_by)
+            self._read_password(key, password_option)
             or self._env.get(f"{prefix}_PASSWORD")
             or self._env.get("OCISTREAM_PASSWORD")
         )
@@ -106,23 +99,19 @@ class ExplicitCredentials:
             raise UsageError(msg, hint=f"set {prefix if key else 'OCISTREAM'}_PASSWORD, or give {others}")
         from ocistream.auth.credentials import Credential
 
-        source, username = found[0]
+        source, username = usernames[0]
         return Credential(username, secret, source=source)
 
     def _find_source(self, key: str) -> str | None:
-        """Return the option that gives the password, or None.
-
-        Raises:
-            UsageError: two do.
-        """
+        """Return the option that gives the password, or None; raise UsageError if two do."""
         options = {
             name: self._options.get(key + name.replace("-", "_")) for name in ("password-file", "password-stdin")
         }
-        given = [name for name, value in options.items() if value not in {None, False}]
-        if len(given) > 1:
-            msg = f"{_option_name(key, given[0])} and {_option_name(key, given[1])} both give the password"
+        names = [name for name, value in options.items() if value not in {None, False}]
+        if len(names) > 1:
+            msg = f"{_option_name(key, names[0])} and {_option_name(key, names[1])} both give the password"
             raise UsageError(msg, hint="give one of them")
-        return given[0] if given else None
+        return names[0] if names else None
 
     def _read_password(self, key: str, source: str | None) -> str | None:
         if source == "password-file":

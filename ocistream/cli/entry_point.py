@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "load_command", "main"]
 
 _NAME: Final = "ocistream"
-#: Name to "module:attribute", and the line that `ocistream --help` shows, so that it need not import them.
+#: Command name to "module:attribute" and the line of `ocistream --help`, which need not import the commands.
 COMMANDS: Final = {
     "pull": ("ocistream.cli.commands.pull:pull", "Write images from registries into an archive (default: stdout)."),
     "push": ("ocistream.cli.commands.push:push", "Push the images of an archive (default: stdin) to a registry."),
@@ -56,17 +56,17 @@ COMMANDS: Final = {
 }
 
 _SIGINT_EXIT: Final = 130
-#: What Python says where the system has no more threads to give.
+#: Python's message if the system allows no more threads.
 _NO_THREAD_MESSAGE: Final = "can't start new thread"
 _THREAD_LIMIT_HINT: Final = (
     "the limit of processes or memory is reached: raise it (`ulimit -u`, or the container's PID limit), or use --jobs 1"
 )
-#: How writing to stdout fails. Whatever else is written turns its errors into ours where it is written.
+#: Errors of writing to stdout. All other writes convert their errors where they happen.
 _STDOUT_ERRNOS: Final = frozenset({errno.EPIPE, errno.ENOSPC})
 
 
 def load_command(name: str) -> click.Command:
-    """Import a command of the table."""
+    """Import a command of `COMMANDS`."""
     module, _, attribute = COMMANDS[name][0].partition(":")
     command = getattr(importlib.import_module(module), attribute)
     assert isinstance(command, click.Command), name  # noqa: S101 - the table is ours
@@ -74,7 +74,7 @@ def load_command(name: str) -> click.Command:
 
 
 def _has_settings(arguments: Sequence[str]) -> bool:
-    """Say whether there may be anything but the command line: a variable, or a file, which is not opened here."""
+    """Return whether a variable or a configuration file may set options. No file is opened."""
     if any(name.startswith("OCISTREAM_") for name in os.environ):
         return True
     if any(argument.partition("=")[0] == "--config" for argument in arguments):
@@ -84,18 +84,18 @@ def _has_settings(arguments: Sequence[str]) -> bool:
     from ocistream.streams.xdg import SYSTEM_CONFIG_FILE, user_config_file
 
     own = user_config_file(os.environ, Path(os.environ.get("HOME") or "/"))
-    # One that this user may not even look for is not theirs; where it is needed, it is an error.
+    # A file in a directory that this user may not search counts as absent; a command that needs it reports the error.
     return any(os.path.exists(path) for path in (own, SYSTEM_CONFIG_FILE))  # noqa: PTH110 - it never raises
 
 
 class LazyGroup(click.Group):
-    """Imports a command when it is called."""
+    """A group that imports a command when it is called."""
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Import a command."""
+        """Import a command; None if there is none of that name."""
         command = load_command(name) if name in COMMANDS else None
         if command is not None and ctx.resilient_parsing:
-            # A shell asks what may follow.
+            # A shell asks for completions.
             from ocistream.cli.commands.completion import mark_path_parameters
 
             mark_path_parameters(command)
@@ -104,10 +104,9 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, and what its options are by environment and configuration, if there is any of it.
+        """Return the command, with its defaults from environment and configuration if there are any.
 
-        Raises:
-            UsageError: there is none of that name, and some like it.
+        Raise UsageError with a suggestion if a command of a similar name exists.
         """
         if args and args[0] not in COMMANDS and not ctx.resilient_parsing:
             import difflib
@@ -123,7 +122,7 @@ class LazyGroup(click.Group):
         return name, command, rest
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
-        """Give the commands that begin so without importing them, or the options."""
+        """Return the commands that begin with `incomplete`, without importing them, and the options."""
         from ocistream.cli.commands.completion import complete_commands
 
         table = ((name, line) for name, (_, line) in COMMANDS.items())
@@ -146,11 +145,13 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
-    """Run a command line and give its exit code (README, "Commands").
+    """Run a command line and return its exit code (README, "Commands").
 
-    It is for the main thread, since it takes signals. If it `ends_process` with that code, they stay without effect.
+    Call it in the main thread: it handles signals. If `ends_process`, the caller ends the process with the code, and
+    the signal handlers are not restored.
     """
     console = Console.from_arguments(arguments)
+    # Only without arguments, so that a variable left in the environment does no harm.
     if not arguments and (instruction := os.environ.get("_OCISTREAM_COMPLETE")):
         from ocistream.cli.commands.completion import print_completions
 
@@ -162,13 +163,14 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     open_uploads.reset()
     notices.set_listener(console.info)
     interruption = SignalHandler(partial(_finish_without_main_thread, console))
-    # A signal may strike while a library makes an object, whose half then fails to go: no news to a user.
+    # A signal may interrupt a constructor of a library; then the deletion of the incomplete object fails. Users need
+    # not see that.
     sys.unraisablehook = partial(_report_unraisable, console, interruption)
     interruption.install()
     try:
         return _run_to_exit_code(arguments, console, interruption)
     except (KeyboardInterrupt, TerminatedError) as error:
-        # It came out where another error was about to be reported. There is no second one.
+        # The signal was raised while another error was being reported. There is no second one.
         return _handle_failure(console, interruption, error)
     finally:
         _flush_streams()
@@ -177,11 +179,11 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
 
 
 def _run_to_exit_code(arguments: Sequence[str], console: Console, interruption: SignalHandler) -> int:
-    """Run, and give the exit code of however it ends."""
+    """Run the command line and return the exit code, for every way it can end."""
     try:
         interruption.enable()
         code = _run(arguments, console)
-        # One that came before the end counts, whatever the run came to meanwhile.
+        # A signal that came before the end counts, whatever the result of the run.
         interruption.check()
         interruption.finish()
     except (Exception, KeyboardInterrupt, TerminatedError) as error:  # noqa: BLE001 - no traceback reaches a user
@@ -190,21 +192,24 @@ def _run_to_exit_code(arguments: Sequence[str], console: Console, interruption: 
 
 
 def _run(arguments: Sequence[str], console: Console) -> int:
-    """Parse and run, without click's own `main`: it has other exit codes for Ctrl-C and for a closed pipe."""
+    """Parse and run, without click's own `main`, which has other exit codes for Ctrl-C and for a closed pipe."""
     code = 0
     try:
         with cli.make_context(_NAME, list(arguments), obj=console) as context:
             cli.invoke(context)
     except click.exceptions.Exit as end:
         code = end.exit_code
-    # Flushed here, so that a full disk or a closed pipe behind stdout is a failure.
+    # Flush here, so that a full disk or a closed pipe behind stdout is a failure of the run.
     if sys.stdout is not None:
         sys.stdout.flush()
     return code
 
 
 def _handle_failure(console: Console, interruption: SignalHandler, error: BaseException) -> int:
-    """Clear up and say what went wrong. Whatever else fails once a signal has come is that signal's doing."""
+    """Clean up, report the error and return the exit code.
+
+    Once a signal has come, every later error is taken for a consequence of it.
+    """
     interruption.disable()
     files.clean_up_unfinished()
     interruption.finish()
@@ -214,13 +219,13 @@ def _handle_failure(console: Console, interruption: SignalHandler, error: BaseEx
 
 
 def _finish_without_main_thread(console: Console, error: BaseException) -> None:
-    """Settle what can be settled without the main thread, which still waits for something."""
+    """Clean up and report without the main thread, which is still blocked."""
     files.clean_up_unfinished()
     _report_error(console, error)
 
 
 def _report_error(console: Console, error: BaseException) -> int:
-    """Say what went wrong, and give the exit code for it."""
+    """Print an error and return its exit code. Exit codes of our errors are attributes of their classes."""
     if isinstance(error, KeyboardInterrupt):
         _report_signal(console, "interrupted", _SIGINT_EXIT)
         return _SIGINT_EXIT
@@ -228,7 +233,7 @@ def _report_error(console: Console, error: BaseException) -> int:
         _report_signal(console, "terminated", error.exit_code)
         return error.exit_code
     if isinstance(error, click.ClickException):
-        # Some of click's messages have lines of their own for each choice.
+        # Some messages of click have a line for each choice.
         console.error(" ".join(error.format_message().split()), hint=_usage_hint(error), code=UsageError.exit_code)
         return UsageError.exit_code
     if isinstance(error, OSError) and error.errno in _STDOUT_ERRNOS:
@@ -236,12 +241,12 @@ def _report_error(console: Console, error: BaseException) -> int:
     if isinstance(error, RuntimeError) and _NO_THREAD_MESSAGE in str(error):
         error = OcistreamError("no further thread can be started", hint=_THREAD_LIMIT_HINT)
     if isinstance(error, OSError) and isinstance(error.filename, str):
-        # A file that no code above has handled: the user can act on the path and the cause.
+        # No caller handled this file error, but the user can act on the path and the cause.
         error = files.disk_error(f"cannot access {error.filename}", error)
     if isinstance(error, OcistreamError):
-        # What is wrong in itself is so the next time, too.
-        kept = None if isinstance(error, IntegrityError) else _resume_hint()
-        hint = "; ".join(text for text in (error.hint, *notices.failure_hints(), kept) if text)
+        # A run that is repeated does not repair wrong content.
+        resume_hint = None if isinstance(error, IntegrityError) else _resume_hint()
+        hint = "; ".join(text for text in (error.hint, *notices.failure_hints(), resume_hint) if text)
         console.error(error.message, hint=hint or None, code=error.exit_code, kind=error.kind)
         return error.exit_code
     console.error(
@@ -254,14 +259,14 @@ def _report_error(console: Console, error: BaseException) -> int:
 
 def _report_signal(console: Console, message: str, code: int) -> None:
     if console.is_server:
-        # That is how servers end.
+        # A signal is the normal end of a server.
         console.info(message, code=code)
     else:
         console.error(message, hint=_resume_hint(), code=code)
 
 
 def _resume_hint() -> str | None:
-    """Say what is left for the same command to go on with, if anything is."""
+    """Return what the same command can resume, or None."""
     return "; ".join(text for text in (_file_resume_hint(), _registry_resume_hint()) if text) or None
 
 
@@ -285,20 +290,20 @@ def _registry_resume_hint() -> str | None:
 
 
 def _file_resume_hint() -> str | None:
-    kept = partial_files.kept_files()
-    if not kept:
+    sizes = partial_files.kept_files()
+    if not sizes:
         return None
     from ocistream.cli.progress import format_size
 
-    path, *others = kept
-    where = f"{len(kept)} files in {path.parent}" if others else f"{path}"
+    path, *others = sizes
+    where = f"{len(sizes)} files in {path.parent}" if others else f"{path}"
     return (
-        f"{format_size(sum(kept.values()))} are kept in {printable(where, 1024)}: the same command goes on from there"
+        f"{format_size(sum(sizes.values()))} are kept in {printable(where, 1024)}: the same command goes on from there"
     )
 
 
 def _format_traceback(error: BaseException) -> str:
-    """Give the stack of an error and the kinds of its causes, whose own texts may hold signed URLs."""
+    """Return the stack of an error and the types of its causes, without their texts: those may hold signed URLs."""
     lines = ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
     cause: BaseException | None = error
     while cause is not None:
@@ -310,7 +315,7 @@ def _format_traceback(error: BaseException) -> str:
 
 
 def _report_unraisable(console: Console, interruption: SignalHandler, problem: sys.UnraisableHookArgs) -> None:
-    """Print what Python could raise nowhere, for those who asked for tracebacks."""
+    """Print a traceback of an error that Python could not raise, at verbosity 2."""
     interruption.raise_again(problem.exc_value)
     if problem.exc_value is not None:
         console.print_traceback(partial(_format_traceback, problem.exc_value))
@@ -328,10 +333,10 @@ def _usage_hint(error: click.ClickException) -> str | None:
 
 
 def _flush_streams() -> None:
-    """Write out what the streams still hold, or point them at nothing.
+    """Flush stdout and stderr, or redirect them to the null device.
 
-    Python's own flush at exit would complain, and end with 120: a full disk behind stderr is no failure of ours, and
-    one behind stdout has been reported by now.
+    Python's own flush at exit would complain and end with 120. A full disk behind stderr is not a failure, and one
+    behind stdout was reported before.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is None:
@@ -340,6 +345,6 @@ def _flush_streams() -> None:
             stream.flush()
         except OSError:
             with contextlib.suppress(OSError):
-                nothing = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nothing, stream.fileno())
-                os.close(nothing)
+                null_device = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null_device, stream.fileno())
+                os.close(null_device)

@@ -40,9 +40,9 @@ __all__ = [
     "add_sync_hint",
 ]
 
-#: So many digests are written into an error, and into a command; for more, the other side is asked once more.
+#: At most this many digests in an error or a command; for more, the hint is to ask the other side again.
 _MAX_IN_COMMAND: Final = 20
-#: So many are listed.
+#: At most this many missing blobs are listed.
 _MAX_LISTED: Final = 1000
 
 
@@ -50,9 +50,9 @@ _MAX_LISTED: Final = 1000
 def add_missing_blobs_hint(
     console: Console, source_location: Location | None, destination_location: Location | None = None
 ) -> Iterator[None]:
-    """List what neither side has, and say how it can be had; `of` is where the images come from.
+    """Add to an error which blobs neither side has, and how to get them.
 
-    `to` is where they go, if that is no registry.
+    `source_location` is where the images come from. `destination_location` is where they go, None for a registry.
     """
     try:
         yield
@@ -69,7 +69,10 @@ def add_missing_blobs_hint(
 
 
 def add_sync_hint(error: OcistreamError, source: str) -> None:
-    """Say how an image can be had that `sync` could not copy, since neither side has all of it; `source` is its end."""
+    """Add to an error of `sync` how to get an image that is incomplete on both sides.
+
+    `source` is the location text of the image's source.
+    """
     if not isinstance(error, MissingBlobsError) or error.needed is not None:
         return
     if error.graph.is_platform_filtered:
@@ -79,14 +82,14 @@ def add_sync_hint(error: OcistreamError, source: str) -> None:
 
 
 def _add_platforms_hint(error: MissingBlobsError, source_location: Location) -> None:
-    if not error.message.startswith(named := _name_incomplete_image(error)):
-        # Once: several destinations may have the same error.
-        error.message = f"{named}{error.message}"
+    if not error.message.startswith(prefix := _name_incomplete_image(error)):
+        # Only once: several destinations may share the error.
+        error.message = f"{prefix}{error.message}"
     error.hint = _complete_platforms_hint(error.graph, source_location)
 
 
 def _name_incomplete_image(error: MissingBlobsError) -> str:
-    """Name the image and the platform that are not complete, to stand before what is missing."""
+    """Return the start of a message: the name and platform of the incomplete image."""
     missing = {descriptor.digest for descriptor in error.missing}
     for root in error.graph.roots:
         if root.descriptor.platform and missing & error.graph.reachable(root):
@@ -96,7 +99,7 @@ def _name_incomplete_image(error: MissingBlobsError) -> str:
 
 
 def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
-    """Name the platforms that are there, of an archive or a layout that lacks the one that was asked for."""
+    """Return a hint that names the complete platforms in an archive or layout that lacks the requested one."""
     path = printable(str(source_location.path or source_location.text), 1024)
     hint = f"`ocistream verify {path}` lists what is missing"
     if source_location.is_stream or source_location.path is None:
@@ -109,26 +112,28 @@ def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
         source = open_source(replace(source_location, name=None), OpenContext(), Selection(select, referrers="left"))
         with contextlib.closing(source):
             if isinstance(source, IncompleteSource):
-                lacks = source.is_missing
-                whole = source.resolve(DiscardedBlobs(threading.Event()))
-                platforms = find_exported_platforms(whole, lambda blob: bool(lacks(blob)))
+                is_missing = source.is_missing
+                graph_without_filter = source.resolve(DiscardedBlobs(threading.Event()))
+                platforms = find_exported_platforms(graph_without_filter, lambda blob: bool(is_missing(blob)))
                 shown = ", ".join(map(printable, platforms[:_MAX_IN_COMMAND])) or "none"
                 return f"complete platforms: {shown}; {hint}"
     return hint
 
 
 def _missing_blobs_message(error: MissingBlobsError) -> str:
-    many = len(error.missing)
+    count = len(error.missing)
     size = format_size(sum(missing.size for missing in error.missing))
     reasons = {error.graph.omitted_from_source.get(missing.digest) for missing in error.missing}
-    said = "; ".join(sorted(f"left out as {reason}" for reason in reasons if reason)[:5])
-    done = "nothing was sent" if error.is_untouched else "no image is visible"
-    shown = ", ".join(missing.digest for missing in error.missing) if many <= _MAX_IN_COMMAND else "see above"
-    return f"neither it nor the destination has {format_count(many, 'blob')} ({size}; {said}), and {done}: {shown}"
+    details = "; ".join(sorted(f"left out as {reason}" for reason in reasons if reason)[:5])
+    outcome = "nothing was sent" if error.is_untouched else "no image is visible"
+    shown = ", ".join(missing.digest for missing in error.missing) if count <= _MAX_IN_COMMAND else "see above"
+    return (
+        f"neither it nor the destination has {format_count(count, 'blob')} ({size}; {details}), and {outcome}: {shown}"
+    )
 
 
 def _list_missing_blobs(console: Console, error: MissingBlobsError) -> None:
-    """List what the error itself has no room for; with -q too, since it belongs to it."""
+    """Print the missing blobs that the error omits; with -q too, since they are part of the error."""
     if len(error.missing) <= _MAX_IN_COMMAND:
         return
     for missing in error.missing[:_MAX_LISTED]:
@@ -138,7 +143,7 @@ def _list_missing_blobs(console: Console, error: MissingBlobsError) -> None:
 
 
 def _volumes_hint(needed: NeededVolumes, *, is_untouched: bool) -> str:
-    """Say how the other volumes are pushed: all at once always works, one after the other not in every order."""
+    """Return how to push the other volumes: all at once always works, one after the other only in some orders."""
     if is_untouched:
         return "an archive is made of all volumes at once: push them, or copy them one by one into a layout"
     hint = (
@@ -162,15 +167,15 @@ def _fetch_hint(
     images = [root for root in error.graph.roots if error.graph.reachable(root) & set(digests)]
     pull = f"ocistream pull {' '.join(dict.fromkeys(map(_source_name, images)))}{_format_platform_options(images)}"
     if destination_location is not None and destination_location.kind != "docker":
-        wide = "--have and --base leave out what an OCI archive or a layout is to be without"
-        return f"get the whole image: `{pull}`; {wide}"
+        explanation = "--have and --base leave out what an OCI archive or a layout is to be without"
+        return f"get the whole image: `{pull}`; {explanation}"
     if len(digests) > _MAX_IN_COMMAND:
         return f"ask for a new list there (`ocistream have`, with the image's repository), then `{pull} --have LIST`"
     only = " ".join(f"--only {digest}" for digest in digests)
-    # A name of its own: one of the archives that were given may be called missing.tar, or several of them.
+    # A new name: one or more of the input archives may be called missing.tar.
     missing = f"missing-{digests[0].rpartition(':')[2][:8]}.tar"
     is_file = source_location is not None and source_location.path is not None and not source_location.is_stream
-    # It is to be pasted into a shell.
+    # The command is meant to be pasted into a shell.
     archive = (
         shlex.quote(printable(str(source_location.path), 1024))
         if source_location is not None and is_file
@@ -180,7 +185,7 @@ def _fetch_hint(
 
 
 def _source_name(root: Root) -> str:
-    """Give the name that an image has where it comes from; the one that it is given now says nothing of that."""
+    """Return the name of an image at its source, which may differ from its name in this transfer."""
     name = root.origin if parse_full_name(root.origin) else root.name
     return printable(name) if name and parse_full_name(name) else "IMAGE"
 
@@ -188,29 +193,29 @@ def _source_name(root: Root) -> str:
 def _format_platform_options(images: list[Root]) -> str:
     if any(root.descriptor.is_index for root in images):
         return " --platform all"
-    found = {str(root.descriptor.platform) for root in images if root.descriptor.platform}
-    return "".join(f" --platform {platform}" for platform in sorted(found))
+    platforms = {str(root.descriptor.platform) for root in images if root.descriptor.platform}
+    return "".join(f" --platform {platform}" for platform in sorted(platforms))
 
 
 @contextlib.contextmanager
 def add_image_id_hint(source_location: Location | None, source: Source) -> Iterator[None]:
-    """Let the error about an image that does not exist say which image has the ID that was given."""
+    """Add to the error about an image that does not exist which images have the given ID."""
     try:
         yield
     except NoSuchImageError as error:
-        wanted = error.wanted
-        if is_digest(wanted) and (images := _find_images_by_id(wanted, source_location, source)):
+        image_id = error.wanted
+        if is_digest(image_id) and (images := _find_images_by_id(image_id, source_location, source)):
             error.hint = (
-                f"{printable(wanted)} is an image ID; use the name or digest instead: {format_image_names(images)}"
+                f"{printable(image_id)} is an image ID; use the name or digest instead: {format_image_names(images)}"
             )
         raise
 
 
 def _find_images_by_id(image_id: str, source_location: Location | None, source: Source) -> list[Root]:
-    """List the images with this ID; in an archive from a pipe only those that are known already."""
+    """Return the images with this ID; for an archive from a pipe, only those that were read so far."""
     from ocistream.archive.stream_source import ArchiveStreamSource
 
-    # What is wrong in other images is not what the user asked about.
+    # Errors in other images are not what the user asked about.
     with contextlib.suppress(OcistreamError):
         if isinstance(source, ArchiveStreamSource):
             return [Root(image_name_of(entry), entry) for entry in source.find_entries_with(image_id)]

@@ -50,59 +50,64 @@ def omission_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _open_context_for(context: CommandContext, location: Location, src: Location | None) -> OpenContext:
-    """Give what an end needs that is asked or read; the sides of `copy` have credentials of their own.
+def _open_context_for(context: CommandContext, location: Location, source_location: Location | None) -> OpenContext:
+    """Return the open context for a location that is queried or read.
 
-    What is in the source's registry is asked as the source is; anything else belongs to the other side.
+    The sides of `copy` have separate credentials. A location in the source's registry uses those of the source; any
+    other location belongs to the destination.
     """
     registry = location.reference.registry if location.reference else None
     side = ""
     if "src_username" in context.options:
-        is_source = src is not None and src.reference is not None and src.reference.registry == registry
+        is_source = (
+            source_location is not None
+            and source_location.reference is not None
+            and source_location.reference.registry == registry
+        )
         side = "SRC" if is_source else "DEST"
     return context.build_open_context(side, registries={registry} if registry else ())
 
 
 def find_queried_registries(context: CommandContext) -> set[str]:
-    """Give the registries that are asked what they have: a user name that is given would be for them as well."""
+    """Return the registries that --have and --base query: a user name on the command line is for them too."""
     have, base, _ = _omission_values(context)
-    # A path that is there is an archive, a layout or a list.
-    ends = [parse_location(text) for text in (*have, *base) if text != "-" and not paths.is_existing_path(text)]
-    return {end.reference.registry for end in ends if end.reference}
+    # An existing path is an archive, a layout or a list.
+    locations = [parse_location(text) for text in (*have, *base) if text != "-" and not paths.is_existing_path(text)]
+    return {location.reference.registry for location in locations if location.reference}
 
 
 def build_omission_rule(
-    context: CommandContext, choice: PlatformChoice, destination_location: Location, *, src: Location | None = None
+    context: CommandContext,
+    choice: PlatformChoice,
+    destination_location: Location,
+    *,
+    source_location: Location | None = None,
 ) -> OmissionRule | None:
-    """Give what says which blobs are left out of what is written `to` an end, or None where all of them go along.
+    """Return the function that selects the blobs to omit from the destination; None to omit none.
 
-    What it gives raises what reading the lists and ends raises. `choice` is of platforms, of the bases as well. `src`
-    is where the images come from, if its credentials are not those of all other ends.
-
-    Raises:
-        UsageError: an option contradicts another.
-        NotFoundError: a list is not there.
-        InvalidNameError: an end is malformed.
+    Manifests are never omitted. Calling the function reads the lists and locations, and raises their errors. `choice`
+    also selects the platforms of each --base. `source_location` is where the images come from, if its credentials
+    differ from those of all other locations.
     """
     have, base, only = _omission_values(context)
     if not (have or base or only):
         return None
-    _check_omissions(context, have, destination_location, src)
-    holders = [_build_have_rule(context, text, src) for text in have] + [
-        _build_base_rule(context, text, choice, src) for text in base
+    _check_omissions(context, have, destination_location, source_location)
+    holders = [_build_have_rule(context, text, source_location) for text in have] + [
+        _build_base_rule(context, text, choice, source_location) for text in base
     ]
-    wanted = [_parse_only(text) for text in only]
+    selected = [_parse_only(text) for text in only]
 
     def left_out(graph: Graph) -> Mapping[str, OmissionReason]:
-        found: dict[str, OmissionReason] = {}
+        omitted: dict[str, OmissionReason] = {}
         for holder in holders:
             for digest, reason in holder(graph).items():
-                found.setdefault(digest, reason)
-        kept = _select_only(context, wanted, graph) if wanted else found
+                omitted.setdefault(digest, reason)
+        kept = _select_only(context, selected, graph) if selected else omitted
         for blob in graph.blobs:
-            if wanted and blob.digest not in kept:
-                found.setdefault(blob.digest, OmissionReason(NOT_SELECTED, ""))
-        return found
+            if selected and blob.digest not in kept:
+                omitted.setdefault(blob.digest, OmissionReason(NOT_SELECTED, ""))
+        return omitted
 
     return left_out
 
@@ -112,54 +117,50 @@ def _omission_values(context: CommandContext) -> tuple[Sequence[str], Sequence[s
 
 
 def _check_omissions(
-    context: CommandContext, have: Sequence[str], destination_location: Location, src: Location | None
+    context: CommandContext, have: Sequence[str], destination_location: Location, source_location: Location | None
 ) -> None:
     if destination_location.kind in {"docker", "docker-archive"}:
-        what = "a docker-archive" if destination_location.kind == "docker-archive" else "what goes to a registry"
-        msg = f"nothing can be left out of {what}"
+        description = "a docker-archive" if destination_location.kind == "docker-archive" else "what goes to a registry"
+        msg = f"nothing can be left out of {description}"
         raise UsageError(msg, hint="--have, --base and --only are for OCI archives and layouts")
     if context.options["compress"] is not None:
+        # A recompressed layer has a new digest, which no list has.
         msg = "--compress makes layers of which nobody can say yet whether they are there"
         raise UsageError(msg, hint="leave --compress away where some blobs are left out")
     if have.count("-") > 1:
         msg = "stdin can be one list only"
         raise UsageError(msg)
-    if "-" in have and src is not None and src.is_stream:
+    if "-" in have and source_location is not None and source_location.is_stream:
         msg = "stdin cannot be both the archive and the list"
         raise UsageError(msg, hint="read one of them from a file")
 
 
-def _build_have_rule(context: CommandContext, text: str, src: Location | None) -> OmissionRule:
-    """Take a value of --have: a list, or an end that holds blobs."""
+def _build_have_rule(context: CommandContext, text: str, source_location: Location | None) -> OmissionRule:
+    """Parse a value of --have: a list, or a location that stores blobs."""
     if text == "-" or _is_list_file(Path(text)):
         return lambda graph: _read_have_list(context, text, graph)
-    end = parse_location(text, bare_is_path=paths.is_existing_path(text))
-    if end.kind == "docker" and "/" not in text:
-        # What names no registry is rather a file's name that is not there than an image of Docker Hub's.
+    location = parse_location(text, bare_is_path=paths.is_existing_path(text))
+    if location.kind == "docker" and "/" not in text:
+        # Text without a registry is more likely a missing file than an image of Docker Hub.
         msg = f"--have {printable(text)}: no such file"
         raise NotFoundError(msg, hint="a repository is written with its registry, as HOST/REPO")
-    if end.path is not None and (end.kind == "oci" or paths.is_directory(end.path)):
-        _check_layout(end.path)
+    if location.path is not None and (location.kind == "oci" or paths.is_directory(location.path)):
+        _check_layout(location.path)
 
     def leaving(graph: Graph) -> Mapping[str, OmissionReason]:
         from ocistream.remote.stored_blobs import open_stored_blobs
         from ocistream.transfer.verify import DiscardedBlobs
 
-        with contextlib.closing(DiscardedBlobs(context.cancelled)) as onlooker:
-            holding = open_stored_blobs(end, _open_context_for(context, end, src), onlooker)
-            there = holding.find_stored(graph.blobs)
-        return _report_if_empty(context, dict.fromkeys(sorted(there), OmissionReason(HAVE, holding.origin)), text)
+        with contextlib.closing(DiscardedBlobs(context.cancelled)) as discarded:
+            stored_blobs = open_stored_blobs(location, _open_context_for(context, location, source_location), discarded)
+            stored = stored_blobs.find_stored(graph.blobs)
+        return _report_if_empty(context, dict.fromkeys(sorted(stored), OmissionReason(HAVE, stored_blobs.origin)), text)
 
     return leaving
 
 
 def _check_layout(path: Path) -> None:
-    """Make sure that a directory of which nothing would be left out is not simply the wrong one.
-
-    Raises:
-        NotFoundError: it is not there.
-        ArchiveError: there is no layout in it, nor the beginning of one.
-    """
+    """Raise an error if a directory is neither a layout nor the beginning of one: it is probably the wrong path."""
     if not paths.is_directory(path):
         msg = f"--have {printable(str(path), 1024)}: no such directory"
         raise NotFoundError(msg)
@@ -169,73 +170,78 @@ def _check_layout(path: Path) -> None:
 
 
 def _is_list_file(path: Path) -> bool:
-    """Say whether a path is that of a text, and of no archive: those have zeros, or are compressed."""
+    """Return whether a path is a text file. Archives have zero bytes or are compressed."""
     if not paths.is_existing_path(str(path)):
         return False
     try:
         if not paths.is_file(path):
-            # What can be read once (a FIFO, `<(...)`) is a list.
+            # A file that can be read once (a FIFO, `<(...)`) is a list.
             return paths.is_special(path)
         with path.open("rb") as file:
             beginning = file.read(512)
     except OSError:
-        # What is wrong with it is said where it is read.
+        # The error is reported where the file is read.
         return True
     return b"\0" not in beginning and not beginning.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd"))
 
 
 def _read_have_list(context: CommandContext, text: str, graph: Graph) -> Mapping[str, OmissionReason]:
+    """Read a list beside the graph and keep only digests of the graph, so memory does not grow with the list."""
     from ocistream.remote.have_lists import match_have_list, read_lines
 
-    what = "the list on stdin" if text == "-" else printable(text, 1024)
+    description = "the list on stdin" if text == "-" else printable(text, 1024)
     with context.open_list(text) as file:
-        found = match_have_list(read_lines(file), {blob.digest for blob in graph.blobs}, what)
-    reason = OmissionReason(HAVE, " ".join(found.origins) or ("" if text == "-" else Path(text).name))
-    return _report_if_empty(context, dict.fromkeys(sorted(found.digests), reason), what)
+        matches = match_have_list(read_lines(file), {blob.digest for blob in graph.blobs}, description)
+    reason = OmissionReason(HAVE, " ".join(matches.origins) or ("" if text == "-" else Path(text).name))
+    return _report_if_empty(context, dict.fromkeys(sorted(matches.digests), reason), description)
 
 
 def _report_if_empty(
-    context: CommandContext, found: Mapping[str, OmissionReason], what: str
+    context: CommandContext, omitted: Mapping[str, OmissionReason], description: str
 ) -> Mapping[str, OmissionReason]:
-    """Say of a list or an end that it has nothing of the images: mostly it is not the one that was meant."""
-    if not found:
-        context.console.info(f"{printable(what, 1024)} has no blob of what is asked for, so none is left out for it")
-    return found
+    """Print a note if a list or location has no blob of the images: it is probably the wrong one."""
+    if not omitted:
+        context.console.info(
+            f"{printable(description, 1024)} has no blob of what is asked for, so none is left out for it"
+        )
+    return omitted
 
 
-def _build_base_rule(context: CommandContext, text: str, choice: PlatformChoice, src: Location | None) -> OmissionRule:
-    """Take a value of --base: an image, or any other end."""
-    end = parse_location(text, bare_is_path=paths.is_existing_path(text))
-    if end.is_stream:
+def _build_base_rule(
+    context: CommandContext, text: str, choice: PlatformChoice, source_location: Location | None
+) -> OmissionRule:
+    """Parse a value of --base: an image, or any other location."""
+    location = parse_location(text, bare_is_path=paths.is_existing_path(text))
+    if location.is_stream:
         msg = "--base is an image, and no list: a list is what --have takes"
         raise UsageError(msg)
 
     def leaving(graph: Graph) -> Mapping[str, OmissionReason]:
-        there = {blob.digest for blob in _read_graph(context, end, choice, src).blobs}
-        name = end.reference.name if end.reference else end.text
-        of = {blob.digest: OmissionReason(BASE, name) for blob in graph.blobs if blob.digest in there}
-        return _report_if_empty(context, of, text)
+        base_digests = {blob.digest for blob in _read_graph(context, location, choice, source_location).blobs}
+        name = location.reference.name if location.reference else location.text
+        omitted = {blob.digest: OmissionReason(BASE, name) for blob in graph.blobs if blob.digest in base_digests}
+        return _report_if_empty(context, omitted, text)
 
     return leaving
 
 
-def _read_graph(context: CommandContext, location: Location, choice: PlatformChoice, src: Location | None) -> Graph:
+def _read_graph(
+    context: CommandContext, location: Location, choice: PlatformChoice, source_location: Location | None
+) -> Graph:
     from ocistream.transfer.verify import DiscardedBlobs
 
     with contextlib.ExitStack() as stack:
         source = open_source(
-            location, _open_context_for(context, location, src), Selection(platforms=choice, referrers="left")
+            location,
+            _open_context_for(context, location, source_location),
+            Selection(platforms=choice, referrers="left"),
         )
         stack.callback(source.close)
         return source.resolve(stack.enter_context(contextlib.closing(DiscardedBlobs(context.cancelled))))
 
 
 def _parse_only(text: str) -> str | Path:
-    """Take a value of --only: a digest, or a file with a list of them.
-
-    Raises:
-        NotFoundError: it is neither.
-    """
+    """Parse a value of --only: a digest, or a file with a list of digests."""
     if is_digest(text):
         return text
     if not paths.exists(text, follow=False):
@@ -245,26 +251,24 @@ def _parse_only(text: str) -> str | Path:
 
 
 def _select_only(context: CommandContext, selected: Sequence[str | Path], graph: Graph) -> Collection[str]:
-    """Give the digests that --only asks for.
-
-    Raises:
-        NotFoundError: one is in none of the images.
-    """
-    there = {blob.digest for blob in graph.blobs}
+    """Return the digests that --only selects; raise NotFoundError if no image has one of them."""
+    available = {blob.digest for blob in graph.blobs}
     kept: set[str] = set()
-    for one in selected:
-        if isinstance(one, Path):
+    for item in selected:
+        if isinstance(item, Path):
             from ocistream.remote.have_lists import match_have_list, read_lines
 
-            what = printable(str(one), 1024)
-            with files.disk_errors(f"cannot read {one}"), one.open("rb") as file:
-                found = match_have_list(read_lines(file), there, what)
-            kept |= found.digests
-            if others := found.total - len(found.digests):
-                context.console.info(f"--only {what}: {others} of its {found.total} digests are in none of the images")
-        elif one not in there:
-            msg = f"--only {one}: no image that is asked for has such a blob"
+            description = printable(str(item), 1024)
+            with files.disk_errors(f"cannot read {item}"), item.open("rb") as file:
+                matches = match_have_list(read_lines(file), available, description)
+            kept |= matches.digests
+            if unmatched := matches.total - len(matches.digests):
+                context.console.info(
+                    f"--only {description}: {unmatched} of its {matches.total} digests are in none of the images"
+                )
+        elif item not in available:
+            msg = f"--only {item}: no image that is asked for has such a blob"
             raise NotFoundError(msg, hint="was its tag moved meanwhile? Name it by its digest, and see --platform")
         else:
-            kept.add(one)
+            kept.add(item)
     return kept

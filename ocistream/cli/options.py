@@ -49,7 +49,7 @@ __all__ = [
     "transfer_options",
 ]
 
-#: A day: longer than anybody waits, and no more than a socket takes.
+#: At most a day; a socket accepts no more.
 _TIMEOUT_SECONDS: Final = click.FloatRange(0, 86_400, min_open=True)
 
 
@@ -171,7 +171,7 @@ def cache_option(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of every transfer, and hand it a `Session` as `session`."""
+    """Give a command the options of every transfer, and pass it a `CommandContext`."""
     return _combine_decorators(
         click.option(
             "--jobs",
@@ -193,10 +193,9 @@ def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parse_result_path(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Path | None:
-    """Take the path of --result. A file that is called `-` has to be written `./-`, which a `Path` no longer shows.
+    """Return the path of --result; stdout is an error.
 
-    Raises:
-        UsageError: it is stdout, or nothing.
+    A file called `-` must be written `./-`. A `Path` drops the `./`, so the text is checked here.
     """
     if value == "-":
         raise result_on_stdout_error(value)
@@ -207,20 +206,20 @@ def _parse_result_path(_context: click.Context, _parameter: click.Parameter, val
 
 
 def context_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that all have, and hand it a `Session` of them and of those above as `session`."""
+    """Give a command the common options, and pass it a `CommandContext` of them and of the options above."""
 
     @verbosity_options
     @click.pass_obj
     @functools.wraps(command)
     def wrapped(console: Console, /, **options: Any) -> None:
         apply_verbosity(console, options)
-        own = {key: options.pop(key) for key in list(options) if key in _CONTEXT_OPTIONS}
-        if sum(bool(own.get(name)) for name in PASSWORD_ON_STDIN) > 1:
+        context_options = {key: options.pop(key) for key in list(options) if key in _CONTEXT_OPTIONS}
+        if sum(bool(context_options.get(name)) for name in PASSWORD_ON_STDIN) > 1:
             msg = "only one password can come on stdin"
             others = "--src-password-file, --dest-password-file, OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD"
             raise UsageError(msg, hint=f"give the other one with {others}")
         return_large_blocks()
-        command(CommandContext(console, own, InterruptibleEvent()), **options)
+        command(CommandContext(console, context_options, InterruptibleEvent()), **options)
 
     return wrapped
 
@@ -273,12 +272,12 @@ def referrers_option(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def choose_referrers_mode(context: CommandContext) -> ReferrerMode:
-    """Say what --no-referrers means."""
+    """Return the referrers mode that --no-referrers selects."""
     return "left" if context.options["no_referrers"] else "along"
 
 
 def compression_options(note: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command --compress and --max-ratio; `note` says in --help what else there is to know."""
+    """Give a command --compress and --max-ratio; `note` is appended to the help text."""
     return _combine_decorators(
         click.option(
             "--compress",
@@ -343,11 +342,7 @@ def via_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _check_compression(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    """Take --compress.
-
-    Raises:
-        UsageError: it is malformed.
-    """
+    """Return the value of --compress after a check of its syntax."""
     if value is not None:
         from ocistream.transfer.recompress import parse_recompression
 
@@ -356,11 +351,7 @@ def _check_compression(_context: click.Context, _parameter: click.Parameter, val
 
 
 def _parse_upload_method(_context: click.Context, _parameter: click.Parameter, value: str) -> UploadMethod | None:
-    """Take --upload.
-
-    Raises:
-        UsageError: it is malformed, or asks for chunks that are too large.
-    """
+    """Return the upload method of --upload; None for `auto`."""
     return parse_upload_method(value)
 
 
@@ -378,11 +369,11 @@ def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def apply_verbosity(console: Console, options: dict[str, Any]) -> None:
-    """Take the options of `verbosity_options` out of `options` and set the console by them."""
+    """Remove the options of `verbosity_options` from `options` and apply them to the console."""
     quiet, verbose = options.pop("quiet"), options.pop("verbose")
     source = click.get_current_context().get_parameter_source
     if source("verbose") is ParameterSource.COMMANDLINE and source("quiet") is not ParameterSource.COMMANDLINE:
-        # What is typed comes before what is set for all runs.
+        # The command line overrides a default for all runs.
         quiet = False
     console.verbosity = -1 if quiet else int(verbose)
     console.as_json = console.is_json(options.pop("log_format"), options.get("progress"))
@@ -433,7 +424,7 @@ _ARCHITECTURES: Final = {
 
 
 def platform_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command --platform; `default` says in --help what holds without it."""
+    """Give a command --platform; `default` is the default that --help shows."""
     return click.option(
         "--platform",
         "platforms",
@@ -445,11 +436,7 @@ def platform_option(default: str) -> Callable[[Callable[..., None]], Callable[..
 
 
 def parse_platform_choice(platforms: tuple[str, ...], default: Platform | None) -> PlatformChoice:
-    """Turn --platform's values into a choice; `default` is what none of them means, None for all.
-
-    Raises:
-        UsageError: one is malformed, or `all` is one of several.
-    """
+    """Return the platforms that --platform selects; without it, `default`, or all if that is None."""
     if "all" in platforms:
         if others := [platform for platform in platforms if platform != "all"]:
             msg = f"--platform all leaves nothing to choose, and {printable(others[0])!r} is chosen as well"
@@ -461,17 +448,17 @@ def parse_platform_choice(platforms: tuple[str, ...], default: Platform | None) 
 
 
 def default_platform() -> Platform:
-    """Give linux on this machine's architecture: images for other systems are rarely what a pull is for."""
+    """Return linux on this machine's architecture, the default of `pull`.
+
+    A pulled image is mostly for one kind of machine. `copy` defaults to all platforms: between registries, a digest
+    must not change.
+    """
     name = machine.machine().lower()
     return Platform("linux", _ARCHITECTURES.get(name, name), "v6" if name == "armv6l" else "")
 
 
 def _check_platforms(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """Take --platform.
-
-    Raises:
-        UsageError: as `platform_choice`.
-    """
+    """Return the values of --platform after a check of their syntax."""
     parse_platform_choice(value, None)
     return value
 
@@ -491,11 +478,7 @@ def split_option(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parse_split_size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int:
-    """Read the bytes of --split; 0 where it was not given.
-
-    Raises:
-        UsageError: it is no size.
-    """
+    """Return the bytes of --split; 0 without --split."""
     if value is None:
         return 0
     size = parse_size(value, fractions=True)
@@ -506,11 +489,7 @@ def _parse_split_size(_context: click.Context, _parameter: click.Parameter, valu
 
 
 def check_split_size(context: CommandContext, location: Location, *, from_byte: bool = False) -> int:
-    """Give the bytes of --split, 0 where nothing is cut, once it is clear that the two go together.
-
-    Raises:
-        UsageError: they do not, or something else does not go with it.
-    """
+    """Return the bytes of --split, 0 without it; raise UsageError for combinations that cannot work."""
     size = int(context.options["split"])
     name = location.path.name if location.path is not None and not location.is_stream else ""
     if not size:

@@ -36,19 +36,15 @@ __all__ = [
     "parse_rate",
 ]
 
-#: Words before a colon that say that this is no image in a registry, and how a path begins.
+#: Transports before a colon that are not registries, and the beginnings of paths.
 _NOT_AN_IMAGE: Final = re.compile(r"(?:oci|oci-archive|docker-archive):|-\Z|\.{0,2}/|~/")
 _ARCHIVE_SUFFIX: Final = re.compile(r"\.(?:tar|tgz|tzst|zip|tar\.[a-z0-9]+)\Z")
-#: `HOST[:PORT]` alone. There is no repository with a dot in Docker Hub's library.
+#: `HOST[:PORT]` alone. No repository in Docker Hub's library has a dot in its name.
 _HOST: Final = re.compile(r"(?:localhost|[^.:/@]+(?:\.[^.:/@]+)+)(?::[0-9]+)?\Z")
 
 
 def parse_image(text: str, hint: str) -> Reference:
-    """Parse an image's name where nothing but a registry's can stand; `instead` is what to do with a file.
-
-    Raises:
-        InvalidNameError: it is malformed, or a path.
-    """
+    """Parse an image name where only a registry's image is allowed; `hint` says how to use a file instead."""
     if not text:
         msg = "malformed image name '': there is nothing in it"
         raise InvalidNameError(msg, hint="is the variable empty that it was to come from?")
@@ -61,28 +57,28 @@ def parse_image(text: str, hint: str) -> Reference:
 
 
 def parse_location_argument(text: str) -> Location:
-    """Parse an end, and keep it in mind if it is an image only by the rules.
-
-    Raises:
-        InvalidNameError, UnsupportedError: as `parse_end` has it.
-    """
-    end = parse_location(text)
-    if end.reference is not None:
-        _advise_ambiguous_name(text, end.reference, may_be_path=end.is_repository)
-    return end
+    """Parse a location, and prepare a hint if it is an image name that looks like a path or a host."""
+    location = parse_location(text)
+    if location.reference is not None:
+        _advise_ambiguous_name(text, location.reference, may_be_path=location.is_repository)
+    return location
 
 
 def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool = False) -> None:
+    """Add a hint to a later failure if an image name of Docker Hub looks like a path or a host.
+
+    By the naming rules it is an image, and scripts use such names; so it is not an error.
+    """
     if "/" in text:
         return
-    taken = f"{printable(text)} is taken for the image {reference.name}"
+    interpretation = f"{printable(text)} is taken for the image {reference.name}"
     if _ARCHIVE_SUFFIX.search(text) or (may_be_path and os.path.exists(text)):  # noqa: PTH110 - it never raises
-        add_failure_hint(f"{taken}: the file or directory is written ./{printable(text)}")
+        add_failure_hint(f"{interpretation}: the file or directory is written ./{printable(text)}")
     elif _HOST.match(text):
-        add_failure_hint(f"{taken}: one in that registry is written {printable(text)}/REPOSITORY[:TAG]")
+        add_failure_hint(f"{interpretation}: one in that registry is written {printable(text)}/REPOSITORY[:TAG]")
 
 
-#: Digits of 2^63 - 1, above which no size of a file is.
+#: Digits of 2^63 - 1, the largest possible size of a file.
 _MAX_DIGITS: Final = 19
 _DURATION: Final = re.compile(r"([0-9]{1,9})([smhd]?)\Z", re.ASCII)
 _UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -92,7 +88,7 @@ class WholeNumber(click.IntRange):
     """A whole number in a range. `int` would also take `1_000`, `+5`, ` 5` and digits of any script."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read one; what is none is shown, but not all of it."""
+        """Return the number. An error shows the value, shortened."""
         if isinstance(value, str):
             digits = value.removeprefix("-")
             if not digits.isascii() or not digits.isdigit():
@@ -101,16 +97,12 @@ class WholeNumber(click.IntRange):
                 self._fail(value, "is too large", param, ctx)
         return super().convert(value, param, ctx)
 
-    def _fail(self, value: str, why: str, param: click.Parameter | None, ctx: click.Context | None) -> NoReturn:
-        self.fail(f"{printable(value, 40)!r} {why}", param, ctx)
+    def _fail(self, value: str, problem: str, param: click.Parameter | None, ctx: click.Context | None) -> NoReturn:
+        self.fail(f"{printable(value, 40)!r} {problem}", param, ctx)
 
 
 def check_number(_context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """Take a number that is one: click lets `nan` through.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """Return a number; `nan`, which click accepts, is an error."""
     if value is not None and math.isnan(value):
         msg = f"{parameter.opts[0]} {value} is no number"
         raise UsageError(msg)
@@ -118,11 +110,7 @@ def check_number(_context: click.Context, parameter: click.Parameter, value: flo
 
 
 def parse_rate(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
-    """Read bytes in a second as curl's --limit-rate has them: `500k`, `10M`, `1G`.
-
-    Raises:
-        UsageError: it is no rate.
-    """
+    """Return bytes per second, written as for curl's --limit-rate: `500k`, `10M`, `1G`."""
     if value is None:
         return None
     size = parse_size(value, fractions=True)
@@ -133,11 +121,7 @@ def parse_rate(_context: click.Context, _parameter: click.Parameter, value: str 
 
 
 def parse_memory(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
-    """Read the bytes of --memory.
-
-    Raises:
-        UsageError: it is no size, or one that is of no use.
-    """
+    """Return the bytes of --memory."""
     size = parse_size(value, fractions=True)
     if size is None or not limits.MIB <= size <= limits.MAX_PREFETCH_MEMORY:
         msg = f"--memory {printable(value, 40)!r} is no size from 1MiB to {limits.MAX_PREFETCH_MEMORY >> 30}GiB"
@@ -146,26 +130,18 @@ def parse_memory(_context: click.Context, _parameter: click.Parameter, value: st
 
 
 def parse_byte_size(_context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """Read a size in bytes, as --memory has it, which may be 0.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """Return a size in bytes, written as for --memory; 0 is allowed."""
     if value is None:
         return None
-    found = parse_size(value, fractions=True)
-    if found is None:
+    size = parse_size(value, fractions=True)
+    if size is None:
         msg = f"{parameter.opts[0]} {printable(value, 40)!r} is no size"
         raise UsageError(msg, hint="such as 500M or 20G")
-    return found
+    return size
 
 
 def parse_duration(_context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
-    """Read a time in seconds, or in minutes, hours or days: `90`, `30m`, `12h`, `7d`.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """Return seconds, from text in seconds, minutes, hours or days: `90`, `30m`, `12h`, `7d`."""
     if value is None:
         return None
     match = _DURATION.match(value)

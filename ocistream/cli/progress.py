@@ -32,12 +32,12 @@ _EVENT_INTERVAL: Final = 1.0
 
 @contextlib.contextmanager
 def show_progress(kind: str, console: Console) -> Iterator[Observer]:
-    """Show the progress of what happens within the block.
+    """Show the progress of the transfer within the block.
 
-    `kind` is --progress's value; "auto" is a bar on a terminal, else a line every few seconds, and nothing with -q or
-    if the console is terse. Where messages are JSON, a bar would get in their way.
+    `kind` is the value of --progress. "auto" is a bar on a terminal, else a line every few seconds, and nothing with -q
+    or if the console is terse. With JSON messages, "auto" draws no bar.
     """
-    is_asked_for = kind != "auto"
+    is_explicit = kind != "auto"
     if kind == "auto" and (console.verbosity < 0 or console.is_terse):
         kind = "none"
     elif kind == "auto":
@@ -45,13 +45,13 @@ def show_progress(kind: str, console: Console) -> Iterator[Observer]:
     if kind == "bar" and sys.stderr is not None:
         from ocistream.cli.progress_bar import ProgressBar
 
-        with ProgressBar(console, is_explicit=is_asked_for) as bar:
+        with ProgressBar(console, is_explicit=is_explicit) as bar:
             yield bar
     elif kind == "plain":
         from ocistream.cli.progress_state import ProgressLog, find_log_section
 
-        marks = find_log_section(os.environ) if console.verbosity >= 0 and not console.as_json else None
-        with ProgressLog(console, marks) as lines:
+        section = find_log_section(os.environ) if console.verbosity >= 0 and not console.as_json else None
+        with ProgressLog(console, section) as lines:
             yield lines
     elif kind == "json":
         yield _JsonProgress(console)
@@ -78,7 +78,7 @@ class _JsonProgress:
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:  # noqa: ARG002 - all counts
         with self._lock:
             self._moved += size
-            # What is taken back is to be moved again, and all of it then said again.
+            # Bytes that are taken back move again, and the total is then reported again.
             self._has_reported_total = self._has_reported_total and self._moved >= self._total
             now = time.monotonic()
             if now < self._next_event or self._has_reported_total:
@@ -96,8 +96,8 @@ class _JsonProgress:
         self._console.emit_event(event="images", done=number, images=count)
 
     def _emit_progress(self) -> None:
-        # Within the lock, so that no older number comes after a newer one. No number leaves its bounds: `verify` reads
-        # what no image needs, too.
+        # The caller has the lock, so the numbers appear in order. They are limited to the total: `verify` also reads
+        # blobs that no image needs.
         self._has_reported_total = self._moved >= self._total > 0
         moved = max(0, min(self._moved, self._total) if self._total else self._moved)
         self._console.emit_event(event="progress", bytes=moved, total=self._total)

@@ -33,42 +33,46 @@ if TYPE_CHECKING:
 __all__ = ["ProgressBar", "render_lines"]
 
 _DRAW_INTERVAL: Final = 0.1
-#: Columns and lines, where nobody can be asked.
+#: Columns and lines where no terminal reports its size.
 _DEFAULT_SIZE: Final = os.terminal_size((80, 24))
-#: At most so many blobs have a line; below them are two lines for all, and above one of the shell's is left.
+#: At most this many blobs have a line. `_OTHER_LINES` are two lines for all blobs and one line of the shell above.
 _MAX_BLOB_LINES: Final = 8
 _OTHER_LINES: Final = 3
 #: Hex characters of a digest, as Docker shows them.
 _SHORT_DIGEST: Final = 12
-#: Below so many columns a bar says nothing.
+#: The least columns that make a bar useful.
 _MIN_BAR_WIDTH: Final = 5
-#: In which order things are said of blobs that are done, and how.
+#: The order of the outcomes in the line of finished blobs.
 _OUTCOME_ORDER: Final = ("copied", "converted", "verified", "skipped", "mounted", "left out")
-# ECMA-48: up, erase to the end of the line, or all of it. Lines are erased one by one: what erases all below has tmux
-# keep a copy, where it is all of the screen.
+# ECMA-48: up, erase to the end of the line, erase the line. Lines are erased one by one: if all lines below are erased
+# at once and fill the screen, tmux copies them to its history.
 _CURSOR_UP: Final = "\x1b[{}A"
 _ERASE_END: Final = "\x1b[K"
 _ERASE_LINE: Final = "\x1b[2K"
 
 
 class ProgressBar:
-    """An observer that draws, as long as it is entered."""
+    """An observer that draws a bar within its `with` block.
+
+    A thread draws, and `advance` only adds to a counter. So a terminal that is paused (^S) does not block the threads
+    that move bytes, and a stalled transfer is still displayed.
+    """
 
     def __init__(self, console: Console, *, is_explicit: bool = True) -> None:
-        """Draw nothing yet. Unless the bar `is_asked_for`, lines are printed while other programs may write."""
+        """Draw nothing yet. Unless `is_explicit`, lines replace the bar while other programs may write."""
         self._console = console
         self._is_explicit = is_explicit
         self._counter = ProgressCounter()
         self._line_printer = ProgressLinePrinter(console, self._counter)
-        #: When the next line is due (monotonic), and how many bytes had moved by then.
+        #: When the next line is due (monotonic seconds), and how many bytes had moved by then.
         self._next_line = time.monotonic() + LINE_INTERVAL
         self._moved_when_due: int | None = None
-        #: Whether another program may write now, so that nothing is drawn.
+        #: Whether another program may write now; then nothing is drawn.
         self._is_suppressed = False
         self._ascii = not _can_encode_blocks()
-        #: Whether it is us who draw: on one terminal, one bar.
+        #: One bar a terminal: only the process that has the lock draws.
         self._terminal_lock = TerminalLock()
-        #: What is drawn, line by line, the cursor being at its beginning; who writes to stderr has the lock.
+        #: The lines on the terminal; the cursor is at their beginning. Hold `_lock` to write to stderr.
         self._drawn_lines: list[str] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -76,7 +80,7 @@ class ProgressBar:
 
     def __enter__(self) -> Self:
         self._console.display = self
-        # Where there are to be no more threads, there is no bar.
+        # If the system allows no more threads, there is no bar.
         with contextlib.suppress(RuntimeError):
             self._thread.start()
         return self
@@ -85,47 +89,49 @@ class ProgressBar:
         self.close()
 
     def planned(self, graph: Graph) -> None:
-        """Learn the total."""
+        """Set the total."""
         self._counter.planned(graph)
         self._draw()
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
-        """Count; who draws looks at it later."""
+        """Count bytes; the drawing thread reads the counter later."""
         self._counter.advance(size, descriptor)
 
     def done(self, descriptor: Descriptor, how: str) -> None:
-        """Count a blob, and say so to who wants to know more."""
+        """Count a blob, and print a line for it with -v."""
         self._counter.done(descriptor, how)
         self._console.info(f"{how} {descriptor.digest} ({format_size(descriptor.size)})", level=1)
 
     def report_images(self, number: int, count: int) -> None:
-        """Count images, where there are many."""
+        """Set the counts of images, where there are many."""
         self._counter.images = number, count
 
     def print_above(self, text: str) -> None:
         """Print lines that stay, and the bar below them."""
         with self._lock:
-            again = bool(self._drawn_lines)
-            # Where another process draws, the cursor is at the beginning of a line of its.
-            # What a terminal echoes (^C) has moved it on.
-            before = (
-                self._erase_sequence(_terminal_size()) if again else self._console.fresh_line() or f"\r{_ERASE_LINE}"
+            was_drawn = bool(self._drawn_lines)
+            # Where another process draws, the cursor is at the beginning of one of its lines. An echoed ^C has moved
+            # the cursor.
+            prefix = (
+                self._erase_sequence(_terminal_size())
+                if was_drawn
+                else self._console.fresh_line() or f"\r{_ERASE_LINE}"
             )
-            self._write(f"{before}{text}\n")
+            self._write(f"{prefix}{text}\n")
             self._drawn_lines = []
-        if again:
+        if was_drawn:
             self._draw()
 
     @contextlib.contextmanager
     def suspend(self) -> Iterator[None]:
-        """Have nothing drawn while something else is written to the same terminal."""
+        """Erase the bar while the block writes to the same terminal."""
         with self._lock:
             self._write(self._erase_sequence(_terminal_size()))
             self._drawn_lines = []
             yield
 
     def close(self) -> None:
-        """Draw how it ended, and then nothing any more."""
+        """Draw the final state, then stop drawing."""
         if self._stop.is_set():
             return
         self._draw()
@@ -143,7 +149,7 @@ class ProgressBar:
                 self._line_printer.print_line()
 
     def _is_line_due(self) -> bool:
-        """Say whether to print a line: while nothing moves, the other program may be asking for a password."""
+        """Return whether to print a line: while nothing moves, the other program may ask for a password."""
         now = time.monotonic()
         if not self._is_suppressed or now < self._next_line:
             return False
@@ -161,24 +167,24 @@ class ProgressBar:
                 self._is_suppressed = False
                 return
             size = _terminal_size()
-            # What was asked for is drawn beside the other end of a pipe too, but not into ssh's password prompt.
+            # An explicit --progress draws beside the other end of a pipe too, but not into a password prompt of ssh.
             self._is_suppressed = self._console.other_programs.can_write(commands_only=self._is_explicit)
             if self._is_suppressed:
                 self._write(self._erase_sequence(size))
                 self._drawn_lines = []
                 return
             lines = render_lines(self._counter.snapshot(), size, ascii_only=self._ascii)
-            over = len(self._drawn_lines) == self._count_rows(size) <= len(lines)
-            top = "\r" if over else self._erase_sequence(size)
-            self._write(top + f"{_ERASE_END}\r\n".join(lines) + _ERASE_END + _move_to_top(len(lines)))
+            can_overwrite = len(self._drawn_lines) == self._count_rows(size) <= len(lines)
+            prefix = "\r" if can_overwrite else self._erase_sequence(size)
+            self._write(prefix + f"{_ERASE_END}\r\n".join(lines) + _ERASE_END + _move_to_top(len(lines)))
             self._drawn_lines = lines
 
     def _count_rows(self, size: os.terminal_size) -> int:
-        """Say how many rows what is drawn has: a terminal that has become narrower breaks lines in several."""
+        """Return how many rows the drawn lines fill: a terminal that became narrower wraps them."""
         return sum(max(1, -(-len(line) // size.columns)) for line in self._drawn_lines)
 
     def _erase_sequence(self, size: os.terminal_size) -> str:
-        """Erase what is drawn, and go back to where it began."""
+        """Return text that erases the drawn lines and moves the cursor to where they began."""
         rows = self._count_rows(size)
         return f"\r{_ERASE_LINE}" + f"\n{_ERASE_LINE}" * (rows - 1) + _move_to_top(rows) if self._drawn_lines else ""
 
@@ -190,12 +196,15 @@ class ProgressBar:
 
 
 def _move_to_top(rows: int) -> str:
-    """Go from the last of so many rows to the beginning of the first."""
+    """Return text that moves the cursor from the last of `rows` rows to the beginning of the first."""
     return "\r" + (_CURSOR_UP.format(rows - 1) if rows > 1 else "")
 
 
 def render_lines(state: ProgressSnapshot, size: os.terminal_size, *, ascii_only: bool = False) -> list[str]:
-    """Give what is to be drawn, line by line, each shorter than the terminal is wide."""
+    """Return the lines to draw, each shorter than the terminal is wide.
+
+    tqdm formats each bar, but not several bars at once: it cannot erase them after the terminal became narrower.
+    """
     width = size.columns - 1
     shown = max(0, min(_MAX_BLOB_LINES, size.lines - 1 - _OTHER_LINES))
     blobs = state.active_blobs[:shown]
@@ -204,10 +213,10 @@ def render_lines(state: ProgressSnapshot, size: os.terminal_size, *, ascii_only:
         name = digest.partition(":")[2][:_SHORT_DIGEST] or "a layer"
         sizes, speed = f"{format_size(moved)} of {format_size(total)}", f"{format_size(rate)}/s"
         if total:
-            says = [f"{sizes}, {speed}", sizes, format_size(total), ""]
+            texts = [f"{sizes}, {speed}", sizes, format_size(total), ""]
             lines.append(
                 _format_meter(
-                    f"{name:{_SHORT_DIGEST}} {percentage(moved, total):3}%", says, moved, total, width, ascii_only
+                    f"{name:{_SHORT_DIGEST}} {percentage(moved, total):3}%", texts, moved, total, width, ascii_only
                 )
             )
         else:
@@ -219,12 +228,16 @@ def render_lines(state: ProgressSnapshot, size: os.terminal_size, *, ascii_only:
 
 
 def _format_counts(state: ProgressSnapshot, hidden: int) -> str:
-    of = f" of {format_count(max(state.blob_count, state.done_count), 'blob')}" if state.blob_count is not None else ""
+    total = (
+        f" of {format_count(max(state.blob_count, state.done_count), 'blob')}" if state.blob_count is not None else ""
+    )
     parts = [f"{state.outcomes[how]} {how}" for how in _OUTCOME_ORDER if state.outcomes.get(how)]
     if state.images is not None:
         parts = [*parts, f"{state.images[0]} of {format_count(state.images[1], 'image')}"]
-    more = [f"{hidden} more under way"] if hidden else []
-    return ", ".join([f"{state.done_count}{of or ' blobs'}" + (f": {parts[0]}" if parts else ""), *parts[1:], *more])
+    hidden_text = [f"{hidden} more under way"] if hidden else []
+    return ", ".join(
+        [f"{state.done_count}{total or ' blobs'}" + (f": {parts[0]}" if parts else ""), *parts[1:], *hidden_text]
+    )
 
 
 def _format_total(state: ProgressSnapshot, width: int, *, ascii_only: bool) -> str:
@@ -233,31 +246,31 @@ def _format_total(state: ProgressSnapshot, width: int, *, ascii_only: bool) -> s
         return f"{format_size(state.moved)}, {speed}"[:width]
     sizes = f"{format_size(state.moved)} of {format_size(state.total)}"
     left = f"{human_duration(state.seconds_left)} left" if state.seconds_left else ""
-    says = [
+    joined_texts = [
         ", ".join(text for text in texts if text) for texts in ((sizes, speed, left), (sizes, left), (sizes,), (left,))
     ]
-    return _format_meter(f"{state.percent:3}%", [*says, ""], state.moved, state.total, width, ascii_only)
+    return _format_meter(f"{state.percent:3}%", [*joined_texts, ""], state.moved, state.total, width, ascii_only)
 
 
 def _format_meter(
     name: str,
-    says: Sequence[str],
+    texts: Sequence[str],
     moved: int,
     total: int,
     width: int,
     ascii_only: bool,
 ) -> str:
-    """Give a name, a bar, and the first of what may be said that leaves room for one."""
-    said = next(text for text in says if not text or len(name) + len(text) + _MIN_BAR_WIDTH + 3 <= width)
-    form = f"{name}|{{bar}}| {said}"
+    """Return a name, a bar, and the first of `texts` that leaves space for a bar."""
+    chosen = next(text for text in texts if not text or len(name) + len(text) + _MIN_BAR_WIDTH + 3 <= width)
+    template = f"{name}|{{bar}}| {chosen}"
     if not total:
         moved = total = 1
-    text: str = tqdm.format_meter(moved, total, 0, ncols=width, ascii=ascii_only, bar_format=form)
+    text: str = tqdm.format_meter(moved, total, 0, ncols=width, ascii=ascii_only, bar_format=template)
     return text[:width].rstrip()
 
 
 def _terminal_size() -> os.terminal_size:
-    """Ask for the size of the terminal, which may have changed; some say 0."""
+    """Return the current size of the terminal; some terminals report 0, which is replaced by the default."""
     try:
         size = os.get_terminal_size(2)
     except (OSError, ValueError):

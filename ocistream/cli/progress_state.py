@@ -32,17 +32,17 @@ __all__ = [
     "human_duration",
 ]
 
-#: Seconds over which a rate is taken, and between two of its samples.
+#: Seconds over which a rate is measured, and between two samples.
 _RATE_WINDOW: Final = 10.0
 _SAMPLE_EVERY: Final = 0.25
-#: Seconds without which nobody can say how long the rest takes.
+#: Least seconds of data for an estimate of the remaining time.
 _MIN_RATE_TIME: Final = 1.0
-#: No chunk is larger. What counts at once as more than that was there before, and says nothing of how fast it goes.
+#: No chunk is larger. A larger count is data that was stored before; it does not count for the rate.
 _LARGEST_CHUNK: Final = MAX_CONFIG
 
 
 def human_duration(seconds: float) -> str:
-    """Write a time that is left for people: `95 s`, `12 min`, `3 h 20 min`, `5 days`; never that there is none."""
+    """Return a remaining time for people: `95 s`, `12 min`, `3 h 20 min`, `5 days`; at least `1 s`."""
     if seconds < 120:
         return f"{max(1, seconds):.0f} s"
     if seconds < 7_200:
@@ -53,21 +53,21 @@ def human_duration(seconds: float) -> str:
 
 
 def format_count(number: int, singular: str, plural: str = "") -> str:
-    """Write a number of things for people: `1 blob`, `2 blobs`, `2 indexes`."""
+    """Return a number of things for people: `1 blob`, `2 blobs`, `2 indexes`."""
     return f"{number} {singular}" if number == 1 else f"{number} {plural or singular + 's'}"
 
 
 class TransferRate:
-    """How many bytes a second flow, over the last ten seconds; what is taken back flowed all the same."""
+    """Bytes per second over the last ten seconds. Bytes that are taken back still count as moved."""
 
     def __init__(self) -> None:
-        """Begin with the first byte, and not with the wait for it."""
+        """Start the measurement at the first byte, without the wait for it."""
         self._total_bytes = 0
-        #: Times in seconds, and how many bytes had flowed by then.
+        #: Pairs of a time (seconds) and how many bytes had moved by then.
         self._samples: deque[tuple[float, int]] = deque()
 
     def add_bytes(self, now: float, size: int) -> None:
-        """Note that bytes have moved, or been taken back."""
+        """Record that bytes moved, or were taken back (negative `size`)."""
         if not self._samples or now - self._samples[-1][0] >= _SAMPLE_EVERY:
             self._samples.append((now, self._total_bytes))
             self._drop_old_samples(now)
@@ -75,16 +75,16 @@ class TransferRate:
             self._total_bytes += size
 
     def is_reliable(self, now: float) -> bool:
-        """Say whether bytes have flowed for long enough to tell anything of the future."""
+        """Return whether there is enough data to estimate the remaining time."""
         return bool(self._samples) and now - self._samples[0][0] >= _MIN_RATE_TIME
 
     def bytes_per_second(self, now: float) -> float:
-        """Say how many bytes a second that is."""
+        """Return the rate at the time `now`."""
         if not self._samples:
             return 0.0
         self._drop_old_samples(now)
-        since, before = self._samples[0]
-        return (self._total_bytes - before) / max(now - since, _SAMPLE_EVERY)
+        start, start_bytes = self._samples[0]
+        return (self._total_bytes - start_bytes) / max(now - start, _SAMPLE_EVERY)
 
     def _drop_old_samples(self, now: float) -> None:
         while len(self._samples) > 1 and self._samples[1][0] <= now - _RATE_WINDOW:
@@ -92,11 +92,11 @@ class TransferRate:
 
 
 class _ActiveBlob:
-    """A blob that is under way: `moved` is how many of its bytes are, `began` when it was begun (monotonic)."""
+    """A blob that moves now: bytes `moved` so far, and when it was started (monotonic seconds)."""
 
-    def __init__(self, descriptor: Descriptor, began: float) -> None:
+    def __init__(self, descriptor: Descriptor, started_at: float) -> None:
         self.descriptor = descriptor
-        self.started_at = began
+        self.started_at = started_at
         self.moved = 0
         self.rate = TransferRate()
 
@@ -111,10 +111,10 @@ class _ActiveBlob:
 
 
 class ProgressSnapshot(NamedTuple):
-    """How far it is: sizes in bytes, `rate` in bytes a second, `left` in seconds, or None where nobody can say.
+    """The state of a transfer: sizes in bytes, `rate` in bytes per second, `seconds_left` None if unknown.
 
-    `total` and `blobs` are None before the total is known. `how` counts blobs by what became of them; `under_way` are
-    digest (empty where it is not known yet), size, bytes moved and rate of those that move now.
+    `total` and `blob_count` are None before the total is known. `outcomes` counts finished blobs by outcome.
+    `active_blobs` are digest ("" if not known yet), size, bytes moved and rate of the blobs that move now.
     """
 
     moved: int
@@ -124,30 +124,30 @@ class ProgressSnapshot(NamedTuple):
     blob_count: int | None
     outcomes: dict[str, int]
     active_blobs: list[tuple[str, int, int, float]]
-    #: How many images are done with, and of how many, where there are many.
+    #: How many images are done, and of how many, where there are many.
     images: tuple[int, int] | None = None
 
     @property
     def percent(self) -> int:
-        """The share of the total that has moved, rounded down: 100 is all of it."""
+        """The percentage of the total that has moved, rounded down: 100 means complete."""
         return percentage(self.moved, self.total or 0)
 
     @property
     def done_count(self) -> int:
-        """How many blobs are done with, in whichever way."""
+        """How many blobs are finished, whatever the outcome."""
         return sum(self.outcomes.values())
 
 
 def percentage(moved: int, total: int) -> int:
-    """Give a share in percent, rounded down."""
+    """Return a percentage, rounded down."""
     return 100 * moved // total if total else 100
 
 
 class ProgressCounter:
-    """What an observer is told, added up from any thread."""
+    """Sums of what an observer reports; any thread may add."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start at zero."""
         self._lock = threading.Lock()
         self._total: int | None = None
         self._blob_count: int | None = None
@@ -156,56 +156,57 @@ class ProgressCounter:
         self._active_blobs: dict[str, _ActiveBlob] = {}
         self._rate = TransferRate()
         self.has_started = False
-        #: How many images are done with, and of how many.
+        #: How many images are done, and of how many.
         self.images: tuple[int, int] | None = None
 
     def planned(self, graph: Graph) -> None:
-        """Learn the total."""
+        """Set the total."""
         with self._lock:
             self._total, self._blob_count = graph.size, len(graph.blobs)
             self.has_started = True
 
     def advance(self, size: int, descriptor: Descriptor | None) -> None:
-        """Add bytes, or take some back."""
+        """Add bytes, or take some back (negative `size`)."""
         now = time.monotonic()
         with self._lock:
             self.has_started = True
             self._moved += size
             if descriptor is not None:
                 self._rate.add_bytes(now, size)
-                under = self._active_blobs.get(descriptor.digest)
-                if under is None:
-                    under = self._active_blobs[descriptor.digest] = _ActiveBlob(descriptor, now)
-                under.moved += size
-                under.rate.add_bytes(now, size)
+                active_blob = self._active_blobs.get(descriptor.digest)
+                if active_blob is None:
+                    active_blob = self._active_blobs[descriptor.digest] = _ActiveBlob(descriptor, now)
+                active_blob.moved += size
+                active_blob.rate.add_bytes(now, size)
 
     def done(self, descriptor: Descriptor, how: str) -> float:
-        """Be done with a blob; say for how many seconds it was under way."""
+        """Count a finished blob; return for how many seconds it was active."""
         with self._lock:
             self._outcomes[how] += 1
-            # One without a digest comes alone, and has one now.
-            under = self._active_blobs.pop(descriptor.digest, None) or self._active_blobs.pop("", None)
-        return time.monotonic() - under.started_at if under is not None else 0.0
+            # A blob that had no digest yet moves alone, and has its digest now.
+            active_blob = self._active_blobs.pop(descriptor.digest, None) or self._active_blobs.pop("", None)
+        return time.monotonic() - active_blob.started_at if active_blob is not None else 0.0
 
     def snapshot(self) -> ProgressSnapshot:
-        """Say how far it is now; no number is beyond its bounds, whatever was counted twice or taken back."""
+        """Return the current state. Numbers stay within 0 and the total, whatever was counted twice."""
         now = time.monotonic()
         with self._lock:
             total = self._total
             moved = max(0, self._moved if total is None else min(self._moved, total))
             rate = self._rate.bytes_per_second(now)
-            left = None
+            seconds_left = None
             if total is not None and ((rate > 0 and self._rate.is_reliable(now)) or moved == total):
-                left = (total - moved) / rate if moved < total else 0.0
-            under_way = [u.snapshot(now) for u in self._active_blobs.values()]
+                seconds_left = (total - moved) / rate if moved < total else 0.0
+            active_blobs = [active_blob.snapshot(now) for active_blob in self._active_blobs.values()]
             return ProgressSnapshot(
-                moved, total, rate, left, self._blob_count, dict(self._outcomes), under_way, self.images
+                moved, total, rate, seconds_left, self._blob_count, dict(self._outcomes), active_blobs, self.images
             )
 
 
-#: Seconds between two lines.
+#: Seconds between two lines, and before the first one: a short run prints only its summary.
 LINE_INTERVAL: Final = 5.0
-#: How a section begins and ends in the logs of CIs that have such: a name that is used once, seconds, a title.
+#: The beginning and end of a section in the logs of CIs that support them; the fields are a unique name, seconds and a
+#: title.
 _LOG_SECTIONS: Final = {
     # docs.github.com, "Workflow commands for GitHub Actions", "Grouping log lines".
     "GITHUB_ACTIONS": ("::group::{title}", "::endgroup::"),
@@ -218,17 +219,17 @@ _LOG_SECTIONS: Final = {
 
 
 def find_log_section(environment: Mapping[str, str]) -> tuple[str, str] | None:
-    """Say how sections are marked here, where they are."""
+    """Return the markers of a log section in this CI; None if it has none."""
     return next((marks for name, marks in _LOG_SECTIONS.items() if environment.get(name) == "true"), None)
 
 
 class ProgressLinePrinter:
-    """Prints how far a transfer is: the total once, then what has moved of it."""
+    """Prints progress lines: the total once, then the bytes moved."""
 
-    def __init__(self, console: Console, account: ProgressCounter) -> None:
+    def __init__(self, console: Console, counter: ProgressCounter) -> None:
         """Print nothing yet."""
         self._console = console
-        self._counter = account
+        self._counter = counter
         self._has_printed_total = False
 
     def print_line(self) -> None:
@@ -250,13 +251,14 @@ class ProgressLinePrinter:
 
 
 class ProgressLog:
-    """A line every few seconds, without control characters, for logs; a run that takes no longer has none.
+    """A line every few seconds without control characters, for logs; a shorter run has no lines.
 
-    Where a CI's log has sections that can be folded, one at the end has a line for each blob.
+    In a CI with foldable log sections, a section at the end has a line for each blob. Folded lines would not show
+    progress during the run.
     """
 
     def __init__(self, console: Console, section: tuple[str, str] | None) -> None:
-        """Print nothing yet; `section` is how a section of the log begins and ends, or None for no section."""
+        """Print nothing yet; `section` is the beginning and end of a log section, or None."""
         self._console = console
         self._section = section
         self._counter = ProgressCounter()
@@ -266,7 +268,7 @@ class ProgressLog:
         self._thread = threading.Thread(target=self._print_until_closed, daemon=True)
 
     def __enter__(self) -> Self:
-        # Where there are to be no more threads, there are no lines.
+        # If the system allows no more threads, there are no lines.
         with contextlib.suppress(RuntimeError):
             self._thread.start()
         return self
@@ -283,7 +285,7 @@ class ProgressLog:
             self._console.print_raw(end.format(now=int(time.time()), name=name))
 
     def planned(self, graph: Graph) -> None:
-        """Learn the total."""
+        """Set the total."""
         self._counter.planned(graph)
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
@@ -301,7 +303,7 @@ class ProgressLog:
             self._blob_lines.append(f"{text}{rate})")
 
     def report_images(self, number: int, count: int) -> None:
-        """Count images, where there are many."""
+        """Set the counts of images, where there are many."""
         self._counter.images = number, count
 
     def _print_until_closed(self) -> None:

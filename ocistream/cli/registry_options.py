@@ -42,9 +42,9 @@ __all__ = [
 
 _SIDES: Final = {"src": "source", "dest": "destination"}
 _CREDENTIAL_OPTIONS: Final = ("username", "password_stdin", "password_file")
-#: How a registry is reached.
+#: Options of the connection to a registry.
 _CONNECTION_OPTIONS: Final = ("plain_http", "insecure", "ca_cert", "client_cert", "client_key")
-#: Name, metavar (none for a switch) and help of each option that a side has.
+#: Name, metavar (None for a switch) and help of each option of a side.
 _SIDE_OPTION_TABLE: Final = (
     ("username", "USER", "User name for the {}."),
     ("password-stdin", None, "Read the password for the {} from stdin."),
@@ -56,13 +56,13 @@ _SIDE_OPTION_TABLE: Final = (
     ("client-cert", "FILE", "Show this client certificate (PEM) to the {}."),
     ("client-key", "FILE", "Key of the client certificate for the {}, if it is in another file."),
 )
-#: The parameters of all of them.
+#: The parameter names of all these options.
 SIDE_OPTIONS: Final = tuple(f"{side}_{name.replace('-', '_')}" for side in _SIDES for name, _, _ in _SIDE_OPTION_TABLE)
 #: Options of one registry that a hint may name.
 _OPTION_IN_HINT: Final = re.compile(r"--(plain-http|insecure|ca-cert|client-cert|client-key)\b")
-#: Options of skopeo and docker for which there are others here; {} is the side.
+#: Options of skopeo and docker that have a replacement here; {} is the side.
 _FOREIGN_OPTION: Final = re.compile(r"--(src-|dest-|)(creds|password|tls-verify)")
-#: (In a dict display, bandit takes the hint for a password.)
+#: `zip`, because bandit takes the hint in a dict display for a password.
 _REPLACEMENT_HINTS: Final = dict(
     zip(
         ("creds", "password", "tls-verify"),
@@ -88,29 +88,26 @@ def side_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def options_for_side(options: Mapping[str, Any], side: str) -> Mapping[str, Any]:
-    """Return the options that hold for one side ("SRC", "DEST"; "" where there are none).
+    """Return the options that apply to one side: "SRC", "DEST", or "" for a command without sides.
 
     A client certificate comes with its own key: the key for both sides does not belong to it.
-
-    Raises:
-        UsageError: a side has a key and no certificate.
     """
     if not side:
         return options
     key = side.lower()
-    own = {name: options[f"{key}_{name}"] for name in _CONNECTION_OPTIONS if _is_given(options, f"{key}_{name}")}
-    if "client_cert" in own:
-        own.setdefault("client_key", None)
-    elif "client_key" in own:
+    overrides = {name: options[f"{key}_{name}"] for name in _CONNECTION_OPTIONS if _is_given(options, f"{key}_{name}")}
+    if "client_cert" in overrides:
+        overrides.setdefault("client_key", None)
+    elif "client_key" in overrides:
         msg = f"--{key}-client-key needs --{key}-client-cert"
         raise UsageError(msg, hint="name the certificate of that key too; --client-cert comes with --client-key")
-    return {**options, **own}
+    return {**options, **overrides}
 
 
 def has_credential(options: Mapping[str, Any], side: str) -> bool:
-    """Say whether options give a credential for one side ("SRC", "DEST"), or for both ("").
+    """Return whether options give a credential for one side ("SRC", "DEST"), or for both ("").
 
-    Where a side has one of its own, the one for both does not apply.
+    If a side has its own credential, the one for both does not apply.
     """
     return any(_is_given(options, f"{side.lower()}_{name}" if side else name) for name in _CREDENTIAL_OPTIONS)
 
@@ -120,7 +117,7 @@ def _is_given(options: Mapping[str, Any], name: str) -> bool:
 
 
 def describe_unused_side_options(side: str) -> str | None:
-    """Return what to say of the options of one side ("src", "dest") that is not in a registry; None without any.
+    """Return a note on unused options of a side ("src", "dest") that is not a registry; None if none.
 
     Defaults are for all runs, and are not mentioned.
     """
@@ -134,18 +131,18 @@ def describe_unused_side_options(side: str) -> str | None:
 
 
 def suggest_option(option: str, known: Collection[str]) -> str | None:
-    """Return what to give in place of another tool's option, for a command that has the `known` ones."""
-    found = _FOREIGN_OPTION.fullmatch(option)
-    if found is None:
+    """Return the replacement for another tool's option, for a command with the options `known`; or None."""
+    match = _FOREIGN_OPTION.fullmatch(option)
+    if match is None:
         return None
-    side, name = found[1], "insecure" if found[2] == "tls-verify" else "username"
+    side, name = match[1], "insecure" if match[2] == "tls-verify" else "username"
     if f"--{name}" not in known:
         return None
-    return _REPLACEMENT_HINTS[found[2]].format(side if f"--{side}{name}" in known else "")
+    return _REPLACEMENT_HINTS[match[2]].format(side if f"--{side}{name}" in known else "")
 
 
 def build_hint_translator(options: Mapping[str, Any], side: str) -> Callable[[str], str]:
-    """Return the function that gives the options in a hint the names that they have for one side of `copy`."""
+    """Return a function that renames the options in a hint for one side of `copy`."""
     return (
         functools.partial(_OPTION_IN_HINT.sub, functools.partial(_side_option_name, options, side.lower()))
         if side
@@ -153,15 +150,15 @@ def build_hint_translator(options: Mapping[str, Any], side: str) -> Callable[[st
     )
 
 
-def _side_option_name(options: Mapping[str, Any], side: str, found: re.Match[str]) -> str:
-    if found[1] == "plain-http" and options["plain_http"]:
+def _side_option_name(options: Mapping[str, Any], side: str, match: re.Match[str]) -> str:
+    if match[1] == "plain-http" and options["plain_http"]:
         (other,) = set(_SIDES) - {side}
         return f"--plain-http (--{other}-plain-http is for the {_SIDES[other]} alone)"
-    return f"--{side}-{found[1]}"
+    return f"--{side}-{match[1]}"
 
 
 def build_sync_hint_translator(options: Mapping[str, Any]) -> Callable[[str], str]:
-    """Return the function that gives the options in a hint the names that a sync file has for one registry."""
+    """Return a function that replaces the options in a hint by the keys of a sync file's registry table."""
 
     def named(hint: str) -> str:
         if options["plain_http"] and "--plain-http" in hint:
@@ -178,15 +175,11 @@ _PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 def build_http_settings(
     options: Mapping[str, Any], env: Mapping[str, str], *, attempts: int | None = None
 ) -> HttpSettings:
-    """Give what holds for all hosts; `attempts` is how often a thing is tried where there is no --retries.
-
-    Raises:
-        UsageError, NotFoundError, LocalDiskError: files of certificates that cannot be used.
-    """
+    """Return the HTTP settings for all hosts; `attempts` is for commands without --retries."""
     from ocistream.http.client import HttpSettings
     from ocistream.http.retry import RetryPolicy
 
-    settings = HttpSettings(
+    http_settings = HttpSettings(
         plain_http=bool(options["plain_http"]),
         retry_policy=RetryPolicy(attempts=int(options["retries"]) + 1 if attempts is None else attempts),
         ca_file=_read_ca_file(env),
@@ -196,17 +189,16 @@ def build_http_settings(
         user_agent=f"ocistream/{__version__}",
     )
     if "stall_timeout" not in options:
-        return settings
-    return replace(settings, connect_timeout=options["connect_timeout"], stall_timeout=options["stall_timeout"])
+        return http_settings
+    return replace(http_settings, connect_timeout=options["connect_timeout"], stall_timeout=options["stall_timeout"])
 
 
 def build_host_settings_lookup(
     options: Mapping[str, Any], env: Mapping[str, str], home: Path, configured: Callable[[str, str], HostSettings]
 ) -> Callable[[str, str], HostSettings]:
-    """Give what says how a registry's host is reached: what is `configured`, and `certs.d` beside it.
+    """Return the function that finds the settings of a host: those `configured`, and `certs.d`.
 
-    --cert-dir stands in the place of `certs.d`, and a client certificate that is configured for a host before those
-    that are found there.
+    --cert-dir replaces `certs.d`. A client certificate that is configured for a host overrides one found there.
     """
     from ocistream.config.certs_d import certs_directories
 
@@ -220,36 +212,31 @@ def _find_host_settings(
 ) -> HostSettings:
     from ocistream.config.certs_d import read_registry_certs
 
-    known = configured(registry, repository)
-    found = read_registry_certs(registry, directories)
+    settings = configured(registry, repository)
+    certs = read_registry_certs(registry, directories)
     return replace(
-        known,
-        ca_files=known.ca_files + found.ca_files,
-        client_certificates=known.client_certificates or found.client_certificates,
+        settings,
+        ca_files=settings.ca_files + certs.ca_files,
+        client_certificates=settings.client_certificates or certs.client_certificates,
     )
 
 
 def load_host_rules(
     options: Mapping[str, Any], env: Mapping[str, str], home: Path, rules: Mapping[str, HostRule] | None = None
 ) -> RegistryConfiguration:
-    """Read the configuration files, ours and containers'; `rules` of this run come before them, by host.
-
-    Raises:
-        UsageError: one is malformed.
-        NotFoundError: one that was named is not there.
-    """
+    """Return the rules of the configuration files, ours and containers'; `rules`, by host, override them."""
     from ocistream.config.config_toml import read_host_rules
     from ocistream.config.registries_conf import load_namespaces
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
 
-    own = read_host_rules(options.get("config"), env, home)
+    host_rules = read_host_rules(options.get("config"), env, home)
     for host, rule in (rules or {}).items():
-        own[host] = rule.apply_to(own.get(host, HostRule()))
-    return RegistryConfiguration(own, load_namespaces(env, home), use_mirrors=not options.get("no_mirrors"))
+        host_rules[host] = rule.apply_to(host_rules.get(host, HostRule()))
+    return RegistryConfiguration(host_rules, load_namespaces(env, home), use_mirrors=not options.get("no_mirrors"))
 
 
 def _read_tls_options(options: Mapping[str, Any]) -> TlsSettings:
-    """Give the certificates that the command line names."""
+    """Return the certificates that the command line names."""
     from ocistream.config.certs_d import read_certs_directory
     from ocistream.http.tls import TlsSettings
 
@@ -266,11 +253,7 @@ def _read_tls_options(options: Mapping[str, Any]) -> TlsSettings:
 
 
 def _read_ca_file(env: Mapping[str, str]) -> str | None:
-    """Read SSL_CERT_FILE, and make sure now that it is there: a connection would be tried again and again.
-
-    Raises:
-        NotFoundError: it is not.
-    """
+    """Return SSL_CERT_FILE. A missing file is an error here, before connections fail and are retried."""
     path = env.get("SSL_CERT_FILE") or None
     if path is not None and not exists(path):
         msg = f"SSL_CERT_FILE: {path}: no such file"
@@ -279,9 +262,9 @@ def _read_ca_file(env: Mapping[str, str]) -> str | None:
 
 
 def _read_proxies(env: Mapping[str, str]) -> dict[str, str]:
-    """Read the proxy variables, the lower-case ones first, as curl does."""
-    found: dict[str, str] = {}
+    """Return the proxies of the environment; lower-case variables come first, as in curl."""
+    proxies: dict[str, str] = {}
     for name in _PROXY_VARIABLES:
         if value := env.get(name) or env.get(name.upper()):
-            found[name.removesuffix("_proxy") if name != "no_proxy" else name] = value
-    return found
+            proxies[name.removesuffix("_proxy") if name != "no_proxy" else name] = value
+    return proxies

@@ -50,19 +50,19 @@ __all__ = [
 ]
 
 
-#: What may become of a blob.
+#: The outcomes of a blob.
 _BLOB_OUTCOMES: Final = ("copied", "converted", "skipped", "mounted", "left out")
-#: Characters of a name in a result line; a registry's names are shorter.
+#: The most characters of a name in a result line; names in registries are shorter.
 _MAX_NAME: Final = 1024
-#: So many platforms are named in a line.
+#: The most platforms that a line names.
 _MAX_PLATFORMS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """One image of a transfer as it is told: a digest exists under the name that is given beside it.
+    """One image of a finished transfer: `digest` exists under `name` at the destination.
 
-    `digest` is None, and the image ID is told instead, where neither side has a manifest: between docker-archives.
+    Between docker-archives no side has a manifest: then `digest` is None and `image_id` replaces it.
     """
 
     name: str
@@ -70,12 +70,12 @@ class ImageResult:
     image_id: str | None = None
 
     def __str__(self) -> str:
-        """Return the result line. A name out of an archive cannot make two lines of it."""
+        """Return the result line; a name from an archive cannot add a second line."""
         return sanitize_line(format_result_line(self.name, self.digest, self.image_id))
 
 
 def format_result_line(name: str, digest: str | None, image_id: str | None) -> str:
-    """Return `NAME@sha256:...`, or what takes its place where there is no manifest."""
+    """Return `NAME@sha256:...`, or the name and the image ID if there is no manifest."""
     shown = printable(name, _MAX_NAME)
     return f"{shown}@{digest}" if digest is not None else f"{shown} image ID {image_id}"
 
@@ -83,9 +83,10 @@ def format_result_line(name: str, digest: str | None, image_id: str | None) -> s
 def build_results(
     report: Report, label: Callable[[Root], str], destination_location: Location | None
 ) -> list[ImageResult]:
-    """Return the results in order. `label` names an image; `to` is where the images went, if that is no registry.
+    """Return the results in order. `label` names an image; `destination_location` is None for a registry.
 
-    A docker-archive has no manifests: what is told of an image there is the source's digest, under the source's name.
+    A docker-archive has no manifests: a result there has the source's digest, and the source's name if the image got a
+    new one.
     """
     pairs = list(zip(report.source_graph.roots, report.graph.roots, strict=True))
     if destination_location is None or destination_location.kind != "docker-archive":
@@ -93,21 +94,24 @@ def build_results(
             ImageResult(_result_name(source, root, label, destination_location), root.descriptor.digest)
             for source, root in pairs
         ]
-    found = []
+    results = []
     for source, root in pairs:
         name = (
             root.origin
             if destination_location.name is not None and root.origin and not root.is_synthesized
             else label(root)
         )
-        found.append(
+        results.append(
             ImageResult(name, None if root.is_synthesized else source.descriptor.digest, report.graph.image_id(root))
         )
-    return found
+    return results
 
 
 def _result_name(source: Root, root: Root, label: Callable[[Root], str], destination_location: Location | None) -> str:
-    """Return what a result is called: without a name, a new digest exists only in the archive or layout it went to."""
+    """Return the name of a result.
+
+    A new digest without a name exists only in the archive or layout that was written, so that is named.
+    """
     if (
         destination_location is None
         or destination_location.kind == "docker"
@@ -120,15 +124,15 @@ def _result_name(source: Root, root: Root, label: Callable[[Root], str], destina
 
 
 def print_results(results: Iterable[ImageResult]) -> None:
-    """Print one line an image on stdout."""
+    """Print one line per image on stdout."""
     for result in results:
         click.echo(str(result))
 
 
 def report_image_ids(console: Console, report: Report, results: Iterable[ImageResult], *, printed: bool) -> None:
-    """Say what `docker images` will show for each image of a docker-archive.
+    """Print the image ID that `docker images` will show for each image of a docker-archive.
 
-    `printed` says that the result lines are on stdout: some of them tell the image ID already.
+    `printed` says that the result lines are on stdout: some of them already have the image ID.
     """
     for root, result in zip(report.graph.roots, results, strict=True):
         if not (printed and result.digest is None):
@@ -136,11 +140,11 @@ def report_image_ids(console: Console, report: Report, results: Iterable[ImageRe
 
 
 def report_summary(console: Console, report: Report, cached: Mapping[str, int]) -> None:
-    """Say in one line on stderr what was moved and how fast; `cached` is how many bytes of it were, by digest."""
-    sizes = {how: _total_size(report, how) for how in _BLOB_OUTCOMES}
-    counts = {how: sum(1 for m in report.blobs if m.status == how) for how in _BLOB_OUTCOMES}
+    """Print one line on stderr: what was moved and how fast. `cached` is bytes from the cache, by digest."""
+    sizes = {outcome: _total_size(report, outcome) for outcome in _BLOB_OUTCOMES}
+    counts = {outcome: sum(1 for blob in report.blobs if blob.status == outcome) for outcome in _BLOB_OUTCOMES}
     written = sizes["copied"] + sizes["converted"]
-    resumed = sum(m.resumed_size for m in report.blobs)
+    resumed = sum(blob.resumed_size for blob in report.blobs)
     rate = (written - resumed) / report.seconds if report.seconds else 0.0
     moved = format_count(counts["copied"] + counts["converted"], "blob")
     parts = [f"{moved}, {format_size(written)}, in {report.seconds:.1f} s ({format_size(rate)}/s)"]
@@ -150,14 +154,18 @@ def report_summary(console: Console, report: Report, cached: Mapping[str, int]) 
         parts.append(f"{format_size(resumed)} had been transferred before")
     if from_cache := sum(_cached_sizes(report, cached)):
         parts.append(f"{format_size(from_cache)} of it came from the cache")
-    parts += [f"{counts[how]} {how} ({format_size(sizes[how])})" for how in ("mounted", "skipped") if counts[how]]
+    parts += [
+        f"{counts[outcome]} {outcome} ({format_size(sizes[outcome])})"
+        for outcome in ("mounted", "skipped")
+        if counts[outcome]
+    ]
     if kinds := _count_referrers(report):
         parts[0] += f", with {kinds}"
     foreign = f"{format_count(len(report.graph.foreign), 'foreign layer')} left where they are"
     if report.graph.foreign:
         parts.append(foreign)
     console.print_status("moved " + "; ".join(parts))
-    # What was not moved is said even where the rest is not.
+    # Also on a terse console: which bytes were not moved.
     if console.is_terse and resumed:
         console.info(f"{format_size(resumed)} had been transferred before")
     if console.is_terse and report.graph.foreign:
@@ -165,66 +173,77 @@ def report_summary(console: Console, report: Report, cached: Mapping[str, int]) 
 
 
 def _count_referrers(report: Report) -> str:
-    attached = {one.descriptor.digest: one for one in report.graph.all_referrers}
-    return format_kind_counts(classify_referrer(one.descriptor.artifact_type, one.tag) for one in attached.values())
+    referrers_by_digest = {referrer.descriptor.digest: referrer for referrer in report.graph.all_referrers}
+    return format_kind_counts(
+        classify_referrer(referrer.descriptor.artifact_type, referrer.tag) for referrer in referrers_by_digest.values()
+    )
 
 
 def report_selected_platforms(
     roots: Iterable[Root], source: Source | None = None, *, into_docker_archive: bool = False
 ) -> None:
-    """Say which platforms were taken of an index, unless the user named them and each meant one image.
+    """Print which platforms of an index were selected, unless --platform named each of them.
 
-    It is said once, however often the same images are begun. If `source` is an archive or a layout that has only some
-    platforms of the index, only those count.
+    A notice is printed once, even if several transfers start the same images. If `source` is an archive or layout with
+    only some platforms of the index, only those count.
     """
     for root in roots:
-        if (taken := root.chosen_platforms) is None:
+        if (chosen := root.chosen_platforms) is None:
             continue
-        name = printable(root.name or root.origin or taken.index, _MAX_NAME)
-        if not taken.explicit:
-            there = read_exported_platforms(source, taken.manifests) if source is not None else None
-            may_lack = there is None and isinstance(source, IncompleteSource)
-            text = _describe_selected(taken, there, may_lack=may_lack, into_docker_archive=into_docker_archive)
+        name = printable(root.name or root.origin or chosen.index, _MAX_NAME)
+        if not chosen.explicit:
+            exported = read_exported_platforms(source, chosen.manifests) if source is not None else None
+            may_be_incomplete = exported is None and isinstance(source, IncompleteSource)
+            text = _describe_selected(
+                chosen, exported, may_lack=may_be_incomplete, into_docker_archive=into_docker_archive
+            )
             notices.notify(f"{name}: {text}")
-        for doubt in taken.describe_ambiguities():
-            notices.notify(f"{name}: {doubt}")
+        for ambiguity in chosen.describe_ambiguities():
+            notices.notify(f"{name}: {ambiguity}")
 
 
 def _describe_selected(
-    taken: ChosenPlatforms, available: Sequence[str] | None, *, may_lack: bool, into_docker_archive: bool
+    chosen: ChosenPlatforms, available: Sequence[str] | None, *, may_lack: bool, into_docker_archive: bool
 ) -> str:
-    """Describe what was taken of an index; `there` are the platforms that the source has.
+    """Describe the platforms selected from an index; `available` are the platforms that the source has.
 
-    If that is None, the source has all of them, unless it `may_lack` some.
+    If `available` is None, the source has all of them, unless it `may_lack` some.
     """
-    which = ", ".join(map(printable, taken.platforms))
-    count, listed = len(taken.available) if available is None else len(available), len(taken.available)
+    selected = ", ".join(map(printable, chosen.platforms))
+    available_count, listed_count = (
+        len(chosen.available) if available is None else len(available),
+        len(chosen.available),
+    )
     if into_docker_archive:
-        more = "" if count == 1 else "; choose another with --platform"
+        advice = "" if available_count == 1 else "; choose another with --platform"
     else:
-        more = "; --platform all keeps the index" if count == 1 else "; --platform all for all"
-    if may_lack and count > 1:
-        return f"{which} of {count} platforms in the index{more}, if the archive has the others"
-    if count == listed:
-        return f"{which}, the only platform of an index{more}" if count == 1 else f"{which} of {count} platforms{more}"
-    if count == 1:
-        return f"{which}, the only platform that the source has of the {listed} in the index{more}"
-    return f"{which} of the {count} platforms that the source has; the index lists {listed}{more}"
+        advice = "; --platform all keeps the index" if available_count == 1 else "; --platform all for all"
+    if may_lack and available_count > 1:
+        return f"{selected} of {available_count} platforms in the index{advice}, if the archive has the others"
+    if available_count == listed_count:
+        return (
+            f"{selected}, the only platform of an index{advice}"
+            if available_count == 1
+            else f"{selected} of {available_count} platforms{advice}"
+        )
+    if available_count == 1:
+        return f"{selected}, the only platform that the source has of the {listed_count} in the index{advice}"
+    return f"{selected} of the {available_count} platforms that the source has; the index lists {listed_count}{advice}"
 
 
 def report_resumed(console: Console, report: Report) -> None:
-    """Say, to who wants to know more, of which blobs some was there already."""
-    for moved in report.blobs:
-        if moved.resumed_size:
-            digest, of = moved.descriptor.digest, format_size(moved.descriptor.size)
-            console.info(f"went on with {digest} after {format_size(moved.resumed_size)} of {of}", level=1)
+    """Print with -v which blobs were resumed."""
+    for blob in report.blobs:
+        if blob.resumed_size:
+            digest, total = blob.descriptor.digest, format_size(blob.descriptor.size)
+            console.info(f"went on with {digest} after {format_size(blob.resumed_size)} of {total}", level=1)
 
 
 def report_recompressed(console: Console, report: Report, *, is_saved: bool, excludes: bool) -> None:
-    """Report what became of the layers that `docker save` left uncompressed, if that is not what was to be expected.
+    """Print what became of the layers that `docker save` left uncompressed, if it may surprise the user.
 
-    `is_saved` says that the source turned out to be written by `docker save`, perhaps too late to compress its layers.
-    `excludes` says that blobs were to be excluded by their digests.
+    `is_saved` says that the source was written by `docker save`, perhaps recognized too late to compress its layers.
+    `excludes` says that blobs were omitted by digest.
     """
     if not (report.graph.has_plain_layers or is_saved):
         return
@@ -241,10 +260,10 @@ def report_recompressed(console: Console, report: Report, *, is_saved: bool, exc
     )
     if changed:
         old, new = next(iter(changed))
-        more = f" (and those of {format_count(len(changed) - 1, 'other image')})" if len(changed) > 1 else ""
+        others = f" (and those of {format_count(len(changed) - 1, 'other image')})" if len(changed) > 1 else ""
         console.info(
             f"`docker save` left the layers uncompressed: they are compressed now, and the digest {old} "
-            f"became {new}{more}"
+            f"became {new}{others}"
         )
     plain = {
         layer.digest
@@ -257,15 +276,15 @@ def report_recompressed(console: Console, report: Report, *, is_saved: bool, exc
             ("layer of `docker save` stays", "it") if len(plain) == 1 else ("layers of `docker save` stay", "they")
         )
         if excludes:
-            why = "blobs are excluded by their digests"
+            reason = "blobs are excluded by their digests"
         else:
-            why = f"{they} came before manifest.json. Use --compress gzip, or read the archive from a file"
-        console.info(f"{len(plain)} {stay} uncompressed: {why}")
+            reason = f"{they} came before manifest.json. Use --compress gzip, or read the archive from a file"
+        console.info(f"{len(plain)} {stay} uncompressed: {reason}")
 
 
 def report_omitted(console: Console, report: Report) -> None:
-    """Say how much was left out of what was written, one line for each reason."""
-    sizes = {moved.descriptor.digest: moved.descriptor.size for moved in report.blobs if moved.status == "left out"}
+    """Print how much was omitted from the output, one line for each reason."""
+    sizes = {blob.descriptor.digest: blob.descriptor.size for blob in report.blobs if blob.status == "left out"}
     for reason, digests in group_by_reason(report.graph.omitted_from_output).items():
         size = format_size(sum(sizes[digest] for digest in digests))
         console.info(f"left out {format_count(len(digests), 'blob')}, {size}: {reason}")
@@ -274,17 +293,17 @@ def report_omitted(console: Console, report: Report) -> None:
 def report_incomplete_indexes(
     console: Console, incomplete: Iterable[IncompleteIndex], origins: Mapping[str, str] | None = None
 ) -> None:
-    """Say of which indexes only some platforms were taken, since the source does not have the others.
+    """Print which indexes were copied with only some platforms, because the source lacks the others.
 
-    `origins` says what manifests were made of when layers were recompressed, by their digests.
+    `origins` maps the digests of recompressed manifests to the original ones.
     """
-    made = {old: new for new, old in (origins or {}).items()}
+    new_digests = {old: new for new, old in (origins or {}).items()}
     for index in incomplete:
         name = printable(index.name or index.digest, _MAX_NAME)
         console.info(
             f"{name}: the source has only {_format_platforms(index.platforms)} of this index, "
             f"not {_format_platforms(index.missing)}: "
-            f"copied as {made.get(index.instead, index.instead)} instead of {index.digest}"
+            f"copied as {new_digests.get(index.instead, index.instead)} instead of {index.digest}"
         )
 
 
@@ -294,22 +313,22 @@ def _format_platforms(platforms: Sequence[str]) -> str:
 
 
 def report_skipped_referrers(console: Console, skipped: Iterable[SkippedReferrer]) -> None:
-    """Say what hangs on the images and did not go along, one line for each reason."""
+    """Print which referrers of the images were not copied, one line for each reason."""
     reasons: dict[str, list[SkippedReferrer]] = {}
-    for left in skipped:
-        reasons.setdefault(left.why, []).append(left)
-    for why, those in reasons.items():
-        kinds = format_kind_counts(kind for left in those if left.kind for kind in [left.kind] * (left.count or 1))
-        console.info(f"left behind: {kinds or 'what hangs on the images, if anything does'}; {printable(why)}")
+    for skipped_referrer in skipped:
+        reasons.setdefault(skipped_referrer.why, []).append(skipped_referrer)
+    for reason, referrers in reasons.items():
+        kinds = format_kind_counts(
+            kind
+            for skipped_referrer in referrers
+            if skipped_referrer.kind
+            for kind in [skipped_referrer.kind] * (skipped_referrer.count or 1)
+        )
+        console.info(f"left behind: {kinds or 'what hangs on the images, if anything does'}; {printable(reason)}")
 
 
 def check_result_writable(path: Path) -> None:
-    """Make sure that --result can be written, while nothing is done yet: afterwards it is too late to fail.
-
-    Raises:
-        NotFoundError: its folder is not there.
-        LocalDiskError: the folder cannot be written to, or the path is another user's link.
-    """
+    """Check before the transfer that --result can be written: afterwards it is too late to fail."""
     import tempfile
 
     if paths.is_special(path):
@@ -327,13 +346,10 @@ def write_result(
     upload: Mapping[str, str],
     cached: Mapping[str, int],
 ) -> None:
-    """Write the JSON document of --result: names, digests, sizes in bytes, what became of each blob, seconds.
+    """Write the JSON document of --result: names, digests, sizes in bytes, outcome of each blob, seconds.
 
-    What was made of something else has the digest of that as `from`. `resumed` is how many bytes were there already,
-    `cached` how many came from the cache, `upload` is how blobs went up, by registry.
-
-    Raises:
-        LocalDiskError: it cannot be written.
+    `from` is the digest of the original of a converted blob or manifest. `resumed` is how many bytes the destination
+    had before, `cached` how many came from the cache. `upload` is the upload method by registry.
     """
     document = {
         "images": [
@@ -351,49 +367,49 @@ def write_result(
         ],
         "manifests": [
             {
-                **_descriptor_json(m.descriptor.media_type, m.descriptor.digest, m.descriptor.size),
-                **_origin_json(report.origins.get(m.descriptor.digest), m.descriptor.digest),
+                **_descriptor_json(item.descriptor.media_type, item.descriptor.digest, item.descriptor.size),
+                **_origin_json(report.origins.get(item.descriptor.digest), item.descriptor.digest),
             }
-            for m in report.graph.manifests
-            # A docker-archive has none.
+            for item in report.graph.manifests
+            # A docker-archive has no manifests.
             if not any(result.image_id for result in results)
         ],
         "blobs": [
             {
-                **_descriptor_json(m.descriptor.media_type, m.descriptor.digest, m.descriptor.size),
-                "how": _json_key(m.status),
+                **_descriptor_json(item.descriptor.media_type, item.descriptor.digest, item.descriptor.size),
+                "how": _json_key(item.status),
                 **(
-                    {"why": str(report.graph.omitted_from_output[m.descriptor.digest])}
-                    if m.status == "left out"
+                    {"why": str(report.graph.omitted_from_output[item.descriptor.digest])}
+                    if item.status == "left out"
                     else {}
                 ),
-                **({"resumed": m.resumed_size} if m.resumed_size else {}),
+                **({"resumed": item.resumed_size} if item.resumed_size else {}),
                 **({"cached": from_cache} if from_cache else {}),
-                **_origin_json(m.source_digest, m.descriptor.digest),
+                **_origin_json(item.source_digest, item.descriptor.digest),
             }
-            for m, from_cache in zip(report.blobs, _cached_sizes(report, cached), strict=True)
+            for item, from_cache in zip(report.blobs, _cached_sizes(report, cached), strict=True)
         ],
         "referrers": [
             {
-                "subject": one.subject,
-                "digest": one.descriptor.digest,
-                **({"artifactType": one.descriptor.artifact_type} if one.descriptor.artifact_type else {}),
-                **({"tag": one.tag} if one.tag else {}),
-                "kind": classify_referrer(one.descriptor.artifact_type, one.tag),
+                "subject": referrer.subject,
+                "digest": referrer.descriptor.digest,
+                **({"artifactType": referrer.descriptor.artifact_type} if referrer.descriptor.artifact_type else {}),
+                **({"tag": referrer.tag} if referrer.tag else {}),
+                "kind": classify_referrer(referrer.descriptor.artifact_type, referrer.tag),
             }
-            for one in report.graph.all_referrers
+            for referrer in report.graph.all_referrers
         ],
         "leftBehind": [
-            {key: value for key, value in asdict(left).items() if value is not None}
-            for left in report.graph.skipped_referrers
+            {key: value for key, value in asdict(skipped).items() if value is not None}
+            for skipped in report.graph.skipped_referrers
         ],
         "incomplete": [
             {key: value for key, value in asdict(index).items() if value is not None}
             for index in report.graph.incomplete_indexes
         ],
-        "foreign": [_descriptor_json(b.media_type, b.digest, b.size) for b in report.graph.foreign],
-        "bytes": {_json_key(how): _total_size(report, how) for how in _BLOB_OUTCOMES},
-        "resumed": sum(m.resumed_size for m in report.blobs),
+        "foreign": [_descriptor_json(layer.media_type, layer.digest, layer.size) for layer in report.graph.foreign],
+        "bytes": {_json_key(outcome): _total_size(report, outcome) for outcome in _BLOB_OUTCOMES},
+        "resumed": sum(item.resumed_size for item in report.blobs),
         "cached": sum(_cached_sizes(report, cached)),
         "retried": retried,
         "upload": dict(upload),
@@ -403,21 +419,13 @@ def write_result(
 
 
 def write_result_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document of --result.
-
-    Raises:
-        LocalDiskError: it cannot be written.
-    """
+    """Write the document of --result."""
     write_result_pieces(path, [escape_ci_commands(json.dumps(document, indent=2)).encode(), b"\n"])
 
 
 def write_result_pieces(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a document of --result that comes in pieces.
-
-    Raises:
-        LocalDiskError: it cannot be written.
-    """
-    # A device or FIFO (/dev/null, `>(command)`) is written to. Of a link, the file to which it leads is replaced.
+    """Write a document of --result that comes in pieces."""
+    # Write to a device or FIFO (/dev/null, `>(command)`) directly. For a link, replace the file that it leads to.
     is_special = paths.is_special(path)
     with (
         files.disk_errors(f"cannot write {path}"),
@@ -428,17 +436,17 @@ def write_result_pieces(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 def _platforms_json(root: Root) -> dict[str, Any]:
-    if (taken := root.chosen_platforms) is None:
+    if (chosen := root.chosen_platforms) is None:
         return {}
-    shown = {"taken": taken.platforms, "offered": taken.available, "byDefault": not taken.explicit}
-    return {"platforms": {"index": taken.index, **shown}}
+    shown = {"taken": chosen.platforms, "offered": chosen.available, "byDefault": not chosen.explicit}
+    return {"platforms": {"index": chosen.index, **shown}}
 
 
 def _cached_sizes(report: Report, cached: Mapping[str, int]) -> list[int]:
-    """Give how many bytes of each blob came from the cache; of what was converted, of what it was made of."""
+    """Return how many bytes of each blob came from the cache; for a converted blob, of its original."""
     return [
-        cached.get(m.source_digest or m.descriptor.digest, 0) if m.status in {"copied", "converted"} else 0
-        for m in report.blobs
+        cached.get(blob.source_digest or blob.descriptor.digest, 0) if blob.status in {"copied", "converted"} else 0
+        for blob in report.blobs
     ]
 
 
@@ -446,13 +454,13 @@ def _descriptor_json(media_type: str, digest: str, size: int) -> dict[str, Any]:
     return {"mediaType": media_type, "digest": digest, "size": size}
 
 
-def _json_key(how: str) -> str:
-    return "leftOut" if how == "left out" else how
+def _json_key(outcome: str) -> str:
+    return "leftOut" if outcome == "left out" else outcome
 
 
 def _origin_json(source: str | None, result: str) -> dict[str, str]:
     return {"from": source} if source is not None and source != result else {}
 
 
-def _total_size(report: Report, how: str) -> int:
-    return sum(moved.descriptor.size for moved in report.blobs if moved.status == how)
+def _total_size(report: Report, outcome: str) -> int:
+    return sum(blob.descriptor.size for blob in report.blobs if blob.status == outcome)

@@ -49,7 +49,7 @@ _USE_AUTH_FILE: Final = 'use the variable REGISTRY_AUTH_FILE, or credentials = "
 _FOR_ONE_REGISTRY: Final = (
     'it is for one registry: give the option, or set it in [registry."HOST"] of the configuration'
 )
-#: Options that have no default of the user's, and why.
+#: Options that users cannot set a default for, and the hint that says why.
 OPTIONS_WITHOUT_DEFAULT: Final = {
     "output": _SELECTS_CONTENT,
     "input": _SELECTS_CONTENT,
@@ -83,6 +83,7 @@ OPTIONS_WITHOUT_DEFAULT: Final = {
     "dest-authfile": _USE_AUTH_FILE,
     "client-cert": _FOR_ONE_REGISTRY,
     "client-key": _FOR_ONE_REGISTRY,
+    # Without a default: nobody wants these options for every registry at once.
     "insecure": _FOR_ONE_REGISTRY,
     "plain-http": _FOR_ONE_REGISTRY,
     **{
@@ -93,7 +94,7 @@ OPTIONS_WITHOUT_DEFAULT: Final = {
     "config": "a file cannot name another one; the variable OCISTREAM_CONFIG can",
     "help": _FOR_ONE_RUN,
 }
-#: Options that are known to be some command's. Of others that is found out by importing all, which takes 20 ms.
+#: Options of at least one command. For other names all commands must be imported, which takes 20 ms.
 _COMMON_OPTIONS: Final = frozenset(
     {
         "ca-cert",
@@ -116,13 +117,13 @@ _COMMON_OPTIONS: Final = frozenset(
         "upload",
     }
 )
-#: Options of which the file has paths, relative to its folder.
+#: Options whose values in the file are paths relative to the file's directory.
 _PATH_OPTIONS: Final = frozenset({"cache", "ca-cert", "src-ca-cert", "dest-ca-cert", "cert-dir", "tls-cert", "tls-key"})
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What one option is: `value` as click takes it for a default."""
+    """The value of one option, in the form that click takes for a default."""
 
     value: str | int | bool | list[str]
     #: `file` or `environment`.
@@ -132,27 +133,26 @@ class Setting:
 
 
 def apply_defaults(group: click.Context, name: str, command: click.Command, arguments: Sequence[str]) -> None:
-    """Give a command its defaults, as it is about to read these arguments, by the `default_map` of its group.
+    """Set the defaults of a command, before it parses `arguments`, as the `default_map` of its group.
 
-    Raises:
-        UsageError: the file is malformed, or a value is none that the option takes.
-        NotFoundError: the file that is named is not there.
-        LocalDiskError: it cannot be read.
+    Variables go this way too: each value first passes its option's type and callback, so every error names the
+    variable, or the file and the table. click's `auto_envvar_prefix` would create a variable for each option of each
+    command.
     """
-    # What click will find, of which nothing is taken but which file is meant, and whether only help is wanted.
+    # A first parse, only to learn which file --config names, and whether only help is wanted.
     with click.Context(command, info_name=name, parent=group, resilient_parsing=True) as context:
         given, _, _ = command.make_parser(context).parse_args(args=list(arguments))
-        asked = command.get_help_option(context)
-    if asked is not None and asked.name in given:
+        help_option = command.get_help_option(context)
+    if help_option is not None and help_option.name in given:
         return
-    # What looks at files is told its own faults, and not those of another one.
+    # `config` reports the errors of the file it checks, not those of the configured file.
     table = None if name == "config" else read_configuration_file(given.get("config"), os.environ)
-    found = read_settings(name, command, table, os.environ)
+    settings = read_settings(name, command, table, os.environ)
     by_parameter = {
-        option.name: found[key].value for key, option in configurable_options(command).items() if key in found
+        option.name: settings[key].value for key, option in configurable_options(command).items() if key in settings
     }
-    if name != "config" and (named := os.environ.get(variable_name("config"))):
-        by_parameter["config"] = named
+    if name != "config" and (config_variable := os.environ.get(variable_name("config"))):
+        by_parameter["config"] = config_variable
     group.default_map = {name: by_parameter}
     if isinstance(group.obj, Console):
         log_format, progress = (given.get(key) or by_parameter.get(key) for key in ("log_format", "progress"))
@@ -163,62 +163,53 @@ def apply_defaults(group: click.Context, name: str, command: click.Command, argu
 
 
 def _is_quiet(explicit: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
-    """Say whether only errors are printed, before the command itself finds out (`options.apply_verbosity`)."""
+    """Return whether only errors are printed, before the command applies its options (`options.apply_verbosity`)."""
     return bool(explicit.get("quiet") or (defaults.get("quiet") and not explicit.get("verbose")))
 
 
 def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> TomlTable | None:
-    """Read the file that --config names, else OCISTREAM_CONFIG, else the one that there is.
-
-    Raises:
-        UsageError, NotFoundError, LocalDiskError: as `find_configuration`.
-    """
-    if explicit is None and (named := env.get(variable_name("config"))):
-        if not exists(named):
-            msg = f"{variable_name('config')}: {printable(named)}: no such file"
+    """Read the file that --config names, else that of OCISTREAM_CONFIG, else the default file if it exists."""
+    if explicit is None and (path := env.get(variable_name("config"))):
+        if not exists(path):
+            msg = f"{variable_name('config')}: {printable(path)}: no such file"
             raise NotFoundError(msg, hint="correct that variable, or leave it away")
-        explicit = named
+        explicit = path
     return read_configuration(None if explicit is None else Path(explicit), env, home_directory())
 
 
 def option_name(option: click.Option) -> str:
-    """Give an option's long name without its hyphens."""
+    """Return an option's long name without its hyphens."""
     return max(option.opts, key=len).lstrip("-")
 
 
 def variable_name(name: str) -> str:
-    """Give the variable of an option."""
+    """Return the environment variable of an option."""
     return VARIABLE_PREFIX + name.upper().replace("-", "_")
 
 
 def configurable_options(command: click.Command) -> dict[str, click.Option]:
-    """Give the options of a command that may have a default, by their long names, in the order of --help."""
-    found = {option_name(option): option for option in command.params if isinstance(option, click.Option)}
-    return {name: option for name, option in found.items() if name not in OPTIONS_WITHOUT_DEFAULT}
+    """Return the options of a command that may have a default, by long name, in the order of --help."""
+    options = {option_name(option): option for option in command.params if isinstance(option, click.Option)}
+    return {name: option for name, option in options.items() if name not in OPTIONS_WITHOUT_DEFAULT}
 
 
 def read_settings(
     name: str, command: click.Command, table: TomlTable | None, env: Mapping[str, str]
 ) -> dict[str, Setting]:
-    """Give what a command's options are by the file and the environment, by their long names.
+    """Return the settings of a command's options from the file and the environment, by long name.
 
-    Raises:
-        UsageError: something there is no option, or has a value that it does not take.
+    Every setting has passed the checks of its option.
     """
-    options, found = configurable_options(command), {}
+    options, settings = configurable_options(command), {}
     with click.Context(command, info_name=name) as context:
         for key, setting in (*_read_file_settings(name, options, table), *_read_variables(options, env)):
             _check_setting(context, key, options[key], setting)
-            found[key] = setting
-    return found
+            settings[key] = setting
+    return settings
 
 
 def check_all_defaults(table: TomlTable, commands: Mapping[str, click.Command]) -> None:
-    """Check the whole of `[defaults]`, for every command.
-
-    Raises:
-        UsageError: as `defaults_of`.
-    """
+    """Check all tables of defaults, for every command; raise UsageError for the first error."""
     for name, command in commands.items():
         read_settings(name, command, table, {})
 
@@ -228,20 +219,20 @@ def _read_file_settings(
 ) -> Iterator[tuple[str, Setting]]:
     if table is None:
         return
-    folder = Path(table.label).parent
+    directory = Path(table.label).parent
     shared = table.table("defaults")
     for key, value in shared.values.items():
         if isinstance(value, dict):
             _check_command_table(shared, key)
         elif key in options:
-            yield key, _build_setting(shared, key, options[key], folder, f"{table.label} [defaults]")
+            yield key, _build_setting(shared, key, options[key], directory, f"{table.label} [defaults]")
         elif key not in _COMMON_OPTIONS:
-            # It may be another command's.
+            # It may be an option of another command.
             _check_option_name(shared, key, load_all_options())
-    own = shared.table(name)
-    for key in own.values:
-        _check_option_name(own, key, options, of=f"`ocistream {name}`")
-        yield key, _build_setting(own, key, options[key], folder, f"{table.label} [defaults.{name}]")
+    command_table = shared.table(name)
+    for key in command_table.values:
+        _check_option_name(command_table, key, options, of=f"`ocistream {name}`")
+        yield key, _build_setting(command_table, key, options[key], directory, f"{table.label} [defaults.{name}]")
 
 
 def _read_variables(options: Mapping[str, click.Option], env: Mapping[str, str]) -> Iterator[tuple[str, Setting]]:
@@ -274,21 +265,24 @@ def _suggest_name(key: str, known: Mapping[str, Any]) -> str:
 
 
 def load_all_options() -> dict[str, click.Option]:
-    """Return the options of all commands that may have a default, by their long names."""
+    """Return the options of all commands that may have a default, by long name."""
     from ocistream.cli.entry_point import COMMANDS, load_command
 
     return {key: option for name in COMMANDS for key, option in configurable_options(load_command(name)).items()}
 
 
-def _build_setting(table: TomlTable, key: str, option: click.Option, folder: Path, where: str) -> Setting:
+def _build_setting(table: TomlTable, key: str, option: click.Option, directory: Path, where: str) -> Setting:
     value = _convert_toml_value(table, key, option)
     if key in _PATH_OPTIONS and isinstance(value, str) and value:
-        value = str(resolve_path(folder, value, home_directory()))
+        value = str(resolve_path(directory, value, home_directory()))
     return Setting(value, "file", where)
 
 
 def _convert_toml_value(table: TomlTable, key: str, option: click.Option) -> str | int | bool | list[str]:
-    """Take a value of TOML as the command line would have it: a number is what is written, and checked as that."""
+    """Return a TOML value as the command line would have it.
+
+    A number becomes text, which the option then checks: click would truncate `jobs = 8.5` to 8.
+    """
     value = table.values[key]
     if option.is_flag:
         return bool(table.flag(key))
@@ -310,7 +304,7 @@ def _convert_to_text(table: TomlTable, key: str, value: object) -> str:
 
 
 def _convert_variable(variable: str, option: click.Option, text: str) -> str | int | bool | list[str]:
-    """Take a variable's value; words of one that repeats have blanks between them."""
+    """Return the value of a variable. Blanks separate the values of an option that repeats."""
     if option.is_flag:
         try:
             return bool(click.BOOL.convert(text, None, None))
@@ -318,7 +312,7 @@ def _convert_variable(variable: str, option: click.Option, text: str) -> str | i
             msg = f"{variable}: {printable(text, 40)!r} is neither true nor false"
             raise UsageError(msg, hint="write 1 or 0") from error
     if option.count:
-        # (No `int`, which takes digits of any script.)
+        # Not `int` alone, which accepts digits of any script.
         if not (text.isascii() and text.isdigit() and len(text) < 3):
             msg = f"{variable}: {printable(text, 40)!r} is no whole number"
             raise UsageError(msg)
@@ -327,11 +321,7 @@ def _convert_variable(variable: str, option: click.Option, text: str) -> str | i
 
 
 def _check_setting(context: click.Context, key: str, option: click.Option, setting: Setting) -> None:
-    """Have an option look at a value.
-
-    Raises:
-        UsageError: it does not take it.
-    """
+    """Check a value with its option's type and callback; raise UsageError that names its origin."""
     where = setting.where if setting.origin == "environment" else f"{setting.where} {key}"
     try:
         option.process_value(context, setting.value)
@@ -372,24 +362,24 @@ def find_credential_variables(table: TomlTable | None) -> set[str]:
 
 
 def _describe_unused(names: Collection[str], used: Collection[str]) -> Iterator[str]:
-    ours = _CREDENTIAL_VARIABLES | _TEST_VARIABLES | {variable_name("config"), *used}
-    left = [name for name in names if name not in ours and not _KUBERNETES_VARIABLE.match(name)]
-    if not left:
+    used_variables = _CREDENTIAL_VARIABLES | _TEST_VARIABLES | {variable_name("config"), *used}
+    unused = [name for name in names if name not in used_variables and not _KUBERNETES_VARIABLE.match(name)]
+    if not unused:
         return
-    refused = {variable_name(key): why for key, why in OPTIONS_WITHOUT_DEFAULT.items()}
+    refused = {variable_name(key): reason for key, reason in OPTIONS_WITHOUT_DEFAULT.items()}
     known = {variable_name(key) for key in load_all_options()}
-    for name in left:
+    for name in unused:
         if name in refused:
             yield f"the variable {name} has no effect: {refused[name]}"
         elif name not in known:
-            suggestion = _suggest_variable(name, {*known, *ours} - _TEST_VARIABLES)
+            suggestion = _suggest_variable(name, {*known, *used_variables} - _TEST_VARIABLES)
             yield f"the variable {printable(name)} has no effect: {suggestion}"
 
 
 def _suggest_variable(name: str, known: Collection[str]) -> str:
     from difflib import get_close_matches
 
-    # The common beginning would make any two of them alike.
-    words = sorted(one.removeprefix(VARIABLE_PREFIX) for one in known)
-    close = get_close_matches(name.removeprefix(VARIABLE_PREFIX).upper(), words, n=1, cutoff=0.7)
+    # Without the common prefix, which would make any two names similar.
+    names = sorted(variable.removeprefix(VARIABLE_PREFIX) for variable in known)
+    close = get_close_matches(name.removeprefix(VARIABLE_PREFIX).upper(), names, n=1, cutoff=0.7)
     return f"did you mean {VARIABLE_PREFIX}{close[0]}?" if close else "ocistream does not know it"

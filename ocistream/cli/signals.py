@@ -25,21 +25,23 @@ __all__ = ["TERMINATION_SIGNALS", "InterruptibleEvent", "SignalHandler"]
 
 #: The signals that end a run.
 TERMINATION_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: What the main thread is asked by. It is ignored where nobody handles it, and sent by nobody else unless asked to.
+#: The signal that wakes the main thread. Its default action is to do nothing, and the kernel sends it only to processes
+#: that ask for it.
 _WAKE_SIGNAL: Final = signal.SIGURG
-#: Seconds between two such questions, between two looks at whether what was raised got lost, and between two looks of
-#: who waits for something else.
+#: Seconds between two wake signals; and between two checks for an exception that got lost, or for a signal while the
+#: main thread waits.
 _WAKE_INTERVAL: Final = 0.01
 _CHECK_INTERVAL: Final = 0.1
-#: Seconds after which another signal is a person's impatience, and no longer the same ^C that came twice (from the
-#: terminal, and from a wrapper that passes it on; or from `timeout` and `systemctl`, which send two).
+#: Seconds after which a second signal forces the exit. An earlier one may be the same ^C twice (from the terminal, and
+#: from a wrapper that passes it on), or from `timeout` and `systemctl`, which send two.
 _FORCED_EXIT_AFTER: Final = 0.5
-#: Seconds that are given to what is short as a rule, such as clearing up after an error, before it is interrupted.
+#: Seconds for code that is usually short, such as cleanup after an error, before it is interrupted.
 _CLEANUP_GRACE: Final = 1.0
-#: Seconds that are given to settling what can be settled, when the process ends without waiting for anything.
+#: Seconds for the final cleanup when the process exits without the main thread.
 _EXIT_GRACE: Final = 1.0
-#: Whose functions are never left in their middle: they hold locks that only they know of, or have made what only they
-#: can remove. None of them waits long in the main thread; but see `Stop`.
+#: Modules whose functions are never interrupted: they hold locks or own files that no other code can release. An
+#: exception inside Condition would release a lock that is not held; after one inside `Thread.join`, Python 3.11 and
+#: 3.12 consider the thread ended. None of them waits long in the main thread; see `InterruptibleEvent` for long waits.
 _UNINTERRUPTIBLE_MODULES: Final = frozenset(
     {
         "_frozen_importlib",
@@ -54,21 +56,23 @@ _UNINTERRUPTIBLE_MODULES: Final = frozenset(
         "weakref",
     }
 )
-#: Where a file or a lock has been taken, or is being let go, and nobody else knows it yet.
+#: Functions that acquire or release a file or lock which no other code knows yet.
 _UNINTERRUPTIBLE_FUNCTIONS: Final = frozenset({"__enter__", "__exit__", "__del__"})
 
 
 class SignalHandler:
-    """The signals of one run of `main`, in the main thread.
+    """The signals of one run of `main`; it raises the first signal once, in the main thread.
 
-    `settle` is called, in a thread of its own, before a process is
-    ended whose main thread will not do it.
+    Python would raise between any two instructions. So a watcher thread wakes the main thread until it is where an
+    exception is safe. If the main thread cannot handle a second signal, `settle` is called in its own thread and the
+    process ends.
     """
 
     def __init__(self, settle: Callable[[BaseException], object]) -> None:
-        """Begin with none; `begin` makes it listen."""
+        """Do nothing yet; `install` starts to listen."""
         self._on_forced_exit = settle
-        #: Which came, by either thread that saw it; only the first counts.
+        #: The signals received, added by either thread; only the first counts. The kernel does not say which of two
+        #: simultaneous signals was first.
         self._received: list[int] = []
         self._received_at: float | None = None
         self._is_enabled = False
@@ -86,7 +90,7 @@ class SignalHandler:
         try:
             _thread.start_new_thread(self._watch_signals, (reader,))
         except RuntimeError:
-            # There are to be no more threads here: signals go on to do what they did before.
+            # The system allows no more threads: the signals keep their previous effect.
             os.close(reader)
             os.close(writer)
             return
@@ -95,17 +99,17 @@ class SignalHandler:
         _current_handler = self
         self._previous_handlers[_WAKE_SIGNAL] = signal.signal(_WAKE_SIGNAL, self._raise_if_safe)
         for number in TERMINATION_SIGNALS:
-            # Who was started by nohup ignores SIGHUP, and goes on to.
+            # A process started by nohup keeps ignoring SIGHUP.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous_handlers[number] = signal.signal(number, self._handle_signal)
 
     @property
     def first_signal(self) -> int | None:
-        """The number of the one that came first, if one came."""
+        """The number of the first signal received, or None."""
         return self._received[0] if self._received else None
 
     def restore(self) -> None:
-        """Have the signals do what they did before."""
+        """Restore the previous signal handlers."""
         global _current_handler  # noqa: PLW0603 - the process has one set of signals
         self.disable()
         _current_handler = None
@@ -116,35 +120,35 @@ class SignalHandler:
             os.close(self._writer)
 
     def enable(self) -> None:
-        """Let the first signal be raised, from now on or when it comes."""
+        """Raise the first signal from now on, or when it comes."""
         self._is_enabled = True
 
     def disable(self) -> None:
-        """Let nothing be raised any more."""
+        """Raise nothing from now on."""
         self._is_enabled = False
 
     def raise_again(self, error: BaseException | None) -> None:
-        """Raise it again: it came out where Python can raise nothing."""
+        """Allow `error` to be raised again, if it came out where Python cannot raise, such as in `__del__`."""
         if error is not None and error is self._raised:
             self._raised = None
 
     def build_error(self) -> BaseException | None:
-        """Give the exception that the first signal is, if one came."""
+        """Return the exception for the first signal; None without a signal."""
         if self.first_signal is None:
             return None
         return KeyboardInterrupt() if self.first_signal == signal.SIGINT else TerminatedError(128 + self.first_signal)
 
     def finish(self) -> None:
-        """Let nothing be raised any more, since the caller knows how it ended; unless another thread says so already.
+        """Raise nothing from now on: the caller reports how the run ended.
 
-        Then that one ends the process, and this does not return.
+        If the forced exit reports already, that thread ends the process, and this call does not return.
         """
         self.disable()
         while not self._report_lock.acquire(timeout=_EXIT_GRACE):
             pass
 
     def check(self) -> None:
-        """Raise what is to be raised, if it is asked in the main thread: here it is safe."""
+        """Raise a pending exception if called in the main thread; the caller is at a safe point."""
         if threading.get_ident() == self._main_thread and self._is_pending():
             self._raise_error()
 
@@ -170,26 +174,26 @@ class SignalHandler:
     # -- in the watching thread --------------------------------------------------------------------------
 
     def _watch_signals(self, reader: int) -> None:
-        """Read which signals came, until the other end is closed."""
+        """Read the signals from the pipe until its other end is closed."""
         poll = select.poll()
         poll.register(reader, select.POLLIN)
-        next_nudge = 0.0
+        next_wake = 0.0
         while True:
             if poll.poll(self._poll_timeout()):
-                came = os.read(reader, 64)
-                if not came:
+                numbers = os.read(reader, 64)
+                if not numbers:
                     os.close(reader)
                     return
-                for number in came:
+                for number in numbers:
                     if number in TERMINATION_SIGNALS:
                         self._record_signal(number)
-            # The question is a signal as well, and comes back by the pipe.
-            if self._is_pending() and (now := time.monotonic()) >= next_nudge:
-                next_nudge = now + _WAKE_INTERVAL
+            # The wake signal arrives in the pipe too.
+            if self._is_pending() and (now := time.monotonic()) >= next_wake:
+                next_wake = now + _WAKE_INTERVAL
                 signal.pthread_kill(self._main_thread, _WAKE_SIGNAL)
 
     def _poll_timeout(self) -> float | None:
-        """Say for how many milliseconds to wait for another signal."""
+        """Return for how many milliseconds to wait for another signal; None without limit."""
         if self.first_signal is None:
             return None
         return 1000 * (_WAKE_INTERVAL if self._is_pending() else _CHECK_INTERVAL)
@@ -200,7 +204,7 @@ class SignalHandler:
             self._received_at = now
             self._received.append(number)
         elif now - self._received_at >= _FORCED_EXIT_AFTER:
-            # What is to be settled may itself wait for what the main thread holds.
+            # In a separate thread: the cleanup may wait for a lock that the main thread holds.
             _thread.start_new_thread(self._force_exit, ())
             time.sleep(_EXIT_GRACE)
             os._exit(128 + self._received[0])
@@ -213,18 +217,18 @@ class SignalHandler:
 
 
 class InterruptibleEvent(threading.Event):
-    """An event that the main thread can be interrupted in while it waits; in another one `wait` is left whole."""
+    """An event whose `wait` in the main thread a signal can interrupt; other events are not interrupted."""
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is set, or so many seconds have passed; say whether it is set."""
-        until = None if timeout is None else time.monotonic() + timeout
+        """Wait until it is set or `timeout` seconds have passed; return whether it is set."""
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if _current_handler is not None:
                 _current_handler.check()
-            left = _CHECK_INTERVAL if until is None else until - time.monotonic()
-            if super().wait(max(0.0, min(left, _CHECK_INTERVAL))):
+            remaining = _CHECK_INTERVAL if deadline is None else deadline - time.monotonic()
+            if super().wait(max(0.0, min(remaining, _CHECK_INTERVAL))):
                 return True
-            if until is not None and left <= _CHECK_INTERVAL:
+            if deadline is not None and remaining <= _CHECK_INTERVAL:
                 return False
 
 
@@ -232,13 +236,16 @@ _current_handler: SignalHandler | None = None
 
 
 def _is_unsafe_to_interrupt(frame: FrameType | None, *, patient: bool) -> bool:
-    """Say whether what is done now had better be done with first; of the `patient`, whatever is short is waited for."""
+    """Return whether an exception at this frame could break something.
+
+    If `patient`, code that is usually short is not interrupted either.
+    """
     if patient and frame is not None:
-        # Where an error is being handled, something is cleared up.
-        is_between = (
+        # While an error is handled, cleanup runs.
+        acquires_or_releases = (
             frame.f_code.co_name in _UNINTERRUPTIBLE_FUNCTIONS or frame.f_globals.get("__name__") == "contextlib"
         )
-        if is_between or sys.exc_info()[0] is not None:
+        if acquires_or_releases or sys.exc_info()[0] is not None:
             return True
     while frame is not None:
         if frame.f_globals.get("__name__") in _UNINTERRUPTIBLE_MODULES:

@@ -34,11 +34,7 @@ STDIN_HINT: Final = "pipe an archive in, or name a file or directory to read (of
 
 
 def open_stdin(what: str, hint: str, cancelled: threading.Event) -> io.BufferedReader:
-    """Open stdin to read `what` from it until `cancelled` is set; `instead` is what else can be done.
-
-    Raises:
-        UsageError: it is closed, or a terminal.
-    """
+    """Open stdin to read `what` from it until `cancelled` is set; `hint` is for the UsageError if it cannot be read."""
     article = "an" if what[0] in "aeiou" else "a"
     if sys.stdin is None:
         msg = f"{article} {what} is expected on stdin, which is closed"
@@ -50,11 +46,7 @@ def open_stdin(what: str, hint: str, cancelled: threading.Event) -> io.BufferedR
 
 
 def open_stdout() -> io.FileIO:
-    """Open stdout to write an archive to it, unbuffered.
-
-    Raises:
-        UsageError: it is closed, or a terminal.
-    """
+    """Open stdout to write an archive to it, unbuffered; raise UsageError if it is closed or a terminal."""
     if sys.stdout is None:
         msg = "the archive is to go to stdout, which is closed"
         raise UsageError(msg, hint="name a file to write to (of `pull`, that is -o FILE)")
@@ -67,11 +59,7 @@ def open_stdout() -> io.FileIO:
 
 
 def read_password() -> str:
-    """Read a password from stdin, as `docker login --password-stdin` does: all of it, less the line's end.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Return the password on stdin without the line end, as `docker login --password-stdin` does."""
     secret = sys.stdin.read(limits.MAX_ERROR_BODY).rstrip("\r\n") if sys.stdin else ""
     if not secret:
         msg = "no password came on stdin"
@@ -80,39 +68,34 @@ def read_password() -> str:
 
 
 def read_password_file(path: str, option: str) -> str:
-    """Read a password from a file: all of it, less the line's end. `option` names the file.
-
-    Raises:
-        NotFoundError, LocalDiskError: the file does not exist, or cannot be read.
-        UsageError: it is empty or too long, or the path is `-`.
-    """
+    """Return the password in a file without the line end; `option` names the file in errors."""
     if path == "-":
         msg = f"{option} - is not a file"
         raise UsageError(msg, hint=f"read the password from stdin with {option.removesuffix('file')}stdin")
-    what = f"{option} {printable(path, 1024)}"
-    with disk_errors(what), open(path, "rb") as file:  # noqa: PTH123 - a Path refuses names that are too long
+    description = f"{option} {printable(path, 1024)}"
+    with disk_errors(description), open(path, "rb") as file:  # noqa: PTH123 - a Path refuses names that are too long
         raw = file.read(limits.MAX_ERROR_BODY + 1)
     if len(raw) > limits.MAX_ERROR_BODY:
-        msg = f"{what} has more than {limits.MAX_ERROR_BODY} bytes, which is not a password"
+        msg = f"{description} has more than {limits.MAX_ERROR_BODY} bytes, which is not a password"
         raise UsageError(msg)
     # Passwords need not be UTF-8: the bytes are sent as they are.
     secret = raw.decode(errors="surrogateescape").rstrip("\r\n")
     if not secret:
-        msg = f"{what} is empty"
+        msg = f"{description} is empty"
         raise UsageError(msg, hint="write the password into it, and nothing else")
     return secret
 
 
 def result_on_stdout_error(result: str) -> UsageError:
-    """Say that --result is where the results are."""
+    """Return the error for a --result that is stdout."""
     hint = "name a file: stdout has the archive, or a line for each image, and nothing else"
     return UsageError(f"--result {printable(result)} is stdout", hint=hint)
 
 
 def resolve_stdout(location: Location) -> Location:
-    """Give `-` for a path that leads to our own stdout, such as `/dev/stdout`; any other end as it is.
+    """Return a stream location for a path that leads to our own stdout, such as `/dev/stdout`, else `location`.
 
-    What is printed beside an archive would get into it, and a file cannot be replaced that is being written to.
+    Printed lines would mix with the archive, and a file that is open as stdout cannot be replaced.
     """
     if location.path is None or location.kind == "oci":
         return location
@@ -125,10 +108,10 @@ def _is_stdout(path: Path) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
     except OSError:
-        # It is not there, or stdout is no file. What is wrong with it is found out where it is opened.
+        # The path does not exist, or stdout is not a file. The error is reported where the path is opened.
         return False
 
 
 def is_visible_on_stdout(path: Path) -> bool:
-    """Say whether what is written to a path would stand between what is printed: not so where all of it vanishes."""
+    """Return whether writing to a path would mix with printed lines; not if the output is discarded (/dev/null)."""
     return _is_stdout(path) and (not path.is_char_device() or sys.stdout.isatty())

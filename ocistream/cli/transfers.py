@@ -69,20 +69,20 @@ def run_transfer(
     omission_rule: OmissionRule | None = None,
     is_remote: bool = False,
 ) -> None:
-    """Move images, then print and write what was done.
+    """Copy images, then print and write the results.
 
-    `label` names a root in the results. `of` is where the images come from, and `to` is where they go, if those are no
-    registries. Where `to` is stdout, the archive is there, and no result lines are printed. `leave_out` says which
-    blobs the archive is to be without. With `is_far` an archive is sent to where `to` is, and nothing is made of it.
+    `label` names a root in the results. `source_location` is where the images come from and `destination_location`
+    where they go; None for registries. If the destination is stdout, no result lines are printed. `omission_rule`
+    selects the blobs to omit. With `is_remote` the images go as an OCI archive to a remote ocistream, which writes the
+    destination; --compress does not apply.
 
-    Raises:
-        OcistreamError: it failed, and nothing is visible at the destination.
+    Raise an OcistreamError if the transfer fails; then nothing is visible at the destination.
     """
     result = context.options["result"]
     into_docker_archive = destination_location is not None and destination_location.kind == "docker-archive"
 
     def announced(graph: Graph) -> Graph:
-        # The source's graph, before anything of it moves.
+        # The source's graph, before any blob moves.
         report_selected_platforms(graph.roots, source, into_docker_archive=into_docker_archive)
         return rename(graph) if rename is not None else graph
 
@@ -90,11 +90,11 @@ def run_transfer(
     if result is not None:
         check_result_writable(result)
     with contextlib.ExitStack() as stack:
-        source, sink = open_locations()
+        source, destination = open_locations()
         stack.callback(source.close)
-        stack.callback(sink.close)
-        # Blobs are excluded by their digests, and what a layer becomes has another one.
-        may_be_bare = _can_have_plain_layers(source_location, source) and (omission_rule is None or is_remote)
+        stack.callback(destination.close)
+        # Blobs are omitted by digest, and a recompressed layer has another digest.
+        may_have_plain_layers = _can_have_plain_layers(source_location, source) and (omission_rule is None or is_remote)
         with (
             add_missing_blobs_hint(context.console, source_location, destination_location),
             add_image_id_hint(source_location, source),
@@ -103,7 +103,7 @@ def run_transfer(
         ):
             report = transfer.copy(
                 source,
-                sink,
+                destination,
                 observer,
                 jobs=context.jobs,
                 ahead=context.prefetch_memory,
@@ -111,12 +111,14 @@ def run_transfer(
                 rename=announced,
                 leave_out=omission_rule,
                 recompression=recompression,
-                bare_layers=context.recompression(default="gzip") if may_be_bare else None,
+                bare_layers=context.recompression(default="gzip") if may_have_plain_layers else None,
             )
     results = build_results(report, label, destination_location)
     if result is not None:
-        used = context.upload_strategy.methods_used
-        write_result(result, report, results, retried=context.retry_count, upload=used, cached=context.cached_sizes)
+        methods_used = context.upload_strategy.methods_used
+        write_result(
+            result, report, results, retried=context.retry_count, upload=methods_used, cached=context.cached_sizes
+        )
     printed = destination_location is None or not destination_location.is_stream
     if printed:
         print_results(results)
@@ -127,7 +129,7 @@ def run_transfer(
         destination_location is None or destination_location.kind != "docker-archive"
     ):
         is_saved = getattr(source, "is_docker_save", False)
-        report_recompressed(context.console, report, is_saved=is_saved, excludes=not may_be_bare)
+        report_recompressed(context.console, report, is_saved=is_saved, excludes=not may_have_plain_layers)
     report_omitted(context.console, report)
     report_skipped_referrers(context.console, report.graph.skipped_referrers)
     _report_unused_entries(context.console, source)
@@ -137,7 +139,7 @@ def run_transfer(
 
 
 def _can_have_plain_layers(source_location: Location | None, source: Source) -> bool:
-    """Return whether `docker save` may have written the source, or one of several archives: a registry it is not."""
+    """Return whether `docker save` may have written the source, or one of several archives."""
     return hasattr(source, "inputs") or (
         source_location is not None
         and source_location.kind not in {"docker", "oci"}
@@ -147,11 +149,11 @@ def _can_have_plain_layers(source_location: Location | None, source: Source) -> 
 
 @contextlib.contextmanager
 def _add_path_hint(source_location: Location | None) -> Iterator[None]:
-    """Say of a blob that is wrong in which file or directory it is, and what can be done about that."""
+    """Add to the error about a damaged blob which file or directory has it, and how to find all of them."""
     try:
         yield
     except IntegrityError as error:
-        # The other errors of that kind are about an image that is another than was asked for.
+        # Other errors of this class are about an image that differs from the requested one.
         if (
             source_location is not None
             and source_location.path is not None
@@ -169,10 +171,9 @@ def _is_blob_error(error: IntegrityError) -> bool:
 
 
 def parse_mount_sources(texts: Sequence[str], registry: str | None) -> tuple[str, ...]:
-    """Read --mount-from, each `REPO` or `HOST/REPO`; `registry` is the one that is written to, or None.
+    """Return the repositories of --mount-from, each `REPO` or `HOST/REPO` in `registry`.
 
-    Raises:
-        UsageError: it is malformed, of another registry, or no registry is written to at all.
+    `registry` is the destination's registry; None if the destination is not a registry.
     """
     if texts and registry is None:
         msg = "--mount-from is for what goes to a registry"
@@ -183,7 +184,7 @@ def parse_mount_sources(texts: Sequence[str], registry: str | None) -> tuple[str
 def _parse_mount_source(text: str, registry: str) -> str:
     first, slash, rest = text.partition("/")
     if slash and first and (first == registry or {".", ":"} & set(first) or first == "localhost"):
-        # As in an image's name: what looks like a host is one.
+        # As in an image name: a first part that looks like a host is a host.
         if parse_registry(first) != registry:
             msg = f"--mount-from {printable(text)} is not in {registry}: blobs are mounted within one registry"
             raise UsageError(
@@ -197,37 +198,33 @@ def _parse_mount_source(text: str, registry: str) -> str:
 
 
 def _report_unused_entries(console: Console, source: Source) -> None:
-    """Say which entries of an archive were not used: names that no image archive has, and files of others with -v."""
-    for one in getattr(source, "inputs", [source]):
-        contents: ArchiveContents | None = getattr(one, "contents", None)
+    """Print which entries of an archive were not used: illegal names, and with -v files of other tools."""
+    for archive in getattr(source, "inputs", [source]):
+        contents: ArchiveContents | None = getattr(archive, "contents", None)
         if contents is None or contents.index_json is None or contents.is_docker_archive:
             continue
         if contents.illegal_count:
             entries = format_count(contents.illegal_count, "entry", "entries")
             console.info(f"not used: {entries} of the archive, such as {printable(contents.first_illegal_name)!r}")
-        if (others := contents.foreign_count - contents.illegal_count) > 0:
-            console.info(f"not used: {format_count(others, 'other file')} of the archive", level=1)
+        if (unused_count := contents.foreign_count - contents.illegal_count) > 0:
+            console.info(f"not used: {format_count(unused_count, 'other file')} of the archive", level=1)
 
 
 def _warn_unnamed_images(console: Console, graph: Graph) -> None:
-    """Say which images of a docker-archive Docker will have no name for: that they have one here says nothing."""
+    """Print which images of a docker-archive get no name in Docker, although they have one here."""
     named = {root.descriptor.digest for root in graph.roots if root.name and docker_tag(root.name)}
     for root in graph.roots:
         if root.descriptor.digest not in named:
             named.add(root.descriptor.digest)
-            what = printable(root.name) if root.name else root.descriptor.digest
+            description = printable(root.name) if root.name else root.descriptor.digest
             console.info(
-                f"{what} is no name for Docker, which will show the image as <none>; "
+                f"{description} is no name for Docker, which will show the image as <none>; "
                 "give it one as in docker-archive:FILE:NAME"
             )
 
 
 def _choose_recompression(context: CommandContext, destination_location: Location | None) -> Recompression | None:
-    """Give what is asked for; a docker-archive has plain layers, whatever they were.
-
-    Raises:
-        UsageError: it is asked for with compressed ones.
-    """
+    """Return what --compress selects; the layers of a docker-archive are always uncompressed."""
     if destination_location is None or destination_location.kind != "docker-archive":
         return context.recompression()
     if context.options["compress"] not in {None, "none"}:
@@ -237,13 +234,10 @@ def _choose_recompression(context: CommandContext, destination_location: Locatio
 
 
 def build_rename(location: Location) -> Callable[[Graph], Graph]:
-    """Give the way to call a graph's root as the destination is called; that there is only one is seen to before.
+    """Return the function that gives the graph's only root the destination's name.
 
-    What it gives raises IntegrityError where the name has a digest, and the image another.
-
-    Raises:
-        InvalidNameError: it has blanks or control characters; or a docker-archive's images have names such as `app:1`,
-            and this is none.
+    The caller has checked that there is one root. The function raises IntegrityError if the name has the digest of
+    another image.
     """
     name = location.name
     if name is not None and not is_printable_name(name):
@@ -262,28 +256,28 @@ def build_rename(location: Location) -> Callable[[Graph], Graph]:
         if is_digest(digest) and digest != root.descriptor.digest:
             msg = f"{printable(name or '')} was asked for, the image is {root.descriptor.digest}"
             raise IntegrityError(msg)
-        # What it was called where it comes from may be asked for again.
+        # Keep the name at the source: hints may need it.
         return replace(graph, roots=(replace(root, name=name, origin=root.origin or root.name or ""),))
 
     return rename
 
 
 def require_distinct_targets(target: Callable[[Root], Reference], select: ImageSelector) -> ImageSelector:
-    """Make sure that of the images that `select` chooses no two go to one place: the second would replace the first.
+    """Return `select` with a check that no two images get the same target: the second would replace the first.
 
-    What it gives raises UsageError where they do.
+    The selection raises UsageError if two do.
     """
 
     def chosen(roots: Sequence[Root]) -> Sequence[Root]:
-        found = select(roots)
-        places: dict[Reference, Root] = {}
-        for root in found:
-            place = target(root)
-            if places.setdefault(place, root).descriptor.digest != root.descriptor.digest:
-                both = f"{printable(places[place].name or '')} and {printable(root.name or '')}"
-                msg = f"{both} would both become {place.name}"
+        selected = select(roots)
+        roots_by_target: dict[Reference, Root] = {}
+        for root in selected:
+            reference = target(root)
+            if roots_by_target.setdefault(reference, root).descriptor.digest != root.descriptor.digest:
+                both = f"{printable(roots_by_target[reference].name or '')} and {printable(root.name or '')}"
+                msg = f"{both} would both become {reference.name}"
                 raise UsageError(msg, hint="push one of them with `ocistream push HOST/REPOSITORY:TAG --image NAME`")
-        return found
+        return selected
 
     return chosen
 
@@ -313,7 +307,7 @@ def select_tagged(choose: Callable[[Sequence[str]], Sequence[str]]) -> ImageSele
 
 
 def build_tag_target(repository: Reference) -> Callable[[Root], Reference]:
-    """Give the way to name images within one repository: each keeps its tag."""
+    """Return the function that names images within one repository: each keeps its tag."""
 
     def target(root: Root) -> Reference:
         return Reference(repository.registry, repository.repository, tag_of(root.name))

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["COMPLETION_VARIABLE", "complete_commands", "completion", "mark_path_parameters", "print_completions"]
 
-#: As click has it for a program of this name.
+#: The variable that click uses for a program of this name.
 COMPLETION_VARIABLE: Final = "_OCISTREAM_COMPLETE"
 _PROGRAM: Final = "ocistream"
-#: How zsh and fish look for files: such as begin with all of the word, of which `--option=` is no file's beginning.
+#: Replacements in the scripts of zsh and fish: these complete file names from the whole word, but a file name does not
+#: begin with `--option=`.
 _FILE_COMPLETION_FIXES: Final = {
     "_path_files": """[[ "$PREFIX" == --*=* ]] && compset -P 1 '*='; _path_files""",
     "__fish_complete_path $metadata[2]": (
@@ -24,7 +25,7 @@ _FILE_COMPLETION_FIXES: Final = {
     ),
 }
 _SHELLS: Final = ("bash", "zsh", "fish")
-#: What of a metavar says that a file or directory may stand there. (END, SRC and DST may be images as well.)
+#: Parts of a metavar that mean a file or directory. (END, SRC and DST may be images too.)
 _PATH_METAVARS: Final = ("DIR", "DST", "END", "FILE", "PATH", "SRC")
 
 
@@ -40,39 +41,39 @@ def completion(shell: str) -> None:
     ocistream completion zsh > ~/.zsh/completions/_ocistream     # a directory of fpath, before compinit
     ocistream completion fish > ~/.config/fish/completions/ocistream.fish
     """
-    kind = get_completion_class(shell)
-    assert kind is not None, shell  # noqa: S101 - click has these three
-    # Not its `source`, which first runs a bash to see its version.
-    script = kind(click.Group(), {}, _PROGRAM, COMPLETION_VARIABLE)
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None, shell  # noqa: S101 - click has these three
+    # Not `source()`, which first runs bash to check its version.
+    script = completion_class(click.Group(), {}, _PROGRAM, COMPLETION_VARIABLE)
     text = script.source_template % script.source_vars()
-    for theirs, ours in _FILE_COMPLETION_FIXES.items():
-        text = text.replace(theirs, ours)
+    for original, replacement in _FILE_COMPLETION_FIXES.items():
+        text = text.replace(original, replacement)
     click.echo(text)
 
 
 def print_completions(group: click.Group, instruction: str) -> int:
-    """Answer a shell's script, which has put what is typed into the environment. Gives the exit code.
+    """Answer a completion script, which passes the typed words in the environment; return the exit code.
 
-    As click does it, but for `--option=value`: bash hands that over in three words and takes the last one back, the
-    others in one, in the place of which they put what is answered.
+    As click does it, but for `--option=value`. bash passes that as three words and replaces only the last one. zsh and
+    fish pass one word and replace all of it.
     """
-    shell, _, what = instruction.partition("_")
-    kind = get_completion_class(shell)
-    if kind is None or what != "complete":
+    shell, _, action = instruction.partition("_")
+    completion_class = get_completion_class(shell)
+    if completion_class is None or action != "complete":
         return 1
-    script = kind(group, {}, _PROGRAM, COMPLETION_VARIABLE)
+    script = completion_class(group, {}, _PROGRAM, COMPLETION_VARIABLE)
     words, word = _join_option_value(*script.get_completion_args())
     option, equals, _ = word.partition("=")
-    before = f"{option}=" if shell != "bash" and equals and option.startswith("--") else ""
+    prefix = f"{option}=" if shell != "bash" and equals and option.startswith("--") else ""
     items = script.get_completions(words, word)
     for item in items:
-        item.value = before + item.value
+        item.value = prefix + item.value
     click.echo("\n".join(map(script.format_completion, items)))
     return 0
 
 
 def _join_option_value(words: list[str], word: str) -> tuple[list[str], str]:
-    """Put `--option`, `=` and the beginning of its value together."""
+    """Join `--option`, `=` and the beginning of its value, which bash passes as separate words."""
     if word == "=" and words and words[-1].startswith("--"):
         return words[:-1], f"{words[-1]}="
     if len(words) > 1 and words[-1] == "=" and words[-2].startswith("--"):
@@ -80,13 +81,19 @@ def _join_option_value(words: list[str], word: str) -> tuple[list[str], str]:
     return words, word
 
 
-def complete_commands(table: Iterable[tuple[str, str]], beginning: str) -> list[CompletionItem[str]]:
-    """Give those of the commands (name and line) that begin so."""
-    return [CompletionItem(name, help=line) for name, line in table if name.startswith(beginning)]
+def complete_commands(table: Iterable[tuple[str, str]], prefix: str) -> list[CompletionItem[str]]:
+    """Return the commands of the table (name and help line) that begin with `beginning`.
+
+    click would import every command to list them.
+    """
+    return [CompletionItem(name, help=help_line) for name, help_line in table if name.startswith(prefix)]
 
 
 def mark_path_parameters(command: click.Command) -> None:
-    """Say of a command's parameters where files may stand: to us they are text, since they may be other things too."""
+    """Mark the parameters of a command that accept files, so that the shell completes file names.
+
+    They are plain text to us, since they may be image names too.
+    """
     for parameter in command.params:
         metavar = parameter.metavar or ""
         if parameter.type is click.STRING and any(word in metavar for word in _PATH_METAVARS):

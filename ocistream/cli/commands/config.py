@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from ocistream.registry.configuration import HostRule, RegistryNamespace
 
 _BUILT_IN: Final = "built in"
-#: What `config` is about: itself apart.
 _NUMBER_TYPES: Final = (type(click.INT), type(click.FLOAT))
 _CONFIGURABLE_COMMANDS: Final = tuple(name for name in COMMANDS if name != "config")
 
@@ -70,24 +69,19 @@ def config(
         raise UsageError(msg, hint=f"there are: {', '.join(_CONFIGURABLE_COMMANDS)}")
     table = read_configuration_file(None if config is None else str(config), os.environ)
     warn_unused_variables(console, os.environ, find_credential_variables(table))
-    shown = _SettingsView(table, of)
-    click.echo(json.dumps(shown.document(), indent=2) if as_json else "\n".join(shown.lines()))
+    view = _SettingsView(table, of)
+    click.echo(json.dumps(view.document(), indent=2) if as_json else "\n".join(view.lines()))
 
 
-def _check_file(console: Console, of: str | None, named: str | None) -> None:
-    """Check a file, all of it.
-
-    Raises:
-        UsageError: something in it is wrong.
-        NotFoundError: it is not there.
-    """
-    if of is not None and named is not None:
+def _check_file(console: Console, of: str | None, config_option: str | None) -> None:
+    """Check a complete configuration file; raise UsageError for the first error."""
+    if of is not None and config_option is not None:
         msg = "the file is named twice, by FILE and by --config"
         raise UsageError(msg)
     if of is not None and not paths.exists(of):
         msg = f"{printable(of)}: no such file"
         raise NotFoundError(msg)
-    table = read_configuration_file(named if of is None else of, os.environ)
+    table = read_configuration_file(config_option if of is None else of, os.environ)
     warn_unused_variables(console, os.environ, find_credential_variables(table))
     if table is None:
         console.info("there is no configuration file")
@@ -100,7 +94,7 @@ def _check_file(console: Console, of: str | None, named: str | None) -> None:
 
 
 class _SettingsView:
-    """What is set: by one file, by containers' files and by the environment; for all commands, or for one."""
+    """The settings by our file, by containers' files and by the environment; for all commands, or for one."""
 
     def __init__(self, table: TomlTable | None, command: str | None) -> None:
         from ocistream.auth.credentials import Keychain
@@ -120,7 +114,7 @@ class _SettingsView:
         )
 
     def document(self) -> dict[str, Any]:
-        """Give all of it as JSON has it."""
+        """Return the settings as a JSON document."""
         return {
             "file": self._file_name or None,
             "defaults": self._default_tables(),
@@ -141,7 +135,7 @@ class _SettingsView:
         }
 
     def lines(self) -> Iterator[str]:
-        """Give all of it as a configuration file."""
+        """Return the settings as lines of a configuration file."""
         yield f"# file: {_short_path(self._file_name)}" if self._file_name else "# there is no configuration file"
         for table, settings in self._default_tables().items():
             yield ""
@@ -158,8 +152,8 @@ class _SettingsView:
             yield f"[registry.{_format_toml(host)}]"
             for key, value in self._host_settings(host).items():
                 yield f"{key} = {_format_toml(value)}   # file {_short_path(self._file_name)}"
-            if (folder := self._certificate_folder(host)) is not None:
-                yield f"# certificates: {_short_path(folder)}"
+            if (directory := self._certificate_folder(host)) is not None:
+                yield f"# certificates: {_short_path(directory)}"
             sources = self._keychain.sources(host)
             yield f"# credentials: {printable(', else '.join(sources), 1024) or 'none'}"
         for namespace in self._namespaces:
@@ -169,17 +163,18 @@ class _SettingsView:
                 yield f"#   {key} = {_format_toml(value)}"
 
     def _default_tables(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Give the tables of defaults, each with its options, their values, and where these come from."""
+        """Return the tables of defaults, each with its options, their values and origins."""
         if self._command is not None:
             return {f"defaults.{self._command}": self._command_settings(self._command)}
         shared: dict[str, dict[str, Any]] = {}
         others: dict[str, dict[str, dict[str, Any]]] = {}
         for name in self._commands:
             for key, setting in self._command_settings(name).items():
-                own = setting["origin"] == "file" and setting["where"].endswith(f"[defaults.{name}]")
-                before = shared.get(key, setting)
-                # What is said of one command, or is built in otherwise there, is no default of all.
-                if own or before != setting:
+                is_own = setting["origin"] == "file" and setting["where"].endswith(f"[defaults.{name}]")
+                shared_setting = shared.get(key, setting)
+                # A value for one command only, or with another built-in default there, is not a default of all
+                # commands.
+                if is_own or shared_setting != setting:
                     others.setdefault(f"defaults.{name}", {})[key] = setting
                 else:
                     shared[key] = setting
@@ -187,26 +182,26 @@ class _SettingsView:
 
     def _command_settings(self, name: str) -> dict[str, dict[str, Any]]:
         command = self._commands[name]
-        set_here = read_settings(name, command, self._table, os.environ)
-        found: dict[str, dict[str, Any]] = {}
+        settings = read_settings(name, command, self._table, os.environ)
+        result: dict[str, dict[str, Any]] = {}
         for key, option in configurable_options(command).items():
-            if (setting := set_here.get(key)) is not None:
+            if (setting := settings.get(key)) is not None:
                 value = _convert_number(setting.value) if isinstance(option.type, _NUMBER_TYPES) else setting.value
-                found[key] = {"value": value, "origin": setting.origin, "where": setting.where}
+                result[key] = {"value": value, "origin": setting.origin, "where": setting.where}
             else:
                 value = option.to_info_dict()["default"]
-                found[key] = {"value": value or None if option.multiple else value, "origin": _BUILT_IN, "where": None}
-        return found
+                result[key] = {"value": value or None if option.multiple else value, "origin": _BUILT_IN, "where": None}
+        return result
 
     def _registry_hosts(self) -> list[str]:
-        """List the registries of which something is said by name: in our file, in containers', or by a folder."""
-        found = dict.fromkeys(self._rules)
+        """List the registries that our file, containers' files or a directory of certificates names."""
+        hosts = dict.fromkeys(self._rules)
         for namespace in self._namespaces:
-            found[namespace.prefix.partition("/")[0]] = None
-        for folder in self._folders:
-            if os.access(folder, os.R_OK | os.X_OK):
-                found |= dict.fromkeys(sorted(path.name for path in folder.iterdir() if paths.is_directory(path)))
-        return list(filter(_is_registry, found))
+            hosts[namespace.prefix.partition("/")[0]] = None
+        for directory in self._folders:
+            if os.access(directory, os.R_OK | os.X_OK):
+                hosts |= dict.fromkeys(sorted(path.name for path in directory.iterdir() if paths.is_directory(path)))
+        return list(filter(_is_registry, hosts))
 
     def _host_rule(self, host: str) -> HostRule:
         from ocistream.registry.configuration import HostRule
@@ -214,11 +209,11 @@ class _SettingsView:
         return self._rules.get(host) or HostRule()
 
     def _host_settings(self, host: str) -> dict[str, Any]:
-        """Give what our file says of a host, with its paths as they are meant."""
+        """Return the settings of a host in our file, with absolute paths."""
         if self._table is None or host not in self._rules:
             return {}
-        written = self._table.table("registry").values
-        values = dict(next(values for key, values in written.items() if parse_registry(key.lower()) == host))
+        tables = self._table.table("registry").values
+        values = dict(next(values for key, values in tables.items() if parse_registry(key.lower()) == host))
         rule = self._rules[host]
         for certificate, key in rule.settings.client_certificates:
             values["client-cert"] = certificate
@@ -233,12 +228,12 @@ class _SettingsView:
     def _certificate_folder(self, host: str) -> str | None:
         from ocistream.config.certs_d import find_certs_directory
 
-        folder = find_certs_directory(host, self._folders)
-        return None if folder is None else str(folder)
+        directory = find_certs_directory(host, self._folders)
+        return None if directory is None else str(directory)
 
 
 def _is_registry(name: str) -> bool:
-    """Say whether a name is one: `*.DOMAIN` is not, nor are all folders."""
+    """Return whether a name is a registry: `*.DOMAIN` is not, nor is every directory."""
     try:
         return parse_registry(name.lower()) == name
     except InvalidNameError:
@@ -246,16 +241,16 @@ def _is_registry(name: str) -> bool:
 
 
 def _convert_number(value: object) -> object:
-    """Give a number that was found to be one as it is written in TOML."""
+    """Return a checked value as a number, if it is the text of one."""
     if not isinstance(value, str):
         return value
     return int(value) if value.isdigit() else float(value)
 
 
 def _short_path(where: str) -> str:
-    """Give a file's name for a comment, in the home directory by its short name."""
-    own = f"{home_directory()}/"
-    return printable(f"~/{where.removeprefix(own)}" if own != "//" and where.startswith(own) else where, 1024)
+    """Return a path for a comment, with `~` for the home directory."""
+    home = f"{home_directory()}/"
+    return printable(f"~/{where.removeprefix(home)}" if home != "//" and where.startswith(home) else where, 1024)
 
 
 def _namespace_json(namespace: RegistryNamespace) -> dict[str, Any]:
@@ -263,18 +258,18 @@ def _namespace_json(namespace: RegistryNamespace) -> dict[str, Any]:
         {"location": mirror.location, "pull": mirror.pull_mode, "insecure": bool(mirror.insecure)}
         for mirror in namespace.mirrors
     ]
-    said = {
+    values = {
         "prefix": namespace.prefix,
         "location": namespace.location,
         "blocked": namespace.blocked,
         "insecure": namespace.insecure,
         "mirrors": mirrors,
     }
-    return {key: value for key, value in said.items() if value}
+    return {key: value for key, value in values.items() if value}
 
 
 def _format_toml(value: object) -> str:
-    """Write a value as TOML has it, in one line and with nothing in it that drives a terminal."""
+    """Return a value as TOML on one line, without characters that control a terminal."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
@@ -289,5 +284,5 @@ def _escape_toml(character: str) -> str:
         return f"\\{character}"
     if character.isprintable():
         return character
-    # Bytes that are no text have no escape.
+    # Bytes that are not UTF-8 have no escape in TOML.
     return "\\ufffd" if "\ud800" <= character <= "\udfff" else f"\\U{ord(character):08x}"

@@ -107,57 +107,70 @@ def copy(
     if via is not None:
         _copy_via(context, source, destination, platforms, (via, via_program), many=all_tags or bool(globs))
         return
-    src, dst = parse_location_argument(source), resolve_stdout(parse_location_argument(destination))
-    context.check_result_path(src, dst)
-    split = check_split_size(context, dst)
-    _check_sides(context, src, dst)
-    mount_from = parse_mount_sources(context.options["mount_from"], dst.reference.registry if dst.reference else None)
-    # A docker-archive has one image a name.
-    default = default_platform() if dst.kind == "docker-archive" else None
+    source_location, destination_location = (
+        parse_location_argument(source),
+        resolve_stdout(parse_location_argument(destination)),
+    )
+    context.check_result_path(source_location, destination_location)
+    split = check_split_size(context, destination_location)
+    _check_sides(context, source_location, destination_location)
+    mount_from = parse_mount_sources(
+        context.options["mount_from"],
+        destination_location.reference.registry if destination_location.reference else None,
+    )
+    # A docker-archive has one image per name.
+    default = default_platform() if destination_location.kind == "docker-archive" else None
     choice = parse_platform_choice(platforms, default)
-    want = Selection(
+    selection = Selection(
         select_single_image, choice, int(context.options["max_ratio"]), referrers=choose_referrers_mode(context)
     )
-    leaving = build_omission_rule(context, choice, dst, src=src)
+    omission_rule = build_omission_rule(context, choice, destination_location, source_location=source_location)
     target: Callable[[Root], Reference] | None = None
     if all_tags or globs:
-        _check_repositories(src, dst)
+        _check_repositories(source_location, destination_location)
         choose = glob_filter(globs)
-        select = select_tagged(choose) if globs else select_all_by_tag(choose, _untagged_hint(src, dst))
-        if dst.reference is not None:
-            target = build_tag_target(dst.reference)
+        select = (
+            select_tagged(choose)
+            if globs
+            else select_all_by_tag(choose, _untagged_hint(source_location, destination_location))
+        )
+        if destination_location.reference is not None:
+            target = build_tag_target(destination_location.reference)
             select = require_distinct_targets(target, select)
-        want = replace(want, select=select, tags=choose)
-    elif dst.kind != "docker" and dst.name is None:
-        want = replace(want, select=select_existing_images)
+        selection = replace(selection, select=select, tags=choose)
+    elif destination_location.kind != "docker" and destination_location.name is None:
+        selection = replace(selection, select=select_existing_images)
 
     def open_ends() -> tuple[Source, Destination]:
-        context.check_push(dst.reference)
-        opened = open_source(src, context.build_open_context("SRC", registries=named_registries(src)), want)
+        context.check_push(destination_location.reference)
+        opened_source = open_source(
+            source_location, context.build_open_context("SRC", registries=named_registries(source_location)), selection
+        )
         try:
-            around = context.build_open_context("DEST", registries=named_registries(dst))
-            return opened, open_destination(
-                dst, replace(around, mount_from=mount_from, find_reference=target, volume_size=split)
+            open_context = context.build_open_context("DEST", registries=named_registries(destination_location))
+            return opened_source, open_destination(
+                destination_location,
+                replace(open_context, mount_from=mount_from, find_reference=target, volume_size=split),
             )
         except BaseException:
-            opened.close()
+            opened_source.close()
             raise
 
     def label(root: Root) -> str:
         if target is not None:
             return target(root).name
-        if dst.reference is not None:
-            return dst.reference.name
-        return root.name or root.origin or src.text
+        if destination_location.reference is not None:
+            return destination_location.reference.name
+        return root.name or root.origin or source_location.text
 
     run_transfer(
         context,
         open_ends,
         label,
-        source_location=src,
-        destination_location=dst,
-        rename=build_rename(dst) if dst.name else None,
-        omission_rule=leaving,
+        source_location=source_location,
+        destination_location=destination_location,
+        rename=build_rename(destination_location) if destination_location.name else None,
+        omission_rule=omission_rule,
     )
 
 
@@ -178,81 +191,76 @@ def _copy_via(
         raise UsageError(msg, hint="copy the images one by one")
     check_shell_safe(destination)
     options_for_side(context.options, "SRC")
-    src, dst = parse_location_argument(source), parse_location_argument(destination)
-    context.check_result_path(src)
-    if src.reference is None and (message := describe_unused_side_options("src")):
+    source_location, destination_location = parse_location_argument(source), parse_location_argument(destination)
+    context.check_result_path(source_location)
+    if source_location.reference is None and (message := describe_unused_side_options("src")):
         context.console.info(message)
-    select = select_single_image if dst.kind == "docker" or dst.name is not None else select_existing_images
+    select = (
+        select_single_image
+        if destination_location.kind == "docker" or destination_location.name is not None
+        else select_existing_images
+    )
     choice = parse_platform_choice(platforms, None)
-    want = Selection(select, choice, int(context.options["max_ratio"]), referrers=choose_referrers_mode(context))
-    copy_via(context, src, destination, want, via)
+    selection = Selection(select, choice, int(context.options["max_ratio"]), referrers=choose_referrers_mode(context))
+    copy_via(context, source_location, destination, selection, via)
 
 
-def _check_sides(context: CommandContext, src: Location, dst: Location) -> None:
-    """Refuse options of one side that contradict each other, and one credential that would be for two registries.
-
-    Raises:
-        UsageError: there are such.
-    """
+def _check_sides(context: CommandContext, source_location: Location, destination_location: Location) -> None:
+    """Raise UsageError if options of one side contradict each other, or a credential could be for two registries."""
     for side in ("SRC", "DEST"):
         options_for_side(context.options, side)
-    _check_queried_registries(context, src, dst)
-    registries = {"src": set(named_registries(src))}
-    registries["dest"] = {*named_registries(dst), *(find_queried_registries(context) - registries["src"])}
+    _check_queried_registries(context, source_location, destination_location)
+    registries = {"src": set(named_registries(source_location))}
+    registries["dest"] = {
+        *named_registries(destination_location),
+        *(find_queried_registries(context) - registries["src"]),
+    }
     shared: set[str] = set()
-    for side, those in registries.items():
-        if not those and (message := describe_unused_side_options(side)):
+    for side, side_registries in registries.items():
+        if not side_registries and (message := describe_unused_side_options(side)):
             context.console.info(message)
         if not has_credential(context.options, side):
-            shared |= those
+            shared |= side_registries
     context.check_credentials(shared)
 
 
-def _check_queried_registries(context: CommandContext, *ends: Location) -> None:
-    """Refuse a destination's user name where several registries are asked what they have, which it would be for.
-
-    Raises:
-        UsageError: there are several.
-    """
+def _check_queried_registries(context: CommandContext, *locations: Location) -> None:
+    """Raise UsageError if the destination's user name could be for several registries that are queried."""
     is_given = context.options.get("dest_username") is not None or bool(os.environ.get("OCISTREAM_DEST_USERNAME"))
-    registries = find_queried_registries(context) - {end.reference.registry for end in ends if end.reference}
+    registries = find_queried_registries(context) - {
+        location.reference.registry for location in locations if location.reference
+    }
     if is_given and len(registries) > 1:
         msg = f"the destination's user name cannot be for {' and '.join(sorted(registries))} at once"
         raise UsageError(msg, hint="use `ocistream login` for each")
 
 
-def _check_repositories(src: Location, dst: Location) -> None:
-    """Make sure that neither end of a copy of many images names one of them.
-
-    Raises:
-        UsageError: one does.
-    """
-    for end in (src, dst):
-        if end.name is not None or (end.reference is not None and not end.is_repository):
-            msg = f"{printable(end.text)} is one image, and many are to be copied"
+def _check_repositories(source_location: Location, destination_location: Location) -> None:
+    """Raise UsageError if a location of a copy of many images names a single image."""
+    for location in (source_location, destination_location):
+        if location.name is not None or (location.reference is not None and not location.is_repository):
+            msg = f"{printable(location.text)} is one image, and many are to be copied"
             raise UsageError(msg, hint="leave the tag, digest or name away, or --all-tags and --tags")
 
 
-def _untagged_hint(src: Location, dst: Location) -> str:
-    """Say what to do with images that have no tag."""
-    if dst.reference is None:
+def _untagged_hint(source_location: Location, destination_location: Location) -> str:
+    """Return how to copy images that have no tag."""
+    if destination_location.reference is None:
         return "leave --all-tags away: without it all images are copied, whatever their names are"
-    kind = "oci" if is_directory(src) else "oci-archive"
-    source = printable(src.text if src.kind != "path" else f"{kind}:{src.text}")
-    return f"copy them one by one, by digest: `ocistream copy {source}:DIGEST {printable(dst.text)}:TAG`"
+    kind = "oci" if is_directory(source_location) else "oci-archive"
+    source = printable(source_location.text if source_location.kind != "path" else f"{kind}:{source_location.text}")
+    return (
+        f"copy them one by one, by digest: `ocistream copy {source}:DIGEST {printable(destination_location.text)}:TAG`"
+    )
 
 
 def named_registries(location: Location) -> Collection[str]:
-    """Give the registry that an end names, or nothing."""
+    """Return the registry of a location, or nothing."""
     return () if location.reference is None else (location.reference.registry,)
 
 
 def select_single_image(roots: Sequence[Root]) -> Sequence[Root]:
-    """Choose the one image there is, as `only_image`, and say how `copy` is told which one if there are several.
-
-    Raises:
-        NotFoundError, UsageError: as `only_image`.
-    """
+    """Return the only image, as `select_only_image`; if there are several, say how to choose one for `copy`."""
     try:
         return select_only_image(roots)
     except UsageError as error:

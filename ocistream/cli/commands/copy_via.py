@@ -33,7 +33,7 @@ __all__ = ["copy_via"]
 
 _LOG_IN_REMOTELY: Final = "`ocistream login` there: no password goes by this way"
 _CONFIGURE_REMOTELY: Final = "this file is on this machine: set it in the remote ocistream's configuration"
-#: Options that mean nothing, or not what they seem to, where the destination is another ocistream's; and what to do.
+#: Options that have no meaning, or a misleading one, if a remote ocistream writes the destination; and the hint.
 _OPTIONS_NOT_WITH_VIA: Final = {
     "dest_username": _LOG_IN_REMOTELY,
     "dest_password_stdin": _LOG_IN_REMOTELY,
@@ -51,178 +51,202 @@ _OPTIONS_NOT_WITH_VIA: Final = {
 
 
 def copy_via(
-    context: CommandContext, src: Location, destination: str, selection: Selection, via: tuple[str, str]
+    context: CommandContext, source_location: Location, destination: str, selection: Selection, via: tuple[str, str]
 ) -> None:
-    """Copy `src` to a destination of the far side; `via` are the values of --via and --via-program.
+    """Copy `source_location` to a destination of the remote ocistream; `via` are --via and --via-program.
 
-    Raises:
-        UsageError: an option or a name cannot be passed on.
-        OcistreamError: it failed here or there, and nothing is visible there.
+    Raise an OcistreamError if it fails on either side; then nothing is visible at the destination.
     """
     for option, hint in _OPTIONS_NOT_WITH_VIA.items():
         if context.options.get(option):
             msg = f"--{option.replace('_', '-')} cannot be had with --via"
             raise UsageError(msg, hint=hint)
-    there = _RemoteLocation(destination)
+    remote_location = _RemoteLocation(destination)
     command, program = via
-    far = _RemoteOcistream(context, [*split_command(command), *map(check_shell_safe, program.split())], there)
+    remote = _RemoteOcistream(
+        context, [*split_command(command), *map(check_shell_safe, program.split())], remote_location
+    )
 
     def open_ends() -> tuple[Source, Destination]:
-        named = () if src.reference is None else (src.reference.registry,)
-        return open_source(src, context.build_open_context("SRC", registries=named), selection), far.open_destination()
+        registries = () if source_location.reference is None else (source_location.reference.registry,)
+        return open_source(
+            source_location, context.build_open_context("SRC", registries=registries), selection
+        ), remote.open_destination()
 
     def label(root: Root) -> str:
-        reference = there.location.reference
-        return reference.name if reference else there.location.name or root.name or root.origin or src.text
+        reference = remote_location.location.reference
+        return (
+            reference.name
+            if reference
+            else remote_location.location.name or root.name or root.origin or source_location.text
+        )
 
     def send() -> None:
         run_transfer(
             context,
             open_ends,
             label,
-            source_location=src,
-            destination_location=there.location,
-            omission_rule=far.find_omitted,
+            source_location=source_location,
+            destination_location=remote_location.location,
+            omission_rule=remote.find_omitted,
             is_remote=True,
         )
 
     try:
         send()
     except PartialBlobLostError as error:
-        if src.is_stream or context.cancelled.is_set():
-            # It cannot be read again here; or this run is over.
+        if source_location.is_stream or context.cancelled.is_set():
+            # The source cannot be read again, or this run is over.
             raise
+        # The remote side lost or rejects the beginning of a blob. Neither side has seen the whole blob, so nobody knows
+        # which part is wrong: send everything again, and resume nothing.
         context.console.info(f"{error.message}; now all of it is sent")
-        far.can_resume = False
+        remote.can_resume = False
         send()
 
 
 class _RemoteLocation:
-    """An end of the far side: of what it is asked, and what is run to write to it."""
+    """A location of the remote ocistream: what to query, and which command writes to it."""
 
     def __init__(self, text: str) -> None:
-        self.location = end = parse_location(text)
-        #: What is asked which blobs it holds; None where nothing is added to what is there.
+        self.location = location = parse_location(text)
+        #: The location to query for stored blobs; None if the destination is replaced, not added to.
         self.query_location: str | None = None
-        if end.reference is not None:
-            self.query_location = f"{end.reference.registry}/{end.reference.repository}"
-            self.arguments = ["push", str(end.reference)]
+        if location.reference is not None:
+            self.query_location = f"{location.reference.registry}/{location.reference.repository}"
+            self.arguments = ["push", str(location.reference)]
         else:
             self.arguments = ["copy", "-", text]
-            if end.kind == "oci":
+            if location.kind == "oci":
                 self.query_location = f"oci:{text.split(':')[1]}"
-            elif end.kind == "path" and text.endswith("/"):
+            elif location.kind == "path" and text.endswith("/"):
                 self.query_location = f"oci:{text}"
-            elif end.kind != "oci-archive" or end.is_stream:
+            elif location.kind != "oci-archive" or location.is_stream:
                 msg = f"{printable(text)!r} is nothing that is known here to be a layout or an archive of the far side"
                 raise UsageError(msg, hint="write REGISTRY/REPO:TAG, oci:DIR or oci-archive:FILE")
 
 
 class _RemoteOcistream:
-    """The far ocistream: asked what it has, and then given the rest."""
+    """The remote ocistream: first queried for stored blobs, then sent the others."""
 
     def __init__(self, context: CommandContext, line: Sequence[str], target: _RemoteLocation) -> None:
         self._session = context
         self._command_line = line
         self._target = target
         self._destination: _RemoteArchiveDestination | None = None
-        #: Whether blobs are sent from where the far side says that it has come to.
+        #: Whether to resume blobs that the remote side has in part.
         self.can_resume = True
 
     def open_destination(self) -> Destination:
-        """Give what writes to it, once there is something to write."""
+        """Return the destination, which starts the remote command at the first write."""
         output = _RemoteOutput(
-            self._build_command, lambda far: self._start(far, self._target.arguments, self._push_options())
+            self._build_command, lambda remote: self._start(remote, self._target.arguments, self._push_options())
         )
         self._destination = _RemoteArchiveDestination(output, mtime=self._session.build_open_context().mtime)
         return self._destination
 
     def find_omitted(self, graph: Graph) -> Mapping[str, OmissionReason]:
-        """Ask what it has of what is to be moved."""
-        # The plain layers of a docker-archive are made anew on the way.
-        asked = [blob.digest for blob in graph.blobs if self._destination and not self._destination.has_blob(blob)]
-        if self._target.query_location is None or graph.has_plain_layers or not asked:
+        """Ask which blobs of a graph the remote side has.
+
+        The answer is trusted like a list of --have: the remote side reports a blob that it lacks after all.
+        """
+        # The plain layers of a docker-archive are compressed on the way, so the digests that arrive are not known yet.
+        digests = [blob.digest for blob in graph.blobs if self._destination and not self._destination.has_blob(blob)]
+        if self._target.query_location is None or graph.has_plain_layers or not digests:
             return {}
-        found, read = self._query(asked)
-        self._report_version(read)
+        stored, answer = self._query(digests)
+        self._report_version(answer)
         if self.can_resume and self._destination is not None:
-            self._destination.partial_blobs = _find_resumable_blobs(graph, read.partial_blobs)
+            self._destination.partial_blobs = _find_resumable_blobs(graph, answer.partial_blobs)
             for digest, offset in self._destination.partial_blobs.items():
                 self._session.console.info(f"{digest} goes on at byte {offset}, to which the far side has come")
-        return dict.fromkeys(sorted(found), OmissionReason(HAVE, self._target.query_location))
+        return dict.fromkeys(sorted(stored), OmissionReason(HAVE, self._target.query_location))
 
     def _query(self, digests: Sequence[str]) -> tuple[set[str], HaveListReader]:
-        question = (line.encode() for line in format_have_list(["what is to come"], digests, version=__version__))
-        wanted = set(digests)
+        lines = (line.encode() for line in format_have_list(["what is to come"], digests, version=__version__))
+        queried = set(digests)
 
         def read(answer: IO[bytes]) -> tuple[set[str], HaveListReader]:
-            listed = HaveListReader(read_lines(answer), "the far side's list")
+            reader = HaveListReader(read_lines(answer), "the far side's list")
             try:
-                return {digest for digest in listed if digest in wanted}, listed
+                return {digest for digest in reader if digest in queried}, reader
             except ArchiveError as error:
                 error.hint = "what --via runs must print nothing of its own on stdout, such as a greeting"
                 raise
 
-        far = self._build_command()
+        remote = self._build_command()
         try:
-            self._start(far, ["have", "--among", "-", self._target.query_location or ""], self._query_options())
-            return far.query(_join_lines(question), read)
+            self._start(remote, ["have", "--among", "-", self._target.query_location or ""], self._query_options())
+            return remote.query(_join_lines(lines), read)
         except BaseException:
-            _stop_command(far)
+            _stop_command(remote)
             raise
 
-    def _report_version(self, listed: HaveListReader) -> None:
-        others = [version for version in listed.writers if version != __version__]
-        if others:
-            self._session.console.info(f"the far side has ocistream {printable(others[0])}, this is {__version__}")
+    def _report_version(self, reader: HaveListReader) -> None:
+        other_versions = [version for version in reader.writers if version != __version__]
+        if other_versions:
+            self._session.console.info(
+                f"the far side has ocistream {printable(other_versions[0])}, this is {__version__}"
+            )
 
-    # -- what is said to it ------------------------------------------------------------------------------
+    # -- commands and options ------------------------------------------------------------------------------
 
     def _build_command(self) -> RemoteCommand:
         return RemoteCommand(self._handle_message, InterruptibleEvent())
 
-    def _start(self, remote: RemoteCommand, words: Sequence[str], options: Sequence[str]) -> None:
-        said = [check_shell_safe(word) for word in (*words, *options)]
-        # Not all of the command: there may be a password in it.
-        self._session.console.info(f"running {printable(self._command_line[0])} ... {' '.join(said)}", level=1)
-        # What the command prints is shown here line by line; only its prompts go to the terminal itself.
+    def _start(self, remote: RemoteCommand, arguments: Sequence[str], options: Sequence[str]) -> None:
+        """Start the remote command.
+
+        It has no timeout: a registry there may be retried for minutes. `ssh -o ServerAliveInterval=N` detects a dead
+        connection.
+        """
+        safe_arguments = [check_shell_safe(word) for word in (*arguments, *options)]
+        # Only the first word of the command: others may be a password.
+        self._session.console.info(
+            f"running {printable(self._command_line[0])} ... {' '.join(safe_arguments)}", level=1
+        )
+        # Its output is printed here line by line; only prompts of the command itself go straight to the terminal.
         self._session.console.other_programs.add_command(lambda: remote.is_connecting)
         with self._session.console.suspend_display():
-            remote.start([*self._command_line, *said])
+            remote.start([*self._command_line, *safe_arguments])
 
     def _query_options(self) -> list[str]:
-        """Give the options that are the destination's, and those by which it speaks to us."""
-        session = self._session
-        of_destination = options_for_side(session.options, "DEST")
-        options = [f"--{name.replace('_', '-')}" for name in ("plain_http", "insecure") if of_destination[name]]
+        """Return the options of the destination, and those for the output of the remote ocistream.
+
+        Its messages are JSON, errors with their exit codes too: what runs it (ssh, kubectl, docker) has other exit
+        codes and messages of its own.
+        """
+        context = self._session
+        destination_options = options_for_side(context.options, "DEST")
+        options = [f"--{name.replace('_', '-')}" for name in ("plain_http", "insecure") if destination_options[name]]
         for name in ("retries", "connect_timeout", "stall_timeout"):
-            options += [f"--{name.replace('_', '-')}", f"{session.options[name]:g}"]
+            options += [f"--{name.replace('_', '-')}", f"{context.options[name]:g}"]
         if self._target.location.reference is not None:
-            for repository in session.options["mount_from"]:
+            for repository in context.options["mount_from"]:
                 options += ["--mount-from", repository]
-        verbosity = session.console.verbosity
+        verbosity = context.console.verbosity
         return [*options, "--log-format", "json", *(["-q"] if verbosity < 0 else ["-v"] * verbosity)]
 
     def _push_options(self) -> list[str]:
-        session = self._session
+        context = self._session
         options = self._query_options()
-        if session.options["upload"] is not None:
-            options += ["--upload", str(session.options["upload"])]
-        if session.options["limit_rate"]:
-            options += ["--limit-rate", str(max(1, int(session.options["limit_rate"])))]
-        return [*options, "--progress", "json" if session.options["progress"] == "json" else "none"]
+        if context.options["upload"] is not None:
+            options += ["--upload", str(context.options["upload"])]
+        if context.options["limit_rate"]:
+            options += ["--limit-rate", str(max(1, int(context.options["limit_rate"])))]
+        return [*options, "--progress", "json" if context.options["progress"] == "json" else "none"]
 
-    # -- what it says ------------------------------------------------------------------------------------
+    # -- messages from the remote side ----------------------------------------------------------------
 
-    def _handle_message(self, said: Mapping[str, Any] | str) -> None:
-        """Show what is said there as the far side's. A bar is ours alone."""
+    def _handle_message(self, message: Mapping[str, Any] | str) -> None:
+        """Print a message of the remote side. The progress bar is drawn on this side only."""
         console = self._session.console
-        if isinstance(said, str):
-            self._print_message(said, 0)
-        elif isinstance(said.get("message"), str):
-            self._print_message(said["message"], 1 if said.get("level") == "debug" else 0)
-        elif self._session.options["progress"] == "json" and "event" in said:
-            console.emit_event(**{**said, "side": "far"})
+        if isinstance(message, str):
+            self._print_message(message, 0)
+        elif isinstance(message.get("message"), str):
+            self._print_message(message["message"], 1 if message.get("level") == "debug" else 0)
+        elif self._session.options["progress"] == "json" and "event" in message:
+            console.emit_event(**{**message, "side": "far"})
 
     def _print_message(self, message: str, level: int) -> None:
         console = self._session.console
@@ -230,13 +254,13 @@ class _RemoteOcistream:
 
 
 class _RemoteOutput:
-    """The far side's stdin, as an archive's output."""
+    """The stdin of the remote ocistream, as the output of an archive."""
 
     def __init__(self, command: Callable[[], RemoteCommand], start: Callable[[RemoteCommand], None]) -> None:
         self._build_command = command
         self._start = start
         self._remote: RemoteCommand | None = None
-        #: What it has printed, when it has ended.
+        #: The lines on its stdout, after its end.
         self.results: list[str] = []
 
     def write(self, chunk: Chunk) -> None:
@@ -252,29 +276,37 @@ class _RemoteOutput:
             self._remote = None
 
     def close(self) -> None:
-        # Without its end nobody takes the archive for whole.
+        # Without the end of the archive, the remote side discards it.
         if self._remote is not None:
-            far, self._remote = self._remote, None
-            _stop_command(far)
+            remote, self._remote = self._remote, None
+            _stop_command(remote)
 
 
 class _RemoteArchiveDestination(ArchiveDestination):
-    """An archive that is taken there as it comes, and made visible there."""
+    """An archive that the remote ocistream reads from the connection.
+
+    The rest of a blob has an entry name like a part of a volume, without a checksum after it: this archive is never
+    stored.
+    """
 
     def __init__(self, output: _RemoteOutput, *, mtime: int) -> None:
         super().__init__(output, mtime=mtime)
         self._output = output
-        #: Of which blobs the far side has how many bytes.
+        #: How many bytes the remote side has of which blobs.
         self.partial_blobs: Mapping[str, int] = {}
 
     def annotations(self) -> dict[str, str]:
-        """Say what goes on, and that the archive comes over a line."""
+        """Return which blobs are resumed, and where.
+
+        The annotation comes before the blobs. It exists even if empty: it also says that the archive comes over a
+        connection.
+        """
         return {PARTIAL_BLOBS: format_partial_blobs(self.partial_blobs)}
 
     def write(self, blob: Blob) -> None:
-        """Send a blob, or the rest of it, of which the last chunk comes when all of it was found right.
+        """Send a blob, or the rest of it. The last chunk is sent after the whole blob was verified.
 
-        It is read from its beginning all the same: only that proves the digest, and what is near costs no line.
+        The blob is read from its beginning even to resume: only that proves the digest, and the source is near.
         """
         digest, size = blob.descriptor.digest, blob.descriptor.size
         start = self.partial_blobs.get(digest, 0)
@@ -291,10 +323,9 @@ class _RemoteArchiveDestination(ArchiveDestination):
 
 
 def _find_resumable_blobs(graph: Graph, stored_sizes: Mapping[str, int]) -> dict[str, int]:
-    """Give the blobs that are to be gone on with, and where: some byte of each is left to be sent.
+    """Return the blobs to resume, and the offset of each: at least one byte remains to send.
 
-    What the far side says may be anything: it is held against what is known here, and what comes of it is verified
-    there.
+    The remote side's sizes are checked against the graph; the remote side verifies the complete blobs.
     """
     configs = {document.config.digest for document in graph.documents.values() if document.config}
     return {
@@ -305,30 +336,26 @@ def _find_resumable_blobs(graph: Graph, stored_sizes: Mapping[str, int]) -> dict
 
 
 def _stop_command(remote: RemoteCommand) -> None:
-    """End it: who is stopped by a signal does not wait long."""
+    """End the remote command; at once if a signal stopped this run."""
     remote.stop(immediately=isinstance(sys.exc_info()[1], KeyboardInterrupt | TerminatedError))
 
 
 def _check_results(graph: Graph, lines: Sequence[str]) -> None:
-    """Make sure that what has become visible there is what was sent.
-
-    Raises:
-        IntegrityError: it is not, or that is not said.
-    """
-    seen = {digest for line in lines if is_digest(digest := line.strip().rpartition("@")[2])}
+    """Raise IntegrityError unless the remote side reports the digests that were sent."""
+    reported = {digest for line in lines if is_digest(digest := line.strip().rpartition("@")[2])}
     for root in graph.roots:
-        if root.descriptor.digest not in seen:
-            found = f"{', '.join(map(printable, sorted(seen)[:3]))}" or "nothing"
-            msg = f"{root.descriptor.digest} was sent, and the far side says that it has written {found}"
+        if root.descriptor.digest not in reported:
+            shown = f"{', '.join(map(printable, sorted(reported)[:3]))}" or "nothing"
+            msg = f"{root.descriptor.digest} was sent, and the far side says that it has written {shown}"
             raise IntegrityError(msg)
 
 
 def _join_lines(lines: Iterable[bytes]) -> Iterable[bytes]:
-    """Give lines in pieces worth a write."""
-    held: list[bytes] = []
+    """Return lines joined into pieces of up to 512 lines."""
+    buffered: list[bytes] = []
     for line in lines:
-        held.append(line)
-        if len(held) >= 512:
-            yield b"".join(held)
-            held.clear()
-    yield b"".join(held)
+        buffered.append(line)
+        if len(buffered) >= 512:
+            yield b"".join(buffered)
+            buffered.clear()
+    yield b"".join(buffered)

@@ -59,27 +59,27 @@ def gc(
     from ocistream.layout.gc import collect_garbage
 
     apply_verbosity(console, options)
-    done = collect_garbage(LayoutDirectory(path), max_size=max_size, older_than=older_than, dry_run=dry_run)
-    for digest in done.deleted:
+    result = collect_garbage(LayoutDirectory(path), max_size=max_size, older_than=older_than, dry_run=dry_run)
+    for digest in result.deleted:
         click.echo(digest)
-    console.info(_format_summary(done, dry_run=dry_run))
-    if max_size is not None and done.remaining_size > max_size:
+    console.info(_format_summary(result, dry_run=dry_run))
+    if max_size is not None and result.remaining_size > max_size:
         console.info(
-            f"{format_size(done.remaining_size)} are more than --max-size: "
-            f"{format_size(done.needed_size)} are needed by images"
-            + (f", {format_size(done.recent_size)} were used too lately" if done.recent_size else "")
+            f"{format_size(result.remaining_size)} are more than --max-size: "
+            f"{format_size(result.needed_size)} are needed by images"
+            + (f", {format_size(result.recent_size)} were used too lately" if result.recent_size else "")
         )
 
 
-def _format_summary(done: GCResult, *, dry_run: bool) -> str:
+def _format_summary(result: GCResult, *, dry_run: bool) -> str:
     verb = "would drop" if dry_run else "dropped"
     text = (
-        f"{verb} {format_count(len(done.deleted), 'blob')}, {format_size(done.deleted_size)}; "
-        f"{format_size(done.remaining_size)} are left"
+        f"{verb} {format_count(len(result.deleted), 'blob')}, {format_size(result.deleted_size)}; "
+        f"{format_size(result.remaining_size)} are left"
     )
-    if done.recent_size:
-        text += f", of which {format_size(done.recent_size)} were used too lately to go"
-    if done.unfinished_sizes:
-        files = format_count(len(done.unfinished_sizes), "unfinished file")
-        text += f"; {verb} {files}, {format_size(sum(done.unfinished_sizes))}"
+    if result.recent_size:
+        text += f", of which {format_size(result.recent_size)} were used too lately to go"
+    if result.unfinished_sizes:
+        files = format_count(len(result.unfinished_sizes), "unfinished file")
+        text += f"; {verb} {files}, {format_size(sum(result.unfinished_sizes))}"
     return text

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.remote.stored_blobs import StoredBlobs
 
-#: So many lines are written at once.
+#: Lines per write.
 _LINES_PER_WRITE: Final = 4096
 
 
@@ -62,28 +62,31 @@ def have(context: CommandContext, ends: tuple[str, ...], among: str | None) -> N
     from ocistream import __version__
     from ocistream.remote.have_lists import format_have_list
 
-    parsed = [parse_location_argument(end) for end in ends]
-    _check_stdin([*(end.text for end in parsed if end.is_stream), *([among] if among == "-" else [])])
+    locations = [parse_location_argument(location) for location in ends]
+    _check_stdin([*(location.text for location in locations if location.is_stream), *([among] if among == "-" else [])])
     if context.options["mount_from"] and among is None:
         msg = "--mount-from is for --among"
         raise UsageError(msg, hint="without it, name those repositories beside the others: ocistream have REPO REPO")
-    context.check_credentials({end.reference.registry for end in parsed if end.reference})
-    with _open_holdings(context, parsed, writes=among is not None) as holdings:
-        reached: Mapping[str, int] = {}
+    context.check_credentials({location.reference.registry for location in locations if location.reference})
+    with _open_holdings(context, locations, writes=among is not None) as stores:
+        partial_blobs: Mapping[str, int] = {}
         if among is None:
-            found = _read_all_digests(holdings)
+            # Nothing is hashed: a list is no proof, and the receiver verifies what is pushed later.
+            digests = _read_all_digests(stores)
         else:
-            asked_for = _read_among_list(context, among)
-            found = _find_listed_digests(holdings, asked_for, context.console)
-            if len(holdings) == 1:
-                # Of several nobody could tell of which.
-                reached = holdings[0].find_partial_blobs(
-                    [blob.digest for blob in asked_for if blob.digest not in found]
+            queried = _read_among_list(context, among)
+            digests = _find_listed_digests(stores, queried, context.console)
+            if len(stores) == 1:
+                # With several locations, the list could not say which one has the partial blobs.
+                partial_blobs = stores[0].find_partial_blobs(
+                    [blob.digest for blob in queried if blob.digest not in digests]
                 )
-    # Nothing was written before: whoever gets a list gets all of it.
-    text = format_have_list([holding.origin for holding in holdings], found, version=__version__, partial_blobs=reached)
-    while some := "".join(itertools.islice(text, _LINES_PER_WRITE)):
-        click.echo(some, nl=False)
+    # Nothing was written before, so a reader gets a complete list or none.
+    text = format_have_list(
+        [store.origin for store in stores], digests, version=__version__, partial_blobs=partial_blobs
+    )
+    while piece := "".join(itertools.islice(text, _LINES_PER_WRITE)):
+        click.echo(piece, nl=False)
 
 
 def _check_stdin(uses: Sequence[str]) -> None:
@@ -96,60 +99,58 @@ def _check_stdin(uses: Sequence[str]) -> None:
 def _open_holdings(
     context: CommandContext, locations: Sequence[Location], *, writes: bool
 ) -> Iterator[list[StoredBlobs]]:
+    """Open the locations; `writes` asks registries with the right to push, and for uploads that can be resumed."""
     from ocistream.remote.stored_blobs import open_stored_blobs
     from ocistream.transfer.verify import DiscardedBlobs
 
-    want = Selection(max_ratio=int(context.options["max_ratio"]), referrers="listed")
+    selection = Selection(max_ratio=int(context.options["max_ratio"]), referrers="listed")
 
-    def opened(end: Location) -> StoredBlobs:
-        registry = end.reference.registry if end.reference else None
+    def opened(location: Location) -> StoredBlobs:
+        registry = location.reference.registry if location.reference else None
         mounts = parse_mount_sources(context.options["mount_from"], registry)
-        around = context.build_open_context(registries={registry} if registry else ())
+        open_context = context.build_open_context(registries={registry} if registry else ())
         return open_stored_blobs(
-            end,
-            replace(around, mount_from=mounts),
-            onlooker,
-            selection=want,
+            location,
+            replace(open_context, mount_from=mounts),
+            discarded,
+            selection=selection,
             records=context.upload_records() if writes else None,
             warn=context.console.info,
         )
 
-    with contextlib.closing(DiscardedBlobs(context.cancelled)) as onlooker:
+    with contextlib.closing(DiscardedBlobs(context.cancelled)) as discarded:
         yield list(map(opened, locations))
 
 
-def _read_all_digests(holdings: Sequence[StoredBlobs]) -> set[str]:
-    return set[str]().union(*(holding.list_digests() for holding in holdings))
+def _read_all_digests(stores: Sequence[StoredBlobs]) -> set[str]:
+    return set[str]().union(*(store.list_digests() for store in stores))
 
 
-def _find_listed_digests(holdings: Sequence[StoredBlobs], queried: Sequence[Descriptor], console: Console) -> set[str]:
-    found: set[str] = set()
-    for holding in holdings:
+def _find_listed_digests(stores: Sequence[StoredBlobs], queried: Sequence[Descriptor], console: Console) -> set[str]:
+    """Return which of the queried blobs the locations store."""
+    stored: set[str] = set()
+    for store in stores:
         try:
-            found |= holding.find_stored([blob for blob in queried if blob.digest not in found])
+            stored |= store.find_stored([blob for blob in queried if blob.digest not in stored])
         except NotFoundError as error:
-            # A repository that does not exist yet has no blobs: that is an answer, unless its name is misspelt.
+            # A repository that does not exist yet has no blobs: that is an answer before a first push, unless the name
+            # is misspelt.
             console.info(f"{error.message}: it has none of these blobs", level=1)
-    return found
+    return stored
 
 
 def _read_among_list(context: CommandContext, among: str) -> list[Descriptor]:
-    """Read the list of --among.
-
-    Raises:
-        NotFoundError, ArchiveError, LocalDiskError: it is not there, or is none.
-        UnsupportedError: it has more digests than one transfer can.
-    """
+    """Return the blobs of the list of --among, without types and sizes; raise UnsupportedError for too many."""
     from ocistream import limits
     from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, UNKNOWN_SIZE, Descriptor
     from ocistream.remote.have_lists import HaveListReader, read_lines
 
-    what = "the list on stdin" if among == "-" else among
-    found: dict[str, None] = {}
+    description = "the list on stdin" if among == "-" else among
+    digests: dict[str, None] = {}
     with context.open_list(among) as file:
-        for digest in HaveListReader(read_lines(file), what):
-            found[digest] = None
-            if len(found) > limits.MAX_QUERIED_DIGESTS:
-                msg = f"{what} has more than {limits.MAX_QUERIED_DIGESTS} digests"
+        for digest in HaveListReader(read_lines(file), description):
+            digests[digest] = None
+            if len(digests) > limits.MAX_QUERIED_DIGESTS:
+                msg = f"{description} has more than {limits.MAX_QUERIED_DIGESTS} digests"
                 raise UnsupportedError(msg, hint="ask for the blobs of fewer images at a time")
-    return [Descriptor(UNKNOWN_MEDIA_TYPE, digest, UNKNOWN_SIZE) for digest in found]
+    return [Descriptor(UNKNOWN_MEDIA_TYPE, digest, UNKNOWN_SIZE) for digest in digests]

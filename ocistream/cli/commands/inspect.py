@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Blob, EarlyBlobs, Source
 
-#: Annotations are shown up to this many characters each; the JSON has all of them.
+#: The most characters of an annotation in text; the JSON is complete.
 _MAX_SHOWN: Final = 200
-#: So many pieces of JSON (a key, a value, a comma), or lines, are written at once.
+#: Pieces of JSON (a key, a value, a comma), or lines, per write.
 _PIECES_PER_WRITE: Final = 4096
 
 
@@ -59,31 +59,32 @@ def inspect(context: CommandContext, end: str, platforms: tuple[str, ...], *, as
     ocistream inspect registry.example.com/app
     ssh build cat app.tar | ocistream inspect - --json
     """
-    parsed = parse_location_argument(end)
-    if parsed.is_repository:
-        _show_tags(context, parsed, as_json=as_json)
+    location = parse_location_argument(end)
+    # Here a name without tag and digest is a repository; most commands take it for the tag `latest`, as Docker does.
+    if location.is_repository:
+        _show_tags(context, location, as_json=as_json)
     else:
-        _show_images(context, parsed, platforms, as_json=as_json)
+        _show_images(context, location, platforms, as_json=as_json)
 
 
 def _show_tags(context: CommandContext, location: Location, *, as_json: bool) -> None:
     reference = reference_of(location)
     repository = f"{reference.registry}/{reference.repository}"
-    listed = context.build_open_context(registries=[reference.registry]).repository_opener().list_tags(reference)
+    tag_list = context.build_open_context(registries=[reference.registry]).repository_opener().list_tags(reference)
     if as_json:
         document = {
             "end": location.text,
             "repository": repository,
-            "tags": listed.tags,
-            "complete": listed.incomplete_reason is None,
+            "tags": tag_list.tags,
+            "complete": tag_list.incomplete_reason is None,
         }
         click.echo(escape_ci_commands(json.dumps(document, indent=2)))
     else:
-        # Some at a time would save nothing: the list is held anyway.
-        click.echo("".join(f"{tag}\n" for tag in listed.tags), nl=False)
-    if listed.incomplete_reason:
-        context.console.info(f"{repository} has further tags: {listed.incomplete_reason}")
-    elif not listed.tags:
+        # Writing in pieces would save nothing: the list is in memory.
+        click.echo("".join(f"{tag}\n" for tag in tag_list.tags), nl=False)
+    if tag_list.incomplete_reason:
+        context.console.info(f"{repository} has further tags: {tag_list.incomplete_reason}")
+    elif not tag_list.tags:
         context.console.info(f"{repository} has no tags")
 
 
@@ -92,68 +93,72 @@ def _show_images(context: CommandContext, location: Location, platforms: tuple[s
     from ocistream.transfer.verify import DiscardedBlobs
 
     choice = parse_platform_choice(platforms, None)
-    want = Selection(platforms=choice, max_ratio=int(context.options["max_ratio"]), referrers="listed")
+    selection = Selection(platforms=choice, max_ratio=int(context.options["max_ratio"]), referrers="listed")
     with contextlib.ExitStack() as stack:
-        named = {location.reference.registry} if location.reference else set()
-        source = open_source(location, context.build_open_context(registries=named), want)
+        registries = {location.reference.registry} if location.reference else set()
+        source = open_source(location, context.build_open_context(registries=registries), selection)
         stack.callback(source.close)
-        onlooker = stack.enter_context(contextlib.closing(DiscardedBlobs(context.cancelled)))
-        graph = source.resolve(onlooker)
-        sizes = _wrap_sized_source(source)
-        wanted = [config for config in list_needed_configs(graph) if not sizes or sizes.can_have_blob(config)]
-        configs = onlooker.read_contents(sizes or source, wanted)
-        lacking = [
-            blob for blob in graph.blobs if sizes and not sizes.has_blob(blob) and blob.digest not in graph.embedded
+        discarded = stack.enter_context(contextlib.closing(DiscardedBlobs(context.cancelled)))
+        graph = source.resolve(discarded)
+        sized_source = _wrap_sized_source(source)
+        needed_configs = [
+            config for config in list_needed_configs(graph) if not sized_source or sized_source.can_have_blob(config)
+        ]
+        configs = discarded.read_contents(sized_source or source, needed_configs)
+        missing = [
+            blob
+            for blob in graph.blobs
+            if sized_source and not sized_source.has_blob(blob) and blob.digest not in graph.embedded
         ]
         digests = [manifest.descriptor.digest for manifest in graph.manifests]
-        # What speaks to registries takes megabytes, and seconds on a slow disk: it is loaded only for one.
+        # The registry modules need megabytes, and seconds on a slow disk: import them only for a registry.
         referrers = _find_referrers(source, digests, context.console) if location.reference else {}
     names = {root.descriptor.digest: location.reference.name for root in graph.roots if location.reference}
-    document = {"end": location.text, **describe_images(graph, configs, referrers, names, lacking)}
-    # Some at a time: of ten thousand layers, all that the text is joined of would be tens of megabytes.
+    document = {"end": location.text, **describe_images(graph, configs, referrers, names, missing)}
+    # Write in pieces: the joined text of ten thousand layers would need tens of megabytes.
     pieces = json.JSONEncoder(indent=2).iterencode(document) if as_json else _format_lines(document)
-    while some := "".join(itertools.islice(pieces, _PIECES_PER_WRITE)):
-        # No piece is a part of a string.
-        click.echo(escape_ci_commands(some) if as_json else some, nl=False)
+    while piece := "".join(itertools.islice(pieces, _PIECES_PER_WRITE)):
+        # A piece never ends inside a string.
+        click.echo(escape_ci_commands(piece) if as_json else piece, nl=False)
     click.echo()
 
 
 class _SizedSource:
-    """An end of which it is known, without reading it, which blobs it holds and of what size."""
+    """A source that knows, without reading it, which blobs it has and their sizes."""
 
     def __init__(self, source: Source, size: Callable[[str], int | None]) -> None:
-        """`size` gives the size in bytes of what lies under a digest, or None; of a stream, of what has passed."""
+        """`size` returns the bytes stored under a digest, or None; in a stream, of blobs read so far."""
         self._source = source
         self._size = size
         self.concurrent = source.concurrent
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Say whether a blob is there, as large as it should be."""
+        """Return whether a blob exists with the right size."""
         return self._size(descriptor.digest) == descriptor.size
 
     def can_have_blob(self, descriptor: Descriptor) -> bool:
-        """Say whether a blob is there, or may still come."""
+        """Return whether a blob exists with the right size, or may still come."""
         return self._size(descriptor.digest) in {None, descriptor.size}
 
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:
-        """Find out what there is."""
+        """Return the graph of the source."""
         return self._source.resolve(early_blobs)
 
     def blobs(self, selected: Sequence[Descriptor]) -> Iterator[Blob]:
-        """Give the wanted blobs, less those of another size: they count as missing, and would end all reading."""
+        """Return the selected blobs, except those of a wrong size: they count as missing, and would end the run."""
         for blob in self._source.blobs(selected):
             if self.has_blob(blob.descriptor):
                 yield blob
 
     def close(self) -> None:
-        """Close the end."""
+        """Close the source."""
         self._source.close()
 
 
 def _wrap_sized_source(source: Source) -> _SizedSource | None:
-    """Find out what an end can say of the blobs that it holds; None for a registry, which is not asked for each.
+    """Return a source that knows the sizes of its blobs; None for a registry, which is not asked for each.
 
-    Of a docker-archive nothing can be missing: its images are made of what is there.
+    None for a docker-archive too: its images are made from what it has, so nothing can be missing.
     """
     from ocistream.layout.store import LayoutSource
 
@@ -164,19 +169,19 @@ def _wrap_sized_source(source: Source) -> _SizedSource | None:
 
     if not isinstance(source, ArchiveFileSource | ArchiveStreamSource) or source.contents.is_docker_archive:
         return None
-    places = source.contents.blobs
-    return _SizedSource(source, lambda digest: places[digest].size if digest in places else None)
+    entries = source.contents.blobs
+    return _SizedSource(source, lambda digest: entries[digest].size if digest in entries else None)
 
 
 def _find_referrers(source: Source, digests: Sequence[str], console: Console) -> Mapping[str, Sequence[Descriptor]]:
-    """Ask a registry what refers to the manifests of an image; of an archive, what is in it is all there is."""
+    """Ask a registry for the referrers of an image's manifests; an archive has all its referrers in itself."""
     from ocistream.registry.source import RegistrySource
 
-    found = source.list_referrers(digests) if isinstance(source, RegistrySource) else {}
-    for digest, those in found.items():
-        if those.incomplete_reason:
-            console.info(f"not all that refers to {digest} is shown: {those.incomplete_reason}")
-    return {digest: those.descriptors for digest, those in found.items()}
+    referrers = source.list_referrers(digests) if isinstance(source, RegistrySource) else {}
+    for digest, result in referrers.items():
+        if result.incomplete_reason:
+            console.info(f"not all that refers to {digest} is shown: {result.incomplete_reason}")
+    return {digest: result.descriptors for digest, result in referrers.items()}
 
 
 def _format_lines(document: Mapping[str, Any]) -> Iterator[str]:
@@ -188,11 +193,11 @@ def _document_lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield from _manifest_lines(image, printable(image["name"] or "(no name)"), "")
         yield ""
     for descriptor in document["missing"]:
-        why = f" ({printable(descriptor['leftOut'])})" if "leftOut" in descriptor else ""
-        why += " (not exported)" if "notExported" in descriptor else ""
-        yield f"missing {descriptor['digest']}{why}"
+        note = f" ({printable(descriptor['leftOut'])})" if "leftOut" in descriptor else ""
+        note += " (not exported)" if "notExported" in descriptor else ""
+        yield f"missing {descriptor['digest']}{note}"
     totals = document["totals"]
-    parts = [format_count(totals[f"{what}s"], what) for what in ("image", "manifest", "blob")]
+    parts = [format_count(totals[f"{noun}s"], noun) for noun in ("image", "manifest", "blob")]
     line = f"{', '.join(parts)}, {format_size(totals['bytes'])}"
     if saved := totals["bytesUnshared"] - totals["bytes"]:
         line += f" ({format_size(saved)} saved by sharing)"

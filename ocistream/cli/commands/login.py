@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ocistream.auth.credentials import Credential, Keychain
     from ocistream.cli.console import Console
 
-#: Somebody waits at a terminal, so less often than a transfer tries.
+#: Fewer than for a transfer: a person waits at the terminal.
 _MAX_ATTEMPTS: Final = 3
 
 
@@ -52,13 +52,13 @@ def login(console: Console, /, registry: str, username: str | None, **options: A
     apply_verbosity(console, options)
     host = parse_registry(registry)
     keychain = _open_keychain(options)
-    given = ExplicitCredentials(options, os.environ).read_password()
+    option_password = ExplicitCredentials(options, os.environ).read_password()
     username = username or os.environ.get("OCISTREAM_USERNAME") or _prompt("Username: ")
-    secret = given or os.environ.get("OCISTREAM_PASSWORD") or _prompt("Password: ", secret=True)
+    secret = option_password or os.environ.get("OCISTREAM_PASSWORD") or _prompt("Password: ", secret=True)
     credential = Credential(username, secret, source="the given user name and password")
     _check_credential(host, credential, options)
-    where = keychain.save(host, credential)
-    console.info(f"logged in to {host}; the credential is kept in {where}")
+    store = keychain.save(host, credential)
+    console.info(f"logged in to {host}; the credential is kept in {store}")
 
 
 @click.command()
@@ -74,16 +74,12 @@ def logout(console: Console, /, registry: str, **options: Any) -> None:
     """
     apply_verbosity(console, options)
     host = parse_registry(registry)
-    where = _open_keychain(options).erase(host)
-    console.info(f"removed the credential of {host} from {where}" if where else f"not logged in to {host}")
+    store = _open_keychain(options).erase(host)
+    console.info(f"removed the credential of {host} from {store}" if store else f"not logged in to {host}")
 
 
 def _open_keychain(options: Mapping[str, Any]) -> Keychain:
-    """Return what keeps credentials: in the file that --authfile names, or where Docker does.
-
-    Raises:
-        UsageError: the name of that file is empty.
-    """
+    """Return the keychain that stores credentials in the file of --authfile, or where Docker stores them."""
     from ocistream.auth.credentials import Keychain
 
     path = options["authfile"]
@@ -94,38 +90,29 @@ def _open_keychain(options: Mapping[str, Any]) -> Keychain:
 
 
 def _check_credential(host: str, credential: Credential, options: Mapping[str, Any]) -> None:
-    """Show the registry the credential.
-
-    Raises:
-        AuthenticationError: it is refused.
-        NetworkError: the registry does not answer.
-    """
+    """Try the credential; raise AuthenticationError if the registry refuses it."""
     from ocistream.http.client import HttpClient
 
-    transport = HttpClient(
+    client = HttpClient(
         build_http_settings(options, os.environ, attempts=_MAX_ATTEMPTS),
         lambda registry, _: credential if registry == host else None,
         hosts=build_host_settings_lookup(
             options, os.environ, home_directory(), load_host_rules(options, os.environ, home_directory()).settings
         ),
     )
-    endpoint = transport.endpoint(host)
+    endpoint = client.endpoint(host)
     try:
-        transport.request(endpoint, "GET", f"{endpoint.url}/v2/").drain()
+        client.request(endpoint, "GET", f"{endpoint.url}/v2/").drain()
     except AuthenticationError as error:
         msg = f"{host} refused the user name or the password"
         hint = f"are they typed right? many registries want a token in the password's place ({error.message})"
         raise AuthenticationError(msg, hint=hint) from error
     finally:
-        transport.close()
+        client.close()
 
 
 def _prompt(prompt: str, *, secret: bool = False) -> str:
-    """Ask at the terminal.
-
-    Raises:
-        UsageError: there is none, or the answer is empty.
-    """
+    """Ask at the terminal; raise UsageError if there is none or the answer is empty."""
     if not sys.stdin or not sys.stdin.isatty():
         msg = "there is no terminal to ask for the user name or the password"
         raise UsageError(

@@ -51,6 +51,7 @@ _OUTPUT_HINT = "pull reads from registries; the file to write is -o PATH; `ocist
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="What to write, whatever PATH looks like.")
 @click.option(
     "--from-byte",
+    # A whole number of bytes, not a size such as `1GiB`: a byte more or less is another archive.
     type=WholeNumber(min=0),
     metavar="N",
     help="Write the archive from byte N on, to stdout, where a pipe broke. Of the blob that N is in only the size is "
@@ -89,57 +90,53 @@ def pull(
     references = [parse_image(image, _OUTPUT_HINT) for image in images]
     context.check_credentials({reference.registry for reference in references} | find_queried_registries(context))
     choice = parse_platform_choice(platforms, default_platform())
-    end = parse_output(output, kind)
-    if end.is_stream and end.kind == "oci":
+    location = parse_output(output, kind)
+    if location.is_stream and location.kind == "oci":
         msg = "a layout directory cannot be written to stdout"
         raise UsageError(msg, hint="name a directory with -o")
     if from_byte is not None:
-        check_from_byte(end)
-    if end.name and len(references) > 1:
-        msg = f"{len(references)} images cannot all be called {end.name!r}"
+        check_from_byte(location)
+    if location.name and len(references) > 1:
+        msg = f"{len(references)} images cannot all be called {location.name!r}"
         raise UsageError(msg)
-    context.check_result_path(end)
-    split = check_split_size(context, end, from_byte=from_byte is not None)
-    leaving = build_omission_rule(context, choice, end)
-    around = context.build_open_context(registries={reference.registry for reference in references})
+    context.check_result_path(location)
+    split = check_split_size(context, location, from_byte=from_byte is not None)
+    omission_rule = build_omission_rule(context, choice, location)
+    open_context = context.build_open_context(registries={reference.registry for reference in references})
     referrers = choose_referrers_mode(context)
 
     def open_ends() -> tuple[Source, Destination]:
         from ocistream.registry.source import RegistrySource
 
-        # The sink comes last: it begins a file, and who would remove it if the other end cannot be opened?
+        # The destination comes last: it creates a file, which would stay if opening the source failed.
         source = RegistrySource(
-            around.client(),
+            open_context.client(),
             references,
             platforms=choice,
             referrers=referrers,
-            open_repository=around.repository_opener().open_repository,
-            jobs=around.jobs,
+            open_repository=open_context.repository_opener().open_repository,
+            jobs=open_context.jobs,
         )
-        return source, open_destination(end, replace(around, from_byte=from_byte or 0, volume_size=split))
+        return source, open_destination(location, replace(open_context, from_byte=from_byte or 0, volume_size=split))
 
     run_transfer(
         context,
         open_ends,
         image_label,
-        destination_location=end,
-        rename=build_rename(end) if end.name else None,
-        omission_rule=leaving,
+        destination_location=location,
+        rename=build_rename(location) if location.name else None,
+        omission_rule=omission_rule,
     )
 
 
 def parse_output(output: str, kind: str | None) -> Location:
-    """Make an end of -o and --format; the latter has the last word."""
-    end = resolve_stdout(parse_location(output, bare_is_path=True))
-    return replace(end, kind=kind) if kind else end
+    """Return the location of -o and --format; --format overrides what the path looks like."""
+    location = resolve_stdout(parse_location(output, bare_is_path=True))
+    return replace(location, kind=kind) if kind else location
 
 
 def check_from_byte(location: Location) -> None:
-    """Refuse to write the rest of an archive to where it would be taken for a whole one.
-
-    Raises:
-        UsageError: it is to be a file of its own, or a layout.
-    """
+    """Raise UsageError if the rest of an archive would be written to a file, where it looks like a complete one."""
     is_special = location.path is not None and paths.is_special(location.path)
     if location.kind == "oci" or not (location.is_stream or is_special):
         msg = "--from-byte writes the rest of an archive to stdout"
@@ -147,5 +144,5 @@ def check_from_byte(location: Location) -> None:
 
 
 def image_label(root: Root) -> str:
-    """Name an image in the results."""
+    """Return the name of an image in the results."""
     return root.name or root.origin

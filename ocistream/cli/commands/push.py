@@ -86,40 +86,47 @@ def push(
             "IMAGE, such as HOST/REPOSITORY:TAG, is for one; with --to each keeps the name that it has in the archive"
         )
         raise UsageError(msg, hint=hint)
-    ends = [parse_location(path, bare_is_path=True) for path in paths or ("-",)]
-    context.check_result_path(*ends)
+    locations = [parse_location(path, bare_is_path=True) for path in paths or ("-",)]
+    context.check_result_path(*locations)
     if image is not None:
         if len(chosen) > 1:
             msg = "one IMAGE can stand for one --image only"
             raise UsageError(msg, hint="push several with --to HOST[/PREFIX]")
         reference = parse_image(image, _INPUT_HINT)
-        target, early, registry = _build_fixed_target(reference), reference, reference.registry
+        target, early_target, registry = _build_fixed_target(reference), reference, reference.registry
         select = select_named_images(chosen) if chosen else select_only_image
     else:
         registry = _parse_prefix_registry(prefix or "")
-        target, early = _check_each_push(context, _build_prefix_target(prefix or "")), None
+        target, early_target = _check_each_push(context, _build_prefix_target(prefix or "")), None
         select = require_distinct_targets(target, _select_full_names(chosen))
     choice = parse_platform_choice(platforms, None)
-    want = Selection(select, choice, int(context.options["max_ratio"]), referrers=choose_referrers_mode(context))
-    mounts = parse_mount_sources(context.options["mount_from"], registry)
-    around = context.build_open_context(registries=[registry])
+    selection = Selection(select, choice, int(context.options["max_ratio"]), referrers=choose_referrers_mode(context))
+    mount_from = parse_mount_sources(context.options["mount_from"], registry)
+    open_context = context.build_open_context(registries=[registry])
 
     def open_ends() -> tuple[Source, Destination]:
         from ocistream.registry.destination import RegistryDestination
 
-        context.check_push(early)
-        source = open_sources(ends, around, want)
+        context.check_push(early_target)
+        source = open_sources(locations, open_context, selection)
         try:
-            sink = RegistryDestination(
-                around.client(), target, early_target=early, mount_from=mounts, records=context.upload_records()
+            destination = RegistryDestination(
+                open_context.client(),
+                target,
+                early_target=early_target,
+                mount_from=mount_from,
+                records=context.upload_records(),
             )
         except BaseException:
             source.close()
             raise
-        return source, sink
+        return source, destination
 
     run_transfer(
-        context, open_ends, lambda root: target(root).name, source_location=ends[0] if len(ends) == 1 else None
+        context,
+        open_ends,
+        lambda root: target(root).name,
+        source_location=locations[0] if len(locations) == 1 else None,
     )
 
 
@@ -128,11 +135,7 @@ def _build_fixed_target(reference: Reference) -> Callable[[Root], Reference]:
 
 
 def _build_prefix_target(prefix: str) -> Callable[[Root], Reference]:
-    """Give the way to name images under `HOST[/PREFIX]`: each keeps its own repository and tag.
-
-    Raises:
-        InvalidNameError: the prefix is malformed.
-    """
+    """Return the function that names images under `HOST[/PREFIX]`: each keeps its repository and tag."""
     host, _, path = prefix.rstrip("/").partition("/")
     registry = _parse_prefix_registry(prefix)
     if {":", "@"} & set(path):
@@ -140,14 +143,16 @@ def _build_prefix_target(prefix: str) -> Callable[[Root], Reference]:
         hint = f"write HOST[/PREFIX]: images keep their own tags; to push one by another name, push {printable(prefix)}"
         raise InvalidNameError(msg, hint=hint)
     if parse_reference(f"{registry}/x/y").registry != registry:
-        # In an image's name it would be a part of a repository on Docker Hub, and that is where it would go.
+        # In an image name this host would be a part of a repository on Docker Hub, and the images would go there.
         msg = f"--to {printable(host)!r} does not look like a registry's host"
         raise InvalidNameError(msg, hint=f"write its port as well, such as {printable(host)}:443, or its full domain")
 
     def target(root: Root) -> Reference:
-        own = parse_reference(root.name or "")
-        repository = own.repository.removeprefix("library/") if own.registry == "docker.io" else own.repository
-        return parse_reference(f"{registry}/{path + '/' if path else ''}{repository}:{own.tag}")
+        reference = parse_reference(root.name or "")
+        repository = (
+            reference.repository.removeprefix("library/") if reference.registry == "docker.io" else reference.repository
+        )
+        return parse_reference(f"{registry}/{path + '/' if path else ''}{repository}:{reference.tag}")
 
     if path:
         parse_reference(f"{registry}/{path}/x")
@@ -155,16 +160,12 @@ def _build_prefix_target(prefix: str) -> Callable[[Root], Reference]:
 
 
 def _parse_prefix_registry(prefix: str) -> str:
-    """Give the registry of `HOST[/PREFIX]`.
-
-    Raises:
-        InvalidNameError: there is none.
-    """
+    """Return the registry of `HOST[/PREFIX]`."""
     return parse_registry(prefix.partition("/")[0])
 
 
 def _check_each_push(context: CommandContext, target: Callable[[Root], Reference]) -> Callable[[Root], Reference]:
-    """Make sure that nothing is pushed where a configuration forbids it; what this gives raises AuthenticationError."""
+    """Return `target` with a check: it raises AuthenticationError if the configuration forbids the push."""
 
     def permitted(root: Root) -> Reference:
         reference = target(root)
@@ -175,8 +176,8 @@ def _check_each_push(context: CommandContext, target: Callable[[Root], Reference
 
 
 def _select_full_names(chosen: Sequence[str]) -> ImageSelector:
-    """Return a selection of the images chosen by --image, or else of all, by those of their names that are full."""
-    select, which = (
+    """Return a selection of the images of --image, else of all images, that requires full names."""
+    select, description = (
         (select_named_images(chosen, all_names=True), "chosen")
         if chosen
         else (select_existing_images, "in the archive or layout")
@@ -184,4 +185,4 @@ def _select_full_names(chosen: Sequence[str]) -> ImageSelector:
     hint = (
         "--to needs a full name for every image; push this one alone: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
     )
-    return lambda roots: select_all_images(select(roots), has_full_name, "full name", hint, description=which)
+    return lambda roots: select_all_images(select(roots), has_full_name, "full name", hint, description=description)

@@ -34,12 +34,13 @@ def rm(console: Console, /, path: Path, names: tuple[str, ...], dry_run: bool, *
     from ocistream.layout.removal import remove_images
 
     apply_verbosity(console, options)
+    # The blobs stay for `gc`, which knows what a concurrent pull may still need.
     removed = remove_images(LayoutDirectory(path), names, dry_run=dry_run)
     for entry in (*removed.images, *removed.referrers):
         name = entry_name_of(entry)
         click.echo(f"{name}@{entry.digest}" if name else entry.digest)
-    said = format_count(len(removed.images), "image")
+    summary = format_count(len(removed.images), "image")
     if removed.referrers:
-        said += f", and {len(removed.referrers)} that hung on " + ("it" if len(removed.images) == 1 else "them")
-    what = f"would remove {said}" if dry_run else f"removed {said}; blobs stay until `ocistream gc`"
-    console.info(what)
+        summary += f", and {len(removed.referrers)} that hung on " + ("it" if len(removed.images) == 1 else "them")
+    message = f"would remove {summary}" if dry_run else f"removed {summary}; blobs stay until `ocistream gc`"
+    console.info(message)

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from ocistream.cli.console import Console
     from ocistream.serve import AccessLogEntry, BasicAuth
 
-#: Docker's own registry listens there.
+#: The port of Docker's own registry.
 _DEFAULT_ADDRESS: Final = "127.0.0.1:5000"
 _MAX_LOGGED: Final = 2000
 _MAX_PORT: Final = 65535
-#: How the names of archives end.
+#: Suffixes of archive names.
 _ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 _PATH_TYPE: Final = click.Path(path_type=Path)
 
@@ -85,9 +85,10 @@ def serve(
     apply_verbosity(console, options)
     address = _parse_address(listen)
     _check_path(path)
-    gate = _build_basic_auth(options)
+    auth = _build_basic_auth(options)
     tls = _build_tls_context(options["tls_cert"], options["tls_key"])
-    if gate is not None and tls is None and not is_loopback(address[0]):
+    # A note, not an error: a proxy or a tunnel may add TLS.
+    if auth is not None and tls is None and not is_loopback(address[0]):
         console.info(
             "there is no TLS (--tls-cert): whoever is on the way can read the password, and change what is sent"
         )
@@ -101,7 +102,7 @@ def serve(
     console.is_server = True
     with ExitStack() as stack:
         log = _build_request_log(console, access_log, stack)
-        registry = Registry(path, address=address, read_only=read_only, log=log, auth=gate, tls=tls)
+        registry = Registry(path, address=address, read_only=read_only, log=log, auth=auth, tls=tls)
         stack.callback(registry.stop)
         for line in registry.operator_notices():
             console.info(line)
@@ -118,12 +119,9 @@ def _parse_address(listen: str) -> tuple[str, int]:
 
 
 def _check_path(path: Path) -> None:
-    """Refuse what can be read but once, from its beginning to its end.
+    """Raise an error for a path that can be read only once, or a missing file with the name of an archive.
 
-    Raises:
-        UsageError: it is stdin.
-        UnsupportedError: it is a pipe or a device.
-        NotFoundError: it is not there, and is called as archives are: it would become an empty directory.
+    Such a name would otherwise become an empty layout directory.
     """
     hint = "an archive is served out of a file, since blobs are asked for in any order, and again"
     if str(path) == "-":
@@ -132,31 +130,27 @@ def _check_path(path: Path) -> None:
     if paths.is_special(path):
         msg = f"{path} is neither a directory nor a regular file"
         raise UnsupportedError(msg, hint=hint)
-    # Where a link leads nowhere, opening it says why.
+    # A dangling link is reported where it is opened.
     if not paths.exists(path, follow=False) and path.name.endswith(_ARCHIVE_SUFFIXES):
         msg = f"{path}: no such file"
         raise NotFoundError(msg, hint="is it misspelt? to make a layout directory of that name, `mkdir` it first")
 
 
 def _build_basic_auth(options: Mapping[str, Any]) -> BasicAuth | None:
-    """Make what asks for the password, if a user is named.
-
-    Raises:
-        UsageError: there is no password, or a password and no user.
-        NotFoundError, LocalDiskError: the file of the password cannot be read.
-    """
+    """Return the check of user and password, or None without --username; raise UsageError if one is missing."""
     from ocistream.serve import BasicAuth
 
     if options["username"] is None:
-        given_by = "--password-stdin" if options["password_stdin"] else "--password-file"
+        option = "--password-stdin" if options["password_stdin"] else "--password-file"
         if options["password_stdin"] or options["password_file"]:
-            msg = f"{given_by} without --username"
+            msg = f"{option} without --username"
             raise UsageError(msg, hint="name the user who is to log in with that password")
         return None
     password = ExplicitCredentials(options, os.environ).read_password() or os.environ.get("OCISTREAM_PASSWORD")
     if not password:
         msg = "--username needs a password"
         raise UsageError(msg, hint="give it with --password-stdin or --password-file, or in OCISTREAM_PASSWORD")
+    # One user and no htpasswd file: bcrypt would be a dependency, and Python alone checks only unsalted SHA-1.
     return BasicAuth(options["username"], password)
 
 
@@ -172,11 +166,11 @@ def _build_tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLCon
 
 
 def _build_request_log(console: Console, path: Path | None, stack: ExitStack) -> Callable[[AccessLogEntry], None]:
-    """Give what is told of each request: the access log, and whoever asked with -v."""
+    """Return the function that logs a request: to the access log, and to stderr with -v."""
     access: AccessLog | None = None
     if path is not None:
-        where = None if str(path) == "-" else path
-        access = AccessLog(where, as_json=console.as_json, report=console.info)
+        target_path = None if str(path) == "-" else path
+        access = AccessLog(target_path, as_json=console.as_json, report=console.info)
         stack.callback(access.close)
 
     def log(entry: AccessLogEntry) -> None:
@@ -189,7 +183,7 @@ def _build_request_log(console: Console, path: Path | None, stack: ExitStack) ->
         if entry.problem:
             text += f" ({entry.problem})"
         fields = {**asdict(entry), "target": target}
-        # A full disk, a corrupt archive: whoever serves hears of it without asking.
+        # Faults of the server, such as a full disk or a corrupt archive, are printed without -v too.
         console.info(printable(text, _MAX_LOGGED), level=0 if fields.pop("is_ours") else 1, **fields)
 
     return log
@@ -198,7 +192,7 @@ def _build_request_log(console: Console, path: Path | None, stack: ExitStack) ->
 __all__ = ["AccessLog", "redact_target"]
 
 _MAX_TARGET: Final = 2000
-#: Parameters of the distribution-spec, none of which is a secret.
+#: Query parameters of the distribution-spec; none is a secret.
 _PUBLIC_PARAMETERS: Final = frozenset(
     {"artifactType", "digest", "digest-algorithm", "from", "last", "mount", "n", "tag"}
 )
@@ -206,14 +200,10 @@ _MONTHS: Final = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep",
 
 
 class AccessLog:
-    """Writes a line a request to a file, or to stderr. Safe for several threads."""
+    """Writes a line per request to a file or to stderr. Safe for several threads."""
 
     def __init__(self, path: Path | None, *, as_json: bool, report: Callable[[str], None]) -> None:
-        """Append to `path`, None for stderr. `tell` is called once, if the log cannot be written to any more.
-
-        Raises:
-            NotFoundError, LocalDiskError: the file cannot be opened, or the path is another user's link.
-        """
+        """Append to `path`, None for stderr. `report` is called once, if the log cannot be written any more."""
         self._as_json = as_json
         self._report = report
         self._lock = threading.Lock()
@@ -223,15 +213,15 @@ class AccessLog:
         else:
             target, flags = paths.write_target(path), os.O_NOFOLLOW
             if paths.is_special(path):
-                # /dev/stderr leads to something that has no path.
+                # /dev/stderr may lead to a file without a path.
                 target, flags = path, 0
             with files.disk_errors(f"cannot open the access log {path}"):
-                # Who rotates logs copies and truncates: what is appended then begins at the beginning.
+                # O_APPEND: after a log rotation that truncates the file, new lines start at its beginning.
                 flags |= os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
                 self._descriptor = os.open(target, flags, 0o640)
 
     def write(self, entry: AccessLogEntry) -> None:
-        """Write the line of a request; requests are served whether that can be done or not."""
+        """Write the line of a request; a failure does not stop the request."""
         line = (_format_json_line(entry) if self._as_json else _format_common_line(entry)).encode() + b"\n"
         with self._lock:
             try:
@@ -248,9 +238,9 @@ class AccessLog:
 
 
 def _format_common_line(entry: AccessLogEntry) -> str:
-    """Write the common log format: host, identity (nobody knows), user, time, request, status, bytes of the body."""
+    """Return the common log format: host, identity (unknown), user, time, request, status, body bytes."""
     when = dt.datetime.fromtimestamp(entry.timestamp, dt.UTC).astimezone()
-    # Months are English there, whatever the locale.
+    # The format has English months in every locale.
     stamp = f"{when:%d}/{_MONTHS[when.month - 1]}/{when:%Y:%H:%M:%S %z}"
     request = _escape_quotes(f"{entry.method} {redact_target(entry.target)} {entry.version}")
     user = quote(entry.user, safe="@+") if entry.user else "-"
@@ -274,11 +264,11 @@ def _format_json_line(entry: AccessLogEntry) -> str:
 
 
 def redact_target(target: str) -> str:
-    """Give what was asked for without a value of the query that may be a secret, and without control characters."""
-    path, mark, query = target.partition("?")
-    # A whole URL may have a user and a password in it.
+    """Return the request target without control characters and without query values that may be secret."""
+    path, separator, query = target.partition("?")
+    # A complete URL may contain a user and a password.
     path = re.sub(r"\A([A-Za-z][A-Za-z0-9+.-]*://)[^/@]*@", r"\1", path)
-    if mark:
+    if separator:
         shown = [
             (name, value if name in _PUBLIC_PARAMETERS else "...")
             for name, value in parse_qsl(query, keep_blank_values=True)

@@ -77,109 +77,127 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     _warn_unused_variables(context, plan)
     result = context.options["result"]
     context.check_result_path(
-        *(place.location for entry in plan.entries for place in (entry.source, *entry.destinations))
+        *(sync_location.location for entry in plan.entries for sync_location in (entry.source, *entry.destinations))
     )
     if result is not None:
         if real_path(result) == real_path(file):
             msg = f"--result {printable(str(result), 1024)} is the file that says what is copied"
             raise UsageError(msg, hint="name another file: it would be written over")
         check_result_writable(result)
-    around = _OpenContexts(context, plan)
-    told = _OutcomeReporter(context, dry_run=dry_run, keeps=result is not None)
-    is_whole = False
+    open_contexts = _OpenContexts(context, plan)
+    reporter = _OutcomeReporter(context, dry_run=dry_run, keeps=result is not None)
+    is_complete = False
     try:
         with show_progress(context.options["progress"], context.console) as observer:
             run = SyncRun(
-                around,
-                told,
+                open_contexts,
+                reporter,
                 jobs=context.jobs,
                 ahead=context.prefetch_memory,
+                # One event per image: cancelling one transfer must not cancel the next.
                 stop=InterruptibleEvent,
                 observer=observer,
                 check_push=context.check_push,
             )
             run.run(plan, shard, dry_run=dry_run)
-        is_whole = True
+        is_complete = True
     finally:
-        # What was done is said of a run that was stopped, too.
-        if is_whole or told.has_outcomes:
-            told.summarize(shard)
+        # A stopped run reports its outcomes too.
+        if is_complete or reporter.has_outcomes:
+            reporter.summarize(shard)
         if result is not None:
-            write_result_pieces(result, told.document(shard, is_whole=is_whole))
-    if told.exit_code:
-        raise click.exceptions.Exit(told.exit_code)
+            write_result_pieces(result, reporter.document(shard, is_complete=is_complete))
+    if reporter.exit_code:
+        raise click.exceptions.Exit(reporter.exit_code)
 
 
 def _report_unused_tables(context: CommandContext, plan: SyncPlan) -> None:
-    """Say with -v which tables are for registries that no entry names: they may be for mirrors, or misspelt."""
-    places = (place for entry in plan.entries for place in (entry.source, *entry.destinations))
-    named = {place.location.reference.registry.lower() for place in places if place.location.reference}
+    """Print with -v which tables are for registries that no entry names: mirrors, or misspelt names."""
+    locations = (sync_location for entry in plan.entries for sync_location in (entry.source, *entry.destinations))
+    named_registries = {
+        sync_location.location.reference.registry.lower()
+        for sync_location in locations
+        if sync_location.location.reference
+    }
     for host in plan.registries:
-        if host not in named:
+        if host not in named_registries:
             context.console.info(f'[registry."{printable(host)}"]: no entry names this registry', level=1)
 
 
 def _warn_unused_variables(context: CommandContext, plan: SyncPlan) -> None:
-    """Say which variables have no effect. A user name without a registry is for none of the many registries."""
+    """Print which variables have no effect. A user name without a registry is for none of them."""
     if not any(name.startswith("OCISTREAM_") for name in os.environ):
         return
     from ocistream.cli.settings import find_credential_variables, read_configuration_file, warn_unused_variables
 
-    logins = [place.login for entry in plan.entries for place in (entry.source, *entry.destinations) if place.login]
-    used = {login.password_env for login in logins}
+    logins = [
+        sync_location.login
+        for entry in plan.entries
+        for sync_location in (entry.source, *entry.destinations)
+        if sync_location.login
+    ]
+    used_variables = {login.password_env for login in logins}
     sources = [rule.credentials for rule in plan.registries.values() if rule.credentials]
-    used |= {f"{one.name}_{word}" for one in sources if one.kind == "env" for word in ("USERNAME", "PASSWORD")}
+    used_variables |= {
+        f"{source.name}_{word}" for source in sources if source.kind == "env" for word in ("USERNAME", "PASSWORD")
+    }
     config = context.options.get("config")
-    used |= find_credential_variables(read_configuration_file(None if config is None else str(config), os.environ))
-    warn_unused_variables(context.console, os.environ, used)
+    used_variables |= find_credential_variables(
+        read_configuration_file(None if config is None else str(config), os.environ)
+    )
+    warn_unused_variables(context.console, os.environ, used_variables)
     for variable in (f"OCISTREAM_{side}USERNAME" for side in ("", "SRC_", "DEST_")):
-        if os.environ.get(variable) and variable not in used:
-            what = f"the variable {variable} has no effect on `ocistream sync`"
-            context.console.info(f'{what}: give each registry its credentials in [registry."HOST"] of the sync file')
+        if os.environ.get(variable) and variable not in used_variables:
+            prefix = f"the variable {variable} has no effect on `ocistream sync`"
+            context.console.info(f'{prefix}: give each registry its credentials in [registry."HOST"] of the sync file')
 
 
 class _OpenContexts:
-    """What each place is reached by: one set of connections for each of the file's credentials."""
+    """The open context of each location: one set of connections for each login of the file.
+
+    All images share the connections and tokens.
+    """
 
     def __init__(self, context: CommandContext, plan: SyncPlan) -> None:
         self._session = context
         registries: dict[Login | None, set[str]] = {}
         for entry in plan.entries:
-            for place in (entry.source, *entry.destinations):
-                of_login = registries.setdefault(place.login, set())
-                if place.location.reference is not None:
-                    of_login.add(place.location.reference.registry)
-        # A variable that is not set is found out before anything is done.
+            for sync_location in (entry.source, *entry.destinations):
+                login_registries = registries.setdefault(sync_location.login, set())
+                if sync_location.location.reference is not None:
+                    login_registries.add(sync_location.location.reference.registry)
+        # Secrets are read before any copy, so a variable that is not set is reported at once.
         self._contexts = {
-            login: self._build_context(login, _read_secret(login), those) for login, those in registries.items()
+            login: self._build_context(login, _read_secret(login), registries_of_login)
+            for login, registries_of_login in registries.items()
         }
 
-    def __call__(self, place: SyncLocation) -> OpenContext:
-        return self._contexts[place.login]
+    def __call__(self, sync_location: SyncLocation) -> OpenContext:
+        return self._contexts[sync_location.login]
 
     def _build_context(self, login: Login | None, secret: str, registries: Collection[str]) -> OpenContext:
-        own = functools.partial(self._build_keychain, login, secret, registries)
+        build_keychain = functools.partial(self._build_keychain, login, secret, registries)
         return self._session.build_open_context(
-            build_keychain=own, hint=build_sync_hint_translator(self._session.options)
+            build_keychain=build_keychain, hint=build_sync_hint_translator(self._session.options)
         )
 
     def _build_keychain(self, login: Login | None, secret: str, registries: Collection[str]) -> Keychain:
-        """Give what a place's credentials are found by: those of the file are for the `registries` it names there.
+        """Return the keychain of a login: its credential is for the `registries` the file uses it with.
 
-        A mirror of one of them is shown its own, if there are any.
+        A mirror of such a registry gets its own credential, if it has one.
         """
         from ocistream.auth.credentials import Credential, Keychain
         from ocistream.auth.docker_config import with_named_source
 
         env, configured = dict(os.environ), self._session.host_rules().credentials
-        # A user name that no registry stands beside is for none of a file's many registries.
-        nobody: tuple[str, ...] = ()
+        # A user name without a registry (OCISTREAM_USERNAME) is for none of the file's registries.
+        no_registries: tuple[str, ...] = ()
         auth_file = self._session.explicit_credentials.find_auth_file("")
         if login is None:
-            return Keychain(env, home=home_directory(), named=nobody, configured=configured, auth_file=auth_file)
+            return Keychain(env, home=home_directory(), named=no_registries, configured=configured, auth_file=auth_file)
         if login.auth_file is not None:
             auth_file = login.auth_file, _SYNC_FILE
-            return Keychain(env, home=home_directory(), named=nobody, configured=configured, auth_file=auth_file)
+            return Keychain(env, home=home_directory(), named=no_registries, configured=configured, auth_file=auth_file)
         source = login.password_env or str(login.password_file)
         credential = with_named_source(Credential(login.username, secret, source=source), _SYNC_FILE)
         return Keychain(
@@ -205,7 +223,7 @@ def _read_secret(login: Login | None) -> str:
 
 
 class _OutcomeReporter:
-    """Takes the outcomes: prints a line for each, adds them up, and keeps them for --result if there is one."""
+    """Prints a line for each outcome, sums them up, and keeps them for --result."""
 
     def __init__(self, context: CommandContext, *, dry_run: bool, keeps: bool) -> None:
         self._session = context
@@ -213,9 +231,9 @@ class _OutcomeReporter:
         self._started_at = monotonic()
         self._counts: Counter[str] = Counter()
         self._size = self._fetched = 0
-        #: What --result has of each, in little room: there may be many thousands.
+        #: The entries of --result, compressed: there may be many thousands.
         self._results = CompressedJsonList() if keeps else None
-        #: The exit code of the first failure; 0 without any.
+        #: The exit code of the first failure, 0 without one: no order of gravity is defined.
         self.exit_code = 0
 
     def __call__(self, outcome: SyncResult) -> None:
@@ -227,12 +245,12 @@ class _OutcomeReporter:
         if outcome.error is not None:
             error = outcome.error
             add_sync_hint(error, outcome.source)
-            what = f"{printable(outcome.source)} to {printable(outcome.destination)}: {error.message}"
-            self._session.console.error(what, hint=error.hint, code=error.exit_code)
+            message = f"{printable(outcome.source)} to {printable(outcome.destination)}: {error.message}"
+            self._session.console.error(message, hint=error.hint, code=error.exit_code)
             self.exit_code = self.exit_code or error.exit_code
         elif self._dry_run:
-            how = "copy" if outcome.status == "to copy" else outcome.status
-            self._print(f"{how} {outcome.size} {printable(outcome.source)} {_format_result(outcome)}")
+            action = "copy" if outcome.status == "to copy" else outcome.status
+            self._print(f"{action} {outcome.size} {printable(outcome.source)} {_format_result(outcome)}")
         else:
             self._print(_format_result(outcome))
         report_incomplete_indexes(self._session.console, outcome.incomplete)
@@ -244,53 +262,53 @@ class _OutcomeReporter:
 
     @property
     def has_outcomes(self) -> bool:
-        """Whether anything has become of an image."""
+        """Whether there is any outcome."""
         return bool(self._counts)
 
     def summarize(self, shard: Shard) -> None:
-        """Say in one line on stderr what all came to."""
+        """Print the summary, one line on stderr."""
         counts, failed, size, fetched = self._counts, self._counts["failed"], self._size, self._fetched
-        moved = format_count(counts["to copy"] if self._dry_run else counts["copied"], "image")
-        parts = [f"{moved}{' to copy' if self._dry_run else ' copied'}, {format_size(size)}"]
+        copied = format_count(counts["to copy"] if self._dry_run else counts["copied"], "image")
+        parts = [f"{copied}{' to copy' if self._dry_run else ' copied'}, {format_size(size)}"]
         if fetched != size:
             parts[0] += f", of which {format_size(fetched)} {'are' if self._dry_run else 'were'} read"
         parts.append(f"{counts['unchanged']} unchanged")
         if failed:
             parts.append(f"{failed} failed")
-        where = f"shard {shard}: " if shard.count > 1 else ""
-        self._session.console.info(f"{where}{'; '.join(parts)}; in {monotonic() - self._started_at:.1f} s")
+        prefix = f"shard {shard}: " if shard.count > 1 else ""
+        self._session.console.info(f"{prefix}{'; '.join(parts)}; in {monotonic() - self._started_at:.1f} s")
 
-    def document(self, shard: Shard, *, is_whole: bool) -> Iterator[bytes]:
-        """Give the document of --result in pieces; sizes in bytes. `complete` is false of a run that was stopped."""
-        before = {"complete": is_whole, "dryRun": self._dry_run, "shard": str(shard)}
-        behind = {
+    def document(self, shard: Shard, *, is_complete: bool) -> Iterator[bytes]:
+        """Return the document of --result in pieces; sizes in bytes. `complete` is false for a stopped run."""
+        head = {"complete": is_complete, "dryRun": self._dry_run, "shard": str(shard)}
+        tail = {
             "bytes": {"sent": self._size, "fetched": self._fetched},
             "retried": self._session.retry_count,
             "seconds": round(monotonic() - self._started_at, 3),
         }
-        yield json.dumps(before, indent=2).removesuffix("\n}").encode() + b',\n  "images": ['
+        yield json.dumps(head, indent=2).removesuffix("\n}").encode() + b',\n  "images": ['
         if self._results is not None:
             yield from self._results.pieces()
-        yield b"\n  ],\n" + json.dumps(behind, indent=2).removeprefix("{\n").encode() + b"\n"
+        yield b"\n  ],\n" + json.dumps(tail, indent=2).removeprefix("{\n").encode() + b"\n"
 
 
 class CompressedJsonList:
-    """Objects of a list in JSON, compressed: ten thousand images take one megabyte, as objects some twenty."""
+    """A JSON list in compressed form: ten thousand images take 1 MB, as Python objects about 20 MB."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start with an empty list."""
         self._compressor = zlib.compressobj()
         self._pieces: list[bytes] = []
         self._separator = b"\n    "
 
     def add(self, value: Mapping[str, Any]) -> None:
-        """Keep one."""
+        """Append one object."""
         if piece := self._compressor.compress(self._separator + escape_ci_commands(json.dumps(value)).encode()):
             self._pieces.append(piece)
         self._separator = b",\n    "
 
     def pieces(self) -> Iterator[bytes]:
-        """Give them all, with commas between them."""
+        """Return the objects as JSON, with commas between them."""
         decompressor = zlib.decompressobj()
         for piece in (*self._pieces, self._compressor.flush()):
             yield decompressor.decompress(piece)

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import Source
     from ocistream.transfer.verify import Findings
 
-#: Of names in an archive and of digests, so many are written out; all are in the JSON, or counted there.
+#: The most lines for names or for digests; the JSON has all of them, or their number.
 _MAX_LINES: Final = 100
-#: So many volumes are named.
+#: The most volumes that a line names.
 _MAX_NAMES: Final = 20
 _DOCKER_ARCHIVE: Final = "docker-archive"
 
@@ -71,30 +71,30 @@ def verify(context: CommandContext, paths: tuple[str, ...], *, deep: bool, as_js
         if path.startswith("docker://"):
             msg = f"{path!r} is in a registry"
             raise UsageError(msg, hint="pull it first: `ocistream pull IMAGE | ocistream verify`")
-    ends = [parse_location(path, bare_is_path=True) for path in paths]
+    locations = [parse_location(path, bare_is_path=True) for path in paths]
     max_ratio = int(context.options["max_ratio"])
     with contextlib.ExitStack() as stack:
         if as_json:
             stack.enter_context(_print_error_as_json(paths))
-        want = Selection(all_blobs=True, max_ratio=max_ratio, referrers="listed")
-        source = open_sources(ends, context.build_open_context(), want)
+        selection = Selection(all_blobs=True, max_ratio=max_ratio, referrers="listed")
+        source = open_sources(locations, context.build_open_context(), selection)
         stack.callback(source.close)
         with show_progress(context.options["progress"], context.console) as observer:
             findings = verification.verify(
                 source, observer, deep=deep, max_ratio=max_ratio, cancelled=context.cancelled
             )
-        outcome = _VerifyReport(paths, source, findings, deep=deep)
+        report = _VerifyReport(paths, source, findings, deep=deep)
     click.echo(
-        escape_ci_commands(json.dumps(outcome.document(), indent=2))
+        escape_ci_commands(json.dumps(report.document(), indent=2))
         if as_json
-        else "\n".join(map(sanitize_line, outcome.lines()))
+        else "\n".join(map(sanitize_line, report.lines()))
     )
-    outcome.raise_for_findings()
+    report.raise_for_findings()
 
 
 @contextlib.contextmanager
 def _print_error_as_json(paths: tuple[str, ...]) -> Iterator[None]:
-    """Print what ends all reading as a document too: whoever reads JSON is to get some."""
+    """Print an error that ends the run as a JSON document too, so that stdout is always JSON."""
     try:
         yield
     except OcistreamError as error:
@@ -105,7 +105,7 @@ def _print_error_as_json(paths: tuple[str, ...]) -> Iterator[None]:
 
 
 class _VerifyReport:
-    """What verifying has found, in the forms in which it is told."""
+    """The result of a verification, as JSON and as text."""
 
     def __init__(self, paths: tuple[str, ...], source: Source, findings: Findings, *, deep: bool) -> None:
         self._paths = paths
@@ -118,38 +118,43 @@ class _VerifyReport:
         self._illegal_names = [*illegal, *(name for name in names if not is_legal(name))]
 
     def document(self) -> dict[str, Any]:
-        """Give the outcome as a JSON document."""
-        found = self._findings
-        left_out = found.graph.omitted_from_source
+        """Return the result as a JSON document."""
+        findings = self._findings
+        omitted_reasons = findings.graph.omitted_from_source
         return {
             "path": _paths_json(self._paths),
             "format": self._format,
-            "ok": not (found.missing or found.failures or self._illegal_names),
+            "ok": not (findings.missing or findings.failures or self._illegal_names),
             "deep": self._deep,
             "images": [
                 {
                     "name": root.name,
                     **(
-                        {"imageId": found.graph.image_id(root)}
+                        {"imageId": findings.graph.image_id(root)}
                         if root.is_synthesized
                         else {"digest": root.descriptor.digest, "mediaType": root.descriptor.media_type}
                     ),
                     **({"subject": subject} if (subject := self._subject(root)) else {}),
                 }
-                for root in found.graph.roots
+                for root in findings.graph.roots
             ],
-            "blobs": found.blobs,
-            "bytes": found.size,
-            "unneeded": found.unreferenced,
-            "unpacked": found.unpacked,
-            **({"volumes": self._volumes.document(found.parts)} if self._volumes else {}),
+            "blobs": findings.blobs,
+            "bytes": findings.size,
+            "unneeded": findings.unreferenced,
+            "unpacked": findings.unpacked,
+            **({"volumes": self._volumes.document(findings.parts)} if self._volumes else {}),
             "missing": [
                 {"digest": descriptor.digest, "mediaType": descriptor.media_type, "size": descriptor.size}
-                for descriptor in found.missing
+                for descriptor in findings.missing
             ],
             "leftOut": [
-                {"digest": one.digest, "mediaType": one.media_type, "size": one.size, "why": str(left_out[one.digest])}
-                for one in found.omitted
+                {
+                    "digest": blob.digest,
+                    "mediaType": blob.media_type,
+                    "size": blob.size,
+                    "why": str(omitted_reasons[blob.digest]),
+                }
+                for blob in findings.omitted
             ],
             "incomplete": [
                 {
@@ -158,58 +163,58 @@ class _VerifyReport:
                     "platforms": list(index.platforms),
                     "missing": list(index.missing),
                 }
-                for index in found.incomplete
+                for index in findings.incomplete
             ],
-            "wrong": [{"digest": wrong.digest, "problem": wrong.error.message} for wrong in found.failures],
+            "wrong": [{"digest": failure.digest, "problem": failure.error.message} for failure in findings.failures],
             "illegalNames": self._illegal_names,
             "otherFiles": self._other_files,
         }
 
     def lines(self) -> Iterator[str]:
-        """Give the outcome as lines for people."""
-        found = self._findings
-        for root in found.graph.roots:
+        """Return the result as lines for people."""
+        findings = self._findings
+        for root in findings.graph.roots:
             digest = None if root.is_synthesized else root.descriptor.digest
-            yield format_result_line(root.name or "-", digest, found.graph.image_id(root))
-        yield from self._limit_lines([f"missing {descriptor.digest}" for descriptor in found.missing])
-        yield from self._limit_lines([f"wrong {wrong.error.message}" for wrong in found.failures])
+            yield format_result_line(root.name or "-", digest, findings.graph.image_id(root))
+        yield from self._limit_lines([f"missing {descriptor.digest}" for descriptor in findings.missing])
+        yield from self._limit_lines([f"wrong {failure.error.message}" for failure in findings.failures])
         yield from self._limit_lines([f"illegal name {printable(name)!r}" for name in self._illegal_names])
         if self._volumes:
             yield self._volumes.line()
-        sizes = {one.digest: one.size for one in found.omitted}
+        sizes = {blob.digest: blob.size for blob in findings.omitted}
         for reason, digests in group_by_reason(
-            {digest: found.graph.omitted_from_source[digest] for digest in sizes}
+            {digest: findings.graph.omitted_from_source[digest] for digest in sizes}
         ).items():
             if self._volumes and reason.kind == VOLUME:
                 continue
             size = sum(sizes[digest] for digest in digests)
             yield f"left out {format_count(len(digests), 'blob')}, {format_size(size)}: {reason}"
-        for index in found.incomplete:
+        for index in findings.incomplete:
             name = printable(index.name or index.digest)
             yield from self._limit_lines([f"not exported: {printable(missing)} of {name}" for missing in index.missing])
         verdict = "ok" if self.document()["ok"] else "NOT ok"
         yield f"{verdict}: {self._format}, {', '.join(self._counts())}"
 
     def _counts(self) -> list[str]:
-        """Count what was found, for people."""
-        found = self._findings
-        referrers = sum(1 for root in found.graph.roots if self._subject(root))
-        parts = [format_count(len(found.graph.roots) - referrers, "image")]
+        """Return the counts of the last line."""
+        findings = self._findings
+        referrers = sum(1 for root in findings.graph.roots if self._subject(root))
+        parts = [format_count(len(findings.graph.roots) - referrers, "image")]
         if referrers:
             parts.append(format_count(referrers, "referrer"))
-        parts += [format_count(found.blobs, "blob"), format_size(found.size)]
-        if found.unreferenced:
-            parts.append(f"{format_count(found.unreferenced, 'blob')} that no image needs")
-        if found.unpacked:
-            parts.append(f"{format_count(found.unpacked, 'layer')} unpacked")
-        if found.parts:
-            parts.append(f"{format_count(found.parts, 'part')} of blobs")
+        parts += [format_count(findings.blobs, "blob"), format_size(findings.size)]
+        if findings.unreferenced:
+            parts.append(f"{format_count(findings.unreferenced, 'blob')} that no image needs")
+        if findings.unpacked:
+            parts.append(f"{format_count(findings.unpacked, 'layer')} unpacked")
+        if findings.parts:
+            parts.append(f"{format_count(findings.parts, 'part')} of blobs")
         if self._other_files:
             parts.append(format_count(self._other_files, "other file"))
         return parts
 
     def _subject(self, root: Root) -> str | None:
-        """Give what an entry without an image's name refers to; None for an image."""
+        """Return the subject of an entry without a name; None for an image."""
         document = self._findings.graph.documents.get(root.descriptor.digest)
         if root.name is not None:
             return None
@@ -218,30 +223,25 @@ class _VerifyReport:
         return subject_of(root.descriptor) or cosign_subject(tag_of(entry_name_of(root.descriptor)) or "")
 
     def raise_for_findings(self) -> None:
-        """End with the exit code of the gravest.
-
-        Raises:
-            IntegrityError: bytes are wrong.
-            ArchiveError: something is missing or malformed.
-        """
-        found = self._findings
-        errors: list[OcistreamError] = [wrong.error for wrong in found.failures]
+        """Raise the gravest error: IntegrityError for wrong bytes, else ArchiveError for missing content."""
+        findings = self._findings
+        errors: list[OcistreamError] = [failure.error for failure in findings.failures]
         integrity = [error for error in errors if isinstance(error, IntegrityError)]
-        where = "the archive on stdin" if self._paths == ("-",) else printable(" ".join(self._paths), 1024)
+        target = "the archive on stdin" if self._paths == ("-",) else printable(" ".join(self._paths), 1024)
         if integrity:
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-            msg = f"{where}: {integrity[0].message}{more}"
+            msg = f"{target}: {integrity[0].message}{more}"
             raise IntegrityError(msg)
         if errors:
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-            msg = f"{where}: {errors[0].message}{more}"
+            msg = f"{target}: {errors[0].message}{more}"
             raise ArchiveError(msg, hint=errors[0].hint)
-        if found.missing:
-            more = f" and {len(found.missing) - 1} more" if len(found.missing) > 1 else ""
-            msg = f"{where} lacks {found.missing[0].digest}{more}"
+        if findings.missing:
+            more = f" and {len(findings.missing) - 1} more" if len(findings.missing) > 1 else ""
+            msg = f"{target} lacks {findings.missing[0].digest}{more}"
             raise MissingContentError(msg, hint="it can still be pushed to a registry that has what is missing")
         if self._illegal_names:
-            msg = f"{where} has a name that no image archive has: {printable(self._illegal_names[0])!r}"
+            msg = f"{target} has a name that no image archive has: {printable(self._illegal_names[0])!r}"
             raise ArchiveError(msg)
 
     @staticmethod
@@ -252,38 +252,38 @@ class _VerifyReport:
 
 
 class _VolumeSet(NamedTuple):
-    """Which volumes of a set were looked at."""
+    """The volumes of a set that were verified."""
 
     present: Sequence[Volume]
 
     @classmethod
     def from_source(cls, source: Source) -> _VolumeSet | None:
-        """Find out whether a source is one volume, or several."""
+        """Return the volumes of a source, or None if it has none."""
         volume = getattr(source, "volume", None)
-        here = [volume] if volume is not None else getattr(source, "volumes", None)
-        return cls(here) if here else None
+        volumes = [volume] if volume is not None else getattr(source, "volumes", None)
+        return cls(volumes) if volumes else None
 
     @property
     def absent_names(self) -> list[str]:
-        """The names of all others."""
+        """The names of the other volumes of the set."""
         first, numbers = self.present[0], {volume.number for volume in self.present}
         return [first.template.format_name(number) for number in range(first.total) if number not in numbers]
 
     def document(self, parts: int) -> dict[str, Any]:
-        """Give it as JSON; `parts` is how many parts of blobs were looked at."""
+        """Return the volumes as JSON; `parts` is how many parts of blobs were verified."""
         names = [volume.name for volume in self.present]
         return {"here": names, "total": self.present[0].total, "elsewhere": self.absent_names, "parts": parts}
 
     def line(self) -> str:
-        """Give it as a line for people."""
-        here, total = self.present, self.present[0].total
-        numbers = ", ".join(str(volume.number + 1) for volume in here)
-        which = str(here[0]) if len(here) == 1 else f"volumes {numbers} of {total}"
+        """Return the volumes as a line for people."""
+        present, total = self.present, self.present[0].total
+        numbers = ", ".join(str(volume.number + 1) for volume in present)
+        description = str(present[0]) if len(present) == 1 else f"volumes {numbers} of {total}"
         if not self.absent_names:
-            return f"{which}: all of them"
-        more = f" and {len(self.absent_names) - _MAX_NAMES} more" if len(self.absent_names) > _MAX_NAMES else ""
+            return f"{description}: all of them"
+        more_text = f" and {len(self.absent_names) - _MAX_NAMES} more" if len(self.absent_names) > _MAX_NAMES else ""
         names = ", ".join(printable(name) for name in self.absent_names[:_MAX_NAMES])
-        return f"{which}; {names}{more} {'has' if len(self.absent_names) == 1 else 'have'} the rest"
+        return f"{description}; {names}{more_text} {'has' if len(self.absent_names) == 1 else 'have'} the rest"
 
 
 def _paths_json(paths: tuple[str, ...]) -> str | list[str]:
@@ -299,7 +299,7 @@ def _is_docker_name(name: str) -> bool:
 
 
 def _describe_source(source: Source) -> tuple[str, int, list[str]]:
-    """Say of what kind a source is, how many files in it belong to no image, and which names are illegal."""
+    """Return the kind of a source, how many files belong to no image, and the illegal names."""
     from ocistream.layout.store import LayoutSource
 
     if isinstance(source, LayoutSource):
@@ -309,10 +309,10 @@ def _describe_source(source: Source) -> tuple[str, int, list[str]]:
     from ocistream.archive.stream_source import ArchiveStreamSource
 
     if isinstance(source, JoinedSource):
-        seen = [_describe_source(one) for one in source.inputs]
-        kinds = " and ".join(sorted({kind for kind, _, _ in seen}))
-        illegal = [name for _, _, names in seen for name in names]
-        return f"{kinds}, put together", sum(foreign for _, foreign, _ in seen), illegal
+        descriptions = [_describe_source(archive) for archive in source.inputs]
+        kinds = " and ".join(sorted({kind for kind, _, _ in descriptions}))
+        illegal = [name for _, _, names in descriptions for name in names]
+        return f"{kinds}, put together", sum(foreign for _, foreign, _ in descriptions), illegal
     assert isinstance(source, ArchiveFileSource | ArchiveStreamSource), source  # noqa: S101 - there are no others
     contents = source.contents
     illegal = [contents.first_illegal_name] if contents.illegal_count else []
