@@ -182,14 +182,13 @@ def _build_request_log(console: Console, path: Path | None, stack: ExitStack) ->
         text = f"{entry.client} {entry.method} {target}: {entry.status}, {entry.received} B in, {entry.sent} B out"
         if entry.problem:
             text += f" ({entry.problem})"
-        fields = {**asdict(entry), "target": target}
+        fields = {**asdict(entry), "target": target, "when": entry.timestamp}
+        del fields["timestamp"], fields["is_server_fault"]
         # Faults of the server, such as a full disk or a corrupt archive, are printed without -v too.
-        console.info(printable(text, _MAX_LOGGED), level=0 if fields.pop("is_ours") else 1, **fields)
+        console.info(printable(text, _MAX_LOGGED), level=0 if entry.is_server_fault else 1, **fields)
 
     return log
 
-
-__all__ = ["AccessLog", "redact_target"]
 
 _MAX_TARGET: Final = 2000
 #: Query parameters of the distribution-spec; none is a secret.

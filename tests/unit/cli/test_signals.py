@@ -234,14 +234,14 @@ def test_threads_that_are_done_before_all_of_them_have_begun_do_not_hide_it(
 def test_who_asks_again_is_not_kept_waiting_by_what_does_not_end() -> None:
     program = """
 import os, time
-from ocistream.cli.signals import Interruption, Stop
+from ocistream.cli.signals import InterruptibleEvent, SignalHandler
 
-interruption = Interruption(lambda error: os.write(2, repr(error).encode()))
-interruption.begin()
-interruption.allow()
+handler = SignalHandler(lambda error: os.write(2, repr(error).encode()))
+handler.install()
+handler.enable()
 try:
     print("waits", flush=True)
-    Stop().wait()
+    InterruptibleEvent().wait()
 finally:
     print("clears up", flush=True)
     while True:
