@@ -305,7 +305,7 @@ class _ArchiveBlobs:
         sizes = self._read_sizes()
         return {blob.digest for blob in blobs if _has_size(blob, sizes.get(blob.digest))}
 
-    def find_partial_blobs(self, digests: Sequence[str]) -> Mapping[str, int]:  # noqa: ARG002 - nothing is added to an archive
+    def find_partial_blobs(self, digests: Sequence[str]) -> Mapping[str, int]:  # noqa: ARG002 - archives do not resume
         return {}
 
     def _read_sizes(self) -> dict[str, int]:
@@ -319,7 +319,7 @@ class _ArchiveBlobs:
         from ocistream.archive.file_source import ArchiveFileSource
         from ocistream.archive.stream_source import ArchiveStreamSource
 
-        assert isinstance(source, ArchiveFileSource | ArchiveStreamSource)  # noqa: S101 - these kinds open only archives
+        assert isinstance(source, ArchiveFileSource | ArchiveStreamSource)  # noqa: S101 - only archives get here
         # Resolve a file too, although its headers would suffice: the caller relies on an archive that can be read.
         graph = source.resolve(self._early)
         for _ in source.blobs(()):
