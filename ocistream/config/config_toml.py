@@ -51,12 +51,12 @@ _SECRET: Final = re.compile(r"pass|secret|token|user|auth|credential", re.IGNORE
 def read_host_rules(
     named: Path | None, env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_CONFIG_FILE
 ) -> dict[str, HostRule]:
-    """Read the configuration, and give what it says of each host, by its lower-case name; nothing without a file.
+    """Read the configuration; return the rule of each host by its lower-case name, or {} if there is no file.
 
     Raises:
-        NotFoundError: the file that is `named` is not there.
-        UsageError: a file is malformed; the error names it and the key.
-        LocalDiskError: it cannot be read.
+        NotFoundError: the file that `named` names does not exist.
+        UsageError: the file is malformed; the error names the file and the key.
+        LocalDiskError: the file cannot be read.
     """
     table = read_configuration(named, env, home, system=system)
     return {} if table is None else parse_host_rules(table, home)
@@ -65,12 +65,12 @@ def read_host_rules(
 def read_configuration(
     named: Path | None, env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_CONFIG_FILE
 ) -> TomlTable | None:
-    """Read the one file that counts; None where there is none.
+    """Read the first existing file; return None if there is none.
 
     Raises:
-        NotFoundError: the file that is `named` is not there.
-        UsageError: it is no TOML, or has other tables than these.
-        LocalDiskError: it cannot be read.
+        NotFoundError: the file that `named` names does not exist.
+        UsageError: the file is not TOML, or has unknown tables.
+        LocalDiskError: the file cannot be read.
     """
     if named is not None:
         table = read_toml(named)
@@ -91,10 +91,12 @@ def _check_table(table: TomlTable) -> TomlTable:
 
 
 def parse_host_rules(table: TomlTable, home: Path, keys: Collection[str] = _REGISTRY_KEYS) -> dict[str, HostRule]:
-    """Give what a whole file says of each host, by its lower-case name; `keys` are those that it may have.
+    """Return the rule of each host in a file, by its lower-case name. Only `keys` are allowed in a host's table.
+
+    A sync file uses this parser too, with fewer keys.
 
     Raises:
-        UsageError: it is malformed.
+        UsageError: the file is malformed.
     """
     folder = Path(table.label).parent
     registries = table.table("registry")
@@ -106,14 +108,14 @@ def parse_host_rules(table: TomlTable, home: Path, keys: Collection[str] = _REGI
             raise registries.key_error(key, "is not a registry's HOST[:PORT]") from error
         if host in rules:
             raise registries.key_error(key, "is there twice, under two names of one registry")
-        of_host = registries.table(key)
-        _check_keys(of_host, keys)
-        rules[host] = _HostRuleParser(of_host, folder, home).parse()
+        host_table = registries.table(key)
+        _check_keys(host_table, keys)
+        rules[host] = _HostRuleParser(host_table, folder, home).parse()
     return rules
 
 
 class _HostRuleParser:
-    """One table `[registry."HOST"]`, on its way to become a rule. Paths are relative to the file's folder."""
+    """Parse one table `[registry."HOST"]` to a rule. Paths are relative to the file's directory."""
 
     def __init__(self, table: TomlTable, folder: Path, home: Path) -> None:
         self._table = table
@@ -152,10 +154,10 @@ class _HostRuleParser:
 
     def _ca_files(self) -> tuple[str, ...]:
         value = self._table.values.get("ca-cert")
-        found: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(item, str) for item in found):
+        paths: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(item, str) for item in paths):
             raise self._table.key_error("ca-cert", "is neither a path nor a list of paths")
-        return tuple(self._path("ca-cert", item) for item in found)
+        return tuple(self._path("ca-cert", item) for item in paths)
 
     def _client_certificates(self) -> tuple[tuple[str, str | None], ...]:
         certificate, key = self._table.text("client-cert"), self._table.text("client-key")
@@ -166,11 +168,7 @@ class _HostRuleParser:
         return ((self._path("client-cert", certificate), self._path("client-key", key) if key else None),)
 
     def _path(self, key: str, text: str) -> str:
-        """Give the path that the file means.
-
-        Raises:
-            UsageError: nothing is there. A connection would be tried again and again.
-        """
+        """Return the path that the file means; it must exist, or each connection would fail and be retried."""
         path = resolve_path(self._folder, text, self._home)
         if not is_file(path):
             raise self._table.key_error(key, f"names {printable(str(path))}: no such file")
@@ -181,7 +179,7 @@ class _HostRuleParser:
         if url is None:
             return None
         if not _is_base_url(url):
-            # It may have a password in it, and is not shown.
+            # Do not show the URL: it may contain a password.
             raise self._table.key_error("url", "is not http[s]://HOST[:PORT][/PATH]")
         return url.rstrip("/")
 
@@ -207,42 +205,41 @@ class _HostRuleParser:
         try:
             source = parse_credential_source(text)
         except UsageError as error:
-            # It may be a password, and is not shown.
+            # Do not show the value: it may be a password.
             raise self._table.key_error("credentials", error.message, error.hint) from error
         if source.kind != "file":
             return source
-        # It need not be there now: where no secret is asked for, nobody misses it.
+        # The file need not exist until credentials are needed.
         return replace(source, name=str(resolve_path(self._folder, source.name, self._home)))
 
     def _rate(self) -> float | None:
         value = self._table.values.get("requests-per-second")
         if value is None:
             return None
-        # In Python, true is a number; and TOML has `inf` and `nan`.
+        # In Python, True is an int; TOML has `inf` and `nan`.
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1_000_000:
             raise self._table.key_error("requests-per-second", "is not a number above 0")
         return float(value)
 
 
 def resolve_path(folder: Path, text: str, home: Path) -> Path:
-    """Give the path that a file in `folder` means: relative to that, or, with `~/`, to the user's home."""
+    """Return a path relative to `folder`, or, with `~/`, relative to the user's home."""
     return home / text[2:] if text.startswith("~/") else folder / text
 
 
 def _is_base_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        known = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        is_valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
-    return known and not (parts.query or parts.fragment or "@" in parts.netloc or re.search(r"[^\x21-\x7e]", url))
+    return is_valid and not (parts.query or parts.fragment or "@" in parts.netloc or re.search(r"[^\x21-\x7e]", url))
 
 
 def _check_keys(table: TomlTable, known: Iterable[str]) -> None:
-    """Refuse a key that is not known, and tell where passwords belong.
+    """Raise UsageError for an unknown key, with a hint where secrets belong.
 
-    Raises:
-        UsageError: there is one.
+    Our own file is strict. containers' files are written for other programs too, so their unknown keys are ignored.
     """
     for key in table.values:
         if key in known:

@@ -25,19 +25,19 @@ SYSTEM_DIRECTORY: Final = Path("/etc/containers")
 _NAME: Final = "registries.conf"
 _DROP_INS: Final = "registries.conf.d"
 _WILDCARD: Final = "*."
-#: What may follow a repository's name in a prefix.
+#: The last part of a repository's name in a prefix, with an optional tag and digest.
 _TARGET: Final = re.compile(r"(/[^/:@]+)(:[^/:@]+)?(@[^/@]+)?\Z")
 
 
 def load_namespaces(
     env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_DIRECTORY
 ) -> tuple[RegistryNamespace, ...]:
-    """Read all of it, and give every `[[registry]]` that counts; none where there are no files.
+    """Read all registries.conf files; return the `[[registry]]` tables, or an empty tuple if there are no files.
 
     Raises:
-        NotFoundError: CONTAINERS_REGISTRIES_CONF names a file that is not there.
-        UsageError: a file is malformed; the error names it.
-        LocalDiskError: it cannot be read.
+        NotFoundError: CONTAINERS_REGISTRIES_CONF names a file that does not exist.
+        UsageError: a file is malformed; the error names the file.
+        LocalDiskError: a file cannot be read.
     """
     user = home / ".config" / "containers"
     folders = [system / _DROP_INS, user / _DROP_INS]
@@ -50,15 +50,15 @@ def load_namespaces(
         folders = [user / _DROP_INS]
     else:
         table = read_toml(system / _NAME)
-    found: dict[str, RegistryNamespace] = {}
+    namespaces: dict[str, RegistryNamespace] = {}
     if table is not None:
-        found |= _parse_namespaces(table)
-        found |= _parse_v1(table)
+        namespaces |= _parse_namespaces(table)
+        namespaces |= _parse_v1(table)
     for folder in folders:
         for path in _list_drop_ins(folder):
             if (table := read_toml(path)) is not None:
-                found |= _parse_namespaces(table)
-    return tuple(found.values())
+                namespaces |= _parse_namespaces(table)
+    return tuple(namespaces.values())
 
 
 def _list_drop_ins(folder: Path) -> list[Path]:
@@ -71,28 +71,28 @@ def _list_drop_ins(folder: Path) -> list[Path]:
 
 
 def _parse_namespaces(table: TomlTable) -> dict[str, RegistryNamespace]:
-    found: dict[str, RegistryNamespace] = {}
+    namespaces: dict[str, RegistryNamespace] = {}
     for entry in table.tables("registry"):
         namespace = replace(_parse_namespace(entry), config_file=table.label)
-        before = found.setdefault(namespace.prefix, namespace)
-        # Other tools refuse such a file; of two contradicting answers we would have to choose one.
-        if before != namespace:
+        first = namespaces.setdefault(namespace.prefix, namespace)
+        # Two entries for one prefix must not contradict each other; other tools refuse such a file too.
+        if first != namespace:
             raise entry.key_error("prefix", f"is there twice, and says different things: {namespace.prefix}")
-    return found
+    return namespaces
 
 
 def _parse_namespace(entry: TomlTable) -> RegistryNamespace:
     location = _parse_location(entry, "location")
     prefix = entry.text("prefix") or ""
     if prefix.startswith(_WILDCARD):
-        # What follows has to be a host, without a path (containers/image, since 5.11).
+        # The rest must be a host without a path (containers/image, since 5.11).
         domain = _check_location(entry, "prefix", prefix.removeprefix(_WILDCARD))
         if "/" in domain:
             raise entry.key_error("prefix", "has a path behind its *.DOMAIN")
         prefix = f"{_WILDCARD}{domain}"
     elif prefix:
-        # A tag or a digest behind it is allowed, and never the beginning of a repository's name: such an entry is for
-        # none, here as for podman.
+        # A prefix may end in a tag or a digest. No repository's name begins with it, so such an entry matches nothing,
+        # as in podman.
         name = _TARGET.sub(r"\1", prefix)
         prefix = _check_location(entry, "prefix", name) + prefix.removeprefix(name).rstrip("/")
     elif location is not None:
@@ -127,18 +127,18 @@ def _parse_mirrors(entry: TomlTable, *, only_digests: bool) -> Iterator[Mirror]:
 
 
 def _parse_v1(table: TomlTable) -> dict[str, RegistryNamespace]:
-    """Understand `[registries.block]` and `[registries.insecure]`, which older systems still have."""
+    """Parse `[registries.block]` and `[registries.insecure]`, the format of older systems."""
     older = table.table("registries")
-    found: dict[str, RegistryNamespace] = {}
+    namespaces: dict[str, RegistryNamespace] = {}
     for kind in ("block", "insecure"):
         section = older.table(kind)
         for item in section.items("registries"):
             if not isinstance(item, str):
                 raise section.key_error("registries", "has something that is not a string")
             prefix = _check_location(section, "registries", item)
-            before = found.get(prefix, RegistryNamespace(prefix, config_file=table.label))
-            found[prefix] = replace(before, blocked=True) if kind == "block" else replace(before, insecure=True)
-    return found
+            known = namespaces.get(prefix, RegistryNamespace(prefix, config_file=table.label))
+            namespaces[prefix] = replace(known, blocked=True) if kind == "block" else replace(known, insecure=True)
+    return namespaces
 
 
 def _parse_location(table: TomlTable, key: str) -> str | None:
@@ -147,12 +147,8 @@ def _parse_location(table: TomlTable, key: str) -> str | None:
 
 
 def _check_location(table: TomlTable, key: str, text: str) -> str:
-    """Check a location or a prefix.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    # What Docker Hub's images are called here has its full name, as in containers'.
+    """Check a location or a prefix, and return it in normal form."""
+    # Names of Docker Hub are full names (docker.io/...), as in containers' own parser.
     try:
         return parse_registry_location(text)
     except InvalidNameError as error:

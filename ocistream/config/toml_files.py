@@ -17,22 +17,22 @@ __all__ = ["TomlTable", "read_toml"]
 
 
 class TomlTable:
-    """One table of a file. `where` says which, for errors: "FILE" or "FILE: registry.x"."""
+    """One table of a file. `label` names the table in errors: "FILE" or "FILE: registry.x"."""
 
-    def __init__(self, where: str, values: Mapping[str, Any]) -> None:
-        """Keep what was read."""
-        self.label = where
+    def __init__(self, label: str, values: Mapping[str, Any]) -> None:
+        """Take the label and the values of the table."""
+        self.label = label
         self.values = values
 
-    def key_error(self, key: str, what: str, hint: str | None = None) -> UsageError:
-        """Say what is wrong with a key of this table."""
-        return UsageError(f"{self.label}: {printable(key)} {what}", hint=hint)
+    def key_error(self, key: str, problem: str, hint: str | None = None) -> UsageError:
+        """Build the error for a key of this table."""
+        return UsageError(f"{self.label}: {printable(key)} {problem}", hint=hint)
 
     def text(self, key: str) -> str | None:
-        """Give a string, or None where there is none.
+        """Return a string, or None if the key is missing.
 
         Raises:
-            UsageError: it is something else.
+            UsageError: the value has another type.
         """
         value = self.values.get(key)
         if value is not None and not isinstance(value, str):
@@ -40,10 +40,10 @@ class TomlTable:
         return value
 
     def flag(self, key: str) -> bool | None:
-        """Give true or false, or None where neither is said.
+        """Return a boolean, or None if the key is missing.
 
         Raises:
-            UsageError: it is something else.
+            UsageError: the value has another type.
         """
         value = self.values.get(key)
         if value is not None and not isinstance(value, bool):
@@ -51,10 +51,10 @@ class TomlTable:
         return value
 
     def items(self, key: str) -> list[Any]:
-        """Give a list, empty where there is none.
+        """Return a list, empty if the key is missing.
 
         Raises:
-            UsageError: it is something else.
+            UsageError: the value has another type.
         """
         value = self.values.get(key)
         if value is None:
@@ -64,18 +64,18 @@ class TomlTable:
         return value
 
     def table(self, key: str) -> TomlTable:
-        """Give a table within this one, empty where there is none.
+        """Return a nested table, empty if the key is missing.
 
         Raises:
-            UsageError: it is something else.
+            UsageError: the value has another type.
         """
         return self._child(key, self.values.get(key, {}))
 
     def tables(self, key: str) -> Iterator[TomlTable]:
-        """Give the tables of a list (`[[key]]`).
+        """Yield the tables of a list (`[[key]]`).
 
         Raises:
-            UsageError: it is no list, or there is something else in it.
+            UsageError: the value is not a list of tables.
         """
         for number, value in enumerate(self.items(key)):
             yield self._child(f"{key}[{number}]", value)
@@ -87,11 +87,11 @@ class TomlTable:
 
 
 def read_toml(path: Path, bound: int = limits.MAX_CONFIG_FILE) -> TomlTable | None:
-    """Read a file of at most so many bytes; None where it is not there.
+    """Read a file of at most `bound` bytes; return None if it does not exist.
 
     Raises:
-        UsageError: it is too large, or not TOML, or a string has a zero byte: nothing that can be named has one.
-        LocalDiskError: it cannot be read.
+        UsageError: the file is too large or not TOML, or a string has a zero byte, which no name or path can have.
+        LocalDiskError: the file cannot be read.
     """
     with disk_errors(f"cannot read {path}"):
         try:
@@ -113,7 +113,7 @@ def read_toml(path: Path, bound: int = limits.MAX_CONFIG_FILE) -> TomlTable | No
         msg = f"{path} is not TOML: {printable(str(error))}"
         raise UsageError(msg, hint="texts stand in quotes, and each key on a line of its own: toml.io") from error
     except ValueError as error:
-        # Python sets a limit to the digits of a number, and tomllib lets that pass as it is.
+        # Python limits the digits of a number, and tomllib does not convert that error.
         msg = f"{path} is not TOML: a number has too many digits"
         raise UsageError(msg) from error
     except RecursionError as error:
@@ -125,11 +125,7 @@ def read_toml(path: Path, bound: int = limits.MAX_CONFIG_FILE) -> TomlTable | No
 
 
 def _check_strings(table: TomlTable, value: object, key: str = "") -> None:
-    """Refuse a zero byte. TOML has it only as an escape.
-
-    Raises:
-        UsageError: there is one.
-    """
+    """Raise UsageError for a zero byte in a string; TOML allows one only as an escape."""
     if isinstance(value, str) and "\0" in value:
         raise table.key_error(key, "has a zero byte")
     if isinstance(value, list):

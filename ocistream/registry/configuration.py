@@ -42,20 +42,20 @@ _PORT: Final = re.compile(r":[0-9]+\Z")
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """Another place that has what a registry or a part of it has. `location` is `HOST[:PORT][/PATH]`."""
+    """Another location that serves a registry's images, or a part of them. `location` is `HOST[:PORT][/PATH]`."""
 
     location: str
     insecure: bool | None = None
-    #: One of `PULLS`.
+    #: One of `PULL_MODES`.
     pull_mode: str = "all"
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryNamespace:
-    """One `[[registry]]` of containers' registries.conf.
+    """One `[[registry]]` table of containers' registries.conf.
 
-    `prefix` is `HOST[:PORT][/PATH]` or `*.DOMAIN`. `location` takes the prefix's place when something is read; None
-    leaves names as they are. `source` is the file that says so, for errors.
+    `prefix` is `HOST[:PORT][/PATH]` or `*.DOMAIN`. `location` replaces the prefix for reads; None keeps the name.
+    Pushes ignore `location`, as containers-registries.conf(5) describes. `config_file` is for messages.
     """
 
     prefix: str
@@ -66,19 +66,23 @@ class RegistryNamespace:
     config_file: str = "registries.conf"
 
     def strip_prefix(self, name: str) -> str | None:
-        """Give what follows the prefix in an image's name; None where it does not begin with it."""
+        """Return the part of an image's name after the prefix, or None if the name does not begin with the prefix.
+
+        A prefix ends at a `/`. That `example.com` also matches `example.com:5000` in containers' own parser is
+        described there as unintended.
+        """
         if not self.prefix.startswith(_WILDCARD):
             rest = name.removeprefix(self.prefix)
             return rest if name.startswith(self.prefix) and rest[:1] in {"", "/"} else None
         host, slash, path = name.partition("/")
-        # A domain is meant, on whatever port.
+        # A wildcard without a port matches the domain on every port.
         domain = host if _PORT.search(self.prefix) else _PORT.sub("", host)
         return slash + path if domain.endswith(self.prefix[1:]) else None
 
 
 @dataclass(frozen=True, slots=True)
 class HostRule:
-    """What our own configuration says of one host. None is what it leaves to others."""
+    """The settings of one host in ocistream's own configuration. None means that the file does not set a value."""
 
     settings: HostSettings = field(default_factory=HostSettings)
     insecure: bool | None = None
@@ -86,7 +90,10 @@ class HostRule:
     credentials: CredentialSource | None = None
 
     def apply_to(self, other: HostRule) -> HostRule:
-        """Return the other rule, changed to what this one says: it is of a file of this run."""
+        """Return `other` with the keys that this rule sets explicitly replaced.
+
+        This rule comes from a sync file, whose keys override the command line's options; the configuration's do not.
+        """
         keys = self.settings.explicit_keys
         named = {
             _FIELDS_BY_KEY[key]: getattr(self.settings, _FIELDS_BY_KEY[key]) for key in keys if key in _FIELDS_BY_KEY
@@ -101,25 +108,25 @@ class HostRule:
 
 @dataclass(frozen=True, slots=True)
 class PullSource:
-    """One repository that an image may be read from; `is_mirror` unless it is the registry's own."""
+    """One repository from which an image may be read: a mirror, or the registry's own repository."""
 
     registry: str
     repository: str
     is_mirror: bool = False
-    #: One of `PULLS`.
+    #: One of `PULL_MODES`.
     pull_mode: str = "all"
 
     def __str__(self) -> str:
-        """Give `registry/repository`."""
+        """Return `registry/repository`."""
         return f"{self.registry}/{self.repository}"
 
     def can_pull(self, *, by_digest: bool) -> bool:
-        """Say whether an image that was named by its digest, or by a tag, may be looked for here."""
+        """Return whether an image named by digest, or by tag, may be read from here."""
         return self.pull_mode != ("tag-only" if by_digest else "digest-only")
 
 
 class RegistryConfiguration:
-    """The rules of one run."""
+    """The registry rules of one run: which locations to read from, what is blocked, and the settings of each host."""
 
     def __init__(
         self,
@@ -128,7 +135,7 @@ class RegistryConfiguration:
         *,
         use_mirrors: bool = True,
     ) -> None:
-        """Take our own rules, by lower-case host, and containers'; without `mirrors` none is used."""
+        """Take ocistream's rules by lower-case host, and containers' rules. `use_mirrors=False` disables mirrors."""
         self._host_rules = host_rules
         self._namespaces = namespaces
         self._is_using_mirrors = use_mirrors
@@ -141,69 +148,72 @@ class RegistryConfiguration:
         self._insecure_settings = list(_list_insecure_settings(namespaces))
 
     def find_pull_sources(self, reference: Reference) -> tuple[PullSource, ...]:
-        """List the places to read an image from; the last is the registry's own.
+        """Return the repositories to read an image from, in order; the last is the registry's own.
 
         Raises:
-            AuthenticationError: reading from there is blocked.
+            AuthenticationError: the configuration blocks the image or its `location`.
         """
         name = _full_name(reference.registry, reference.repository)
         namespace = self._find_namespace(name)
         self._check_not_blocked(name)
         primary = _parse_pull_source(_rewrite_name(namespace, name))
         self._check_not_blocked(str(primary))
-        found = dict.fromkeys(self._find_mirrors(reference, namespace, name)) if self._is_using_mirrors else {}
-        others = []
-        for place in found:
-            if (blocking := self._find_blocking_namespace(str(place))) is not None:
-                notices.notify(f"the mirror {place} is not asked: {blocking.config_file} blocks it", level=1)
-            elif str(place) != str(primary):
-                others.append(place)
+        mirrors = dict.fromkeys(self._find_mirrors(reference, namespace, name)) if self._is_using_mirrors else {}
+        allowed_mirrors = []
+        for mirror in mirrors:
+            if (blocking_namespace := self._find_blocking_namespace(str(mirror))) is not None:
+                notices.notify(f"the mirror {mirror} is not asked: {blocking_namespace.config_file} blocks it", level=1)
+            elif str(mirror) != str(primary):
+                allowed_mirrors.append(mirror)
         if namespace is not None and str(primary) != name:
-            what = f"{printable(name)} is read from {printable(str(primary))}"
-            notices.notify(f"{what}, its location in {namespace.config_file}", level=1)
+            message = f"{printable(name)} is read from {printable(str(primary))}"
+            notices.notify(f"{message}, its location in {namespace.config_file}", level=1)
         if str(primary) == name:
-            # In the spelling of whoever named it.
+            # Keep the upper and lower case that the user wrote.
             primary = replace(primary, registry=reference.registry)
-        return (*others, primary)
+        return (*allowed_mirrors, primary)
 
     def check_push(self, reference: Reference) -> None:
-        """Make sure that an image may be pushed to its registry.
+        """Check that the configuration allows pushes to an image's registry.
 
         Raises:
-            AuthenticationError: it is blocked.
+            AuthenticationError: the registry or the repository is blocked.
         """
         self._check_not_blocked(_full_name(reference.registry, reference.repository))
 
     def settings(self, registry: str, repository: str = "") -> HostSettings:
-        """Say how a host is reached for one of its repositories; without one, for what is no repository's.
+        """Return the settings of a host for one of its repositories, or for requests that belong to no repository.
 
-        What our own configuration says of it counts for more than containers', of which `insecure` may be said of a
-        part of a host, and means that HTTP will do as well; ours, as --insecure, is of certificates only.
+        ocistream's own configuration takes precedence over registries.conf. `insecure` in registries.conf may apply to
+        a part of a host and also permits HTTP. ocistream's `insecure`, like --insecure, only disables certificate
+        checks.
         """
         rule = self._host_rules.get(registry.lower(), HostRule())
         name = _full_name(registry, repository) if repository else registry.lower()
-        own = _find_insecure_setting(self._own_insecure_settings, name) if rule.insecure is None else rule.insecure
-        if own is not None:
-            return replace(rule.settings, insecure=own)
+        own_insecure = (
+            _find_insecure_setting(self._own_insecure_settings, name) if rule.insecure is None else rule.insecure
+        )
+        if own_insecure is not None:
+            return replace(rule.settings, insecure=own_insecure)
         return (
             replace(rule.settings, insecure=True, has_http_fallback=True) if self._is_insecure(name) else rule.settings
         )
 
     def credentials(self, registry: str) -> CredentialSource | None:
-        """Say where a host's secrets are, if our own configuration says so."""
+        """Return where a host's credentials are stored, or None if ocistream's own configuration does not say."""
         return self._host_rules.get(registry.lower(), HostRule()).credentials
 
     def profile(self, registry: str) -> RegistryProfile | None:
-        """Say what kind of registry a host is, if our own configuration says so."""
+        """Return the profile that ocistream's own configuration sets for a host, or None."""
         name = self._host_rules.get(registry.lower(), HostRule()).settings.profile
         return None if name is None else PROFILES_BY_NAME[name]
 
     def _find_mirrors(
         self, reference: Reference, namespace: RegistryNamespace | None, name: str
     ) -> Iterator[PullSource]:
-        own = self._host_rules.get(reference.registry.lower(), HostRule()).mirrors
-        if own is not None:
-            for mirror in own:
+        own_mirrors = self._host_rules.get(reference.registry.lower(), HostRule()).mirrors
+        if own_mirrors is not None:
+            for mirror in own_mirrors:
                 yield _parse_pull_source(f"{mirror.location}/{reference.repository}", mirror)
         elif namespace is not None:
             rest = namespace.strip_prefix(name) or ""
@@ -211,9 +221,9 @@ class RegistryConfiguration:
                 yield _parse_pull_source(f"{mirror.location}{rest}", mirror)
 
     def _find_namespace(self, name: str) -> RegistryNamespace | None:
-        """Find the one `[[registry]]` that counts: that of the longest prefix, and of two alike the first."""
-        fitting = [namespace for namespace in self._namespaces if namespace.strip_prefix(name) is not None]
-        return max(fitting, key=lambda namespace: len(namespace.prefix), default=None)
+        """Return the `[[registry]]` with the longest matching prefix; of two equal ones, the first."""
+        matching = [namespace for namespace in self._namespaces if namespace.strip_prefix(name) is not None]
+        return max(matching, key=lambda namespace: len(namespace.prefix), default=None)
 
     def _find_blocking_namespace(self, name: str) -> RegistryNamespace | None:
         namespace = self._find_namespace(name)
@@ -226,17 +236,17 @@ class RegistryConfiguration:
             raise AuthenticationError(msg)
 
     def _is_insecure(self, name: str) -> bool:
-        if (known := _find_insecure_setting(self._insecure_settings, name)) is not None:
-            return known
+        if (insecure := _find_insecure_setting(self._insecure_settings, name)) is not None:
+            return insecure
         namespace = self._find_namespace(name)
         return namespace is not None and namespace.insecure
 
 
 def parse_registry_location(text: str) -> str:
-    """Check `HOST[:PORT][/PATH]`, and give it without a slash at its end and with its host in lower case.
+    """Check `HOST[:PORT][/PATH]`; return it with a lower-case host and without a trailing slash.
 
     Raises:
-        InvalidNameError: it is something else, such as a URL.
+        InvalidNameError: the text has another form, such as a URL.
     """
     host, _, path = text.rstrip("/").partition("/")
     if "://" in text or (path and not is_repository(path)):
@@ -262,20 +272,21 @@ def _parse_pull_source(name: str, mirror: Mirror | None = None) -> PullSource:
 
 
 def _list_insecure_settings(namespaces: Sequence[RegistryNamespace]) -> Iterator[tuple[str, bool]]:
-    """Collect of which locations it is said whether they are insecure; *.DOMAIN is not one."""
+    """Yield each location and whether it is insecure. `*.DOMAIN` is not a location."""
     for namespace in namespaces:
-        for where in {namespace.prefix, namespace.location or namespace.prefix}:
-            if not where.startswith(_WILDCARD):
-                yield where, namespace.insecure
+        for location in {namespace.prefix, namespace.location or namespace.prefix}:
+            if not location.startswith(_WILDCARD):
+                yield location, namespace.insecure
         for mirror in namespace.mirrors:
             yield mirror.location, bool(mirror.insecure)
 
 
-def _find_insecure_setting(said: Sequence[tuple[str, bool]], name: str) -> bool | None:
-    """Give what is said of the longest location that a name is in, or is; None where nothing is.
+def _find_insecure_setting(settings: Sequence[tuple[str, bool]], name: str) -> bool | None:
+    """Return the setting of the longest location that contains a name, or None.
 
-    Where two things are said of one location, it is not insecure: nobody is to see a password by a contradiction.
+    `insecure` applies to the location that has it: `host/dev` may be insecure while `host/prod` is not. If two entries
+    contradict each other about one location, certificates are checked, so that no password leaks.
     """
-    fitting = [(where, insecure) for where, insecure in said if f"{name}/".startswith(f"{where}/")]
-    longest = max((len(where) for where, _ in fitting), default=0)
-    return all(insecure for where, insecure in fitting if len(where) == longest) if fitting else None
+    matching = [(location, insecure) for location, insecure in settings if f"{name}/".startswith(f"{location}/")]
+    longest = max((len(location) for location, _ in matching), default=0)
+    return all(insecure for location, insecure in matching if len(location) == longest) if matching else None

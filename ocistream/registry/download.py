@@ -29,39 +29,42 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\
 
 
 class BlobDownload:
-    """A blob, to be had by `ask(offset, tries)`: 200 or 206 with it, 416 where there is nothing more.
+    """The download of one blob. `request(offset, retries)` returns a response with status 200, 206 or 416.
 
-    `strictly` believes the headers of an answer so far that none of its body is given where they promise something
-    else: of use where there is another place to ask.
+    `strict` refuses a response whose headers promise another size or digest, before its body is read. Use it for
+    mirrors, where another location can be asked; the headers of the registry itself are not trusted. Retries stay below
+    the verification: its hash covers the joined stream of all responses.
     """
 
     def __init__(
         self, request: Callable[[int, Retries], Response], url: str, descriptor: Descriptor, *, strict: bool
     ) -> None:
-        """Ask for nothing yet; `url` is for messages."""
+        """Take the request function; `url` is for messages. Send no request."""
         self._request = request
         self._url = redact_url(url)
         self._descriptor = descriptor
         self._strict = strict
 
     def chunks(self, offset: int, retries: Retries) -> Iterator[Chunk]:
-        """Read from byte `offset` on; a connection that breaks is replaced by one that goes on from there.
+        """Yield the blob's bytes from byte `offset` on; replace a broken connection by a Range request.
 
-        A body that is longer than was promised ends soon after that, but not before it shows.
+        The iterator ends after the first chunk beyond the blob's size, so that the caller sees an excess.
 
-        What somebody has who begins in the middle came in another run, and to fail would not help there. So if the
-        registry cannot begin there, the blob is read from its beginning, however long that is; unless `strictly`.
+        If the registry cannot start at `offset`, the blob is read from byte 0, however long the skipped part is. A
+        retry of a resumed run would not help there. With `strict` this fails, and inside one run at most `MAX_DISCARD`
+        bytes are skipped, because there a retry may help.
 
         Raises:
-            NotFoundError: it is not there.
-            NetworkError: it broke off and trying again did not help.
-            IntegrityError: more bytes than the blob has are announced; or, strictly, another size or digest.
+            NotFoundError: the registry does not have the blob.
+            NetworkError: the download failed, and retries did not help.
+            IntegrityError: the headers announce more bytes than the blob has; or, with `strict`, another size or
+                digest.
         """
         size = self._descriptor.size
-        free = 0 if self._strict else offset
+        discardable = 0 if self._strict else offset
         while True:
             try:
-                for chunk in self._read_from(offset, retries, free):
+                for chunk in self._read_from(offset, retries, discardable):
                     offset += len(chunk)
                     yield chunk
                     retries.reset()
@@ -75,26 +78,26 @@ class BlobDownload:
             else:
                 if offset >= size:
                     return
-                # A body that ended early without an error, as one of a wrong Content-Length does.
+                # The body ended early without an error, as it does with a wrong Content-Length.
                 short = NetworkError(f"GET {self._url}: ended after {offset} of {size} bytes")
                 if not retries.wait_for_retry(short):
                     raise short
 
     def _read_from(self, offset: int, retries: Retries, discardable: int) -> Iterator[Chunk]:
-        """Read from byte `offset` on; nothing comes where the registry says that there is nothing more.
+        """Yield the bytes of one response from byte `offset` on; nothing after status 416.
 
-        Up to the first `free` bytes may be read for nothing, and some more.
+        At most `discardable` bytes, and `MAX_DISCARD` more, may be read and dropped.
         """
-        answer = self._request(offset, retries)
-        if 0 < offset <= discardable and not _starts_at(answer, offset):
-            answer.close()
-            answer = self._request(0, retries)
-        if answer.status == 416:
-            answer.drain()
+        response = self._request(offset, retries)
+        if 0 < offset <= discardable and not _starts_at(response, offset):
+            response.close()
+            response = self._request(0, retries)
+        if response.status == 416:
+            response.drain()
             return
-        self._check_headers(answer, offset)
-        skip = _bytes_to_skip(answer, offset, discardable + limits.MAX_DISCARD)
-        for chunk in answer.chunks():
+        self._check_headers(response, offset)
+        skip = _bytes_to_skip(response, offset, discardable + limits.MAX_DISCARD)
+        for chunk in response.chunks():
             if skip >= len(chunk):
                 skip -= len(chunk)
                 continue
@@ -102,45 +105,48 @@ class BlobDownload:
             skip = 0
 
     def _check_headers(self, response: Response, offset: int) -> None:
-        """Check the headers of an answer that gives the blob, from byte `offset` on.
+        """Check the headers of a response with the blob's bytes from `offset` on.
 
-        A greater length is always refused: the registry may never send what is beyond the blob, and waiting for it
-        helps nobody. A smaller length may be continued by another request.
+        A greater length is always refused: the registry may never send the excess, and the client would wait for it. A
+        smaller length is accepted; another request reads the rest.
 
         Raises:
-            IntegrityError: the headers announce more bytes than the blob has; or, `strictly`, another size or digest.
+            IntegrityError: the headers announce more bytes than the blob has; or, with `strict`, another size or
+                digest.
         """
-        promised = self._descriptor.digest
-        stated = response.header("Docker-Content-Digest") or ""
+        expected_digest = self._descriptor.digest
+        stated_digest = response.header("Docker-Content-Digest") or ""
         length = response.header("Content-Length")
         expected = self._descriptor.size - (offset if response.status == 206 else 0)
-        # The same bytes may be called by another algorithm.
-        same_kind = is_digest(stated) and stated.partition(":")[0] == promised.partition(":")[0]
-        if self._strict and same_kind and stated != promised:
-            what = f"{stated} is announced"
+        # A registry may report the digest by another algorithm for the same bytes.
+        is_same_algorithm = (
+            is_digest(stated_digest) and stated_digest.partition(":")[0] == expected_digest.partition(":")[0]
+        )
+        if self._strict and is_same_algorithm and stated_digest != expected_digest:
+            problem = f"{stated_digest} is announced"
         elif (self._strict and length is not None and length != str(expected)) or has_excess_length(response, expected):
-            what = f"{printable(length or '')} bytes are announced, and not {expected}"
+            problem = f"{printable(length or '')} bytes are announced, and not {expected}"
         else:
             return
         response.close()
-        msg = f"{promised}: GET {redact_url(response.url)}: {what}"
+        msg = f"{expected_digest}: GET {redact_url(response.url)}: {problem}"
         raise IntegrityError(msg)
 
 
 @dataclass(slots=True)
 class BlobRedirect:
-    """Where a registry has led whoever asked it for a blob, if it has."""
+    """The URL to which a registry redirected the last request for a blob, or None."""
 
     url: str | None = None
 
 
 def read_range(response: Response, start: int, view: memoryview, *, is_complete: bool) -> Generator[int, None, None]:
-    """Read what an answer has of a blob, from byte `start` on, into `view`; `whole` says that this is all of it.
+    """Read a response's bytes into `view`, which begins at byte `start` of a blob.
 
-    Each time that more of it is there, it gives how many bytes it is by then.
+    `is_complete` says that the view holds the complete blob. Yield the number of bytes filled so far, after each read.
 
     Raises:
-        NetworkError: it is another part, or breaks off.
+        NetworkError: the response has another range, or breaks off.
     """
     if not is_complete and (response.status != 206 or not _starts_at(response, start)):
         response.close()
@@ -154,34 +160,34 @@ def read_range(response: Response, start: int, view: memoryview, *, is_complete:
 
 
 def has_excess_length(response: Response, size: int) -> bool:
-    """Return whether the Content-Length of an answer is greater than `size`; one that is no number is ignored."""
+    """Return whether a response's Content-Length is greater than `size`; a value that is not a number is ignored."""
     length = response.header("Content-Length") or ""
     return _LENGTH.match(length) is not None and int(length) > size
 
 
 def _starts_at(response: Response, offset: int) -> bool:
-    """Say whether an answer to a Range request can be used: it begins where it was asked to, or at the beginning."""
+    """Return whether a response to a Range request begins at `offset`, or has the complete blob."""
     match = _CONTENT_RANGE.match(response.header("Content-Range") or "")
     return response.status == 200 or (response.status == 206 and match is not None and int(match[1]) == offset)
 
 
-def _bytes_to_skip(response: Response, offset: int, most: int) -> int:
-    """Look at an answer that is to give a blob from byte `offset` on: how much of it is known (container-libs#1114).
+def _bytes_to_skip(response: Response, offset: int, max_skip: int) -> int:
+    """Return how many bytes at the start of a response are already known (container-libs#1114).
 
     Raises:
-        FinalNetworkError: it is not what was asked for, or more than `most` bytes would have to be read for nothing.
+        PermanentNetworkError: the response has another range, or more than `most` bytes would be skipped.
     """
-    where = f"GET {redact_url(response.url)}"
+    label = f"GET {redact_url(response.url)}"
     if response.status == 206:
         if _starts_at(response, offset):
             return 0
         response.close()
         msg = (
-            f"{where}: asked for bytes from {offset} on, got {printable(response.header('Content-Range') or 'others')}"
+            f"{label}: asked for bytes from {offset} on, got {printable(response.header('Content-Range') or 'others')}"
         )
         raise PermanentNetworkError(msg)
-    if offset > most:
+    if offset > max_skip:
         response.close()
-        msg = f"{where}: broke off after {offset} bytes, and this registry cannot go on from there"
+        msg = f"{label}: broke off after {offset} bytes, and this registry cannot go on from there"
         raise PermanentNetworkError(msg)
     return offset

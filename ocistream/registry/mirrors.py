@@ -50,112 +50,117 @@ __all__ = [
 
 
 class MirrorHealth:
-    """What has come of asking places, by their hosts. Safe for several threads."""
+    """Which registries and mirrors failed in this run, by host. Safe for several threads.
+
+    `report(message, level)` receives each fallback: level 0, or 1 if it is nothing unusual (shown with -v). A mirror
+    that failed is not asked again in the run: another location can be asked, and a dead host costs seconds.
+    """
 
     def __init__(self, report: Callable[[str, int], None]) -> None:
-        """Begin with nothing against anybody.
-
-        `tell(message, level)` is told of every fall-back: at level 0, or at 1 where it is nothing unusual.
-        """
+        """Start with all mirrors enabled."""
         self._report = report
         self._lock = threading.Lock()
-        #: Registries that are not asked again, and those of them that gave nothing wrong but fell silent.
+        #: Mirror hosts that are not asked again; `_down` has those that failed without sending wrong bytes.
         self._disabled: set[str] = set()
         self._down: set[str] = set()
-        #: Registries that mirrors stand for, and that did not answer themselves.
+        #: Registries that have mirrors, and that did not answer.
         self._unreachable: set[str] = set()
 
     def is_unreachable(self, pull_source: PullSource) -> bool:
-        """Say whether a registry was given up, for what can be done without."""
+        """Return whether a registry did not answer an optional request in this run."""
         return pull_source.registry in self._unreachable
 
     def mark_unreachable(self, pull_source: PullSource, reason: str) -> None:
-        """Ask a registry no more, in this run, for what can be done without, and say why."""
+        """Stop optional requests to a registry for this run, and report the reason."""
         with self._lock:
-            news = pull_source.registry not in self._unreachable
+            is_new = pull_source.registry not in self._unreachable
             self._unreachable.add(pull_source.registry)
-        self.report(reason, 0 if news else 1)
+        self.report(reason, 0 if is_new else 1)
 
     def is_disabled(self, pull_source: PullSource) -> bool:
-        """Say whether a mirror is not to be asked again."""
+        """Return whether a mirror must not be asked again."""
         return pull_source.is_mirror and pull_source.registry in self._disabled
 
     def is_down(self, pull_source: PullSource) -> bool:
-        """Say whether a mirror failed, but gave nothing wrong."""
+        """Return whether a mirror failed without sending wrong bytes."""
         return pull_source.registry in self._down
 
     def disable(self, pull_source: PullSource, reason: str, *, is_corrupt: bool) -> None:
-        """Ask a mirror no more, in this run, and say why."""
+        """Stop requests to a mirror for this run, and report the reason."""
         with self._lock:
-            news = pull_source.registry not in self._disabled
+            is_new = pull_source.registry not in self._disabled
             self._disabled.add(pull_source.registry)
             if is_corrupt:
                 self._down.discard(pull_source.registry)
-            elif news:
+            elif is_new:
                 self._down.add(pull_source.registry)
-        self.report(reason, 0 if news else 1)
+        self.report(reason, 0 if is_new else 1)
 
     def report(self, message: str, level: int) -> None:
-        """Tell of a fall-back."""
+        """Report a fallback."""
         self._report(message, level)
 
 
-#: What of a mirror is no reason to give up: the next place may do better.
+#: Errors of a mirror after which the next location is tried.
 CANDIDATE_FAILURES: Final = (NetworkError, AuthenticationError, NotFoundError, IntegrityError, ArchiveError)
 
 _T = TypeVar("_T")
 
 
 class ReadableRepository(Protocol):
-    """What is read of a repository: of `registry.repository.Repository`, or of several in its place."""
+    """The read operations of a repository, implemented by one repository or by several locations together."""
 
     @property
     def endpoint(self) -> Endpoint:
-        """The registry that it belongs to, and no mirror of that."""
+        """The registry itself, never a mirror."""
 
     @property
     def name(self) -> str:
-        """The repository's name there."""
+        """The repository's name in that registry."""
 
     def resolve(self, target: str) -> Manifest:
-        """Get the manifest that a tag or a digest stands for."""
+        """Return the manifest of a tag or a digest."""
 
     def fetch_manifest(self, descriptor: Descriptor) -> bytes:
-        """Get the bytes of a manifest that another document lists; whoever asked verifies them."""
+        """Return the bytes of a manifest that another document lists; the caller verifies them."""
 
     def blob(self, descriptor: Descriptor) -> Blob:
-        """Give a blob, to be downloaded when it is opened."""
+        """Return a blob; the download starts when the caller opens it."""
 
     def list_referrers(self, digest: str) -> ReferrerList:
-        """Ask what refers to a manifest."""
+        """Return the referrers of a manifest."""
 
     def find_digest(self, target: str) -> str | None:
-        """Ask what a tag stands for; None where it is not there."""
+        """Return the digest of a tag, or None if the tag does not exist."""
 
 
 @dataclass(slots=True, eq=False)
 class PullCandidate:
-    """One place, and what has come of asking there."""
+    """One location to read from, and the results of requests to it."""
 
     pull_source: PullSource
     repository: Repository
-    #: The same, asked with all patience.
+    #: The same repository with the normal retries and time-outs.
     fallback_repository: Repository
     referrers: RepositoryReferrers = field(init=False)
-    #: Something came from there.
+    #: Whether the location served anything.
     has_served: bool = False
-    #: It lacks the image, or does not let us have it.
+    #: Whether the location lacks the image, or denies access to it.
     is_excluded: bool = False
-    #: Nothing else is left to ask, so this is the place whose failure counts.
+    #: Whether no other location is left, so that its failure is the result.
     is_last: bool = False
 
     def __post_init__(self) -> None:
-        """Ask for referrers there as well."""
+        """Create the reader of referrers."""
         self.referrers = RepositoryReferrers(self.repository)
 
 
 class MirroredRepository:
-    """One repository and its mirrors, for reading. Safe for several threads."""
+    """One repository and its mirrors, for reading. Safe for several threads.
+
+    `candidates` are asked in order; the last is the registry's own. `display_name` is the name that the user wrote.
+    `quick_candidate` is the registry's own location with short time-outs, for optional requests.
+    """
 
     def __init__(
         self,
@@ -164,11 +169,7 @@ class MirroredRepository:
         health: MirrorHealth,
         quick_candidate: PullCandidate,
     ) -> None:
-        """Take the places in the order in which they are asked; the last is the registry's own.
-
-        `named` is what the user called the repository. `hurried` is the registry's own place once more, for what hardly
-        matters.
-        """
+        """Take the locations. Send no request."""
         self._display_name = display_name
         self._candidates = candidates
         self._health = health
@@ -177,36 +178,36 @@ class MirroredRepository:
         self.name = candidates[-1].repository.name
 
     def __str__(self) -> str:
-        """Give `registry/name`, as the user did."""
+        """Return `registry/name` as the user wrote it."""
         return self._display_name
 
     def resolve(self, target: str) -> Manifest:
-        """Get the manifest that a tag or a digest stands for.
+        """Return the manifest of a tag or a digest.
 
         Raises:
-            OcistreamError: what the registry itself says of it.
+            OcistreamError: the error of the registry itself.
         """
 
-        def ask(source: PullCandidate) -> Manifest:
-            return source.repository.resolve(target, strict=source.pull_source.is_mirror)
+        def ask(candidate: PullCandidate) -> Manifest:
+            return candidate.repository.resolve(target, strict=candidate.pull_source.is_mirror)
 
         return self._read_from_first(ask, by_digest=is_digest(target))
 
     def fetch_manifest(self, descriptor: Descriptor) -> bytes:
-        """Get the bytes of a manifest that another document lists; whoever asked verifies them.
+        """Return the bytes of a manifest that another document lists; the caller verifies them.
 
         Raises:
-            OcistreamError: what the registry itself says of it.
+            OcistreamError: the error of the registry itself.
         """
 
-        def ask(source: PullCandidate) -> bytes:
-            raw = source.repository.fetch_manifest(descriptor)
-            return read_all(verify_chunks([raw], descriptor)) if source.pull_source.is_mirror else raw
+        def ask(candidate: PullCandidate) -> bytes:
+            raw = candidate.repository.fetch_manifest(descriptor)
+            return read_all(verify_chunks([raw], descriptor)) if candidate.pull_source.is_mirror else raw
 
         return self._read_from_first(ask)
 
     def blob(self, descriptor: Descriptor) -> Blob:
-        """Give a blob, to be downloaded when it is opened."""
+        """Return a blob; the download starts when the caller opens it."""
         download = _MirroredDownload(self, descriptor)
         return Blob(
             descriptor,
@@ -217,94 +218,102 @@ class MirroredRepository:
         )
 
     def list_referrers(self, digest: str) -> ReferrerList:
-        """Ask what refers to a manifest: the first place that knows of anything.
+        """Return the referrers of a manifest, from the first location that has any.
 
         Raises:
-            OcistreamError: what the registry itself says of it, if no mirror answered.
+            OcistreamError: the error of the registry itself, if no mirror answered.
         """
 
-        def ask(source: PullCandidate) -> ReferrerList | None:
-            found = source.referrers.list_referrers(digest)
-            return found if found.descriptors or found.incomplete_reason else None
+        def ask(candidate: PullCandidate) -> ReferrerList | None:
+            referrers = candidate.referrers.list_referrers(digest)
+            return referrers if referrers.descriptors or referrers.incomplete_reason else None
 
         answer = self._find_in_any(ask, by_digest=True)
         if answer is None:
             return ReferrerList()
-        source, found = answer
-        if source.pull_source.is_mirror:
-            # The mirror may have copied some of them only.
-            what = f"the mirror {source.pull_source} lists what refers to images of {printable(self._display_name)}"
-            notify(f"{what}; no other place is asked for more", level=1)
-        return found
+        candidate, referrers = answer
+        if candidate.pull_source.is_mirror:
+            # The mirror may have copied only some of the referrers.
+            message = (
+                f"the mirror {candidate.pull_source} lists what refers to images of {printable(self._display_name)}"
+            )
+            notify(f"{message}; no other place is asked for more", level=1)
+        return referrers
 
     def find_digest(self, target: str) -> str | None:
-        """Ask what a tag stands for, or whether a digest is there: the first place that knows of it.
+        """Return the digest of a tag or of a manifest, from the first location that has it; None if it does not exist.
 
         Raises:
-            OcistreamError: what the registry itself says of it, if no mirror answered.
+            OcistreamError: the error of the registry itself, if no mirror answered.
         """
-        answer = self._find_in_any(lambda source: source.repository.find_digest(target), by_digest=is_digest(target))
+        answer = self._find_in_any(
+            lambda candidate: candidate.repository.find_digest(target), by_digest=is_digest(target)
+        )
         return None if answer is None else answer[1]
 
     def _find_in_any(
         self, ask: Callable[[PullCandidate], _T | None], *, by_digest: bool
     ) -> tuple[PullCandidate, _T] | None:
-        """Give the first answer that is one, and who gave it.
+        """Return the first answer that is not None, and the location that gave it.
 
-        That a mirror knows of nothing says little: many do without the API of referrers, and a cache holds what it was
-        asked for. But where one has the image, that can be had without its registry, and what hangs on it cannot then:
-        behind a firewall, to find that out is to cost seconds, and once.
+        An empty answer of a mirror proves little: few mirrors implement the referrers API, and a cache has only what
+        was requested before. So the registry itself is asked too. If a mirror answered and the registry is unreachable,
+        as behind a firewall, that must cost seconds, and only once.
         """
-        answered = False
-        for source in self._usable_candidates_for(by_digest=by_digest):
-            own = not source.pull_source.is_mirror
-            if own and answered and self._health.is_unreachable(source.pull_source):
+        has_answer = False
+        for candidate in self._usable_candidates_for(by_digest=by_digest):
+            is_own = not candidate.pull_source.is_mirror
+            if is_own and has_answer and self._health.is_unreachable(candidate.pull_source):
                 break
             try:
-                found = ask(self._quick_candidate if own and answered else source)
+                result = ask(self._quick_candidate if is_own and has_answer else candidate)
             except CANDIDATE_FAILURES as error:
-                if answered and own and isinstance(error, NetworkError):
+                if has_answer and is_own and isinstance(error, NetworkError):
                     self._health.mark_unreachable(
-                        source.pull_source, f"{error.message}; it is not known whether the registry has more"
+                        candidate.pull_source, f"{error.message}; it is not known whether the registry has more"
                     )
                     break
-                self.record_failure(source, error)
+                self.record_failure(candidate, error)
             else:
-                if found is not None:
-                    return source, found
-                answered = True
+                if result is not None:
+                    return candidate, result
+                has_answer = True
         return None
 
     def _usable_candidates_for(self, *, by_digest: bool) -> Iterator[PullCandidate]:
-        """Give the places that are worth asking for this; to some nothing is asked but by digest, or by tag."""
-        # Where only digests are taken from, what an image needs may come from there once its tag is known.
+        """Yield the usable locations that may be asked by digest, or by tag."""
+        # A digest-only mirror may serve manifests and blobs once the tag is resolved.
         return (
-            source for source in self.usable_candidates() if by_digest or source.pull_source.can_pull(by_digest=False)
+            candidate
+            for candidate in self.usable_candidates()
+            if by_digest or candidate.pull_source.can_pull(by_digest=False)
         )
 
     def usable_candidates(self) -> Iterator[PullCandidate]:
-        """Give the places that are worth asking, in their order, as long as they are asked for.
+        """Yield the usable locations in order, while the caller asks for more.
 
-        When the registry itself has failed, mirrors get a second chance that have given something before they fell
-        silent: behind a firewall they may be all that there is.
+        If the registry itself failed, mirrors that served something before they failed are tried again, with the normal
+        retries. Behind a firewall they may be the only reachable locations.
         """
-        for source in self._candidates:
-            if not self._health.is_disabled(source.pull_source) and not source.is_excluded:
-                yield source
-        silent = self._silent_mirrors()
-        for source in silent:
-            yield replace(source, repository=source.fallback_repository, is_last=source is silent[-1])
+        for candidate in self._candidates:
+            if not self._health.is_disabled(candidate.pull_source) and not candidate.is_excluded:
+                yield candidate
+        down_mirrors = self._silent_mirrors()
+        for candidate in down_mirrors:
+            yield replace(candidate, repository=candidate.fallback_repository, is_last=candidate is down_mirrors[-1])
 
     def _silent_mirrors(self) -> list[PullCandidate]:
         return [
-            source for source in self._candidates[:-1] if source.has_served and self._health.is_down(source.pull_source)
+            candidate
+            for candidate in self._candidates[:-1]
+            if candidate.has_served and self._health.is_down(candidate.pull_source)
         ]
 
     def record_failure(self, candidate: PullCandidate, error: OcistreamError) -> None:
-        """Note what a place did, and tell it.
+        """Record and report the failure of a location.
 
         Raises:
-            OcistreamError: `error`, where there is no other place to go on to.
+            OcistreamError: `error`, if no other location is left.
         """
         if candidate.is_last:
             raise error
@@ -313,98 +322,102 @@ class MirroredRepository:
                 raise error
             self._health.report(f"{error.message}; trying its mirrors again", 0)
             return
-        what = f"the mirror {candidate.pull_source}: {error.message}; going on elsewhere"
+        message = f"the mirror {candidate.pull_source}: {error.message}; going on elsewhere"
         if isinstance(error, NotFoundError):
-            # Who has given nothing yet has nothing of this image, and is not asked for each of its blobs.
+            # A mirror that served nothing so far lacks the image; do not ask it for each blob.
             candidate.is_excluded = not candidate.has_served
-            self._health.report(what, 1)
+            self._health.report(message, 1)
         elif isinstance(error, AuthenticationError):
             candidate.is_excluded = True
-            self._health.report(what, 0)
+            self._health.report(message, 0)
         else:
-            self._health.disable(candidate.pull_source, what, is_corrupt=not isinstance(error, NetworkError))
+            self._health.disable(candidate.pull_source, message, is_corrupt=not isinstance(error, NetworkError))
 
     def record_corrupt_blob(self, candidate: PullCandidate, reason: str) -> None:
-        """Ask a mirror no more that gave wrong bytes."""
+        """Disable a mirror that sent wrong bytes."""
         self._health.disable(candidate.pull_source, f"{reason}; reading it again from elsewhere", is_corrupt=True)
 
     def _read_from_first(self, ask: Callable[[PullCandidate], _T], *, by_digest: bool = True) -> _T:
-        """Give the first answer; the last place's failure is what is raised."""
-        for source in self._usable_candidates_for(by_digest=by_digest):
+        """Return the first successful answer; raise the failure of the last location."""
+        for candidate in self._usable_candidates_for(by_digest=by_digest):
             try:
-                found = ask(source)
+                result = ask(candidate)
             except CANDIDATE_FAILURES as error:
-                self.record_failure(source, error)
+                self.record_failure(candidate, error)
             else:
-                source.has_served = True
-                return found
+                candidate.has_served = True
+                return result
         msg = f"{self}: there is no place to read from"
         raise NotFoundError(msg)
 
 
 class _MirroredDownload:
-    """One blob, from wherever it can be had, and where it was had from."""
+    """The download of one blob from any usable location, with a record of the locations that served it."""
 
     def __init__(self, repository: MirroredRepository, descriptor: Descriptor) -> None:
         self._repository = repository
         self._descriptor = descriptor
         self._served_by: list[PullCandidate] = []
-        #: Where each of them has led to.
+        #: The redirect of each location.
         self._redirects: dict[PullCandidate, BlobRedirect] = {}
 
     def chunks(self, offset: int = 0) -> Iterator[Chunk]:
-        """Read the blob, unverified, from byte `offset` on; where one place breaks off, the next goes on there."""
-        for source in self._repository.usable_candidates():
-            is_mirror = source.pull_source.is_mirror
+        """Yield unverified bytes from byte `offset` on; if a location fails, the next one continues there."""
+        for candidate in self._repository.usable_candidates():
+            is_mirror = candidate.pull_source.is_mirror
             try:
-                for chunk in source.repository.fetch_blob(self._descriptor, offset, strict=is_mirror):
-                    self._record_served(source)
+                for chunk in candidate.repository.fetch_blob(self._descriptor, offset, strict=is_mirror):
+                    self._record_served(candidate)
                     offset += len(chunk)
                     yield chunk
             except CANDIDATE_FAILURES as error:
-                self._repository.record_failure(source, error)
+                self._repository.record_failure(candidate, error)
             else:
                 return
 
     def fetch_range(self, start: int, view: memoryview) -> Generator[int, None, None]:
-        """Read bytes from `start` on into `view`, from the first place that is worth asking, and nowhere else."""
-        for source in self._repository.usable_candidates():
-            led = self._redirects.setdefault(source, BlobRedirect())
-            with closing(source.repository.fetch_blob_range(self._descriptor, led, start, view)) as steps:
+        """Read bytes from `start` on into `view`, from the first usable location only."""
+        for candidate in self._repository.usable_candidates():
+            redirect = self._redirects.setdefault(candidate, BlobRedirect())
+            with closing(candidate.repository.fetch_blob_range(self._descriptor, redirect, start, view)) as steps:
                 for filled in steps:
-                    self._record_served(source)
+                    self._record_served(candidate)
                     yield filled
             return
         msg = f"{self._repository}: there is no place to read from"
         raise NotFoundError(msg)
 
-    def _record_served(self, source: PullCandidate) -> None:
-        if source not in self._served_by:
-            self._served_by.append(source)
-            source.has_served = True
+    def _record_served(self, candidate: PullCandidate) -> None:
+        if candidate not in self._served_by:
+            self._served_by.append(candidate)
+            candidate.has_served = True
 
     def on_corrupt(self, error: IntegrityError, again: bool) -> None:
-        """Suspect the mirrors that had a part in the readings so far, and read no more from them.
+        """Disable the mirrors that served a part of a wrong blob; the registry itself is never suspected.
+
+        The verification above the source calls this, because hashing here too would cost a second SHA-256 of each byte.
 
         Raises:
-            IntegrityError: there were none, or nothing can be begun anew.
+            IntegrityError: no mirror took part, or the blob cannot be read again.
         """
-        suspects = [source for source in self._served_by if source.pull_source.is_mirror]
+        suspects = [mirror for mirror in self._served_by if mirror.pull_source.is_mirror]
         self._served_by = []
         if not suspects:
             raise error
-        what = f"{error.message}, as {' and '.join(f'the mirror {source.pull_source}' for source in suspects)} gave it"
-        for source in suspects:
-            source.is_excluded = True
+        message = (
+            f"{error.message}, as {' and '.join(f'the mirror {mirror.pull_source}' for mirror in suspects)} gave it"
+        )
+        for mirror in suspects:
+            mirror.is_excluded = True
         if not again:
             hint = "run it again with --no-mirrors to ask the registry itself only, or write to a file"
-            raise IntegrityError(what, hint=hint) from error
-        for source in suspects:
-            self._repository.record_corrupt_blob(source, what)
+            raise IntegrityError(message, hint=hint) from error
+        for mirror in suspects:
+            self._repository.record_corrupt_blob(mirror, message)
 
 
-#: A mirror is tried so often, and connecting to it, a silence and a Retry-After may take so many seconds: where there
-#: is another place to ask, a dead one is to cost seconds.
+#: Attempts, and the limits in seconds for connecting, for a stalled connection and for Retry-After. They are short:
+#: a dead mirror must cost only seconds, because another location can be asked.
 _MIRROR_ATTEMPTS: Final = 2
 _MIRROR_CONNECT_TIMEOUT: Final = 5.0
 _MIRROR_STALL_TIMEOUT: Final = 20.0
@@ -412,27 +425,32 @@ _MIRROR_RETRY_AFTER: Final = 3.0
 
 
 def default_pull_sources(reference: Reference) -> tuple[PullSource, ...]:
-    """Give the place that an image is named after, and no other."""
+    """Return the registry's own repository only."""
     return (PullSource(reference.registry, reference.repository),)
 
 
 def shorten_timeouts(settings: HttpSettings) -> HttpSettings:
-    """Give the settings of a transport to mirrors: those of the registry's own, with less patience."""
-    patience = replace(
+    """Return settings for mirrors: those of the registry with fewer attempts and shorter time-outs."""
+    retry_policy = replace(
         settings.retry_policy,
         attempts=min(settings.retry_policy.attempts, _MIRROR_ATTEMPTS),
         retry_after_limit=min(settings.retry_policy.retry_after_limit, _MIRROR_RETRY_AFTER),
     )
     return replace(
         settings,
-        retry_policy=patience,
+        retry_policy=retry_policy,
         connect_timeout=min(settings.connect_timeout, _MIRROR_CONNECT_TIMEOUT),
         stall_timeout=min(settings.stall_timeout, _MIRROR_STALL_TIMEOUT),
     )
 
 
 class RepositoryOpener:
-    """The way, for one run, from the names of images to what they are read from. Safe for several threads."""
+    """Open the repository, with its mirrors, that an image is read from. Safe for several threads.
+
+    `client` sends requests to registries, the client from `mirror_transport` to mirrors. `find_pull_sources` maps an
+    image to its locations. `report(message, level)` receives each fallback: level 0, or 1 if it is nothing unusual.
+    `wrap` puts another repository, such as a cache, around a repository and all its mirrors.
+    """
 
     def __init__(
         self,
@@ -442,11 +460,7 @@ class RepositoryOpener:
         report: Callable[[str, int], None] = lambda _message, _level: None,
         wrap: Callable[[ReadableRepository], ReadableRepository] = lambda repository: repository,
     ) -> None:
-        """Take the transports to registries and to their mirrors, and the rules: without any, there are no mirrors.
-
-        `tell(message, level)` is told of every fall-back: at level 0, or at 1 where it is nothing unusual. `before`
-        gives what stands before a repository and all its mirrors, such as a cache.
-        """
+        """Take the clients and the rules. Without rules no mirror is used."""
         self._client = client
         self._mirror_transport = mirror_transport or (lambda: client)
         self._find_pull_sources = find_pull_sources
@@ -454,65 +468,69 @@ class RepositoryOpener:
         self._wrap = wrap
 
     def wrapped_by(self, wrap: Callable[[ReadableRepository], ReadableRepository]) -> RepositoryOpener:
-        """Give the same way, with something more before each repository."""
+        """Return an opener that adds another wrapper around each repository."""
         other, inner = copy.copy(self), self._wrap
-        other._wrap = lambda repository: wrap(inner(repository))  # noqa: SLF001 - it is our own kind
+        other._wrap = lambda repository: wrap(inner(repository))  # noqa: SLF001 - same class
         return other
 
     def open_repository(self, reference: Reference) -> ReadableRepository:
-        """Give what an image is read from.
+        """Return the repository that an image is read from.
 
         Raises:
-            AuthenticationError: that is blocked.
+            AuthenticationError: the configuration blocks it.
         """
-        named = f"{reference.registry}/{reference.repository}"
-        # What names a digest is not looked for where only tags are, nor is anything that it needs.
-        sources = self._open_candidates(reference, by_digest=reference.digest is not None)
+        display_name = f"{reference.registry}/{reference.repository}"
+        # A tag-only mirror is used neither for an image named by digest nor for anything it needs.
+        candidates = self._open_candidates(reference, by_digest=reference.digest is not None)
         return self._wrap(
-            MirroredRepository(named, sources, self._health, self._open_quick_candidate(sources, reference))
+            MirroredRepository(
+                display_name, candidates, self._health, self._open_quick_candidate(candidates, reference)
+            )
         )
 
     def list_tags(self, reference: Reference) -> TagList:
-        """List the tags of a repository, as the registry itself has them.
+        """List the tags of a repository from the registry itself.
 
-        Mirrors are asked only where that cannot be reached: a cache lists what it happens to hold, and no more.
+        Mirrors are asked only if the registry is unreachable: a cache lists only the tags that it happens to have.
 
         Raises:
-            OcistreamError: what the registry itself says of it, if no mirror answered.
+            OcistreamError: the error of the registry itself, if no mirror answered.
         """
         from ocistream.registry.tags import list_tags
 
-        *mirrors, own = self._open_candidates(reference, by_digest=False)
+        *mirrors, primary = self._open_candidates(reference, by_digest=False)
         try:
-            return list_tags(own.repository)
+            return list_tags(primary.repository)
         except NetworkError as error:
-            for source in mirrors:
-                if not source.pull_source.can_pull(by_digest=False) or self._health.is_disabled(source.pull_source):
+            for mirror in mirrors:
+                if not mirror.pull_source.can_pull(by_digest=False) or self._health.is_disabled(mirror.pull_source):
                     continue
-                self._health.report(f"{error.message}; asking the mirror {source.pull_source} for the tags", 0)
+                self._health.report(f"{error.message}; asking the mirror {mirror.pull_source} for the tags", 0)
                 try:
-                    listed = list_tags(source.repository)
+                    listed = list_tags(mirror.repository)
                 except CANDIDATE_FAILURES as failure:
-                    self._health.report(f"the mirror {source.pull_source}: {failure.message}", 0)
+                    self._health.report(f"the mirror {mirror.pull_source}: {failure.message}", 0)
                 else:
-                    cut = (
+                    incomplete_reason = (
                         listed.incomplete_reason
-                        or f"these are those of the mirror {source.pull_source}, which may lack some"
+                        or f"these are those of the mirror {mirror.pull_source}, which may lack some"
                     )
-                    return replace(listed, incomplete_reason=cut)
+                    return replace(listed, incomplete_reason=incomplete_reason)
             raise
 
     def _open_candidates(self, reference: Reference, *, by_digest: bool) -> list[PullCandidate]:
         *mirrors, primary = self._find_pull_sources(reference)
-        found = [
+        mirror_candidates = [
             PullCandidate(
-                place, self._open_mirror(self._mirror_transport(), place), self._open_mirror(self._client, place)
+                pull_source,
+                self._open_mirror(self._mirror_transport(), pull_source),
+                self._open_mirror(self._client, pull_source),
             )
-            for place in mirrors
-            if not by_digest or place.can_pull(by_digest=True)
+            for pull_source in mirrors
+            if not by_digest or pull_source.can_pull(by_digest=True)
         ]
-        own = self._open_own(self._client, primary, reference)
-        return [*found, PullCandidate(primary, own, own)]
+        repository = self._open_own(self._client, primary, reference)
+        return [*mirror_candidates, PullCandidate(primary, repository, repository)]
 
     @staticmethod
     def _open_mirror(client: HttpClient, pull_source: PullSource) -> Repository:
@@ -520,13 +538,13 @@ class RepositoryOpener:
 
     @staticmethod
     def _open_own(client: HttpClient, primary: PullSource, reference: Reference) -> Repository:
-        """Give the registry's own repository; with another `location`, it was the configuration that named the host."""
-        named = primary.registry.lower() == reference.registry.lower()
-        return Repository(client, primary.registry, primary.repository, is_explicit=named)
+        """Open the registry's own repository. With another `location` the configuration named the host."""
+        is_explicit = primary.registry.lower() == reference.registry.lower()
+        return Repository(client, primary.registry, primary.repository, is_explicit=is_explicit)
 
-    def _open_quick_candidate(self, sources: Sequence[PullCandidate], reference: Reference) -> PullCandidate:
-        """Give the registry's own place, asked with no more patience than a mirror where there are any."""
-        *mirrors, own = sources
+    def _open_quick_candidate(self, candidates: Sequence[PullCandidate], reference: Reference) -> PullCandidate:
+        """Return the registry's own location; if it has mirrors, with the short time-outs of a mirror."""
+        *mirrors, primary = candidates
         if not mirrors:
-            return own
-        return replace(own, repository=self._open_own(self._mirror_transport(), own.pull_source, reference))
+            return primary
+        return replace(primary, repository=self._open_own(self._mirror_transport(), primary.pull_source, reference))

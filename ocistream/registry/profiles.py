@@ -27,34 +27,38 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class RegistryProfile:
-    """What holds for one kind of registry. Sizes are in bytes."""
+    """How the uploads of one kind of registry behave. Sizes are in bytes.
+
+    A profile has only what spares a refused request; the upload detects everything else.
+    """
 
     name: str
     #: Whole host names, without a port, as regular expressions.
     hosts: tuple[str, ...] = ()
-    #: Headers of answers that only this kind gives, with a regular expression that is searched for in their values.
+    #: Response headers that only this kind sends, each with a regular expression to search for in its value.
     headers: tuple[tuple[str, str], ...] = ()
-    #: The ways of uploading that it takes; the first is where to begin.
+    #: The upload methods that the registry accepts; the first is tried first. One PUT would save a request for each
+    #: blob, but Artifactory refuses PUT with a body.
     methods: tuple[str, ...] = (STREAM, PUT, CHUNK)
-    #: The largest body of a PATCH with a Content-Range; None where none is known.
+    #: The largest body of a PATCH with a Content-Range; None if no limit is known.
     largest_chunk: int | None = None
-    #: Whether an upload that broke may be gone on with, at the offset that the registry states.
+    #: Whether a broken upload can be resumed at the offset that the registry reports.
     can_resume: bool = True
-    #: Whether a request that breaks costs the whole upload. Then a PATCH of known length, too, is sent in the chunked
-    #: transfer coding, as `docker push` sends all layers: such a request has a proper end when a push is interrupted.
+    #: Whether a broken request loses the complete upload. If so, a PATCH of known length also uses the chunked transfer
+    #: coding, as `docker push` does for all layers: the client can end such a request properly when it is interrupted.
     loses_interrupted_uploads: bool = False
-    #: Where this is known from.
+    #: The sources of these facts.
     documented_in: tuple[str, ...] = ()
 
 
-#: What holds for everybody else.
+#: The profile of every other registry.
 UNKNOWN_PROFILE: Final = RegistryProfile("unknown", documented_in=("distribution-spec, Pushing blobs",))
 
 PROFILES: Final = (
     RegistryProfile(
         "Google Artifact Registry",
         hosts=(r"(?:[a-z0-9-]+\.)?gcr\.io", r"[a-z0-9-]+\.pkg\.dev"),
-        # An upload is one request; a range in it is refused, and so is going on.
+        # An upload is one request; Content-Range and resuming are refused.
         methods=(STREAM, PUT),
         can_resume=False,
         documented_in=(
@@ -66,7 +70,7 @@ PROFILES: Final = (
         "GitHub Packages",
         hosts=(r"ghcr\.io",),
         headers=(("X-GitHub-Request-Id", r"."),),
-        # A streamed PATCH may have any size (docker's has); what states its range may not.
+        # A streamed PATCH may have any size, as docker's has. Only a PATCH with a Content-Range is limited.
         largest_chunk=4 * MIB,
         documented_in=("oras-project/rust-oci-client#35", "wasmCloud/wash-archive#268"),
     ),
@@ -76,7 +80,7 @@ PROFILES: Final = (
             r"[0-9]{12}\.dkr[.-]ecr(?:-fips)?\.[a-z0-9-]+\.(?:amazonaws\.com(?:\.cn)?|on\.aws|on\.amazonwebservices\.com\.cn)",
             r"(?:ecr-)?public\.ecr\.aws",
         ),
-        # The Range of its answers stands still after the first PATCH, so nobody knows where to go on.
+        # The Range of its responses does not change after the first PATCH, so the offset is unknown.
         methods=(STREAM, PUT),
         can_resume=False,
         documented_in=(
@@ -88,14 +92,14 @@ PROFILES: Final = (
         "Azure Container Registry",
         hosts=(r"[a-z0-9-]+(?:\.[a-z0-9]+\.data)?\.azurecr\.(?:io|us|cn)",),
         headers=(("Server", r"\AAzureContainerRegistry\b"),),
-        # One PUT of more than about 20 MB is refused with 413; chunks and streams are not.
+        # A PUT of more than about 20 MB is refused with 413; chunks and streams are accepted.
         methods=(STREAM, CHUNK, PUT),
         documented_in=("goharbor/harbor#23015", "goharbor/harbor#23016", "dotnet/sdk-container-builds#258"),
     ),
     RegistryProfile(
         "Quay",
         hosts=(r"quay\.io",),
-        # Not more than 20 GB in one request.
+        # At most 20 GB in one request.
         methods=(STREAM, CHUNK, PUT),
         documented_in=("oras-project/oras-py#137",),
     ),
@@ -109,7 +113,7 @@ PROFILES: Final = (
         "GitLab",
         hosts=(r"registry\.gitlab\.com",),
         headers=(("Gitlab-Container-Registry-Version", r"."),),
-        # A chunk's range is checked, and a wrong one answered with 416 and where to go on.
+        # A wrong Content-Range is answered with 416 and the right offset.
         documented_in=("gitlab.com/gitlab-org/container-registry!166", "gitlab.com/gitlab-org/container-registry!1393"),
     ),
     RegistryProfile(
@@ -136,36 +140,39 @@ PROFILES: Final = (
     RegistryProfile(
         "ocistream",
         headers=(("Server", r"\Aocistream\b"),),
-        # `ocistream serve` keeps what has arrived, and takes a Content-Range only with a Content-Length.
+        # `ocistream serve` keeps the bytes that arrived, and accepts Content-Range only with Content-Length.
         documented_in=("ocistream/serve/uploads.py",),
     ),
-    # The last one: many others send this header as well. To lose nothing, they are treated in the same way.
+    # Must be last: many other registries send this header too. The same treatment is safe for them.
     RegistryProfile(
         "distribution",
         headers=(("Docker-Distribution-Api-Version", r"\Aregistry/2\.0\Z"),),
-        # In 2.8 the Location of an upload states its offset. After a request that broke in its middle more bytes are
-        # stored than any Location states, and the upload is answered with 404 BLOB_UPLOAD_INVALID.
+        # In 2.8 an upload's Location contains its offset. After a broken request more bytes are stored than any
+        # Location says, and the upload is answered with 404 BLOB_UPLOAD_INVALID. 2.8 never deletes it either.
         loses_interrupted_uploads=True,
         documented_in=("distribution 2.8, registry/handlers/blobupload.go", "tests/interop/test_interrupted_push.py"),
     ),
 )
 
 
-#: All of them as a configuration names them: `harbor`, `amazon-ecr`; `unknown` for what follows the spec.
+#: All profiles by their names in a configuration: `harbor`, `amazon-ecr`; `unknown` follows the spec.
 PROFILES_BY_NAME: Final = {known.name.lower().replace(" ", "-"): known for known in (*PROFILES, UNKNOWN_PROFILE)}
 
 
 def find_profile(host: str) -> RegistryProfile:
-    """Give the profile of a `HOST[:PORT]`, or that of everybody else."""
+    """Return the profile of a `HOST[:PORT]`, or `UNKNOWN_PROFILE`."""
     name = host.lower() if host.startswith("[") else host.lower().partition(":")[0]
-    return next((known for known in PROFILES if any(re.fullmatch(p, name) for p in known.hosts)), UNKNOWN_PROFILE)
+    return next(
+        (profile for profile in PROFILES if any(re.fullmatch(pattern, name) for pattern in profile.hosts)),
+        UNKNOWN_PROFILE,
+    )
 
 
 def find_profile_by_headers(header: Callable[[str], str | None]) -> RegistryProfile | None:
-    """Give the profile that an answer's headers show, or None where they show nothing; `header` gives one by name."""
-    for known in PROFILES:
-        for name, pattern in known.headers:
+    """Return the profile that a response's headers show, or None. `header` returns a header's value by its name."""
+    for profile in PROFILES:
+        for name, pattern in profile.headers:
             value = header(name)
             if value is not None and re.search(pattern, value):
-                return known
+                return profile
     return None

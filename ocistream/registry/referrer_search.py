@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ReferrerSearch"]
 
-#: Of what is left behind of one subject for one reason, so many are named, and the others counted.
+#: Skipped referrers of one subject and reason that are named; the others are only counted.
 _MAX_NAMED: Final = 10
-#: Statuses below 500 by which a registry says that it would answer at another time.
+#: Statuses below 500 after which a later request may succeed.
 _TRANSIENT_STATUSES: Final = frozenset({408, 429})
 
 
 @dataclass(frozen=True, slots=True)
 class _ReferrerQuery:
-    """What hangs on this manifest, in this repository? If it does not move, only so much that it can be said."""
+    """A query for the referrers of a manifest in a repository. If not `is_selected`, they are only reported."""
 
     repository: ReadableRepository
     digest: str
@@ -62,7 +62,11 @@ class _FoundReferrer:
 
 
 class ReferrerSearch:
-    """Asks, and gives what it finds to the builder of a graph."""
+    """Search for referrers and add them to a graph builder.
+
+    `fetch_children(repository, digest)` fetches what the builder needs for a manifest of the repository. `jobs` queries
+    run at the same time. `cancelled` is the event of the transfer: it stops the queries, and a failed query sets it.
+    """
 
     def __init__(
         self,
@@ -72,16 +76,12 @@ class ReferrerSearch:
         jobs: int,
         cancelled: threading.Event,
     ) -> None:
-        """`complete` brings what the builder needs for a manifest that comes out of a repository.
-
-        So many questions as there are `jobs` are asked at a time. `cancelled` is the transfer's: it ends them, and is
-        set when one of them fails.
-        """
+        """Take the builder of the graph. Send no request."""
         self._jobs = jobs
         self._cancelled = cancelled
         self._builder = builder
         self._fetch_children = fetch_children
-        #: One for each name, whoever asks: it knows whether its registry has the API.
+        #: One object for each repository: it remembers whether its registry has the referrers API.
         self._repositories: dict[str, ReadableRepository] = {}
         self._queried: set[tuple[str, str]] = set()
         self._digests_by_tag: dict[tuple[str, str], str] = {}
@@ -96,42 +96,42 @@ class ReferrerSearch:
     def collect(
         self, selected: Iterable[tuple[ReadableRepository, str]], incomplete: Iterable[tuple[ReadableRepository, str]]
     ) -> None:
-        """Ask about manifests that move and about indexes that were cut down, and about what is found, in turn.
+        """Search for referrers of selected manifests and of indexes copied in part, and for referrers of those.
 
         Raises:
-            UnsupportedError: there is too much, or it hangs on each other too deeply.
-            OcistreamError: a registry failed; that it does not know what is asked for is no failure.
+            UnsupportedError: there are too many referrers, or the chain of referrers is too long.
+            OcistreamError: a registry failed. A refused query is reported and does not raise.
         """
-        questions = [_ReferrerQuery(*place) for place in selected]
-        questions += [_ReferrerQuery(*place, is_selected=False) for place in incomplete]
+        queries = [_ReferrerQuery(*location) for location in selected]
+        queries += [_ReferrerQuery(*location, is_selected=False) for location in incomplete]
         for _ in range(limits.MAX_REFERRER_DEPTH + 1):
-            self._query_all(questions)
-            questions = self._move_to_graph(questions)
-            if not questions:
+            self._query_all(queries)
+            queries = self._move_to_graph(queries)
+            if not queries:
                 break
         else:
             msg = f"signatures, SBOMs and the like hang on each other more than {limits.MAX_REFERRER_DEPTH} deep"
             raise UnsupportedError(msg, hint="leave them behind with --no-referrers")
-        for left in _summarize(self._skipped):
-            self._builder.add_skipped_referrer(left)
+        for skipped in _summarize(self._skipped):
+            self._builder.add_skipped_referrer(skipped)
 
-    def _query_all(self, questions: Sequence[_ReferrerQuery]) -> None:
-        by_place = {(str(question.repository), question.digest): question for question in questions}
-        new = [question for place, question in by_place.items() if place not in self._queried]
-        self._queried.update(by_place)
-        # One alone shows whether the repository's registry knows the API at all.
-        first = {str(question.repository): question for question in reversed(new)}
-        for name, question in first.items():
+    def _query_all(self, queries: Sequence[_ReferrerQuery]) -> None:
+        by_location = {(str(query.repository), query.digest): query for query in queries}
+        new = [query for location, query in by_location.items() if location not in self._queried]
+        self._queried.update(by_location)
+        # The first query of a repository runs alone: it shows whether its registry has the referrers API.
+        first = {str(query.repository): query for query in reversed(new)}
+        for name, query in first.items():
             if name not in self._repositories:
-                self._repositories[name] = question.repository
-                self._query(question)
-                new.remove(question)
+                self._repositories[name] = query.repository
+                self._query(query)
+                new.remove(query)
         run_each(self._query, new, jobs=self._jobs if len(new) > 1 else 1, cancelled=self._cancelled)
 
     def _query(self, query: _ReferrerQuery) -> None:
-        for ask in (self._query_referrers, self._query_cosign_tags):
+        for send_query in (self._query_referrers, self._query_cosign_tags):
             try:
-                ask(query)
+                send_query(query)
             except (AuthenticationError, ArchiveError) as error:
                 self._report_unreadable(query, error)
             except RegistryError as error:
@@ -140,29 +140,31 @@ class ReferrerSearch:
                 self._report_unreadable(query, error)
 
     def _report_unreadable(self, query: _ReferrerQuery, error: OcistreamError) -> None:
-        """Say once of a repository why nobody knows what hangs there.
+        """Report once for a repository why its referrers are unknown.
 
-        The image itself could be had, with the same rights, so there is no reason to refuse that.
+        The same credentials could read the image, so the copy continues. Failures that may pass (5xx, 408, 429) are
+        retried and then raise.
         """
-        why = f"{LISTING_DENIED}: {error.message}"
+        reason = f"{LISTING_DENIED}: {error.message}"
         with self._lock:
             if str(query.repository) not in self._unreadable_repositories:
                 self._unreadable_repositories.add(str(query.repository))
-                self._skipped[SkippedReferrer(query.digest, why)] = None
+                self._skipped[SkippedReferrer(query.digest, reason)] = None
 
     def _query_referrers(self, query: _ReferrerQuery) -> None:
-        found = self._repositories[str(query.repository)].list_referrers(query.digest)
+        referrers = self._repositories[str(query.repository)].list_referrers(query.digest)
         with self._lock:
-            # All that a registry lists costs a request each, whatever comes of it.
-            self._listed_count += len(found.descriptors)
+            # Each listed entry costs a request, even if it is skipped.
+            self._listed_count += len(referrers.descriptors)
             if self._listed_count > limits.MAX_REFERRERS:
                 raise _too_many_error(f"more than {limits.MAX_REFERRERS} signatures, SBOMs and the like are listed")
-            if found.incomplete_reason:
-                self._skipped[SkippedReferrer(query.digest, f"{LIST_TRUNCATED}: {found.incomplete_reason}")] = None
-        for descriptor in found.descriptors:
+            if referrers.incomplete_reason:
+                self._skipped[SkippedReferrer(query.digest, f"{LIST_TRUNCATED}: {referrers.incomplete_reason}")] = None
+        for descriptor in referrers.descriptors:
             if not query.is_selected:
                 self._skip(descriptor, query.digest, PLATFORM_FILTERED)
                 continue
+            # Skip entries that are gone or name another subject: clients never clean their lists.
             try:
                 manifest, document = self._resolve(query.repository, descriptor.digest)
             except NotFoundError:
@@ -197,7 +199,9 @@ class ReferrerSearch:
         return manifest, parse_document(manifest.descriptor, manifest.raw)
 
     def _add_found(self, query: _ReferrerQuery, manifest: Manifest, tag: str | None) -> None:
-        attached = Referrer(strip_descriptor(manifest.descriptor), query.digest, tag)
+        # The manifest describes the referrer, not the list: registries omit annotations in their lists, and the same
+        # image must always give the same archive.
+        referrer = Referrer(strip_descriptor(manifest.descriptor), query.digest, tag)
         with self._lock:
             self._found_count += 1
             self._found_bytes += len(manifest.raw)
@@ -206,42 +210,44 @@ class ReferrerSearch:
                     f"more than {limits.MAX_REFERRERS} signatures, SBOMs and the like hang on the images, "
                     f"or more than {limits.MAX_GRAPH_BYTES} bytes of their manifests"
                 )
-            self._found.append(_FoundReferrer(query, attached, manifest))
+            self._found.append(_FoundReferrer(query, referrer, manifest))
 
     def _skip(self, descriptor: Descriptor | None, subject: str, reason: str, tag: str | None = None) -> None:
         kind = classify_referrer(descriptor.artifact_type if descriptor else None, tag)
         with self._lock:
             self._skipped[SkippedReferrer(subject, reason, kind, descriptor.digest if descriptor else None, tag)] = None
 
-    def _move_to_graph(self, asked: Sequence[_ReferrerQuery]) -> list[_ReferrerQuery]:
-        """Give what was found to the builder, in the order in which it was asked for; ask about that next."""
-        places = {id(question): place for place, question in enumerate(asked)}
-        found = sorted(self._found, key=lambda one: (places[id(one.query)], *one.referrer.sort_key))
+    def _move_to_graph(self, queries: Sequence[_ReferrerQuery]) -> list[_ReferrerQuery]:
+        """Add the found referrers to the builder in the order of the queries; return queries for their referrers."""
+        positions = {id(query): position for position, query in enumerate(queries)}
+        sorted_items = sorted(self._found, key=lambda item: (positions[id(item.query)], *item.referrer.sort_key))
         self._found = []
-        questions = []
-        for one in found:
-            attached, digest = one.referrer, one.referrer.descriptor.digest
-            if attached.tag and self._digests_by_tag.setdefault((attached.subject, attached.tag), digest) != digest:
-                self._skipped[SkippedReferrer.from_referrer(attached, DUPLICATE_TAG)] = None
+        next_queries = []
+        for item in sorted_items:
+            referrer, digest = item.referrer, item.referrer.descriptor.digest
+            if referrer.tag and self._digests_by_tag.setdefault((referrer.subject, referrer.tag), digest) != digest:
+                self._skipped[SkippedReferrer.from_referrer(referrer, DUPLICATE_TAG)] = None
                 continue
-            self._builder.add_referrer(attached)
+            self._builder.add_referrer(referrer)
             if digest in self._builder.needs:
-                self._builder.supply(digest, one.manifest.raw)
-            self._fetch_children(one.query.repository, digest)
-            questions.append(_ReferrerQuery(one.query.repository, digest))
-        return questions
+                self._builder.supply(digest, item.manifest.raw)
+            self._fetch_children(item.query.repository, digest)
+            next_queries.append(_ReferrerQuery(item.query.repository, digest))
+        return next_queries
 
 
-def _too_many_error(what: str) -> UnsupportedError:
-    return UnsupportedError(what, hint="leave them behind with --no-referrers")
+def _too_many_error(message: str) -> UnsupportedError:
+    return UnsupportedError(message, hint="leave them behind with --no-referrers")
 
 
-def _summarize(left: Iterable[SkippedReferrer]) -> Iterator[SkippedReferrer]:
-    """Give what is left behind in order; of many alike, the first by name and the others by number."""
-    alike: dict[tuple[str | None, str, str | None], list[SkippedReferrer]] = {}
-    for one in sorted(left, key=lambda one: (one.why, one.subject or "", one.digest or "", one.tag or "")):
-        alike.setdefault((one.subject, one.why, one.kind), []).append(one)
-    for (subject, why, kind), those in alike.items():
-        yield from those[:_MAX_NAMED]
-        if len(those) > _MAX_NAMED:
-            yield SkippedReferrer(subject, why, kind, count=len(those) - _MAX_NAMED)
+def _summarize(skipped: Iterable[SkippedReferrer]) -> Iterator[SkippedReferrer]:
+    """Yield skipped referrers in order; of many for the same reason, name the first and count the others."""
+    groups: dict[tuple[str | None, str, str | None], list[SkippedReferrer]] = {}
+    for referrer in sorted(
+        skipped, key=lambda referrer: (referrer.why, referrer.subject or "", referrer.digest or "", referrer.tag or "")
+    ):
+        groups.setdefault((referrer.subject, referrer.why, referrer.kind), []).append(referrer)
+    for (subject, reason, kind), group in groups.items():
+        yield from group[:_MAX_NAMED]
+        if len(group) > _MAX_NAMED:
+            yield SkippedReferrer(subject, reason, kind, count=len(group) - _MAX_NAMED)

@@ -33,35 +33,38 @@ __all__ = [
     "RepositoryReferrers",
 ]
 
-#: How a registry says that it does not know the API; a bad request may mean this digest alone.
+#: Statuses of a registry without the referrers API. Status 400 may concern only this digest.
 _NO_API: Final = frozenset({404, 405, 501})
 _BAD_REQUEST: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
 class ReferrerList:
-    """What refers to a manifest, each once, as it is listed; `cut` says why it is not all of it, if so."""
+    """The referrers of a manifest, without duplicates, in the order of the registry's list.
+
+    `incomplete_reason` says why the list is not complete, or is None.
+    """
 
     descriptors: tuple[Descriptor, ...] = ()
     incomplete_reason: str | None = None
 
 
 class RepositoryReferrers:
-    """The lists of referrers of one repository. Safe for several threads.
+    """Read and update the lists of referrers in one repository. Safe for several threads.
 
-    Once the registry has shown that it does not know the API, it is not asked again.
+    If the registry has shown that it lacks the referrers API, the API is not requested again.
     """
 
     def __init__(self, repository: Repository) -> None:
-        """Nothing is asked for yet."""
+        """Take the repository. Send no request."""
         self._repository = repository
         self._has_api = True
 
     def list_referrers(self, digest: str) -> ReferrerList:
-        """Ask what refers to a manifest, `MAX_PAGES` pages and little more than `MAX_ATTACHED` descriptors at most.
+        """Return the referrers of a manifest, from at most `MAX_PAGES` pages and about `MAX_REFERRERS` descriptors.
 
         Raises:
-            AuthenticationError: it is not to be seen.
+            AuthenticationError: the registry denies access.
             RegistryError: the registry failed.
             ArchiveError: the list is malformed.
         """
@@ -73,33 +76,35 @@ class RepositoryReferrers:
                 if status not in {*_NO_API, _BAD_REQUEST}:
                     raise
                 self._has_api = status == _BAD_REQUEST
-        kept = self._fetch_fallback_index(digest)
-        return ReferrerList(_unique(parse_document(kept.descriptor, kept.raw).manifests) if kept else ())
+        fallback_index = self._fetch_fallback_index(digest)
+        return ReferrerList(
+            _unique(parse_document(fallback_index.descriptor, fallback_index.raw).manifests) if fallback_index else ()
+        )
 
     def add_to_fallback_index(self, subject: str, referrers: Sequence[Descriptor]) -> None:
-        """Add to the list that clients keep, where something is not on it yet; what is stays as it is.
+        """Add referrers to the index that clients keep under a tag; existing entries stay as they are.
 
         Raises:
-            UnsupportedError: the tag has another meaning, or the list would be too long for anybody to read.
-            RegistryError: the registry does not want it.
+            UnsupportedError: the tag is used for something else, or the index would exceed its limits.
+            RegistryError: the registry refuses the index.
         """
         tag = fallback_tag(subject)
-        before = self._fetch_fallback_index(subject)
-        if before is None and self._repository.has_manifest(tag):
+        existing = self._fetch_fallback_index(subject)
+        if existing is None and self._repository.has_manifest(tag):
             msg = f"{self._repository}:{tag} should be the list of what refers to {subject}, and is something else"
             raise UnsupportedError(msg, hint="remove that tag, or leave referrers behind with --no-referrers")
         fields: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
         entries: list[bytes] = []
-        known: set[str] = set()
-        if before is not None:
+        known_digests: set[str] = set()
+        if existing is not None:
 
             def keep(_: int, entry: dict[str, Any]) -> bytes:
                 return canonical_json(entry)
 
-            fields = parse_json(before.raw, tag, convert={"manifests": keep})
+            fields = parse_json(existing.raw, tag, convert={"manifests": keep})
             entries = list(fields.get("manifests") or ())
-            known = {entry.digest for entry in parse_document(before.descriptor, before.raw).manifests}
-        new = [canonical_json(referrer.to_json()) for referrer in referrers if referrer.digest not in known]
+            known_digests = {entry.digest for entry in parse_document(existing.descriptor, existing.raw).manifests}
+        new = [canonical_json(referrer.to_json()) for referrer in referrers if referrer.digest not in known_digests]
         if not new:
             return
         raw = canonical_json_with_items(fields, "manifests", [*entries, *new])
@@ -110,44 +115,46 @@ class RepositoryReferrers:
 
     def _fetch_from_api(self, digest: str) -> ReferrerList:
         repository = self._repository
-        found: dict[str, Descriptor] = {}
+        referrers: dict[str, Descriptor] = {}
         url = repository.url(f"referrers/{digest}")
-        seen: set[str] = set()
-        while len(seen) < limits.MAX_PAGES and len(found) <= limits.MAX_REFERRERS:
-            seen.add(url)
-            answer, raw = repository.fetch_document(url, OCI_INDEX)
-            what = f"the list of what refers to {digest} in {repository}"
+        urls_seen: set[str] = set()
+        while len(urls_seen) < limits.MAX_PAGES and len(referrers) <= limits.MAX_REFERRERS:
+            urls_seen.add(url)
+            response, raw = repository.fetch_document(url, OCI_INDEX)
+            label = f"the list of what refers to {digest} in {repository}"
             if len(raw) > limits.MAX_MANIFEST:
-                msg = f"{what} is larger than {limits.MAX_MANIFEST} bytes"
+                msg = f"{label} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
             try:
                 page = parse_document(Descriptor(OCI_INDEX, digest, len(raw)), raw).manifests
             except (ArchiveError, UnsupportedError) as error:
-                msg = f"{what}: {error.message}"
+                msg = f"{label}: {error.message}"
                 raise ArchiveError(msg) from error
             for descriptor in page:
-                found.setdefault(descriptor.digest, descriptor)
-            following = next_page_url(answer)
-            if following is None or following in seen:
-                # In a circle, everything has been seen.
-                return ReferrerList(tuple(found.values()))
-            if Origin.from_url(following) != Origin.from_url(answer.url):
+                referrers.setdefault(descriptor.digest, descriptor)
+            next_url = next_page_url(response)
+            if next_url is None or next_url in urls_seen:
+                # A page that links to an earlier page: all pages have been read.
+                return ReferrerList(tuple(referrers.values()))
+            if Origin.from_url(next_url) != Origin.from_url(response.url):
                 return ReferrerList(
-                    tuple(found.values()), f"the list goes on at {redact_url(following)}, which is not asked"
+                    tuple(referrers.values()), f"the list goes on at {redact_url(next_url)}, which is not asked"
                 )
-            url = following
-        return ReferrerList(tuple(found.values()), f"of the list only {len(found)} are read, on {len(seen)} pages")
+            url = next_url
+        return ReferrerList(
+            tuple(referrers.values()), f"of the list only {len(referrers)} are read, on {len(urls_seen)} pages"
+        )
 
     def _fetch_fallback_index(self, digest: str) -> Manifest | None:
-        """Get the index that clients keep; something else under its tag is reported."""
+        """Return the index that clients keep, or None; report other content under its tag."""
         try:
-            found = self._repository.resolve(fallback_tag(digest))
+            manifest = self._repository.resolve(fallback_tag(digest))
         except NotFoundError:
             return None
-        if found.descriptor.media_type == OCI_INDEX:
-            return found
-        what = f"{self._repository}:{fallback_tag(digest)} should be the list of what refers to {digest}"
-        notify(f"{what}, and is something else: it is not used")
+        if manifest.descriptor.media_type == OCI_INDEX:
+            return manifest
+        message = f"{self._repository}:{fallback_tag(digest)} should be the list of what refers to {digest}"
+        notify(f"{message}, and is something else: it is not used")
         return None
 
 
@@ -159,77 +166,90 @@ def _unique(descriptors: Iterable[Descriptor]) -> tuple[Descriptor, ...]:
 
 
 class CosignTags:
-    """Where these tags are to go, and where there is something else already."""
+    """Where cosign's tags of a graph go, and which of these tags already have other content.
+
+    A copy must not remove a signature that was added at the destination: signing there writes the same tag. Each
+    further signature is a layer of the same manifest. So a manifest replaces another only if it has all layers of the
+    other, with their annotations. Otherwise the existing tag stays, and the skipped referrer is reported.
+
+    `target` returns the reference of each image; `repository` returns the repository of a reference.
+    """
 
     def __init__(self, target: Callable[[Root], Reference], repository: Callable[[Reference], Repository]) -> None:
-        """`target` says where each image goes, `repository` gives what is asked there."""
+        """Take the target of each image. Send no request."""
         self._target = target
         self._repository = repository
         self._conflicting: set[Reference] = set()
-        #: What is there, and has all that it holds in what comes.
+        #: Reference -> digest of the existing manifest, all of whose layers are in the new manifest.
         self._replaceable: dict[Reference, str] = {}
 
     def skip_conflicting_referrers(self, graph: Graph) -> Graph:
-        """Leave behind what would take the place of something else.
+        """Return the graph without referrers that would replace other content.
 
-        Where the same hangs on an image in several repositories, it goes into those in which its place is free.
+        A referrer that goes to several repositories is still copied into those without a conflict.
         """
-        places = self.find_tagged_referrers(graph)
-        held = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
-        taken = [
-            place for place, one in places.items() if self._has_conflict(place, held.get(one.descriptor.digest), one)
+        tagged = self.find_tagged_referrers(graph)
+        manifests = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
+        conflicts = [
+            reference
+            for reference, referrer in tagged.items()
+            if self._has_conflict(reference, manifests.get(referrer.descriptor.digest), referrer)
         ]
-        self._conflicting.update(taken)
-        going = {one.key for one in self.find_tagged_referrers(graph).values()}
-        left = {one.key: one for one in map(places.__getitem__, taken)}
-        graph = graph.without_referrers(lambda one: one.key in left and one.key not in going, TAG_EXISTS)
-        partly = (SkippedReferrer.from_referrer(one, TAG_EXISTS) for key, one in left.items() if key in going)
-        return replace(graph, skipped_referrers=(*graph.skipped_referrers, *partly))
+        self._conflicting.update(conflicts)
+        remaining = {referrer.key for referrer in self.find_tagged_referrers(graph).values()}
+        skipped = {referrer.key: referrer for referrer in map(tagged.__getitem__, conflicts)}
+        graph = graph.without_referrers(
+            lambda referrer: referrer.key in skipped and referrer.key not in remaining, TAG_EXISTS
+        )
+        partly_skipped = (
+            SkippedReferrer.from_referrer(referrer, TAG_EXISTS) for key, referrer in skipped.items() if key in remaining
+        )
+        return replace(graph, skipped_referrers=(*graph.skipped_referrers, *partly_skipped))
 
     def find_tagged_referrers(self, graph: Graph) -> dict[Reference, Referrer]:
-        """Give what goes under which tag, in the repository of each image that it says something of.
+        """Return the referrer for each cosign tag, in the repository of each image that it refers to.
 
-        A tag that was asked for by name is an image's, and is moved like one.
+        A cosign tag that the user selected by name is copied as an image, and is not returned here.
         """
-        places: dict[Reference, Referrer] = {}
+        tagged: dict[Reference, Referrer] = {}
         images = {self._target(root) for root in graph.roots}
         for root in graph.roots if graph.referrers else ():
             reference = self._target(root)
-            hanging = [attached for digest in graph.reachable(root) for attached in graph.referrers.get(digest, ())]
-            for attached in sorted(hanging, key=lambda one: one.sort_key):
-                place = replace(reference, tag=attached.tag, digest=None)
-                if attached.tag and place not in images and place not in self._conflicting:
-                    places[place] = attached
-        return places
+            referrers = [referrer for digest in graph.reachable(root) for referrer in graph.referrers.get(digest, ())]
+            for referrer in sorted(referrers, key=lambda item: item.sort_key):
+                tag_reference = replace(reference, tag=referrer.tag, digest=None)
+                if referrer.tag and tag_reference not in images and tag_reference not in self._conflicting:
+                    tagged[tag_reference] = referrer
+        return tagged
 
     def can_replace(self, reference: Reference, existing: str) -> bool:
-        """Say whether what was found under a tag, by its digest, is all in what comes."""
+        """Return whether the new manifest contains everything of the existing one, which is named by its digest."""
         return self._replaceable.get(reference) == existing
 
     def _has_conflict(self, reference: Reference, manifest: Manifest | None, referrer: Referrer) -> bool:
         repository, tag = self._repository(reference), reference.tag or ""
-        present = repository.find_digest(tag)
-        # Some know a manifest by a digest of their own choice.
-        own = {referrer.descriptor.digest} | ({compute_digest(manifest.raw)} if manifest else set())
-        if present is None or present in own:
+        existing = repository.find_digest(tag)
+        # Some registries use another digest algorithm for the same manifest.
+        own_digests = {referrer.descriptor.digest} | ({compute_digest(manifest.raw)} if manifest else set())
+        if existing is None or existing in own_digests:
             return False
         try:
-            # Not every registry says the digest before it gives the manifest.
-            there = repository.resolve(tag)
+            # Not every registry sends the digest in its answer to HEAD.
+            existing_manifest = repository.resolve(tag)
         except NotFoundError:
             return False
         except (ArchiveError, UnsupportedError):
             return True
-        if there.descriptor.digest in own:
+        if existing_manifest.descriptor.digest in own_digests:
             return False
-        if manifest is None or not _parse_layers(there) <= _parse_layers(manifest):
+        if manifest is None or not _parse_layers(existing_manifest) <= _parse_layers(manifest):
             return True
-        self._replaceable[reference] = there.descriptor.digest
+        self._replaceable[reference] = existing_manifest.descriptor.digest
         return False
 
 
 def _parse_layers(manifest: Manifest) -> set[bytes]:
-    """Give what is signed, and, as annotations, by whom: cosign's signatures of one payload differ in these only."""
+    """Return a manifest's layers as canonical JSON; their annotations hold the signatures of one payload."""
 
     def entry(_: int, layer: object) -> bytes:
         return canonical_json(layer)
@@ -239,5 +259,5 @@ def _parse_layers(manifest: Manifest) -> set[bytes]:
     except ArchiveError:
         fields = {}
     layers = fields.get("layers")
-    # What has no layers is itself all that it holds.
+    # A manifest without layers is compared as a whole.
     return set(layers) if layers and isinstance(layers, list) else {manifest.raw}

@@ -38,7 +38,12 @@ __all__ = ["RegistrySource"]
 
 
 class RegistrySource:
-    """Images out of one registry or several, by reference."""
+    """Read images from one or more registries, by reference.
+
+    Referrers are searched only if they are copied along; `jobs` queries run at the same time. `cancelled` stops these
+    queries, and a failed query sets it; the default is the client's event. `open_repository` maps an image to its
+    repository; the default uses the named registry without mirrors.
+    """
 
     concurrent = True
 
@@ -53,12 +58,7 @@ class RegistrySource:
         jobs: int = DEFAULT_JOBS,
         cancelled: threading.Event | None = None,
     ) -> None:
-        """Name the images; nothing is asked for yet. What hangs on them is asked for only where it is to go along.
-
-        So many questions of that kind as there are `jobs` are asked at a time.
-        `cancelled` ends them, and is set when one of them fails; without it that is the transport's.
-        `repository` gives what an image is read from; without it that is the one it is named after, and nothing else.
-        """
+        """Take the references of the images. Send no request."""
         self._references = tuple(dict.fromkeys(references))
         self._platforms = platforms
         self._referrers: ReferrerMode = referrers
@@ -66,15 +66,15 @@ class RegistrySource:
         self._client = client
         self._cancelled = cancelled or client.cancelled
         self._open_repository = open_repository or RepositoryOpener(client).open_repository
-        #: Where each manifest and blob can be had: the first repository that was seen to need it.
+        #: Digest -> the first repository that was found to contain it.
         self._repositories: dict[str, ReadableRepository] = {}
         self._graph: Graph | None = None
 
-    def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - a registry gives names before bytes
-        """Get every manifest below the named images; once.
+    def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - a registry gives the graph before the blobs
+        """Fetch every manifest below the named images, once, and return the graph.
 
         Raises:
-            NotFoundError: an image or a platform is not there.
+            NotFoundError: an image or a platform does not exist.
         """
         if self._graph is None:
             self._graph = self._build_graph()
@@ -91,48 +91,52 @@ class RegistrySource:
             self._collect_referrers(repositories, builder)
         graph = builder.build()
         for digest, document in graph.documents.items():
-            # An index that was cut down to some platforms is ours; no repository has it, and it has no blobs.
-            home = self._repositories.get(digest)
-            if home is not None:
+            # An index that was narrowed to some platforms is new: no repository has it, and it has no blobs.
+            repository_of_digest = self._repositories.get(digest)
+            if repository_of_digest is not None:
                 for blob in (*document.layers, *((document.config,) if document.config else ())):
-                    self._repositories.setdefault(blob.digest, home)
+                    self._repositories.setdefault(blob.digest, repository_of_digest)
         return graph
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
-        """Give the wanted blobs in the order in which they are wanted."""
+        """Yield the wanted blobs in the given order."""
         for descriptor in wanted:
             yield self._repositories[descriptor.digest].blob(descriptor)
 
     def find_repository(self, digest: str) -> tuple[str, str] | None:
-        """Say in which registry and repository a blob is, for a sink that can mount it; a mirror is never named."""
+        """Return the registry and repository of a blob, for a destination that can mount it; never a mirror.
+
+        A mirror is another registry, even if it is nearer, and a mount works only within one registry.
+        """
         repository = self._repositories.get(digest)
         return (repository.endpoint.registry, repository.name) if repository else None
 
     def list_referrers(self, digests: Sequence[str]) -> dict[str, ReferrerList]:
-        """Ask what refers to manifests that the graph has; a list is `cut` where the registry refuses it."""
+        """Return the referrers of manifests in the graph; a list has a reason if the registry denies access."""
         from ocistream.registry.referrers import ReferrerList
 
-        found: dict[str, ReferrerList] = {}
+        lists: dict[str, ReferrerList] = {}
         for digest in digests:
-            if home := self._repositories.get(digest):
+            if repository := self._repositories.get(digest):
                 try:
-                    found[digest] = home.list_referrers(digest)
+                    lists[digest] = repository.list_referrers(digest)
                 except AuthenticationError as error:
-                    found[digest] = ReferrerList(incomplete_reason=error.message)
-        return found
+                    lists[digest] = ReferrerList(incomplete_reason=error.message)
+        return lists
 
     def close(self) -> None:
-        """The transport belongs to whoever made it."""
+        """Do nothing: the caller owns the client."""
 
     def _collect_image(self, reference: Reference, repository: ReadableRepository, builder: GraphBuilder) -> None:
         try:
             manifest = repository.resolve(reference.target)
         except NotFoundError as error:
-            many = len(self._references) > 1
-            found = image_not_found_error(repository, reference.target, error, one_of_many=many)
-            if reference.digest is None and not many:
-                found.hint = self._suggest_tags(reference, repository) or found.hint
-            raise found from error
+            is_one_of_many = len(self._references) > 1
+            not_found = image_not_found_error(repository, reference.target, error, one_of_many=is_one_of_many)
+            # One request for advice, and only if the user named a single image.
+            if reference.digest is None and not is_one_of_many:
+                not_found.hint = self._suggest_tags(reference, repository) or not_found.hint
+            raise not_found from error
         descriptor = manifest.descriptor
         builder.add_root(Root(reference.name if reference.tag else None, descriptor, str(repository)))
         if descriptor.digest in builder.needs:
@@ -140,27 +144,29 @@ class RegistrySource:
         self._fetch_children(builder, repository, descriptor.digest)
 
     def _suggest_tags(self, reference: Reference, repository: ReadableRepository) -> str | None:
-        """Ask the registry which tag may have been meant."""
+        """Ask the registry which tag the user may have meant."""
         from ocistream.registry.tags import suggest_tags
 
         registry = repository.endpoint.registry
-        named = registry.lower() == reference.registry.lower()
-        return suggest_tags(Repository(self._client, registry, repository.name, is_explicit=named), reference.target)
+        is_explicit = registry.lower() == reference.registry.lower()
+        return suggest_tags(
+            Repository(self._client, registry, repository.name, is_explicit=is_explicit), reference.target
+        )
 
     def _collect_referrers(self, repositories: Sequence[ReadableRepository], builder: GraphBuilder) -> None:
-        """Get what hangs on the images, out of each repository that has one of them."""
+        """Collect the referrers of the images from each repository that has one of them."""
         graph = builder.build()
-        moving = [
+        selected = [
             (repository, digest)
             for root, repository in zip(graph.roots, repositories, strict=True)
             for digest in sorted(graph.reachable(root) & graph.documents.keys() & self._repositories.keys())
         ]
-        cut = [(self._repositories[digest], digest) for digest in builder.list_narrowed()]
-        complete = partial(self._fetch_children, builder)
-        ReferrerSearch(builder, complete, jobs=self._jobs, cancelled=self._cancelled).collect(moving, cut)
+        narrowed = [(self._repositories[digest], digest) for digest in builder.list_narrowed()]
+        fetch_children = partial(self._fetch_children, builder)
+        ReferrerSearch(builder, fetch_children, jobs=self._jobs, cancelled=self._cancelled).collect(selected, narrowed)
 
     def _fetch_children(self, builder: GraphBuilder, repository: ReadableRepository, digest: str) -> None:
-        """Get what is needed for a manifest that came out of a repository."""
+        """Fetch everything that the builder needs for a manifest of the repository."""
         self._repositories.setdefault(digest, repository)
         while builder.needs:
             child = next(iter(builder.needs.values()))

@@ -22,67 +22,70 @@ if TYPE_CHECKING:
 
 __all__ = ["TagList", "list_tags", "suggest_tags"]
 
-#: Tags in one page: ECR refuses to give more, and some give all there are to who does not ask for a number.
+#: Tags on one page. ECR refuses a larger number; some registries send all tags if the request has none.
 _PAGE_SIZE: Final = 1000
-#: How many tags are proposed, and up to how many all there are.
+#: At most this many similar tags are suggested; if the repository has only a few tags, all are listed.
 _MAX_SUGGESTIONS: Final = 3
 _MAX_LISTED_TAGS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class TagList:
-    """Tags in the order in which the registry lists them, each once; `cut` says why it is not all of them, if so."""
+    """Tags without duplicates, in the order of the registry's list.
+
+    `incomplete_reason` says why the list is not complete, or is None.
+    """
 
     tags: tuple[str, ...]
     incomplete_reason: str | None = None
 
 
 def list_tags(repository: Repository) -> TagList:
-    """Ask for the tags of a repository, `MAX_PAGES` pages and `MAX_TAGS` tags at most.
+    """Return the tags of a repository, from at most `MAX_PAGES` pages and at most `MAX_TAGS` of them.
 
     Raises:
-        NotFoundError: the repository is not there.
+        NotFoundError: the repository does not exist.
         ArchiveError: a page is malformed.
-        NetworkError, AuthenticationError: the registry failed or refused.
+        NetworkError, AuthenticationError: the registry failed or denied access.
     """
-    found: dict[str, None] = {}
-    seen: set[str] = set()
-    answer, raw = _fetch_first_page(repository)
+    tags_by_name: dict[str, None] = {}
+    urls_seen: set[str] = set()
+    response, raw = _fetch_first_page(repository)
     for _ in range(limits.MAX_PAGES):
-        found.update(dict.fromkeys(_parse_tags(raw, repository)))
-        if len(found) > limits.MAX_TAGS:
+        tags_by_name.update(dict.fromkeys(_parse_tags(raw, repository)))
+        if len(tags_by_name) > limits.MAX_TAGS:
             break
-        url = next_page_url(answer)
-        if url is None or url in seen:
-            # In a circle, everything has been seen.
-            return TagList(tuple(found))
+        url = next_page_url(response)
+        if url is None or url in urls_seen:
+            # A page that links to an earlier page: all pages have been read.
+            return TagList(tuple(tags_by_name))
         if Origin.from_url(url) != repository.endpoint.origin:
-            return TagList(tuple(found), f"the list goes on at {redact_url(url)}, which is not asked")
-        seen.add(url)
-        answer, raw = _fetch_page(repository, url)
-    tags = tuple(found)[: limits.MAX_TAGS]
+            return TagList(tuple(tags_by_name), f"the list goes on at {redact_url(url)}, which is not asked")
+        urls_seen.add(url)
+        response, raw = _fetch_page(repository, url)
+    tags = tuple(tags_by_name)[: limits.MAX_TAGS]
     return TagList(tags, f"no more than {limits.MAX_TAGS} tags, on {limits.MAX_PAGES} pages, are read")
 
 
 def suggest_tags(repository: Repository, tag: str) -> str | None:
-    """Say what may have been meant by a tag that is not there; None where nobody can tell.
+    """Return a hint for a tag that does not exist, or None.
 
-    The first page of tags is asked for, once, since it is only for a word of advice.
+    This reads only the first page of tags and does not retry, because it is only advice.
     """
-    transport = repository.client
+    client = repository.client
     url = f"{repository.url('tags/list')}?n={_PAGE_SIZE}"
     accept = {"Accept": "application/json"}
     try:
-        answer = transport.request(
-            repository.endpoint, "GET", url, scopes=repository.scopes, headers=accept, tries=transport.start_retries(1)
+        response = client.request(
+            repository.endpoint, "GET", url, scopes=repository.scopes, headers=accept, tries=client.start_retries(1)
         )
-        listed = _parse_tags(answer.read(limits.MAX_MANIFEST), repository)
+        listed = _parse_tags(response.read(limits.MAX_MANIFEST), repository)
     except NotFoundError:
         return "there is no such repository, or none that you may see: is it spelt right?"
     except OcistreamError:
         return None
-    # Those of signatures are nobody's to type.
-    tags = [one for one in listed if not is_digest_tag(one)][: limits.MAX_SUGGESTION_CANDIDATES]
+    # Nobody types the tags of signatures.
+    tags = [item for item in listed if not is_digest_tag(item)][: limits.MAX_SUGGESTION_CANDIDATES]
     if tag in tags:
         return "the registry lists this tag, and has lost what it stands for: push the image there again"
     if close := get_close_matches(tag, tags, _MAX_SUGGESTIONS):
@@ -102,7 +105,7 @@ def _fetch_first_page(repository: Repository) -> tuple[Response, bytes]:
     except RegistryError as error:
         if error.status != 400:
             raise
-        # It may not know pages, or none of that size.
+        # The registry may not support pages, or not of this size.
         return _fetch_page(repository, url)
 
 
@@ -111,7 +114,7 @@ def _fetch_page(repository: Repository, url: str) -> tuple[Response, bytes]:
 
 
 def _parse_tags(raw: bytes, repository: Repository) -> list[str]:
-    """Take what can be a tag out of a page; `"tags": null` is how some say that there are none."""
-    what = f"the list of tags of {repository}"
-    listed = parse_json(raw, what, keys={"tags"}, convert={"tags": lambda _, tag: tag}).get("tags")
+    """Return the valid tags of a page; some registries send `"tags": null` for none."""
+    label = f"the list of tags of {repository}"
+    listed = parse_json(raw, label, keys={"tags"}, convert={"tags": lambda _, tag: tag}).get("tags")
     return [tag for tag in listed if isinstance(tag, str) and is_tag(tag)] if isinstance(listed, list) else []

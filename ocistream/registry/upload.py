@@ -50,11 +50,11 @@ __all__ = [
     "upload_part",
 ]
 
-#: What a registry that does not take it says of anything sent to an upload which an earlier run has begun.
+#: Statuses by which a registry may refuse to resume the upload of an earlier run.
 _RESUME_REFUSALS: Final = frozenset({400, 405, 409, 410, 411, 412, 422, 501})
-#: What a registry says of an upload whose bytes are not the blob's. Ours were verified.
+#: Error codes for an upload whose bytes do not match the digest. The bytes that this client sent were verified.
 _MISMATCH_CODES: Final = frozenset({"DIGEST_INVALID", "SIZE_INVALID", "BLOB_UPLOAD_INVALID"})
-#: What is said of who asks, by a registry, by the storage that it leads to or a proxy, and not of what is sent.
+#: Statuses that concern the client's rights, not the content: of the registry, its storage or a proxy.
 _AUTH_STATUSES: Final = frozenset({401, 403, 407})
 _INTERRUPTIONS: Final = (
     AuthenticationError,
@@ -68,9 +68,9 @@ _INTERRUPTIONS: Final = (
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Say whether an upload may be gone on with after this: it was stopped, and nothing was found wrong with it.
+    """Return whether an upload can be resumed after this error: it was stopped, and nothing was found wrong with it.
 
-    Whether the way of sending was refused cannot be seen by an error alone; `ocistream.registry.upload` knows.
+    The error alone does not tell whether the method was refused; `BlobUpload` knows that.
     """
     if isinstance(error, NetworkError) and is_session_lost(error):
         return False
@@ -80,32 +80,32 @@ def is_interruption(error: BaseException) -> bool:
 
 
 def is_session_lost(error: NetworkError) -> bool:
-    """Say whether it is sure that the registry does not know the session any more."""
+    """Return whether the registry certainly no longer knows the session."""
     return isinstance(error, SessionLostError) and error.is_sure
 
 
 def is_transient(error: NetworkError) -> bool:
-    """Say whether an upload that failed so is worth another try: a server in trouble, or a connection that broke."""
+    """Return whether a failed upload is worth a retry: a server error or a broken connection."""
     if isinstance(error, RegistryError):
         return error.status >= 500 or error.status in {408, 416, 429}
     return not isinstance(error, PermanentNetworkError)
 
 
 def is_content_mismatch(error: RegistryError) -> bool:
-    """Say whether a registry finds that the bytes it has are not the blob's."""
+    """Return whether the registry reports that its bytes do not match the blob."""
     return not _MISMATCH_CODES.isdisjoint(error.codes)
 
 
 def is_resume_refusal(error: RegistryError) -> bool:
-    """Say whether a registry may be refusing to go on with what an earlier run has sent."""
+    """Return whether the registry may be refusing to resume the upload of an earlier run."""
     return error.status in _RESUME_REFUSALS
 
 
-#: So much more than before in the registry is progress, after which failures are counted anew.
+#: Bytes of progress after which the retry counter is reset.
 _MIN_PROGRESS: Final = limits.CHUNK_SIZE
-#: To send so many bytes again is worth telling.
+#: From this many bytes on, sending bytes again is reported without -v.
 _MIN_REPORTED: Final = limits.MIB
-#: A registry that takes a stream, and answers so to a PATCH with a Content-Range, takes no such thing.
+#: Statuses of a registry that accepts a stream but no PATCH with a Content-Range.
 _CONTENT_RANGE_REFUSALS: Final = frozenset({400, 405, 411, 501})
 _PIPE_HINT: Final = (
     "what comes from a pipe cannot be sent again: push from a file, or with --upload chunk=8MiB, where each chunk is "
@@ -118,10 +118,10 @@ _TOO_LARGE_HINT: Final = (
 
 
 class BlobUpload:
-    """One blob on its way into one repository. `acknowledged` is how many bytes of it the registry has."""
+    """The upload of one blob to one repository. `acknowledged` is how many bytes the registry has confirmed."""
 
     def __init__(self, sessions: UploadSessions, blob: Blob | NewBlob, buffer: ReplayBuffer) -> None:
-        """Take the blob and its bytes."""
+        """Take the blob, and the buffer that reads it. Send no request."""
         transport = sessions.repository.client
         self._sessions = sessions
         self._strategy: UploadStrategy = transport.upload_strategy
@@ -136,23 +136,24 @@ class BlobUpload:
         self._tried_methods = {self._method}
         self._bodies = UploadBodies(self._strategy, sessions.host, blob, buffer, self._explicit_method)
         self.acknowledged = 0
-        #: The most that the registry ever had when failures were counted anew.
+        #: Confirmed bytes when the retry counter was last reset.
         self._progress_mark = 0
-        #: How far this run has sent into this session; the feed forgets that where it is begun again.
+        #: How far this run has sent into this session; the buffer loses that when it reads again from byte 0.
         self._sent_bytes = 0
-        #: The size of the body under way, or 0 where it is not known; None where no body is.
+        #: Size of the body being sent, 0 if it is unknown, None if no body is being sent.
         self._body_size: int | None = None
-        #: How many bytes the registry had of an earlier run.
+        #: Bytes that an earlier run had uploaded.
         self.resumed_size = 0
-        #: A fresh session was not found already; a second time it is the method that is not known.
+        #: Whether a new session was already answered with 404; at the second 404 the method is refused.
         self._is_session_suspect = False
-        #: The body under way goes on with what another has begun, or the whole upload is made of such.
+        #: Whether the current body, or the upload, continues bytes of an earlier request.
         self._is_body_resuming = self._is_upload_resumed = False
-        #: It turned out that this registry's uploads cannot be gone on with.
+        #: Whether the registry refused to resume an upload.
         self._is_resume_disabled = False
-        #: How far an upload may be of which an earlier run has sent the beginning; None where this run sent all of it.
+        #: Largest offset to accept from a session of an earlier run: the blob's size, not what this run has sent.
+        #: None if this run sent all bytes.
         self._earlier_size: int | None = None
-        #: By what the way of sending was refused; the same command would be refused again.
+        #: The refusal of the method; the same command would be refused again.
         self._refusal: NetworkError | None = None
 
     @property
@@ -160,17 +161,17 @@ class BlobUpload:
         return self._buffer.size is not None
 
     def run(self, state: UploadState) -> None:
-        """Have the blob be there, in a session that is open already if there is one.
+        """Upload the blob, in the open session of `state` or a new one.
 
-        An upload that was interrupted is left to a later run, if that may go on with it; another is deleted.
+        An interrupted upload is left to a later run if it can be resumed; otherwise its session is deleted.
 
         Raises:
             NetworkError, AuthenticationError: the registry failed or refused.
-            UnsupportedError: it was to be one PUT, and its digest is not known before its end.
-            OcistreamError: whatever the blob's own chunks raise.
+            UnsupportedError: one PUT was requested, but the digest is known only at the blob's end.
+            OcistreamError: an error of the blob's own chunks.
         """
         self._state = state
-        left = OpenUpload(
+        open_upload = OpenUpload(
             self._sessions.host,
             self._is_worth_resuming,
             stored=self._confirmed_bytes,
@@ -184,14 +185,14 @@ class BlobUpload:
         except BaseException as error:
             if error is not self._refusal and is_interruption(error) and self._is_worth_resuming():
                 self._state.release()
-                left.leave_open()
+                open_upload.leave_open()
             else:
-                left.remove()
+                open_upload.remove()
                 self._state.try_delete()
             raise
         finally:
             self._state.delete_spare()
-        left.remove()
+        open_upload.remove()
         self._state.finish()
         self._strategy.record_success(self._sessions.host, self._method, is_size_known=self._is_size_known)
 
@@ -200,39 +201,39 @@ class BlobUpload:
             msg = "a layer that is made on the way cannot be uploaded by one PUT: its digest is known at its end"
             raise UnsupportedError(msg, hint="leave --upload away, or choose stream or chunk=SIZE")
 
-    # -- what an earlier run has begun, and what is left to a later one ----------------------------------
+    # -- resuming an earlier run, and leaving a session to a later one -----------------------------------
 
     def _resume_earlier_run(self) -> None:
-        """Go on with what an earlier run has sent, if the registry still has it and says how much that is.
+        """Resume the session of an earlier run, if the registry still has it and reports its offset.
 
-        Raises:
-            NetworkError, AuthenticationError: it does not answer this, nor to a new session.
+        The source is read from byte 0 all the same, because the complete blob must be verified.
         """
         if not self._state.is_from_earlier_run:
             return
         self._earlier_size = self._buffer.size
-        place = self._query_offset() if self._can_resume else None
-        if place is None:
+        offset = self._query_offset() if self._can_resume else None
+        if offset is None:
             self._state.reopen(self._retries)
             self._earlier_size = None
             self._retries.reset()
             self._report("cannot resume the earlier upload of {blob}: sending all {size} again", self._buffer.size or 0)
             return
-        self._acknowledge(place)
-        self.resumed_size = place
-        if place:
-            self._report(f"resumed {format_size(place)} of {{size}} of {{blob}}", place)
+        self._acknowledge(offset)
+        self.resumed_size = offset
+        if offset:
+            self._report(f"resumed {format_size(offset)} of {{size}} of {{blob}}", offset)
 
-    def _report(self, what: str, count: int) -> None:
-        """Tell what becomes of the upload: always if it concerns a `count` of bytes worth telling, else with -v."""
+    def _report(self, message: str, count: int) -> None:
+        """Report what happens to the upload; without -v only if `count` bytes are worth it."""
         if isinstance(self._blob, Blob):
             descriptor = self._blob.descriptor
-            text = what.format(blob=descriptor.digest, size=format_size(descriptor.size))
+            text = message.format(blob=descriptor.digest, size=format_size(descriptor.size))
             self._strategy.report(f"{self._sessions.host}: {text}", 0 if count >= _MIN_REPORTED else 1)
 
     def _is_worth_resuming(self) -> bool:
-        """Say whether a later run may go on with what was sent so far. Another thread may ask that, at any time."""
-        # What is made on the way is not gone on with; what comes from a pipe may come from it again.
+        """Return whether a later run can resume this upload. Called by other threads at any time."""
+        # A recompressed layer from a pipe cannot be resumed. A blob from a pipe can: the same command mostly produces
+        # the same archive, and otherwise the digest does not match and the next run starts at byte 0.
         if not self._state.is_recorded or not (self._blob.reopenable or isinstance(self._blob, Blob)):
             return False
         if not self._can_resume:
@@ -241,19 +242,19 @@ class BlobUpload:
         return sent >= limits.MIN_PARTIAL_SIZE or self._state.is_from_earlier_run
 
     def _confirmed_bytes(self) -> int:
-        """Return how many bytes the registry has confirmed; 0 while a request with a body is under way."""
+        """Return how many bytes the registry has confirmed; 0 while a body is being sent."""
         return self.acknowledged if self._body_size is None else 0
 
-    # -- what goes well ---------------------------------------------------------------------------------
+    # -- sending ----------------------------------------------------------------------------------------
 
     def _attempt(self) -> NetworkError | None:
-        """Go on with the blob to its end; None if it is there, else what something may be done about."""
+        """Send the rest of the blob; return None on success, or an error that may be recoverable."""
         self._body_size, self._bodies.can_end_early, self._bodies.has_chunked_coding = None, False, False
         try:
             self._send()
         except NetworkError as error:
             if self._buffer.has_source_failed:
-                # What the source of the blob could not mend is not tried again here.
+                # The source has its own retries.
                 raise
             return error
         return None
@@ -290,7 +291,7 @@ class BlobUpload:
         self._state.move_to(session)
         self._body_size, self._bodies.can_end_early = None, False
         if body.failure is not None:
-            # The request has its proper end all the same: the registry has what was sent.
+            # The request was ended properly, so the registry has the bytes that were sent.
             sent = self._buffer.end
             self.acknowledged = max(self.acknowledged, sent if stated is None else min(stated, sent))
             raise body.failure
@@ -298,11 +299,11 @@ class BlobUpload:
             self.acknowledged = span[1] if span else self._buffer.end
             raise self._buffer.truncation
         end = span[1] if span else self._buffer.end
-        # Less than was sent may have been taken. But what it had before, it still has (regclient#627), and a Range that
-        # stands still says nothing (containers-roadmap#2831).
+        # The registry may have stored less than was sent. It still has the bytes from before (regclient#627), and a
+        # Range that does not change proves nothing (containers-roadmap#2831).
         if self._can_resume and span is not None and stated is not None and self.acknowledged < stated < end:
             if stated - self.acknowledged < _MIN_PROGRESS or not self._buffer.can_seek(stated):
-                # A registry that takes next to nothing each time would be sent the rest again and again.
+                # Count this as a failure, or a registry that stores very little each time would never end the loop.
                 msg = f"{self._sessions.host} took {stated - span[0]} of {end - span[0]} bytes"
                 raise NetworkError(msg)
             end = stated
@@ -314,7 +315,7 @@ class BlobUpload:
         try:
             self._sessions.close(session, descriptor.digest, self._retries, stored_size=descriptor.size)
         except OcistreamError:
-            # An answer that was lost: the retry finds no session, since the first try had closed it.
+            # If the first answer was lost, the retry finds no session, because the first request had closed it.
             if not self._has_blob(descriptor):
                 raise
 
@@ -322,7 +323,7 @@ class BlobUpload:
         try:
             return self._sessions.repository.has_blob(descriptor, self._retries)
         except OcistreamError:
-            # What became of the upload is the news, not that asking failed as well.
+            # The caller raises the error of the upload, which matters more.
             return False
 
     def _acknowledge(self, offset: int) -> None:
@@ -331,14 +332,10 @@ class BlobUpload:
             self._progress_mark = offset
             self._retries.reset()
 
-    # -- what does not ----------------------------------------------------------------------------------
+    # -- recovering -------------------------------------------------------------------------------------
 
     def _recover(self, failure: NetworkError) -> None:
-        """Make the next attempt a better one.
-
-        Raises:
-            NetworkError: there is none.
-        """
+        """Prepare the next attempt, or raise `failure` if there is none."""
         status = (
             404
             if isinstance(failure, SessionLostError)
@@ -346,9 +343,11 @@ class BlobUpload:
             if isinstance(failure, RegistryError)
             else 0
         )
-        place: int | None = None
-        is_coded = self._body_size is not None and self._bodies.has_chunked_coding and self._method.kind != PUT
-        if is_coded and status in CHUNKED_CODING_REFUSALS and not is_session_lost(failure):
+        offset: int | None = None
+        has_chunked_coding = (
+            self._body_size is not None and self._bodies.has_chunked_coding and self._method.kind != PUT
+        )
+        if has_chunked_coding and status in CHUNKED_CODING_REFUSALS and not is_session_lost(failure):
             self._retry_without_chunked_coding(failure, status)
             return
         if self._is_resume_refused(failure):
@@ -358,35 +357,35 @@ class BlobUpload:
             self._restart(failure)
             return
         if status in {404, 416} and self._body_size is not None and not is_session_lost(failure):
-            place = self._query_offset()
-        if self._is_method_refused(failure, status, place):
+            offset = self._query_offset()
+        if self._is_method_refused(failure, status, offset):
             self._refusal = failure
             if self._explicit_method is not None:
                 failure.hint = f"--upload {self._method} was asked for; --upload auto finds out what the registry takes"
                 raise failure
-            if self._change_method(failure, status, place):
+            if self._change_method(failure, status, offset):
                 return
             if status == 413:
                 failure.hint = _TOO_LARGE_HINT
                 raise failure
         if not is_transient(failure) or not self._retries.wait_for_retry(failure):
             raise failure
-        self._resume(failure, place)
+        self._resume(failure, offset)
 
     def _retry_without_chunked_coding(self, failure: NetworkError, status: int) -> None:
-        """Continue in the same way with a Content-Length, here and for other blobs."""
+        """Continue with the same method and a Content-Length, for this blob and later ones."""
         host = self._sessions.host
         self._strategy.disable_chunked_coding(host)
         self._strategy.report(
             f"{host}: chunked transfer coding was answered with {status}; now with a Content-Length", 1
         )
-        if (place := self._query_offset()) is None:
+        if (offset := self._query_offset()) is None:
             self._restart(failure)
         else:
-            self._acknowledge(place)
+            self._acknowledge(offset)
 
     def _is_resume_refused(self, failure: NetworkError) -> bool:
-        """Say whether the registry does not take what goes on with an upload, or has put it together wrongly."""
+        """Return whether the registry refuses to resume an upload, or has joined its parts wrongly."""
         if not isinstance(failure, RegistryError) or self._is_resume_disabled:
             return False
         if self._earlier_size is not None and is_resume_refusal(failure):
@@ -396,59 +395,63 @@ class BlobUpload:
         return self._is_body_resuming and failure.status in _CONTENT_RANGE_REFUSALS
 
     def _is_method_refused(self, failure: NetworkError, status: int, offset: int | None) -> bool:
-        """Say whether it is the way of sending that was refused, and not what happened on it."""
-        way = UNSIZED_STREAM if self._method.kind == STREAM and not self._is_size_known else self._method.kind
-        if self._body_size is None or status not in ALTERNATIVES[way]:
+        """Return whether the registry refused the method itself.
+
+        A 404 to a PATCH may mean the session or the method. An error code (BLOB_UPLOAD_UNKNOWN) decides. Without it,
+        the session was asked for its offset: if it exists, the method is refused; if not, a new session is tried once.
+        """
+        kind = UNSIZED_STREAM if self._method.kind == STREAM and not self._is_size_known else self._method.kind
+        if self._body_size is None or status not in ALTERNATIVES[kind]:
             return False
         if status == 416:
-            # The registry has more than we thought: it was the offset that was wrong.
+            # If the registry has more bytes than expected, the offset was wrong, not the method.
             return offset is None or offset == self.acknowledged
         if status == 404 and offset is None:
             if is_session_lost(failure):
                 return False
-            suspect, self._is_session_suspect = self._is_session_suspect, True
-            return suspect
+            was_suspect, self._is_session_suspect = self._is_session_suspect, True
+            return was_suspect
         return True
 
     def _change_method(self, failure: NetworkError, status: int, offset: int | None) -> bool:
-        """Take another rung; False if there is none."""
-        host, before = self._sessions.host, self._method
-        # Another blob may have found it out meanwhile.
-        rung: UploadMethod | None = self._strategy.choose_method(host, is_size_known=self._is_size_known)
-        if rung in self._tried_methods:
-            rung = self._strategy.choose_next_method(
+        """Switch to another upload method; return False if there is none."""
+        host, refused = self._sessions.host, self._method
+        # The upload of another blob may have found a better method in the meantime.
+        method: UploadMethod | None = self._strategy.choose_method(host, is_size_known=self._is_size_known)
+        if method in self._tried_methods:
+            method = self._strategy.choose_next_method(
                 host,
-                before,
+                refused,
                 status,
                 is_size_known=self._is_size_known,
                 body_size=self._body_size or None,
                 tried=self._tried_methods,
             )
-        if rung is None:
+        if method is None:
             return False
-        self._strategy.set_method(host, rung, is_size_known=self._is_size_known)
-        self._tried_methods.add(rung)
-        self._method = rung
+        self._strategy.set_method(host, method, is_size_known=self._is_size_known)
+        self._tried_methods.add(method)
+        self._method = method
         self._is_session_suspect = False
         sent = self._buffer.end
-        if offset is None and PUT not in {before.kind, rung.kind}:
+        if offset is None and PUT not in {refused.kind, method.kind}:
             offset = self._query_offset()
-        if offset is None or PUT in {before.kind, rung.kind}:
+        if offset is None or PUT in {refused.kind, method.kind}:
             self._restart(failure)
         else:
             self._acknowledge(offset)
-        again = sent - self.acknowledged
+        resent = sent - self.acknowledged
         self._strategy.report(
-            f"{host}: uploading by {before} was answered with {status}; now by {rung}"
-            + (f", and {again} bytes are sent again" if again >= _MIN_REPORTED else ""),
-            0 if again >= _MIN_REPORTED else 1,
+            f"{host}: uploading by {refused} was answered with {status}; now by {method}"
+            + (f", and {resent} bytes are sent again" if resent >= _MIN_REPORTED else ""),
+            0 if resent >= _MIN_REPORTED else 1,
         )
         return True
 
     @property
     def _can_resume(self) -> bool:
-        known = self._strategy.profile(self._sessions.host).can_resume
-        return known and self._method.kind != PUT and not self._is_resume_disabled
+        profile_allows = self._strategy.profile(self._sessions.host).can_resume
+        return profile_allows and self._method.kind != PUT and not self._is_resume_disabled
 
     def _resume(self, failure: NetworkError, offset: int | None) -> None:
         if offset is None and self._can_resume and not is_session_lost(failure):
@@ -463,52 +466,52 @@ class BlobUpload:
         self._strategy.report(f"{self._sessions.host}: the upload resumes at byte {offset}", 1)
 
     def _query_offset(self) -> int | None:
-        """Ask the registry how far it is; None where it does not know, or says what cannot be so, or is of no use.
+        """Ask the registry for the offset; return None if it is unknown, impossible, or cannot be sent from.
 
-        Raises:
-            OcistreamError: it does not answer, and the session may live still.
+        An offset is accepted only between the bytes that were acknowledged and those that were sent. Some registries
+        report an offset that never changes or goes backwards; then the session counts as lost.
         """
-        found = self._state.query_offset(self._retries)
-        if found is None:
+        answer = self._state.query_offset(self._retries)
+        if answer is None:
             return None
-        session, offset = found
-        most = max(self._sent_bytes, self._buffer.end) if self._earlier_size is None else self._earlier_size
-        if not self.acknowledged <= offset <= most or not (offset > self._buffer.end or self._buffer.can_seek(offset)):
+        session, offset = answer
+        max_offset = max(self._sent_bytes, self._buffer.end) if self._earlier_size is None else self._earlier_size
+        if not self.acknowledged <= offset <= max_offset or not (
+            offset > self._buffer.end or self._buffer.can_seek(offset)
+        ):
             return None
         self._state.move_to(session)
         return offset
 
     def _restart(self, failure: NetworkError) -> None:
-        """Begin again with a new session.
-
-        Raises:
-            NetworkError: the beginning of the blob cannot be had again.
-        """
+        """Start again with a new session, or raise if the beginning of the blob cannot be read again."""
         self._state.replace(None)
         self._earlier_size = None
         if not self._buffer.can_seek(0):
-            # The next run may as well begin with what this one has come to.
+            # Let the next run start with the method that this one found.
             self._strategy.record_success(self._sessions.host, self._method, is_size_known=self._is_size_known)
             raise NetworkError(failure.message, hint=_PIPE_HINT) from failure
         self._sent_bytes = 0
         self.resumed_size = 0
-        # What was come to before is no progress: else a registry that loses each session would be tried for ever.
+        # `_progress_mark` stays: reaching the same offset again is no progress, or a registry that loses each session
+        # would be retried for ever.
         self.acknowledged = 0
         self._is_upload_resumed = False
 
 
 def upload_part(sessions: UploadSessions, state: UploadState, descriptor: Descriptor, offset: int, part: Blob) -> int:
-    """Send the part of a blob that begins at `offset`, if that is where its upload has come to, or a part before it.
+    """Upload the part of a blob that begins at `offset`, if the blob's upload has reached that offset.
 
-    Give how many bytes of the blob the registry has then: its size where it is there, 0 where its upload cannot be left
-    open.
+    Return how many bytes of the blob the registry has: its size if it is complete, 0 if the upload cannot stay open.
+    The client verifies the part by its own digest; the registry verifies the blob when it closes the upload. A wrong
+    part deletes the upload, because the registry may have stored some of its bytes.
 
     Raises:
-        NetworkError, AuthenticationError: the registry failed or refused; what was sent can be gone on with.
-        OcistreamError: whatever the part's own chunks raise, with the session deleted.
+        NetworkError, AuthenticationError: the registry failed or refused; the upload can be resumed.
+        OcistreamError: an error of the part's own chunks; the session is deleted.
     """
     try:
-        reached = _PartUpload(sessions, state, descriptor, offset, part).run()
+        stored = _PartUpload(sessions, state, descriptor, offset, part).run()
     except BaseException as error:
         if is_interruption(error):
             state.release()
@@ -517,27 +520,27 @@ def upload_part(sessions: UploadSessions, state: UploadState, descriptor: Descri
         raise
     finally:
         state.delete_spare()
-    if reached == descriptor.size:
+    if stored == descriptor.size:
         state.finish()
-    elif reached:
+    elif stored:
         state.release()
     else:
         state.try_delete()
-    return reached
+    return stored
 
 
 def find_stored_size(sessions: UploadSessions, state: UploadState) -> int:
-    """Say how many bytes of a blob the registry has in an upload that earlier runs have begun; it stays as it is.
+    """Return how many bytes of a blob the registry has in an upload of earlier runs; the upload does not change.
 
     Raises:
-        NetworkError, AuthenticationError: it does not answer.
+        NetworkError, AuthenticationError: the registry failed or refused.
     """
     try:
         if not state.is_from_earlier_run:
             state.try_delete()
             return 0
-        found = state.query_offset(sessions.repository.client.start_retries())
-        return found[1] if found else 0
+        answer = state.query_offset(sessions.repository.client.start_retries())
+        return answer[1] if answer else 0
     finally:
         state.delete_spare()
         state.release()
@@ -554,30 +557,30 @@ class _PartUpload:
         self._part = part
         self._strategy = sessions.repository.client.upload_strategy
         self._retries = sessions.repository.client.start_retries()
-        forced = self._strategy.explicit_method(sessions.repository.endpoint.settings.upload)
-        self._method = forced or self._strategy.choose_method(sessions.host, is_size_known=True)
+        explicit_method = self._strategy.explicit_method(sessions.repository.endpoint.settings.upload)
+        self._method = explicit_method or self._strategy.choose_method(sessions.host, is_size_known=True)
 
     def run(self) -> int:
         profile = self._strategy.profile(self._sessions.host)
         if self._method.kind == PUT or not profile.can_resume:
             return 0
-        reached = self._open_or_resume()
+        stored = self._open_or_resume()
         end = self._offset + self._part.descriptor.size
-        if reached is None or not self._state.is_recorded:
+        if stored is None or not self._state.is_recorded:
             return 0
-        if self._offset <= reached < end:
-            reached = self._send(reached, end, profile.largest_chunk)
-        if reached == self._descriptor.size:
+        if self._offset <= stored < end:
+            stored = self._send(stored, end, profile.largest_chunk)
+        if stored == self._descriptor.size:
             self._close()
-        return reached
+        return stored
 
     def _open_or_resume(self) -> int | None:
-        """Find where the upload has come to, or open one for a first part; None where there is none."""
-        if self._state.is_from_earlier_run and (found := self._state.query_offset(self._retries)) is not None:
-            session, reached = found
-            if reached <= self._descriptor.size:
+        """Return the offset of the blob's upload, opening one for a first part; None if there is no usable upload."""
+        if self._state.is_from_earlier_run and (answer := self._state.query_offset(self._retries)) is not None:
+            session, stored = answer
+            if stored <= self._descriptor.size:
                 self._state.move_to(session)
-                return reached
+                return stored
         if self._offset:
             return None
         if self._state.session is not None and self._state.is_from_earlier_run:
@@ -586,71 +589,71 @@ class _PartUpload:
             self._state.move_to(self._sessions.open(self._retries))
         return 0
 
-    def _send(self, reached: int, end: int, largest: int | None) -> int:
-        most = self._method.chunk_size if self._method.kind == CHUNK else largest or end
+    def _send(self, stored: int, end: int, largest: int | None) -> int:
+        max_body = self._method.chunk_size if self._method.kind == CHUNK else largest or end
         window = self._strategy.replay_buffer_size(reopenable=self._part.reopenable, is_size_known=True)
-        with ReplayBuffer(self._part, window) as feed:
-            while reached < end:
+        with ReplayBuffer(self._part, window) as buffer:
+            while stored < end:
                 session = self._state.session
-                if session is None or not feed.can_seek(reached - self._offset):
+                if session is None or not buffer.can_seek(stored - self._offset):
                     return 0
-                count = min(end - reached, max(most, session.min_chunk))
-                feed.seek(reached - self._offset)
+                count = min(end - stored, max(max_body, session.min_chunk))
+                buffer.seek(stored - self._offset)
                 if self._part.is_interruptible and session.min_chunk <= window:
-                    # No request is begun that might break off in its middle.
-                    count = feed.fill_until_truncated(reached - self._offset, count)
-                coded = not self._part.is_interruptible and self._strategy.can_use_chunked_coding(
+                    # Buffer the body first, so that the source cannot fail in the middle of the request.
+                    count = buffer.fill_until_truncated(stored - self._offset, count)
+                has_chunked_coding = not self._part.is_interruptible and self._strategy.can_use_chunked_coding(
                     self._sessions.host, end - self._offset
                 )
-                chunks = feed.read(reached - self._offset, count)
-                body = StreamedBody(chunks, ends_early=True) if coded else FixedLengthBody(chunks, count)
+                chunks = buffer.read(stored - self._offset, count)
+                body = StreamedBody(chunks, ends_early=True) if has_chunked_coding else FixedLengthBody(chunks, count)
                 try:
                     session, stated = self._sessions.patch(
-                        session, body, self._retries, (reached, reached + count), stored_size=count
+                        session, body, self._retries, (stored, stored + count), stored_size=count
                     )
                 except NetworkError as error:
-                    if feed.has_source_failed:
+                    if buffer.has_source_failed:
                         raise
-                    if coded and isinstance(error, RegistryError) and error.status in CHUNKED_CODING_REFUSALS:
+                    if (
+                        has_chunked_coding
+                        and isinstance(error, RegistryError)
+                        and error.status in CHUNKED_CODING_REFUSALS
+                    ):
                         self._strategy.disable_chunked_coding(self._sessions.host)
-                        place = self._query_offset(self._offset + feed.end)
+                        offset = self._query_offset(self._offset + buffer.end)
                     else:
-                        place = self._recover(error, self._offset + feed.end)
-                    if place is None:
+                        offset = self._recover(error, self._offset + buffer.end)
+                    if offset is None:
                         return 0
-                    reached = place
+                    stored = offset
                 else:
                     self._state.move_to(session)
                     if body.failure is not None:
-                        # The request has its proper end all the same: the registry has what was sent.
+                        # The request was ended properly, so the registry has the bytes that were sent.
                         raise body.failure
-                    # Less than was sent may have been taken.
-                    took_less = stated is not None and reached < stated < reached + count
-                    reached = stated if took_less and stated is not None else reached + count
-                    _raise_truncation(feed)
-            feed.check_end()
-        return reached
+                    # The registry may have stored less than was sent.
+                    took_less = stated is not None and stored < stated < stored + count
+                    stored = stated if took_less and stated is not None else stored + count
+                    _raise_truncation(buffer)
+            buffer.check_end()
+        return stored
 
     def _recover(self, failure: NetworkError, sent: int) -> int | None:
-        """Find where to go on after a failure; None where the registry takes no parts.
-
-        Raises:
-            NetworkError: it failed too often.
-        """
+        """Return the offset at which to continue after a failure; None if the registry takes no parts."""
         if not is_transient(failure) and isinstance(failure, RegistryError):
-            # Perhaps all of it at once is taken.
+            # The registry may still accept the complete blob.
             return None
         if not is_transient(failure) or not self._retries.wait_for_retry(failure):
             raise failure
         return self._query_offset(sent)
 
     def _query_offset(self, sent: int) -> int | None:
-        """Ask where the upload resumes; None where that is not known, or not in what was sent of this part."""
-        found = self._state.query_offset(self._retries)
-        if found is None or not self._offset <= found[1] <= sent:
+        """Return the offset of the upload; None if it is unknown, or outside the bytes sent of this part."""
+        answer = self._state.query_offset(self._retries)
+        if answer is None or not self._offset <= answer[1] <= sent:
             return None
-        self._state.move_to(found[0])
-        return found[1]
+        self._state.move_to(answer[0])
+        return answer[1]
 
     def _close(self) -> None:
         session = self._state.session
@@ -658,7 +661,7 @@ class _PartUpload:
         try:
             self._sessions.close(session, self._descriptor.digest, self._retries, stored_size=self._descriptor.size)
         except OcistreamError as error:
-            # An answer that was lost: the retry finds no session, since the first try had closed it.
+            # If the first answer was lost, the retry finds no session, because the first request had closed it.
             if self._has_blob():
                 return
             if not isinstance(error, RegistryError) or is_transient(error):
@@ -671,11 +674,11 @@ class _PartUpload:
         try:
             return self._sessions.repository.has_blob(self._descriptor, self._retries)
         except OcistreamError:
-            # What became of the upload is the news, not that asking failed as well.
+            # The caller raises the error of the upload, which matters more.
             return False
 
 
 def _raise_truncation(buffer: ReplayBuffer) -> None:
-    """Say that the source has broken off, once all that had come by then is there."""
+    """Raise the error of the source, after all bytes before it were uploaded."""
     if buffer.truncation is not None:
         raise buffer.truncation

@@ -28,18 +28,19 @@ __all__ = [
     "UploadBodies",
 ]
 
-#: What is sent again is sent in pieces of this size.
+#: Largest piece, in bytes, in which buffered bytes are sent again.
 _MAX_PIECE: Final = limits.CHUNK_SIZE
 
 
 class ReplayBuffer:
-    """One blob's bytes, from any offset at which they can still be had. Offsets and sizes are in bytes.
+    """A window over one blob's bytes, from which the latest ones can be sent again. Offsets and sizes are in bytes.
 
-    `end` is how far the source was read. `has_failed` says that it was the source that raised.
+    The buffer holds at most `capacity` bytes: those from `start` to `end`, which is how far the source was read.
+    `has_source_failed` says that the source raised. Bytes before the window are read again if the blob is reopenable.
     """
 
     def __init__(self, blob: Blob | NewBlob, capacity: int) -> None:
-        """Hold at most `capacity` bytes; nothing is opened yet."""
+        """Take the blob. Do not open it yet, and allocate no buffer."""
         self._blob = blob
         self.size: int | None = blob.descriptor.size if isinstance(blob, Blob) else None
         self._capacity = max(1, min(capacity, self.size) if self.size is not None else capacity)
@@ -65,23 +66,20 @@ class ReplayBuffer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let go at once of the connection or file that the source reads from; an exception would keep it."""
+        """Close the source's connection or file now; an exception's traceback would keep it open."""
         self._close()
 
     @property
     def is_empty(self) -> bool:
-        """Whether there are no bytes at all."""
+        """Whether the blob has no bytes at all."""
         return self.is_exhausted and not self.end
 
     def can_seek(self, offset: int) -> bool:
-        """Say whether the bytes from here on can still be had."""
+        """Return whether the bytes from `offset` on are still available."""
         return self.start <= offset <= self.end or (self._blob.reopenable and offset >= 0)
 
     def seek(self, offset: int) -> None:
-        """Make sure that the bytes from here on come out of the window, or next out of the source.
-
-        `can_give` has said that they can be had. What the source raises comes out as it is.
-        """
+        """Position the buffer at `offset`, for which `can_seek` must be true; errors of the source pass through."""
         if self.start <= offset <= self.end:
             return
         if offset < self.start:
@@ -91,9 +89,9 @@ class ReplayBuffer:
             pass
 
     def fill(self, offset: int, count: int) -> int:
-        """Read ahead until the window has `count` bytes from `offset` on, or all there are, and say how many it has.
+        """Read ahead until the buffer has `count` bytes from `offset` on; return how many it has.
 
-        No more than the capacity is ever held.
+        That is less at the end of the blob, and never more than the capacity.
         """
         count = min(count, self._capacity)
         while self.end - offset < count and self._read_ahead(offset + count - self.end):
@@ -101,9 +99,9 @@ class ReplayBuffer:
         return min(self.end - offset, count)
 
     def fill_until_truncated(self, offset: int, count: int) -> int:
-        """Read ahead as `fill` does; where the source breaks off meanwhile, what has come by then is what there is.
+        """Read ahead as `fill` does; if the source breaks off, return how many bytes the buffer has.
 
-        `broken` is what it raised, once that is so.
+        `truncation` then has the error of the source.
         """
         try:
             return self.fill(offset, count)
@@ -114,7 +112,7 @@ class ReplayBuffer:
             return self.end - offset
 
     def read(self, offset: int, count: int | None = None) -> Iterator[Chunk]:
-        """Give the bytes from `offset` on, `count` of them or all there are. A chunk is valid until the next one."""
+        """Yield the bytes from `offset` on, `count` of them or all. A chunk is valid until the next one."""
         stop = None if count is None else offset + count
         while offset < self.end and (stop is None or offset < stop):
             piece = self._buffered(offset, self.end if stop is None else min(stop, self.end))
@@ -126,7 +124,7 @@ class ReplayBuffer:
             yield chunk
 
     def check_end(self) -> None:
-        """See the source to its end: it may have something to say against what it gave, if only that there is more."""
+        """Read the source to its end: it may raise an error there, such as that the blob has excess bytes."""
         if not self._unread:
             self._read_chunk()
 
@@ -141,7 +139,7 @@ class ReplayBuffer:
             close()
 
     def _read_chunk(self) -> None:
-        """Have the next chunk of the source at hand, if there is one."""
+        """Read the next non-empty chunk of the source, if there is one."""
         try:
             while not self._unread and not self.is_exhausted:
                 chunk = next(self._chunks, None)
@@ -151,10 +149,10 @@ class ReplayBuffer:
             self.has_source_failed = True
             raise
 
-    def _read_ahead(self, most: int | None) -> memoryview:
-        """Take more out of the source, at most so much, and keep it; nothing is left where it is empty."""
+    def _read_ahead(self, max_size: int | None) -> memoryview:
+        """Read more from the source, at most `most` bytes, and buffer it; return an empty view at the end."""
         self._read_chunk()
-        piece = self._unread if most is None else self._unread[:most]
+        piece = self._unread if max_size is None else self._unread[:max_size]
         self._unread = self._unread[len(piece) :]
         self._store(piece)
         return piece
@@ -164,23 +162,26 @@ class ReplayBuffer:
             self._ring = bytearray(self._capacity)
         self.end += len(piece)
         kept = piece[-self._capacity :]
-        place = (self.end - len(kept)) % self._capacity
-        first = min(len(kept), self._capacity - place)
-        self._ring[place : place + first] = kept[:first]
+        position = (self.end - len(kept)) % self._capacity
+        first = min(len(kept), self._capacity - position)
+        self._ring[position : position + first] = kept[:first]
         self._ring[: len(kept) - first] = kept[first:]
         self.start = max(self.start, self.end - self._capacity)
 
     def _buffered(self, offset: int, stop: int) -> memoryview:
-        place = offset % self._capacity
-        count = min(stop - offset, self._capacity - place, _MAX_PIECE)
-        return memoryview(self._ring)[place : place + count]
+        position = offset % self._capacity
+        count = min(stop - offset, self._capacity - position, _MAX_PIECE)
+        return memoryview(self._ring)[position : position + count]
 
 
 class UploadBodies:
-    """The bodies of one upload to a host.
+    """The request bodies of one upload to a host. `explicit_method` is the user's choice of method.
 
-    `ends_early` says that the request under way has a proper end even if its source fails or the transfer is
-    cancelled. `is_coded` says that its body is in the chunked transfer coding, though its length is known.
+    `can_end_early`: the current request gets a proper end even if its source fails or the transfer is cancelled.
+    `has_chunked_coding`: the current body uses the chunked transfer coding although its length is known.
+
+    Chunks of a blob of known size are streamed, because their length is known. A chunk of a blob of unknown size is
+    read completely before it is sent, because its length must be stated.
     """
 
     def __init__(
@@ -191,37 +192,39 @@ class UploadBodies:
         buffer: ReplayBuffer,
         explicit_method: UploadMethod | None,
     ) -> None:
-        """Take the blob and its bytes; `forced` is the way to send them that the user asked for."""
+        """Take the blob, and the buffer that reads it."""
         self._strategy = strategy
         self._host = host
         self._blob = blob
         self._buffer = buffer
-        in_chunks = explicit_method is not None and explicit_method.kind == CHUNK and not blob.reopenable
-        #: Whether every request must have its end, whatever becomes of the source.
-        self._is_interruptible = isinstance(blob, Blob) and (blob.is_interruptible or in_chunks)
+        is_piped_in_chunks = explicit_method is not None and explicit_method.kind == CHUNK and not blob.reopenable
+        #: Whether every request must get a proper end even if the source fails: distribution 2.8 neither resumes nor
+        #: deletes an upload after a broken request. An ordinary pipe keeps a stated length, so that a proxy can refuse
+        #: a layer that is too large before its first byte.
+        self._is_interruptible = isinstance(blob, Blob) and (blob.is_interruptible or is_piped_in_chunks)
         self.can_end_early = False
         self.has_chunked_coding = False
 
     def build_next(
         self, method: UploadMethod, offset: int, min_chunk: int
     ) -> tuple[StreamedBody, tuple[int, int] | None] | None:
-        """Return the body that begins at `offset`, and its range where that must be stated; None at the blob's end."""
+        """Return the body that begins at `offset`, and its range if that must be stated; None at the blob's end."""
         size = self._buffer.size
         self._buffer.seek(offset)
         if size is not None and offset >= size:
             return None
-        most = self._max_size(method, offset, min_chunk)
-        is_stream = most is None and not offset
+        max_size = self._max_size(method, offset, min_chunk)
+        is_stream = max_size is None and not offset
         can_end_early = size is None or self._is_interruptible
         self.has_chunked_coding = not can_end_early and self._strategy.can_use_chunked_coding(self._host, size or 0)
         if size is None or can_end_early:
             if is_stream:
                 self.can_end_early = True
                 return StreamedBody(self._buffer.read(0), ends_early=True), None
-            # No request is begun that might break off in its middle.
-            count = self._buffer.fill_until_truncated(offset, most or limits.UPLOAD_MEMORY)
+            # Buffer the complete body first, so that the source cannot fail in the middle of the request.
+            count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
         else:
-            count = min(size - offset, most or size)
+            count = min(size - offset, max_size or size)
         if not count:
             return None
         chunks = self._buffer.read(offset, count)
@@ -232,12 +235,12 @@ class UploadBodies:
         return FixedLengthBody(chunks, count), span
 
     def _max_size(self, method: UploadMethod, offset: int, min_chunk: int) -> int | None:
-        """Return how large the next body may be; None for any size."""
+        """Return the largest size of the next body in bytes, or None for no limit."""
         largest = self._strategy.profile(self._host).largest_chunk
         if method.kind != CHUNK:
             return largest if offset else None
-        held = self._strategy.replay_buffer_size(reopenable=self._blob.reopenable, is_size_known=False)
-        if min_chunk > (limits.UPLOAD_MEMORY if self._buffer.size is not None else held):
-            # Chunks of which none could be held: then all that is left goes in one.
+        buffer_size = self._strategy.replay_buffer_size(reopenable=self._blob.reopenable, is_size_known=False)
+        if min_chunk > (limits.UPLOAD_MEMORY if self._buffer.size is not None else buffer_size):
+            # The registry's minimum exceeds the buffer: send the rest of the blob in one request.
             return None
         return max(method.chunk_size, min_chunk)

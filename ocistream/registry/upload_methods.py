@@ -34,28 +34,28 @@ STREAM: Final = "stream"
 PUT: Final = "put"
 #: POST, PATCHes that state their range and length, each to the Location of the answer before, PUT without a body.
 CHUNK: Final = "chunk"
-#: A stream of which nobody knows the length, in the chunked transfer coding: a way of its own to be refused.
+#: A stream of unknown length, in the chunked transfer coding; registries refuse it in other ways than STREAM.
 UNSIZED_STREAM: Final = "unsized"
 
-#: Answers by which a server may refuse the chunked transfer coding (RFC 9112, section 6.1): the same way with a
+#: Statuses by which a server may refuse the chunked transfer coding (RFC 9112, section 6.1). The same method with a
 #: Content-Length is tried next.
 CHUNKED_CODING_REFUSALS: Final = frozenset({400, 404, 411, 501})
 
-#: Way -> status of the refusal -> the ways that may do better, the likeliest first. What is not here is no matter of
-#: how bytes go up. A chunk after a chunk is one of half the size.
+#: Method -> status of the refusal -> the methods to try next, the likeliest first. Other statuses do not depend on
+#: the method. CHUNK after CHUNK means half the size.
 ALTERNATIVES: Final[Mapping[str, Mapping[int, tuple[str, ...]]]] = MappingProxyType(
     {
         STREAM: {
             404: (PUT, CHUNK),
             405: (PUT,),
             411: (CHUNK, PUT),
-            # Too much in one request, for the registry or for a proxy before it (harbor#23015, oras-py#137, nginx).
+            # The body is too large for the registry or a proxy before it (harbor#23015, oras-py#137, nginx).
             413: (CHUNK,),
-            # GHCR says so of a body that is too large (rust-oci-client#35).
+            # GHCR's answer to a body that is too large (rust-oci-client#35).
             416: (CHUNK, PUT),
             501: (CHUNK, PUT),
         },
-        # A layer that is made on the way has no digest before its end, and so no PUT of its own.
+        # The digest of a recompressed layer is known only at its end, so one PUT is not possible.
         UNSIZED_STREAM: {400: (CHUNK,), 404: (CHUNK,), 411: (CHUNK,), 413: (CHUNK,), 416: (CHUNK,), 501: (CHUNK,)},
         PUT: {
             # Artifactory answers 404 BLOB_UNKNOWN to a PUT with a body (docker/buildx#196).
@@ -79,21 +79,21 @@ ALTERNATIVES: Final[Mapping[str, Mapping[int, tuple[str, ...]]]] = MappingProxyT
 
 @dataclass(frozen=True, slots=True)
 class UploadMethod:
-    """One way up. `size` is that of a chunk at the most, in bytes, where it is chunks."""
+    """One upload method. `chunk_size` is the largest chunk in bytes, for CHUNK only."""
 
     kind: str
     chunk_size: int = 0
 
     def __str__(self) -> str:
-        """Give it as `--upload` and the state file have it: `stream`, `put`, `chunk=4194304`."""
+        """Return the form used by `--upload` and the state file: `stream`, `put`, `chunk=4194304`."""
         return f"{self.kind}={self.chunk_size}" if self.kind == CHUNK else self.kind
 
 
 def parse_upload_method(text: str) -> UploadMethod | None:
-    """Parse `stream`, `put`, `chunk=SIZE` such as `chunk=4MiB`, or `auto`, which is None.
+    """Parse `stream`, `put`, `chunk=SIZE` such as `chunk=4MiB`, or `auto`, which returns None.
 
     Raises:
-        UsageError: it is none of these, or a chunk would not fit into the memory that there is for it.
+        UsageError: the text has another form, or a chunk would not fit into the upload buffer.
     """
     if text == "auto":
         return None

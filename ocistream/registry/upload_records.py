@@ -35,30 +35,29 @@ __all__ = ["LockedRecord", "UploadKey", "UploadRecord", "UploadRecords", "can_st
 
 _VERSION: Final = 1
 _SUFFIX: Final = ".json"
-#: Hex digits of a hash in a file's name: enough that no two things meet.
+#: Hex digits of a hash in a file's name: enough to avoid collisions.
 _HASH_DIGITS: Final = 32
 _NEW_BLOB_PREFIX: Final = "unnamed-"
-#: Of clocks that are set back: what was begun tomorrow was not.
+#: Seconds by which a record may lie in the future, after the clock was set back.
 _MAX_CLOCK_SKEW: Final = 86_400.0
-#: How often a name is looked up anew that others remove meanwhile, or that is not a file of ours.
+#: Attempts to open a file that other processes remove, or that is not ocistream's own.
 _ATTEMPTS: Final = 5
-#: What cannot be written to a file at all.
+#: A Location that may be stored has only these characters.
 _PRINTABLE: Final = re.compile(r"[\x21-\x7e]+\Z")
-#: What stands behind `/v2/NAME/` in the path of a session: an id, and nothing that may be a web token (it has dots).
-#: `uploads/UUID` is distribution's and everybody's (distribution-spec, "Pushing a blob in chunks"), GitHub has
-#: `upload/1:UUID`.
+#: The path of a session after `/v2/NAME/`: an id without dots, so that it cannot be a JSON web token. Most registries
+#: use `uploads/UUID` (distribution-spec, "Pushing a blob in chunks"), GitHub uses `upload/1:UUID`.
 _SESSION_PATH: Final = re.compile(r"blobs/uploads?/[A-Za-z0-9][A-Za-z0-9:_-]{0,127}\Z")
 _DIGEST: Final = re.compile(r"[a-z0-9]{1,32}(?::|%3[Aa])[0-9a-f]{1,128}\Z")
-#: Parameters that sessions are known to have, and what their values look like. A list of those that are secrets would
-#: never be whole: `st`, `s`, `code` and `hdnts` are some.
+#: Query parameters that sessions are known to have, and the form of their values. A list of secret parameters would
+#: never be complete: `st`, `s`, `code` and `hdnts` are some.
 _PARAMETERS: Final = MappingProxyType(
     {
-        # distribution's, and so Harbor's, GitLab's, Docker Hub's, Azure's: base64 of the offset and a checksum, of no
-        # use to who may not push anyway (registry/handlers/hmac.go).
+        # distribution, and with it Harbor, GitLab, Docker Hub and Azure: base64 of the offset and a checksum. Useless
+        # without push rights (registry/handlers/hmac.go).
         "_state": re.compile(r"(?:[A-Za-z0-9_+/-]|%2[BbFf])*(?:=|%3[Dd]){0,2}\Z"),
-        # Azure's.
+        # Azure.
         "_nouploadcache": re.compile(r"(?:true|false)\Z"),
-        # What was asked for by a mount that became an upload, or named when it was opened (zot#573).
+        # From a mount that became an upload, or from the request that opened the session (zot#573).
         "digest": _DIGEST,
         "mount": _DIGEST,
         "from": re.compile(r"(?:[a-z0-9._/-]|%2[Ff]){1,255}\Z"),
@@ -68,7 +67,7 @@ _PARAMETERS: Final = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class UploadKey:
-    """Which upload it is: of which blob, into which repository. Of a blob that has no name yet `digest` is ""."""
+    """The blob and the repository of an upload. `digest` is "" if the digest is known only at the blob's end."""
 
     registry: str
     repository: str
@@ -78,16 +77,17 @@ class UploadKey:
 
 @dataclass(frozen=True, slots=True)
 class UploadRecord:
-    """What is remembered of an upload: where it goes on, and the least that a chunk must have, in bytes."""
+    """A stored upload session: its URL, and its minimum chunk size in bytes."""
 
     location: str
     min_chunk: int = 0
 
 
 def can_store_location(location: str, registry_url: str, repository: str) -> bool:
-    """Say whether a Location may be written down: each part of it is known to be no secret.
+    """Return whether a Location may be stored: each of its parts is known to contain no secret.
 
-    It is at the registry (`home`, its URL), in this repository, and has an id and the parameters of `_PARAMETERS`.
+    The URL must be in this repository at `registry_url`, and have only a session id and parameters of `_PARAMETERS`.
+    The same check applies to a stored Location when it is read: the file may have been edited.
     """
     if len(location) > limits.MAX_UPLOAD_LOCATION or not _PRINTABLE.match(location):
         return False
@@ -100,17 +100,21 @@ def can_store_location(location: str, registry_url: str, repository: str) -> boo
     folder = f"{base.path.rstrip('/')}/v2/{repository}/"
     if not parts.path.startswith(folder) or not _SESSION_PATH.match(parts.path[len(folder) :]):
         return False
-    given = (part.partition("=") for part in parts.query.split("&") if part)
-    return all(name in _PARAMETERS and _PARAMETERS[name].match(value) for name, _, value in given)
+    parameters = (part.partition("=") for part in parts.query.split("&") if part)
+    return all(name in _PARAMETERS and _PARAMETERS[name].match(value) for name, _, value in parameters)
 
 
 class LockedRecord:
-    """One upload's file, locked by this process until it is dropped or left. `found` is what another run has left."""
+    """The record file of one upload, locked by this process until it is removed or released.
+
+    `record` has the session that an earlier run stored. The lock ends with the process, so a killed process frees it.
+    If two processes push the same image, the second one's session is not recorded.
+    """
 
     def __init__(
         self, path: Path, descriptor: int, record: UploadRecord | None, encode: Callable[[UploadRecord], bytes]
     ) -> None:
-        """Take the open file; `write` makes its content."""
+        """Take the open file; `encode` builds its content."""
         self._path = path
         self._descriptor = descriptor
         self._encode = encode
@@ -119,16 +123,17 @@ class LockedRecord:
 
     @property
     def is_locked(self) -> bool:
-        """Whether it is this process's still."""
+        """Whether this process still holds the lock."""
         return self._descriptor >= 0
 
     def write(self, record: UploadRecord) -> None:
-        """Write down where the upload is now.
+        """Store the session of the upload.
 
-        By one call, and no shorter than what is there: a process that is killed leaves the one or the other.
+        One `pwrite` that never shortens the file: a killed process leaves either the old or the new record. The file is
+        not synced, because after a power failure the upload may start again.
 
         Raises:
-            OSError: the disk is full, say.
+            OSError: the file cannot be written, for example because the disk is full.
         """
         content = self._encode(record)
         content = content.ljust(self._written_size)
@@ -137,21 +142,24 @@ class LockedRecord:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def remove(self) -> None:
-        """Remove the file, since there is nothing any more to go on with."""
+        """Remove the file, because no session is left to resume."""
         if self.is_locked:
             with contextlib.suppress(OSError):
                 self._path.unlink()
             self.release()
 
     def release(self) -> None:
-        """Let the next run have the file."""
+        """Unlock the file, for the next run."""
         if self.is_locked:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
 
 
 class UploadRecords:
-    """The folder. Safe for several threads and processes; `note` is told once why nothing is kept, if nothing is."""
+    """The directory of upload records. Safe for several threads and processes.
+
+    `warn` is called once if records cannot be stored. None as `directory` disables records.
+    """
 
     def __init__(
         self,
@@ -159,7 +167,7 @@ class UploadRecords:
         warn: Callable[[str], None] = lambda _: None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Name the folder, or None for nothing to be kept; nothing is read or made yet."""
+        """Take the directory. Do not read or create it yet."""
         self._directory = directory
         self._warn = warn
         self._now = now
@@ -168,66 +176,66 @@ class UploadRecords:
         self._has_warned = False
 
     def lock(self, key: UploadKey) -> LockedRecord | None:
-        """Take an upload for this process; None where another one has it, or nothing can be kept.
+        """Lock the record of an upload; return None if another process holds it, or if records cannot be stored.
 
-        A file comes into being by it, so that what is opened next is written down at once. What is too old in one that
-        is there is forgotten.
+        This creates the file before the session is opened, so that the session is stored as soon as it exists. A record
+        that is too old is dropped.
         """
         with self._lock:
-            self._locked_records = [claim for claim in self._locked_records if claim.is_locked]
+            self._locked_records = [record for record in self._locked_records if record.is_locked]
             if self._directory is None or len(self._locked_records) >= limits.MAX_OPEN_UPLOAD_RECORDS:
                 return None
             try:
                 _ensure_private_directory(self._directory)
-                claim = self._lock_or_create(self._directory / _file_name(key), key)
+                record = self._lock_or_create(self._directory / _file_name(key), key)
             except OSError as error:
                 self._warn_once(error)
                 return None
-            if claim is not None:
-                self._locked_records.append(claim)
-            return claim
+            if record is not None:
+                self._locked_records.append(record)
+            return record
 
     def lock_abandoned(self, registry: str, repository: str, digests: Collection[str]) -> Iterator[LockedRecord]:
-        """Take, one after the other, what nobody uses of a repository's uploads.
+        """Lock and yield each unused record of a repository: of these blobs, of blobs without a digest, and old ones.
 
-        That is of these blobs, of such as had no name yet, or older than anything is gone on with: registries that do
-        not tidy up have that still. What is too old of other repositories is forgotten.
+        Old sessions are included because some registries never delete them. Old records of other repositories are
+        removed.
         """
         prefix = f"{_hash(registry, repository)}-"
         wanted = {_file_name(UploadKey(registry, repository, digest, 0)) for digest in digests}
         for path, is_old in self._list_files():
-            mine = path.name in wanted or path.name.startswith(prefix + _NEW_BLOB_PREFIX)
-            claim = self._lock_existing(path, registry, repository) if mine or is_old else None
-            if claim is None:
+            is_selected = path.name in wanted or path.name.startswith(prefix + _NEW_BLOB_PREFIX)
+            record = self._lock_existing(path, registry, repository) if is_selected or is_old else None
+            if record is None:
                 continue
-            if mine or (is_old and path.name.startswith(prefix)):
-                yield claim
+            if is_selected or (is_old and path.name.startswith(prefix)):
+                yield record
             else:
-                claim.remove()
+                record.remove()
 
     def find(self, registry: str, repository: str, digest: str) -> UploadRecord | None:
-        """Give what is there of an upload that nobody uses, be the blob of whatever size; it stays as it is."""
+        """Return the unused record of a blob, whatever its size, or None; the record does not change."""
         if self._directory is None:
             return None
         path = self._directory / _file_name(UploadKey(registry, repository, digest, 0))
         with contextlib.suppress(OSError):
             if self._is_too_old(path.lstat().st_mtime):
                 return None
-        claim = self._lock_existing(path, registry, repository)
-        if claim is None:
+        locked = self._lock_existing(path, registry, repository)
+        if locked is None:
             return None
-        claim.release()
-        return claim.record
+        locked.release()
+        return locked.record
 
     def discard_unwritable(self, record: LockedRecord, error: OSError) -> None:
-        """Give up what could not be written."""
+        """Remove a record that could not be written, and warn."""
         record.remove()
         self._warn_once(error)
 
     # -- files ------------------------------------------------------------------------------------------
 
     def _list_files(self) -> Iterator[tuple[Path, bool]]:
-        """List what is there, and whether it is too old."""
+        """Yield each record file, and whether it is too old."""
         if self._directory is None:
             return
         with contextlib.suppress(OSError):
@@ -244,8 +252,8 @@ class UploadRecords:
         if descriptor is None:
             return None
         key, record, _ = self._read_record(descriptor)
-        mine = key is not None and (key.registry, key.repository) == (registry, repository)
-        return LockedRecord(path, descriptor, record if mine else None, _no_content)
+        is_same_repository = key is not None and (key.registry, key.repository) == (registry, repository)
+        return LockedRecord(path, descriptor, record if is_same_repository else None, _no_content)
 
     def _lock_or_create(self, path: Path, key: UploadKey) -> LockedRecord | None:
         descriptor = _open_locked(path, os.O_CREAT)
@@ -265,16 +273,16 @@ class UploadRecords:
             }
             return json.dumps(document).encode() + b"\n"
 
-        found, record, since = self._read_record(descriptor)
-        if found != key or self._is_too_old(since):
+        stored_key, record, since = self._read_record(descriptor)
+        if stored_key != key or self._is_too_old(since):
             record = None
             if os.fstat(descriptor).st_size:
-                # Of one that is new ext4 would take this for a replacement, and write it to the disk when it is closed.
+                # Not for a new file: ext4 would treat it as a replacement, and sync it when it is closed.
                 os.ftruncate(descriptor, 0)
         return LockedRecord(path, descriptor, record, content)
 
     def _read_record(self, descriptor: int) -> tuple[UploadKey | None, UploadRecord | None, float]:
-        """Read of which upload a file is, what it holds, and since when: None where that makes no sense."""
+        """Return the key, the record and the time of a file; None, None and 0 if the file is malformed."""
         try:
             raw = os.pread(descriptor, limits.MAX_UPLOAD_RECORD + 1, 0)
             if raw:
@@ -293,18 +301,18 @@ class UploadRecords:
 
 
 def _parse_record(document: Mapping[str, Any]) -> tuple[UploadKey, UploadRecord, float]:
-    """Take a file's content apart.
+    """Parse a file's content.
 
     Raises:
-        KeyError, ValueError, TypeError: it is not what we write.
+        KeyError, ValueError, TypeError: the content is malformed.
     """
     key = UploadKey(**{field.name: document[field.name] for field in fields(UploadKey) if field.name in document})
     record = UploadRecord(**{field.name: document[field.name] for field in fields(UploadRecord)})
     since, version = document["since"], document["version"]
     texts = (key.registry, key.repository, key.digest, record.location)
     numbers = (key.size, record.min_chunk, since, version)
-    known = len(document) == len(texts) + len(numbers)
-    if not known or version != _VERSION or not all(isinstance(text, str) for text in texts):
+    has_known_fields = len(document) == len(texts) + len(numbers)
+    if not has_known_fields or version != _VERSION or not all(isinstance(text, str) for text in texts):
         raise ValueError
     if not all(type(number) is int and 0 <= number < 10**18 for number in numbers):
         raise ValueError
@@ -312,7 +320,7 @@ def _parse_record(document: Mapping[str, Any]) -> tuple[UploadKey, UploadRecord,
 
 
 def _no_content(record: UploadRecord) -> bytes:
-    # What is left over is only closed.
+    # Abandoned records are only released or removed.
     raise NotImplementedError(record)
 
 
@@ -326,27 +334,19 @@ def _file_name(key: UploadKey) -> str:
 
 
 def _ensure_private_directory(directory: Path) -> None:
-    """Make the folder, or make sure that it is ours alone.
-
-    Raises:
-        OSError: it cannot be made, or is another one's, or a link.
-    """
+    """Create the directory, or make sure that only this user can access it; raise OSError otherwise."""
     if not os.path.lexists(directory.parent):
         directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.mkdir(mode=0o700, exist_ok=True)
-    found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise OSError(errno.EPERM, "not a folder of this user")
-    if found.st_mode & 0o077:
+    if status.st_mode & 0o077:
         directory.chmod(0o700)
 
 
 def _open_locked(path: Path, create: int) -> int | None:
-    """Open a file of ours and lock it; None where another process has it. Whatever else has the name goes.
-
-    Raises:
-        OSError: that is not possible.
-    """
+    """Open and lock a record file; return None if another process holds it. Remove any other file of this name."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | create
     for attempt in range(_ATTEMPTS):
         try:
@@ -366,7 +366,7 @@ def _open_locked(path: Path, create: int) -> int | None:
             os.close(descriptor)
             return None
         except FileNotFoundError:
-            # Whoever had it has removed it meanwhile.
+            # The process that held the lock has removed the file.
             pass
         except BaseException:
             os.close(descriptor)
@@ -376,7 +376,7 @@ def _open_locked(path: Path, create: int) -> int | None:
 
 
 def _is_our_file(descriptor: int) -> bool:
-    """Say whether it is a plain file of this user, under one name only, and for nobody else to read or write."""
-    found = os.fstat(descriptor)
-    plain = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
-    return plain and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+    """Return whether it is a regular file of this user with one name and no rights for other users."""
+    status = os.fstat(descriptor)
+    is_plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+    return is_plain and status.st_uid == os.geteuid() and not status.st_mode & 0o077

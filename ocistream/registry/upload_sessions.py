@@ -42,43 +42,42 @@ __all__ = [
 
 _PATCHED_STATUSES: Final = (200, 201, 202, 204)
 _CLOSED_STATUSES: Final = (200, 201, 202, 204)
-#: The spec's answer to asking is 204; docker's older description of the API has 202.
+#: The spec's status is 204; docker's older API description has 202.
 _OFFSET_STATUSES: Final = (200, 202, 204)
-#: Answers that are about us, or about the server, and say nothing of the session: it may live all the same.
+#: Statuses that concern the client's rights or the server's health; the session may still exist.
 _UNRELATED_STATUSES: Final = frozenset({401, 403, 407, 408, 429, *range(500, 600)} - {501})
-#: Where more has come than a Location speaks of, distribution 3 does not take it any more (416). Who asks is told the
-#: new one.
+#: Statuses after which GET returns a new Location. distribution 3 answers 416 to a Location whose offset is too small.
 _LOCATION_CHANGED: Final = frozenset({400, 409, 416})
 _OCTET_STREAM: Final = {"Content-Type": "application/octet-stream"}
-#: `0-99`, and what RFC 9110 would make of it.
+#: `0-99`, or the form of RFC 9110: `bytes=0-99`.
 _RANGE: Final = re.compile(r"(?:bytes[= ])?0-([0-9]{1,18})\Z")
-#: Codes by which a registry says that a session is no more. distribution 2.8 says INVALID where an upload that broke
-#: has moved on from what its Location says.
+#: Error codes for a session that no longer exists. distribution 2.8 answers INVALID if a broken upload has more bytes
+#: than its Location says.
 _LOST_CODES: Final = frozenset({"BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"})
 
 
 class SessionLostError(NetworkError):
-    """404 in answer to something that was sent to a session. `is_sure` says that it is the session which is not known.
+    """The registry answered 404 to a request of a session. `is_sure` says that the session itself is unknown.
 
-    Otherwise it may be the method: some registries answer 404 to what they do not take.
+    Otherwise the method may be refused: some registries answer 404 to methods that they do not support.
     """
 
-    def __init__(self, what: str, *, is_sure: bool) -> None:
-        """Keep whether it is sure."""
-        super().__init__(f"the registry has lost the upload: {what}")
+    def __init__(self, reason: str, *, is_sure: bool) -> None:
+        """Take the failed request, and whether the session is certainly unknown."""
+        super().__init__(f"the registry has lost the upload: {reason}")
         self.is_sure = is_sure
 
 
 @dataclass(frozen=True, slots=True)
 class UploadSession:
-    """Where to go on with an upload, and the least that a chunk must have, in bytes, but for the last one."""
+    """The URL of the next request of an upload, and the minimum size in bytes of each chunk but the last."""
 
     location: str
     min_chunk: int = 0
 
 
 class UploadSessions:
-    """The sessions of one repository. Safe for several threads."""
+    """The upload sessions of one repository. Safe for several threads."""
 
     def __init__(self, repository: Repository) -> None:
         """Take the repository to write to."""
@@ -91,51 +90,51 @@ class UploadSessions:
         return self.repository.endpoint.registry
 
     def open(self, retries: Retries) -> UploadSession:
-        """Open a session; the token is had here, before any body is sent.
+        """Open a session. This also fetches the token, before any body is sent.
 
         Raises:
-            NotFoundError: there is no such repository, where it has to be made first.
+            NotFoundError: the repository does not exist, and the registry does not create it.
         """
         try:
-            answer = self._request("POST", self.repository.url("blobs/uploads/"), (202,), retries)
+            response = self._request("POST", self.repository.url("blobs/uploads/"), (202,), retries)
         except NotFoundError as error:
             hint = "some registries want a repository to be made before the first push to it"
             raise NotFoundError(error.message, codes=error.codes, hint=hint) from error
-        return _parse_session(answer)
+        return _parse_session(response)
 
     def mount(self, digest: str, source: str) -> tuple[bool, UploadSession | None]:
-        """Ask for a blob out of another repository; say whether it is there now, and what was opened in its place.
+        """Mount a blob from another repository; return whether it exists now, and the session opened instead.
 
         Raises:
-            AuthenticationError, NotFoundError, RegistryError: it was refused.
+            AuthenticationError, NotFoundError, RegistryError: the registry refused.
         """
-        answer = self._client.request(
+        response = self._client.request(
             self.repository.endpoint,
             "POST",
             self.repository.url(f"blobs/uploads/?mount={digest}&from={quote(source, safe='/')}"),
             scopes=self._scopes_for_mount(source),
             expected=(201, 202),
         )
-        answer.drain()
-        if answer.status == 201:
+        response.drain()
+        if response.status == 201:
             return True, None
-        return False, _parse_session(answer) if answer.header("Location") else None
+        return False, _parse_session(response) if response.header("Location") else None
 
     def has_blob_in(self, descriptor: Descriptor, source: str) -> bool:
-        """Ask whether another repository of the registry has a blob, with the token that mounting it would take.
+        """Return whether another repository has a blob; use the same token as a mount.
 
         Raises:
-            AuthenticationError, RegistryError: it was refused.
+            AuthenticationError, RegistryError: the registry refused.
         """
-        answer = self._client.request(
+        response = self._client.request(
             self.repository.endpoint,
             "HEAD",
             f"{self.repository.endpoint.url}/v2/{source}/blobs/{descriptor.digest}",
             scopes=self._scopes_for_mount(source),
             expected=(200, 404),
         )
-        answer.drain()
-        return answer.status == 200
+        response.drain()
+        return response.status == 200
 
     def patch(
         self,
@@ -146,22 +145,23 @@ class UploadSessions:
         *,
         stored_size: float,
     ) -> tuple[UploadSession, int | None]:
-        """Send a part of a blob, or all of it; give where to go on, and how many bytes the registry says it has.
+        """Send a part of a blob, or all of it; return the next session and how many bytes the registry says it has.
 
-        A body that `ends_early` may have failed for all that. `span` is the first byte of the part and the one behind
-        its last, where that is to be stated. `stored` is its size in bytes, infinite where that is not known.
+        `span` is the offset of the first byte and of the byte after the last, if the range must be stated.
+        `stored_size` is the size in bytes, infinite if unknown. If a body that may end early failed, `body.failure` has
+        the error.
 
         Raises:
-            LostError: the session is not known.
-            NetworkError: the answer came before all was sent, among other reasons.
+            SessionLostError: the registry does not know the session.
+            NetworkError: the request failed, or the registry answered before it had the complete body.
         """
-        # As `0-99`: ACR takes no other form, and a stream has none (dist-spec#506).
-        ranged = {"Content-Range": f"{span[0]}-{span[1] - 1}"} if span else {}
-        headers = {**_OCTET_STREAM, **ranged}
-        answer = self._send_to_session(
+        # The form is `0-99`: ACR accepts no other. A stream has no Content-Range (dist-spec#506).
+        range_header = {"Content-Range": f"{span[0]}-{span[1] - 1}"} if span else {}
+        headers = {**_OCTET_STREAM, **range_header}
+        response = self._send_to_session(
             session, "PATCH", session.location, _PATCHED_STATUSES, retries, headers, body, stored_size
         )
-        return _next_session(session, answer), _parse_stored_size(answer)
+        return _next_session(session, response), _parse_stored_size(response)
 
     def close(
         self,
@@ -172,54 +172,54 @@ class UploadSessions:
         *,
         stored_size: float,
     ) -> None:
-        """Close a session with the blob's digest, and all of its bytes where there is a body; `stored` is its size.
+        """Close a session with the blob's digest, and with all of its bytes if there is a body of `stored_size` bytes.
 
         Raises:
-            LostError, NetworkError: as `patch`.
+            SessionLostError, NetworkError: as for `patch`.
         """
         location = _add_query(session.location, f"digest={digest}")
         self._send_to_session(session, "PUT", location, _CLOSED_STATUSES, retries, _OCTET_STREAM, body, stored_size)
 
     def query_offset(self, session: UploadSession, retries: Retries) -> tuple[UploadSession, int | None]:
-        """Ask how many bytes of an upload the registry has, and where to go on.
+        """Return where an upload continues, and how many bytes the registry has.
 
-        None where it answers and does not say: that it knows no such session (any more), say, or no such question.
+        The number is None if the registry answers without an offset: it does not know the session, or not the request.
 
         Raises:
-            OcistreamError: it does not answer, or something that is not about the session.
+            OcistreamError: there was no answer, or one that does not concern the session.
         """
         try:
-            answer = self._request("GET", session.location, _OFFSET_STATUSES, retries)
+            response = self._request("GET", session.location, _OFFSET_STATUSES, retries)
         except NotFoundError:
             return session, None
         except RegistryError as error:
             if error.status in _UNRELATED_STATUSES:
                 raise
             return session, None
-        return _next_session(session, answer), _parse_stored_size(answer)
+        return _next_session(session, response), _parse_stored_size(response)
 
     def try_delete(self, session: UploadSession) -> None:
-        """Delete a session that will not be closed; if that fails, the registry's own clean-up has to do."""
+        """Delete a session; if that fails, leave it to the registry's own clean-up."""
         with contextlib.suppress(OcistreamError):
             self.delete(session)
 
     def delete(self, session: UploadSession) -> None:
-        """Delete a session. Where the registry knows of no such thing, its own clean-up has to do.
+        """Delete a session; if the registry does not support that, leave it to its own clean-up.
 
         Raises:
-            OcistreamError: it does not answer, or something that is not about the session.
+            OcistreamError: there was no answer, or one that does not concern the session.
         """
         if self._request_once("DELETE", session.location).status in _LOCATION_CHANGED:
-            now = _next_session(session, self._request_once("GET", session.location))
-            if now != session:
-                self._request_once("DELETE", now.location)
+            current = _next_session(session, self._request_once("GET", session.location))
+            if current != session:
+                self._request_once("DELETE", current.location)
 
     def _request_once(self, method: str, url: str) -> Response:
-        answer = self._client.request_once(self.repository.endpoint, method, url, scopes=self.repository.scopes)
-        if answer.status in _UNRELATED_STATUSES:
-            msg = f"{method} {redact_url(url)}: answered {answer.status}"
-            raise RegistryError(msg, status=answer.status)
-        return answer
+        response = self._client.request_once(self.repository.endpoint, method, url, scopes=self.repository.scopes)
+        if response.status in _UNRELATED_STATUSES:
+            msg = f"{method} {redact_url(url)}: answered {response.status}"
+            raise RegistryError(msg, status=response.status)
+        return response
 
     def _scopes_for_mount(self, source: str) -> tuple[str, ...]:
         # Push first: some token servers grant what the first scope asks for (ggcr, bearer.go).
@@ -234,21 +234,21 @@ class UploadSessions:
         retries: Retries,
         headers: Mapping[str, str],
         body: StreamedBody | None,
-        stored: float,
+        stored_size: float,
     ) -> Response:
         try:
-            answer = self._request(method, url, expected, retries, headers, body, stored)
+            response = self._request(method, url, expected, retries, headers, body, stored_size)
         except OcistreamError as error:
             if body is not None and body.failure is not None:
-                # Whatever became of the request: it is its source that failed.
+                # The source of the body failed; the error of the request is a consequence.
                 raise body.failure from None
             if not isinstance(error, NotFoundError):
                 raise
             raise SessionLostError(error.message, is_sure=not _LOST_CODES.isdisjoint(error.codes)) from error
         if body is not None and not body.is_finished and body.failure is None:
-            msg = f"{method} {redact_url(session.location)}: answered {answer.status} before all of it was sent"
+            msg = f"{method} {redact_url(session.location)}: answered {response.status} before all of it was sent"
             raise NetworkError(msg)
-        return answer
+        return response
 
     def _request(
         self,
@@ -258,9 +258,9 @@ class UploadSessions:
         retries: Retries,
         headers: Mapping[str, str] | None = None,
         body: StreamedBody | None = None,
-        stored: float = 0,
+        stored_size: float = 0,
     ) -> Response:
-        answer = self._client.request(
+        response = self._client.request(
             self.repository.endpoint,
             method,
             url,
@@ -269,33 +269,35 @@ class UploadSessions:
             body=body,
             expected=expected,
             tries=retries,
-            stored=stored,
+            stored=stored_size,
         )
-        answer.drain()
-        return answer
+        response.drain()
+        return response
 
 
 def _parse_session(response: Response) -> UploadSession:
-    """Give the session that an answer opens.
+    """Return the session that a response opens.
 
     Raises:
-        FinalNetworkError: there is none.
+        PermanentNetworkError: the response has no Location.
     """
     location = response.header("Location")
     if not location:
         msg = f"{response.method} {redact_url(response.url)}: the answer has no Location"
         raise PermanentNetworkError(msg)
-    least = response.header("OCI-Chunk-Min-Length") or ""
-    return UploadSession(resolve_url(response.url, location), int(least) if re.fullmatch("[0-9]{1,18}", least) else 0)
+    min_chunk = response.header("OCI-Chunk-Min-Length") or ""
+    return UploadSession(
+        resolve_url(response.url, location), int(min_chunk) if re.fullmatch("[0-9]{1,18}", min_chunk) else 0
+    )
 
 
 def _next_session(session: UploadSession, response: Response) -> UploadSession:
-    """Give where to go on: each answer may name another URL (oras-py#150), or none where it is the same."""
+    """Return the session for the next request: a response may have a new URL (oras-py#150) or none."""
     return UploadSession(resolve_url(response.url, response.header("Location") or ""), session.min_chunk)
 
 
 def _parse_stored_size(response: Response) -> int | None:
-    """Read how many bytes a registry says it has; None where it says nothing. `0-0` is how distribution says none."""
+    """Return how many bytes the registry reports, or None. distribution reports no bytes as `0-0`."""
     match = _RANGE.match((response.header("Range") or "").strip())
     if match is None:
         return None
@@ -303,46 +305,50 @@ def _parse_stored_size(response: Response) -> int | None:
 
 
 def _add_query(url: str, query: str) -> str:
-    """Add to a URL's query and leave what is there byte for byte (as distribution has it with its `_state`)."""
+    """Add to a URL's query and keep the existing query byte for byte (distribution's `_state`)."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(query=f"{parts.query}&{query}" if parts.query else query))
 
 
 class UploadState:
-    """One upload. `session` is None where none is open; `is_found` says that an earlier run has opened it."""
+    """One upload across requests and runs. `session` is None if no session is open.
+
+    `is_from_earlier_run` says that an earlier run opened the session. A new blob, whose digest is not known yet, cannot
+    be resumed, but is recorded so that a later run can delete its session.
+    """
 
     def __init__(self, sessions: UploadSessions, records: UploadRecords, descriptor: Descriptor | None) -> None:
-        """Look for what an earlier run has left of a blob; one without a name has none, but is noted as well."""
+        """Load the session that an earlier run left of a blob, if there is one."""
         repository = sessions.repository
         self._sessions = sessions
         self._records = records
         self.session: UploadSession | None = None
-        #: Opened to take the place of one that nobody could be asked about, and not needed so far.
+        #: A session opened as a replacement while the registry did not answer about `session`; not used so far.
         self._spare: UploadSession | None = None
-        # A session of which nobody can say how far it is, or that is its own permission, is not worth a file.
-        kept = repository.client.upload_strategy.profile(sessions.host).can_resume
+        # Do not record sessions of registries that cannot report an offset (GAR, ECR).
+        can_resume = repository.client.upload_strategy.profile(sessions.host).can_resume
         digest, size = (descriptor.digest, descriptor.size) if descriptor is not None else ("", 0)
         key = UploadKey(repository.endpoint.registry, repository.name, digest, size)
-        self._locked_record: LockedRecord | None = records.lock(key) if kept else None
-        found = self._locked_record.record if self._locked_record is not None else None
-        if found is not None and self._can_store(found.location):
-            self.session = UploadSession(found.location, found.min_chunk)
+        self._locked_record: LockedRecord | None = records.lock(key) if can_resume else None
+        record = self._locked_record.record if self._locked_record is not None else None
+        if record is not None and self._can_store(record.location):
+            self.session = UploadSession(record.location, record.min_chunk)
         self.is_from_earlier_run = self.session is not None
 
     @property
     def is_recorded(self) -> bool:
-        """Whether a later run will find it."""
+        """Whether a later run will find this upload."""
         return self.session is not None and self._locked_record is not None and self._locked_record.is_locked
 
     def query_offset(self, retries: Retries) -> tuple[UploadSession, int] | None:
-        """Ask where it goes on and how many bytes the registry has; None where it knows of none, or does not say.
+        """Return where the upload continues and how many bytes the registry has; None if it does not know or say.
 
-        Where there is no such answer (the line is down, a token has ended, a server is in trouble) the session may live
-        all the same. It is given up only if the registry opens another one, and then still does not speak of this one:
-        a registry that never does would else fail the same command for ever.
+        Without an answer (network down, token expired, server error) the session may still exist. It is given up only
+        if the registry opens another session and then still does not answer about this one. Otherwise a registry that
+        never answers would make the same command fail for ever.
 
         Raises:
-            OcistreamError: nothing is known of it, and no other is to be had; or the transfer is cancelled.
+            OcistreamError: the registry does not answer and opens no other session; or the transfer is cancelled.
         """
         if self.session is None:
             return None
@@ -359,16 +365,12 @@ class UploadState:
             except OcistreamError:
                 return None
             self.delete_spare()
-        # Some bytes may be there all the same where it does not say, to which others would be appended.
+        # Without an offset the session is unusable: it may have bytes, and new ones would be appended to them.
         return None if offset is None else (session, offset)
 
     def _open_spare(self, retries: Retries, silence: OcistreamError) -> None:
-        """Open a session for the case that this one is given up.
-
-        Raises:
-            OcistreamError: there is none. It is the `silence` that is raised, which says nothing against this one.
-        """
-        # One that is there already says nothing of how the registry is now.
+        """Open a replacement session, or raise `silence`: this failure does not show that the first session is lost."""
+        # Only a newly opened session shows that the registry works now.
         self.delete_spare()
         try:
             self._spare = self._sessions.open(retries)
@@ -378,7 +380,7 @@ class UploadState:
             raise silence from error
 
     def move_to(self, session: UploadSession) -> None:
-        """Go on at `session`, which was opened just now or is where an answer led."""
+        """Continue at `session`, which is new or comes from a response, and record it."""
         changed = session != self.session
         self.session = session
         if not changed or self._locked_record is None or not self._locked_record.is_locked:
@@ -392,19 +394,19 @@ class UploadState:
             self._records.discard_unwritable(self._locked_record, error)
 
     def replace(self, session: UploadSession | None) -> None:
-        """Delete the session, and go on with another one, or with none so far."""
+        """Delete the session, and continue with another one, with the spare one, or with none."""
         session, self._spare = session or self._spare, None
-        before, self.session, self.is_from_earlier_run = self.session, None, False
+        old_session, self.session, self.is_from_earlier_run = self.session, None, False
         if session is not None:
             self.move_to(session)
-        if before is not None:
-            self._sessions.try_delete(before)
+        if old_session is not None:
+            self._sessions.try_delete(old_session)
 
     def reopen(self, retries: Retries) -> None:
-        """Open another session, and delete this one once that is there: a registry that is down may have it still.
+        """Open another session, and only then delete this one, in case the registry is down.
 
         Raises:
-            OcistreamError: there is no other.
+            OcistreamError: the registry opens no other session.
         """
         if self._spare is None:
             self._spare = self._sessions.open(retries)
@@ -415,29 +417,29 @@ class UploadState:
         return can_store_location(location, repository.endpoint.url, repository.name)
 
     def delete_spare(self) -> None:
-        """Delete what was opened to take its place."""
+        """Delete the replacement session, if there is one."""
         spare, self._spare = self._spare, None
         if spare is not None:
             self._sessions.try_delete(spare)
 
     def finish(self) -> None:
-        """Forget it: the blob is there."""
+        """Remove the record: the blob is complete, or the session is deleted."""
         self.session = None
         if self._locked_record is not None:
             self._locked_record.remove()
 
     def delete(self) -> None:
-        """Delete the session, if there is one, and forget it.
+        """Delete the session, if there is one, and its record.
 
         Raises:
-            OcistreamError: the registry does not answer, or not to this; it is remembered still.
+            OcistreamError: the registry did not delete the session; the record stays.
         """
         if self.session is not None:
             self._sessions.delete(self.session)
         self.finish()
 
     def try_delete(self) -> None:
-        """Delete the session; where it may live all the same, the next run for the blob will see to it."""
+        """Delete the session; if that fails, keep the record, so that the next run deletes or resumes it."""
         try:
             self.delete()
         except OcistreamError:
@@ -450,23 +452,24 @@ class UploadState:
 
 
 def delete_abandoned_sessions(sessions: UploadSessions, records: UploadRecords, digests: Collection[str]) -> None:
-    """Delete the sessions that killed runs have left of these blobs, which are there by now, and what is too old.
+    """Delete the sessions that earlier runs left of these blobs, which now exist, and all old ones.
 
-    One with which the server is in trouble is no reason to leave the others.
+    If a deletion fails, the record stays for the next run. A server error (5xx) ends only this deletion; any other
+    failure ends all. distribution needs a delete permission that push tokens often lack.
 
     Raises:
-        OcistreamError: the registry does not answer, or does not let us. What is left then is found the next time.
+        OcistreamError: the registry does not answer, or denies the deletion.
     """
     endpoint = sessions.repository.endpoint
-    for claim in records.lock_abandoned(endpoint.registry, sessions.repository.name, digests):
+    for locked_record in records.lock_abandoned(endpoint.registry, sessions.repository.name, digests):
         try:
-            if claim.record is not None and can_store_location(
-                claim.record.location, endpoint.url, sessions.repository.name
+            if locked_record.record is not None and can_store_location(
+                locked_record.record.location, endpoint.url, sessions.repository.name
             ):
-                sessions.delete(UploadSession(claim.record.location))
-            claim.remove()
+                sessions.delete(UploadSession(locked_record.record.location))
+            locked_record.remove()
         except RegistryError as error:
             if error.status < 500:
                 raise
         finally:
-            claim.release()
+            locked_record.release()

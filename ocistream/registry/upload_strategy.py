@@ -43,15 +43,15 @@ __all__ = [
 
 _FACTS_FILE: Final = "hosts.json"
 _FACTS_VERSION: Final = 1
-#: Of clocks that are set back: what was learnt tomorrow was not.
+#: Seconds by which an entry may lie in the future, after the clock was set back.
 _MAX_CLOCK_SKEW: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """What was learnt of one host: how it takes blobs of a known size, and others, as `--upload` has it.
+    """The upload methods that work for one host, for blobs of known and of unknown size, as `--upload` writes them.
 
-    Either is "" where there is nothing to say. `since` is when, in seconds since 1970.
+    An empty string means that nothing was learned. `since` is the time in seconds since 1970.
     """
 
     sized_method: str = ""
@@ -60,16 +60,20 @@ class HostFacts:
 
 
 def state_directory(env: Mapping[str, str], home: Path | None) -> Path | None:
-    """Give where state is kept: `$XDG_STATE_HOME/ocistream`, else `~/.local/state/ocistream` (XDG base directories).
+    """Return the state directory: `$XDG_STATE_HOME/ocistream`, else `~/.local/state/ocistream` (XDG base directories).
 
-    None where the environment says neither: an empty container has nothing to remember.
+    Return None if the environment has neither variable, as in an empty container.
     """
     base = state_home(env, home)
     return base / "ocistream" if base is not None else None
 
 
 class HostFactsFile:
-    """The file. Safe for several processes; `note` is told why it is of no use, where it is."""
+    """The file of learned methods. Safe for several processes; `warn` receives the reason if it cannot be used.
+
+    It holds only methods that were found by trying, never those that the user chose. Reading does not renew an entry:
+    after `MAX_STATE_AGE` (30 days) the first method is tried again. Other files of the directory are left alone.
+    """
 
     def __init__(
         self,
@@ -77,13 +81,13 @@ class HostFactsFile:
         warn: Callable[[str], None] = lambda _: None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Name the directory, or None for nothing to be kept; nothing is read or made yet."""
+        """Take the directory; None disables the file. Do not read or create it yet."""
         self._directory = directory
         self._warn = warn
         self._now = now
 
     def read(self) -> dict[str, HostFacts]:
-        """Read what is known, by host."""
+        """Return the learned methods by host."""
         if self._directory is None:
             return {}
         path = self._directory / _FACTS_FILE
@@ -97,17 +101,17 @@ class HostFactsFile:
             return {}
 
     def write(self, host: str, facts: HostFacts | None) -> None:
-        """Write down what was learnt of a host, or None to forget it. What others wrote meanwhile stays."""
+        """Store what was learned about a host; None removes it. Entries that other processes wrote stay."""
         if self._directory is None or (facts is None and host not in self.read()):
             return
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             with files.locked_directory(self._directory, limits.STATE_LOCK_TIMEOUT):
-                known = self.read()
-                known.pop(host, None)
+                facts_by_host = self.read()
+                facts_by_host.pop(host, None)
                 if facts is not None:
-                    known[host] = HostFacts(facts.sized_method, facts.unsized_method, self._now())
-                newest = sorted(known.items(), key=lambda item: item[1].since)[-limits.MAX_STATE_HOSTS :]
+                    facts_by_host[host] = HostFacts(facts.sized_method, facts.unsized_method, self._now())
+                newest = sorted(facts_by_host.items(), key=lambda item: item[1].since)[-limits.MAX_STATE_HOSTS :]
                 with files.atomic_file(self._directory / _FACTS_FILE, mode=0o600) as file:
                     files.write_all(file, _encode_facts(dict(newest)))
         except (OSError, OcistreamError) as error:
@@ -117,15 +121,15 @@ class HostFactsFile:
         hosts = document.get("hosts")
         if document.get("version") != _FACTS_VERSION or not isinstance(hosts, dict):
             return {}
-        found = {}
+        facts_by_host = {}
         for host, entry in hosts.items():
             with contextlib.suppress(TypeError, ValueError, OverflowError, AttributeError):
                 facts = HostFacts(
                     _text_or_empty(entry.get("upload")), _text_or_empty(entry.get("unsized")), float(entry.get("since"))
                 )
                 if -_MAX_CLOCK_SKEW <= self._now() - facts.since <= limits.MAX_STATE_AGE:
-                    found[host] = facts
-        return found
+                    facts_by_host[host] = facts
+        return facts_by_host
 
 
 def _text_or_empty(value: object) -> str:
@@ -136,24 +140,29 @@ def _text_or_empty(value: object) -> str:
     return value
 
 
-def _encode_facts(known: Mapping[str, HostFacts]) -> bytes:
+def _encode_facts(facts_by_host: Mapping[str, HostFacts]) -> bytes:
     hosts = {
         host: {
             **({"upload": facts.sized_method} if facts.sized_method else {}),
             **({"unsized": facts.unsized_method} if facts.unsized_method else {}),
             "since": round(facts.since),
         }
-        for host, facts in sorted(known.items())
+        for host, facts in sorted(facts_by_host.items())
     }
     return json.dumps({"version": _FACTS_VERSION, "hosts": hosts}, indent=1).encode() + b"\n"
 
 
-#: How many blobs move at once where nobody says otherwise.
+#: Default number of blobs that are uploaded at the same time.
 _DEFAULT_JOBS: Final = 4
 
 
 class UploadStrategy:
-    """The rungs of every host. Safe for several threads. Sizes are in bytes."""
+    """The upload methods of every host. Safe for several threads. Sizes are in bytes.
+
+    `explicit_method` is the user's choice, `jobs` the number of simultaneous uploads. `configured_profile` returns the
+    profile that the user set for a host; its response headers are then ignored. `report(message, level)` receives what
+    happens to uploads, with the verbosity from which it is shown.
+    """
 
     def __init__(
         self,
@@ -164,11 +173,7 @@ class UploadStrategy:
         report: Callable[[str, int], None] = lambda _message, _level: None,
         configured_profile: Callable[[str], RegistryProfile | None] = lambda _host: None,
     ) -> None:
-        """Take what the user forces, how many blobs move at once, and where facts are kept.
-
-        `configured` gives what kind of registry a host is, where the user has said so: its answers are not asked then.
-        `tell` is told what becomes of uploads, with the verbosity from which on it is worth saying.
-        """
+        """Take the user's choices, and the file of learned methods."""
         self.report = report
         self._configured_profile = configured_profile
         self._explicit_method = explicit_method
@@ -177,7 +182,7 @@ class UploadStrategy:
         self._lock = threading.Lock()
         self._profiles: dict[str, RegistryProfile] = {}
         self._facts_by_host: dict[str, HostFacts] | None = None
-        #: Host and whether sizes are known -> the rung that was come to in this run.
+        #: (Host, whether the size is known) -> the method that this run found.
         self._methods: dict[tuple[str, bool], UploadMethod] = {}
         self._methods_used: dict[str, str] = {}
         #: Hosts that have refused the chunked transfer coding.
@@ -185,31 +190,32 @@ class UploadStrategy:
 
     @property
     def methods_used(self) -> Mapping[str, str]:
-        """How blobs were uploaded last, by host, as `--upload` has it."""
+        """The last upload method of each host, as `--upload` writes it."""
         return dict(self._methods_used)
 
     def replay_buffer_size(self, *, reopenable: bool, is_size_known: bool) -> int:
-        """Say how much of one blob may be held: what can be read once only comes from one pipe, which has it all.
+        """Return how many bytes of one blob may be buffered for sending again.
 
-        What can be read again needs next to nothing: more than that is lost in the kernel, where a connection breaks.
-        Of unknown size, it is compressed meanwhile, and may have to go up in chunks, which are held.
+        A pipe gets all of the memory, 8 MiB: that many bytes may be in socket buffers and in a proxy. A reopenable blob
+        needs one chunk only. With unknown size it may go in chunks, which are buffered; then the simultaneous uploads
+        share the memory.
         """
         if not reopenable:
             return limits.UPLOAD_MEMORY
         return limits.CHUNK_SIZE if is_size_known else max(limits.CHUNK_SIZE, limits.UPLOAD_MEMORY // (2 * self._jobs))
 
     def profile(self, host: str) -> RegistryProfile:
-        """Give what is known of a host."""
+        """Return the profile of a host."""
         with self._lock:
             if host not in self._profiles:
                 self._profiles[host] = self._configured_profile(host) or find_profile(host)
             return self._profiles[host]
 
     def observe_headers(self, host: str, header: Callable[[str], str | None]) -> None:
-        """Look at an answer of a host: some say what they are. `header` gives a header by its name.
+        """Learn from the headers of a host's response; `header` returns a header by its name.
 
-        A registry that loses broken uploads sends neither Server nor Via: these come from a proxy before it, such as
-        nginx with its client_max_body_size. It refuses a body that is too large at once only if its length is stated.
+        distribution sends neither Server nor Via, so these come from a proxy before it, such as nginx with
+        client_max_body_size. The proxy can refuse a body that is too large at once only if its length is stated.
         """
         server = header("Server")
         if (server is not None and not server.startswith("ocistream")) or header("Via") is not None:
@@ -217,13 +223,13 @@ class UploadStrategy:
         if (
             self.profile(host) is UNKNOWN_PROFILE
             and self._configured_profile(host) is None
-            and (shown := find_profile_by_headers(header)) is not None
+            and (profile := find_profile_by_headers(header)) is not None
         ):
             with self._lock:
-                self._profiles[host] = shown
+                self._profiles[host] = profile
 
     def explicit_method(self, configured: str | None) -> UploadMethod | None:
-        """Give what the user wants, by option or in the configuration of a host, or None: then it is found out.
+        """Return the method that the user chose by option or configuration; None to choose automatically.
 
         Raises:
             UsageError: the configuration is malformed.
@@ -231,19 +237,19 @@ class UploadStrategy:
         return self._explicit_method or (parse_upload_method(configured) if configured else None)
 
     def choose_method(self, host: str, *, is_size_known: bool) -> UploadMethod:
-        """Say where to begin with a blob, of which the size is known or not."""
-        learnt = self._facts_of(host)
+        """Return the method to try first for a blob of known or unknown size."""
+        facts = self._facts_of(host)
         with self._lock:
-            reached = self._methods.get((host, is_size_known)) or (
+            current = self._methods.get((host, is_size_known)) or (
                 None if is_size_known else self._methods.get((host, True))
             )
-        found = reached or _parse_learned_method(
-            learnt.sized_method if is_size_known else learnt.unsized_method or learnt.sized_method
+        method = current or _parse_learned_method(
+            facts.sized_method if is_size_known else facts.unsized_method or facts.sized_method
         )
-        if found is None or (found.kind == PUT and not is_size_known):
-            # Without its digest a blob has no PUT of its own.
-            found = self._initial_method(host, is_size_known=is_size_known)
-        return found
+        if method is None or (method.kind == PUT and not is_size_known):
+            # One PUT needs the digest in advance.
+            method = self._initial_method(host, is_size_known=is_size_known)
+        return method
 
     def choose_next_method(
         self,
@@ -255,21 +261,22 @@ class UploadStrategy:
         body_size: int | None,
         tried: Collection[UploadMethod],
     ) -> UploadMethod | None:
-        """Say what to try when a way was refused with this status, for a body of so many bytes; None if nothing."""
-        way = UNSIZED_STREAM if refused.kind == STREAM and not is_size_known else refused.kind
+        """Return the method to try after `status` refused a body of `body_size` bytes; None if no method is left."""
+        refused_kind = UNSIZED_STREAM if refused.kind == STREAM and not is_size_known else refused.kind
         allowed = self.profile(host).methods
-        for kind in ALTERNATIVES[way].get(status, ()):
-            rung = UploadMethod(kind) if kind != CHUNK else self._chunk_method(host, refused, body_size)
-            if rung is None or rung in tried or (kind == PUT and not is_size_known):
+        for kind in ALTERNATIVES[refused_kind].get(status, ()):
+            method = UploadMethod(kind) if kind != CHUNK else self._chunk_method(host, refused, body_size)
+            if method is None or method in tried or (kind == PUT and not is_size_known):
                 continue
             if kind in allowed or kind == refused.kind:
-                return rung
+                return method
         return None
 
     def can_use_chunked_coding(self, host: str, size: int) -> bool:
         """Return whether bodies of known length are sent to a host in the chunked transfer coding.
 
-        That is so for blobs of a `size` that is worth keeping (`Profile.loses_broken`).
+        This is the case for registries that lose interrupted uploads, and for blobs that are large enough to resume.
+        For other registries the length is stated, so that a proxy can refuse a body that is too large at once.
         """
         return (
             size >= limits.MIN_PARTIAL_SIZE
@@ -278,42 +285,42 @@ class UploadStrategy:
         )
 
     def disable_chunked_coding(self, host: str) -> None:
-        """Send every body of known length to this host with a Content-Length from now on."""
+        """State the length of every body of known length to this host from now on."""
         self._hosts_without_chunked_coding.add(host)
 
     def set_method(self, host: str, method: UploadMethod, *, is_size_known: bool) -> None:
-        """Have every blob after this one begin here."""
+        """Use this method first for all later blobs."""
         with self._lock:
             self._methods[host, is_size_known] = method
 
     def record_success(self, host: str, method: UploadMethod, *, is_size_known: bool) -> None:
-        """Keep for the next run how a blob was uploaded, or forget what is no news any more."""
+        """Store for later runs how a blob was uploaded, or remove an entry that equals the default."""
         with self._lock:
             self._methods_used[host] = str(method)
-            found_out = self._methods.get((host, is_size_known)) == method
-        if not found_out or self._explicit_method:
+            is_learned = self._methods.get((host, is_size_known)) == method
+        if not is_learned or self._explicit_method:
             return
-        first = self._initial_method(host, is_size_known=is_size_known) == method
+        is_default = self._initial_method(host, is_size_known=is_size_known) == method
         facts = self._facts_of(host)
-        fact = "" if first else str(method)
-        news = replace(facts, sized_method=fact) if is_size_known else replace(facts, unsized_method=fact)
-        if (news.sized_method, news.unsized_method) != (facts.sized_method, facts.unsized_method):
+        learned = "" if is_default else str(method)
+        new_facts = replace(facts, sized_method=learned) if is_size_known else replace(facts, unsized_method=learned)
+        if (new_facts.sized_method, new_facts.unsized_method) != (facts.sized_method, facts.unsized_method):
             with self._lock:
-                self._load_facts()[host] = news
-            self._facts_file.write(host, news if news.sized_method or news.unsized_method else None)
+                self._load_facts()[host] = new_facts
+            self._facts_file.write(host, new_facts if new_facts.sized_method or new_facts.unsized_method else None)
 
     def _initial_method(self, host: str, *, is_size_known: bool) -> UploadMethod:
-        """Give the rung to begin with where nothing was learnt."""
+        """Return the first method of the host's profile."""
         kind = next((kind for kind in self.profile(host).methods if is_size_known or kind != PUT), STREAM)
         return (self._chunk_method(host) if kind == CHUNK else UploadMethod(kind)) or UploadMethod(STREAM)
 
     def _chunk_method(
-        self, host: str, refused: UploadMethod | None = None, body: int | None = None
+        self, host: str, refused: UploadMethod | None = None, body_size: int | None = None
     ) -> UploadMethod | None:
-        """Give chunks that are smaller than what was refused; None where those would be too small to be of any use."""
+        """Return chunks that are smaller than the refused body; None if they would be too small to be useful."""
         size = refused.chunk_size if refused is not None and refused.kind == CHUNK else limits.UPLOAD_MEMORY
         size = min(size, self.profile(host).largest_chunk or size)
-        while body is not None and size >= body > limits.MIN_UPLOAD_CHUNK:
+        while body_size is not None and size >= body_size > limits.MIN_UPLOAD_CHUNK:
             size //= 2
         return UploadMethod(CHUNK, size) if size >= limits.MIN_UPLOAD_CHUNK else None
 
@@ -328,9 +335,11 @@ class UploadStrategy:
 
 
 def _parse_learned_method(text: str) -> UploadMethod | None:
-    """Read a rung out of the state file, which anybody may have edited: what could not have been learnt is no fact."""
-    rung = None
+    """Parse a method from the state file; ignore values that ocistream never writes, as the user may edit the file."""
+    method = None
     with contextlib.suppress(UsageError):
-        # More than UPLOAD_MEMORY is malformed.
-        rung = parse_upload_method(text) if text else None
-    return None if rung is not None and rung.kind == CHUNK and rung.chunk_size < limits.MIN_UPLOAD_CHUNK else rung
+        # A chunk larger than UPLOAD_MEMORY is malformed.
+        method = parse_upload_method(text) if text else None
+    return (
+        None if method is not None and method.kind == CHUNK and method.chunk_size < limits.MIN_UPLOAD_CHUNK else method
+    )

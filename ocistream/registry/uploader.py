@@ -29,29 +29,29 @@ if TYPE_CHECKING:
 
 __all__ = ["Uploader"]
 
-#: So many blobs in a row that a repository did not have: after that it is not asked for more. A base image's layers
-#: come first, and its repository is found out at once.
+#: After this many missing blobs in a row a repository is not asked again. The layers of a base image come first, so
+#: its repository is found early.
 _MAX_MISSES: Final = 8
-#: Any of these in answer to a mount means a plain upload (ggcr#1404, #1679).
+#: If a mount fails with one of these, the blob is uploaded (ggcr#1404, #1679).
 _MOUNT_REFUSALS: Final = (AuthenticationError, NotFoundError, RegistryError)
 
 
 class Uploader:
-    """Uploads and mounts into one repository. Safe for several threads, each with blobs of its own."""
+    """Upload blobs to one repository, or mount them. Safe for several threads with different blobs."""
 
     def __init__(self, repository: Repository, records: UploadRecords | None = None) -> None:
-        """Take the repository to write to, and where uploads are remembered between runs, if they are."""
+        """Take the repository, and the records of unfinished uploads, if they are kept."""
         self._strategy = repository.client.upload_strategy
         self._sessions = UploadSessions(repository)
         self._records = records or UploadRecords(None)
-        #: Sessions that a registry opened in place of a mount, by digest: a 202 to a mount is an upload.
+        #: Digest -> the session that the registry opened instead of a mount (status 202).
         self._open_states: dict[str, UploadState] = {}
         self._lock = threading.Lock()
-        #: How often in a row each repository did not have what was asked for.
+        #: Repository -> number of missing blobs in a row.
         self._misses: dict[str, int] = {}
 
     def mount(self, descriptor: Descriptor, source: str) -> bool:
-        """Try to mount a blob from the repository `source` of the same registry.
+        """Mount a blob from the repository `source` of the same registry; return whether that succeeded.
 
         Raises:
             NetworkError: there was no answer, after all retries.
@@ -59,26 +59,28 @@ class Uploader:
         return self._mount(descriptor, source) is True
 
     def mount_from_any(self, descriptor: Descriptor, sources: Sequence[str]) -> bool:
-        """Try to mount a blob from any of several repositories of the same registry, the likeliest first.
+        """Mount a blob from one of several repositories of the same registry, the likeliest first.
 
-        Of the first it is asked for at once: if that is refused, it is the session that the upload would have needed
-        anyway. The others are asked whether they have it, which opens nothing. One that refuses to say, or has had
-        nothing for long, is not asked again.
+        The first repository is asked by a mount: a refused mount opens the session that the upload needs anyway. The
+        others are asked by HEAD, which opens nothing. A repository that refuses, or lacks eight blobs in a row, is not
+        asked again.
 
         Raises:
             NetworkError: there was no answer, after all retries.
         """
-        asked = False
-        for source in sorted((s for s in sources if self._misses.get(s, 0) < _MAX_MISSES), key=self._miss_count):
-            there = self._mount(descriptor, source) if not asked else self._mount_if_stored(descriptor, source)
-            self._record_mount(source, there)
-            if there:
+        has_tried = False
+        for source in sorted(
+            (name for name in sources if self._misses.get(name, 0) < _MAX_MISSES), key=self._miss_count
+        ):
+            is_mounted = self._mount(descriptor, source) if not has_tried else self._mount_if_stored(descriptor, source)
+            self._record_mount(source, is_mounted)
+            if is_mounted:
                 return True
-            asked = True
+            has_tried = True
         return False
 
     def can_mount(self, descriptor: Descriptor, sources: Sequence[str]) -> bool:
-        """Say whether any of several repositories of the same registry has a blob; nothing is opened for that.
+        """Return whether any of several repositories of the same registry has a blob; this opens no session.
 
         Raises:
             NetworkError: there was no answer, after all retries.
@@ -90,38 +92,35 @@ class Uploader:
         return False
 
     def upload(self, blob: Blob | NewBlob) -> int:
-        """Send a blob; return how many of its bytes the registry had of an earlier run.
-
-        Of a blob that has no name yet, the length is unknown when its upload begins; the digest closes it, as ever.
-        What an earlier run has left of an upload is gone on with.
+        """Upload a blob, resuming the session of an earlier run; return how many bytes the registry had of it.
 
         Raises:
             NetworkError, AuthenticationError: the registry failed or refused.
-            OcistreamError: whatever the blob's own chunks raise, with the session deleted.
+            OcistreamError: an error of the blob's own chunks; the session is deleted.
         """
         with ReplayBuffer(
             blob, self._strategy.replay_buffer_size(reopenable=blob.reopenable, is_size_known=isinstance(blob, Blob))
-        ) as feed:
+        ) as buffer:
             descriptor = blob.descriptor if isinstance(blob, Blob) else None
-            sending = BlobUpload(self._sessions, blob, feed)
-            opened = self._open_states.pop(descriptor.digest, None) if descriptor is not None else None
-            sending.run(opened or UploadState(self._sessions, self._records, descriptor))
-        return sending.resumed_size
+            upload = BlobUpload(self._sessions, blob, buffer)
+            state = self._open_states.pop(descriptor.digest, None) if descriptor is not None else None
+            upload.run(state or UploadState(self._sessions, self._records, descriptor))
+        return upload.resumed_size
 
     def upload_part(self, descriptor: Descriptor, offset: int, part: Blob) -> int:
-        """Send the part of a blob that begins at `offset`; give how many bytes of it the registry has then.
+        """Upload the part of a blob that begins at `offset`; return how many bytes of the blob the registry has.
 
         Raises:
             NetworkError, AuthenticationError: the registry failed or refused.
-            OcistreamError: whatever the part's own chunks raise.
+            OcistreamError: an error of the part's own chunks.
         """
-        # Hardly any blob comes in parts.
+        # Imported late: blobs in parts are rare.
         from ocistream.registry.upload import upload_part
 
         return upload_part(self._sessions, self._take_state(descriptor), descriptor, offset, part)
 
     def stored_size(self, descriptor: Descriptor) -> int:
-        """Ask how many bytes the registry has of an upload that earlier runs have begun.
+        """Return how many bytes the registry has of an upload that earlier runs began.
 
         Raises:
             NetworkError, AuthenticationError: the registry failed or refused.
@@ -131,9 +130,10 @@ class Uploader:
         return find_stored_size(self._sessions, self._take_state(descriptor))
 
     def partial_size(self, digest: str) -> int:
-        """Ask how many bytes of a blob are there of an upload that can be gone on with; 0 where that is not sure.
+        """Return how many bytes of a blob an unfinished upload has; 0 if that is not certain.
 
-        Only what can be known without its size: nothing is opened, deleted or forgotten.
+        The size of the blob is not needed, because a list of digests has no sizes. Nothing is opened, deleted or
+        removed.
         """
         repository, sessions = self._sessions.repository, self._sessions
         record = self._records.find(repository.endpoint.registry, repository.name, digest)
@@ -151,76 +151,76 @@ class Uploader:
 
     def _take_state(self, descriptor: Descriptor) -> UploadState:
         with self._lock:
-            opened = self._open_states.pop(descriptor.digest, None)
-        return opened or UploadState(self._sessions, self._records, descriptor)
+            state = self._open_states.pop(descriptor.digest, None)
+        return state or UploadState(self._sessions, self._records, descriptor)
 
     def delete_abandoned_sessions(self, digests: Collection[str]) -> None:
-        """Delete what earlier runs have left of uploads of these blobs: all of them are there, whichever way."""
+        """Delete sessions that earlier runs left of these blobs: all blobs now exist in the repository."""
         with contextlib.suppress(OcistreamError):
             delete_abandoned_sessions(self._sessions, self._records, digests)
 
     def close(self, deadline: float = math.inf) -> None:
-        """Delete the sessions that were opened in place of mounts and not used since, until `deadline` (`monotonic`).
+        """Delete unused sessions that were opened instead of mounts, until `deadline` (`time.monotonic`).
 
-        What is left then, or where the registry does not answer, the next run will see to.
+        The next run deletes those that are left.
         """
         with self._lock:
             unused = list(self._open_states.values())
             self._open_states.clear()
-        # The first that fails ends it: many time-outs are not worth waiting for.
+        # Stop at the first failure, to avoid waiting for many time-outs.
         with contextlib.suppress(OcistreamError):
-            for ongoing in unused:
+            for state in unused:
                 if monotonic() >= deadline:
                     break
-                ongoing.delete()
-        for ongoing in unused:
-            ongoing.release()
+                state.delete()
+        for state in unused:
+            state.release()
 
     def _mount(self, descriptor: Descriptor, source: str) -> bool | None:
-        """Say whether a blob was mounted; None where the registry refused to talk about it."""
+        """Mount a blob; return whether that succeeded, or None if the registry refused the request."""
         try:
-            there, session = self._sessions.mount(descriptor.digest, source)
+            is_mounted, session = self._sessions.mount(descriptor.digest, source)
         except _MOUNT_REFUSALS:
             return None
         self._keep_session(descriptor, session)
-        return there
+        return is_mounted
 
     def _mount_if_stored(self, descriptor: Descriptor, source: str) -> bool | None:
         try:
-            there = self._sessions.has_blob_in(descriptor, source)
+            is_stored = self._sessions.has_blob_in(descriptor, source)
         except _MOUNT_REFUSALS:
             return None
-        return self._mount(descriptor, source) if there else False
+        return self._mount(descriptor, source) if is_stored else False
 
     def _keep_session(self, descriptor: Descriptor, session: UploadSession | None) -> None:
-        """Keep a session for the upload, or none where the blob is there; the one it replaces is deleted.
+        """Keep a session for the upload, or none if the blob exists; delete the session that it replaces.
 
-        What an earlier run has come to is worth more than a session that has just been opened.
+        A session of an earlier run takes precedence over one that was just opened.
         """
         with self._lock:
-            before = self._open_states.pop(descriptor.digest, None)
+            old_state = self._open_states.pop(descriptor.digest, None)
         if session is None:
-            if before is not None:
-                before.try_delete()
+            if old_state is not None:
+                old_state.try_delete()
             return
-        ongoing = before or UploadState(self._sessions, self._records, descriptor)
-        if ongoing.is_from_earlier_run:
+        state = old_state or UploadState(self._sessions, self._records, descriptor)
+        if state.is_from_earlier_run:
             self._sessions.try_delete(session)
         else:
-            ongoing.replace(session)
+            state.replace(session)
         with self._lock:
-            self._open_states[descriptor.digest] = ongoing
+            self._open_states[descriptor.digest] = state
 
     def _miss_count(self, source: str) -> int:
         return self._misses.get(source, 0)
 
-    def _record_mount(self, source: str, there: bool | None) -> None:
+    def _record_mount(self, source: str, is_mounted: bool | None) -> None:
         with self._lock:
             self._misses[source] = misses = (
-                0 if there else _MAX_MISSES if there is None else self._miss_count(source) + 1
+                0 if is_mounted else _MAX_MISSES if is_mounted is None else self._miss_count(source) + 1
             )
         name = f"{self._sessions.repository.endpoint.registry}/{source}"
-        if there is None:
+        if is_mounted is None:
             notify(f"the registry refuses to mount blobs from {printable(name)}: they are uploaded", level=1)
         elif misses == _MAX_MISSES:
             notify(f"no more blobs are mounted from {printable(name)}: it had none of the last {misses}", level=1)

@@ -40,23 +40,23 @@ if TYPE_CHECKING:
 
 __all__ = ["RemoteCommand", "check_shell_safe", "split_command"]
 
-#: A word that means itself to every shell: nothing to be expanded, joined or cut, and no option.
+#: A word that no shell changes, expands or splits, and that is not an unexpected option.
 _SHELL_SAFE = re.compile(r"(?:[A-Za-z0-9_/.][A-Za-z0-9_./:@=+,-]*|-{0,2}(?:[a-z][a-z-]*)?)\Z")
-#: Seconds that the far side is given to clear up when it gets no more, and then to end when it is asked to.
+#: Seconds for the remote command to clean up after its stdin is closed, and then to end after each signal.
 _STOP_TIMEOUT: Final = 10.0
 _KILL_TIMEOUT: Final = 3.0
-#: No pipe holds more bytes: 16 pages, of 64 KiB at most. When more has been written, the far side reads.
+#: No pipe buffers more bytes: 16 pages of at most 64 KiB. After more were written, the remote side is reading.
 _LARGEST_PIPE: Final = 1 << 20
-#: Seconds that are waited for the ends of the streams of a command that has ended: ssh may leave somebody behind who
-#: holds them (ControlPersist).
+#: Seconds to wait for the end of the streams after the command ended: ssh may leave a process that keeps them open
+#: (ControlPersist).
 _STREAM_END_TIMEOUT: Final = 2.0
-#: How shells, and what starts programs, say that there is no such program, or that it is none.
+#: Exit codes of shells and of program starters if a program does not exist or cannot be executed.
 _NO_PROGRAM: Final = frozenset({126, 127})
-#: How containers' runtimes say it, whatever the exit code of what asked them.
+#: The message of container runtimes for the same; the exit code of docker or kubectl then varies.
 _NO_EXECUTABLE: Final = "executable file not found"
-#: How ssh says that it did not come through.
+#: The exit code of ssh if the connection failed.
 _NO_CONNECTION: Final = 255
-#: How it ends whose stdout was closed.
+#: Exit codes of a command whose stdout was closed.
 _OUTPUT_CLOSED: Final = frozenset({141, -int(signal.SIGPIPE)})
 _ERRORS_BY_EXIT_CODE: Final = {
     2: UsageError,
@@ -68,7 +68,7 @@ _ERRORS_BY_EXIT_CODE: Final = {
     8: UnsupportedError,
     9: LocalDiskError,
 }
-#: Characters of what it says that are shown in an error.
+#: Characters of a remote message that are shown in an error.
 _MAX_SHOWN: Final = 4096
 _RESUME_HINT: Final = "the same command goes on: what has arrived is not sent again, where it can be gone on with there"
 
@@ -76,15 +76,15 @@ _T = TypeVar("_T")
 
 
 def split_command(text: str) -> list[str]:
-    """Take a command apart as a shell would.
+    """Split a command line into words as a shell does.
 
     Raises:
-        UsageError: it is empty, or a quote has no end.
+        UsageError: the line is empty, or a quote is not closed.
     """
     try:
         words = shlex.split(text)
     except ValueError as error:
-        # It is not shown: people write passwords into commands.
+        # Do not show the command: it may contain a password.
         msg = f"--via is no command: {error}"
         raise UsageError(msg) from error
     if not words or not words[0]:
@@ -94,10 +94,13 @@ def split_command(text: str) -> list[str]:
 
 
 def check_shell_safe(word: str) -> str:
-    """Make sure that a word means itself to whatever shells there are on the way.
+    """Return the word if no shell on the way to the remote side can change its meaning.
+
+    ocistream runs no shell, but ssh passes the words to one. It is not known how many shells follow, so words are never
+    quoted, and unsafe words are refused before anything is run. Long data (digests) goes over stdin.
 
     Raises:
-        UsageError: it does not.
+        UsageError: a shell might change the word.
     """
     if _SHELL_SAFE.match(word) is None:
         msg = f"{printable(word)!r} cannot be said to the far side: a shell there might take it for something else"
@@ -106,21 +109,24 @@ def check_shell_safe(word: str) -> str:
 
 
 class RemoteCommand:
-    """A run of the far side. Its stderr is listened to; who has it writes to its `stdin` and reads its stdout."""
+    """One run of the remote command. The caller writes to its stdin and reads its stdout.
+
+    `on_message` receives each stderr line from another thread: a JSON object of the remote ocistream, or a printable
+    line of the command itself. Error objects are raised instead. `ended` is set when the command has ended.
+
+    The remote ocistream sends all its messages and errors as JSON, with exit codes, because ssh, docker and kubectl
+    have exit codes and messages of their own. There is no time-out: a remote registry may be retried for minutes
+    without output. Users who want one set ssh's `ServerAliveInterval`.
+    """
 
     def __init__(self, on_message: Callable[[Mapping[str, Any] | str], None], ended: threading.Event) -> None:
-        """Run nothing yet: whoever is to `abandon` it has it before there is something to abandon.
-
-        `hear` gets what is said on stderr, from another thread: an object of the far ocistream's, or a line of somebody
-        else's, printable. Errors are not given to it: those are raised here. `ended` is an event of its own, by which
-        the end is waited for.
-        """
+        """Take the receivers. Run nothing yet: a signal handler must be able to stop the command from its start."""
         self._is_started = False
         self._on_message = on_message
         self._ended = ended
         self._is_stopped = False
         self._error: Mapping[str, Any] | None = None
-        #: What somebody else than an ocistream has said last. It is held back, for it may be why all of it has failed.
+        #: The last stderr line that is not JSON. It is not reported yet, as it may be the reason of the failure.
         self._last_line = ""
         self._output = b""
         self._has_answered = False
@@ -128,14 +134,14 @@ class RemoteCommand:
 
     @property
     def is_connecting(self) -> bool:
-        """Say whether the command runs and no far side has shown itself: ssh may be asking for a password now."""
+        """Whether the command runs and no remote ocistream has answered: ssh may be asking for a password."""
         return self._is_started and not self._has_answered and not self._ended.is_set()
 
     def start(self, command: Sequence[str]) -> None:
-        """Run it, by a command line.
+        """Run a command line.
 
         Raises:
-            NotFoundError, LocalDiskError: there is no such command, or it cannot be run.
+            NotFoundError, LocalDiskError: the command does not exist, or cannot be run.
         """
         self._name = printable(command[0])
         failures: list[OSError] = []
@@ -146,7 +152,7 @@ class RemoteCommand:
             except OSError as error:
                 failures.append(error)
 
-        # In another thread, where no signal's exception comes out between the process and its name here.
+        # In another thread: a signal's exception in this one could lose the process that was just started.
         self._start_thread(run).join()
         if failures:
             error = failures[0]
@@ -159,7 +165,7 @@ class RemoteCommand:
     def _run(self, line: Sequence[str]) -> None:
         process = subprocess.Popen(line, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=PIPE)
         self._process = process
-        # They are pipes, and not buffered.
+        # Pipes without a buffer are FileIO objects.
         self._stdin = cast("FileIO", process.stdin)
         self._stdout = cast("FileIO", process.stdout)
         self._stderr = cast("FileIO", process.stderr)
@@ -167,37 +173,39 @@ class RemoteCommand:
         threading.Thread(target=self._wait, daemon=True).start()
         self._is_started = True
 
-    # -- what it is used for -----------------------------------------------------------------------------
+    # -- operations --------------------------------------------------------------------------------------
 
     def query(self, query: Iterable[bytes], read: Callable[[IO[bytes]], _T]) -> _T:
-        """Write a question, read the answer, and wait for the end.
+        """Write a query, read the answer with `read`, and wait for the end.
 
         Raises:
-            OcistreamError: the far side failed, or `read` raised.
+            OcistreamError: the remote side failed, or `read` raised.
         """
         self._start_thread(lambda: self._write_all(query))
         try:
-            with BufferedReader(self._stdout) as answer:
-                found = read(answer)
+            with BufferedReader(self._stdout) as output:
+                result = read(output)
                 self._has_answered = True
         except OcistreamError:
-            # Its own failure is the reason, if it has failed; but not of being heard no longer.
+            # A remote failure is the reason, unless it only reports that its stdout was closed.
             if self._wait_exit_code() not in {0, *_OUTPUT_CLOSED}:
                 raise self._build_error() from None
             raise
         if self._wait_exit_code():
             raise self._build_error()
-        return found
+        return result
 
     def start_reading(self) -> None:
-        """Begin to read what it prints, which `results` gives at the end."""
+        """Start to read stdout; `finish` returns its lines."""
         self._threads.append(self._start_thread(self._read_output))
 
     def write(self, chunk: bytes | memoryview) -> None:
-        """Write all of a chunk to its stdin.
+        """Write a complete chunk to stdin.
+
+        If the remote side fails, its stdin closes; the error is its own reason, not the broken pipe.
 
         Raises:
-            OcistreamError: it does not listen any more: whatever it failed of.
+            OcistreamError: the remote side failed, or no longer reads.
         """
         try:
             files.write_all(self._stdin, chunk)
@@ -213,10 +221,10 @@ class RemoteCommand:
             raise NetworkError(msg, hint=_RESUME_HINT) from None
 
     def finish(self) -> list[str]:
-        """Say that there is nothing more to come, wait for the end, and give the lines that were printed.
+        """Close stdin, wait for the end, and return the lines of stdout.
 
         Raises:
-            OcistreamError: it failed.
+            OcistreamError: the remote side failed.
         """
         self._close_stdin()
         if self._wait_exit_code():
@@ -224,20 +232,24 @@ class RemoteCommand:
         return self._output.decode(errors="replace").splitlines()
 
     def stop(self, *, immediately: bool = False) -> None:
-        """End it: it gets no more, nothing that it says is listened to, and it is killed if it does not end."""
+        """Stop the command: close stdin, ignore further messages, and kill the command if it does not end.
+
+        If the source fails, the remote side so gets an incomplete archive, and refuses it. Its complaint would only
+        repeat the failure, and is not shown.
+        """
         if not self._is_started:
             return
         self._is_stopped = True
         self._close_stdin()
         if not immediately and self._ended.wait(_STOP_TIMEOUT):
             return
-        for end in (self._process.terminate, self._process.kill):
+        for send_signal in (self._process.terminate, self._process.kill):
             if self._process.returncode is None:
-                end()
+                send_signal()
             if self._ended.wait(_KILL_TIMEOUT):
                 return
 
-    # -- its streams -------------------------------------------------------------------------------------
+    # -- streams -----------------------------------------------------------------------------------------
 
     @staticmethod
     def _start_thread(work: Callable[[], None]) -> threading.Thread:
@@ -259,7 +271,7 @@ class RemoteCommand:
         return self._process.returncode
 
     def _write_all(self, query: Iterable[bytes]) -> None:
-        # It may not listen, or be given up meanwhile: why is seen by what becomes of it.
+        # The command may have ended; its exit code gives the reason.
         with contextlib.suppress(OSError, ValueError):
             for chunk in query:
                 files.write_all(self._stdin, chunk)
@@ -281,46 +293,46 @@ class RemoteCommand:
                     self._handle_line(line)
 
     def _handle_line(self, line: bytes) -> None:
-        found = _parse_message(line)
-        self._has_answered = self._has_answered or found is not None
-        text = "" if found is not None else printable(line.decode(errors="replace").strip(), limits.MAX_REMOTE_LINE)
-        if self._last_line and (text or found):
+        message = _parse_message(line)
+        self._has_answered = self._has_answered or message is not None
+        text = "" if message is not None else printable(line.decode(errors="replace").strip(), limits.MAX_REMOTE_LINE)
+        if self._last_line and (text or message):
             self._on_message(self._last_line)
-        self._last_line = text or self._last_line if found is None else ""
-        if found is not None and found.get("level") == "error":
-            self._error = found
-        elif found is not None:
-            self._on_message(found)
+        self._last_line = text or self._last_line if message is None else ""
+        if message is not None and message.get("level") == "error":
+            self._error = message
+        elif message is not None:
+            self._on_message(message)
 
-    # -- how it failed -----------------------------------------------------------------------------------
+    # -- errors ------------------------------------------------------------------------------------------
 
     def _build_error(self) -> OcistreamError:
-        """Say why it ended as it did: in its own words where there are any."""
+        """Build the error of a failed command: from its own JSON error if there is one."""
         code, error = self._process.returncode, self._error
         if error is not None and _message_text(error, "message"):
             return _convert_error(error, code)
-        said = f": {printable(self._last_line, _MAX_SHOWN)}" if self._last_line else ""
+        detail = f": {printable(self._last_line, _MAX_SHOWN)}" if self._last_line else ""
         if code in _NO_PROGRAM or _NO_EXECUTABLE in self._last_line:
-            msg = f"there is no ocistream on the far side{said}"
+            msg = f"there is no ocistream on the far side{detail}"
             hint = "install it there, or say with --via-program where it is, such as --via-program /opt/bin/ocistream"
             return NotFoundError(msg, hint=hint)
         if code == _NO_CONNECTION:
-            return NetworkError(f"{self._name} did not get through, or was cut off{said}", hint=_RESUME_HINT)
+            return NetworkError(f"{self._name} did not get through, or was cut off{detail}", hint=_RESUME_HINT)
         if code < 0:
-            return NetworkError(f"{self._name} was ended by signal {-code}{said}", hint=_RESUME_HINT)
+            return NetworkError(f"{self._name} was ended by signal {-code}{detail}", hint=_RESUME_HINT)
         hint = "see that it runs what is appended to it: `ocistream --version`, say"
-        return NetworkError(f"{self._name} failed (exit status {code}){said}", hint=hint)
+        return NetworkError(f"{self._name} failed (exit status {code}){detail}", hint=hint)
 
 
 def _parse_message(line: bytes) -> dict[str, Any] | None:
-    """Give the object that a line is, or None."""
+    """Return the JSON object in a line, or None."""
     if not line.startswith(b"{"):
         return None
     try:
-        found = json.loads(line)
+        message = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return message if isinstance(message, dict) else None
 
 
 def _message_text(error: Mapping[str, Any], key: str) -> str:
@@ -329,11 +341,11 @@ def _message_text(error: Mapping[str, Any], key: str) -> str:
 
 
 def _convert_error(error: Mapping[str, Any], code: int) -> OcistreamError:
-    """Make an error of ours of one that the far side has reported, with its exit code."""
+    """Convert an error that the remote ocistream reported to an exception of the same kind."""
     message, hint = _message_text(error, "message"), _message_text(error, "hint") or None
-    # What runs it may have exit codes of its own.
-    said = error.get("exit_code")
-    code = said if isinstance(said, int) and said in _ERRORS_BY_EXIT_CODE else code
+    # ssh, docker and kubectl may replace the exit code, so the code in the message takes precedence.
+    reported_code = error.get("exit_code")
+    code = reported_code if isinstance(reported_code, int) and reported_code in _ERRORS_BY_EXIT_CODE else code
     if code == UsageError.exit_code and message.startswith(("No such command", "No such option")):
         msg = f"the ocistream on the far side does not know what it is asked ({message})"
         return UnsupportedError(msg, hint="have the same version on both sides")
@@ -343,5 +355,5 @@ def _convert_error(error: Mapping[str, Any], code: int) -> OcistreamError:
         hint = "it has lost them since it said that it has them: the same command asks again"
     if error.get("kind") == PartialBlobLostError.kind:
         return PartialBlobLostError(f"the far side failed: {message}", hint=hint)
-    kind = _ERRORS_BY_EXIT_CODE.get(code, NetworkError if code >= 128 or code < 0 else OcistreamError)
-    return kind(f"the far side failed: {message}", hint=hint)
+    error_class = _ERRORS_BY_EXIT_CODE.get(code, NetworkError if code >= 128 or code < 0 else OcistreamError)
+    return error_class(f"the far side failed: {message}", hint=hint)

@@ -28,24 +28,25 @@ _REACHED: Final = "# reached "
 _DIGESTS: Final = "# digests "
 _COUNT = re.compile(r"[0-9]{1,9}\Z")
 _OFFSET = re.compile(r"[1-9][0-9]{0,17}\Z")
-#: How files begin that are no text of one byte a character, and what is to be said of them.
+#: First bytes of files that are not text with one byte a character, and the message for each.
 _FOREIGN_FORMATS: Final = {
     b"\x1f\x8b": "it is compressed by gzip: unpack it",
     b"\x28\xb5\x2f\xfd": "it is compressed by zstd: unpack it",
     b"\xff\xfe": "it is UTF-16, as a > of PowerShell's makes it: write it as ASCII",
     b"\xfe\xff": "it is UTF-16: write it as ASCII",
 }
-#: What some editors put before UTF-8; it says nothing.
+#: Some editors write this before UTF-8 text; it has no meaning.
 _UTF8_BOM: Final = b"\xef\xbb\xbf"
 _HINT: Final = "a list has one digest a line, as `ocistream have` prints it"
 
 
 @dataclass(frozen=True, slots=True)
 class HaveListMatch:
-    """What of the wanted is in a list: its digests, and what its headers say.
+    """The wanted digests that a list contains, and its headers.
 
-    `origins` are the ends that it is of and `writers` the versions of ocistream that wrote it, each once and in order,
-    up to `limits.MAX_HAVE_HEADERS` of them, empty where it was made by hand. `total` counts all digests in it.
+    `origins` are the locations listed and `writers` the versions of ocistream that wrote the list. Both are in order,
+    without duplicates, at most `limits.MAX_HAVE_HEADERS`, and empty for a list made by hand. `total` counts all digests
+    of the list.
     """
 
     digests: set[str]
@@ -57,9 +58,11 @@ class HaveListMatch:
 def format_have_list(
     origins: Sequence[str], digests: Collection[str], *, version: str, partial_blobs: Mapping[str, int] | None = None
 ) -> Iterator[str]:
-    """Write a list, as lines with their ends; the digests in order.
+    """Yield the lines of a list, each with its newline; the digests are sorted.
 
-    `by` is the version that writes it, and `reached` how many bytes are there of blobs that can be gone on with.
+    `version` is the ocistream version that writes the list. `partial_blobs` has the bytes that exist of unfinished
+    blobs; they are headers, which older readers ignore. The number of digests comes first, so that a reader notices a
+    truncated list.
     """
     yield f"{_FORMAT}{_VERSION}\n"
     for origin in origins:
@@ -73,48 +76,52 @@ def format_have_list(
 
 
 def read_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Give the lines of a file, none of them longer than it takes to see that it is too long."""
+    """Yield the lines of a file; each is cut one byte above the limit, so that the reader notices."""
     while line := file.readline(limits.MAX_HAVE_LINE + 1):
         yield line
 
 
-def match_have_list(lines: Iterable[bytes], wanted: Collection[str], what: str) -> HaveListMatch:
-    """Read a list, and give what of the wanted is in it. Memory does not grow with the list.
+def match_have_list(lines: Iterable[bytes], wanted: Collection[str], label: str) -> HaveListMatch:
+    """Return the wanted digests that a list contains. Memory does not grow with the list.
 
-    `what` names it in errors. `lines` are with or without their ends, of whatever length.
+    `label` names the list in errors. `lines` may have any length, and may end in a newline.
 
     Raises:
-        ArchiveError: it is no list, or not all of one.
-        UnsupportedError: it has a format that is not known yet, or too many lines.
+        ArchiveError: this is not a list, or it is truncated.
+        UnsupportedError: the list has an unknown format, or too many lines.
     """
-    read = HaveListReader(lines, what)
-    digests = {digest for digest in read if digest in wanted}
-    return HaveListMatch(digests, tuple(read.origins), tuple(read.writers), read.total)
+    reader = HaveListReader(lines, label)
+    digests = {digest for digest in reader if digest in wanted}
+    return HaveListMatch(digests, tuple(reader.origins), tuple(reader.writers), reader.total)
 
 
 class HaveListReader:
-    """A list that is read once, as its digests, each as often as it stands there; the headers are known at its end."""
+    """Read a list once. Iterate to get its digests, with duplicates; the headers are complete at the end.
 
-    def __init__(self, lines: Iterable[bytes], what: str) -> None:
-        """Take the lines, of which none is looked at yet; `what` names the list in errors."""
+    Unknown headers are ignored, because later versions may add some; another format number is refused. A list without a
+    number of digests counts as complete, because people make such lists with jq.
+    """
+
+    def __init__(self, lines: Iterable[bytes], label: str) -> None:
+        """Take the lines, without reading them; `label` names the list in errors."""
         self._lines = lines
-        self._what = what
-        #: In the place of sets, since they are in order.
+        self._what = label
+        #: Dictionaries used as ordered sets.
         self.origins: dict[str, None] = {}
         self.writers: dict[str, None] = {}
         self.total = 0
-        #: Of which blobs how many bytes are there.
+        #: Digest of an unfinished blob -> bytes that exist.
         self.partial_blobs: dict[str, int] = {}
-        #: How many lists are joined in it, by their first lines and by their counts; how many digests these promise.
+        #: Number of joined lists by their format lines and by their counts, and the sum of the counts.
         self._list_count = 0
         self._total_count = 0
         self._expected_digests = 0
 
     def __iter__(self) -> Iterator[str]:
-        """Read all of it.
+        """Yield all digests.
 
         Raises:
-            ArchiveError, UnsupportedError: as `found_in`.
+            ArchiveError, UnsupportedError: as for `match_have_list`.
         """
         for number, line in enumerate(self._lines, 1):
             if number > limits.MAX_HAVE_LINES:
@@ -134,17 +141,17 @@ class HaveListReader:
 
     def _decode_line(self, line: bytes, number: int) -> str:
         if number == 1:
-            for beginning, why in _FOREIGN_FORMATS.items():
-                if line.startswith(beginning):
-                    msg = f"{self._what} is no list of digests: {why}"
+            for magic, reason in _FOREIGN_FORMATS.items():
+                if line.startswith(magic):
+                    msg = f"{self._what} is no list of digests: {reason}"
                     raise ArchiveError(msg, hint=_HINT)
         if len(line) > limits.MAX_HAVE_LINE:
             raise self._malformed_error(number, f"it has more than {limits.MAX_HAVE_LINE} bytes")
-        # Names of origins may be anything; a digest is ASCII, and replaced is none.
+        # An origin may have any bytes. A digest is ASCII: one with replaced characters is not valid.
         return line.removeprefix(_UTF8_BOM).decode(errors="replace").strip(" \t\r\n")
 
     def _parse_header(self, text: str, number: int) -> None:
-        """Take a line that is no digest; what is not known is passed over: later versions may say more."""
+        """Parse a line that begins with `#`, and ignore unknown headers."""
         if text.startswith(_FORMAT):
             version = text.removeprefix(_FORMAT)
             if version != _VERSION:
@@ -158,14 +165,14 @@ class HaveListReader:
             self._total_count += 1
             self._expected_digests += int(count)
         elif text.startswith(_REACHED):
-            # It only spares something: what makes no sense is passed over.
+            # A malformed value is ignored: this header only saves bytes.
             digest, _, offset = text.removeprefix(_REACHED).partition(" ")
             if is_digest(digest) and _OFFSET.match(offset) and len(self.partial_blobs) < limits.MAX_RESUMABLE_BLOBS:
                 self.partial_blobs[digest] = int(offset)
         else:
-            for prefix, known in ((_ORIGIN, self.origins), (_BY, self.writers)):
-                if text.startswith(prefix) and len(known) < limits.MAX_HAVE_HEADERS:
-                    known[printable(text.removeprefix(prefix), len(text))] = None
+            for prefix, values in ((_ORIGIN, self.origins), (_BY, self.writers)):
+                if text.startswith(prefix) and len(values) < limits.MAX_HAVE_HEADERS:
+                    values[printable(text.removeprefix(prefix), len(text))] = None
 
     def _check_complete(self) -> None:
         if self.total < self._expected_digests:
@@ -184,8 +191,8 @@ class HaveListReader:
 
 
 def _is_truncated_digest(text: str) -> bool:
-    """Say whether a line could be the beginning of a digest."""
+    """Return whether a line could be the beginning of a digest."""
     algorithm, colon, encoded = text.partition(":")
     if colon:
         return len(encoded) < DIGEST_HEX_LENGTHS.get(algorithm, 0) and set(encoded) <= set(hexdigits.lower())
-    return any(known.startswith(text) for known in DIGEST_HEX_LENGTHS)
+    return any(name.startswith(text) for name in DIGEST_HEX_LENGTHS)

@@ -30,41 +30,45 @@ if TYPE_CHECKING:
 
 __all__ = ["StoredBlobs", "open_stored_blobs"]
 
-#: Tags of a repository that are looked at together: what they share is asked for once, and their manifests are held.
+#: Tags that are read together: shared blobs are checked once, and the manifests stay in memory.
 _MAX_TAGS_AT_ONCE: Final = 32
-#: Of images with so many blobs together, one is looked at at a time.
+#: If a group of tags has this many blobs, the next tags are read one at a time.
 _MANY_BLOBS: Final = 2000
 
 
 class StoredBlobs(Protocol):
-    """What an end holds. Nothing is asked or opened before one of these is called, and each may be called once."""
+    """The blobs that a location has. Nothing is opened before a method is called; call each at most once.
+
+    Only certain blobs are returned: a missing one is only sent again. A registry is asked for each blob, and its
+    mirrors are not. A list is no proof: the receiver of the blobs verifies what it is pushed.
+    """
 
     @property
     def origin(self) -> str:
-        """How it is written and shown: `registry.local/app`, `registry.local/app:v1`, `oci:DIR`, `FILE`."""
+        """The location as it is written and shown: `registry.local/app`, `registry.local/app:v1`, `oci:DIR`, `FILE`."""
 
     def list_digests(self) -> set[str]:
-        """Give the digests of all that is there, blobs and manifests.
+        """Return the digests of all stored blobs and manifests.
 
         Raises:
-            NotFoundError: there is no such end.
-            OcistreamError: it cannot be read.
+            NotFoundError: the location does not exist.
+            OcistreamError: the location cannot be read.
         """
 
     def find_stored(self, blobs: Sequence[Descriptor]) -> set[str]:
-        """Give the digests of those that are there. One of another size is not, unless that is `UNKNOWN_SIZE`.
+        """Return the digests of those blobs that are stored. The size must match, unless it is `UNKNOWN_SIZE`.
 
-        A repository or a layout that is not there holds none of them.
+        A repository or a layout that does not exist has none of them: this is the first question before a push to it.
 
         Raises:
-            NotFoundError: there is no such image, or no such archive.
-            OcistreamError: it cannot be read.
+            NotFoundError: the image or the archive does not exist.
+            OcistreamError: the location cannot be read.
         """
 
     def find_partial_blobs(self, digests: Sequence[str]) -> Mapping[str, int]:
-        """Say of which of these blobs, which are not there, interrupted runs of this user have left how many bytes.
+        """Return how many bytes interrupted runs of this user left of these blobs, which are not stored, by digest.
 
-        Only what another run can go on with counts, and what is worth it. What is not certain is left out.
+        Only blobs that another run can resume are returned, if that is certain and saves enough.
         """
 
 
@@ -77,25 +81,25 @@ def open_stored_blobs(
     records: UploadRecords | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> StoredBlobs:
-    """Give what an end holds, be it a repository or an image there, a layout, an archive or a pipe.
+    """Return the stored blobs of a repository, an image in it, a layout, an archive or a pipe.
 
-    `early` is where a pipe leaves what comes before its index. If somebody writes there next, a registry is asked with
-    that right, and `records` is where uploads are remembered; what is in the repositories `around.mount_from` counts as
-    there to `among`. `tell` is told what was left out.
+    `early_blobs` receives blobs of a pipe that come before its index. With `records`, which stores unfinished uploads,
+    a registry is asked with push rights, because a push follows. Blobs of the repositories in `context.mount_from`
+    count for `find_stored`. `warn` receives what is not listed.
     """
     if location.reference is not None:
-        asking = _RepositoryQuery(context, location.reference, early_blobs, records)
-        return _RepositoryBlobs(asking, warn) if location.is_repository else _ImageBlobs(asking)
-    kind = (
+        query = _RepositoryQuery(context, location.reference, early_blobs, records)
+        return _RepositoryBlobs(query, warn) if location.is_repository else _ImageBlobs(query)
+    blobs_class = (
         _LayoutBlobs
         if location.kind == "oci" or (location.kind == "path" and is_directory(location))
         else _ArchiveBlobs
     )
-    return kind(location, context, selection or Selection(), early_blobs)
+    return blobs_class(location, context, selection or Selection(), early_blobs)
 
 
 class _RepositoryQuery:
-    """One repository of a registry, asked for what it has: the registry itself, and no mirror of it."""
+    """Requests to one repository of a registry, never to its mirrors."""
 
     def __init__(
         self, context: OpenContext, reference: Reference, early_blobs: EarlyBlobs, records: UploadRecords | None
@@ -107,39 +111,39 @@ class _RepositoryQuery:
         self._is_for_push = records is not None
 
     def list_tags(self) -> tuple[Sequence[str], str | None]:
-        """List the tags, and say why they are not all, if so."""
+        """Return the tags, and why they are not complete, or None."""
         from ocistream.registry.tags import list_tags
 
-        listed = list_tags(self._repository(self.reference.repository))
-        return listed.tags, listed.incomplete_reason
+        tag_list = list_tags(self._repository(self.reference.repository))
+        return tag_list.tags, tag_list.incomplete_reason
 
     def build_graph(self, references: Sequence[Reference]) -> Graph:
-        """Get the manifests of images, and of what hangs on them."""
+        """Return the graph of images and of their referrers."""
         from ocistream.registry.source import RegistrySource
 
-        transport = self._context.client()
-        return RegistrySource(transport, references, referrers="along", jobs=self._context.jobs).resolve(self._early)
+        client = self._context.client()
+        return RegistrySource(client, references, referrers="along", jobs=self._context.jobs).resolve(self._early)
 
     def find_stored(self, blobs: Iterable[Descriptor], *, include_mountable: bool = False) -> set[str]:
-        """Ask for each blob. What a digest alone was given of may be a manifest as well.
+        """Check each blob. A blob of unknown size may also be a manifest.
 
-        If `shared`, those of the repositories that can be mounted from count as well.
+        With `include_mountable`, blobs of the repositories that can be mounted from count too.
         """
         repositories = [self._repository(self.reference.repository, writes=self._is_for_push)]
         repositories += [self._repository(name) for name in self._context.mount_from if include_mountable]
-        found: set[str] = set()
+        stored: set[str] = set()
         lock = threading.Lock()
 
         def ask(blob: Descriptor) -> None:
             if any(_has_content(repository, blob) for repository in repositories):
                 with lock:
-                    found.add(blob.digest)
+                    stored.add(blob.digest)
 
         run_each(ask, blobs, jobs=self._context.jobs, cancelled=self._context.client().cancelled)
-        return found
+        return stored
 
     def find_partial_blobs(self, digests: Sequence[str]) -> dict[str, int]:
-        """Ask of each of these blobs how much is there of an upload that an earlier run has left."""
+        """Return how many bytes unfinished uploads of earlier runs have of each blob."""
         from ocistream.registry.uploader import Uploader
 
         uploader = Uploader(self._repository(self.reference.repository, writes=True), self._records)
@@ -151,10 +155,10 @@ class _RepositoryQuery:
         return Repository(self._context.client(), self.reference.registry, name, for_push=writes)
 
 
-def _select_resumable(begun: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Leave out what is sent sooner than it is gone on with."""
-    found = ((digest, size) for digest, size in begun if size >= limits.MIN_PARTIAL_SIZE)
-    return dict(itertools.islice(found, limits.MAX_RESUMABLE_BLOBS))
+def _select_resumable(partial_blobs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Return the entries that are large enough to resume, up to a maximum number."""
+    resumable = ((digest, size) for digest, size in partial_blobs if size >= limits.MIN_PARTIAL_SIZE)
+    return dict(itertools.islice(resumable, limits.MAX_RESUMABLE_BLOBS))
 
 
 def _has_content(repository: Repository, blob: Descriptor) -> bool:
@@ -166,32 +170,32 @@ def _has_content(repository: Repository, blob: Descriptor) -> bool:
 class _RepositoryBlobs:
     """A repository of a registry, with all of its tags."""
 
-    def __init__(self, asking: _RepositoryQuery, tell: Callable[[str], None]) -> None:
-        self._query = asking
-        self._warn = tell
-        self.origin = f"{asking.reference.registry}/{asking.reference.repository}"
+    def __init__(self, query: _RepositoryQuery, warn: Callable[[str], None]) -> None:
+        self._query = query
+        self._warn = warn
+        self.origin = f"{query.reference.registry}/{query.reference.repository}"
 
     def list_digests(self) -> set[str]:
-        tags, cut = self._query.list_tags()
-        if cut:
-            self._warn(f"{self.origin} has further tags, which are not looked at: {cut}")
+        tags, incomplete_reason = self._query.list_tags()
+        if incomplete_reason:
+            self._warn(f"{self.origin} has further tags, which are not looked at: {incomplete_reason}")
         references = [replace(self._query.reference, tag=tag) for tag in sorted(tags)]
-        found: set[str] = set()
-        known: set[str] = set()
+        digests: set[str] = set()
+        seen: set[str] = set()
         start, at_once = 0, 1
         while start < len(references):
             needed = 0
             for graph in self._build_graphs(references[start : start + at_once]):
-                found.update(manifest.descriptor.digest for manifest in graph.manifests)
-                new = [blob for blob in graph.blobs if blob.digest not in known]
-                known.update(blob.digest for blob in new)
+                digests.update(manifest.descriptor.digest for manifest in graph.manifests)
+                new = [blob for blob in graph.blobs if blob.digest not in seen]
+                seen.update(blob.digest for blob in new)
                 needed += len(graph.blobs)
-                # The manifests of thousands of blobs are megabytes, and are not needed any more.
+                # Free the manifests: for thousands of blobs they take megabytes.
                 del graph
-                found |= self._query.find_stored(new)
+                digests |= self._query.find_stored(new)
             start += at_once
             at_once = min(2 * at_once, _MAX_TAGS_AT_ONCE) if needed < _MANY_BLOBS else 1
-        return found
+        return digests
 
     def find_stored(self, blobs: Sequence[Descriptor]) -> set[str]:
         return self._query.find_stored(blobs, include_mountable=True)
@@ -200,9 +204,9 @@ class _RepositoryBlobs:
         return self._query.find_partial_blobs(digests)
 
     def _build_graphs(self, references: Sequence[Reference]) -> Iterable[Graph]:
-        """Get what some tags stand for; one by one where that fails, so that a single one does not stand for all.
+        """Yield the graphs of some tags; after a failure one by one, so that a bad tag does not affect the others.
 
-        Of a tag whose manifest is gone, malformed, or older than OCI's and Docker's second format, nothing is listed.
+        A tag is skipped if its manifest is missing, malformed, or older than OCI's and Docker's schema 2.
         """
         try:
             yield self._query.build_graph(references)
@@ -217,9 +221,9 @@ class _RepositoryBlobs:
 class _ImageBlobs:
     """One image of a registry, by tag or digest."""
 
-    def __init__(self, asking: _RepositoryQuery) -> None:
-        self._query = asking
-        self.origin = str(asking.reference)
+    def __init__(self, query: _RepositoryQuery) -> None:
+        self._query = query
+        self.origin = str(query.reference)
 
     def list_digests(self) -> set[str]:
         graph = self._build_graph()
@@ -229,8 +233,8 @@ class _ImageBlobs:
         graph = self._build_graph()
         manifests = {manifest.descriptor.digest for manifest in graph.manifests}
         needed = {blob.digest for blob in graph.blobs}
-        asked = self._query.find_stored([blob for blob in blobs if blob.digest in needed], include_mountable=True)
-        return asked | (manifests & {blob.digest for blob in blobs})
+        stored = self._query.find_stored([blob for blob in blobs if blob.digest in needed], include_mountable=True)
+        return stored | (manifests & {blob.digest for blob in blobs})
 
     def find_partial_blobs(self, digests: Sequence[str]) -> Mapping[str, int]:
         return self._query.find_partial_blobs(digests)
@@ -240,7 +244,7 @@ class _ImageBlobs:
 
 
 class _LayoutBlobs:
-    """A layout directory: what lies there as a regular file under a digest, or as much of that as one image needs."""
+    """A layout directory: its regular blob files, or those that one image needs."""
 
     def __init__(self, location: Location, context: OpenContext, selection: Selection, early_blobs: EarlyBlobs) -> None:
         self._location = location
@@ -252,39 +256,39 @@ class _LayoutBlobs:
     def list_digests(self) -> set[str]:
         from ocistream.layout.directory import LayoutDirectory
 
-        assert self._location.path is not None  # noqa: S101 - parse_end sees to it
+        assert self._location.path is not None  # noqa: S101 - parse_location sets it
         layout = LayoutDirectory(self._location.path)
         source = open_source(self._location, self._context, self._selection)
-        there = {digest for digest in layout.list_blobs() if layout.blob_size(digest) is not None}
-        return there if self._location.name is None else there & _graph_digests(source.resolve(self._early))
+        stored = {digest for digest in layout.list_blobs() if layout.blob_size(digest) is not None}
+        return stored if self._location.name is None else stored & _graph_digests(source.resolve(self._early))
 
     def find_stored(self, blobs: Sequence[Descriptor]) -> set[str]:
         from ocistream.layout.directory import LayoutDirectory
 
-        assert self._location.path is not None  # noqa: S101 - parse_end sees to it
-        # One that was begun has blobs, and no index yet.
+        assert self._location.path is not None  # noqa: S101 - parse_location sets it
+        # An unfinished layout has blobs, but no index yet.
         layout = LayoutDirectory(self._location.path)
-        found: set[str] = set()
+        stored: set[str] = set()
         for blob in blobs:
             size = layout.blob_size(blob.digest)
             if size is not None and _has_size(blob, size) and layout.has_blob(replace(blob, size=size)):
-                found.add(blob.digest)
+                stored.add(blob.digest)
         if self._location.name is None:
-            return found
-        return found & _graph_digests(open_source(self._location, self._context, self._selection).resolve(self._early))
+            return stored
+        return stored & _graph_digests(open_source(self._location, self._context, self._selection).resolve(self._early))
 
     def find_partial_blobs(self, digests: Sequence[str]) -> Mapping[str, int]:
         from ocistream.layout.directory import LayoutDirectory
 
-        assert self._location.path is not None  # noqa: S101 - parse_end sees to it
+        assert self._location.path is not None  # noqa: S101 - parse_location sets it
         layout = LayoutDirectory(self._location.path)
         return _select_resumable((digest, layout.find_partial_size(digest)) for digest in digests)
 
 
 class _ArchiveBlobs:
-    """An archive, in a file or on a pipe: what its headers say is in it, or as much of that as one image needs.
+    """An archive, in a file or on a pipe: the blobs that its tar headers name, or those that one image needs.
 
-    A pipe, and what is compressed, is read to its end.
+    A pipe or a compressed archive is read to its end.
     """
 
     def __init__(self, location: Location, context: OpenContext, selection: Selection, early_blobs: EarlyBlobs) -> None:
@@ -301,7 +305,7 @@ class _ArchiveBlobs:
         sizes = self._read_sizes()
         return {blob.digest for blob in blobs if _has_size(blob, sizes.get(blob.digest))}
 
-    def find_partial_blobs(self, digests: Sequence[str]) -> Mapping[str, int]:  # noqa: ARG002 - nothing is added to an archive
+    def find_partial_blobs(self, digests: Sequence[str]) -> Mapping[str, int]:  # noqa: ARG002 - archives do not resume
         return {}
 
     def _read_sizes(self) -> dict[str, int]:
@@ -315,17 +319,17 @@ class _ArchiveBlobs:
         from ocistream.archive.file_source import ArchiveFileSource
         from ocistream.archive.stream_source import ArchiveStreamSource
 
-        assert isinstance(source, ArchiveFileSource | ArchiveStreamSource)  # noqa: S101 - as the table of kinds has it
-        # Headers would do of a file, but who is told that something is there relies on an archive that can be read.
+        assert isinstance(source, ArchiveFileSource | ArchiveStreamSource)  # noqa: S101 - only archives get here
+        # Resolve a file too, although its headers would suffice: the caller relies on an archive that can be read.
         graph = source.resolve(self._early)
         for _ in source.blobs(()):
             pass
         if source.contents.is_docker_archive:
-            # The manifests of a docker-archive are made when it is read, and its layers may have names of any kind.
+            # ocistream creates the manifests of a docker-archive, and its layers may have any names.
             return {blob.digest: blob.size for blob in graph.blobs}
         needed = _graph_digests(graph)
-        places = source.contents.blobs.items()
-        return {digest: place.size for digest, place in places if self._location.name is None or digest in needed}
+        entries = source.contents.blobs.items()
+        return {digest: entry.size for digest, entry in entries if self._location.name is None or digest in needed}
 
 
 def _graph_digests(graph: Graph) -> set[str]:
