@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ocistream.archive.contents import ArchiveContents
     from ocistream.cli.console import Console
     from ocistream.cli.context import CommandContext
-    from ocistream.cli.omitted_blobs import OmissionRule
+    from ocistream.cli.omission_options import OmissionRule
     from ocistream.layout.index import ImageSelector
     from ocistream.locations import Location
     from ocistream.oci.graph import Graph, Root

@@ -16,9 +16,9 @@ from ocistream import limits, notices
 from ocistream.errors import IntegrityError, NetworkError, PartialBlobLostError, RegistryError, UnsupportedError
 from ocistream.oci.graph import children_of
 from ocistream.oci.referrers import referrer_descriptor
+from ocistream.registry.blob_push import BlobPusher
 from ocistream.registry.referrers import CosignTags
 from ocistream.registry.repository import Repository, is_canonical_digest
-from ocistream.registry.uploader import Uploader
 from ocistream.streams.chunks import compute_digest, read_all, verify_chunks
 from ocistream.transfer.interfaces import Blob
 
@@ -154,7 +154,7 @@ class RegistryDestination:
         self._client = client
         self._target = target
         self._early_target = early_target
-        self._uploaders: dict[str, tuple[Repository, Uploader]] = {}
+        self._pushers: dict[str, tuple[Repository, BlobPusher]] = {}
         self._cosign_tags = CosignTags(target, lambda reference: self._repository(reference)[0])
         #: Digests that an archive omits, and the repositories that its annotation names for them.
         self._omitted: Mapping[str, OmissionReason] = {}
@@ -210,12 +210,12 @@ class RegistryDestination:
     def has_manifest(self, descriptor: Descriptor) -> bool:
         """Return whether every repository that needs the manifest has it."""
         names = self._repositories_needing[descriptor.digest]
-        return all(self._uploaders[name][0].has_manifest(descriptor.digest) for name in names)
+        return all(self._pushers[name][0].has_manifest(descriptor.digest) for name in names)
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob from another repository of the same registry; return whether all repositories have it now."""
         for name in self._repositories_without(descriptor):
-            if not self._uploaders[name][1].mount_from_any(descriptor, self._mount_sources(descriptor, source, name)):
+            if not self._pushers[name][1].mount_from_any(descriptor, self._mount_sources(descriptor, source, name)):
                 return False
             self._blob_exists[name, descriptor.digest] = True
         return True
@@ -223,7 +223,7 @@ class RegistryDestination:
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether a blob could be mounted. The other repositories are asked by HEAD, which opens no session."""
         return all(
-            self._uploaders[name][1].can_mount(descriptor, self._mount_sources(descriptor, source, name))
+            self._pushers[name][1].can_mount(descriptor, self._mount_sources(descriptor, source, name))
             for name in self._repositories_without(descriptor)
         )
 
@@ -236,7 +236,7 @@ class RegistryDestination:
 
         location = source.find_repository(descriptor.digest) if isinstance(source, RegistrySource) else None
         source_name = (
-            (location[1],) if location and location[0] == self._uploaders[target_name][0].endpoint.registry else ()
+            (location[1],) if location and location[0] == self._pushers[target_name][0].endpoint.registry else ()
         )
         reason = self._omitted.get(descriptor.digest)
         omitted_from = reason.repositories if reason else ()
@@ -255,7 +255,7 @@ class RegistryDestination:
             # Another thread may have recompressed a layer to the same blob after `has_blob` returned False.
             return
         first, *other_names = names
-        self._resumed_sizes[blob.descriptor.digest] = self._uploaders[first][1].upload(blob)
+        self._resumed_sizes[blob.descriptor.digest] = self._pushers[first][1].upload(blob)
         self._blob_exists[first, blob.descriptor.digest] = True
         for name in other_names:
             self._mount_or_upload(blob, blob.descriptor, first, name)
@@ -272,14 +272,14 @@ class RegistryDestination:
         names = self._repositories_without(descriptor)
         if len(names) != 1:
             return 0 if names else descriptor.size
-        stored = self._uploaders[names[0]][1].upload_part(descriptor, offset, part)
+        stored = self._pushers[names[0]][1].upload_part(descriptor, offset, part)
         self._blob_exists[names[0], descriptor.digest] = stored == descriptor.size
         return stored
 
     def stored_size(self, descriptor: Descriptor) -> int:
         """Return how many bytes of a blob its unfinished upload has, from earlier parts."""
         names = self._repositories_without(descriptor)
-        return self._uploaders[names[0]][1].stored_size(descriptor) if len(names) == 1 else 0
+        return self._pushers[names[0]][1].stored_size(descriptor) if len(names) == 1 else 0
 
     def write_rest(self, blob: Blob) -> None:
         """Upload the rest of a blob whose beginning an earlier run uploaded; the registry verifies the complete blob.
@@ -315,7 +315,7 @@ class RegistryDestination:
         names = self._repositories_needing.get(blob.replaces.digest) if blob.replaces else None
         first, *other_names = names or [self._early_reference().repository]
         self._repository_named(first)
-        self._uploaders[first][1].upload(blob)
+        self._pushers[first][1].upload(blob)
         descriptor = blob.descriptor()
         self._blob_exists[first, descriptor.digest] = True
         for name in other_names:
@@ -366,17 +366,17 @@ class RegistryDestination:
             reference = self._target(root)
             if reference.tag:
                 self._push_tag(reference, by_digest[root.descriptor.digest])
-        for name, (_, uploader) in self._uploaders.items():
+        for name, (_, pusher) in self._pushers.items():
             # Only sessions of these blobs: other images of the repository may still resume their uploads.
-            uploader.delete_abandoned_sessions(
+            pusher.delete_abandoned_sessions(
                 [digest for digest, names in self._repositories_needing.items() if name in names]
             )
 
     def close(self) -> None:
         """Delete upload sessions that a registry opened instead of a mount and that were not used."""
         deadline = monotonic() + _CLEAN_UP_SECONDS
-        for _, uploader in self._uploaders.values():
-            uploader.close(deadline)
+        for _, pusher in self._pushers.values():
+            pusher.close(deadline)
 
     def _push_manifests(self, graph: Graph, tagged: set[tuple[str, str]]) -> None:
         """Push manifests by digest, except those in `tagged`, and list referrers whose registry does not list them."""
@@ -385,7 +385,7 @@ class RegistryDestination:
             digest = manifest.descriptor.digest
             subject = graph.documents[digest].subject
             for name in self._repositories_needing[digest]:
-                repository, _ = self._uploaders[name]
+                repository, _ = self._pushers[name]
                 if subject is not None:
                     # Push even an existing manifest: only the answer (OCI-Subject) tells whether the registry lists
                     # it. This also repairs a push that ended before the list was written.
@@ -397,7 +397,7 @@ class RegistryDestination:
         for (name, digest), referrers in unlisted.items():
             from ocistream.registry.referrers import RepositoryReferrers
 
-            RepositoryReferrers(self._uploaders[name][0]).add_to_fallback_index(digest, referrers)
+            RepositoryReferrers(self._pushers[name][0]).add_to_fallback_index(digest, referrers)
 
     def _push_tag(
         self, reference: Reference, manifest: Manifest, *, can_replace: Callable[[str], bool] = lambda _: True
@@ -424,12 +424,12 @@ class RegistryDestination:
             repository.push_manifest(tag, manifest)
 
     def _mount_or_upload(self, blob: Blob | NewBlob, descriptor: Descriptor, source: str, name: str) -> None:
-        uploader = self._uploaders[name][1]
-        if not uploader.mount(descriptor, source):
+        pusher = self._pushers[name][1]
+        if not pusher.mount(descriptor, source):
             if not blob.reopenable:
                 msg = f"{descriptor.digest}: {name} needs it too, and it can neither be mounted nor read again"
                 raise NetworkError(msg, hint="push from a file instead of a pipe, or image by image")
-            uploader.upload(blob)
+            pusher.upload(blob)
         self._blob_exists[name, descriptor.digest] = True
 
     def _repositories_without(self, descriptor: Descriptor) -> list[str]:
@@ -461,19 +461,19 @@ class RegistryDestination:
             raise UnsupportedError(msg, hint=f"push from a file instead of a pipe (-i FILE), or push {suggestion}")
         return self._early_target
 
-    def _repository(self, reference: Reference) -> tuple[Repository, Uploader]:
-        if reference.repository not in self._uploaders:
+    def _repository(self, reference: Reference) -> tuple[Repository, BlobPusher]:
+        if reference.repository not in self._pushers:
             repository = Repository(self._client, reference.registry, reference.repository, for_push=True)
-            self._uploaders[reference.repository] = (repository, Uploader(repository, self._records))
+            self._pushers[reference.repository] = (repository, BlobPusher(repository, self._records))
             self._existing_images[reference.repository] = ExistingImages(
                 partial(_has_manifest_by_digest, repository), partial(self._check_blob, repository)
             )
-        return self._uploaders[reference.repository]
+        return self._pushers[reference.repository]
 
     def _repository_named(self, name: str) -> Repository:
-        if name not in self._uploaders:
+        if name not in self._pushers:
             self._repository(self._early_reference())
-        return self._uploaders[name][0]
+        return self._pushers[name][0]
 
 
 def _has_manifest_by_digest(repository: Repository, digest: str) -> bool:

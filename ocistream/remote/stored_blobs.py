@@ -144,10 +144,10 @@ class _RepositoryQuery:
 
     def find_partial_blobs(self, digests: Sequence[str]) -> dict[str, int]:
         """Return how many bytes unfinished uploads of earlier runs have of each blob."""
-        from ocistream.registry.uploader import Uploader
+        from ocistream.registry.blob_push import BlobPusher
 
-        uploader = Uploader(self._repository(self.reference.repository, writes=True), self._records)
-        return _select_resumable((digest, uploader.partial_size(digest)) for digest in digests)
+        pusher = BlobPusher(self._repository(self.reference.repository, writes=True), self._records)
+        return _select_resumable((digest, pusher.partial_size(digest)) for digest in digests)
 
     def _repository(self, name: str, *, writes: bool = False) -> Repository:
         from ocistream.registry.repository import Repository

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.omitted_blobs import build_omission_rule, find_queried_registries, omission_options
+from ocistream.cli.omission_options import build_omission_rule, find_queried_registries, omission_options
 from ocistream.cli.options import (
     cache_option,
     check_split_size,

@@ -15,10 +15,10 @@ from typing import Final
 from ocistream.auth.credentials import Credential
 from ocistream.http.retry import RetryPolicy
 from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
+from ocistream.registry.blob_push import BlobPusher
 from ocistream.registry.referrers import RepositoryReferrers
 from ocistream.registry.repository import Repository
 from ocistream.registry.tags import list_tags
-from ocistream.registry.uploader import Uploader
 from ocistream.serve import Registry
 from ocistream.streams.chunks import verify_chunks
 from ocistream.transfer.interfaces import Blob
@@ -118,7 +118,7 @@ def _referrers(repository: Repository) -> None:
 
 
 def _upload(repository: Repository) -> None:
-    uploader = Uploader(repository)
+    uploader = BlobPusher(repository)
     with contextlib.closing(uploader):
         if not uploader.mount_from_any(_BLOB, ["other", "another"]):
             uploader.upload(Blob(_BLOB, lambda: iter([_CONTENT])))

@@ -296,7 +296,7 @@ class TestClosing:
             clock[0] += 3
             return "x"
 
-        for room in ("ocistream.registry.uploader", "ocistream.registry.destination"):
+        for room in ("ocistream.registry.blob_push", "ocistream.registry.destination"):
             monkeypatch.setattr(f"{room}.monotonic", lambda: clock[0])
         registry = faulty(Fault(Header("X-Slow", slow), "DELETE", times=None))
         sink = RegistryDestination(quick(), lambda _: parse_reference(f"{registry.host}/app:v1"), records=run.records)

@@ -9,13 +9,13 @@ import pytest
 from ocistream.errors import IntegrityError, NetworkError, RegistryError
 from ocistream.layout.store import LayoutSource
 from ocistream.oci.reference import parse_reference
+from ocistream.registry.blob_push import BlobPusher
 from ocistream.registry.destination import RegistryDestination
 from ocistream.registry.profiles import PROFILES_BY_NAME, RegistryProfile
 from ocistream.registry.repository import Repository
 from ocistream.registry.upload_methods import CHUNK, PUT, UploadMethod
 from ocistream.registry.upload_records import UploadRecords
 from ocistream.registry.upload_strategy import UploadStrategy
-from ocistream.registry.uploader import Uploader
 from ocistream.streams.chunks import verify_chunks
 from ocistream.transfer.interfaces import Blob
 from tests.faults import Action, Fault, HangUp, Reply, refusal
@@ -51,11 +51,11 @@ class Runs:
         #: What the registry is taken for.
         self.known: RegistryProfile | None = None
 
-    def uploader(self) -> Uploader:
+    def uploader(self) -> BlobPusher:
         transport: QuickTransport = self.quick(
             ladder=UploadStrategy(explicit_method=self.forced, configured_profile=lambda _: self.known)
         )
-        return Uploader(Repository(transport, self.registry.host, "app", for_push=True), UploadRecords(self.folder))
+        return BlobPusher(Repository(transport, self.registry.host, "app", for_push=True), UploadRecords(self.folder))
 
     def put(self, number: int) -> int:
         """Send a part, in a run of its own; return how much is there."""
@@ -199,7 +199,7 @@ class TestWhatCannotBe:
         registry = faulty()
         repository = Repository(quick(), registry.host, "app", for_push=True)
         part = blob_of(CONTENT[: CUTS[1]])
-        sent = Uploader(repository, UploadRecords(None)).upload_part(
+        sent = BlobPusher(repository, UploadRecords(None)).upload_part(
             BLOB, 0, Blob(part, lambda: iter([CONTENT[: CUTS[1]]]))
         )
         assert sent == 0

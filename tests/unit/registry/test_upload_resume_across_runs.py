@@ -27,11 +27,11 @@ from ocistream.errors import (
     TerminatedError,
     TruncatedError,
 )
+from ocistream.registry.blob_push import BlobPusher
 from ocistream.registry.repository import Repository
 from ocistream.registry.upload_methods import CHUNK, PUT, UploadMethod
 from ocistream.registry.upload_records import UploadKey, UploadRecord, UploadRecords
 from ocistream.registry.upload_strategy import UploadStrategy
-from ocistream.registry.uploader import Uploader
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.interfaces import Blob
 from tests.faults import Action, Fault, HangUp, Header, StopReading, refusal
@@ -69,8 +69,8 @@ class Run:
     def ladder(self) -> UploadStrategy:
         return UploadStrategy(report=lambda message, level: self.told.append((message, level)))
 
-    def uploader(self, transport: QuickTransport, registry: CountingRegistry, name: str = "app") -> Uploader:
-        return Uploader(Repository(transport, registry.host, name, for_push=True), self.records)
+    def uploader(self, transport: QuickTransport, registry: CountingRegistry, name: str = "app") -> BlobPusher:
+        return BlobPusher(Repository(transport, registry.host, name, for_push=True), self.records)
 
     def files(self) -> list[Path]:
         return sorted(self.folder.iterdir()) if self.folder.exists() else []
@@ -247,7 +247,7 @@ class TestWhatIsKept:
         seen: list[bool] = []
         source = Source()
         source.before = lambda _: seen.append(bool(open_uploads.count_resumable() or open_uploads.count_unconfirmed()))
-        Uploader(Repository(quick(), registry.host, "app", for_push=True)).upload(source.blob)
+        BlobPusher(Repository(quick(), registry.host, "app", for_push=True)).upload(source.blob)
         assert seen
         assert not any(seen)
 

@@ -21,8 +21,8 @@ from ocistream.errors import (
     RegistryError,
 )
 from ocistream.oci.descriptor import Descriptor
+from ocistream.registry.blob_push import BlobPusher
 from ocistream.registry.repository import Repository
-from ocistream.registry.uploader import Uploader
 from ocistream.streams.chunks import Chunk, verify_chunks
 from ocistream.transfer.interfaces import Blob, NewBlob
 from tests.certificates import Certificate
@@ -84,9 +84,9 @@ class Source:
             self.closed += 1
 
 
-def uploader(transport: QuickTransport, registry: CountingRegistry | str) -> Uploader:
+def uploader(transport: QuickTransport, registry: CountingRegistry | str) -> BlobPusher:
     host = registry if isinstance(registry, str) else registry.host
-    return Uploader(Repository(transport, host, "app", for_push=True))
+    return BlobPusher(Repository(transport, host, "app", for_push=True))
 
 
 def methods(registry: CountingRegistry) -> list[str]:

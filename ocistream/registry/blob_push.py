@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ocistream.registry.repository import Repository
     from ocistream.transfer.interfaces import NewBlob
 
-__all__ = ["Uploader"]
+__all__ = ["BlobPusher"]
 
 #: After this many missing blobs in a row a repository is not asked again. The layers of a base image come first, so
 #: its repository is found early.
@@ -36,7 +36,7 @@ _MAX_MISSES: Final = 8
 _MOUNT_REFUSALS: Final = (AuthenticationError, NotFoundError, RegistryError)
 
 
-class Uploader:
+class BlobPusher:
     """Upload blobs to one repository, or mount them. Safe for several threads with different blobs."""
 
     def __init__(self, repository: Repository, records: UploadRecords | None = None) -> None:
