@@ -4,7 +4,8 @@ Each run is a process of its own, with the streams, environment, working directo
 takes a tenth of the time of a new Python. The protocol: the client sends one byte with four descriptors (a socket for
 this run, stdin, stdout, stderr). Over the run's socket the client sends a line of JSON (`forks.Request`); back come
 lines of JSON: `{"pid"}`, one `{"wait"}` for each pause between attempts, one `{"connected"}` for each connection to a
-name of the test, and at last `{"code"}`.
+name of the test, and at last `{"code"}`. Any other process (fork_client.py) connects to a Unix socket, which is the
+run's socket, and sends one byte with three descriptors.
 """
 
 from __future__ import annotations
@@ -174,6 +175,15 @@ def _fork(run: socket.socket, descriptors: list[int], wakeup: tuple[int, int]) -
         os._exit(70)
 
 
+def _start(run: socket.socket, descriptors: list[int], wakeup: tuple[int, int]) -> int:
+    """Fork, close what only the fork needs, and send the PID; return it."""
+    child = _fork(run, descriptors, wakeup)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    _send(run, pid=child)
+    return child
+
+
 def _import_all() -> None:
     for module in pkgutil.walk_packages(ocistream.__path__, "ocistream."):
         if module.name != "ocistream.__main__":
@@ -194,8 +204,8 @@ def _forget_counted_branches() -> None:
             coverage.save()
 
 
-def serve(requests: socket.socket) -> None:
-    """Fork for each request, until the client closes its end."""
+def serve(requests: socket.socket, listener: socket.socket) -> None:
+    """Fork for each request, until the client closes its end; also for each connection to `listener`."""
     _import_all()
     _forget_counted_branches()
     wakeup = os.pipe()
@@ -206,6 +216,7 @@ def serve(requests: socket.socket) -> None:
     runs: dict[int, socket.socket] = {}
     with selectors.DefaultSelector() as selector:
         selector.register(requests, selectors.EVENT_READ)
+        selector.register(listener, selectors.EVENT_READ)
         selector.register(wakeup[0], selectors.EVENT_READ)
         while True:
             ready = {key.fd for key, _ in selector.select()}
@@ -217,11 +228,11 @@ def serve(requests: socket.socket) -> None:
                 if not asked:
                     return
                 run = socket.socket(fileno=received[0])
-                child = _fork(run, received[1:], wakeup)
-                for descriptor in received[1:]:
-                    os.close(descriptor)
-                _send(run, pid=child)
-                runs[child] = run
+                runs[_start(run, received[1:], wakeup)] = run
+            if listener.fileno() in ready:
+                run, _ = listener.accept()
+                _, received, _, _ = socket.recv_fds(run, 1, 3)
+                runs[_start(run, received, wakeup)] = run
 
 
 def _reap(runs: dict[int, socket.socket]) -> None:
@@ -233,4 +244,4 @@ def _reap(runs: dict[int, socket.socket]) -> None:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), socket.socket(fileno=int(sys.argv[2])))

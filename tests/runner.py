@@ -1,8 +1,9 @@
 """Runs ocistream as a user does: by its command line, with an environment, streams and an exit code of its own.
 
 `ocistream` and `pipe` run it in forks of a process that has it imported (tests/forks.py), which takes a tenth of the
-time. `real`, `measured`, `measured_pipe`, `started` and `run` start the installed command: for signals, terminals,
-memory, open descriptors, imports, and what counts only when a process starts.
+time; programs that start ocistream themselves do so with `forking_command`. `real`, `measured`, `measured_pipe`,
+`started` and `run` start the installed command: for signals, terminals, memory, open descriptors, imports, and what
+counts only when a process starts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tests.forks import Astray, Fork, Request, finish, server
 #: Seconds after which a run is killed and its test fails: far above what any of them takes.
 TIMEOUT: Final = 300.0
 _PEAK: Final = Path(__file__).with_name("peak.py")
+_FORK_CLIENT: Final = Path(__file__).with_name("fork_client.py")
 _CHUNK: Final = 1 << 20
 #: Variables that Python and the libraries below it read when a process starts: a fork would not see them.
 _READ_AT_START: Final = ("COVERAGE_", "GLIBC_", "LANG", "LC_", "LD_", "MALLOC_", "OPENSSL_", "PYTHON")
@@ -57,6 +59,12 @@ def command() -> list[str]:
     script = Path(sys.executable).with_name("ocistream")
     # -P: the folder it runs in is no place to import from.
     return [str(script)] if script.exists() else [sys.executable, "-P", "-m", "ocistream"]
+
+
+def forking_command() -> list[str]:
+    """Return a command line that does as `command` does, in a fork: for programs that start ocistream themselves."""
+    # -I and -S: the smallest Python there is.
+    return [sys.executable, "-I", "-S", str(_FORK_CLIENT), server().address, *command()]
 
 
 def ocistream(

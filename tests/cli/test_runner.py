@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -173,6 +174,39 @@ def test_forks_make_a_pipe_that_can_be_cut(archive: Path) -> None:
     assert (first.code, second.code) == (141, 6)
     first, second = run.pipe(["copy", archive, "-"], ["--version"])
     assert (first.code, second.code) == (141, 0)
+
+
+def test_a_program_starts_a_fork_as_it_does_a_real_process(archive: Path, tmp_path: Path) -> None:
+    os.link(archive, tmp_path / "here.tar")
+    env = {"OCISTREAM_LOG_FORMAT": "json"}
+    for argv in (["copy", "here.tar", "-"], ["verify", "-"], ["verify", "absent.tar"], ["pul"]):
+        forked, real = (
+            run.run([*start, *argv], stdin=archive, cwd=tmp_path, env=env)
+            for start in (run.forking_command(), run.command())
+        )
+        assert (forked.code, forked.out, forked.err) == (real.code, real.out, real.err)
+
+
+def test_a_program_ends_a_fork_as_it_does_a_real_process(tmp_path: Path) -> None:
+    line = [*run.forking_command(), "serve", str(tmp_path), "--listen=127.0.0.1:0"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout
+        assert process.stdout.readline()
+        process.terminate()
+        # The fork has closed its stdout, too.
+        assert process.stdout.read() == b""
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_program_that_starts_a_fork_sees_it_stop_reading() -> None:
+    with subprocess.Popen([*run.forking_command(), "--version"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
+        assert one.stdin
+        assert one.stdout
+        with pytest.raises(BrokenPipeError):
+            while True:
+                one.stdin.write(bytes(MIB))
+        one.stdin.raw.close()  # type: ignore[attr-defined]
+    assert one.returncode == 0
 
 
 @contextlib.contextmanager
