@@ -15,7 +15,7 @@ from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic
 from tests.images import Layout, small_image
 from tests.registry_http import basic, get, seed
-from tests.runner import Result, ocistream, started
+from tests.runner import Result, ocistream, started_fork
 
 SECRET = "hunter2-secret"
 
@@ -143,7 +143,7 @@ def test_login_and_logout_keep_credentials_in_an_authfile(user: User) -> None:
 
 def test_a_registry_is_served_with_a_password_out_of_a_file(user: User) -> None:
     argv = ["serve", str(user.layout), "--listen=127.0.0.1:0", "-u", "ada", "--password-file", str(user.password)]
-    with started(*argv) as process:
+    with started_fork(*argv) as process:
         assert process.stdout is not None
         host = process.stdout.readline().decode().strip()
         assert get(host, "/v2/")[0] == 401

@@ -26,7 +26,7 @@ FLAT: Final = 1 * MIB
 DESCRIPTOR: Final = 2 << 10
 #: Bytes of an image's layers: of the one that others are compared with, and of these. What grows has grown at the last.
 SMALL: Final = 64 * MIB
-LARGE: Final = 512 * MIB
+LARGE: Final = 256 * MIB
 HUGE: Final = 8192 * MIB
 #: Seconds that a slow registry takes for each MiB on each connection.
 SLOW: Final = 0.02
@@ -171,7 +171,7 @@ def test_peak_memory_is_the_same_whatever_the_size(
 
 def test_four_that_move_at_once_over_several_connections_stay_below_it(tmp_path: Path) -> None:
     # The small image would be there before anybody knew that one connection is slow.
-    assert peaks_of(side_by_side_over_several_connections, four_layers(512 * MIB), tmp_path)
+    assert peaks_of(side_by_side_over_several_connections, four_layers(LARGE), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.cli import expect
 from tests.images import Layout
 from tests.peers import need
 from tests.registry_http import get
-from tests.runner import ocistream, started
+from tests.runner import ocistream, started_fork
 
 #: What is run; LINK is where it writes.
 WRITERS: Final = [
@@ -106,7 +106,7 @@ def test_an_access_log_follows_ones_own_link(shared: Path, tmp_path: Path) -> No
     log.write_text("before\n")
     argv: list[str | Path] = ["serve", tmp_path / "images", "--listen=127.0.0.1:0", "--access-log"]
     for name in (link, Path("/dev/stderr")):
-        with started(*argv, name) as process:
+        with started_fork(*argv, name) as process:
             assert process.stdout
             assert get(process.stdout.readline().decode().strip(), "/v2/")[0] == 200
             process.terminate()

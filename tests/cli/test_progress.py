@@ -18,7 +18,7 @@ from tests.documents import ROOT, blocks, is_like
 from tests.faults import Drop, Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout
 from tests.registry_http import seed
-from tests.runner import ocistream, started
+from tests.runner import ocistream, started_fork
 
 MIB = 1 << 20
 
@@ -271,7 +271,7 @@ def test_a_line_every_few_seconds_says_how_much_and_how_long(
 ) -> None:
     registry.faults = [Fault(Stall(after=2 * MIB), "GET", "/blobs/", skip=1)]
     argv = ["pull", f"{registry.host}/app:1", "--jobs=1", "--progress=plain", "--log-format=json"]
-    with started(*argv, "-o", tmp_path / "app.tar") as process:
+    with started_fork(*argv, "-o", tmp_path / "app.tar") as process:
         assert process.stderr
         plan, line = expect.json_lines((process.stderr.readline() + process.stderr.readline()).decode())
         registry.release()

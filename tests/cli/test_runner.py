@@ -199,14 +199,33 @@ def test_a_program_ends_a_fork_as_it_does_a_real_process(tmp_path: Path) -> None
 
 
 def test_a_program_that_starts_a_fork_sees_it_stop_reading() -> None:
-    with subprocess.Popen([*run.forking_command(), "--version"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
-        assert one.stdin
-        assert one.stdout
+    read, write = os.pipe()
+    with os.fdopen(write, "wb", buffering=0) as pipe:
+        line = [*run.forking_command(), "--version"]
+        with subprocess.Popen(line, stdin=read, stdout=subprocess.DEVNULL):
+            os.close(read)
         with pytest.raises(BrokenPipeError):
-            while True:
-                one.stdin.write(bytes(MIB))
-        one.stdin.raw.close()  # type: ignore[attr-defined]
-    assert one.returncode == 0
+            pipe.write(b"x")
+
+
+def test_a_fork_that_is_left_running_can_be_fed_asked_and_ended(archive: Path, tmp_path: Path) -> None:
+    with run.started_fork("verify", stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        process.stdin.write(archive.read_bytes())
+        assert process.poll() is None
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert b"ok: OCI archive" in out
+    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        with run.started_fork("serve", tmp_path / "store", "--listen=127.0.0.1:0") as server:
+            assert server.stdout.readline().startswith(b"127.0.0.1:")
+            with pytest.raises(subprocess.TimeoutExpired):
+                server.wait(0)
+            server.send_signal(number)
+            assert server.wait() == code
+    with run.started_fork("serve", tmp_path / "store", "--listen=127.0.0.1:0") as server:
+        assert server.stdout.readline()
+    assert server.returncode == 128 + signal.SIGTERM
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import json
 import resource
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from tests.archives import small_first, tar_of
 from tests.cli import expect
 from tests.images import OCI_CONFIG, OCI_MANIFEST, Layout, digest_of, small_image
 from tests.registry_http import manifest_digest, seed
-from tests.runner import Argument, Environment, ocistream, started
+from tests.runner import Argument, Environment, Running, ocistream, started_fork
 from tests.talking import Client
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -30,9 +29,9 @@ pytestmark = pytest.mark.usefixtures("interruptible")
 @contextlib.contextmanager
 def serving(
     *argv: Argument, listen: str = "127.0.0.1:0", cwd: Path | None = None, env: Environment | None = None
-) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+) -> Iterator[tuple[Running, str]]:
     """Run `ocistream serve`, and give the process and the address that it says."""
-    with started("serve", *argv, "--listen", listen, cwd=cwd, env=env) as process:
+    with started_fork("serve", *argv, "--listen", listen, cwd=cwd, env=env) as process:
         assert process.stdout
         yield process, process.stdout.readline().decode().rstrip("\n")
 

@@ -20,7 +20,7 @@ from tests.talking import Client, connect
 pytestmark = pytest.mark.usefixtures("interruptible")
 
 MIB: Final = 1 << 20
-CLIENTS: Final = 40
+CLIENTS: Final = 32
 #: Less than what the manifests of all clients have together.
 BOUND: Final = CLIENTS * limits.MAX_MANIFEST * 2 // 3
 

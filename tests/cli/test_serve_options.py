@@ -19,7 +19,7 @@ from tests.cli import expect
 from tests.cli.test_serve import serving
 from tests.images import Layout, digest_of, small_image
 from tests.registry_http import basic, get, manifest_digest
-from tests.runner import ocistream, started
+from tests.runner import ocistream, started_fork
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -60,7 +60,7 @@ def test_what_cannot_be_served_is_refused(archive: Path, tmp_path: Path) -> None
 
 def test_with_a_password_only_who_knows_it_is_served(archive: Path, tmp_path: Path) -> None:
     env = {"OCISTREAM_PASSWORD": PASSWORD}
-    with started("serve", archive, "--listen=127.0.0.1:0", "--username=ada", env=env) as process:
+    with started_fork("serve", archive, "--listen=127.0.0.1:0", "--username=ada", env=env) as process:
         assert process.stdout
         host = process.stdout.readline().decode().strip()
         assert get(host, "/v2/_catalog")[0] == 401
@@ -82,7 +82,7 @@ def test_a_password_may_come_on_stdin_and_then_every_address_will_do(archive: Pa
     os.close(write)
     argv: list[str | Path] = ["serve", archive, "--listen=0.0.0.0:0", "-u", "ada", "--password-stdin"]
     try:
-        with started(*argv, stdin=read, env={"OCISTREAM_PASSWORD": "another"}) as process:
+        with started_fork(*argv, stdin=read, env={"OCISTREAM_PASSWORD": "another"}) as process:
             assert process.stdout
             port = process.stdout.readline().decode().strip().rpartition(":")[2]
             assert get(f"127.0.0.1:{port}", "/v2/", headers=basic("ada", PASSWORD))[0] == 200
@@ -120,7 +120,7 @@ class TestAccessLog:
         log = tmp_path / "access.log"
         env = {"OCISTREAM_PASSWORD": PASSWORD}
         argv: list[str | Path] = ["serve", archive, "--listen=127.0.0.1:0", "--username=ada", "--access-log", log]
-        with started(*argv, env=env) as process:
+        with started_fork(*argv, env=env) as process:
             assert process.stdout
             host = process.stdout.readline().decode().strip()
             get(host, "/v2/")

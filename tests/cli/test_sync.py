@@ -22,7 +22,7 @@ from tests.faulty_auth import Basic
 from tests.images import Layout, small_image, two_platforms
 from tests.network import unused_port
 from tests.registry_http import basic, manifest, manifest_digest, seed, tags
-from tests.runner import Result, ocistream, started
+from tests.runner import Result, ocistream, started_fork
 from tests.schemas import validate_ours
 
 Start = Callable[..., FaultyRegistry]
@@ -655,7 +655,7 @@ def test_what_was_interrupted_is_said_and_goes_on(
     target.faults.append(Fault(StopReading(after=0), method="PUT", path="/app/manifests/2.0$"))
     file = tmp_path / "sync.toml"
     file.write_text(entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
-    with started("sync", str(file), "--result", str(tmp_path / "result.json")) as process:
+    with started_fork("sync", str(file), "--result", str(tmp_path / "result.json")) as process:
         expect.wait_for(lambda: target.asked("PUT", "/app/manifests/2.0$"))
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
@@ -686,7 +686,7 @@ def test_in_the_middle_of_a_blob_for_several_too(
     source.faults.append(Fault(Stall(after=6 << 20), method="GET", path=f"/blobs/{layer['digest']}"))
     file = tmp_path / "sync.toml"
     file.write_text(entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
-    with started("sync", str(file), "--jobs", jobs) as process:
+    with started_fork("sync", str(file), "--jobs", jobs) as process:
 
         def is_under_way() -> bool:
             sent = [r for registry in (target, other) for r in registry.asked("PATCH") if r.received > 4 << 20]
@@ -775,7 +775,7 @@ def test_several_images_are_looked_into_at_a_time(
     source.faults.append(Fault(Stall(after=0), method="GET", path="/app/manifests/", times=3))
     file = tmp_path / "sync.toml"
     file.write_text(entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
-    with started("sync", str(file), "--jobs", "3", *options) as process:
+    with started_fork("sync", str(file), "--jobs", "3", *options) as process:
         # None of them has had its answer.
         expect.wait_for(lambda: len(source.asked("GET", "/app/manifests/")) == 3)
         source.release()

@@ -17,7 +17,7 @@ from tests.cli import expect
 from tests.faults import Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest, seed
-from tests.runner import Argument, Result, measured, ocistream, started
+from tests.runner import Argument, Result, measured, ocistream, started_fork
 from tests.volumes import LEFT_OUT, Cut, notes_in, read_volumes
 
 MIB: Final = 1 << 20
@@ -253,7 +253,7 @@ def test_a_pull_that_was_stopped_goes_on_and_fetches_no_volume_again(
     halted, after = layer(layout, image, number), sizes[number] - MIB // 2
     served.faults = [Fault(Stall(after=after), "GET", f"/blobs/{halted}")]
     argv: list[Argument] = ["pull", f"{served.host}/app:1", "-o", str(folder / "app.%03d.tar"), "--split", str(4 * MIB)]
-    with started(*argv, "--jobs", "1") as process:
+    with started_fork(*argv, "--jobs", "1") as process:
         expect.wait_for(lambda: [request for request in served.requests if request.fault])
         begun = [b for b in (path.stat().st_size for path in folder.glob(".app.*.partial")) if b]
         expect.wait_for(lambda: sum(size_of(path) for path in folder.iterdir()) >= sum(sizes[:number]) + after - MIB)
@@ -568,9 +568,9 @@ def test_a_volume_is_no_whole_archive_to_copy(registry: FaultyRegistry, folder: 
 def test_memory_does_not_grow_with_the_volumes(
     served: FaultyRegistry, layout: Layout, folder: Path, target: FaultyRegistry
 ) -> None:
-    image = layout.image([96 * MIB, 32 * MIB])
+    image = layout.image([56 * MIB, 8 * MIB])
     seed(layout, image, served.host, "app", "1")
-    pulled = measured("pull", f"{served.host}/app:1", "-o", folder / "app.%03d.tar", "--split", "20M")
+    pulled = measured("pull", f"{served.host}/app:1", "-o", folder / "app.%03d.tar", "--split", "10M")
     expect.success(pulled)
     paths = sorted(folder.iterdir())
     assert len(paths) == 7

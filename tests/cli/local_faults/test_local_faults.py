@@ -33,7 +33,7 @@ from tests.faults import Fault, FaultyRegistry, Stall
 from tests.images import Layout
 from tests.peers import need
 from tests.registry_http import seed
-from tests.runner import Result, command, ocistream, run, started
+from tests.runner import Result, command, ocistream, run, started_fork
 
 _MACHINE: Final = Path(__file__).with_name("machine")
 _TOGETHER: Final = {"TWICE", "TWO IMAGES", "ONE NAME"}
@@ -161,7 +161,10 @@ def test_two_runs_at_once_do_not_see_each_other(
     if name == PULL_DIR:
         # Both are in the middle of it before either ends.
         place.registry.faults = [Fault(Stall(after=1000), "GET", "/blobs/", times=2, skip=0)]
-    with started(*first, stdin=_source(place, name)) as one, started(*second, stdin=_source(place, name)) as two:
+    with (
+        started_fork(*first, stdin=_source(place, name)) as one,
+        started_fork(*second, stdin=_source(place, name)) as two,
+    ):
         if name == PULL_DIR:
             expect.wait_for(lambda: sum(request.fault is not None for request in place.registry.requests) == 2)
             place.registry.release()
