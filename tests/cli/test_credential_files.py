@@ -6,11 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import click
 import pytest
 
-from ocistream.cli.entry import COMMANDS, load
 from tests.cli import expect
+from tests.cli.commands import commands, options
 from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic
 from tests.images import Layout, small_image
@@ -69,14 +68,12 @@ def user(start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path) -
 
 
 def test_every_command_that_logs_in_has_them() -> None:
-    for name in COMMANDS:
-        options = {
-            spelling for option in load(name).params if isinstance(option, click.Option) for spelling in option.opts
-        }
-        if "--username" in options:
-            assert {"-u", "--password-stdin", "--password-file"} <= options, name
-        if "--username" in options and name != "serve":
-            assert "--authfile" in options, name
+    found = {name: set(options(name)) for name in commands()}
+    logging_in = {name for name, there in found.items() if "--username" in there}
+    assert logging_in >= {"pull", "push", "copy", "inspect", "have", "serve", "login"}
+    for name in logging_in:
+        assert {"-u", "--password-stdin", "--password-file"} <= found[name], name
+        assert "--authfile" in found[name] or name == "serve", name
 
 
 def test_a_password_out_of_a_file(user: User) -> None:

@@ -11,8 +11,6 @@ from typing import Final
 
 import pytest
 
-from ocistream.errors import LocalDiskError
-from ocistream.streams.paths import is_planted, write_target
 from tests.cli import expect
 from tests.images import Layout
 from tests.peers import need
@@ -140,36 +138,3 @@ def test_the_result_goes_into_a_pipe_that_is_named_by_a_link(layout: Layout, tmp
         expect.success(ocistream("copy", layout.path, tmp_path / "out.tar", "--result", named))
         os.close(writing)
         assert json.loads(got.read())["images"]
-
-
-def stat_of(mode: int, owner: int) -> os.stat_result:
-    return os.stat_result((mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
-
-
-@pytest.mark.parametrize(
-    ("folder_mode", "folder_owner", "link_owner", "expected"),
-    [
-        (0o41777, 0, 4321, True),
-        (0o41777, 4321, 4321, False),  # who owns the directory may do what they like there
-        (0o41777, 0, 1234, False),  # ours
-        (0o40777, 0, 4321, False),  # without the sticky bit anybody might replace anything
-        (0o41775, 0, 4321, False),  # not for everybody
-    ],
-)
-def test_which_links_may_be_planted(
-    monkeypatch: pytest.MonkeyPatch, folder_mode: int, folder_owner: int, link_owner: int, expected: bool
-) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1234)
-    assert is_planted(stat_of(0o120777, link_owner), stat_of(folder_mode, folder_owner)) is expected
-
-
-def test_a_planted_link_behind_ones_own_is_refused(
-    monkeypatch: pytest.MonkeyPatch, shared: Path, tmp_path: Path
-) -> None:
-    planted, own = shared / "planted", tmp_path / "own"
-    planted.symlink_to(tmp_path / "victim")
-    own.symlink_to(planted)
-    assert write_target(own) == tmp_path / "victim"
-    monkeypatch.setattr("ocistream.streams.paths.is_planted", lambda _link, folder: bool(folder.st_mode & stat.S_ISVTX))
-    with pytest.raises(LocalDiskError, match="planted: it is another user's symbolic link"):
-        write_target(own)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from ocistream.cli.progress_state import human_size
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
 from tests.cli.terminal import Screen, on_terminal, resize
@@ -248,14 +247,6 @@ def test_a_bar_knows_what_came_before_its_total(served: FaultyRegistry, layout: 
 def test_a_bar_that_never_came_to_be_leaves_only_the_error(served: FaultyRegistry, tmp_path: Path) -> None:
     argv = ["pull", f"{served.host}/gone:1", "--progress=bar"]
     expect.failure(ocistream(*argv, "-o", tmp_path / "x.tar"), 4, "gone:1")
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (5_242_880, "5.2 MB"), (2**31, "2.1 GB"), (7.5e12, "7.5 TB")],
-)
-def test_sizes_are_written_for_people(size: float, text: str) -> None:
-    assert human_size(size) == text
 
 
 @pytest.mark.parametrize("kind", ["plain", "none"])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import signal
-import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from ocistream.cli.sync import Kept
 from tests.cli import expect
 from tests.cli.terminal import on_terminal
 from tests.faults import Fault, FaultyRegistry, Reply, Stall, StopReading
@@ -703,24 +700,6 @@ def test_in_the_middle_of_a_blob_for_several_too(
     expect.success(again)
     for registry in (target, other):
         assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
-
-
-def test_what_a_result_has_of_many_images_takes_little_room() -> None:
-    digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(10_000)]
-    tracemalloc.start()
-    try:
-        kept = Kept()
-        for number, digest in enumerate(digests):
-            name = f"registry.example.com/team/app:{number}"
-            kept.add(
-                {"from": name, "to": f"mirror.example.com/{name}", "outcome": "copied", "digest": f"sha256:{digest}"}
-            )
-        size, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert size < 2_000_000
-    found = json.loads(b"[" + b"".join(kept.pieces()) + b"]")
-    assert [image["digest"] for image in found] == [f"sha256:{digest}" for digest in digests]
 
 
 def test_progress_has_one_total_from_the_first_byte(

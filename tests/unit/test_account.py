@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream.cli.progress_bar import frame
-from ocistream.cli.progress_state import Account, Pace, State, human_time
+from ocistream.cli.progress_state import Account, Pace, State, human_size, human_time
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from tests.images import digest_of
@@ -152,3 +152,11 @@ def test_what_has_no_line_is_counted() -> None:
     drawn = frame(State(0, 5, 0, None, 5, {}, under_way), os.terminal_size((80, 6)))
     assert [line.startswith(BLOB.digest[7:19]) for line in drawn] == [True, True, False, False]
     assert drawn[2] == "0 of 5 blobs, 3 more under way"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (5_242_880, "5.2 MB"), (2**31, "2.1 GB"), (7.5e12, "7.5 TB")],
+)
+def test_sizes_are_written_for_people(size: float, text: str) -> None:
+    assert human_size(size) == text
