@@ -171,7 +171,7 @@ def test_peak_memory_is_the_same_whatever_the_size(
 
 def test_four_that_move_at_once_over_several_connections_stay_below_it(tmp_path: Path) -> None:
     # The small image would be there before anybody knew that one connection is slow.
-    assert peaks_of(side_by_side_over_several_connections, four_layers(LARGE), tmp_path)
+    assert peaks_of(side_by_side_over_several_connections, four_layers(512 * MIB), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from tests.archives import small_first, tar_of
 from tests.certificates import make_certificate
 from tests.cli import expect
-from tests.cli.test_serve import serving
+from tests.cli.test_serve import really_serving, serving
 from tests.images import Layout, digest_of, small_image
 from tests.registry_http import basic, get, manifest_digest
 from tests.runner import ocistream, started_fork
@@ -170,7 +170,7 @@ class TestAccessLog:
 
 
 def test_memory_does_not_grow_with_the_archive(layout: Layout, tmp_path: Path) -> None:
-    image = layout.image([100 * MIB], name="registry.example/app:1")
+    image = layout.image([64 * MIB], name="registry.example/app:1")
     path = tmp_path / "app.tar"
     with tarfile.open(path, "w") as writer:
         for name in ("oci-layout", "index.json", "blobs"):
@@ -178,7 +178,7 @@ def test_memory_does_not_grow_with_the_archive(layout: Layout, tmp_path: Path) -
     layer = layout.read(image["digest"])["layers"][0]["digest"]
     # Coverage takes memory.
     without = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
-    with serving(path, env=without) as (process, host):
+    with really_serving(path, env=without) as (process, host):
         with ThreadPoolExecutor(2) as pool:
             found = list(pool.map(lambda _: get(host, f"/v2/app/blobs/{layer}")[0], range(4)))
         assert found == [200] * 4

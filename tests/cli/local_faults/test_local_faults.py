@@ -17,7 +17,7 @@ import pytest
 
 from tests.cli import expect
 from tests.cli.local_faults.conftest import note
-from tests.cli.local_faults.place import Place, place_of
+from tests.cli.local_faults.place import Made, Place, make, place_of
 from tests.cli.local_faults.table import (
     COMMANDS,
     MIB,
@@ -41,10 +41,18 @@ _TOGETHER: Final = {"TWICE", "TWO IMAGES", "ONE NAME"}
 pytestmark = pytest.mark.usefixtures("interruptible")
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Return the image that places have copies of."""
+    return make(tmp_path_factory.mktemp("made"))
+
+
 @pytest.fixture
-def place(start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path) -> Place:
+def place(
+    start: Callable[..., FaultyRegistry], made: Made, layout: Layout, tmp_path: Path, request: pytest.FixtureRequest
+) -> Place:
     """Return a place where nothing is wrong yet."""
-    return place_of(start(), start(), layout, tmp_path)
+    return place_of(start(), start(), made, layout, tmp_path, request.node.callspec.params["name"])
 
 
 def cells(*, together: bool) -> list[Any]:
