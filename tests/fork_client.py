@@ -4,7 +4,7 @@ The run has the streams, environment, working directory and umask of this proces
 process ends as it does. Few imports: this starts in a tenth of the time of ocistream.
 """
 
-import _signal
+import _signal  # type: ignore[import-not-found] # of CPython; `signal` takes as long as all the others
 import _socket
 import json
 import os

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from tests.forks import Astray, Fork, Request, finish, server
 
@@ -215,8 +215,8 @@ class Running:
         self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
 
     @property
-    def returncode(self) -> int | None:
-        """The exit code once the end has been seen, negative for a signal."""
+    def returncode(self) -> int | Any:
+        """The exit code once the end has been seen, negative for a signal; else None. Typed as Popen's is."""
         return self._fork.code
 
     def poll(self) -> int | None:

@@ -194,7 +194,6 @@ def test_one_that_is_ended_while_its_pipe_is_silent_ends_its_request_all_the_sam
         pipe.flush()
         expect.wait_for(lambda: received(served) > 3 * MIB)
         process.send_signal(signal.SIGTERM)
-        assert process.stderr
         # The pipe stays open, and nothing more comes.
         first, hint = process.stderr.read().decode().splitlines()[-2:]
         assert process.wait(60) == 143

@@ -33,7 +33,6 @@ def serving(
 ) -> Iterator[tuple[Running, str]]:
     """Run `ocistream serve` in a fork, and give the process and the address that it says."""
     with started_fork("serve", *argv, "--listen", listen, cwd=cwd, env=env) as process:
-        assert process.stdout
         yield process, process.stdout.readline().decode().rstrip("\n")
 
 
