@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from coverage import CoverageData
 
 import ocistream
 from tests import forks
@@ -309,3 +310,21 @@ def test_a_fork_runs_on_a_machine_of_the_tests(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import ocistream\nocistream.__version__ = '7.7.7'\n")
     assert run.ocistream("--version", machine=tmp_path).lines() == ["ocistream 7.7.7"]
     assert run.ocistream("--version").lines() == [f"ocistream {ocistream.__version__}"]
+
+
+def test_branches_of_forks_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COVERAGE_PROCESS_START", str(Path(__file__).parents[2] / "pyproject.toml"))
+    monkeypatch.setenv("COVERAGE_FILE", str(tmp_path / "counted"))
+    for argv in (["verify", "absent"], ["rm", "absent", "a"]):
+        run.ocistream(*argv, cwd=tmp_path)
+    (file,) = [path for path in tmp_path.iterdir() if path.name.startswith("counted.")]
+
+    def counted() -> list[int]:
+        data = CoverageData(str(file))
+        data.read()
+        folder = Path(ocistream.__file__).parent / "cli"
+        return [len(data.lines(str(folder / name)) or ()) for name in ("verify.py", "rm.py")]
+
+    imports = counted()
+    forks.server().close()
+    assert all(now > before > 0 for now, before in zip(counted(), imports, strict=True))
