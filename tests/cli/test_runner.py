@@ -317,9 +317,9 @@ def test_branches_of_forks_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("COVERAGE_FILE", str(tmp_path / "counted"))
     for argv in (["verify", "absent"], ["rm", "absent", "a"]):
         run.ocistream(*argv, cwd=tmp_path)
-    (file,) = [path for path in tmp_path.iterdir() if path.name.startswith("counted.")]
 
     def counted() -> list[int]:
+        (file,) = tmp_path.glob("counted.*")
         data = CoverageData(str(file))
         data.read()
         folder = Path(ocistream.__file__).parent / "cli"
@@ -327,4 +327,5 @@ def test_branches_of_forks_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     imports = counted()
     forks.server().close()
-    assert all(now > before > 0 for now, before in zip(counted(), imports, strict=True))
+    after = counted()
+    assert all(now > before > 0 for now, before in zip(after, imports, strict=True)), (imports, after)
