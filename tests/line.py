@@ -68,7 +68,7 @@ class Line:
         self._script.chmod(0o755)
         (folder / "line.py").write_text(_LINE)
         environment = f"env PATH={folder}:{os.environ['PATH']} XDG_STATE_HOME={folder / 'state'}"
-        self.text = f"{environment} {sys.executable} {folder / 'line.py'} {folder}"
+        self.text = f"{environment} {sys.executable} -IS {folder / 'line.py'} {folder}"
 
     def forgets_before(self, verb: str) -> None:
         """Have what is remembered behind it be lost, once, before it is asked to do so."""
