@@ -33,7 +33,7 @@ _EXPORTS_BY_MODULE = {
     "oci.descriptor": ("Descriptor", "Platform", "parse_platform"),
     "oci.platforms": ("PlatformChoice",),
     "oci.reference": ("Reference", "parse_reference"),
-    "stores": ("Location", "OpenContext", "Selection", "open_destination", "open_source", "parse_location"),
+    "locations": ("Location", "OpenContext", "Selection", "open_destination", "open_source", "parse_location"),
     "transfer.copy": ("Report", "copy"),
     "http.client": ("HttpClient", "HttpSettings"),
     "transfer.verify": ("Findings", "verify"),

@@ -1,4 +1,4 @@
-"""Certificates, made anew for each run: for registries, for who shows them one, and for signing tokens."""
+"""Certificates, created in each run: for registries, for who shows them one, and for signing tokens."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def make_certificate(folder: Path, common_name: str = "localhost") -> Certificat
 
 
 @functools.cache
-def _keys(number: int) -> rsa.RSAPrivateKey:
-    """Make a key, which takes a while; who needs several has them by number."""
-    del number
+def _key(owner: str) -> rsa.RSAPrivateKey:
+    """Make a key, which takes a while, or return the one that was made for this owner."""
+    del owner
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
@@ -70,7 +70,8 @@ def _make(
     folder: Path, common_name: str, names: Sequence[str], days: tuple[int, int], *, issuer: Certificate | None
 ) -> Certificate:
     folder.mkdir(parents=True, exist_ok=True)
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048) if issuer is None else _keys(0)
+    # Authorities of different names or folders must not have the same key: one would be trusted for the other.
+    key = _key("issued" if issuer else f"{common_name} in {folder.name}")
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     now = dt.datetime.now(dt.UTC)
     certificate = (

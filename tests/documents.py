@@ -36,6 +36,12 @@ def blocks(text: str) -> list[Block]:
     return found
 
 
+def code_block(text: str, language: str, word: str) -> str:
+    """Return the only block of a document in that language that has the word."""
+    (found,) = [block.text for block in blocks(text) if block.language == language and word in block.text]
+    return found
+
+
 def turns(transcript: str) -> Iterator[tuple[str, str]]:
     """Give each command of a transcript, which stands behind `$`, with what it printed."""
     for part in re.split(r"^\$ ", transcript, flags=re.MULTILINE)[1:]:

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -124,14 +125,19 @@ class Server:
         """Start it; `env` counts only for how Python and its libraries start."""
         self._requests, theirs = socket.socketpair()
         self._lock = threading.Lock()
-        with theirs:
+        self._folder = tempfile.TemporaryDirectory(prefix="forks-")
+        #: The Unix socket where fork_client.py asks for a run.
+        self.address = str(Path(self._folder.name, "socket"))
+        with theirs, socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.address)
+            listener.listen()
             self._process = subprocess.Popen(
                 # -P: the folder of the script is not a place to import from.
-                [sys.executable, "-P", str(_SERVER), str(theirs.fileno())],
+                [sys.executable, "-P", str(_SERVER), str(theirs.fileno()), str(listener.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=env,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), listener.fileno()],
                 # Ctrl-C in the terminal must reach the tests only.
                 start_new_session=True,
             )
@@ -151,6 +157,7 @@ class Server:
         """End the process."""
         self._requests.close()
         self._process.wait()
+        self._folder.cleanup()
 
 
 def finish(

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from tests.runner import command
+from tests.runner import forking_command
 
 #: The line itself. `CUT` has the number of bytes after which it breaks off, of what goes to the first run that takes
 #: more than a question. Then the far side sees the end of its stdin, and nothing that it says is heard any more; the
@@ -64,22 +64,22 @@ class Line:
         folder.mkdir()
         self._folder = folder
         self._script = folder / "ocistream"
-        self._script.write_text(f'#!/bin/sh\nexec {shlex.join(command())} "$@"\n')
+        self._script.write_text(f'#!/bin/sh\nexec {shlex.join(forking_command())} "$@"\n')
         self._script.chmod(0o755)
         (folder / "line.py").write_text(_LINE)
         environment = f"env PATH={folder}:{os.environ['PATH']} XDG_STATE_HOME={folder / 'state'}"
-        self.text = f"{environment} {sys.executable} {folder / 'line.py'} {folder}"
+        self.text = f"{environment} {sys.executable} -IS {folder / 'line.py'} {folder}"
 
     def forgets_before(self, verb: str) -> None:
         """Have what is remembered behind it be lost, once, before it is asked to do so."""
         self._script.write_text(
             f"#!/bin/sh\nif [ $1 = {verb} ]; then mv {self._folder / 'state'} {self._folder / 'lost'} 2>&-; fi\n"
-            f'exec {shlex.join(command())} "$@"\n'
+            f'exec {shlex.join(forking_command())} "$@"\n'
         )
 
     def edits(self, script: str) -> None:
         """Have sed edit the lists that come back."""
-        ocistream = f'{shlex.join(command())} "$@"'
+        ocistream = f'{shlex.join(forking_command())} "$@"'
         text = f"#!/bin/sh\nif [ $1 = have ]; then {ocistream} | sed {shlex.quote(script)}; else exec {ocistream}; fi\n"
         self._script.write_text(text)
 

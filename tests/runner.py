@@ -1,8 +1,9 @@
 """Runs ocistream as a user does: by its command line, with an environment, streams and an exit code of its own.
 
-`ocistream` and `pipe` run it in forks of a process that has it imported (tests/forks.py), which takes a tenth of the
-time. `real`, `measured`, `measured_pipe`, `started` and `run` start the installed command: for signals, terminals,
-memory, open descriptors, imports, and what counts only when a process starts.
+`ocistream`, `pipe` and `started_fork` run it in forks of a process that has it imported (tests/forks.py), which takes a
+tenth of the time; programs that start ocistream themselves do so with `forking_command`. `real`, `measured`,
+`measured_pipe`, `started` and `run` start the installed command: for signals, terminals, memory, open descriptors,
+imports, and what counts only when a process starts.
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from tests.forks import Astray, Fork, Request, finish, server
 
 #: Seconds after which a run is killed and its test fails: far above what any of them takes.
 TIMEOUT: Final = 300.0
 _PEAK: Final = Path(__file__).with_name("peak.py")
+_FORK_CLIENT: Final = Path(__file__).with_name("fork_client.py")
 _CHUNK: Final = 1 << 20
 #: Variables that Python and the libraries below it read when a process starts: a fork would not see them.
 _READ_AT_START: Final = ("COVERAGE_", "GLIBC_", "LANG", "LC_", "LD_", "MALLOC_", "OPENSSL_", "PYTHON")
@@ -57,6 +62,12 @@ def command() -> list[str]:
     script = Path(sys.executable).with_name("ocistream")
     # -P: the folder it runs in is no place to import from.
     return [str(script)] if script.exists() else [sys.executable, "-P", "-m", "ocistream"]
+
+
+def forking_command() -> list[str]:
+    """Return a command line that does as `command` does, in a fork: for programs that start ocistream themselves."""
+    # -I and -S: the smallest Python there is.
+    return [sys.executable, "-I", "-S", str(_FORK_CLIENT), server().address, *command()]
 
 
 def ocistream(
@@ -193,6 +204,89 @@ def started(
         if process.poll() is None:
             process.terminate()
             process.communicate(timeout=TIMEOUT)
+
+
+class Running:
+    """A run in a fork that may not have ended yet, with what the tests use of `subprocess.Popen`."""
+
+    def __init__(self, fork: Fork, stdin: IO[bytes] | None, stdout: IO[bytes], stderr: IO[bytes]) -> None:
+        self._fork = fork
+        self.pid = fork.pid
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
+
+    @property
+    def returncode(self) -> int | Any:
+        """The exit code once the end has been seen, negative for a signal; else None. Typed as Popen's is."""
+        return self._fork.code
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None if the run has not ended."""
+        while self._fork.code is None and select.select([self._fork], [], [], 0)[0]:
+            self._fork.read()
+        return self._fork.code
+
+    def wait(self, timeout: float = TIMEOUT) -> int:
+        """Wait for the end; return the exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: so many seconds have passed.
+        """
+        end = time.monotonic() + timeout
+        while self._fork.code is None:
+            if not select.select([self._fork], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise subprocess.TimeoutExpired("ocistream", timeout)
+            self._fork.read()
+        return self._fork.code
+
+    def communicate(self, timeout: float = TIMEOUT) -> tuple[bytes, bytes]:
+        """Close stdin, wait for the end, and return what came of stdout and stderr."""
+        if self.stdin:
+            self.stdin.close()
+        with ThreadPoolExecutor(2) as threads:
+            out, err = threads.submit(self.stdout.read), threads.submit(self.stderr.read)
+            try:
+                self.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self._fork.kill()
+                raise
+            return out.result(), err.result()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the run, if it has not ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def started_fork(
+    *argv: Argument, stdin: int = subprocess.DEVNULL, env: Environment | None = None, cwd: Path | None = None
+) -> Iterator[Running]:
+    """Do as `started` does, in a fork."""
+    assert not _counts_at_start(env or {}), "not in a fork"
+    line = [*command(), *map(str, argv)]
+    with contextlib.ExitStack() as stack:
+        feed = None
+        if stdin == subprocess.PIPE:
+            source, writer = os.pipe()
+            feed = stack.enter_context(os.fdopen(writer, "wb"))
+        else:
+            source = os.open(os.devnull, os.O_RDONLY) if stdin == subprocess.DEVNULL else os.dup(stdin)
+        (out, shown), (err, said) = os.pipe(), os.pipe()
+        streams = [stack.enter_context(os.fdopen(descriptor, "rb")) for descriptor in (out, err)]
+        request = Request(line, _environment(env), str(cwd or Path.cwd()))
+        process = Running(_forked(stack, request, (source, shown, said)), feed, *streams)
+        yield process
+        if process.poll() is None:
+            process.terminate()
+            process.communicate()
 
 
 def run(

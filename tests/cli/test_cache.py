@@ -16,7 +16,7 @@ from tests.cli.privileges import without_privileges
 from tests.faults import Fault, FaultyRegistry, Flip, Header, Stall, refusal
 from tests.images import Descriptor, Layout, two_platforms
 from tests.registry_http import seed
-from tests.runner import Argument, Environment, Result, ocistream, started
+from tests.runner import Argument, Environment, Result, ocistream, started_fork
 
 MIB: Final = 1 << 20
 
@@ -411,7 +411,7 @@ def test_two_that_fetch_the_same_at_the_same_time_are_both_right(
     # Both are in the middle of the same blob, and have a chunk of it.
     registry.faults = [Fault(Stall(after=MIB), "GET", blobs[2], times=2)]
     argv = one_by_one(registry, cache)
-    with started(*argv, tmp_path / "one") as one, started(*argv, tmp_path / "two") as two:
+    with started_fork(*argv, tmp_path / "one") as one, started_fork(*argv, tmp_path / "two") as two:
         expect.wait_for(lambda: len([r for r in registry.asked("GET", blobs[2]) if r.fault]) == 2)
         registry.release()
         assert (one.wait(60), two.wait(60)) == (0, 0)
@@ -438,7 +438,7 @@ def test_one_that_is_ended_in_the_middle_leaves_no_half_blob(
         "-o",
         tmp_path / "x",
     ]
-    with started(*argv) as process:
+    with started_fork(*argv) as process:
         # Files before that one have unfinished ones too, for a moment.
         before = [file_of(cache, digest) for digest in blobs[:2]]
         expect.wait_for(
@@ -470,7 +470,7 @@ def test_an_output_that_is_gone_on_with_is_not_fetched_for_the_cache(
         "-o",
         tmp_path / "x",
     ]
-    with started(*argv) as process:
+    with started_fork(*argv) as process:
         expect.wait_for(lambda: any(path.stat().st_size > 5 * MIB // 4 for path in tmp_path.glob(".x.partial")))
         process.send_signal(signal.SIGKILL)
         process.wait(60)

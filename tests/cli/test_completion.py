@@ -14,8 +14,8 @@ from typing import Final
 
 import pytest
 
-from ocistream.cli import COMMANDS
 from tests.cli import expect
+from tests.cli.commands import commands
 from tests.peers import need
 from tests.runner import command, ocistream
 
@@ -111,7 +111,7 @@ def asked(words: str, at: int, **env: str) -> list[str]:
 
 
 def test_every_command_is_offered_and_none_is_imported() -> None:
-    assert asked("ocistream ", 1) == [f"plain,{name}" for name in COMMANDS]
+    assert asked("ocistream ", 1) == [f"plain,{name}" for name in commands()]
     line = [sys.executable, "-P", "-X", "importtime", "-m", "ocistream"]
     env = {**os.environ, "_OCISTREAM_COMPLETE": "bash_complete", "COMP_WORDS": "ocistream pu", "COMP_CWORD": "1"}
     done = subprocess.run(line, capture_output=True, text=True, check=True, env=env)

@@ -6,16 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import click
 import pytest
 
-from ocistream.cli.entry_point import COMMANDS, load_command
 from tests.cli import expect
+from tests.cli.commands import commands, options
 from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic
 from tests.images import Layout, small_image
 from tests.registry_http import basic, get, seed
-from tests.runner import Result, ocistream, started
+from tests.runner import Result, ocistream, started_fork
 
 SECRET = "hunter2-secret"
 
@@ -69,17 +68,12 @@ def user(start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path) -
 
 
 def test_every_command_that_logs_in_has_them() -> None:
-    for name in COMMANDS:
-        options = {
-            spelling
-            for option in load_command(name).params
-            if isinstance(option, click.Option)
-            for spelling in option.opts
-        }
-        if "--username" in options:
-            assert {"-u", "--password-stdin", "--password-file"} <= options, name
-        if "--username" in options and name != "serve":
-            assert "--authfile" in options, name
+    found = {name: set(options(name)) for name in commands()}
+    logging_in = {name for name, there in found.items() if "--username" in there}
+    assert logging_in >= {"pull", "push", "copy", "inspect", "have", "serve", "login"}
+    for name in logging_in:
+        assert {"-u", "--password-stdin", "--password-file"} <= found[name], name
+        assert "--authfile" in found[name] or name == "serve", name
 
 
 def test_a_password_out_of_a_file(user: User) -> None:
@@ -146,7 +140,7 @@ def test_login_and_logout_keep_credentials_in_an_authfile(user: User) -> None:
 
 def test_a_registry_is_served_with_a_password_out_of_a_file(user: User) -> None:
     argv = ["serve", str(user.layout), "--listen=127.0.0.1:0", "-u", "ada", "--password-file", str(user.password)]
-    with started(*argv) as process:
+    with started_fork(*argv) as process:
         assert process.stdout is not None
         host = process.stdout.readline().decode().strip()
         assert get(host, "/v2/")[0] == 401

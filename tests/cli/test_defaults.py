@@ -6,25 +6,42 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import click
 import pytest
 
-from ocistream.cli.entry_point import COMMANDS, cli, load_command
-from ocistream.cli.settings import (
-    _COMMON_OPTIONS,
-    OPTIONS_WITHOUT_DEFAULT,
-    configurable_options,
-    option_name,
-    variable_name,
-)
 from tests.cli import expect
+from tests.cli.commands import commands, options
 from tests.faults import Fault, FaultyRegistry, refusal
 from tests.faulty_auth import Basic
 from tests.images import Layout, small_image
 from tests.registry_http import basic, seed
 from tests.runner import Result, ocistream
 
+#: The options that have no default of the user's, by the reason for it.
+REFUSED = {
+    "it decides what moves": [
+        *("output", "input", "image", "to", "tags", "all-tags", "via", "have", "base", "only", "among")
+    ],
+    "it is for one run": ["from-byte", "split", "result", "dry-run", "shard"],
+    "it decides what is printed": ["access-log", "json"],
+    "use `ocistream login`": [
+        *("username", "password-stdin", "password-file", "src-username", "src-password-stdin", "src-password-file"),
+        *("dest-username", "dest-password-stdin", "dest-password-file"),
+    ],
+    "use the variable REGISTRY_AUTH_FILE": ["authfile", "src-authfile", "dest-authfile"],
+    "it is for one registry": [
+        *("client-cert", "client-key", "insecure", "plain-http"),
+        *("src-client-cert", "src-client-key", "src-insecure", "src-plain-http"),
+        *("dest-client-cert", "dest-client-key", "dest-insecure", "dest-plain-http"),
+    ],
+    "a file cannot name another one": ["config"],
+}
+REASONS = {name: reason for reason, names in REFUSED.items() for name in names}
+
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+def variable_of(option: str) -> str:
+    return f"OCISTREAM_{option.replace('-', '_').upper()}"
 
 
 class User:
@@ -180,7 +197,7 @@ def test_what_the_flag_refuses_a_default_refuses_in_the_same_words(
     expect.failure(user.pull(), 2, f"{user.file} [{table}] {key}: {said}")
     user.configure("")
     value = flag.partition("=")[2]
-    expect.failure(user.pull(**{variable_name(key): value}), 2, f"{variable_name(key)}: {said}")
+    expect.failure(user.pull(**{variable_of(key): value}), 2, f"{variable_of(key)}: {said}")
 
 
 @pytest.mark.parametrize(
@@ -211,25 +228,21 @@ def test_a_variable_that_makes_no_sense_is_named(user: User, variable: str, valu
     expect.failure(user.pull(**{f"OCISTREAM_{variable}": value}), 2, f"OCISTREAM_{variable}: '{value}'")
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS_WITHOUT_DEFAULT if name != "help"])
+@pytest.mark.parametrize("name", REASONS)
 def test_what_has_no_default_is_refused_with_the_reason(user: User, name: str) -> None:
     for table in ("defaults", "defaults.push"):
         user.configure(f"[{table}]", f'{name} = "x"')
-        expect.failure(user.push(), 2, f": {name} has no default", OPTIONS_WITHOUT_DEFAULT[name].split(",")[0])
+        expect.failure(user.push(), 2, f": {name} has no default", REASONS[name])
 
 
 def test_variables_of_what_has_no_default_have_no_effect_and_are_named(user: User) -> None:
-    refused = {
-        variable_name(name): "nonsense"
-        for name in OPTIONS_WITHOUT_DEFAULT
-        if not name.endswith("username") and name != "config"
-    }
+    refused = {variable_of(name): "nonsense" for name in REASONS if not name.endswith("username") and name != "config"}
     result = user.pull("--progress=none", **refused)
     expect.success(result)
     for name, value in refused.items():
         assert result.err.count(f"the variable {name} has no effect: ") == 1
         assert value not in result.err
-    assert f"OCISTREAM_PASSWORD_FILE has no effect: {OPTIONS_WITHOUT_DEFAULT['password-file']}" in result.err
+    assert f"OCISTREAM_PASSWORD_FILE has no effect: {REASONS['password-file']}" in result.err
 
 
 UNUSED = "has no effect"
@@ -289,12 +302,12 @@ def test_help_is_had_whatever_a_file_says(user: User) -> None:
     expect.failure(user.run("verify", user.layout), 2, str(user.file), "is not TOML")
 
 
-def test_what_completes_a_line_reads_no_file(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_completes_a_line_reads_no_file(user: User) -> None:
     user.configure("[defaults")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(user.home / ".config"))
-    with cli.make_context("ocistream", ["pull"], resilient_parsing=True) as context:
-        name, _, _ = cli.resolve_command(context, ["pull", "x"])
-    assert (name, context.default_map) == ("pull", None)
+    line = {"COMP_WORDS": "ocistream pull --plat", "COMP_CWORD": "2"}
+    result = user.run(_OCISTREAM_COMPLETE="bash_complete", **line)
+    expect.success(result)
+    assert (result.lines(), result.err) == (["plain,--platform"], "")
 
 
 # -- registries ---------------------------------------------------------------------------------------------------
@@ -339,22 +352,23 @@ def test_the_configuration_says_what_a_registry_is(start: Callable[..., FaultyRe
 # -- what there is ------------------------------------------------------------------------------------------------
 
 
-def options() -> dict[str, list[str]]:
-    """Return every option that has a default, with the commands that have it."""
+def with_default() -> dict[str, list[str]]:
+    """Return every option that may have a default, with the commands that have it."""
     found: dict[str, list[str]] = {}
-    for name in COMMANDS:
+    for name in commands():
         if name != "config":
-            for key in configurable_options(load_command(name)):
-                found.setdefault(key, []).append(name)
+            for key in (option.removeprefix("--") for option in options(name) if option.startswith("--")):
+                if key not in {"help", *REASONS}:
+                    found.setdefault(key, []).append(name)
     return found
 
 
 def test_the_page_lists_every_option_and_its_variable() -> None:
     # `config` and `completion` move nothing, and say nothing.
-    commands = len(COMMANDS) - 2
+    count = len(commands()) - 2
     expected = [
-        f"| `{key}` | `{variable_name(key)}` | {', '.join(names) if len(names) < commands else 'all'} |"
-        for key, names in options().items()
+        f"| `{key}` | `{variable_of(key)}` | {', '.join(names) if len(names) < count else 'all'} |"
+        for key, names in with_default().items()
     ]
     expected.append("| (`--config`) | `OCISTREAM_CONFIG` | all |")
     text = PAGE.read_text()
@@ -364,16 +378,10 @@ def test_the_page_lists_every_option_and_its_variable() -> None:
 
 
 def test_what_has_no_default_is_an_option_that_there_is() -> None:
-    found = {
-        option_name(option)
-        for name in COMMANDS
-        for option in load_command(name).params
-        if isinstance(option, click.Option)
-    }
-    assert set(OPTIONS_WITHOUT_DEFAULT) - {"help"} <= found
-    assert set(options()) >= _COMMON_OPTIONS
+    found = {option.removeprefix("--") for name in commands() for option in options(name)}
+    assert set(REASONS) <= found
 
 
 def test_no_option_has_a_variable_that_means_something_else() -> None:
     taken = {f"OCISTREAM_{side}{word}" for side in ("", "SRC_", "DEST_") for word in ("USERNAME", "PASSWORD")}
-    assert taken.isdisjoint(map(variable_name, options()))
+    assert taken.isdisjoint(map(variable_of, with_default()))

@@ -314,11 +314,11 @@ def large_documents(one: Saved) -> bytes:
 
 
 def large_configs(one: Saved) -> bytes:
-    """Images with configs as large as they may be."""
+    """Images with configs as large as they may be; together they are larger than `PROMISED`."""
     entries: list[Entry] = [(f"{hex_of(one.layers[0])}.tar", one.layers[0]), ("c.tar", one.layers[1])]
     listed = []
     small = {**json.loads(one.config), "rootfs": {"type": "layers", "diff_ids": one.diff_ids[:2]}}
-    for number in range(20):
+    for number in range(8):
         config = json.dumps({**small, "history": [{"created_by": f"{number}" + "x" * 1000}] * 7000}).encode()
         entries.append((f"{number}.json", config))
         listed.append({"Config": f"{number}.json", "Layers": [f"{hex_of(one.layers[0])}.tar", "c.tar"]})
@@ -687,7 +687,7 @@ def test_a_config_that_promises_other_layers_leaves_no_file(layout: Layout, tmp_
 
 
 def test_large_layers_pass_in_little_memory(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
-    seed(layout, layout.image([64 * MIB, 64 * MIB + 1]), served.host, "large", "1")
+    seed(layout, layout.image([56 * MIB, 4 * MIB + 1]), served.host, "large", "1")
     name = f"{served.host}/large:1"
     pulled = measured("pull", name, "--format", "docker-archive", "-o", tmp_path / "large.tar")
     expect.success(pulled)

@@ -17,7 +17,7 @@ from tests.faults import Drop, Fault, FaultyRegistry, Flip, Reset, Stall
 from tests.images import Descriptor, Layout
 from tests.peers import need
 from tests.registry_http import seed
-from tests.runner import Argument, Result, ocistream, started
+from tests.runner import Argument, Result, ocistream, started_fork
 
 MIB: Final = 1 << 20
 SIZES: Final = [3 * MIB, 2 * MIB + 1000, 1 * MIB]
@@ -85,7 +85,7 @@ def halting(registry: FaultyRegistry, layer: str, after: int) -> None:
 
 def killed(registry: FaultyRegistry, *argv: Argument, until: Callable[[], bool], number: int = signal.SIGKILL) -> str:
     """Pull until a blob has come to a halt, and something is so; then send a signal. Return what was said."""
-    with started("pull", f"{registry.host}/app:1", *argv) as process:
+    with started_fork("pull", f"{registry.host}/app:1", *argv) as process:
         expect.wait_for(lambda: [request for request in registry.requests if request.fault])
         expect.wait_for(until)
         process.send_signal(number)
@@ -275,7 +275,7 @@ def test_two_pulls_into_one_directory_at_once_both_end_well(
 ) -> None:
     out = folder / "out"
     halting(registry, layers[0], MIB)
-    with started("pull", f"{registry.host}/app:1", "-o", f"{out}/") as first:
+    with started_fork("pull", f"{registry.host}/app:1", "-o", f"{out}/") as first:
         expect.wait_for(lambda: [request for request in registry.requests if request.fault])
         expect.wait_for((out / "blobs" / "sha256" / f".{layers[0][7:]}.partial").exists)
         expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", f"{out}/"))
@@ -335,7 +335,7 @@ def test_a_byte_is_digits_and_no_more_than_a_file_can_have(number: str) -> None:
 
 def test_it_can_go_into_a_fifo(registry: FaultyRegistry, whole: bytes, folder: Path) -> None:
     os.mkfifo(folder / "fifo")
-    with started("pull", f"{registry.host}/app:1", "--from-byte", "1000", "-o", folder / "fifo") as process:
+    with started_fork("pull", f"{registry.host}/app:1", "--from-byte", "1000", "-o", folder / "fifo") as process:
         assert (folder / "fifo").read_bytes() == whole[1000:]
         assert process.wait(60) == 0
 

@@ -19,7 +19,7 @@ from tests.cli import expect
 from tests.faults import FaultyRegistry
 from tests.images import OCI_LAYER, Descriptor, Layout, digest_of, tar_layer
 from tests.registry_http import get, manifest, manifest_digest, seed
-from tests.runner import Result, ocistream, started
+from tests.runner import Result, ocistream, started_fork
 from tests.schemas import validate_ours
 
 NAME = "registry.example.com/app:1"
@@ -431,7 +431,7 @@ class TestServed:
                 if request.param == "archive":
                     path = tmp_path / "archive.tar"
                     path.write_bytes(tar_of(items_of(layout)))
-                process = stack.enter_context(started("serve", path, "--listen=127.0.0.1:0"))
+                process = stack.enter_context(started_fork("serve", path, "--listen=127.0.0.1:0"))
                 assert process.stdout is not None
                 return process.stdout.readline().decode().strip()
 
@@ -464,7 +464,7 @@ class TestServed:
 
     def test_that_is_said_once(self, made: Made, layout: Layout) -> None:
         made.remove("linux/arm64", "linux/s390x")
-        with started("serve", layout.path, "--listen=127.0.0.1:0") as process:
+        with started_fork("serve", layout.path, "--listen=127.0.0.1:0") as process:
             assert process.stdout is not None
             host = process.stdout.readline().decode().strip()
             for _ in range(3):

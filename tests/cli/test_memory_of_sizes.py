@@ -26,7 +26,7 @@ FLAT: Final = 1 * MIB
 DESCRIPTOR: Final = 2 << 10
 #: Bytes of an image's layers: of the one that others are compared with, and of these. What grows has grown at the last.
 SMALL: Final = 64 * MIB
-LARGE: Final = 512 * MIB
+LARGE: Final = 256 * MIB
 HUGE: Final = 8192 * MIB
 #: Seconds that a slow registry takes for each MiB on each connection.
 SLOW: Final = 0.02

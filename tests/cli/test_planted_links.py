@@ -11,13 +11,11 @@ from typing import Final
 
 import pytest
 
-from ocistream.errors import LocalDiskError
-from ocistream.streams.paths import is_untrusted_link, write_target
 from tests.cli import expect
 from tests.images import Layout
 from tests.peers import need
 from tests.registry_http import get
-from tests.runner import ocistream, started
+from tests.runner import ocistream, started_fork
 
 #: What is run; LINK is where it writes.
 WRITERS: Final = [
@@ -106,8 +104,7 @@ def test_an_access_log_follows_ones_own_link(shared: Path, tmp_path: Path) -> No
     log.write_text("before\n")
     argv: list[str | Path] = ["serve", tmp_path / "images", "--listen=127.0.0.1:0", "--access-log"]
     for name in (link, Path("/dev/stderr")):
-        with started(*argv, name) as process:
-            assert process.stdout
+        with started_fork(*argv, name) as process:
             assert get(process.stdout.readline().decode().strip(), "/v2/")[0] == 200
             process.terminate()
             _, err = process.communicate(timeout=60)
@@ -140,38 +137,3 @@ def test_the_result_goes_into_a_pipe_that_is_named_by_a_link(layout: Layout, tmp
         expect.success(ocistream("copy", layout.path, tmp_path / "out.tar", "--result", named))
         os.close(writing)
         assert json.loads(got.read())["images"]
-
-
-def stat_of(mode: int, owner: int) -> os.stat_result:
-    return os.stat_result((mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
-
-
-@pytest.mark.parametrize(
-    ("folder_mode", "folder_owner", "link_owner", "expected"),
-    [
-        (0o41777, 0, 4321, True),
-        (0o41777, 4321, 4321, False),  # who owns the directory may do what they like there
-        (0o41777, 0, 1234, False),  # ours
-        (0o40777, 0, 4321, False),  # without the sticky bit anybody might replace anything
-        (0o41775, 0, 4321, False),  # not for everybody
-    ],
-)
-def test_which_links_may_be_planted(
-    monkeypatch: pytest.MonkeyPatch, folder_mode: int, folder_owner: int, link_owner: int, expected: bool
-) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1234)
-    assert is_untrusted_link(stat_of(0o120777, link_owner), stat_of(folder_mode, folder_owner)) is expected
-
-
-def test_a_planted_link_behind_ones_own_is_refused(
-    monkeypatch: pytest.MonkeyPatch, shared: Path, tmp_path: Path
-) -> None:
-    planted, own = shared / "planted", tmp_path / "own"
-    planted.symlink_to(tmp_path / "victim")
-    own.symlink_to(planted)
-    assert write_target(own) == tmp_path / "victim"
-    monkeypatch.setattr(
-        "ocistream.streams.paths.is_untrusted_link", lambda _link, folder: bool(folder.st_mode & stat.S_ISVTX)
-    )
-    with pytest.raises(LocalDiskError, match="planted: it is another user's symbolic link"):
-        write_target(own)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from ocistream.cli.progress_state import format_size
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
 from tests.cli.terminal import Screen, on_terminal, resize
@@ -18,7 +17,7 @@ from tests.documents import ROOT, blocks, is_like
 from tests.faults import Drop, Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout
 from tests.registry_http import seed
-from tests.runner import ocistream, started
+from tests.runner import ocistream, started_fork
 
 MIB = 1 << 20
 
@@ -250,14 +249,6 @@ def test_a_bar_that_never_came_to_be_leaves_only_the_error(served: FaultyRegistr
     expect.failure(ocistream(*argv, "-o", tmp_path / "x.tar"), 4, "gone:1")
 
 
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (5_242_880, "5.2 MB"), (2**31, "2.1 GB"), (7.5e12, "7.5 TB")],
-)
-def test_sizes_are_written_for_people(size: float, text: str) -> None:
-    assert format_size(size) == text
-
-
 @pytest.mark.parametrize("kind", ["plain", "none"])
 def test_a_terminal_need_not_get_a_bar(registry: FaultyRegistry, tmp_path: Path, kind: str) -> None:
     target = tmp_path / "app.tar"
@@ -271,8 +262,7 @@ def test_a_line_every_few_seconds_says_how_much_and_how_long(
 ) -> None:
     registry.faults = [Fault(Stall(after=2 * MIB), "GET", "/blobs/", skip=1)]
     argv = ["pull", f"{registry.host}/app:1", "--jobs=1", "--progress=plain", "--log-format=json"]
-    with started(*argv, "-o", tmp_path / "app.tar") as process:
-        assert process.stderr
+    with started_fork(*argv, "-o", tmp_path / "app.tar") as process:
         plan, line = expect.json_lines((process.stderr.readline() + process.stderr.readline()).decode())
         registry.release()
     assert plan["message"] == "4 blobs, 5.2 MB in all"

@@ -12,7 +12,7 @@ from tests.cli import expect
 from tests.faults import Fault, FaultyRegistry, Flip, Stall, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import seed
-from tests.runner import Argument, ocistream, started
+from tests.runner import Argument, ocistream, started_fork
 
 MACHINE = {"x86_64": "linux/amd64", "aarch64": "linux/arm64/v8"}.get(platform.machine(), "")
 
@@ -251,7 +251,7 @@ def test_jobs_is_how_many_blobs_move_at_once(
     registry.requests.clear()
     registry.faults = [Fault(Stall(), "GET", "/blobs/", times=None)]
     target = f"{tmp_path}/layout/"
-    with started("pull", f"{registry.host}/many:1", f"--jobs={jobs}", "-o", target) as process:
+    with started_fork("pull", f"{registry.host}/many:1", f"--jobs={jobs}", "-o", target) as process:
         expect.wait_for(lambda: len(registry.asked("GET", "/blobs/")) >= jobs)
         # None of them is answered, so whoever else wanted to ask has had the time to.
         expect.wait_for(lambda: registry.asked("GET", "/blobs/")[-1].fault)

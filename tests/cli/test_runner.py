@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from coverage import CoverageData
 
 import ocistream
 from tests import forks
@@ -175,6 +177,58 @@ def test_forks_make_a_pipe_that_can_be_cut(archive: Path) -> None:
     assert (first.code, second.code) == (141, 0)
 
 
+def test_a_program_starts_a_fork_as_it_does_a_real_process(archive: Path, tmp_path: Path) -> None:
+    os.link(archive, tmp_path / "here.tar")
+    env = {"OCISTREAM_LOG_FORMAT": "json"}
+    for argv in (["copy", "here.tar", "-"], ["verify", "-"], ["verify", "absent.tar"], ["pul"]):
+        forked, real = (
+            run.run([*start, *argv], stdin=archive, cwd=tmp_path, env=env)
+            for start in (run.forking_command(), run.command())
+        )
+        assert (forked.code, forked.out, forked.err) == (real.code, real.out, real.err)
+
+
+def test_a_program_ends_a_fork_as_it_does_a_real_process(tmp_path: Path) -> None:
+    line = [*run.forking_command(), "serve", str(tmp_path), "--listen=127.0.0.1:0"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout
+        assert process.stdout.readline()
+        process.terminate()
+        # The fork has closed its stdout, too.
+        assert process.stdout.read() == b""
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_program_that_starts_a_fork_sees_it_stop_reading() -> None:
+    read, write = os.pipe()
+    with os.fdopen(write, "wb", buffering=0) as pipe:
+        line = [*run.forking_command(), "--version"]
+        with subprocess.Popen(line, stdin=read, stdout=subprocess.DEVNULL):
+            os.close(read)
+        with pytest.raises(BrokenPipeError):
+            pipe.write(b"x")
+
+
+def test_a_fork_that_is_left_running_can_be_fed_asked_and_ended(archive: Path, tmp_path: Path) -> None:
+    with run.started_fork("verify", stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        process.stdin.write(archive.read_bytes())
+        assert process.poll() is None
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert b"ok: OCI archive" in out
+    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        with run.started_fork("serve", tmp_path / "store", "--listen=127.0.0.1:0") as server:
+            assert server.stdout.readline().startswith(b"127.0.0.1:")
+            with pytest.raises(subprocess.TimeoutExpired):
+                server.wait(0)
+            server.send_signal(number)
+            assert server.wait() == code
+    with run.started_fork("serve", tmp_path / "store", "--listen=127.0.0.1:0") as server:
+        assert server.stdout.readline()
+    assert server.returncode == 128 + signal.SIGTERM
+
+
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[forks.Fork]:
     """Start a fork that runs until it gets a signal, and wait for its first line."""
@@ -256,3 +310,22 @@ def test_a_fork_runs_on_a_machine_of_the_tests(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import ocistream\nocistream.__version__ = '7.7.7'\n")
     assert run.ocistream("--version", machine=tmp_path).lines() == ["ocistream 7.7.7"]
     assert run.ocistream("--version").lines() == [f"ocistream {ocistream.__version__}"]
+
+
+def test_branches_of_forks_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COVERAGE_PROCESS_START", str(Path(__file__).parents[2] / "pyproject.toml"))
+    monkeypatch.setenv("COVERAGE_FILE", str(tmp_path / "counted"))
+    for argv in (["verify", "absent"], ["rm", "absent", "a"]):
+        run.ocistream(*argv, cwd=tmp_path)
+
+    def counted() -> list[int]:
+        (file,) = tmp_path.glob("counted.*")
+        data = CoverageData(str(file))
+        data.read()
+        folder = Path(ocistream.__file__).parent / "cli"
+        return [len(data.lines(str(folder / name)) or ()) for name in ("verify.py", "rm.py")]
+
+    imports = counted()
+    forks.server().close()
+    after = counted()
+    assert all(now > before > 0 for now, before in zip(after, imports, strict=True)), (imports, after)

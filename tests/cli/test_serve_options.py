@@ -16,10 +16,10 @@ import pytest
 from tests.archives import small_first, tar_of
 from tests.certificates import make_certificate
 from tests.cli import expect
-from tests.cli.test_serve import serving
+from tests.cli.test_serve import really_serving, serving
 from tests.images import Layout, digest_of, small_image
 from tests.registry_http import basic, get, manifest_digest
-from tests.runner import ocistream, started
+from tests.runner import ocistream, started_fork
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -60,8 +60,7 @@ def test_what_cannot_be_served_is_refused(archive: Path, tmp_path: Path) -> None
 
 def test_with_a_password_only_who_knows_it_is_served(archive: Path, tmp_path: Path) -> None:
     env = {"OCISTREAM_PASSWORD": PASSWORD}
-    with started("serve", archive, "--listen=127.0.0.1:0", "--username=ada", env=env) as process:
-        assert process.stdout
+    with started_fork("serve", archive, "--listen=127.0.0.1:0", "--username=ada", env=env) as process:
         host = process.stdout.readline().decode().strip()
         assert get(host, "/v2/_catalog")[0] == 401
         assert manifest_digest(host, "app", "1", headers=basic("ada", PASSWORD)) is not None
@@ -82,8 +81,7 @@ def test_a_password_may_come_on_stdin_and_then_every_address_will_do(archive: Pa
     os.close(write)
     argv: list[str | Path] = ["serve", archive, "--listen=0.0.0.0:0", "-u", "ada", "--password-stdin"]
     try:
-        with started(*argv, stdin=read, env={"OCISTREAM_PASSWORD": "another"}) as process:
-            assert process.stdout
+        with started_fork(*argv, stdin=read, env={"OCISTREAM_PASSWORD": "another"}) as process:
             port = process.stdout.readline().decode().strip().rpartition(":")[2]
             assert get(f"127.0.0.1:{port}", "/v2/", headers=basic("ada", PASSWORD))[0] == 200
             assert get(f"127.0.0.1:{port}", "/v2/", headers=basic("ada", "another"))[0] == 401
@@ -120,8 +118,7 @@ class TestAccessLog:
         log = tmp_path / "access.log"
         env = {"OCISTREAM_PASSWORD": PASSWORD}
         argv: list[str | Path] = ["serve", archive, "--listen=127.0.0.1:0", "--username=ada", "--access-log", log]
-        with started(*argv, env=env) as process:
-            assert process.stdout
+        with started_fork(*argv, env=env) as process:
             host = process.stdout.readline().decode().strip()
             get(host, "/v2/")
             get(host, '/v2/app/tags/list?n=1&token=s3cr3t&last="', headers=basic("ada", PASSWORD))
@@ -170,7 +167,7 @@ class TestAccessLog:
 
 
 def test_memory_does_not_grow_with_the_archive(layout: Layout, tmp_path: Path) -> None:
-    image = layout.image([100 * MIB], name="registry.example/app:1")
+    image = layout.image([64 * MIB], name="registry.example/app:1")
     path = tmp_path / "app.tar"
     with tarfile.open(path, "w") as writer:
         for name in ("oci-layout", "index.json", "blobs"):
@@ -178,7 +175,7 @@ def test_memory_does_not_grow_with_the_archive(layout: Layout, tmp_path: Path) -
     layer = layout.read(image["digest"])["layers"][0]["digest"]
     # Coverage takes memory.
     without = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
-    with serving(path, env=without) as (process, host):
+    with really_serving(path, env=without) as (process, host):
         with ThreadPoolExecutor(2) as pool:
             found = list(pool.map(lambda _: get(host, f"/v2/app/blobs/{layer}")[0], range(4)))
         assert found == [200] * 4

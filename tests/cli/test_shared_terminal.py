@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,11 +58,25 @@ def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> Fault
     return served
 
 
-@pytest.mark.parametrize("columns", [40, 80, 200])
-@pytest.mark.parametrize("options", [[], ["-v"], ["--progress=plain"]])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [(40, []), (80, ["-v"]), (200, ["--progress=plain"])],
+        pytest.param(
+            list(itertools.product([40, 80, 200], [[], ["-v"], ["--progress=plain"]])), marks=pytest.mark.nightly
+        ),
+    ],
+)
 def test_no_line_is_cut_or_overwritten_beside_a_program_that_talks(
-    registry: FaultyRegistry, columns: int, options: list[str]
+    registry: FaultyRegistry, settings: Sequence[tuple[int, list[str]]]
 ) -> None:
+    # At once: each takes longer than a line of progress is away, and does next to nothing.
+    with ThreadPoolExecutor(len(settings)) as threads:
+        list(threads.map(lambda setting: beside_a_program_that_talks(registry, *setting), settings))
+
+
+def beside_a_program_that_talks(registry: FaultyRegistry, columns: int, options: list[str]) -> None:
+    """Pull into a program that talks, on a terminal of so many columns, and check each line of both."""
     seen = on_terminal(
         *("pull", f"{registry.host}/app:1", "--limit-rate=800k", *options),
         piped_into_program=[sys.executable, "-c", TALKER, str(columns)],
@@ -100,7 +116,7 @@ def test_a_prompt_that_stays_while_bytes_move_keeps_its_row(registry: FaultyRegi
 
 def test_no_line_is_printed_while_a_program_asks_for_a_password_and_nothing_moves(registry: FaultyRegistry) -> None:
     asks = (
-        "import os, time; os.write(2, b'password: '); time.sleep(7); os.write(2, b'\\n')\nwhile os.read(0, 65536): pass"
+        "import os, time; os.write(2, b'password: '); time.sleep(6); os.write(2, b'\\n')\nwhile os.read(0, 65536): pass"
     )
     seen = on_terminal(
         *("pull", f"{registry.host}/app:1"), piped_into_program=[sys.executable, "-c", asks], size=(24, 80)
@@ -141,7 +157,7 @@ def test_a_prompt_of_the_command_of_via_is_not_drawn_over(
     # As ssh does: it asks at the terminal, and reads its input once it is connected.
     remote = tmp_path / "remote"
     remote.write_text(
-        "#!/bin/sh\nprintf 'password: ' >/proc/$PPID/fd/2\nsleep 2\necho >/proc/$PPID/fd/2\nexec \"$@\"\n"
+        "#!/bin/sh\nprintf 'password: ' >/proc/$PPID/fd/2\nsleep 1\necho >/proc/$PPID/fd/2\nexec \"$@\"\n"
     )
     remote.chmod(0o755)
     seen = on_terminal(

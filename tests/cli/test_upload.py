@@ -199,15 +199,15 @@ class TestMountFrom:
 
 
 class TestBrokenPipes:
-    def test_an_upload_of_300_mb_that_breaks_twice_goes_on_in_bounded_memory(
+    def test_an_upload_of_100_mb_that_breaks_twice_goes_on_in_bounded_memory(
         self, start: Start, layout: Layout, tmp_path: Path
     ) -> None:
-        layout.image([tar_layer({"zeros": bytes(300 * MIB)}, compression="")], name="v1")
+        layout.image([tar_layer({"zeros": bytes(96 * MIB)}, compression="")], name="v1")
         archive = tmp_path / "image.tar"
         expect.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
         served = start(
-            Fault(StopReading(100 * MIB, reset=True), "PATCH", larger_than=200 * MIB),
-            Fault(StopReading(50 * MIB), "PATCH", larger_than=100 * MIB),
+            Fault(StopReading(32 * MIB, reset=True), "PATCH", larger_than=80 * MIB),
+            Fault(StopReading(16 * MIB), "PATCH", larger_than=48 * MIB),
         )
         pushed = measured("push", f"{served.host}/app:1", stdin=archive)
         expect.success(pushed)

@@ -21,7 +21,7 @@ from tests.docker_archives import archive_of, of_docker, saved
 from tests.faults import Fault, FaultyRegistry, Reply, refusal
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
-from tests.runner import Argument, Result, command, measured, ocistream, started
+from tests.runner import Argument, Result, command, forking_command, measured, ocistream, started
 
 MIB = 1 << 20
 
@@ -62,15 +62,19 @@ def there(start: Callable[..., FaultyRegistry], images: Images) -> FaultyRegistr
     return start()
 
 
+def remote(folder: Path, ocistream: list[str]) -> str:
+    """Return a command that runs what is appended to it, with this ocistream in its PATH."""
+    folder.mkdir()
+    script = folder / "ocistream"
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(ocistream)} "$@"\n')
+    script.chmod(0o755)
+    return f"env PATH={folder}:{os.environ['PATH']}"
+
+
 @pytest.fixture
 def far(tmp_path: Path) -> str:
     """Return a command that runs what is appended to it, with the ocistream of these tests in its PATH."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    script = folder / "ocistream"
-    script.write_text(f'#!/bin/sh\nexec {shlex.join(command())} "$@"\n')
-    script.chmod(0o755)
-    return f"env PATH={folder}:{os.environ['PATH']}"
+    return remote(tmp_path / "bin", forking_command())
 
 
 @pytest.fixture
@@ -229,9 +233,11 @@ class TestWhatIsSent:
         assert uploaded(there) < MIB
         assert any("mount=" in request.target and "from=base" in request.target for request in there.requests)
 
-    @pytest.mark.parametrize("count", [400, pytest.param(2000, marks=pytest.mark.nightly)])
-    def test_memory_stays_as_promised(self, count: int, there: FaultyRegistry, layout: Layout, far: str) -> None:
+    @pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.nightly)])
+    def test_memory_stays_as_promised(self, count: int, there: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
         layout.image([64 * MIB, *(b"%d" % number for number in range(count))], name="big")
+        # The peak is that of both sides: a process counts those that it has started.
+        far = remote(tmp_path / "bin", command())
         result = measured("copy", f"oci:{layout.path}", f"{there.host}/big:1", "--via", far)
         expect.success(result)
         assert result.peak is not None

@@ -17,9 +17,9 @@ from tests.registry_http import manifest_digest
 from tests.runner import Argument, Result, ocistream
 
 MIB = 1 << 20
-LAYER = 24 * MIB
+LAYER = 6 * MIB
 #: Where the line breaks, beyond what is in the archive before the layer.
-CUT = 20 * MIB
+CUT = 5 * MIB
 #: Manifests, configs, the heads and ends of tars, and the least that is sent of a blob.
 SMALL = 64 * 1024
 
@@ -82,9 +82,9 @@ class TestIntoARegistry:
         self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line
     ) -> None:
         for _ in range(3):
-            cut(layout, f"{served.host}/app:1", line, 6 * MIB)
+            cut(layout, f"{served.host}/app:1", line, 3 * MIB // 2)
         expect.success(copy(layout, f"{served.host}/app:1", line))
-        assert line.sent() <= LAYER - 3 * 6 * MIB + 4 * SMALL
+        assert line.sent() <= LAYER - 3 * (3 * MIB // 2) + 4 * SMALL
         assert manifest_digest(served.host, "app", "1") == image["digest"]
 
     def test_what_the_far_side_has_lost_meanwhile_is_sent_by_the_same_command(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ from tests.cli import expect
 from tests.faults import Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest, seed
-from tests.runner import Argument, Result, measured, ocistream, started
+from tests.runner import Argument, Result, measured, ocistream, started_fork
 from tests.volumes import LEFT_OUT, Cut, notes_in, read_volumes
 
 MIB: Final = 1 << 20
@@ -45,6 +46,39 @@ def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> Fault
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
     return served
+
+
+@dataclasses.dataclass(frozen=True)
+class CutOnce:
+    """The image, cut into three volumes: `paths` of `SIZE` and `whole` of `WHOLE` bytes. Not to be written to.
+
+    `other` is the second volume of another image, `other:1`.
+    """
+
+    registry: FaultyRegistry
+    layout: Layout
+    image: Descriptor
+    paths: Sequence[Path]
+    whole: Sequence[Path]
+    other: Path
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CutOnce]:
+    """Return what is cut once for the tests of every order."""
+    folder = tmp_path_factory.mktemp("cut")
+    layout = Layout(folder / "made")
+    image = layout.image(LAYERS)
+    with FaultyRegistry(folder / "served") as registry:
+        seed(layout, image, registry.host, "app", "1")
+        for name in ("parts", "whole"):
+            (folder / name).mkdir()
+        paths, whole = split(registry, folder / "parts"), split(registry, folder / "whole", size=WHOLE)
+        assert len(paths) == len(whole) == 3
+        seed(layout, layout.image([9000, *LAYERS[1:]]), registry.host, "other", "1")
+        argv: list[Argument] = ["-o", folder / "other.%03d.tar", "--split", str(SIZE)]
+        expect.success(ocistream("pull", f"{registry.host}/other:1", *argv))
+        yield CutOnce(registry, layout, image, paths, whole, folder / "other.001.tar")
 
 
 @pytest.fixture
@@ -237,8 +271,16 @@ def test_what_the_other_side_has_is_in_no_volume(
 # Going on --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        *((0, signal.SIGKILL), (1, signal.SIGINT), (2, signal.SIGKILL), (3, signal.SIGINT)),
+        *(
+            pytest.param(number, kind, marks=pytest.mark.nightly)
+            for number, kind in ((0, signal.SIGINT), (1, signal.SIGKILL), (2, signal.SIGINT), (3, signal.SIGKILL))
+        ),
+    ],
+)
 def test_a_pull_that_was_stopped_goes_on_and_fetches_no_volume_again(
     served: FaultyRegistry, layout: Layout, folder: Path, number: int, kind: int
 ) -> None:
@@ -253,7 +295,7 @@ def test_a_pull_that_was_stopped_goes_on_and_fetches_no_volume_again(
     halted, after = layer(layout, image, number), sizes[number] - MIB // 2
     served.faults = [Fault(Stall(after=after), "GET", f"/blobs/{halted}")]
     argv: list[Argument] = ["pull", f"{served.host}/app:1", "-o", str(folder / "app.%03d.tar"), "--split", str(4 * MIB)]
-    with started(*argv, "--jobs", "1") as process:
+    with started_fork(*argv, "--jobs", "1") as process:
         expect.wait_for(lambda: [request for request in served.requests if request.fault])
         begun = [b for b in (path.stat().st_size for path in folder.glob(".app.*.partial")) if b]
         expect.wait_for(lambda: sum(size_of(path) for path in folder.iterdir()) >= sum(sizes[:number]) + after - MIB)
@@ -282,53 +324,40 @@ def size_of(path: Path) -> int:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_volumes_are_pushed_in_every_order(
-    registry: FaultyRegistry,
-    layout: Layout,
-    image: Descriptor,
-    folder: Path,
+    cut: CutOnce,
     target: FaultyRegistry,
     order: Sequence[int],
 ) -> None:
-    paths = split(registry, folder)
-    pushed = push(target, *(paths[number] for number in order))
+    pushed = push(target, *(cut.paths[number] for number in order))
     expect.success(pushed)
-    assert pushed.lines() == [f"{target.host}/app:1@{image['digest']}"]
-    is_there(target, image, layout)
+    assert pushed.lines() == [f"{target.host}/app:1@{cut.image['digest']}"]
+    is_there(target, cut.image, cut.layout)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_volumes_are_pushed_one_by_one_in_every_order(
-    registry: FaultyRegistry,
-    layout: Layout,
-    image: Descriptor,
-    folder: Path,
+    cut: CutOnce,
     target: FaultyRegistry,
     order: Sequence[int],
 ) -> None:
-    paths = split(registry, folder, size=WHOLE)
-    assert len(paths) == 3
     needed = set(NAMES)
     for number in order[:-1]:
         needed.remove(NAMES[number])
-        expect.failure(push(target, paths[number]), 6, f"still needed: {', '.join(sorted(needed))}")
+        expect.failure(push(target, cut.whole[number]), 6, f"still needed: {', '.join(sorted(needed))}")
         expect.no_image(target)
     target.requests.clear()
-    expect.success(push(target, paths[order[-1]]))
-    is_there(target, image, layout)
+    expect.success(push(target, cut.whole[order[-1]]))
+    is_there(target, cut.image, cut.layout)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
-    registry: FaultyRegistry,
-    layout: Layout,
-    image: Descriptor,
-    folder: Path,
+    cut: CutOnce,
     target: FaultyRegistry,
     order: Sequence[int],
 ) -> None:
-    paths = split(registry, folder)
-    continued = layer(layout, image, 1)
-    results = [push(target, paths[number]) for number in order]
+    continued = layer(cut.layout, cut.image, 1)
+    results = [push(target, cut.paths[number]) for number in order]
     if order.index(0) < order.index(1):
         assert [result.code for result in results] == [6, 6, 0]
         needed = [name for name in NAMES if name != NAMES[order[0]]]
@@ -342,8 +371,8 @@ def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
         expect.failure(late, 6, f"{continued} goes on", "-i app.000.tar -i app.001.tar together, or in this order")
         expect.failure(results[-1], 6, "still needed: app.0")
         expect.no_image(target)
-        expect.success(push(target, paths[1]))
-    is_there(target, image, layout)
+        expect.success(push(target, cut.paths[1]))
+    is_there(target, cut.image, cut.layout)
     sent = [request for request in target.requests if request.method == "PATCH"]
     assert sum(int(request.headers["Content-Length"] or 0) for request in sent) <= sum(LAYERS) + 4 * KIB
 
@@ -366,42 +395,33 @@ def test_a_volume_that_is_missing_is_asked_for_by_name(
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_volume_may_be_given_twice(
-    registry: FaultyRegistry,
-    layout: Layout,
-    image: Descriptor,
+    cut: CutOnce,
     folder: Path,
     target: FaultyRegistry,
     order: Sequence[int],
 ) -> None:
-    paths = split(registry, folder)
     copy = folder / "the-same.tar"
-    copy.write_bytes(paths[order[0]].read_bytes())
-    pushed = push(target, *(paths[number] for number in order), copy, argv=["-v"])
+    copy.write_bytes(cut.paths[order[0]].read_bytes())
+    pushed = push(target, *(cut.paths[number] for number in order), copy, argv=["-v"])
     expect.success(pushed)
     assert f"{copy} is volume {order[0] + 1} of 3 ({NAMES[order[0]]}) once more" in pushed.err
-    is_there(target, image, layout)
+    is_there(target, cut.image, cut.layout)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_volume_of_another_image_is_refused_by_name(
-    registry: FaultyRegistry,
-    layout: Layout,
-    folder: Path,
+    cut: CutOnce,
     target: FaultyRegistry,
     order: Sequence[int],
 ) -> None:
-    paths = split(registry, folder)
-    seed(layout, layout.image([9000, *LAYERS[1:]]), registry.host, "other", "1")
-    argv: list[Argument] = ["-o", folder / "other.%03d.tar", "--split", str(SIZE)]
-    expect.success(ocistream("pull", f"{registry.host}/other:1", *argv))
-    given = [folder / "other.001.tar" if number == 1 else paths[number] for number in order]
+    given = [cut.other if number == 1 else cut.paths[number] for number in order]
     refused = push(target, *given)
     expect.failure(
         refused,
         6,
-        f"{folder / 'other.001.tar'} does not belong to the others: it is volume 2 of ",
-        f"(other.001.tar) of {registry.host}/other:1",
-        f"of {registry.host}/app:1",
+        f"{cut.other} does not belong to the others: it is volume 2 of ",
+        f"(other.001.tar) of {cut.registry.host}/other:1",
+        f"of {cut.registry.host}/app:1",
     )
     assert not target.asked("POST", "/uploads/")
 
@@ -510,14 +530,11 @@ def test_verify_says_of_a_volume_which_it_is(registry: FaultyRegistry, folder: P
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_verify_of_all_volumes_finds_the_image_complete(
-    registry: FaultyRegistry, folder: Path, order: Sequence[int]
-) -> None:
-    paths = split(registry, folder)
-    seen = ocistream("verify", "--deep", *(paths[number] for number in order))
+def test_verify_of_all_volumes_finds_the_image_complete(cut: CutOnce, order: Sequence[int]) -> None:
+    seen = ocistream("verify", "--deep", *(cut.paths[number] for number in order))
     expect.success(seen)
     assert "volumes 1, 2, 3 of 3: all of them" in seen.lines()
-    document = json.loads(ocistream("verify", "--json", *(paths[number] for number in order[:2])).out)
+    document = json.loads(ocistream("verify", "--json", *(cut.paths[number] for number in order[:2])).out)
     assert document["ok"]
     assert document["volumes"]["here"] == sorted(NAMES[number] for number in order[:2])
     assert document["volumes"]["elsewhere"] == [NAMES[order[2]]]
@@ -568,9 +585,9 @@ def test_a_volume_is_no_whole_archive_to_copy(registry: FaultyRegistry, folder: 
 def test_memory_does_not_grow_with_the_volumes(
     served: FaultyRegistry, layout: Layout, folder: Path, target: FaultyRegistry
 ) -> None:
-    image = layout.image([96 * MIB, 32 * MIB])
+    image = layout.image([56 * MIB, 8 * MIB])
     seed(layout, image, served.host, "app", "1")
-    pulled = measured("pull", f"{served.host}/app:1", "-o", folder / "app.%03d.tar", "--split", "20M")
+    pulled = measured("pull", f"{served.host}/app:1", "-o", folder / "app.%03d.tar", "--split", "10M")
     expect.success(pulled)
     paths = sorted(folder.iterdir())
     assert len(paths) == 7

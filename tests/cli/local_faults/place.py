@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -24,7 +25,7 @@ from tests.cli.local_faults.table import (
     PUSH_IN,
 )
 from tests.faults import FaultyRegistry
-from tests.images import Layout
+from tests.images import Descriptor, Layout
 from tests.registry_http import seed
 
 #: Interrupted work of at least so many bytes may be kept, to be gone on with.
@@ -116,12 +117,33 @@ class Place:
         return [path for path in records if path.is_file() and self.target.host in path.read_text()]
 
 
-def place_of(registry: FaultyRegistry, target: FaultyRegistry, layout: Layout, folder: Path) -> Place:
-    """Make a place, of an image with two large layers."""
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """An image with two large layers, in a layout and in a file: places have copies of it."""
+
+    layout: Layout
+    image: Descriptor
+    file: Path
+
+
+def make(folder: Path) -> Made:
+    """Make the image in a folder."""
+    layout = Layout(folder / "made")
     image = layout.image([3 * MIB, 2 * MIB], name="app")
-    seed(layout, image, registry.host, "app", "1")
+    (folder / "app.tar").write_bytes(tar_of(small_first(layout)))
+    return Made(layout, image, folder / "app.tar")
+
+
+def place_of(
+    registry: FaultyRegistry, target: FaultyRegistry, made: Made, layout: Layout, folder: Path, command: str
+) -> Place:
+    """Make a place for a command; the registry has the image if the command names it."""
+    shutil.copytree(made.layout.path, layout.path, dirs_exist_ok=True)
+    image = made.image
+    if "HOST" in COMMANDS[command]:
+        seed(layout, image, registry.host, "app", "1")
     file, disk = folder / "app.tar", folder / "disk"
-    file.write_bytes(tar_of(small_first(layout)))
+    shutil.copyfile(made.file, file)
     disk.mkdir()
     files = [file, *(path for path in layout.path.rglob("*") if path.is_file())]
     return Place(

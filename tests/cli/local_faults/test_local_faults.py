@@ -17,7 +17,7 @@ import pytest
 
 from tests.cli import expect
 from tests.cli.local_faults.conftest import note
-from tests.cli.local_faults.place import Place, place_of
+from tests.cli.local_faults.place import Made, Place, make, place_of
 from tests.cli.local_faults.table import (
     COMMANDS,
     MIB,
@@ -33,7 +33,7 @@ from tests.faults import Fault, FaultyRegistry, Stall
 from tests.images import Layout
 from tests.peers import need
 from tests.registry_http import seed
-from tests.runner import Result, command, ocistream, run, started
+from tests.runner import Result, command, ocistream, run, started_fork
 
 _MACHINE: Final = Path(__file__).with_name("machine")
 _TOGETHER: Final = {"TWICE", "TWO IMAGES", "ONE NAME"}
@@ -41,10 +41,18 @@ _TOGETHER: Final = {"TWICE", "TWO IMAGES", "ONE NAME"}
 pytestmark = pytest.mark.usefixtures("interruptible")
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Return the image that places have copies of."""
+    return make(tmp_path_factory.mktemp("made"))
+
+
 @pytest.fixture
-def place(start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path) -> Place:
+def place(
+    start: Callable[..., FaultyRegistry], made: Made, layout: Layout, tmp_path: Path, request: pytest.FixtureRequest
+) -> Place:
     """Return a place where nothing is wrong yet."""
-    return place_of(start(), start(), layout, tmp_path)
+    return place_of(start(), start(), made, layout, tmp_path, request.node.callspec.params["name"])
 
 
 def cells(*, together: bool) -> list[Any]:
@@ -161,7 +169,10 @@ def test_two_runs_at_once_do_not_see_each_other(
     if name == PULL_DIR:
         # Both are in the middle of it before either ends.
         place.registry.faults = [Fault(Stall(after=1000), "GET", "/blobs/", times=2, skip=0)]
-    with started(*first, stdin=_source(place, name)) as one, started(*second, stdin=_source(place, name)) as two:
+    with (
+        started_fork(*first, stdin=_source(place, name)) as one,
+        started_fork(*second, stdin=_source(place, name)) as two,
+    ):
         if name == PULL_DIR:
             expect.wait_for(lambda: sum(request.fault is not None for request in place.registry.requests) == 2)
             place.registry.release()

@@ -13,6 +13,7 @@ from ocistream.cli.progress_bar import render_lines
 from ocistream.cli.progress_state import ProgressCounter, ProgressSnapshot, TransferRate, human_duration
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
+from ocistream.sizes import format_size
 from tests.images import digest_of
 
 MIB = 1 << 20
@@ -152,3 +153,11 @@ def test_what_has_no_line_is_counted() -> None:
     drawn = render_lines(ProgressSnapshot(0, 5, 0, None, 5, {}, under_way), os.terminal_size((80, 6)))
     assert [line.startswith(BLOB.digest[7:19]) for line in drawn] == [True, True, False, False]
     assert drawn[2] == "0 of 5 blobs, 3 more under way"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (5_242_880, "5.2 MB"), (2**31, "2.1 GB"), (7.5e12, "7.5 TB")],
+)
+def test_sizes_are_written_for_people(size: float, text: str) -> None:
+    assert format_size(size) == text

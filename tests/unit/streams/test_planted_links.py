@@ -1,0 +1,48 @@
+"""Which links another user may have put there, whoever runs the tests: tests/cli/test_planted_links.py needs root."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from ocistream.errors import LocalDiskError
+from ocistream.streams.paths import is_untrusted_link, write_target
+
+
+def stat_of(mode: int, owner: int) -> os.stat_result:
+    return os.stat_result((mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("folder_mode", "folder_owner", "link_owner", "expected"),
+    [
+        (0o41777, 0, 4321, True),
+        (0o41777, 4321, 4321, False),  # who owns the directory may do what they like there
+        (0o41777, 0, 1234, False),  # ours
+        (0o40777, 0, 4321, False),  # without the sticky bit anybody might replace anything
+        (0o41775, 0, 4321, False),  # not for everybody
+    ],
+)
+def test_which_links_may_be_planted(
+    monkeypatch: pytest.MonkeyPatch, folder_mode: int, folder_owner: int, link_owner: int, expected: bool
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    assert is_untrusted_link(stat_of(0o120777, link_owner), stat_of(folder_mode, folder_owner)) is expected
+
+
+def test_a_planted_link_behind_ones_own_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    planted, own = shared / "planted", tmp_path / "own"
+    planted.symlink_to(tmp_path / "victim")
+    own.symlink_to(planted)
+    assert write_target(own) == tmp_path / "victim"
+    monkeypatch.setattr(
+        "ocistream.streams.paths.is_untrusted_link", lambda _link, folder: bool(folder.st_mode & stat.S_ISVTX)
+    )
+    with pytest.raises(LocalDiskError, match="planted: it is another user's symbolic link"):
+        write_target(own)

@@ -1,0 +1,56 @@
+"""What docs/sync.md says of the file of `ocistream sync` is valid, and complete."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from ocistream.sync import file as sync_file
+from ocistream.sync.file import read_sync_file
+from ocistream.sync.plan import SyncPlan
+from tests.documents import code_block
+
+PAGE: Final = (Path(__file__).parents[2] / "docs" / "sync.md").read_text()
+
+
+def test_the_file_is_one(tmp_path: Path) -> None:
+    (tmp_path / "images.toml").write_text(code_block(PAGE, "toml", "[[sync]]"))
+    plan = read_sync_file(tmp_path / "images.toml")
+    assert isinstance(plan, SyncPlan)
+    assert len(plan.entries) == 2
+    login = plan.entries[0].destinations[0].login
+    assert login is not None
+    assert login.password_env == "PROD_PASSWORD"
+
+
+def test_the_table_has_every_key() -> None:
+    known: set[str] = set()
+    for name in ("_ENTRY", "_DEFAULTS", "_TAGS", "_REGISTRY"):
+        known |= getattr(sync_file, name)
+    rows = "\n".join(line for line in PAGE.splitlines() if line.startswith("|"))
+    for key in known:
+        assert re.search(rf"`{key}`|\b{key} = ", rows), key
+
+
+def test_the_tables_of_registries_are_right(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").touch()
+    password = tmp_path / "robot"
+    password.touch()
+    tables = code_block(PAGE, "toml", "[registry.").replace("/run/secrets/robot", str(password))
+    (tmp_path / "images.toml").write_text(code_block(PAGE, "toml", "[[sync]]") + tables)
+    plan = read_sync_file(tmp_path / "images.toml")
+    assert plan.registries["registry.local:5000"].settings.plain_http
+    assert plan.registries["registry.example.com"].settings.ca_files == (str(tmp_path / "ca.pem"),)
+    login = plan.entries[0].destinations[1].login
+    assert login is not None
+    assert (login.username, login.password_file) == ("robot", password)
+
+
+def test_the_tags_in_the_table_choose_tags(tmp_path: Path) -> None:
+    cells = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")]
+    choices = [row[-1].strip("` ") for row in cells if row[0] == "`tags`" or (len(row) == 2 and "{" in row[-1])]
+    assert len(choices) == 5
+    for choice in choices:
+        (tmp_path / "x.toml").write_text(f"[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = {choice}\n")
+        assert read_sync_file(tmp_path / "x.toml").entries[0].tag_filter is not None
