@@ -26,7 +26,7 @@ SEED: Final = int(os.environ.get("OCISTREAM_FUZZ_SEED", "0"))
 _FOUND: Final = Path(__file__).parent / "found"
 
 
-@pytest.mark.parametrize("part", [4, pytest.param(1, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("part", [8, pytest.param(1, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", TARGETS)
 def test_no_input_makes_it_crash_hang_or_hoard(name: str, part: int, tmp_path: Path) -> None:
     # pytest shows it where a test fails.

@@ -62,6 +62,12 @@ class Trouble:
     lasts: bool = False
     sample: bool = False
 
+    @property
+    def stands_for_its_sort(self) -> bool:
+        """Whether it happens to every request; other faults of its sort follow the same rule and happen to some."""
+        alike = [trouble for trouble in TROUBLES if trouble.sort == self.sort]
+        return self.lasts or self.sample or len(alike) == 1 or self.name == "429 with Retry-After"
+
 
 NO_BODY: Final = NotApplicable("neither the request nor its answer has a body")
 NO_ANSWER_BODY: Final = NotApplicable("its answer has no body")
