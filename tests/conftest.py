@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -64,6 +64,32 @@ _COUNTED: Final = frozenset(
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that divides tests between a run that counts branches and one that does not."""
+    text = "first: a test with parameters runs only with the first of them; others: it runs with all others"
+    parser.addoption("--parameters", choices=["first", "others"], help=text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Select tests as `--parameters` asks for."""
+    if (wanted := config.getoption("--parameters")) is not None:
+        parts: dict[str, list[pytest.Item]] = {"first": [], "others": []}
+        for item in items:
+            parts["first" if _has_first_parameters(item) else "others"].append(item)
+        items[:] = parts.pop(wanted)
+        config.hook.pytest_deselected(items=[item for part in parts.values() for item in part])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let a run with `--parameters` succeed without a test: the other one has them."""
+    if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.getoption("--parameters"):
+        session.exitstatus = pytest.ExitCode.OK
+
+
+def _has_first_parameters(item: Any) -> bool:
+    return not (hasattr(item, "callspec") and any(item.callspec.indices.values()))
+
+
 def pytest_report_header() -> str:
     """Say what is tested: the installed wheel, or a source tree."""
     return f"ocistream: {ocistream.__file__}"
@@ -92,8 +118,8 @@ def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Count branches in the processes that some tests start, if TESTS_COVERAGE (tox.ini) is coverage's settings."""
     for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS_")]:
         monkeypatch.delenv(name)
-    indices = request.node.callspec.indices.values() if hasattr(request.node, "callspec") else ()
-    if (settings := os.environ.get("TESTS_COVERAGE")) and request.path.stem in _COUNTED and not any(indices):
+    settings = os.environ.get("TESTS_COVERAGE")
+    if settings and request.path.stem in _COUNTED and _has_first_parameters(request.node):
         monkeypatch.setenv("COVERAGE_PROCESS_START", settings)
 
 
