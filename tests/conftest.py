@@ -62,27 +62,36 @@ _COUNTED: Final = frozenset(
         *("verify", "via", "volumes"),
     )
 )
+#: Files of tests whose parameters each reach other branches: those of parsers. They are quick.
+_COUNTED_WITH_ALL_PARAMETERS: Final = frozenset(
+    f"test_{name}"
+    for name in (
+        *("ambiguous_requests", "configuration", "docker_images", "model", "origins", "reference", "regular"),
+        *("registries_conf", "strict_json", "volumes"),
+    )
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that divides tests between a run that counts branches and one that does not."""
-    text = "first: a test with parameters runs only with the first of them; others: it runs with all others"
-    parser.addoption("--parameters", choices=["first", "others"], help=text)
+    text = "only tests of which branches are counted (of most, those with their first parameters), or only the others"
+    parser.addoption("--counted", choices=["only", "others"], help=text)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Select tests as `--parameters` asks for."""
-    if (wanted := config.getoption("--parameters")) is not None:
-        parts: dict[str, list[pytest.Item]] = {"first": [], "others": []}
+    """Select tests as `--counted` asks for."""
+    if (wanted := config.getoption("--counted")) is not None:
+        parts: dict[str, list[pytest.Item]] = {"only": [], "others": []}
         for item in items:
-            parts["first" if _has_first_parameters(item) else "others"].append(item)
+            is_counted = _has_first_parameters(item) or item.path.stem in _COUNTED_WITH_ALL_PARAMETERS
+            parts["only" if is_counted else "others"].append(item)
         items[:] = parts.pop(wanted)
         config.hook.pytest_deselected(items=[item for part in parts.values() for item in part])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Let a run with `--parameters` succeed without a test: the other one has them."""
-    if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.getoption("--parameters"):
+    """Let a run with `--counted` succeed without a test: the other run has them."""
+    if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.getoption("--counted"):
         session.exitstatus = pytest.ExitCode.OK
 
 
