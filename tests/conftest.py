@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -62,6 +62,41 @@ _COUNTED: Final = frozenset(
         *("verify", "via", "volumes"),
     )
 )
+#: Files of tests whose parameters each reach other branches: those of parsers. They are quick.
+_COUNTED_WITH_ALL_PARAMETERS: Final = frozenset(
+    f"test_{name}"
+    for name in (
+        *("ambiguous_requests", "config_toml", "docker_archive", "documents", "linear_regex", "origins", "reference"),
+        *("registries_conf", "strict_json", "volumes"),
+    )
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that divides tests between a run that counts branches and one that does not."""
+    text = "only tests of which branches are counted (of most, those with their first parameters), or only the others"
+    parser.addoption("--counted", choices=["only", "others"], help=text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Select tests as `--counted` asks for."""
+    if (wanted := config.getoption("--counted")) is not None:
+        parts: dict[str, list[pytest.Item]] = {"only": [], "others": []}
+        for item in items:
+            is_counted = _has_first_parameters(item) or item.path.stem in _COUNTED_WITH_ALL_PARAMETERS
+            parts["only" if is_counted else "others"].append(item)
+        items[:] = parts.pop(wanted)
+        config.hook.pytest_deselected(items=[item for part in parts.values() for item in part])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let a run with `--counted` succeed without a test: the other run has them."""
+    if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.getoption("--counted"):
+        session.exitstatus = pytest.ExitCode.OK
+
+
+def _has_first_parameters(item: Any) -> bool:
+    return not (hasattr(item, "callspec") and any(item.callspec.indices.values()))
 
 
 def pytest_report_header() -> str:
@@ -92,8 +127,8 @@ def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Count branches in the processes that some tests start, if TESTS_COVERAGE (tox.ini) is coverage's settings."""
     for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS_")]:
         monkeypatch.delenv(name)
-    indices = request.node.callspec.indices.values() if hasattr(request.node, "callspec") else ()
-    if (settings := os.environ.get("TESTS_COVERAGE")) and request.path.stem in _COUNTED and not any(indices):
+    settings = os.environ.get("TESTS_COVERAGE")
+    if settings and request.path.stem in _COUNTED and _has_first_parameters(request.node):
         monkeypatch.setenv("COVERAGE_PROCESS_START", settings)
 
 

@@ -16,18 +16,12 @@ from typing import Final
 _BIN: Final = Path(sys.executable).parent
 _LINT: Final = (["ruff", "check"], ["ruff", "format", "--check"], ["lint-imports"])
 _QUIRKS: Final = ("credentials_stay", "manifests_and_rates", "mirrors_stay", "mounts_and_auth", "reading", "uploads")
-_COMMANDS: Final = ("gc", "incomplete_indexes", "push", "sides", "verify")
-#: These run beside each other, and take about as long as each other.
+_COMMANDS: Final = ("exit_codes", "gc", "incomplete_indexes", "push", "sides", "verify")
+#: These run at the same time. One more than most machines' two cores, since they often wait.
 _PARTS: Final = (
-    [
-        *("tests/contract", "--ignore=tests/contract/test_killed.py", "--ignore=tests/contract/test_properties.py"),
-        *("tests/conformance", "tests/self/test_imports.py", "tests/cli/test_exit_codes.py"),
-    ],
-    [
-        "tests/limits",
-        *(f"tests/quirks/test_{name}.py" for name in _QUIRKS),
-        *(f"tests/cli/test_{name}.py" for name in _COMMANDS),
-    ],
+    ["tests/contract", "--ignore=tests/contract/test_killed.py", "--ignore=tests/contract/test_properties.py"],
+    ["tests/conformance", "tests/self/test_imports.py", *(f"tests/quirks/test_{name}.py" for name in _QUIRKS)],
+    ["tests/limits", *(f"tests/cli/test_{name}.py" for name in _COMMANDS)],
 )
 
 

@@ -11,3 +11,11 @@ CORPUS: Final[dict[str, Hostile]] = {
     hostile.name: hostile
     for hostile in [*in_tar.ALL, *differing.ALL, *in_documents.ALL, *in_docker.ALL, *compressed.ALL]
 }
+#: The names of those that could cost memory or time: pushes of them have a process each.
+HEAVY: Final = (
+    "entries-60,000", "pax-many-keys", "pax-huge", "long-names-in-rows", "size-of-80-bits", "index-100,001",
+    "index-huge", "index-items", "index-deep", "manifest-5-mib", "manifest-5-mib-hidden",
+    "manifests-8-mib", "manifests-12-mib", "manifests-27,000-layers", "config-9-mib", "docker-config-9-mib",
+    "docker-list-5-mib", "gzip-zeros", "gzip-zeros-behind", "gzip-much-behind", "config-deep", "keys-index-large",
+    "layer-gzip-members", "name-escapes", "cut-in-body", "pax-many-records-in-all",
+)  # fmt: skip

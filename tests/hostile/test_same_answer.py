@@ -11,8 +11,9 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from tests.hostile.check import strays
-from tests.hostile.corpus import CORPUS
+from tests.hostile.corpus import CORPUS, HEAVY
 from tests.hostile.odd import ODD
+from tests.hostile.pieces import Hostile
 from tests.registry import Registry
 from tests.runner import run_measured
 
@@ -114,17 +115,11 @@ def _batches(names: Sequence[str]) -> list[list[str]]:
     return [list(names[start : start + _BATCH]) for start in range(0, len(names), _BATCH)]
 
 
-def _written(names: Sequence[str], make: Callable[[str], bytes], folder: Path) -> list[Path]:
-    paths = []
-    for name in names:
-        paths.append(folder / f"{name}.tar")
-        paths[-1].write_bytes(make(name))
-    return paths
-
-
 @pytest.mark.parametrize("way", [*_READING, *_MOVING], ids=lambda way: way.name)
 def test_of_an_odd_archive(way: Way, tmp_path: Path) -> None:
-    paths = _written(list(ODD), lambda name: ODD[name].make(), tmp_path)
+    paths = [tmp_path / f"{name}.tar" for name in ODD]
+    for path, odd in zip(paths, ODD.values(), strict=True):
+        path.write_bytes(odd.make())
     (tmp_path / "runs").mkdir()
     wrong = []
     for name, _, file, pipe in answers(paths, [way], tmp_path / "runs"):
@@ -134,17 +129,23 @@ def test_of_an_odd_archive(way: Way, tmp_path: Path) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("names", _batches(list(CORPUS)), ids=lambda names: f"{names[0]}...{names[-1]}")
-def test_of_a_hostile_archive(names: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "ways"),
+    [
+        *((names, _READING) for names in _batches([name for name in CORPUS if name not in HEAVY])),
+        (HEAVY, _READING[:1]),
+        pytest.param(HEAVY, _READING[1:], marks=pytest.mark.nightly),
+    ],
+    ids=lambda value: f"{value[0]}...{value[-1]}" if isinstance(value[0], str) else value[0].name,
+)
+def test_of_a_hostile_archive(
+    names: Sequence[str], ways: Sequence[Way], made: Callable[[str], tuple[Hostile, Path]], tmp_path: Path
+) -> None:
     """Pushed and copied, each has the codes of its row: `test_corpus` shows that those of a file and a pipe agree."""
-    paths = _written(names, lambda name: CORPUS[name].make(), tmp_path)
-    (tmp_path / "runs").mkdir()
-    found = {(name, way): (file, pipe) for name, way, file, pipe in answers(paths, _READING, tmp_path / "runs")}
-    apart = {key: codes for key, codes in found.items() if codes[0] != codes[1] and key[0] not in _HASHED_IN_A_PIPE}
+    found = {(name, way): ends for name, way, *ends in answers([made(name)[1] for name in names], ways, tmp_path)}
+    apart = {key: ends for key, ends in found.items() if ends[0] != ends[1] and key[0] not in _HASHED_IN_A_PIPE}
     assert apart == {}
     for name in _HASHED_IN_A_PIPE & set(names):
-        codes = {
-            way: (found[name, way][0].code, found[name, way][1].code) for way in ("verify --json", "inspect --json")
-        }
+        codes = {way: tuple(end.code for end in found[name, way]) for way in ("verify --json", "inspect --json")}
         assert codes == {"verify --json": (5, 5), "inspect --json": (0, 5)}
         assert [answer.code for answer in found[name, "have"]] == [0, 5]

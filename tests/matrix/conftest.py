@@ -20,7 +20,8 @@ _PROPERTY: Final = "cell"
 _LETTERS: Final = dict(zip([trouble.name for trouble in TROUBLES], string.ascii_uppercase, strict=False))
 _LEGEND: Final = (
     "+ absorbed: exit 0, and all as if nothing had happened; a number: that exit code, with nothing visible, and the "
-    "same command is well afterwards; the second of two: the fault lasts for ever; -: it cannot happen there"
+    "same command is well afterwards; the second of two: the fault lasts for ever; -: it cannot happen there; .: only "
+    "the nightly run does this, since another fault of the same sort happens there"
 )
 
 
@@ -73,5 +74,5 @@ def _lines(tables: dict[str, dict[str, dict[str, str]]]) -> Iterator[str]:
         yield f"{flow:51} " + " ".join(f"{_LETTERS[name]:3}" for name in columns)
         for row, cells in tables[flow].items():
             # A sentence is what is wrong; the failure above says it.
-            texts = [text if len(text := cells.get(name, "?")) <= 3 else "!" for name in columns]
+            texts = [text if len(text := cells.get(name, ".")) <= 3 else "!" for name in columns]
             yield f"{row:51} " + " ".join(f"{text:3}" for text in texts)

@@ -53,7 +53,8 @@ class Trouble:
     """A column: `means` gives what is done to a request. Faults of one `sort` are expected to end alike.
 
     One that `lasts` is tried for ever as well: of those that end alike for the same reason, one is enough. A `sample`
-    is enough of its sort where a command is made of parts that are tried with all of them.
+    is enough of its sort where a command is made of parts that are tried with all of them. One that is `everywhere`
+    happens to every request, the others happen to some: they follow the rule of another one, or of all connections.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Trouble:
     means: Callable[[Step], Means]
     lasts: bool = False
     sample: bool = False
+    everywhere: bool = False
 
 
 NO_BODY: Final = NotApplicable("neither the request nor its answer has a body")
@@ -103,8 +105,15 @@ def _token_ends(step: Step) -> Means:
 
 TROUBLES: Final = (
     Trouble("connection refused", "broken", _always(Led("port", "closed")), lasts=True),
-    Trouble("reset before the headers", "broken", _always(Reset()), sample=True),
-    Trouble("reset in the middle of the body", "broken", _reset(lambda size: size // 2), lasts=True, sample=True),
+    Trouble("reset before the headers", "broken", _always(Reset()), sample=True, everywhere=True),
+    Trouble(
+        "reset in the middle of the body",
+        "broken",
+        _reset(lambda size: size // 2),
+        lasts=True,
+        sample=True,
+        everywhere=True,
+    ),
     Trouble("reset at the last byte", "broken", _reset(lambda size: size - 1)),
     Trouble("truncated body", "broken", _of_answer(lambda size: Drop(size // 2))),
     Trouble("stall before the headers", "silent", _always(Stall()), lasts=True),
@@ -114,10 +123,10 @@ TROUBLES: Final = (
     Trouble("429 with Retry-After", "busy", _always(too_many_requests(RETRY_AFTER))),
     Trouble("500", "busy", _always(refusal(500))),
     Trouble("502", "busy", _always(refusal(502))),
-    Trouble("503", "busy", _always(refusal(503)), lasts=True, sample=True),
-    Trouble("one flipped byte", "flipped", _flipped, sample=True),
-    Trouble("a longer body", "longer", _of_answer(lambda _: Resize(1))),
-    Trouble("the token has just ended", "token", _token_ends, lasts=True, sample=True),
+    Trouble("503", "busy", _always(refusal(503)), lasts=True, sample=True, everywhere=True),
+    Trouble("one flipped byte", "flipped", _flipped, sample=True, everywhere=True),
+    Trouble("a longer body", "longer", _of_answer(lambda _: Resize(1)), everywhere=True),
+    Trouble("the token has just ended", "token", _token_ends, lasts=True, sample=True, everywhere=True),
     Trouble("DNS does not answer", "broken", _always(Led("again"))),
     Trouble("DNS knows no such name", "unknown", _always(Led("unknown")), lasts=True),
     Trouble("TLS breaks off", "broken", _always(Led("port", "hangs up"))),

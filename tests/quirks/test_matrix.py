@@ -70,10 +70,15 @@ def there_and_back(registry: QuirkyRegistry, mover: Mover, layout: Layout, how: 
         assert list((registry.layout.path / "blobs").glob("*/.*")) == []
 
 
-@pytest.mark.parametrize("how", WAYS)
-@pytest.mark.parametrize(
-    "habit", [pytest.param(habit, marks=quirk(number), id=f"{number}-{habit}") for number, habit in ALONE]
-)
+#: Each habit with a file or a pipe, in turn: registries of every kind (below) get both. The nightly run has the others.
+_TURNS: Final = [
+    pytest.param(habit, how, marks=quirk(number) if usual else pytest.mark.nightly, id=f"{number}-{habit}-{how}")
+    for turn, (number, habit) in enumerate(ALONE)
+    for how, usual in ((WAYS[turn % 2], True), (WAYS[1 - turn % 2], False))
+]
+
+
+@pytest.mark.parametrize(("habit", "how"), _TURNS)
 def test_an_image_comes_back_as_it_was_pushed_from_a_registry_with_one_quirk(
     habit: Quirk, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
