@@ -413,7 +413,7 @@ class IndexCache:
             ArchiveError: the index is malformed.
             OSError: the index cannot be read.
         """
-        assert location.path is not None, "it is no registry"  # noqa: S101 - see above
+        assert location.path is not None, "it is no registry"  # noqa: S101 - only called for layouts
         path = location.path / "index.json"
         # An empty directory is not a layout yet.
         if not is_directory(location) or not paths.exists(path):
@@ -496,7 +496,7 @@ class _NoEarlyBlobs:
     def write(self, blob: Blob) -> None:
         raise UnsupportedError(f"{blob.descriptor.digest} comes before its image")
 
-    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:  # noqa: ARG002 - the protocol's form
+    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:  # noqa: ARG002 - the signature of EarlyBlobs
         raise UnsupportedError("a layer comes before its image")
 
     def read_back(self, descriptor: Descriptor) -> bytes:
