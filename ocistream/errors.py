@@ -39,10 +39,10 @@ class OcistreamError(Exception):
     #: The name of the error for programs, if other errors have the same exit code.
     kind: ClassVar[str | None] = None
 
-    def __init__(self, what: str, *, hint: str | None = None) -> None:
-        """Store `what` (the first line) and `hint` (what the user can do about it, or None)."""
-        super().__init__(what)
-        self.message = what
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        """Store `message` (the first line) and `hint` (what the user can do about it, or None)."""
+        super().__init__(message)
+        self.message = message
         self.hint = hint
 
 
@@ -70,9 +70,9 @@ class NotFoundError(OcistreamError):
 
     exit_code = 4
 
-    def __init__(self, what: str, *, codes: tuple[str, ...] = (), hint: str | None = None) -> None:
+    def __init__(self, message: str, *, codes: tuple[str, ...] = (), hint: str | None = None) -> None:
         """Store the `codes` of the answer with the message."""
-        super().__init__(what, hint=hint)
+        super().__init__(message, hint=hint)
         self.codes = codes
 
 
@@ -125,7 +125,7 @@ class RegistryError(NetworkError):
 
     def __init__(
         self,
-        what: str,
+        message: str,
         *,
         status: int,
         codes: tuple[str, ...] = (),
@@ -133,7 +133,7 @@ class RegistryError(NetworkError):
         retry_after: float | None = None,
     ) -> None:
         """Store the fields of the answer with the message."""
-        super().__init__(what, hint=hint)
+        super().__init__(message, hint=hint)
         self.status = status
         self.codes = codes
         self.retry_after = retry_after

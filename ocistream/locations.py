@@ -389,8 +389,8 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
     as_docker = location.kind == "docker-archive"
     _check_not_directory(location)
     if location.is_stream:
-        what = "the archive on stdin"
-        file = decompress_input(context.stdin(), what, selection.max_ratio)
+        label = "the archive on stdin"
+        file = decompress_input(context.stdin(), label, selection.max_ratio)
     elif paths.is_file(path) and not is_compressed(path):
         return ArchiveFileSource(
             path,
@@ -402,13 +402,13 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
         )
     else:
         # A FIFO can be read only once, as stdin, and so can a compressed file.
-        what = str(path)
+        label = str(path)
         file = decompress_input(
-            open_input_stream(path, context.cancelled or threading.Event()), what, selection.max_ratio
+            open_input_stream(path, context.cancelled or threading.Event()), label, selection.max_ratio
         )
     return ArchiveStreamSource(
         file,
-        what=what,
+        what=label,
         select=selection.select,
         platforms=selection.platforms,
         referrers=selection.referrers,

@@ -111,12 +111,12 @@ class ImageComparer:
         self,
         context: Callable[[SyncLocation], OpenContext],
         *,
-        stop: Callable[[], threading.Event],
+        create_cancel_event: Callable[[], threading.Event],
         check_push: Callable[[Reference | None], None],
     ) -> None:
-        """`context` and `stop` return the context of a location and a new event that cancels one image."""
+        """`context` returns the context of a location; `create_cancel_event` a new event that cancels one image."""
         self._context_of = context
-        self._create_cancel_event = stop
+        self._create_cancel_event = create_cancel_event
         self._check_push = check_push
         self._unreachable = _UnreachableRegistries()
         self._indexes = IndexCache()
@@ -203,8 +203,8 @@ class ImageComparer:
             with ExitStack() as stack:
                 source = open_rereadable(location, context, select_for(entry))
                 stack.callback(source.close)
-                found = read_graph(source, location)
-                return found if location.reference is not None else limit_to_source(source, found)
+                source_graph = read_graph(source, location)
+                return source_graph if location.reference is not None else limit_to_source(source, source_graph)
 
         if location.reference is not None and not entry.platforms.platforms:
             repository = context.repository_opener().open_repository(location.reference)
@@ -212,11 +212,11 @@ class ImageComparer:
             digest = repository.find_digest(location.reference.target)
             if digest:
                 return _SourceImage(digest, graph)
-        found = graph()
-        exported = found.roots[0].descriptor.digest
+        source_graph = graph()
+        exported = source_graph.roots[0].descriptor.digest
         # A layout or an archive may have only some platforms of an index: either digest may be at the destination.
-        index_digest = found.incomplete_indexes[0].digest if found.incomplete_indexes else exported
-        return _SourceImage(index_digest, lambda: found, exported)
+        index_digest = source_graph.incomplete_indexes[0].digest if source_graph.incomplete_indexes else exported
+        return _SourceImage(index_digest, lambda: source_graph, exported)
 
 
 def select_for(entry: SyncEntry) -> Selection:
@@ -466,8 +466,8 @@ def open_rereadable(location: Location, context: OpenContext, selection: Selecti
 def _open_checked(location: Location, context: OpenContext, selection: Selection) -> Source:
     if location.path is not None and not is_directory(location):
         if paths.exists(location.path) and (not paths.is_file(location.path) or is_compressed(location.path)):
-            what = "compressed" if paths.is_file(location.path) else "no file"
-            msg = f"{printable(location.text)} is {what}, and is read repeatedly"
+            kind = "compressed" if paths.is_file(location.path) else "no file"
+            msg = f"{printable(location.text)} is {kind}, and is read repeatedly"
             raise UsageError(msg, hint="unpack it first")
         if not paths.exists(location.path):
             msg = f"{printable(location.text)}: there is no such file or directory"

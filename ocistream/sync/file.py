@@ -94,8 +94,8 @@ class _SyncFileReader:
                 and credentials not in self._logins
                 and not credentials.startswith(_CREDENTIAL_PREFIXES)
             ):
-                what = 'is not the NAME of a [credentials.NAME], nor "env:PREFIX", "helper:NAME" or "file:PATH"'
-                raise table.key_error("credentials", what, f"there are: {self._format_logins()}")
+                problem = 'is not the NAME of a [credentials.NAME], nor "env:PREFIX", "helper:NAME" or "file:PATH"'
+                raise table.key_error("credentials", problem, f"there are: {self._format_logins()}")
             login_keys = _LOGIN_KEYS | {"credentials"} if credentials in self._logins else _LOGIN_KEYS
             connection_tables[name] = {key: value for key, value in table.values.items() if key not in login_keys}
         rules = parse_host_rules(
@@ -194,9 +194,9 @@ class _SyncFileReader:
         except (InvalidNameError, UnsupportedError) as error:
             raise table.key_error(key, f"is no end: {error.message}", error.hint) from error
         if location.is_stream or location.kind not in _LOCATION_KINDS:
-            what = "is stdin or stdout" if location.is_stream else "is a docker-archive"
+            problem = "is stdin or stdout" if location.is_stream else "is a docker-archive"
             raise table.key_error(
-                key, f"{what}, which cannot be compared", "name a registry, oci:DIR or oci-archive:FILE"
+                key, f"{problem}, which cannot be compared", "name a registry, oci:DIR or oci-archive:FILE"
             )
         name = location_table.text("credentials") if isinstance(value, dict) else None
         if name is not None:
@@ -208,8 +208,8 @@ class _SyncFileReader:
 
     def _find_login(self, table: TomlTable, name: str, location: Location) -> Login:
         if name not in self._logins:
-            what = f"names {printable(name)!r}: no table [credentials.{printable(name)}]"
-            raise table.key_error("credentials", what, f"there are: {self._format_logins()}")
+            problem = f"names {printable(name)!r}: no table [credentials.{printable(name)}]"
+            raise table.key_error("credentials", problem, f"there are: {self._format_logins()}")
         if location.reference is None:
             raise table.key_error("credentials", "is for registries alone")
         return self._use_login(table, name, location.reference.registry.lower())
@@ -236,9 +236,9 @@ def _check_locations(table: TomlTable, entry: SyncEntry) -> None:
         location = destination.location
         is_single = is_single_image(location) or (location.reference is None and not is_layout_location(location))
         if is_single and not entry.has_one_image:
-            what = f"{printable(location.text)!r} is for one image, and `from` has many"
+            problem = f"{printable(location.text)!r} is for one image, and `from` has many"
             raise table.key_error(
-                "to", what, "leave its tag or name away, or give `from` one; an archive has one image"
+                "to", problem, "leave its tag or name away, or give `from` one; an archive has one image"
             )
         if location.reference is not None and location.reference.digest:
             raise table.key_error("to", f"{printable(location.text)!r} has a digest: that is the image's own")

@@ -241,8 +241,8 @@ def _create_destination(
     return CopyDestination(sync_location, f"{base}:{image_name}" if image_name else base, image_name=image_name)
 
 
-def drop_duplicates(found: Sequence[Iterable[ImageCopy]]) -> Iterator[ImageCopy]:
-    """Drop repeated copies of the same image to the same destination. Iterates over each of `found` twice.
+def drop_duplicates(copies_by_entry: Sequence[Iterable[ImageCopy]]) -> Iterator[ImageCopy]:
+    """Drop repeated copies of the same image to the same destination. Iterates twice over each entry's copies.
 
     Raises:
         UsageError: two images would get one name at a destination, and one would be lost.
@@ -250,7 +250,7 @@ def drop_duplicates(found: Sequence[Iterable[ImageCopy]]) -> Iterator[ImageCopy]
     # Hashes only, to save memory.
     image_by_destination: dict[int, int] = {}
     repeated: set[int] = set()
-    for copy in itertools.chain.from_iterable(found):
+    for copy in itertools.chain.from_iterable(copies_by_entry):
         image = hash((copy.name, copy.entry.platforms, copy.entry.referrers))
         for destination in copy.destinations:
             destination_hash = hash(destination.name)
@@ -259,29 +259,31 @@ def drop_duplicates(found: Sequence[Iterable[ImageCopy]]) -> Iterator[ImageCopy]
             elif image_by_destination[destination_hash] == image:
                 repeated.add(destination_hash)
             else:
-                raise _conflict_error(found, copy, destination)
-    return _drop_repeated(found, repeated)
+                raise _conflict_error(copies_by_entry, copy, destination)
+    return _drop_repeated(copies_by_entry, repeated)
 
 
-def _drop_repeated(found: Sequence[Iterable[ImageCopy]], repeated: set[int]) -> Iterator[ImageCopy]:
-    seen: set[int] = set()
-    for copy in itertools.chain.from_iterable(found):
+def _drop_repeated(copies_by_entry: Sequence[Iterable[ImageCopy]], repeated: set[int]) -> Iterator[ImageCopy]:
+    written: set[int] = set()
+    for copy in itertools.chain.from_iterable(copies_by_entry):
         destinations = []
         for destination in copy.destinations:
             destination_hash = hash(destination.name)
-            if destination_hash not in seen:
+            if destination_hash not in written:
                 destinations.append(destination)
             if destination_hash in repeated:
-                seen.add(destination_hash)
+                written.add(destination_hash)
         if destinations:
             yield (
                 copy if len(destinations) == len(copy.destinations) else replace(copy, destinations=tuple(destinations))
             )
 
 
-def _conflict_error(found: Sequence[Iterable[ImageCopy]], copy: ImageCopy, destination: CopyDestination) -> UsageError:
+def _conflict_error(
+    copies_by_entry: Sequence[Iterable[ImageCopy]], copy: ImageCopy, destination: CopyDestination
+) -> UsageError:
     """Return the error that names the first two images with one destination."""
-    copies = itertools.chain.from_iterable(found)
+    copies = itertools.chain.from_iterable(copies_by_entry)
     first = next(
         other
         for other in copies

@@ -82,9 +82,11 @@ class SyncRun:
         self._on_result = told
         self._jobs = jobs
         self._create_cancel_event = stop
-        self._comparer = ImageComparer(context, stop=stop, check_push=check_push)
+        self._comparer = ImageComparer(context, create_cancel_event=stop, check_push=check_push)
         self._progress = SyncProgress(observer)
-        self._copier = ImageCopier(context, jobs=jobs, prefetch_memory=ahead, stop=stop, progress=self._progress)
+        self._copier = ImageCopier(
+            context, jobs=jobs, prefetch_memory=ahead, create_cancel_event=stop, progress=self._progress
+        )
 
     def run(self, plan: SyncPlan, shard: Shard, *, dry_run: bool = False) -> None:
         """Copy all images of this shard that differ; with `dry_run`, only report what would be copied.
@@ -116,7 +118,7 @@ class SyncRun:
                 self._progress.report_images(done, count)
 
     def _dry_run(self, comparisons: Sequence[ImageComparison]) -> None:
-        plans = [PlannedCopy(look) for look in comparisons]
+        plans = [PlannedCopy(comparison) for comparison in comparisons]
         run_each(
             self._copier.plan,
             [p for p in plans if p.comparison.pending],
@@ -199,14 +201,14 @@ class ImageCopier:
         *,
         jobs: int,
         prefetch_memory: int,
-        stop: Callable[[], threading.Event],
+        create_cancel_event: Callable[[], threading.Event],
         progress: SyncProgress,
     ) -> None:
-        """`context` returns the context of a location; `stop` creates the event that cancels one image's transfer."""
+        """`context` returns the context of a location; `create_cancel_event` an event to cancel one image."""
         self._context_of = context
         self._jobs = jobs
         self._prefetch_memory = prefetch_memory
-        self._create_cancel_event = stop
+        self._create_cancel_event = create_cancel_event
         self._progress = progress
         self._stored_blobs = _StoredBlobs()
         #: Blobs planned for each registry or layout: one that several images have is written once.
@@ -214,7 +216,7 @@ class ImageCopier:
 
     def copy(self, comparison: ImageComparison) -> list[SyncResult]:
         """Copy an image to all destinations that lack it, and return the result of each."""
-        copy, began, cancelled = comparison.copy, monotonic(), self._create_cancel_event()
+        copy, started_at, cancelled = comparison.copy, monotonic(), self._create_cancel_event()
         failures: dict[str, OcistreamError] = {}
         branches: dict[str, FanOutBranch] = {}
         digest: str | None = None
@@ -270,7 +272,7 @@ class ImageCopier:
                     failure,
                     branch.bytes_written if branch else 0,
                     bytes_read,
-                    monotonic() - began,
+                    monotonic() - started_at,
                     branch.graph.skipped_referrers if branch and branch.graph and not failure else (),
                     branch.graph.incomplete_indexes if branch and branch.graph and not failure else (),
                 )
@@ -402,13 +404,15 @@ class _StoredBlobs:
         return () if repository is None else (repository,)
 
 
-def _check_complete(graph: Graph, source: Source, absent: Sequence[Descriptor], lacking: Sequence[Descriptor]) -> None:
-    """Fail as the transfer would: `absent` are manifests that neither side has, `lacking` blobs to be copied.
+def _check_complete(
+    graph: Graph, source: Source, absent: Sequence[Descriptor], missing_blobs: Sequence[Descriptor]
+) -> None:
+    """Fail as the transfer would: neither side has the `absent` manifests, and `missing_blobs` must be copied.
 
     Raise MissingBlobsError for such manifests, and for blobs that the source lacks.
     """
     lacks = source.is_missing if isinstance(source, IncompleteSource) else lambda _: False
-    missing = [*absent, *(blob for blob in lacking if blob.digest not in graph.embedded and lacks(blob))]
+    missing = [*absent, *(blob for blob in missing_blobs if blob.digest not in graph.embedded and lacks(blob))]
     if missing:
         raise MissingBlobsError(missing, graph, is_untouched=True)
 

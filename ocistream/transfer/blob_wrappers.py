@@ -118,7 +118,7 @@ def use_verified(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: 
     if not again and blob.precheck is not None:
         blob.precheck()
     while True:
-        attempt = _Attempt(blob, beside=beside)
+        attempt = _Attempt(blob, hash_in_thread=beside)
         try:
             return use(attempt.verified_blob(resumable=resumable))
         except IntegrityError as error:
@@ -142,9 +142,9 @@ def use_verified(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: 
 class _Attempt:
     """One use of a blob, and the failures found in its bytes."""
 
-    def __init__(self, blob: Blob, *, beside: bool) -> None:
+    def __init__(self, blob: Blob, *, hash_in_thread: bool) -> None:
         self._blob = blob
-        self._hash_in_thread = beside
+        self._hash_in_thread = hash_in_thread
         self.failures: list[IntegrityError] = []
         self.was_resumed = False
 

@@ -113,14 +113,14 @@ class _Transfer:
         self.omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None
 
     def run(self, rename: Callable[[Graph], Graph] | None) -> Report:
-        began = time.monotonic()
+        started_at = time.monotonic()
         if isinstance(self._destination, GracefullyCancelledDestination) and self._destination.is_cancelled_gracefully:
             graph, source, origins = run_in_thread(lambda: self._copy_blobs(rename), self._cancelled)
         else:
             graph, source, origins = self._copy_blobs(rename)
         # Commit in this thread, not in the other one: after an interruption nothing may become visible.
         self._destination.commit(graph)
-        return Report(graph, source, self._blob_results(graph), time.monotonic() - began, origins)
+        return Report(graph, source, self._blob_results(graph), time.monotonic() - started_at, origins)
 
     def _copy_blobs(self, rename: Callable[[Graph], Graph] | None) -> tuple[Graph, Graph, Mapping[str, str]]:
         """Copy all blobs; return the written graph, the source's graph, and the source digest of each new manifest."""
@@ -152,8 +152,8 @@ class _Transfer:
         self._write_all(wanted)
         needed = self._write_parts(missing, graph) if missing else None
         missing = [blob for blob in missing if blob.digest not in self.pipeline.results]
-        if lacking := [*missing, *(blob for blob in wanted if blob.digest not in self.pipeline.results)]:
-            graph = source = self._drop_missing(lacking, graph, needed)
+        if unavailable := [*missing, *(blob for blob in wanted if blob.digest not in self.pipeline.results)]:
+            graph = source = self._drop_missing(unavailable, graph, needed)
         origins: Mapping[str, str] = {}
         if self.pipeline.layers and (conversion := self.pipeline.recompressor) is not None:
             for blob in graph.blobs:
@@ -255,7 +255,7 @@ class _Transfer:
 
     # The media type of an early blob was unknown, so it was recompressed by its first bytes. Fail rather than write a
     # blob that is not what was asked for.
-    def _drop_missing(self, lacking: Sequence[Descriptor], graph: Graph, needed: NeededVolumes | None) -> Graph:
+    def _drop_missing(self, unavailable: Sequence[Descriptor], graph: Graph, needed: NeededVolumes | None) -> Graph:
         """Reduce the graph to what a pipe really had, if only platforms that were not exported are missing.
 
         A destination that has already written the index cannot change it, so this is an error there.
@@ -263,19 +263,19 @@ class _Transfer:
         Raises:
             MissingBlobsError: other blobs are missing as well.
         """
-        lacking_digests = {blob.digest for blob in lacking}
+        unavailable_digests = {blob.digest for blob in unavailable}
         if (
             needed is None
             and isinstance(self._destination, IncrementalDestination)
             and not graph.omitted_from_output
             and not self.pipeline.layers
         ):
-            missing = find_not_exported(graph, lambda blob: blob.digest in lacking_digests)
+            missing = find_not_exported(graph, lambda blob: blob.digest in unavailable_digests)
             exported = limit_to_exported(graph, {manifest.digest for manifest in missing})
-            if lacking_digests.isdisjoint(blob.digest for blob in (*exported.blobs, *exported.absent)):
+            if unavailable_digests.isdisjoint(blob.digest for blob in (*exported.blobs, *exported.absent)):
                 self._destination.begin(exported)
                 return exported
-        raise MissingBlobsError(lacking, graph, is_untouched=False, needed=needed)
+        raise MissingBlobsError(unavailable, graph, is_untouched=False, needed=needed)
 
     def _list_pending(self, graph: Graph) -> list[Descriptor]:
         """List the blobs that did not come early, and check those that did."""

@@ -171,7 +171,7 @@ class FanOutDestination:
             blob,
             open=lambda: passing(blob.open()),
             open_at=None if open_at is None else lambda offset: passing(open_at(offset)),
-            resume=None if resume is None else lambda held, size: passing(resume(held, size)),
+            resume=None if resume is None else lambda stored_chunks, size: passing(resume(stored_chunks, size)),
         )
 
     def can_retry(self) -> bool:
@@ -278,7 +278,9 @@ class _SourceFailures:
             blob,
             open=lambda: self._record_failure(blob.open()),
             open_at=None if open_at is None else lambda offset: self._record_failure(open_at(offset)),
-            resume=None if resume is None else lambda held, size: self._record_failure(resume(held, size)),
+            resume=None
+            if resume is None
+            else lambda stored_chunks, size: self._record_failure(resume(stored_chunks, size)),
         )
 
     def _record_failure(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -359,9 +361,9 @@ class _Broadcast:
             resume=None,
         )
 
-    def _run_one(self, number: int, work: Callable[[], None]) -> None:
+    def _run_one(self, number: int, task: Callable[[], None]) -> None:
         try:
-            work()
+            task()
         except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
             if error not in self.failures:
                 self._unexpected.append(error)

@@ -191,7 +191,11 @@ class GraphBuilder:
     def build(self) -> Graph:
         """Return the graph, once `needs` is empty."""
         manifests = self._in_order()
-        referrers = {digest: those for digest, those in self._referrers_by_subject().items() if digest in manifests}
+        referrers = {
+            digest: subject_referrers
+            for digest, subject_referrers in self._referrers_by_subject().items()
+            if digest in manifests
+        }
         documents = {digest: self._documents[digest] for digest in manifests}
         configs = [d.config for d in documents.values() if d.config]
         layers = [layer for d in documents.values() for layer in d.layers]
@@ -199,13 +203,13 @@ class GraphBuilder:
         # An index that is not part of the graph, by a choice of platforms, may lack anything.
         named = {child.digest for document in documents.values() for child in document.manifests}
         named.update(root.descriptor.digest for root in self._roots)
-        named.update(one.descriptor.digest for those in referrers.values() for one in those)
-        left_behind = dict(self._skipped_referrers)
-        known = {*(left.digest for left in left_behind), *manifests}
+        named.update(item.descriptor.digest for subject_referrers in referrers.values() for item in subject_referrers)
+        skipped = dict(self._skipped_referrers)
+        known = {*(referrer.digest for referrer in skipped), *manifests}
         for leaf, image in self._attestations.values():
             if leaf.digest not in known:
                 reason = EXCLUDED if self._skip_referrers else PLATFORM_FILTERED
-                left_behind[SkippedReferrer(image, reason, "attestation", leaf.digest)] = None
+                skipped[SkippedReferrer(image, reason, "attestation", leaf.digest)] = None
         graph = Graph(
             roots=tuple(self._roots),
             manifests=tuple(manifests.values()),
@@ -214,7 +218,7 @@ class GraphBuilder:
             foreign=tuple({layer.digest: layer for layer in layers if layer.is_foreign}.values()),
             documents=documents,
             referrers=referrers,
-            skipped_referrers=tuple(left_behind),
+            skipped_referrers=tuple(skipped),
             embedded={blob.digest: self._embedded[blob.digest] for blob in blobs if blob.digest in self._embedded},
             is_skipping_referrers=self._skip_referrers,
             is_platform_filtered=self._choice.explicit and bool(self._choice.platforms),
@@ -231,18 +235,18 @@ class GraphBuilder:
     def _need(self, descriptor: Descriptor, depth: int) -> None:
         digest = descriptor.digest
         _check_depth(digest, depth)
-        known = self._raw.get(digest)
-        promised = known.descriptor if known else self.needs.get(digest) or self._absent.get(digest)
-        if promised is None:
+        manifest = self._raw.get(digest)
+        known_descriptor = manifest.descriptor if manifest else self.needs.get(digest) or self._absent.get(digest)
+        if known_descriptor is None:
             if descriptor.size > limits.MAX_MANIFEST:
                 msg = f"manifest {digest} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
             self.needs[digest] = descriptor
             self._new.append(digest)
             self._depths[digest] = depth
-        elif (promised.media_type, promised.size) != (descriptor.media_type, descriptor.size):
+        elif (known_descriptor.media_type, known_descriptor.size) != (descriptor.media_type, descriptor.size):
             msg = (
-                f"{digest} is referenced as {promised.media_type} of {promised.size} bytes "
+                f"{digest} is referenced as {known_descriptor.media_type} of {known_descriptor.size} bytes "
                 f"and as {descriptor.media_type} of {descriptor.size} bytes"
             )
             raise ArchiveError(msg)
@@ -267,8 +271,8 @@ class GraphBuilder:
             raise ArchiveError(msg)
         for digest, content in document.embedded.items():
             # Only content that matches its digest; the source may still have the blob itself.
-            known = len(self._embedded) < limits.MAX_EMBEDDED_BLOBS and digest not in self._embedded
-            if known and compute_digest(content, digest.partition(":")[0]) == digest:
+            is_new = len(self._embedded) < limits.MAX_EMBEDDED_BLOBS and digest not in self._embedded
+            if is_new and compute_digest(content, digest.partition(":")[0]) == digest:
                 self._embedded[digest] = content
         config = self._intern(document.config) if document.config else None
         layers = tuple(self._intern(layer) for layer in document.layers)
@@ -277,14 +281,14 @@ class GraphBuilder:
 
     def _intern(self, blob: Descriptor) -> Descriptor:
         """Return the known descriptor of the same blob, if there is one: images share most of their layers."""
-        known = self._blobs.setdefault(blob.digest, blob)
-        if known == blob:
-            shared = known
+        first = self._blobs.setdefault(blob.digest, blob)
+        if first == blob:
+            shared = first
         else:
             # The same bytes with another media type (or with a wrong size, which is found later unless the layer is
             # foreign).
             self._variants += 1
-            shared = replace(blob, digest=known.digest)
+            shared = replace(blob, digest=first.digest)
         if len(self._blobs) + self._variants > limits.MAX_BLOBS:
             msg = f"more than {limits.MAX_BLOBS} blobs in one transfer"
             raise ArchiveError(msg, hint="move fewer images or platforms at a time")
@@ -389,7 +393,7 @@ class GraphBuilder:
 
         A referrer is described by its own manifest, not by the list that named it: registries omit annotations there.
         """
-        found: dict[str, list[Referrer]] = {}
+        by_subject: dict[str, list[Referrer]] = {}
         for referrer in self._referrers.values():
             descriptor = referrer.descriptor
             if (document := self._documents.get(descriptor.digest)) is not None:
@@ -397,8 +401,11 @@ class GraphBuilder:
                 descriptor = (
                     referrer_descriptor(descriptor, document) if document.subject else strip_descriptor(descriptor)
                 )
-            found.setdefault(referrer.subject, []).append(replace(referrer, descriptor=descriptor))
-        return {subject: tuple(sorted(referrers, key=lambda one: one.sort_key)) for subject, referrers in found.items()}
+            by_subject.setdefault(referrer.subject, []).append(replace(referrer, descriptor=descriptor))
+        return {
+            subject: tuple(sorted(referrers, key=lambda item: item.sort_key))
+            for subject, referrers in by_subject.items()
+        }
 
     def _add_in_order(self, digest: str, depth: int, ordered: dict[str, Manifest]) -> Iterator[str]:
         """Add a manifest after everything that it lists, and yield the digests that were added."""
@@ -428,13 +435,13 @@ def _display_name(root: Root) -> str:
 
 def _unique(blobs: Sequence[Descriptor]) -> tuple[Descriptor, ...]:
     """Drop repetitions."""
-    found: dict[str, Descriptor] = {}
+    first_by_digest: dict[str, Descriptor] = {}
     for blob in blobs:
-        first = found.setdefault(blob.digest, blob)
+        first = first_by_digest.setdefault(blob.digest, blob)
         if first.size != blob.size:
             msg = f"{blob.digest} is referenced with {first.size} and with {blob.size} bytes"
             raise ArchiveError(msg)
-    return tuple(found.values())
+    return tuple(first_by_digest.values())
 
 
 def leaves_of(documents: Mapping[str, Document], index: str) -> list[Descriptor]:
@@ -457,15 +464,15 @@ def leaves_of(documents: Mapping[str, Document], index: str) -> list[Descriptor]
 
 def nested_indexes(documents: Mapping[str, Document], index: str) -> list[str]:
     """List the digests of an index and of the known indexes within it, in the order of `leaves_of`."""
-    found: dict[str, None] = {}
+    indexes: dict[str, None] = {}
     todo = [index]
     while todo:
         digest = todo.pop()
-        if digest in found or digest not in documents:
+        if digest in indexes or digest not in documents:
             continue
-        found[digest] = None
+        indexes[digest] = None
         todo.extend(child.digest for child in reversed(documents[digest].manifests) if child.is_index)
-    return list(found)
+    return list(indexes)
 
 
 class NestedIndexes:

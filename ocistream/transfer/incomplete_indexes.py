@@ -69,7 +69,7 @@ def limit_to_exported(graph: Graph, missing: Collection[str]) -> Graph:
     new_indexes = {
         image.new_index.descriptor.digest: image.new_index for image in reduced if image.new_index is not None
     }
-    referrers = {subject: list(those) for subject, those in graph.referrers.items()}
+    referrers = {subject: list(subject_referrers) for subject, subject_referrers in graph.referrers.items()}
     for image in reduced:
         for attestation in image.referrers:
             existing = referrers.setdefault(attestation.subject, [])
@@ -81,10 +81,14 @@ def limit_to_exported(graph: Graph, missing: Collection[str]) -> Graph:
         manifests=(*graph.manifests, *new_indexes.values()),
         documents={**graph.documents, **{d: parse_document(m.descriptor, m.raw) for d, m in new_indexes.items()}},
         referrers={
-            subject: tuple(sorted(those, key=lambda image: image.sort_key)) for subject, those in referrers.items()
+            subject: tuple(sorted(subject_referrers, key=lambda image: image.sort_key))
+            for subject, subject_referrers in referrers.items()
         },
         incomplete_indexes=(*graph.incomplete_indexes, *(image.incomplete for image in reduced if image.incomplete)),
-        skipped_referrers=(*graph.skipped_referrers, *(left for image in reduced for left in image.skipped_referrers)),
+        skipped_referrers=(
+            *graph.skipped_referrers,
+            *(skipped for image in reduced for skipped in image.skipped_referrers),
+        ),
     )
     return smaller.prune(graph.all_referrers, NOT_EXPORTED)
 

@@ -80,7 +80,7 @@ class _Description:
             for digest in {blob.digest for blob in (document.config, *document.layers)}
         )
 
-    def document(self, lacking: Sequence[Descriptor]) -> dict[str, Any]:
+    def document(self, missing_blobs: Sequence[Descriptor]) -> dict[str, Any]:
         graph = self._graph
         images = [document for _, document in graph.images()]
         unshared = sum(b.size for d in images for b in _unique((d.config, *d.layers)))
@@ -95,18 +95,18 @@ class _Description:
                 # What the images would need if they shared no blobs.
                 "bytesUnshared": unshared + sum(manifest.descriptor.size for manifest in graph.manifests),
             },
-            "missing": self._missing(lacking),
+            "missing": self._missing(missing_blobs),
         }
 
-    def _missing(self, lacking: Sequence[Descriptor]) -> list[dict[str, Any]]:
+    def _missing(self, missing_blobs: Sequence[Descriptor]) -> list[dict[str, Any]]:
         """Describe the missing content: omitted on purpose, not exported, or just missing."""
         graph = self._graph
-        digests = {descriptor.digest for descriptor in lacking}
+        digests = {descriptor.digest for descriptor in missing_blobs}
         not_exported = {manifest.digest for manifest in find_not_exported(graph, lambda blob: blob.digest in digests)}
         exported = limit_to_exported(graph, not_exported)
         needed = {descriptor.digest for descriptor in (*exported.blobs, *exported.absent)}
         missing = []
-        for descriptor in (*graph.absent, *lacking):
+        for descriptor in (*graph.absent, *missing_blobs):
             reason = graph.omitted_from_source.get(descriptor.digest)
             details: dict[str, Any] = {"leftOut": str(reason)} if reason else {}
             if descriptor.digest not in needed:

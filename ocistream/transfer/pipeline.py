@@ -152,7 +152,7 @@ class BlobPipeline:
         recompressor = self.plain_layer_recompressor()
         blob, beginning = peek(Blob(Descriptor(layer_media_types.OCI_LAYER, "", 0), lambda: chunks, reopenable=False))
         if recompressor is not None and recompressor.can_recompress_layer(beginning):
-            return self._recompress(blob, recompressor, known=False)
+            return self._recompress(blob, recompressor, is_known=False)
         count = functools.partial(self._observer.advance, descriptor=blob.descriptor)
         raw = HashedChunks(count_chunks(cancellable_chunks(blob.open(), self._cancelled), count))
         media_type = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, detect_codec(beginning).name)
@@ -262,22 +262,22 @@ class BlobPipeline:
         if descriptor.digest not in self.results:
             self.copy_blob(blob_from_bytes(descriptor, content))
 
-    def _recompress(self, blob: Blob, recompressor: Recompressor, *, known: bool = True) -> Descriptor:
+    def _recompress(self, blob: Blob, recompressor: Recompressor, *, is_known: bool = True) -> Descriptor:
         """Recompress a layer into the destination; its own chunks are verified, counted and cancellable.
 
-        Without `known`, the blob's descriptor has no digest or size. Return the descriptor of the original layer.
+        Unless `is_known`, the blob's descriptor has no digest or size. Return the descriptor of the original layer.
         """
         progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
 
         def convert(verified: Blob) -> Descriptor:
             chunks = progress.wrap(verified).open
             recompression = recompressor.recompress(
-                chunks, blob.descriptor if known else None, replayable=blob.reopenable
+                chunks, blob.descriptor if is_known else None, replayable=blob.reopenable
             )
             self.new_blob_destination().write_new(recompression.new_blob())
             return recompression.result.source
 
-        source = use_verified(blob, convert, again=self._can_retry) if known else convert(blob)
+        source = use_verified(blob, convert, again=self._can_retry) if is_known else convert(blob)
         self.add_result(source, "converted", progress.counted)
         return source
 
@@ -300,12 +300,12 @@ class BlobPipeline:
     def _can_retry(self) -> bool:
         return isinstance(self._destination, RetryableDestination) and self._destination.can_retry()
 
-    def add_result(self, descriptor: Descriptor, how: str, seen: int = 0, *, resumed: int = 0) -> None:
-        """Store the result of a blob, of which `seen` bytes were counted while they were read."""
+    def add_result(self, descriptor: Descriptor, how: str, counted: int = 0, *, resumed: int = 0) -> None:
+        """Store the result of a blob. `counted` is how many of its bytes were counted while they were read."""
         with self._lock:
             self.results[descriptor.digest] = BlobResult(descriptor, how, resumed_size=resumed)
         # Bytes that were not read count as moved too, so that the total is reached.
-        self._observer.advance(descriptor.size - seen)
+        self._observer.advance(descriptor.size - counted)
         self._observer.done(descriptor, how)
 
 

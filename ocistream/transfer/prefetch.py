@@ -174,9 +174,9 @@ class _PrefetchQueue:
         try:
             for chunk in chunks:
                 after = position + len(chunk)
-                end = self._find_takeover(blob, position, after)
-                if end is not None:
-                    yield memoryview(chunk)[: end - position]
+                takeover = self._find_takeover(blob, position, after)
+                if takeover is not None:
+                    yield memoryview(chunk)[: takeover - position]
                     return
                 position = after
                 yield chunk

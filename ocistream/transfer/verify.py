@@ -256,10 +256,10 @@ class _Verification:
         )
 
     @staticmethod
-    def _limit_to_exported(graph: Graph, lacking: AbstractSet[str]) -> Graph:
+    def _limit_to_exported(graph: Graph, missing_digests: AbstractSet[str]) -> Graph:
         """Return the graph without the platforms that were not exported."""
-        missing = find_not_exported(graph, lambda blob: blob.digest in lacking)
-        return limit_to_exported(graph, {one.digest for one in missing}) if missing else graph
+        missing = find_not_exported(graph, lambda blob: blob.digest in missing_digests)
+        return limit_to_exported(graph, {manifest.digest for manifest in missing}) if missing else graph
 
     def _check_diff_ids(self, graph: Graph) -> None:
         for manifest, document in graph.images():
