@@ -106,8 +106,7 @@ class _SyncFileReader:
             host = parse_registry(name.lower())
             if (login := self._read_registry_login(host, tables.table(name))) is not None:
                 self._registry_logins[host] = login
-            # `explicit_keys` marks the keys of this file: they override command line options, the configuration's do
-            # not.
+            # `explicit_keys` are the keys of this file. Unlike the configuration's they override command line options.
             rules_by_host[host] = replace(
                 rules[host], settings=replace(rules[host].settings, explicit_keys=frozenset(connection_tables[name]))
             )

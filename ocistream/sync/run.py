@@ -437,7 +437,7 @@ class SyncProgress:
     """An observer of successive transfers that reports them as one."""
 
     def __init__(self, observer: Observer) -> None:
-        """Report to `shown`."""
+        """Report to `observer`."""
         self._observer = observer
         self._lock = threading.Lock()
         self._size = self._blobs = 0

@@ -142,7 +142,7 @@ class _Transfer:
         )
         missing, pending = existence_check.split_missing(graph, self._list_pending(graph))
         self._check_recompressible()
-        # Nobody knows yet what a layer becomes by recompression, so the destination cannot be asked for it.
+        # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
         existence_check.skip_or_mount([blob for blob in pending if blob.digest not in self.pipeline.layers])
         # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
         configs = self.pipeline.configs
@@ -155,12 +155,12 @@ class _Transfer:
         if unavailable := [*missing, *(blob for blob in wanted if blob.digest not in self.pipeline.results)]:
             graph = source = self._drop_missing(unavailable, graph, needed)
         origins: Mapping[str, str] = {}
-        if self.pipeline.layers and (conversion := self.pipeline.recompressor) is not None:
+        if self.pipeline.layers and (recompressor := self.pipeline.recompressor) is not None:
             for blob in graph.blobs:
                 # A config that came before the graph was not recognised as one.
-                if blob.digest in configs and not conversion.has_config(blob.digest):
-                    conversion.add_config(blob.digest, self.pipeline.read_back(blob))
-            graph, origins = conversion.rewrite_graph(graph)
+                if blob.digest in configs and not recompressor.has_config(blob.digest):
+                    recompressor.add_config(blob.digest, self.pipeline.read_back(blob))
+            graph, origins = recompressor.rewrite_graph(graph)
             self._destination.begin(graph)
         return graph, source, origins
 
@@ -192,9 +192,9 @@ class _Transfer:
         recompressed = {}
         if self.pipeline.recompressor is not None:
             recompressed = {
-                done.result.digest: done
+                layer.result.digest: layer
                 for digest in self.pipeline.layers
-                if (done := self.pipeline.recompressor.find_result(digest))
+                if (layer := self.pipeline.recompressor.find_result(digest))
             }
         # For early blobs only the digest was known, so report the graph's descriptor.
         return [
@@ -253,8 +253,6 @@ class _Transfer:
             graph, {manifest.digest for manifest in missing if not self._destination.has_manifest(manifest)}
         )
 
-    # The media type of an early blob was unknown, so it was recompressed by its first bytes. Fail rather than write a
-    # blob that is not what was asked for.
     def _drop_missing(self, unavailable: Sequence[Descriptor], graph: Graph, needed: NeededVolumes | None) -> Graph:
         """Reduce the graph to what a pipe really had, if only platforms that were not exported are missing.
 
@@ -287,6 +285,8 @@ class _Transfer:
             if result is None:
                 pending.append(blob)
             elif result.status == "converted" and blob.digest not in self.pipeline.layers:
+                # The media type of an early blob was unknown, so it was recompressed by its first bytes. Fail rather
+                # than write a blob that was not asked for.
                 msg = f"{blob.digest} looked like a layer, and was compressed anew, before it was known to be none"
                 raise UnsupportedError(msg, hint="read the archive from a file instead of a pipe")
             elif result.descriptor.size != blob.size:

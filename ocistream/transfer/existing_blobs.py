@@ -48,7 +48,7 @@ class ExistenceCheck:
         self._cancelled = cancelled
 
     def split_missing(self, graph: Graph, pending: Sequence[Descriptor]) -> tuple[list[Descriptor], list[Descriptor]]:
-        """Split `waiting` into blobs that only other volumes have, and blobs that the source may have.
+        """Split `pending` into blobs that only other volumes have, and blobs that the source may have.
 
         Raises:
             MissingBlobsError: neither side nor another volume has a blob. Nothing was sent or mounted.

@@ -366,9 +366,9 @@ class GraphBuilder:
                 self._attestations[leaf.digest] = leaf, image
                 self._new_attestations.append((leaf, image))
 
-    # Several platforms make a smaller index, since registries refuse an index whose manifests they lack. The manifests
-    # stay byte for byte as they are.
     def _narrowed(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
+        # Registries refuse an index whose manifests they lack, so several platforms make a smaller index. The manifests
+        # stay byte for byte as they are.
         return chosen[0] if len(chosen) == 1 else self._add_smaller_index(index, chosen)
 
     def _add_smaller_index(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:

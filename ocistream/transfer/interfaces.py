@@ -50,7 +50,7 @@ class Blob:
     a destination gets verified ones. `open_at(offset)` returns the chunks from a byte offset, and sends no request
     before the first chunk is needed. A blob that starts in its middle cannot be verified: only its size is checked.
 
-    `resume(chunks, size)` is for a destination that believes to have the first `size` bytes; `chunks` are these bytes.
+    `resume(chunks, size)` is for a destination that seems to have the first `size` bytes; `chunks` are these bytes.
     It returns the remaining chunks, verified as the end of the complete blob. After an IntegrityError the destination
     must delete the stored bytes, since the blob may be written again.
 

@@ -91,8 +91,8 @@ def chunks_from(chunks: Iterator[Chunk], offset: int) -> Iterator[Chunk]:
 def write_rest(destination: Destination, blob: Blob, progress: BlobProgress) -> None:
     """Write the rest of a blob, which begins at `blob.offset`.
 
-    The receiver has seen only the beginning, the sender only the end, so nobody knows which one is wrong. The caller
-    then sends the complete blob.
+    The receiver has seen only the beginning, the sender only the end, so neither can tell which one is wrong. The
+    caller then sends the complete blob.
 
     Raises:
         UnsupportedError: the destination never has the beginning of a blob.
