@@ -50,8 +50,8 @@ MAX_REQUIRED_DESCRIPTORS: Final = 500_000
 MAX_PLATFORM_CANDIDATES: Final = 10 * MAX_LIST_ENTRIES
 #: Manifests and indexes in one transfer: an index of `MAX_LIST_ENTRIES`, and some above it.
 MAX_MANIFESTS: Final = MAX_LIST_ENTRIES + 100
-#: Bytes of content in the `data` of one descriptor (image-spec, descriptor.md), and how many such blobs are kept in a
-#: transfer: BuildKit writes two bytes, the empty config.
+#: Bytes of content in the `data` of one descriptor (image-spec, descriptor.md), and how many such blobs one transfer
+#: keeps. BuildKit writes two bytes, the empty config.
 MAX_EMBEDDED: Final = 4 * KIB
 MAX_EMBEDDED_BLOBS: Final = 64
 #: Configs and layers in one transfer, each counted once: a config and a layer for each of `MAX_LIST_ENTRIES` images.
@@ -63,8 +63,8 @@ MAX_REFERRERS: Final = MAX_LIST_ENTRIES
 MAX_REFERRER_DEPTH: Final = 8
 #: All manifests of one transfer together, since they stay in memory until the end (promise 3: 48 MiB in total).
 MAX_GRAPH_BYTES: Final = 8 * MIB
-#: The same, with twice the size of the manifest that is being parsed (see `MAX_JSON_PIECE`): one of `MAX_MANIFEST`
-#: beside two MiB of others, or any number of small ones.
+#: The same, with twice the size of the manifest that is being parsed (see `MAX_JSON_PIECE`). That allows one of
+#: `MAX_MANIFEST` beside two MiB of others, or any number of small ones.
 MAX_GRAPH_MEMORY: Final = MAX_GRAPH_BYTES + MAX_MANIFEST + 2 * MIB
 
 # Archives --------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ MAX_TOTAL_PAX_RECORDS: Final = 5 * MAX_ENTRIES
 #: Volumes of one archive. All are open at once, and each takes a file descriptor, of which a process often has 1,024.
 MAX_VOLUMES: Final = 500
 #: Lines about blobs that continue in the next volume. Each blob shares a volume with at most one other, so a volume has
-#: at most two parts, and each blob has one line above its parts.
+#: at most two parts. Each blob has one line above its parts.
 MAX_PART_LINES: Final = 3 * MAX_VOLUMES
 #: Archives and layouts that are read as one source, for the same reason.
 MAX_INPUTS: Final = MAX_VOLUMES
@@ -104,8 +104,8 @@ MAX_INPUTS: Final = MAX_VOLUMES
 # Compressed content ----------------------------------------------------------------------------------------
 #: The window of a zstd frame: what `zstd --long` needs at its greatest usual width. A frame may ask for terabytes.
 MAX_ZSTD_WINDOW: Final = 128 * MIB
-#: Above this window, streams are decompressed one at a time, since each open stream keeps its window. zstd's usual
-#: level has 2 MiB, the highest ones 8.
+#: Above this window, streams are decompressed one at a time, since each open stream keeps its window. The usual level
+#: of zstd has 2 MiB, the highest ones 8.
 WIDE_ZSTD_WINDOW: Final = 2 * MIB
 #: How much larger than itself a compressed stream may become, unless --max-ratio says otherwise: well above what layers
 #: reach.
@@ -176,7 +176,7 @@ MIN_PARTIAL_SIZE: Final = 1 * MIB
 #: Partial blobs in a layout that were not resumed for this many seconds are deleted: 7 days.
 MAX_PARTIAL_AGE: Final = 7 * 86_400.0
 
-#: `gc` keeps unreferenced blobs of a layout for this many seconds after their last use: a pull or push in progress may
+#: `gc` keeps unreferenced blobs of a layout for this many seconds after their last use. A pull or push in progress may
 #: not have named its image yet.
 GC_GRACE_PERIOD: Final = 3_600.0
 
@@ -214,8 +214,8 @@ MAX_UPLOADS: Final = 500
 UPLOAD_IDLE_TIMEOUT: Final = 3_600.0
 #: A connection without data for this many seconds is closed; a slow pipe may well pause for minutes.
 CLIENT_IDLE_TIMEOUT: Final = 900.0
-#: Seconds that a client may take from an answer's end (or the connection's start) to an admitted request, and to send
-#: the rest of an unwanted body. A client without the password keeps a connection no longer than this, however slowly it
+#: Seconds that a client may take to send an admitted request after an answer or the connection's start, and to send the
+#: rest of an unwanted body. A client without the password keeps a connection no longer than this, however slowly it
 #: sends and reads.
 REQUEST_TIMEOUT: Final = 60.0
 #: All headers of a request together: ours, Docker's and podman's have some hundred bytes.

@@ -102,9 +102,9 @@ def use_verified(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: 
     """Pass the blob to `use` with verified chunks, and return the result of `use`.
 
     `use` gets the blob as a destination does (`transfer.interfaces.Blob`). If a resumed blob is corrupt, the stored
-    beginning may be the cause: `use` is called once more with a blob that cannot resume, before the source is told. If
-    it is corrupt otherwise, `Blob.on_corrupt` tells the source, and `use` is called again if another mirror can supply
-    it. Mirrors are not hashed separately: that would cost a second SHA-256 of every byte.
+    beginning may be the cause. `use` is then called once more with a blob that cannot resume, before the source is
+    told. If the blob is corrupt otherwise, `Blob.on_corrupt` tells the source, and `use` is called again if another
+    mirror can supply it. Mirrors are not hashed separately: that would cost a second SHA-256 of every byte.
 
     `again` is False if `use` cannot be repeated, as with a pipe. `Blob.precheck` then checks beforehand what can be
     checked. `beside` hashes in another thread while the chunks are used (`streams.chunks.verify_chunks`).

@@ -85,7 +85,7 @@ class ExistenceCheck:
 
     def _check_missing(self, graph: Graph, missing: Sequence[Descriptor]) -> None:
         reasons = [graph.omitted_from_source.get(blob.digest) for blob in missing]
-        # Blobs in other volumes do not stop a transfer into a registry or a layout: blobs stay there, and the rest may
+        # Blobs in other volumes do not stop a transfer into a registry or a layout. Blobs stay there, and the rest may
         # come in a later run. An archive is not started for only a part of them.
         volumes = sorted({reason.name for reason in reasons if reason is not None and reason.kind == VOLUME})
         if any(reason is None or reason.kind != VOLUME for reason in reasons):

@@ -50,8 +50,8 @@ class GraphBuilder:
     """Collects manifests until nothing more is needed, then builds the `Graph`.
 
     `needs` are the manifests that are still needed, the oldest first. The caller answers each with `supply` (its bytes)
-    or `mark_missing`. If only some platforms of an index are wanted, the builder chooses them once all nested indexes
-    are known, so that manifests of other platforms are never requested.
+    or `mark_missing`. If only some platforms are wanted, the builder chooses them once all nested indexes are known. So
+    manifests of other platforms are never requested.
     """
 
     def __init__(self, choice: PlatformChoice = ALL_PLATFORMS, *, leaves_referrers: bool = False) -> None:

@@ -50,21 +50,22 @@ class Blob:
     a destination gets verified ones. `open_at(offset)` returns the chunks from a byte offset, and sends no request
     before the first chunk is needed. A blob that starts in its middle cannot be verified: only its size is checked.
 
-    `resume(chunks, size)` is for a destination that seems to have the first `size` bytes; `chunks` are these bytes.
-    It returns the remaining chunks, verified as the end of the complete blob. After an IntegrityError the destination
-    must delete the stored bytes, since the blob may be written again.
+    `resume(chunks, size)` is for a destination that seems to have the first `size` bytes; `chunks` are these bytes. It
+    returns the remaining chunks, verified as the end of the complete blob. After an IntegrityError the destination must
+    delete the stored bytes, since the blob may be written again.
 
     `fetch_range(start, view)` reads the bytes from `start` on into `view`, by one request without retries, in parallel
     with other ranges. Whenever more bytes have arrived, it yields how many `view` has. It is None if ranges are
     unavailable or no faster.
 
     `on_corrupt(error, again)` is for a source with mirrors. It is told that the bytes were wrong, and raises the error
-    to report. If `again` is True, it may instead return, and `open()` then reads from another mirror. `precheck()` is
-    for such a source too: it is called before the first byte if nothing could be read again, so that the source can
-    verify its copy or choose another mirror.
+    to report. If `again` is True, it may instead return, and `open()` then reads from another mirror.
 
-    `cache(chunks)` is for a source that stores what it fetches: it passes on the verified chunks of the complete blob,
-    and failures to store them are ignored. Destinations do not get it.
+    `precheck()` is for a source with mirrors or a cache. If nothing could be read again, it is called before the first
+    byte. The source can then verify its copy, or choose another mirror.
+
+    `cache(chunks)` is for a source that stores what it fetches. It passes on the verified chunks of the complete blob,
+    and ignores failures to store them. Destinations do not get it.
 
     `is_interruptible` means that the bytes come only once, over a connection that may break. The destination should
     then store them so that another run can resume. `offset` is not 0 if the source lacks that many first bytes, since
@@ -273,8 +274,8 @@ class BlobPartDestination(Protocol):
     def write_part(self, descriptor: Descriptor, offset: int, part: Blob) -> int:
         """Write the part of a blob that begins at `offset`; its bytes are verified as a blob of their own.
 
-        Return how many bytes of the blob are stored from its beginning: all of them if it exists, and no more than
-        before if the part is not the next one.
+        Return how many bytes of the blob are stored from its beginning. These are all if the blob exists, and no more
+        than before if the part is not the next one.
         """
 
     def stored_size(self, descriptor: Descriptor) -> int:

@@ -43,8 +43,8 @@ def describe_images(
 ) -> dict[str, Any]:
     """Return the description of a graph. Sizes are in bytes.
 
-    By digest: `configs` are the bytes of the needed configs, `referrers` what a registry lists for a manifest, and
-    `names` the names of roots without one of their own. `lacking` are configs and layers that the source lacks.
+    `configs` are the bytes of the needed configs, by digest. `referrers` are those that a registry lists for a
+    manifest. `names` are for roots without a name of their own. `lacking` are configs and layers that the source lacks.
     """
     return _Description(graph, configs, referrers, names).document(lacking)
 

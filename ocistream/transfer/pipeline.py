@@ -99,7 +99,7 @@ class BlobPipeline:
     def plain_layer_recompressor(self) -> Recompressor | None:
         """Return the recompressor for layers of an archive that never compresses its own, if any.
 
-        Use it for other blobs only after the graph has said that this is such an archive: a stray file in an OCI
+        Use it for other blobs only after the graph has said that this is such an archive. A stray file in an OCI
         archive may look like a plain layer.
         """
         if self._plain_recompressor is None and self.plain_layers is not None:

@@ -33,12 +33,12 @@ __all__ = [
 _WINDOW: Final = 0.25
 _WINDOW_BYTES: Final = 4 * limits.MIB
 _WINDOW_BLOBS: Final = 8
-#: The rate of one connection is taken from this many last seconds: servers that limit a connection often send the first
-#: seconds' bytes at once (nginx's limit_rate does).
+#: The rate of one connection is the rate of its last seconds, this many. Servers that limit a connection often send the
+#: first seconds' bytes at once (nginx's limit_rate does).
 _RECENT: Final = 0.1
 #: Others may help once a reader waits this share of its time for its one connection.
 _WAIT_SHARE: Final = 0.5
-#: Above this rate of one connection, in bytes a second, others are of no use: a segment comes in 5 ms, and a request
+#: Above this rate of one connection, in bytes a second, others are of no use. A segment comes in 5 ms, and a request
 #: for it takes about as long.
 _FAST_RATE: Final = 400 * limits.MIB
 #: How many seconds ahead of the one connection the others begin, so that some of their bytes have arrived by then.

@@ -102,8 +102,8 @@ class Recompressor:
     def find_layers(self, graph: Graph) -> dict[str, Descriptor]:
         """Return the layers to recompress, by digest.
 
-        Unchanged stay layers that have the requested compression, blobs of other artifacts (charts, signatures, SBOMs),
-        and a layer that such an artifact uses too: one digest cannot become two blobs.
+        Layers that have the requested compression stay as they are, and so do blobs of other artifacts (charts,
+        signatures, SBOMs). A layer that such an artifact uses too also stays: one digest cannot become two blobs.
         """
         excluded = {
             blob.digest
