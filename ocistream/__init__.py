@@ -5,7 +5,7 @@ The names in `__all__` are the public Python API, imported on first use; see doc
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # as typing has it, the import of which takes longer than all of this
+TYPE_CHECKING = False  # not typing's: importing typing takes longer than the rest of this module
 if TYPE_CHECKING:
     from ocistream.api import create_context
     from ocistream.auth.docker_config import Credential
@@ -75,14 +75,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import what is asked for (PEP 562): `import ocistream` costs next to nothing."""
+    """Import a public name on first use (PEP 562), so that `import ocistream` is fast."""
     if name not in _MODULE_OF:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    # Not by importlib, which this module would import before the command has installed its signal handlers.
+    # importlib would be imported before the command has installed its signal handlers.
     return getattr(__import__(f"{__name__}.{_MODULE_OF[name]}", fromlist=[name]), name)
 
 
 def __dir__() -> list[str]:
-    """List what there is, imported or not."""
+    """List the public names, imported or not."""
     return sorted(__all__)

@@ -32,20 +32,22 @@ def create_context(
 ) -> OpenContext:
     """Give surroundings in which ends in registries can be opened.
 
-    `credential` is shown to every registry that asks for one, so a copy between two of them is given surroundings for
-    each side. Without it they are looked for where the command line does: OCISTREAM_USERNAME and the like, Docker's and
-    Podman's files and helpers. `environment` is what is looked at for that, and for SSL_CERT_FILE where the settings
-    name no CAs (default: the process's). No configuration file is read, no mirror asked, and no proxy used but those of
-    the settings. Connections are kept until `surroundings.transport().close()`.
+    `credential` is sent to every registry that asks for one; to copy between two registries, create a context for each.
+    Without it, credentials come from where the command line finds them: OCISTREAM_USERNAME and the like, Docker's and
+    Podman's files, and helpers. `environment` replaces the process's environment for that, and for SSL_CERT_FILE if the
+    settings name no CAs.
+
+    No configuration file is read, no mirror is used, and no proxies but those of the settings. Connections stay open
+    until `context.client().close()`.
     """
-    found = os.environ if environment is None else environment
+    variables = os.environ if environment is None else environment
     settings = settings or HttpSettings()
     if settings.ca_file is None:
-        settings = replace(settings, ca_file=found.get("SSL_CERT_FILE") or None)
+        settings = replace(settings, ca_file=variables.get("SSL_CERT_FILE") or None)
 
     @functools.cache
     def transport() -> HttpClient:
-        keychain = Keychain(found, home=Path(found.get("HOME") or "/"), explicit=credential)
+        keychain = Keychain(variables, home=Path(variables.get("HOME") or "/"), explicit=credential)
         return HttpClient(settings, keychain.find)
 
     return OpenContext(client=transport)

@@ -36,60 +36,60 @@ class OcistreamError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
-    #: What programs know it by, where its exit code is that of others, too.
+    #: The name of the error for programs, if other errors have the same exit code.
     kind: ClassVar[str | None] = None
 
-    def __init__(self, what: str, *, hint: str | None = None) -> None:
-        """Keep `what` (the first line) and `hint` (what the user can do about it, or None)."""
-        super().__init__(what)
-        self.message = what
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        """Store `message` (the first line) and `hint` (what the user can do about it, or None)."""
+        super().__init__(message)
+        self.message = message
         self.hint = hint
 
 
 class UsageError(OcistreamError):
-    """The command line asks for something that makes no sense."""
+    """The command line asks for something that is malformed or contradictory."""
 
     exit_code = 2
 
 
 class InvalidNameError(UsageError):
-    """A malformed image name, tag, digest, platform or end."""
+    """A malformed image name, tag, digest, platform or location."""
 
 
 class AuthenticationError(OcistreamError):
-    """The registry wants other credentials, or more rights than these have."""
+    """The registry requires other credentials, or more permissions than these have."""
 
     exit_code = 3
 
 
 class NotFoundError(OcistreamError):
-    """An image, repository, blob, platform, file or directory is not there.
+    """An image, repository, blob, platform, file or directory does not exist.
 
-    `codes` are those of a registry's error body, as with `RegistryError`, an empty tuple where there is none.
+    `codes` are the error codes of a registry's error body, as in `RegistryError`; empty if there is none.
     """
 
     exit_code = 4
 
-    def __init__(self, what: str, *, codes: tuple[str, ...] = (), hint: str | None = None) -> None:
-        """Keep the answer's `codes` beside the text."""
-        super().__init__(what, hint=hint)
+    def __init__(self, message: str, *, codes: tuple[str, ...] = (), hint: str | None = None) -> None:
+        """Store the `codes` of the answer with the message."""
+        super().__init__(message, hint=hint)
         self.codes = codes
 
 
 class IntegrityError(OcistreamError):
-    """Bytes arrived whose size or digest is not what was promised."""
+    """The size or digest of received bytes does not match the descriptor."""
 
     exit_code = 5
 
 
 class ArchiveError(OcistreamError):
-    """An archive, layout or document that is malformed, truncated or hostile."""
+    """An archive, layout or document is malformed, truncated or hostile."""
 
     exit_code = 6
 
 
 class TruncatedError(ArchiveError):
-    """An archive that ends too early: whoever wrote it was interrupted, and what has come of it may be right."""
+    """An archive ends too early: its writer was interrupted, and the received part may be right."""
 
 
 class MissingContentError(ArchiveError):
@@ -103,68 +103,68 @@ class NetworkError(OcistreamError):
 
 
 class PermanentNetworkError(NetworkError):
-    """A failure that trying again does not cure: a certificate, a name that does not exist, a forbidden redirect."""
+    """A failure that a retry does not cure: a certificate, a name that does not exist, a forbidden redirect."""
 
 
 class PartialBlobLostError(NetworkError):
-    """The rest of a blob has come, and what is there is not its beginning, or not there any more: all of it is needed.
+    """The rest of a blob arrived, but its stored beginning is wrong or missing: the complete blob is needed.
 
-    Nothing is left of it then, or less than before, so the same command sends it.
+    The stored beginning is deleted or shorter than before, so the same command sends what is needed.
     """
 
     kind: ClassVar[str] = "lost-beginning"
 
 
 class RegistryError(NetworkError):
-    """A registry answered with an error that retrying did not cure.
+    """A registry answered with an error that retries did not cure.
 
-    `status` is the HTTP status, and `codes` are the error codes of the distribution-spec's error body
-    (such as `MANIFEST_INVALID`), an empty tuple where there was none. `retry_after` are the seconds after which it asks
-    to be asked again, None where it does not say.
+    `status` is the HTTP status. `codes` are the error codes of the distribution-spec's error body (such as
+    `MANIFEST_INVALID`); empty if there are none. `retry_after` is the pause that the registry asks for, in seconds;
+    None if it does not.
     """
 
     def __init__(
         self,
-        what: str,
+        message: str,
         *,
         status: int,
         codes: tuple[str, ...] = (),
         hint: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """Keep what the answer says beside the text."""
-        super().__init__(what, hint=hint)
+        """Store the fields of the answer with the message."""
+        super().__init__(message, hint=hint)
         self.status = status
         self.codes = codes
         self.retry_after = retry_after
 
 
 class UnsupportedError(OcistreamError):
-    """Well formed, but nothing that this version can move."""
+    """Well-formed input that this version cannot copy."""
 
     exit_code = 8
 
 
 class LocalDiskError(OcistreamError):
-    """The local disk is full or read-only, or permission is lacking."""
+    """The local disk is full or read-only, or permission is denied."""
 
     exit_code = 9
 
 
 class TerminatedError(BaseException):
-    """SIGTERM or SIGHUP arrived. Outside the tree, as KeyboardInterrupt is: no clean-up may swallow it."""
+    """SIGTERM or SIGHUP arrived. A BaseException like KeyboardInterrupt, so that no clean-up can swallow it."""
 
     def __init__(self, exit_code: int = 143) -> None:
-        """Keep the exit code: 128 and the signal's number."""
+        """Store the exit code: 128 plus the signal's number."""
         super().__init__("terminated")
         self.exit_code = exit_code
 
 
 class OutputClosedError(OcistreamError):
-    """Whoever read our stdout has gone away."""
+    """Broken pipe: the reader of stdout closed it."""
 
     exit_code = 141
 
 
 class CancelledError(OcistreamError):
-    """The transfer failed or was stopped elsewhere; whoever gets this gives up, and nobody gets to see it."""
+    """The transfer failed or was cancelled elsewhere. It ends a thread and is never shown to the user."""

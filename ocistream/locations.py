@@ -53,7 +53,7 @@ __all__ = [
     "reference_of",
 ]
 
-#: Words of containers-transports(5) that are understood as such, so that a typo does not become an image's name.
+#: Transports of containers-transports(5) that are recognised to refuse them: a typo must not become an image's name.
 _FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "dir", "docker-daemon", "ostree", "sif"})
 _PATH_START = re.compile(r"(?:-|\.\.?|~)\Z|/|\.\.?/|~/|[A-Za-z]:\\")
 
@@ -63,9 +63,9 @@ class Location:
     """One end of a transfer: its `kind`, and where it is.
 
     `kind` is "docker" (a registry), "oci" (a directory), "oci-archive", "docker-archive", or "path", which is one of
-    the others by what is found there. `name` chooses an image within it, or gives it a name. `is_stream` says that
-    this is stdin or stdout, and no file that is called `-`; `is_repository` that a registry's end has neither tag nor
-    digest, so that it may mean all of a repository as well as what is tagged "latest" there.
+    the others depending on what exists there. `name` selects an image, or names a written one. `is_stream` means stdin
+    or stdout, not a file called `-`. `is_repository` means that the reference has neither tag nor digest: listing
+    commands then use the complete repository, others the tag "latest", as Docker does.
     """
 
     kind: str
@@ -80,33 +80,36 @@ class Location:
 def parse_location(text: str, *, bare_is_path: bool = False) -> Location:
     """Parse one end as docs/images.md has it: an image, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, or a path.
 
-    With `bare_is_path` what could be an image's name is a path: behind -o and -i.
+    With `bare_is_path`, as for -o and -i, text that could be an image's name is a path.
 
     Raises:
-        InvalidNameError: it is none of these.
-        UnsupportedError: it is a transport that other tools know.
+        InvalidNameError: the text is none of these.
+        UnsupportedError: the text has a transport of other tools.
     """
     if not text:
-        # To Python, a path without anything in it is the current directory.
+        # For Python, an empty path is the current directory.
         msg = "malformed end '': there is nothing in it"
         raise InvalidNameError(msg, hint="write . for the current directory, - for stdin or stdout")
     prefix, colon, rest = text.partition(":")
     if colon and prefix in _KINDS and prefix != "docker":
-        where, _, name = rest.partition(":")
-        if not where:
+        path, _, name = rest.partition(":")
+        if not path:
             msg = f"malformed end {printable(text)!r}: there is no path in it"
             raise InvalidNameError(msg, hint=f"write {prefix}:PATH[:NAME]")
-        # A directory cannot be streamed: `oci:-` is one of that name.
-        is_stream = where == "-" and prefix != "oci"
-        return Location(prefix, text, path=_expand_user(where), name=name or None, is_stream=is_stream)
+        # A directory cannot be streamed: `oci:-` is a directory called `-`.
+        is_stream = path == "-" and prefix != "oci"
+        return Location(prefix, text, path=_expand_user(path), name=name or None, is_stream=is_stream)
     if colon and prefix in _FOREIGN_TRANSPORTS:
         msg = f"{printable(text)!r}: the transport {prefix} is not supported"
         raise UnsupportedError(msg, hint="save the image to a file and name that")
     if bare_is_path or _PATH_START.match(text):
         return Location("path", text, path=_expand_user(text), is_stream=text == "-")
-    bare = parse_reference(text, default_tag=False)
+    reference = parse_reference(text, default_tag=False)
     return Location(
-        "docker", text, reference=parse_reference(text), is_repository=bare.tag is None and bare.digest is None
+        "docker",
+        text,
+        reference=parse_reference(text),
+        is_repository=reference.tag is None and reference.digest is None,
     )
 
 
@@ -132,27 +135,27 @@ class OpenContext:
     stdout: Callable[[], io.FileIO] = field(default=_not_provided)
     #: Seconds since 1970 for every entry of an archive.
     mtime: int = 0
-    #: Repositories of the registry that is written to, which may have blobs already.
+    #: Repositories of the destination's registry that may already have blobs.
     mount_from: tuple[str, ...] = ()
-    #: Which of them are known to have the blob of a digest.
+    #: Which of these repositories are known to have the blob with a digest.
     mount_candidates: Callable[[str], Sequence[str]] = field(default=lambda _digest: ())
-    #: Where in a registry each image goes; None where all go where the end says.
+    #: The reference of each image in a registry; None if all use the location's.
     find_reference: Callable[[Root], Reference] | None = None
-    #: Which bytes of an archive that is written are wanted: those from here on.
+    #: The first byte of the written archive that is needed; earlier bytes are not written.
     from_byte: int = 0
-    #: The most bytes that a file of an archive may have, which is cut into volumes then; 0 where it is not.
+    #: The maximum size of a volume, in bytes; 0 writes one file.
     volume_size: int = 0
-    #: From where images in registries are read; None where that is the repositories that they are named after.
+    #: How repositories are opened for reading (mirrors, cache); None reads from the repository itself.
     opener: Callable[[], RepositoryOpener] | None = None
-    #: How much may be asked for at a time.
+    #: Concurrent requests.
     jobs: int = DEFAULT_JOBS
-    #: Where uploads are remembered that a later run may go on with, if they are.
+    #: Records of uploads that a later run may resume; None keeps none.
     records: Callable[[], UploadRecords] | None = None
-    #: What ends the questions of one transfer, where others of the same transport go on.
+    #: Cancels one transfer, while others with the same client continue.
     cancelled: threading.Event | None = None
 
     def repository_opener(self) -> RepositoryOpener:
-        """Give what images in registries are read by."""
+        """Return the opener for repositories to read from."""
         from ocistream.registry.mirrors import RepositoryOpener
 
         return self.opener() if self.opener is not None else RepositoryOpener(self.client())
@@ -164,13 +167,13 @@ class Selection:
 
     select: ImageSelector = field(default=select_every_image)
     platforms: PlatformChoice = ALL_PLATFORMS
-    #: How much larger than itself what is compressed may become.
+    #: How much larger than itself a compressed archive may become.
     max_ratio: int = limits.MAX_RATIO
-    #: Whether blobs that no image needs are handed out as well, to be looked at.
+    #: Whether to include blobs that no image needs, to verify them.
     all_blobs: bool = False
-    #: What is done with what hangs on the images: signatures, SBOMs and the like.
+    #: How to handle referrers: signatures, SBOMs and the like.
     referrers: ReferrerMode = "along"
-    #: Which of a repository's tags are wanted, if it is more than the one that the end names.
+    #: Which of a repository's tags to read; None reads the one that the location names.
     tags: Callable[[Sequence[str]], Sequence[str]] | None = None
 
 
@@ -178,7 +181,7 @@ def open_source(location: Location, context: OpenContext, selection: Selection) 
     """Open an end to read from.
 
     Raises:
-        NotFoundError, ArchiveError, LocalDiskError, UnsupportedError: as the kind of end has it.
+        NotFoundError, ArchiveError, LocalDiskError, UnsupportedError: depending on the kind of location.
     """
     if location.name is not None:
         selection = replace(selection, select=select_named_images([location.name]))
@@ -187,11 +190,11 @@ def open_source(location: Location, context: OpenContext, selection: Selection) 
 
 
 def open_sources(locations: Sequence[Location], context: OpenContext, selection: Selection) -> Source:
-    """Open one end to read from, or several archives and layouts as if they were one.
+    """Open one location to read from, or several archives and layouts as one source.
 
     Raises:
-        UsageError: of several, one can be read only once, or names an image.
-        NotFoundError, ArchiveError, LocalDiskError, UnsupportedError: as the kind of end has it.
+        UsageError: one of several locations can be read only once, or names an image.
+        NotFoundError, ArchiveError, LocalDiskError, UnsupportedError: depending on the kind of location.
     """
     if len(locations) == 1:
         return open_source(locations[0], context, selection)
@@ -211,17 +214,17 @@ def _check_joinable(location: Location) -> Path:
 
     kind = _source_kind(location)
     path = path_of(location)
-    what = None
+    problem = None
     if location.name is not None:
-        what = "names an image in it: choose with --image"
+        problem = "names an image in it: choose with --image"
     elif location.is_stream or paths.is_special(path):
-        what = "can be read only once"
+        problem = "can be read only once"
     elif kind == "docker-archive":
-        what = "is a docker-archive"
+        problem = "is a docker-archive"
     elif paths.is_file(path) and is_compressed(path):
-        what = "is compressed: unpack it first"
-    if what:
-        msg = f"{printable(location.text)} {what}, and only OCI archives in files, and layouts, are put together"
+        problem = "is compressed: unpack it first"
+    if problem:
+        msg = f"{printable(location.text)} {problem}, and only OCI archives in files, and layouts, are put together"
         raise UsageError(msg)
     return path
 
@@ -230,7 +233,7 @@ def open_destination(location: Location, context: OpenContext) -> Destination:
     """Open an end to write to.
 
     Raises:
-        UsageError, NotFoundError, LocalDiskError, UnsupportedError: as the kind of end has it.
+        UsageError, NotFoundError, LocalDiskError, UnsupportedError: depending on the kind of location.
     """
     with files.disk_errors(f"cannot open {printable(location.text)}"):
         return _KINDS[_destination_kind(location)][1](location, context)
@@ -249,44 +252,36 @@ def _destination_kind(location: Location) -> str:
 
 
 def is_layout_destination(location: Location) -> bool:
-    """Say whether what is written to an end is a layout directory."""
+    """Return whether writing to the location makes a layout directory."""
     return _destination_kind(location) == "oci"
 
 
 def is_directory(location: Location) -> bool:
-    """Say whether an end is a directory that is there."""
+    """Return whether the location is an existing directory."""
     return not location.is_stream and location.path is not None and paths.is_directory(location.path)
 
 
 def reference_of(location: Location) -> Reference:
-    """Give the reference of a registry's end."""
-    assert location.reference is not None, "a registry's end has a reference"  # noqa: S101 - parse_end sees to it
+    """Return the reference of a registry location."""
+    assert location.reference is not None, "a registry's end has a reference"  # noqa: S101 - parse_location sets it
     return location.reference
 
 
 def path_of(location: Location) -> Path:
-    """Give the path of an end that is no registry's."""
-    assert location.path is not None, "an end that is no registry has a path"  # noqa: S101 - parse_end sees to it
+    """Return the path of a location that is not a registry."""
+    assert location.path is not None, "an end that is no registry has a path"  # noqa: S101 - parse_location sets it
     return location.path
 
 
 def _check_not_file(location: Location) -> None:
-    """Make sure that what is to be a layout is no file.
-
-    Raises:
-        UsageError: it is one.
-    """
+    """Refuse a file as a layout."""
     if paths.is_file(path_of(location)):
         msg = f"{printable(location.text)}: this is a file, and no layout directory"
         raise UsageError(msg, hint=f"an archive is written {_format_location('oci-archive', location)}")
 
 
 def _check_not_directory(location: Location) -> None:
-    """Make sure that what is to be an archive is no directory.
-
-    Raises:
-        UsageError: it is one.
-    """
+    """Refuse a directory as an archive."""
     if not location.is_stream and paths.is_directory(path_of(location)):
         msg = f"{printable(location.text)}: this is a directory, and no archive"
         raise UsageError(msg, hint=f"a layout is written {_format_location('oci', location)}")
@@ -297,10 +292,10 @@ def _format_location(kind: str, location: Location) -> str:
 
 
 def open_registry_source(location: Location, context: OpenContext, selection: Selection) -> Source:
-    """Open a registry's images.
+    """Open images of a registry.
 
     Raises:
-        NotFoundError, UnsupportedError: tags are to be chosen of a repository that is not there, or has too many.
+        NotFoundError, UnsupportedError: the repository does not exist, or has too many tags to select from.
     """
     from ocistream.registry.source import RegistrySource
 
@@ -319,21 +314,14 @@ def open_registry_source(location: Location, context: OpenContext, selection: Se
 
 
 def _select_tags(
-    repository: Reference, reading: RepositoryOpener, choose: Callable[[Sequence[str]], Sequence[str]]
+    repository: Reference, opener: RepositoryOpener, choose: Callable[[Sequence[str]], Sequence[str]]
 ) -> list[Reference]:
-    """Name the chosen ones of a repository's tags, in one order wherever they come from.
-
-    Raises:
-        NotFoundError: there is no such repository, or nothing in it is chosen.
-        UnsupportedError: there are more tags than are read.
-    """
-    listed = reading.list_tags(repository)
-    if listed.incomplete_reason:
-        msg = (
-            f"{repository.registry}/{repository.repository}: not all of its tags can be had: {listed.incomplete_reason}"
-        )
+    """Return the references of the selected tags, sorted."""
+    tags = opener.list_tags(repository)
+    if tags.incomplete_reason:
+        msg = f"{repository.registry}/{repository.repository}: not all of its tags can be had: {tags.incomplete_reason}"
         raise UnsupportedError(msg, hint="copy images by their names")
-    return [replace(repository, tag=tag) for tag in sorted(choose(listed.tags))]
+    return [replace(repository, tag=tag) for tag in sorted(choose(tags.tags))]
 
 
 def open_registry_destination(location: Location, context: OpenContext) -> Destination:
@@ -355,12 +343,12 @@ def open_registry_destination(location: Location, context: OpenContext) -> Desti
     )
 
 
-def open_layout_source(location: Location, context: OpenContext, selection: Selection) -> Source:  # noqa: ARG001 - the table's form
+def open_layout_source(location: Location, context: OpenContext, selection: Selection) -> Source:  # noqa: ARG001 - the signature in _KINDS
     """Open a layout directory.
 
     Raises:
-        UsageError: it is a file.
-        NotFoundError, ArchiveError: as `LayoutSource` has it.
+        UsageError: the path is a file.
+        NotFoundError, ArchiveError: see `LayoutSource`.
     """
     from ocistream.layout.store import LayoutSource
 
@@ -374,11 +362,11 @@ def open_layout_source(location: Location, context: OpenContext, selection: Sele
     )
 
 
-def open_layout_destination(location: Location, context: OpenContext) -> Destination:  # noqa: ARG001 - the table's form
+def open_layout_destination(location: Location, context: OpenContext) -> Destination:  # noqa: ARG001 - the signature in _KINDS
     """Open a layout directory to write to.
 
     Raises:
-        UsageError: it is a file.
+        UsageError: the path is a file.
     """
     from ocistream.layout.store import LayoutDestination
 
@@ -387,11 +375,11 @@ def open_layout_destination(location: Location, context: OpenContext) -> Destina
 
 
 def open_archive_source(location: Location, context: OpenContext, selection: Selection) -> Source:
-    """Open an archive: a file, whose parts can be read side by side, or a stream.
+    """Open an archive: a file, whose parts can be read in parallel, or a stream.
 
     Raises:
-        UsageError: it is a directory.
-        NotFoundError, ArchiveError, LocalDiskError: as the two sources have it.
+        UsageError: the path is a directory.
+        NotFoundError, ArchiveError, LocalDiskError: see `ArchiveFileSource` and `ArchiveStreamSource`.
     """
     from ocistream.archive.decompression import decompress_input, is_compressed
     from ocistream.archive.file_source import ArchiveFileSource
@@ -401,8 +389,8 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
     as_docker = location.kind == "docker-archive"
     _check_not_directory(location)
     if location.is_stream:
-        what = "the archive on stdin"
-        file = decompress_input(context.stdin(), what, selection.max_ratio)
+        label = "the archive on stdin"
+        file = decompress_input(context.stdin(), label, selection.max_ratio)
     elif paths.is_file(path) and not is_compressed(path):
         return ArchiveFileSource(
             path,
@@ -413,14 +401,14 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
             as_docker=as_docker,
         )
     else:
-        # A FIFO, say, can be read once, as stdin can; and so can what is compressed.
-        what = str(path)
+        # A FIFO can be read only once, as stdin, and so can a compressed file.
+        label = str(path)
         file = decompress_input(
-            open_input_stream(path, context.cancelled or threading.Event()), what, selection.max_ratio
+            open_input_stream(path, context.cancelled or threading.Event()), label, selection.max_ratio
         )
     return ArchiveStreamSource(
         file,
-        what=what,
+        what=label,
         select=selection.select,
         platforms=selection.platforms,
         referrers=selection.referrers,
@@ -447,10 +435,10 @@ def _open_output(location: Location, context: OpenContext) -> Output:
 
 
 def open_archive_destination(location: Location, context: OpenContext) -> Destination:
-    """Open an archive to write to, whole or in volumes.
+    """Open an archive to write to, as one file or in volumes.
 
     Raises:
-        UsageError: it is a directory.
+        UsageError: the path is a directory.
     """
     if context.volume_size:
         from ocistream.archive.volume_destination import VolumeSetDestination
@@ -465,14 +453,14 @@ def open_docker_archive_destination(location: Location, context: OpenContext) ->
     """Open a docker-archive to write to.
 
     Raises:
-        UsageError: it is a directory.
+        UsageError: the path is a directory.
     """
     from ocistream.archive.docker_destination import DockerArchiveDestination
 
     return DockerArchiveDestination(_open_output(location, context), mtime=context.mtime)
 
 
-#: A source of an archive finds out by itself which of the two kinds it is.
+#: The open functions of each kind. An archive source detects the format by itself.
 _KINDS: Final[
     dict[
         str, tuple[Callable[[Location, OpenContext, Selection], Source], Callable[[Location, OpenContext], Destination]]

@@ -11,27 +11,27 @@ __all__ = ["add_failure_hint", "failure_hints", "notify", "set_listener"]
 
 
 class Listener(Protocol):
-    """Takes a line to be printed from a verbosity on: 0 is always, 1 with -v."""
+    """Prints a message from a verbosity on: level 0 always, 1 with -v."""
 
     def __call__(self, message: str, *, level: int) -> None:
-        """Print it."""
+        """Print the message."""
 
 
 _listeners: list[Listener] = []
 _reported: set[str] = set()
-#: What is worth knowing if the run fails, and only then.
+#: Messages that are shown only if the run fails.
 _failure_hints: list[str] = []
 
 
 def set_listener(listener: Listener) -> None:
-    """Hear what is said from now on, in place of whoever did; nothing has been said yet."""
+    """Replace the listener, and forget earlier notices and hints."""
     _listeners[:] = [listener]
     _reported.clear()
     _failure_hints.clear()
 
 
 def notify(message: str, *, level: int = 0) -> None:
-    """Say something, from any thread; the same thing once."""
+    """Send a notice, from any thread; each message once."""
     if message not in _reported:
         _reported.add(message)
         for listener in _listeners:
@@ -39,11 +39,11 @@ def notify(message: str, *, level: int = 0) -> None:
 
 
 def add_failure_hint(text: str) -> None:
-    """Keep what may be why a run fails, if it does; the same thing once."""
+    """Store a possible cause of a failure; each text once."""
     if text not in _failure_hints:
         _failure_hints.append(text)
 
 
 def failure_hints() -> list[str]:
-    """Give what was kept."""
+    """Return the stored hints."""
     return list(_failure_hints)

@@ -12,9 +12,9 @@ _BITS: Final = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30}
 
 
 def parse_size(text: str, *, fractions: bool = False) -> int | None:
-    """Give the bytes that a size means, rounded down, or None where it is none.
+    """Return the number of bytes, rounded down; None if the text is not a size.
 
-    K, M and G are followed by nothing, `B` or `iB`, in any case. `fractions` allows for `1.5M`.
+    K, M and G may be followed by `B` or `iB`, in any case. `fractions` allows `1.5M`.
     """
     match = _SIZE.match(text)
     if match is None or (match[2] and not fractions):
@@ -24,7 +24,7 @@ def parse_size(text: str, *, fractions: bool = False) -> int | None:
 
 
 def format_size(size: float) -> str:
-    """Write a number of bytes for people: `12.3 MB`, in powers of 1000 as registries and disks count."""
+    """Return a size for humans: `12.3 MB`, in powers of 1000 as registries and disks count."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -52,18 +52,18 @@ __all__ = [
     "select_for",
 ]
 
-#: A registry that could not be reached for so many images, one after the other, is left alone for so many seconds.
+#: A registry that could not be reached for this many images in a row is skipped for this many seconds.
 _MAX_FAILURES: Final = 3
 _SKIP_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What became of one image at one destination: "copied", "unchanged", "failed"; or, of a plan, "to copy".
+    """The result of one image at one destination: "copied", "unchanged" or "failed"; in a dry run also "to copy".
 
-    `size` is how many bytes of blobs went there, or would have to; `fetched` how many were read for all destinations of
-    the image, and stands at the first of them. `left_behind` hangs on the image, and did not go along. `incomplete` is
-    its index, if the source has only some platforms of it.
+    `size` is how many bytes of blobs were written, or would be. `bytes_read` is how many were read for all
+    destinations, and is set only for the first of them. `skipped_referrers` were not copied. `incomplete` is the
+    image's index, if the source has only some of its platforms.
     """
 
     source: str
@@ -79,147 +79,155 @@ class SyncResult:
 
 
 class ImageComparison:
-    """One image, and what was found of its destinations."""
+    """One image, the destinations that lack it, and the results so far."""
 
     def __init__(self, copy: ImageCopy) -> None:
-        """Begin with nothing found."""
+        """Start without results."""
         self.copy = copy
         self.pending: list[CopyDestination] = []
         self.results: list[SyncResult] = []
-        #: What is to move, as its source was opened for it; None where the graph was too large to be held, or failed.
+        #: The opened source of the image; None if its manifests were too large to keep, or could not be read.
         self.source: Source | None = None
-        #: How many bytes of blobs, and how many blobs, the image has; 0 where nobody knows yet.
+        #: The image's size in bytes and its number of blobs; 0 if they are not known yet.
         self.size = self.blob_count = 0
-        #: How many bytes its manifests have.
+        #: Bytes of its manifests.
         self.manifest_bytes = 0
 
-    def add_failure(self, targets: Collection[CopyDestination], error: OcistreamError) -> None:
-        """Note that nobody knows what is there."""
-        self.results += [SyncResult(self.copy.name, target.name, "failed", error=error) for target in targets]
+    def add_failure(self, destinations: Collection[CopyDestination], error: OcistreamError) -> None:
+        """Add a failure for destinations whose state is unknown."""
+        self.results += [
+            SyncResult(self.copy.name, destination.name, "failed", error=error) for destination in destinations
+        ]
 
 
 class ImageComparer:
-    """Looks, for one run. Safe for several threads."""
+    """Compares images with their destinations, for one run. Safe for several threads.
+
+    The image is compared first. A signature often comes later than its image, so the referrers of an unchanged image
+    are compared too, unless the file says `referrers = false`.
+    """
 
     def __init__(
         self,
         context: Callable[[SyncLocation], OpenContext],
         *,
-        stop: Callable[[], threading.Event],
+        create_cancel_event: Callable[[], threading.Event],
         check_push: Callable[[Reference | None], None],
     ) -> None:
-        """Take what each place is reached by."""
+        """`context` returns the context of a location; `create_cancel_event` a new event that cancels one image."""
         self._context_of = context
-        self._create_cancel_event = stop
+        self._create_cancel_event = create_cancel_event
         self._check_push = check_push
         self._unreachable = _UnreachableRegistries()
         self._indexes = IndexCache()
         self._lock = threading.Lock()
-        #: What may still be held of manifests, in bytes.
+        #: Memory left for manifests, in bytes.
         self.free_memory = limits.MAX_PENDING_GRAPH_BYTES
         self._tags: dict[tuple[str, str], Collection[str]] = {}
 
     def add_tags(self, reference: Reference, tags: Collection[str]) -> None:
-        """Know all the tags of a repository: what is none of them is not asked for."""
+        """Set all tags of a repository: others are not requested from the registry."""
         self._tags[reference.registry, reference.repository] = frozenset(tags)
 
-    def compare(self, look: ImageComparison) -> None:
-        """Find out at which destinations an image is not, or is another."""
-        copy = look.copy
+    def compare(self, comparison: ImageComparison) -> None:
+        """Find the destinations that lack an image or have another one under its name."""
+        copy = comparison.copy
         try:
             with self._unreachable.guard(copy.source.reference):
-                wanted = self._find_source_image(copy)
+                source_image = self._find_source_image(copy)
         except OcistreamError as error:
-            look.add_failure(copy.destinations, error)
+            comparison.add_failure(copy.destinations, error)
             return
-        for target in copy.destinations:
+        for destination in copy.destinations:
             try:
-                self._check_push(target.reference)
-                with self._unreachable.guard(target.reference):
-                    there = DestinationState(target, self._context_of(target.sync_location), self._indexes)
-                    digest = there.find_digest()
-                    is_same = digest in {wanted.digest, wanted.exported_digest}
-                # What hangs on it is asked for only where it would be the news.
+                self._check_push(destination.reference)
+                with self._unreachable.guard(destination.reference):
+                    state = DestinationState(destination, self._context_of(destination.sync_location), self._indexes)
+                    digest = state.find_digest()
+                    is_same = digest in {source_image.digest, source_image.exported_digest}
+                # Referrers are requested only if the image itself is the same; otherwise it is copied anyway.
                 if is_same and digest and copy.entry.referrers:
-                    is_same = there.has_all_referrers(wanted.read_graph(), digest)
+                    is_same = state.has_all_referrers(source_image.read_graph(), digest)
             except OcistreamError as error:
-                look.add_failure([target], error)
+                comparison.add_failure([destination], error)
             else:
                 if is_same:
-                    look.results.append(SyncResult(copy.name, target.name, "unchanged", digest))
+                    comparison.results.append(SyncResult(copy.name, destination.name, "unchanged", digest))
                 else:
-                    look.pending.append(target)
+                    comparison.pending.append(destination)
 
-    def prepare(self, look: ImageComparison) -> None:
-        """Find out what moves of an image that is lacking, and hold that until it does, if there is room."""
-        end, entry = look.copy.source, look.copy.entry
-        if not look.pending or end.reference is None:
+    def prepare(self, comparison: ImageComparison) -> None:
+        """Read the graph of an image that must be copied, and keep it until then if memory allows."""
+        location, entry = comparison.copy.source, comparison.copy.entry
+        if not comparison.pending or location.reference is None:
             return
-        around = replace(self._context_of(entry.source), cancelled=self._create_cancel_event(), jobs=1)
+        context = replace(self._context_of(entry.source), cancelled=self._create_cancel_event(), jobs=1)
         try:
             with ExitStack() as stack:
-                source = open_rereadable(end, around, select_for(entry))
+                source = open_rereadable(location, context, select_for(entry))
                 stack.callback(source.close)
-                graph = read_graph(source, end)
+                graph = read_graph(source, location)
                 stack.pop_all()
         except OcistreamError as error:
-            look.add_failure(look.pending, error)
-            look.pending = []
+            comparison.add_failure(comparison.pending, error)
+            comparison.pending = []
             return
-        look.size, look.blob_count = graph.size, len(graph.blobs)
-        weight = sum(len(manifest.raw) for manifest in graph.manifests)
+        comparison.size, comparison.blob_count = graph.size, len(graph.blobs)
+        manifest_bytes = sum(len(manifest.raw) for manifest in graph.manifests)
         with self._lock:
-            if weight > self.free_memory:
+            if manifest_bytes > self.free_memory:
                 source.close()
                 return
-            self.free_memory -= weight
-        look.source, look.manifest_bytes = source, weight
+            self.free_memory -= manifest_bytes
+        comparison.source, comparison.manifest_bytes = source, manifest_bytes
 
-    def release(self, look: ImageComparison) -> None:
-        """Hold nothing of an image any more."""
-        if look.source is not None:
-            look.source.close()
-            look.source = None
+    def release(self, comparison: ImageComparison) -> None:
+        """Free the memory of an image."""
+        if comparison.source is not None:
+            comparison.source.close()
+            comparison.source = None
             with self._lock:
-                self.free_memory += look.manifest_bytes
+                self.free_memory += comparison.manifest_bytes
 
     def _find_source_image(self, copy: ImageCopy) -> _SourceImage:
-        end, entry = copy.source, copy.entry
-        # One question at a time: this is done side by side with the same for others.
-        around = replace(self._context_of(entry.source), cancelled=self._create_cancel_event(), jobs=1)
-        if end.reference is not None and (tags := self._tags.get((end.reference.registry, end.reference.repository))):
-            reading = around.repository_opener().wrapped_by(lambda repository: _TagListRepository(repository, tags))
-            around = replace(around, opener=lambda: reading)
+        location, entry = copy.source, copy.entry
+        # One request at a time: other images are compared in parallel.
+        context = replace(self._context_of(entry.source), cancelled=self._create_cancel_event(), jobs=1)
+        if location.reference is not None and (
+            tags := self._tags.get((location.reference.registry, location.reference.repository))
+        ):
+            opener = context.repository_opener().wrapped_by(lambda repository: _TagListRepository(repository, tags))
+            context = replace(context, opener=lambda: opener)
 
         def graph() -> Graph:
             with ExitStack() as stack:
-                source = open_rereadable(end, around, select_for(entry))
+                source = open_rereadable(location, context, select_for(entry))
                 stack.callback(source.close)
-                found = read_graph(source, end)
-                return found if end.reference is not None else limit_to_source(source, found)
+                source_graph = read_graph(source, location)
+                return source_graph if location.reference is not None else limit_to_source(source, source_graph)
 
-        if end.reference is not None and not entry.platforms.platforms:
-            repository = around.repository_opener().open_repository(end.reference)
-            # Some registries do not say in answer to HEAD what it is; and what is not there is said by who gets it.
-            digest = repository.find_digest(end.reference.target)
+        if location.reference is not None and not entry.platforms.platforms:
+            repository = context.repository_opener().open_repository(location.reference)
+            # Some registries answer HEAD without a digest. A missing image is reported when its manifest is fetched.
+            digest = repository.find_digest(location.reference.target)
             if digest:
                 return _SourceImage(digest, graph)
-        found = graph()
-        exported = found.roots[0].descriptor.digest
-        # A layout or an archive may have only some platforms of an index: either may be there.
-        whole = found.incomplete_indexes[0].digest if found.incomplete_indexes else exported
-        return _SourceImage(whole, lambda: found, exported)
+        source_graph = graph()
+        exported = source_graph.roots[0].descriptor.digest
+        # A layout or an archive may have only some platforms of an index: either digest may be at the destination.
+        index_digest = source_graph.incomplete_indexes[0].digest if source_graph.incomplete_indexes else exported
+        return _SourceImage(index_digest, lambda: source_graph, exported)
 
 
 def select_for(entry: SyncEntry) -> Selection:
-    """Give what is wanted of a source."""
+    """Return the selection for an entry's source."""
     return Selection(platforms=entry.platforms, referrers="along" if entry.referrers else "left")
 
 
 class _SourceImage:
-    """What an image is where it comes from: its digest, and all that hangs on it, if that is asked for.
+    """An image at its source: its digest, and on request its graph with all referrers.
 
-    `exported` is the digest of what goes of an index that the source does not have completely.
+    `exported_digest` differs if the source has only some platforms of an index: it is what would be copied.
     """
 
     def __init__(self, digest: str, graph: Callable[[], Graph], exported: str | None = None) -> None:
@@ -235,7 +243,7 @@ class _SourceImage:
 
 
 class _TagListRepository:
-    """A repository of which all tags are known: the tags of signatures that are none of them are not asked for."""
+    """A repository whose tags are all known: a signature's tag that is not in the list is not requested."""
 
     def __init__(self, repository: ReadableRepository, tags: Collection[str]) -> None:
         self._repository = repository
@@ -271,23 +279,23 @@ class _TagListRepository:
 
 
 class _UnreachableRegistries:
-    """Which registries could not be reached, with all patience, for some images in a row.
+    """Registries that could not be reached, after all retries, for some images in a row.
 
-    Each of ten thousand images would cost as much patience again, and the other destinations as much waiting. One that
-    answers, whatever it says, is reached.
+    Without this, each of ten thousand images would cost all retries again, and delay the other destinations. A registry
+    that answers with an error counts as reached.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        #: How often in a row, when that was or is tried again (monotonic), and what it was.
+        #: Failures in a row, the time of the last one or of the next try (monotonic seconds), and the last error.
         self._failures: dict[str, tuple[int, float, NetworkError]] = {}
 
     @contextlib.contextmanager
     def guard(self, reference: Reference | None) -> Iterator[None]:
-        """Ask a registry something within the block, unless it is left alone just now.
+        """Run requests to a registry in this context, unless the registry is skipped at present.
 
         Raises:
-            NetworkError: it is.
+            NetworkError: the registry is skipped.
         """
         if reference is None:
             yield
@@ -314,7 +322,7 @@ class _UnreachableRegistries:
             if now - since < _SKIP_SECONDS:
                 msg = f"{registry} is left alone: it could not be reached for {count} images in a row: {error.message}"
                 raise NetworkError(msg, hint="run the same command again when it can be")
-            # This one finds out whether it can be reached again.
+            # This image checks whether the registry can be reached again.
             self._failures[registry] = (count, now, error)
 
     def _add_result(self, registry: str, error: NetworkError | None) -> None:
@@ -326,31 +334,31 @@ class _UnreachableRegistries:
 
 
 class DestinationState:
-    """What is at one destination: a tag's digest, or what an index.json lists."""
+    """The state of one destination: a tag's digest, or the entries of an index.json."""
 
-    def __init__(self, target: CopyDestination, context: OpenContext, indexes: IndexCache) -> None:
-        """Look, but ask no registry yet.
+    def __init__(self, destination: CopyDestination, context: OpenContext, indexes: IndexCache) -> None:
+        """Read a layout or an archive; send no request to a registry yet.
 
         Raises:
             OcistreamError: a layout cannot be read.
         """
-        self._destination = target
+        self._destination = destination
         self._context = context
         self._repository: Repository | None = None
         self._entries: Sequence[Descriptor] = ()
         self._index: IndexDigests | None = None
-        reference, end = target.reference, target.sync_location.location
+        reference, location = destination.reference, destination.sync_location.location
         if reference is not None:
             self._repository = Repository(context.client(), reference.registry, reference.repository, for_push=True)
             return
-        with disk_errors(f"cannot look into {printable(end.text)}"):
-            if is_layout_destination(end):
-                self._index = indexes.read(end)
+        with disk_errors(f"cannot look into {printable(location.text)}"):
+            if is_layout_destination(location):
+                self._index = indexes.read(location)
             else:
-                self._entries = _read_archive_entries(end, context)
+                self._entries = _read_archive_entries(location, context)
 
     def find_digest(self) -> str | None:
-        """Give the digest of the image that has the name, or None.
+        """Return the digest of the image with this name, or None.
 
         Raises:
             OcistreamError: the registry failed or refused.
@@ -363,68 +371,68 @@ class DestinationState:
         return self._index.by_name.get(self._destination.image_name or "")
 
     def has_all_referrers(self, graph: Graph, digest: str) -> bool:
-        """Say whether what hangs on an image is there too. The graph may be that of another by now, which is not."""
+        """Return whether the destination has all referrers of an image; False if the graph is now another image's."""
         if digest not in {graph.roots[0].descriptor.digest, *(index.digest for index in graph.incomplete_indexes)}:
             return False
-        below = {child.digest for document in graph.documents.values() for child in document.manifests}
+        children = {child.digest for document in graph.documents.values() for child in document.manifests}
         listed = self._index.digests if self._index is not None else {entry.digest for entry in self._entries}
-        for attached in graph.all_referrers:
+        for referrer in graph.all_referrers:
             if self._repository is None:
-                # What an index lists has no entry of its own.
-                if attached.descriptor.digest not in listed | below:
+                # A manifest within an index has no entry of its own.
+                if referrer.descriptor.digest not in listed | children:
                     return False
-            elif self._repository.find_digest(attached.tag or attached.descriptor.digest) != attached.descriptor.digest:
+            elif self._repository.find_digest(referrer.tag or referrer.descriptor.digest) != referrer.descriptor.digest:
                 return False
         return True
 
 
 class IndexDigests:
-    """What an index.json lists: the digest that each name has, and all digests."""
+    """The entries of an index.json: the digest of each name, and all digests."""
 
     def __init__(self, entries: Sequence[Descriptor]) -> None:
-        """Sort the entries; of two with one name, the first counts."""
+        """Index the entries; of two with one name, the first is used."""
         self.digests = frozenset(entry.digest for entry in entries)
         self.by_name = {name: entry.digest for entry in reversed(entries) if (name := entry_name_of(entry))}
 
 
 class IndexCache:
-    """The index.json of layouts that are written to, each read again only where it has changed: it may list thousands.
+    """The index.json of layouts, each read again only after a change: it may list thousands of images.
 
     Safe for several threads.
     """
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start empty."""
         self._lock = threading.Lock()
         self._cached: dict[Path, tuple[tuple[int, ...], IndexDigests]] = {}
 
     def read(self, location: Location) -> IndexDigests:
-        """Give the index of a layout; an empty one where there is none yet.
+        """Return the index of a layout; an empty one if there is none yet.
 
         Raises:
-            ArchiveError: it is malformed.
-            OSError: it cannot be read.
+            ArchiveError: the index is malformed.
+            OSError: the index cannot be read.
         """
-        assert location.path is not None, "it is no registry"  # noqa: S101 - see above
+        assert location.path is not None, "it is no registry"  # noqa: S101 - only called for layouts
         path = location.path / "index.json"
-        # An empty directory is no layout yet.
+        # An empty directory is not a layout yet.
         if not is_directory(location) or not paths.exists(path):
             return IndexDigests(())
         with self._lock:
-            found = path.stat()
-            # It is replaced whole, never written over, so another one is another file.
-            state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-            known = self._cached.get(location.path)
-            if known is None or known[0] != state:
-                known = self._cached[location.path] = (
+            status = path.stat()
+            # The file is replaced, never overwritten, so a changed one is another file.
+            state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            cached = self._cached.get(location.path)
+            if cached is None or cached[0] != state:
+                cached = self._cached[location.path] = (
                     state,
                     IndexDigests(LayoutDirectory(location.path).read_index()[0]),
                 )
-            return known[1]
+            return cached[1]
 
 
 def _read_archive_entries(location: Location, context: OpenContext) -> Sequence[Descriptor]:
-    """Give the image of an archive, and what hangs on it; nothing where it is none, for it is made anew then."""
+    """Return the image of an archive and its referrers; empty if it cannot be read, since it is then replaced."""
     try:
         with ExitStack() as stack:
             source = open_rereadable(location, context, Selection(referrers="along"))
@@ -440,16 +448,16 @@ def _read_archive_entries(location: Location, context: OpenContext) -> Sequence[
         return ()
     if any(graph.omitted_from_source):
         return ()
-    return [graph.roots[0].descriptor, *(attached.descriptor for attached in graph.all_referrers)]
+    return [graph.roots[0].descriptor, *(referrer.descriptor for referrer in graph.all_referrers)]
 
 
 def open_rereadable(location: Location, context: OpenContext, selection: Selection) -> Source:
-    """Open what can be read again, and more than once.
+    """Open a source that can be read repeatedly.
 
     Raises:
-        UsageError: it cannot.
-        LocalDiskError: nothing can be called so, or it cannot be read.
-        OcistreamError: it is not there, or malformed.
+        UsageError: the location can be read only once.
+        LocalDiskError: the path is invalid or cannot be read.
+        OcistreamError: the source does not exist or is malformed.
     """
     with disk_errors(f"cannot read {printable(location.text)}"):
         return _open_checked(location, context, selection)
@@ -458,8 +466,8 @@ def open_rereadable(location: Location, context: OpenContext, selection: Selecti
 def _open_checked(location: Location, context: OpenContext, selection: Selection) -> Source:
     if location.path is not None and not is_directory(location):
         if paths.exists(location.path) and (not paths.is_file(location.path) or is_compressed(location.path)):
-            what = "compressed" if paths.is_file(location.path) else "no file"
-            msg = f"{printable(location.text)} is {what}, and is read repeatedly"
+            kind = "compressed" if paths.is_file(location.path) else "no file"
+            msg = f"{printable(location.text)} is {kind}, and is read repeatedly"
             raise UsageError(msg, hint="unpack it first")
         if not paths.exists(location.path):
             msg = f"{printable(location.text)}: there is no such file or directory"
@@ -471,10 +479,11 @@ def read_graph(source: Source, location: Location) -> Graph:
     """Read the manifests of a source.
 
     Raises:
-        UnsupportedError: it is a docker-archive.
-        OcistreamError: they cannot be had.
+        UnsupportedError: the source is a docker-archive.
+        OcistreamError: the manifests cannot be read.
     """
     graph = source.resolve(_NoEarlyBlobs())
+    # A docker-archive would have to be recompressed each time to compare its digest.
     if graph.synthesized:
         msg = f"{printable(location.text)} is a docker-archive, of which no digest is known before it is compressed"
         raise UnsupportedError(msg, hint="make a layout of it first: ocistream copy docker-archive:FILE oci:DIR")
@@ -482,12 +491,12 @@ def read_graph(source: Source, location: Location) -> Graph:
 
 
 class _NoEarlyBlobs:
-    """Where a source may leave what comes early: nothing does, from what can be read again."""
+    """The `EarlyBlobs` of sources that can be read repeatedly: their blobs never come before the graph."""
 
     def write(self, blob: Blob) -> None:
         raise UnsupportedError(f"{blob.descriptor.digest} comes before its image")
 
-    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:  # noqa: ARG002 - the protocol's form
+    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:  # noqa: ARG002 - the signature of EarlyBlobs
         raise UnsupportedError("a layer comes before its image")
 
     def read_back(self, descriptor: Descriptor) -> bytes:

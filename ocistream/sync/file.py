@@ -29,25 +29,25 @@ __all__ = ["read_sync_file"]
 _ROOT: Final = Path("/")
 _ENTRY_KEYS: Final = frozenset({"from", "to", "tags", "platforms", "referrers"})
 _DEFAULT_KEYS: Final = frozenset({"platforms", "referrers"})
-#: How a registry is reached: as in the configuration, and with the same meaning.
+#: How a registry is reached: the same keys and meaning as in the configuration.
 _CONNECTION_KEYS: Final = frozenset({"plain-http", "insecure", "ca-cert", "client-cert", "client-key"})
-#: Whom a registry sees: one of `credentials`, a user name with one place of its password, and a file. (`auth-file` is
+#: The login at a registry: `credentials`, or a user name with one place of its password, or a file. (`auth-file` is
 #: the older name of `authfile`.)
 _LOGIN_KEYS: Final = frozenset({"username", "password-env", "password-file", "authfile", "auth-file"})
 _REGISTRY_KEYS: Final = _CONNECTION_KEYS | _LOGIN_KEYS | {"credentials"}
 _CREDENTIAL_PREFIXES: Final = ("env:", "helper:", "file:")
 _TAG_KEYS: Final = frozenset({"regex", "versions", "latest", "suffix"})
-#: Kinds of ends that a file may name: all that can be read more than once, and of which the digest is known before.
+#: Kinds of locations in a file: those that can be read repeatedly and whose digest is known beforehand.
 _LOCATION_KINDS: Final = frozenset({"docker", "oci", "oci-archive", "path"})
 
 
 def read_sync_file(path: Path, home: Path = _ROOT) -> SyncPlan:
-    """Read a sync file. Paths in it are relative to its folder, or with `~/` to the user's home directory.
+    """Read a sync file. Its paths are relative to its folder; `~/` is the user's home directory.
 
     Raises:
-        NotFoundError: it is not there.
-        UsageError: it is malformed; the error names it and the key.
-        LocalDiskError: it cannot be read.
+        NotFoundError: the file does not exist.
+        UsageError: the file is malformed; the error names the file and the key.
+        LocalDiskError: the file cannot be read.
     """
     table = read_toml(path, limits.MAX_SYNC_FILE)
     if table is None:
@@ -64,7 +64,7 @@ class _SyncFileReader:
         self._logins: dict[str, Login] = {}
         #: By host, in lower case.
         self._registry_logins: dict[str, Login] = {}
-        #: For whom each of them is: a password is shown to one registry.
+        #: The registry of each login: a password may be sent to one registry only.
         self._login_registries: dict[str, str] = {}
 
     def read(self) -> SyncPlan:
@@ -83,12 +83,8 @@ class _SyncFileReader:
         return SyncPlan(entries, rules)
 
     def _read_host_rules(self, tables: TomlTable) -> Mapping[str, HostRule]:
-        """Read `[registry."HOST"]`: what logs in there is kept here, and the rest is read as the configuration is.
-
-        Raises:
-            UsageError: a table is malformed.
-        """
-        reached: dict[str, dict[str, object]] = {}
+        """Read `[registry."HOST"]`: the login is stored here, the other keys are parsed as in the configuration."""
+        connection_tables: dict[str, dict[str, object]] = {}
         for name in tables.values:
             table = tables.table(name)
             _check_keys(table, _REGISTRY_KEYS)
@@ -98,32 +94,35 @@ class _SyncFileReader:
                 and credentials not in self._logins
                 and not credentials.startswith(_CREDENTIAL_PREFIXES)
             ):
-                what = 'is not the NAME of a [credentials.NAME], nor "env:PREFIX", "helper:NAME" or "file:PATH"'
-                raise table.key_error("credentials", what, f"there are: {self._format_logins()}")
-            own = _LOGIN_KEYS | {"credentials"} if credentials in self._logins else _LOGIN_KEYS
-            reached[name] = {key: value for key, value in table.values.items() if key not in own}
-        rules = parse_host_rules(TomlTable(self._table.label, {"registry": reached}), self._home, _REGISTRY_KEYS)
-        found = {}
+                problem = 'is not the NAME of a [credentials.NAME], nor "env:PREFIX", "helper:NAME" or "file:PATH"'
+                raise table.key_error("credentials", problem, f"there are: {self._format_logins()}")
+            login_keys = _LOGIN_KEYS | {"credentials"} if credentials in self._logins else _LOGIN_KEYS
+            connection_tables[name] = {key: value for key, value in table.values.items() if key not in login_keys}
+        rules = parse_host_rules(
+            TomlTable(self._table.label, {"registry": connection_tables}), self._home, _REGISTRY_KEYS
+        )
+        rules_by_host = {}
         for name in tables.values:
             host = parse_registry(name.lower())
             if (login := self._read_registry_login(host, tables.table(name))) is not None:
                 self._registry_logins[host] = login
-            found[host] = replace(
-                rules[host], settings=replace(rules[host].settings, explicit_keys=frozenset(reached[name]))
+            # `explicit_keys` are the keys of this file. Unlike the configuration's they override command line options.
+            rules_by_host[host] = replace(
+                rules[host], settings=replace(rules[host].settings, explicit_keys=frozenset(connection_tables[name]))
             )
-        return found
+        return rules_by_host
 
     def _format_logins(self) -> str:
         return ", ".join(sorted(map(printable, self._logins))) or "none"
 
     def _read_registry_login(self, host: str, table: TomlTable) -> Login | None:
-        """Return what logs in to a registry by its table; None where the table leaves that to the configuration."""
-        of_login = {key: value for key, value in table.values.items() if key in _LOGIN_KEYS}
+        """Return the login of a registry's table; None if the configuration decides."""
+        login_values = {key: value for key, value in table.values.items() if key in _LOGIN_KEYS}
         name = table.text("credentials")
-        if name is not None and of_login:
-            raise table.key_error("credentials", f"and {min(of_login)} are both given: use one")
-        if of_login:
-            return self._read_login(host, TomlTable(table.label, of_login))
+        if name is not None and login_values:
+            raise table.key_error("credentials", f"and {min(login_values)} are both given: use one")
+        if login_values:
+            return self._read_login(host, TomlTable(table.label, login_values))
         return self._use_login(table, name, host) if name in self._logins else None
 
     def _read_login(self, name: str, table: TomlTable) -> Login:
@@ -161,10 +160,10 @@ class _SyncFileReader:
         _check_keys(table, _ENTRY_KEYS)
         source = self._read_location(table, "from", table.values.get("from"))
         value = table.values.get("to")
-        targets = tuple(
+        destinations = tuple(
             self._read_location(table, "to", item) for item in (value if isinstance(value, list) else [value])
         )
-        if not targets:
+        if not destinations:
             raise table.key_error("to", "is empty")
         referrers = table.flag("referrers")
         if referrers is None:
@@ -172,7 +171,7 @@ class _SyncFileReader:
         entry = SyncEntry(
             table.label,
             source,
-            targets,
+            destinations,
             _read_tag_filter(table) if "tags" in table.values else None,
             _read_platforms(table if "platforms" in table.values else defaults),
             referrers is not False,
@@ -181,44 +180,41 @@ class _SyncFileReader:
         return entry
 
     def _read_location(self, table: TomlTable, key: str, value: object) -> SyncLocation:
-        """Read an end: its text, or a table of its text as `end` and the name of its `credentials`."""
-        where = table
+        """Read a location: its text, or a table with its text as `end` and the name of its `credentials`."""
+        location_table = table
         if isinstance(value, dict):
-            where = TomlTable(f"{table.label}: {key}", value)
-            _check_keys(where, {"end", "credentials"})
+            location_table = TomlTable(f"{table.label}: {key}", value)
+            _check_keys(location_table, {"end", "credentials"})
         elif not isinstance(value, str):
             raise table.key_error(key, "is missing" if value is None else "is neither an end nor a table with one")
-        text = where.text("end") if isinstance(value, dict) else value
+        text = location_table.text("end") if isinstance(value, dict) else value
         try:
-            end = self._resolve_path(parse_location(text or ""))
+            location = self._resolve_path(parse_location(text or ""))
         except (InvalidNameError, UnsupportedError) as error:
             raise table.key_error(key, f"is no end: {error.message}", error.hint) from error
-        if end.is_stream or end.kind not in _LOCATION_KINDS:
-            what = "is stdin or stdout" if end.is_stream else "is a docker-archive"
+        if location.is_stream or location.kind not in _LOCATION_KINDS:
+            problem = "is stdin or stdout" if location.is_stream else "is a docker-archive"
             raise table.key_error(
-                key, f"{what}, which cannot be compared", "name a registry, oci:DIR or oci-archive:FILE"
+                key, f"{problem}, which cannot be compared", "name a registry, oci:DIR or oci-archive:FILE"
             )
-        name = where.text("credentials") if isinstance(value, dict) else None
+        name = location_table.text("credentials") if isinstance(value, dict) else None
         if name is not None:
-            return SyncLocation(end, self._find_login(where, name, end))
+            return SyncLocation(location, self._find_login(location_table, name, location))
         return SyncLocation(
-            end, None if end.reference is None else self._registry_logins.get(end.reference.registry.lower())
+            location,
+            None if location.reference is None else self._registry_logins.get(location.reference.registry.lower()),
         )
 
     def _find_login(self, table: TomlTable, name: str, location: Location) -> Login:
         if name not in self._logins:
-            what = f"names {printable(name)!r}: no table [credentials.{printable(name)}]"
-            raise table.key_error("credentials", what, f"there are: {self._format_logins()}")
+            problem = f"names {printable(name)!r}: no table [credentials.{printable(name)}]"
+            raise table.key_error("credentials", problem, f"there are: {self._format_logins()}")
         if location.reference is None:
             raise table.key_error("credentials", "is for registries alone")
         return self._use_login(table, name, location.reference.registry.lower())
 
     def _use_login(self, table: TomlTable, name: str, registry: str) -> Login:
-        """Return credentials for a registry.
-
-        Raises:
-            UsageError: they are a password that is for another registry.
-        """
+        """Return the login with this name for a registry. Fail if its password is already for another registry."""
         login = self._logins[name]
         if login.auth_file is None and self._login_registries.setdefault(name, registry) != registry:
             both = f"{self._login_registries[name]} and {registry}"
@@ -230,26 +226,22 @@ class _SyncFileReader:
 
 
 def _check_locations(table: TomlTable, entry: SyncEntry) -> None:
-    """Refuse ends that do not fit each other.
-
-    Raises:
-        UsageError: many images would go to one place, or a place is there twice.
-    """
+    """Refuse locations that do not fit each other: many images at one location, or a location twice."""
     if entry.has_one_image and "tags" in table.values:
         raise table.key_error(
             "tags", "is there, and `from` is one image", "leave one of them, or the tag in `from`, away"
         )
-    for target in entry.destinations:
-        end = target.location
-        one = is_single_image(end) or (end.reference is None and not is_layout_location(end))
-        if one and not entry.has_one_image:
-            what = f"{printable(end.text)!r} is for one image, and `from` has many"
+    for destination in entry.destinations:
+        location = destination.location
+        is_single = is_single_image(location) or (location.reference is None and not is_layout_location(location))
+        if is_single and not entry.has_one_image:
+            problem = f"{printable(location.text)!r} is for one image, and `from` has many"
             raise table.key_error(
-                "to", what, "leave its tag or name away, or give `from` one; an archive has one image"
+                "to", problem, "leave its tag or name away, or give `from` one; an archive has one image"
             )
-        if end.reference is not None and end.reference.digest:
-            raise table.key_error("to", f"{printable(end.text)!r} has a digest: that is the image's own")
-    texts = [target.location.text for target in entry.destinations]
+        if location.reference is not None and location.reference.digest:
+            raise table.key_error("to", f"{printable(location.text)!r} has a digest: that is the image's own")
+    texts = [destination.location.text for destination in entry.destinations]
     if len(set(texts)) != len(texts):
         raise table.key_error("to", "has a place twice")
 
@@ -262,16 +254,16 @@ def _read_tag_filter(table: TomlTable) -> TagFilter:
         if not all(isinstance(item, str) and item for item in value):
             raise table.key_error("tags", "has something that is no pattern")
         return glob_filter(value)
-    of = table.table("tags")
-    _check_keys(of, _TAG_KEYS)
-    regex, versions, suffix = of.text("regex"), of.text("versions"), of.text("suffix")
-    latest = of.values.get("latest")
+    filter_table = table.table("tags")
+    _check_keys(filter_table, _TAG_KEYS)
+    regex, versions, suffix = filter_table.text("regex"), filter_table.text("versions"), filter_table.text("suffix")
+    latest = filter_table.values.get("latest")
     if latest is not None and (not isinstance(latest, int) or isinstance(latest, bool) or latest < 1):
-        raise of.key_error("latest", "is not a number above 0")
+        raise filter_table.key_error("latest", "is not a number above 0")
     try:
         if regex is not None:
-            if len(of.values) > 1:
-                raise of.key_error("regex", "is there beside another choice: give one")
+            if len(filter_table.values) > 1:
+                raise filter_table.key_error("regex", "is there beside another choice: give one")
             return regex_filter(regex)
         if versions is None and latest is None and suffix is None:
             raise table.key_error("tags", "chooses nothing", "known: regex; or versions, latest, suffix")

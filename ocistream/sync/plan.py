@@ -42,9 +42,10 @@ _SHARD: Final = re.compile(r"([0-9]{1,6})/([0-9]{1,6})\Z")
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What a table `[credentials.NAME]` or `[registry."HOST"]` says: a user name and where its password is, or a file.
+    """The table `[credentials.NAME]` or `[registry."HOST"]`: a user name with its password's place, or a file.
 
-    The password is in a variable or a file; the other kind of file is one in Docker's format.
+    The password is in an environment variable or a file; `auth_file` is in Docker's format. `where` is the table's
+    position for error messages.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class SyncLocation:
-    """One end as the file has it, and by which credentials it is reached; without any, by what the machine has."""
+    """A location in the file, and its login. Without a login, the machine's credentials apply."""
 
     location: Location
     login: Login | None = None
@@ -65,7 +66,7 @@ class SyncLocation:
 
 @dataclass(frozen=True, slots=True)
 class SyncEntry:
-    """One `[[sync]]`: `where` it stands, for errors. `choose` is None where it has no `tags`: all images are wanted."""
+    """One `[[sync]]`; `where` is its position for error messages. Without a `tag_filter`, all images are copied."""
 
     where: str
     source: SyncLocation
@@ -82,9 +83,9 @@ class SyncEntry:
 
 @dataclass(frozen=True, slots=True)
 class CopyDestination:
-    """Where one image goes: the end itself, and how that is shown.
+    """One image's destination: the location, and the name to show.
 
-    In a registry it is under `reference`, in a layout or an archive it is `called` so.
+    In a registry, the image is stored under `reference`; in a layout or an archive, its name is `image_name`.
     """
 
     sync_location: SyncLocation
@@ -95,7 +96,7 @@ class CopyDestination:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageCopy:
-    """One image to all its destinations, the work of one shard. `name` is what it is called where it comes from."""
+    """One image to all its destinations, the work of one shard. `name` is its name at the source."""
 
     entry: SyncEntry
     name: str
@@ -105,7 +106,7 @@ class ImageCopy:
 
 @dataclass(frozen=True, slots=True)
 class SyncPlan:
-    """A whole file. `registries` are its rules for how each host is reached, by lower-case name."""
+    """A complete file. `registries` are the rules for connecting to each host, by lower-case name."""
 
     entries: tuple[SyncEntry, ...]
     registries: Mapping[str, HostRule] = field(default_factory=dict)
@@ -113,17 +114,19 @@ class SyncPlan:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of `count` parts of the work: number `index`, counted from 0."""
+    """One of `count` parts of the work: number `index`, counted from 0, as in Kubernetes."""
 
     index: int = 0
     count: int = 1
 
     def __str__(self) -> str:
-        """Give it as --shard has it."""
+        """Return it as --shard writes it."""
         return f"{self.index}/{self.count}"
 
     def has_image(self, name: str) -> bool:
-        """Say whether an image is this shard's: by a hash of its name, and so whatever else there is to do."""
+        """Return whether this shard copies the image: by a hash of its name, whatever other images there are."""
+        # SHA-256, because Python's own hash differs from run to run. The image with all its destinations is in one
+        # shard, or its blobs would be read several times.
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % self.count == self.index
 
 
@@ -131,7 +134,7 @@ def parse_shard(text: str) -> Shard:
     """Parse `I/N`.
 
     Raises:
-        UsageError: it is malformed, or there is no such shard.
+        UsageError: the text is malformed, or there is no such shard.
     """
     match = _SHARD.match(text)
     if match is None:
@@ -145,7 +148,7 @@ def parse_shard(text: str) -> Shard:
 
 
 def is_single_image(location: Location) -> bool:
-    """Say whether an end names one image, and not all that is there."""
+    """Return whether a location names one image, instead of all its images."""
     return location.name is not None if location.reference is None else not location.is_repository
 
 
@@ -153,18 +156,18 @@ def is_single_image(location: Location) -> bool:
 
 
 class EntryCopies:
-    """The copies that an entry comes to, made each time they are gone through: of ten thousand only names are held.
+    """The copies of an entry, created at each iteration: for ten thousand of them only names are in memory.
 
-    `names` are those of the images in its source: a repository's tags, or the names in a layout or an archive; where
-    the source is one image, they are not looked at.
+    `names` are the images in the source: a repository's tags, or the names in a layout or an archive. They are ignored
+    if the source is one image.
     """
 
     def __init__(self, entry: SyncEntry, names: Sequence[str]) -> None:
-        """Choose.
+        """Filter the names.
 
         Raises:
-            NotFoundError: none is chosen.
-            UsageError: an image has no tag to be called by where it goes.
+            NotFoundError: no image matches.
+            UsageError: an image has no tag that could name it at the destination.
         """
         self._entry = entry
         self._names: Sequence[str] = ()
@@ -180,101 +183,119 @@ class EntryCopies:
         self._names = [name for name, tag in sorted(by_tag.items()) if tag in chosen]
 
     def __len__(self) -> int:
-        """Count them."""
+        """Return the number of copies."""
         return 1 if self._entry.has_one_image else len(self._names)
 
     def __iter__(self) -> Iterator[ImageCopy]:
-        """Make each."""
-        entry, end = self._entry, self._entry.source.location
+        """Yield each copy."""
+        entry, location = self._entry, self._entry.source.location
         if entry.has_one_image:
-            yield _create_copy(entry, end, end.name)
+            yield _create_copy(entry, location, location.name)
         for name in self._names:
-            if end.reference is not None:
-                source = replace(end, reference=replace(end.reference, tag=name), is_repository=False)
+            if location.reference is not None:
+                source = replace(location, reference=replace(location.reference, tag=name), is_repository=False)
             else:
-                source = replace(end, name=name)
+                source = replace(location, name=name)
             yield _create_copy(entry, source, name)
 
 
 def _create_copy(entry: SyncEntry, source: Location, name: str | None) -> ImageCopy:
     reference = source.reference
     if reference is not None:
-        shown = str(reference)
-        full: str | None = reference.name if reference.tag else None
+        display_name = str(reference)
+        full_name: str | None = reference.name if reference.tag else None
         tag = reference.tag
     else:
-        # As it stands in the file: a shard is the same wherever that lies.
-        shown = entry.source.location.text if entry.has_one_image else f"{entry.source.location.text}:{name}"
-        full, tag = name, tag_of(name)
+        # The name as the file has it, so that the shard is the same wherever the source lies.
+        display_name = entry.source.location.text if entry.has_one_image else f"{entry.source.location.text}:{name}"
+        full_name, tag = name, tag_of(name)
     digest = reference.digest if reference is not None else None
-    targets = tuple(_create_destination(entry, place, full, tag, digest, shown) for place in entry.destinations)
-    return ImageCopy(entry, shown, source, targets)
+    destinations = tuple(
+        _create_destination(entry, location, full_name, tag, digest, display_name) for location in entry.destinations
+    )
+    return ImageCopy(entry, display_name, source, destinations)
 
 
 def _create_destination(
-    entry: SyncEntry, place: SyncLocation, full: str | None, tag: str | None, digest: str | None, shown: str
+    entry: SyncEntry,
+    sync_location: SyncLocation,
+    full_name: str | None,
+    tag: str | None,
+    digest: str | None,
+    display_name: str,
 ) -> CopyDestination:
-    end = place.location
-    if end.reference is not None:
-        reference = end.reference
-        if end.is_repository:
+    location = sync_location.location
+    if location.reference is not None:
+        reference = location.reference
+        if location.is_repository:
             if tag is None and digest is None:
-                msg = f"{entry.where}: to: {printable(shown)} has no tag to be called by in {printable(end.text)}"
+                msg = (
+                    f"{entry.where}: to: {printable(display_name)} has no tag to be called by "
+                    f"in {printable(location.text)}"
+                )
                 raise UsageError(msg, hint="give `to` a tag")
             reference = Reference(reference.registry, reference.repository, tag, None if tag else digest)
-        return CopyDestination(place, reference.name, reference)
-    called = end.name or full
-    base = f"{'oci' if is_layout_location(end) else 'oci-archive'}:{end.path}"
-    return CopyDestination(place, f"{base}:{called}" if called else base, image_name=called)
+        return CopyDestination(sync_location, reference.name, reference)
+    image_name = location.name or full_name
+    base = f"{'oci' if is_layout_location(location) else 'oci-archive'}:{location.path}"
+    return CopyDestination(sync_location, f"{base}:{image_name}" if image_name else base, image_name=image_name)
 
 
-def drop_duplicates(found: Sequence[Iterable[ImageCopy]]) -> Iterator[ImageCopy]:
-    """Leave out what is there twice: the same image to the same place. Each of `found` is gone through again.
+def drop_duplicates(copies_by_entry: Sequence[Iterable[ImageCopy]]) -> Iterator[ImageCopy]:
+    """Drop repeated copies of the same image to the same destination. Iterates twice over each entry's copies.
 
     Raises:
-        UsageError: two images would go to one place, of which one would be lost.
+        UsageError: two images would get one name at a destination, and one would be lost.
     """
-    # Of what goes to each place no more is held than a number.
-    taken: dict[int, int] = {}
-    doubled: set[int] = set()
-    for copy in itertools.chain.from_iterable(found):
+    # Hashes only, to save memory.
+    image_by_destination: dict[int, int] = {}
+    repeated: set[int] = set()
+    for copy in itertools.chain.from_iterable(copies_by_entry):
         image = hash((copy.name, copy.entry.platforms, copy.entry.referrers))
-        for target in copy.destinations:
-            place = hash(target.name)
-            if place not in taken:
-                taken[place] = image
-            elif taken[place] == image:
-                doubled.add(place)
+        for destination in copy.destinations:
+            destination_hash = hash(destination.name)
+            if destination_hash not in image_by_destination:
+                image_by_destination[destination_hash] = image
+            elif image_by_destination[destination_hash] == image:
+                repeated.add(destination_hash)
             else:
-                raise _conflict_error(found, copy, target)
-    return _drop_repeated(found, doubled)
+                raise _conflict_error(copies_by_entry, copy, destination)
+    return _drop_repeated(copies_by_entry, repeated)
 
 
-def _drop_repeated(found: Sequence[Iterable[ImageCopy]], doubled: set[int]) -> Iterator[ImageCopy]:
-    seen: set[int] = set()
-    for copy in itertools.chain.from_iterable(found):
-        targets = []
-        for target in copy.destinations:
-            place = hash(target.name)
-            if place not in seen:
-                targets.append(target)
-            if place in doubled:
-                seen.add(place)
-        if targets:
-            yield copy if len(targets) == len(copy.destinations) else replace(copy, destinations=tuple(targets))
+def _drop_repeated(copies_by_entry: Sequence[Iterable[ImageCopy]], repeated: set[int]) -> Iterator[ImageCopy]:
+    written: set[int] = set()
+    for copy in itertools.chain.from_iterable(copies_by_entry):
+        destinations = []
+        for destination in copy.destinations:
+            destination_hash = hash(destination.name)
+            if destination_hash not in written:
+                destinations.append(destination)
+            if destination_hash in repeated:
+                written.add(destination_hash)
+        if destinations:
+            yield (
+                copy if len(destinations) == len(copy.destinations) else replace(copy, destinations=tuple(destinations))
+            )
 
 
-def _conflict_error(found: Sequence[Iterable[ImageCopy]], copy: ImageCopy, target: CopyDestination) -> UsageError:
-    """Name the first two images that would go to one place."""
-    every = itertools.chain.from_iterable(found)
-    before = next(other for other in every if target.name in {one.name for one in other.destinations})
-    what = f"{printable(before.name)} and {printable(copy.name)}"
-    if before.name == copy.name:
+def _conflict_error(
+    copies_by_entry: Sequence[Iterable[ImageCopy]], copy: ImageCopy, destination: CopyDestination
+) -> UsageError:
+    """Return the error that names the first two images with one destination."""
+    copies = itertools.chain.from_iterable(copies_by_entry)
+    first = next(
+        other
+        for other in copies
+        if destination.name in {other_destination.name for other_destination in other.destinations}
+    )
+    images = f"{printable(first.name)} and {printable(copy.name)}"
+    if first.name == copy.name:
         differs = "for some platforms and for others"
-        if before.entry.platforms == copy.entry.platforms:
+        if first.entry.platforms == copy.entry.platforms:
             differs = "with its referrers and without them"
-        what = f"{printable(copy.name)} {differs}"
-    msg = f"{what} would both become {printable(target.name)}"
+        images = f"{printable(copy.name)} {differs}"
+    msg = f"{images} would both become {printable(destination.name)}"
     return UsageError(msg, hint="send one of them elsewhere, or choose fewer tags")
 
 

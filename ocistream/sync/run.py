@@ -54,12 +54,17 @@ __all__ = [
     "SyncRun",
 ]
 
-#: So many images are looked at before the first of them is moved.
+#: How many images are compared before the first of them is copied. Most are unchanged as a rule, and one HEAD to each
+#: side is enough for those, so comparing many in parallel is fast.
 _BATCH_SIZE: Final = 64
 
 
 class SyncRun:
-    """One run. `told` is called with each outcome as it is known, from this thread."""
+    """One run. `told` is called with each result as soon as it is known, from this thread.
+
+    All images share connections and tokens, but each has a cancel event of its own: a failed image must not stop the
+    next.
+    """
 
     def __init__(
         self,
@@ -72,43 +77,48 @@ class SyncRun:
         observer: Observer,
         check_push: Callable[[Reference | None], None] = lambda _: None,
     ) -> None:
-        """Take what each place is reached by. `stop` makes the event that ends one image's transfer."""
+        """`context` returns the context of a location; `stop` creates the event that cancels one image's transfer."""
         self._context_of = context
         self._on_result = told
         self._jobs = jobs
         self._create_cancel_event = stop
-        self._comparer = ImageComparer(context, stop=stop, check_push=check_push)
+        self._comparer = ImageComparer(context, create_cancel_event=stop, check_push=check_push)
         self._progress = SyncProgress(observer)
-        self._copier = ImageCopier(context, jobs=jobs, ahead=ahead, stop=stop, watched=self._progress)
+        self._copier = ImageCopier(
+            context, jobs=jobs, prefetch_memory=ahead, create_cancel_event=stop, progress=self._progress
+        )
 
     def run(self, plan: SyncPlan, shard: Shard, *, dry_run: bool = False) -> None:
-        """Copy all that is this shard's and differs; or, if it is a `dry_run`, find out what that would be.
+        """Copy all images of this shard that differ; with `dry_run`, only report what would be copied.
 
         Raises:
-            UsageError: two images would go to one place, or a configuration is malformed.
+            UsageError: two images would get one name at a destination, or a configuration is malformed.
         """
-        found = self._list_copies(plan)
-        count = sum(shard.has_image(copy.name) for copy in drop_duplicates(found))
-        some = (copy for copy in drop_duplicates(found) if shard.has_image(copy.name))
+        copies = self._list_copies(plan)
+        count = sum(shard.has_image(copy.name) for copy in drop_duplicates(copies))
+        selected = (copy for copy in drop_duplicates(copies) if shard.has_image(copy.name))
         done = 0
-        while batch := list(itertools.islice(some, _BATCH_SIZE)):
-            looks = [ImageComparison(copy) for copy in batch]
-            run_each(self._comparer.compare, looks, jobs=self._jobs, cancelled=self._create_cancel_event())
+        while batch := list(itertools.islice(selected, _BATCH_SIZE)):
+            comparisons = [ImageComparison(copy) for copy in batch]
+            run_each(self._comparer.compare, comparisons, jobs=self._jobs, cancelled=self._create_cancel_event())
             if dry_run:
-                self._dry_run(looks)
+                self._dry_run(comparisons)
                 continue
-            run_each(self._comparer.prepare, looks, jobs=self._jobs, cancelled=self._create_cancel_event())
-            self._progress.add_expected(sum(look.size for look in looks), sum(look.blob_count for look in looks))
-            for look in looks:
-                self._report(look.results)
-                if look.pending:
-                    self._report(self._copier.copy(look))
-                self._comparer.release(look)
+            run_each(self._comparer.prepare, comparisons, jobs=self._jobs, cancelled=self._create_cancel_event())
+            self._progress.add_expected(
+                sum(comparison.size for comparison in comparisons),
+                sum(comparison.blob_count for comparison in comparisons),
+            )
+            for comparison in comparisons:
+                self._report(comparison.results)
+                if comparison.pending:
+                    self._report(self._copier.copy(comparison))
+                self._comparer.release(comparison)
                 done += 1
                 self._progress.report_images(done, count)
 
-    def _dry_run(self, looks: Sequence[ImageComparison]) -> None:
-        plans = [PlannedCopy(look) for look in looks]
+    def _dry_run(self, comparisons: Sequence[ImageComparison]) -> None:
+        plans = [PlannedCopy(comparison) for comparison in comparisons]
         run_each(
             self._copier.plan,
             [p for p in plans if p.comparison.pending],
@@ -119,34 +129,36 @@ class SyncRun:
             self._report(planned.comparison.results)
             self._report(self._copier.list_results(planned))
 
-    def _report(self, outcomes: Iterable[SyncResult]) -> None:
-        for outcome in outcomes:
-            self._on_result(outcome)
+    def _report(self, results: Iterable[SyncResult]) -> None:
+        for result in results:
+            self._on_result(result)
 
-    # -- which images there are -------------------------------------------------------------------------
+    # -- list images ---------------------------------------------------------------------------------------
 
     def _list_copies(self, plan: SyncPlan) -> list[EntryCopies]:
-        found: list[EntryCopies] = []
+        copies: list[EntryCopies] = []
         for entry in plan.entries:
-            for place in (entry.source, *entry.destinations):
-                if place.location.reference is not None:
-                    # Made here: each of several threads would make one of its own.
-                    self._context_of(place).repository_opener()
+            for sync_location in (entry.source, *entry.destinations):
+                if sync_location.location.reference is not None:
+                    # Create the opener here: several threads would each create one.
+                    self._context_of(sync_location).repository_opener()
             try:
-                found.append(EntryCopies(entry, () if entry.has_one_image else self._list_names(entry)))
+                copies.append(EntryCopies(entry, () if entry.has_one_image else self._list_names(entry)))
             except OcistreamError as error:
-                for target in entry.destinations:
-                    self._on_result(SyncResult(entry.source.location.text, target.location.text, "failed", error=error))
-        return found
+                for destination in entry.destinations:
+                    self._on_result(
+                        SyncResult(entry.source.location.text, destination.location.text, "failed", error=error)
+                    )
+        return copies
 
     def _list_names(self, entry: SyncEntry) -> Sequence[str]:
-        end, around = entry.source.location, self._context_of(entry.source)
-        if end.reference is not None:
-            listed = around.repository_opener().list_tags(end.reference)
+        location, context = entry.source.location, self._context_of(entry.source)
+        if location.reference is not None:
+            listed = context.repository_opener().list_tags(location.reference)
             if listed.incomplete_reason:
-                msg = f"{printable(end.text)}: not all of its tags can be had: {listed.incomplete_reason}"
+                msg = f"{printable(location.text)}: not all of its tags can be had: {listed.incomplete_reason}"
                 raise UnsupportedError(msg, hint="name its images one by one")
-            self._comparer.add_tags(end.reference, listed.tags)
+            self._comparer.add_tags(location.reference, listed.tags)
             return listed.tags
         names: list[str] = []
         by_name = "to copy an image by its digest, write `from` as oci:DIR:DIGEST, and `to` with a tag or name"
@@ -162,214 +174,221 @@ class SyncRun:
             return [root for root in roots if not root.is_stray]
 
         with ExitStack() as stack:
-            source = open_rereadable(end, around, Selection(listing))
+            source = open_rereadable(location, context, Selection(listing))
             stack.callback(source.close)
-            for left in read_graph(source, end).skipped_referrers:
-                if left.why in {SUBJECT_MISSING, UNREADABLE}:
-                    notify(f"left behind: {left.digest} in {printable(end.text)}; {left.why}")
+            for referrer in read_graph(source, location).skipped_referrers:
+                if referrer.why in {SUBJECT_MISSING, UNREADABLE}:
+                    notify(f"left behind: {referrer.digest} in {printable(location.text)}; {referrer.why}")
         return names
 
 
 class PlannedCopy:
-    """What would be moved of one image: for each destination that lacks it which blobs, or why nobody knows."""
+    """A dry run's result for one image: for each destination the missing blobs, or the error."""
 
-    def __init__(self, look: ImageComparison) -> None:
-        """Begin with nothing known."""
-        self.comparison = look
+    def __init__(self, comparison: ImageComparison) -> None:
+        """Start without results."""
+        self.comparison = comparison
         self.error: OcistreamError | None = None
         self.missing_blobs: dict[str, tuple[Graph, Sequence[Descriptor]] | OcistreamError] = {}
 
 
 class ImageCopier:
-    """Moves, for one run."""
+    """Copies images, for one run."""
 
     def __init__(
         self,
         context: Callable[[SyncLocation], OpenContext],
         *,
         jobs: int,
-        ahead: int,
-        stop: Callable[[], threading.Event],
-        watched: SyncProgress,
+        prefetch_memory: int,
+        create_cancel_event: Callable[[], threading.Event],
+        progress: SyncProgress,
     ) -> None:
-        """Take what each place is reached by. `stop` makes the event that ends one image's transfer."""
+        """`context` returns the context of a location; `create_cancel_event` an event to cancel one image."""
         self._context_of = context
         self._jobs = jobs
-        self._prefetch_memory = ahead
-        self._create_cancel_event = stop
-        self._progress = watched
+        self._prefetch_memory = prefetch_memory
+        self._create_cancel_event = create_cancel_event
+        self._progress = progress
         self._stored_blobs = _StoredBlobs()
-        #: What is planned for each registry or layout: a blob that several images have goes there once.
+        #: Blobs planned for each registry or layout: one that several images have is written once.
         self._planned_blobs: set[int] = set()
 
-    def copy(self, look: ImageComparison) -> list[SyncResult]:
-        """Copy an image to all destinations that lack it, and say what became of it at each."""
-        copy, began, stop = look.copy, monotonic(), self._create_cancel_event()
+    def copy(self, comparison: ImageComparison) -> list[SyncResult]:
+        """Copy an image to all destinations that lack it, and return the result of each."""
+        copy, started_at, cancelled = comparison.copy, monotonic(), self._create_cancel_event()
         failures: dict[str, OcistreamError] = {}
         branches: dict[str, FanOutBranch] = {}
         digest: str | None = None
-        fan: FanOutDestination | None = None
-        self._progress.begin_image(look.size, look.blob_count)
+        fan_out: FanOutDestination | None = None
+        self._progress.begin_image(comparison.size, comparison.blob_count)
         with ExitStack() as stack:
             stack.callback(self._progress.end_image)
             try:
-                source = look.source
+                source = comparison.source
                 if source is None:
                     source = open_rereadable(
-                        copy.source, self._cancellable_context(copy.entry.source, stop), select_for(copy.entry)
+                        copy.source, self._cancellable_context(copy.entry.source, cancelled), select_for(copy.entry)
                     )
                     stack.callback(source.close)
-                for target in look.pending:
+                for destination in comparison.pending:
                     try:
-                        branches[target.name] = FanOutBranch(
-                            self._open_destination(target, stop), _rename_roots(target)
+                        branches[destination.name] = FanOutBranch(
+                            self._open_destination(destination, cancelled), _rename_roots(destination)
                         )
                     except OcistreamError as error:
-                        failures[target.name] = error
-                fan = FanOutDestination(list(branches.values()), stop)
-                stack.callback(fan.close)
+                        failures[destination.name] = error
+                fan_out = FanOutDestination(list(branches.values()), cancelled)
+                stack.callback(fan_out.close)
                 if branches:
                     report = transfer.copy(
-                        source, fan, self._progress, jobs=self._jobs, ahead=self._prefetch_memory, cancelled=stop
+                        source,
+                        fan_out,
+                        self._progress,
+                        jobs=self._jobs,
+                        ahead=self._prefetch_memory,
+                        cancelled=cancelled,
                     )
                     root = report.graph.roots[0]
                     digest = root.descriptor.digest
-                    for doubt in root.chosen_platforms.describe_ambiguities() if root.chosen_platforms else ():
-                        notify(f"{printable(copy.name)}: {doubt}")
+                    for ambiguity in root.chosen_platforms.describe_ambiguities() if root.chosen_platforms else ():
+                        notify(f"{printable(copy.name)}: {ambiguity}")
             except OcistreamError as error:
-                for target in look.pending:
-                    failures.setdefault(target.name, error)
-        fetched = fan.bytes_read if fan is not None else 0
-        outcomes = []
-        for target in look.pending:
-            branch = branches.get(target.name)
-            failure = (branch.failure if branch else None) or failures.get(target.name)
-            if branch and branch.graph and not failure and target.reference:
-                self._stored_blobs.add(target.reference, branch.graph.blobs)
-            outcomes.append(
+                for destination in comparison.pending:
+                    failures.setdefault(destination.name, error)
+        bytes_read = fan_out.bytes_read if fan_out is not None else 0
+        results = []
+        for destination in comparison.pending:
+            branch = branches.get(destination.name)
+            failure = (branch.failure if branch else None) or failures.get(destination.name)
+            if branch and branch.graph and not failure and destination.reference:
+                self._stored_blobs.add(destination.reference, branch.graph.blobs)
+            results.append(
                 SyncResult(
                     copy.name,
-                    target.name,
+                    destination.name,
                     "failed" if failure else "copied",
                     None if failure else digest,
                     failure,
                     branch.bytes_written if branch else 0,
-                    fetched,
-                    monotonic() - began,
+                    bytes_read,
+                    monotonic() - started_at,
                     branch.graph.skipped_referrers if branch and branch.graph and not failure else (),
                     branch.graph.incomplete_indexes if branch and branch.graph and not failure else (),
                 )
             )
-            fetched = 0
-        return outcomes
+            bytes_read = 0
+        return results
 
     def plan(self, planned: PlannedCopy) -> None:
-        """Find out what would be moved; nothing is written. It may be called in any thread."""
-        look, stop = planned.comparison, self._create_cancel_event()
-        copy = look.copy
+        """Find out what would be copied; write nothing. May be called in any thread."""
+        comparison, cancelled = planned.comparison, self._create_cancel_event()
+        copy = comparison.copy
         try:
             with ExitStack() as stack:
-                around = replace(self._cancellable_context(copy.entry.source, stop), jobs=1)
-                source = open_rereadable(copy.source, around, select_for(copy.entry))
+                context = replace(self._cancellable_context(copy.entry.source, cancelled), jobs=1)
+                source = open_rereadable(copy.source, context, select_for(copy.entry))
                 stack.callback(source.close)
                 graph = read_graph(source, copy.source)
-                for target in look.pending:
+                for destination in comparison.pending:
                     try:
-                        planned.missing_blobs[target.name] = self._find_missing(target, graph, source, stop)
+                        planned.missing_blobs[destination.name] = self._find_missing(
+                            destination, graph, source, cancelled
+                        )
                     except OcistreamError as error:
-                        planned.missing_blobs[target.name] = error
+                        planned.missing_blobs[destination.name] = error
         except OcistreamError as error:
             planned.error = error
 
     def list_results(self, planned: PlannedCopy) -> list[SyncResult]:
-        """Give what would become of an image; of what others before it bring along, nothing is counted again."""
-        name, found = planned.comparison.copy.name, []
-        fetched: set[str] = set()
-        for target in planned.comparison.pending:
-            lacking = planned.error or planned.missing_blobs[target.name]
-            if isinstance(lacking, OcistreamError):
-                found.append(SyncResult(name, target.name, "failed", error=lacking))
+        """Return the planned results of an image; blobs that earlier images bring along are not counted again."""
+        name, results = planned.comparison.copy.name, []
+        read_digests: set[str] = set()
+        for destination in planned.comparison.pending:
+            missing = planned.error or planned.missing_blobs[destination.name]
+            if isinstance(missing, OcistreamError):
+                results.append(SyncResult(name, destination.name, "failed", error=missing))
                 continue
-            graph, blobs = lacking
-            new = [blob for blob in blobs if self._is_new(target, blob)]
-            read = sum(blob.size for blob in new if blob.digest not in fetched)
-            fetched.update(blob.digest for blob in new)
+            graph, blobs = missing
+            new = [blob for blob in blobs if self._is_new(destination, blob)]
+            bytes_read = sum(blob.size for blob in new if blob.digest not in read_digests)
+            read_digests.update(blob.digest for blob in new)
             size = sum(blob.size for blob in new)
-            found.append(
+            results.append(
                 SyncResult(
-                    *(name, target.name, "to copy", graph.roots[0].descriptor.digest),
+                    *(name, destination.name, "to copy", graph.roots[0].descriptor.digest),
                     size=size,
-                    bytes_read=read,
+                    bytes_read=bytes_read,
                     incomplete=graph.incomplete_indexes,
                 )
             )
-        return found
+        return results
 
-    def _is_new(self, target: CopyDestination, blob: Descriptor) -> bool:
-        end = target.sync_location.location
-        if end.reference is None and not is_layout_destination(end):
+    def _is_new(self, destination: CopyDestination, blob: Descriptor) -> bool:
+        location = destination.sync_location.location
+        if location.reference is None and not is_layout_destination(location):
             return True
-        # From one repository of a registry to another it is mounted.
-        place = hash((end.reference.registry if end.reference else str(end.path), blob.digest))
-        if place in self._planned_blobs:
+        # Within one registry, the blob is mounted from another repository.
+        key = hash((location.reference.registry if location.reference else str(location.path), blob.digest))
+        if key in self._planned_blobs:
             return False
         if len(self._planned_blobs) < limits.MAX_TRACKED_BLOBS:
-            self._planned_blobs.add(place)
+            self._planned_blobs.add(key)
         return True
 
     def _find_missing(
-        self, target: CopyDestination, graph: Graph, source: Source, stop: threading.Event
+        self, copy_destination: CopyDestination, graph: Graph, source: Source, cancelled: threading.Event
     ) -> tuple[Graph, list[Descriptor]]:
-        """Find out what a destination would get: the graph, less what neither side has of an index, and its blobs.
-
-        Raises:
-            ShortfallError: neither side has all that an image needs.
-        """
-        end = target.sync_location.location
-        if end.reference is None and not is_layout_destination(end):
+        """Return the graph without platforms that neither side has, and the blobs that the destination lacks."""
+        location = copy_destination.sync_location.location
+        if location.reference is None and not is_layout_destination(location):
             graph = limit_to_source(source, graph)
             _check_complete(graph, source, graph.absent, graph.blobs)
             return graph, list(graph.blobs)
         with ExitStack() as stack:
-            sink = self._open_destination(target, stop)
-            stack.callback(sink.close)
-            if end.reference is not None:
-                # Of a registry's sink, that asks for nothing and writes nothing.
-                sink.begin(graph)
-            graph = limit_to_source(source, graph, sink.has_manifest)
+            destination = self._open_destination(copy_destination, cancelled)
+            stack.callback(destination.close)
+            if location.reference is not None:
+                # For a registry this sends no request and writes nothing.
+                destination.begin(graph)
+            graph = limit_to_source(source, graph, destination.has_manifest)
 
             def is_lacking(blob: Descriptor) -> bool:
-                return not sink.has_blob(blob) and not (
-                    isinstance(sink, MountingDestination) and sink.can_mount(blob, source)
+                return not destination.has_blob(blob) and not (
+                    isinstance(destination, MountingDestination) and destination.can_mount(blob, source)
                 )
 
-            # One after the other: this is done side by side with the same for other images.
-            lacking = list(filter(is_lacking, graph.blobs))
+            # Sequential: other images are planned in parallel.
+            missing = list(filter(is_lacking, graph.blobs))
             named = {root.descriptor.digest for root in graph.roots}
-            absent = [one for one in graph.absent if one.digest in named or not sink.has_manifest(one)]
-            _check_complete(graph, source, absent, lacking)
-            return graph, lacking
+            absent = [
+                manifest
+                for manifest in graph.absent
+                if manifest.digest in named or not destination.has_manifest(manifest)
+            ]
+            _check_complete(graph, source, absent, missing)
+            return graph, missing
 
-    def _open_destination(self, target: CopyDestination, stop: threading.Event) -> Destination:
-        end, reference = target.sync_location.location, target.reference
-        around = self._cancellable_context(target.sync_location, stop)
+    def _open_destination(self, copy_destination: CopyDestination, cancelled: threading.Event) -> Destination:
+        location, reference = copy_destination.sync_location.location, copy_destination.reference
+        context = self._cancellable_context(copy_destination.sync_location, cancelled)
         if reference is not None:
-            end = replace(end, reference=reference)
-            around = replace(
-                around, mount_candidates=lambda digest: self._stored_blobs.find_repositories(reference, digest)
+            location = replace(location, reference=reference)
+            context = replace(
+                context, mount_candidates=lambda digest: self._stored_blobs.find_repositories(reference, digest)
             )
-        return open_destination(end, around)
+        return open_destination(location, context)
 
-    def _cancellable_context(self, place: SyncLocation, stop: threading.Event) -> OpenContext:
-        return replace(self._context_of(place), cancelled=stop)
+    def _cancellable_context(self, sync_location: SyncLocation, cancelled: threading.Event) -> OpenContext:
+        return replace(self._context_of(sync_location), cancelled=cancelled)
 
 
 class _StoredBlobs:
-    """In which repository of each registry this run has seen a blob to be, of the newest so many."""
+    """A repository of each registry that has a blob, for the newest blobs of this run."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        #: By registry and digest, as a number: where two fell together, mounting would fail, and the blob be sent.
+        #: By a hash of registry and digest. If two collide, a mount fails, and the blob is sent.
         self._repositories: dict[int, str] = {}
 
     def add(self, reference: Reference, blobs: Sequence[Descriptor]) -> None:
@@ -381,31 +400,32 @@ class _StoredBlobs:
 
     def find_repositories(self, reference: Reference, digest: str) -> Sequence[str]:
         with self._lock:
-            found = self._repositories.get(hash((reference.registry, digest)))
-        return () if found is None else (found,)
+            repository = self._repositories.get(hash((reference.registry, digest)))
+        return () if repository is None else (repository,)
 
 
-def _check_complete(graph: Graph, source: Source, absent: Sequence[Descriptor], lacking: Sequence[Descriptor]) -> None:
-    """Fail as the transfer would: `absent` are manifests that neither side has, `lacking` blobs to be copied.
+def _check_complete(
+    graph: Graph, source: Source, absent: Sequence[Descriptor], missing_blobs: Sequence[Descriptor]
+) -> None:
+    """Fail as the transfer would: neither side has the `absent` manifests, and `missing_blobs` must be copied.
 
-    Raises:
-        ShortfallError: there are such manifests, or the source has not all of the blobs.
+    Raise MissingBlobsError for such manifests, and for blobs that the source lacks.
     """
     lacks = source.is_missing if isinstance(source, IncompleteSource) else lambda _: False
-    missing = [*absent, *(blob for blob in lacking if blob.digest not in graph.embedded and lacks(blob))]
+    missing = [*absent, *(blob for blob in missing_blobs if blob.digest not in graph.embedded and lacks(blob))]
     if missing:
         raise MissingBlobsError(missing, graph, is_untouched=True)
 
 
-def _rename_roots(target: CopyDestination) -> Callable[[Graph], Graph]:
-    name = target.sync_location.location.name
-    if target.reference is not None or name is None:
+def _rename_roots(destination: CopyDestination) -> Callable[[Graph], Graph]:
+    name = destination.sync_location.location.name
+    if destination.reference is not None or name is None:
         return lambda graph: graph
     return lambda graph: replace(graph, roots=tuple(replace(root, name=name) for root in graph.roots))
 
 
 class _Total:
-    """As much of a graph as renderers look at: the bytes and blobs of all images, and those that are new to them."""
+    """The part of a graph that observers read: bytes and blobs of all images, and the newly added roots."""
 
     def __init__(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
         self.size = size
@@ -414,55 +434,55 @@ class _Total:
 
 
 class SyncProgress:
-    """An observer of transfers, one after the other, that has all of them shown as one."""
+    """An observer of successive transfers that reports them as one."""
 
-    def __init__(self, shown: Observer) -> None:
-        """Pass on to `shown`."""
-        self._observer = shown
+    def __init__(self, observer: Observer) -> None:
+        """Report to `observer`."""
+        self._observer = observer
         self._lock = threading.Lock()
         self._size = self._blobs = 0
-        #: Of the image that moves now: bytes and blobs that the total has of it, and what has moved of those.
+        #: Bytes and blobs of the current image: those that are in the total, and those that have moved.
         self._current = (0, 0)
         self._moved = self._done = 0
 
     def add_expected(self, size: int, blobs: int) -> None:
-        """Add what some images have to the total before they move."""
+        """Add the size of some images to the total before they are copied."""
         if blobs:
             self._add_total(size, blobs)
 
     def report_images(self, number: int, count: int) -> None:
-        """Say that so many images of the run are done with."""
+        """Report that `number` of `count` images are finished."""
         if isinstance(self._observer, ImageCountObserver):
             self._observer.report_images(number, count)
 
     def begin_image(self, size: int, blobs: int) -> None:
-        """Begin an image of which the total has so much."""
+        """Begin an image whose size and blobs are already in the total."""
         with self._lock:
             self._current = size, blobs
             self._moved = self._done = 0
 
     def end_image(self) -> None:
-        """Be done with it, however it ended: what has not moved by now will not."""
+        """End the image, also after a failure: what has not moved by now is removed from the total."""
         with self._lock:
             size, blobs = self._moved - self._current[0], self._done - self._current[1]
         if size or blobs:
             self._add_total(size, blobs)
 
     def planned(self, graph: Graph) -> None:
-        """Learn what an image really has."""
+        """Replace the expected size of the image by its real size."""
         with self._lock:
             size, blobs = graph.size - self._current[0], len(graph.blobs) - self._current[1]
             self._current = graph.size, len(graph.blobs)
         self._add_total(size, blobs, graph.roots)
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
-        """Count."""
+        """Count moved bytes."""
         with self._lock:
             self._moved += size
         self._observer.advance(size, descriptor)
 
     def done(self, descriptor: Descriptor, how: str) -> None:
-        """Count a blob."""
+        """Count a finished blob."""
         with self._lock:
             self._done += 1
         self._observer.done(descriptor, how)

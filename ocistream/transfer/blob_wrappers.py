@@ -28,7 +28,7 @@ __all__ = [
 
 
 def blob_from_bytes(descriptor: Descriptor, content: bytes) -> Blob:
-    """Give a blob whose content is held."""
+    """Return a blob with the given content."""
 
     def chunks() -> Iterator[Chunk]:
         yield content
@@ -37,32 +37,32 @@ def blob_from_bytes(descriptor: Descriptor, content: bytes) -> Blob:
 
 
 def peek(blob: Blob) -> tuple[Blob, bytes]:
-    """Look at how a blob that can be read once begins, at up to 1 KiB, and give it as if nobody had."""
+    """Return the blob, unread, and its first bytes, at most 1 KiB. Works for a blob that can be read only once."""
     chunks = blob.open()
-    first = next(chunks, b"")
-    whole = itertools.chain([first], chunks) if first else chunks
-    return Blob(blob.descriptor, lambda: whole, reopenable=False), bytes(first[: limits.KIB])
+    beginning = next(chunks, b"")
+    complete = itertools.chain([beginning], chunks) if beginning else chunks
+    return Blob(blob.descriptor, lambda: complete, reopenable=False), bytes(beginning[: limits.KIB])
 
 
 class BlobProgress:
-    """What one blob is wrapped in, however often it is begun.
+    """Counts the bytes of one blob for the observer, however often the blob is restarted.
 
-    What the sink has of it already counts as moved, and `resumed` is how many bytes that is.
+    Bytes that the destination already has count as moved; `resumed_size` is their number.
     """
 
     def __init__(self, observer: Observer, descriptor: Descriptor, cancelled: threading.Event) -> None:
-        """Begin at 0; `observer` is told of every change, as one of the blob `descriptor`."""
+        """Start at 0. Every change is reported to `observer` for the blob `descriptor`."""
         self._counter = ByteCounter(lambda size: observer.advance(size, descriptor))
         self._cancelled = cancelled
         self.resumed_size = 0
 
     @property
     def counted(self) -> int:
-        """How many bytes have been counted."""
+        """The number of counted bytes."""
         return self._counter.count
 
     def wrap(self, blob: Blob) -> Blob:
-        """Give a blob as it is handed to the sink."""
+        """Return the blob with chunks that are counted and cancellable."""
         open_at, resume = blob.open_at, blob.resume
 
         def opened() -> Iterator[Chunk]:
@@ -70,15 +70,15 @@ class BlobProgress:
             return self._count(blob.open())
 
         def opened_at(offset: int) -> Iterator[Chunk]:
-            assert open_at is not None, "it is wrapped only where it is given"  # noqa: S101 - see below
+            assert open_at is not None, "it is wrapped only where it is given"  # noqa: S101 - set wherever this is called
             self._restart(offset)
             self._counter.advance(offset)
             return self._count(open_at(offset))
 
-        def resumed(held: Iterator[Chunk], size: int) -> Iterator[Chunk]:
-            assert resume is not None, "it is wrapped only where it is given"  # noqa: S101 - see below
+        def resumed(stored_chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
+            assert resume is not None, "it is wrapped only where it is given"  # noqa: S101 - set wherever this is called
             self._restart(size)
-            return self._count(resume(self._count(held), size))
+            return self._count(resume(self._count(stored_chunks), size))
 
         return replace(
             blob,
@@ -99,28 +99,31 @@ _T = TypeVar("_T")
 
 
 def use_verified(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: bool = False) -> _T:
-    """Have a blob used, with chunks that are verified, and give what comes of it.
+    """Pass the blob to `use` with verified chunks, and return the result of `use`.
 
-    `use` gets the blob as a sink does (`transfer.interfaces.Blob`). If it was wrong after it was resumed, `use` is
-    called once more with a blob that cannot be. If it was wrong otherwise, the blob's source is told so, and where it
-    has another place to read from, `use` is called once more; unless `again` says that its work cannot be begun anew,
-    when what can be checked before is (`Blob.check`). `beside` has it hashed while it is used
-    (`streams.chunks.verified`).
+    `use` gets the blob as a destination does (`transfer.interfaces.Blob`). If a resumed blob is corrupt, the stored
+    beginning may be the cause. `use` is then called once more with a blob that cannot resume, before the source is
+    told. If the blob is corrupt otherwise, `Blob.on_corrupt` tells the source, and `use` is called again if another
+    mirror can supply it. Mirrors are not hashed separately: that would cost a second SHA-256 of every byte.
+
+    `again` is False if `use` cannot be repeated, as with a pipe. `Blob.precheck` then checks beforehand what can be
+    checked. `beside` hashes in another thread while the chunks are used (`streams.chunks.verify_chunks`).
 
     Raises:
-        IntegrityError: the bytes are wrong, and there are no others.
-        LostBeginningError: they are wrong together with what was held, and come once only.
-        OcistreamError: what `use` raises.
+        IntegrityError: the bytes are wrong, and there is no other source.
+        PartialBlobLostError: the bytes are wrong together with the stored beginning, and can be read only once.
+        OcistreamError: raised by `use`.
     """
     resumable = blob.open_at is not None
     if not again and blob.precheck is not None:
         blob.precheck()
     while True:
-        attempt = _Attempt(blob, beside=beside)
+        attempt = _Attempt(blob, hash_in_thread=beside)
         try:
             return use(attempt.verified_blob(resumable=resumable))
         except IntegrityError as error:
-            # What else has such an error: a layer that is not what its config says. Others would be the same.
+            # `use` may raise IntegrityError too, for a layer that does not match its config. Other bytes would not
+            # help.
             if error not in attempt.failures:
                 raise
             if attempt.was_resumed:
@@ -137,42 +140,42 @@ def use_verified(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: 
 
 
 class _Attempt:
-    """One use of a blob, and what was found wrong in it."""
+    """One use of a blob, and the failures found in its bytes."""
 
-    def __init__(self, blob: Blob, *, beside: bool) -> None:
+    def __init__(self, blob: Blob, *, hash_in_thread: bool) -> None:
         self._blob = blob
-        self._hash_in_thread = beside
+        self._hash_in_thread = hash_in_thread
         self.failures: list[IntegrityError] = []
         self.was_resumed = False
 
     def verified_blob(self, *, resumable: bool) -> Blob:
         blob = self._blob
-        can = blob.open_at is not None
+        can_seek = blob.open_at is not None
         return Blob(
             blob.descriptor,
             self._open,
             blob.reopenable,
-            open_at=self._open_at if can else None,
-            resume=self._resume if can and resumable else None,
+            open_at=self._open_at if can_seek else None,
+            resume=self._resume if can_seek and resumable else None,
             is_interruptible=blob.is_interruptible,
         )
 
     def _open(self) -> Iterator[Chunk]:
         chunks = verify_chunks(self._blob.open(), self._blob.descriptor, beside=self._hash_in_thread)
-        # What was resumed, or is begun in its middle, does not pass here as a whole.
+        # Only a complete blob can be cached; one that was resumed or starts in its middle is not complete here.
         return self._record_failure(chunks if self._blob.cache is None else self._blob.cache(chunks))
 
     def _open_at(self, offset: int) -> Iterator[Chunk]:
         return self._record_failure(check_chunks_size(self._read_from(offset), self._blob.descriptor, offset))
 
-    def _resume(self, held: Iterator[Chunk], size: int) -> Iterator[Chunk]:
+    def _resume(self, stored_chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
         self.was_resumed = size > 0
         return self._record_failure(
-            verify_chunks(self._read_from(size), self._blob.descriptor, held, beside=self._hash_in_thread)
+            verify_chunks(self._read_from(size), self._blob.descriptor, stored_chunks, beside=self._hash_in_thread)
         )
 
     def _read_from(self, offset: int) -> Iterator[Chunk]:
-        """Read on from an offset; of what is held whole, nothing is asked for."""
+        """Read from an offset; request nothing if all bytes are stored."""
         if offset < self._blob.descriptor.size and self._blob.open_at is not None:
             yield from self._blob.open_at(offset)
 

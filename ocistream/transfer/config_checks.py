@@ -33,55 +33,57 @@ _JSON_OBJECT_START: Final = re.compile(rb"[ \t\n\r]*+\{")
 
 
 class ConfigChecker:
-    """Which blobs of a graph are images' configs; they are held whole to be read, large ones one at a time."""
+    """The configs of images in a graph. Each is buffered completely to be parsed, large ones one at a time."""
 
     def __init__(self) -> None:
-        """Know of none yet."""
+        """Start without configs."""
         self.digests: set[str] = set()
         self._not_json: set[str] = set()
         self._large_config_lock = threading.Lock()
 
     def find_configs(self, graph: Graph) -> None:
-        """Learn which blobs are configs."""
+        """Find the configs of a graph."""
         self.digests = {
             document.config.digest for _, document in graph.images() if document.config and is_image(document)
         }
 
     def watch_early(self, blob: Blob) -> Blob:
-        """Give a blob that comes before the graph, with chunks that take note of whether it may be a config."""
+        """Return a blob that comes before the graph, with chunks that note whether it may be a config."""
         return (
             replace(blob, open=partial(self._watch_chunks, blob)) if blob.descriptor.size <= limits.MAX_CONFIG else blob
         )
 
     def check_early(self, descriptor: Descriptor) -> None:
-        """Refuse a blob that came before the graph, if it turned out to be a config and is none.
+        """Refuse a blob that came before the graph, if it is a config but does not start as JSON.
+
+        Most early JSON is buffered until the graph is known, and then parsed. What did not fit into the buffer is not
+        read again.
 
         Raises:
-            ArchiveError: it is not even the beginning of JSON. What looks like it is mostly held until the graph is
-                known, and read then as all others are; what there was no room for is not read again.
+            ArchiveError: the config does not start as a JSON object.
         """
         if descriptor.digest in self.digests and descriptor.digest in self._not_json:
             raise not_json_error(descriptor)
 
     def _watch_chunks(self, blob: Blob) -> Iterator[Chunk]:
         chunks = blob.open()
-        first = next(chunks, b"")
-        if not can_be_json_object(first):
+        beginning = next(chunks, b"")
+        if not can_be_json_object(beginning):
             self._not_json.add(blob.descriptor.digest)
-        if first:
-            yield first
+        if beginning:
+            yield beginning
         yield from chunks
 
     def reserve_memory(self, descriptor: Descriptor) -> AbstractContextManager[object]:
-        """Wait until there is room to hold this one, up to the end of the block."""
+        """Return a context that waits until a config of this size may be buffered."""
         return self._large_config_lock if descriptor.size > limits.MAX_JSON_UNSPLIT else nullcontext()
 
 
 def with_config_check(blob: Blob) -> Blob:
-    """Give a config, whose chunks are verified, with chunks that raise ArchiveError where it is malformed.
+    """Return a config whose chunks raise ArchiveError if it is malformed. The chunks of `blob` are verified.
 
-    It raises before the last chunk, so that a malformed one is never completed anywhere. Not read are one that is begun
-    in its middle, of which the beginning is not known here, and one for which there is no room.
+    The error comes before the last chunk, so a malformed config is never completed at the destination. A config that
+    starts in its middle is not checked, nor one above `limits.MAX_PARSED_CONFIG`.
     """
     if blob.descriptor.size > limits.MAX_PARSED_CONFIG:
         return blob
@@ -90,16 +92,16 @@ def with_config_check(blob: Blob) -> Blob:
     def opened() -> Iterator[Chunk]:
         return _check_chunks(blob, blob.open(), io.BytesIO())
 
-    def resumed(held: Iterator[Chunk], size: int) -> Iterator[Chunk]:
-        assert resume is not None, "it is wrapped only where it is given"  # noqa: S101 - see below
+    def resumed(stored_chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
+        assert resume is not None, "it is wrapped only where it is given"  # noqa: S101 - set wherever this is called
         content = io.BytesIO()
-        return _check_chunks(blob, resume(_record_chunks(held, content), size), content)
+        return _check_chunks(blob, resume(_record_chunks(stored_chunks, content), size), content)
 
     return replace(blob, open=opened, resume=None if resume is None else resumed)
 
 
 def _check_chunks(blob: Blob, chunks: Iterator[Chunk], content: io.BytesIO) -> Iterator[Chunk]:
-    """Pass chunks on, all but the last one; and that one too, if they and what is in `content` are a config."""
+    """Pass on all chunks but the last; pass on the last if they, after what `content` has, are a valid config."""
     last = b""
     for chunk in chunks:
         if last:
@@ -118,10 +120,10 @@ def _record_chunks(chunks: Iterator[Chunk], content: io.BytesIO) -> Iterator[Chu
 
 
 def can_be_json_object(beginning: Chunk) -> bool:
-    """Say whether a blob that begins like this may be a JSON object, such as a config or a manifest."""
+    """Return whether a blob that begins with these bytes may be a JSON object, such as a config or a manifest."""
     return _JSON_OBJECT_START.match(beginning) is not None
 
 
 def not_json_error(descriptor: Descriptor) -> ArchiveError:
-    """Say that a config is none: it does not even begin as an object does."""
+    """Return the error for a config that does not start as a JSON object."""
     return ArchiveError(f"the config {descriptor.digest} is not valid JSON: it does not begin as an object")

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "copy"]
 
-#: How many blobs move at once where layers are compressed anew.
+#: How many layers are recompressed at once. Each one takes its own memory, and zstd runs two threads for it.
 _RECOMPRESS_JOBS = 2
 
 
@@ -68,16 +68,18 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
 ) -> Report:
     """Move everything that `source` has been asked for into `sink`, and make it visible only when all of it is there.
 
-    `jobs` bounds how many blobs move at once, where both sides allow it, and over how many connections they come;
-    `ahead` is how many bytes those may fetch before they are wanted, 0 for one connection a blob. `cancelled` is set
-    when the transfer fails, so that whatever else waits on it stops waiting. `rename` may give the roots other names,
-    and `leave_out` says of which blobs, by digest, what is written is to be without, and why.
-    With `recompression` the layers of images are compressed anew on the way, where they are not so already;
-    `bare_layers` is what then holds, if nothing else does, for archives that never compress theirs (`docker save`'s).
-    Both ends are left open.
+    Both locations stay open.
+
+    `jobs` bounds how many blobs move at once, where both locations allow it, and how many connections fetch them.
+    `ahead` is the memory for prefetching, in bytes; 0 means one connection for each blob. The function sets `cancelled`
+    when the transfer fails, to stop other threads that wait on it. `rename` returns the graph with other root names.
+    `leave_out` returns the blobs to omit from the output, by digest, with the reason for each.
+
+    With `recompression`, image layers that use another format are recompressed. `bare_layers` is the default for
+    archives whose layers are never compressed (those of `docker save`).
 
     Raises:
-        OcistreamError: whatever went wrong first; nothing new is visible in the sink then.
+        OcistreamError: the first failure; nothing new is visible in the destination.
     """
     transfer = _Transfer(source, destination, observer or NullObserver(), jobs, cancelled or threading.Event())
     transfer.prefetch_memory = ahead
@@ -104,24 +106,24 @@ class _Transfer:
         self._observer = observer
         self._jobs = jobs
         self._cancelled = cancelled
-        #: Each blob on its way.
+        #: The path of each blob.
         self.pipeline = BlobPipeline(destination, observer, cancelled)
-        #: How many bytes may be fetched before they are wanted.
+        #: Memory for prefetching, in bytes.
         self.prefetch_memory = 0
         self.omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None
 
     def run(self, rename: Callable[[Graph], Graph] | None) -> Report:
-        began = time.monotonic()
+        started_at = time.monotonic()
         if isinstance(self._destination, GracefullyCancelledDestination) and self._destination.is_cancelled_gracefully:
             graph, source, origins = run_in_thread(lambda: self._copy_blobs(rename), self._cancelled)
         else:
             graph, source, origins = self._copy_blobs(rename)
-        # Not apart: after an interruption nothing becomes visible any more.
+        # Commit in this thread, not in the other one: after an interruption nothing may become visible.
         self._destination.commit(graph)
-        return Report(graph, source, self._blob_results(graph), time.monotonic() - began, origins)
+        return Report(graph, source, self._blob_results(graph), time.monotonic() - started_at, origins)
 
     def _copy_blobs(self, rename: Callable[[Graph], Graph] | None) -> tuple[Graph, Graph, Mapping[str, str]]:
-        """Move all blobs; return what is to be visible, what the source had, and what each new manifest was made of."""
+        """Copy all blobs; return the written graph, the source's graph, and the source digest of each new manifest."""
         graph = self._resolve()
         if rename is not None:
             graph = rename(graph)
@@ -135,72 +137,75 @@ class _Transfer:
         for blob in graph.blobs if graph.omitted_from_output else ():
             if blob.digest in graph.omitted_from_output:
                 self.pipeline.add_result(blob, "left out")
-        asking = ExistenceCheck(
+        existence_check = ExistenceCheck(
             self._source, self._destination, self.pipeline.add_result, jobs=self._jobs, cancelled=self._cancelled
         )
-        missing, waiting = asking.split_missing(graph, self._list_pending(graph))
+        missing, pending = existence_check.split_missing(graph, self._list_pending(graph))
         self._check_recompressible()
-        # Of a layer that is compressed anew, nobody knows yet what it becomes.
-        asking.skip_or_mount([blob for blob in waiting if blob.digest not in self.pipeline.layers])
-        # A config that is there is read all the same: it says what the layers have to be.
+        # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
+        existence_check.skip_or_mount([blob for blob in pending if blob.digest not in self.pipeline.layers])
+        # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
         configs = self.pipeline.configs
-        wanted = [blob for blob in waiting if blob.digest not in self.pipeline.results or blob.digest in configs]
-        # Even where nothing is wanted any more, a pipe is read to its end.
+        wanted = [blob for blob in pending if blob.digest not in self.pipeline.results or blob.digest in configs]
+        # Even if no blob is missing any more, a pipe must be read to its end.
         wanted = self._write_manifests_as_blobs(graph, wanted)
         self._write_all(wanted)
         needed = self._write_parts(missing, graph) if missing else None
         missing = [blob for blob in missing if blob.digest not in self.pipeline.results]
-        if lacking := [*missing, *(blob for blob in wanted if blob.digest not in self.pipeline.results)]:
-            graph = source = self._drop_missing(lacking, graph, needed)
+        if unavailable := [*missing, *(blob for blob in wanted if blob.digest not in self.pipeline.results)]:
+            graph = source = self._drop_missing(unavailable, graph, needed)
         origins: Mapping[str, str] = {}
-        if self.pipeline.layers and (conversion := self.pipeline.recompressor) is not None:
+        if self.pipeline.layers and (recompressor := self.pipeline.recompressor) is not None:
             for blob in graph.blobs:
-                # One that came early was not seen for what it is.
-                if blob.digest in configs and not conversion.has_config(blob.digest):
-                    conversion.add_config(blob.digest, self.pipeline.read_back(blob))
-            graph, origins = conversion.rewrite_graph(graph)
+                # A config that came before the graph was not recognised as one.
+                if blob.digest in configs and not recompressor.has_config(blob.digest):
+                    recompressor.add_config(blob.digest, self.pipeline.read_back(blob))
+            graph, origins = recompressor.rewrite_graph(graph)
             self._destination.begin(graph)
         return graph, source, origins
 
     def _check_recompressible(self) -> None:
-        """Refuse to compress anew what the source was made without: only the sink has it."""
+        """Refuse to recompress a layer that the source omits: only the destination has its bytes."""
         for digest in self.pipeline.layers:
-            moved = self.pipeline.results.get(digest)
-            if moved is not None and moved.status in {"skipped", "mounted"}:
+            result = self.pipeline.results.get(digest)
+            if result is not None and result.status in {"skipped", "mounted"}:
                 msg = f"{digest} is to be compressed anew, and only the destination has it"
                 raise UnsupportedError(msg, hint="leave --compress away: some layers were left out here")
 
     def _omit_blobs(self, graph: Graph) -> Graph:
-        """Decide what is left out on purpose."""
+        """Decide which blobs are omitted from the output.
+
+        Manifests are never omitted: they are small, they list the omitted blobs, and a name needs their bytes.
+        """
         if self.omit is None:
             return graph
         if not isinstance(self._destination, OmittingDestination):
             msg = "nothing can be left out of this destination"
             raise UnsupportedError(msg, hint="write an OCI archive or a layout")
-        leaving = self.omit(graph)
-        # What came before the graph was known is written by now, whatever the other side has.
-        left = [b.digest for b in graph.blobs if b.digest in leaving and b.digest not in self.pipeline.results]
-        return replace(graph, omitted_from_output={digest: leaving[digest] for digest in left})
+        omitted = self.omit(graph)
+        # Early blobs are already written, even if the remote side has them.
+        remaining = [b.digest for b in graph.blobs if b.digest in omitted and b.digest not in self.pipeline.results]
+        return replace(graph, omitted_from_output={digest: omitted[digest] for digest in remaining})
 
     def _blob_results(self, graph: Graph) -> list[BlobResult]:
-        """Say what became of each blob of what was written."""
-        made = {}
+        """List the result of each blob that was written."""
+        recompressed = {}
         if self.pipeline.recompressor is not None:
-            made = {
-                done.result.digest: done
+            recompressed = {
+                layer.result.digest: layer
                 for digest in self.pipeline.layers
-                if (done := self.pipeline.recompressor.find_result(digest))
+                if (layer := self.pipeline.recompressor.find_result(digest))
             }
-        # Of what came early, only the digest was known: what the graph says of a blob is shown.
+        # For early blobs only the digest was known, so report the graph's descriptor.
         return [
-            BlobResult(blob, "converted", made[blob.digest].source.digest)
-            if blob.digest in made
+            BlobResult(blob, "converted", recompressed[blob.digest].source.digest)
+            if blob.digest in recompressed
             else replace(self.pipeline.results[blob.digest], descriptor=blob)
             for blob in graph.blobs
         ]
 
     def _resolve(self) -> Graph:
-        """Find out what is to be moved; from now on it is known whether `docker save` wrote the source."""
+        """Resolve the source's graph; after that it is known whether `docker save` wrote the source."""
         graph = self._source.resolve(self.pipeline)
         if graph.has_plain_layers:
             self.pipeline.compress_plain_layers(graph)
@@ -212,87 +217,88 @@ class _Transfer:
     # -- the steps ---------------------------------------------------------------------------------------
 
     def _skip_referrers(self, graph: Graph) -> Graph:
-        """Leave behind what hangs on an image where there is no place for it, or where it would hang on nothing.
+        """Skip referrers that the destination cannot store, or whose subject changes.
 
-        The place may be that of something else.
+        An image that is recompressed gets another digest, so its signatures would refer to one that does not arrive. A
+        tag of cosign's that the registry uses for something else is not overwritten.
         """
         if isinstance(self._destination, NoReferrersDestination):
-            no_place = self._destination.no_referrers_reason
-            graph = graph.without_referrers(lambda _: True, no_place)
-            # What such a format cannot hold would not go along with all platforms either.
-            left = (
-                replace(one, why=no_place) if one.why == PLATFORM_FILTERED else one for one in graph.skipped_referrers
+            reason = self._destination.no_referrers_reason
+            graph = graph.without_referrers(lambda _: True, reason)
+            # Such a format could not store these referrers with all platforms either, so give that reason.
+            skipped = (
+                replace(skipped_referrer, why=reason) if skipped_referrer.why == PLATFORM_FILTERED else skipped_referrer
+                for skipped_referrer in graph.skipped_referrers
             )
-            graph = replace(graph, skipped_referrers=tuple(left))
+            graph = replace(graph, skipped_referrers=tuple(skipped))
         if graph.referrers and self.pipeline.recompressor is not None and self.pipeline.plan_recompression(graph):
             changed = self.pipeline.recompressor.find_changed_manifests(graph, self.pipeline.layers)
             graph = graph.without_referrers(
-                lambda attached: attached.subject in changed or attached.descriptor.digest in changed, RECOMPRESSED
+                lambda referrer: referrer.subject in changed or referrer.descriptor.digest in changed, RECOMPRESSED
             )
         if graph.referrers and isinstance(self._destination, ReferrerTagGuard):
             graph = self._destination.skip_conflicting_referrers(graph)
         return graph
 
     def _limit_to_exported(self, graph: Graph) -> Graph:
-        """Copy only the platforms that the source has, if neither side has the whole index (incomplete_indexes.py)."""
-        knows = self._source if isinstance(self._source, IncompleteSource) else None
-        if knows is None or not any(root.descriptor.is_index for root in graph.roots):
+        """Reduce an index to the platforms that the source has, unless the destination has the others."""
+        incomplete_source = self._source if isinstance(self._source, IncompleteSource) else None
+        if incomplete_source is None or not any(root.descriptor.is_index for root in graph.roots):
             return graph
-        if not (missing := find_not_exported(graph, lambda blob: bool(knows.is_missing(blob)))):
+        if not (missing := find_not_exported(graph, lambda blob: bool(incomplete_source.is_missing(blob)))):
             return graph
         if isinstance(self._destination, ExpectingDestination):
             self._destination.expect(graph)
-        return limit_to_exported(graph, {one.digest for one in missing if not self._destination.has_manifest(one)})
+        return limit_to_exported(
+            graph, {manifest.digest for manifest in missing if not self._destination.has_manifest(manifest)}
+        )
 
-    def _drop_missing(self, lacking: Sequence[Descriptor], graph: Graph, needed: NeededVolumes | None) -> Graph:
-        """Take only what a pipe turned out to have, where the rest are platforms that were not exported.
+    def _drop_missing(self, unavailable: Sequence[Descriptor], graph: Graph, needed: NeededVolumes | None) -> Graph:
+        """Reduce the graph to what a pipe really had, if only platforms that were not exported are missing.
 
-        A sink that has written the index already cannot change it.
+        A destination that has already written the index cannot change it, so this is an error there.
 
         Raises:
-            ShortfallError: that is not enough.
+            MissingBlobsError: other blobs are missing as well.
         """
-        gone = {blob.digest for blob in lacking}
+        unavailable_digests = {blob.digest for blob in unavailable}
         if (
             needed is None
             and isinstance(self._destination, IncrementalDestination)
             and not graph.omitted_from_output
             and not self.pipeline.layers
         ):
-            missing = find_not_exported(graph, lambda blob: blob.digest in gone)
-            exported = limit_to_exported(graph, {one.digest for one in missing})
-            if gone.isdisjoint(blob.digest for blob in (*exported.blobs, *exported.absent)):
+            missing = find_not_exported(graph, lambda blob: blob.digest in unavailable_digests)
+            exported = limit_to_exported(graph, {manifest.digest for manifest in missing})
+            if unavailable_digests.isdisjoint(blob.digest for blob in (*exported.blobs, *exported.absent)):
                 self._destination.begin(exported)
                 return exported
-        raise MissingBlobsError(lacking, graph, is_untouched=False, needed=needed)
+        raise MissingBlobsError(unavailable, graph, is_untouched=False, needed=needed)
 
     def _list_pending(self, graph: Graph) -> list[Descriptor]:
-        """List the blobs that have not come early.
-
-        Raises:
-            IntegrityError: one that has come is not of the size that the manifests give it.
-            ArchiveError: one that has come is an image's config, and no JSON.
-        """
-        waiting: list[Descriptor] = []
+        """List the blobs that did not come early, and check those that did."""
+        pending: list[Descriptor] = []
         for blob in graph.blobs:
-            moved = self.pipeline.results.get(blob.digest)
+            result = self.pipeline.results.get(blob.digest)
             if blob.digest in graph.omitted_from_output:
                 continue
-            if moved is None:
-                waiting.append(blob)
-            elif moved.status == "converted" and blob.digest not in self.pipeline.layers:
+            if result is None:
+                pending.append(blob)
+            elif result.status == "converted" and blob.digest not in self.pipeline.layers:
+                # The media type of an early blob was unknown, so it was recompressed by its first bytes. Fail rather
+                # than write a blob that was not asked for.
                 msg = f"{blob.digest} looked like a layer, and was compressed anew, before it was known to be none"
                 raise UnsupportedError(msg, hint="read the archive from a file instead of a pipe")
-            elif moved.descriptor.size != blob.size:
-                raise size_error(blob, moved.descriptor.size)
+            elif result.descriptor.size != blob.size:
+                raise size_error(blob, result.descriptor.size)
             else:
                 self.pipeline.config_checker.check_early(blob)
-        return waiting
+        return pending
 
     def _write_manifests_as_blobs(self, graph: Graph, wanted: list[Descriptor]) -> list[Descriptor]:
-        """Put what is a manifest and some other manifest's layer or config, from the bytes that are held anyway.
+        """Write blobs that are also manifests of the graph, or are embedded in a descriptor, from memory.
 
-        So is what stands in a descriptor.
+        Return the blobs that are still to be copied.
         """
         raws = {**graph.embedded, **{manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}}
         for descriptor in wanted:
@@ -302,7 +308,7 @@ class _Transfer:
 
     def _write_all(self, wanted: list[Descriptor]) -> None:
         jobs = self._jobs if self._source.concurrent and self._destination.concurrent else 1
-        # Each one that is compressed takes its own memory, and by itself more than one core.
+        # Recompressing a layer takes memory of its own, and more than one core.
         jobs = min(jobs, _RECOMPRESS_JOBS) if self.pipeline.layers else jobs
         self.pipeline.concurrency = min(jobs, len(wanted))
         blobs = self._source.blobs(wanted)
@@ -314,21 +320,21 @@ class _Transfer:
         if not (memory > 0 and self._source.concurrent and self._jobs > 1) or self.pipeline.layers:
             self._write_each(blobs, jobs)
             return
-        with closing(Prefetcher(self._jobs, memory, self._cancelled)) as ahead:
-            self._write_each(ahead.in_order(blobs) if jobs == 1 else ahead.concurrently(blobs), jobs)
+        with closing(Prefetcher(self._jobs, memory, self._cancelled)) as prefetcher:
+            self._write_each(prefetcher.in_order(blobs) if jobs == 1 else prefetcher.concurrently(blobs), jobs)
 
     def _write_each(self, blobs: Iterator[Blob], jobs: int) -> None:
         for blob in blobs:
             if blob.descriptor.digest not in self.pipeline.configs:
                 blobs = itertools.chain([blob], blobs)
                 break
-            # They come first where blobs are read side by side. Each is held whole, and may have megabytes.
+            # Configs come first where blobs are read concurrently. Each is buffered completely and may have megabytes.
             self.pipeline.transfer_blob(blob)
         run_each(self.pipeline.transfer_blob, blobs, jobs=jobs, cancelled=self._cancelled)
 
     def _write_parts(self, missing: Sequence[Descriptor], graph: Graph) -> NeededVolumes:
-        """Put what there is of blobs that have the rest of their parts in other volumes; say which those are."""
-        # Hardly any archive is cut into volumes.
+        """Write the available parts of blobs that continue in other volumes; return the volumes that have the rest."""
+        # Imported here because few archives are split into volumes.
         from ocistream.transfer.partial_blobs import PartWriter
 
         parts = PartWriter(self._source, self._destination, self._observer, self.pipeline.add_result, self._cancelled)

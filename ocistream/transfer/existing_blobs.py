@@ -24,7 +24,11 @@ __all__ = ["ExistenceCheck"]
 
 
 class ExistenceCheck:
-    """A sink, and the questions that one transfer has. Several are asked at once, where the sink allows it."""
+    """Finds the blobs of one transfer that exist at the destination. Asks concurrently if the destination allows it.
+
+    Blobs that the source lacks are asked for first, and nothing is mounted until all of them are found. A refused mount
+    opens an upload, and an accepted one changes the repository.
+    """
 
     def __init__(
         self,
@@ -35,7 +39,7 @@ class ExistenceCheck:
         jobs: int,
         cancelled: threading.Event,
     ) -> None:
-        """`note` is told of each blob that was "skipped" or "mounted"; it may be called from any thread."""
+        """Call `note` for each blob that is "skipped" or "mounted", from any thread."""
         self._source = source
         self._destination = destination
         self._note = note
@@ -43,29 +47,29 @@ class ExistenceCheck:
         self._jobs = jobs if destination.concurrent else 1
         self._cancelled = cancelled
 
-    def split_missing(self, graph: Graph, waiting: Sequence[Descriptor]) -> tuple[list[Descriptor], list[Descriptor]]:
-        """Take what the source is known to lack; give what is in other volumes, and what it is not known to lack.
+    def split_missing(self, graph: Graph, pending: Sequence[Descriptor]) -> tuple[list[Descriptor], list[Descriptor]]:
+        """Split `pending` into blobs that only other volumes have, and blobs that the source may have.
 
         Raises:
-            ShortfallError: there is something that neither side has, nor another volume. Nothing was sent or mounted.
+            MissingBlobsError: neither side nor another volume has a blob. Nothing was sent or mounted.
         """
-        knows = self._source if isinstance(self._source, IncompleteSource) else None
-        lacked: list[Descriptor] = []
-        others: list[Descriptor] = []
-        for blob in waiting:
-            known = knows.is_missing(blob) if knows else None
-            known = blob.digest in graph.omitted_from_source if known is None else known
-            (lacked if known and blob.digest not in graph.embedded else others).append(blob)
+        incomplete_source = self._source if isinstance(self._source, IncompleteSource) else None
+        missing_at_source: list[Descriptor] = []
+        remaining: list[Descriptor] = []
+        for blob in pending:
+            is_missing = incomplete_source.is_missing(blob) if incomplete_source else None
+            is_missing = blob.digest in graph.omitted_from_source if is_missing is None else is_missing
+            (missing_at_source if is_missing and blob.digest not in graph.embedded else remaining).append(blob)
         absent = self._list_absent_manifests(graph)
-        self._check_missing(graph, [*absent, *self._list_unavailable(lacked)])
-        there = self.skip_or_mount(lacked)
-        missing = [*absent, *(blob for blob in lacked if blob.digest not in there)]
+        self._check_missing(graph, [*absent, *self._list_unavailable(missing_at_source)])
+        existing = self.skip_or_mount(missing_at_source)
+        missing = [*absent, *(blob for blob in missing_at_source if blob.digest not in existing)]
         self._check_missing(graph, missing)
-        return missing, others
+        return missing, remaining
 
     def skip_or_mount(self, blobs: Sequence[Descriptor]) -> set[str]:
-        """Ask for each blob whether it is there, or can be mounted, and have that done; give the digests of those."""
-        there: set[str] = set()
+        """Skip blobs that exist at the destination, mount those that can be mounted; return the digests of both."""
+        existing: set[str] = set()
 
         def ask(blob: Descriptor) -> None:
             if self._destination.has_blob(blob):
@@ -74,13 +78,15 @@ class ExistenceCheck:
                 self._note(blob, "mounted")
             else:
                 return
-            there.add(blob.digest)
+            existing.add(blob.digest)
 
         run_each(ask, blobs, jobs=self._jobs, cancelled=self._cancelled)
-        return there
+        return existing
 
     def _check_missing(self, graph: Graph, missing: Sequence[Descriptor]) -> None:
         reasons = [graph.omitted_from_source.get(blob.digest) for blob in missing]
+        # Blobs in other volumes do not stop a transfer into a registry or a layout. Blobs stay there, and the rest may
+        # come in a later run. An archive is not started for only a part of them.
         volumes = sorted({reason.name for reason in reasons if reason is not None and reason.kind == VOLUME})
         if any(reason is None or reason.kind != VOLUME for reason in reasons):
             raise MissingBlobsError(missing, graph, is_untouched=True)
@@ -88,14 +94,18 @@ class ExistenceCheck:
             raise MissingBlobsError(missing, graph, is_untouched=True, needed=NeededVolumes(volumes, {}))
 
     def _list_absent_manifests(self, graph: Graph) -> list[Descriptor]:
-        """Give the manifests that neither side has."""
+        """List the manifests that neither side has."""
         named = {root.descriptor.digest for root in graph.roots}
-        named.update(attached.descriptor.digest for attached in graph.all_referrers if attached.tag)
-        # A name can only be given to a manifest whose bytes are at hand.
-        return [m for m in graph.absent if m.digest in named or not self._destination.has_manifest(m)]
+        named.update(referrer.descriptor.digest for referrer in graph.all_referrers if referrer.tag)
+        # A name can only be given to a manifest whose bytes the source has.
+        return [
+            manifest
+            for manifest in graph.absent
+            if manifest.digest in named or not self._destination.has_manifest(manifest)
+        ]
 
     def _list_unavailable(self, blobs: Sequence[Descriptor]) -> list[Descriptor]:
-        """Give those that the sink has not, and could not mount."""
+        """List the blobs that the destination neither has nor can mount."""
         missing: set[str] = set()
 
         def ask(blob: Descriptor) -> None:

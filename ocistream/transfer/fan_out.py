@@ -1,6 +1,7 @@
 """One source to several destinations at once: read each blob once and write it to each destination that lacks it.
 
-A destination that fails is skipped and shows nothing new; the others continue.
+The chunks go to all destinations in lockstep, at the pace of the slowest. A chunk is memory that is used again, so a
+destination that runs ahead would need copies. A destination that fails is skipped and shows nothing new.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ if TYPE_CHECKING:
 
 __all__ = ["FanOutBranch", "FanOutDestination"]
 
-#: Seconds between two looks at whether the transfer was stopped while somebody is waited for.
+#: Seconds between two checks whether the transfer was cancelled.
 _POLL_INTERVAL: Final = 0.2
 
 
 @dataclass(eq=False)
 class FanOutBranch:
-    """One of the sinks, and what has become of it. `renamed` gives the images the names that they have there.
+    """One of the destinations, and its result.
 
-    `sent` is how many bytes of blobs went there.
+    `rename` gives the images their names at this destination. `bytes_written` counts the bytes of its blobs.
     """
 
     destination: Destination
@@ -48,25 +49,28 @@ class FanOutBranch:
     failure: OcistreamError | None = None
     bytes_written: int = 0
     graph: Graph | None = None
-    #: Digests of blobs that are to go there, and of those that are there.
+    #: Digests of blobs that this destination needs, and of those that it has.
     needed: frozenset[str] = frozenset()
     stored: set[str] = field(default_factory=set)
 
     def set_graph(self, graph: Graph) -> None:
-        """Learn what is to go there."""
+        """Set the graph to write here."""
         self.graph = graph
         self.needed = frozenset(blob.digest for blob in graph.blobs)
 
 
 class FanOutDestination:
-    """Several sinks as one. It fails when the source does, or the last sink; what each came to, its branch says."""
+    """Several destinations as one.
+
+    It fails if the source or all destinations fail. `branches` have the result of each destination.
+    """
 
     def __init__(self, branches: list[FanOutBranch], cancelled: threading.Event) -> None:
-        """Take the sinks; `cancelled` is the transfer's."""
+        """Write to the given branches; `cancelled` is the event of the transfer."""
         self.branches = branches
         self._cancelled = cancelled
         self._lock = threading.Lock()
-        #: How many bytes of blobs were read for all of them together.
+        #: How many bytes of blobs were read from the source for all destinations.
         self.bytes_read = 0
         self.concurrent = all(branch.destination.concurrent for branch in branches)
         self.is_cancelled_gracefully = any(
@@ -80,7 +84,7 @@ class FanOutDestination:
         )
 
     def skip_conflicting_referrers(self, graph: Graph) -> Graph:
-        """Find out for each sink what would take another's place there; the others get that all the same."""
+        """Skip conflicting referrers at each destination alone; the other destinations still get them."""
         for branch in self._active():
             with self._failure_scope(branch):
                 own = branch.rename(graph)
@@ -92,14 +96,14 @@ class FanOutDestination:
         return graph
 
     def expect(self, graph: Graph) -> None:
-        """Tell each sink what may come."""
+        """Tell each destination what may come."""
         for branch in self._active():
             with self._failure_scope(branch):
                 if isinstance(branch.destination, ExpectingDestination):
                     branch.destination.expect(branch.rename(graph))
 
     def begin(self, graph: Graph) -> None:
-        """Tell each sink what will come."""
+        """Tell each destination what will come."""
         for branch in self._active():
             with self._failure_scope(branch):
                 if branch.graph is None:
@@ -107,11 +111,11 @@ class FanOutDestination:
                 branch.destination.begin(cast("Graph", branch.graph))
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Ask each sink; what one of them does not need is as if it had it."""
+        """Return whether all destinations that need the blob have it."""
         return self._all_have(descriptor, lambda branch: branch.destination.has_blob(descriptor))
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
-        """Mount a blob wherever it is lacking and can be mounted; say whether all have it then."""
+        """Mount a blob at each destination that lacks it and can mount it; return whether all have it then."""
 
         def mount(branch: FanOutBranch) -> bool:
             return isinstance(branch.destination, MountingDestination) and branch.destination.mount(descriptor, source)
@@ -119,7 +123,7 @@ class FanOutDestination:
         return self._all_have(descriptor, mount)
 
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
-        """Say whether it is there or could be mounted everywhere."""
+        """Return whether each destination has the blob or could mount it."""
 
         def could(branch: FanOutBranch) -> bool:
             return isinstance(branch.destination, MountingDestination) and branch.destination.can_mount(
@@ -129,31 +133,31 @@ class FanOutDestination:
         return all(self._ask_branch(branch, could) is not False for branch in self._active_without(descriptor))
 
     def has_manifest(self, descriptor: Descriptor) -> bool:
-        """Ask each sink."""
+        """Return whether all destinations have the manifest."""
         return all(
             self._ask_branch(b, lambda b: b.destination.has_manifest(descriptor)) is not False for b in self._active()
         )
 
     def write(self, blob: Blob) -> None:
-        """Give a blob to all sinks that lack it."""
-        lacking = self._active_without(blob.descriptor)
-        if not lacking:
+        """Write a blob to all destinations that lack it."""
+        branches = self._active_without(blob.descriptor)
+        if not branches:
             return
         blob = self._count_reads(blob)
-        if len(lacking) == 1:
-            noted = _SourceFailures(blob)
-            with self._failure_scope(lacking[0], noted.failures):
-                lacking[0].destination.write(noted.blob)
-                self._mark_stored(lacking[0], blob.descriptor)
+        if len(branches) == 1:
+            tracked = _SourceFailures(blob)
+            with self._failure_scope(branches[0], tracked.failures):
+                branches[0].destination.write(tracked.blob)
+                self._mark_stored(branches[0], blob.descriptor)
             return
-        shared = _Broadcast(blob, len(lacking), self._cancelled)
-        work = [self._write_task(shared, branch, number) for number, branch in enumerate(lacking)]
-        shared.run(work)
+        shared = _Broadcast(blob, len(branches), self._cancelled)
+        tasks = [self._write_task(shared, branch, number) for number, branch in enumerate(branches)]
+        shared.run(tasks)
         if not self._active():
             raise self._first_failure()
 
     def _count_reads(self, blob: Blob) -> Blob:
-        """Count what is read of a blob, however often it is begun, by whichever sink."""
+        """Count the bytes that are read of a blob, by any destination and at each restart."""
 
         def passing(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
             with closing(cast("Closeable", chunks)):
@@ -167,21 +171,21 @@ class FanOutDestination:
             blob,
             open=lambda: passing(blob.open()),
             open_at=None if open_at is None else lambda offset: passing(open_at(offset)),
-            resume=None if resume is None else lambda held, size: passing(resume(held, size)),
+            resume=None if resume is None else lambda stored_chunks, size: passing(resume(stored_chunks, size)),
         )
 
     def can_retry(self) -> bool:
-        """Say whether all of them do."""
+        """Return whether all destinations can."""
         return all(isinstance(b.destination, RetryableDestination) and b.destination.can_retry() for b in self.branches)
 
     def commit(self, graph: Graph) -> None:
-        """Make it visible, in one sink after the other."""
+        """Commit each destination in turn."""
         for branch in self._active():
             with self._failure_scope(branch):
                 branch.destination.commit(branch.graph or graph)
 
     def discard(self) -> None:
-        """Keep nothing of what is unfinished."""
+        """Delete unfinished content at each destination."""
         for branch in self.branches:
             if isinstance(branch.destination, DiscardableDestination):
                 branch.destination.discard()
@@ -225,12 +229,12 @@ class FanOutDestination:
         return put
 
     def _failure_scope(
-        self, branch: FanOutBranch, of_source: list[BaseException] | None = None, *, last: bool = True
+        self, branch: FanOutBranch, source_failures: list[BaseException] | None = None, *, last: bool = True
     ) -> _FailureScope:
-        return _FailureScope(self, branch, [] if of_source is None else of_source, last=last)
+        return _FailureScope(self, branch, [] if source_failures is None else source_failures, last=last)
 
     def fail_branch(self, branch: FanOutBranch, error: OcistreamError) -> bool:
-        """Leave a sink behind; say whether others are left."""
+        """Mark a destination as failed; return whether others are left."""
         with self._lock:
             branch.failure = branch.failure or error
             return any(other.failure is None for other in self.branches)
@@ -240,14 +244,17 @@ class FanOutDestination:
 
 
 class _FailureScope:
-    """A block in which a sink may fail. What the source raised is not its failure, nor is that the transfer stops."""
+    """A context in which a destination may fail.
+
+    Errors of the source, and a cancelled transfer, are not the destination's failure and pass through.
+    """
 
     def __init__(
-        self, fan_out: FanOutDestination, branch: FanOutBranch, of_source: list[BaseException], *, last: bool
+        self, fan_out: FanOutDestination, branch: FanOutBranch, source_failures: list[BaseException], *, last: bool
     ) -> None:
         self._fan_out = fan_out
         self._branch = branch
-        self._source_failures = of_source
+        self._source_failures = source_failures
         self._last = last
 
     def __enter__(self) -> None:
@@ -262,7 +269,7 @@ class _FailureScope:
 
 
 class _SourceFailures:
-    """A blob, and what its own bytes raised."""
+    """A blob that records the errors of its source. By these, a source's failure is told from a destination's."""
 
     def __init__(self, blob: Blob) -> None:
         self.failures: list[BaseException] = []
@@ -271,7 +278,9 @@ class _SourceFailures:
             blob,
             open=lambda: self._record_failure(blob.open()),
             open_at=None if open_at is None else lambda offset: self._record_failure(open_at(offset)),
-            resume=None if resume is None else lambda held, size: self._record_failure(resume(held, size)),
+            resume=None
+            if resume is None
+            else lambda stored_chunks, size: self._record_failure(resume(stored_chunks, size)),
         )
 
     def _record_failure(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -284,26 +293,30 @@ class _SourceFailures:
 
 
 class _Broadcast:
-    """One blob on its way to several readers, in lockstep."""
+    """One blob for several readers, in lockstep."""
 
     def __init__(self, blob: Blob, readers: int, cancelled: threading.Event) -> None:
         self.blob = blob
-        #: What ended the reading that is for all of them: the source, or whoever stopped the transfer.
+        #: What ended the shared reading: a failure of the source, or a cancelled transfer.
         self.failures: list[BaseException] = []
         self._cancelled = cancelled
         self._changed = threading.Condition()
         self._sequence = 0
         self._chunk: Chunk = b""
         self._has_ended = False
-        #: Who reads along or may yet begin to, and who of those has not yet done with the chunk.
+        #: Readers that read along or may start to, and those of them that still use the current chunk.
         self._readers = set(range(readers))
         self._busy: set[int] = set()
         self._unexpected: list[BaseException] = []
 
-    def run(self, work: list[Callable[[], None]]) -> None:
-        """Have all read, each in a thread, until they are done. What the source raised is raised, or what broke one."""
+    def run(self, tasks: list[Callable[[], None]]) -> None:
+        """Run the readers, each in a thread, until they end.
+
+        Raise the source's error, or an unexpected one of a reader.
+        """
         threads = [
-            threading.Thread(target=self._run_one, args=(number, each), daemon=True) for number, each in enumerate(work)
+            threading.Thread(target=self._run_one, args=(number, task), daemon=True)
+            for number, task in enumerate(tasks)
         ]
         try:
             for thread in threads:
@@ -312,7 +325,7 @@ class _Broadcast:
             for thread in threads:
                 while thread.is_alive():
                     thread.join(_POLL_INTERVAL)
-                    # Here an interruption comes out.
+                    # An interruption raises here, in the main thread.
                     self._cancelled.wait(0)
         except BaseException as error:
             self._end(error)
@@ -322,22 +335,23 @@ class _Broadcast:
             raise broken
 
     def blob_for(self, number: int) -> Blob:
-        """Give the blob as one of the readers gets it. What it opens first is read together with the others.
+        """Return the blob for one of the readers. Only its first `open` shares the reading with the others.
 
-        What it opens later is its own, and so is what it begins in the middle: then it has done with the others.
+        The shared chunks cannot go back. A reader that restarts, or starts in the middle, leaves them and reads for
+        itself.
         """
-        blob, begun = self.blob, False
+        blob, is_open = self.blob, False
 
         def opened() -> Iterator[Chunk]:
-            nonlocal begun
-            if begun:
+            nonlocal is_open
+            if is_open:
                 return alone(blob.open)
-            begun = True
+            is_open = True
             return self._read(number)
 
-        def alone(open_it: Callable[[], Iterator[Chunk]]) -> Iterator[Chunk]:
+        def alone(open_chunks: Callable[[], Iterator[Chunk]]) -> Iterator[Chunk]:
             self._leave(number)
-            return open_it()
+            return open_chunks()
 
         open_at = blob.open_at
         return replace(
@@ -347,9 +361,9 @@ class _Broadcast:
             resume=None,
         )
 
-    def _run_one(self, number: int, work: Callable[[], None]) -> None:
+    def _run_one(self, number: int, task: Callable[[], None]) -> None:
         try:
-            work()
+            task()
         except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
             if error not in self.failures:
                 self._unexpected.append(error)
@@ -364,7 +378,7 @@ class _Broadcast:
         self._end(None)
 
     def _publish(self, chunk: Chunk) -> bool:
-        """Wait until all have done with a chunk; False if nobody reads along any more."""
+        """Wait until all readers are done with a chunk; return False if no readers are left."""
         with self._changed:
             self._chunk = chunk
             self._sequence += 1
@@ -379,15 +393,15 @@ class _Broadcast:
                 raise CancelledError("stopped")
 
     def _read(self, number: int) -> Iterator[Chunk]:
-        turn = 0
+        sequence = 0
         try:
             while True:
                 with self._changed:
-                    while self._sequence == turn and not self._has_ended:
+                    while self._sequence == sequence and not self._has_ended:
                         self._changed.wait()
-                    if self._sequence == turn or self.failures:
+                    if self._sequence == sequence or self.failures:
                         break
-                    turn, chunk = self._sequence, self._chunk
+                    sequence, chunk = self._sequence, self._chunk
                 yield chunk
                 with self._changed:
                     self._busy.discard(number)

@@ -47,24 +47,24 @@ __all__ = [
 
 
 class GraphBuilder:
-    """Collects manifests until nothing more is needed, then gives the `Graph`.
+    """Collects manifests until nothing more is needed, then builds the `Graph`.
 
-    `needs` are the manifests still wanted, the oldest wish first. Each is answered by `supply` (with its bytes) or
-    `lacks`. A root that is an index, and of which only some platforms are wanted, is narrowed as soon as all its
-    nested indexes are known, so that manifests of other platforms are never asked for.
+    `needs` are the manifests that are still needed, the oldest first. The caller answers each with `supply` (its bytes)
+    or `mark_missing`. If only some platforms are wanted, the builder chooses them once all nested indexes are known. So
+    manifests of other platforms are never requested.
     """
 
     def __init__(self, choice: PlatformChoice = ALL_PLATFORMS, *, leaves_referrers: bool = False) -> None:
-        """Begin with no roots; `choice` applies to each root. With `leaves_referrers` no referrers are wanted."""
+        """Start without roots; `choice` applies to each root. With `leaves_referrers`, no referrers are wanted."""
         self._skip_referrers = leaves_referrers
         self.needs: dict[str, Descriptor] = {}
         self._choice = choice
         self._roots: list[Root] = []
         self._new: list[str] = []
-        #: By the digest of an index: the places of the roots that wait until all of it is known.
+        #: By the digest of an index: positions of the roots that wait until its nested indexes are known.
         self._narrowing: dict[str, list[int]] = {}
         self._nesting = NestedIndexes()
-        #: By digest, the first root without a platform: whether it is for the wanted one, its config says.
+        #: By digest: the first root without a platform. Its config says whether it is the wanted one.
         self._unlabelled: dict[str, Root] = {}
         self._raw: dict[str, Manifest] = {}
         self._documents: dict[str, Document] = {}
@@ -73,12 +73,12 @@ class GraphBuilder:
         self._configs: dict[str, Root] = {}
         self._referrers: dict[tuple[str, str | None, str], Referrer] = {}
         self._skipped_referrers: dict[SkippedReferrer, None] = {}
-        #: What is needed with all that it lists, whatever platforms are wanted.
+        #: Manifests that are needed with everything that they list, whatever platforms are wanted.
         self._complete: set[str] = set()
-        #: Attestations in an index of which one image is taken alone, with that image's digest, and which are new.
+        #: Attestations of images that were taken out of an index alone, with the image's digest; then the new ones.
         self._attestations: dict[str, tuple[Descriptor, str]] = {}
         self._new_attestations: list[tuple[Descriptor, str]] = []
-        #: Indexes of which only a part is taken, with those within them.
+        #: Indexes of which only some platforms are taken, and the indexes within them.
         self._narrowed_indexes: dict[str, None] = {}
         self._blobs: dict[str, Descriptor] = {}
         self._embedded: dict[str, bytes] = {}
@@ -87,11 +87,11 @@ class GraphBuilder:
         self._bytes = 0
 
     def add_root(self, root: Root) -> None:
-        """Ask for an image; the manifests it needs appear in `needs`.
+        """Add an image; the manifests that it needs appear in `needs`.
 
         Raises:
-            NotFoundError: it is a single image, for another platform than was asked for.
-            UnsupportedError: there are too many.
+            NotFoundError: this is a single image, for another platform than the requested ones.
+            UnsupportedError: there are too many images.
         """
         if len(self._roots) >= limits.MAX_IMAGES:
             raise _too_many_error(f"more than {limits.MAX_IMAGES} images in one transfer")
@@ -108,45 +108,50 @@ class GraphBuilder:
             if self._nesting.is_complete(digest):
                 self._narrow([digest])
 
-    def add_referrer(self, attached: Referrer) -> None:
-        """Take something along that hangs on a manifest of the graph; what it needs appears in `needs`.
+    def add_referrer(self, referrer: Referrer) -> None:
+        """Add a referrer of a manifest in the graph; the manifests that it needs appear in `needs`.
+
+        A referrer is not a root: names and results are about the requested images.
 
         Raises:
-            UnsupportedError: there is too much of it.
+            UnsupportedError: there are too many referrers.
         """
         if len(self._referrers) >= limits.MAX_REFERRERS:
             msg = f"more than {limits.MAX_REFERRERS} signatures, SBOMs and the like hang on the images"
             raise UnsupportedError(msg, hint="move fewer images at a time, or leave those behind with --no-referrers")
-        self._referrers[attached.key] = attached
-        self._need_complete(attached.descriptor, 0)
+        self._referrers[referrer.key] = referrer
+        self._need_complete(referrer.descriptor, 0)
 
-    def add_skipped_referrer(self, left: SkippedReferrer) -> None:
-        """Keep in mind that something does not go along."""
-        self._skipped_referrers[left] = None
+    def add_skipped_referrer(self, referrer: SkippedReferrer) -> None:
+        """Record a referrer that is not copied."""
+        self._skipped_referrers[referrer] = None
 
     def list_included(self) -> Sequence[str]:
-        """Give the digests of the manifests that move, as far as is known: what hangs on one of them goes along."""
+        """List the digests of the manifests to copy that are known so far: their referrers are copied too."""
         return tuple(self._in_order())
 
     def list_narrowed(self) -> Sequence[str]:
-        """Give the digests of the indexes of which only some platforms move: what hangs on them is left behind."""
-        moving = self._in_order()
-        return [digest for digest in self._narrowed_indexes if digest not in moving]
+        """List the digests of indexes of which only some platforms are copied.
+
+        Their referrers are skipped: they refer to a digest that does not arrive.
+        """
+        included = self._in_order()
+        return [digest for digest in self._narrowed_indexes if digest not in included]
 
     def new_attestations(self) -> list[tuple[Descriptor, str]]:
-        """List attestations of images that were taken out of an index alone, found since this was last asked.
+        """List the attestations of images taken out of an index alone that were found since the last call.
 
-        Each comes with the digest of its image. It may be attached; otherwise it is left behind.
+        Each comes with the digest of its image. The caller may add it as a referrer; otherwise it is skipped.
         """
         new, self._new_attestations = self._new_attestations, []
         return new
 
     def document(self, digest: str) -> Document | None:
-        """Give what a manifest says that was supplied."""
+        """Return the parsed form of a supplied manifest."""
         return self._documents.get(digest)
 
     def new_needs(self) -> list[str]:
-        """Give the digests that were added to `needs` since this was last asked; some may be answered by now."""
+        """List the digests added to `needs` since the last call; some may be answered by now."""
         new, self._new = self._new, []
         return new
 
@@ -154,15 +159,15 @@ class GraphBuilder:
         """Answer a need with the manifest's bytes.
 
         Raises:
-            IntegrityError: they are not what the descriptor promised.
-            ArchiveError: they are malformed, or there is more than the limits allow, of a config as well.
-            NotFoundError: a wanted platform is not in the index.
+            IntegrityError: the bytes do not match the descriptor.
+            ArchiveError: the manifest, or a config, is malformed or exceeds a limit.
+            NotFoundError: the index lacks a wanted platform.
         """
         descriptor = self.needs.pop(digest)
         if len(raw) != descriptor.size:
             raise size_error(descriptor, len(raw))
-        if (got := compute_digest(raw, digest.partition(":")[0])) != digest:
-            msg = f"{digest}: the bytes have the digest {got}"
+        if (actual := compute_digest(raw, digest.partition(":")[0])) != digest:
+            msg = f"{digest}: the bytes have the digest {actual}"
             raise IntegrityError(msg)
         if (root := self._configs.get(digest)) is not None:
             check_config_platform(self._choice, _display_name(root), raw)
@@ -173,34 +178,38 @@ class GraphBuilder:
         self._need_config(digest)
 
     def is_config(self, digest: str) -> bool:
-        """Say whether a need is an image's config, which a registry keeps elsewhere and the graph counts as a blob."""
+        """Return whether a need is an image's config, which registries serve and the graph counts as a blob."""
         return digest in self._configs
 
     def mark_missing(self, digest: str) -> None:
-        """Answer a need by saying that the source does not have it (a layout may lack what it references)."""
+        """Answer a need with "not found": a layout may lack what it references."""
         descriptor = self.needs.pop(digest)
         if digest not in self._configs:
             self._absent[digest] = descriptor
             self._update_roots(descriptor)
 
     def build(self) -> Graph:
-        """Put it all in order, once `needs` is empty."""
+        """Return the graph, once `needs` is empty."""
         manifests = self._in_order()
-        attached = {digest: those for digest, those in self._referrers_by_subject().items() if digest in manifests}
+        referrers = {
+            digest: subject_referrers
+            for digest, subject_referrers in self._referrers_by_subject().items()
+            if digest in manifests
+        }
         documents = {digest: self._documents[digest] for digest in manifests}
         configs = [d.config for d in documents.values() if d.config]
         layers = [layer for d in documents.values() for layer in d.layers]
         blobs = _unique([blob for blob in (*configs, *layers) if not blob.is_foreign])
-        # An index that was left out by a choice of platforms may lack what it likes.
+        # An index that is not part of the graph, by a choice of platforms, may lack anything.
         named = {child.digest for document in documents.values() for child in document.manifests}
         named.update(root.descriptor.digest for root in self._roots)
-        named.update(one.descriptor.digest for those in attached.values() for one in those)
-        left_behind = dict(self._skipped_referrers)
-        told = {*(left.digest for left in left_behind), *manifests}
+        named.update(item.descriptor.digest for subject_referrers in referrers.values() for item in subject_referrers)
+        skipped = dict(self._skipped_referrers)
+        known = {*(referrer.digest for referrer in skipped), *manifests}
         for leaf, image in self._attestations.values():
-            if leaf.digest not in told:
-                why = EXCLUDED if self._skip_referrers else PLATFORM_FILTERED
-                left_behind[SkippedReferrer(image, why, "attestation", leaf.digest)] = None
+            if leaf.digest not in known:
+                reason = EXCLUDED if self._skip_referrers else PLATFORM_FILTERED
+                skipped[SkippedReferrer(image, reason, "attestation", leaf.digest)] = None
         graph = Graph(
             roots=tuple(self._roots),
             manifests=tuple(manifests.values()),
@@ -208,8 +217,8 @@ class GraphBuilder:
             absent=tuple(manifest for digest, manifest in self._absent.items() if digest in named),
             foreign=tuple({layer.digest: layer for layer in layers if layer.is_foreign}.values()),
             documents=documents,
-            referrers=attached,
-            skipped_referrers=tuple(left_behind),
+            referrers=referrers,
+            skipped_referrers=tuple(skipped),
             embedded={blob.digest: self._embedded[blob.digest] for blob in blobs if blob.digest in self._embedded},
             is_skipping_referrers=self._skip_referrers,
             is_platform_filtered=self._choice.explicit and bool(self._choice.platforms),
@@ -226,25 +235,25 @@ class GraphBuilder:
     def _need(self, descriptor: Descriptor, depth: int) -> None:
         digest = descriptor.digest
         _check_depth(digest, depth)
-        known = self._raw.get(digest)
-        promised = known.descriptor if known else self.needs.get(digest) or self._absent.get(digest)
-        if promised is None:
+        manifest = self._raw.get(digest)
+        known_descriptor = manifest.descriptor if manifest else self.needs.get(digest) or self._absent.get(digest)
+        if known_descriptor is None:
             if descriptor.size > limits.MAX_MANIFEST:
                 msg = f"manifest {digest} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
             self.needs[digest] = descriptor
             self._new.append(digest)
             self._depths[digest] = depth
-        elif (promised.media_type, promised.size) != (descriptor.media_type, descriptor.size):
+        elif (known_descriptor.media_type, known_descriptor.size) != (descriptor.media_type, descriptor.size):
             msg = (
-                f"{digest} is referenced as {promised.media_type} of {promised.size} bytes "
+                f"{digest} is referenced as {known_descriptor.media_type} of {known_descriptor.size} bytes "
                 f"and as {descriptor.media_type} of {descriptor.size} bytes"
             )
             raise ArchiveError(msg)
 
     def _add_manifest(self, manifest: Manifest) -> None:
         self._bytes += len(manifest.raw)
-        # Before it is parsed, which takes several times its size.
+        # Checked before parsing, which takes several times the size.
         memory = self._bytes + 2 * len(manifest.raw)
         if (
             len(self._raw) >= limits.MAX_MANIFESTS
@@ -261,9 +270,9 @@ class GraphBuilder:
             msg = f"the config {document.config.digest} is larger than {limits.MAX_CONFIG} bytes"
             raise ArchiveError(msg)
         for digest, content in document.embedded.items():
-            # Only content that is what its digest promises; the source may still have the blob itself.
-            known = len(self._embedded) < limits.MAX_EMBEDDED_BLOBS and digest not in self._embedded
-            if known and compute_digest(content, digest.partition(":")[0]) == digest:
+            # Only content that matches its digest; the source may still have the blob itself.
+            is_new = len(self._embedded) < limits.MAX_EMBEDDED_BLOBS and digest not in self._embedded
+            if is_new and compute_digest(content, digest.partition(":")[0]) == digest:
                 self._embedded[digest] = content
         config = self._intern(document.config) if document.config else None
         layers = tuple(self._intern(layer) for layer in document.layers)
@@ -271,25 +280,25 @@ class GraphBuilder:
         self._documents[manifest.descriptor.digest] = replace(document, config=config, layers=layers, embedded={})
 
     def _intern(self, blob: Descriptor) -> Descriptor:
-        """Give the descriptor of a blob that is held already, if it is the same: images have most layers in common.
-
-        Raises:
-            ArchiveError: there are too many.
-        """
-        known = self._blobs.setdefault(blob.digest, blob)
-        if known == blob:
-            shared = known
+        """Return the known descriptor of the same blob, if there is one: images share most of their layers."""
+        first = self._blobs.setdefault(blob.digest, blob)
+        if first == blob:
+            shared = first
         else:
-            # The same bytes by another type (or, if that is no foreign layer, by a size that will be found wrong).
+            # The same bytes with another media type (or with a wrong size, which is found later unless the layer is
+            # foreign).
             self._variants += 1
-            shared = replace(blob, digest=known.digest)
+            shared = replace(blob, digest=first.digest)
         if len(self._blobs) + self._variants > limits.MAX_BLOBS:
             msg = f"more than {limits.MAX_BLOBS} blobs in one transfer"
             raise ArchiveError(msg, hint="move fewer images or platforms at a time")
         return shared
 
     def _need_config(self, digest: str) -> None:
-        """Need the config of an image that is no part of an index, where one platform was asked for: it says which."""
+        """Need the config of a single image if a platform was requested, since only the config has its platform.
+
+        It is a need like the manifests, so every source checks it, a pipe too.
+        """
         document = self._documents[digest]
         root = self._unlabelled.get(digest)
         if not (self._choice.platforms and self._choice.explicit and root and is_image(document)):
@@ -302,7 +311,7 @@ class GraphBuilder:
         self._new.append(config.digest)
 
     def _need_children(self, digest: str) -> None:
-        """Need what a manifest lists; where only some platforms are wanted, `_narrow` says which of the images."""
+        """Need the manifests that this one lists; if only some platforms are wanted, `_narrow` adds those later."""
         depth = self._depths[digest] + 1
         for child in self._documents[digest].manifests:
             if digest in self._complete:
@@ -311,7 +320,7 @@ class GraphBuilder:
                 self._need(child, depth)
 
     def _need_complete(self, descriptor: Descriptor, depth: int) -> None:
-        """Need a manifest and all that it lists: a platform is chosen of images, not of what hangs on them."""
+        """Need a manifest and everything that it lists: a platform is chosen for images, not for their referrers."""
         self._need(descriptor, depth)
         if descriptor.digest not in self._complete:
             self._complete.add(descriptor.digest)
@@ -319,17 +328,17 @@ class GraphBuilder:
                 self._need_children(descriptor.digest)
 
     def _update_roots(self, descriptor: Descriptor) -> None:
-        """Decide every root of which all indexes are known, now that one more has come or is known to be absent."""
+        """Choose platforms for every root whose indexes are all known, now that one more is known or missing."""
         if descriptor.is_index and self._choice.platforms:
             document = self._documents.get(descriptor.digest)
-            nested = {child.digest for child in document.manifests if child.is_index} if document else set()
-            self._narrow(self._nesting.add(descriptor.digest, nested))
+            nested_digests = {child.digest for child in document.manifests if child.is_index} if document else set()
+            self._narrow(self._nesting.add(descriptor.digest, nested_digests))
 
-    def _narrow(self, whole: Sequence[str]) -> None:
-        """Decide the roots that are one of these indexes."""
-        for digest in whole:
-            places = self._narrowing.pop(digest, ())
-            if not places or digest in self._absent:
+    def _narrow(self, complete: Sequence[str]) -> None:
+        """Choose the platforms of the roots that are one of these indexes."""
+        for digest in complete:
+            positions = self._narrowing.pop(digest, ())
+            if not positions or digest in self._absent:
                 continue
             leaves = leaves_of(self._documents, digest)
             self._offered_count += len(leaves)
@@ -337,13 +346,15 @@ class GraphBuilder:
                 raise _too_many_error(
                     f"the images offer more than {limits.MAX_PLATFORM_CANDIDATES} manifests to choose a platform from"
                 )
-            chosen = choose_manifests(leaves, self._choice, _display_name(self._roots[places[0]]))
+            chosen = choose_manifests(leaves, self._choice, _display_name(self._roots[positions[0]]))
             if chosen is not None:
-                index = self._roots[places[0]].descriptor
-                narrowed, taken = self._narrowed(index, chosen), describe_choice(index, leaves, self._choice)
+                index = self._roots[positions[0]].descriptor
+                narrowed, description = self._narrowed(index, chosen), describe_choice(index, leaves, self._choice)
                 self._narrowed_indexes.update(dict.fromkeys(nested_indexes(self._documents, digest)))
-                for place in places:
-                    self._roots[place] = replace(self._roots[place], descriptor=narrowed, chosen_platforms=taken)
+                for position in positions:
+                    self._roots[position] = replace(
+                        self._roots[position], descriptor=narrowed, chosen_platforms=description
+                    )
                 if len(chosen) == 1:
                     self._note_attestations(leaves, narrowed.digest)
             for child in leaves if chosen is None else chosen:
@@ -356,6 +367,8 @@ class GraphBuilder:
                 self._new_attestations.append((leaf, image))
 
     def _narrowed(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
+        # Registries refuse an index whose manifests they lack, so several platforms make a smaller index. The manifests
+        # stay byte for byte as they are.
         return chosen[0] if len(chosen) == 1 else self._add_smaller_index(index, chosen)
 
     def _add_smaller_index(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
@@ -366,30 +379,36 @@ class GraphBuilder:
         return descriptor
 
     def _in_order(self) -> dict[str, Manifest]:
-        """Give what moves, children first, and what hangs on a manifest behind it."""
+        """Return the manifests to copy: children first, and referrers after their subject."""
         ordered: dict[str, Manifest] = {}
-        hanging = self._referrers_by_subject()
+        referrers = self._referrers_by_subject()
         todo = deque(root.descriptor.digest for root in self._roots)
         while todo:
             for digest in self._add_in_order(todo.popleft(), 0, ordered):
-                todo.extend(attached.descriptor.digest for attached in hanging.get(digest, ()))
+                todo.extend(referrer.descriptor.digest for referrer in referrers.get(digest, ()))
         return ordered
 
     def _referrers_by_subject(self) -> dict[str, tuple[Referrer, ...]]:
-        """Give what hangs on each manifest, in one order however it was found, and described by its own words."""
-        found: dict[str, list[Referrer]] = {}
-        for attached in self._referrers.values():
-            descriptor = attached.descriptor
+        """Return the referrers of each manifest, sorted, so that the same image gives the same archive.
+
+        A referrer is described by its own manifest, not by the list that named it: registries omit annotations there.
+        """
+        by_subject: dict[str, list[Referrer]] = {}
+        for referrer in self._referrers.values():
+            descriptor = referrer.descriptor
             if (document := self._documents.get(descriptor.digest)) is not None:
                 descriptor = self._raw[descriptor.digest].descriptor
                 descriptor = (
                     referrer_descriptor(descriptor, document) if document.subject else strip_descriptor(descriptor)
                 )
-            found.setdefault(attached.subject, []).append(replace(attached, descriptor=descriptor))
-        return {subject: tuple(sorted(those, key=lambda one: one.sort_key)) for subject, those in found.items()}
+            by_subject.setdefault(referrer.subject, []).append(replace(referrer, descriptor=descriptor))
+        return {
+            subject: tuple(sorted(referrers, key=lambda item: item.sort_key))
+            for subject, referrers in by_subject.items()
+        }
 
     def _add_in_order(self, digest: str, depth: int, ordered: dict[str, Manifest]) -> Iterator[str]:
-        """Add a manifest behind all that it lists, and give what was added."""
+        """Add a manifest after everything that it lists, and yield the digests that were added."""
         if digest in ordered or digest not in self._raw:
             return
         # A root that lists every index of a chain made each of them look as if it were near the top.
@@ -415,18 +434,14 @@ def _display_name(root: Root) -> str:
 
 
 def _unique(blobs: Sequence[Descriptor]) -> tuple[Descriptor, ...]:
-    """Drop repetitions.
-
-    Raises:
-        ArchiveError: one digest is promised with two sizes.
-    """
-    found: dict[str, Descriptor] = {}
+    """Drop repetitions."""
+    first_by_digest: dict[str, Descriptor] = {}
     for blob in blobs:
-        first = found.setdefault(blob.digest, blob)
+        first = first_by_digest.setdefault(blob.digest, blob)
         if first.size != blob.size:
             msg = f"{blob.digest} is referenced with {first.size} and with {blob.size} bytes"
             raise ArchiveError(msg)
-    return tuple(found.values())
+    return tuple(first_by_digest.values())
 
 
 def leaves_of(documents: Mapping[str, Document], index: str) -> list[Descriptor]:
@@ -449,44 +464,47 @@ def leaves_of(documents: Mapping[str, Document], index: str) -> list[Descriptor]
 
 def nested_indexes(documents: Mapping[str, Document], index: str) -> list[str]:
     """List the digests of an index and of the known indexes within it, in the order of `leaves_of`."""
-    found: dict[str, None] = {}
+    indexes: dict[str, None] = {}
     todo = [index]
     while todo:
         digest = todo.pop()
-        if digest in found or digest not in documents:
+        if digest in indexes or digest not in documents:
             continue
-        found[digest] = None
+        indexes[digest] = None
         todo.extend(child.digest for child in reversed(documents[digest].manifests) if child.is_index)
-    return list(found)
+    return list(indexes)
 
 
 class NestedIndexes:
-    """Which indexes are known whole, themselves and all within them. Every nesting is looked at once.
+    """Tracks which indexes are completely known, with all indexes within them.
 
-    (To walk what is incomplete again whenever something arrives would cost hours where thousands are nested.)
+    Each nesting is checked once: to search again at each new index would take hours where thousands are nested.
     """
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start without indexes."""
         self._complete: set[str] = set()
         self._missing_count: dict[str, int] = {}
         self._parents: dict[str, list[str]] = {}
 
     def is_complete(self, index: str) -> bool:
-        """Say whether an index and all within it is known."""
+        """Return whether an index and all indexes within it are known."""
         return index in self._complete
 
     def add(self, index: str, nested: set[str]) -> list[str]:
-        """Take note of an index and the digests of those in it; give the indexes that are whole now and were not."""
+        """Add an index and the digests of the indexes in it.
+
+        Return the indexes that are complete now and were not before.
+        """
         unknown = nested - self._complete
         self._missing_count[index] = len(unknown)
         for digest in unknown:
             self._parents.setdefault(digest, []).append(index)
-        whole = [] if unknown else [index]
-        for digest in whole:
+        complete = [] if unknown else [index]
+        for digest in complete:
             self._complete.add(digest)
-            for around in self._parents.pop(digest, ()):
-                self._missing_count[around] -= 1
-                if not self._missing_count[around]:
-                    whole.append(around)
-        return whole
+            for parent in self._parents.pop(digest, ()):
+                self._missing_count[parent] -= 1
+                if not self._missing_count[parent]:
+                    complete.append(parent)
+        return complete

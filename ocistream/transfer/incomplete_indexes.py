@@ -43,51 +43,59 @@ def find_not_exported(graph: Graph, lacks: Callable[[Descriptor], bool]) -> list
     """
     if graph.is_platform_filtered:
         return []
-    found: dict[str, Descriptor] = {}
+    missing: dict[str, Descriptor] = {}
     absent = {descriptor.digest for descriptor in graph.absent}
     for root in graph.roots:
         for leaf in _list_leaves(graph, root):
             document = graph.documents.get(leaf.digest)
             config = document.config if document is not None else None
             if leaf.digest in absent or (config is not None and _is_missing(graph, config, lacks)):
-                found[leaf.digest] = leaf
-    return list(found.values())
+                missing[leaf.digest] = leaf
+    return list(missing.values())
 
 
 def limit_to_exported(graph: Graph, missing: Collection[str]) -> Graph:
-    """Take of each image's index only what is there; `missing` are digests out of `not_exported`.
+    """Reduce each image's index to what exists; `missing` are digests from `find_not_exported`.
 
-    Of one platform its manifest is taken, byte for byte; of several, a smaller index. Attestations go along with their
-    images. An image of which nothing is there stays as it is.
+    One remaining platform is taken as its manifest, byte for byte; several make a smaller index. Attestations stay with
+    their images. An image without any remaining platform stays as it is.
 
     Raises:
         ArchiveError: the smaller index is too large, or malformed.
     """
-    changed = [_ReducedImage(graph, root, missing) for root in graph.roots]
-    if not any(one.incomplete for one in changed):
+    reduced = [_ReducedImage(graph, root, missing) for root in graph.roots]
+    if not any(image.incomplete for image in reduced):
         return graph
-    made = {one.new_index.descriptor.digest: one.new_index for one in changed if one.new_index is not None}
-    attached = {subject: list(those) for subject, those in graph.referrers.items()}
-    for one in changed:
-        for attestation in one.referrers:
-            there = attached.setdefault(attestation.subject, [])
-            if attestation.descriptor.digest not in {other.descriptor.digest for other in there}:
-                there.append(attestation)
+    new_indexes = {
+        image.new_index.descriptor.digest: image.new_index for image in reduced if image.new_index is not None
+    }
+    referrers = {subject: list(subject_referrers) for subject, subject_referrers in graph.referrers.items()}
+    for image in reduced:
+        for attestation in image.referrers:
+            existing = referrers.setdefault(attestation.subject, [])
+            if attestation.descriptor.digest not in {other.descriptor.digest for other in existing}:
+                existing.append(attestation)
     smaller = replace(
         graph,
-        roots=tuple(one.root for one in changed),
-        manifests=(*graph.manifests, *made.values()),
-        documents={**graph.documents, **{d: parse_document(m.descriptor, m.raw) for d, m in made.items()}},
-        referrers={subject: tuple(sorted(those, key=lambda one: one.sort_key)) for subject, those in attached.items()},
-        incomplete_indexes=(*graph.incomplete_indexes, *(one.incomplete for one in changed if one.incomplete)),
-        skipped_referrers=(*graph.skipped_referrers, *(left for one in changed for left in one.skipped_referrers)),
+        roots=tuple(image.root for image in reduced),
+        manifests=(*graph.manifests, *new_indexes.values()),
+        documents={**graph.documents, **{d: parse_document(m.descriptor, m.raw) for d, m in new_indexes.items()}},
+        referrers={
+            subject: tuple(sorted(subject_referrers, key=lambda image: image.sort_key))
+            for subject, subject_referrers in referrers.items()
+        },
+        incomplete_indexes=(*graph.incomplete_indexes, *(image.incomplete for image in reduced if image.incomplete)),
+        skipped_referrers=(
+            *graph.skipped_referrers,
+            *(skipped for image in reduced for skipped in image.skipped_referrers),
+        ),
     )
     return smaller.prune(graph.all_referrers, NOT_EXPORTED)
 
 
 def find_exported_platforms(graph: Graph, lacks: Callable[[Descriptor], bool]) -> tuple[str, ...]:
     """List the platforms that the source has of the images' indexes; `lacks` says whether it lacks a blob."""
-    missing = {one.digest for one in find_not_exported(graph, lacks)}
+    missing = {manifest.digest for manifest in find_not_exported(graph, lacks)}
     leaves = [leaf for root in graph.roots for leaf in _list_leaves(graph, root)]
     return _platform_names(
         leaf for leaf in leaves if leaf.digest not in missing and leaf.platform and attestation_subject(leaf) is None
@@ -97,12 +105,16 @@ def find_exported_platforms(graph: Graph, lacks: Callable[[Descriptor], bool]) -
 def limit_to_source(
     source: Source, graph: Graph, has_manifest: Callable[[Descriptor], bool] = lambda _: False
 ) -> Graph:
-    """Take of each image's index only what the source has, or, as `has_manifest` says, the destination."""
+    """Reduce each image's index to the platforms that the source, or by `has_manifest` the destination, has."""
     if not isinstance(source, IncompleteSource):
         return graph
     lacks = source.is_missing
     missing = find_not_exported(graph, lambda blob: bool(lacks(blob)))
-    return limit_to_exported(graph, {one.digest for one in missing if not has_manifest(one)}) if missing else graph
+    return (
+        limit_to_exported(graph, {manifest.digest for manifest in missing if not has_manifest(manifest)})
+        if missing
+        else graph
+    )
 
 
 def read_exported_platforms(source: Source, leaves: Sequence[Descriptor]) -> tuple[str, ...] | None:
@@ -115,12 +127,12 @@ def read_exported_platforms(source: Source, leaves: Sequence[Descriptor]) -> tup
     """
     if not isinstance(source, IncompleteSource) or not source.concurrent:
         return None
-    there: list[Descriptor] = []
+    exported: list[Descriptor] = []
     for leaf in leaves:
-        config = None if (gone := source.is_missing(leaf)) else _read_config_descriptor(source, leaf)
-        if not gone and not (config is not None and source.is_missing(config)):
-            there.append(leaf)
-    return _platform_names(there)
+        config = None if (is_missing := source.is_missing(leaf)) else _read_config_descriptor(source, leaf)
+        if not is_missing and not (config is not None and source.is_missing(config)):
+            exported.append(leaf)
+    return _platform_names(exported)
 
 
 def _read_config_descriptor(source: Source, leaf: Descriptor) -> Descriptor | None:
@@ -134,7 +146,7 @@ def _read_config_descriptor(source: Source, leaf: Descriptor) -> Descriptor | No
 
 
 class _ReducedImage:
-    """One image, less what its source does not have."""
+    """One image without the platforms that its source lacks."""
 
     def __init__(self, graph: Graph, root: Root, missing: Collection[str]) -> None:
         self.root = root
@@ -143,43 +155,50 @@ class _ReducedImage:
         self.referrers: list[Referrer] = []
         self.skipped_referrers: list[SkippedReferrer] = []
         leaves = {leaf.digest: leaf for leaf in _list_leaves(graph, root)}
-        there = {digest: leaf for digest, leaf in leaves.items() if digest not in missing and not leaf.is_index}
-        images = {digest: leaf for digest, leaf in there.items() if attestation_subject(leaf) is None}
+        exported = {digest: leaf for digest, leaf in leaves.items() if digest not in missing and not leaf.is_index}
+        images = {digest: leaf for digest, leaf in exported.items() if attestation_subject(leaf) is None}
         if not images or not any(digest in missing for digest in leaves):
             return
         attestations = {digest: leaf for digest, leaf in leaves.items() if attestation_subject(leaf) in images}
         if len(images) == 1:
             (image,) = images.values()
-            self._add_referrers(graph, image, [leaf for digest, leaf in attestations.items() if digest in there])
+            self._add_referrers(graph, image, [leaf for digest, leaf in attestations.items() if digest in exported])
             descriptor = image
         else:
-            chosen = [leaf for digest, leaf in there.items() if digest in images or digest in attestations]
+            chosen = [leaf for digest, leaf in exported.items() if digest in images or digest in attestations]
             descriptor = self._create_smaller_index(graph, chosen)
         for digest, leaf in attestations.items():
-            if digest not in there:
+            if digest not in exported:
                 self.skipped_referrers.append(
                     SkippedReferrer(attestation_subject(leaf) or "", NOT_FOUND, "attestation", digest)
                 )
         self.root = replace(root, descriptor=descriptor)
-        gone = [leaf for digest, leaf in leaves.items() if digest in missing and attestation_subject(leaf) is None]
-        lost = [images[attestation_subject(leaf) or ""] for digest, leaf in attestations.items() if digest not in there]
+        missing_images = [
+            leaf for digest, leaf in leaves.items() if digest in missing and attestation_subject(leaf) is None
+        ]
+        incomplete_images = [
+            images[attestation_subject(leaf) or ""] for digest, leaf in attestations.items() if digest not in exported
+        ]
         self.incomplete = IncompleteIndex(
             root.name,
             root.descriptor.digest,
             _platform_names(images.values()),
-            (*_platform_names(gone), *(f"attestation of {platform}" for platform in _platform_names(lost))),
+            (
+                *_platform_names(missing_images),
+                *(f"attestation of {platform}" for platform in _platform_names(incomplete_images)),
+            ),
             descriptor.digest,
         )
 
     def _add_referrers(self, graph: Graph, image: Descriptor, attestations: Collection[Descriptor]) -> None:
-        """Keep attestations of a manifest that no index lists any more, where they name it as their subject."""
+        """Keep attestations of a manifest that no index lists any more, if they name it as their subject."""
         for leaf in attestations:
             document = graph.documents.get(leaf.digest)
             subject = document.subject if document is not None else None
             if graph.is_skipping_referrers:
                 self.skipped_referrers.append(SkippedReferrer(image.digest, EXCLUDED, "attestation", leaf.digest))
             elif document is not None and subject is not None and subject.digest == image.digest:
-                # Not as the index describes it: a list of referrers has the artifact's type.
+                # Not the index's descriptor: a list of referrers has the artifact's type.
                 self.referrers.append(Referrer(referrer_descriptor(leaf, document), image.digest))
             else:
                 self.skipped_referrers.append(SkippedReferrer(image.digest, NOT_EXPORTED, "attestation", leaf.digest))
@@ -213,5 +232,5 @@ def _is_missing(graph: Graph, config: Descriptor, lacks: Callable[[Descriptor], 
 
 
 def _platform_names(leaves: Iterable[Descriptor]) -> tuple[str, ...]:
-    """Give the platforms, each once; a manifest without one is called by its digest."""
+    """Return each platform once; a manifest without one is named by its digest."""
     return tuple(dict.fromkeys(str(leaf.platform) if leaf.platform else leaf.digest for leaf in leaves))

@@ -46,32 +46,32 @@ __all__ = [
 class Blob:
     """A promise and the way to its bytes.
 
-    `open()` gives the chunks from the first byte on; where `replayable`, it may be called again. A source's are raw, a
-    sink gets them verified. Where `open_at` is given, it gives those from any offset on, in bytes; nothing is asked for
-    before the first of them is. What begins in the middle cannot be verified: to a sink, only its size is.
+    `open()` returns the chunks from the first byte; if `reopenable`, it may be called again. A source's chunks are raw,
+    a destination gets verified ones. `open_at(offset)` returns the chunks from a byte offset, and sends no request
+    before the first chunk is needed. A blob that starts in its middle cannot be verified: only its size is checked.
 
-    `resume(held, size)` is for a sink that holds the first `size` bytes of the blob already, as it believes: `held` are
-    their chunks. It gives those that are left, verified as the end of the whole, or raises IntegrityError; then what is
-    held is to be dropped, for the blob may be put once more.
+    `resume(chunks, size)` is for a destination that seems to have the first `size` bytes; `chunks` are these bytes. It
+    returns the remaining chunks, verified as the end of the complete blob. After an IntegrityError the destination must
+    delete the stored bytes, since the blob may be written again.
 
-    `part(start, view)` reads the bytes from `start` on into `view`, by one request that is not tried again, and at the
-    same time as others of the blob; each time that more of them are there, it gives how many they are by then. Where it
-    is not given, that cannot be had, or is no faster.
+    `fetch_range(start, view)` reads the bytes from `start` on into `view`, by one request without retries, in parallel
+    with other ranges. Whenever more bytes have arrived, it yields how many `view` has. It is None if ranges are
+    unavailable or no faster.
 
-    `on_wrong(error, again)` is for a source that has more than one place to read from: it is told that the bytes were
-    not what was promised. It raises what is to be reported; or, if `again` says that others can be used, returns where
-    `open()` gives those of another place from now on. `check()` is for such a source too, if it can find out beforehand
-    whether the bytes that it would give are right, and turn to another place if they are not: it is called before the
-    first of them is asked for, where nothing could be begun anew.
+    `on_corrupt(error, again)` is for a source with mirrors. It is told that the bytes were wrong, and raises the error
+    to report. If `again` is True, it may instead return, and `open()` then reads from another mirror.
 
-    `keep(chunks)` is for a source that keeps what it fetches: it passes on the verified chunks of the whole blob, and
-    what it does beside that never fails. It is not given to a sink.
+    `precheck()` is for a source with mirrors or a cache. If nothing could be read again, it is called before the first
+    byte. The source can then verify its copy, or choose another mirror.
 
-    `may_break` says that the bytes come once only, over a line that may break off at any time: a sink is to take what
-    has come by then in such a way that another run can go on with it. `start` is not 0 where the source is without that
-    many of the first bytes, since the sink has them from an earlier run (`GoesOn`): `open()` gives those from there on.
+    `cache(chunks)` is for a source that stores what it fetches. It passes on the verified chunks of the complete blob,
+    and ignores failures to store them. Destinations do not get it.
 
-    `may_be_bare` says of a blob that comes before the graph that it may be a layer which `docker save` left plain.
+    `is_interruptible` means that the bytes come only once, over a connection that may break. The destination should
+    then store them so that another run can resume. `offset` is not 0 if the source lacks that many first bytes, since
+    the destination has them from an earlier run (`ResumableDestination`): `open()` starts there.
+
+    `can_be_plain_layer` says that a blob before the graph may be a layer that `docker save` left uncompressed.
     """
 
     descriptor: Descriptor
@@ -90,10 +90,10 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class NewBlob:
-    """A blob that is made while it moves: what its digest and size are is known when all of it has passed.
+    """A blob that is made while it is copied: its digest and size are known after its last chunk.
 
-    `open()` gives its chunks; where `replayable` it may be called again, and gives the same. Once they are used up,
-    `descriptor()` is the promise they keep. `instead_of` is the blob of the graph that it stands for, if that is known.
+    `open()` returns the chunks; if `reopenable`, it may be called again and returns the same. `descriptor()` is valid
+    once they are used up. `replaces` is the blob of the graph that this one is made from, if known.
     """
 
     open: Callable[[], Iterator[Chunk]]
@@ -104,9 +104,9 @@ class NewBlob:
 
 @dataclass(frozen=True, slots=True)
 class BlobPart:
-    """A run of a blob's bytes, from `offset` on, in the volume of an archive that is called `volume`.
+    """A range of a blob's bytes, from `offset` on, in the volume of an archive called `volume`.
 
-    `blob` is the way to them, and their size; None where they are not at hand. It has a digest of its own.
+    `blob` gives access to the bytes, and has a digest of its own; None if the source does not have this volume.
     """
 
     offset: int
@@ -116,16 +116,19 @@ class BlobPart:
 
 
 class EarlyBlobs(Protocol):
-    """Where a source may leave blobs that pass before it knows its graph: an archive whose index comes last."""
+    """Accepts blobs that come before the source knows its graph, as in an archive whose index comes last."""
 
     def write(self, blob: Blob) -> None:
-        """Take a blob at once; its bytes are verified, and all of them are consumed when this returns."""
+        """Accept a blob at once. Its bytes are verified and completely read when this returns."""
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
-        """Take a layer at once of which no digest is known; give its size and digest, and what its bytes look like."""
+        """Accept a layer of unknown digest at once; return its descriptor.
+
+        The media type is what the bytes suggest.
+        """
 
     def read_back(self, descriptor: Descriptor) -> bytes:
-        """Give back small content that was put, for a manifest that could not be told from other JSON."""
+        """Return small content that was written, for a manifest that could not be told from other JSON."""
 
 
 class Source(Protocol):
@@ -136,17 +139,17 @@ class Source(Protocol):
         """Whether several of its blobs may be read at once, each in a thread of its own."""
 
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:
-        """Find out what is to be moved. A stream may hand over blobs that pass before its index does."""
+        """Return the graph to copy. A stream may hand over blobs that come before its index."""
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
-        """Give the wanted blobs, in the order this source can give them.
+        """Yield the wanted blobs, in the order in which this source can read them.
 
-        A blob is to be used up before the next is asked for, unless the source is `parallel`. What the source lacks
-        is left out, not reported: the caller knows what it asked for.
+        Unless the source is `concurrent`, a blob must be used up before the next one is requested. Blobs that the
+        source lacks are omitted, not reported: the caller knows what it asked for.
         """
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Close files and connections."""
 
 
 class Destination(Protocol):
@@ -154,22 +157,26 @@ class Destination(Protocol):
 
     @property
     def concurrent(self) -> bool:
-        """Whether several blobs may be put at once, each from a thread of its own."""
+        """Whether several blobs may be written at once, each from a thread of its own."""
 
     def begin(self, graph: Graph) -> None:
-        """Learn what will come. A tar writes its small files here, in the order that readers like best."""
+        """Prepare for the blobs of `graph`.
+
+        A tar writes its small files here: with these first, its reader can ask for missing blobs before the first
+        layer.
+        """
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Say whether the blob is there already, whole."""
+        """Return whether the complete blob exists."""
 
     def has_manifest(self, descriptor: Descriptor) -> bool:
-        """Say whether a manifest that the source lacks is there already."""
+        """Return whether a manifest that the source lacks exists."""
 
     def write(self, blob: Blob) -> None:
-        """Store a blob of which `has` said no. It may come before `begin`, from a source without its graph yet."""
+        """Store a blob that does not exist yet. It may come before `begin`, from a source without its graph."""
 
     def commit(self, graph: Graph) -> None:
-        """Make all of it visible: manifests, children first, and names at the very end."""
+        """Make everything visible: manifests, children first, and names at the very end."""
 
     def close(self) -> None:
         """Drop what was not committed."""
@@ -179,32 +186,32 @@ class Observer(Protocol):
     """Whoever watches what happens to blobs. Called from any thread; sizes are in bytes."""
 
     def planned(self, graph: Graph) -> None:
-        """The graph is known, and so is the total."""
+        """The graph, and so the total, is known."""
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
-        """So many bytes have moved, or fewer than was thought: negative where a blob is begun again.
+        """`size` bytes have moved; negative if a blob restarts.
 
-        They are those of the blob `descriptor`, which may not have its digest yet (then that is empty). Without it they
-        only count as moved: nothing was read, and nothing more of the blob is to come.
+        They are those of the blob `descriptor`, whose digest may not be known yet (then it is empty). Without a
+        descriptor, bytes only count as moved: none were read, and no more of the blob will come.
         """
 
     def done(self, descriptor: Descriptor, how: str) -> None:
-        """A blob was "copied", "converted", "mounted", "skipped" since it was there, or "left out".
+        """A blob was "copied", "converted", "mounted", "skipped" because it exists, or "left out".
 
-        Where nothing moves, it was "verified".
+        Where nothing is written, it was "verified".
         """
 
 
 @runtime_checkable
 class ImageCountObserver(Protocol):
-    """An observer that is told how many images of a run are done with."""
+    """An observer that is told how many images of a run are finished."""
 
     def report_images(self, number: int, count: int) -> None:
-        """So many of `count` are."""
+        """`number` of `count` images are finished."""
 
 
 class NullObserver:
-    """The observer that looks away."""
+    """An observer that ignores all calls."""
 
     def planned(self, graph: Graph) -> None:
         """Do nothing."""
@@ -218,84 +225,84 @@ class NullObserver:
 
 @runtime_checkable
 class MountingDestination(Protocol):
-    """A sink that may have a blob without its bytes being sent (distribution-spec, "Mounting a blob")."""
+    """A destination that can mount a blob from another repository (distribution-spec, "Mounting a blob")."""
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
-        """Try to take the blob from where `source` holds it; False where it must be sent after all."""
+        """Try to mount the blob from where `source` has it; return False if it must be sent."""
 
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
-        """Say whether that would be possible, without changing anything."""
+        """Return whether the blob could be mounted, without changing anything."""
 
 
 @runtime_checkable
 class RetryableDestination(Protocol):
-    """A sink that nothing is left in of a blob whose chunks raised, so that it may be put once more."""
+    """A destination that keeps nothing of a blob whose chunks raised, so that the blob can be written again."""
 
     def can_retry(self) -> bool:
-        """Say whether that is so here: of a pipe it is not."""
+        """Return whether this holds here: a pipe cannot take anything back."""
 
 
 @runtime_checkable
 class BufferingDestination(Protocol):
-    """A sink that takes memory for each blob under way, which is not there for what is fetched ahead."""
+    """A destination that needs memory for each blob under way, which prefetching must not use."""
 
     @property
     def buffer_size(self) -> int:
-        """How many bytes for each, more than a file takes."""
+        """Bytes for each blob, beyond what a file needs."""
 
 
 @runtime_checkable
 class IncompleteSource(Protocol):
-    """A source that knows which blobs of its graph it does not have, beyond those that the graph says were left out."""
+    """A source that knows which blobs of its graph it lacks, beyond those that the graph lists as omitted."""
 
     def is_missing(self, descriptor: Descriptor) -> bool | None:
-        """Say whether a blob of the graph is not there; None where that is not known yet."""
+        """Return whether the source lacks a blob of the graph; None if that is not known yet."""
 
 
 @runtime_checkable
 class BlobPartSource(Protocol):
-    """A source that may have some parts of a blob which it has not whole."""
+    """A source that may have some parts of a blob, but not the complete blob."""
 
     def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
-        """Give all parts of a blob, in order, wherever they are; nothing where it is not cut into any."""
+        """Return all parts of a blob in order, in any volume; empty if the blob is not split."""
 
 
 @runtime_checkable
 class BlobPartDestination(Protocol):
-    """A sink that can be given a blob part by part, in order, in several runs."""
+    """A destination that accepts a blob part by part, in order, in several runs."""
 
     def write_part(self, descriptor: Descriptor, offset: int, part: Blob) -> int:
-        """Take the part of a blob that begins at `offset`; its bytes are verified, as a blob of their own.
+        """Write the part of a blob that begins at `offset`; its bytes are verified as a blob of their own.
 
-        Say how many bytes of the whole blob are there from its beginning on: all of them where it is there, and no more
-        than before where the part is not what comes next.
+        Return how many bytes of the blob are stored from its beginning. These are all if the blob exists, and no more
+        than before if the part is not the next one.
         """
 
     def stored_size(self, descriptor: Descriptor) -> int:
-        """Say how many bytes of a blob earlier runs have put, from its beginning on."""
+        """Return how many bytes of a blob earlier runs have stored, from its beginning."""
 
 
 @runtime_checkable
 class ResumableDestination(Protocol):
-    """A sink that can be given the rest of a blob of which an earlier run has put the beginning."""
+    """A destination that accepts the rest of a blob whose beginning an earlier run stored."""
 
     def write_rest(self, blob: Blob) -> None:
-        """Store a blob of which the first `start` bytes should be there, and perhaps more of them.
+        """Complete a blob of which the first `offset` bytes should be stored, and perhaps more.
 
-        `open_at` gives its bytes from any later one on, of which only the size is checked, `resume` those that are left
-        of it, verified together with what is held; one of them may be called, once.
+        Call `blob.open_at` or `blob.resume` at most once. `open_at` reads from any later byte, and only the size is
+        checked. `resume` returns the remaining chunks, verified together with the stored bytes.
 
         Raises:
-            LostBeginningError: the beginning is not there.
-            IntegrityError: together they are not the blob.
+            PartialBlobLostError: the beginning is not stored.
+            IntegrityError: the stored bytes and the rest are not the blob.
         """
 
 
 @runtime_checkable
 class GracefullyCancelledDestination(Protocol):
-    """A sink that loses less if an interruption lets it notice that the transfer is cancelled.
+    """A destination that loses less if it is told of an interruption instead of being torn down.
 
-    It is written to in a thread of its own, in which nothing is torn.
+    It is written to in a thread of its own, where signals do not raise.
     """
 
     is_cancelled_gracefully: bool
@@ -303,90 +310,94 @@ class GracefullyCancelledDestination(Protocol):
 
 @runtime_checkable
 class ResumedSizeReporter(Protocol):
-    """A sink that may have the beginning of a blob that is read from its first byte all the same, to be verified."""
+    """A destination that may have a blob's beginning, although the blob is read from its first byte to verify it."""
 
     def resumed_size(self, descriptor: Descriptor) -> int:
-        """Return how many bytes of a blob that was put were not sent, since an earlier run had sent them."""
+        """Return how many bytes of a written blob were not sent, since an earlier run had sent them."""
 
 
 @runtime_checkable
 class IncrementalDestination(Protocol):
-    """A sink in which blobs stay, be the images whole or not: what is lacking may come in another run."""
+    """A destination that keeps blobs of incomplete images: missing ones may come in another run."""
 
     is_incremental: Literal[True]
 
 
 @runtime_checkable
 class OmittingDestination(Protocol):
-    """A sink that can be made without some blobs, and says in it which (`Graph.leaving`)."""
+    """A destination that can be written without some blobs, and lists them (`Graph.omitted_from_output`)."""
 
     can_omit_blobs: Literal[True]
 
 
 @runtime_checkable
 class DiscardableDestination(Protocol):
-    """A sink that keeps what it has of an unfinished whole, to go on with in another run."""
+    """A destination that keeps unfinished content so that another run can resume it.
+
+    Interruptions and full disks keep it; content that was found wrong must be discarded.
+    """
 
     def discard(self) -> None:
-        """Keep nothing after all: something in it was found wrong."""
+        """Delete unfinished content, since some of it is wrong."""
 
 
 @runtime_checkable
 class ExpectingDestination(Protocol):
-    """A sink that can be asked what it has before `begin`, once it has been told what may come."""
+    """A destination that can be asked for existing blobs before `begin`, once it knows what may come."""
 
     def expect(self, graph: Graph) -> None:
-        """Learn what may come."""
+        """Prepare for the blobs that may come."""
 
 
 @runtime_checkable
 class NewBlobDestination(Protocol):
-    """A sink that can store a blob whose digest is known only when all of it has passed.
+    """A destination that can store a blob whose digest is known only after its last chunk.
 
-    Such blobs come before `begin`, whose graph is made of what has become of them.
+    A registry closes the upload with the digest, a directory renames the file, a tar file gets its header afterwards.
+    Only a pipe needs a temporary file. Such blobs come before `begin`, which gets the graph of what was written.
     """
 
     def expect(self, graph: Graph) -> None:
-        """Learn what is to come, as the source has it, before blobs of it are converted."""
+        """Prepare for the blobs of the source's graph, before some of them are converted."""
 
     def write_new(self, blob: NewBlob) -> Descriptor:
-        """Store a blob, and give its promise. If its chunks raise, nothing of it may be visible."""
+        """Store a blob and return its descriptor. If its chunks raise, nothing of it may be visible."""
 
 
 @runtime_checkable
 class NoReferrersDestination(Protocol):
-    """A sink of a format that has no place for what hangs on an image; `no_place` says so."""
+    """A destination whose format cannot store referrers; `no_referrers_reason` is the message."""
 
     no_referrers_reason: str
 
 
 @runtime_checkable
 class EarlyWriter(Protocol):
-    """A sink, or what stands before it, that may be unable to take blobs before the graph is known."""
+    """A destination, or a wrapper of one, that may be unable to accept blobs before the graph is known."""
 
     def can_write_early(self) -> bool:
-        """Say whether it takes them."""
+        """Return whether it accepts them."""
 
 
 @runtime_checkable
 class ReferrerTagGuard(Protocol):
-    """A sink in which something else may be under a tag that hangs on an image, and is not to be lost."""
+    """A destination in which a referrer's tag may hold something else that must not be lost."""
 
     def skip_conflicting_referrers(self, graph: Graph) -> Graph:
-        """Leave behind what would take its place. Asked before `begin`."""
+        """Return the graph without referrers that would overwrite such a tag. Called before `begin`."""
 
 
 @runtime_checkable
 class ReadBackDestination(Protocol):
-    """A sink that can give small content back which was put into it."""
+    """A destination that can return small content that was written to it."""
 
     def read_back(self, descriptor: Descriptor) -> bytes:
-        """Read back content of at most `MAX_MANIFEST` bytes that was put, verified."""
+        """Read back content of at most `MAX_MANIFEST` bytes that was written, verified."""
 
 
 @runtime_checkable
 class ReadableDestination(Protocol):
-    """A sink that can give back a blob which was put into it before the graph was known."""
+    """A destination that can read back a blob that was written before the graph was known."""
 
     def read_blob(self, descriptor: Descriptor) -> Iterator[Chunk]:
-        """Read the blob once more, unverified."""
+        """Read the blob again, unverified."""

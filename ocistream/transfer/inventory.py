@@ -23,7 +23,7 @@ __all__ = ["describe_images", "list_needed_configs"]
 
 
 def list_needed_configs(graph: Graph) -> list[Descriptor]:
-    """Give the configs that say something which the graph does not: the platform of an image that no index lists."""
+    """List the configs that have information that the graph lacks: the platform of an image outside an index."""
     return [
         document.config
         for root in graph.roots
@@ -41,11 +41,10 @@ def describe_images(
     names: Mapping[str, str],
     lacking: Sequence[Descriptor] = (),
 ) -> dict[str, Any]:
-    """Describe a graph. Sizes are in bytes.
+    """Return the description of a graph. Sizes are in bytes.
 
-    `configs` are the bytes of those that were wanted, by digest; `referrers` what a registry says refers to a manifest,
-    `names` how roots are called that have no name of their own, by digest, and `lacking` configs and layers that were
-    found not to be there.
+    `configs` are the bytes of the needed configs, by digest. `referrers` are those that a registry lists for a
+    manifest. `names` are for roots without a name of their own. `lacking` are configs and layers that the source lacks.
     """
     return _Description(graph, configs, referrers, names).document(lacking)
 
@@ -63,17 +62,17 @@ class _Description:
         self._names = names
         self._raw = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
         self._referrers: dict[str, list[dict[str, Any]]] = {
-            subject: [_describe_descriptor(descriptor) for descriptor in found]
-            for subject, found in referrers.items()
-            if found
+            subject: [_describe_descriptor(descriptor) for descriptor in descriptors]
+            for subject, descriptors in referrers.items()
+            if descriptors
         }
         for manifest in graph.manifests:
             document = graph.documents[manifest.descriptor.digest]
             if document.subject is not None:
                 listed = self._referrers.setdefault(document.subject.digest, [])
-                if all(known["digest"] != manifest.descriptor.digest for known in listed):
+                if all(entry["digest"] != manifest.descriptor.digest for entry in listed):
                     listed.append(_describe_descriptor(manifest.descriptor) | _describe_kind(document))
-        #: In how many different images a blob is.
+        #: How many different images have a blob.
         self._uses = Counter(
             digest
             for document in graph.documents.values()
@@ -81,11 +80,11 @@ class _Description:
             for digest in {blob.digest for blob in (document.config, *document.layers)}
         )
 
-    def document(self, lacking: Sequence[Descriptor]) -> dict[str, Any]:
+    def document(self, missing_blobs: Sequence[Descriptor]) -> dict[str, Any]:
         graph = self._graph
         images = [document for _, document in graph.images()]
-        all_of_them = sum(b.size for d in images for b in _unique((d.config, *d.layers)))
-        all_of_them += sum(b.size for d in graph.documents.values() if d.config is None for b in _unique(d.layers))
+        unshared = sum(b.size for d in images for b in _unique((d.config, *d.layers)))
+        unshared += sum(b.size for d in graph.documents.values() if d.config is None for b in _unique(d.layers))
         return {
             "images": [self._root(root) for root in graph.roots],
             "totals": {
@@ -93,49 +92,53 @@ class _Description:
                 "manifests": len(graph.manifests),
                 "blobs": len(graph.blobs),
                 "bytes": graph.size + sum(manifest.descriptor.size for manifest in graph.manifests),
-                # What the same images would take if none shared a blob with another.
-                "bytesUnshared": all_of_them + sum(manifest.descriptor.size for manifest in graph.manifests),
+                # What the images would need if they shared no blobs.
+                "bytesUnshared": unshared + sum(manifest.descriptor.size for manifest in graph.manifests),
             },
-            "missing": self._missing(lacking),
+            "missing": self._missing(missing_blobs),
         }
 
-    def _missing(self, lacking: Sequence[Descriptor]) -> list[dict[str, Any]]:
-        """Describe what is missing: whether it was left out on purpose, or not exported, or is just not there."""
+    def _missing(self, missing_blobs: Sequence[Descriptor]) -> list[dict[str, Any]]:
+        """Describe the missing content: omitted on purpose, not exported, or just missing."""
         graph = self._graph
-        digests = {descriptor.digest for descriptor in lacking}
-        gone = {one.digest for one in find_not_exported(graph, lambda blob: blob.digest in digests)}
-        exported = limit_to_exported(graph, gone)
+        digests = {descriptor.digest for descriptor in missing_blobs}
+        not_exported = {manifest.digest for manifest in find_not_exported(graph, lambda blob: blob.digest in digests)}
+        exported = limit_to_exported(graph, not_exported)
         needed = {descriptor.digest for descriptor in (*exported.blobs, *exported.absent)}
         missing = []
-        for descriptor in (*graph.absent, *lacking):
+        for descriptor in (*graph.absent, *missing_blobs):
             reason = graph.omitted_from_source.get(descriptor.digest)
-            why: dict[str, Any] = {"leftOut": str(reason)} if reason else {}
+            details: dict[str, Any] = {"leftOut": str(reason)} if reason else {}
             if descriptor.digest not in needed:
-                why["notExported"] = True
-            missing.append(_describe_descriptor(descriptor) | why)
+                details["notExported"] = True
+            missing.append(_describe_descriptor(descriptor) | details)
         return missing
 
     def _root(self, root: Root) -> dict[str, Any]:
         descriptor = root.descriptor
-        found: dict[str, Any] = {"name": root.name or self._names.get(descriptor.digest)}
+        description: dict[str, Any] = {"name": root.name or self._names.get(descriptor.digest)}
         if not root.is_synthesized:
-            return found | self._manifest(descriptor)
-        of_manifest = _describe_descriptor(descriptor).keys()
-        shown = {key: value for key, value in self._manifest(descriptor).items() if key not in of_manifest}
-        return found | {"imageId": self._graph.image_id(root)} | shown
+            return description | self._manifest(descriptor)
+        descriptor_keys = _describe_descriptor(descriptor).keys()
+        details = {key: value for key, value in self._manifest(descriptor).items() if key not in descriptor_keys}
+        return description | {"imageId": self._graph.image_id(root)} | details
 
     def _manifest(self, descriptor: Descriptor) -> dict[str, Any]:
-        found: dict[str, Any] = _describe_descriptor(descriptor)
+        description: dict[str, Any] = _describe_descriptor(descriptor)
         if descriptor.annotations:
-            # What the index says of it: that it is an attestation, and of which image, stands only there.
-            found["indexAnnotations"] = dict(descriptor.annotations)
+            # Only the index says that a manifest is an attestation, and of which image.
+            description["indexAnnotations"] = dict(descriptor.annotations)
         document = self._graph.documents.get(descriptor.digest)
         if document is None:
-            return found | ({"platform": str(descriptor.platform)} if descriptor.platform else {}) | {"missing": True}
-        found |= _describe_kind(document)
+            return (
+                description
+                | ({"platform": str(descriptor.platform)} if descriptor.platform else {})
+                | {"missing": True}
+            )
+        description |= _describe_kind(document)
         if platform := self._platform(descriptor, document):
-            found["platform"] = platform
-        # Parsed again, and one at a time: what is only shown is not held for all of them.
+            description["platform"] = platform
+        # Parsed again, one at a time: fields that are only shown are not kept for all manifests.
         fields = parse_json(
             self._raw[descriptor.digest].raw,
             f"manifest {descriptor.digest}",
@@ -143,23 +146,23 @@ class _Description:
             convert={"layers": _keep_annotations},
         )
         if isinstance(annotations := fields.get("annotations"), dict) and annotations:
-            found["annotations"] = annotations
+            description["annotations"] = annotations
         if document.subject is not None:
-            found["subject"] = document.subject.digest
+            description["subject"] = document.subject.digest
         if document.manifests:
-            found["manifests"] = [self._manifest(child) for child in document.manifests]
+            description["manifests"] = [self._manifest(child) for child in document.manifests]
         if document.config is not None:
-            found["config"] = self._blob(document.config)
-            found["layers"] = [
+            description["config"] = self._blob(document.config)
+            description["layers"] = [
                 self._blob(layer) | _describe_layer(layer, annotations)
                 for layer, annotations in zip(document.layers, fields.get("layers") or (), strict=True)
             ]
-            found["bytes"] = sum(blob.size for blob in _unique((document.config, *document.layers)))
+            description["bytes"] = sum(blob.size for blob in _unique((document.config, *document.layers)))
         elif document.layers:
-            found["blobs"] = [self._blob(blob) for blob in document.layers]
+            description["blobs"] = [self._blob(blob) for blob in document.layers]
         if descriptor.digest in self._referrers:
-            found["referrers"] = self._referrers[descriptor.digest]
-        return found
+            description["referrers"] = self._referrers[descriptor.digest]
+        return description
 
     def _platform(self, descriptor: Descriptor, document: Document) -> str | None:
         if descriptor.platform is not None:
@@ -170,26 +173,26 @@ class _Description:
         try:
             platform = parse_config_platform(raw, "the config")
         except ArchiveError:
-            # What is shown need not be whole; what is moved is checked.
+            # A config that is only shown may be malformed; it is checked when it is copied.
             return None
         return str(platform) if platform else None
 
     def _blob(self, descriptor: Descriptor) -> dict[str, Any]:
-        found = _describe_descriptor(descriptor)
+        description = _describe_descriptor(descriptor)
         if (uses := self._uses[descriptor.digest]) > 1:
-            found["sharedBy"] = uses
-        return found
+            description["sharedBy"] = uses
+        return description
 
 
 def _describe_descriptor(descriptor: Descriptor) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "mediaType": descriptor.media_type,
         "digest": descriptor.digest,
         "size": descriptor.size,
     }
     if descriptor.artifact_type:
-        found["artifactType"] = descriptor.artifact_type
-    return found
+        description["artifactType"] = descriptor.artifact_type
+    return description
 
 
 def _describe_kind(document: Document) -> dict[str, Any]:
@@ -201,21 +204,21 @@ def _describe_kind(document: Document) -> dict[str, Any]:
     return {"kind": "artifact", "artifactType": document.artifact_type or document.config.media_type}
 
 
-def _keep_annotations(_place: int, written: object) -> object:
-    """Keep a layer's annotations, or None where it has none: there may be thousands of layers."""
-    annotations = written.get("annotations") if isinstance(written, dict) else None
+def _keep_annotations(_place: int, value: object) -> object:
+    """Keep a layer's annotations, or None if it has none: there may be thousands of layers."""
+    annotations = value.get("annotations") if isinstance(value, dict) else None
     return annotations if isinstance(annotations, dict) and annotations else None
 
 
 def _describe_layer(layer: Descriptor, annotations: object) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    description: dict[str, Any] = {}
     if (codec := layer_media_types.codec_name(layer.media_type)) is not None:
-        found["compression"] = codec
+        description["compression"] = codec
     if layer.is_foreign:
-        found["foreign"] = True
+        description["foreign"] = True
     if annotations is not None:
-        found["annotations"] = annotations
-    return found
+        description["annotations"] = annotations
+    return description
 
 
 def _unique(blobs: Sequence[Descriptor | None]) -> Iterator[Descriptor]:

@@ -42,27 +42,27 @@ __all__ = [
     "write_rest",
 ]
 
-#: The annotation of an `index.json` that says it.
+#: The annotation of `index.json` that lists partial blobs. Each line has a digest and a byte offset.
 PARTIAL_BLOBS: Final = "vnd.ocistream.begun"
 
 _OFFSET: Final = re.compile(r"[1-9][0-9]{0,17}\Z")
 
 
-def format_partial_blobs(begun: Mapping[str, int]) -> str:
-    """Write the annotation's text: digests, and how many bytes the other side has."""
-    return "\n".join(f"{digest} {offset}" for digest, offset in sorted(begun.items()))
+def format_partial_blobs(offsets: Mapping[str, int]) -> str:
+    """Return the annotation's text: digests, and how many bytes the other side has."""
+    return "\n".join(f"{digest} {offset}" for digest, offset in sorted(offsets.items()))
 
 
-def parse_partial_blobs(notes: Mapping[str, str]) -> dict[str, int] | None:
-    """Read the annotation; None where there is none.
+def parse_partial_blobs(annotations: Mapping[str, str]) -> dict[str, int] | None:
+    """Return the annotation's entries, digest to byte offset; None if there is no such annotation.
 
     Raises:
-        ArchiveError: it is malformed.
+        ArchiveError: the annotation is malformed.
     """
-    text = notes.get(PARTIAL_BLOBS)
+    text = annotations.get(PARTIAL_BLOBS)
     if text is None:
         return None
-    found: dict[str, int] = {}
+    offsets: dict[str, int] = {}
     lines = text.split("\n", limits.MAX_RESUMABLE_BLOBS) if text else []
     for line in lines:
         digest, _, offset = line.partition(" ")
@@ -70,31 +70,34 @@ def parse_partial_blobs(notes: Mapping[str, str]) -> dict[str, int] | None:
             len(lines) > limits.MAX_RESUMABLE_BLOBS
             or not is_digest(digest)
             or not _OFFSET.match(offset)
-            or digest in found
+            or digest in offsets
         ):
             msg = f"index.json has a malformed annotation {PARTIAL_BLOBS}: {printable(line, 160)!r}"
             raise ArchiveError(msg)
-        found[digest] = int(offset)
-    return found
+        offsets[digest] = int(offset)
+    return offsets
 
 
 def chunks_from(chunks: Iterator[Chunk], offset: int) -> Iterator[Chunk]:
-    """Pass on what comes from `offset` on, in bytes. `chunks` is closed at the end."""
-    left = offset
+    """Yield the bytes of `chunks` from byte `offset` on. Closes `chunks` at the end."""
+    remaining = offset
     with closing_chunks(chunks):
         for chunk in chunks:
-            if left < len(chunk):
-                yield memoryview(chunk)[left:] if left else chunk
-            left = max(0, left - len(chunk))
+            if remaining < len(chunk):
+                yield memoryview(chunk)[remaining:] if remaining else chunk
+            remaining = max(0, remaining - len(chunk))
 
 
-def write_rest(destination: Destination, blob: Blob, watched: BlobProgress) -> None:
-    """Put a blob whose source begins at `blob.start`.
+def write_rest(destination: Destination, blob: Blob, progress: BlobProgress) -> None:
+    """Write the rest of a blob, which begins at `blob.offset`.
+
+    The receiver has seen only the beginning, the sender only the end, so neither can tell which one is wrong. The
+    caller then sends the complete blob.
 
     Raises:
-        UnsupportedError: the sink never has the beginning of a blob.
-        LostBeginningError: it has not that of this one, or another one than it should.
-        OcistreamError: the source or the sink failed.
+        UnsupportedError: the destination never has the beginning of a blob.
+        PartialBlobLostError: the beginning is missing or wrong.
+        OcistreamError: the source or the destination failed.
     """
     if not isinstance(destination, ResumableDestination):
         msg = f"{blob.descriptor.digest}: only the end of it comes, and nothing can be gone on with here"
@@ -103,18 +106,22 @@ def write_rest(destination: Destination, blob: Blob, watched: BlobProgress) -> N
     def opened_at(offset: int) -> Iterator[Chunk]:
         return check_chunks_size(chunks_from(blob.open(), offset - blob.offset), blob.descriptor, offset)
 
-    def resumed(held: Iterator[Chunk], size: int) -> Iterator[Chunk]:
-        return verify_chunks(chunks_from(blob.open(), size - blob.offset), blob.descriptor, held)
+    def resumed(stored_chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
+        return verify_chunks(chunks_from(blob.open(), size - blob.offset), blob.descriptor, stored_chunks)
 
     try:
-        destination.write_rest(watched.wrap(replace(blob, open_at=opened_at, resume=resumed)))
+        destination.write_rest(progress.wrap(replace(blob, open_at=opened_at, resume=resumed)))
     except IntegrityError as error:
         msg = f"{error.message}: its beginning was there, and its end has come"
         raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then") from error
 
 
 class PartWriter:
-    """A source and a sink."""
+    """Writes the parts of blobs that some volumes have.
+
+    A part has a digest of its own, which is verified here. The registry verifies the complete blob when it closes the
+    upload, and nothing is visible before.
+    """
 
     def __init__(
         self,
@@ -124,7 +131,7 @@ class PartWriter:
         note: Callable[[Descriptor, str, int], None],
         cancelled: threading.Event,
     ) -> None:
-        """`note` is told of each blob that was "copied", and how many of its bytes were counted."""
+        """Call `note` for each blob that was "copied", with the number of counted bytes."""
         self._source = source if isinstance(source, BlobPartSource) else None
         self._destination = destination if isinstance(destination, BlobPartDestination) else None
         self._can_retry = isinstance(destination, RetryableDestination) and destination.can_retry()
@@ -133,11 +140,11 @@ class PartWriter:
         self._cancelled = cancelled
 
     def write(self, missing: Sequence[Descriptor], graph: Graph) -> NeededVolumes:
-        """Put what there is of blobs that are not there whole, and say in which volumes the rest is.
+        """Write the available parts of incomplete blobs; return the volumes that have the rest.
 
         Raises:
             IntegrityError: a part is wrong.
-            OcistreamError: the sink failed.
+            OcistreamError: the destination failed.
         """
         needed: dict[str, None] = {}
         in_order: dict[str, Sequence[str]] = {}
@@ -147,36 +154,38 @@ class PartWriter:
                 if (reason := graph.omitted_from_source.get(blob.digest)) is not None:
                     needed[reason.name] = None
                 continue
-            reached = self._write_blob(blob, parts)
-            lacking = [part for part in parts if part.offset + part.size > reached]
-            needed.update(dict.fromkeys(part.volume for part in lacking))
-            if any(part.blob for part in lacking):
-                # What is at hand is of no use yet.
-                in_order[blob.digest] = [part.volume for part in lacking]
+            stored = self._write_blob(blob, parts)
+            missing_parts = [part for part in parts if part.offset + part.size > stored]
+            needed.update(dict.fromkeys(part.volume for part in missing_parts))
+            if any(part.blob for part in missing_parts):
+                # The available part does not follow the stored bytes, so it is of no use yet.
+                in_order[blob.digest] = [part.volume for part in missing_parts]
         return NeededVolumes(tuple(sorted(needed)), in_order)
 
     def _write_blob(self, blob: Descriptor, parts: Sequence[BlobPart]) -> int:
-        """Put the parts of a blob that are at hand; say how much of it is there, from its beginning on."""
-        reached = counted = 0
-        sink = self._destination
-        if sink is not None and not any(part.blob for part in parts):
-            return sink.stored_size(blob)
-        for part in parts if sink is not None else ():
-            if part.blob is not None and sink is not None:
-                watched = BlobProgress(self._observer, blob, self._cancelled)
-                use = partial(_write_part, sink, blob, part.offset, watched)
+        """Write the available parts of a blob; return how many bytes are stored from its beginning."""
+        stored = counted = 0
+        destination = self._destination
+        if destination is not None and not any(part.blob for part in parts):
+            return destination.stored_size(blob)
+        for part in parts if destination is not None else ():
+            if part.blob is not None and destination is not None:
+                progress = BlobProgress(self._observer, blob, self._cancelled)
+                use = partial(_write_part, destination, blob, part.offset, progress)
                 try:
-                    reached = use_verified(part.blob, use, again=self._can_retry)
+                    stored = use_verified(part.blob, use, again=self._can_retry)
                 except IntegrityError as error:
                     if not error.message.startswith(part.blob.descriptor.digest):
-                        # It is what the registry made of them.
+                        # This is the registry's check of the complete blob.
                         raise
                     raise part_error(blob.digest, part.offset, part.volume, error) from error
-                counted += watched.counted
-        if reached == blob.size:
+                counted += progress.counted
+        if stored == blob.size:
             self._note(blob, "copied", counted)
-        return reached
+        return stored
 
 
-def _write_part(sink: BlobPartDestination, blob: Descriptor, offset: int, watched: BlobProgress, part: Blob) -> int:
-    return sink.write_part(blob, offset, watched.wrap(part))
+def _write_part(
+    destination: BlobPartDestination, blob: Descriptor, offset: int, progress: BlobProgress, part: Blob
+) -> int:
+    return destination.write_part(blob, offset, progress.wrap(part))

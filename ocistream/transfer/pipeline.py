@@ -46,14 +46,15 @@ _SENT_TWICE_NOTICE: Final = (
 
 
 class BlobPipeline:
-    """The blobs of one transfer on their way; to the source it is where those go that come before the graph.
+    """The blobs of one transfer on their way from the source to the destination.
 
-    `moved` says by digest what became of each; `layers` are those to be compressed anew, once `converts` has looked for
-    them, and `configs` those that are read to check layers by them.
+    Also the `EarlyBlobs` of the source: it accepts blobs that come before the graph. `results` has the result of each
+    blob by digest. `layers` are the layers to recompress, known after `plan_recompression`. `configs` are read to check
+    these layers.
     """
 
     def __init__(self, destination: Destination, observer: Observer, cancelled: threading.Event) -> None:
-        """`observer` is told how far each is; all of it ends once it is `cancelled`."""
+        """Report progress to `observer`; stop once `cancelled` is set."""
         self._destination = destination
         self._observer = observer
         self._cancelled = cancelled
@@ -61,65 +62,65 @@ class BlobPipeline:
         self.results: dict[str, BlobResult] = {}
         #: How many blobs move at once.
         self.concurrency = 1
-        #: What is to be compressed anew, if anything is.
+        #: None if no layers are recompressed.
         self.recompressor: Recompressor | None = None
         self.plain_layers: Recompression | None = None
         self._plain_recompressor: Recompressor | None = None
         self.layers: dict[str, Descriptor] = {}
         self.configs: set[str] = set()
-        #: Layers that are called what is asked for: they have to be so.
+        #: Layers whose media type says that they have the requested compression: this is checked.
         self._unchanged_layers: set[str] = set()
-        #: Layers that were compressed early, in case that `docker save` wrote the archive.
+        #: Layers that were compressed before it was known whether `docker save` wrote the archive.
         self._compressed_early: set[str] = set()
-        #: The configs of images, which have to be JSON.
+        #: The configs of images, which must be JSON.
         self.config_checker = ConfigChecker()
 
     def enable_recompression(self, recompression: Recompression) -> None:
-        """Have layers compressed anew, from now on."""
+        """Recompress layers from now on."""
         self.recompressor = _create_recompressor(recompression)
 
     def plan_recompression(self, graph: Graph) -> bool:
-        """Find out which layers are to be compressed anew, and whether there are any."""
+        """Find the layers to recompress; return whether there are any."""
         if self.recompressor is None:
             return False
-        # What came early was taken as it looked, and may have been of another compression than it is called.
+        # Early blobs were handled by their first bytes, and may have another compression than their media type says.
         self.layers = {
             digest: layer
             for digest, layer in self.recompressor.find_layers(graph).items()
             if digest not in self.results or self.recompressor.find_result(digest)
         }
         self.configs = self.recompressor.find_configs(graph)
-        # Where only plain layers change, the others are moved as they are.
+        # If only plain layers change, the others are copied unchecked.
         self._unchanged_layers = (
             set() if self.recompressor.plain_only else self.recompressor.find_unchanged_layers(graph)
         )
         return bool(self.layers)
 
     def plain_layer_recompressor(self) -> Recompressor | None:
-        """Give what holds for layers of an archive that never compresses its own.
+        """Return the recompressor for layers of an archive that never compresses its own, if any.
 
-        It is not for other blobs, before the graph has said that this is such an archive: a stray file in an OCI
-        archive may look as if it were.
+        Use it for other blobs only after the graph has said that this is such an archive. A stray file in an OCI
+        archive may look like a plain layer.
         """
         if self._plain_recompressor is None and self.plain_layers is not None:
             self._plain_recompressor = _create_recompressor(self.plain_layers)
         return self.recompressor or self._plain_recompressor
 
     def new_blob_destination(self) -> NewBlobDestination:
-        """Give the sink, which has to take layers before their digests are known.
+        """Return the destination as one that accepts layers before their digests are known.
 
         Raises:
-            UnsupportedError: it does not.
+            UnsupportedError: the destination does not accept them.
         """
         if not isinstance(self._destination, NewBlobDestination):
             msg = "layers cannot be compressed anew on the way to this destination"
             raise UnsupportedError(msg)
         return self._destination
 
-    # -- what a source may do with blobs that come before the graph (interfaces.Early) -------------------
+    # -- blobs that come before the graph (interfaces.EarlyBlobs) --------------------------------------------
 
     def write(self, blob: Blob) -> None:
-        """Move a blob right now, or read it to its end where the sink has it."""
+        """Copy a blob at once, or only read and verify it if the destination already has it."""
         blob = self.config_checker.watch_early(blob)
         if self.recompressor is not None:
             blob, beginning = peek(blob)
@@ -129,13 +130,14 @@ class BlobPipeline:
         elif (
             blob.can_be_plain_layer
             and isinstance(self._destination, ReadableDestination)
-            and (bare := self.plain_layer_recompressor()) is not None
+            and (recompressor := self.plain_layer_recompressor()) is not None
         ):
-            # Most such archives are of `docker save`. If this is another one, `restore` puts the layer as it was.
+            # Most such archives are from `docker save`. If this one is not, `restore_plain_layers` writes the plain
+            # layer later.
             blob, beginning = peek(blob)
-            if bare.can_compress_plain(beginning):
+            if recompressor.can_compress_plain(beginning):
                 self._compressed_early.add(blob.descriptor.digest)
-                self._recompress(blob, bare)
+                self._recompress(blob, recompressor)
                 return
         if blob.descriptor.digest in self.results or self._destination.has_blob(blob.descriptor):
             self._read_existing(blob)
@@ -143,65 +145,65 @@ class BlobPipeline:
             self.copy_blob(blob)
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
-        """Move a layer of which no digest is known right now, compressed anew where that is asked for."""
+        """Copy a layer of unknown digest at once, recompressed if that is requested."""
         from ocistream.streams import layer_media_types
         from ocistream.streams.compression import detect_codec
 
-        conversion = self.plain_layer_recompressor()
+        recompressor = self.plain_layer_recompressor()
         blob, beginning = peek(Blob(Descriptor(layer_media_types.OCI_LAYER, "", 0), lambda: chunks, reopenable=False))
-        if conversion is not None and conversion.can_recompress_layer(beginning):
-            return self._recompress(blob, conversion, known=False)
-        passing = functools.partial(self._observer.advance, descriptor=blob.descriptor)
-        raw = HashedChunks(count_chunks(cancellable_chunks(blob.open(), self._cancelled), passing))
-        kind = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, detect_codec(beginning).name)
+        if recompressor is not None and recompressor.can_recompress_layer(beginning):
+            return self._recompress(blob, recompressor, is_known=False)
+        count = functools.partial(self._observer.advance, descriptor=blob.descriptor)
+        raw = HashedChunks(count_chunks(cancellable_chunks(blob.open(), self._cancelled), count))
+        media_type = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, detect_codec(beginning).name)
         descriptor = self.new_blob_destination().write_new(
-            NewBlob(lambda: raw, lambda: Descriptor(kind, raw.digest, raw.size), reopenable=False)
+            NewBlob(lambda: raw, lambda: Descriptor(media_type, raw.digest, raw.size), reopenable=False)
         )
         self.add_result(descriptor, "copied", descriptor.size)
         return descriptor
 
     def compress_plain_layers(self, graph: Graph) -> None:
-        """Have the layers compressed that `docker save` left plain, unless another compression was asked for."""
-        if self.recompressor is None and (bare := self.plain_layer_recompressor()) is not None:
-            # An image that has a manifest of its own keeps what is compressed.
-            bare.plain_only = not all(root.descriptor.digest in graph.synthesized for root in graph.roots)
-            self.recompressor = bare
+        """Compress the layers that `docker save` left plain, unless another compression was requested."""
+        if self.recompressor is None and (recompressor := self.plain_layer_recompressor()) is not None:
+            # An image with a manifest of its own keeps its compressed layers.
+            recompressor.plain_only = not all(root.descriptor.digest in graph.synthesized for root in graph.roots)
+            self.recompressor = recompressor
 
     def restore_plain_layers(self, graph: Graph) -> None:
-        """Put the layers of `graph` as they were which were compressed before it was known that they stay plain.
+        """Write the plain form of layers that were compressed early, if `docker save` did not write the archive.
 
-        The compressed ones are in the sink, and are read from there.
+        The destination has only the compressed layers, so they are read back from it and decompressed.
         """
-        bare, sink = self._plain_recompressor, self._destination
-        if bare is None or not isinstance(sink, ReadableDestination):
+        recompressor, destination = self._plain_recompressor, self._destination
+        if recompressor is None or not isinstance(destination, ReadableDestination):
             return
         for blob in graph.blobs:
-            if blob.digest in self._compressed_early and (done := bare.find_result(blob.digest)) is not None:
-                plain = functools.partial(_decompress_result, sink, done, bare)
+            if blob.digest in self._compressed_early and (result := recompressor.find_result(blob.digest)) is not None:
+                open_plain = functools.partial(_decompress_result, destination, result, recompressor)
                 if self._destination.has_blob(blob):
                     self.add_result(blob, "skipped")
                 else:
                     notices.notify(_SENT_TWICE_NOTICE)
-                    self.copy_blob(Blob(blob, plain))
+                    self.copy_blob(Blob(blob, open_plain))
 
     def can_write_early(self) -> bool:
-        """Say whether blobs may come before the graph."""
+        """Return whether the destination accepts blobs before the graph is known."""
         return not isinstance(self._destination, EarlyWriter) or self._destination.can_write_early()
 
     def read_back(self, descriptor: Descriptor) -> bytes:
-        """Have the sink give back what it was given."""
+        """Read small content back from the destination."""
         if not isinstance(self._destination, ReadBackDestination):
             msg = f"{descriptor.digest}: too many small blobs come before the archive's index to hold all of them"
             raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
         return self._destination.read_back(descriptor)
 
-    # -- what is done with those of the graph -------------------------------------------------------------
+    # -- blobs of the graph ---------------------------------------------------------------------------------
 
     def transfer_blob(self, blob: Blob) -> None:
-        """Put a blob of the graph, as what it turned out to be.
+        """Copy a blob of the graph: recompressed, checked or unchanged.
 
         Raises:
-            OcistreamError: it is not what it should be, or either end fails.
+            OcistreamError: the blob is not what it should be, or the source or the destination failed.
         """
         digest = blob.descriptor.digest
         if blob.offset:
@@ -211,10 +213,10 @@ class BlobPipeline:
         elif digest in self.configs:
             self._write_config(blob)
         elif self.recompressor is not None and self.recompressor.is_result(digest):
-            # It was asked for before it was there.
+            # The layer's result was written after this blob was asked for.
             self._read_existing(blob)
         elif digest in self._unchanged_layers and self.recompressor is not None:
-            # It is looked at how it begins, and so not begun in the middle.
+            # The first bytes are checked, so the blob cannot start in its middle.
             self.copy_blob(replace(blob, open=functools.partial(self.recompressor.checked_chunks, blob), open_at=None))
         elif digest in self.config_checker.digests:
             with self.config_checker.reserve_memory(blob.descriptor):
@@ -223,27 +225,23 @@ class BlobPipeline:
             self.copy_blob(blob)
 
     def _write_rest(self, blob: Blob) -> None:
-        """Put what the source has of a blob where the sink has the beginning.
-
-        Raises:
-            UnsupportedError: it has to be read from its beginning.
-        """
-        # Hardly any archive goes on with blobs.
+        """Write the rest of a blob whose beginning the destination has."""
+        # Imported here because few archives contain the rest of a blob.
         from ocistream.transfer.partial_blobs import write_rest
 
         digest = blob.descriptor.digest
         if digest in {*self.layers, *self.configs, *self._unchanged_layers, *self.config_checker.digests}:
             msg = f"{digest}: only the end of it comes, and all of it is to be read here"
             raise UnsupportedError(msg)
-        watched = BlobProgress(self._observer, blob.descriptor, self._cancelled)
-        write_rest(self._destination, blob, watched)
-        self.add_result(blob.descriptor, "copied", watched.counted, resumed=watched.resumed_size)
+        progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
+        write_rest(self._destination, blob, progress)
+        self.add_result(blob.descriptor, "copied", progress.counted, resumed=progress.resumed_size)
 
     def _read_existing(self, blob: Blob) -> None:
-        """Read a blob to its end that the sink has."""
+        """Read and verify a blob that the destination has."""
 
-        def read(checked: Blob) -> None:
-            for _ in cancellable_chunks(checked.open(), self._cancelled):
+        def read(verified: Blob) -> None:
+            for _ in cancellable_chunks(verified.open(), self._cancelled):
                 pass
 
         use_verified(blob, read, again=True)
@@ -251,72 +249,77 @@ class BlobPipeline:
             self.add_result(blob.descriptor, "skipped")
 
     def _write_config(self, blob: Blob) -> None:
-        """Read a config, to check layers by it, and put it where it is not there yet.
+        """Buffer a config, use it to check layers, and write it if the destination lacks it.
 
-        It is held; no graph has one of more than `limits.MAX_CONFIG`.
+        A graph has no config above `limits.MAX_CONFIG`.
         """
         descriptor = blob.descriptor
         content = use_verified(
-            blob, lambda checked: read_all(cancellable_chunks(checked.open(), self._cancelled)), again=True
+            blob, lambda verified: read_all(cancellable_chunks(verified.open(), self._cancelled)), again=True
         )
         if self.recompressor is not None:
             self.recompressor.add_config(descriptor.digest, content)
         if descriptor.digest not in self.results:
             self.copy_blob(blob_from_bytes(descriptor, content))
 
-    def _recompress(self, blob: Blob, conversion: Recompressor, *, known: bool = True) -> Descriptor:
-        """Put what a layer becomes; the chunks of the layer itself are verified, counted and can be stopped.
+    def _recompress(self, blob: Blob, recompressor: Recompressor, *, is_known: bool = True) -> Descriptor:
+        """Recompress a layer into the destination; its own chunks are verified, counted and cancellable.
 
-        Without `known` its descriptor says nothing. The layer's own, with size and digest, is given back.
+        Unless `is_known`, the blob's descriptor has no digest or size. Return the descriptor of the original layer.
         """
-        watched = BlobProgress(self._observer, blob.descriptor, self._cancelled)
+        progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
 
-        def convert(checked: Blob) -> Descriptor:
-            chunks = watched.wrap(checked).open
-            recoded = conversion.recompress(chunks, blob.descriptor if known else None, replayable=blob.reopenable)
-            self.new_blob_destination().write_new(recoded.new_blob())
-            return recoded.result.source
+        def convert(verified: Blob) -> Descriptor:
+            chunks = progress.wrap(verified).open
+            recompression = recompressor.recompress(
+                chunks, blob.descriptor if is_known else None, replayable=blob.reopenable
+            )
+            self.new_blob_destination().write_new(recompression.new_blob())
+            return recompression.result.source
 
-        source = use_verified(blob, convert, again=self._can_retry) if known else convert(blob)
-        self.add_result(source, "converted", watched.counted)
+        source = use_verified(blob, convert, again=self._can_retry) if is_known else convert(blob)
+        self.add_result(source, "converted", progress.counted)
         return source
 
     def copy_blob(self, blob: Blob, read: Callable[[Blob], Blob] = lambda verified: verified) -> None:
-        """Put a blob whose chunks are verified, `read`, counted and can be stopped, in this order from the inside."""
-        watched = BlobProgress(self._observer, blob.descriptor, self._cancelled)
+        """Write a blob. Its chunks are verified, passed through `read`, counted and cancellable, in this order."""
+        progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
         use_verified(
             blob,
-            lambda right: self._destination.write(watched.wrap(read(right))),
+            lambda verified_blob: self._destination.write(progress.wrap(read(verified_blob))),
             again=self._can_retry,
+            # Hash in a thread of its own only if cores are free: for blobs that move side by side it gains nothing.
             beside=self.concurrency < count_processors(),
         )
-        resumed = watched.resumed_size or (
+        resumed = progress.resumed_size or (
             self._destination.resumed_size(blob.descriptor) if isinstance(self._destination, ResumedSizeReporter) else 0
         )
-        self.add_result(blob.descriptor, "copied", watched.counted, resumed=resumed)
+        self.add_result(blob.descriptor, "copied", progress.counted, resumed=resumed)
 
     @functools.cached_property
     def _can_retry(self) -> bool:
         return isinstance(self._destination, RetryableDestination) and self._destination.can_retry()
 
-    def add_result(self, descriptor: Descriptor, how: str, seen: int = 0, *, resumed: int = 0) -> None:
-        """Note what became of a blob, of which `seen` bytes were counted while they passed."""
+    def add_result(self, descriptor: Descriptor, how: str, counted: int = 0, *, resumed: int = 0) -> None:
+        """Store the result of a blob. `counted` is how many of its bytes were counted while they were read."""
         with self._lock:
             self.results[descriptor.digest] = BlobResult(descriptor, how, resumed_size=resumed)
-        # What was not read through counts as moved all the same, so that the total is reached.
-        self._observer.advance(descriptor.size - seen)
+        # Bytes that were not read count as moved too, so that the total is reached.
+        self._observer.advance(descriptor.size - counted)
         self._observer.done(descriptor, how)
 
 
-def _decompress_result(sink: ReadableDestination, done: RecompressedLayer, conversion: Recompressor) -> Iterator[Chunk]:
+def _decompress_result(
+    destination: ReadableDestination, result: RecompressedLayer, recompressor: Recompressor
+) -> Iterator[Chunk]:
     from ocistream.streams.compression import decompress
 
-    # How large it may become is known: whoever reads this compares the size.
-    return decompress(conversion.settings.codec, sink.read_blob(done.result), max(done.source.size, 1))
+    # The plain size is known and the reader checks it, so it bounds the expansion.
+    return decompress(recompressor.settings.codec, destination.read_blob(result.result), max(result.source.size, 1))
 
 
-def _create_recompressor(want: Recompression) -> Recompressor:
-    # Not at the top: hardly any transfer compresses anew, and each would pay for importing it.
+def _create_recompressor(settings: Recompression) -> Recompressor:
+    # Imported here because few transfers recompress, and all would pay for the import.
     from ocistream.transfer.recompress import Recompressor
 
-    return Recompressor(want)
+    return Recompressor(settings)

@@ -29,29 +29,30 @@ __all__ = [
     "SegmentFetcher",
 ]
 
-#: What is measured at a time, at the least: seconds, and bytes, or blobs where they are small.
+#: One measurement takes at least this long (seconds), and this many bytes, or blobs if they are small.
 _WINDOW: Final = 0.25
 _WINDOW_BYTES: Final = 4 * limits.MIB
 _WINDOW_BLOBS: Final = 8
-#: What one connection gives is what it gave in the last so many seconds: many give the first bytes sooner.
+#: The rate of one connection is the rate of its last seconds, this many. Servers that limit a connection often send the
+#: first seconds' bytes at once (nginx's limit_rate does).
 _RECENT: Final = 0.1
-#: The share of a reader's time that it waits for its one connection, from which on others may help.
+#: Others may help once a reader waits this share of its time for its one connection.
 _WAIT_SHARE: Final = 0.5
-#: What one connection gives, in bytes a second, where others are of no use: a segment comes in 5 ms then, and to ask
+#: Above this rate of one connection, in bytes a second, others are of no use. A segment comes in 5 ms, and a request
 #: for it takes about as long.
 _FAST_RATE: Final = 400 * limits.MIB
-#: How many seconds ahead of the one connection the others begin: by then something of theirs has come.
+#: How many seconds ahead of the one connection the others begin, so that some of their bytes have arrived by then.
 _LEAD_TIME: Final = 0.4
-#: How much faster several have to be.
+#: How much faster several connections must be.
 _MIN_SPEEDUP: Final = 1.2
-#: So many windows go by before several are tried again, and twice as many after each try that did not help.
+#: Windows until several connections are tried again; twice as many after each try that did not help.
 _RETRY_WINDOWS: Final = 8
-#: So many windows are waited for something to come on the others.
+#: Windows to wait for the first bytes of the other connections.
 _STARTUP_WINDOWS: Final = 8
 
 
 class Prefetcher:
-    """Reads the blobs of one transfer, several segments at a time where that helps. Safe for several threads."""
+    """Reads the blobs of one transfer, several segments at a time where that is faster. Safe for several threads."""
 
     def __init__(
         self,
@@ -60,9 +61,9 @@ class Prefetcher:
         cancelled: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Fetch ahead on up to so many `connections`, into `memory` bytes in all, a chunk each at the least.
+        """Prefetch over up to `connections`, into `memory` bytes in total, at least one chunk for each.
 
-        `clock` gives seconds.
+        `clock` returns seconds.
         """
         connections = min(connections, max(1, memory // limits.CHUNK_SIZE))
         size = max(limits.CHUNK_SIZE, memory // connections // limits.CHUNK_SIZE * limits.CHUNK_SIZE)
@@ -70,20 +71,20 @@ class Prefetcher:
         self._meter = _ThroughputMeter(clock)
 
     def in_order(self, blobs: Iterable[Blob]) -> Iterator[Blob]:
-        """Give the same blobs, each of which is used up, or done without, before the next is asked for."""
-        line = _PrefetchQueue(self._fetcher, self._meter, iter(blobs))
-        while (blob := line.advance()) is not None:
-            yield _with_prefetch(blob, line)
+        """Yield the same blobs; each must be used up or abandoned before the next one is requested."""
+        queue = _PrefetchQueue(self._fetcher, self._meter, iter(blobs))
+        while (blob := queue.advance()) is not None:
+            yield _with_prefetch(blob, queue)
 
     def concurrently(self, blobs: Iterable[Blob]) -> Iterator[Blob]:
-        """Give the same blobs, several of which are read at once, each in a thread of its own."""
+        """Yield the same blobs, of which several may be read at once, each in a thread of its own."""
         for blob in blobs:
-            line = _PrefetchQueue(self._fetcher, self._meter, iter([blob]))
-            line.advance()
-            yield _with_prefetch(blob, line)
+            queue = _PrefetchQueue(self._fetcher, self._meter, iter([blob]))
+            queue.advance()
+            yield _with_prefetch(blob, queue)
 
     def close(self) -> None:
-        """Fetch nothing more: the blobs are read, or are not to be."""
+        """Stop prefetching: the blobs were read, or are not needed."""
         self._fetcher.close()
 
     def _on_failure(self) -> None:
@@ -91,32 +92,32 @@ class Prefetcher:
             self._meter.stop_parallel()
 
 
-def _with_prefetch(blob: Blob, line: _PrefetchQueue) -> Blob:
-    """Give a blob as whoever uses it sees it: what is read of it comes by way of its line."""
+def _with_prefetch(blob: Blob, queue: _PrefetchQueue) -> Blob:
+    """Return the blob with an `open` that reads through the queue."""
     if blob.fetch_range is None or blob.open_at is None or not blob.descriptor.size:
         return blob
-    chunks = partial(line.chunks, blob)
+    chunks = partial(queue.chunks, blob)
     return replace(blob, open=chunks, open_at=chunks, fetch_range=None)
 
 
 class _PrefetchQueue:
-    """Blobs that are read one after the other, and the segments of them that are on their way.
+    """Blobs that are read one after the other, and their planned segments.
 
-    What is said here of "planned" segments holds under the lock of the lanes.
+    Methods that change the plan run under the lock of the fetcher.
     """
 
-    def __init__(self, lanes: SegmentFetcher, rate_limits: _ThroughputMeter, blobs: Iterator[Blob]) -> None:
-        self._fetcher = lanes
-        self._meter = rate_limits
+    def __init__(self, fetcher: SegmentFetcher, meter: _ThroughputMeter, blobs: Iterator[Blob]) -> None:
+        self._fetcher = fetcher
+        self._meter = meter
         self._blobs = blobs
-        #: The blob that is read, and those after it that were looked at already.
+        #: The blob that is read, and following blobs that were already taken from the iterator.
         self._queue: deque[Blob] = deque()
         self._planned: deque[tuple[Blob, Segment]] = deque()
-        #: Where the next segment begins: in which blob of the queue, and at which byte of it.
+        #: Where the next segment begins: index of the blob in the queue, and byte offset.
         self._frontier: tuple[int, int] | None = None
 
     def advance(self) -> Blob | None:
-        """Go on to the next blob."""
+        """Continue with the next blob, and return it."""
         with self._fetcher.changed:
             if self._queue:
                 self._discard_blob(self._queue.popleft())
@@ -135,14 +136,14 @@ class _PrefetchQueue:
             while position < size:
                 segment = self._next_planned(blob, position)
                 chunks = self._read_segment(segment) if segment is not None else self._read_direct(blob, position)
-                with closing(chunks), closing(self._measure(chunks, is_ahead=segment is not None)) as watched:
-                    for chunk in watched:
+                with closing(chunks), closing(self._measure(chunks, is_ahead=segment is not None)) as measured:
+                    for chunk in measured:
                         position += len(chunk)
                         yield chunk
                         if segment is None:
                             self._start_prefetch(blob, position)
                 if segment is None and position < size and not self._is_planned(blob, position):
-                    # It has ended without a reason; whoever verifies it will give one.
+                    # The blob ended early without an error; verification will report it.
                     return
         finally:
             with self._fetcher.changed:
@@ -150,7 +151,7 @@ class _PrefetchQueue:
                 self._discard_blob(blob)
 
     def _start_blob(self, blob: Blob, offset: int) -> None:
-        """See what is planned of a blob that is about to be read, maybe once more and from elsewhere."""
+        """Adjust the plan to a blob that is about to be read, perhaps again and from another offset."""
         with self._fetcher.changed:
             self._meter.start_blob()
             for planned, segment in tuple(self._planned):
@@ -167,15 +168,15 @@ class _PrefetchQueue:
     # -- the one connection -------------------------------------------------------------------------------
 
     def _read_direct(self, blob: Blob, position: int) -> Generator[Chunk, None, None]:
-        """Read on over one connection, up to where the next planned segment begins."""
-        assert blob.open_at is not None, "others are left as they are"  # noqa: S101 - see `_led`
+        """Read over one connection, up to the start of the next planned segment that has bytes."""
+        assert blob.open_at is not None, "others are left as they are"  # noqa: S101 - see `_with_prefetch`
         chunks = blob.open_at(position) if position else blob.open()
         try:
             for chunk in chunks:
                 after = position + len(chunk)
-                end = self._find_takeover(blob, position, after)
-                if end is not None:
-                    yield memoryview(chunk)[: end - position]
+                takeover = self._find_takeover(blob, position, after)
+                if takeover is not None:
+                    yield memoryview(chunk)[: takeover - position]
                     return
                 position = after
                 yield chunk
@@ -183,10 +184,10 @@ class _PrefetchQueue:
             getattr(chunks, "close", lambda: None)()
 
     def _find_takeover(self, blob: Blob, position: int, after: int) -> int | None:
-        """Say at which byte from `position` to `after` others go on, if they do.
+        """Return the byte offset from `position` to `after` at which other connections take over, if they do.
 
-        The one connection is given up for what has come, and never for what was only asked for: it may be that the
-        registry gives no parts, and would not let this one begin in the middle either.
+        The one connection is closed only once bytes of another have arrived, not when they are requested. The registry
+        may refuse ranges, and then this connection could not start again in the middle.
         """
         with self._fetcher.changed:
             while self._is_planned(blob, position) and (segment := self._planned[0][1]).start <= after:
@@ -200,20 +201,20 @@ class _PrefetchQueue:
         return None
 
     def _start_prefetch(self, blob: Blob, position: int) -> None:
-        """After each chunk of the one connection: have others help, if they may."""
+        """After each chunk of the one connection: start others, if they may help."""
         with self._fetcher.changed:
             if self._meter.is_parallel and not self._planned:
-                # This one goes on until something has come on the others, which are given the time for that.
+                # This connection continues until the others have sent something, and they get time for that.
                 lead = max(
                     self._fetcher.segment_size, int(self._meter.single_rate * _LEAD_TIME / max(1, self._meter.readers))
                 )
                 self._frontier = (0, min(position + lead, blob.descriptor.size))
                 self._plan()
 
-    # -- the others ---------------------------------------------------------------------------------------
+    # -- the other connections -----------------------------------------------------------------------------
 
     def _read_segment(self, segment: Segment) -> Generator[Chunk, None, None]:
-        """Read a planned segment, as far as it comes; then its buffer serves for another."""
+        """Read a planned segment as far as it arrives, then free its buffer for another."""
         taken = 0
         while (view := self._fetcher.read(segment, taken, limits.READ_BUFFER)) is not None:
             taken += len(view)
@@ -231,19 +232,19 @@ class _PrefetchQueue:
         return bool(self._planned) and self._planned[0][0] is blob and self._planned[0][1].start >= position
 
     def _next_planned(self, blob: Blob, position: int) -> Segment | None:
-        """Give the segment that begins at byte `position` of a blob, if there is one."""
+        """Return the segment that begins at byte `position` of a blob, if one is planned."""
         with self._fetcher.changed:
             is_next = self._is_planned(blob, position) and self._planned[0][1].start == position
             return self._planned[0][1] if is_next else None
 
     def _plan(self) -> None:
-        """Have as much fetched as there is room for."""
-        most = max(1, self._fetcher.connections // max(1, self._meter.readers))
-        # Of a registry that has refused a part meanwhile, no more of them are asked.
+        """Start fetching as many segments as fit into memory."""
+        max_segments = max(1, self._fetcher.connections // max(1, self._meter.readers))
+        # No more ranges are requested from a registry that has refused one.
         while (
             self._meter.is_parallel
             and self._frontier is not None
-            and len(self._planned) < most
+            and len(self._planned) < max_segments
             and self._fetcher.has_free_buffer()
         ):
             index, position = self._frontier
@@ -256,13 +257,13 @@ class _PrefetchQueue:
                 self._frontier = (index, end)
                 continue
             if index + 1 == len(self._queue):
-                if (following := next(self._blobs, None)) is None:
+                if (next_blob := next(self._blobs, None)) is None:
                     return
-                self._queue.append(following)
+                self._queue.append(next_blob)
             self._frontier = (index + 1, 0)
 
     def _discard_blob(self, blob: Blob) -> None:
-        """Let go of what is planned of a blob that is not read on; of itself nothing more is planned."""
+        """Discard the planned segments of a blob that is not read further, and plan no more of it."""
         if self._frontier is not None and self._queue and self._queue[0] is blob and self._frontier[0] == 0:
             self._frontier = (0, blob.descriptor.size)
         while self._planned and self._planned[0][0] is blob:
@@ -273,32 +274,32 @@ class _PrefetchQueue:
             self._fetcher.discard(self._planned.popleft()[1])
 
     def _measure(self, chunks: Iterator[Chunk], *, is_ahead: bool) -> Generator[Chunk, None, None]:
-        """Pass chunks on, and measure how long they are waited for, and how long their reader takes."""
+        """Pass chunks on, and measure the time that is spent waiting for them and using them."""
         clock = self._meter.clock
-        asked = clock()
+        requested_at = clock()
         for chunk in chunks:
-            came = clock()
+            arrived_at = clock()
             size = len(chunk)
             yield chunk
             with self._fetcher.changed:
-                back = clock()
-                self._meter.record(size, came - asked, back - asked, is_ahead=is_ahead)
-                asked = back
+                returned_at = clock()
+                self._meter.record(size, arrived_at - requested_at, returned_at - requested_at, is_ahead=is_ahead)
+                requested_at = returned_at
 
 
 class _ThroughputMeter:
-    """Finds out whether one connection a blob is enough. Times are in seconds, by `clock`."""
+    """Decides whether one connection for each blob is enough. Times are in seconds, by `clock`."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         #: How many blobs are being read.
         self.readers = 0
         self.is_parallel = False
-        #: So many more windows may go by until something has come that was fetched ahead.
+        #: Windows left to wait for the first prefetched bytes.
         self._startup = 0
-        #: Bytes a second over one connection each, when others were last tried.
+        #: Bytes a second over one connection each, when several were last tried.
         self.single_rate = 0.0
-        #: And over several, where that was not enough more. If one turns out to be slower after all, it is.
+        #: Bytes a second over several, if that was not enough more. If one connection is slower later, try again.
         self._parallel_rate = 0.0
         self._recent_rate = self._recent_since = 0.0
         self._recent_bytes = 0
@@ -307,14 +308,14 @@ class _ThroughputMeter:
         self._restart()
 
     def start_blob(self) -> None:
-        """Count one more blob that is begun, and read until its reader says otherwise."""
+        """Count one more blob that is being read, until its reader decrements `readers`."""
         self.readers += 1
         self._blobs += 1
 
     def record(self, size: int, waited: float, spent: float, *, is_ahead: bool) -> None:
-        """Count bytes that one reader has waited for, of the time that it has spent on them, and judge.
+        """Count bytes that a reader has waited for, within the time spent on them, and decide.
 
-        `is_ahead` says that they were fetched ahead.
+        `is_ahead` means that the bytes were prefetched.
         """
         if is_ahead and self._startup:
             self._startup = 0
@@ -348,7 +349,7 @@ class _ThroughputMeter:
         self._restart()
 
     def stop_parallel(self) -> None:
-        """Go back to one connection: others did not help, or are not wanted."""
+        """Return to one connection: others did not help, or the registry refused them."""
         if self.is_parallel:
             self.is_parallel = False
             self._pause = self._next_pause
@@ -364,21 +365,21 @@ class _ThroughputMeter:
         self._recent_bytes = 0
 
 
-#: Seconds between two looks at whether the transfer was cancelled, while something is waited for.
+#: Seconds between two checks whether the transfer was cancelled.
 _POLL_INTERVAL: Final = 0.2
 
 
 class Segment:
-    """Bytes `start` to `end` (not included) of one blob, on their way into a buffer.
+    """Bytes `start` to `end` (excluded) of one blob, on their way into a buffer.
 
-    All of it is read and changed under the lock of its `Lanes`, but for the buffer's bytes below `filled`, which stay
-    as they are until it is released.
+    All fields are read and changed under the lock of the `SegmentFetcher`. Only the buffer's first `filled` bytes may
+    be read without it: they stay unchanged until the segment is released.
     """
 
     __slots__ = ("end", "fetch", "filled", "is_awaited", "is_done", "is_dropped", "start", "view")
 
     def __init__(self, fetch: Callable[[int, memoryview], Generator[int, None, None]], start: int, end: int) -> None:
-        """Plan to fetch it by `fetch(start, view)`, which gives how many bytes are there each time that more are."""
+        """Plan a fetch by `fetch(start, view)`, which yields the number of bytes in `view` whenever more arrive."""
         self.fetch = fetch
         self.view: memoryview | None = None
         self.start = start
@@ -386,25 +387,25 @@ class Segment:
         self.filled = 0
         self.is_done = False
         self.is_dropped = False
-        #: Somebody waits for more of it.
+        #: A reader waits for more bytes of this segment.
         self.is_awaited = False
 
 
 class SegmentFetcher:
-    """So many connections as there are `lanes`, and as many buffers of `size` bytes, which are made when first needed.
+    """Fetches segments over parallel connections, each with a buffer that is allocated when first needed.
 
-    `refused` is called, in a thread of theirs, when something came in the way of a segment. Threads are daemons, made
-    when there is something for them: a process that is interrupted need not wait for a socket.
+    `on_failure` is called, in a worker thread, when a segment could not be fetched. Threads start when needed and are
+    daemons: an interrupted process does not wait for a socket.
     """
 
-    def __init__(self, lanes: int, size: int, cancelled: threading.Event, refused: Callable[[], None]) -> None:
-        """Start nothing yet."""
+    def __init__(self, connections: int, size: int, cancelled: threading.Event, on_failure: Callable[[], None]) -> None:
+        """Use up to `connections`, each with `size` bytes. Start no thread yet."""
         self.segment_size = size
-        self.connections = lanes
+        self.connections = connections
         self._cancelled = cancelled
-        self._on_failure = refused
+        self._on_failure = on_failure
         lock = threading.RLock()
-        #: For whoever reads; and for the threads, which are not to be woken by every byte.
+        #: One condition for readers, another for the threads, which should not wake at every byte.
         self.changed = threading.Condition(lock)
         self._work_available = threading.Condition(lock)
         self._free: list[memoryview] = []
@@ -414,14 +415,14 @@ class SegmentFetcher:
         self._waiting: list[Segment] = []
         self._is_closed = False
 
-    # -- for whoever reads: called with `changed` held ----------------------------------------------------
+    # -- for readers: called with `changed` held -------------------------------------------------------------
 
     def has_free_buffer(self) -> bool:
-        """Say whether there is a buffer for another segment."""
+        """Return whether another segment can get a buffer."""
         return not self._is_closed and (bool(self._free) or self._buffer_count < self.connections)
 
     def start(self, segment: Segment) -> None:
-        """Give a segment a buffer, and have it fetched as soon as a lane is free. There must be room."""
+        """Give a segment a buffer, and fetch it as soon as a connection is free. A buffer must be free."""
         if self._free:
             segment.view = self._free.pop()
         else:
@@ -434,7 +435,7 @@ class SegmentFetcher:
         self._work_available.notify()
 
     def discard(self, segment: Segment) -> None:
-        """Let go of a segment, whatever has become of it, so that its buffer serves for another."""
+        """Discard a segment in any state, so that its buffer is free for another."""
         if segment.is_dropped:
             return
         segment.is_dropped = True
@@ -442,7 +443,7 @@ class SegmentFetcher:
             self._waiting.remove(segment)
             segment.is_done = True
         if segment.is_done:
-            # Else whoever fills it does it, and until then nobody else may have the buffer.
+            # Otherwise the thread that fills the buffer frees it; until then no other segment may use it.
             self._release(segment)
 
     def _release(self, segment: Segment) -> None:
@@ -450,19 +451,19 @@ class SegmentFetcher:
             self._free.append(segment.view)
             segment.view = None
 
-    # -- for whoever reads: called without it -------------------------------------------------------------
+    # -- for readers: called without `changed` ---------------------------------------------------------------
 
-    def read(self, segment: Segment, taken: int, most: int) -> memoryview | None:
-        """Wait for more of a segment than the first `taken` bytes, and give up to `most` of them.
+    def read(self, segment: Segment, taken: int, max_size: int) -> memoryview | None:
+        """Wait for more of a segment than its first `taken` bytes, and return up to `max_size` of them.
 
-        None where there is no more: it is whole, or what failed came in the way.
+        Return None if there are no more: the segment is complete, or failed.
 
         Raises:
-            CancelledError: the transfer was cancelled meanwhile.
+            CancelledError: the transfer was cancelled.
         """
         with self.changed:
             while segment.filled == taken and not segment.is_done:
-                # Not `is_set`: this is where a main thread waits, and is told of signals (`cli.signals.Stop`).
+                # `wait(0)` instead of `is_set`: the main thread waits here and handles signals (`cli.signals`).
                 if self._cancelled.wait(0):
                     msg = "cancelled"
                     raise CancelledError(msg)
@@ -471,10 +472,10 @@ class SegmentFetcher:
             segment.is_awaited = False
             if segment.filled == taken or segment.view is None:
                 return None
-            return segment.view[taken : min(segment.filled, taken + most)]
+            return segment.view[taken : min(segment.filled, taken + max_size)]
 
     def close(self) -> None:
-        """End the threads, each when what it is about breaks off or is there."""
+        """End the threads, each at its next bytes or failure."""
         with self.changed:
             self._is_closed = True
             self._waiting.clear()
@@ -484,19 +485,19 @@ class SegmentFetcher:
 
     def _work(self) -> None:
         while (segment := self._next()) is not None:
-            is_whole = False
+            is_complete = False
             try:
                 self._fill(segment)
-                is_whole = segment.filled == segment.end - segment.start
-            except Exception:  # noqa: BLE001 - it is of no interest: the one connection finds out what is the matter
-                is_whole = False
+                is_complete = segment.filled == segment.end - segment.start
+            except Exception:  # noqa: BLE001 - the one connection will meet and report the cause
+                is_complete = False
             with self.changed:
                 segment.is_done = True
                 is_wanted = not segment.is_dropped
                 if segment.is_dropped:
                     self._release(segment)
                 self.changed.notify_all()
-            if is_wanted and not is_whole:
+            if is_wanted and not is_complete:
                 self._on_failure()
 
     def _next(self) -> Segment | None:
@@ -513,13 +514,13 @@ class SegmentFetcher:
                 self._idle -= 1
 
     def _fill(self, segment: Segment) -> None:
-        """Fetch a segment, as far as it comes and is wanted."""
+        """Fetch a segment, as far as it arrives and is wanted."""
         if (view := segment.view) is None:
-            # It was dropped while it waited.
+            # The segment was discarded while it waited.
             return
-        # What is not read to its end is not to wait for the garbage collector to close a socket.
-        with closing(segment.fetch(segment.start, view[: segment.end - segment.start])) as steps:
-            for filled in steps:
+        # Close an unfinished response here: its socket should not wait for the garbage collector.
+        with closing(segment.fetch(segment.start, view[: segment.end - segment.start])) as sizes:
+            for filled in sizes:
                 with self.changed:
                     segment.filled = filled
                     if segment.is_awaited:

@@ -79,7 +79,7 @@ def parse_recompression(text: str, max_ratio: int = limits.MAX_RATIO) -> Recompr
 
 @dataclass(frozen=True, slots=True)
 class RecompressedLayer:
-    """What became of one layer: what came in, what it was written as, and the digest of its plain bytes."""
+    """One recompressed layer: what was read, what was written, and the digest of its uncompressed bytes."""
 
     source: Descriptor
     result: Descriptor
@@ -89,10 +89,10 @@ class RecompressedLayer:
 class Recompressor:
     """One transfer's recompression. Safe for several threads."""
 
-    def __init__(self, want: Recompression) -> None:
-        """Begin with nothing converted."""
-        self.settings = want
-        #: Whether layers that are compressed in another way stay as they are.
+    def __init__(self, settings: Recompression) -> None:
+        """Start without results."""
+        self.settings = settings
+        #: Whether only uncompressed layers are compressed; others stay as they are.
         self.plain_only = False
         self._results: dict[str, RecompressedLayer] = {}
         self._result_digests: set[str] = set()
@@ -100,129 +100,134 @@ class Recompressor:
         self._lock = threading.Lock()
 
     def find_layers(self, graph: Graph) -> dict[str, Descriptor]:
-        """Give the layers that have to be converted, by digest.
+        """Return the layers to recompress, by digest.
 
-        What some other artifact needs as it is stays as it is in images too: a digest can only be one thing.
+        Layers that have the requested compression stay as they are, and so do blobs of other artifacts (charts,
+        signatures, SBOMs). A layer that such an artifact uses too also stays: one digest cannot become two blobs.
         """
-        kept = {
+        excluded = {
             blob.digest
             for _, document in graph.images()
             for blob in (document.config, *(() if is_image(document) else document.layers))
             if blob is not None
         }
-        found: dict[str, Descriptor] = {}
+        layers: dict[str, Descriptor] = {}
         for _, document in graph.images():
             if is_image(document):
                 for layer in document.layers:
                     if layer_media_types.codec_name(layer.media_type) is None and not layer.is_foreign:
-                        what = f"{layer.digest} is not recompressed: layers of the type {printable(layer.media_type)}"
-                        notices.notify(f"{what} are copied as they are", level=1)
-                    elif self._applies_to(layer) and layer.digest not in kept:
-                        found.setdefault(layer.digest, layer)
-        return found
+                        message = (
+                            f"{layer.digest} is not recompressed: layers of the type {printable(layer.media_type)}"
+                        )
+                        notices.notify(f"{message} are copied as they are", level=1)
+                    elif self._applies_to(layer) and layer.digest not in excluded:
+                        layers.setdefault(layer.digest, layer)
+        return layers
 
     def find_configs(self, graph: Graph) -> set[str]:
-        """Give the digests of the configs against which converted layers are checked."""
-        converted = self.find_layers(graph).keys()
+        """Return the digests of the configs against which recompressed layers are checked."""
+        recompressed = self.find_layers(graph).keys()
         return {
             document.config.digest
             for _, document in graph.images()
-            if document.config and is_image(document) and not converted.isdisjoint(map(_digest, document.layers))
+            if document.config and is_image(document) and not recompressed.isdisjoint(map(_digest, document.layers))
         }
 
     def find_changed_manifests(self, graph: Graph, converted: Collection[str]) -> set[str]:
-        """Give the digests of the manifests that become others when these layers are converted."""
-        found: set[str] = set()
+        """Return the digests of the manifests that change if these layers are recompressed."""
+        changed: set[str] = set()
         for manifest in graph.manifests:
             document = graph.documents[manifest.descriptor.digest]
-            below = document.layers if is_image(document) else document.manifests
-            if any(child.digest in converted or child.digest in found for child in below):
-                found.add(manifest.descriptor.digest)
-        return found
+            children = document.layers if is_image(document) else document.manifests
+            if any(child.digest in converted or child.digest in changed for child in children):
+                changed.add(manifest.descriptor.digest)
+        return changed
 
     def find_unchanged_layers(self, graph: Graph) -> set[str]:
-        """Give the digests of the layers that are so already, by their media types."""
+        """Return the digests of the layers that have the requested compression, by their media types."""
         images = (document for _, document in graph.images() if is_image(document))
         wanted = self.settings.codec.name
         return {
-            b.digest
+            layer.digest
             for document in images
-            for b in document.layers
-            if layer_media_types.codec_name(b.media_type) == wanted
+            for layer in document.layers
+            if layer_media_types.codec_name(layer.media_type) == wanted
         }
 
     def checked_chunks(self, blob: Blob) -> Iterator[Chunk]:
         """Pass on the chunks of a layer that is kept as it is.
 
+        A media type is trusted until it matters. Here it does: the result must have the requested compression.
+
         Raises:
-            ArchiveError: it is not compressed as its media type says, and so not as was asked for.
+            ArchiveError: the layer is not compressed as its media type says.
         """
         chunks = blob.open()
-        first = next(chunks, b"")
-        found = detect_codec(bytes(first[: limits.KIB]))
-        if first and found is not self.settings.codec:
+        beginning = next(chunks, b"")
+        codec = detect_codec(bytes(beginning[: limits.KIB]))
+        if beginning and codec is not self.settings.codec:
             layer = blob.descriptor
-            msg = f"{layer.digest} is called {layer.media_type}, and its compression is {found.name}"
+            msg = f"{layer.digest} is called {layer.media_type}, and its compression is {codec.name}"
             raise ArchiveError(msg, hint="its image says of it what is not so: it can only be copied as it is")
-        yield first
+        yield beginning
         yield from chunks
 
     def can_recompress(self, beginning: bytes) -> bool:
-        """Say whether a blob of which only the beginning is known is to be converted."""
+        """Return whether a blob with these first bytes is to be recompressed."""
         return layer_media_types.is_probably_layer(beginning) and self._is_affected(detect_codec(beginning).name)
 
     def can_compress_plain(self, beginning: bytes) -> bool:
-        """Say whether a blob of which only the beginning is known is to be converted, and not compressed yet."""
+        """Return whether a blob with these first bytes is to be recompressed and is uncompressed now."""
         return self.can_recompress(beginning) and detect_codec(beginning) is NONE
 
     def can_recompress_layer(self, beginning: bytes) -> bool:
-        """Say whether what can only be a layer or a config, of which the beginning is known, is to be converted."""
+        """Return whether a layer or config with these first bytes is to be recompressed."""
         return not layer_media_types.is_probably_json(beginning) and self._is_affected(detect_codec(beginning).name)
 
     def add_config(self, digest: str, content: bytes) -> None:
-        """Keep what a config says of its layers.
+        """Store the diff_ids of a config.
 
         Raises:
-            ArchiveError: it is malformed.
+            ArchiveError: the config is malformed.
         """
         self._diff_ids[digest] = parse_diff_ids(content, f"the config {digest}")
 
     def has_config(self, digest: str) -> bool:
-        """Say whether what a config says of its layers is known."""
+        """Return whether the diff_ids of a config are known."""
         return digest in self._diff_ids
 
     def find_result(self, digest: str) -> RecompressedLayer | None:
-        """Say what became of a layer."""
+        """Return the result of a layer, or None."""
         return self._results.get(digest)
 
-    def add_result(self, converted: RecompressedLayer) -> None:
-        """Keep what became of a layer."""
+    def add_result(self, result: RecompressedLayer) -> None:
+        """Store the result of a layer."""
         with self._lock:
-            self._results[converted.source.digest] = converted
-            self._result_digests.add(converted.result.digest)
+            self._results[result.source.digest] = result
+            self._result_digests.add(result.result.digest)
 
     def is_result(self, digest: str) -> bool:
-        """Say whether some layer has become this blob."""
+        """Return whether a layer was recompressed into this blob."""
         return digest in self._result_digests
 
     def recompress(
         self, open_raw: Callable[[], Iterator[Chunk]], source: Descriptor | None, *, replayable: bool
     ) -> LayerRecompression:
-        """Give the blob that a layer becomes; `open_raw` gives the layer's own verified chunks.
+        """Return the recompression of a layer; `open_raw` returns the layer's own verified chunks.
 
-        Where `source` is None, its digest and size are found out on the way.
+        If `source` is None, the layer's digest and size are computed on the way.
         """
         return LayerRecompression(self, open_raw, source, replayable=replayable)
 
     def rewrite_graph(self, graph: Graph) -> tuple[Graph, Mapping[str, str]]:
-        """Give the graph with every converted layer in its place; what names something that has changed changes too.
+        """Return the graph with the recompressed layers, and with new manifests and indexes that refer to them.
 
-        Beside it: for each new manifest, by its digest, the digest of the one that it was made of.
+        Also return the digest of the original manifest, by the digest of each new one.
 
         Raises:
-            IntegrityError: a layer's plain bytes are not those that its config promises.
+            IntegrityError: a layer's uncompressed bytes do not match the diff_id of its config.
             ArchiveError: a config and its manifest do not fit.
-            UnsupportedError: a config promises digests by another algorithm than sha256.
+            UnsupportedError: a config has diff_ids of another algorithm than sha256.
         """
         self._check_diff_ids(graph)
         results = {digest: done.result for digest in self.find_layers(graph) if (done := self.find_result(digest))}
@@ -239,44 +244,46 @@ class Recompressor:
     def _check_diff_ids(self, graph: Graph) -> None:
         wanted = self.find_layers(graph)
         for manifest, document in graph.images():
-            changed = [(i, self.find_result(b.digest)) for i, b in enumerate(document.layers) if b.digest in wanted]
-            if not changed or document.config is None or not is_image(document):
+            recompressed = [
+                (i, self.find_result(b.digest)) for i, b in enumerate(document.layers) if b.digest in wanted
+            ]
+            if not recompressed or document.config is None or not is_image(document):
                 continue
-            promised = self._diff_ids.get(document.config.digest, ())
-            if len(promised) != len(document.layers):
+            diff_ids = self._diff_ids.get(document.config.digest, ())
+            if len(diff_ids) != len(document.layers):
                 msg = (
                     f"manifest {manifest.descriptor.digest} has {len(document.layers)} layers, "
-                    f"its config {len(promised)} diff_ids"
+                    f"its config {len(diff_ids)} diff_ids"
                 )
                 raise ArchiveError(msg)
-            for place, done in changed:
-                if done is None:
+            for position, result in recompressed:
+                if result is None:
                     continue
-                if not promised[place].startswith("sha256:"):
-                    msg = f"{done.source.digest}: its image's config has the diff_id {promised[place]}"
+                if not diff_ids[position].startswith("sha256:"):
+                    msg = f"{result.source.digest}: its image's config has the diff_id {diff_ids[position]}"
                     raise UnsupportedError(msg, hint="layers are only converted where their diff_ids are by sha256")
-                if done.diff_id != promised[place]:
+                if result.diff_id != diff_ids[position]:
                     msg = (
-                        f"{done.source.digest}: its plain bytes have the digest {done.diff_id}, "
-                        f"its image's config says {promised[place]}"
+                        f"{result.source.digest}: its plain bytes have the digest {result.diff_id}, "
+                        f"its image's config says {diff_ids[position]}"
                     )
                     raise IntegrityError(msg)
 
 
 class LayerRecompression:
-    """A layer on its way from one compression to another."""
+    """One layer on its way from one compression to another. Created by `Recompressor.recompress`."""
 
     def __init__(
         self,
-        conversion: Recompressor,
+        recompressor: Recompressor,
         open_raw: Callable[[], Iterator[Chunk]],
         source: Descriptor | None,
         *,
         replayable: bool,
     ) -> None:
-        """Use `Conversion.recoded`."""
-        self._recompressor = conversion
-        self._settings = conversion.settings
+        """Open nothing yet."""
+        self._recompressor = recompressor
+        self._settings = recompressor.settings
         self._open_raw = open_raw
         self._source = source
         self._reopenable = replayable
@@ -285,39 +292,39 @@ class LayerRecompression:
 
     @property
     def result(self) -> RecompressedLayer:
-        """What became of the layer, once all of it has passed."""
-        assert self._result is not None, "asked for before the end"  # noqa: S101 - sinks see to it
+        """The result, once all chunks are used up."""
+        assert self._result is not None, "asked for before the end"  # noqa: S101 - destinations read all chunks first
         return self._result
 
     def new_blob(self) -> NewBlob:
-        """Give it in the form that sinks take."""
+        """Return the recompressed layer as destinations accept it."""
         return NewBlob(self._chunks, lambda: self.result.result, self._source, self._reopenable)
 
     def _chunks(self) -> Iterator[Chunk]:
-        # What is known need not be hashed once more.
-        tally = HashedChunks(self._open_raw() if self._source is None else ())
-        raw = tally if self._source is None else self._open_raw()
+        # A known digest need not be computed again.
+        hashed_source = HashedChunks(self._open_raw() if self._source is None else ())
+        raw = hashed_source if self._source is None else self._open_raw()
         plain, result = HashedChunks(self._decompress(FailureTracker(raw))), HashedChunks(())
         for chunk in self._settings.codec.compress(plain, self._settings.level):
             result.add(chunk)
             yield chunk
-        # Docker calls it otherwise, which is seen to where its manifest is written.
-        kind = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, self._settings.codec.name)
+        # Docker's media type is set when its manifest is rewritten.
+        media_type = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, self._settings.codec.name)
         self._result = RecompressedLayer(
-            self._source or Descriptor(self._media_type, tally.digest, tally.size),
-            Descriptor(kind, result.digest, result.size),
+            self._source or Descriptor(self._media_type, hashed_source.digest, hashed_source.size),
+            Descriptor(media_type, result.digest, result.size),
             plain.digest,
         )
         self._recompressor.add_result(self._result)
 
     def _decompress(self, raw: FailureTracker) -> Iterator[Chunk]:
-        first = next(raw, b"")
-        codec = detect_codec(bytes(first[: limits.KIB]))
+        beginning = next(raw, b"")
+        codec = detect_codec(bytes(beginning[: limits.KIB]))
         self._media_type = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec.name)
         try:
-            yield from decompress(codec, itertools.chain([first], raw), self._settings.max_ratio)
+            yield from decompress(codec, itertools.chain([beginning], raw), self._settings.max_ratio)
         except (ArchiveError, UnsupportedError) as error:
-            # Where the bytes are not even those that were promised, that is what is to be said.
+            # If the bytes do not even match the digest, report that instead.
             for _ in raw:
                 pass
             if raw.has_failed:
@@ -330,47 +337,48 @@ def _digest(descriptor: Descriptor) -> str:
     return descriptor.digest
 
 
-#: Docker's names for what OCI has names of its own for: a manifest with a layer that Docker knows no type for is OCI's.
+#: OCI counterparts of Docker's media types. A manifest becomes OCI's if Docker has no type for a layer's compression.
 _OCI_FOR: Final = {DOCKER_MANIFEST: OCI_MANIFEST, DOCKER_LIST: OCI_INDEX, DOCKER_CONFIG: OCI_CONFIG}
-#: What these annotations say of a layer is only true of its compressed bytes as they were (stargz, zstd:chunked).
+#: These annotations describe the compressed bytes of a layer (stargz, zstd:chunked), so they are wrong after it
+#: changes.
 _LAZY_PULL_ANNOTATIONS: Final = (
     "containerd.io/snapshot/stargz/",
     "io.containers.zstd-chunked.",
     "io.github.containers.zstd-chunked.",
 )
-#: What else a descriptor may say of the bytes as they were: it holds them, or tells where to find them.
+#: Descriptor fields that contain the bytes, or URLs of them.
 _CONTENT_FIELDS: Final = ("data", "urls")
-#: By this annotation an attestation in an index names the image that it vouches for (buildx).
+#: The annotation by which an attestation in an index names its image (buildx).
 _ATTESTED_DIGEST: Final = "vnd.docker.reference.digest"
 
 
 class GraphRewriter:
-    """A graph, and what has changed in it."""
+    """Rewrites the manifests of a graph whose layers have changed."""
 
     def __init__(self, graph: Graph, results: Mapping[str, Descriptor], codec: str) -> None:
         """`results` are the new layers, compressed with `codec`, by the digests of the old ones."""
         self._graph = graph
         self._results = results
         self._codec = codec
-        #: Manifests that are new, by the digest of the old one.
+        #: New manifests by the digest of the old one.
         self._new: dict[str, Manifest] = {}
 
     @property
     def origins(self) -> dict[str, str]:
-        """What each new manifest was made of."""
+        """The digest of the original manifest, by the digest of each new one."""
         return {new.descriptor.digest: old for old, new in self._new.items()}
 
     def rewrite(self) -> Graph:
-        """Give the new one."""
+        """Return the rewritten graph."""
         for manifest in self._in_order():
             if self._is_affected(manifest):
                 self._new[manifest.descriptor.digest] = self._rewrite_manifest(manifest)
         manifests = [self._new.get(m.descriptor.digest, m) for m in self._graph.manifests]
         documents = {m.descriptor.digest: self._find_document(m) for m in manifests}
-        # What a blob is called is up to the manifest that lists it.
+        # A blob's media type comes from the manifest that lists it.
         listed = [b for d in documents.values() for b in (*d.layers, *((d.config,) if d.config else ()))]
-        called = {blob.digest: blob for blob in reversed(listed)}
-        blobs = [called[self._results.get(blob.digest, blob).digest] for blob in self._graph.blobs]
+        by_digest = {blob.digest: blob for blob in reversed(listed)}
+        blobs = [by_digest[self._results.get(blob.digest, blob).digest] for blob in self._graph.blobs]
         return replace(
             self._graph,
             roots=tuple(replace(root, descriptor=self._rewrite_root(root.descriptor)) for root in self._graph.roots),
@@ -391,69 +399,73 @@ class GraphRewriter:
         return replace(descriptor, media_type=own.media_type, digest=own.digest, size=own.size)
 
     def _rewrite_root(self, descriptor: Descriptor) -> Descriptor:
-        """Write an entry of `index.json` anew."""
+        """Rewrite an entry of `index.json`."""
         new = self._updated(descriptor)
-        if (vouched := self._new.get(new.annotations.get(_ATTESTED_DIGEST, ""))) is not None:
-            new = replace(new, annotations={**new.annotations, _ATTESTED_DIGEST: vouched.descriptor.digest})
+        if (attested := self._new.get(new.annotations.get(_ATTESTED_DIGEST, ""))) is not None:
+            new = replace(new, annotations={**new.annotations, _ATTESTED_DIGEST: attested.descriptor.digest})
         if new.digest != descriptor.digest and new.extra_json:
-            others = parse_json(new.extra_json, "index.json")
-            new = replace(new, extra_json=canonical_json({k: v for k, v in others.items() if k not in _CONTENT_FIELDS}))
+            fields = parse_json(new.extra_json, "index.json")
+            new = replace(new, extra_json=canonical_json({k: v for k, v in fields.items() if k not in _CONTENT_FIELDS}))
         return new
 
     def _in_order(self) -> Iterator[Manifest]:
-        """Give the manifests with what they name before them: children, and the subjects of referrers."""
+        """Yield the manifests after those that they refer to: children, and the subjects of referrers."""
         by_digest = {manifest.descriptor.digest: manifest for manifest in self._graph.manifests}
         seen: set[str] = set()
         todo = [(digest, False) for digest in reversed(by_digest)]
         while todo:
-            digest, ready = todo.pop()
-            if ready:
+            digest, is_ready = todo.pop()
+            if is_ready:
                 yield by_digest[digest]
             elif digest not in seen and digest in by_digest:
                 seen.add(digest)
                 todo.append((digest, True))
                 document = self._graph.documents[digest]
-                named = (*document.manifests, *((document.subject,) if document.subject else ()))
-                todo.extend((child.digest, False) for child in named)
+                children = (*document.manifests, *((document.subject,) if document.subject else ()))
+                todo.extend((child.digest, False) for child in children)
 
     def _is_affected(self, manifest: Manifest) -> bool:
         document = self._graph.documents[manifest.descriptor.digest]
         return self._has_changed(document) or (document.subject is not None and document.subject.digest in self._new)
 
     def _rewrite_manifest(self, manifest: Manifest) -> Manifest:
-        """Write a manifest anew."""
+        """Return the manifest with new descriptors."""
         old = manifest.descriptor
         document = self._graph.documents[old.digest]
         media_type = self._choose_media_type(old, document)
-        leaves_docker = media_type != old.media_type
+        becomes_oci = media_type != old.media_type
 
         def layer(_: int, item: dict[str, Any]) -> bytes:
-            return canonical_json(self._rewrite_layer(item, leaves_docker=leaves_docker))
+            return canonical_json(self._rewrite_layer(item, leaves_docker=becomes_oci))
 
         def entry(_: int, item: dict[str, Any]) -> bytes:
             return canonical_json(self._rewrite_entry(item))
 
-        key, change = ("layers", layer) if document.config is not None else ("manifests", entry)
-        fields = parse_json(manifest.raw, f"manifest {old.digest}", convert={key: change})
+        children_key, rewrite_child = ("layers", layer) if document.config is not None else ("manifests", entry)
+        fields = parse_json(manifest.raw, f"manifest {old.digest}", convert={children_key: rewrite_child})
         fields["mediaType"] = media_type
         if document.subject is not None:
             fields["subject"] = self._rewrite_entry(fields["subject"])
-        if document.config is not None and leaves_docker:
+        if document.config is not None and becomes_oci:
             config = fields["config"]
             config["mediaType"] = _OCI_FOR.get(config["mediaType"], config["mediaType"])
-        raw = canonical_json_with_items(fields, key, fields[key] or ()) if key in fields else canonical_json(fields)
+        raw = (
+            canonical_json_with_items(fields, children_key, fields[children_key] or ())
+            if children_key in fields
+            else canonical_json(fields)
+        )
         return Manifest(replace(old, media_type=media_type, digest=compute_digest(raw), size=len(raw)), raw)
 
     def _choose_media_type(self, descriptor: Descriptor, document: Document) -> str:
-        """Say what a manifest is called when it is written anew."""
-        kind = descriptor.media_type
-        if kind == DOCKER_MANIFEST:
-            # Docker's types cannot say how its layers are compressed.
-            leaves_docker = self._codec not in layer_media_types.DOCKER_CODECS
+        """Return the media type of a rewritten manifest."""
+        media_type = descriptor.media_type
+        if media_type == DOCKER_MANIFEST:
+            # Docker has no media types for layers of this compression.
+            becomes_oci = self._codec not in layer_media_types.DOCKER_CODECS
         else:
-            # Docker's list is not to name a manifest of OCI's.
-            leaves_docker = any(self._updated(child).media_type != child.media_type for child in document.manifests)
-        return _OCI_FOR.get(kind, kind) if leaves_docker else kind
+            # A Docker manifest list must not refer to an OCI manifest.
+            becomes_oci = any(self._updated(child).media_type != child.media_type for child in document.manifests)
+        return _OCI_FOR.get(media_type, media_type) if becomes_oci else media_type
 
     def _has_changed(self, document: Document) -> bool:
         if document.config is not None:
@@ -473,8 +485,8 @@ class GraphRewriter:
             if self._codec not in layer_media_types.DOCKER_CODECS
             else layer_media_types.media_type_family(layer["mediaType"])
         )
-        kind = layer_media_types.layer_media_type(family or layer_media_types.OCI_LAYER, self._codec)
-        new = layer | {"mediaType": kind, "digest": result.digest, "size": result.size}
+        media_type = layer_media_types.layer_media_type(family or layer_media_types.OCI_LAYER, self._codec)
+        new = layer | {"mediaType": media_type, "digest": result.digest, "size": result.size}
         for key in _CONTENT_FIELDS:
             new.pop(key, None)
         if annotations := new.pop("annotations", None):
@@ -486,10 +498,10 @@ class GraphRewriter:
         return new
 
     def _rewrite_entry(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """Write the descriptor of a manifest anew, wherever it stands."""
+        """Rewrite the descriptor of a manifest, in an index or as a subject."""
         annotations = entry.get("annotations") or {}
-        if (vouched := self._new.get(annotations.get(_ATTESTED_DIGEST, ""))) is not None:
-            entry = entry | {"annotations": annotations | {_ATTESTED_DIGEST: vouched.descriptor.digest}}
+        if (attested := self._new.get(annotations.get(_ATTESTED_DIGEST, ""))) is not None:
+            entry = entry | {"annotations": annotations | {_ATTESTED_DIGEST: attested.descriptor.digest}}
         new = self._new.get(entry["digest"])
         if new is None:
             return entry

@@ -24,10 +24,10 @@ __all__ = [
 
 @dataclass(slots=True)
 class BlobResult:
-    """One blob and what became of it: "copied", "converted", "mounted", "skipped", or "left out" on purpose.
+    """The result of one blob: "copied", "converted", "mounted", "skipped", or "left out" on purpose.
 
-    `source` is the digest of what it was made from, if it was converted. `resumed` is how many bytes of it were there
-    already, left by an earlier run.
+    `source_digest` is the digest of the source's blob, if it was converted. `resumed_size` is how many bytes an earlier
+    run had already stored.
     """
 
     descriptor: Descriptor
@@ -40,8 +40,8 @@ class BlobResult:
 class Report:
     """What a transfer did. `seconds` is how long it took.
 
-    `graph` is what was written; `source` is what was there to be read, another one only where layers were converted:
-    its roots stand in the same order, and `origins` names what each new manifest was made of.
+    `graph` was written, `source_graph` was read. They differ only if layers were recompressed: the roots then have the
+    same order, and `origins` has the source digest of each new manifest.
     """
 
     graph: Graph
@@ -52,10 +52,10 @@ class Report:
 
 
 class NeededVolumes(NamedTuple):
-    """Volumes that have what is lacking, by their names.
+    """Names of the volumes that have the missing blobs.
 
-    `in_order` are blobs, by digest, of which a part is at hand that cannot be put before the parts in front of it, each
-    with the volumes that have it from there on: they are put in this order, or together.
+    `in_order` are blobs, by digest, of which a part is available but earlier parts are missing. Each comes with the
+    volumes that have the rest: they must be pushed in this order, or together.
     """
 
     names: Sequence[str]
@@ -65,23 +65,23 @@ class NeededVolumes(NamedTuple):
 class MissingBlobsError(MissingContentError):
     """The source lacks blobs that the destination lacks too; nothing was made visible.
 
-    `missing` are all of them, in the order of the graph, and `graph` says of which images, and why they were left out,
-    if they were. With `is_untouched` that was found out before anything was sent. `needed` are volumes that have all of
-    them, if there are such.
+    `missing` are all of these blobs, in the order of the graph. `graph` has the images that need them and the reasons
+    of omitted ones. If `is_untouched`, nothing was sent before. `needed` are the volumes that have all of them, if
+    there are any.
     """
 
     def __init__(
         self, missing: Sequence[Descriptor], graph: Graph, *, is_untouched: bool, needed: NeededVolumes | None = None
     ) -> None:
-        """Name the first of them, and say how many others there are; or name the volumes."""
+        """Name the first blobs and the number of the others, or the volumes."""
         digests = [descriptor.digest for descriptor in missing]
         more = f" and {len(digests) - 5} more" if len(digests) > 5 else ""
-        what = f"incomplete: the source lacks {', '.join(digests[:5])}{more}, and so does the destination"
+        message = f"incomplete: the source lacks {', '.join(digests[:5])}{more}, and so does the destination"
         hint = "get the whole image, or with --platform one of which everything is there"
         if needed is not None:
-            what = f"incomplete: still needed: {', '.join(map(printable, needed.names))}"
+            message = f"incomplete: still needed: {', '.join(map(printable, needed.names))}"
             hint = "what was put stays there: go on with these, in any order, or with all of them at once"
-        super().__init__(what, hint=hint)
+        super().__init__(message, hint=hint)
         self.needed = needed
         self.missing = tuple(missing)
         self.graph = graph

@@ -52,20 +52,20 @@ __all__ = [
     "verify",
 ]
 
-#: Reading side by side pays as long as there are cores; more are rarely free for this.
+#: Reading in parallel helps while there are free cores; more than these are rarely free.
 _JOBS = 4
-#: Where layers are unpacked, each thread keeps room for the widest window that it has met.
+#: Fewer where layers are decompressed: each thread keeps memory for the widest window that it has met.
 _DEEP_JOBS = 2
 
 
 def is_layer(descriptor: Descriptor) -> bool:
-    """Say whether something is an image layer, by its media type."""
+    """Return whether a descriptor is an image layer, by its media type."""
     return layer_media_types.codec_name(descriptor.media_type) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class BlobFailure:
-    """A blob that is not what it should be: in its bytes, or in what they unpack to; `error` says how."""
+    """A blob whose bytes, or decompressed content, are wrong; `error` says how."""
 
     digest: str
     error: OcistreamError
@@ -75,10 +75,10 @@ class BlobFailure:
 class Findings:
     """What was found. Sizes are in bytes.
 
-    `missing` are manifests and blobs that images need and that are not there; `oci.omitted_blobs` are those of which
-    the source says that it was made without them, and `incomplete` are indexes of which only some platforms were
-    exported: what the others need is not among `missing`. `unneeded` counts blobs that no image needs, `unpacked`
-    layers whose plain bytes were looked at, and `parts` those of blobs that have the rest in other volumes.
+    `missing` are manifests and blobs that images need and the source lacks. `omitted` are those of which the source
+    says that it was made without them. `incomplete` are indexes of which only some platforms were exported; blobs of
+    the others are not in `missing`. `unreferenced` counts blobs that no image needs, `unpacked` layers that were
+    decompressed, and `parts` the parts of blobs that continue in other volumes.
     """
 
     graph: Graph
@@ -103,10 +103,11 @@ def verify(
 ) -> Findings:
     """Read everything that `source` gives, which is to be opened for `everything`.
 
-    With `deep`, layers are unpacked too, up to `max_ratio` times their size, and held against their configs' diff_ids.
+    With `deep`, layers are also decompressed, up to `max_ratio` times their size, and checked against the diff_ids of
+    their configs.
 
     Raises:
-        OcistreamError: what ends all reading.
+        OcistreamError: reading cannot continue.
     """
     check = _Verification(
         observer or NullObserver(), deep=deep, max_ratio=max_ratio, cancelled=cancelled or threading.Event()
@@ -126,7 +127,7 @@ class _Verification:
         self._cancelled = cancelled
         self._checker = BlobChecker(observer, deep=deep, max_ratio=max_ratio, cancelled=cancelled)
         self._diff_ids: dict[str, tuple[str, ...]] = {}
-        #: Digests of configs that were read as JSON.
+        #: Digests of configs that were parsed.
         self._checked_configs: set[str] = set()
 
     def close(self) -> None:
@@ -139,7 +140,7 @@ class _Verification:
         configs = ConfigChecker()
         configs.find_configs(graph)
         unpack = {layer.digest for document in images for layer in document.layers if is_layer(layer)}
-        waiting = [blob for blob in graph.blobs if blob.digest not in self._checker.sizes]
+        pending = [blob for blob in graph.blobs if blob.digest not in self._checker.sizes]
 
         def look(blob: Blob) -> None:
             digest = blob.descriptor.digest
@@ -150,28 +151,28 @@ class _Verification:
                 self._checker.check(blob.descriptor, blob.open(), unpack=digest in unpack)
 
         jobs = (_DEEP_JOBS if self._deep else _JOBS) if source.concurrent else 1
-        run_each(look, source.blobs(waiting), jobs=jobs, cancelled=self._cancelled)
+        run_each(look, source.blobs(pending), jobs=jobs, cancelled=self._cancelled)
         parts = self._check_parts(source, graph) if isinstance(source, BlobPartSource) else []
         findings = self._collect_findings(graph, configs)
         findings.parts, findings.size = len(parts), findings.size + sum(parts)
         return findings
 
-    # -- looking -----------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------
 
     def _check_parts(self, source: BlobPartSource, graph: Graph) -> list[int]:
-        """Look at parts of blobs that are not all there, and give their sizes; or find out where one is wrong that is.
+        """Verify the available parts of blobs, and return the sizes of parts whose blob is incomplete.
 
-        The parts of one that is there, and right, are.
+        The parts of a complete blob are read only if it is corrupt, to find the wrong one.
         """
         sizes: list[int] = []
         for blob in graph.blobs:
-            whole = blob.digest in self._checker.sizes
-            if whole and blob.digest not in self._checker.errors:
+            is_complete = blob.digest in self._checker.sizes
+            if is_complete and blob.digest not in self._checker.errors:
                 continue
             for part in source.parts(blob):
                 if part.blob is None:
                     continue
-                if not whole:
+                if not is_complete:
                     sizes.append(part.size)
                 try:
                     self._checker.read_complete(
@@ -183,7 +184,7 @@ class _Verification:
 
     def _check_config(self, blob: Blob) -> None:
         descriptor = blob.descriptor
-        # No larger than a config may be: the walk has seen to that.
+        # Its size is at most `MAX_CONFIG`: the graph builder has checked that.
         content = io.BytesIO()
 
         def keeping() -> Iterator[Chunk]:
@@ -196,7 +197,7 @@ class _Verification:
             self._add_config(descriptor, content.getvalue())
 
     def _check_early_configs(self, configs: ConfigChecker, graph: Graph) -> None:
-        """Look at configs that came before anybody knew what they are; what may be one was kept."""
+        """Check configs that came before the graph; blobs that may be configs were kept."""
         unread = (configs.digests & self._checker.sizes.keys()) - self._checked_configs - self._checker.errors.keys()
         for blob in graph.blobs if unread else ():
             if blob.digest in unread and self._checker.can_read_back(blob):
@@ -205,78 +206,81 @@ class _Verification:
                 self._checker.errors[blob.digest] = not_json_error(blob)
 
     def _add_config(self, descriptor: Descriptor, content: bytes) -> None:
-        what = f"the config {descriptor.digest}"
+        label = f"the config {descriptor.digest}"
         self._checked_configs.add(descriptor.digest)
         try:
             if self._deep:
-                self._diff_ids[descriptor.digest] = parse_diff_ids(content, what)
+                self._diff_ids[descriptor.digest] = parse_diff_ids(content, label)
             else:
-                check_config(content, what)
+                check_config(content, label)
         except ArchiveError as error:
             self._checker.errors[descriptor.digest] = error
 
-    # -- what came of it ---------------------------------------------------------------------------------
+    # -- results -------------------------------------------------------------------------------------------
 
     def _collect_findings(self, graph: Graph, configs: ConfigChecker) -> Findings:
         for blob in graph.blobs:
-            seen = self._checker.sizes.get(blob.digest)
-            if seen is not None and seen != blob.size:
-                self._checker.errors.setdefault(blob.digest, size_error(blob, seen))
+            read_size = self._checker.sizes.get(blob.digest)
+            if read_size is not None and read_size != blob.size:
+                self._checker.errors.setdefault(blob.digest, size_error(blob, read_size))
         self._check_early_configs(configs, graph)
         if self._deep:
             self._check_diff_ids(graph)
-        lacking = [
+        missing_blobs = [
             blob for blob in graph.blobs if blob.digest not in self._checker.sizes and blob.digest not in graph.embedded
         ]
-        exported = self._limit_to_exported(graph, {blob.digest for blob in lacking})
+        exported = self._limit_to_exported(graph, {blob.digest for blob in missing_blobs})
         needed = {blob.digest for blob in (*exported.blobs, *exported.absent)}
-        named = {blob.digest for blob in graph.blobs} | {m.descriptor.digest for m in graph.manifests}
+        referenced = {blob.digest for blob in graph.blobs} | {m.descriptor.digest for m in graph.manifests}
         # A file of a docker-archive that no image names is not a blob.
-        strays = self._checker.unnamed_layers - named
-        sizes = {digest: size for digest, size in self._checker.sizes.items() if digest not in strays}
-        made = {root.descriptor.digest for root in graph.roots if root.is_synthesized}
-        manifests = {m.descriptor.digest: m.descriptor.size for m in graph.manifests if m.descriptor.digest not in made}
+        unnamed = self._checker.unnamed_layers - referenced
+        sizes = {digest: size for digest, size in self._checker.sizes.items() if digest not in unnamed}
+        synthesized = {root.descriptor.digest for root in graph.roots if root.is_synthesized}
+        manifests = {
+            m.descriptor.digest: m.descriptor.size for m in graph.manifests if m.descriptor.digest not in synthesized
+        }
         return Findings(
             graph,
             blobs=len(sizes.keys() | manifests.keys()),
             size=sum((manifests | sizes).values()),
-            unreferenced=len(sizes.keys() - named),
+            unreferenced=len(sizes.keys() - referenced),
             unpacked=len(self._checker.plain_layers),
             missing=[
                 blob
-                for blob in (*graph.absent, *lacking)
+                for blob in (*graph.absent, *missing_blobs)
                 if blob.digest in needed and blob.digest not in graph.omitted_from_source
             ],
             incomplete=exported.incomplete_indexes,
-            omitted=[blob for blob in lacking if blob.digest in graph.omitted_from_source],
+            omitted=[blob for blob in missing_blobs if blob.digest in graph.omitted_from_source],
             failures=[BlobFailure(digest, error) for digest, error in self._checker.errors.items()],
         )
 
     @staticmethod
-    def _limit_to_exported(graph: Graph, lacking: AbstractSet[str]) -> Graph:
-        """Give the graph less the platforms that were not exported."""
-        missing = find_not_exported(graph, lambda blob: blob.digest in lacking)
-        return limit_to_exported(graph, {one.digest for one in missing}) if missing else graph
+    def _limit_to_exported(graph: Graph, missing_digests: AbstractSet[str]) -> Graph:
+        """Return the graph without the platforms that were not exported."""
+        missing = find_not_exported(graph, lambda blob: blob.digest in missing_digests)
+        return limit_to_exported(graph, {manifest.digest for manifest in missing}) if missing else graph
 
     def _check_diff_ids(self, graph: Graph) -> None:
         for manifest, document in graph.images():
             config = document.config
             if config is None or not is_image(document) or config.digest in self._checker.errors:
                 continue
-            promised = self._diff_ids.get(config.digest)
-            if promised is None:
-                # It is missing, which is said.
+            diff_ids = self._diff_ids.get(config.digest)
+            if diff_ids is None:
+                # The config is missing, which is reported already.
                 continue
-            if len(promised) != len(document.layers):
-                msg = f"{len(document.layers)} layers, and {len(promised)} diff_ids in the config"
+            if len(diff_ids) != len(document.layers):
+                msg = f"{len(document.layers)} layers, and {len(diff_ids)} diff_ids in the config"
                 self._checker.errors[manifest.descriptor.digest] = ArchiveError(
                     f"manifest {manifest.descriptor.digest}: {msg}"
                 )
                 continue
-            for layer, diff_id in zip(document.layers, promised, strict=True):
+            for layer, diff_id in zip(document.layers, diff_ids, strict=True):
                 plain = self._checker.plain_layers.get(layer.digest)
                 if plain is None:
                     continue
+                # Without --deep a media type is trusted. Here the bytes must have the compression that it says.
                 if layer.size and layer_media_types.codec_name(layer.media_type) not in {None, plain.codec}:
                     msg = f"{layer.digest} is called {layer.media_type}, and its compression is {plain.codec}"
                     self._checker.errors.setdefault(layer.digest, ArchiveError(msg))
@@ -289,21 +293,21 @@ class _Verification:
 
 
 class PlainLayer(NamedTuple):
-    """What a layer unpacks to, and from what."""
+    """The digest of a layer's uncompressed bytes, and the layer's compression."""
 
     digest: str
     codec: str
 
 
 class BlobChecker:
-    """What was found of each blob; to a source it is where those go that come before their images are known.
+    """Verifies blobs and stores the results; also the `EarlyBlobs` of a source whose index comes last.
 
-    `sizes` has those of all that were looked at, in bytes, and `wrong` what is wrong with some; `plain` what layers
-    unpack to, of whatever looked like one or was known to be one. All three are by digest.
+    By digest: `sizes` of all blobs that were read, in bytes, `errors`, and `plain_layers` of all layers that were
+    decompressed.
     """
 
     def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event) -> None:
-        """With `deep`, what looks like a layer is unpacked, up to `max_ratio` times its size. `cancelled` ends it."""
+        """With `deep`, decompress layers, up to `max_ratio` times their size. Setting `cancelled` stops it."""
         self._observer = observer
         self._deep = deep
         self._max_ratio = max_ratio
@@ -313,55 +317,55 @@ class BlobChecker:
         self.sizes: dict[str, int] = {}
         self.errors: dict[str, OcistreamError] = {}
         self.plain_layers: dict[str, PlainLayer] = {}
-        #: Layers that had no digest, of which some may be files that no image names.
+        #: Layers that came without a digest; some of them may be files that no image names.
         self.unnamed_layers: set[str] = set()
 
     def close(self) -> None:
-        """Let go of what was kept."""
+        """Delete the temporary file."""
         self._spill_file.close()
 
-    # -- what a source may do with blobs that come before the graph (interfaces.Early) -------------------
+    # -- blobs that come before the graph (interfaces.EarlyBlobs) --------------------------------------------
 
     def write(self, blob: Blob) -> None:
-        """Look at a blob of which only the digest is known."""
+        """Verify a blob of which only the digest is known."""
         chunks = blob.open()
-        first = bytes(next(chunks, b""))
-        whole: Iterator[Chunk] = itertools.chain([first], chunks)
-        if can_be_json_object(first) and blob.descriptor.size <= limits.MAX_CONFIG:
-            whole = self._spill_file.write(blob.descriptor, whole)
-        self.check(blob.descriptor, whole, unpack=self._deep and is_probably_layer(first))
+        beginning = bytes(next(chunks, b""))
+        complete: Iterator[Chunk] = itertools.chain([beginning], chunks)
+        if can_be_json_object(beginning) and blob.descriptor.size <= limits.MAX_CONFIG:
+            complete = self._spill_file.write(blob.descriptor, complete)
+        self.check(blob.descriptor, complete, unpack=self._deep and is_probably_layer(beginning))
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
-        """Look at a layer of which no digest is known."""
-        first = bytes(next(chunks, b""))
-        kind = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, detect_codec(first).name)
-        raw = HashedChunks(itertools.chain([first], chunks))
+        """Verify a layer of unknown digest."""
+        beginning = bytes(next(chunks, b""))
+        media_type = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, detect_codec(beginning).name)
+        raw = HashedChunks(itertools.chain([beginning], chunks))
         error: OcistreamError | None = None
         plain: PlainLayer | None = None
         try:
             plain = self.read_complete(raw, Descriptor(layer_media_types.OCI_LAYER, "", 0), unpack=self._deep)
         except _CannotUnpackError as found:
             error = found.error
-        descriptor = Descriptor(kind, raw.digest, raw.size)
+        descriptor = Descriptor(media_type, raw.digest, raw.size)
         self.unnamed_layers.add(descriptor.digest)
         self._add_result(descriptor, error, plain)
         return descriptor
 
     def read_back(self, descriptor: Descriptor) -> bytes:
-        """Give back small content that was put."""
+        """Return small content that was written."""
         return self._spill_file.read(descriptor)
 
     def can_read_back(self, descriptor: Descriptor) -> bool:
-        """Say whether `recall` can give it back."""
+        """Return whether `read_back` has the content."""
         return self._spill_file.has(descriptor)
 
-    # -- looking -----------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------
 
     def check(self, descriptor: Descriptor, chunks: Iterator[Chunk], *, unpack: bool) -> None:
-        """Read a blob to its end, unpack it if that is asked for, and note what is wrong with it.
+        """Read a blob to its end, decompress it if `unpack`, and store its error, if any.
 
         Raises:
-            OcistreamError: what is wrong is not the blob.
+            OcistreamError: a failure that does not concern the blob.
         """
         try:
             self._add_result(
@@ -373,30 +377,30 @@ class BlobChecker:
             self._add_result(descriptor, found.error)
 
     def read_complete(self, chunks: Iterator[Chunk], descriptor: Descriptor, *, unpack: bool) -> PlainLayer | None:
-        """Read all of a blob and say what it unpacks to, or None where it is not to be unpacked.
+        """Read all of a blob; return its uncompressed digest, or None without `unpack`.
 
-        `descriptor` is whose bytes these are, for who watches.
+        The observer counts the bytes for `descriptor`.
 
         Raises:
-            _CannotUnpackError: it is what it should be, but not a well-formed compressed stream.
-            OcistreamError: what reading it raises.
+            _CannotUnpackError: the bytes are right, but not a well-formed compressed stream.
+            OcistreamError: reading failed.
         """
-        passing = partial(self._observer.advance, descriptor=descriptor)
-        raw = FailureTracker(count_chunks(cancellable_chunks(chunks, self._cancelled), passing))
+        count = partial(self._observer.advance, descriptor=descriptor)
+        raw = FailureTracker(count_chunks(cancellable_chunks(chunks, self._cancelled), count))
         if not unpack:
             for _ in raw:
                 pass
             return None
         try:
-            first = bytes(next(raw, b""))
-            codec = detect_codec(first)
-            plain = HashedChunks(decompress(codec, itertools.chain([first], raw), self._max_ratio))
+            beginning = bytes(next(raw, b""))
+            codec = detect_codec(beginning)
+            plain = HashedChunks(decompress(codec, itertools.chain([beginning], raw), self._max_ratio))
             for _ in plain:
                 pass
         except (ArchiveError, UnsupportedError) as error:
             if raw.has_failed:
                 raise
-            # If the bytes are not those that were promised either, that is what is to be said.
+            # If the bytes do not match the digest either, report that instead.
             for _ in raw:
                 pass
             raise _CannotUnpackError(error) from error
@@ -425,54 +429,50 @@ class _CannotUnpackError(Exception):
 
 
 class _SpillFile:
-    """Small JSON that comes before anybody knows what it is, and for which its source had no room: in a file."""
+    """A temporary file for early JSON blobs that did not fit into the source's buffer, since they may be manifests."""
 
     def __init__(self) -> None:
         self._file: IO[bytes] | None = None
         self._offsets: dict[str, tuple[int, int]] = {}
 
     def write(self, descriptor: Descriptor, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        """Pass chunks on, and keep them."""
         with files.disk_errors("cannot keep a manifest in a temporary file"):
             if self._file is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed with this
-            begin = self._file.seek(0, io.SEEK_END)
+            offset = self._file.seek(0, io.SEEK_END)
         for chunk in chunks:
             with files.disk_errors("cannot keep a manifest in a temporary file"):
                 self._file.write(chunk)
             yield chunk
-        self._offsets[descriptor.digest] = (begin, descriptor.size)
+        self._offsets[descriptor.digest] = (offset, descriptor.size)
 
     def has(self, descriptor: Descriptor) -> bool:
-        """Say whether it was kept."""
         return descriptor.digest in self._offsets
 
     def read(self, descriptor: Descriptor) -> bytes:
-        """Give it back."""
-        assert self._file is not None, "nothing was kept"  # noqa: S101 - sources ask for what they put
-        begin, size = self._offsets[descriptor.digest]
+        assert self._file is not None, "nothing was kept"  # noqa: S101 - sources read back only what they wrote
+        offset, size = self._offsets[descriptor.digest]
         with files.disk_errors("cannot read a temporary file"):
-            self._file.seek(begin)
+            self._file.seek(offset)
             return self._file.read(size)
 
     def close(self) -> None:
-        """Let go of the file."""
         if self._file is not None:
             self._file.close()
 
 
 class DiscardedBlobs:
-    """Where blobs go of a source of which only the graph is asked for: they are verified, and nowhere kept."""
+    """The `EarlyBlobs` of a source of which only the graph is needed: blobs are verified and discarded."""
 
     def __init__(self, cancelled: threading.Event) -> None:
-        """`cancelled` ends it."""
+        """Setting `cancelled` stops the reading."""
         self._checker = BlobChecker(NullObserver(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
 
     def write(self, blob: Blob) -> None:
-        """Read a blob to its end.
+        """Read and verify a blob.
 
         Raises:
-            IntegrityError: it is not what its name says.
+            IntegrityError: the blob does not match its digest.
         """
         self._checker.write(blob)
         if (error := self._checker.errors.get(blob.descriptor.digest)) is not None:
@@ -483,23 +483,23 @@ class DiscardedBlobs:
         return self._checker.write_new(chunks)
 
     def read_back(self, descriptor: Descriptor) -> bytes:
-        """Give back small content that was put."""
+        """Return small content that was written."""
         return self._checker.read_back(descriptor)
 
     def read_contents(self, source: Source, wanted: Sequence[Descriptor]) -> dict[str, bytes]:
-        """Read small blobs whole, as far as the source has them; a stream is read to its end.
+        """Return the content of small blobs by digest, as far as the source has them; a stream is read to its end.
 
         Raises:
-            IntegrityError: one is not what it should be.
+            IntegrityError: a blob is corrupt.
         """
-        found: dict[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         for blob in source.blobs(wanted):
-            found[blob.descriptor.digest] = b"".join(bytes(c) for c in verify_chunks(blob.open(), blob.descriptor))
+            contents[blob.descriptor.digest] = b"".join(bytes(c) for c in verify_chunks(blob.open(), blob.descriptor))
         for descriptor in wanted:
-            if descriptor.digest not in found and self._checker.can_read_back(descriptor):
-                found[descriptor.digest] = self._checker.read_back(descriptor)
-        return found
+            if descriptor.digest not in contents and self._checker.can_read_back(descriptor):
+                contents[descriptor.digest] = self._checker.read_back(descriptor)
+        return contents
 
     def close(self) -> None:
-        """Let go of what was kept."""
+        """Delete the temporary file."""
         self._checker.close()

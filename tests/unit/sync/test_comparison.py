@@ -33,7 +33,7 @@ def test_a_source_of_which_nothing_can_be_made_is_closed(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("ocistream.sync.comparison.open_rereadable", lambda *_: source)
     monkeypatch.setattr("ocistream.sync.comparison.read_graph", fail)
-    looking = ImageComparer(lambda _: OpenContext(), stop=threading.Event, check_push=lambda _: None)
+    looking = ImageComparer(lambda _: OpenContext(), create_cancel_event=threading.Event, check_push=lambda _: None)
     look = ImageComparison(copy)
     look.pending = list(copy.destinations)
     looking.prepare(look)
