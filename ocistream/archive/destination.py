@@ -1,7 +1,7 @@
-"""Destination for an OCI archive (a layout in a tar): small files first, so that a reader knows early what follows.
+"""Destination for an OCI archive (a layout in a tar). The same graph gives the same bytes.
 
-The order is `oci-layout`, `index.json`, `manifest.json`, manifests, configs, layers.
-The same graph gives the same bytes.
+The order is `oci-layout`, `index.json`, `manifest.json`, manifests, configs, layers. A reader knows the graph, and can
+ask its registry for missing blobs, before the first large byte.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ArchiveDestination:
                 self._tar.add_small(blob_name(digest), manifest.raw)
 
     def annotations(self) -> dict[str, str]:
-        """Return annotations for `index.json` beside the list of omitted blobs."""
+        """Return annotations for `index.json`, in addition to the list of omitted blobs."""
         return {}
 
     def has_blob(self, descriptor: Descriptor) -> bool:

@@ -172,7 +172,9 @@ class DockerStreamReader:
         return self._finish_comparison(early_blobs).find_only_in_manifest_json(self.images) if self.images else []
 
     def check_late_manifest_json(self) -> None:
-        """Check a `manifest.json` that came after the graph was built. The graph cannot take more images then.
+        """Check a `manifest.json` that came after the graph was built.
+
+        The images of `index.json` do not wait for a `manifest.json` after the layers, so it cannot add images.
 
         Raises:
             ArchiveError: it contradicts `index.json`.

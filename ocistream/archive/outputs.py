@@ -79,7 +79,7 @@ class RewritableOutput(Output, Protocol):
         """Return to a position, to write the same bytes again."""
 
     def sync(self) -> None:
-        """Sync the written bytes to disk, and remove everything behind them. The file does not get its name yet."""
+        """Sync the written bytes to disk, and remove later bytes. The file does not get its name yet."""
 
     def discard(self) -> None:
         """Do not keep the partial file."""
@@ -96,6 +96,7 @@ class _FileOutput:
     def __init__(self, path: Path) -> None:
         self._what = f"cannot write {path}"
         self._stack = contextlib.ExitStack()
+        # Only partial files of this name: others in the directory may not be ours.
         partial_files.remove_stale(path.parent, functools.partial(partial_files.is_temporary_name, name=path.name))
         with files.disk_errors(self._what):
             self._partial = self._stack.enter_context(files.resumable_file(path))

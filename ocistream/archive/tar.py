@@ -100,7 +100,7 @@ def _parse_number(field: bytes) -> int:
 
 
 def _is_read_only(mode: bytes) -> bool:
-    """Return whether octal digits give the owner no right to write; what is malformed gives it."""
+    """Return whether octal digits give the owner no write permission. A malformed mode counts as writable."""
     return mode.partition(b"\0")[0].strip(b" ")[-3:-2] in {b"0", b"1", b"4", b"5"}
 
 

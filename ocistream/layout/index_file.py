@@ -1,6 +1,7 @@
 """Cache of a layout's parsed `index.json` for a process that changes the file often, such as `ocistream serve`.
 
-The file is parsed only after another process wrote it. The cache key is the file's SHA-256.
+The file is parsed only after another process wrote it. The cache key is the file's SHA-256: size, mtime and inode may
+be equal after two quick changes.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
 
-#: The media type of a blob of which only the digest is known.
+#: The media type of a blob whose digest alone is known.
 UNKNOWN_MEDIA_TYPE: Final = "application/octet-stream"
 #: The size of a descriptor that was made from a digest alone.
 UNKNOWN_SIZE: Final = -1
