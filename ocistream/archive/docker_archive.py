@@ -76,15 +76,15 @@ def parse_manifest_json(raw: bytes) -> list[DockerImage]:
     key = "images"
     object_around = b'{"%b":%b}' % (key.encode(), raw)
     members = parse_json(object_around, "manifest.json", len(object_around), convert={key: _parse_image})
-    listed = members.get(key)
+    images = members.get(key)
     # Several members mean that the file continues after the end of its list.
-    if not isinstance(listed, list) or len(members) > 1:
+    if not isinstance(images, list) or len(members) > 1:
         msg = "manifest.json is not a list of images"
         raise ArchiveError(msg)
-    if len(listed) > limits.MAX_IMAGES:
+    if len(images) > limits.MAX_IMAGES:
         msg = f"manifest.json lists more than {limits.MAX_IMAGES} images"
         raise UnsupportedError(msg, hint="save fewer at a time")
-    return listed
+    return images
 
 
 def _parse_image(position: int, item: object) -> DockerImage:
@@ -105,8 +105,8 @@ def _parse_image(position: int, item: object) -> DockerImage:
     raise ArchiveError(msg)
 
 
-def _are_strings(listed: object) -> bool:
-    return isinstance(listed, list) and all(isinstance(item, str) for item in listed)
+def _are_strings(items: object) -> bool:
+    return isinstance(items, list) and all(isinstance(item, str) for item in items)
 
 
 def is_docker_save(images: Sequence[DockerImage], contents: ArchiveContents) -> bool:

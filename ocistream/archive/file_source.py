@@ -152,12 +152,12 @@ class ArchiveFileSource:
         index = self.read_index()
         images = self._read_docker_images()
         self._is_docker_save = is_docker_save(images, self._contents) if images else False
-        only = self._compare_indexes(index.entries).find_only_in_manifest_json(images) if images else []
-        if not only:
+        additional = self._compare_indexes(index.entries).find_only_in_manifest_json(images) if images else []
+        if not additional:
             return index
         manifests = ManifestSynthesizer(self._read_config, self._describe_layer)
-        added = manifests.build_entries(only)
-        report_only_in_manifest_json(only)
+        added = manifests.build_entries(additional)
+        report_only_in_manifest_json(additional)
         self.synthesized_manifests = manifests.manifests
         return LayoutIndex([*index.entries, *added], index.annotations)
 

@@ -259,11 +259,11 @@ class JoinedSource:
         first_text, first_volume = volumes[first]
         for (text, volume), digests in zip(volumes, listed_digests, strict=True):
             if volume.identity != identity:
-                other = f"{volume} of {_describe_images(digests, entries)}"
-                most = (
+                actual = f"{volume} of {_describe_images(digests, entries)}"
+                expected = (
                     f"{printable(first_text)} is {first_volume} of {_describe_images(listed_digests[first], entries)}"
                 )
-                msg = f"{printable(text)} does not belong to the others: it is {other}, and {most}, of another set"
+                msg = f"{printable(text)} does not belong to the others: it is {actual}, and {expected}, of another set"
                 raise ArchiveError(msg, hint="give the volumes that one `pull --split` has written")
             if volume[1:] != first_volume[1:] or digests != listed_digests[first]:
                 msg = (

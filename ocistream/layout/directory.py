@@ -264,10 +264,10 @@ class BlobDirectory:
             def is_left(entry: str) -> bool:
                 return is_part(entry) or (include_uploads and partial_files.is_upload_name(entry))
 
-            gone = partial_files.remove_stale(folder, is_useless, dry_run=dry_run)
+            deleted = partial_files.remove_stale(folder, is_useless, dry_run=dry_run)
             if older_than is not None:
-                gone |= partial_files.remove_stale(folder, is_left, older_than=older_than, dry_run=dry_run)
-            sizes += gone.values()
+                deleted |= partial_files.remove_stale(folder, is_left, older_than=older_than, dry_run=dry_run)
+            sizes += deleted.values()
         return sizes
 
     def write_new_blob(self, blob: NewBlob) -> Descriptor:

@@ -68,10 +68,10 @@ def parse_index_json(raw: bytes) -> LayoutIndex:
     Raises:
         ArchiveError: the file is malformed.
     """
-    parser = DescriptorListParser("manifests", "index.json", written=True)
+    parser = DescriptorListParser("manifests", "index.json", keep_extra=True)
     keys = {"mediaType", "config", "layers", "manifests", "annotations"}
     convert: Mapping[str, ItemConverter] = {"manifests": parser, "layers": discard_item}
-    fields = parse_json(raw, "index.json", keys=keys, known=MANIFEST_FIELDS, convert=convert)
+    fields = parse_json(raw, "index.json", keys=keys, known_keys=MANIFEST_FIELDS, convert=convert)
     check_document_type(fields, "index.json", (OCI_INDEX, DOCKER_LIST))
     annotations = fields.get("annotations")
     items = annotations.items() if isinstance(annotations, dict) else ()
@@ -192,12 +192,12 @@ def build_index_fields(previous: bytes | None, *, annotations: Mapping[str, str]
         fields = {key: [] if key == "manifests" else value for key, value in fields.items()}
     if annotations is not None:
         existing = fields.get("annotations")
-        others = (
+        other_annotations = (
             {k: v for k, v in existing.items() if not k.startswith(ANNOTATION_PREFIX)}
             if isinstance(existing, dict)
             else {}
         )
-        fields["annotations"] = {**others, **annotations}
+        fields["annotations"] = {**other_annotations, **annotations}
         if not fields["annotations"]:
             del fields["annotations"]
     return fields
@@ -226,21 +226,21 @@ def build_entries(graph: Graph) -> list[Descriptor]:
             msg = f"the image is called {printable(root.name)!r}, and a name has no blanks and no control characters"
             raise UsageError(msg, hint="give it another: `ocistream copy SRC oci:DIR:NAME`, or oci-archive:FILE:NAME")
     images = [build_entry(root) for root in graph.roots]
-    known = {entry.digest for entry in images}
-    known.update(child.digest for document in graph.documents.values() for child in document.manifests)
+    listed_digests = {entry.digest for entry in images}
+    listed_digests.update(child.digest for document in graph.documents.values() for child in document.manifests)
     untagged = {
         referrer.descriptor.digest: _build_referrer_entry(referrer)
         for referrer in graph.all_referrers
-        if referrer.tag is None and referrer.descriptor.digest not in known
+        if referrer.tag is None and referrer.descriptor.digest not in listed_digests
     }
-    named: dict[str, Descriptor] = {}
+    tagged: dict[str, Descriptor] = {}
     for root in graph.roots if graph.referrers else ():
         referrers = [referrer for digest in graph.reachable(root) for referrer in graph.referrers.get(digest, ())]
         for referrer in sorted(referrers, key=lambda item: item.sort_key):
             if referrer.tag is not None:
                 name = _build_referrer_name(root, referrer.tag)
-                named.setdefault(name, _build_named_referrer_entry(referrer, name))
-    return [*images, *untagged.values(), *named.values()]
+                tagged.setdefault(name, _build_named_referrer_entry(referrer, name))
+    return [*images, *untagged.values(), *tagged.values()]
 
 
 def _remove_name(entry: Descriptor) -> Descriptor:

@@ -48,11 +48,11 @@ class IndexFile:
         """
         raw = self._layout.read_raw_index()
         key = _content_key(raw)
-        known = self._known.get(key)
-        if known is None:
-            known = LoadedIndex(self._layout.parse_index(raw).entries, build_index_fields(raw), {})
-            self._known = {key: known}
-        return known
+        index = self._known.get(key)
+        if index is None:
+            index = LoadedIndex(self._layout.parse_index(raw).entries, build_index_fields(raw), {})
+            self._known = {key: index}
+        return index
 
     def with_entries(self, index: LoadedIndex, entries: Sequence[Descriptor]) -> LoadedIndex:
         """Return the index with other entries; only entries that are new are written as JSON.

@@ -582,8 +582,8 @@ class IndexGraphBuilder:
     def _choose_again(self) -> bool:
         """Choose again, now that it is known which entries are images. Return whether another image was chosen."""
         self._find_images()
-        known = self._chosen.union(map(id, self._images), map(id, self._resolver.listed_roots()))
-        chosen = self._select([root for root in self._all if id(root) in known])
+        candidate_ids = self._chosen.union(map(id, self._images), map(id, self._resolver.listed_roots()))
+        chosen = self._select([root for root in self._all if id(root) in candidate_ids])
         if new := [root for root in chosen if id(root) not in self._chosen]:
             self._add(new)
         return bool(new)

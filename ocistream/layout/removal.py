@@ -73,19 +73,19 @@ def _split_entries(
             raise UsageError(msg, hint=f"name one: {several}; by a digest all that have it go")
         removed.update((index, entries[index]) for index in matches)
     images = list(removed.values())
-    rest = [entry for index, entry in enumerate(entries) if index not in removed]
-    orphans = _find_orphaned_referrers(_ReferenceReader(layout), rest, images)
+    remaining = [entry for index, entry in enumerate(entries) if index not in removed]
+    orphans = _find_orphaned_referrers(_ReferenceReader(layout), remaining, images)
     removed_ids = {id(entry) for entry in orphans}
-    return [entry for entry in rest if id(entry) not in removed_ids], RemovalResult(images, orphans)
+    return [entry for entry in remaining if id(entry) not in removed_ids], RemovalResult(images, orphans)
 
 
 def _find_orphaned_referrers(
-    reader: _ReferenceReader, rest: Sequence[Descriptor], images: Sequence[Descriptor]
+    reader: _ReferenceReader, remaining: Sequence[Descriptor], images: Sequence[Descriptor]
 ) -> list[Descriptor]:
     """Return the unnamed entries that refer to a removed manifest and to nothing that stays."""
-    unnamed = [entry for entry in rest if image_name_of(entry) is None]
+    unnamed = [entry for entry in remaining if image_name_of(entry) is None]
     removed = reader.find_below(entry.digest for entry in images)
-    removed -= reader.find_below(entry.digest for entry in rest if image_name_of(entry) is not None)
+    removed -= reader.find_below(entry.digest for entry in remaining if image_name_of(entry) is not None)
     # An entry without a subject is an image of its own. A referrer of an image that stays keeps its children.
     orphans: list[Descriptor] = []
     while True:

@@ -226,7 +226,7 @@ class LayoutDestination:
             return merge_entries(entries, new)
 
         self._layout.change_index_and_annotations(
-            change, lambda notes: self._build_omitted_annotation(notes, graph.omitted_from_output)
+            change, lambda annotations: self._build_omitted_annotation(annotations, graph.omitted_from_output)
         )
         self._layout.remove_stale(limits.MAX_PARTIAL_AGE)
 
@@ -260,8 +260,8 @@ class LayoutDestination:
             for digest, reason in {**previous, **omitted}.items()
             if self._layout.blob_size(digest) is None
         }
-        others = {key: value for key, value in annotations.items() if key != OMITTED_ANNOTATION}
-        return {**others, OMITTED_ANNOTATION: format_omitted(missing)} if missing else others
+        other_annotations = {key: value for key, value in annotations.items() if key != OMITTED_ANNOTATION}
+        return {**other_annotations, OMITTED_ANNOTATION: format_omitted(missing)} if missing else other_annotations
 
     def _create(self) -> None:
         self._layout.create()

@@ -202,7 +202,7 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
     if kind := _UNSUPPORTED_TYPES.get(descriptor.media_type):
         msg = f"{what} is {kind}, which is not supported"
         raise UnsupportedError(msg, hint=_REPUSH_HINT)
-    manifests, layers = DescriptorListParser("manifests", what), DescriptorListParser("layers", what, bare=True)
+    manifests, layers = DescriptorListParser("manifests", what), DescriptorListParser("layers", what, minimal=True)
     fields = parse_json(
         raw, what, keys=MANIFEST_FIELDS, convert={"manifests": manifests, "layers": layers, "blobs": discard_item}
     )
@@ -211,8 +211,8 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
         raise UnsupportedError(msg, hint=_REPUSH_HINT)
     check_document_type(fields, what, (descriptor.media_type,))
     # Other children of an index are leaves, and are copied byte for byte.
-    known = descriptor.is_index or descriptor.is_manifest
-    if not known and fields.keys() & {"config", "layers", "blobs", "manifests"}:
+    is_document = descriptor.is_index or descriptor.is_manifest
+    if not is_document and fields.keys() & {"config", "layers", "blobs", "manifests"}:
         msg = f"{what} is of the type {descriptor.media_type}, which is not supported"
         raise UnsupportedError(msg)
     config = parse_descriptor(fields.get("config"), f"config of {what}") if descriptor.is_manifest else None
@@ -276,28 +276,28 @@ class DescriptorListParser:
     `descriptors` raises the first error: only the complete document shows whether the list is used at all.
     """
 
-    def __init__(self, key: str, what: str, *, bare: bool = False, written: bool = False) -> None:
+    def __init__(self, key: str, what: str, *, minimal: bool = False, keep_extra: bool = False) -> None:
         """Name the list and its document for errors.
 
-        `bare` keeps only media type, digest and size. `written` keeps the fields that `to_json` writes again.
+        `minimal` keeps only media type, digest and size. `keep_extra` keeps the fields that `to_json` writes again.
         """
         self._key = key
         self._what = what
-        self._is_minimal = bare
-        self._keeps_extra = written
+        self._is_minimal = minimal
+        self._keeps_extra = keep_extra
         self._error: OcistreamError | None = None
-        #: Content from the descriptors' `data`, by digest. Only for `bare` lists, which are layers.
+        #: Content from the descriptors' `data`, by digest. Only for `minimal` lists, which are layers.
         self.embedded: dict[str, bytes] = {}
 
-    def __call__(self, place: int, item: object) -> Descriptor | None:
+    def __call__(self, index: int, item: object) -> Descriptor | None:
         """Return the descriptor of one element, or None after an error."""
         if self._error is not None:
             return None
         try:
-            if place >= limits.MAX_LIST_ENTRIES:
+            if index >= limits.MAX_LIST_ENTRIES:
                 msg = f"{self._what} has more than {limits.MAX_LIST_ENTRIES} {self._key}"
                 raise ArchiveError(msg)
-            descriptor = parse_descriptor(item, f"{self._key}[{place}] of {self._what}")
+            descriptor = parse_descriptor(item, f"{self._key}[{index}] of {self._what}")
         except OcistreamError as error:
             self._error = error
             return None
@@ -316,14 +316,14 @@ class DescriptorListParser:
         """
         if self._error is not None:
             raise self._error
-        listed = fields.get(self._key)
+        items = fields.get(self._key)
         # Go writes an empty list as null.
-        if listed is None and self._key in fields:
+        if items is None and self._key in fields:
             return ()
-        if not isinstance(listed, list):
+        if not isinstance(items, list):
             msg = f"{self._what} has no list of {self._key}"
             raise ArchiveError(msg)
-        return tuple(listed)
+        return tuple(items)
 
 
 def _extra_json(descriptor: Descriptor, item: object) -> bytes | None:
@@ -353,7 +353,7 @@ def parse_config_platform(raw: bytes, what: str) -> Platform | None:
         ArchiveError: the config is malformed.
     """
     keys = {"os", "architecture", "variant", "os.version"}
-    fields = parse_json(raw, what, limits.MAX_CONFIG, keys=keys, known=_CONFIG_FIELDS)
+    fields = parse_json(raw, what, limits.MAX_CONFIG, keys=keys, known_keys=_CONFIG_FIELDS)
     return _parse_platform_fields(fields, what)
 
 
@@ -364,14 +364,14 @@ def parse_diff_ids(raw: bytes, what: str) -> tuple[str, ...]:
         ArchiveError: the list is missing or malformed.
     """
     rootfs = _parse_rootfs(raw, what)
-    listed = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     # Go writes an empty list as null.
-    if isinstance(rootfs, dict) and listed is None:
-        listed = []
-    if not isinstance(listed, list) or not all(isinstance(item, str) and is_digest(item) for item in listed):
+    if isinstance(rootfs, dict) and diff_ids is None:
+        diff_ids = []
+    if not isinstance(diff_ids, list) or not all(isinstance(item, str) and is_digest(item) for item in diff_ids):
         msg = f"{what} has no list of diff_ids"
         raise ArchiveError(msg)
-    return tuple(listed)
+    return tuple(diff_ids)
 
 
 def check_config(raw: bytes, what: str) -> None:
@@ -384,7 +384,7 @@ def check_config(raw: bytes, what: str) -> None:
 
 
 def _parse_rootfs(raw: bytes, what: str) -> object:
-    rootfs = parse_json(raw, what, limits.MAX_CONFIG, keys={"rootfs"}, known=_CONFIG_FIELDS).get("rootfs")
+    rootfs = parse_json(raw, what, limits.MAX_CONFIG, keys={"rootfs"}, known_keys=_CONFIG_FIELDS).get("rootfs")
     if isinstance(rootfs, dict):
         check_keys(rootfs, _ROOTFS_FIELDS, f"rootfs of {what}")
     return rootfs
@@ -418,4 +418,4 @@ def parse_outline(raw: bytes, what: str) -> dict[str, Any]:
     """
     keys = {"schemaVersion", "mediaType", "config", "layers", "manifests"}
     convert = {"layers": discard_item, "manifests": discard_item}
-    return parse_json(raw, what, keys=keys, known=MANIFEST_FIELDS, convert=convert)
+    return parse_json(raw, what, keys=keys, known_keys=MANIFEST_FIELDS, convert=convert)

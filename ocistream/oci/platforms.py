@@ -69,10 +69,10 @@ class ChosenPlatforms:
     def describe_ambiguities(self) -> list[str]:
         """Return a line of text for each ambiguous platform."""
         lines = []
-        for wanted, got, others in self.ambiguous:
+        for wanted, selected, others in self.ambiguous:
             shown = ", ".join(map(printable, others[:_MAX_OTHERS]))
             more = f" and {len(others) - _MAX_OTHERS} more" if len(others) > _MAX_OTHERS else ""
-            lines.append(f"{wanted} matches {printable(got)}" + (f"; not copied: {shown}{more}" if shown else ""))
+            lines.append(f"{wanted} matches {printable(selected)}" + (f"; not copied: {shown}{more}" if shown else ""))
         return lines
 
 

@@ -196,5 +196,5 @@ def classify_referrer(artifact_type: str | None, tag: str | None = None) -> str:
 def format_kind_counts(kinds: Iterable[str]) -> str:
     """Return the counts as text: `2 signatures, 1 SBOM`."""
     counts = Counter(kinds)
-    known = [*dict.fromkeys(_COSIGN.values()), "artifact"]
-    return ", ".join(f"{counts[kind]} {kind}{'s' if counts[kind] > 1 else ''}" for kind in known if counts[kind])
+    order = [*dict.fromkeys(_COSIGN.values()), "artifact"]
+    return ", ".join(f"{counts[kind]} {kind}{'s' if counts[kind] > 1 else ''}" for kind in order if counts[kind])

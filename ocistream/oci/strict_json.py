@@ -42,7 +42,7 @@ def canonical_json_with_items(fields: Mapping[str, Any], key: str, items: Iterab
     return b"{" + b",".join(canonical_json(name) + b":" + members.get(name, joined) for name in order) + b"}"
 
 
-def discard_item(place: int, value: object) -> None:
+def discard_item(index: int, value: object) -> None:
     """Drop an element of a list. Only its existence is kept."""
 
 
@@ -52,20 +52,22 @@ def parse_json(
     limit: int = limits.MAX_MANIFEST,
     *,
     keys: AbstractSet[str] | None = None,
-    known: AbstractSet[str] | None = None,
+    known_keys: AbstractSet[str] | None = None,
     convert: Mapping[str, ItemConverter] | None = None,
-    whole: int = limits.MAX_JSON_UNSPLIT,
+    max_unsplit: int = limits.MAX_JSON_UNSPLIT,
 ) -> dict[str, Any]:
     """Parse an untrusted JSON object. `what` names it in errors, `limit` is its maximum size in bytes.
 
     Duplicate keys, NaN and Infinity, halves of surrogate pairs, encodings other than UTF-8, deep nesting and
     non-objects are refused. A document that two parsers read differently could carry a signature for other content.
 
-    Members of the outermost object other than `keys` are checked and dropped. `known` are all fields of such a document
-    (default: `keys`); keys that other tools take for one of them are refused, see `check_keys`. Without both, all keys
-    are data, like those of a map. If the value under a key of `convert` is a list, each element is replaced by the
-    result of that function. A document of more than `whole` bytes is parsed in pieces, with the same result: its Python
-    objects would take many times its size.
+    Members of the outermost object other than `keys` are checked and dropped. `known_keys` are all fields of such a
+    document (default: `keys`); keys that other tools take for one of them are refused, see `check_keys`. Without both,
+    all keys are data, like those of a map. If the value under a key of `convert` is a list, each element is replaced by
+    the result of that function.
+
+    A document of more than `max_unsplit` bytes is parsed in pieces, with the same result. Its Python objects would take
+    many times its size.
 
     Raises:
         ArchiveError: the document is malformed or too large.
@@ -77,13 +79,13 @@ def parse_json(
         msg = f"{what} has more than {limits.MAX_JSON_ITEMS} items"
         raise ArchiveError(msg)
     convert = convert or {}
-    known = keys if known is None else known
+    known_keys = keys if known_keys is None else known_keys
     try:
-        if len(raw) > whole:
-            return dict(_PiecewiseParser(raw, keys, known, convert).members())
+        if len(raw) > max_unsplit:
+            return dict(_PiecewiseParser(raw, keys, known_keys, convert).members())
         document = _parse(raw.decode(), 0)
         if isinstance(document, dict):
-            _check_keys(document.keys(), known)
+            _check_keys(document.keys(), known_keys)
     except (ValueError, RecursionError) as error:
         msg = f"{what} is not valid JSON: {printable(_reason(error))}"
         raise ArchiveError(msg) from error
@@ -102,8 +104,8 @@ def parse_json(
     }
 
 
-def check_keys(fields: Mapping[str, object], known: AbstractSet[str], what: str) -> None:
-    """Refuse an object with a key that other tools read as one of the fields `known`, and this module does not.
+def check_keys(fields: Mapping[str, object], known_keys: AbstractSet[str], what: str) -> None:
+    """Refuse an object with a key that other tools read as one of `known_keys`, and this module does not.
 
     Go's encoding/json takes `Layers`, or `layers` with a long s, for `layers`, and the last one counts. With both keys
     in a manifest, skopeo and Docker see another image than a case-sensitive parser. Keys of maps (annotations, labels)
@@ -113,18 +115,18 @@ def check_keys(fields: Mapping[str, object], known: AbstractSet[str], what: str)
         ArchiveError: the object has such a key. `what` names the object.
     """
     try:
-        _check_keys(fields.keys(), known)
+        _check_keys(fields.keys(), known_keys)
     except _RefusedError as error:
         msg = f"{what} {error}"
         raise ArchiveError(msg) from error
 
 
-def _check_keys(keys: AbstractSet[str], known: AbstractSet[str] | None) -> None:
+def _check_keys(keys: AbstractSet[str], known_keys: AbstractSet[str] | None) -> None:
     # Nearly all objects have only known keys, so tens of thousands of objects need only this check.
-    if known is None or keys <= known:
+    if known_keys is None or keys <= known_keys:
         return
-    for key in keys - known:
-        if (name := _names_by_folded(frozenset(known)).get(_folded(key))) is not None:
+    for key in keys - known_keys:
+        if (name := _names_by_folded(frozenset(known_keys)).get(_folded(key))) is not None:
             msg = f"has the key {printable(key)!r}, which others read as {name!r}"
             raise _RefusedError(msg)
 
@@ -139,8 +141,8 @@ def _folded(key: str) -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def _names_by_folded(known: frozenset[str]) -> Mapping[str, str]:
-    return {_folded(name): name for name in known}
+def _names_by_folded(known_keys: frozenset[str]) -> Mapping[str, str]:
+    return {_folded(name): name for name in known_keys}
 
 
 class _RefusedError(Exception):
@@ -266,12 +268,12 @@ class _PiecewiseParser:
         self,
         raw: bytes,
         keys: AbstractSet[str] | None,
-        known: AbstractSet[str] | None,
+        known_keys: AbstractSet[str] | None,
         convert: Mapping[str, ItemConverter],
     ) -> None:
         self._raw = raw
         self._keys = keys
-        self._known = known
+        self._known = known_keys
         self._convert = convert
         #: The position after the last token.
         self._position = 0
