@@ -102,7 +102,7 @@ class BlobDirectory:
         return None if status is None else status.st_size
 
     def blob_status(self, digest: str) -> os.stat_result | None:
-        """Return what the file system says of a blob that exists as a regular file, or None.
+        """Return the file status of a blob that exists as a regular file, or None.
 
         Raises:
             ArchiveError, LocalDiskError: as `blob_size`.

@@ -34,7 +34,7 @@ class IndexFile:
     """The `index.json` of one layout. Safe for several readers; a caller that writes holds the layout's lock."""
 
     def __init__(self, layout: LayoutDirectory) -> None:
-        """Name the layout; nothing is read yet."""
+        """Take the layout. Nothing is read yet."""
         self._layout = layout
         #: By SHA-256: the content of the file, and while it is replaced the new content too.
         self._known: Mapping[bytes, LoadedIndex] = {}

@@ -260,8 +260,8 @@ _Mark: TypeAlias = "re.Match[bytes]"
 class _PiecewiseParser:
     """Cuts a document at its brackets and commas, and parses each piece as strictly as a complete document.
 
-    With wrong brackets the cuts are wrong too, and some piece is not JSON: every byte is parsed, or is a mark between
-    pieces, or white space.
+    Every byte is parsed, or is a mark between pieces, or white space. With wrong brackets the cuts are wrong too, and
+    then some piece is not JSON.
     """
 
     def __init__(

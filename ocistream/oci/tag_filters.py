@@ -56,8 +56,8 @@ def regex_filter(pattern: str) -> TagFilter:
 def version_filter(within: str | None = None, *, latest: int | None = None, suffix: str = "") -> TagFilter:
     """Return a filter for tags that are versions: those `within` a range, and of these the `latest` highest ones.
 
-    With a `suffix` such as `-alpine`, only tags that end with it are selected, and the version is the text before it:
-    `1.25-alpine` would otherwise be a pre-release. Without a range, all releases are selected and no pre-releases.
+    With a `suffix` such as `-alpine`, only tags that end with it are selected, and the version is the text before it.
+    Otherwise `1.25-alpine` would be a pre-release. Without a range, all releases are selected and no pre-releases.
 
     Raises:
         UsageError: the range is malformed.

@@ -64,8 +64,8 @@ class VersionRange(NamedTuple):
     def contains(self, version: Version) -> bool:
         """Return whether a version is in the range.
 
-        A pre-release is in the range only if a bound names a pre-release, and not if its release is an exclusive upper
-        bound: `<2` does not mean 2.0.0-rc.1 (as in PEP 440).
+        A pre-release is in the range only if a bound names a pre-release. It is not if its release is an exclusive
+        upper bound: `<2` does not mean 2.0.0-rc.1 (as in PEP 440).
         """
         if not version.is_release:
             if all(bound.is_release for _, bound in self.bounds):
