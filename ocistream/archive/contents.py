@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 __all__ = ["ArchiveContents", "Extent", "normalize_name", "parse_blob_name"]
 
-#: Files of Docker's first image format, which docker-archives carry along, one of each for every layer.
+#: Files of Docker's first image format. A docker-archive has one of each for every layer.
 _DOCKER_V1_FILES: Final = frozenset({"VERSION", "json", "repositories"})
 _BLOB = re.compile(r"blobs/(?:(sha256)/([0-9a-f]{64})|(sha512)/([0-9a-f]{128}))\Z")
 _DOCUMENTS: Final = frozenset({"oci-layout", "index.json", "manifest.json"})
 #: The directories of a layout, and the directory that contains it.
 _DIRECTORIES: Final = frozenset({"", "blobs", "blobs/sha256", "blobs/sha512"})
-#: What `normpath` leaves of `/` and `..` at the beginning of a path, and `.` for no path.
+#: What `normpath` leaves at the beginning of a path (`/`, `..`), and `.` for an empty path.
 _LEADING_DOTS_AND_SLASHES = re.compile(r"\A(?:/+|(?:\.\./)+|\.{1,2}\Z)+")
 _TRAILING_DOTS_AND_SPACES = re.compile(r"[. ](?<=[^/. ].)[. ]*(?=/|\Z)")
 
 
 def normalize_name(name: str) -> str:
-    """Give an entry's name without the `./` that `tar c .` writes in front."""
+    """Return an entry's name without the leading `./` that `tar c .` writes."""
     while name.startswith("./"):
         name = name[2:]
     return name
 
 
 def is_illegal_name(name: str) -> bool:
-    """Say whether a name leads out of the archive, or stands where only blobs do and is none.
+    """Return whether a name leads out of the archive, or is below `blobs/` and is not a blob's name.
 
-    Nothing is ever unpacked here, but whoever wrote it meant no good, or made a mistake.
+    Nothing is extracted here, but such a name is malicious or a mistake.
     """
     parts = name.rstrip("/").split("/")
     if name.startswith("/") or ".." in parts:
@@ -59,59 +59,59 @@ def fold_name(name: str) -> str:
 
 
 def parse_blob_name(name: str) -> str | None:
-    """Give the digest that a name such as `blobs/sha256/<hex>` stands for, or None."""
+    """Return the digest that a name such as `blobs/sha256/<hex>` stands for, or None."""
     match = _BLOB.match(normalize_name(name))
     return f"{match[1] or match[3]}:{match[2] or match[4]}" if match else None
 
 
 class Extent(NamedTuple):
-    """Where a blob lies in a tar, in bytes: as little as is needed, since there may be tens of thousands."""
+    """Offset and size of a blob in a tar, in bytes. Small, because an archive may have tens of thousands of blobs."""
 
     offset: int
     size: int
 
 
 class ArchiveContents:
-    """What an archive was seen to contain so far."""
+    """The entries that were read from an archive so far."""
 
     def __init__(self, *, as_docker: bool = False) -> None:
-        """With `as_docker` the archive is read by its `manifest.json` if it has one, whatever else it has."""
+        """With `as_docker`, the archive is read by its `manifest.json` if it has one, even beside an `index.json`."""
         self._as_docker = as_docker
-        #: Whether there is a file named `repositories`, which only `docker save` and tools like it write.
+        #: Whether the archive has a file named `repositories`, which only `docker save` and similar tools write.
         self.has_repositories_file = False
         self.oci_layout: TarEntry | None = None
         self.index_json: TarEntry | None = None
         self.manifest_json: TarEntry | None = None
         self.blobs: dict[str, Extent] = {}
-        #: What may belong to a docker-archive, by its name: a file's place, or what a link leads to.
+        #: Possible files of a docker-archive by name: the extent of a file, or the target of a link.
         self.docker_files: dict[str, Extent | str] = {}
         self._ambiguous: set[str] = set()
         self._name_bytes = 0
-        #: Entries with names that no image archive has, and the first of them.
+        #: Number of entries with names that no image archive has, and the first such name.
         self.illegal_count = 0
         self.first_illegal_name = ""
-        #: Files that belong to no OCI archive.
+        #: Number of files that do not belong to an OCI archive.
         self.foreign_count = 0
-        #: Parts of blobs that other volumes have the rest of, by digest and offset, and what says their digests.
+        #: Parts of blobs that are split over volumes, and the checksums of these parts, by blob digest and offset.
         self.parts: dict[tuple[str, int], Extent] = {}
         self.checksums: dict[tuple[str, int], Extent] = {}
-        #: Blobs that stand there once more, each to be checked as the first one is.
+        #: Further entries of the same digest. Each is verified like the first one, and stored once.
         self.duplicate_blobs: list[tuple[str, Extent]] = []
         self._links = _LinkChecker()
 
     def add(self, entry: TarEntry) -> str | None:
-        """Note an entry, and give its digest where it is a blob.
+        """Add an entry, and return its digest if it is a blob.
 
         Raises:
-            ArchiveError: a second `index.json`, `manifest.json` or `oci-layout`, something else than a file under such
-                a name or a blob's, or a name that other tools may take for one of these.
+            ArchiveError: a second `index.json`, `manifest.json` or `oci-layout`; an entry with such a name or a blob's
+                name that is not a file; or a name that other tools may take for one of these.
         """
         name = normalize_name(entry.name)
         digest = parse_blob_name(name)
-        seen = fold_name(name)
+        folded_name = fold_name(name)
         if digest is None and name not in _DOCUMENTS:
-            _check_other_name(name, seen, entry.kind)
-        self._links.check(name, seen, entry.kind)
+            _check_other_name(name, folded_name, entry.kind)
+        self._links.check(name, folded_name, entry.kind)
         if is_illegal_name(name):
             self.illegal_count += 1
             self.first_illegal_name = self.first_illegal_name or name
@@ -127,11 +127,11 @@ class ArchiveContents:
             msg = f"{printable(entry.name)!r} in the archive is not a regular file"
             raise ArchiveError(msg)
         if digest is not None:
-            place = Extent(entry.offset, entry.size)
-            first = self.blobs.setdefault(digest, place)
-            if first is not place:
-                self.duplicate_blobs.append((digest, place))
-            if first.size != entry.size:
+            extent = Extent(entry.offset, entry.size)
+            first_extent = self.blobs.setdefault(digest, extent)
+            if first_extent is not extent:
+                self.duplicate_blobs.append((digest, extent))
+            if first_extent.size != entry.size:
                 msg = f"{printable(entry.name)!r} stands twice in the archive, with different sizes"
                 raise ArchiveError(msg)
             return digest
@@ -139,25 +139,25 @@ class ArchiveContents:
         return None
 
     def _add_part(self, name: str, part: tuple[str, int, bool], entry: TarEntry) -> None:
-        place = Extent(entry.offset, entry.size)
+        extent = Extent(entry.offset, entry.size)
         digest, offset, is_checksum = part
-        if (self.checksums if is_checksum else self.parts).setdefault((digest, offset), place) is not place:
+        if (self.checksums if is_checksum else self.parts).setdefault((digest, offset), extent) is not extent:
             msg = f"{printable(name)!r} stands twice in the archive"
             raise ArchiveError(msg)
 
     def resolve_docker_file(self, name: str) -> tuple[str, Extent]:
-        """Find a file of a docker-archive, over at most one link; give its own name and its place.
+        """Return the name and the extent of a file of a docker-archive. At most one link is followed.
 
         Raises:
-            ArchiveError: it is not there, or twice.
+            ArchiveError: the file is missing, ambiguous, or a link to a link.
         """
-        found = self._find(name)
-        if isinstance(found, str):
-            name, found = found, self._find(found)
-        if isinstance(found, Extent):
-            return name, found
+        file = self._find(name)
+        if isinstance(file, str):
+            name, file = file, self._find(file)
+        if isinstance(file, Extent):
+            return name, file
         msg = f"the archive lacks {printable(name)}, which its manifest.json needs"
-        if isinstance(found, str):
+        if isinstance(file, str):
             msg = f"{printable(name)!r} in the archive is a link to a link"
         elif self._has_too_many_names():
             msg += (
@@ -166,11 +166,11 @@ class ArchiveContents:
         raise ArchiveError(msg)
 
     def _add_document(self, name: str, entry: TarEntry) -> None:
-        there = {"oci-layout": self.oci_layout, "index.json": self.index_json, "manifest.json": self.manifest_json}[
+        existing = {"oci-layout": self.oci_layout, "index.json": self.index_json, "manifest.json": self.manifest_json}[
             name
         ]
-        if there is not None:
-            # From a file the last one would count, from a pipe the first.
+        if existing is not None:
+            # A source that reads a file would use the last one, a source that reads a pipe the first one.
             msg = f"{name} stands twice in the archive"
             raise ArchiveError(msg)
         if name == "oci-layout":
@@ -191,17 +191,17 @@ class ArchiveContents:
         return self._name_bytes > limits.MAX_NAME_BYTES or len(self.docker_files) >= limits.MAX_BLOBS
 
     def _add_other(self, name: str, entry: TarEntry) -> None:
-        """Note what may belong to a docker-archive, as long as this can still be one, and as far as names have room."""
+        """Add a possible file of a docker-archive, unless this is an OCI archive or has too many names."""
         path = extraction_path(name)
         if path in self.docker_files:
-            # Which of the two is meant? That matters only if somebody means it.
+            # It is unclear which of the two is meant. That is an error only if `manifest.json` names this path.
             self._ambiguous.add(path)
             return
         is_oci = not self._as_docker and (self.oci_layout or self.index_json)
         if is_oci or entry.kind not in {"file", "link"} or posixpath.basename(path) in _DOCKER_V1_FILES:
             return
         if self.blobs and not name.startswith("blobs/"):
-            # Bazel's docker-archives have their configs under blobs' names, and `.tar.gz` behind those of their layers.
+            # Bazel's docker-archives have configs under blob names, and `.tar.gz` names for layers that follow these.
             return
         self._name_bytes += len(path) + len(entry.target)
         if self._has_too_many_names():
@@ -216,14 +216,14 @@ class ArchiveContents:
 
     @property
     def is_docker_archive(self) -> bool:
-        """Whether `manifest.json` says which images there are, and `index.json` does not."""
+        """Whether `manifest.json` and not `index.json` lists the images."""
         return self.manifest_json is not None and (self._as_docker or self.index_json is None)
 
     def require_index(self) -> TarEntry:
-        """Give the entry of `index.json`.
+        """Return the entry of `index.json`.
 
         Raises:
-            ArchiveError: it has none.
+            ArchiveError: the archive has no `index.json`.
         """
         if self.index_json is not None:
             return self.index_json
@@ -232,7 +232,7 @@ class ArchiveContents:
 
 
 class _LinkChecker:
-    """The links of an archive. No entry after a link may have its name, or a name below it.
+    """Checks that no entry after a link has the link's name, or a name below it.
 
     Tools that extract archives write through links: with a link `d` to `.`, `d/index.json` replaces `index.json`.
     """
@@ -242,37 +242,35 @@ class _LinkChecker:
         self._seen: set[int] = set()
 
     def check(self, name: str, folded_name: str, kind: str) -> None:
-        """Check a name against the links before it, and note it if it is a link; `seen` is the name, folded.
+        """Check a name against the links before it, and remember it if it is a link.
+
+        `folded_name` is the name as `fold_name` returns it.
 
         Raises:
-            ArchiveError: the name leads through a link.
+            ArchiveError: the path leads through a link.
         """
         if kind != "link" and not self._seen:
             return
-        above = [0]
-        passed = set()
+        path_hashes = [0]
+        prefix_hashes = set()
         for part in folded_name.split("/"):
             if part == "..":
-                above = above[:-1] or [0]
+                path_hashes = path_hashes[:-1] or [0]
             elif part not in {"", "."}:
-                above.append(hash((above[-1], part)))
-                passed.add(above[-1])
+                path_hashes.append(hash((path_hashes[-1], part)))
+                prefix_hashes.add(path_hashes[-1])
         if kind == "link":
-            # A link in the place of a link is not followed.
-            passed.discard(above[-1])
-        if not passed.isdisjoint(self._seen):
+            # Tools replace a link by a second link of the same name. They do not follow the first one.
+            prefix_hashes.discard(path_hashes[-1])
+        if not prefix_hashes.isdisjoint(self._seen):
             msg = f"{printable(name)!r} in the archive leads through a link: some tools write to where the link points"
             raise ArchiveError(msg)
         if kind == "link":
-            self._seen.add(above[-1])
+            self._seen.add(path_hashes[-1])
 
 
 def _check_other_name(name: str, folded_name: str, kind: str) -> None:
-    """Check a name that is none of a layout; `seen` is the name, folded.
-
-    Raises:
-        ArchiveError: other tools may take it for one, or it is too deep.
-    """
+    """Check a name that is not a layout's: other tools may read it as one, or it may be nested too deeply."""
     if name.count("/") > limits.MAX_NAME_DEPTH:
         msg = f"{printable(name)!r} in the archive is more than {limits.MAX_NAME_DEPTH} directories deep"
         raise ArchiveError(msg)
@@ -286,7 +284,7 @@ def _check_other_name(name: str, folded_name: str, kind: str) -> None:
 
 
 def resolve_link(name: str, target: str, is_symbolic: bool) -> str:
-    """Give the name in the tar of what a link leads to; a symbolic one is relative to where it stands."""
+    """Return the name in the tar that a link points to. A symbolic link is relative to its own directory."""
     if is_symbolic:
         target = posixpath.join(posixpath.dirname(name), target)
     return posixpath.normpath(target)

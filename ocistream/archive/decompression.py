@@ -20,35 +20,37 @@ if TYPE_CHECKING:
 
 __all__ = ["decompress_input", "is_compressed"]
 
-#: More than any file has.
+#: More bytes than any file has.
 _UNLIMITED = 1 << 62
 
 
 def decompress_input(file: InputStream, what: str, max_ratio: int) -> InputStream:
-    """Give a file as it is, or, if it begins as a compressed one does, its plain bytes; `what` names it in errors.
+    """Return the plain bytes of a gzip or zstd file, or the file itself if it is not compressed.
 
-    Up to `max_ratio` times the bytes that were read come out (see `streams.compression.decompressed`). What is wrong
-    with the compressed stream is an ArchiveError where it is read.
+    `what` names the file in errors. The plain bytes may be at most `max_ratio` times the bytes read so far, above a
+    minimum that `streams.compression.decompress` sets. An invalid compressed stream raises ArchiveError when it is
+    read.
     """
-    beginning = bytearray(MAGIC_SIZE)
-    got = file.readinto(memoryview(beginning)) or 0
-    whole = _PushbackInput(file, bytes(beginning[:got]))
-    codec = detect_codec(bytes(beginning))
-    return whole if codec is NONE else _DecompressedInput(whole, what, codec, max_ratio)
+    first_bytes = bytearray(MAGIC_SIZE)
+    count = file.readinto(memoryview(first_bytes)) or 0
+    complete = _PushbackInput(file, bytes(first_bytes[:count]))
+    codec = detect_codec(bytes(first_bytes))
+    return complete if codec is NONE else _DecompressedInput(complete, what, codec, max_ratio)
 
 
 def is_compressed(path: Path) -> bool:
-    """Say whether a regular file begins as a compressed one does.
+    """Return whether a regular file begins like a gzip or zstd file.
 
     Raises:
-        NotFoundError, LocalDiskError: it cannot be read.
+        NotFoundError: the file does not exist.
+        LocalDiskError: the file cannot be read.
     """
     with files.disk_errors(f"cannot read {path}"), FileIO(path, "rb") as file:
         return detect_codec(file.read(MAGIC_SIZE)) is not NONE
 
 
 class _PushbackInput:
-    """A file of which the beginning was read already."""
+    """A file whose first bytes were already read."""
 
     def __init__(self, file: InputStream, beginning: bytes) -> None:
         self._file = file
@@ -68,7 +70,7 @@ class _PushbackInput:
 
 
 class _DecompressedInput:
-    """The plain bytes of a compressed file; `readinto` fills the buffer unless they end."""
+    """The plain bytes of a compressed file. `readinto` fills the buffer unless the stream ends."""
 
     def __init__(self, file: InputStream, what: str, codec: Codec, max_ratio: int) -> None:
         self._file = file

@@ -1,7 +1,7 @@
-"""Destination for an OCI archive (a layout in a tar): small files first, so that a reader knows early what follows.
+"""Destination for an OCI archive (a layout in a tar). The same graph gives the same bytes.
 
-The order is `oci-layout`, `index.json`, `manifest.json`, manifests, configs, layers.
-The same graph gives the same bytes.
+The order is `oci-layout`, `index.json`, `manifest.json`, manifests, configs, layers. A reader knows the graph, and can
+ask its registry for missing blobs, before the first large byte.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ __all__ = ["ArchiveDestination", "build_small_files"]
 
 
 class ArchiveDestination:
-    """Images into one tar, written from the front to the back."""
+    """Writes images into one tar, from front to back."""
 
     concurrent = False
     can_omit_blobs: Literal[True] = True
 
     def __init__(self, output: Output, *, mtime: int = 0) -> None:
-        """Write to `output`; `mtime` (seconds since 1970) stands in every entry."""
+        """Write to `output`. `mtime` is the time of every entry, in seconds since 1970."""
         self._tar = TarWriter(output, mtime)
         self._written: set[str] = set()
         self._started = False
 
     def begin(self, graph: Graph) -> None:
-        """Write everything small, unless a blob had to be written before it was known."""
-        # A name that cannot be written is found before anything is.
+        """Write the index and the manifests. `oci-layout` comes first, before any blob that was written early."""
+        # Check all names before anything is written.
         entries = build_entries(graph)
         self._start()
         for name, content in build_small_files(graph, entries, self.annotations()):
@@ -50,48 +50,48 @@ class ArchiveDestination:
                 self._tar.add_small(blob_name(digest), manifest.raw)
 
     def annotations(self) -> dict[str, str]:
-        """Give what its index says beside what was left out: annotations."""
+        """Return annotations for `index.json`, in addition to the list of omitted blobs."""
         return {}
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Say whether the blob was written: the same digest is not stored twice."""
+        """Return whether the blob was already written. Each digest is stored once."""
         return descriptor.digest in self._written
 
     has_manifest = has_blob
 
     def write(self, blob: Blob) -> None:
-        """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive without an end."""
+        """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive has no end mark."""
         self._start()
         digest = blob.descriptor.digest
         self._tar.add_blob(blob_name(digest), blob)
         self._written.add(digest)
 
     def can_retry(self) -> bool:
-        """Say whether what was begun can be taken back: in a file it can."""
+        """Return whether an unfinished entry can be removed again: in a file, but not in a pipe."""
         return self._tar.can_roll_back
 
     def expect(self, graph: Graph) -> None:
-        """Nothing can be written before the layers are known: they come first then, and the index last."""
+        """Do nothing. The digests of new layers are not known yet, so layers come first and the index last."""
 
     def write_new(self, blob: NewBlob) -> Descriptor:
-        """Append a blob whose digest and size are known when all of it has passed."""
+        """Append a blob whose digest and size are known only after its last byte."""
         self._start()
         descriptor = self._tar.add_new(
-            blob, lambda found: None if found.digest in self._written else blob_name(found.digest)
+            blob, lambda stored: None if stored.digest in self._written else blob_name(stored.digest)
         )
         self._written.add(descriptor.digest)
         return descriptor
 
     def commit(self, graph: Graph) -> None:  # noqa: ARG002 - the graph was written first
-        """Write the end of the archive, and let the output make it visible."""
+        """Write the end mark, and make the archive visible under its name."""
         self._tar.finish()
 
     def discard(self) -> None:
-        """Keep nothing of it for another run."""
+        """Keep nothing that a later run could resume."""
         self._tar.discard()
 
     def close(self) -> None:
-        """Drop what was not committed; what a file has of it is kept for another run."""
+        """Remove an archive that was not committed. A partial file is kept, so that a later run can resume."""
         self._tar.close()
 
     def _start(self) -> None:
@@ -103,16 +103,16 @@ class ArchiveDestination:
 def build_small_files(
     graph: Graph, entries: Sequence[Descriptor], annotations: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, bytes]]:
-    """Give what stands before the manifests: names and contents.
+    """Yield the names and contents of the files that come before the manifests.
 
-    `entries` are those of the index, and `notes` annotations of it beside that of what was left out.
+    `entries` are the entries of the index. `annotations` are written beside the annotation of omitted blobs.
     """
-    said = {
+    index_annotations = {
         **(annotations or {}),
         **({OMITTED_ANNOTATION: format_omitted(graph.omitted_from_output)} if graph.omitted_from_output else {}),
     }
-    yield "index.json", build_index_json(entries, annotations=said or None)
-    # Docker could load nothing that lacks a layer.
-    docker = build_manifest_json(graph) if not graph.omitted_from_output else canonical_json([])
-    if docker != canonical_json([]):
-        yield "manifest.json", docker
+    yield "index.json", build_index_json(entries, annotations=index_annotations or None)
+    # Docker cannot load an archive that lacks layers, so an archive with omitted blobs has no manifest.json.
+    manifest_json = build_manifest_json(graph) if not graph.omitted_from_output else canonical_json([])
+    if manifest_json != canonical_json([]):
+        yield "manifest.json", manifest_json

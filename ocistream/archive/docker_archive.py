@@ -1,6 +1,7 @@
 """docker-archives (`docker save` before version 25, podman, skopeo): parse `manifest.json` and build OCI manifests.
 
-The sources provide configs and layers; this module opens no files.
+The config lists the digests of the plain layers, so an OCI manifest can be built. Compressing them is then the same
+conversion as `--compress`. The sources provide configs and layers; this module opens no files.
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ __all__ = [
 ]
 
 
-#: So many names are shown.
+#: At most this many names are printed.
 _MAX_SHOWN: Final = 10
-#: What an entry of a `manifest.json` is called by Docker (moby's image/tarexport); see `oci.documents.FIELDS`.
+#: The keys of an entry of `manifest.json` (moby's image/tarexport); see `oci.documents.MANIFEST_FIELDS`.
 _IMAGE_KEYS: Final = frozenset({"Config", "RepoTags", "Layers", "Parent", "LayerSources"})
 
 
 @dataclass(frozen=True, slots=True)
 class DockerImage:
-    """One image of a `manifest.json`: the names in the tar of its config and of its layers, and its own names.
+    """One image of a `manifest.json`: the names in the tar of its config and layers, and the image's own names.
 
-    `has_sources` says that the image has `LayerSources`, which only `docker save` writes.
+    `has_layer_sources` says that the entry has `LayerSources`, which only `docker save` writes.
     """
 
     config: str
@@ -62,50 +63,50 @@ class DockerImage:
 
 
 def parse_manifest_json(raw: bytes) -> list[DockerImage]:
-    """Give the images that a `manifest.json` lists.
+    """Return the images that a `manifest.json` lists.
 
     Raises:
-        ArchiveError: it is malformed.
-        UnsupportedError: it lists more than `limits.MAX_IMAGES`.
+        ArchiveError: the file is malformed.
+        UnsupportedError: the file lists more than `limits.MAX_IMAGES` images.
     """
     if len(raw) > limits.MAX_MANIFEST:
         msg = f"manifest.json is larger than {limits.MAX_MANIFEST} bytes"
         raise ArchiveError(msg)
-    # It is a list, and what is parsed strictly is objects.
+    # `parse_json` takes only objects, and the file is a list, so an object is put around the list.
     key = "images"
     object_around = b'{"%b":%b}' % (key.encode(), raw)
     members = parse_json(object_around, "manifest.json", len(object_around), convert={key: _parse_image})
-    listed = members.get(key)
-    # With several members what stands there is no JSON, but goes on where the list ends.
-    if not isinstance(listed, list) or len(members) > 1:
+    images = members.get(key)
+    # Several members mean that the file continues after the end of its list.
+    if not isinstance(images, list) or len(members) > 1:
         msg = "manifest.json is not a list of images"
         raise ArchiveError(msg)
-    if len(listed) > limits.MAX_IMAGES:
+    if len(images) > limits.MAX_IMAGES:
         msg = f"manifest.json lists more than {limits.MAX_IMAGES} images"
         raise UnsupportedError(msg, hint="save fewer at a time")
-    return listed
+    return images
 
 
 def _parse_image(position: int, item: object) -> DockerImage:
     if isinstance(item, dict):
         check_keys(item, _IMAGE_KEYS, f"manifest.json: what stands at {position}")
         # Go writes an empty list as null.
-        config, *named = item.get("Config"), *(item.get(key) for key in ("Layers", "RepoTags"))
-        below, tags = ([] if names is None else names for names in named)
-        if isinstance(config, str) and config and _are_strings(below) and _are_strings(tags):
-            if len(below) > limits.MAX_LIST_ENTRIES:
+        config, *lists = item.get("Config"), *(item.get(key) for key in ("Layers", "RepoTags"))
+        layers, tags = ([] if names is None else names for names in lists)
+        if isinstance(config, str) and config and _are_strings(layers) and _are_strings(tags):
+            if len(layers) > limits.MAX_LIST_ENTRIES:
                 msg = f"manifest.json: what stands at {position} has more than {limits.MAX_LIST_ENTRIES} layers"
                 raise ArchiveError(msg)
             tags = tuple(tag for tag in tags if tag)
             return DockerImage(
-                normalize_name(config), tuple(map(normalize_name, below)), tags, bool(item.get("LayerSources"))
+                normalize_name(config), tuple(map(normalize_name, layers)), tags, bool(item.get("LayerSources"))
             )
     msg = f"manifest.json: what stands at {position} is no image with a Config and Layers"
     raise ArchiveError(msg)
 
 
-def _are_strings(listed: object) -> bool:
-    return isinstance(listed, list) and all(isinstance(item, str) for item in listed)
+def _are_strings(items: object) -> bool:
+    return isinstance(items, list) and all(isinstance(item, str) for item in items)
 
 
 def is_docker_save(images: Sequence[DockerImage], contents: ArchiveContents) -> bool:
@@ -127,7 +128,7 @@ def report_only_in_manifest_json(images: Sequence[DockerImage]) -> None:
 
 
 def mark_synthesized(graph: Graph, synthesized: Collection[str]) -> Graph:
-    """Return the graph with only these manifests counted as made: the archive has the others, byte for byte."""
+    """Return the graph with only these manifests marked as synthesized. The archive has the others, byte for byte."""
     roots = tuple(
         replace(root, is_synthesized=root.is_synthesized and root.descriptor.digest in synthesized)
         for root in graph.roots
@@ -136,7 +137,7 @@ def mark_synthesized(graph: Graph, synthesized: Collection[str]) -> Graph:
 
 
 def report_no_manifest_json() -> None:
-    """Report, with -v, that a docker-archive is read as an OCI archive."""
+    """Report, with -v, that `index.json` is used, because there is no `manifest.json`."""
     notices.notify("the archive has no manifest.json: the images of its index.json are read", level=1)
 
 
@@ -150,15 +151,15 @@ def build_docker_graph(
     manifest: Callable[[DockerImage], Manifest | None] = lambda _image: None,
     is_docker_save: bool = False,
 ) -> Graph:
-    """Make the graph of the chosen images; nothing of the others is looked at.
+    """Return the graph of the selected images. Nothing of the other images is read.
 
-    `config` gives a config's bytes by its name in the tar, `layer` a layer's descriptor by its name and its diff_id,
-    `manifest` the manifest that the archive has of an image, if it has one. `saved` says that `docker save` wrote the
-    archive.
+    `config` returns a config's bytes by its name in the tar, `layer` a layer's descriptor by its name and its diff_id.
+    `manifest` returns the manifest that the archive has of an image, or None. `is_docker_save` says that `docker save`
+    wrote the archive.
 
     Raises:
-        ArchiveError: what `manifest.json` names is not there, or does not fit together.
-        IntegrityError: a plain layer is not the one that the config promises.
+        ArchiveError: a file that `manifest.json` names is missing, or a config does not match its layers.
+        IntegrityError: a plain layer has another digest than the config says.
     """
     manifests = ManifestSynthesizer(config, layer, manifest)
     builder = GraphBuilder(platforms)
@@ -179,23 +180,24 @@ def build_docker_graph(
 
 
 def _select_roots(images: Sequence[DockerImage], select: ImageSelector, manifests: ManifestSynthesizer) -> list[Root]:
-    """Choose by names, before any manifest is made; by digests only if that did not lead to anything."""
-    standing_for: dict[str, DockerImage] = {}
+    """Select images by name before any manifest is built. Select by digest only if that fails."""
+    images_by_digest: dict[str, DockerImage] = {}
     roots: list[Root] = []
     for image in images:
         digest = compute_digest(canonical_json((image.config, image.layers)))
-        standing_for[digest] = image
+        images_by_digest[digest] = image
         roots += _build_roots(image, Descriptor(OCI_MANIFEST, digest, UNKNOWN_SIZE))
     try:
-        chosen = select(roots)
+        selected = select(roots)
     except (NotFoundError, UsageError, UnknownDigestError):
-        # One may be chosen by its digest, two may be the same; and in what is said the digests have to be right.
-        chosen = select([root for image in images for root in manifests.build_roots(image)])
+        # An image may be selected by its digest, two entries may be the same image, and errors must print real digests.
+        selected = select([root for image in images for root in manifests.build_roots(image)])
     else:
-        chosen = [
-            replace(root, descriptor=manifests.synthesize(standing_for[root.descriptor.digest])) for root in chosen
+        selected = [
+            replace(root, descriptor=manifests.synthesize(images_by_digest[root.descriptor.digest]))
+            for root in selected
         ]
-    return [replace(root, is_synthesized=root.descriptor.digest not in manifests.existing) for root in chosen]
+    return [replace(root, is_synthesized=root.descriptor.digest not in manifests.existing) for root in selected]
 
 
 def _build_roots(image: DockerImage, descriptor: Descriptor) -> list[Root]:
@@ -204,7 +206,10 @@ def _build_roots(image: DockerImage, descriptor: Descriptor) -> list[Root]:
 
 
 class ManifestSynthesizer:
-    """The manifests that are made here, each when it is asked for. Of the configs, which may be large, one is held."""
+    """Builds manifests on demand. Only the last config is kept in memory, because configs may be large.
+
+    A manifest is byte for byte the one that Docker 25.0.1 and later write, so that its digest is the same.
+    """
 
     def __init__(
         self,
@@ -212,58 +217,60 @@ class ManifestSynthesizer:
         layer: Callable[[str, str], Descriptor],
         manifest: Callable[[DockerImage], Manifest | None] = lambda _image: None,
     ) -> None:
-        """Take the ways to configs, layers and manifests, as `docker_graph` has them."""
+        """Take the functions that read configs, layers and manifests (see `build_docker_graph`)."""
         self._read_config_file = config
         self._describe_layer = layer
         self._find_existing = manifest
-        #: The digests of those that the archive has.
+        #: The digests of manifests that the archive has.
         self.existing: set[str] = set()
         self._descriptors: dict[tuple[str, tuple[str, ...]], Descriptor] = {}
         self._config_names: dict[str, str] = {}
-        #: The digests of the configs, by those of the manifests.
+        #: The digest of the config by the digest of the manifest.
         self._image_ids: dict[str, str] = {}
         self._last_config = "", b""
         self._bytes = 0
         #: The manifests themselves, by digest.
         self.manifests: dict[str, bytes] = {}
-        #: Whether there are layers that are not under the digests of what they were pushed as.
+        #: Whether some layers are not stored under the digests under which they were pushed.
         self.has_plain_layers = False
 
     def synthesize(self, image: DockerImage) -> Descriptor:
-        """Make an image's manifest, unless that was done."""
+        """Return the descriptor of an image's manifest, and build the manifest on the first call."""
         key = image.config, image.layers
-        if (known := self._descriptors.get(key)) is None:
-            there = self._find_existing(image)
-            raw = canonical_json(self._build_manifest(image)) if there is None else there.raw
+        if (descriptor := self._descriptors.get(key)) is None:
+            existing = self._find_existing(image)
+            raw = canonical_json(self._build_manifest(image)) if existing is None else existing.raw
             self._bytes += len(raw)
             if self._bytes > limits.MAX_GRAPH_BYTES:
                 msg = f"the manifests of these images would have more than {limits.MAX_GRAPH_BYTES} bytes together"
                 raise ArchiveError(msg, hint="move fewer images at a time")
-            known = Descriptor(OCI_MANIFEST, compute_digest(raw), len(raw)) if there is None else there.descriptor
-            self._descriptors[key] = known
-            if there is not None:
-                self.existing.add(known.digest)
+            descriptor = (
+                Descriptor(OCI_MANIFEST, compute_digest(raw), len(raw)) if existing is None else existing.descriptor
+            )
+            self._descriptors[key] = descriptor
+            if existing is not None:
+                self.existing.add(descriptor.digest)
                 self._config_names[parse_blob_name(image.config) or ""] = image.config
-                self._image_ids[known.digest] = parse_blob_name(image.config) or ""
+                self._image_ids[descriptor.digest] = parse_blob_name(image.config) or ""
             else:
-                self._image_ids[known.digest] = self._last_config[0]
-            self.manifests[known.digest] = raw
-        return known
+                self._image_ids[descriptor.digest] = self._last_config[0]
+            self.manifests[descriptor.digest] = raw
+        return descriptor
 
     def build_roots(self, image: DockerImage) -> list[Root]:
-        """Return an image by each of its names, with its image ID."""
+        """Return a root for each name of an image, with the image ID."""
         descriptor = self.synthesize(image)
         image_id = self._image_ids[descriptor.digest]
         return [replace(root, image_id=image_id) for root in _build_roots(image, descriptor)]
 
     def build_entries(self, images: Sequence[DockerImage]) -> list[Descriptor]:
-        """Make manifests, and return what an `index.json` would list of them: an entry for each name."""
+        """Build manifests, and return their `index.json` entries: one for each name."""
         return [build_entry(root) for image in images for root in _build_roots(image, self.synthesize(image))]
 
     def read_config(self, digest: str) -> bytes:
-        """Give a config once more."""
-        known, raw = self._last_config
-        return raw if known == digest else self._read_config_file(self._config_names[digest])
+        """Return a config again."""
+        last_digest, raw = self._last_config
+        return raw if last_digest == digest else self._read_config_file(self._config_names[digest])
 
     def _build_manifest(self, image: DockerImage) -> dict[str, Any]:
         self._last_config = "", b""
@@ -272,7 +279,7 @@ class ManifestSynthesizer:
         if len(diff_ids) != len(image.layers):
             msg = f"{what} names {len(diff_ids)} layers, manifest.json {len(image.layers)}"
             raise ArchiveError(msg)
-        found = [
+        layers = [
             _check_layer(name, self._describe_layer(name, id_), id_)
             for name, id_ in zip(image.layers, diff_ids, strict=True)
         ]
@@ -284,7 +291,7 @@ class ManifestSynthesizer:
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
             "config": descriptor.to_json(),
-            "layers": [layer.to_json() for layer in found],
+            "layers": [layer.to_json() for layer in layers],
         }
 
 
@@ -296,7 +303,7 @@ def _check_layer(name: str, descriptor: Descriptor, diff_id: str) -> Descriptor:
 
 
 def expand_docker_name(tag: str) -> str:
-    """Give the whole of a name that Docker has shortened."""
+    """Return the full form of a name that Docker shortened."""
     try:
         return parse_reference(tag).name
     except (InvalidNameError, UnsupportedError):

@@ -32,65 +32,65 @@ __all__ = ["DockerArchiveDestination"]
 
 
 class DockerArchiveDestination:
-    """Images into one docker-archive. It takes plain layers only: `transfer` makes them so."""
+    """Writes images into one docker-archive. It takes only plain layers: `transfer` decompresses the others."""
 
     concurrent = False
     no_referrers_reason = NOT_IN_DOCKER_ARCHIVE
 
     def __init__(self, output: Output, *, mtime: int = 0) -> None:
-        """Write to `output`; `mtime` (seconds since 1970) stands in every entry."""
+        """Write to `output`. `mtime` is the time of every entry, in seconds since 1970."""
         self._tar = TarWriter(output, mtime)
-        # Layers are mostly unpacked on the way, and another run could not go on in the middle of one.
+        # Most layers are decompressed on the way, and a later run cannot resume in the middle of one.
         self._tar.discard()
-        #: What was written, by digest, under which name.
+        #: The names of the written entries, by digest.
         self._names: dict[str, str] = {}
 
     def expect(self, graph: Graph) -> None:
-        """Make sure that there are only images that this format can hold.
+        """Check that this format can hold all images.
 
         Raises:
-            UnsupportedError: there is an index of several, or something that is no image.
+            UnsupportedError: a root is an index of several images, or not an image.
         """
         for root in graph.roots:
             _find_image(graph, root)
 
     def begin(self, graph: Graph) -> None:
-        """Check as `expect` does: everything is written as it comes."""
+        """Check as `expect` does. Entries are written as they arrive."""
         self.expect(graph)
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Say whether the blob was written."""
+        """Return whether the blob was already written."""
         return descriptor.digest in self._names
 
     has_manifest = has_blob
 
     def write(self, blob: Blob) -> None:
-        """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive without an end."""
+        """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive has no end mark."""
         chunks = blob.open()
         first = next(chunks, b"")
-        # Of a blob that comes before its image is known, only the bytes tell.
+        # A blob that comes before its manifest has no known media type: only its bytes show what it is.
         is_config = blob.descriptor.media_type in CONFIG_TYPES or is_probably_json(bytes(first[: limits.KIB]))
         name = _file_name(blob.descriptor.digest, ".json" if is_config else ".tar")
         self._tar.add(name, blob.descriptor.size, itertools.chain([first], chunks))
         self._names[blob.descriptor.digest] = name
 
     def can_retry(self) -> bool:
-        """Say whether what was begun can be taken back: in a file it can."""
+        """Return whether an unfinished entry can be removed again: in a file, but not in a pipe."""
         return self._tar.can_roll_back
 
     def write_new(self, blob: NewBlob) -> Descriptor:
-        """Append a layer whose digest and size are known when all of it has passed."""
+        """Append a layer whose digest and size are known only after its last byte."""
         descriptor = self._tar.add_new(
-            blob, lambda found: None if found.digest in self._names else _file_name(found.digest, ".tar")
+            blob, lambda stored: None if stored.digest in self._names else _file_name(stored.digest, ".tar")
         )
         self._names.setdefault(descriptor.digest, _file_name(descriptor.digest, ".tar"))
         return descriptor
 
     def commit(self, graph: Graph) -> None:
-        """Write `manifest.json` and the end of the archive, and let the output make it visible.
+        """Write `manifest.json` and the end mark, and make the archive visible under its name.
 
         Raises:
-            UnsupportedError: a layer is compressed after all, in a way that could not be undone.
+            UnsupportedError: a layer is compressed and could not be decompressed.
         """
         entries: dict[str, dict[str, object]] = {}
         for root in graph.roots:
@@ -103,7 +103,7 @@ class DockerArchiveDestination:
         self._tar.finish()
 
     def close(self) -> None:
-        """Drop what was not committed."""
+        """Remove an archive that was not committed."""
         self._tar.close()
 
     def _build_entry(self, document: Document) -> dict[str, object]:
@@ -124,12 +124,7 @@ def _file_name(digest: str, suffix: str) -> str:
 
 
 def _find_image(graph: Graph, root: Root) -> tuple[str, Document]:
-    """Give the one image that a root stands for, and its manifest's digest.
-
-    Raises:
-        ShortfallError: the source does not have it.
-        UnsupportedError: it is an index, or no image.
-    """
+    """Return the manifest digest and the manifest of the one image that a root stands for."""
     name = printable(root.name) if root.name else root.descriptor.digest
     document = graph.documents.get(root.descriptor.digest)
     if document is None:

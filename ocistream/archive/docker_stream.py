@@ -1,6 +1,7 @@
-"""Read a docker-archive from a pipe. `manifest.json` mostly comes last: layers are stored before they are known.
+"""Read a docker-archive from a pipe. `manifest.json` usually comes last, so layers are stored before they are known.
 
-The graph is built at the end. `stream_source` provides the entries.
+An entry that looks like a layer goes to the destination at once. Its name in the tar is matched with its digest when
+the graph is built at the end. `stream_source` provides the entries.
 """
 
 from __future__ import annotations
@@ -40,53 +41,60 @@ READ_FROM_FILE_HINT: Final = "read it from a file instead of a pipe: there the o
 
 @dataclass(slots=True)
 class StreamBuffer:
-    """What has passed of an archive before its graph is known; `held_bytes` is how much of it is in memory."""
+    """The blobs of an archive that were read before its graph is known.
+
+    `buffered_bytes` is the size of those in memory.
+    """
 
     contents: ArchiveContents
     buffered_bytes: int = 0
-    #: By digest: small JSON, JSON for which there was no room, and how blobs are compressed that were handed on.
+    #: By digest: JSON in memory, JSON beyond the memory limit that was written to the destination, and the codecs of
+    #: compressed blobs that were written there.
     buffered: dict[str, bytes] = field(default_factory=dict)
     spilled: dict[str, Descriptor] = field(default_factory=dict)
     codecs: dict[str, Codec] = field(default_factory=dict)
-    #: Blobs that have other bytes than their names promise.
+    #: Blobs whose bytes do not match the digest in their name.
     corrupt: dict[str, IntegrityError] = field(default_factory=dict)
 
 
 class DockerStreamReader:
-    """What `docker save` wrote, while it passes; `images` are those of its `manifest.json`, None until that has."""
+    """Reads the Docker files of an archive from a pipe.
+
+    `images` are those of `manifest.json`, or None until that file was read.
+    """
 
     def __init__(self, buffer: StreamBuffer) -> None:
-        """Begin with nothing; what is held counts for all of the archive."""
+        """Share `buffer` with the reader of the stream: its memory limit covers the whole archive."""
         self._buffer = buffer
         self.images: list[DockerImage] | None = None
-        #: The images of `index.json`, once that has passed.
+        #: The images of `index.json`, once that file was read.
         self.comparison: IndexComparison | None = None
         self._compared_revision = -1, -1
         self._lists_more_images = False
-        #: By name: small JSON that is held, and what was handed on.
+        #: By name: small JSON in memory, and descriptors of the files that were written to the destination.
         self._documents: dict[str, bytes] = {}
         self._layers: dict[str, Descriptor] = {}
         self._spilled_documents: set[str] = set()
 
     def add_entry(self, name: str, size: int, chunks: Iterator[Chunk], early_blobs: EarlyBlobs) -> None:
-        """Hold what may be the config of a docker-archive, and hand on what may be one of its layers.
+        """Buffer an entry that may be a config, or write one that may be a layer to the destination.
 
-        `size` is that of the entry, in bytes.
+        `size` is the size of the entry in bytes.
 
         Raises:
-            UnsupportedError: there are too many of them.
+            UnsupportedError: there are too many layers.
         """
-        first = bytes(next(chunks, b""))
-        whole = itertools.chain([first], chunks)
-        if is_probably_json(first):
+        first_chunk = bytes(next(chunks, b""))
+        content = itertools.chain([first_chunk], chunks)
+        if is_probably_json(first_chunk):
             if self._buffer.buffered_bytes + size <= limits.MAX_BUFFERED_JSON:
-                self._documents[name] = read_all(whole)
+                self._documents[name] = read_all(content)
                 self._buffer.buffered_bytes += size
             elif size <= limits.MAX_CONFIG:
-                self._write_layer(name, whole, early_blobs)
+                self._write_layer(name, content, early_blobs)
                 self._spilled_documents.add(name)
-        elif is_probably_layer(first) or name.endswith(".tar"):
-            self._write_layer(name, whole, early_blobs)
+        elif is_probably_layer(first_chunk) or name.endswith(".tar"):
+            self._write_layer(name, content, early_blobs)
 
     def _write_layer(self, name: str, chunks: Iterator[Chunk], early_blobs: EarlyBlobs) -> None:
         if len(self._layers) >= limits.MAX_LIST_ENTRIES:
@@ -96,16 +104,16 @@ class DockerStreamReader:
 
     @property
     def is_docker_save(self) -> bool:
-        """Whether it is known that `docker save` wrote the archive."""
+        """Whether `docker save` is known to have written the archive."""
         return self.images is not None and is_docker_save(self.images, self._buffer.contents)
 
     def build_graph(self, select: ImageSelector, platforms: PlatformChoice, early_blobs: EarlyBlobs) -> Graph:
-        """Make the graph, once all of the archive has passed.
+        """Return the graph, after the whole archive was read.
 
         Raises:
-            ArchiveError: `manifest.json` names what is not there, or is no config or layer; or `index.json` has another
-                image under the same name.
-            NotFoundError, UsageError: as the choice of images has it.
+            ArchiveError: a file that `manifest.json` names is missing, or is not a config or layer; or `index.json` has
+                another image under the same name.
+            NotFoundError, UsageError: the selection of images failed.
         """
         images = self.images or []
         comparison = self._finish_comparison(early_blobs)
@@ -120,19 +128,19 @@ class DockerStreamReader:
             is_docker_save=self.is_docker_save,
         )
 
-    # -- beside an index.json ----------------------------------------------------------------------------
+    # -- comparison with index.json ----------------------------------------------------------------------
 
     def start_comparison(self, entries: Sequence[Descriptor]) -> None:
-        """Take the entries of `index.json`."""
+        """Start the comparison with the entries of `index.json`."""
         self.comparison = IndexComparison(entries)
         self._supply_buffered(list(self.comparison.needs))
 
     def is_needed_for_comparison(self, digest: str, size: int) -> bool:
-        """Return whether a blob of `size` bytes is a manifest that is needed to compare the images."""
+        """Return whether a blob of `size` bytes is a manifest that the comparison needs."""
         return self.comparison is not None and digest in (needs := self.comparison.needs) and needs[digest].size == size
 
     def add_manifest(self, digest: str, raw: bytes, document: Document | None = None) -> None:
-        """Take a manifest that passes, perhaps parsed, if it is needed to compare the images."""
+        """Pass a manifest to the comparison if it needs the manifest. `document` is the parsed manifest, if known."""
         if self.comparison is None or digest not in self.comparison.needs:
             return
         if document is None:
@@ -141,10 +149,10 @@ class DockerStreamReader:
             self._supply_buffered(self.comparison.supply_document(digest, document))
 
     def may_list_more_images(self) -> bool:
-        """Return whether `manifest.json` lists images that `index.json` does not, as far as is known by now.
+        """Return whether `manifest.json` may list images that `index.json` does not, as far as is known now.
 
         Raises:
-            ArchiveError: they contradict each other.
+            ArchiveError: the two files contradict each other.
         """
         if not self.comparison or not self.images:
             return False
@@ -154,60 +162,64 @@ class DockerStreamReader:
         return self._lists_more_images
 
     def find_additional_images(self, early_blobs: EarlyBlobs | None = None) -> list[DockerImage]:
-        """Return the images that only `manifest.json` lists, once all of the archive has passed.
+        """Return the images that only `manifest.json` lists, after the whole archive was read.
 
-        Without `early`, manifests that were handed on count as lacking.
+        Without `early_blobs`, manifests that were written to the destination count as missing.
 
         Raises:
-            ArchiveError: they contradict each other.
+            ArchiveError: the two files contradict each other.
         """
         return self._finish_comparison(early_blobs).find_only_in_manifest_json(self.images) if self.images else []
 
     def check_late_manifest_json(self) -> None:
-        """Compare a `manifest.json` that may have come after the graph was made.
+        """Check a `manifest.json` that came after the graph was built.
+
+        The images of `index.json` do not wait for a `manifest.json` after the layers, so it cannot add images.
 
         Raises:
             ArchiveError: it contradicts `index.json`.
             UnsupportedError: it lists other images.
         """
-        if others := self.find_additional_images():
-            msg = f"manifest.json comes after the layers, and lists the image {printable(others[0].config)} as well"
+        if more_images := self.find_additional_images():
+            msg = (
+                f"manifest.json comes after the layers, and lists the image {printable(more_images[0].config)} as well"
+            )
             raise UnsupportedError(msg, hint=READ_FROM_FILE_HINT)
 
     def synthesize_manifests(
-        self, others: Sequence[DockerImage], early_blobs: EarlyBlobs
+        self, images: Sequence[DockerImage], early_blobs: EarlyBlobs
     ) -> tuple[list[Descriptor], dict[str, bytes]]:
-        """Make manifests of images, and return what an `index.json` would list of them, and the manifests by digest."""
+        """Build manifests of images. Return their `index.json` entries, and the manifests by digest."""
         manifests = ManifestSynthesizer(partial(self._read_config, early_blobs), self._describe_layer)
-        return manifests.build_entries(others), manifests.manifests
+        return manifests.build_entries(images), manifests.manifests
 
     def _supply_buffered(self, digests: list[str]) -> None:
         while digests:
             digest = digests.pop()
-            held = self._buffer.buffered.get(digest)
-            if self.comparison is not None and held is not None and digest in self.comparison.needs:
-                digests += self.comparison.supply(digest, held)
+            raw = self._buffer.buffered.get(digest)
+            if self.comparison is not None and raw is not None and digest in self.comparison.needs:
+                digests += self.comparison.supply(digest, raw)
 
     def _finish_comparison(self, early_blobs: EarlyBlobs | None) -> IndexComparison:
-        """Read what was handed on; what has not passed is lacking."""
+        """Read back the manifests that were written to the destination. The others count as missing."""
         comparison = self.comparison or IndexComparison(())
-        todo = list(comparison.needs)
-        while todo:
-            digest = todo.pop()
+        pending = list(comparison.needs)
+        while pending:
+            digest = pending.pop()
             if digest in self._buffer.buffered:
-                todo += comparison.supply(digest, self._buffer.buffered[digest])
+                pending += comparison.supply(digest, self._buffer.buffered[digest])
             elif early_blobs is not None and digest in self._buffer.spilled:
-                todo += comparison.supply(digest, early_blobs.read_back(self._buffer.spilled[digest]))
+                pending += comparison.supply(digest, early_blobs.read_back(self._buffer.spilled[digest]))
             else:
                 del comparison.needs[digest]
         return comparison
 
-    # -- what manifest.json names ------------------------------------------------------------------------
+    # -- files that manifest.json names ------------------------------------------------------------------
 
     def _find_manifest(
         self, comparison: IndexComparison, early_blobs: EarlyBlobs, image: DockerImage
     ) -> Manifest | None:
-        """Give the manifest that has passed of an image of `manifest.json`."""
+        """Return the manifest that the archive has of an image of `manifest.json`, or None."""
         descriptor = comparison.find_manifest(image)
         if descriptor is None:
             return None
@@ -215,13 +227,13 @@ class DockerStreamReader:
         return Manifest(descriptor, early_blobs.read_back(descriptor) if raw is None else raw)
 
     def _read_config(self, early_blobs: EarlyBlobs, name: str) -> bytes:
-        name, place = self._buffer.contents.resolve_docker_file(name)
+        name, extent = self._buffer.contents.resolve_docker_file(name)
         digest = parse_blob_name(name)
         if digest in self._buffer.corrupt:
             raise self._buffer.corrupt[digest]
         raw = self._documents.get(name) if digest is None else self._buffer.buffered.get(digest)
         if raw is not None:
-            # It is a blob as well, and will be asked for.
+            # The config is also a blob of the graph, and is requested again under its digest.
             self._buffer.buffered[compute_digest(raw)] = raw
             return raw
         if digest is None and name in self._spilled_documents:
@@ -229,22 +241,22 @@ class DockerStreamReader:
         elif digest is None or digest not in self._buffer.spilled:
             msg = f"{printable(name)} in the archive is no config, or is larger than {limits.MAX_CONFIG} bytes"
             raise ArchiveError(msg)
-        return early_blobs.read_back(Descriptor(UNKNOWN_MEDIA_TYPE, digest, place.size))
+        return early_blobs.read_back(Descriptor(UNKNOWN_MEDIA_TYPE, digest, extent.size))
 
-    def _describe_layer(self, name: str, diff_id: str) -> Descriptor:  # noqa: ARG002 - what it is was found out
-        name, place = self._buffer.contents.resolve_docker_file(name)
+    def _describe_layer(self, name: str, diff_id: str) -> Descriptor:  # noqa: ARG002 - the digest is already known
+        name, extent = self._buffer.contents.resolve_docker_file(name)
         digest = parse_blob_name(name)
-        known = None if name in self._spilled_documents else self._layers.get(name)
+        descriptor = None if name in self._spilled_documents else self._layers.get(name)
         if (
             digest
             and digest not in self._buffer.spilled
             and not is_probably_json(self._buffer.buffered.get(digest, b""))
         ):
             codec = self._buffer.codecs.get(digest, NONE)
-            known = Descriptor(
-                layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec.name), digest, place.size
+            descriptor = Descriptor(
+                layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec.name), digest, extent.size
             )
-        if known is None:
+        if descriptor is None:
             msg = f"{printable(name)} in the archive is no layer"
             raise ArchiveError(msg, hint="if it is one, of an uncommon form, read it from a file instead of a pipe")
-        return known
+        return descriptor

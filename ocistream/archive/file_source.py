@@ -55,7 +55,7 @@ __all__ = ["ArchiveFileSource"]
 
 
 class ArchiveFileSource:
-    """Images out of a tar file."""
+    """Reads images from a tar file."""
 
     concurrent = True
 
@@ -69,22 +69,23 @@ class ArchiveFileSource:
         include_unneeded: bool = False,
         as_docker: bool = False,
     ) -> None:
-        """Open the file and read its headers. With `everything`, `blobs` gives those too that no image needs.
+        """Open the file and read its headers.
 
-        With `as_docker` the images are those of `manifest.json`, if there is one beside an `index.json`.
+        With `include_unneeded`, `blobs` also yields blobs that no image needs. With `as_docker`, the images are those
+        of `manifest.json`, even if the archive has an `index.json` too.
 
         Raises:
-            NotFoundError: it is not there.
-            LocalDiskError: it cannot be read.
-            ArchiveError: it is malformed or truncated, or its `oci-layout` is of an unknown version.
+            NotFoundError: the file does not exist.
+            LocalDiskError: the file cannot be read.
+            ArchiveError: the archive is malformed or truncated, or its `oci-layout` has an unknown version.
         """
         self._path = path
         self._what = f"cannot read {path}"
-        #: Which volume it is, if it is one: that is known with its index.
+        #: The volume that this archive is, or None. Known once the index was read.
         self.volume: Volume | None = None
-        #: Layers of a docker-archive, by their names there.
+        #: Layers of a docker-archive, by their names in the tar.
         self._layers: dict[str, Descriptor] = {}
-        #: Manifests that were made of what `manifest.json` alone lists, by digest.
+        #: Manifests built for images that only `manifest.json` lists, by digest.
         self.synthesized_manifests: dict[str, bytes] = {}
         self._is_docker_save = False
         self._as_docker = as_docker
@@ -103,17 +104,17 @@ class ArchiveFileSource:
             raise
 
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - a file can be read in any order
-        """Read `index.json` and every manifest below the chosen images, or make them of a docker-archive's."""
-        if (docker := self.build_docker_graph()) is not None:
-            return docker
+        """Return the graph of the selected images. The manifests of a docker-archive are built here."""
+        if (docker_graph := self.build_docker_graph()) is not None:
+            return docker_graph
         if self._as_docker:
             report_no_manifest_json()
-        gathering = IndexGraphBuilder(self._select, self._platforms, self._referrers)
-        gathering.begin(*self.read_complete_index(), self.synthesized_manifests)
-        while (needed := gathering.next_needed()) is not None:
-            if not self.supply(gathering, needed):
-                gathering.mark_missing(needed.digest)
-        graph = replace(gathering.build(), has_plain_layers=self._is_docker_save)
+        builder = IndexGraphBuilder(self._select, self._platforms, self._referrers)
+        builder.begin(*self.read_complete_index(), self.synthesized_manifests)
+        while (needed := builder.next_needed()) is not None:
+            if not self.supply(builder, needed):
+                builder.mark_missing(needed.digest)
+        graph = replace(builder.build(), has_plain_layers=self._is_docker_save)
         graph = mark_synthesized(
             graph, [digest for digest, raw in self.synthesized_manifests.items() if not self._has_content(digest, raw)]
         )
@@ -121,10 +122,10 @@ class ArchiveFileSource:
         return graph
 
     def build_docker_graph(self) -> Graph | None:
-        """Make manifests of the chosen images of a docker-archive; None if it is none.
+        """Return the graph of a docker-archive with manifests built here, or None for an OCI archive.
 
         Raises:
-            ArchiveError: it is malformed, or its `index.json` has another image under the same name.
+            ArchiveError: the archive is malformed, or its `index.json` has another image under the same name.
         """
         contents = self._contents
         if not contents.is_docker_archive:
@@ -143,55 +144,55 @@ class ArchiveFileSource:
         )
 
     def read_complete_index(self) -> LayoutIndex:
-        """Read `index.json`, and add the images that only `manifest.json` lists: their manifests are `made`.
+        """Read `index.json`, and add the images that only `manifest.json` lists, with manifests built here.
 
         Raises:
-            ArchiveError: one is malformed, or they contradict each other.
+            ArchiveError: a file is malformed, or the two files contradict each other.
         """
         index = self.read_index()
         images = self._read_docker_images()
         self._is_docker_save = is_docker_save(images, self._contents) if images else False
-        only = self._compare_indexes(index.entries).find_only_in_manifest_json(images) if images else []
-        if not only:
+        additional = self._compare_indexes(index.entries).find_only_in_manifest_json(images) if images else []
+        if not additional:
             return index
         manifests = ManifestSynthesizer(self._read_config, self._describe_layer)
-        added = manifests.build_entries(only)
-        report_only_in_manifest_json(only)
+        added = manifests.build_entries(additional)
+        report_only_in_manifest_json(additional)
         self.synthesized_manifests = manifests.manifests
         return LayoutIndex([*index.entries, *added], index.annotations)
 
     def read_index(self) -> LayoutIndex:
-        """Read `index.json`, and learn of which volume it is.
+        """Read `index.json`, and set `volume` from its annotations.
 
         Raises:
-            ArchiveError: there is none, or it is malformed.
+            ArchiveError: the file is missing or malformed.
         """
-        found = parse_index_json(self._read(self._contents.require_index(), limits.MAX_MANIFEST))
-        if found.annotations:
-            self.volume = parse_volume(found.annotations)
-        return found
+        index = parse_index_json(self._read(self._contents.require_index(), limits.MAX_MANIFEST))
+        if index.annotations:
+            self.volume = parse_volume(index.annotations)
+        return index
 
     @property
     def is_docker_save(self) -> bool:
-        """Whether `docker save` wrote the archive; known once its images are `listed`."""
+        """Whether `docker save` wrote the archive. Known after `read_complete_index`."""
         return self._is_docker_save
 
     def supply(self, builder: IndexGraphBuilder, needed: Descriptor) -> bool:
-        """Answer a need of a graph, and say whether that could be done."""
-        if (made := self.synthesized_manifests.get(needed.digest)) is not None:
-            builder.supply(needed.digest, made)
+        """Supply a manifest that a graph needs. Return whether the archive has it."""
+        if (synthesized := self.synthesized_manifests.get(needed.digest)) is not None:
+            builder.supply(needed.digest, synthesized)
             return True
-        place = self._contents.blobs.get(needed.digest)
-        if place is not None:
-            builder.check_size(needed.digest, place.size)
-            builder.supply(needed.digest, self._read(place, limits.MAX_CONFIG))
-        return place is not None
+        extent = self._contents.blobs.get(needed.digest)
+        if extent is not None:
+            builder.check_size(needed.digest, extent.size)
+            builder.supply(needed.digest, self._read(extent, limits.MAX_CONFIG))
+        return extent is not None
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
-        """Give the wanted blobs that are there, in the order in which they are wanted.
+        """Yield the wanted blobs that exist, in the order of `wanted`.
 
         Raises:
-            IntegrityError: a digest that stands twice has other bytes the second time.
+            IntegrityError: a digest occurs twice, with other bytes the second time.
         """
         self.check_duplicates()
         for descriptor in wanted:
@@ -201,49 +202,49 @@ class ArchiveFileSource:
             yield from self.other_blobs({descriptor.digest for descriptor in wanted})
 
     def check_duplicates(self) -> None:
-        """Read what stands there twice.
+        """Verify every further entry of a digest.
 
         Raises:
-            IntegrityError: it has other bytes the second time.
+            IntegrityError: an entry has other bytes.
         """
-        for digest, second in self._contents.duplicate_blobs:
-            again = Descriptor(UNKNOWN_MEDIA_TYPE, digest, second.size)
-            for _ in verify_chunks(self._chunks(second), again):
+        for digest, extent in self._contents.duplicate_blobs:
+            descriptor = Descriptor(UNKNOWN_MEDIA_TYPE, digest, extent.size)
+            for _ in verify_chunks(self._chunks(extent), descriptor):
                 pass
 
     def blob(self, descriptor: Descriptor) -> Blob | None:
-        """Give a blob, if it is there."""
-        place = self._contents.blobs.get(descriptor.digest)
-        return None if place is None else self._blob(descriptor, place)
+        """Return a blob, or None if the archive does not have it."""
+        extent = self._contents.blobs.get(descriptor.digest)
+        return None if extent is None else self._blob(descriptor, extent)
 
     def other_blobs(self, digests: AbstractSet[str]) -> Iterator[Blob]:
-        """Give what is there and is none of these."""
-        for digest, place in self._contents.blobs.items():
+        """Yield the blobs that are not among `digests`."""
+        for digest, extent in self._contents.blobs.items():
             if digest not in digests:
-                yield self._blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, place.size), place)
+                yield self._blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, extent.size), extent)
 
     def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
-        """Give the parts of a blob that is continued from volume to volume, with the way to those that are here.
+        """Return the parts of a blob that is split over volumes. Parts in this volume can be opened.
 
         Raises:
-            ArchiveError: they are not as they should be.
+            ArchiveError: a part is missing or has another size.
         """
         if self.volume is None:
             return ()
         return find_parts(self.volume, self._contents, descriptor, self._read, self._chunks)
 
     def is_missing(self, descriptor: Descriptor) -> bool:
-        """Say whether the archive has no such blob."""
+        """Return whether the archive does not have the blob."""
         return descriptor.digest not in self._contents.blobs
 
     @property
     def file(self) -> io.FileIO:
-        """The open archive, for whoever reads at offsets of its own and leaves its position alone."""
+        """The open archive. Callers read at offsets of their own and do not move its position."""
         return self._file
 
     @property
     def contents(self) -> ArchiveContents:
-        """What the archive was seen to contain."""
+        """The entries of the archive."""
         return self._contents
 
     def close(self) -> None:
@@ -251,66 +252,69 @@ class ArchiveFileSource:
         self._file.close()
 
     def _has_content(self, digest: str, raw: bytes) -> bool:
-        """Say whether these bytes are in the archive, under their digest."""
-        place = self._contents.blobs.get(digest)
-        return place is not None and place.size == len(raw) and self._read(place, limits.MAX_MANIFEST) == raw
+        """Return whether the archive has these bytes under their digest."""
+        extent = self._contents.blobs.get(digest)
+        return extent is not None and extent.size == len(raw) and self._read(extent, limits.MAX_MANIFEST) == raw
 
     def _read_docker_images(self) -> list[DockerImage]:
-        docker = self._contents.manifest_json
-        return parse_manifest_json(self._read(docker, limits.MAX_MANIFEST)) if docker is not None else []
+        manifest_json = self._contents.manifest_json
+        return parse_manifest_json(self._read(manifest_json, limits.MAX_MANIFEST)) if manifest_json is not None else []
 
     def _compare_indexes(self, entries: Sequence[Descriptor]) -> IndexComparison:
-        """Read all manifests that are there below the entries of `index.json`."""
+        """Read all manifests below the entries of `index.json` that exist."""
         comparison = IndexComparison(entries)
-        todo = list(comparison.needs)
-        while todo:
-            digest = todo.pop()
-            place = self._contents.blobs.get(digest)
-            if place is None or place.size != comparison.needs[digest].size:
+        pending = list(comparison.needs)
+        while pending:
+            digest = pending.pop()
+            extent = self._contents.blobs.get(digest)
+            if extent is None or extent.size != comparison.needs[digest].size:
                 del comparison.needs[digest]
             else:
-                todo += comparison.supply(digest, self._read(place, limits.MAX_MANIFEST))
+                pending += comparison.supply(digest, self._read(extent, limits.MAX_MANIFEST))
         return comparison
 
     def _find_manifest(self, comparison: IndexComparison, image: DockerImage) -> Manifest | None:
-        """Read the manifest that there is of an image of `manifest.json`."""
+        """Read the manifest that the archive has of an image of `manifest.json`, or return None."""
         descriptor = comparison.find_manifest(image)
         if descriptor is None:
             return None
         return Manifest(descriptor, self._read(self._contents.blobs[descriptor.digest], limits.MAX_MANIFEST))
 
     def _read_config(self, name: str) -> bytes:
-        name, place = self._contents.resolve_docker_file(name)
-        raw = self._read(place, limits.MAX_CONFIG)
+        name, extent = self._contents.resolve_docker_file(name)
+        raw = self._read(extent, limits.MAX_CONFIG)
         if digest := parse_blob_name(name):
-            raw = read_all(verify_chunks([raw], Descriptor(UNKNOWN_MEDIA_TYPE, digest, place.size)))
-        self._add_blob_extent(compute_digest(raw), place)
+            raw = read_all(verify_chunks([raw], Descriptor(UNKNOWN_MEDIA_TYPE, digest, extent.size)))
+        self._add_blob_extent(compute_digest(raw), extent)
         return raw
 
     def _describe_layer(self, name: str, diff_id: str) -> Descriptor:
-        """Say what a layer of a docker-archive is: of a plain one its config has said so, others are hashed."""
-        name, place = self._contents.resolve_docker_file(name)
-        if (known := self._layers.get(name)) is None:
-            beginning = read_all(self._chunks(Extent(place.offset, min(place.size, limits.KIB))))
-            if is_probably_json(beginning):
+        """Return the descriptor of a docker-archive's layer.
+
+        The config has the digest of a plain layer. A compressed layer is hashed, unless its name has its digest.
+        """
+        name, extent = self._contents.resolve_docker_file(name)
+        if (descriptor := self._layers.get(name)) is None:
+            first_bytes = read_all(self._chunks(Extent(extent.offset, min(extent.size, limits.KIB))))
+            if is_probably_json(first_bytes):
                 msg = f"{printable(name)} in the archive is no layer"
                 raise ArchiveError(msg)
-            codec = detect_codec(beginning)
-            digest = parse_blob_name(name) or (diff_id if codec is NONE else self._hash(place))
-            known = self._layers[name] = Descriptor(
-                layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec.name), digest, place.size
+            codec = detect_codec(first_bytes)
+            digest = parse_blob_name(name) or (diff_id if codec is NONE else self._hash(extent))
+            descriptor = self._layers[name] = Descriptor(
+                layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec.name), digest, extent.size
             )
-            self._add_blob_extent(digest, place)
-        return known
+            self._add_blob_extent(digest, extent)
+        return descriptor
 
     def _hash(self, extent: Extent) -> str:
-        raw = HashedChunks(self._chunks(extent))
-        for _ in raw:
+        chunks = HashedChunks(self._chunks(extent))
+        for _ in chunks:
             pass
-        return raw.digest
+        return chunks.digest
 
     def _add_blob_extent(self, digest: str, extent: Extent) -> None:
-        """Note where something lies that has no digest in its name. Where it lies twice, both are to be checked."""
+        """Add a blob whose name has no digest. If it occurs twice, both entries are verified."""
         if (
             self._contents.blobs.setdefault(digest, extent) != extent
             and (digest, extent) not in self._contents.duplicate_blobs
@@ -330,7 +334,7 @@ class ArchiveFileSource:
         if extent.size > limit:
             msg = f"the document at byte {extent.offset} of the archive is larger than {limit} bytes"
             raise ArchiveError(msg)
-        # At once: what grows is moved about, and memory holds it twice.
+        # Read in one call: a growing buffer is copied, and needs twice the memory.
         with files.disk_errors(self._what):
             raw = os.pread(self._file.fileno(), extent.size, extent.offset)
         return raw if len(raw) == extent.size else read_all(self._chunks(extent))
@@ -347,10 +351,10 @@ class ArchiveFileSource:
 
 
 class _SeekingTarReader(TarReader):
-    """Passes over bytes without reading them, but makes sure that they are there."""
+    """Skips bytes without reading them, but checks that the file has them."""
 
     def __init__(self, file: io.FileIO, what: str) -> None:
-        # Unbuffered headers: what lies between two of them is passed over, so reading ahead would be for nothing.
+        # Unbuffered: the bytes between two headers are skipped, so reading ahead is of no use.
         super().__init__(file, what)
         self._seekable = file
         self._size = os.fstat(file.fileno()).st_size

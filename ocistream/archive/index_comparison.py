@@ -29,19 +29,19 @@ _DISAGREEMENT_HINT: Final = "tools disagree on what this archive holds; to use m
 
 
 class IndexComparison:
-    """The images of an `index.json`, to compare those of `manifest.json` with.
+    """The images of an `index.json`, compared with the images of a `manifest.json`.
 
-    `needs` are the manifests and indexes that are not known yet, by digest. Each is answered by `supply`; a manifest
-    that the archive lacks is never answered.
+    `needs` are manifests and indexes that are not known yet, by digest. `supply` answers a need. A manifest that the
+    archive lacks is never supplied.
     """
 
     def __init__(self, entries: Sequence[Descriptor]) -> None:
-        """Take the entries of `index.json`."""
+        """Compare with these entries of `index.json`."""
         self.needs: dict[str, Descriptor] = {}
         self._entries = entries
         self._known: set[str] = set()
         self._children: dict[str, tuple[str, ...]] = {}
-        #: By the digest of a manifest: its config, and its layers as `_layers` gives them.
+        #: By the digest of a manifest: the digest of its config, and its layers as `_layers_key` returns them.
         self._configs: dict[str, str] = {}
         self._layers: dict[str, str | tuple[str, ...]] = {}
         #: By the digest of a config: the manifests that have it.
@@ -53,13 +53,13 @@ class IndexComparison:
 
     @property
     def revision(self) -> tuple[int, int]:
-        """Something that is different whenever more is known."""
+        """A value that changes whenever a manifest becomes known or needed."""
         return len(self._known), len(self.needs)
 
     def supply(self, digest: str, raw: bytes) -> list[str]:
         """Answer a need, and return the digests of the new needs.
 
-        A document that is corrupt or malformed counts as lacking: the images that use the document report that.
+        A document that is corrupt or malformed counts as missing: the images that use the document report that.
         """
         if compute_digest(raw, digest.partition(":")[0]) != digest:
             del self.needs[digest]
@@ -72,7 +72,7 @@ class IndexComparison:
         return self.supply_document(digest, document)
 
     def supply_document(self, digest: str, document: Document) -> list[str]:
-        """Answer a need with what was parsed already, and return the digests of the new needs."""
+        """Answer a need with a parsed document, and return the digests of the new needs."""
         descriptor = self.needs.pop(digest)
         if document.config is not None:
             self._configs[digest] = document.config.digest
@@ -88,7 +88,7 @@ class IndexComparison:
         return [child.digest for child in document.manifests if self._need(child)]
 
     def find_entries_with(self, image_id: str) -> list[Descriptor]:
-        """Return the entries of `index.json` that lead to an image with this ID, as far as is known by now."""
+        """Return the entries of `index.json` that lead to an image with this ID, as far as is known now."""
         return [entry for entry in self._entries if image_id in self._find_configs_below(entry.digest)[0]]
 
     def find_manifest(self, image: DockerImage) -> Descriptor | None:
@@ -107,32 +107,32 @@ class IndexComparison:
         Raises:
             ArchiveError: the two files contradict each other.
         """
-        named = self._group_entries_by_name() if any(image.tags for image in images) else {}
-        reached: dict[str, tuple[set[str], bool]] = {}
-        only: list[DockerImage] = []
+        digests_by_name = self._group_entries_by_name() if any(image.tags for image in images) else {}
+        configs_by_entry: dict[str, tuple[set[str], bool]] = {}
+        additional: list[DockerImage] = []
         for image in images:
             config = parse_blob_name(image.config) or ""
             for tag in image.tags:
-                self._check_name(tag, config, named.get(expand_docker_name(tag), ()), reached)
+                self._check_name(tag, config, digests_by_name.get(expand_docker_name(tag), ()), configs_by_entry)
             if by_name:
                 continue
             if not config:
                 msg = f"manifest.json names the config {printable(image.config)}, which no image of index.json uses"
                 raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
             if config not in self._manifests:
-                only.append(image)
+                additional.append(image)
             elif self.find_manifest(image) is None:
                 first = self._manifests[config][0].digest
                 msg = f"manifest.json lists other layers for the image {config} than its manifest {first}"
                 raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
-        if only and len(only) == len(images) and self._configs and not self.needs:
-            image_id = parse_blob_name(only[0].config)
+        if additional and len(additional) == len(images) and self._configs and not self.needs:
+            image_id = parse_blob_name(additional[0].config)
             msg = f"manifest.json and index.json list different images ({image_id} is only in manifest.json)"
             raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
-        return only
+        return additional
 
     def _need(self, descriptor: Descriptor) -> bool:
-        """Note a manifest or an index that was not seen before."""
+        """Add a need for a manifest or an index, unless it was seen before. Return whether it is new."""
         digest = descriptor.digest
         is_document = descriptor.is_index or descriptor.is_manifest
         if not is_document or digest in self._known or descriptor.size > limits.MAX_MANIFEST:
@@ -145,26 +145,22 @@ class IndexComparison:
         return True
 
     def _group_entries_by_name(self) -> dict[str, list[str]]:
-        """Return the digests of the entries, by their full names."""
-        named: dict[str, list[str]] = {}
+        """Return the digests of the entries by their full names."""
+        digests_by_name: dict[str, list[str]] = {}
         for entry in self._entries:
             names = (entry.annotations.get(key, "") for key in (FULL_NAME, REF_NAME))
             for name in {expand_docker_name(name) for name in names if {":", "/"} & set(name)}:
-                named.setdefault(name, []).append(entry.digest)
-        return named
+                digests_by_name.setdefault(name, []).append(entry.digest)
+        return digests_by_name
 
     def _check_name(
-        self, tag: str, config: str, entries: Sequence[str], reached: dict[str, tuple[set[str], bool]]
+        self, tag: str, config: str, entries: Sequence[str], configs_by_entry: dict[str, tuple[set[str], bool]]
     ) -> None:
-        """Check that one of the entries that have a name of `manifest.json` leads to the image of that name.
-
-        Raises:
-            ArchiveError: none does.
-        """
+        """Check that one of the entries with a name of `manifest.json` leads to the image of that name."""
         for digest in entries:
-            if digest not in reached:
-                reached[digest] = self._find_configs_below(digest)
-            configs, is_known = reached[digest]
+            if digest not in configs_by_entry:
+                configs_by_entry[digest] = self._find_configs_below(digest)
+            configs, is_known = configs_by_entry[digest]
             if config in configs or not is_known:
                 return
         if entries:
@@ -173,19 +169,19 @@ class IndexComparison:
             raise ArchiveError(msg, hint=hint)
 
     def _find_configs_below(self, digest: str) -> tuple[set[str], bool]:
-        """Return the configs of all images below an entry, and whether none of its manifests is still to be read."""
+        """Return the configs of all images below an entry, and whether all of its manifests were read."""
         configs: set[str] = set()
         is_known = True
         seen = {digest}
-        todo = [digest]
-        while todo:
-            one = todo.pop()
-            is_known = is_known and one not in self.needs
-            if one in self._configs:
-                configs.add(self._configs[one])
-            new = [child for child in self._children.get(one, ()) if child not in seen]
+        pending = [digest]
+        while pending:
+            current = pending.pop()
+            is_known = is_known and current not in self.needs
+            if current in self._configs:
+                configs.add(self._configs[current])
+            new = [child for child in self._children.get(current, ()) if child not in seen]
             seen.update(new)
-            todo += new
+            pending += new
             self._steps += 1
         if self._steps > limits.MAX_REQUIRED_DESCRIPTORS:
             msg = f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} manifests, each its own"
@@ -194,17 +190,17 @@ class IndexComparison:
 
 
 def _layers_key(layers: Sequence[Descriptor]) -> str | tuple[str, ...]:
-    """Return what tells layers from others: one digest for all of them, or, with foreign ones, each one's."""
+    """Return a key that is equal for equal layers: one digest, or a digest for each layer if some are foreign."""
     digests = tuple("" if layer.is_foreign else layer.digest for layer in layers)
     return digests if "" in digests else _digest_of_digests(digests)
 
 
-def _has_same_layers(found: str | tuple[str, ...], names: Sequence[str]) -> bool:
+def _has_same_layers(key: str | tuple[str, ...], names: Sequence[str]) -> bool:
     """Return whether `manifest.json` names the same layers; Docker saves foreign ones under other digests."""
     digests = tuple(parse_blob_name(name) or name for name in names)
-    if isinstance(found, str):
-        return found == _digest_of_digests(digests)
-    return len(found) == len(digests) and all(one in {"", other} for one, other in zip(found, digests, strict=True))
+    if isinstance(key, str):
+        return key == _digest_of_digests(digests)
+    return len(key) == len(digests) and all(own in {"", named} for own, named in zip(key, digests, strict=True))
 
 
 def _digest_of_digests(digests: Sequence[str]) -> str:

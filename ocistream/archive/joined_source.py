@@ -48,11 +48,11 @@ def open_joined_source(
     referrers: ReferrerMode,
     all_blobs: bool = False,
 ) -> JoinedSource:
-    """Open archives in files, and layout directories; each with what it is called in errors.
+    """Open archives in files, and layout directories. Each path comes with its name for errors.
 
     Raises:
-        UsageError: there are too many of them.
-        NotFoundError, ArchiveError, LocalDiskError: one cannot be read.
+        UsageError: there are too many inputs.
+        NotFoundError, ArchiveError, LocalDiskError: an input cannot be read.
     """
     if len(paths) > limits.MAX_INPUTS:
         msg = f"{len(paths)} archives and layouts, and at most {limits.MAX_INPUTS} are put together"
@@ -70,7 +70,11 @@ def open_joined_source(
 
 
 class JoinedSource:
-    """Images out of several archives and layouts."""
+    """Reads images from several archives and layouts as one source.
+
+    One builder walks over the manifests of all inputs. Joining the graphs of the inputs would keep the manifests of
+    each volume in memory. All inputs must list the selected images.
+    """
 
     concurrent = True
 
@@ -83,80 +87,82 @@ class JoinedSource:
         referrers: ReferrerMode,
         all_blobs: bool,
     ) -> None:
-        """Take open ones, each with what it is called in errors; they are closed with this."""
+        """Take open inputs, each with its name for errors. `close` closes them."""
         self._inputs = inputs
         self._select_images = select
         self._platforms = platforms
         self._referrers = referrers
         self._all_blobs = all_blobs
-        #: The images that were chosen, as they are listed.
+        #: The selected images, as the indexes list them.
         self._chosen: Sequence[Root] = ()
-        #: Of each volume of the set, one of those that are at hand.
+        #: One input for each volume of the set that was given, by volume number.
         self._volumes: dict[int, ArchiveFileSource] = {}
-        #: What those are called here: perhaps not as they were.
+        #: The names of these inputs, by the names that the set has for the volumes. Files may have been renamed.
         self._names: dict[str, str] = {}
 
     @property
     def inputs(self) -> list[JoinedInput]:
-        """What it is made of."""
+        """The archives and layouts."""
         return [source for _, source in self._inputs]
 
     @property
     def volumes(self) -> list[Volume]:
-        """Which volumes are at hand, in order; that is known with the graph."""
+        """The volumes that were given, in order. Known after `resolve`."""
         return [source.volume for _, source in sorted(self._volumes.items()) if source.volume]
 
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - files and directories can be read in any order
-        """Read all indexes, and every manifest below the chosen images, wherever it is.
+        """Read all indexes, and every manifest below the selected images from the first input that has it.
 
         Raises:
-            ArchiveError: they are not of the same images, or volumes of different sets.
+            ArchiveError: the inputs have different images, or are volumes of different sets.
         """
         entries: list[Descriptor] = []
-        known: dict[str, Descriptor] = {}
-        listed: list[set[str]] = []
-        notes: list[Mapping[str, str]] = []
-        seen: list[tuple[str, Volume]] = []
+        entries_by_digest: dict[str, Descriptor] = {}
+        listed_digests: list[set[str]] = []
+        annotations: list[Mapping[str, str]] = []
+        volumes: list[tuple[str, Volume]] = []
         for text, source in self._inputs:
             index = self._read_index(text, source)
             self._report_unused_names(text, index.entries, entries)
-            entries += [entry for entry in index.entries if entry.digest not in known]
+            entries += [entry for entry in index.entries if entry.digest not in entries_by_digest]
             for entry in index.entries:
-                known.setdefault(entry.digest, entry)
-            listed.append({entry.digest for entry in index.entries})
-            notes.append(index.annotations)
+                entries_by_digest.setdefault(entry.digest, entry)
+            listed_digests.append({entry.digest for entry in index.entries})
+            annotations.append(index.annotations)
             if isinstance(source, ArchiveFileSource) and source.volume is not None:
-                seen.append((text, source.volume))
+                volumes.append((text, source.volume))
                 self._add_volume(text, source, source.volume)
-        self._check_one_set(seen, [listed[n] for n, (_, s) in enumerate(self._inputs) if _volume_of(s)], known)
+        self._check_one_set(
+            volumes, [listed_digests[n] for n, (_, s) in enumerate(self._inputs) if _volume_of(s)], entries_by_digest
+        )
         if len(entries) > limits.MAX_LIST_ENTRIES:
             msg = f"together they list more than {limits.MAX_LIST_ENTRIES} images"
             raise ArchiveError(msg)
-        gathering = IndexGraphBuilder(self._select, self._platforms, self._referrers)
-        gathering.begin(entries)
-        while (needed := gathering.next_needed()) is not None:
-            if not any(source.supply(gathering, needed) for _, source in self._inputs):
-                gathering.mark_missing(needed.digest)
-        graph = gathering.build()
+        builder = IndexGraphBuilder(self._select, self._platforms, self._referrers)
+        builder.begin(entries)
+        while (needed := builder.next_needed()) is not None:
+            if not any(source.supply(builder, needed) for _, source in self._inputs):
+                builder.mark_missing(needed.digest)
+        graph = builder.build()
         report_duplicate_names(graph)
-        self._check_same_images(listed)
+        self._check_same_images(listed_digests)
         is_saved = any(isinstance(source, ArchiveFileSource) and source.is_docker_save for source in self.inputs)
-        return replace(graph, has_plain_layers=is_saved, omitted_from_source=self._find_omitted(graph, notes))
+        return replace(graph, has_plain_layers=is_saved, omitted_from_source=self._find_omitted(graph, annotations))
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
-        """Give the wanted blobs that are there, in the order in which they are wanted.
+        """Yield the wanted blobs that exist, in the order of `wanted`.
 
         Raises:
-            IntegrityError: a digest that stands twice in an archive has other bytes the second time.
+            IntegrityError: a digest occurs twice in an archive, with other bytes the second time.
         """
-        given: dict[int, set[str]] = {}
+        yielded: dict[int, set[str]] = {}
         for _, source in self._inputs:
             if isinstance(source, ArchiveFileSource):
                 source.check_duplicates()
         for descriptor in wanted:
             for number, (_, source) in enumerate(self._inputs):
                 if (blob := source.blob(descriptor)) is not None:
-                    given.setdefault(number, set()).add(descriptor.digest)
+                    yielded.setdefault(number, set()).add(descriptor.digest)
                     yield replace(blob, on_corrupt=partial(self._raise_damaged, number))
                     break
             else:
@@ -165,43 +171,43 @@ class JoinedSource:
                     yield replace(blob, on_corrupt=partial(self._raise_damaged_part, parts))
         if self._all_blobs:
             for number, (_, source) in enumerate(self._inputs):
-                yield from source.other_blobs(given.get(number, set()))
+                yield from source.other_blobs(yielded.get(number, set()))
 
     def is_missing(self, descriptor: Descriptor) -> bool:
-        """Say whether no input has the blob, nor all together have all of its parts."""
+        """Return whether no input has the blob, and some of its parts are missing."""
         if not all(source.is_missing(descriptor) for _, source in self._inputs):
             return False
         parts = self.parts(descriptor)
         return not parts or not all(part.blob for part in parts)
 
     def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
-        """Give the parts of a blob that is continued, with the way to those that are at hand.
+        """Return the parts of a blob that is split over volumes. Parts in the given volumes can be opened.
 
         Raises:
-            ArchiveError: they are not as they should be.
+            ArchiveError: a part is missing or has another size.
         """
-        found: Sequence[BlobPart] = ()
+        merged: Sequence[BlobPart] = ()
         for source in self._volumes.values():
             parts = source.parts(descriptor)
-            found = merge_parts(found, parts) if found else parts
-        return found
+            merged = merge_parts(merged, parts) if merged else parts
+        return merged
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all inputs."""
         for _, source in self._inputs:
             source.close()
 
-    def _raise_damaged(self, number: int, error: IntegrityError, again: bool) -> None:  # noqa: ARG002 - there is no other
+    def _raise_damaged(self, number: int, error: IntegrityError, again: bool) -> None:  # noqa: ARG002 - there is no second copy
         raise _damaged_error(self._inputs[number][0], error)
 
     def _raise_damaged_part(self, parts: Sequence[BlobPart], error: IntegrityError, again: bool) -> None:  # noqa: ARG002
-        """Find out in which volume a blob is damaged that was put together."""
+        """Raise an error that names the volume with the damaged part of an assembled blob."""
         for part in parts:
             if part.blob is not None and is_corrupt_part(part.blob):
                 raise _damaged_error(self._names.get(part.volume, part.volume), error)
         raise error
 
-    # -- do they belong together? ------------------------------------------------------------------------
+    # -- checks that the inputs belong together ----------------------------------------------------------
 
     @staticmethod
     def _read_index(text: str, source: JoinedInput) -> LayoutIndex:
@@ -220,15 +226,18 @@ class JoinedSource:
         return index
 
     @staticmethod
-    def _report_unused_names(text: str, entries: Sequence[Descriptor], before: Sequence[Descriptor]) -> None:
-        """Say which names of images are not used: an image has the names that the first input gives it."""
+    def _report_unused_names(text: str, entries: Sequence[Descriptor], earlier_entries: Sequence[Descriptor]) -> None:
+        """Report names that are not used: an image has the names that the first input gives it."""
         names: dict[str, list[str | None]] = {}
-        for entry in before:
+        for entry in earlier_entries:
             names.setdefault(entry.digest, []).append(entry_name_of(entry))
         for entry in entries:
             name = entry_name_of(entry)
             if name is not None and name not in names.get(entry.digest, [name]):
-                used = ", ".join(printable(one) for one in names[entry.digest] if one) or "an image without a name"
+                used = (
+                    ", ".join(printable(used_name) for used_name in names[entry.digest] if used_name)
+                    or "an image without a name"
+                )
                 notices.notify(f"the name {printable(name)} in {printable(text)} is not used: {entry.digest} is {used}")
 
     def _add_volume(self, text: str, source: ArchiveFileSource, volume: Volume) -> None:
@@ -240,59 +249,59 @@ class JoinedSource:
 
     @staticmethod
     def _check_one_set(
-        seen: Sequence[tuple[str, Volume]], listed: Sequence[set[str]], entries: Mapping[str, Descriptor]
+        volumes: Sequence[tuple[str, Volume]], listed_digests: Sequence[set[str]], entries: Mapping[str, Descriptor]
     ) -> None:
-        """Make sure that all volumes are of one set.
-
-        Raises:
-            ArchiveError: one is of another set than most of them, or the set contradicts itself.
-        """
-        if not seen:
+        """Check that all volumes are of one set, and agree on it. The set of most volumes is the expected one."""
+        if not volumes:
             return
-        identity, _ = Counter(volume.identity for _, volume in seen).most_common(1)[0]
-        first = next(number for number, (_, volume) in enumerate(seen) if volume.identity == identity)
-        its_text, its = seen[first]
-        for (text, volume), digests in zip(seen, listed, strict=True):
+        identity, _ = Counter(volume.identity for _, volume in volumes).most_common(1)[0]
+        first = next(number for number, (_, volume) in enumerate(volumes) if volume.identity == identity)
+        first_text, first_volume = volumes[first]
+        for (text, volume), digests in zip(volumes, listed_digests, strict=True):
             if volume.identity != identity:
-                other = f"{volume} of {_describe_images(digests, entries)}"
-                most = f"{printable(its_text)} is {its} of {_describe_images(listed[first], entries)}"
-                msg = f"{printable(text)} does not belong to the others: it is {other}, and {most}, of another set"
+                actual = f"{volume} of {_describe_images(digests, entries)}"
+                expected = (
+                    f"{printable(first_text)} is {first_volume} of {_describe_images(listed_digests[first], entries)}"
+                )
+                msg = f"{printable(text)} does not belong to the others: it is {actual}, and {expected}, of another set"
                 raise ArchiveError(msg, hint="give the volumes that one `pull --split` has written")
-            if volume[1:] != its[1:] or digests != listed[first]:
-                msg = f"{printable(text)} says that it is of the same volumes as {printable(its_text)}, and they differ"
+            if volume[1:] != first_volume[1:] or digests != listed_digests[first]:
+                msg = (
+                    f"{printable(text)} says that it is of the same volumes as {printable(first_text)}, and they differ"
+                )
                 raise ArchiveError(msg)
 
     def _select(self, roots: Sequence[Root]) -> Sequence[Root]:
-        """Choose images, and note which: with one platform of them others take their place."""
+        """Select images, and remember them: the graph may have one platform's manifest in place of an index."""
         self._chosen = self._select_images(roots)
         return self._chosen
 
-    def _check_same_images(self, listed: Sequence[set[str]]) -> None:
-        for (text, _), digests in zip(self._inputs, listed, strict=True):
+    def _check_same_images(self, listed_digests: Sequence[set[str]]) -> None:
+        for (text, _), digests in zip(self._inputs, listed_digests, strict=True):
             for root in self._chosen:
                 if root.descriptor.digest not in digests:
                     name = printable(root.name or "an image")
                     msg = f"{printable(text)} is not of {name} ({root.descriptor.digest}), which another one is of"
                     raise ArchiveError(msg, hint="only archives and layouts of the same images are put together")
 
-    def _find_omitted(self, graph: Graph, notes: Sequence[Mapping[str, str]]) -> dict[str, OmissionReason]:
-        """Say of what all of them lack why that is; what should be in a volume that is at hand is just missing."""
-        lacking = {blob.digest for blob in graph.blobs if self.is_missing(blob)}
-        at_hand = {volume.name for volume in self.volumes}
-        found: dict[str, OmissionReason] = {}
-        for some in notes:
-            for digest, reason in parse_omitted(some.get(OMITTED_ANNOTATION, ""), lacking).items():
-                found.setdefault(digest, reason)
-        for blob in [blob for blob in graph.blobs if blob.digest in found]:
-            reason = found[blob.digest]
-            if reason.kind == VOLUME and reason.name in at_hand:
-                # Unless it goes on in one that is not.
-                away = [part.volume for part in self.parts(blob) if part.blob is None]
-                if away:
-                    found[blob.digest] = OmissionReason(VOLUME, away[0])
+    def _find_omitted(self, graph: Graph, annotations: Sequence[Mapping[str, str]]) -> dict[str, OmissionReason]:
+        """Return why blobs are omitted that no input has. A blob of a volume that was given is missing, not omitted."""
+        missing = {blob.digest for blob in graph.blobs if self.is_missing(blob)}
+        given_volumes = {volume.name for volume in self.volumes}
+        omitted: dict[str, OmissionReason] = {}
+        for annotation in annotations:
+            for digest, reason in parse_omitted(annotation.get(OMITTED_ANNOTATION, ""), missing).items():
+                omitted.setdefault(digest, reason)
+        for blob in [blob for blob in graph.blobs if blob.digest in omitted]:
+            reason = omitted[blob.digest]
+            if reason.kind == VOLUME and reason.name in given_volumes:
+                # The blob may continue in a volume that was not given.
+                missing_volumes = [part.volume for part in self.parts(blob) if part.blob is None]
+                if missing_volumes:
+                    omitted[blob.digest] = OmissionReason(VOLUME, missing_volumes[0])
                 else:
-                    del found[blob.digest]
-        return found
+                    del omitted[blob.digest]
+        return omitted
 
 
 def _damaged_error(text: str, error: IntegrityError) -> IntegrityError:
@@ -306,6 +315,6 @@ def _volume_of(source: JoinedInput) -> Volume | None:
 
 
 def _describe_images(digests: set[str], entries: Mapping[str, Descriptor]) -> str:
-    """Name the first of the images in an archive."""
+    """Return the name of the first image of an archive, and the number of the others."""
     names = sorted(image_name_of(entries[digest]) or digest for digest in digests) or ["no image"]
     return printable(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -36,71 +36,74 @@ __all__ = [
 
 
 class Output(Protocol):
-    """Where an archive goes, and what it takes to make it visible there."""
+    """A place that an archive is written to, and the steps that make it visible there."""
 
     def write(self, chunk: Chunk) -> None:
-        """Write all of a chunk."""
+        """Write all bytes of a chunk."""
 
     def finish(self) -> None:
-        """Make what was written durable, and give it its name."""
+        """Make the written bytes durable, and give the file its name."""
 
     def close(self) -> None:
-        """Keep what another run can go on with, drop everything else; unless it was finished."""
+        """Remove an unfinished file. A partial file that a later run can resume is kept."""
 
 
 @runtime_checkable
 class ResumableOutput(Output, Protocol):
-    """An output of which some may be there already: it is not written again, but passed over."""
+    """An output that may already have some of the bytes. These are skipped, not written again."""
 
     def existing_size(self) -> int:
-        """Say how many bytes are there, or may be, from where writing has come to."""
+        """Return how many bytes from the current position on exist, or may exist."""
 
     def read_existing(self, size: int) -> Iterator[Chunk] | None:
-        """Give so many of them, to be looked at; None where they are out of reach."""
+        """Return the next `size` existing bytes, or None if they cannot be read."""
 
     def skip_existing(self, size: int) -> None:
-        """Move on over so many of them."""
+        """Skip the next `size` existing bytes."""
 
 
 @runtime_checkable
 class RewritableOutput(Output, Protocol):
-    """An output that can be changed behind the point that writing has come to. Positions are in bytes."""
+    """An output whose written bytes can be changed. Positions are in bytes."""
 
     def position(self) -> int:
-        """Say how much was written."""
+        """Return the number of bytes written."""
 
     def rewrite(self, position: int, content: bytes) -> None:
-        """Write over what stands at a position."""
+        """Overwrite the bytes at a position."""
 
     def truncate(self, position: int) -> None:
-        """Take back what was written from a position on."""
+        """Remove everything from a position on."""
 
     def rewind(self, position: int) -> None:
-        """Go back to a position, to write the same once more."""
+        """Return to a position, to write the same bytes again."""
 
     def sync(self) -> None:
-        """Have all that was written on the disk, and nothing behind it; the name is not given yet."""
+        """Sync the written bytes to disk, and remove later bytes. The file does not get its name yet."""
 
     def discard(self) -> None:
-        """See to it that nothing is kept."""
+        """Do not keep the partial file."""
 
 
 class _FileOutput:
-    """A file that gets its name when it is whole, and goes on with what an earlier run has left of it.
+    """A file that gets its name when it is complete, and resumes the partial file of an earlier run.
 
-    That may be anything. So what is written is first compared with what is there, and moves on over it as long as the
-    two are the same; from the first difference on, what is there is worth nothing.
+    The partial file may have any content: of another image, of other options, or damaged by a power failure. So
+    existing bytes are compared with the bytes to write. They are skipped while they are equal, and the rest is cut off.
+    A wrong partial file costs time, but never changes the result.
     """
 
     def __init__(self, path: Path) -> None:
         self._what = f"cannot write {path}"
         self._stack = contextlib.ExitStack()
+        # Only partial files of this name: others in the directory may not be ours.
         partial_files.remove_stale(path.parent, functools.partial(partial_files.is_temporary_name, name=path.name))
         with files.disk_errors(self._what):
             self._partial = self._stack.enter_context(files.resumable_file(path))
         self._file = self._partial.file
         self._writer = files.WritebackWriter(self._file)
-        #: Up to there all is as it was written; from there to the end it is what was there, or was taken back.
+        #: Bytes before `_position` are written; bytes from there to `_end` are left from an earlier run or were taken
+        #: back.
         self._position = 0
         self._end = self._partial.size()
 
@@ -148,14 +151,14 @@ class _FileOutput:
             self._end = max(self._end, self._position)
 
     def _skip_identical(self, chunk: memoryview) -> memoryview:
-        """Move on over that beginning of a chunk which is there, and give the rest, which is to be written then."""
+        """Skip the part of a chunk that exists already, and return the rest, which must be written."""
         position = self._position
-        for there in self._read(position, min(len(chunk), self.existing_size())):
-            # Views are compared one byte at a time, and copies at once.
-            if bytes(chunk[: len(there)]) != bytes(there):
+        for existing in self._read(position, min(len(chunk), self.existing_size())):
+            # Python compares memoryviews byte by byte, and bytes objects at once.
+            if bytes(chunk[: len(existing)]) != bytes(existing):
                 break
-            chunk = chunk[len(there) :]
-            position += len(there)
+            chunk = chunk[len(existing) :]
+            position += len(existing)
         self._seek(position)
         if chunk:
             self.truncate(position)
@@ -177,22 +180,22 @@ class _FileOutput:
         self._partial.is_discarded = True
 
     def close(self) -> None:
-        # What `finish` has closed has no part in this any more.
+        # After `finish` the stack is empty, and this does nothing.
         with contextlib.suppress(_DiscardSignal), self._stack:
             raise _DiscardSignal
 
 
 class _DiscardSignal(Exception):  # noqa: N818 - a signal to the file's own context, not an error
-    """Makes an unfinished file's context settle it."""
+    """Ends the context of an unfinished file."""
 
 
 class _StreamOutput:
-    """A pipe, or whatever else is there already and cannot be renamed: what is written is written."""
+    """A pipe, or another existing file that cannot be renamed. Written bytes cannot be taken back."""
 
     def __init__(self, file: FileIO, what: str) -> None:
         self._file = file
         self._what = f"cannot write {what}"
-        # A larger pipe saves switches between the two processes; where the user may not, it stays as it is.
+        # A larger pipe needs fewer switches between the two processes. Without permission it keeps its size.
         with contextlib.suppress(OSError):
             fcntl.fcntl(file.fileno(), fcntl.F_SETPIPE_SZ, limits.PIPE_SIZE)
 
@@ -201,7 +204,7 @@ class _StreamOutput:
             files.write_all(self._file, chunk)
 
     def finish(self) -> None:
-        # A regular file behind stdout: a full disk may show only now.
+        # stdout may be a regular file: a full disk may be reported only here.
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -209,20 +212,23 @@ class _StreamOutput:
                 raise files.disk_error(self._what, error) from error
 
     def close(self) -> None:
-        """What was written cannot be taken back: it has no end, so that no reader takes it for whole."""
+        """Do nothing. The written bytes have no end mark, so no reader takes them for a complete archive."""
 
 
 class _SpecialFileOutput(_StreamOutput):
-    """The same, for a file that was opened here."""
+    """A `_StreamOutput` for a file that was opened here."""
 
     def close(self) -> None:
-        # Whoever reads a FIFO waits for this. What could fail late was found out by `finish`.
+        # The reader of a FIFO waits for this. `finish` already reported late write errors.
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 class _TailOutput:
-    """The end of what is written, from byte `missing` on: the rest of a pipe that broke."""
+    """Passes on the bytes from `start` on, to continue a pipe that broke (`--from-byte`).
+
+    The bytes before `start` cannot be checked: the other side is trusted to have them.
+    """
 
     def __init__(self, output: Output, start: int) -> None:
         self._output = output
@@ -232,17 +238,17 @@ class _TailOutput:
     def existing_size(self) -> int:
         return max(0, self._start - self._position)
 
-    def read_existing(self, size: int) -> None:  # noqa: ARG002 - they are somewhere else
+    def read_existing(self, size: int) -> None:  # noqa: ARG002 - the reader of the broken pipe has them
         return None
 
     def skip_existing(self, size: int) -> None:
         self._position += size
 
     def write(self, chunk: Chunk) -> None:
-        there = min(self.existing_size(), len(chunk))
+        skipped = min(self.existing_size(), len(chunk))
         self._position += len(chunk)
-        if there < len(chunk):
-            self._output.write(memoryview(chunk)[there:])
+        if skipped < len(chunk):
+            self._output.write(memoryview(chunk)[skipped:])
 
     def finish(self) -> None:
         if self._position < self._start:
@@ -255,24 +261,26 @@ class _TailOutput:
 
 
 def build_tail_output(output: Output, start: int) -> Output:
-    """Give the output that passes on to `output` what is written from byte `missing` on.
+    """Return an output that passes on to `output` only the bytes from `start` on.
 
-    Its `finish` raises UsageError where less is written.
+    Its `finish` raises UsageError if fewer bytes were written.
     """
     return _TailOutput(output, start)
 
 
 def open_stream_output(file: FileIO, what: str) -> Output:
-    """Give the output that writes to an open, unbuffered file which is called `what` in errors."""
+    """Return an output for an open, unbuffered file. `what` names the file in errors."""
     return _StreamOutput(file, what)
 
 
 def open_special_file_output(path: Path) -> Output:
-    """Give the output that writes to something that is there and is no regular file: a FIFO, a device.
+    """Return an output for an existing file that is not a regular file: a FIFO or a device.
+
+    A device or FIFO is never replaced by a rename: root would replace `/dev/null`.
 
     Raises:
-        UsageError: it is a terminal.
-        LocalDiskError: it cannot be written.
+        UsageError: the file is a terminal.
+        LocalDiskError: the file cannot be written.
     """
     with files.disk_errors(f"cannot write {path}"):
         file = FileIO(path, "wb")
@@ -284,14 +292,14 @@ def open_special_file_output(path: Path) -> Output:
 
 
 def open_file_output(path: Path) -> RewritableOutput:
-    """Give the output that writes a regular file at `path`.
+    """Return an output that writes a regular file at `path`.
 
     Raises:
-        UsageError: it is called as unfinished files are.
-        NotFoundError: its folder is not there.
-        LocalDiskError: it cannot be written.
+        UsageError: the name is reserved for unfinished files.
+        NotFoundError: the directory does not exist.
+        LocalDiskError: the file cannot be written.
     """
-    # A link is followed, as `>` does it: what it points to is replaced.
+    # A link is followed, as a shell's `>` does: its target is replaced.
     path = paths.write_target(path) if paths.is_link(path) else path
     if partial_files.is_reserved_name(path.name):
         msg = f"{path}: files that are not finished are called so, and another run would take it for one"

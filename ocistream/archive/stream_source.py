@@ -1,7 +1,7 @@
 """Source for an image archive from a pipe: one pass, bounded memory, no temporary files.
 
-Blobs that pass before `index.json` are buffered if they are small JSON, and otherwise written to the destination at
-once under the digests in their names. `docker_stream` handles docker-archives.
+A blob before `index.json` is buffered if it is small JSON. Otherwise it goes to the destination at once, and is read
+back if it turns out to be a manifest. `docker_stream` handles docker-archives.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ __all__ = [
 
 
 class BufferedManifests:
-    """Answers the needs of a graph out of what has `passed`; the digests that it takes from there become `given`.
+    """Supplies a graph builder with manifests that were already read from the stream.
 
-    Every manifest that was supplied is kept, up to a limit: a second graph may be made of the same stream.
+    Every supplied manifest is kept, up to a limit: a second graph may be built from the same stream.
     """
 
     def __init__(
@@ -71,7 +71,10 @@ class BufferedManifests:
         *,
         on_recalled: Callable[[str, bytes], None] = lambda _digest, _raw: None,
     ) -> None:
-        """Share both with the reader of the stream; `note` is called with what the sink gave back."""
+        """Share `buffer` and `delivered` with the reader of the stream.
+
+        `on_recalled` is called with each manifest that the destination read back.
+        """
         self._on_recalled = on_recalled
         self._buffer = buffer
         self._delivered = delivered
@@ -80,11 +83,11 @@ class BufferedManifests:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything that was supplied is still kept."""
+        """Whether every supplied manifest is still kept."""
         return self._size <= limits.MAX_GRAPH_BYTES
 
     def next_needed(self, builder: IndexGraphBuilder, early_blobs: EarlyBlobs) -> Descriptor | None:
-        """Give what is needed and has not passed yet: what hangs on an image is needed when all of that is known."""
+        """Return the next needed document that was not read yet, or None. Referrers are needed after the images."""
         while (needed := builder.next_needed()) is not None:
             if not self._is_available(needed.digest):
                 break
@@ -94,21 +97,21 @@ class BufferedManifests:
     def supply_buffered(
         self, builder: IndexGraphBuilder, early_blobs: EarlyBlobs, last_digest: str | None = None
     ) -> None:
-        """Give the gathering what it needs and has passed already.
+        """Supply the builder with documents that it needs and that were already read.
 
-        Only what was just `passed`, and what is needed since this was last done, can have become answerable: thousands
-        of needs are not gone through again for each entry.
+        Only `last_digest`, and needs that are new since the last call, can be supplied now. Thousands of other needs
+        are not checked again for each entry.
         """
-        looked_for = deque([last_digest] if last_digest else [])
-        looked_for.extend(builder.new_needs())
-        while looked_for:
-            found = looked_for.popleft()
-            if builder.is_needed(found) and self._is_available(found):
-                builder.supply(found, self._take_buffered(builder, found, early_blobs))
-                looked_for.extend(builder.new_needs())
+        pending = deque([last_digest] if last_digest else [])
+        pending.extend(builder.new_needs())
+        while pending:
+            digest = pending.popleft()
+            if builder.is_needed(digest) and self._is_available(digest):
+                builder.supply(digest, self._take_buffered(builder, digest, early_blobs))
+                pending.extend(builder.new_needs())
 
     def keep(self, digest: str, raw: bytes) -> None:
-        """Keep a manifest that was supplied, unless there are too many of them: then none is kept."""
+        """Keep a supplied manifest. If the total is too large, no manifest is kept."""
         self._size += len(raw)
         if self.is_complete:
             self._supplied[digest] = raw
@@ -116,11 +119,11 @@ class BufferedManifests:
             self._supplied.clear()
 
     def add(self, synthesized: Mapping[str, bytes]) -> None:
-        """Take manifests that are not in the stream."""
+        """Add manifests that are not in the stream."""
         self._supplied |= synthesized
 
     def clear(self) -> None:
-        """Let go of everything that is kept: no other graph will be made."""
+        """Drop all kept manifests: no other graph will be built."""
         self._supplied.clear()
 
     def _is_available(self, digest: str) -> bool:
@@ -129,7 +132,7 @@ class BufferedManifests:
     def _take_buffered(self, builder: IndexGraphBuilder, digest: str, early_blobs: EarlyBlobs) -> bytes:
         if digest in self._buffer.buffered:
             if builder.is_config(digest):
-                # It is a blob as well, and will be asked for.
+                # The config is also a blob of the graph, and is requested again.
                 return self._buffer.buffered[digest]
             content = self._buffer.buffered.pop(digest)
             self._buffer.buffered_bytes -= len(content)
@@ -144,7 +147,7 @@ class BufferedManifests:
 
 
 class ArchiveStreamSource:
-    """Images out of a stream that can be read once."""
+    """Reads images from a stream that can be read once."""
 
     concurrent = False
 
@@ -159,10 +162,10 @@ class ArchiveStreamSource:
         include_unneeded: bool = False,
         as_docker: bool = False,
     ) -> None:
-        """Read from where `file` stands; nothing is read yet. `what` names it in errors.
+        """Read from the position of `file`, later. `what` names the stream in errors.
 
-        With `everything`, `blobs` gives those too that no image needs. With `as_docker` the images are those of
-        `manifest.json`, if there is one beside an `index.json`.
+        With `include_unneeded`, `blobs` also yields blobs that no image needs. With `as_docker`, the images are those
+        of `manifest.json`, even if the archive has an `index.json` too.
         """
         self._file = file
         self._reader = TarReader(file, what)
@@ -172,77 +175,77 @@ class ArchiveStreamSource:
         self._platforms = platforms
         self._referrers: ReferrerMode = referrers
         self._parts = StreamedPartChecker(what)
-        #: Which volume it is, if it is one: that is known with its index.
+        #: The volume that this archive is, or None. Known once the index was read.
         self.volume: Volume | None = None
         self._includes_unneeded = include_unneeded
         self._as_docker = as_docker
         self._contents = ArchiveContents(as_docker=as_docker)
         self._index = LayoutIndex([], {})
         self._is_index_last = False
-        #: Why no image of `index.json` was chosen: `manifest.json` may list others.
+        #: The error of the selection from `index.json`. `manifest.json` may still list the image.
         self._selection_error: OcistreamError | None = None
-        #: Whether the graph was made of all that `manifest.json` lists.
+        #: Whether the graph has all images of `manifest.json`.
         self._is_compared = False
         self._buffer = StreamBuffer(self._contents)
         self._docker = DockerStreamReader(self._buffer)
         self._delivered: set[str] = set()
         self._manifests = BufferedManifests(self._buffer, self._delivered, on_recalled=self._docker.add_manifest)
-        #: Whether every entry has passed.
+        #: Whether every entry was read.
         self._has_ended = False
-        #: Blobs of which only the rest comes, from an offset on; None where the archive does not come over a line.
+        #: Blobs of which the archive has only the tail, by digest: the offset where it starts. None if the archive was
+        #: not sent by a `copy --via` that can resume.
         self._tail_offsets: dict[str, int] | None = None
-        #: A blob that began to pass when the graph was complete without what was given up.
+        #: A blob that was already started when the graph became complete without the abandoned candidates.
         self._started_blob: tuple[TarEntry, str, Iterator[Chunk]] | None = None
         self._abandoned: set[str] = set()
 
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:
-        """Read until the index and every manifest below the chosen images are known.
+        """Read until the index and every manifest below the selected images are known.
 
-        Images that only `manifest.json` lists are known when all of the archive has passed.
+        Images that only `manifest.json` lists are known after the whole archive was read.
         """
-        gathering = IndexGraphBuilder(self._select, self._platforms, self._referrers)
+        builder = IndexGraphBuilder(self._select, self._platforms, self._referrers)
         for entry in self._read_entries():
             digest = self._contents.add(entry)
             if digest is not None:
-                self._handle_early_blob(gathering, entry, digest, early_blobs)
+                self._handle_early_blob(builder, entry, digest, early_blobs)
             else:
-                self._read_document(gathering, entry, early_blobs)
-            if self._is_ready(gathering, early_blobs, digest):
-                return self._finish_graph(gathering)
+                self._read_document(builder, entry, early_blobs)
+            if self._is_ready(builder, early_blobs, digest):
+                return self._finish_graph(builder)
         self._is_compared = True
         if self._contents.is_docker_archive:
             return self._docker.build_graph(self._select, self._platforms, early_blobs)
         self._contents.require_index()
-        made: dict[str, bytes] = {}
-        if others := self._docker.find_additional_images(early_blobs):
+        synthesized: dict[str, bytes] = {}
+        if additional := self._docker.find_additional_images(early_blobs):
             if not self._manifests.is_complete:
                 msg = f"more than {limits.MAX_GRAPH_BYTES} bytes of manifests come before manifest.json"
                 raise UnsupportedError(msg, hint=READ_FROM_FILE_HINT)
-            entries, made = self._docker.synthesize_manifests(others, early_blobs)
-            report_only_in_manifest_json(others)
-            self._manifests.add(made)
-            gathering = IndexGraphBuilder(self._select, self._platforms, self._referrers)
-            gathering.begin([*self._index.entries, *entries], self._index.annotations, made)
+            entries, synthesized = self._docker.synthesize_manifests(additional, early_blobs)
+            report_only_in_manifest_json(additional)
+            self._manifests.add(synthesized)
+            builder = IndexGraphBuilder(self._select, self._platforms, self._referrers)
+            builder.begin([*self._index.entries, *entries], self._index.annotations, synthesized)
         elif self._as_docker:
             report_no_manifest_json()
-            gathering.begin(*self._index)
-        if others or self._as_docker:
+            builder.begin(*self._index)
+        if additional or self._as_docker:
             self._selection_error = None
-            self._manifests.supply_buffered(gathering, early_blobs)
+            self._manifests.supply_buffered(builder, early_blobs)
         while (
-            self._selection_error is None
-            and (needed := self._manifests.next_needed(gathering, early_blobs)) is not None
+            self._selection_error is None and (needed := self._manifests.next_needed(builder, early_blobs)) is not None
         ):
-            self._check_missing(gathering, needed)
-            gathering.mark_missing(needed.digest)
-            # Once an index is known to be lacking, it may be decided which of the held manifests are wanted.
-            self._manifests.supply_buffered(gathering, early_blobs)
-        return self._finish_graph(gathering, made)
+            self._check_missing(builder, needed)
+            builder.mark_missing(needed.digest)
+            # With one index missing, it may become clear which buffered manifests are needed.
+            self._manifests.supply_buffered(builder, early_blobs)
+        return self._finish_graph(builder, synthesized)
 
     def _check_missing(self, builder: IndexGraphBuilder, needed: Descriptor) -> None:
         self._check_not_corrupt([needed.digest])
         if needed.digest in self._delivered:
-            # It did not begin like a JSON object, and went to the sink as a blob.
+            # The blob did not look like a JSON object, and went to the destination as a blob.
             kind = "config" if builder.is_config(needed.digest) else "manifest"
             msg = f"{needed.digest} is listed as a {kind}, and is not a JSON object"
             raise ArchiveError(msg)
@@ -252,14 +255,14 @@ class ArchiveStreamSource:
             raise self._selection_error
         self._manifests.clear()
         graph = replace(builder.build(), has_plain_layers=self._docker.is_docker_save)
-        # What only `manifest.json` lists is known when all blobs have passed.
-        there = self._contents.blobs.keys() - self._buffer.corrupt.keys()
-        graph = mark_synthesized(graph, [digest for digest in synthesized if digest not in there])
+        # Synthesized manifests are known only after all blobs were read.
+        valid_digests = self._contents.blobs.keys() - self._buffer.corrupt.keys()
+        graph = mark_synthesized(graph, [digest for digest in synthesized if digest not in valid_digests])
         report_duplicate_names(graph)
         return graph
 
     def _is_ready(self, builder: IndexGraphBuilder, early_blobs: EarlyBlobs, last_digest: str | None) -> bool:
-        """Say whether the graph is complete, and manifest.json can add nothing, or comes too late to do so."""
+        """Return whether the graph is complete, and `manifest.json` cannot add images any more."""
         if self._contents.index_json is None or self._as_docker:
             return False
         if self._selection_error is None:
@@ -268,18 +271,18 @@ class ArchiveStreamSource:
                 return False
         if self._started_blob is not None or self.volume is not None or self._tail_offsets:
             return True
-        # In our own archives the two come first; in those of `docker save` a file named `repositories` comes last.
+        # Our own archives begin with both files. Those of `docker save` end with a file named `repositories`.
         return not self._is_index_last and self._docker.images is not None and not self._docker.may_list_more_images()
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
-        """Give the wanted blobs as they pass, and read on to the very end, whatever is wanted.
+        """Yield the wanted blobs as they arrive. The archive is always read to its end.
 
         Raises:
-            ArchiveError: the archive ends too early.
-            IntegrityError: a wanted blob that came before the graph is wrong, or a digest that stands twice has other
+            ArchiveError: the archive is truncated.
+            IntegrityError: a wanted blob that came before the graph is corrupt, or a digest occurs twice with other
                 bytes the second time.
-            UnsupportedError: something comes that may hang on an image, and was not waited for; or a `manifest.json`
-                that lists other images.
+            UnsupportedError: a possible referrer arrived after the graph was completed without it, or a late
+                `manifest.json` lists other images.
         """
         by_digest = {descriptor.digest: descriptor for descriptor in wanted}
         self._check_not_corrupt(by_digest)
@@ -316,7 +319,7 @@ class ArchiveStreamSource:
                 raise self._buffer.corrupt[digest]
 
     def _consume_internally(self, entry: TarEntry, digest: str, *, is_wanted: bool) -> bool:
-        """Read a blob that stands there once more, or a manifest by which images are compared; False for others."""
+        """Consume a duplicate blob, or a manifest for the comparison of the indexes. Return False for other blobs."""
         if digest in self._delivered:
             self._check_duplicate(entry, digest)
             return True
@@ -327,11 +330,7 @@ class ArchiveStreamSource:
         return True
 
     def _blob(self, descriptor: Descriptor, entry: TarEntry, content_of: Callable[[], Iterator[Chunk]]) -> Blob:
-        """Give a blob, or the rest of one.
-
-        Raises:
-            ArchiveError: that does not end where the blob does.
-        """
+        """Return a blob, or the tail of a blob."""
         if self._tail_offsets is None:
             return Blob(descriptor, content_of, reopenable=False)
         if start := self._find_start(entry):
@@ -339,28 +338,29 @@ class ArchiveStreamSource:
                 msg = f"{printable(entry.name)!r} in the archive is not the rest of a blob of {descriptor.size} bytes"
                 raise ArchiveError(msg)
             return Blob(descriptor, content_of, reopenable=False, is_interruptible=True, offset=start)
-        # What is there of it need not be written again, though it comes.
+        # The destination need not write again the bytes that it has, although the whole blob arrives.
         open_at = partial(_chunks_from, content_of)
         return Blob(descriptor, content_of, reopenable=False, open_at=open_at, is_interruptible=True)
 
     def _find_start(self, entry: TarEntry) -> int:
-        """Say where an entry begins in its blob: 0, unless it is one of those of which only the rest comes."""
+        """Return where an entry starts in its blob: 0, unless the archive has only the tail of the blob."""
         if not self._tail_offsets or self._includes_unneeded or entry.kind != "file":
             return 0
+        # A tail has the name of a volume part, but no checksum: such an archive is only sent, never kept.
         part = parse_part_name(normalize_name(entry.name))
         return part[1] if part and not part[2] and self._tail_offsets.get(part[0]) == part[1] else 0
 
     def is_missing(self, descriptor: Descriptor) -> bool | None:
-        """Say whether the archive has no such blob; that is known when all of it has passed.
+        """Return whether the archive does not have the blob, or None before the whole archive was read.
 
-        A docker-archive has names of its own for blobs, and its graph is made of what it has.
+        A docker-archive has its own names for blobs, and its graph is built from the blobs that it has.
         """
         if not self._has_ended or self._contents.index_json is None or self._contents.is_docker_archive:
             return None
         return descriptor.digest not in self._contents.blobs
 
     def find_entries_with(self, image_id: str) -> list[Descriptor]:
-        """Return the entries of `index.json` that lead to an image with this ID, as far as is known by now."""
+        """Return the entries of `index.json` that lead to an image with this ID, as far as is known now."""
         comparison = self._docker.comparison
         return comparison.find_entries_with(image_id) if comparison is not None else []
 
@@ -371,7 +371,7 @@ class ArchiveStreamSource:
 
     @property
     def contents(self) -> ArchiveContents:
-        """What the archive was seen to contain so far."""
+        """The entries that were read so far."""
         return self._contents
 
     def close(self) -> None:
@@ -379,7 +379,7 @@ class ArchiveStreamSource:
         self._file.close()
 
     def _read_document(self, builder: IndexGraphBuilder, entry: TarEntry, early_blobs: EarlyBlobs) -> None:
-        """Read what names the images, and pass over what does not belong to an image archive."""
+        """Read a file that names images or belongs to a docker-archive, and skip other files."""
         name = normalize_name(entry.name)
         if entry is self._contents.index_json:
             self._index = index = parse_index_json(self._read(entry, limits.MAX_MANIFEST))
@@ -397,18 +397,14 @@ class ArchiveStreamSource:
             self._check_other_entry(entry)
 
     def _begin_graph(self, builder: IndexGraphBuilder) -> None:
-        """Choose images of `index.json`; that none can be chosen is not final before `manifest.json` has passed."""
+        """Select images of `index.json`. A failure is final only after `manifest.json` was read."""
         try:
             builder.begin(*self._index)
         except (NotFoundError, UsageError) as error:
             self._selection_error = error
 
     def _check_other_entry(self, entry: TarEntry) -> None:
-        """Check what may come at any place: `oci-layout`, or a part of a blob that has the rest in other volumes.
-
-        Raises:
-            ArchiveError: `oci-layout` is malformed, or of an unknown version.
-        """
+        """Check a file that may come at any place: `oci-layout`, or a part of a blob that is split over volumes."""
         if entry is self._contents.oci_layout:
             check_layout_file(self._read(entry, limits.MAX_LAYOUT_FILE))
         elif self._includes_unneeded and entry.kind == "file":
@@ -417,7 +413,7 @@ class ArchiveStreamSource:
     def _handle_early_blob(
         self, builder: IndexGraphBuilder, entry: TarEntry, digest: str, early_blobs: EarlyBlobs
     ) -> None:
-        """Decide what a blob that passes before the graph is known is for."""
+        """Supply, buffer or write a blob that arrives before the graph is known."""
         if digest in self._delivered or digest in self._buffer.buffered:
             self._check_duplicate(entry, digest)
         elif builder.is_needed(digest) and not builder.is_config(digest):
@@ -435,14 +431,14 @@ class ArchiveStreamSource:
     ) -> None:
         descriptor = Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)
         chunks = self._content(entry)()
-        first = bytes(next(chunks, b""))
-        whole = len(first) == entry.size
-        looks_like_json = first.lstrip()[:1] == b"{" and entry.size <= limits.MAX_CONFIG
-        budget = limits.MAX_BUFFERED_JSON - self._buffer.buffered_bytes
-        if looks_like_json and entry.size <= min(limits.MAX_MANIFEST, budget):
-            content = first if whole else first + b"".join(bytes(chunk) for chunk in chunks)
+        first_chunk = bytes(next(chunks, b""))
+        is_complete = len(first_chunk) == entry.size
+        looks_like_json = first_chunk.lstrip()[:1] == b"{" and entry.size <= limits.MAX_CONFIG
+        available = limits.MAX_BUFFERED_JSON - self._buffer.buffered_bytes
+        if looks_like_json and entry.size <= min(limits.MAX_MANIFEST, available):
+            content = first_chunk if is_complete else first_chunk + b"".join(bytes(chunk) for chunk in chunks)
             try:
-                # It is verified now, since later nobody knows any more whether it was.
+                # Verify the blob now: later it is not known whether it was verified.
                 self._buffer.buffered[digest] = read_all(verify_chunks([content], descriptor))
             except IntegrityError as error:
                 self._buffer.corrupt[digest] = error
@@ -453,26 +449,28 @@ class ArchiveStreamSource:
             return
         builder.check_choice()
         if self._can_finish_early(builder, early_blobs):
-            self._started_blob = entry, digest, itertools.chain([first], chunks)
+            self._started_blob = entry, digest, itertools.chain([first_chunk], chunks)
             return
-        if (codec := detect_codec(first[: limits.KIB])) is not NONE:
+        if (codec := detect_codec(first_chunk[: limits.KIB])) is not NONE:
             self._buffer.codecs[digest] = codec
-        rest = itertools.chain([first], chunks)
-        blob = Blob(descriptor, lambda: rest, reopenable=False, can_be_plain_layer=self._may_be_bare(entry))
+        all_chunks = itertools.chain([first_chunk], chunks)
+        blob = Blob(descriptor, lambda: all_chunks, reopenable=False, can_be_plain_layer=self._may_be_bare(entry))
         self._write_early(blob, early_blobs)
         if looks_like_json and digest not in self._buffer.corrupt:
             self._buffer.spilled[digest] = descriptor
 
     def _may_be_bare(self, entry: TarEntry) -> bool:
-        """Say whether `docker save` may have written an entry, as far as is known by now."""
+        """Return whether `docker save` may have written an entry, as far as is known now.
+
+        Its plain layers are compressed at once. Read-only entries are left alone: containerd's exports have them.
+        """
         is_oci = self._contents.oci_layout is not None or self._contents.index_json is not None
         return self._docker.is_docker_save or not (is_oci or entry.is_read_only)
 
     def _write_early(self, blob: Blob, early_blobs: EarlyBlobs) -> None:
-        """Hand a blob on. If its bytes are wrong, this matters only if an image needs it, as in a file.
+        """Write a blob to the destination. As in a file, corrupt bytes matter only if an image needs the blob.
 
-        Raises:
-            IntegrityError: the bytes are wrong, and the sink cannot take them back.
+        If the destination cannot remove the blob again, the IntegrityError is raised at once.
         """
         self._delivered.add(blob.descriptor.digest)
         try:
@@ -483,14 +481,11 @@ class ArchiveStreamSource:
             self._buffer.corrupt[blob.descriptor.digest] = error
 
     def _can_finish_early(self, builder: IndexGraphBuilder, early_blobs: EarlyBlobs) -> bool:
-        """Say whether the graph is complete if nothing more comes that may hang on an image, or is listed elsewhere.
+        """Return whether the graph is complete if no referrer and no other image follows.
 
-        That is for who cannot take this blob before the graph is known: an entry of the index may be of something that
-        is not in the archive. Whoever can, waits for it to the end. What only `manifest.json` lists is waited for if
-        that has passed.
-
-        Raises:
-            UnsupportedError: images that only `manifest.json` lists cannot be waited for.
+        An entry of the index may belong to an image that the archive lacks, so candidates may never arrive. A
+        destination that can write blobs early waits for them to the end. For another one, candidates are abandoned once
+        the images are complete. `manifest.json` is awaited only if it was read already.
         """
         if self._contents.index_json is None or self._as_docker:
             return False
@@ -508,9 +503,9 @@ class ArchiveStreamSource:
 
     def _read_remaining(self) -> Iterator[tuple[TarEntry, str, Callable[[], Iterator[Chunk]]]]:
         if self._started_blob is not None:
-            begun, of, rest = self._started_blob
+            started, started_digest, rest = self._started_blob
             self._started_blob = None
-            yield begun, of, lambda: rest
+            yield started, started_digest, lambda: rest
         for entry in self._read_entries():
             digest = self._contents.add(entry)
             if digest is None and self._find_start(entry) and (part := parse_part_name(normalize_name(entry.name))):
@@ -523,7 +518,8 @@ class ArchiveStreamSource:
                 self._check_other_entry(entry)
 
     def _read_entries(self) -> Iterator[TarEntry]:
-        # Not `yield from`: that would end the reader together with this generator, and a second one goes on later.
+        # Not `yield from`: that would close the reader with this generator, and a second generator continues to read
+        # it.
         while True:
             with files.disk_errors(self._what):
                 entry = next(self._entries, None)
@@ -545,12 +541,12 @@ class ArchiveStreamSource:
 
 
 def open_input_stream(path: Path, cancelled: threading.Event) -> InputStream:
-    """Open something to read it once, until `cancelled` is set.
+    """Open a pipe or device for one pass. Reading ends when `cancelled` is set.
 
     Raises:
-        NotFoundError: it is not there.
-        UsageError: it is a terminal.
-        LocalDiskError: it cannot be read.
+        NotFoundError: the file does not exist.
+        UsageError: the file is a terminal.
+        LocalDiskError: the file cannot be read.
     """
     with files.disk_errors(f"cannot read {path}"):
         file = io.BufferedReader(files.CancellableInput(path, cancelled), 64 * limits.KIB)
@@ -566,7 +562,7 @@ def _chunks_from(content_of: Callable[[], Iterator[Chunk]], offset: int) -> Iter
 
 
 class _EntryContent:
-    """The way to an entry's bytes, once."""
+    """A callable that returns an entry's bytes. It can be called once."""
 
     def __init__(self, reader: TarReader, entry: TarEntry, what: str) -> None:
         self._reader = reader

@@ -33,13 +33,16 @@ __all__ = [
 
 #: POSIX calls the version "00", but GNU tar, Python and Go compare the magic only.
 _POSIX_MAGIC: Final = b"ustar\0"
-#: star ends its headers with this, and keeps times where POSIX has the last bytes of the prefix.
+#: star ends its headers with this, and stores times in the last bytes of the POSIX prefix.
 _STAR_TRAILER: Final = b"tar\0"
 _STAR_PREFIX: Final = 131
 
 
 class TarHeader(NamedTuple):
-    """What is looked at of a header block: of tens of thousands of entries, owners and times would cost seconds."""
+    """The fields of a header block that are used.
+
+    Parsing owners and times of tens of thousands of entries would take seconds.
+    """
 
     type: bytes
     name: str
@@ -55,15 +58,15 @@ def parse_header(block: bytes) -> TarHeader:
         tarfile.HeaderError: the checksum is wrong, or a field is not a number.
         ArchiveError: only some tools use the prefix of the name.
     """
-    summed = block[:148] + b"        " + block[156:]
-    promised, unsigned = _parse_number(block[148:156]), sum(summed)
-    # Some tars of long ago took bytes for signed ones.
-    if promised != unsigned and promised != unsigned - 256 * sum(byte > 0x7F for byte in summed):
+    checksummed = block[:148] + b"        " + block[156:]
+    checksum, unsigned = _parse_number(block[148:156]), sum(checksummed)
+    # Some old tars summed up signed bytes.
+    if checksum != unsigned and checksum != unsigned - 256 * sum(byte > 0x7F for byte in checksummed):
         msg = "bad checksum"
         raise tarfile.HeaderError(msg)
     kind, name = block[156:157], _parse_text(block[0:100])
     if kind == tarfile.AREGTYPE and name.endswith("/"):
-        # So were directories written before there was a type for them.
+        # Before tar had a type for directories, they were written like this.
         kind = tarfile.DIRTYPE
     if block[345] and kind not in tarfile.GNU_TYPES:
         name = f"{_parse_prefix(block)}/{name}"
@@ -84,7 +87,7 @@ def _parse_prefix(block: bytes) -> str:
 
 
 def _parse_number(field: bytes) -> int:
-    """Read octal digits, or, as GNU has it, bytes behind one that says so."""
+    """Parse octal digits, or GNU's binary form, which begins with 0x80 or 0xFF."""
     if field[0] in {0x80, 0xFF}:
         return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
     before, _, behind = field.partition(b"\0")
@@ -97,7 +100,7 @@ def _parse_number(field: bytes) -> int:
 
 
 def _is_read_only(mode: bytes) -> bool:
-    """Return whether octal digits give the owner no right to write; what is malformed gives it."""
+    """Return whether octal digits give the owner no write permission. A malformed mode counts as writable."""
     return mode.partition(b"\0")[0].strip(b" ")[-3:-2] in {b"0", b"1", b"4", b"5"}
 
 
@@ -135,13 +138,13 @@ BLOCK_SIZE: Final = 512
 END_OF_ARCHIVE: Final = bytes(2 * BLOCK_SIZE)
 _ZEROS: Final = bytes(BLOCK_SIZE)
 
-#: What is looked at of a pax header: a MiB of other keys would become many times as much of Python's objects.
+#: The records of a pax header that are used. Keeping a MiB of other records would need many times as much memory.
 _PAX_KEYS: Final = frozenset({"path", "linkpath", "size"})
 _PAX_SPARSE: Final = "GNU.sparse"
-#: Compressed files, by how they begin.
+#: The first bytes of compressed files.
 _COMPRESSION_MAGICS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
 _NOT_AN_ARCHIVE_HINT: Final = "give an archive that `ocistream pull`, `docker save` or skopeo has written"
-#: What else people give, by how it begins.
+#: The first bytes of other files that users pass by mistake.
 _OTHER_FORMATS: Final = {
     b"<": "is this perhaps HTML?",
     b"PK\3\4": "this is a zip file",
@@ -158,34 +161,35 @@ _KINDS: Final = {
     tarfile.SYMTYPE: "link",
     tarfile.LNKTYPE: "link",
 }
-#: Of other types bsdtar skips no content, or skips it only where other headers come before.
+#: bsdtar does not skip the content of other types, or skips it only if other headers precede.
 _WITH_CONTENT: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
-#: GNU's headers for the name or the target of the next entry, and what pax calls these.
+#: GNU headers for the name or the link target of the next entry, and the pax keys for the same.
 _GNU_LONG_TYPES: Final = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
-#: Headers that pax and GNU tar apply to the entries behind them, and others do not: global ones (which git writes, for
-#: a comment), and Solaris's form of pax headers.
+#: Headers that pax and GNU tar apply to later entries, and other tools do not: global headers (git writes one for a
+#: comment), and Solaris's form of pax headers.
 _AMBIGUOUS_TYPES: Final = frozenset({tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE})
 _EXTENSIONS: Final = _AMBIGUOUS_TYPES | _GNU_LONG_TYPES.keys() | {tarfile.XHDTYPE}
-#: The greatest size of octal digits. Beyond it writers put 0 or this there, and the size into a pax header.
+#: The largest size in octal digits. For larger files, writers store 0 or this value, and the size in a pax header.
 _MAX_OCTAL: Final = 0o77777777777
 
 
 class InputStream(Protocol):
-    """A buffered binary file that is read forward only; `readinto` fills the buffer unless the file ends."""
+    """A buffered binary file that is only read forward. `readinto` fills the buffer unless the file ends."""
 
     def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill `buffer` and say how many bytes that were."""
+        """Fill `buffer`, and return the number of bytes read."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class TarEntry:
-    """One entry: `name` as it stands there, `size` in bytes, `offset` of its first byte from where reading began.
+    """One entry: its `name` as written, `size` in bytes, and `offset` of its first byte from where reading began.
 
-    `kind` is "file", "directory", "link" (`target` is where it points, a symbolic one from where it stands) or "other".
-    `is_read_only` says that not even its owner may write it: containerd exports such entries, Docker does not.
+    `kind` is "file", "directory", "link" or "other". `target` is where a link points; a symbolic link is relative to
+    its own directory. `is_read_only` says that the mode gives the owner no write permission: containerd exports such
+    entries, Docker does not.
     """
 
     name: str
@@ -198,13 +202,13 @@ class TarEntry:
 
 
 class TarReader:
-    """Reads entries in order. Understands ustar, GNU and pax headers, and believes none of them.
+    """Reads entries in order. Understands ustar, GNU and pax headers, and checks all of them.
 
-    `skip` is how bytes are passed over: read and dropped, unless a subclass can seek.
+    `_skip` reads and drops bytes. A subclass that can seek replaces it.
     """
 
     def __init__(self, file: InputStream, what: str = "the archive") -> None:
-        """Read from where `file` stands; `what` names it in errors."""
+        """Read from the position of `file`. `what` names the archive in errors."""
         self._file = file
         self._what = what
         self._position = 0
@@ -214,10 +218,10 @@ class TarReader:
         self._records = 0
 
     def __iter__(self) -> Iterator[TarEntry]:
-        """Give the entries; each one's `content` is to be read before the next is asked for, or is passed over.
+        """Yield the entries. The content of an entry must be read before the next one, or is skipped.
 
         Raises:
-            ArchiveError: the archive is malformed, hostile, or ends too early.
+            ArchiveError: the archive is malformed, hostile, or truncated.
         """
         for _ in range(limits.MAX_ENTRIES):
             entry = self._read_entry()
@@ -228,10 +232,10 @@ class TarReader:
         raise ArchiveError(msg)
 
     def read_chunks(self, entry: TarEntry) -> Iterator[Chunk]:
-        """Read the present entry's bytes, or those that are left of them.
+        """Read the bytes of the current entry that were not read yet.
 
         Raises:
-            ArchiveError: the archive ends before they do.
+            ArchiveError: the archive ends before the entry does.
         """
         for chunk in read_chunks(self._file, self._remaining):
             self._position += len(chunk)
@@ -241,10 +245,10 @@ class TarReader:
             raise self._truncated_error(f"in the middle of {printable(entry.name)!r}")
 
     def read(self, entry: TarEntry, limit: int) -> bytes:
-        """Read a small entry whole.
+        """Read all bytes of a small entry.
 
         Raises:
-            ArchiveError: it is larger than `limit` bytes, or the archive ends before it does.
+            ArchiveError: the entry is larger than `limit` bytes, or the archive ends before the entry does.
         """
         if entry.size > limit:
             msg = f"{printable(entry.name)!r} in the archive is larger than {limit} bytes"
@@ -252,28 +256,29 @@ class TarReader:
         return read_all(self.read_chunks(entry))
 
     def drain(self) -> None:
-        """Read on to the end of the file: whoever writes a pipe is not to find it closed.
+        """Read to the end of the file, so that the writer of a pipe does not find the pipe closed.
+
+        Some tools see only the first of two joined archives, others both. That could hide an image, so it is refused.
 
         Raises:
-            ArchiveError: there is more than the zeros that fill a last record, or more of them than any record has. Of
-                two archives that were joined, say, only the first would be seen.
+            ArchiveError: other bytes than zeros follow the end mark, or more zeros than any record has.
         """
         buffer = memoryview(bytearray(limits.CHUNK_SIZE))
         zeros = bytes(limits.CHUNK_SIZE)
-        goes_on = False
-        passed = 0
-        while got := self._file.readinto(buffer):
-            goes_on = goes_on or buffer[:got] != zeros[:got]
-            passed += got
-            if passed > limits.MAX_TRAILING_ZEROS:
+        has_data = False
+        trailing = 0
+        while count := self._file.readinto(buffer):
+            has_data = has_data or buffer[:count] != zeros[:count]
+            trailing += count
+            if trailing > limits.MAX_TRAILING_ZEROS:
                 break
-        if passed > limits.MAX_TRAILING_ZEROS and not goes_on:
+        if trailing > limits.MAX_TRAILING_ZEROS and not has_data:
             msg = (
                 f"{self._what} goes on for more than {limits.MAX_TRAILING_ZEROS} bytes of zeros "
                 "after its end-of-archive mark"
             )
             raise ArchiveError(msg)
-        if goes_on:
+        if has_data:
             msg = f"{self._what} goes on after its end-of-archive mark"
             raise ArchiveError(msg, hint="two archives joined, perhaps: each has to be read on its own")
 
@@ -286,7 +291,7 @@ class TarReader:
 
     def _read_entry(self) -> TarEntry | None:
         self._finish_entry()
-        #: What other headers say of the entry: its "path", "linkpath" or "size".
+        #: The fields that other headers give for the entry: "path", "linkpath" or "size".
         extended: dict[str, str] = {}
         for _ in range(limits.MAX_EXTENSION_HEADERS + 1):
             block = self._read_block()
@@ -330,10 +335,10 @@ class TarReader:
         return TarEntry(name, size, kind, self._position, target, is_symbolic, info.is_read_only)
 
     def _finish_entry(self) -> None:
-        left, self._remaining = self._remaining + self._padding, 0
+        unread, self._remaining = self._remaining + self._padding, 0
         self._padding = 0
-        if left:
-            self._skip(left)
+        if unread:
+            self._skip(unread)
 
     def _parse(self, block: bytes) -> TarHeader:
         try:
@@ -356,12 +361,12 @@ class TarReader:
         return info
 
     def _read_block(self) -> bytes:
-        got = self._file.readinto(memoryview(self._block)) or 0
-        self._position += got
-        if got < BLOCK_SIZE:
-            if got and self._position == got and (hint := _build_format_hint(self._block)) != _NOT_AN_ARCHIVE_HINT:
-                # It is too short to have a header, and something else.
-                msg = f"no tar header at byte 0 of {self._what}: {got} bytes are all of it"
+        count = self._file.readinto(memoryview(self._block)) or 0
+        self._position += count
+        if count < BLOCK_SIZE:
+            if count and self._position == count and (hint := _build_format_hint(self._block)) != _NOT_AN_ARCHIVE_HINT:
+                # The file is too short for a header, and begins like another format.
+                msg = f"no tar header at byte 0 of {self._what}: {count} bytes are all of it"
                 raise ArchiveError(msg, hint=hint)
             raise self._truncated_error("without an end-of-archive mark")
         return bytes(self._block)
@@ -384,13 +389,9 @@ class TarReader:
         return text.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
     def _read_pax(self, size: int) -> dict[str, str]:
-        """Return the records that mean something here; all keys of sparse files become one.
-
-        Raises:
-            ArchiveError: the header is malformed, or such a record is repeated, empty, too long, or has a NUL.
-        """
+        """Return the records that are used. All keys of sparse files become one key."""
         content = self._read_small(size, limits.MAX_PAX_HEADER, "a pax header")
-        found: dict[str, str] = {}
+        records: dict[str, str] = {}
         for key, value in parse_pax_records(content):
             self._count_record()
             name = key.decode("utf-8", "surrogateescape")
@@ -399,13 +400,13 @@ class TarReader:
                     msg = f"the {name} in a pax header in the archive is larger than {limits.MAX_LONG_NAME} bytes"
                     raise ArchiveError(msg)
                 if b"\0" in value:
-                    # To tools in C it ends there, to others it does not.
+                    # Tools written in C end the value at the NUL, other tools do not.
                     msg = f"the {name} in a pax header in the archive has a NUL in it"
                     raise ArchiveError(msg)
-                _merge_fields(found, {name: value.decode("utf-8", "surrogateescape")})
+                _merge_fields(records, {name: value.decode("utf-8", "surrogateescape")})
             elif name.startswith(_PAX_SPARSE):
-                found[_PAX_SPARSE] = ""
-        return found
+                records[_PAX_SPARSE] = ""
+        return records
 
     def _count_record(self) -> None:
         self._records += 1
@@ -426,7 +427,10 @@ class TarReader:
 
 
 def _merge_fields(extended: dict[str, str], more: dict[str, str]) -> None:
-    """Add what another header says of the same entry. Of two names Go, Python and GNU tar choose different ones."""
+    """Add the fields of another header of the same entry.
+
+    If two headers give different names, Go, Python and GNU tar use different ones.
+    """
     for key, value in more.items():
         if key in extended and key != _PAX_SPARSE:
             msg = f"headers in the archive give the {key} of one entry twice: tools choose different ones"
@@ -437,14 +441,14 @@ def _merge_fields(extended: dict[str, str], more: dict[str, str]) -> None:
         extended[key] = value
 
 
-def _choose_size(info: TarHeader, promised: str | None, name: str) -> int:
+def _choose_size(info: TarHeader, pax_size: str | None, name: str) -> int:
     """Return an entry's size. Some tools ignore pax headers, or a size in the entry's own header."""
-    if promised is None:
+    if pax_size is None:
         return info.size
-    if not promised.isascii() or not promised.isdigit() or len(promised) > 19:
+    if not pax_size.isascii() or not pax_size.isdigit() or len(pax_size) > 19:
         msg = f"{printable(name)!r} in the archive has a malformed size"
         raise ArchiveError(msg)
-    size = int(promised)
+    size = int(pax_size)
     if size != info.size and size <= _MAX_OCTAL:
         msg = f"{printable(name)!r} in the archive has two sizes, {info.size} and {size}: tools choose different ones"
         raise ArchiveError(msg)
@@ -452,22 +456,25 @@ def _choose_size(info: TarHeader, promised: str | None, name: str) -> int:
 
 
 def _build_format_hint(block: bytes | bytearray) -> str:
-    """Say what to do where a file begins like no archive."""
+    """Return a hint for a file that does not begin like an archive."""
     kind = next((text for magic, text in _OTHER_FORMATS.items() if block.startswith(magic)), "")
     return f"{_NOT_AN_ARCHIVE_HINT}; {kind}" if kind else _NOT_AN_ARCHIVE_HINT
 
 
 def build_header(name: str, size: int, mtime: int = 0) -> bytes:
-    """Write the header of a regular file: no owner, no rights that matter, the same bytes on every machine."""
+    """Return the header of a regular file. Owner, mode and time are fixed, so every machine writes the same bytes.
+
+    `mtime` is in seconds since 1970: `SOURCE_DATE_EPOCH`, or 0. No directory entries are written, for the same reason.
+    """
     info = tarfile.TarInfo(name)
     info.size, info.mtime, info.mode = size, mtime, 0o644
     return info.tobuf(tarfile.PAX_FORMAT)
 
 
 def build_single_block_header(name: str, size: int, mtime: int = 0) -> bytes:
-    """Write the same header in one block, whatever the size: room for it was left before the size was known.
+    """Return a header of one block, whatever the size: one block was reserved before the size was known.
 
-    From 8 GiB on that takes GNU's form of numbers, which every tar understands by now.
+    From 8 GiB on the header has GNU's binary form of numbers, which current tars understand.
     """
     block = build_header(name, size, mtime)
     if len(block) == BLOCK_SIZE:
@@ -478,5 +485,5 @@ def build_single_block_header(name: str, size: int, mtime: int = 0) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """Give the zeros that fill the last block of an entry of `size` bytes."""
+    """Return the zeros that fill the last block of an entry of `size` bytes."""
     return bytes(-size % BLOCK_SIZE)

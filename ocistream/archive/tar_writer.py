@@ -34,38 +34,30 @@ _SPOOL_FAILED = "cannot keep a layer in a temporary file"
 
 
 def _open_spool() -> FileIO:
-    """Open a temporary file that has no name.
-
-    Raises:
-        LocalDiskError: there is no folder for it.
-    """
+    """Open a temporary file without a name."""
     try:
         return tempfile.TemporaryFile(buffering=0)
     except FileNotFoundError as error:
-        # Python has tried all the usual ones, by writing to them.
+        # Python tried to write to all the usual directories.
         msg = f"{_SPOOL_FAILED}: no folder for temporary files can be written to"
         raise LocalDiskError(msg, hint="set TMPDIR, or write to a file and not to a pipe") from error
 
 
 @contextlib.contextmanager
 def _spool_errors() -> Iterator[None]:
-    """Say what goes wrong with the temporary file, which is mostly on another disk than what is read or written.
-
-    Raises:
-        LocalDiskError: that disk is full, say.
-    """
+    """Convert errors of the temporary file. It is usually on another disk than the input and output."""
     try:
         yield
     except OSError as error:
-        found = files.disk_error(_SPOOL_FAILED, error)
+        disk_error = files.disk_error(_SPOOL_FAILED, error)
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             hint = f"free some space in {tempfile.gettempdir()}, or set TMPDIR to a folder that has some"
-            found = LocalDiskError(found.message, hint=hint)
-        raise found from error
+            disk_error = LocalDiskError(disk_error.message, hint=hint)
+        raise disk_error from error
 
 
 class TarWriter:
-    """One tar, written from the front to the back. `mtime` (seconds since 1970) stands in every entry."""
+    """Writes one tar from front to back. `mtime` is the time of every entry, in seconds since 1970."""
 
     def __init__(self, output: Output, mtime: int = 0) -> None:
         """Write to `output`."""
@@ -75,15 +67,15 @@ class TarWriter:
     def add(self, name: str, size: int, chunks: Iterable[Chunk]) -> None:
         """Write an entry of `size` bytes.
 
-        If its chunks raise, it is taken back where that is possible; else it stays short, and the archive without an
-        end.
+        If its chunks raise, the entry is removed if the output allows that. Otherwise the entry stays short, and the
+        archive has no end mark.
         """
         self._add(name, size, lambda: chunks)
 
     def add_blob(self, name: str, blob: Blob) -> None:
-        """Write an entry as `add` does; what is there of it already is not read again, but for what has to be."""
+        """Write an entry as `add` does. Existing bytes are hashed or compared if necessary, but not fetched again."""
         if blob.open_at is None and blob.descriptor.size >= limits.MIN_PARTIAL_SIZE:
-            # Another run would have to read all of it again.
+            # A later run could not start in the middle of the blob, so it would read all bytes again.
             self.discard()
         self._add(name, blob.descriptor.size, functools.partial(self._remaining_chunks, blob))
 
@@ -95,60 +87,65 @@ class TarWriter:
             self._output.write(tar.padding(size))
 
     def _remaining_chunks(self, blob: Blob) -> Iterator[Chunk]:
-        """Pass over what is there of a blob that is about to be written, and give the rest of it."""
+        """Skip the existing bytes of a blob, and return the chunks of the rest."""
         output = self._output
-        there = min(output.existing_size(), blob.descriptor.size) if isinstance(output, ResumableOutput) else 0
-        if not there or not isinstance(output, ResumableOutput):
+        existing_size = min(output.existing_size(), blob.descriptor.size) if isinstance(output, ResumableOutput) else 0
+        if not existing_size or not isinstance(output, ResumableOutput):
             return blob.open()
-        held = output.read_existing(there)
-        if held is not None and blob.resume is not None:
-            output.skip_existing(there)
-            return blob.resume(held, there)
-        if held is None and blob.open_at is not None:
-            output.skip_existing(there)
-            return blob.open_at(there)
-        # What is written is compared with what is there, or dropped.
+        existing = output.read_existing(existing_size)
+        if existing is not None and blob.resume is not None:
+            output.skip_existing(existing_size)
+            return blob.resume(existing, existing_size)
+        if existing is None and blob.open_at is not None:
+            output.skip_existing(existing_size)
+            return blob.open_at(existing_size)
+        # The output compares the chunks with its existing bytes, or drops these.
         return blob.open()
 
     @property
     def can_roll_back(self) -> bool:
-        """Whether nothing is left of an entry whose chunks raised."""
+        """Whether an entry can be removed again if its chunks raise."""
         return isinstance(self._output, RewritableOutput)
 
     def add_small(self, name: str, content: bytes) -> None:
-        """Write an entry that is held."""
+        """Write an entry from memory."""
         self._output.write(tar.build_header(name, len(content), self._mtime) + content + tar.padding(len(content)))
 
     def add_new(self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None]) -> Descriptor:
-        """Write an entry whose size is known when all of it has passed; `name` then gives its name, or None to drop it.
+        """Write an entry whose size is known only at its end.
 
-        Where the output can be written over, the header is; else the bytes wait in a temporary file until then.
+        `choose_name` returns its name, or None to drop the entry. If the output can be rewritten, the header is written
+        last. A pipe needs a temporary file for the entry.
         """
         if isinstance(self._output, RewritableOutput):
             return self._add_in_place(blob, choose_name, self._output)
         return self._add_via_spool(blob, choose_name)
 
     def finish(self) -> None:
-        """Write the end of the archive, and let the output make it visible."""
+        """Write the end mark, and make the archive visible under its name."""
         self.write_end()
         self._output.finish()
 
     def write_end(self) -> None:
-        """Write the end of the archive."""
+        """Write the end mark."""
         self._output.write(tar.END_OF_ARCHIVE)
 
     def discard(self) -> None:
-        """Keep nothing of it."""
+        """Keep nothing that a later run could resume."""
         if isinstance(self._output, RewritableOutput):
             self._output.discard()
 
     def close(self) -> None:
-        """Keep what another run can go on with, and drop what was not finished otherwise."""
+        """Remove an unfinished archive. A partial file that a later run can resume is kept."""
         self._output.close()
 
     @contextlib.contextmanager
     def roll_back_on_failure(self) -> Iterator[None]:
-        """Leave nothing of what is written within the block, where that is possible, if the block raises."""
+        """Remove what the block wrote if the block raises and the output allows that.
+
+        Corrupt bytes are removed from the partial file. Bytes of an interrupted transfer stay, so that a later run can
+        resume.
+        """
         if not isinstance(self._output, RewritableOutput):
             yield
             return
@@ -166,18 +163,18 @@ class TarWriter:
         self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None], output: RewritableOutput
     ) -> Descriptor:
         position = output.position()
-        # Nor could another run go on in the middle of what is made anew.
+        # A later run cannot resume in the middle of an entry of unknown size and digest.
         output.discard()
         with self.roll_back_on_failure():
             output.write(bytes(tar.BLOCK_SIZE))
             for chunk in blob.open():
                 output.write(chunk)
             descriptor = blob.descriptor()
-        if (called := choose_name(descriptor)) is None:
+        if (name := choose_name(descriptor)) is None:
             output.truncate(position)
         else:
             output.write(tar.padding(descriptor.size))
-            output.rewrite(position, tar.build_single_block_header(called, descriptor.size, self._mtime))
+            output.rewrite(position, tar.build_single_block_header(name, descriptor.size, self._mtime))
         return descriptor
 
     def _add_via_spool(self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None]) -> Descriptor:
@@ -185,9 +182,9 @@ class TarWriter:
             for chunk in blob.open():
                 files.write_all(spool, chunk)
             descriptor = blob.descriptor()
-            if (called := choose_name(descriptor)) is not None:
+            if (name := choose_name(descriptor)) is not None:
                 spool.seek(0)
-                self._output.write(tar.build_single_block_header(called, descriptor.size, self._mtime))
+                self._output.write(tar.build_single_block_header(name, descriptor.size, self._mtime))
                 for chunk in read_chunks(spool, descriptor.size):
                     self._output.write(chunk)
                 self._output.write(tar.padding(descriptor.size))

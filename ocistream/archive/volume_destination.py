@@ -1,6 +1,7 @@
 """Destination for an OCI archive split into volumes: plan from sizes which volume gets each blob, then write.
 
-The same images and volume size give the same plan. All volumes get their names at the end, in order.
+The same images and volume size give the same plan, and a size that is too small fails before the first byte. All
+volumes get their names at the end, in order.
 """
 
 from __future__ import annotations
@@ -49,15 +50,16 @@ __all__ = [
     "plan_volumes",
 ]
 
-#: A blob that is to be continued does not begin in less than this part of a volume: another entry for next to nothing.
+#: A blob that needs several volumes starts in the rest of a volume only if that is at least this fraction of it.
+#: Starting each large blob in a new volume would waste up to a volume; a smaller part is not worth its entries.
 _MIN_PART_FRACTION: Final = 16
-#: What a tar's header has no more room for, in octal digits.
+#: Sizes from here on do not fit into the octal digits of a tar header.
 _MIN_SIZE_OF_LONG_HEADER: Final = 8**11
 _PLACEHOLDER_SHA256: Final = "sha256:" + "0" * 64
 
 
 class VolumePlan(NamedTuple):
-    """How many volumes there are, and where each blob lies: in one piece under its name, or in several as parts."""
+    """The number of volumes, and the parts of each blob: one part for a blob stored whole, several for a split blob."""
 
     template: VolumeTemplate
     total: int
@@ -65,38 +67,41 @@ class VolumePlan(NamedTuple):
     parts: Mapping[str, Sequence[VolumePart]]
 
     def describe_volume(self, number: int) -> Volume:
-        """Describe one of them."""
+        """Return the description of one volume."""
         continued = {digest: tuple(pieces) for digest, pieces in self.parts.items() if len(pieces) > 1}
         return Volume(number, self.total, self.identity, self.template, continued)
 
     def build_annotations(self, number: int, graph: Graph) -> dict[str, str]:
-        """Give the annotations of a volume's index: what it is, and which blobs it is without."""
-        left_out = {
-            digest: OmissionReason(VOLUME, self.template.format_name(elsewhere[0]))
+        """Return the annotations of a volume's index: its description, and the blobs that it omits."""
+        omitted = {
+            digest: OmissionReason(VOLUME, self.template.format_name(other_volumes[0]))
             for digest, pieces in self.parts.items()
-            if (elsewhere := [piece.volume for piece in pieces if piece.volume != number])
+            if (other_volumes := [piece.volume for piece in pieces if piece.volume != number])
         }
-        text = format_omitted({**left_out, **graph.omitted_from_output})
+        text = format_omitted({**omitted, **graph.omitted_from_output})
         return {**({OMITTED_ANNOTATION: text} if text else {}), **volume_annotations(self.describe_volume(number))}
 
 
 def plan_volumes(graph: Graph, template: VolumeTemplate, size: int) -> VolumePlan | None:
-    """Decide where the blobs of a graph go; None where its archive fits into one volume as it is.
+    """Decide which volume gets which blob. Return None if the archive fits into one volume.
+
+    Blobs keep their order, and each goes into the first volume with enough space from there on. A better packing would
+    mix the layers of many images, and save only a part of a volume.
 
     Raises:
         UsageError: volumes of this size are too small, or there would be too many.
-        UnsupportedError: no reader would take an index that says so much.
+        UnsupportedError: the index of a volume would be larger than readers accept.
     """
-    packing = _VolumePacker(graph, template)
-    if packing.unsplit_size <= size:
+    packer = _VolumePacker(graph, template)
+    if packer.unsplit_size <= size:
         return None
-    places = packing.pack(size)
-    if places is None:
-        least = packing.find_minimum_size(size)
-        msg = f"volumes of {size} bytes are too small: the least that would do is {least} bytes"
+    parts = packer.pack(size)
+    if parts is None:
+        minimum = packer.find_minimum_size(size)
+        msg = f"volumes of {size} bytes are too small: the least that would do is {minimum} bytes"
         raise UsageError(msg, hint=f"at most {limits.MAX_VOLUMES} are written, and each has all manifests")
-    count = _count_volumes(places)
-    return VolumePlan(template, count, _compute_identity(graph, template, places), places)
+    total = _count_volumes(parts)
+    return VolumePlan(template, total, _compute_identity(graph, template, parts), parts)
 
 
 def _count_volumes(parts: Mapping[str, Sequence[VolumePart]]) -> int:
@@ -104,18 +109,21 @@ def _count_volumes(parts: Mapping[str, Sequence[VolumePart]]) -> int:
 
 
 def _compute_identity(graph: Graph, template: VolumeTemplate, parts: Mapping[str, Sequence[VolumePart]]) -> str:
-    """Give the digest of all that volumes of one set have in common: the images, the cuts, and the names."""
-    told = hashlib.sha256(f"{template}\n".encode())
+    """Return a digest of what all volumes of a set share: images, cuts, names, and omitted blobs.
+
+    It prevents mistakes, not attacks: a blob from a forged volume fails its own digest check.
+    """
+    hasher = hashlib.sha256(f"{template}\n".encode())
     for entry in build_entries(graph):
-        told.update(canonical_json(entry.to_json()) + b"\n")
-    told.update(format_omitted(graph.omitted_from_output).encode() + b"\n")
+        hasher.update(canonical_json(entry.to_json()) + b"\n")
+    hasher.update(format_omitted(graph.omitted_from_output).encode() + b"\n")
     for digest, pieces in parts.items():
-        told.update(f"{digest} {[tuple(piece) for piece in pieces]}\n".encode())
-    return f"sha256:{told.hexdigest()}"
+        hasher.update(f"{digest} {[tuple(piece) for piece in pieces]}\n".encode())
+    return f"sha256:{hasher.hexdigest()}"
 
 
 class _VolumePacker:
-    """The sizes of what a graph needs, as entries of a tar."""
+    """Computes the tar sizes of a graph's blobs, and packs them into volumes."""
 
     def __init__(self, graph: Graph, template: VolumeTemplate) -> None:
         self._graph = graph
@@ -126,47 +134,44 @@ class _VolumePacker:
             b for b in graph.blobs if b.digest not in manifests and b.digest not in graph.omitted_from_output
         ]
         self._sizes = [_entry_size(blob_name(blob.digest), blob.size) for blob in self._blobs]
-        #: What every volume has, but for its index.
+        #: The size of what every volume has, without its index.
         self._fixed_size = _entry_size("oci-layout", len(OCI_LAYOUT)) + len(tar.END_OF_ARCHIVE)
         self._fixed_size += sum(_entry_size(blob_name(digest), size) for digest, size in manifests.items())
 
         small = sum(_entry_size(name, len(content)) for name, content in build_small_files(graph, self._entries))
-        #: An archive that is not cut.
+        #: The size of the archive without splitting.
         self.unsplit_size = self._fixed_size + small + sum(self._sizes)
 
     def pack(self, size: int) -> dict[str, list[VolumePart]] | None:
-        """Find a place for each blob; None where volumes of this size do not do.
+        """Return the parts of each blob, or None if volumes of this size are too small.
 
-        How large an index is depends on how many volumes there are, and the other way round: so room is left for that
-        of as many as it came to, until it does not come to more.
+        The size of an index depends on the number of volumes, and that number on the size of the index. So space is
+        reserved for the largest index of `assumed` volumes, until no more volumes are needed. That wastes some bytes in
+        each.
         """
         assumed = 2
         while True:
-            places = self._pack_in_order(size - self._fixed_size - self._largest_index(assumed))
-            if places is None or (count := _count_volumes(places)) > limits.MAX_VOLUMES:
+            parts = self._pack_in_order(size - self._fixed_size - self._largest_index(assumed))
+            if parts is None or (count := _count_volumes(parts)) > limits.MAX_VOLUMES:
                 return None
             if count <= assumed:
-                return places
+                return parts
             assumed = count
 
     def find_minimum_size(self, size: int) -> int:
-        """Find the least size that does, above one that does not."""
-        most = self.unsplit_size
-        while most - size > 1:
-            middle = (size + most) // 2
+        """Return the smallest size that is large enough. `size` is one that is too small."""
+        upper = self.unsplit_size
+        while upper - size > 1:
+            middle = (size + upper) // 2
             if self.pack(middle) is None:
                 size = middle
             else:
-                most = middle
-        return most
+                upper = middle
+        return upper
 
     def _largest_index(self, count: int) -> int:
-        """Give the most that the index of one of so many volumes takes, as an entry of a tar.
-
-        Raises:
-            UnsupportedError: it is more than anybody would read.
-        """
-        # As if no blob were in it, each of the others had some, and all that can be continued were.
+        """Return the largest tar size of the index of one of `count` volumes."""
+        # Assume that this volume has no blob, all others have some, and as many blobs as possible are split.
         name = self._template.format_name
         lines = format_omitted(self._graph.omitted_from_output).split("\n") + [blob.digest for blob in self._blobs]
         lines += [f"# {VOLUME} {name(number)}" for number in range(count)]
@@ -187,8 +192,8 @@ class _VolumePacker:
         return _entry_size("index.json", size)
 
     def _pack_in_order(self, capacity: int) -> dict[str, list[VolumePart]] | None:
-        """Lay the blobs one behind the other into volumes that have so much room for them."""
-        places: dict[str, list[VolumePart]] = {}
+        """Pack the blobs in order into volumes that have `capacity` bytes for them."""
+        parts: dict[str, list[VolumePart]] = {}
         volume, free = 0, capacity
         if free < 0:
             return None
@@ -196,25 +201,29 @@ class _VolumePacker:
             if size > free and (size <= capacity or free * _MIN_PART_FRACTION < capacity):
                 volume, free = volume + 1, capacity
             if size <= free:
-                places[blob.digest] = [VolumePart(volume, 0, blob.size)]
+                parts[blob.digest] = [VolumePart(volume, 0, blob.size)]
                 free -= size
                 continue
-            pieces = places[blob.digest] = []
+            pieces = parts[blob.digest] = []
             offset = 0
             while offset < blob.size:
                 if volume >= limits.MAX_VOLUMES:
                     return None
-                some = (free - _part_overhead(blob.digest, offset, free)) // tar.BLOCK_SIZE * tar.BLOCK_SIZE
-                some = min(some, blob.size - offset)
-                if some > 0:
-                    pieces.append(VolumePart(volume, offset, some))
-                    offset += some
-                    free -= _part_overhead(blob.digest, offset - some, some) + some + -some % tar.BLOCK_SIZE
+                part_size = (free - _part_overhead(blob.digest, offset, free)) // tar.BLOCK_SIZE * tar.BLOCK_SIZE
+                part_size = min(part_size, blob.size - offset)
+                if part_size > 0:
+                    pieces.append(VolumePart(volume, offset, part_size))
+                    offset += part_size
+                    free -= (
+                        _part_overhead(blob.digest, offset - part_size, part_size)
+                        + part_size
+                        + -part_size % tar.BLOCK_SIZE
+                    )
                 elif free == capacity:
                     return None
                 if offset < blob.size:
                     volume, free = volume + 1, capacity
-        return places
+        return parts
 
 
 def _entry_size(name: str, size: int) -> int:
@@ -222,7 +231,7 @@ def _entry_size(name: str, size: int) -> int:
 
 
 def _part_overhead(digest: str, offset: int, size: int) -> int:
-    """Give what a part of at most so many bytes takes beside those: its header, and what says its digest."""
+    """Return the tar bytes of a part of at most `size` bytes beyond its content: its header and its checksum entry."""
     name = part_name(digest, offset)
     return _header_size(name, max(0, size)) + _entry_size(
         checksum_name(name), len(checksum_line(name, _PLACEHOLDER_SHA256))
@@ -230,9 +239,9 @@ def _part_overhead(digest: str, offset: int, size: int) -> int:
 
 
 def _header_size(name: str, size: int) -> int:
-    """Give what the header of an entry takes: to find the least size that does, hundreds of thousands are asked for.
+    """Return the size of an entry's header. The search for the minimum size asks hundreds of thousands of times.
 
-    All names are ASCII here, so that only their lengths count, and of sizes those that need a header of their own.
+    All names here are ASCII, so only their length matters, and whether the size needs a header of its own.
     """
     return _cached_header_size(len(name), size if size >= _MIN_SIZE_OF_LONG_HEADER else 0)
 
@@ -250,35 +259,40 @@ class _OpenVolume(NamedTuple):
 
 
 class VolumeSetDestination:
-    """Images into as many tars as it takes, none of them larger than so many bytes."""
+    """Writes images into as many tars as needed, none larger than a given size.
+
+    All volumes are open until the end, each with its own partial file. So blobs may come in any order, as from a pipe,
+    and each volume can be resumed. That needs one file descriptor a volume, hence `limits.MAX_VOLUMES`.
+    """
 
     concurrent = False
     can_omit_blobs: Literal[True] = True
 
     def __init__(self, path: Path, size: int, *, mtime: int = 0) -> None:
-        """Write files of at most `size` bytes, whose names are `path` with numbers in the place of its `%d`.
+        """Write files of at most `size` bytes. Their names are `path` with a number in place of its `%d`.
 
-        `mtime` (seconds since 1970) stands in every entry. Nothing is opened yet.
+        `mtime` is the time of every entry, in seconds since 1970. No file is opened yet.
 
         Raises:
-            UsageError: the path has no such place, or another one.
+            UsageError: the path has no `%d`, or another conversion.
         """
         self._directory = path.parent
         self._template = parse_template(path.name)
         self._size = size
         self._mtime = mtime
         self._graph: Graph | None = None
-        #: None where there is one volume only, which is an archive as any other.
+        #: None if everything fits into one volume, which is an ordinary archive.
         self._plan: VolumePlan | None = None
         self._volumes: dict[int, _OpenVolume] = {}
         self._written: set[str] = set()
 
     def begin(self, graph: Graph) -> None:
-        """Decide what goes where.
+        """Plan the volumes, and open the first one.
 
         Raises:
-            UsageError: volumes of this size are too small, or one of their names is that of something else.
-            NotFoundError: their folder is not there.
+            UsageError: volumes of this size are too small, or one of their names is taken by something that is not a
+                file.
+            NotFoundError: the directory does not exist.
         """
         self._graph = graph
         self._plan = plan_volumes(graph, self._template, self._size)
@@ -291,24 +305,24 @@ class VolumeSetDestination:
         self._open_volume(0)
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Say whether the blob was written: the same digest is not stored twice, but for manifests."""
+        """Return whether the blob was already written. Only manifests are in every volume."""
         return descriptor.digest in self._written
 
     has_manifest = has_blob
 
     def can_write_early(self) -> bool:
-        """Say that what comes before the graph has no place: where it belongs depends on all sizes."""
+        """Return False: the volume of a blob depends on the sizes of all blobs."""
         return False
 
     def can_retry(self) -> bool:
-        """Say that what was begun is taken back."""
+        """Return True: an unfinished entry is removed again."""
         return True
 
     def write(self, blob: Blob) -> None:
-        """Append a blob to the volume that it belongs in, or its parts to theirs.
+        """Append a blob to its volume, or its parts to their volumes.
 
         Raises:
-            UnsupportedError: it comes before the graph.
+            UnsupportedError: the blob arrives before the graph.
         """
         if self._graph is None:
             msg = "the archive's index comes after its layers, so it is not known yet which volumes they belong in"
@@ -321,8 +335,11 @@ class VolumeSetDestination:
             self._open_volume(pieces[0].volume if pieces else 0).tar.add_blob(blob_name(digest), blob)
         self._written.add(digest)
 
-    def commit(self, graph: Graph) -> None:  # noqa: ARG002 - it is the one that was begun with
-        """Write the ends of all volumes, then name them."""
+    def commit(self, graph: Graph) -> None:  # noqa: ARG002 - `begin` got the same graph
+        """Finish all volumes, then name them.
+
+        All are synced before the first gets its name, and the last volume is named last.
+        """
         volumes = [self._open_volume(number) for number in range(self._total)]
         for volume in volumes:
             volume.tar.write_end()
@@ -332,12 +349,12 @@ class VolumeSetDestination:
         self._report_unrelated_volumes()
 
     def discard(self) -> None:
-        """Keep nothing of them for another run."""
+        """Keep nothing that a later run could resume."""
         for volume in self._volumes.values():
             volume.tar.discard()
 
     def close(self) -> None:
-        """Drop what was not committed; what the files have of it is kept for another run."""
+        """Remove volumes that were not committed. Partial files are kept, so that a later run can resume."""
         with contextlib.ExitStack() as stack:
             for volume in self._volumes.values():
                 stack.callback(volume.tar.close)
@@ -347,9 +364,9 @@ class VolumeSetDestination:
         return self._plan.total if self._plan else 1
 
     def _open_volume(self, number: int) -> _OpenVolume:
-        """Give a volume; if it is new, with everything small in it."""
+        """Return a volume. A new volume gets all small files first."""
         if number not in self._volumes:
-            assert self._graph is not None, "it was begun"  # noqa: S101 - put and commit see to it
+            assert self._graph is not None, "it was begun"  # noqa: S101 - `write` and `commit` check it
             output = open_file_output(self._directory / self._template.format_name(number))
             writer = TarWriter(output, self._mtime)
             self._volumes[number] = _OpenVolume(writer, output)
@@ -363,7 +380,7 @@ class VolumeSetDestination:
     def _build_small_files(self, number: int, graph: Graph) -> Iterable[tuple[str, bytes]]:
         if self._plan is None:
             return build_small_files(graph, build_entries(graph))
-        # No manifest.json: Docker could load nothing that lacks a layer.
+        # No manifest.json: Docker cannot load an archive that lacks layers.
         return [
             (
                 "index.json",
@@ -372,9 +389,9 @@ class VolumeSetDestination:
         ]
 
     def _write_parts(self, blob: Blob, pieces: Sequence[VolumePart]) -> None:
-        """Write a blob in parts, each with what says its digest; what is there of them is not fetched again."""
+        """Write a blob in parts, each followed by its checksum. Existing bytes are not fetched again."""
         if blob.open_at is None and blob.descriptor.size >= limits.MIN_PARTIAL_SIZE:
-            # Another run would have to read all of it again.
+            # A later run could not start in the middle of the blob, so it would read all bytes again.
             self.discard()
         volumes = [self._open_volume(piece.volume) for piece in pieces]
         names = [part_name(blob.descriptor.digest, piece.offset) for piece in pieces]
@@ -386,50 +403,55 @@ class VolumeSetDestination:
             chunks, position = _remaining_chunks(blob, pieces, volumes, hashes)
             number = 0
             for chunk in chunks:
-                left = memoryview(chunk)
-                while left:
+                remaining = memoryview(chunk)
+                while remaining:
                     while position >= pieces[number].offset + pieces[number].size:
                         number += 1
-                    some = left[: pieces[number].offset + pieces[number].size - position]
-                    hashes[number].update(some)
-                    volumes[number].output.write(some)
-                    left, position = left[len(some) :], position + len(some)
-            for volume, name, piece, told in zip(volumes, names, pieces, hashes, strict=True):
+                    piece_bytes = remaining[: pieces[number].offset + pieces[number].size - position]
+                    hashes[number].update(piece_bytes)
+                    volumes[number].output.write(piece_bytes)
+                    remaining, position = remaining[len(piece_bytes) :], position + len(piece_bytes)
+            for volume, name, piece, hasher in zip(volumes, names, pieces, hashes, strict=True):
                 volume.output.write(tar.padding(piece.size))
-                volume.tar.add_small(checksum_name(name), checksum_line(name, told.hexdigest()))
+                volume.tar.add_small(checksum_name(name), checksum_line(name, hasher.hexdigest()))
 
     def _report_unrelated_volumes(self) -> None:
-        """Say which volumes of an earlier and longer set have names that look as if they belonged to this one."""
+        """Report volumes of an earlier, longer set, whose names look like volumes of this one.
+
+        They are not removed, because this run did not write them. A push refuses them as volumes of another set.
+        """
         with contextlib.suppress(OSError), os.scandir(self._directory) as entries:
             numbers = (self._template.parse_number(entry.name) for entry in entries)
-            others = sorted(number for number in numbers if number is not None and number >= self._total)
-            if others:
-                more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-                name = printable(str(self._directory / self._template.format_name(others[0])), 1024)
+            unrelated = sorted(number for number in numbers if number is not None and number >= self._total)
+            if unrelated:
+                more = f" and {len(unrelated) - 1} more" if len(unrelated) > 1 else ""
+                name = printable(str(self._directory / self._template.format_name(unrelated[0])), 1024)
                 notices.notify(f"{name}{more} was there before, and is none of the volumes written now ({self._total})")
 
 
 def _remaining_chunks(
     blob: Blob, pieces: Sequence[VolumePart], volumes: Sequence[_OpenVolume], hashes: Sequence[Hasher]
 ) -> tuple[Iterator[Chunk], int]:
-    """Pass over what is there of a blob's parts, and give the chunks of the rest, and where that begins.
+    """Skip the existing bytes of a blob's parts. Return the chunks of the rest, and the offset where they start.
 
-    What is there is hashed when the first of these chunks is asked for.
+    Existing bytes are hashed when the first of these chunks is requested.
     """
-    held: list[Iterator[Chunk]] = []
+    existing: list[Iterator[Chunk]] = []
     position = 0
-    for piece, volume, told in zip(pieces, volumes, hashes, strict=True):
-        there = min(volume.output.existing_size(), piece.size) if isinstance(volume.output, ResumableOutput) else 0
-        if blob.resume is None or not there or not isinstance(volume.output, ResumableOutput):
+    for piece, volume, hasher in zip(pieces, volumes, hashes, strict=True):
+        existing_size = (
+            min(volume.output.existing_size(), piece.size) if isinstance(volume.output, ResumableOutput) else 0
+        )
+        if blob.resume is None or not existing_size or not isinstance(volume.output, ResumableOutput):
             break
-        held.append(_hash_chunks(volume.output.read_existing(there) or iter(()), told))
-        volume.output.skip_existing(there)
-        position += there
-        if there < piece.size:
+        existing.append(_hash_chunks(volume.output.read_existing(existing_size) or iter(()), hasher))
+        volume.output.skip_existing(existing_size)
+        position += existing_size
+        if existing_size < piece.size:
             break
     if blob.resume is None or not position:
         return blob.open(), 0
-    return blob.resume(itertools.chain.from_iterable(held), position), position
+    return blob.resume(itertools.chain.from_iterable(existing), position), position
 
 
 def _hash_chunks(chunks: Iterable[Chunk], hasher: Hasher) -> Iterator[Chunk]:

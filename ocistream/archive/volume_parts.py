@@ -34,36 +34,36 @@ def find_parts(
     read_extent: Callable[[Extent, int], bytes],
     open_extent: Callable[[Extent, int], Iterator[Chunk]],
 ) -> list[BlobPart]:
-    """Give the parts of a blob as a volume's index has them, with the way to those that are in it.
+    """Return the parts of a blob according to a volume's index. Parts in this volume can be opened.
 
-    `read` gives what lies at a place, of at most so many bytes, `chunks` what lies there from an offset on.
+    `read_extent` reads an extent of at most the given number of bytes. `open_extent` reads an extent from an offset on.
 
     Raises:
-        ArchiveError: they are no parts of such a blob, or the volume lacks what it says it has.
+        ArchiveError: the parts do not make up the blob, or the volume lacks a part that its index lists.
     """
     pieces = volume.parts.get(descriptor.digest, ())
     if pieces and sum(piece.size for piece in pieces) != descriptor.size:
         msg = f"{volume}: its parts of {descriptor.digest} do not make up the {descriptor.size} bytes of that"
         raise ArchiveError(msg)
-    found: list[BlobPart] = []
+    parts: list[BlobPart] = []
     for piece in pieces:
         blob = None
         if piece.volume == volume.number:
-            place, checksum = _find_extents(volume, contents, descriptor.digest, piece)
+            extent, checksum = _find_extents(volume, contents, descriptor.digest, piece)
             digest = parse_checksum_line(
                 part_name(descriptor.digest, piece.offset), read_extent(checksum, limits.MAX_LAYOUT_FILE)
             )
-            at = partial(open_extent, place)
-            blob = Blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, piece.size), partial(at, 0), open_at=at)
-        found.append(BlobPart(piece.offset, piece.size, volume.template.format_name(piece.volume), blob))
-    return found
+            open_part = partial(open_extent, extent)
+            blob = Blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, piece.size), partial(open_part, 0), open_at=open_part)
+        parts.append(BlobPart(piece.offset, piece.size, volume.template.format_name(piece.volume), blob))
+    return parts
 
 
 def check_parts(volume: Volume, contents: ArchiveContents) -> None:
-    """Make sure that a volume has all parts that it says it has.
+    """Check that a volume has all parts that its index lists.
 
     Raises:
-        ArchiveError: it has not, or they are of other sizes.
+        ArchiveError: a part is missing or has another size.
     """
     for digest, pieces in volume.parts.items():
         for piece in pieces:
@@ -72,32 +72,32 @@ def check_parts(volume: Volume, contents: ArchiveContents) -> None:
 
 
 def _find_extents(volume: Volume, contents: ArchiveContents, digest: str, piece: VolumePart) -> tuple[Extent, Extent]:
-    """Find a part, and what says its digest."""
+    """Return the extents of a part and of its checksum."""
     name = part_name(digest, piece.offset)
-    place, checksum = contents.parts.get((digest, piece.offset)), contents.checksums.get((digest, piece.offset))
-    if place is None or checksum is None:
-        msg = f"{volume} lacks {name if place is None else checksum_name(name)}, which its index says it has"
+    extent, checksum = contents.parts.get((digest, piece.offset)), contents.checksums.get((digest, piece.offset))
+    if extent is None or checksum is None:
+        msg = f"{volume} lacks {name if extent is None else checksum_name(name)}, which its index says it has"
         raise ArchiveError(msg)
-    if place.size != piece.size:
-        msg = f"{volume}: {name} has {place.size} bytes, and its index says {piece.size}"
+    if extent.size != piece.size:
+        msg = f"{volume}: {name} has {extent.size} bytes, and its index says {piece.size}"
         raise ArchiveError(msg)
-    return place, checksum
+    return extent, checksum
 
 
 class StreamedPartChecker:
-    """Parts that pass in a pipe: each is held against what says its digest, which comes behind it."""
+    """Verifies parts that arrive in a pipe against their checksums, which follow them."""
 
     def __init__(self, what: str) -> None:
-        """Begin with none; `what` names the archive in errors."""
+        """Check an archive that errors call `what`."""
         self._what = what
         self._digests: dict[tuple[str, int], str] = {}
 
     def check_entry(self, name: str, chunks: Iterator[Chunk]) -> None:
-        """Look at an entry of a tar, if it is a part or a checksum of one.
+        """Check an entry of a tar if it is a part, or the checksum of one.
 
         Raises:
-            IntegrityError: a part is not what its checksum says.
-            ArchiveError: that is malformed.
+            IntegrityError: a part does not match its checksum.
+            ArchiveError: the checksum is malformed.
         """
         part = parse_part_name(name)
         if part is None:
@@ -108,20 +108,20 @@ class StreamedPartChecker:
             for _ in raw:
                 pass
             self._digests[digest, offset] = raw.digest
-        elif (found := self._digests.pop((digest, offset), None)) is not None:
-            promised = parse_checksum_line(part_name(digest, offset), read_all(itertools.islice(chunks, 1)))
-            if promised != found:
-                wrong = IntegrityError(f"{promised}: the bytes have the digest {found}")
-                raise part_error(digest, offset, self._what, wrong)
+        elif (digest_read := self._digests.pop((digest, offset), None)) is not None:
+            expected = parse_checksum_line(part_name(digest, offset), read_all(itertools.islice(chunks, 1)))
+            if expected != digest_read:
+                mismatch = IntegrityError(f"{expected}: the bytes have the digest {digest_read}")
+                raise part_error(digest, offset, self._what, mismatch)
 
 
 def merge_parts(first: Sequence[BlobPart], second: Sequence[BlobPart]) -> list[BlobPart]:
-    """Give the parts of a blob with the way to each that is known to either of two volumes of one set."""
-    return [one if one.blob else replace(one, blob=other.blob) for one, other in zip(first, second, strict=True)]
+    """Return the parts of a blob, each from the one of two volumes of a set that has it."""
+    return [part if part.blob else replace(part, blob=other.blob) for part, other in zip(first, second, strict=True)]
 
 
 def assemble_blob(descriptor: Descriptor, parts: Sequence[BlobPart]) -> Blob | None:
-    """Give a blob by its parts, or None where not all of them are at hand."""
+    """Return a blob that is read from its parts, or None if some of them are missing."""
     if not parts or not all(part.blob for part in parts):
         return None
 
@@ -138,18 +138,21 @@ def assemble_blob(descriptor: Descriptor, parts: Sequence[BlobPart]) -> Blob | N
 
 
 def _with_large_first_chunk(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Give the same, with no first chunk of a few bytes: by how a blob begins it is seen what it is."""
-    first = b""
+    """Yield the same bytes with a first chunk of at least 1 KiB.
+
+    Callers detect the kind of a blob by its first chunk.
+    """
+    first_chunk = b""
     for chunk in chunks:
-        first += chunk
-        if len(first) >= limits.KIB:
+        first_chunk += chunk
+        if len(first_chunk) >= limits.KIB:
             break
-    yield first
+    yield first_chunk
     yield from chunks
 
 
 def is_corrupt_part(part: Blob) -> bool:
-    """Read a part, and say whether it is not what is said of it."""
+    """Read a part, and return whether it does not match its descriptor."""
     try:
         for _ in verify_chunks(part.open(), part.descriptor):
             pass

@@ -29,23 +29,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache"]
 
-#: What is said where something that is no file has the place of a blob.
+#: Errors if a directory or something else that is not a file has a blob's path.
 _OCCUPIED_PATH_ERRNOS: Final = frozenset({errno.EISDIR, errno.EINVAL, errno.ENOTEMPTY, errno.EEXIST})
 
 
 class Cache:
-    """The directory, and what this run has had from it. Safe for several threads, and for several processes."""
+    """The cache directory, and the bytes that this run read from it. Safe for several threads and processes.
+
+    The cache wraps repositories, not sources or destinations: a wrapper around these would hide their optional methods.
+    Anyone who can read the directory can read the images in it.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Name the directory; it is made when there is something to keep.
+        """Take the path of the directory, which is created with the first blob.
 
         Raises:
-            UsageError: it is a file, or there are other things in it.
-            ArchiveError: what there is of a layout is malformed.
+            UsageError: the path is a file, or a directory with other contents.
+            ArchiveError: the layout in the directory is malformed.
         """
         self.layout = LayoutDirectory(path)
         self.is_enabled = True
-        #: By digest, how many bytes of a blob came from here when it was last read.
+        #: By digest: the number of bytes of a blob that the last read took from the cache.
         self.bytes_read: dict[str, int] = {}
         self._lock = threading.Lock()
         self._is_created = False
@@ -59,23 +63,23 @@ class Cache:
             self.disable(error)
 
     def disable(self, error: OSError | OcistreamError) -> None:
-        """Keep nothing more in this run, and say why."""
+        """Store nothing more in this run, and report why."""
         with self._lock:
             was_keeping, self.is_enabled = self.is_enabled, False
         if was_keeping:
             why = error.message if isinstance(error, OcistreamError) else error.strerror or str(error)
             notices.notify(f"nothing more is kept in the cache {self.layout.path}: {why}")
 
-    # -- what is there ------------------------------------------------------------------------------------
+    # -- reading ------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """Say whether there is anything."""
+        """Return whether the cache has any content."""
         with contextlib.suppress(LocalDiskError):
             return self.layout.exists()
         return False
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Say whether a blob seems to be there, by its size."""
+        """Return whether the cache has a blob of this digest and size. The content is not hashed here."""
         return self._find_size(descriptor.digest) == descriptor.size
 
     def _find_size(self, digest: str) -> int | None:
@@ -85,7 +89,7 @@ class Cache:
             return None
 
     def read_manifest(self, digest: str) -> bytes | None:
-        """Read a manifest, verified; None where it is not there, or wrong."""
+        """Return a verified manifest, or None if it does not exist or is corrupt."""
         size = self._find_size(digest)
         if size is None or size > limits.MAX_MANIFEST:
             return None
@@ -100,8 +104,11 @@ class Cache:
         return raw
 
     def delete_if_corrupt(self, digest: str) -> None:
-        """Look whether what is there is what its name says, whatever was promised of it; if not, remove it."""
-        # What cannot be read, or removed, stays; in its place is put what is fetched.
+        """Delete a blob if its bytes do not match its digest.
+
+        The size in a descriptor does not matter: a document with a wrong size must not delete the blobs of others.
+        """
+        # A blob that cannot be read or deleted stays. The fetched blob replaces it.
         with contextlib.suppress(OcistreamError):
             size = self.layout.blob_size(digest)
             if size is None or self.layout.has_blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, size)):
@@ -109,17 +116,17 @@ class Cache:
             notices.notify(f"{digest} in the cache {self.layout.path} is wrong; it is fetched", level=1)
             self.layout.delete_blob(digest)
 
-    # -- what is kept -------------------------------------------------------------------------------------
+    # -- writing ------------------------------------------------------------------------------------------
 
     def store_manifest(self, digest: str, raw: bytes) -> None:
-        """Keep a manifest that is what its digest says."""
+        """Store a manifest that was verified."""
         with self.open_writer(digest) as copy:
             copy.write(raw)
             copy.is_complete = True
 
     @contextlib.contextmanager
     def open_writer(self, digest: str) -> Iterator[_CacheWriter]:
-        """Write beside what happens in the block what is to be kept if it `is_whole` at the end."""
+        """Open a writer for a copy of a blob. The copy is stored if `is_complete` is set at the end of the block."""
         copy = _CacheWriter(self, digest)
         try:
             yield copy
@@ -127,24 +134,24 @@ class Cache:
             copy.finish()
 
     def create(self) -> None:
-        """Make the directory a layout, unless it is one, and clear up what killed processes have left in it.
+        """Make the directory a layout, unless it is one, and remove files that killed processes left.
 
         Raises:
-            OcistreamError, OSError: it cannot be made.
+            OcistreamError, OSError: the layout cannot be created.
         """
         with self._lock:
             if self._is_created:
                 return
             self.layout.create()
             if not paths.exists(self.layout.path / "index.json"):
-                # It is for others: without it this would be no layout.
+                # Other tools do not accept a layout without index.json.
                 self.layout.change_index(lambda entries: entries)
             self.layout.remove_stale()
             self._is_created = True
 
 
 class _CacheWriter:
-    """A blob on its way into the cache, beside its way elsewhere. Nothing here fails."""
+    """Writes a copy of a blob into the cache. Its methods do not raise for disk errors."""
 
     def __init__(self, cache: Cache, digest: str) -> None:
         self.is_complete = False
@@ -159,7 +166,7 @@ class _CacheWriter:
             cache.create()
             path = cache.layout.blob_path(digest)
             path.parent.mkdir(parents=True, exist_ok=True)
-            # It is hashed before it is used, so the disk is not waited for.
+            # Not synced: a power failure may leave any content, but blobs from the cache are hashed before use.
             writing = files.atomic_file_named_later(path.parent, path.name, durable=False, synced=False)
             file, name = self._stack.enter_context(writing)
             self._rename = lambda: name(path)
@@ -182,13 +189,13 @@ class _CacheWriter:
 
     @contextlib.contextmanager
     def _catch_errors(self) -> Iterator[None]:
-        """Keep nothing of this blob, nor of others, unless only its own place is taken."""
+        """Drop this copy on an error. The cache is disabled too, unless only this blob's path is taken."""
         try:
             yield
         except (OSError, OcistreamError) as error:
             self._discard()
             if isinstance(error, OSError) and error.errno in _OCCUPIED_PATH_ERRNOS:
-                # It stays there, and would end the keeping of everything each time.
+                # The obstacle stays, and would disable the cache in each run.
                 where = f"{self._digest} is not kept in the cache {self._cache.layout.path}"
                 notices.notify(f"{where}: what is in its place is no file")
                 return
@@ -201,4 +208,4 @@ class _CacheWriter:
 
 
 class _DiscardError(Exception):
-    """What is written is not to be kept."""
+    """Ends the context of a copy that is not stored."""

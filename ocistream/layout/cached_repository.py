@@ -28,15 +28,18 @@ if TYPE_CHECKING:
 
 __all__ = ["CachedRepository"]
 
-#: What a registry says to HEAD that may know none, and will say to GET if it means it; but for what passes.
+#: Statuses after which GET is tried: a registry may not support HEAD. 408 and 429 are temporary.
 _REFUSAL_STATUSES: Final = frozenset(range(400, 500)) - {408, 429}
 
 
 class CachedRepository:
-    """A repository of which what is in a cache is not asked for. What it does not say itself, the repository says."""
+    """A repository whose blobs and manifests come from a cache if it has them.
+
+    It works like a mirror: a blob that proves corrupt is fetched from the repository (`Blob.on_corrupt`).
+    """
 
     def __init__(self, cache: Cache, repository: ReadableRepository) -> None:
-        """Put a cache before a repository."""
+        """Read `repository` through `cache`."""
         self._cache = cache
         self._repository = repository
 
@@ -45,27 +48,28 @@ class CachedRepository:
 
     @property
     def endpoint(self) -> Endpoint:
-        """The registry that it belongs to."""
+        """The registry of the repository."""
         return self._repository.endpoint
 
     @property
     def name(self) -> str:
-        """The repository's name there."""
+        """The name of the repository in its registry."""
         return self._repository.name
 
     def list_referrers(self, digest: str) -> ReferrerList:
-        """Ask what refers to a manifest: that changes, and is never kept."""
+        """Return the referrers of a manifest from the registry. They change, so they are not cached."""
         return self._repository.list_referrers(digest)
 
     def find_digest(self, target: str) -> str | None:
-        """Ask what a tag stands for: that changes, and is never kept."""
+        """Return the digest of a tag from the registry. It changes, so it is not cached."""
         return self._repository.find_digest(target)
 
     def resolve(self, target: str) -> Manifest:
-        """Get the manifest that a tag or a digest stands for.
+        """Return the manifest of a tag or a digest.
 
-        The registry is always asked: what the tag stands for now, whether the digest is there, and whether whoever asks
-        may have it. Where its bytes are here, a HEAD is enough, which registries that count pulls do not count.
+        The registry is always asked, for a digest too. Otherwise a run could get an image that the registry refuses or
+        does not have, and exit codes would depend on earlier runs. A HEAD is enough if the cache has the bytes.
+        Registries that count pulls do not count it.
         """
         if (manifest := self._find_confirmed(target)) is not None:
             return manifest
@@ -74,36 +78,37 @@ class CachedRepository:
         return manifest
 
     def _find_confirmed(self, target: str) -> Manifest | None:
-        """Give a manifest that is here, if the registry says that it is what is asked for."""
-        here = self._find_cached(target) if is_digest(target) else None
-        if here is None and (is_digest(target) or not self._cache.exists()):
+        """Return a manifest from the cache if the registry confirms its digest."""
+        cached = self._find_cached(target) if is_digest(target) else None
+        if cached is None and (is_digest(target) or not self._cache.exists()):
             return None
         try:
             digest = self._repository.find_digest(target)
         except AuthenticationError:
-            # What it says to the GET has its reasons.
+            # The response to the GET has the reason.
             return None
         except RegistryError as error:
             if error.status in _REFUSAL_STATUSES:
                 return None
             raise
-        if here is not None:
-            return here if digest in {"", target} else None
+        if cached is not None:
+            return cached if digest in {"", target} else None
         return self._find_cached(digest) if digest is not None and is_digest(digest) else None
 
     def _find_cached(self, digest: str) -> Manifest | None:
+        """Return a manifest from the cache. Its own mediaType, or its fields, give its media type."""
         raw = self._cache.read_manifest(digest)
         if raw is None:
             return None
         try:
             media_type = determine_media_type(raw, "", f"manifest {digest}")
         except OcistreamError:
-            # It is not for us to say what is wrong with it.
+            # The registry's copy shows what is wrong with the manifest.
             return None
         return Manifest(Descriptor(media_type, digest, len(raw)), raw)
 
     def fetch_manifest(self, descriptor: Descriptor) -> bytes:
-        """Get the bytes of a manifest that another document lists, which the registry has confirmed."""
+        """Return the bytes of a manifest that another document lists. The registry has confirmed that document."""
         raw = self._cache.read_manifest(descriptor.digest)
         if raw is None:
             raw = self._repository.fetch_manifest(descriptor)
@@ -112,27 +117,27 @@ class CachedRepository:
         return raw
 
     def blob(self, descriptor: Descriptor) -> Blob:
-        """Give a blob: out of the cache, if it is there by now, or else to be downloaded, and kept."""
+        """Return a blob that is read from the cache, or downloaded and stored."""
         return _CachedBlob(self._cache, self._repository.blob(descriptor)).blob
 
 
 class _CachedBlob:
-    """One blob, from the cache as long as that is right, and from the repository."""
+    """One blob, read from the cache as long as that is correct, and otherwise from the repository."""
 
     def __init__(self, cache: Cache, source: Blob) -> None:
         self._cache = cache
         self._source = source
         self._descriptor = source.descriptor
-        #: The cache is worth asking.
+        #: Whether the cache has the blob, and it was not found corrupt.
         self._is_cached = cache.has_blob(source.descriptor)
-        #: Something of what was last read came from there.
+        #: Whether bytes of the last read came from the cache.
         self._used_cache = False
 
     @property
     def blob(self) -> Blob:
         source = self._source
         if not self._is_cached:
-            # So that it may come over several connections, as ever.
+            # Keep `fetch_range`, so that prefetching over several connections works.
             return Blob(
                 self._descriptor,
                 source.open,
@@ -152,7 +157,7 @@ class _CachedBlob:
         )
 
     def _chunks(self, offset: int = 0) -> Iterator[Chunk]:
-        """Read the blob from byte `offset` on; where the cache breaks off, the repository goes on."""
+        """Read the blob from byte `offset` on. If the cache fails, the repository continues."""
         self._used_cache = False
         self._cache.bytes_read.pop(self._descriptor.digest, None)
         if self._is_cached:
@@ -175,16 +180,19 @@ class _CachedBlob:
         try:
             yield from self._cache.layout.blob_chunks(digest, self._descriptor.size, offset)
         except OcistreamError as error:
-            # It was dropped since, or cannot be read.
+            # The blob was deleted meanwhile, for example by `gc`, or cannot be read.
             self._is_cached = False
             notices.notify(f"{error.message}; it is fetched", level=1)
 
     def _count_bytes(self, size: int) -> None:
-        given, digest = self._cache.bytes_read, self._descriptor.digest
-        given[digest] = given.get(digest, 0) + size
+        bytes_read, digest = self._cache.bytes_read, self._descriptor.digest
+        bytes_read[digest] = bytes_read.get(digest, 0) + size
 
     def _verify_cached(self) -> None:
-        """Hash what is here, and turn to the repository if that is wrong."""
+        """Hash the blob in the cache, and use the repository if it is corrupt.
+
+        Only a pipe needs this check, since it takes nothing back. Other destinations can start the blob again.
+        """
         if not self._is_cached:
             return
         try:
@@ -195,10 +203,9 @@ class _CachedBlob:
             self._cache.delete_if_corrupt(self._descriptor.digest)
 
     def _handle_corrupt(self, error: IntegrityError, can_retry: bool) -> None:
-        """Suspect the cache, where it had a part in it.
+        """Stop using the cache if it delivered bytes of a corrupt blob. Otherwise the repository handles the error.
 
-        Raises:
-            IntegrityError: it had none, and there is nowhere else; or nothing can be begun anew.
+        The error is raised if nothing else has the blob, or the blob cannot be started again.
         """
         if self._used_cache:
             self._is_cached = False
@@ -211,19 +218,23 @@ class _CachedBlob:
             self._source.on_corrupt(error, can_retry)
 
     def _store_chunks(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        """Pass verified chunks on, and keep those that were fetched. After the last one, the whole was right."""
+        """Pass verified chunks on, and store a blob that was fetched completely.
+
+        `streams.chunks.verify_chunks` has checked these chunks, so they are not hashed again. The blob is correct after
+        its last chunk.
+        """
         with contextlib.ExitStack() as stack:
-            # What is below is not left to the garbage collector.
+            # Close the chunks here, not when they are garbage-collected.
             stack.callback(getattr(chunks, "close", lambda: None))
-            first = next(chunks, None)
+            chunk = next(chunks, None)
             if self._used_cache:
-                if first is not None:
-                    yield first
+                if chunk is not None:
+                    yield chunk
                 yield from chunks
                 return
             copy = stack.enter_context(self._cache.open_writer(self._descriptor.digest))
-            while first is not None:
-                copy.write(first)
-                yield first
-                first = next(chunks, None)
+            while chunk is not None:
+                copy.write(chunk)
+                yield chunk
+                chunk = next(chunks, None)
             copy.is_complete = True

@@ -1,6 +1,6 @@
 """The files of an OCI image layout (image-spec, image-layout.md): `oci-layout`, `index.json` and `blobs/`.
 
-A blob gets its name only after all of it was verified; a caller that relies on an existing blob hashes it again.
+A blob gets its name only after all its bytes were verified. A caller that relies on an existing blob hashes it again.
 Several processes may use one layout at once. This module does not know which image needs which blob.
 """
 
@@ -45,14 +45,14 @@ __all__ = [
 
 
 class BlobDirectory:
-    """The folders below `blobs/` of one layout. Safe for several processes at once."""
+    """The `blobs/` directory of one layout. Safe for several processes at once."""
 
     def __init__(self, path: Path) -> None:
-        """Name the directory of the layout; nothing is touched yet."""
+        """Take the directory of the layout. Nothing is read or created yet."""
         self.path = path
 
     def blob_path(self, digest: str) -> Path:
-        """Give the path of a blob, after making sure that no symbolic link leads out of the layout on the way.
+        """Return the path of a blob. Symbolic links out of the layout are refused.
 
         Raises:
             ArchiveError: `blobs` or `blobs/<algorithm>` is a link.
@@ -61,7 +61,7 @@ class BlobDirectory:
         return self.algorithm_directory(parsed.algorithm) / parsed.hex
 
     def algorithm_directory(self, algorithm: str) -> Path:
-        """Give the directory of the blobs of one algorithm ("sha256", "sha512"), which may not be there yet.
+        """Return the directory for the blobs of one algorithm ("sha256", "sha512"). It may not exist yet.
 
         Raises:
             ArchiveError: `blobs` or `blobs/<algorithm>` is a link.
@@ -69,7 +69,7 @@ class BlobDirectory:
         return reject_symlink(reject_symlink(self.path / "blobs") / algorithm)
 
     def list_blobs(self) -> Iterator[str]:
-        """List the digests under which something lies there, whatever else there is."""
+        """Yield the digests that directory entries are named after, whatever these entries are."""
         with files.disk_errors(f"cannot read {self.path / 'blobs'}"):
             for algorithm in ("sha256", "sha512"):
                 folder = self.algorithm_directory(algorithm)
@@ -77,7 +77,7 @@ class BlobDirectory:
                 yield from (digest for name in names if is_digest(digest := f"{algorithm}:{name}"))
 
     def list_foreign_files(self) -> Iterator[str]:
-        """List what lies where only blobs do and is none, by its path within the layout; unfinished files are not."""
+        """Yield entries below `blobs/` that are not blobs, as paths in the layout. Unfinished files are not listed."""
         top = self.path / "blobs"
         with files.disk_errors(f"cannot read {top}"):
             for folder in sorted(top.iterdir()) if paths.is_directory(top) else ():
@@ -92,17 +92,17 @@ class BlobDirectory:
                         yield f"blobs/{folder.name}/{entry.name}"
 
     def blob_size(self, digest: str) -> int | None:
-        """Give the size in bytes of a blob that is there as a regular file, or None.
+        """Return the size in bytes of a blob that exists as a regular file, or None.
 
         Raises:
             ArchiveError: `blobs` or `blobs/<algorithm>` is a link.
-            LocalDiskError: it cannot be looked at.
+            LocalDiskError: the blob cannot be checked.
         """
         status = self.blob_status(digest)
         return None if status is None else status.st_size
 
     def blob_status(self, digest: str) -> os.stat_result | None:
-        """Return what the file system says of a blob that exists as a regular file, or None.
+        """Return the file status of a blob that exists as a regular file, or None.
 
         Raises:
             ArchiveError, LocalDiskError: as `blob_size`.
@@ -110,27 +110,27 @@ class BlobDirectory:
         with files.disk_errors(f"cannot read the blob {digest} in {self.path}"):
             try:
                 parsed = parse_digest(digest)
-                # No `Path`: it keeps each of its words by `sys.intern`, and Python 3.12 keeps those for ever. Strangers
-                # may ask for any number.
+                # No `Path`: it interns its parts by `sys.intern`, and Python 3.12 keeps those forever. Clients of
+                # `serve` may ask for any number of digests.
                 status = os.lstat(os.path.join(self.algorithm_directory(parsed.algorithm), parsed.hex))  # noqa: PTH118
             except (FileNotFoundError, NotADirectoryError):
                 return None
         return status if stat.S_ISREG(status.st_mode) else None
 
     def open_blob(self, digest: str) -> FileIO:
-        """Open a blob for reading, unbuffered.
+        """Open a blob for unbuffered reading.
 
         Raises:
-            NotFoundError: it is not there.
-            ArchiveError: it is a link or something else that is no regular file.
-            LocalDiskError: it cannot be read.
+            NotFoundError: the blob does not exist.
+            ArchiveError: the blob is a link or something else that is not a regular file.
+            LocalDiskError: the blob cannot be read.
         """
         what = f"the blob {digest} in {self.path}"
         with files.disk_errors(f"cannot read {what}"), require_regular_file(what):
             return files.open_for_reading(self.blob_path(digest))
 
     def blob_chunks(self, digest: str, size: int, offset: int = 0) -> Iterator[Chunk]:
-        """Read a blob as unverified chunks, from byte `offset` on; a byte after `size` shows that it is longer.
+        """Yield a blob as unverified chunks from byte `offset` on. If it is longer than `size`, one more byte follows.
 
         Raises:
             NotFoundError, ArchiveError, LocalDiskError: as `open_blob`.
@@ -142,19 +142,19 @@ class BlobDirectory:
                 yield b"\0"
 
     def read_blob(self, descriptor: Descriptor) -> bytes:
-        """Read a small blob whole, and verify it.
+        """Return the bytes of a small blob, verified.
 
         Raises:
             NotFoundError, ArchiveError, LocalDiskError: as `open_blob`.
-            IntegrityError: it is not what the descriptor promises.
+            IntegrityError: the bytes do not match the descriptor.
         """
         chunks = self.blob_chunks(descriptor.digest, descriptor.size)
         return b"".join(bytes(chunk) for chunk in verify_chunks(chunks, descriptor))
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Say whether a blob is there whole: of the right size, and, read through, of the right digest.
+        """Return whether a complete blob exists: its size and its hash are right. If so, it is touched.
 
-        If so, it is in use from now on.
+        Hashing costs less than a wrong layer, and exit code 0 promises that all content is verified.
         """
         if self.blob_size(descriptor.digest) != descriptor.size:
             return False
@@ -167,30 +167,30 @@ class BlobDirectory:
         return True
 
     def touch(self, digest: str) -> None:
-        """Note that a blob is of use now, by its file's mtime: `gc` drops by that what nobody has used for long.
+        """Set a blob's mtime, by which `gc` finds the least recently used blobs. Errors are ignored.
 
-        (Most file systems are mounted so that they note no reading.) Whoever may not do it leaves it.
+        The access time is of no use: most file systems are mounted so that reading does not set it.
         """
         with contextlib.suppress(OSError, LocalDiskError):
             os.utime(self.blob_path(digest), follow_symlinks=False)
 
     def lock_blobs(self) -> int | None:
-        """Show others that images are being added, until what is given is closed (`streams.files.shared_lock`)."""
+        """Take a shared lock that tells `gc` that images are being added. Closing the file descriptor releases it."""
         return files.acquire_shared_lock(self.path / "blobs")
 
     def is_being_written(self) -> bool:
-        """Say whether images are being added, which may need blobs that no image in the index does yet."""
+        """Return whether images are being added. They may need blobs that no image in the index needs yet."""
         return files.is_locked(self.path / "blobs")
 
     def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> None:
-        """Store a blob whose chunks raise if they are not what they should be; it gets its name at the very end.
+        """Store a blob from verified chunks. The file gets its name after the last chunk.
 
         Raises:
-            LocalDiskError: the disk is full, read-only, or otherwise in the way.
+            LocalDiskError: the disk is full or read-only, or the path cannot be written.
         """
         path = self.blob_path(digest)
         with files.disk_errors(f"cannot write the blob {digest} in {self.path}"):
-            # Without parents: a layout that is gone is not made again.
+            # Without parents: a deleted layout must not be created again.
             path.parent.mkdir(exist_ok=True)
             with files.atomic_file_named_later(path.parent, path.name, durable=False) as (file, name):
                 writer = files.WritebackWriter(file)
@@ -199,11 +199,11 @@ class BlobDirectory:
                 name(path)
 
     def store_blob(self, blob: Blob) -> None:
-        """Store a verified blob; what an earlier run has left of it is gone on with.
+        """Store a verified blob. A partial file of an earlier run is resumed.
 
         Raises:
-            LostBeginningError: its source is without the beginning, and so much of it is not here.
-            LocalDiskError: the disk is full, read-only, or otherwise in the way.
+            PartialBlobLostError: the source sends only the tail, and the bytes before it do not exist here.
+            LocalDiskError: the disk is full or read-only, or the path cannot be written.
         """
         digest, size = blob.descriptor.digest, blob.descriptor.size
         if not blob.offset and (blob.open_at is None or size < limits.MIN_PARTIAL_SIZE):
@@ -213,13 +213,13 @@ class BlobDirectory:
         with files.disk_errors(f"cannot write the blob {digest} in {self.path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.resumable_file(path, durable=False) as partial:
-                rest = self._remaining_chunks(blob, partial)
+                remaining = self._remaining_chunks(blob, partial)
                 writer = files.WritebackWriter(partial.file)
-                for chunk in rest:
+                for chunk in remaining:
                     writer.write(chunk)
 
     def find_partial_size(self, digest: str) -> int:
-        """Say how many bytes an interrupted run has left of a blob, as its file has it; 0 where there is none."""
+        """Return the size in bytes of a blob's partial file, or 0 if it does not exist."""
         try:
             status = partial_files.resumable_path(self.blob_path(digest)).lstat()
         except (OSError, LocalDiskError):
@@ -228,25 +228,26 @@ class BlobDirectory:
 
     @staticmethod
     def _remaining_chunks(blob: Blob, partial: PartialFile) -> Iterator[Chunk]:
-        """Go to where a blob is to be written on, and give what is left of it."""
+        """Seek to the end of the partial file, and return the remaining chunks of the blob."""
         file, size = partial.file, blob.descriptor.size
-        held = 0 if blob.resume is None else min(partial.size(), size)
-        if held < blob.offset:
-            msg = f"{blob.descriptor.digest}: only {held} bytes of it are there, and {blob.offset} were"
+        partial_size = 0 if blob.resume is None else min(partial.size(), size)
+        if partial_size < blob.offset:
+            msg = f"{blob.descriptor.digest}: only {partial_size} bytes of it are there, and {blob.offset} were"
             raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then")
-        file.truncate(held)
-        file.seek(held)
-        if not held or blob.resume is None:
+        file.truncate(partial_size)
+        file.seek(partial_size)
+        if not partial_size or blob.resume is None:
             return blob.open()
-        return blob.resume(read_chunks(files.OffsetReader(file.fileno(), 0), held), held)
+        return blob.resume(read_chunks(files.OffsetReader(file.fileno(), 0), partial_size), partial_size)
 
     def remove_stale(
         self, older_than: float | None = None, *, include_uploads: bool = False, dry_run: bool = False
     ) -> list[int]:
-        """Remove what killed processes have left that is of no use: what nobody can go on with, parts of blobs there.
+        """Delete files of killed processes that cannot be resumed, and partial files of blobs that exist.
 
-        With `older_than`, parts of blobs too that nobody has gone on with for so many seconds; with `sessions`, what a
-        `serve` that was killed has of uploads. Given are the sizes in bytes of what went, or with `dry_run` would go.
+        With `older_than`, partial blobs without progress for that many seconds are deleted too. With `include_uploads`,
+        uploads of a killed `serve` are deleted. Return the sizes in bytes of the files that are, or with `dry_run`
+        would be, deleted.
         """
         sizes = [*partial_files.remove_stale(self.path, partial_files.is_temporary_name, dry_run=dry_run).values()]
         for algorithm in DIGEST_HEX_LENGTHS:
@@ -263,17 +264,17 @@ class BlobDirectory:
             def is_left(entry: str) -> bool:
                 return is_part(entry) or (include_uploads and partial_files.is_upload_name(entry))
 
-            gone = partial_files.remove_stale(folder, is_useless, dry_run=dry_run)
+            deleted = partial_files.remove_stale(folder, is_useless, dry_run=dry_run)
             if older_than is not None:
-                gone |= partial_files.remove_stale(folder, is_left, older_than=older_than, dry_run=dry_run)
-            sizes += gone.values()
+                deleted |= partial_files.remove_stale(folder, is_left, older_than=older_than, dry_run=dry_run)
+            sizes += deleted.values()
         return sizes
 
     def write_new_blob(self, blob: NewBlob) -> Descriptor:
-        """Store a blob whose digest is known when all of it has passed, and give its promise.
+        """Store a blob whose digest is known only after its last byte. Return its descriptor.
 
         Raises:
-            LocalDiskError: the disk is full, read-only, or otherwise in the way.
+            LocalDiskError: the disk is full or read-only, or the path cannot be written.
         """
         folder = self.algorithm_directory("sha256")
         with files.disk_errors(f"cannot write a blob in {self.path}"):
@@ -286,21 +287,21 @@ class BlobDirectory:
         return descriptor
 
     def delete_blob(self, digest: str) -> None:
-        """Remove a blob; who needs it is the caller's concern.
+        """Delete a blob. The caller must know that no image needs it.
 
         Raises:
-            NotFoundError: it is not there.
-            LocalDiskError: it cannot be removed.
+            NotFoundError: the blob does not exist.
+            LocalDiskError: the blob cannot be deleted.
         """
         with files.disk_errors(f"cannot delete the blob {digest} in {self.path}"):
             self.blob_path(digest).unlink()
 
 
 def reject_symlink(path: Path) -> Path:
-    """Give a path back that is no symbolic link, or not there.
+    """Return the path if it is not a symbolic link. It need not exist.
 
     Raises:
-        ArchiveError: it is one.
+        ArchiveError: the path is a symbolic link.
     """
     if paths.is_link(path):
         msg = f"{path} is a symbolic link, which is not followed out of a layout"
@@ -310,7 +311,7 @@ def reject_symlink(path: Path) -> Path:
 
 @contextlib.contextmanager
 def require_regular_file(what: str) -> Iterator[None]:
-    """Say of a link, or of anything else in a file's place, that the layout is malformed."""
+    """Convert errors of opening a link, or something else that is not a file, to an ArchiveError."""
     try:
         yield
     except OSError as error:
@@ -321,24 +322,24 @@ def require_regular_file(what: str) -> Iterator[None]:
 
 
 class LayoutDirectory(BlobDirectory):
-    """The directory itself: blobs by digest, and `index.json` under a lock. Safe for several processes at once."""
+    """A layout directory: blobs by digest, and `index.json` under a lock. Safe for several processes at once."""
 
     def exists(self) -> bool:
-        """Say whether there is a layout here: an `oci-layout`, or at least an `index.json`."""
+        """Return whether the directory is a layout: it has an `oci-layout`, or at least an `index.json`."""
         return paths.exists(self.path / "oci-layout") or paths.exists(self.path / "index.json")
 
     def check_usable(self) -> None:
-        """Make sure that the directory, if it is there, is a layout or may become one.
+        """Check that the directory, if it exists, is a layout or may become one.
 
         Raises:
-            UsageError: there are other things in it.
-            ArchiveError: what there is of a layout is malformed, of a version that is not known, or a link.
-            LocalDiskError: it is no directory, or cannot be read.
+            UsageError: the directory has other contents.
+            ArchiveError: the layout is malformed, has an unknown version, or has a link.
+            LocalDiskError: the path is not a directory, or cannot be read.
         """
         with files.disk_errors(f"cannot create the layout {self.path}"):
             if not paths.exists(self.path):
                 return
-            # In this order: what another process is making a layout of may become one between the two.
+            # List first, then check: another process may create the layout between the two.
             others = [entry.name for entry in self.path.iterdir() if not _is_layout_file(entry.name)]
             if others and not self.exists():
                 msg = f"{self.path} is not empty and not an OCI layout"
@@ -352,9 +353,9 @@ class LayoutDirectory(BlobDirectory):
         """Make the directory a layout without images, unless it is one.
 
         Raises:
-            UsageError: there are other things in the directory.
-            ArchiveError: something of it is a link.
-            LocalDiskError: it cannot be made.
+            UsageError: the directory has other contents.
+            ArchiveError: a part of the layout is a link.
+            LocalDiskError: the layout cannot be created.
         """
         self.check_usable()
         with files.disk_errors(f"cannot create the layout {self.path}"):
@@ -366,11 +367,11 @@ class LayoutDirectory(BlobDirectory):
                     files.write_all(file, OCI_LAYOUT)
 
     def check(self) -> None:
-        """Make sure that there is a layout to read.
+        """Check that the directory is a layout that can be read.
 
         Raises:
-            NotFoundError: there is none.
-            ArchiveError: its version is not known.
+            NotFoundError: the directory does not exist.
+            ArchiveError: the directory is not a layout, or has an unknown version.
         """
         if not paths.is_directory(self.path):
             if paths.exists(self.path):
@@ -387,7 +388,7 @@ class LayoutDirectory(BlobDirectory):
 
     def _check_marker(self) -> None:
         marker = self.path / "oci-layout"
-        # Some tools leave `oci-layout` away; the index is what counts.
+        # Some tools do not write `oci-layout`; `index.json` is what matters.
         with (
             files.disk_errors(f"cannot read {marker}"),
             contextlib.suppress(FileNotFoundError),
@@ -398,20 +399,20 @@ class LayoutDirectory(BlobDirectory):
                 check_layout_file(raw)
 
     def list_entries(self) -> list[Descriptor]:
-        """Give what `index.json` lists; nothing where there is none yet.
+        """Return the entries of `index.json`, or none if the file does not exist.
 
         Raises:
-            ArchiveError: it is malformed, or a link.
-            LocalDiskError: it cannot be read.
+            ArchiveError: the file is malformed, or a link.
+            LocalDiskError: the file cannot be read.
         """
         return self.read_index().entries
 
     def read_index(self) -> LayoutIndex:
-        """Give what `index.json` says; nothing where there is none yet.
+        """Return the contents of `index.json`, or an empty index if the file does not exist.
 
         Raises:
-            ArchiveError: it is malformed, or a link.
-            LocalDiskError: it cannot be read.
+            ArchiveError: the file is malformed, or a link.
+            LocalDiskError: the file cannot be read.
         """
         return self.parse_index(self.read_raw_index())
 
@@ -424,8 +425,8 @@ class LayoutDirectory(BlobDirectory):
         """Return the bytes of `index.json`, or None if the file does not exist.
 
         Raises:
-            ArchiveError: it is a link.
-            LocalDiskError: it cannot be read.
+            ArchiveError: the file is a link.
+            LocalDiskError: the file cannot be read.
         """
         with files.disk_errors(f"cannot read {self.index_path}"), require_regular_file(f"{self.index_path}"):
             try:
@@ -434,19 +435,19 @@ class LayoutDirectory(BlobDirectory):
                 return None
 
     def parse_index(self, raw: bytes | None) -> LayoutIndex:
-        """Return what the bytes of an `index.json` say.
+        """Parse the bytes of an `index.json`.
 
         Raises:
-            ArchiveError: they are malformed.
+            ArchiveError: the bytes are malformed.
         """
         with _add_layout_to_errors(self.path):
             return parse_index_json(raw) if raw is not None else LayoutIndex([], {})
 
     def check_index_size(self, entries: int, size: int) -> None:
-        """Make sure that an `index.json` of so many entries and bytes can be read again.
+        """Check that an `index.json` of this number of entries and bytes can be read again.
 
         Raises:
-            UnsupportedError: it has too many of either.
+            UnsupportedError: the limits allow fewer entries or bytes.
         """
         limit = None
         if size > limits.MAX_MANIFEST:
@@ -458,12 +459,12 @@ class LayoutDirectory(BlobDirectory):
             raise UnsupportedError(msg, hint="use another layout, or drop images from this one")
 
     def change_index(self, change: Callable[[list[Descriptor]], Sequence[Descriptor]]) -> None:
-        """Replace the entries of `index.json` by what `change` makes of them, while no other process of ours does.
+        """Replace the entries of `index.json` by the result of `change`, under the layout's lock.
 
         Raises:
-            ArchiveError: the present one is malformed.
-            UnsupportedError: the new one would be so large that nobody would read it.
-            LocalDiskError: it cannot be written.
+            ArchiveError: the existing file is malformed.
+            UnsupportedError: the new file would be larger than readers accept.
+            LocalDiskError: the file cannot be written.
         """
         self.change_index_and_annotations(change, None)
 
@@ -472,19 +473,21 @@ class LayoutDirectory(BlobDirectory):
         change: Callable[[list[Descriptor]], Sequence[Descriptor]],
         change_annotations: Callable[[Mapping[str, str]], Mapping[str, str]] | None,
     ) -> None:
-        """Do as `change_index` does, and replace our annotations of the whole index by what `note` makes of them.
+        """Replace the entries as `change_index` does, and our annotations by the result of `change_annotations`.
 
-        Without `note` the annotations stay.
+        Without `change_annotations`, the annotations stay.
 
         Raises:
             ArchiveError, UnsupportedError, LocalDiskError: as `change_index`.
         """
         with self.lock_index():
-            before = self.read_raw_index()
-            entries, notes = self.parse_index(before)
+            previous = self.read_raw_index()
+            entries, annotations = self.parse_index(previous)
             changed = change(entries)
             raw = build_index_json(
-                changed, before, annotations=change_annotations(notes) if change_annotations is not None else None
+                changed,
+                previous,
+                annotations=change_annotations(annotations) if change_annotations is not None else None,
             )
             self.check_index_size(len(changed), len(raw))
             self.sync_blobs()
@@ -493,7 +496,7 @@ class LayoutDirectory(BlobDirectory):
 
     @contextlib.contextmanager
     def lock_index(self) -> Iterator[None]:
-        """Keep other processes of ours from changing `index.json` within the block.
+        """Lock `index.json` against other processes of ours within the block.
 
         Raises:
             LocalDiskError: another process keeps the lock, or the block raises an `OSError`.
@@ -509,7 +512,7 @@ class LayoutDirectory(BlobDirectory):
 
 @contextlib.contextmanager
 def _add_layout_to_errors(layout: Path) -> Iterator[None]:
-    """Say in which layout a document is malformed."""
+    """Add the layout's path to errors about its documents."""
     try:
         yield
     except ArchiveError as error:
@@ -518,5 +521,5 @@ def _add_layout_to_errors(layout: Path) -> Iterator[None]:
 
 
 def _is_layout_file(name: str) -> bool:
-    """Say whether a directory with an entry of this name may still become a layout: `blobs`, or a partial file."""
+    """Return whether an entry of this name does not prevent a layout: `blobs`, or a partial file."""
     return name == "blobs" or (name.startswith(".") and name.endswith(files.PARTIAL_SUFFIX))

@@ -1,6 +1,6 @@
 """Garbage collection of a layout: find the blobs that no image needs and delete them (`ocistream gc`).
 
-Nothing is deleted if a listed manifest cannot be read.
+Nothing is deleted if a listed manifest cannot be read, because its blobs are not known.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LIST_FIELDS: Final = ("manifests", "layers", "blobs")
 
 
 class _StoredBlob(NamedTuple):
-    """One that is there: when it was last used, in nanoseconds since 1970, and its size in bytes."""
+    """A stored blob: the time of its last use in nanoseconds since 1970, and its size in bytes."""
 
     last_used: int
     digest: str
@@ -39,7 +39,7 @@ class _StoredBlob(NamedTuple):
 
 
 class DocumentReferences(NamedTuple):
-    """What a document lists: other documents, with their media types; what it refers to; and what only has bytes."""
+    """The references of a document: child documents with media types, the subject, and the digests of leaves."""
 
     documents: list[tuple[str, str]]
     subject: tuple[str, str] | None
@@ -48,11 +48,11 @@ class DocumentReferences(NamedTuple):
 
 @dataclass(slots=True)
 class GCResult:
-    """What was dropped, or would be: digests, sorted, and their bytes. All sizes are in bytes.
+    """The result of a garbage collection, or what it would be in a dry run. All sizes are in bytes.
 
-    `left` is what all blobs have that are there afterwards, `needed` those among them that images need, and `young`
-    those that nobody needs and that are spared since they were used a moment ago. `unfinished` are the sizes of the
-    files that processes have left in their middle, and that were dropped too; they are no blobs, and not counted above.
+    `deleted` are sorted digests. `remaining_size` is the size of all blobs that remain, and `needed_size` of those that
+    images need. `recent_size` is the size of unneeded blobs that are spared because they were used recently.
+    `unfinished_sizes` are the sizes of deleted partial files, which are not blobs and not counted elsewhere.
     """
 
     deleted: list[str] = field(default_factory=list)
@@ -66,45 +66,46 @@ class GCResult:
 def collect_garbage(
     layout: LayoutDirectory, *, max_size: int | None = None, older_than: float | None = None, dry_run: bool = False
 ) -> GCResult:
-    """Drop blobs that no image in `index.json` needs, those first that were not used for longest.
+    """Delete blobs that no image in `index.json` needs, least recently used first.
 
-    With `max_size` no more of them than it takes for all blobs to have no more bytes than that; else all. What was
-    used in the last `older_than` seconds stays; where that is not given, it is `limits.GC_SPARED`, but with `max_size`
-    nothing is spared unless somebody is adding images. With `dry_run` nothing is changed. Parts of blobs and
-    uploads that nobody has gone on with for `older_than` seconds go as well; where that is not given, for a week.
+    With `max_size`, stop when all blobs together have at most `max_size` bytes. Blobs used in the last `older_than`
+    seconds are spared. The default is `limits.GC_GRACE_PERIOD`; with `max_size`, recent blobs are spared only while
+    images are being added. Partial blobs and uploads without progress for `older_than` seconds are deleted too
+    (default: `limits.MAX_PARTIAL_AGE`). With `dry_run`, nothing is changed.
 
-    No process of ours changes the index meanwhile. One that takes a blob into use is seen by that (`touch`); who has it
-    open already keeps it.
+    A pull into the same layout is safe. It touches each blob that it uses, and `gc` checks that time again before it
+    deletes the blob. Both replace or read the index under one lock, and the pull checks there that its blobs still
+    exist. A reader that has a blob open keeps it.
 
     Raises:
-        NotFoundError: there is no such directory.
-        ArchiveError: it is no layout, or its index, or a manifest below it, is malformed: nothing is dropped then.
-        LocalDiskError: it cannot be read or written.
+        NotFoundError: the directory does not exist.
+        ArchiveError: the directory is not a layout, or its index or a manifest is malformed. Nothing is deleted then.
+        LocalDiskError: the layout cannot be read or written.
     """
     layout.check()
     with files.disk_errors(f"cannot read {layout.path}"), files.locked_directory(layout.path):
-        done_with = limits.MAX_PARTIAL_AGE if older_than is None else older_than
+        partial_age = limits.MAX_PARTIAL_AGE if older_than is None else older_than
         if older_than is None:
             older_than = limits.GC_GRACE_PERIOD if max_size is None or layout.is_being_written() else 0.0
-        found = sorted(_list_stored_blobs(layout))
-        total = sum(blob.size for blob in found)
-        needed = _find_needed(layout, {blob.digest: blob.size for blob in found})
-        done = GCResult(remaining_size=total, needed_size=sum(blob.size for blob in found if blob.digest in needed))
-        latest = time.time_ns() - int(older_than * 1e9)
-        for blob in found:
-            if max_size is not None and done.remaining_size <= max_size:
+        stored = sorted(_list_stored_blobs(layout))
+        total = sum(blob.size for blob in stored)
+        needed = _find_needed(layout, {blob.digest: blob.size for blob in stored})
+        result = GCResult(remaining_size=total, needed_size=sum(blob.size for blob in stored if blob.digest in needed))
+        spared_since = time.time_ns() - int(older_than * 1e9)
+        for blob in stored:
+            if max_size is not None and result.remaining_size <= max_size:
                 break
             if blob.digest in needed:
                 continue
-            if blob.last_used > latest:
-                done.recent_size += blob.size
+            if blob.last_used > spared_since:
+                result.recent_size += blob.size
             elif dry_run or _delete_unused(layout, blob):
-                done.deleted.append(blob.digest)
-                done.deleted_size += blob.size
-                done.remaining_size -= blob.size
-        done.unfinished_sizes = layout.remove_stale(done_with, include_uploads=True, dry_run=dry_run)
-    done.deleted.sort()
-    return done
+                result.deleted.append(blob.digest)
+                result.deleted_size += blob.size
+                result.remaining_size -= blob.size
+        result.unfinished_sizes = layout.remove_stale(partial_age, include_uploads=True, dry_run=dry_run)
+    result.deleted.sort()
+    return result
 
 
 def _list_stored_blobs(layout: LayoutDirectory) -> Iterator[_StoredBlob]:
@@ -116,7 +117,7 @@ def _list_stored_blobs(layout: LayoutDirectory) -> Iterator[_StoredBlob]:
 
 
 def _delete_unused(layout: LayoutDirectory, blob: _StoredBlob) -> bool:
-    """Remove a blob, unless somebody has taken it into use since it was looked at."""
+    """Delete a blob, unless another process has used it since it was listed."""
     path = layout.blob_path(blob.digest)
     try:
         if os.lstat(path).st_mtime_ns != blob.last_used:
@@ -128,56 +129,48 @@ def _delete_unused(layout: LayoutDirectory, blob: _StoredBlob) -> bool:
 
 
 def _find_needed(layout: LayoutDirectory, sizes: dict[str, int]) -> set[str]:
-    """Give the digests of what is there and is needed by what the index lists.
-
-    Raises:
-        ArchiveError: a manifest or an index below it cannot be read as one.
-    """
+    """Return the digests of stored blobs that the index needs, directly or through other documents."""
     needed: set[str] = set()
-    looked_at: set[str] = set()
-    waiting = [(entry.digest, entry.media_type) for entry in layout.list_entries()]
-    while waiting:
-        digest, media_type = waiting.pop()
-        if digest in looked_at:
+    visited: set[str] = set()
+    pending = [(entry.digest, entry.media_type) for entry in layout.list_entries()]
+    while pending:
+        digest, media_type = pending.pop()
+        if digest in visited:
             continue
         if digest not in sizes:
             _check_not_replaced(layout, digest)
             continue
-        looked_at.add(digest)
+        visited.add(digest)
         needed.add(digest)
         try:
-            found = read_references(layout, digest, sizes[digest])
+            references = read_references(layout, digest, sizes[digest])
         except (ArchiveError, IntegrityError) as error:
             if media_type not in ACCEPTED_TYPES:
-                # Something else that is listed, such as a file as it is.
+                # Other content, such as a plain file. It has no references.
                 continue
             msg = f"{layout.path}: {error.message}"
             hint = "what it needs is not known, and so nothing is dropped; `ocistream verify` says what else is wrong"
             raise ArchiveError(msg, hint=hint) from error
-        waiting += found.documents
-        if found.subject is not None:
-            waiting.append(found.subject)
-        needed.update(leaf for leaf in found.leaves if leaf in sizes)
+        pending += references.documents
+        if references.subject is not None:
+            pending.append(references.subject)
+        needed.update(leaf for leaf in references.leaves if leaf in sizes)
     return needed
 
 
 def _check_not_replaced(layout: LayoutDirectory, digest: str) -> None:
-    """Make sure that a manifest is not there at all.
-
-    Raises:
-        ArchiveError: there is a link in its place, or something else that is no file: others may read it.
-    """
+    """Check that no link or directory has the path of a missing manifest: other tools may read it."""
     if is_digest(digest) and os.path.lexists(layout.blob_path(digest)):
         msg = f"{layout.path}: manifest {digest} is no regular file, but a link or something else"
         raise ArchiveError(msg, hint="what it needs is not known, and so nothing is dropped")
 
 
 def read_references(layout: LayoutDirectory, digest: str, size: int) -> DocumentReferences:
-    """Say what a document of `size` bytes leads to.
+    """Return the references of a document of `size` bytes.
 
     Raises:
-        ArchiveError, IntegrityError: it is none, or not what its digest says.
-        NotFoundError: it is not there.
+        ArchiveError, IntegrityError: the document is malformed, or does not match its digest.
+        NotFoundError: the document does not exist.
     """
     what = f"manifest {digest}"
     if size > limits.MAX_MANIFEST:
@@ -187,19 +180,19 @@ def read_references(layout: LayoutDirectory, digest: str, size: int) -> Document
     fields = parse_json(raw, what, keys=MANIFEST_FIELDS, convert=dict.fromkeys(_LIST_FIELDS, _parse_reference))
     leaves = [*_get_list(fields, "layers"), *_get_list(fields, "blobs"), _parse_reference(0, fields.get("config"))]
     return DocumentReferences(
-        [named for named in _get_list(fields, "manifests") if named is not None],
+        [reference for reference in _get_list(fields, "manifests") if reference is not None],
         _parse_reference(0, fields.get("subject")),
-        [named[0] for named in leaves if named is not None],
+        [reference[0] for reference in leaves if reference is not None],
     )
 
 
 def _parse_reference(_place: int, item: object) -> tuple[str, str] | None:
-    """Give the digest and the media type of a descriptor."""
+    """Return the digest and the media type of a descriptor, or None."""
     if not isinstance(item, dict) or not isinstance(digest := item.get("digest"), str):
         return None
     return digest, intern_string(f"{item.get('mediaType')}")
 
 
 def _get_list(fields: dict[str, Any], key: str) -> list[tuple[str, str] | None]:
-    listed = fields.get(key)
-    return listed if isinstance(listed, list) else []
+    items = fields.get(key)
+    return items if isinstance(items, list) else []

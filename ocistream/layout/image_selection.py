@@ -1,4 +1,7 @@
-"""Choose all images of a source, or fail if an image has no usable name. Report duplicate and missing tags."""
+"""Choose all images of a source, or fail if an image has no usable name. Report duplicate and missing tags.
+
+`push --to`, `copy --all-tags` and `sync` use this, so that none of them drops an image because of its name.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["UNKNOWN_SIZE", "UnknownDigestError", "report_duplicate_names", "report_untagged", "select_all_images"]
 
-#: The size of an image whose manifest is not made yet: its digest is not the image's, and must not be printed.
+#: The size of a root whose manifest is not built yet. Its digest is a placeholder, and must not be printed.
 UNKNOWN_SIZE: Final = -1
-#: So many names, and images of one name, are shown.
+#: At most this many names, and images of one name, are printed.
 _MAX_NAMES: Final = 10
 
 
 class UnknownDigestError(Exception):
-    """A digest must be printed, and the manifest of that image is not made yet."""
+    """A digest must be printed, and the manifest of that image is not built yet."""
 
 
 def select_all_images(
@@ -35,28 +38,28 @@ def select_all_images(
     *,
     description: str = "in the archive or layout",
 ) -> Sequence[Root]:
-    """Choose all images, each under those of its names that tell where it goes (`has_place`).
+    """Choose all images, each under those of its names that have a destination (`has_destination`).
 
-    `lack` is what the other names lack, `which` says which images these are. A notice tells of a name that is not used
-    because its image goes under another one. A stray entry is chosen if it has a place.
+    `missing` says what other names lack, and `description` where the images are. A name that is not used is reported if
+    its image is copied under another name. A stray entry is chosen if it has a destination.
 
     Raises:
         NotFoundError: there is no image.
-        UsageError: an image has no such name; the message names each, `hint` says what to do.
+        UsageError: an image has no such name. The message names each, and `hint` says what to do.
     """
     chosen = [root for root in select_existing_images(roots) if has_destination(root)]
-    going = _digests(chosen)
-    others = [root for root in roots if not root.is_stray and not has_destination(root)]
-    lost = [root for root in others if root.descriptor.digest not in going]
-    if lost or not chosen:
-        count, total = len(_digests(lost)), len(_digests(root for root in roots if not root.is_stray))
+    chosen_digests = _digests(chosen)
+    unused = [root for root in roots if not root.is_stray and not has_destination(root)]
+    unnamed = [root for root in unused if root.descriptor.digest not in chosen_digests]
+    if unnamed or not chosen:
+        count, total = len(_digests(unnamed)), len(_digests(root for root in roots if not root.is_stray))
         if count == total:
-            msg = f"no image {description} has a {missing}: {format_image_names(lost or roots)}"
+            msg = f"no image {description} has a {missing}: {format_image_names(unnamed or roots)}"
         else:
             verb = "has" if count == 1 else "have"
-            msg = f"{count} of {total} images {description} {verb} no {missing}: {format_image_names(lost)}"
+            msg = f"{count} of {total} images {description} {verb} no {missing}: {format_image_names(unnamed)}"
         raise UsageError(msg, hint=hint)
-    for root in others:
+    for root in unused:
         if root.name:
             name = printable(root.name)
             notify(
@@ -67,26 +70,29 @@ def select_all_images(
 
 
 def report_duplicate_names(graph: Graph) -> None:
-    """Report names that several images have in one archive or layout: tools differ in the image that they take."""
+    """Report names that several images have: tools differ in the image that they take.
+
+    An archive may have two images of one name. A layout directory refuses that (`layout.store`).
+    """
     images: dict[str, dict[str, None]] = {}
     for root in graph.roots:
         if root.name:
             shown = graph.image_id(root) if root.is_synthesized else root.descriptor.digest
             images.setdefault(root.name, {})[shown or root.descriptor.digest] = None
-    doubled = {name: list(digests) for name, digests in images.items() if len(digests) > 1}
-    for name, digests in itertools.islice(doubled.items(), _MAX_NAMES):
+    duplicates = {name: list(digests) for name, digests in images.items() if len(digests) > 1}
+    for name, digests in itertools.islice(duplicates.items(), _MAX_NAMES):
         shown = ", ".join(digests[:_MAX_NAMES])
         more = f" and {len(digests) - _MAX_NAMES} more" if len(digests) > _MAX_NAMES else ""
         notify(
             f"{len(digests)} images have the name {printable(name)!r}: {shown}{more}; skopeo takes the first one, "
             "`docker load`, `ctr image import` and `ocistream serve` take the last one"
         )
-    if len(doubled) > _MAX_NAMES:
-        notify(f"{len(doubled) - _MAX_NAMES} more names belong to several images each")
+    if len(duplicates) > _MAX_NAMES:
+        notify(f"{len(duplicates) - _MAX_NAMES} more names belong to several images each")
 
 
 def report_untagged(roots: Iterable[Root], option: str = "--tags") -> None:
-    """Report images without a tag, where `option` chooses images by their tags.
+    """Report images without a tag if `option` chooses images by their tags.
 
     Raises:
         UnknownDigestError: an image without a tag has `UNKNOWN_SIZE`.

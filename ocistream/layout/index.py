@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from ocistream.oci.referrers import Referrer
     from ocistream.oci.strict_json import ItemConverter
 
-#: The tag, or whatever a tool calls an image by (image-spec, annotations.md).
+#: The tag, or another name that a tool gives the image (image-spec, annotations.md).
 REF_NAME: Final = "org.opencontainers.image.ref.name"
-#: The full name; containerd, Docker and Podman read it first.
+#: The full name. containerd, Docker and Podman read it first.
 FULL_NAME: Final = "io.containerd.image.name"
-#: The name, a full one or a tag, of what hangs on an image as cosign's signatures do. Those two above would make an
-#: image of it, which `ctr images import`, say, fails to unpack.
+#: The name of a referrer with a tag of cosign's: a full name or the tag. `serve` and `push` read it. With the two
+#: annotations above, a referrer would be an image, and `ctr images import` fails to unpack a signature.
 REFERRER_NAME: Final = "vnd.ocistream.image.name"
-#: The digest of what an entry refers to. containerd (2.2 and later), and so Docker, writes it for referrers, and makes
-#: no image of an entry that has it.
+#: The digest of an entry's subject. containerd (2.2 and later), and so Docker, writes it for referrers, and does not
+#: make an image of an entry that has it.
 SUBJECT: Final = "io.containerd.manifest.subject"
-#: How the annotations begin that are ours of an `index.json` as a whole.
+#: The prefix of our annotations of an `index.json`.
 ANNOTATION_PREFIX: Final = "vnd.ocistream."
 
 OCI_LAYOUT: Final = canonical_json({"imageLayoutVersion": "1.0.0"})
@@ -46,7 +46,7 @@ def check_layout_file(raw: bytes) -> None:
     """Check the contents of `oci-layout`.
 
     Raises:
-        ArchiveError: it is malformed, or of a version that is not known.
+        ArchiveError: the file is malformed, or has an unknown version.
     """
     version = parse_json(raw, "oci-layout", keys={"imageLayoutVersion"}).get("imageLayoutVersion")
     # umoci and buildah write 1.0.0, as the spec says; any other 1.x may only add to it.
@@ -56,68 +56,68 @@ def check_layout_file(raw: bytes) -> None:
 
 
 class LayoutIndex(NamedTuple):
-    """What an `index.json` says: its entries, in order, and those of its own annotations that are ours."""
+    """The contents of an `index.json`: its entries in order, and our annotations of the index."""
 
     entries: list[Descriptor]
     annotations: Mapping[str, str]
 
 
 def parse_index_json(raw: bytes) -> LayoutIndex:
-    """Read an `index.json`.
+    """Parse an `index.json`.
 
     Raises:
-        ArchiveError: it is malformed.
+        ArchiveError: the file is malformed.
     """
-    listing = DescriptorListParser("manifests", "index.json", written=True)
+    parser = DescriptorListParser("manifests", "index.json", keep_extra=True)
     keys = {"mediaType", "config", "layers", "manifests", "annotations"}
-    convert: Mapping[str, ItemConverter] = {"manifests": listing, "layers": discard_item}
-    fields = parse_json(raw, "index.json", keys=keys, known=MANIFEST_FIELDS, convert=convert)
+    convert: Mapping[str, ItemConverter] = {"manifests": parser, "layers": discard_item}
+    fields = parse_json(raw, "index.json", keys=keys, known_keys=MANIFEST_FIELDS, convert=convert)
     check_document_type(fields, "index.json", (OCI_INDEX, DOCKER_LIST))
     annotations = fields.get("annotations")
     items = annotations.items() if isinstance(annotations, dict) else ()
-    notes = {key: value for key, value in items if key.startswith(ANNOTATION_PREFIX)}
-    for key, value in notes.items():
+    our_annotations = {key: value for key, value in items if key.startswith(ANNOTATION_PREFIX)}
+    for key, value in our_annotations.items():
         if not isinstance(value, str):
             msg = f"index.json has an annotation {printable(key)} that is no text"
             raise ArchiveError(msg)
-    return LayoutIndex(list(listing.descriptors(fields)), notes)
+    return LayoutIndex(list(parser.descriptors(fields)), our_annotations)
 
 
 def parse_index_entries(raw: bytes) -> list[Descriptor]:
-    """Give the entries of an `index.json`, in order.
+    """Return the entries of an `index.json` in order.
 
     Raises:
-        ArchiveError: it is malformed.
+        ArchiveError: the file is malformed.
     """
     return parse_index_json(raw).entries
 
 
 def image_name_of(entry: Descriptor) -> str | None:
-    """Give the name an entry of `index.json` goes by: the full one where it has one, else its tag."""
+    """Return the image name of an entry of `index.json`: its full name, or else its tag."""
     return entry.annotations.get(FULL_NAME) or entry.annotations.get(REF_NAME) or None
 
 
 def entry_name_of(entry: Descriptor) -> str | None:
-    """Give the name of an entry, be it an image or what hangs on one."""
+    """Return the name of an entry, whether it is an image or a referrer."""
     return image_name_of(entry) or entry.annotations.get(REFERRER_NAME) or None
 
 
 def subject_of(entry: Descriptor) -> str | None:
-    """Give the digest of the manifest that an entry says it refers to; it is not an image of its own then."""
+    """Return the digest of an entry's subject, or None if its annotations do not mark it as a referrer."""
     subject = entry.annotations.get(SUBJECT, "")
     return subject if is_digest(subject) else None
 
 
 def build_roots(entries: Sequence[Descriptor]) -> list[Root]:
-    """Give every entry as a root."""
+    """Return a root for each entry."""
     return [Root(image_name_of(entry), entry) for entry in entries]
 
 
 def build_entry(root: Root) -> Descriptor:
-    """Give the descriptor that stands for a root in `index.json`, with the annotations that name it.
+    """Return the entry of `index.json` for a root, with the annotations that name it.
 
-    A full name is kept whole for those who read it and its tag for the others; a plain NAME, as in `oci:DIR:NAME`,
-    is written as it is. A root that is called as its entry was keeps the entry's annotations as they were.
+    A full name is written in full, and its tag in a second annotation for tools that read only that. A plain NAME, as
+    in `oci:DIR:NAME`, is written as it is. If the name did not change, the entry keeps its annotations.
     """
     entry = root.descriptor
     if root.name is None or root.name == image_name_of(entry):
@@ -133,7 +133,7 @@ def build_entry(root: Root) -> Descriptor:
 
 
 def parse_full_name(name: str) -> Reference | None:
-    """Parse a name if it is a full one, with its registry and its tag, or give None."""
+    """Parse a full name, with registry and tag, or return None."""
     try:
         reference = parse_reference(name, default_tag=False)
     except (InvalidNameError, UnsupportedError):
@@ -142,8 +142,8 @@ def parse_full_name(name: str) -> Reference | None:
 
 
 def has_full_name(root: Root) -> bool:
-    """Say whether an image's name tells its repository and its tag."""
-    # A bare tag, as layouts have them, would be taken for a repository of Docker Hub's.
+    """Return whether an image's name tells its repository and its tag."""
+    # A bare tag, as in layouts, would be parsed as a repository on Docker Hub.
     if root.name is None or not ({":", "/"} & set(root.name)):
         return False
     try:
@@ -153,7 +153,7 @@ def has_full_name(root: Root) -> bool:
 
 
 def tag_of(name: str | None) -> str | None:
-    """Give the tag that an image of this name has: that of a full name, or a name that is nothing but one."""
+    """Return the tag in a full name, or a name that is a tag, or None."""
     if name is None:
         return None
     reference = parse_full_name(name)
@@ -161,9 +161,9 @@ def tag_of(name: str | None) -> str | None:
 
 
 def docker_tag(name: str) -> str | None:
-    """Give a name as Docker shows it, such as `nginx:1`; None for one that says of no repository that it is in it."""
+    """Return a name as Docker shows it, such as `nginx:1`, or None for a name without a repository."""
     if not {":", "/"} & set(name):
-        # A bare tag, as layouts have them.
+        # A bare tag, as in layouts.
         return None
     try:
         reference = parse_reference(name)
@@ -175,87 +175,89 @@ def docker_tag(name: str) -> str | None:
 def build_index_json(
     entries: Sequence[Descriptor], previous: bytes | None = None, *, annotations: Mapping[str, str] | None = None
 ) -> bytes:
-    """Write an `index.json`; of the one that was there `before`, other fields (annotations, say) are kept.
+    """Return an `index.json`. Other fields of the `previous` file, such as its annotations, are kept.
 
-    `notes` are the annotations that are ours; those that were there are kept only without them.
+    `annotations` replace our annotations in the previous file. If None, these are kept.
     """
     lines = (canonical_json(entry.to_json()) for entry in entries)
     return canonical_json_with_items(build_index_fields(previous, annotations=annotations), "manifests", lines)
 
 
 def build_index_fields(previous: bytes | None, *, annotations: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return the fields of an `index.json` beside its entries, as `index_json` writes them."""
+    """Return the fields of an `index.json` without its entries, for `build_index_json`."""
     fields: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
     if previous:
         fields = parse_json(previous, "index.json", convert={"manifests": discard_item})
-        # Of the entries only their place among the fields is kept.
+        # The entries are dropped, but their position among the fields is kept.
         fields = {key: [] if key == "manifests" else value for key, value in fields.items()}
     if annotations is not None:
-        there = fields.get("annotations")
-        others = (
-            {k: v for k, v in there.items() if not k.startswith(ANNOTATION_PREFIX)} if isinstance(there, dict) else {}
+        existing = fields.get("annotations")
+        other_annotations = (
+            {k: v for k, v in existing.items() if not k.startswith(ANNOTATION_PREFIX)}
+            if isinstance(existing, dict)
+            else {}
         )
-        fields["annotations"] = {**others, **annotations}
+        fields["annotations"] = {**other_annotations, **annotations}
         if not fields["annotations"]:
             del fields["annotations"]
     return fields
 
 
 def is_printable_name(name: str) -> bool:
-    """Say whether an OCI image's name is one: tools write all kinds, but none with blanks or control characters.
+    """Return whether an image name has no blanks and no control characters. Tools write all other characters.
 
-    The image-spec (annotations.md, `org.opencontainers.image.ref.name`) has a grammar, of which it says "should".
+    The image-spec (annotations.md, `org.opencontainers.image.ref.name`) has a grammar, but only as a "should".
     """
     return name.isprintable() and " " not in name
 
 
 def build_entries(graph: Graph) -> list[Descriptor]:
-    """Give what an `index.json` lists of a graph: its images, then what hangs on them.
+    """Return the entries of an `index.json` for a graph: its images, then their referrers.
 
-    None of that is an image, so none has an image's name, and each says what it refers to. What has a tag of cosign's
-    is called by that, in the repository of each image that it says something of. What an index of the graph lists is
-    not listed again: tools that look for the one image of an archive would see several.
+    A referrer gets no image name, and an annotation with its subject. A tag of cosign's is written as its name, in the
+    repository of each image that it refers to. Children of an index in the graph are not listed: a tool that looks for
+    the one image of an archive would find several.
 
     Raises:
-        UsageError: an image brings a name along that is none, and was not given another.
+        UsageError: the name of an image has blanks or control characters.
     """
     for root in graph.roots:
         if root.name is not None and not is_printable_name(root.name):
             msg = f"the image is called {printable(root.name)!r}, and a name has no blanks and no control characters"
             raise UsageError(msg, hint="give it another: `ocistream copy SRC oci:DIR:NAME`, or oci-archive:FILE:NAME")
     images = [build_entry(root) for root in graph.roots]
-    known = {entry.digest for entry in images}
-    known.update(child.digest for document in graph.documents.values() for child in document.manifests)
-    nameless = {
-        attached.descriptor.digest: _build_referrer_entry(attached)
-        for attached in graph.all_referrers
-        if attached.tag is None and attached.descriptor.digest not in known
+    listed_digests = {entry.digest for entry in images}
+    listed_digests.update(child.digest for document in graph.documents.values() for child in document.manifests)
+    untagged = {
+        referrer.descriptor.digest: _build_referrer_entry(referrer)
+        for referrer in graph.all_referrers
+        if referrer.tag is None and referrer.descriptor.digest not in listed_digests
     }
-    named: dict[str, Descriptor] = {}
+    tagged: dict[str, Descriptor] = {}
     for root in graph.roots if graph.referrers else ():
-        hanging = [attached for digest in graph.reachable(root) for attached in graph.referrers.get(digest, ())]
-        for attached in sorted(hanging, key=lambda one: one.sort_key):
-            if attached.tag is not None:
-                name = _build_referrer_name(root, attached.tag)
-                named.setdefault(name, _build_named_referrer_entry(attached, name))
-    return [*images, *nameless.values(), *named.values()]
+        referrers = [referrer for digest in graph.reachable(root) for referrer in graph.referrers.get(digest, ())]
+        for referrer in sorted(referrers, key=lambda item: item.sort_key):
+            if referrer.tag is not None:
+                name = _build_referrer_name(root, referrer.tag)
+                tagged.setdefault(name, _build_named_referrer_entry(referrer, name))
+    return [*images, *untagged.values(), *tagged.values()]
 
 
 def _remove_name(entry: Descriptor) -> Descriptor:
-    """Drop what would name an entry: its manifest's own annotations are listed, and may say anything."""
+    """Remove annotations that would name an entry: a manifest's own annotations may have any keys."""
     if entry_name_of(entry) is None:
         return entry
     kept = {key: value for key, value in entry.annotations.items() if key not in {REF_NAME, FULL_NAME, REFERRER_NAME}}
     return replace(entry, annotations=kept)
 
 
-def _build_referrer_entry(attached: Referrer) -> Descriptor:
-    entry = _remove_name(attached.descriptor)
-    return replace(entry, annotations={**entry.annotations, SUBJECT: attached.subject})
+def _build_referrer_entry(referrer: Referrer) -> Descriptor:
+    entry = _remove_name(referrer.descriptor)
+    return replace(entry, annotations={**entry.annotations, SUBJECT: referrer.subject})
 
 
-def _build_named_referrer_entry(attached: Referrer, name: str) -> Descriptor:
-    entry = _build_referrer_entry(attached)
+def _build_named_referrer_entry(referrer: Referrer, name: str) -> Descriptor:
+    entry = _build_referrer_entry(referrer)
     return replace(entry, annotations={**entry.annotations, REFERRER_NAME: name})
 
 
@@ -265,15 +267,15 @@ def _build_referrer_name(root: Root, referrer_tag: str) -> str:
 
 
 def select_every_image(roots: Sequence[Root]) -> Sequence[Root]:
-    """Choose all images."""
+    """Select all images."""
     return roots
 
 
 def select_existing_images(roots: Sequence[Root]) -> Sequence[Root]:
-    """Choose all images.
+    """Select all images.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: there is no image.
     """
     if not roots:
         raise no_image_error()
@@ -281,33 +283,33 @@ def select_existing_images(roots: Sequence[Root]) -> Sequence[Root]:
 
 
 def no_image_error() -> NotFoundError:
-    """Say that there is nothing to be moved."""
+    """Return the error for an archive or layout without images."""
     return NotFoundError("there is no image in it")
 
 
 def select_only_image(roots: Sequence[Root]) -> Sequence[Root]:
-    """Choose the one image that exists, whether it has a name or not. A stray entry counts only where it is alone.
+    """Select the only image, with or without a name. A stray entry is selected only if there is no image.
 
     Raises:
-        NotFoundError: there is none.
-        UsageError: there are several.
+        NotFoundError: there is no image.
+        UsageError: there are several images.
     """
     if not roots:
         raise no_image_error()
     candidates = [root for root in roots if not root.is_stray] or list(roots)
     if (count := len({root.descriptor.digest for root in candidates})) > 1:
         msg = f"there are {count} images in it"
-        # Without a full name --to says where no image goes.
+        # --to needs full names to tell where each image goes.
         which = "one with --image, or all with --to" if all(map(has_full_name, candidates)) else "one with --image"
         raise UsageError(msg, hint=f"choose {which}: {format_image_names(candidates)}")
     return [next((root for root in candidates if root.name), candidates[0])]
 
 
 def select_named_images(names: Sequence[str], *, all_names: bool = False) -> ImageSelector:
-    """Choose images by name: by the full name, its short form, or the tag; or by digest.
+    """Return a selector of images by full name, short name, tag, or digest.
 
-    With `every_name`, all entries of the image that go by a name are chosen. The choice raises NotFoundError, with the
-    names there are, where one is not there.
+    With `all_names`, all entries of an image that match a name are selected. The selector raises NotFoundError, with
+    the existing names, if a name matches no image.
     """
 
     def select(roots: Sequence[Root]) -> Sequence[Root]:
@@ -331,7 +333,7 @@ def select_named_images(names: Sequence[str], *, all_names: bool = False) -> Ima
 
 
 def matches_name(root: Root, name: str) -> bool:
-    """Say whether a name means this image: its full name, the short form of that, its tag, its digest or image ID."""
+    """Return whether a name means this image: its full or short name, its tag, its digest, or its image ID."""
     annotations, digest = root.descriptor.annotations, root.descriptor.digest
     if name in {root.name, annotations.get(REF_NAME), annotations.get(REFERRER_NAME), digest, root.image_id}:
         return True
@@ -343,32 +345,33 @@ def matches_name(root: Root, name: str) -> bool:
 
 
 def format_image_names(roots: Sequence[Root]) -> str:
-    """List names for a hint, at most ten of them."""
+    """Return names for a hint, at most ten of them."""
     names = [printable(root.name) if root.name else root.descriptor.digest for root in roots]
     shown = ", ".join(names[:10]) or "none"
     return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown
 
 
 class NoSuchImageError(NotFoundError):
-    """No image goes by a name or digest; `wanted` is what was asked for."""
+    """No image has this name or digest. `wanted` is the name or digest."""
 
     def __init__(self, wanted: str, hint: str) -> None:
-        """Say so; `hint` is what to do."""
+        """Build the message. `hint` says what to do."""
         super().__init__(f"there is no image {printable(wanted)!r} in it", hint=hint)
         self.wanted = wanted
 
 
 def blob_name(digest: str) -> str:
-    """Give the path of a blob within a layout: `blobs/<algorithm>/<hex>`."""
+    """Return the path of a blob within a layout: `blobs/<algorithm>/<hex>`."""
     parsed = parse_digest(digest)
     return f"blobs/{parsed.algorithm}/{parsed.hex}"
 
 
 def build_manifest_json(graph: Graph) -> bytes:
-    """Write the `manifest.json` by which `docker load` of any age takes an OCI archive as it is.
+    """Return a `manifest.json`, by which all versions of `docker load` can load an OCI archive.
 
-    One entry an image; its paths point into `blobs/`, its tag is the short name that `docker save` would write. Of
-    an index there can be only one: linux/amd64 where it is there, else the first, the same on every machine.
+    It has one entry an image. The paths point into `blobs/`, and the tag is the short name that `docker save` would
+    write. `docker load` takes one image a tag, so an index is represented by linux/amd64, or else by its first image.
+    The result must not depend on the machine: use `--platform` to choose another image.
     """
     entries: dict[str, dict[str, Any]] = {}
     for root in graph.roots:
@@ -393,10 +396,10 @@ def _build_docker_entry(document: Document) -> dict[str, Any]:
 
 
 def _choose_docker_image(graph: Graph, root: Descriptor) -> str | None:
-    """Choose the image of a root that `docker load` is to take."""
+    """Return the digest of the image of a root that `docker load` takes."""
     first: str | None = None
     for digest, platform in _list_leaves(graph, root):
-        # Attestations look like images, of a platform that is not known.
+        # Attestations look like images with an unknown platform.
         if platform != "unknown/unknown" and digest in graph.documents and is_image(graph.documents[digest]):
             if platform == "linux/amd64":
                 return digest
@@ -405,7 +408,7 @@ def _choose_docker_image(graph: Graph, root: Descriptor) -> str | None:
 
 
 def _report_other_platforms(graph: Graph, root: Root, chosen: str) -> None:
-    """Report that `manifest.json` has one platform only, if the root has several."""
+    """Report that `manifest.json` has only one platform if the root has several."""
     platforms = {
         digest: platform or "no platform"
         for digest, platform in _list_leaves(graph, root.descriptor)
@@ -418,20 +421,20 @@ def _report_other_platforms(graph: Graph, root: Root, chosen: str) -> None:
 
 
 def _list_leaves(graph: Graph, root: Descriptor) -> Iterator[tuple[str, str | None]]:
-    """Give the manifests that are no index, in order, each once, with the platform that is first claimed for it.
+    """Yield the manifests that are not indexes, in order and once each, with the first platform listed for each.
 
-    Each index is looked into once, however often it is listed.
+    Each index is read once, however often it is listed.
     """
     seen: set[str] = set()
-    todo = [iter((root,))]
-    while todo:
-        descriptor = next(todo[-1], None)
+    iterators = [iter((root,))]
+    while iterators:
+        descriptor = next(iterators[-1], None)
         if descriptor is None:
-            todo.pop()
+            iterators.pop()
         elif descriptor.digest not in seen:
             seen.add(descriptor.digest)
             document = graph.documents.get(descriptor.digest)
             if document is None or not document.manifests:
                 yield descriptor.digest, str(descriptor.platform) if descriptor.platform else None
             else:
-                todo.append(iter(document.manifests))
+                iterators.append(iter(document.manifests))

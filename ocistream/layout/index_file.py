@@ -1,6 +1,7 @@
 """Cache of a layout's parsed `index.json` for a process that changes the file often, such as `ocistream serve`.
 
-The file is parsed only after another process wrote it. The cache key is the file's SHA-256.
+The file is parsed only after another process wrote it. The cache key is the file's SHA-256: size, mtime and inode may
+be equal after two quick changes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class IndexFile:
     """The `index.json` of one layout. Safe for several readers; a caller that writes holds the layout's lock."""
 
     def __init__(self, layout: LayoutDirectory) -> None:
-        """Name the layout; nothing is read yet."""
+        """Take the layout. Nothing is read yet."""
         self._layout = layout
         #: By SHA-256: the content of the file, and while it is replaced the new content too.
         self._known: Mapping[bytes, LoadedIndex] = {}
@@ -47,11 +48,11 @@ class IndexFile:
         """
         raw = self._layout.read_raw_index()
         key = _content_key(raw)
-        known = self._known.get(key)
-        if known is None:
-            known = LoadedIndex(self._layout.parse_index(raw).entries, build_index_fields(raw), {})
-            self._known = {key: known}
-        return known
+        index = self._known.get(key)
+        if index is None:
+            index = LoadedIndex(self._layout.parse_index(raw).entries, build_index_fields(raw), {})
+            self._known = {key: index}
+        return index
 
     def with_entries(self, index: LoadedIndex, entries: Sequence[Descriptor]) -> LoadedIndex:
         """Return the index with other entries; only entries that are new are written as JSON.

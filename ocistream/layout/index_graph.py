@@ -56,9 +56,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ReferrerCandidate:
-    """An entry that may hang on an image: by its tag, or by its manifest's subject.
+    """An entry that may be a referrer: by its tag, or by its manifest's subject.
 
-    `claimed_by` is the tag of the list that names it, if it has no entry of its own.
+    `listed_by` is the tag of the referrers list that names it, if it has no entry of its own.
     """
 
     root: Root
@@ -67,92 +67,100 @@ class ReferrerCandidate:
 
     @property
     def digest(self) -> str:
-        """Give the digest of what may hang there."""
+        """The digest of the possible referrer."""
         return self.root.descriptor.digest
 
 
 class ReferrerResolver:
-    """What may hang on the images of one graph: the `others`, less those that went along, or were left."""
+    """Decides which `candidates` are referrers of the images of one graph, and attaches or skips these."""
 
     def __init__(self, builder: GraphBuilder, referrers: ReferrerMode) -> None:
-        """Begin with nothing; what goes along is attached to the graph that `builder` makes."""
+        """Attach referrers to the graph of `builder`, as the mode `referrers` says."""
         self._builder = builder
         self._referrers = referrers
         self.candidates: list[ReferrerCandidate] = []
-        #: The digests of those, and, by digest, the tags of those that may be lists of referrers.
+        #: The digests of the candidates; by digest, the tags of candidates that may be referrers lists.
         self._known: set[str] = set()
         self._lists: dict[str, str] = {}
         self._subjects: dict[str, str] = {}
         self._descriptors: dict[str, Descriptor] = {}
         self._skipped: dict[str, str] = {}
         self._tags: dict[tuple[str, str], str] = {}
-        #: How many are known by lists of referrers alone.
+        #: The number of candidates that only referrers lists name.
         self._listed_count = 0
-        #: How deep it was gone into what hangs on each other.
+        #: The number of levels of referrers of referrers.
         self._depth = 0
 
     def begin(self) -> list[Descriptor]:
-        """Give what is to be looked at: all of `others`, which is complete but for what lists of referrers name."""
-        self._known = {other.digest for other in self.candidates}
-        self._lists = {other.digest: other.tag for other in self.candidates if other.tag and is_fallback_tag(other.tag)}
-        return [other.root.descriptor for other in self.candidates]
+        """Return the descriptors to read: those of all candidates. Only referrers lists can add further ones."""
+        self._known = {candidate.digest for candidate in self.candidates}
+        self._lists = {
+            candidate.digest: candidate.tag
+            for candidate in self.candidates
+            if candidate.tag and is_fallback_tag(candidate.tag)
+        }
+        return [candidate.root.descriptor for candidate in self.candidates]
 
     def add_attestation(self, attestation: Descriptor, image: str) -> None:
-        """Take an attestation into account that an index lists beside its image, which is taken without the index."""
+        """Add an attestation that an index lists for `image`, which is copied without the index."""
         if attestation.digest not in self._known:
             self._known.add(attestation.digest)
             self.candidates.append(ReferrerCandidate(Root(None, attestation), None, fallback_tag(image)))
 
     def is_known(self, digest: str) -> bool:
-        """Say whether it is known of a manifest on whom it hangs."""
+        """Return whether the manifest was read, so that its subject is known."""
         return digest in self._descriptors
 
     def listed_roots(self) -> list[Root]:
-        """Give those that have entries of their own."""
-        return [other.root for other in self.candidates if not other.listed_by]
+        """Return the roots of candidates with entries of their own."""
+        return [candidate.root for candidate in self.candidates if not candidate.listed_by]
 
     def find_images(self) -> dict[int, Root]:
         """Return a root that is not stray for each entry whose manifest says that it is an image of its own.
 
-        The keys are the ids of the stray roots that these replace. A manifest that an index lists which moves, or of
-        which other platforms move, is a part of that image.
+        The keys are the ids of the stray roots that these replace. A child of an index of which some or all platforms
+        are copied belongs to that image, and is not an image of its own.
         """
-        parts = {*self._builder.list_included(), *self._narrowed_digests()}
-        found: dict[int, Root] = {}
-        for place, other in enumerate(self.candidates):
-            is_referrer = other.tag or other.digest in self._subjects or subject_of(other.root.descriptor) is not None
+        children = {*self._builder.list_included(), *self._narrowed_digests()}
+        images: dict[int, Root] = {}
+        for index, candidate in enumerate(self.candidates):
+            is_referrer = (
+                candidate.tag or candidate.digest in self._subjects or subject_of(candidate.root.descriptor) is not None
+            )
             if (
-                other.root.is_stray
+                candidate.root.is_stray
                 and not is_referrer
-                and other.digest in self._descriptors
-                and other.digest not in parts
+                and candidate.digest in self._descriptors
+                and candidate.digest not in children
             ):
-                found[id(other.root)] = image = replace(other.root, is_stray=False)
-                self.candidates[place] = replace(other, root=image)
-        return found
+                images[id(candidate.root)] = image = replace(candidate.root, is_stray=False)
+                self.candidates[index] = replace(candidate, root=image)
+        return images
 
     def skip_strays(self) -> None:
-        """Note each stray entry that does not move. All images of the source were chosen before."""
-        parts = {*self._builder.list_included(), *self._narrowed_digests()}
-        for other in self.candidates:
-            if other.root.is_stray and not other.listed_by and other.digest not in parts:
-                subject, tag = next(self._find_subjects(other), (subject_of(other.root.descriptor), other.tag))
+        """Record each stray entry that is not copied as skipped. All images of the source were chosen before."""
+        children = {*self._builder.list_included(), *self._narrowed_digests()}
+        for candidate in self.candidates:
+            if candidate.root.is_stray and not candidate.listed_by and candidate.digest not in children:
+                subject, tag = next(
+                    self._find_subjects(candidate), (subject_of(candidate.root.descriptor), candidate.tag)
+                )
                 is_known = subject is not None or tag is not None
-                self._skip(other, subject, tag, SUBJECT_MISSING if is_known else UNREADABLE)
+                self._skip(candidate, subject, tag, SUBJECT_MISSING if is_known else UNREADABLE)
 
     def remove_chosen(self, chosen: AbstractSet[int], digests: AbstractSet[str]) -> None:
-        """Take images out: the very roots that were `chosen`, by id, and what else is of their digests."""
+        """Remove chosen images from the candidates: roots with these ids, and untagged entries with these digests."""
         self.candidates = [
-            other
-            for other in self.candidates
-            if id(other.root) not in chosen and (other.tag or other.digest not in digests)
+            candidate
+            for candidate in self.candidates
+            if id(candidate.root) not in chosen and (candidate.tag or candidate.digest not in digests)
         ]
 
     def add_document(self, entry: Descriptor, document: Document) -> list[Descriptor]:
-        """Keep of a manifest on whom it hangs; and if it is a list of such, give those of them that are new.
+        """Store the subject of a manifest that was read. Return the new candidates if it is a referrers list.
 
         Raises:
-            UnsupportedError: lists name too many.
+            UnsupportedError: referrers lists name too many manifests.
         """
         new = []
         self._descriptors[entry.digest] = referrer_descriptor(entry, document)
@@ -170,124 +178,137 @@ class ReferrerResolver:
                     new.append(child)
         return new
 
-    # -- what hangs on whom ------------------------------------------------------------------------------
+    # -- attaching and skipping referrers ----------------------------------------------------------------
 
     def attach_next(self) -> bool:
-        """Take along what hangs on what moves; once nothing does any more, leave what hangs on what stays.
+        """Attach referrers of copied manifests. If there are no more, skip referrers of manifests that are not copied.
+
+        Return whether referrers were attached.
 
         Raises:
-            UnsupportedError: it hangs on each other too deeply.
+            UnsupportedError: the referrers of referrers are too deep.
         """
-        moving, staying = self._builder.list_included(), self._narrowed_digests()
-        self._remove_referrer_lists((*moving, *staying, *self._skipped))
-        if self._referrers == "along" and self._attach_to(set(moving)):
+        included, narrowed = self._builder.list_included(), self._narrowed_digests()
+        self._remove_referrer_lists((*included, *narrowed, *self._skipped))
+        if self._referrers == "along" and self._attach_to(set(included)):
             self._depth += 1
             if self._depth > limits.MAX_REFERRER_DEPTH:
                 msg = f"signatures, SBOMs and the like hang on each other more than {limits.MAX_REFERRER_DEPTH} deep"
                 raise UnsupportedError(msg, hint="leave them behind with --no-referrers")
             return True
-        self._skip_referrers_of((*moving, *staying, *self._skipped))
-        self._remove_referrer_lists((*moving, *staying, *self._skipped))
+        self._skip_referrers_of((*included, *narrowed, *self._skipped))
+        self._remove_referrer_lists((*included, *narrowed, *self._skipped))
         return False
 
     def _narrowed_digests(self) -> set[str]:
-        cut = set(self._builder.list_narrowed())
-        for document in filter(None, map(self._builder.document, tuple(cut))):
-            # What hangs on another platform's image has no place here either.
-            cut.update(child.digest for child in document.manifests)
-        return cut
+        """Return the digests of indexes of which only some platforms are copied, and of their children.
 
-    def _remove_referrer_lists(self, known: Iterable[str]) -> None:
-        """Drop lists of what refers to these: they are made anew wherever they are needed."""
-        tags = set(map(fallback_tag, known))
+        A smaller index has another digest, so referrers of the original index have no subject in the destination.
+        """
+        narrowed = set(self._builder.list_narrowed())
+        for document in filter(None, map(self._builder.document, tuple(narrowed))):
+            # Referrers of another platform's image are not copied either.
+            narrowed.update(child.digest for child in document.manifests)
+        return narrowed
+
+    def _remove_referrer_lists(self, subjects: Iterable[str]) -> None:
+        """Drop referrers lists of these subjects: a registry without the referrers API gets new ones."""
+        tags = set(map(fallback_tag, subjects))
         self.candidates = [
-            other for other in self.candidates if other.tag not in tags or other.digest not in self._descriptors
+            candidate
+            for candidate in self.candidates
+            if candidate.tag not in tags or candidate.digest not in self._descriptors
         ]
 
-    def _attach_to(self, moving: set[str]) -> bool:
-        """Take along what hangs on these themselves; say whether there was anything."""
-        attached, staying = False, []
-        for other in self.candidates:
-            hooks = [hook for hook in self._find_subjects(other) if hook[0] in moving]
-            for subject, tag in hooks:
-                if tag is not None and self._tags.setdefault((subject, tag), other.digest) != other.digest:
-                    self._skip(other, subject, tag, DUPLICATE_TAG)
+    def _attach_to(self, included: set[str]) -> bool:
+        """Attach the direct referrers of these manifests. Return whether there were any."""
+        attached, remaining = False, []
+        for candidate in self.candidates:
+            references = [reference for reference in self._find_subjects(candidate) if reference[0] in included]
+            for subject, tag in references:
+                if tag is not None and self._tags.setdefault((subject, tag), candidate.digest) != candidate.digest:
+                    self._skip(candidate, subject, tag, DUPLICATE_TAG)
                 else:
-                    self._builder.add_referrer(Referrer(other.root.descriptor, subject, tag))
+                    self._builder.add_referrer(Referrer(candidate.root.descriptor, subject, tag))
                     attached = True
-            if not hooks:
-                staying.append(other)
-        self.candidates = staying
+            if not references:
+                remaining.append(candidate)
+        self.candidates = remaining
         return attached
 
-    def _skip_referrers_of(self, known: Iterable[str]) -> None:
-        """Leave what hangs on these, and on that in turn: however long such a chain is, each is looked at once."""
-        hooked: dict[str, list[tuple[ReferrerCandidate, str | None]]] = {}
-        lost: dict[str, list[ReferrerCandidate]] = {}
-        disowned: dict[str, list[ReferrerCandidate]] = {}
-        for other in self.candidates:
-            hooks = list(self._find_subjects(other))
-            for subject, tag in hooks:
-                hooked.setdefault(subject, []).append((other, tag))
-            if not hooks and (said := subject_of(other.root.descriptor)) is not None:
-                disowned.setdefault(said, []).append(other)
-            if other.listed_by is not None and other.digest not in self._descriptors:
-                # If its list is that of something that is known here, it is not there.
-                lost.setdefault(other.listed_by, []).append(other)
-        left: set[int] = set()
-        todo = deque(known)
-        while todo:
-            subject = todo.popleft()
+    def _skip_referrers_of(self, subjects: Iterable[str]) -> None:
+        """Skip the referrers of these manifests, and referrers of referrers.
+
+        Each candidate is visited once, however long the chain is.
+        """
+        referrers: dict[str, list[tuple[ReferrerCandidate, str | None]]] = {}
+        missing: dict[str, list[ReferrerCandidate]] = {}
+        mismatched: dict[str, list[ReferrerCandidate]] = {}
+        for candidate in self.candidates:
+            references = list(self._find_subjects(candidate))
+            for subject, tag in references:
+                referrers.setdefault(subject, []).append((candidate, tag))
+            if not references and (claimed := subject_of(candidate.root.descriptor)) is not None:
+                mismatched.setdefault(claimed, []).append(candidate)
+            if candidate.listed_by is not None and candidate.digest not in self._descriptors:
+                # If the list's subject is in the source, the referrer that it names is missing.
+                missing.setdefault(candidate.listed_by, []).append(candidate)
+        skipped_ids: set[int] = set()
+        pending = deque(subjects)
+        while pending:
+            subject = pending.popleft()
             why = EXCLUDED if self._referrers == "left" else self._skipped.get(subject, PLATFORM_FILTERED)
-            leaving = [(other, tag, why) for other, tag in hooked.pop(subject, ())]
-            leaving += [(other, None, NOT_FOUND) for other in lost.pop(fallback_tag(subject), ())]
-            for other in disowned.pop(subject, ()):
-                leaving.append((other, None, SUBJECT_MISMATCH if other.digest in self._descriptors else NOT_FOUND))
-            for other, tag, reason in leaving:
-                self._skip(other, subject, tag, reason)
-                left.add(id(other))
-                todo.append(other.digest)
-        self.candidates = [other for other in self.candidates if id(other) not in left]
+            skipped = [(candidate, tag, why) for candidate, tag in referrers.pop(subject, ())]
+            skipped += [(candidate, None, NOT_FOUND) for candidate in missing.pop(fallback_tag(subject), ())]
+            for candidate in mismatched.pop(subject, ()):
+                skipped.append(
+                    (candidate, None, SUBJECT_MISMATCH if candidate.digest in self._descriptors else NOT_FOUND)
+                )
+            for candidate, tag, reason in skipped:
+                self._skip(candidate, subject, tag, reason)
+                skipped_ids.add(id(candidate))
+                pending.append(candidate.digest)
+        self.candidates = [candidate for candidate in self.candidates if id(candidate) not in skipped_ids]
 
-    def _find_subjects(self, other: ReferrerCandidate) -> Iterator[tuple[str, str | None]]:
-        """Give the digests on which something hangs, and the tag by which it does."""
-        if (subject := self._subjects.get(other.digest)) is not None:
+    def _find_subjects(self, candidate: ReferrerCandidate) -> Iterator[tuple[str, str | None]]:
+        """Yield the subjects of a candidate, each with the tag that names it, or None if the manifest does."""
+        if (subject := self._subjects.get(candidate.digest)) is not None:
             yield subject, None
-        if other.tag and (subject := cosign_subject(other.tag)) is not None:
-            yield subject, other.tag
+        if candidate.tag and (subject := cosign_subject(candidate.tag)) is not None:
+            yield subject, candidate.tag
 
-    def _skip(self, other: ReferrerCandidate, subject: str | None, tag: str | None, reason: str) -> None:
-        self._skipped[other.digest] = reason
-        kind = self._descriptors.get(other.digest, other.root.descriptor).artifact_type
+    def _skip(self, candidate: ReferrerCandidate, subject: str | None, tag: str | None, reason: str) -> None:
+        self._skipped[candidate.digest] = reason
+        kind = self._descriptors.get(candidate.digest, candidate.root.descriptor).artifact_type
         self._builder.add_skipped_referrer(
-            SkippedReferrer(subject, reason, classify_referrer(kind, tag), other.digest, tag)
+            SkippedReferrer(subject, reason, classify_referrer(kind, tag), candidate.digest, tag)
         )
 
 
 class IndexGraphBuilder:
-    """The graph of the chosen images, and of what hangs on them, while its manifests are still being brought.
+    """Builds the graph of the chosen images and their referrers, while a source supplies the manifests.
 
-    `needed` says which to bring next, once `begin` was told what there is; each is answered by `supply` or `lacks`.
+    After `begin`, `next_needed` returns the next needed document. `supply` or `mark_missing` answers each need.
     """
 
     def __init__(self, select: ImageSelector, platforms: PlatformChoice, referrers: ReferrerMode) -> None:
-        """Begin with nothing; `select` chooses among what are images."""
+        """Build a graph of the images that `select` chooses."""
         self._builder = GraphBuilder(platforms, leaves_referrers=referrers == "left")
         self._resolver = ReferrerResolver(self._builder, referrers)
         self._select = select
         self._referrers = referrers
         self._all: list[Root] = []
         self._images: list[Root] = []
-        #: The very roots that were chosen: two entries may be alike.
+        #: The ids of the chosen roots: two entries may be equal.
         self._chosen: set[int] = set()
         self._chosen_digests: set[str] = set()
         self._is_chosen = False
-        #: Digests of what is no image beside others, but would be chosen if all were.
+        #: The digests that `select` would choose if all entries were images.
         self._prospective: set[str] = set()
         self._needed_candidates: dict[str, Descriptor] = {}
         self._buffered: dict[str, bytes] = {}
         self._buffered_bytes = 0
-        #: What the index says of the whole, and of blobs that are not there.
+        #: Our annotations of the index, and the text of the one with omitted blobs.
         self._annotations: Mapping[str, str] = {}
         self._omitted_text = ""
         self._new: list[str] = []
@@ -301,12 +322,13 @@ class IndexGraphBuilder:
         annotations: Mapping[str, str] | None = None,
         image_digests: Container[str] = (),
     ) -> None:
-        """Learn what is listed, and choose the images, if that is possible yet; `notes` are the index's, of ours.
+        """Take the entries of the index, and choose the images if that is possible already.
 
-        `images` are the digests of entries that are images for certain, even without a name: they were made.
+        `annotations` are our annotations of the index. `image_digests` are the digests of entries that are images even
+        without a name, because their manifests were built here.
 
         Raises:
-            NotFoundError, UsageError: as the choice has it.
+            NotFoundError, UsageError: the selection failed.
         """
         self._annotations = annotations or {}
         self._omitted_text = self._annotations.get(OMITTED_ANNOTATION, "")
@@ -318,36 +340,38 @@ class IndexGraphBuilder:
             self._choose()
             return
         tags = [tag_of(entry_name_of(root.descriptor)) for root in self._all]
-        special = [tag is not None and (is_fallback_tag(tag) or cosign_subject(tag) is not None) for tag in tags]
+        has_referrer_tag = [
+            tag is not None and (is_fallback_tag(tag) or cosign_subject(tag) is not None) for tag in tags
+        ]
         if len({root.descriptor.digest for root in self._all}) > 1:
-            # Whether an entry without an image's name is an image, its manifest says.
+            # The manifest of an entry without an image's name shows whether it is an image.
             self._all = [
                 root
-                if root.is_synthesized or (root.name and not is_special and subject_of(root.descriptor) is None)
+                if root.is_synthesized or (root.name and not is_referrer_tag and subject_of(root.descriptor) is None)
                 else replace(root, is_stray=True)
-                for root, is_special in zip(self._all, special, strict=True)
+                for root, is_referrer_tag in zip(self._all, has_referrer_tag, strict=True)
             ]
         self._images = [root for root in self._all if not root.is_stray]
-        others = [
-            ReferrerCandidate(root, tag if is_special else None)
-            for root, tag, is_special in zip(self._all, tags, special, strict=True)
+        candidates = [
+            ReferrerCandidate(root, tag if is_referrer_tag else None)
+            for root, tag, is_referrer_tag in zip(self._all, tags, has_referrer_tag, strict=True)
             if root.is_stray
         ]
-        self._resolver.candidates = others
+        self._resolver.candidates = candidates
         self._prospective = {root.descriptor.digest for root in self._try_select(self._all) or ()}
-        if self._images or not others:
+        if self._images or not candidates:
             try:
                 self._choose()
             except UsageError as error:
-                if not others:
+                if not candidates:
                     raise
-                # Said when it is known which of the other entries are images as well.
+                # Raised once it is known which other entries are images.
                 self._selection_error = error
         for entry in self._resolver.begin():
             self._need_candidate(entry)
 
     def next_needed(self) -> Descriptor | None:
-        """Give a manifest (or config) that is needed, or None once the graph is complete."""
+        """Return a manifest or config that is needed, or None once the graph is complete."""
         while True:
             if self._builder.needs:
                 return next(iter(self._builder.needs.values()))
@@ -357,38 +381,38 @@ class IndexGraphBuilder:
                 return None
 
     def check_choice(self) -> None:
-        """Call before blobs move that come before the graph is complete.
+        """Raise a pending selection error. Call this before blobs are written that arrive before the graph is complete.
 
         Raises:
-            UsageError: the images that have a name allow no choice, whatever the other entries are.
+            UsageError: the selection from the named images failed, whatever the other entries are.
         """
         if self._selection_error is not None:
             raise self._selection_error
 
     def is_needed(self, digest: str) -> bool:
-        """Say whether this is needed."""
+        """Return whether this document is needed."""
         return digest in self._builder.needs or digest in self._needed_candidates
 
     def check_size(self, digest: str, size: int) -> None:
-        """Refuse what is needed for an image and has another size, in bytes, than was promised: nobody need read it.
+        """Check the size in bytes of a document that an image needs, before it is read.
 
         Raises:
-            IntegrityError: it has.
+            IntegrityError: the descriptor has another size.
         """
         descriptor = self._builder.needs.get(digest)
         if descriptor is not None and descriptor.size != size:
             raise size_error(descriptor, size)
 
     def is_config(self, digest: str) -> bool:
-        """Say whether a need is an image's config, which the graph counts as a blob."""
+        """Return whether a need is an image's config, which the graph counts as a blob."""
         return self._builder.is_config(digest)
 
     def document(self, digest: str) -> Document | None:
-        """Give what a manifest says that was supplied for an image."""
+        """Return the parsed manifest that was supplied for an image, or None."""
         return self._builder.document(digest)
 
     def new_needs(self) -> list[str]:
-        """Give the digests that have become needed since this was last asked; some may be answered by now."""
+        """Return the digests that became needed since the last call."""
         new, self._new = self._new, []
         return new
 
@@ -396,7 +420,7 @@ class IndexGraphBuilder:
         """Answer a need with bytes.
 
         Raises:
-            OcistreamError: as `GraphBuilder.supply` has it; what may only hang on an image is not held to that yet.
+            OcistreamError: as `GraphBuilder.supply`. The bytes of a possible referrer are not checked yet.
         """
         entry = self._needed_candidates.pop(digest, None)
         if digest in self._builder.needs:
@@ -409,43 +433,40 @@ class IndexGraphBuilder:
         self._supply_buffered()
 
     def mark_missing(self, digest: str) -> None:
-        """Answer a need by saying that it is not there."""
+        """Answer a need: the source does not have the document."""
         self._needed_candidates.pop(digest, None)
         if digest in self._builder.needs:
             self._builder.mark_missing(digest)
         self._supply_buffered()
 
     def skip_candidates(self) -> set[str]:
-        """Wait no longer for what may only hang on an image, if all that the chosen ones need is there.
+        """Stop waiting for possible referrers if the chosen images are complete.
 
-        What was waited for is given: if any of it comes after all, the graph is not the right one.
+        Return the digests of these candidates. If one of them arrives later, the graph is wrong.
         """
         if not self._is_chosen or self._builder.needs:
             return set()
-        given_up = set(self._needed_candidates)
+        abandoned = set(self._needed_candidates)
         self._needed_candidates.clear()
-        return given_up
+        return abandoned
 
     def build(self) -> Graph:
-        """Give the graph, once nothing is needed.
+        """Return the graph, once nothing is needed.
 
         Raises:
-            ArchiveError: what is said to have been left out is malformed.
+            ArchiveError: the annotation of omitted blobs is malformed.
         """
         graph = self._builder.build()
         if not self._omitted_text:
             return graph
-        left_out = parse_omitted(self._omitted_text, {blob.digest for blob in graph.blobs})
-        self._check_volumes({reason.name for reason in left_out.values() if reason.kind == VOLUME})
-        return replace(graph, omitted_from_source=left_out)
+        omitted = parse_omitted(self._omitted_text, {blob.digest for blob in graph.blobs})
+        self._check_volumes({reason.name for reason in omitted.values() if reason.kind == VOLUME})
+        return replace(graph, omitted_from_source=omitted)
 
     def _check_volumes(self, names: AbstractSet[str]) -> None:
-        """Make sure that what is said to be in other volumes is in volumes of the same archive.
+        """Check that the volumes with omitted blobs belong to this archive.
 
-        Nobody need send anything before he knows that the rest of it is nowhere.
-
-        Raises:
-            ArchiveError: it is not.
+        Otherwise the rest of the blobs may not exist, and nothing should be sent.
         """
         if not names:
             return
@@ -461,14 +482,14 @@ class IndexGraphBuilder:
     # -- choosing images ---------------------------------------------------------------------------------
 
     def _choose(self) -> None:
-        """Choose among what can only be images; what is asked for and is none of them, among all."""
+        """Choose among entries that are certainly images. If that fails, choose among all entries."""
         try:
             chosen = self._select(self._images)
         except (NotFoundError, UsageError):
-            others = self._try_select(self._all)
-            if others is None:
+            chosen_of_all = self._try_select(self._all)
+            if chosen_of_all is None:
                 raise
-            chosen = others
+            chosen = chosen_of_all
         self._is_chosen = True
         self._add(chosen)
 
@@ -487,12 +508,12 @@ class IndexGraphBuilder:
         except (NotFoundError, UsageError):
             return None
 
-    # -- looking at what may hang on them ----------------------------------------------------------------
+    # -- reading possible referrers ----------------------------------------------------------------------
 
     def _need_candidate(self, entry: Descriptor) -> None:
         digest = entry.digest
-        could_be = (entry.is_index or entry.is_manifest) and entry.size <= limits.MAX_MANIFEST
-        if could_be and not self._resolver.is_known(digest) and self._builder.document(digest) is None:
+        may_be_referrer = (entry.is_index or entry.is_manifest) and entry.size <= limits.MAX_MANIFEST
+        if may_be_referrer and not self._resolver.is_known(digest) and self._builder.document(digest) is None:
             self._needed_candidates[digest] = entry
             self._new.append(digest)
 
@@ -500,7 +521,7 @@ class IndexGraphBuilder:
         try:
             document = parse_document(entry, raw)
         except (ArchiveError, UnsupportedError):
-            # If it turns out that it is to move, that will be said.
+            # The builder reports the error if the manifest is copied.
             return
         self._add_document(entry, document)
 
@@ -509,11 +530,7 @@ class IndexGraphBuilder:
             self._need_candidate(child)
 
     def _buffer(self, digest: str, raw: bytes) -> None:
-        """Keep what cannot be read again, if it may be needed yet.
-
-        Raises:
-            ArchiveError: there is too much of it.
-        """
+        """Keep a manifest that cannot be read again and may be needed later."""
         if self._buffered_bytes + len(raw) > limits.MAX_BUFFERED_JSON:
             if self._is_chosen and digest not in self._prospective:
                 return
@@ -523,7 +540,7 @@ class IndexGraphBuilder:
         self._buffered_bytes += len(raw)
 
     def _supply_buffered(self) -> None:
-        """Give the builder what it needs and is held; what else it needs is new."""
+        """Supply the builder with buffered manifests that it needs. Its other needs are new."""
         while new := self._builder.new_needs():
             for digest in new:
                 if digest not in self._builder.needs:
@@ -535,10 +552,10 @@ class IndexGraphBuilder:
                 else:
                     self._new.append(digest)
 
-    # -- what hangs on whom ------------------------------------------------------------------------------
+    # -- steps to complete the graph ---------------------------------------------------------------------
 
     def _take_next_step(self) -> bool:
-        """Take along what hangs on what moves; False once there is nothing new and everything is chosen."""
+        """Choose images or attach referrers. Return False once nothing is new and everything is chosen."""
         if not self._is_chosen:
             self._find_images()
             self._images = [root for root in self._all if not root.is_stray] or self._all
@@ -563,18 +580,14 @@ class IndexGraphBuilder:
         return False
 
     def _choose_again(self) -> bool:
-        """Choose again, now that it is known which entries are images; return whether another one was chosen.
-
-        Raises:
-            NotFoundError, UsageError: as the choice has it.
-        """
+        """Choose again, now that it is known which entries are images. Return whether another image was chosen."""
         self._find_images()
-        known = self._chosen.union(map(id, self._images), map(id, self._resolver.listed_roots()))
-        chosen = self._select([root for root in self._all if id(root) in known])
+        candidate_ids = self._chosen.union(map(id, self._images), map(id, self._resolver.listed_roots()))
+        chosen = self._select([root for root in self._all if id(root) in candidate_ids])
         if new := [root for root in chosen if id(root) not in self._chosen]:
             self._add(new)
         return bool(new)
 
     def _find_images(self) -> None:
-        found = self._resolver.find_images()
-        self._all = [found.get(id(root), root) for root in self._all]
+        images = self._resolver.find_images()
+        self._all = [images.get(id(root), root) for root in self._all]

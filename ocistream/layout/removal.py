@@ -1,4 +1,8 @@
-"""Remove images and their referrers from a layout's index (`ocistream rm`). Blobs stay until `gc` deletes them."""
+"""Remove images and their referrers from a layout's index (`ocistream rm`). Blobs stay until `gc` deletes them.
+
+`gc` knows which blobs a concurrent pull may need. Referrers without a name are removed too: `gc` keeps everything that
+a listed signature refers to, so their subject would stay forever.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +25,22 @@ __all__ = ["RemovalResult", "remove_images"]
 
 
 class RemovalResult(NamedTuple):
-    """Entries that are gone from `index.json`: the images that were named, and what hung on them."""
+    """Entries that were removed from `index.json`: the named images, and their referrers."""
 
     images: list[Descriptor]
     referrers: list[Descriptor]
 
 
 def remove_images(layout: LayoutDirectory, names: Sequence[str], *, dry_run: bool = False) -> RemovalResult:
-    """Take the images that go by `names` out of the index, all or none of them; with `dry_run` none.
+    """Remove the images with these names from the index, or none if one fails. With `dry_run`, nothing changes.
 
-    A digest takes every entry that has it; a name one of several that go by it would be a guess, and is refused.
+    A digest removes every entry that has it. A name that several images have is refused: choosing one would be a guess.
 
     Raises:
-        NotFoundError: there is no such directory, or no such image.
-        ArchiveError: it is no layout, or its index is malformed.
-        UsageError: several images go by a name.
-        LocalDiskError: it cannot be read or written.
+        NotFoundError: the directory or an image does not exist.
+        ArchiveError: the directory is not a layout, or its index is malformed.
+        UsageError: several images have a name.
+        LocalDiskError: the layout cannot be read or written.
     """
     layout.check()
     if dry_run:
@@ -55,76 +59,78 @@ def remove_images(layout: LayoutDirectory, names: Sequence[str], *, dry_run: boo
 def _split_entries(
     layout: LayoutDirectory, entries: Sequence[Descriptor], names: Sequence[str]
 ) -> tuple[list[Descriptor], RemovalResult]:
-    """Give the entries that stay, and those that go."""
+    """Return the entries that stay, and those to remove."""
     roots = build_roots(entries)
-    going: dict[int, Descriptor] = {}
+    removed: dict[int, Descriptor] = {}
     for name in names:
-        found = [place for place, root in enumerate(roots) if matches_name(root, name)]
-        if not found:
+        matches = [index for index, root in enumerate(roots) if matches_name(root, name)]
+        if not matches:
             msg = f"there is no image {printable(name)!r} in {layout.path}"
             raise NotFoundError(msg, hint=f"its images are: {format_image_names(roots)}")
-        if len(found) > 1 and any(entries[place].digest != name for place in found):
-            several = format_image_names([roots[place] for place in found])
-            msg = f"there are {len(found)} images that go by {printable(name)!r}"
+        if len(matches) > 1 and any(entries[index].digest != name for index in matches):
+            several = format_image_names([roots[index] for index in matches])
+            msg = f"there are {len(matches)} images that go by {printable(name)!r}"
             raise UsageError(msg, hint=f"name one: {several}; by a digest all that have it go")
-        going.update((place, entries[place]) for place in found)
-    images = list(going.values())
-    rest = [entry for place, entry in enumerate(entries) if place not in going]
-    hanging = _find_orphaned_referrers(_ReferenceReader(layout), rest, images)
-    gone = {id(entry) for entry in hanging}
-    return [entry for entry in rest if id(entry) not in gone], RemovalResult(images, hanging)
+        removed.update((index, entries[index]) for index in matches)
+    images = list(removed.values())
+    remaining = [entry for index, entry in enumerate(entries) if index not in removed]
+    orphans = _find_orphaned_referrers(_ReferenceReader(layout), remaining, images)
+    removed_ids = {id(entry) for entry in orphans}
+    return [entry for entry in remaining if id(entry) not in removed_ids], RemovalResult(images, orphans)
 
 
 def _find_orphaned_referrers(
-    reading: _ReferenceReader, rest: Sequence[Descriptor], images: Sequence[Descriptor]
+    reader: _ReferenceReader, remaining: Sequence[Descriptor], images: Sequence[Descriptor]
 ) -> list[Descriptor]:
-    """Give what hangs on what goes, and on nothing that stays."""
-    loose = [entry for entry in rest if image_name_of(entry) is None]
-    going = reading.find_below(entry.digest for entry in images)
-    going -= reading.find_below(entry.digest for entry in rest if image_name_of(entry) is not None)
-    # What hangs on nothing at all is an image of its own; what hangs on what stays keeps what it leads to.
-    found: list[Descriptor] = []
+    """Return the unnamed entries that refer to a removed manifest and to nothing that stays."""
+    unnamed = [entry for entry in remaining if image_name_of(entry) is None]
+    removed = reader.find_below(entry.digest for entry in images)
+    removed -= reader.find_below(entry.digest for entry in remaining if image_name_of(entry) is not None)
+    # An entry without a subject is an image of its own. A referrer of an image that stays keeps its children.
+    orphans: list[Descriptor] = []
     while True:
-        more = [entry for entry in loose if (subject := reading.find_subject(entry)) is not None and subject in going]
+        more = [
+            entry for entry in unnamed if (subject := reader.find_subject(entry)) is not None and subject in removed
+        ]
         if not more:
-            return found
-        found += more
-        hung = {id(entry) for entry in more}
-        loose = [entry for entry in loose if id(entry) not in hung]
-        going |= reading.find_below(entry.digest for entry in more)
+            return orphans
+        orphans += more
+        orphan_ids = {id(entry) for entry in more}
+        unnamed = [entry for entry in unnamed if id(entry) not in orphan_ids]
+        removed |= reader.find_below(entry.digest for entry in more)
 
 
 class _ReferenceReader:
-    """Reads manifests, each once. One that cannot be read leads nowhere: its image can be removed all the same."""
+    """Reads manifests, each once. An unreadable manifest has no references, so that its image can still be removed."""
 
     def __init__(self, layout: LayoutDirectory) -> None:
         self._layout = layout
         self._references: dict[str, DocumentReferences] = {}
 
     def find_below(self, digests: Iterable[str]) -> set[str]:
-        """Give the digests of these documents and of all that they list."""
-        found: set[str] = set()
-        todo = list(digests)
-        while todo:
-            digest = todo.pop()
-            if digest not in found:
-                found.add(digest)
-                todo += [child for child, _ in self._read_references(digest).documents]
-        return found
+        """Return the digests of these documents and of all documents below them."""
+        visited: set[str] = set()
+        pending = list(digests)
+        while pending:
+            digest = pending.pop()
+            if digest not in visited:
+                visited.add(digest)
+                pending += [child for child, _ in self._read_references(digest).documents]
+        return visited
 
     def find_subject(self, entry: Descriptor) -> str | None:
-        """Give the digest of what an entry hangs on: by its manifest, or by a tag of cosign's."""
+        """Return the digest of an entry's subject, from its manifest or from its tag of cosign's."""
         if (subject := self._read_references(entry.digest).subject) is not None:
             return subject[0]
         tag = tag_of(entry.annotations.get(REFERRER_NAME))
         return cosign_subject(tag) if tag is not None else None
 
     def _read_references(self, digest: str) -> DocumentReferences:
-        if (known := self._references.get(digest)) is None:
-            known = DocumentReferences([], None, [])
+        if (references := self._references.get(digest)) is None:
+            references = DocumentReferences([], None, [])
             size = self._layout.blob_size(digest)
             if size is not None:
                 with contextlib.suppress(ArchiveError, IntegrityError, NotFoundError):
-                    known = read_references(self._layout, digest, size)
-            self._references[digest] = known
-        return known
+                    references = read_references(self._layout, digest, size)
+            self._references[digest] = references
+        return references

@@ -1,6 +1,7 @@
 """Source and destination for an OCI image layout directory.
 
-Every blob that a transfer relies on is hashed, even if it exists already.
+Every blob that a transfer relies on is hashed, even if it exists already. No `manifest.json` is written: no tool reads
+that file in a directory, and `serve` changes only `index.json`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ __all__ = ["LayoutDestination", "LayoutSource"]
 
 
 class LayoutSource:
-    """Images out of a layout directory."""
+    """Reads images from a layout directory."""
 
     concurrent = True
 
@@ -49,11 +50,11 @@ class LayoutSource:
         referrers: ReferrerMode = "listed",
         include_unneeded: bool = False,
     ) -> None:
-        """Open a layout. With `everything`, `blobs` gives those too that no image needs.
+        """Open a layout. With `include_unneeded`, `blobs` also yields blobs that no image needs.
 
         Raises:
-            NotFoundError: the directory is not there.
-            ArchiveError: it is no layout.
+            NotFoundError: the directory does not exist.
+            ArchiveError: the directory is not a layout.
         """
         self._layout = LayoutDirectory(path)
         self._layout.check()
@@ -62,33 +63,33 @@ class LayoutSource:
         self._referrers: ReferrerMode = referrers
         self._includes_unneeded = include_unneeded
 
-    def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - a directory has all its names before its bytes
-        """Read `index.json` and every manifest below the chosen images."""
-        gathering = IndexGraphBuilder(self._select, self._platforms, self._referrers)
+    def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - blobs can be read in any order
+        """Read `index.json` and every manifest below the selected images."""
+        builder = IndexGraphBuilder(self._select, self._platforms, self._referrers)
         index = self._layout.read_index()
-        docker = self._layout.path / "manifest.json"
-        if not index.entries and os.path.lexists(docker):
+        manifest_json = self._layout.path / "manifest.json"
+        if not index.entries and os.path.lexists(manifest_json):
             notices.notify(
-                f"index.json lists no image, and {docker} is not read in a directory; "
+                f"index.json lists no image, and {manifest_json} is not read in a directory; "
                 f"to use it: `tar -C {self._layout.path} -cf x.tar .`, then push x.tar"
             )
-        gathering.begin(*index)
-        while (descriptor := gathering.next_needed()) is not None:
-            if not self.supply(gathering, descriptor):
-                gathering.mark_missing(descriptor.digest)
-        graph = gathering.build()
+        builder.begin(*index)
+        while (descriptor := builder.next_needed()) is not None:
+            if not self.supply(builder, descriptor):
+                builder.mark_missing(descriptor.digest)
+        graph = builder.build()
         report_duplicate_names(graph)
         return graph
 
     def supply(self, builder: IndexGraphBuilder, needed: Descriptor) -> bool:
-        """Answer a need of a graph, and say whether that could be done."""
+        """Supply a manifest that a graph needs. Return whether the layout has it."""
         if self._layout.blob_size(needed.digest) is None:
             return False
         builder.supply(needed.digest, self._layout.read_blob(needed))
         return True
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
-        """Give the wanted blobs that are there, in the order in which they are wanted."""
+        """Yield the wanted blobs that exist, in the order of `wanted`."""
         for descriptor in wanted:
             if (blob := self.blob(descriptor)) is not None:
                 yield blob
@@ -96,26 +97,26 @@ class LayoutSource:
             yield from self.other_blobs({descriptor.digest for descriptor in wanted})
 
     def blob(self, descriptor: Descriptor) -> Blob | None:
-        """Give a blob, if something lies there under its digest."""
+        """Return a blob, or None if no file has its name. The content is not checked here."""
         return None if self.is_missing(descriptor) else self._blob(descriptor)
 
     def other_blobs(self, digests: AbstractSet[str]) -> Iterator[Blob]:
-        """Give what is there and is none of these."""
+        """Yield the blobs that are not among `digests`."""
         for digest in self._layout.list_blobs():
             if digest not in digests and (size := self._layout.blob_size(digest)) is not None:
                 yield self._blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, size))
 
     def is_missing(self, descriptor: Descriptor) -> bool:
-        """Say whether nothing lies there under the blob's digest."""
+        """Return whether no file has the blob's name."""
         return self._layout.blob_size(descriptor.digest) is None
 
     @property
     def layout(self) -> LayoutDirectory:
-        """The directory."""
+        """The layout directory."""
         return self._layout
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file stays open."""
 
     def _blob(self, descriptor: Descriptor) -> Blob:
         chunks = partial(self._layout.blob_chunks, descriptor.digest, descriptor.size)
@@ -123,54 +124,55 @@ class LayoutSource:
 
 
 class LayoutDestination:
-    """Images into a layout directory, beside those that are there."""
+    """Writes images into a layout directory that may have other images."""
 
     concurrent = True
     can_omit_blobs: Literal[True] = True
+    # Written blobs stay without their image, so blobs from other volumes may follow in a later run.
     is_incremental: Literal[True] = True
 
     def __init__(self, path: Path) -> None:
-        """Name the directory; it is made when there is something to put there, and not for an image that is not.
+        """Take the directory. It is created with the first blob, and not if the image does not exist.
 
         Raises:
-            UsageError: there are other things in the directory.
-            LocalDiskError: it is no directory, or cannot be read.
+            UsageError: the directory has other contents.
+            LocalDiskError: the path is not a directory, or cannot be read.
         """
         self._layout = LayoutDirectory(path)
         self._layout.check_usable()
         self._created = False
         self._lock: int | None = None
-        #: What is relied on: it was there, or was put there.
+        #: Sizes of the blobs that this transfer found or wrote, by digest.
         self._stored: dict[str, int] = {}
 
     def begin(self, graph: Graph) -> None:
         """Make the directory a layout, unless it is one.
 
         Raises:
-            UsageError: two different images have the same name, of which one would be lost.
-            LocalDiskError: it cannot be made.
+            UsageError: two images have the same name. In a layout a name means one image, so one would be lost.
+            LocalDiskError: the layout cannot be created.
         """
-        named: dict[str, str] = {}
+        digests_by_name: dict[str, str] = {}
         for entry in build_entries(graph):
             name, digest = image_name_of(entry), entry.digest
-            if name is not None and named.setdefault(name, digest) != digest:
+            if name is not None and digests_by_name.setdefault(name, digest) != digest:
                 msg = f"two images are called {printable(name)!r}, and in a layout a name stands for one"
-                raise UsageError(msg, hint=f"copy them one by one: {named[name]} and {digest}")
+                raise UsageError(msg, hint=f"copy them one by one: {digests_by_name[name]} and {digest}")
         self._create()
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Hash what is there under the blob's name; if it is not the blob, it will be written over."""
-        is_there = self._layout.has_blob(descriptor)
-        if is_there:
+        """Return whether a complete blob exists. Its file is hashed; a corrupt file will be replaced."""
+        exists = self._layout.has_blob(descriptor)
+        if exists:
             self._stored[descriptor.digest] = descriptor.size
-        return is_there
+        return exists
 
     has_manifest = has_blob
 
     def write(self, blob: Blob) -> None:
-        """Write the blob under a temporary name, and rename it once all of it has been verified.
+        """Write the blob under a temporary name, and rename the file after all of it was verified.
 
-        What an earlier run has left of it is gone on with.
+        A partial file of an earlier run is resumed.
         """
         if not self._created:
             self._create()
@@ -178,11 +180,11 @@ class LayoutDestination:
         self._stored[blob.descriptor.digest] = blob.descriptor.size
 
     def write_rest(self, blob: Blob) -> None:
-        """Write the rest of a blob behind what an earlier run has left of it; all of it is hashed."""
+        """Append the tail of a blob to the partial file of an earlier run. The complete blob is hashed."""
         self.write(blob)
 
     def can_retry(self) -> bool:
-        """Say that nothing is left of a blob that failed."""
+        """Return True: a blob that failed leaves no file."""
         return True
 
     def expect(self, graph: Graph) -> None:
@@ -190,7 +192,7 @@ class LayoutDestination:
         self.begin(graph)
 
     def write_new(self, blob: NewBlob) -> Descriptor:
-        """Write the blob under a temporary name, and rename it once its digest is known."""
+        """Write the blob under a temporary name, and rename the file once its digest is known."""
         if not self._created:
             self._create()
         descriptor = self._layout.write_new_blob(blob)
@@ -198,18 +200,18 @@ class LayoutDestination:
         return descriptor
 
     def read_back(self, descriptor: Descriptor) -> bytes:
-        """Read small content back."""
+        """Return the bytes of a small blob that was written."""
         return self._layout.read_blob(descriptor)
 
     def read_blob(self, descriptor: Descriptor) -> Iterator[Chunk]:
-        """Read a blob that was put."""
+        """Yield the chunks of a blob that was written."""
         return self._layout.blob_chunks(descriptor.digest, descriptor.size)
 
     def commit(self, graph: Graph) -> None:
-        """Write the manifests, children first, then `index.json` with the new names in place of their old meaning.
+        """Write the manifests, children first, then `index.json`. A new entry replaces the old entry of the same name.
 
         Raises:
-            LocalDiskError: a blob has been removed since it was seen or written, by whoever tidied up.
+            LocalDiskError: another process has removed a blob since it was found or written.
         """
         for manifest in graph.manifests:
             digest = manifest.descriptor.digest
@@ -218,18 +220,18 @@ class LayoutDestination:
         new = build_entries(graph)
 
         def change(entries: list[Descriptor]) -> list[Descriptor]:
-            # `gc` has the same lock, so what is there now is there when the index names it.
+            # `gc` takes the same lock, so blobs that exist now also exist when the index lists them.
             self._check_still_stored()
             self._report_replaced(entries, new)
             return merge_entries(entries, new)
 
         self._layout.change_index_and_annotations(
-            change, lambda notes: self._build_omitted_annotation(notes, graph.omitted_from_output)
+            change, lambda annotations: self._build_omitted_annotation(annotations, graph.omitted_from_output)
         )
         self._layout.remove_stale(limits.MAX_PARTIAL_AGE)
 
     def close(self) -> None:
-        """Nothing is left to drop: what a blob that was not finished has left is to be gone on with."""
+        """Release the lock. Partial files stay, so that a later run can resume."""
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
@@ -251,13 +253,15 @@ class LayoutDestination:
     def _build_omitted_annotation(
         self, annotations: Mapping[str, str], omitted: Mapping[str, OmissionReason]
     ) -> Mapping[str, str]:
-        """Say of the blobs that were left out, now or before, which are not there for another reason."""
-        before = parse_omitted(annotations.get(OMITTED_ANNOTATION, ""))
-        lacking = {
-            digest: reason for digest, reason in {**before, **omitted}.items() if self._layout.blob_size(digest) is None
+        """Return the annotations with the reasons for blobs that were omitted, now or before, and do not exist."""
+        previous = parse_omitted(annotations.get(OMITTED_ANNOTATION, ""))
+        missing = {
+            digest: reason
+            for digest, reason in {**previous, **omitted}.items()
+            if self._layout.blob_size(digest) is None
         }
-        others = {key: value for key, value in annotations.items() if key != OMITTED_ANNOTATION}
-        return {**others, OMITTED_ANNOTATION: format_omitted(lacking)} if lacking else others
+        other_annotations = {key: value for key, value in annotations.items() if key != OMITTED_ANNOTATION}
+        return {**other_annotations, OMITTED_ANNOTATION: format_omitted(missing)} if missing else other_annotations
 
     def _create(self) -> None:
         self._layout.create()
@@ -268,12 +272,15 @@ class LayoutDestination:
 
 
 def merge_entries(entries: Sequence[Descriptor], added: Sequence[Descriptor]) -> list[Descriptor]:
-    """Add to the entries of an index; a name that is there gets its new meaning, the others stay."""
+    """Add entries to an index. A new entry replaces the old one of the same name; other entries stay.
+
+    That includes referrers with a tag of cosign's: their name has their repository, so the old one came from there too.
+    """
     new = {_entry_key(entry): entry for entry in added}
     return [*(entry for entry in entries if _entry_key(entry) not in new), *new.values()]
 
 
 def _entry_key(entry: Descriptor) -> tuple[str | None, str]:
-    """Say what an entry is the only one of: a name, or, without one, a digest."""
+    """Return the unique key of an entry: its name, or its digest if it has no name."""
     name = entry_name_of(entry)
     return (name, "") if name is not None else (None, entry.digest)

@@ -22,15 +22,15 @@ DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
 
-#: What a blob is called of which only the digest is known.
+#: The media type of a blob whose digest alone is known.
 UNKNOWN_MEDIA_TYPE: Final = "application/octet-stream"
-#: The size of what is asked for by a digest alone.
+#: The size of a descriptor that was made from a digest alone.
 UNKNOWN_SIZE: Final = -1
 
 INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFEST_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 CONFIG_TYPES: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
-#: What `Accept` asks a registry for, the richest first.
+#: The `Accept` header for registries, OCI types first.
 ACCEPTED_TYPES: Final = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
 #: Layers that a registry need not hold and that are never fetched from their `urls` (CVE-2020-15157).
 _FOREIGN_TYPES: Final = frozenset(
@@ -55,14 +55,14 @@ class Platform:
     os_version: str = ""
 
     def __str__(self) -> str:
-        """Give `os/architecture[/variant]`, with `(os_version)` behind the system where there is one."""
+        """Return `os/architecture[/variant]`, with `(os_version)` after the system if there is one."""
         system = f"{self.os}({self.os_version})" if self.os_version else self.os
         return "/".join(part for part in (system, self.architecture, self.variant) if part)
 
     def matches(self, other: Platform) -> bool:
-        """Say whether `other` is what a user means who asks for this platform.
+        """Return whether a user who asks for this platform accepts `other`.
 
-        A variant or version that is not asked for matches any; `arm64` and `arm64/v8`, `arm` and `arm/v7`,
+        A variant or version that this platform does not name matches any. `arm64` and `arm64/v8`, `arm` and `arm/v7`,
         `amd64` and `amd64/v1` are the same (image-spec, image-index.md, "Platform Variants").
         """
         return (
@@ -72,7 +72,7 @@ class Platform:
         )
 
     def has_same_variant(self, other: Platform) -> bool:
-        """Say whether `other` is the plain form of this platform, to be taken before its other variants."""
+        """Return whether `other` has the same variant. Such a platform is preferred to other variants that match."""
         return _variant(self) == _variant(other)
 
 
@@ -91,7 +91,7 @@ def parse_platform(text: str) -> Platform:
     """Parse `OS/ARCHITECTURE[/VARIANT]`, such as `linux/arm64` or `windows(10.0.17763)/amd64`.
 
     Raises:
-        InvalidNameError: it is not one.
+        InvalidNameError: the text is not a platform.
     """
     if not (match := _PLATFORM.match(text)):
         msg = f"malformed platform {printable(text)!r}"
@@ -107,7 +107,7 @@ _NO_ANNOTATIONS: Final[Mapping[str, str]] = {}
 class Descriptor:
     """A promise: bytes of this media type, digest and size exist somewhere (image-spec, descriptor.md).
 
-    `size` is in bytes. `digest` is `sha256:` or `sha512:` and lower-case hex: it was checked before this was made.
+    `size` is in bytes. `digest` is `sha256:` or `sha512:` and lower-case hex. The caller has checked the digest.
     """
 
     media_type: str
@@ -116,27 +116,27 @@ class Descriptor:
     platform: Platform | None = None
     annotations: Mapping[str, str] = field(default_factory=lambda: _NO_ANNOTATIONS)
     artifact_type: str | None = None
-    #: What else stands in the object of an `index.json`, which is written again: others' fields are to stay. As JSON,
-    #: since thousands of dicts would be held.
+    #: The other fields of an entry of `index.json`, as JSON. That file is the one document that is written again, and
+    #: other tools' fields must survive. JSON, because thousands of dicts would take too much memory.
     extra_json: bytes | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_index(self) -> bool:
-        """Whether this promises a list of further manifests."""
+        """Whether the media type is that of an index or of a Docker manifest list."""
         return self.media_type in INDEX_TYPES
 
     @property
     def is_manifest(self) -> bool:
-        """Whether this promises an image manifest, with a config and layers."""
+        """Whether the media type is that of an image manifest, with a config and layers."""
         return self.media_type in MANIFEST_TYPES
 
     @property
     def is_foreign(self) -> bool:
-        """Whether this promises a layer that is distributed elsewhere, and so never moved by us."""
+        """Whether this is a layer that is distributed elsewhere. Such layers are never copied."""
         return self.media_type in _FOREIGN_TYPES
 
     def to_json(self) -> dict[str, Any]:
-        """Give the descriptor as it stands in an `index.json`."""
+        """Return the descriptor as an entry of `index.json`."""
         document: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
         document |= json.loads(self.extra_json) if self.extra_json else {}
         if self.artifact_type:
@@ -160,12 +160,12 @@ def _platform_json(platform: Platform) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest or index as it travels: its descriptor and its exact bytes."""
+    """A manifest or index: its descriptor and its exact bytes."""
 
     descriptor: Descriptor
     raw: bytes = field(repr=False)
 
 
 def is_media_type(text: str) -> bool:
-    """Say whether this has the form of a media type (RFC 6838, section 4.2)."""
+    """Return whether the text has the form of a media type (RFC 6838, section 4.2)."""
     return _MEDIA_TYPE.match(text) is not None

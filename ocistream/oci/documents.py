@@ -33,7 +33,7 @@ __all__ = [
     "parse_outline",
 ]
 
-#: Documents that hold content in ways this version does not carry; refused rather than half carried.
+#: Documents whose content this version cannot copy completely. They are refused.
 _UNSUPPORTED_TYPES: Final = {
     "application/vnd.docker.distribution.manifest.v1+json": "a Docker schema 1 manifest",
     "application/vnd.docker.distribution.manifest.v1+prettyjws": "a Docker schema 1 manifest",
@@ -41,16 +41,16 @@ _UNSUPPORTED_TYPES: Final = {
     "application/vnd.cncf.oras.artifact.manifest.v1+json": "an ORAS artifact manifest",
 }
 _REPUSH_HINT: Final = "push the image again with a current tool, which makes another manifest for it"
-#: The greatest number that every other tool can hold.
+#: The largest size that every other tool can represent.
 _MAX_SIZE: Final = 2**63 - 1
 _NO_ANNOTATIONS: Final[Mapping[str, str]] = {}
 _NO_CONTENT: Final[Mapping[str, bytes]] = {}
-#: Words of which one object serves for all that are equal.
+#: Strings that occur often, so that equal strings share one object.
 _interned_strings: Final[dict[str, str]] = {}
 
-# What the objects are called that Go's tools read as structures (image-spec's specs-go/v1, distribution's manifest
-# packages): no key of theirs may be one of these but for its case. Those of maps, such as annotations, are data.
-#: Of a manifest or index, and all that is looked at of one.
+# The field names that Go's tools read (image-spec's specs-go/v1, distribution's manifest packages). A key that differs
+# from a field name only in case is refused. The keys of maps, such as annotations, are data.
+#: Fields of a manifest or index. No other fields are read.
 MANIFEST_FIELDS: Final = frozenset(
     {
         "schemaVersion",
@@ -68,7 +68,7 @@ _DESCRIPTOR_FIELDS: Final = frozenset(
     {"mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType"}
 )
 _PLATFORM_FIELDS: Final = frozenset({"architecture", "os", "os.version", "os.features", "variant", "features"})
-#: Of an image's config. What is under `config` is for those that run it.
+#: Fields of an image's config. The object under `config` is for runtimes.
 _CONFIG_FIELDS: Final = frozenset(
     {
         "created",
@@ -88,11 +88,11 @@ _ROOTFS_FIELDS: Final = frozenset({"type", "diff_ids"})
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a manifest or index says, as far as moving it needs to know.
+    """The parts of a manifest or index that a copy needs.
 
     An image manifest has `config` and `layers`. An index has `manifests` and no config; its `layers` are the children
-    that are neither a manifest nor an index (BuildKit's cache lists layers in an index). `subject` is what a referrer
-    refers to. Nothing else is kept, since thousands of manifests are in memory at once.
+    that are neither a manifest nor an index (BuildKit's cache lists layers in an index). `subject` is the manifest that
+    a referrer refers to. Nothing else is kept, since thousands of manifests are in memory at once.
     """
 
     media_type: str
@@ -102,12 +102,12 @@ class Document:
     subject: Descriptor | None
     artifact_type: str | None
     annotations: Mapping[str, str]
-    #: Content that stands in the `data` of a config's or layer's descriptor, by digest; it is not verified here.
+    #: Content from the `data` of the config's and layers' descriptors, by digest. It is not verified here.
     embedded: Mapping[str, bytes] = field(default_factory=lambda: _NO_CONTENT, repr=False)
 
 
 def parse_descriptor(fields: object, where: str) -> Descriptor:
-    """Check one descriptor of a document; `where` names the place in errors.
+    """Check one descriptor of a document. `where` names the place in errors.
 
     Raises:
         ArchiveError: a field is missing, of a wrong type, or out of range.
@@ -135,7 +135,7 @@ def parse_descriptor(fields: object, where: str) -> Descriptor:
         msg = f"{where} has no legal size"
         raise ArchiveError(msg)
     return Descriptor(
-        # There are few of them, and tens of thousands of descriptors.
+        # There are few media types, and tens of thousands of descriptors.
         intern_string(media_type),
         digest,
         size,
@@ -146,9 +146,9 @@ def parse_descriptor(fields: object, where: str) -> Descriptor:
 
 
 def intern_string(word: str) -> str:
-    """Give one object for equal words: there are few of them, and tens of thousands of descriptors.
+    """Return the shared object for equal strings: few words occur in tens of thousands of descriptors.
 
-    Not by `sys.intern`, of which Python 3.12 keeps everything for ever: whose words they are could fill the memory.
+    `sys.intern` is not used: Python 3.12 keeps its strings forever, and untrusted strings could fill the memory.
     """
     if (
         word in _interned_strings
@@ -176,9 +176,9 @@ def _parse_platform_fields(fields: object, where: str) -> Platform | None:
     if not fields.keys() <= _PLATFORM_FIELDS:
         check_keys(fields, _PLATFORM_FIELDS, f"platform of {where}")
     keys = ("os", "architecture", "variant", "os.version")
-    # There are few of these words, and thousands of platforms.
+    # These words are few, and platforms are thousands.
     platform = Platform(*(intern_string(_optional_text(fields, key, where) or "") for key in keys))
-    # Tools that know no platform write an empty one.
+    # Tools that do not know the platform write an empty one.
     return platform if platform.os and platform.architecture else None
 
 
@@ -192,17 +192,17 @@ def _parse_annotations(fields: object, where: str) -> Mapping[str, str]:
 
 
 def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
-    """Understand a manifest or index whose bytes were already verified against `descriptor`.
+    """Parse a manifest or index whose bytes were already verified against `descriptor`.
 
     Raises:
-        ArchiveError: it is malformed, or it is not what it was referenced as (CVE-2021-41190).
-        UnsupportedError: it is of a kind that is known and not carried.
+        ArchiveError: the document is malformed, or is not what the descriptor says (CVE-2021-41190).
+        UnsupportedError: the document is of a known kind that cannot be copied.
     """
     what = f"manifest {descriptor.digest}"
     if kind := _UNSUPPORTED_TYPES.get(descriptor.media_type):
         msg = f"{what} is {kind}, which is not supported"
         raise UnsupportedError(msg, hint=_REPUSH_HINT)
-    manifests, layers = DescriptorListParser("manifests", what), DescriptorListParser("layers", what, bare=True)
+    manifests, layers = DescriptorListParser("manifests", what), DescriptorListParser("layers", what, minimal=True)
     fields = parse_json(
         raw, what, keys=MANIFEST_FIELDS, convert={"manifests": manifests, "layers": layers, "blobs": discard_item}
     )
@@ -210,51 +210,51 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
         msg = f"{what} is a Docker schema 1 manifest, which is not supported"
         raise UnsupportedError(msg, hint=_REPUSH_HINT)
     check_document_type(fields, what, (descriptor.media_type,))
-    # Something else that an index lists is a leaf, whose bytes are carried as they are.
-    known = descriptor.is_index or descriptor.is_manifest
-    if not known and fields.keys() & {"config", "layers", "blobs", "manifests"}:
+    # Other children of an index are leaves, and are copied byte for byte.
+    is_document = descriptor.is_index or descriptor.is_manifest
+    if not is_document and fields.keys() & {"config", "layers", "blobs", "manifests"}:
         msg = f"{what} is of the type {descriptor.media_type}, which is not supported"
         raise UnsupportedError(msg)
     config = parse_descriptor(fields.get("config"), f"config of {what}") if descriptor.is_manifest else None
-    listed = layers.descriptors(fields) if descriptor.is_manifest else ()
+    layer_list = layers.descriptors(fields) if descriptor.is_manifest else ()
     children = manifests.descriptors(fields) if descriptor.is_index else ()
     blobs = tuple(_strip_descriptor(child) for child in children if not _is_document(child))
     subject = fields.get("subject")
     return Document(
         descriptor.media_type,
         _strip_descriptor(config) if config else None,
-        listed or blobs,
+        layer_list or blobs,
         tuple(child for child in children if _is_document(child)) if blobs else children,
         None if subject is None else parse_descriptor(subject, f"subject of {what}"),
         _optional_text(fields, "artifactType", what),
-        # A list of referrers shows them; of anything else, they would be held for nothing.
+        # Only lists of referrers need annotations. Keeping others would waste memory.
         _own_annotations(fields) if subject is not None else _NO_ANNOTATIONS,
         {**layers.embedded, **_decode_data(config, fields["config"])} if config else _NO_CONTENT,
     )
 
 
 def _decode_data(descriptor: Descriptor, item: object) -> dict[str, bytes]:
-    """Decode the content that stands in a descriptor's `data` (image-spec, descriptor.md), if it is small."""
+    """Decode the content in a descriptor's `data` (image-spec, descriptor.md), if it is small."""
     data = item.get("data") if isinstance(item, dict) else None
     if not isinstance(data, str) or descriptor.size > limits.MAX_EMBEDDED or len(data) > 2 * limits.MAX_EMBEDDED:
         return {}
     try:
         return {descriptor.digest: base64.b64decode(data, validate=True)}
     except ValueError:
-        # Registries accept it, and nothing depends on it where the blob exists.
+        # Registries accept malformed `data`, and it is not needed if the blob exists.
         return {}
 
 
 def _is_document(child: Descriptor) -> bool:
-    """Say whether a child of an index is a manifest or an index; anything else is a blob, copied byte for byte."""
+    """Return whether a child of an index is a manifest or an index. Other children are blobs, copied byte for byte."""
     return child.is_manifest or child.is_index or child.media_type in _UNSUPPORTED_TYPES
 
 
 def check_document_type(fields: Mapping[str, Any], what: str, media_types: Collection[str]) -> None:
-    """Refuse a document that may be taken for another kind than it was referenced as, by one of `media_types`.
+    """Refuse a document that other tools could take for another kind than one of `media_types`.
 
     Raises:
-        ArchiveError: it says so itself, or it has what images have and what indexes have (CVE-2021-41190).
+        ArchiveError: its own mediaType differs, or it has fields of images and of indexes (CVE-2021-41190).
     """
     own_type = _optional_text(fields, "mediaType", what)
     if own_type is not None and own_type not in media_types:
@@ -266,35 +266,38 @@ def check_document_type(fields: Mapping[str, Any], what: str, media_types: Colle
 
 
 def _strip_descriptor(descriptor: Descriptor) -> Descriptor:
-    """Drop what nobody asks of a config or layer, and of which there may be megabytes."""
+    """Drop annotations and other fields of a config or layer: they may be megabytes, and are not used."""
     return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
 
 
 class DescriptorListParser:
-    """Makes descriptors of the elements of a document's list while it is parsed.
+    """Converts the elements of a document's list to descriptors while the document is parsed.
 
-    What is wrong with one is said by `found`: whether the list counts at all is known only when the whole document is.
+    `descriptors` raises the first error: only the complete document shows whether the list is used at all.
     """
 
-    def __init__(self, key: str, what: str, *, bare: bool = False, written: bool = False) -> None:
-        """Name the list and its document. `bare` keeps no annotations, `written` keeps what `to_json` needs."""
+    def __init__(self, key: str, what: str, *, minimal: bool = False, keep_extra: bool = False) -> None:
+        """Name the list and its document for errors.
+
+        `minimal` keeps only media type, digest and size. `keep_extra` keeps the fields that `to_json` writes again.
+        """
         self._key = key
         self._what = what
-        self._is_minimal = bare
-        self._keeps_extra = written
+        self._is_minimal = minimal
+        self._keeps_extra = keep_extra
         self._error: OcistreamError | None = None
-        #: Content that stands in the descriptors, by digest; of layers alone.
+        #: Content from the descriptors' `data`, by digest. Only for `minimal` lists, which are layers.
         self.embedded: dict[str, bytes] = {}
 
-    def __call__(self, place: int, item: object) -> Descriptor | None:
-        """Make a descriptor of one element, or None where something was wrong."""
+    def __call__(self, index: int, item: object) -> Descriptor | None:
+        """Return the descriptor of one element, or None after an error."""
         if self._error is not None:
             return None
         try:
-            if place >= limits.MAX_LIST_ENTRIES:
+            if index >= limits.MAX_LIST_ENTRIES:
                 msg = f"{self._what} has more than {limits.MAX_LIST_ENTRIES} {self._key}"
                 raise ArchiveError(msg)
-            descriptor = parse_descriptor(item, f"{self._key}[{place}] of {self._what}")
+            descriptor = parse_descriptor(item, f"{self._key}[{index}] of {self._what}")
         except OcistreamError as error:
             self._error = error
             return None
@@ -305,38 +308,38 @@ class DescriptorListParser:
         return replace(descriptor, extra_json=_extra_json(descriptor, item)) if self._keeps_extra else descriptor
 
     def descriptors(self, fields: Mapping[str, Any]) -> tuple[Descriptor, ...]:
-        """Give the descriptors that `parse_json` has put into `fields`.
+        """Return the descriptors that `parse_json` stored in `fields`.
 
         Raises:
-            ArchiveError: there is no such list, it is too long, or one of them is malformed.
+            ArchiveError: the list is missing or too long, or a descriptor is malformed.
             UnsupportedError: the algorithm of a digest is not registered.
         """
         if self._error is not None:
             raise self._error
-        listed = fields.get(self._key)
+        items = fields.get(self._key)
         # Go writes an empty list as null.
-        if listed is None and self._key in fields:
+        if items is None and self._key in fields:
             return ()
-        if not isinstance(listed, list):
+        if not isinstance(items, list):
             msg = f"{self._what} has no list of {self._key}"
             raise ArchiveError(msg)
-        return tuple(listed)
+        return tuple(items)
 
 
 def _extra_json(descriptor: Descriptor, item: object) -> bytes | None:
-    """Give what stands in an object and not in the descriptor that was made of it."""
-    known = descriptor.to_json()
+    """Return the fields of an object that are not in its descriptor, as JSON."""
+    written = descriptor.to_json()
     fields = item if isinstance(item, dict) else {}
     others = {
         key: value
         for key, value in fields.items()
-        if key != "annotations" and (key not in known or value != known[key])
+        if key != "annotations" and (key not in written or value != written[key])
     }
     return canonical_json(others) if others else None
 
 
 def _own_annotations(fields: Mapping[str, Any]) -> Mapping[str, str]:
-    """Give a document's own annotations, which nothing that moves it depends on: malformed ones are none."""
+    """Return a document's own annotations. A copy does not depend on them, so malformed ones are ignored."""
     annotations = fields.get("annotations")
     if isinstance(annotations, dict) and all(isinstance(value, str) for value in annotations.values()):
         return annotations
@@ -344,54 +347,54 @@ def _own_annotations(fields: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def parse_config_platform(raw: bytes, what: str) -> Platform | None:
-    """Read the platform out of an image configuration, or None where it names none.
+    """Return the platform in an image's config, or None if it names none.
 
     Raises:
-        ArchiveError: the configuration is malformed.
+        ArchiveError: the config is malformed.
     """
     keys = {"os", "architecture", "variant", "os.version"}
-    fields = parse_json(raw, what, limits.MAX_CONFIG, keys=keys, known=_CONFIG_FIELDS)
+    fields = parse_json(raw, what, limits.MAX_CONFIG, keys=keys, known_keys=_CONFIG_FIELDS)
     return _parse_platform_fields(fields, what)
 
 
 def parse_diff_ids(raw: bytes, what: str) -> tuple[str, ...]:
-    """Read the digests of an image's plain layers, bottom first, out of its configuration (image-spec, config.md).
+    """Return the digests of an image's plain layers from its config, bottom layer first (image-spec, config.md).
 
     Raises:
-        ArchiveError: there are none, or they are malformed.
+        ArchiveError: the list is missing or malformed.
     """
     rootfs = _parse_rootfs(raw, what)
-    listed = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     # Go writes an empty list as null.
-    if isinstance(rootfs, dict) and listed is None:
-        listed = []
-    if not isinstance(listed, list) or not all(isinstance(item, str) and is_digest(item) for item in listed):
+    if isinstance(rootfs, dict) and diff_ids is None:
+        diff_ids = []
+    if not isinstance(diff_ids, list) or not all(isinstance(item, str) and is_digest(item) for item in diff_ids):
         msg = f"{what} has no list of diff_ids"
         raise ArchiveError(msg)
-    return tuple(listed)
+    return tuple(diff_ids)
 
 
 def check_config(raw: bytes, what: str) -> None:
-    """Check that an image's configuration is a JSON object that all read alike, whatever it says or lacks.
+    """Check that an image's config is a JSON object that all tools read alike.
 
     Raises:
-        ArchiveError: it is not, or it is too large.
+        ArchiveError: the config is malformed, ambiguous, or too large.
     """
     _parse_rootfs(raw, what)
 
 
 def _parse_rootfs(raw: bytes, what: str) -> object:
-    rootfs = parse_json(raw, what, limits.MAX_CONFIG, keys={"rootfs"}, known=_CONFIG_FIELDS).get("rootfs")
+    rootfs = parse_json(raw, what, limits.MAX_CONFIG, keys={"rootfs"}, known_keys=_CONFIG_FIELDS).get("rootfs")
     if isinstance(rootfs, dict):
         check_keys(rootfs, _ROOTFS_FIELDS, f"rootfs of {what}")
     return rootfs
 
 
 def guess_media_type(raw: bytes, what: str) -> str:
-    """Guess the media type of a manifest that came without one, from its shape.
+    """Return the media type of a manifest that came without one: its own mediaType, or a guess by its fields.
 
     Raises:
-        ArchiveError: it is no manifest.
+        ArchiveError: the document is not a manifest.
     """
     fields = parse_outline(raw, what)
     own_type = _optional_text(fields, "mediaType", what)
@@ -408,11 +411,11 @@ def guess_media_type(raw: bytes, what: str) -> str:
 
 
 def parse_outline(raw: bytes, what: str) -> dict[str, Any]:
-    """Parse a manifest of any kind for what it says of itself; its lists are there, with nothing in them.
+    """Parse the top-level fields of a manifest of any kind. The elements of its lists are replaced by None.
 
     Raises:
-        ArchiveError: it is no JSON object.
+        ArchiveError: the document is not a JSON object.
     """
     keys = {"schemaVersion", "mediaType", "config", "layers", "manifests"}
     convert = {"layers": discard_item, "manifests": discard_item}
-    return parse_json(raw, what, keys=keys, known=MANIFEST_FIELDS, convert=convert)
+    return parse_json(raw, what, keys=keys, known_keys=MANIFEST_FIELDS, convert=convert)

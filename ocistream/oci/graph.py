@@ -1,4 +1,4 @@
-"""The image graph: root images, their manifests, blobs and referrers. `transfer/walk.py` builds graphs."""
+"""The image graph: root images, their manifests, blobs and referrers. `transfer.graph_builder` builds graphs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["Graph", "IncompleteIndex", "Root", "children_of", "is_image"]
 class Root:
     """One image that the user asked for: its name (None where it has none) and what the name stands for.
 
-    `origin` says where it was found, for people: `docker.io/library/nginx`, or nothing. A `stray` entry of an
-    `index.json` has no image's name and is not known to be an image, such as a referrer whose subject is not there.
-    `taken` says which platforms of an index the descriptor stands for, if it does not stand for the whole index.
-    Of an image that only a docker-archive's `manifest.json` lists, there is no manifest: it was `made` here. The
-    `image_id` is the digest of the config, where that is known before the manifests are.
+    `origin` tells people where the image was found: `docker.io/library/nginx`, or nothing. `is_stray` marks an entry of
+    `index.json` without an image's name that is not known to be an image, such as a referrer without its subject.
+    `chosen_platforms` says which platforms of an index the descriptor stands for, unless it stands for the whole index.
+    `is_synthesized` says that the manifest was built here, because only `manifest.json` of a docker-archive lists the
+    image. `image_id` is the digest of the config, if known before the manifests are.
     """
 
     name: str | None
@@ -43,9 +43,9 @@ class Root:
 class IncompleteIndex:
     """An index of which the source has only some platforms.
 
-    `name` is the image's, or None; `digest` is the index's. `platforms` are those that are there, as text; `missing`
-    are those that are not, and attestations of those that are. `instead` is the digest of what is taken in place of the
-    index: one of its manifests, or a smaller index.
+    `name` is the name of the image, or None. `digest` is the digest of the index. `platforms` are the existing
+    platforms as text; `missing` are the others, and missing attestations of existing ones. `instead` is the digest of
+    the manifest or smaller index that replaces the index.
     """
 
     name: str | None
@@ -59,17 +59,20 @@ class IncompleteIndex:
 class Graph:
     """Everything small about what is moved: one image or many.
 
-    `manifests` has children before their parents; `blobs` are unique, configs first, in the order of the stream.
-    `absent` are manifests that the source lacks, `foreign` layers that are never moved. `bare` says that `docker save`
-    wrote the source: its plain layers are to be compressed. `made` are the digests of manifests that the source has
-    not, and that were made of what its `manifest.json` lists. `attached` is what hangs on the images, by the digest of
-    what it hangs on: no root, since nobody asked for it by name, but its manifests and blobs are among the others,
-    behind those of what it hangs on. `left_behind` hangs on them too, and does not go along. `oci.omitted_blobs` are
-    blobs, by digest, that the source says it was made without, and why; `leaving` are those that are left out on
-    purpose of what is written.
-    `embedded` are blobs, by digest, whose bytes stand in their descriptors' `data` (image-spec, descriptor.md).
-    `platforms_chosen` says that the user asked for platforms, `leaves_referrers` that no referrers are wanted.
-    `incomplete` are indexes of which the source has only some platforms, so that those were taken
+    `manifests` has children before their parents. `blobs` are unique, configs first, in the order of the stream.
+    `absent` are manifests that the source lacks, and `foreign` are layers that are never copied. `has_plain_layers`
+    says that `docker save` wrote the source, so plain layers must be compressed. `synthesized` are the digests of
+    manifests that the source lacks, built from its `manifest.json`.
+
+    `referrers` are the referrers that are copied, by the digest of their subject. They are not roots, because nobody
+    asked for them by name. Their manifests and blobs follow those of their subject. `skipped_referrers` are not copied.
+
+    `omitted_from_source` are blobs, by digest, that the source says it omits, and why. `omitted_from_output` are blobs
+    that the written archive or layout omits on purpose. `embedded` are blobs, by digest, whose bytes are in their
+    descriptors' `data` (image-spec, descriptor.md).
+
+    `is_platform_filtered` says that the user asked for platforms, and `is_skipping_referrers` that no referrers are
+    copied. `incomplete_indexes` are indexes of which the source has only some platforms
     (transfer/incomplete_indexes.py).
     """
 
@@ -92,46 +95,49 @@ class Graph:
 
     @property
     def all_referrers(self) -> Iterator[Referrer]:
-        """All that hangs on images, or on what does, in order."""
+        """All referrers, including referrers of referrers, in order."""
         return itertools.chain.from_iterable(self.referrers.values())
 
     @property
     def size(self) -> int:
-        """All blobs together, in bytes."""
+        """The total size of all blobs in bytes."""
         return sum(blob.size for blob in self.blobs)
 
     def reachable(self, root: Root, *, alone: bool = False) -> set[str]:
-        """Give the digests of all that one root needs, its own included; unless `alone`, also what hangs on that."""
-        found: set[str] = set()
-        todo = [root.descriptor.digest]
-        while todo:
-            digest = todo.pop()
-            if digest not in found:
-                found.add(digest)
+        """Return the digests of everything that a root needs, and its own. Unless `alone`, referrers are included."""
+        digests: set[str] = set()
+        pending = [root.descriptor.digest]
+        while pending:
+            digest = pending.pop()
+            if digest not in digests:
+                digests.add(digest)
                 if document := self.documents.get(digest):
-                    todo.extend(child.digest for child in children_of(document))
-                hanging = () if alone else self.referrers.get(digest, ())
-                todo.extend(attached.descriptor.digest for attached in hanging)
-        return found
+                    pending.extend(child.digest for child in children_of(document))
+                referrers = () if alone else self.referrers.get(digest, ())
+                pending.extend(referrer.descriptor.digest for referrer in referrers)
+        return digests
 
-    def without_referrers(self, goes: Callable[[Referrer], bool], why: str) -> Graph:
-        """Give the graph less some of what hangs on images, and less what hangs on that, which is left behind."""
+    def without_referrers(self, must_skip: Callable[[Referrer], bool], why: str) -> Graph:
+        """Return the graph without the referrers that `must_skip` selects, and without referrers of these.
+
+        `why` is the reason in `skipped_referrers`.
+        """
         kept = {
-            subject: stays
-            for subject, those in self.referrers.items()
-            if (stays := tuple(attached for attached in those if not goes(attached)))
+            subject: remaining
+            for subject, referrers in self.referrers.items()
+            if (remaining := tuple(referrer for referrer in referrers if not must_skip(referrer)))
         }
         return replace(self, referrers=kept).prune(self.all_referrers, why)
 
     def prune(self, before: Iterable[Referrer], why: str) -> Graph:
-        """Give the graph less what its roots do not need any more.
+        """Return the graph without the documents and blobs that its roots do not need any more.
 
-        What was attached `before` and has gone is left behind, for the reason `why`.
+        Referrers in `before` that are no longer in the graph are added to `skipped_referrers` with the reason `why`.
         """
         needed = set[str]().union(*map(self.reachable, self.roots))
-        kept = {subject: those for subject, those in self.referrers.items() if subject in needed}
-        staying = {attached.key for attached in itertools.chain.from_iterable(kept.values())}
-        left = [SkippedReferrer.from_referrer(attached, why) for attached in before if attached.key not in staying]
+        kept = {subject: referrers for subject, referrers in self.referrers.items() if subject in needed}
+        kept_keys = {referrer.key for referrer in itertools.chain.from_iterable(kept.values())}
+        skipped = [SkippedReferrer.from_referrer(referrer, why) for referrer in before if referrer.key not in kept_keys]
         manifests = tuple(manifest for manifest in self.manifests if manifest.descriptor.digest in needed)
         return replace(
             self,
@@ -141,16 +147,16 @@ class Graph:
             foreign=tuple(layer for layer in self.foreign if layer.digest in needed),
             documents={m.descriptor.digest: self.documents[m.descriptor.digest] for m in manifests},
             referrers=kept,
-            skipped_referrers=(*self.skipped_referrers, *left),
+            skipped_referrers=(*self.skipped_referrers, *skipped),
         )
 
     def image_id(self, root: Root) -> str | None:
-        """Return what Docker calls the ID of an image: the digest of its config."""
+        """Return the image ID as Docker shows it: the digest of the config."""
         document = self.documents.get(root.descriptor.digest)
         return document.config.digest if document is not None and document.config is not None else None
 
     def images(self) -> Iterator[tuple[Manifest, Document]]:
-        """Give the image manifests (those with a config and layers) in order, with what they say."""
+        """Yield the image manifests (those with a config and layers) in order, with their parsed documents."""
         for manifest in self.manifests:
             document = self.documents[manifest.descriptor.digest]
             if document.config is not None:
@@ -158,11 +164,11 @@ class Graph:
 
 
 def children_of(document: Document) -> tuple[Descriptor, ...]:
-    """Give what a document needs to be whole; its subject is not among it (a referrer may come first)."""
+    """Return the children that a document needs to be complete. Its subject is not one: a referrer may come first."""
     config = (document.config,) if document.config else ()
     return (*document.manifests, *config, *document.layers)
 
 
 def is_image(document: Document) -> bool:
-    """Say whether this is a runnable image, and not some other artifact."""
+    """Return whether this is the manifest of a runnable image, not of another artifact."""
     return document.config is not None and document.config.media_type in CONFIG_TYPES

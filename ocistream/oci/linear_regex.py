@@ -1,6 +1,7 @@
 """Match regular expressions in linear time, so that an untrusted tag cannot stall the match.
 
-The syntax is that of Python's `re`, without back-references, atomic groups and possessive repeats.
+Python's parser is used; it is private to `re`, and tests check it for each Python version. Python's matcher can take
+exponential time, and re2 is compiled for one machine. Unsupported: back-references, atomic groups, possessive repeats.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compile_full_match"]
 
-#: What the parser gives has no types.
+#: The parser's nodes have no types.
 _Node: TypeAlias = Any
 _WORD: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 _CATEGORIES: Final[dict[object, Callable[[str], bool]]] = {
@@ -34,15 +35,15 @@ _CATEGORIES: Final[dict[object, Callable[[str], bool]]] = {
 
 
 def compile_full_match(pattern: str) -> Callable[[str], bool]:
-    """Give what says whether an expression (Python's, of ASCII) matches the whole of a text.
+    """Return a function that says whether an expression (Python's syntax, ASCII) matches a complete text.
 
     Raises:
-        UsageError: it is malformed, or refers to what it has matched before. What is given raises it where an
-            expression is so entangled that a text takes too long.
+        UsageError: the expression is malformed, or has a back-reference. The returned function raises UsageError if a
+            match needs too many steps.
     """
     try:
         with warnings.catch_warnings():
-            # What later versions of Python may read differently is no news to whoever runs this.
+            # A user cannot act on warnings about syntax that later Python versions read differently.
             warnings.simplefilter("ignore", FutureWarning)
             parsed = parser.parse(pattern, re.ASCII)
     except (ValueError, re.error, RecursionError, OverflowError) as error:
@@ -62,7 +63,7 @@ def compile_full_match(pattern: str) -> Callable[[str], bool]:
 
 
 def _check_supported(parsed: _Node, pattern: str) -> None:
-    """Refuse what would have to be followed along one way alone."""
+    """Refuse operations that depend on how an earlier part matched: the matcher follows all ways at once."""
     for op, argument in parsed:
         if op not in _STEPS:
             msg = f"regular expression {printable(pattern)!r}: it has {str(op).lower().replace('_', ' ')}"
@@ -82,7 +83,7 @@ def _nested_parts(op: object, argument: _Node) -> Sequence[_Node]:
 
 
 class _Matcher:
-    """One text, matched. Each step takes the positions at which it may begin, and gives those at which it may end."""
+    """Matches one text. Each step takes the set of positions where it may start, and returns those where it may end."""
 
     def __init__(self, pattern: str, text: str, flags: int) -> None:
         self._pattern = pattern
@@ -106,12 +107,14 @@ class _Matcher:
 
     def match_character(self, op: object, argument: _Node, starts: set[int]) -> set[int]:
         text = self._text
-        return {at + 1 for at in starts if at < len(text) and self._is_in(op, argument, text[at])}
+        return {
+            position + 1 for position in starts if position < len(text) and self._is_in(op, argument, text[position])
+        }
 
     def _is_in(self, op: object, argument: _Node, character: str) -> bool:
         forms = {character}
         if self._flags & re.IGNORECASE:
-            # Some have several letters in the other case, which are none of ASCII.
+            # Some characters have several letters in the other case. These are not ASCII.
             forms = {form for form in (character.lower(), character.upper()) if len(form) == 1} or forms
         if op is ops.ANY:
             return character != "\n" or bool(self._flags & re.DOTALL)
@@ -121,57 +124,62 @@ class _Matcher:
         return any(_is_item_match(item, form) for item in argument[negated:] for form in forms) is not negated
 
     def match_branch(self, _op: object, argument: _Node, starts: set[int]) -> set[int]:
-        return set().union(*(self.find_ends(way, starts) for way in argument[1]))
+        return set().union(*(self.find_ends(branch, starts) for branch in argument[1]))
 
     def match_group(self, _op: object, argument: _Node, starts: set[int]) -> set[int]:
         _, added, removed, parsed = argument
-        before = self._flags
-        self._flags = (before | added) & ~removed
+        outer_flags = self._flags
+        self._flags = (outer_flags | added) & ~removed
         try:
             return self.find_ends(parsed, starts)
         finally:
-            self._flags = before
+            self._flags = outer_flags
 
     def match_repeat(self, _op: object, argument: _Node, starts: set[int]) -> set[int]:
-        least, most, parsed = argument
-        # More often than there are characters, something is repeated that matches nothing: it comes to the same.
+        minimum, maximum, parsed = argument
+        # More repeats than characters repeat an empty match, which does not change the result.
         bound = len(self._text) + 1
-        for _ in range(min(int(least), bound)):
+        for _ in range(min(int(minimum), bound)):
             starts = self.find_ends(parsed, starts)
-        found, new = set(starts), starts
-        for _ in range(min(int(most) - int(least), bound)):
-            new = self.find_ends(parsed, new) - found
+        positions, new = set(starts), starts
+        for _ in range(min(int(maximum) - int(minimum), bound)):
+            new = self.find_ends(parsed, new) - positions
             if not new:
                 break
-            found |= new
-        return found
+            positions |= new
+        return positions
 
     def match_lookaround(self, op: object, argument: _Node, starts: set[int]) -> set[int]:
         direction, parsed = argument
 
-        def sees(at: int) -> bool:
+        def sees(position: int) -> bool:
             if direction > 0:
-                return bool(self.find_ends(parsed, {at}))
-            least, most = parsed.getwidth()
-            return any(at in self.find_ends(parsed, {at - width}) for width in range(least, min(most, at) + 1))
+                return bool(self.find_ends(parsed, {position}))
+            minimum, maximum = parsed.getwidth()
+            return any(
+                position in self.find_ends(parsed, {position - width})
+                for width in range(minimum, min(maximum, position) + 1)
+            )
 
-        return {at for at in starts if sees(at) is (op is ops.ASSERT)}
+        return {position for position in starts if sees(position) is (op is ops.ASSERT)}
 
-    def match_anchor(self, _op: object, where: object, starts: set[int]) -> set[int]:
+    def match_anchor(self, _op: object, anchor: object, starts: set[int]) -> set[int]:
         text = self._text
-        lines = bool(self._flags & re.MULTILINE)
+        is_multiline = bool(self._flags & re.MULTILINE)
 
-        def is_there(at: int) -> bool:
-            if where in {ops.AT_BEGINNING, ops.AT_BEGINNING_STRING}:
-                return at == 0 or (lines and where is ops.AT_BEGINNING and text[at - 1] == "\n")
-            if where is ops.AT_END_STRING:
-                return at == len(text)
-            if where is ops.AT_END:
-                return at == len(text) or (text[at] == "\n" and (lines or at == len(text) - 1))
-            edge = (at > 0 and text[at - 1] in _WORD) != (at < len(text) and text[at] in _WORD)
-            return edge is (where is ops.AT_BOUNDARY)
+        def is_there(position: int) -> bool:
+            if anchor in {ops.AT_BEGINNING, ops.AT_BEGINNING_STRING}:
+                return position == 0 or (is_multiline and anchor is ops.AT_BEGINNING and text[position - 1] == "\n")
+            if anchor is ops.AT_END_STRING:
+                return position == len(text)
+            if anchor is ops.AT_END:
+                return position == len(text) or (text[position] == "\n" and (is_multiline or position == len(text) - 1))
+            is_boundary = (position > 0 and text[position - 1] in _WORD) != (
+                position < len(text) and text[position] in _WORD
+            )
+            return is_boundary is (anchor is ops.AT_BOUNDARY)
 
-        return {at for at in starts if is_there(at)}
+        return {position for position in starts if is_there(position)}
 
 
 def _is_item_match(item: tuple[_Node, _Node], character: str) -> bool:

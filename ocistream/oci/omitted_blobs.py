@@ -1,4 +1,9 @@
-"""The annotation of `index.json` that lists omitted blobs, and the reason why each blob was omitted."""
+"""The annotation of `index.json` that lists omitted blobs, and the reason why each blob was omitted.
+
+An annotation, not a blob: skopeo and podman would take an artifact for another image, and ask for a tag. Plain lines,
+not JSON in JSON: tens of thousands of digests are read one by one. Manifests are never omitted, because they list the
+blobs.
+"""
 
 from __future__ import annotations
 
@@ -22,77 +27,80 @@ __all__ = [
     "parse_omitted",
 ]
 
-#: The annotation of an `index.json` that says it.
+#: The name of the annotation.
 OMITTED_ANNOTATION: Final = "vnd.ocistream.left-out"
 
-#: The other side has said that it has the blob; the name is a registry's repository, say.
+#: The remote side listed the blob. The name is, for example, a registry's repository.
 HAVE: Final = "have"
-#: It is part of an image that the other side is known to have.
+#: The blob is part of an image that the remote side is known to have.
 BASE: Final = "base"
-#: It was not among those that were asked for.
+#: The blob was not selected.
 NOT_SELECTED: Final = "only"
-#: It is in another volume of the same archive; the name is that one's.
+#: The blob is in another volume of the same archive. The name is the name of that volume.
 VOLUME: Final = "volume"
 
-#: Characters of a name that are shown, and written.
+#: Characters of a name that are printed and written.
 _MAX_NAME: Final = 512
-#: So many of the names in it are looked at.
+#: At most this many repositories of a name are parsed.
 _MAX_ORIGINS: Final = 8
 
 
 class OmissionReason(NamedTuple):
-    """Why a blob was left out: one of the kinds above (or of a later version's), and the name that goes with it."""
+    """Why a blob was omitted: one of the kinds above (or of a later version), and a name.
+
+    The name tells where the blob is, so that a push can mount it from there.
+    """
 
     kind: str
     name: str
 
     def __str__(self) -> str:
-        """Say it, of one blob or of many."""
+        """Return the reason as text, for one blob or many."""
         name = printable(self.name, _MAX_NAME)
-        said = {
+        texts = {
             HAVE: f"had by {name}",
             BASE: f"in {name}",
             NOT_SELECTED: "not asked for",
             VOLUME: f"in the volume {name}",
         }
-        return said.get(self.kind, f"{printable(self.kind)} {name}".rstrip())
+        return texts.get(self.kind, f"{printable(self.kind)} {name}".rstrip())
 
     @property
     def repositories(self) -> tuple[str, ...]:
-        """The repositories, without their registry, in which the blob may be: what it could be mounted from."""
+        """The repositories, without registry, that may have the blob: candidates to mount it from."""
         if self.kind not in {HAVE, BASE}:
             return ()
-        found: list[str] = []
-        # A list may be of several.
+        repositories: list[str] = []
+        # A list may name several repositories.
         for name in self.name.split()[:_MAX_ORIGINS]:
             try:
                 reference = parse_reference(name, default_tag=False)
             except OcistreamError:
                 continue
             if reference.registry != "docker.io":
-                found.append(reference.repository)
+                repositories.append(reference.repository)
             else:
-                found += [reference.repository.removeprefix("library/"), reference.repository]
-        return tuple(dict.fromkeys(found))
+                repositories += [reference.repository.removeprefix("library/"), reference.repository]
+        return tuple(dict.fromkeys(repositories))
 
 
-def format_omitted(left_out: Mapping[str, OmissionReason]) -> str:
-    """Write the annotation's text; the same blobs give the same text."""
+def format_omitted(omitted: Mapping[str, OmissionReason]) -> str:
+    """Return the text of the annotation. The same blobs give the same text."""
     lines: list[str] = []
-    for reason, digests in sorted(group_by_reason(left_out).items()):
-        # A name out of a list or an archive cannot make two lines of it.
+    for reason, digests in sorted(group_by_reason(omitted).items()):
+        # A name from a list or an archive must not contain a line break.
         name = printable(reason.name, _MAX_NAME)
         lines += [f"# {reason.kind} {name}".rstrip(), *sorted(digests)]
     return "\n".join(lines)
 
 
 def parse_omitted(text: str, wanted: Collection[str] | None = None) -> dict[str, OmissionReason]:
-    """Read the annotation's text, and give what it says of the wanted digests, or of all; the first reason counts.
+    """Return the reasons of the wanted digests, or of all. If a digest occurs twice, the first reason counts.
 
     Raises:
-        ArchiveError: it is malformed.
+        ArchiveError: the annotation is malformed.
     """
-    found: dict[str, OmissionReason] = {}
+    omitted: dict[str, OmissionReason] = {}
     reason = OmissionReason("", "")
     for line in _iterate_lines(text):
         if line.startswith("#"):
@@ -104,20 +112,20 @@ def parse_omitted(text: str, wanted: Collection[str] | None = None) -> dict[str,
             )
             raise ArchiveError(msg)
         elif wanted is None or line in wanted:
-            found.setdefault(line, reason)
-    return found
+            omitted.setdefault(line, reason)
+    return omitted
 
 
-def group_by_reason(left_out: Mapping[str, OmissionReason]) -> dict[OmissionReason, list[str]]:
-    """Give the digests of each reason."""
+def group_by_reason(omitted: Mapping[str, OmissionReason]) -> dict[OmissionReason, list[str]]:
+    """Return the digests of each reason."""
     groups: dict[OmissionReason, list[str]] = {}
-    for digest, reason in left_out.items():
+    for digest, reason in omitted.items():
         groups.setdefault(reason, []).append(digest)
     return groups
 
 
 def _iterate_lines(text: str) -> Iterator[str]:
-    """Go through the lines that are not blank, one at a time: there may be tens of thousands."""
+    """Yield the lines that are not blank, one at a time: there may be tens of thousands."""
     start = 0
     while start <= len(text):
         end = text.find("\n", start)

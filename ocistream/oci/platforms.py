@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-#: So many platforms that were not taken are named.
+#: At most this many platforms that were not selected are printed.
 _MAX_OTHERS: Final = 10
 
 
@@ -39,8 +39,8 @@ _MAX_OTHERS: Final = 10
 class PlatformChoice:
     """Which platforms of an index are wanted: all of them where `platforms` is empty.
 
-    `explicit` is False for the default that a user did not ask for: an image that has no choice to offer is then
-    taken as it is.
+    `explicit` is False for the default that the user did not ask for. An image without a platform to choose from is
+    then copied as it is.
     """
 
     platforms: tuple[Platform, ...] = ()
@@ -52,10 +52,11 @@ ALL_PLATFORMS = PlatformChoice()
 
 @dataclass(frozen=True, slots=True)
 class ChosenPlatforms:
-    """Which `platforms` were taken of those that an `index` (its digest) offers; `explicit` if the user named them.
+    """Which `platforms` were selected of the `available` ones of an `index` (its digest).
 
-    `unclear` has the wanted platforms that several images are for, or only another variant: what was wanted, what was
-    taken for it, and what else is offered for it. `leaves` are the manifests of the offered platforms.
+    `explicit` says that the user named the platforms. `ambiguous` has the wanted platforms that several manifests
+    match, or only another variant matches: what was wanted, what was selected, and the other matches. `manifests` are
+    the manifests of the available platforms.
     """
 
     index: str
@@ -66,73 +67,73 @@ class ChosenPlatforms:
     manifests: tuple[Descriptor, ...] = ()
 
     def describe_ambiguities(self) -> list[str]:
-        """Return a line for people for each unclear platform."""
+        """Return a line of text for each ambiguous platform."""
         lines = []
-        for wanted, got, others in self.ambiguous:
+        for wanted, selected, others in self.ambiguous:
             shown = ", ".join(map(printable, others[:_MAX_OTHERS]))
             more = f" and {len(others) - _MAX_OTHERS} more" if len(others) > _MAX_OTHERS else ""
-            lines.append(f"{wanted} matches {printable(got)}" + (f"; not copied: {shown}{more}" if shown else ""))
+            lines.append(f"{wanted} matches {printable(selected)}" + (f"; not copied: {shown}{more}" if shown else ""))
         return lines
 
 
-#: What buildx puts beside each image: a manifest of no platform, that points to the image it vouches for.
+#: buildx adds an attestation manifest for each image. This annotation has the digest of that image.
 _ATTESTED_DIGEST = "vnd.docker.reference.digest"
 
 
 def attestation_subject(leaf: Descriptor) -> str | None:
-    """Give the digest of the image that a manifest in an index is the attestation of; None for any other manifest."""
+    """Return the digest of the image that an attestation describes, or None if the manifest is not an attestation."""
     return leaf.annotations.get(_ATTESTED_DIGEST)
 
 
 def choose_manifests(leaves: Sequence[Descriptor], choice: PlatformChoice, name: str) -> list[Descriptor] | None:
-    """Pick the manifests that a choice of platforms means; None where there is nothing to choose from.
+    """Return the manifests of the chosen platforms, or None if there is nothing to choose from.
 
-    With several platforms, attestations go along with the images that they vouch for.
+    With several platforms, the attestations of these images are included.
 
     Raises:
-        NotFoundError: a platform is not there; the message lists those that are.
+        NotFoundError: a platform does not exist. The message lists the available platforms.
     """
-    offered = _available(leaves)
-    if not offered and not choice.explicit:
+    available = _available(leaves)
+    if not available and not choice.explicit:
         return None
-    picked: dict[str, Descriptor] = {}
+    selected: dict[str, Descriptor] = {}
     for wanted in choice.platforms:
-        matches = [(leaf, platform) for leaf, platform in offered if wanted.matches(platform)]
+        matches = [(leaf, platform) for leaf, platform in available if wanted.matches(platform)]
         if not matches:
-            there = ", ".join(dict.fromkeys(printable(str(platform)) for _, platform in offered))
+            platform_names = ", ".join(dict.fromkeys(printable(str(platform)) for _, platform in available))
             msg = f"{name} has no platform {wanted}" + ("" if choice.explicit else ", which is this machine's")
-            hint = f"its platforms are: {there or 'none that is named'}; choose one with --platform, or all"
+            hint = f"its platforms are: {platform_names or 'none that is named'}; choose one with --platform, or all"
             raise NotFoundError(msg, hint=hint)
         best, _ = _best_match(wanted, matches)
-        picked[best.digest] = best
-    if len(picked) > 1:
-        picked.update({leaf.digest: leaf for leaf in leaves if attestation_subject(leaf) in picked})
-    if len(picked) > 1 and len(picked) == len({leaf.digest for leaf in leaves}):
+        selected[best.digest] = best
+    if len(selected) > 1:
+        selected.update({leaf.digest: leaf for leaf in leaves if attestation_subject(leaf) in selected})
+    if len(selected) > 1 and len(selected) == len({leaf.digest for leaf in leaves}):
         return None
-    # A digest may be listed for several platforms: it is what it was picked as.
-    return [picked[digest] for digest in dict.fromkeys(leaf.digest for leaf in leaves) if digest in picked]
+    # A digest may be listed for several platforms. The descriptor of the selected one counts.
+    return [selected[digest] for digest in dict.fromkeys(leaf.digest for leaf in leaves) if digest in selected]
 
 
 def describe_choice(index: Descriptor, leaves: Sequence[Descriptor], choice: PlatformChoice) -> ChosenPlatforms:
-    """Describe what `choose` picks, of all the platforms that an index offers."""
-    offered = _available(leaves)
-    taken: list[str] = []
-    unclear = []
+    """Describe the result of `choose_manifests`: the selected and the available platforms of an index."""
+    available = _available(leaves)
+    selected: list[str] = []
+    ambiguous = []
     for wanted in choice.platforms:
-        matches = [(leaf, platform) for leaf, platform in offered if wanted.matches(platform)]
+        matches = [(leaf, platform) for leaf, platform in available if wanted.matches(platform)]
         best, platform = _best_match(wanted, matches)
-        taken.append(str(platform))
+        selected.append(str(platform))
         plain = {leaf.digest for leaf, platform in matches if wanted.has_same_variant(platform)}
         if best.digest not in plain or len(plain) > 1:
             others = tuple(dict.fromkeys(str(other) for leaf, other in matches if leaf.digest != best.digest))
-            unclear.append((str(wanted), str(platform), others))
+            ambiguous.append((str(wanted), str(platform), others))
     return ChosenPlatforms(
         index.digest,
-        tuple(dict.fromkeys(taken)),
-        tuple(dict.fromkeys(str(platform) for _, platform in offered)),
+        tuple(dict.fromkeys(selected)),
+        tuple(dict.fromkeys(str(platform) for _, platform in available)),
         choice.explicit,
-        tuple(unclear),
-        tuple(leaf for leaf, _ in offered),
+        tuple(ambiguous),
+        tuple(leaf for leaf, _ in available),
     )
 
 
@@ -145,10 +146,10 @@ def _best_match(wanted: Platform, matches: Sequence[tuple[Descriptor, Platform]]
 
 
 def build_smaller_index(documents: Sequence[Manifest], chosen: Sequence[Descriptor]) -> bytes:
-    """Write an index that lists only the chosen manifests, each in its own words.
+    """Return an index that lists only the chosen manifests, with their entries unchanged.
 
-    `documents` are the index and those within it. An index that names what is left out could not be pushed: registries
-    refuse it.
+    `documents` are the index and the indexes below it. Registries refuse an index that lists missing manifests.
+    `--platform all` copies the index itself.
     """
     wanted = {child.digest for child in chosen}
     entries: dict[str, bytes] = {}
@@ -157,7 +158,7 @@ def build_smaller_index(documents: Sequence[Manifest], chosen: Sequence[Descript
         if entry["digest"] in wanted and entry["digest"] not in entries:
             entries[entry["digest"]] = canonical_json(entry)
 
-    # They are parsed again: to hold their words, of all indexes, would cost more than the time that this takes.
+    # The documents are parsed again: keeping the entries of all indexes would cost more than this time.
     fields, *_ = [
         parse_json(document.raw, f"manifest {document.descriptor.digest}", convert={"manifests": keep})
         for document in documents
@@ -166,20 +167,20 @@ def build_smaller_index(documents: Sequence[Manifest], chosen: Sequence[Descript
 
 
 def check_config_platform(choice: PlatformChoice, name: str, config: bytes) -> None:
-    """Hold an image that is no index against a choice, by its configuration.
+    """Check the config of a single image (not an index) against the chosen platforms.
 
     Raises:
-        NotFoundError: it is for another platform.
+        NotFoundError: the image is for another platform.
     """
     if (platform := parse_config_platform(config, f"the config of {name}")) is not None:
         check_platform_matches(choice, name, platform)
 
 
 def check_platform_matches(choice: PlatformChoice, name: str, platform: Platform) -> None:
-    """Hold the platform of an image that is no index against a choice.
+    """Check the platform of a single image (not an index) against the chosen platforms.
 
     Raises:
-        NotFoundError: it is another one.
+        NotFoundError: it is another platform.
     """
     if not any(wanted.matches(platform) for wanted in choice.platforms):
         wanted_text = ", ".join(str(wanted) for wanted in choice.platforms)

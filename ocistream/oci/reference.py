@@ -25,10 +25,10 @@ __all__ = [
 
 DEFAULT_REGISTRY: Final = "docker.io"
 DEFAULT_TAG: Final = "latest"
-#: Docker's own spellings of Docker Hub, all of them the same registry.
+#: Docker's names for Docker Hub. All are the same registry.
 _HUB_ALIASES: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
 
-#: Hex characters behind each registered algorithm (image-spec, descriptor.md, "Registered algorithms").
+#: Number of hex characters for each registered algorithm (image-spec, descriptor.md, "Registered algorithms").
 DIGEST_HEX_LENGTHS: Final = {"sha256": 64, "sha512": 128}
 
 _DIGEST = re.compile(r"(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\Z")
@@ -42,48 +42,49 @@ _HOST = re.compile(
     r"(?:(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*"
     r"|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?\Z"
 )
-#: Longest repository name that Docker and the distribution-spec's advice (host included) accept.
+#: The longest repository name, with its host, that Docker accepts and the distribution-spec recommends.
 _MAX_NAME: Final = 255
 _MAX_PORT: Final = 65535
 _REPOSITORY_HINT: Final = "a repository's name has lower-case letters and digits, parted by one of . _ / or by dashes"
 _TAG_HINT: Final = "a tag has at most 128 characters: letters, digits, dots, dashes and underscores"
 _HOST_HINT: Final = "write HOST[:PORT] with letters, digits, dots and dashes, and a port of at most 65535; IPv6 in [ ]"
-#: Scripts of which a letter may stand for another one's and not be noticed (UTS #39).
+#: Scripts with letters that look like letters of another one (UTS #39).
 _CONFUSABLE_SCRIPTS: Final = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "COPTIC", "CHEROKEE"})
 
 
 def is_digest(text: object) -> bool:
-    """Say whether `text` is a sha256 or sha512 digest in lower-case hex, which is all that is accepted."""
+    """Return whether `text` is a sha256 or sha512 digest in lower-case hex. No other digest is accepted."""
     return isinstance(text, str) and _DIGEST.match(text) is not None
 
 
 def is_repository(text: str) -> bool:
-    """Say whether `text` is a repository's path (distribution-spec), of at most 255 characters."""
+    """Return whether `text` is a repository's path (distribution-spec) of at most 255 characters."""
     return len(text) <= _MAX_NAME and _REPOSITORY.match(text) is not None
 
 
 def is_tag(text: str) -> bool:
-    """Say whether `text` is a tag (distribution-spec), of at most 128 characters."""
+    """Return whether `text` is a tag (distribution-spec) of at most 128 characters."""
     return _TAG.match(text) is not None
 
 
 def is_digest_tag(text: str) -> bool:
-    """Say whether a tag only says what hangs on a manifest: its referrers (distribution-spec, "Referrers Tag Schema").
+    """Return whether a tag names referrers of a manifest, not an image.
 
-    Or, with `.sig`, `.att` and `.sbom`, what cosign keeps in that way.
+    That is a list of referrers (distribution-spec, "Referrers Tag Schema"), or, with `.sig`, `.att` or `.sbom`, a
+    manifest by cosign.
     """
     return _DIGEST_TAG.match(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """A digest in its two parts: `algorithm` ("sha256" or "sha512") and lower-case `hex`."""
+    """A digest in two parts: `algorithm` ("sha256" or "sha512") and lower-case `hex`."""
 
     algorithm: str
     hex: str
 
     def __str__(self) -> str:
-        """Give the digest as it is written: `sha256:<hex>`."""
+        """Return the digest as text: `sha256:<hex>`."""
         return f"{self.algorithm}:{self.hex}"
 
 
@@ -91,8 +92,8 @@ def parse_digest(text: str) -> Digest:
     """Split a digest such as `sha256:<64 hex>`.
 
     Raises:
-        UnsupportedError: a legal digest of an algorithm that is not registered.
-        InvalidNameError: anything else that is not a digest.
+        UnsupportedError: the digest is well-formed, but its algorithm is not supported.
+        InvalidNameError: the text is not a digest.
     """
     if _DIGEST.match(text):
         algorithm, _, hexadecimal = text.partition(":")
@@ -106,7 +107,10 @@ def parse_digest(text: str) -> Digest:
 
 
 def printable(text: str, limit: int = 200) -> str:
-    """Shorten `text` and strip control characters from it, so that a stranger's words cannot drive a terminal."""
+    """Return `text`, shortened and with `?` in place of control characters.
+
+    Untrusted text must not control a terminal.
+    """
     if len(text) <= limit and text.isprintable():
         return text
     clean = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
@@ -117,7 +121,7 @@ def printable(text: str, limit: int = 200) -> str:
 class Reference:
     """An image's full name in a registry.
 
-    `registry` is a host in ASCII with an optional port ("docker.io", "localhost:5000", "[::1]:5000"), `repository` a
+    `registry` is a host in ASCII with an optional port ("docker.io", "localhost:5000", "[::1]:5000"). `repository` is a
     path ("library/nginx"). A reference without a tag and without a digest means the tag "latest".
     """
 
@@ -127,7 +131,7 @@ class Reference:
     digest: str | None = None
 
     def __str__(self) -> str:
-        """Give the full name: `docker.io/library/nginx:1@sha256:...`."""
+        """Return the full name: `docker.io/library/nginx:1@sha256:...`."""
         return self.name + (f"@{self.digest}" if self.digest else "")
 
     @property
@@ -137,73 +141,75 @@ class Reference:
 
     @property
     def familiar(self) -> str:
-        """The name as `docker images` shows it, Docker Hub's defaults left out: `nginx:1`."""
+        """The name as `docker images` shows it, without Docker Hub's defaults: `nginx:1`."""
         short = self.name.removeprefix(f"{DEFAULT_REGISTRY}/").removeprefix("library/")
-        # `docker.io/a.example/b` and `docker.io/library/a/b` would be other images without what is in front.
+        # Without their prefix, `docker.io/a.example/b` and `docker.io/library/a/b` would name other images.
         return short if _split(short)[:2] == (self.registry, self.repository) else self.name
 
     @property
     def target(self) -> str:
-        """What is asked of the registry: the digest where there is one, else the tag."""
+        """The digest to request from the registry, or the tag if there is no digest."""
         return self.digest or self.tag or DEFAULT_TAG
 
 
 def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
     """Parse `[docker://]HOST[:PORT]/REPO[:TAG][@DIGEST]`, or one of Docker Hub's short names as Docker expands them.
 
-    `default_tag` fills in "latest" where neither a tag nor a digest is given.
+    Without a tag and a digest, `default_tag` sets the tag "latest".
 
     Raises:
-        InvalidNameError: the text is not a reference; the message says which part is wrong.
+        InvalidNameError: the text is not a reference. The message says which part is wrong.
     """
     rest = text.removeprefix("docker://")
-    shown = printable(text)
+    printed_text = printable(text)
     if "://" in rest:
-        msg = f"malformed image name {shown!r}: a URL is not a name"
+        msg = f"malformed image name {printed_text!r}: a URL is not a name"
         raise InvalidNameError(msg, hint="write HOST[:PORT]/REPOSITORY[:TAG][@DIGEST], without http:// or https://")
-    rest, at, digest = rest.partition("@")
-    if at:
+    rest, separator, digest = rest.partition("@")
+    if separator:
         parse_digest(digest)
-    written, repository, tag = _split(rest)
-    registry = _parse_host(written, f"malformed image name {shown!r}: {printable(written)!r} is not a registry's host")
+    host, repository, tag = _split(rest)
+    registry = _parse_host(host, f"malformed image name {printed_text!r}: {printable(host)!r} is not a registry's host")
     if not _REPOSITORY.match(repository) or len(registry) + len(repository) + 1 > _MAX_NAME:
         hint = "repository names are lower case" if repository.lower() != repository else _REPOSITORY_HINT
-        msg = f"malformed image name {shown!r}: {printable(repository)!r} is not a repository"
+        msg = f"malformed image name {printed_text!r}: {printable(repository)!r} is not a repository"
         raise InvalidNameError(msg, hint=hint)
     if tag is not None and not _TAG.match(tag):
-        msg = f"malformed image name {shown!r}: {printable(tag)!r} is not a tag"
+        msg = f"malformed image name {printed_text!r}: {printable(tag)!r} is not a tag"
         raise InvalidNameError(msg, hint=_TAG_HINT)
     if tag is None and not digest and default_tag:
         tag = DEFAULT_TAG
     return Reference(registry, repository, tag, digest or None)
 
 
-def _parse_host(text: str, wrong: str) -> str:
-    """Check `HOST[:PORT]` and give it in ASCII, a name in other letters as the DNS has it (IDNA 2008).
+def _parse_host(text: str, error_message: str) -> str:
+    """Check `HOST[:PORT]` and return it in ASCII. An internationalised name is converted by IDNA 2008.
 
-    Raises:
-        InvalidNameError: it is none, or one that may be taken for another; it says `wrong`.
+    `error_message` is the message of the InvalidNameError for an invalid or ambiguous host. Zones of addresses and a
+    trailing dot are refused: certificates and credentials do not have them.
     """
-    host = text if text.isascii() else _to_ascii(text, wrong)
+    host = text if text.isascii() else _to_ascii(text, error_message)
     name, port = host, "0"
     if not host.endswith("]") and ":" in host:
         name, _, port = host.rpartition(":")
     if "%" in name and name.startswith("["):
         raise InvalidNameError(
-            wrong, hint="an address with a zone (%) means something on one machine only: leave it out"
+            error_message, hint="an address with a zone (%) means something on one machine only: leave it out"
         )
     if name.endswith(".") and name.strip("."):
-        raise InvalidNameError(wrong, hint="leave out its last dot: certificates and credentials are without it")
+        raise InvalidNameError(
+            error_message, hint="leave out its last dot: certificates and credentials are without it"
+        )
     if not _HOST.match(host) or int(port) > _MAX_PORT or (name.startswith("[") and not _is_ipv6(name[1:-1])):
-        raise InvalidNameError(wrong, hint=_HOST_HINT)
+        raise InvalidNameError(error_message, hint=_HOST_HINT)
     return host
 
 
-def _to_ascii(text: str, wrong: str) -> str:
-    """Give an internationalised name as the DNS has it.
+def _to_ascii(text: str, error_message: str) -> str:
+    """Return an internationalised name in ASCII.
 
-    No more is made alike than case and composition: of the other mappings of UTS #46 some turn one character into
-    several, or into a dot or a slash, and what was looked at is then not what is asked.
+    Only case and composition are normalised. Other mappings of UTS #46 turn some characters into several, or into a dot
+    or a slash. Then the name that the user sees is not the host that is asked.
     """
     import unicodedata
 
@@ -215,15 +221,15 @@ def _to_ascii(text: str, wrong: str) -> str:
     labels = unicodedata.normalize("NFC", name.lower()).split(".")
     if any(_mixes_scripts(label) for label in labels):
         hint = "a part of it mixes letters of several scripts that look alike"
-        raise InvalidNameError(wrong, hint=hint)
+        raise InvalidNameError(error_message, hint=hint)
     try:
         return idna.encode(".".join(labels), std3_rules=True).decode() + colon + port
     except (idna.IDNAError, UnicodeError) as error:
-        raise InvalidNameError(wrong) from error
+        raise InvalidNameError(error_message) from error
 
 
 def _mixes_scripts(label: str) -> bool:
-    """Say whether a label has letters of two of those scripts whose letters look alike."""
+    """Return whether a label has letters of two scripts that look alike."""
     import unicodedata
 
     scripts = {unicodedata.name(letter, "").partition(" ")[0] for letter in label if letter.isalpha()}
@@ -241,7 +247,10 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _split(name: str) -> tuple[str, str, str | None]:
-    """Split `[HOST/]REPO[:TAG]` as Docker does: a first part with a dot, a port, or the word localhost is a host."""
+    """Split `[HOST/]REPO[:TAG]` as Docker does.
+
+    The first part is a host if it has a dot or a port, or is "localhost".
+    """
     first, slash, rest = name.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost"):
         registry, path = first, rest
@@ -256,10 +265,10 @@ def _split(name: str) -> tuple[str, str, str | None]:
 
 
 def parse_registry(text: str) -> str:
-    """Check a registry's `HOST[:PORT]` as `login` and `--to` take it, and give it in its usual spelling.
+    """Check a registry's `HOST[:PORT]` as `login` and `--to` take it, and return it in its usual spelling.
 
     Raises:
-        InvalidNameError: it is not a host.
+        InvalidNameError: the text is not a host.
     """
     host = text.removeprefix("https://").removeprefix("http://").rstrip("/")
     host = host.removesuffix("/v1").removesuffix("/v2")

@@ -47,13 +47,13 @@ __all__ = [
     "tagged_subject",
 ]
 
-#: What is done with what hangs on an image: it goes along, or is left behind, or, where all there is is only looked at,
-#: it is an image like any other.
+#: What happens to referrers: "along" copies them, "left" skips them, and "listed" treats them as images (to inspect or
+#: verify everything).
 ReferrerMode: TypeAlias = Literal["along", "left", "listed"]
 
-#: What cosign puts behind a digest to make a tag of it, and what stands there.
+#: The suffixes of cosign's tags, and the kinds of the manifests with these tags.
 _COSIGN: Final = {".sig": "signature", ".att": "attestation", ".sbom": "SBOM"}
-#: A part of an artifact's type -> what people call it. The first that fits counts.
+#: A part of an artifact's type, and the kind that people know it by. The first match counts.
 _KIND_BY_TYPE_PART: Final = (
     ("in-toto", "attestation"),
     (".att.", "attestation"),
@@ -66,7 +66,8 @@ _KIND_BY_TYPE_PART: Final = (
     (".sig.", "signature"),
     ("sigstore.bundle", "signature"),
 )
-#: Why something is left behind, as it is said after `left behind:`.
+#: Reasons why a referrer is skipped, as users see them. A registry's list may have entries that are gone or have
+#: another subject: clients never clean the lists that they keep.
 PLATFORM_FILTERED: Final = "of the index only some platforms were taken (--platform all takes all of it)"
 NOT_EXPORTED: Final = "the source has only some platforms of the index that they belong to"
 EXCLUDED: Final = "--no-referrers"
@@ -81,7 +82,7 @@ LISTING_DENIED: Final = "the registry does not tell"
 LIST_TRUNCATED: Final = "the registry's list is longer than is read"
 SUBJECT_MISSING: Final = "subject not in the source"
 UNREADABLE: Final = "manifest missing or malformed"
-#: So much of an algorithm's name and of a digest stands in the tag under which referrers are listed.
+#: Lengths of the algorithm and the digest in the tag of a referrers list (distribution-spec, "Referrers Tag Schema").
 _TAGGED_ALGORITHM: Final = 32
 _TAGGED_HEX: Final = 64
 _COSIGN_TAG = re.compile(r"(sha256)-([0-9a-f]{64})(\.(?:sig|att|sbom))\Z")
@@ -89,9 +90,10 @@ _COSIGN_TAG = re.compile(r"(sha256)-([0-9a-f]{64})(\.(?:sig|att|sbom))\Z")
 
 @dataclass(frozen=True, slots=True)
 class Referrer:
-    """A manifest that hangs on another one, whose digest is `subject`: by naming it, or by a `tag` of cosign's.
+    """A manifest that refers to another one, by its subject or by a `tag` of cosign's.
 
-    `descriptor` is as lists of referrers have it, with the artifact's type and annotations.
+    `subject` is the digest of the other manifest. `descriptor` is as in a referrers list, with artifact type and
+    annotations.
     """
 
     descriptor: Descriptor
@@ -100,21 +102,21 @@ class Referrer:
 
     @property
     def key(self) -> tuple[str, str | None, str]:
-        """What it is the only one of."""
+        """A unique key of the reference."""
         return self.subject, self.tag, self.descriptor.digest
 
     @property
     def sort_key(self) -> tuple[str, str]:
-        """By what all that hangs on one subject is sorted, in whatever order a registry lists it."""
+        """The sort key for the referrers of one subject, so that the order does not depend on the registry."""
         return self.tag or "", self.descriptor.digest
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedReferrer:
-    """What hangs on an image and does not go along, and why; of `kind` None nobody knows what there is.
+    """A referrer that is not copied, and why.
 
-    `count` is how many it stands for, where there are too many to name each. Without a `subject` it is not known what
-    the entry refers to.
+    `kind` is None if the referrers are unknown. `count` is their number if there are too many to name each. `subject`
+    is None if it is not known what an entry refers to.
     """
 
     subject: str | None
@@ -125,43 +127,43 @@ class SkippedReferrer:
     count: int | None = None
 
     @classmethod
-    def from_referrer(cls, attached: Referrer, why: str) -> SkippedReferrer:
-        """Leave something behind."""
-        descriptor = attached.descriptor
+    def from_referrer(cls, referrer: Referrer, why: str) -> SkippedReferrer:
+        """Return the record of a skipped referrer."""
+        descriptor = referrer.descriptor
         return cls(
-            attached.subject,
+            referrer.subject,
             why,
-            classify_referrer(descriptor.artifact_type, attached.tag),
+            classify_referrer(descriptor.artifact_type, referrer.tag),
             descriptor.digest,
-            attached.tag,
+            referrer.tag,
         )
 
 
 def cosign_tags(digest: str) -> list[str]:
-    """Give the tags under which cosign keeps what it knows of a manifest; none where they would be too long."""
+    """Return the tags under which cosign stores referrers of a manifest, or none if the tags would be too long."""
     tags = [digest.replace(":", "-") + suffix for suffix in _COSIGN]
     return tags if all(map(is_tag, tags)) else []
 
 
 def cosign_subject(tag: str) -> str | None:
-    """Give the digest of what a tag of cosign's stands beside; None for any other tag."""
+    """Return the digest of the manifest that a tag of cosign's belongs to, or None for other tags."""
     match = _COSIGN_TAG.match(tag)
     return f"{match[1]}:{match[2]}" if match else None
 
 
 def fallback_tag(digest: str) -> str:
-    """Give the tag under which clients list what refers to a manifest, where a registry does not."""
+    """Return the tag of the referrers list that clients keep for registries without the referrers API."""
     algorithm, _, encoded = digest.partition(":")
     return f"{algorithm[:_TAGGED_ALGORITHM]}-{encoded[:_TAGGED_HEX]}"
 
 
 def is_fallback_tag(tag: str) -> bool:
-    """Say whether a tag looks like one under which referrers are listed."""
+    """Return whether a tag looks like the tag of a referrers list."""
     return is_digest_tag(tag) and cosign_subject(tag) is None
 
 
 def tagged_subject(tag: str) -> str | None:
-    """Return the digest that a tag of cosign's, or of a list of referrers, stands beside; None for any other tag."""
+    """Return the digest that a tag of cosign's or of a referrers list belongs to, or None for other tags."""
     if (subject := cosign_subject(tag)) is not None:
         return subject
     digest = tag.replace("-", ":", 1)
@@ -169,21 +171,22 @@ def tagged_subject(tag: str) -> str | None:
 
 
 def referrer_descriptor(descriptor: Descriptor, document: Document) -> Descriptor:
-    """Give a manifest's descriptor as lists of referrers have it (distribution-spec, "Listing Referrers").
+    """Return a manifest's descriptor as in a referrers list (distribution-spec, "Listing Referrers").
 
-    Made of the manifest itself, it is the same whichever registry it came from.
+    It is built from the manifest, because registries omit annotations from their lists. So the same image gives the
+    same archive whatever registry it came from.
     """
     kind = document.artifact_type or (document.config.media_type if document.config else None)
     return replace(strip_descriptor(descriptor), annotations=document.annotations, artifact_type=kind)
 
 
 def strip_descriptor(descriptor: Descriptor) -> Descriptor:
-    """Give a descriptor without what some list says of it."""
+    """Return a descriptor without platform, annotations and artifact type, which a list may say wrongly."""
     return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
 
 
 def classify_referrer(artifact_type: str | None, tag: str | None = None) -> str:
-    """Say what people call something of this type, or under this tag of cosign's."""
+    """Return the kind of a referrer by its artifact type, or by its tag of cosign's."""
     if tag is not None and cosign_subject(tag):
         return _COSIGN[tag[tag.rindex(".") :]]
     lowered = (artifact_type or "").lower()
@@ -191,7 +194,7 @@ def classify_referrer(artifact_type: str | None, tag: str | None = None) -> str:
 
 
 def format_kind_counts(kinds: Iterable[str]) -> str:
-    """Count for people: `2 signatures, 1 SBOM`."""
+    """Return the counts as text: `2 signatures, 1 SBOM`."""
     counts = Counter(kinds)
-    known = [*dict.fromkeys(_COSIGN.values()), "artifact"]
-    return ", ".join(f"{counts[kind]} {kind}{'s' if counts[kind] > 1 else ''}" for kind in known if counts[kind])
+    order = [*dict.fromkeys(_COSIGN.values()), "artifact"]
+    return ", ".join(f"{counts[kind]} {kind}{'s' if counts[kind] > 1 else ''}" for kind in order if counts[kind])

@@ -22,25 +22,28 @@ if TYPE_CHECKING:
 
 __all__ = ["ItemConverter", "canonical_json", "canonical_json_with_items", "check_keys", "discard_item", "parse_json"]
 
-#: Makes something smaller of one element of a list: it gets the element's place, from 0, and its value.
+#: Converts one element of a list to something smaller. It gets the index of the element and its value.
 ItemConverter: TypeAlias = "Callable[[int, Any], object]"
 
 
 def canonical_json(document: object) -> bytes:
-    """Write one of our own documents: the same input gives the same bytes."""
+    """Return a document that we write as JSON. The same input gives the same bytes."""
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def canonical_json_with_items(fields: Mapping[str, Any], key: str, items: Iterable[bytes]) -> bytes:
-    """Write `fields` with a list under `key`, whose items are canonical JSON already: thousands need not be dicts."""
+    """Return `fields` as JSON with a list under `key`.
+
+    The items are canonical JSON already, so that thousands of them need not be dicts.
+    """
     members = {name: canonical_json(value) for name, value in fields.items() if name != key}
     order = dict.fromkeys((*fields, key))
-    listed = b"[" + b",".join(items) + b"]"
-    return b"{" + b",".join(canonical_json(name) + b":" + members.get(name, listed) for name in order) + b"}"
+    joined = b"[" + b",".join(items) + b"]"
+    return b"{" + b",".join(canonical_json(name) + b":" + members.get(name, joined) for name in order) + b"}"
 
 
-def discard_item(place: int, value: object) -> None:
-    """Keep nothing of a list's element but that it was there."""
+def discard_item(index: int, value: object) -> None:
+    """Drop an element of a list. Only its existence is kept."""
 
 
 def parse_json(
@@ -49,20 +52,22 @@ def parse_json(
     limit: int = limits.MAX_MANIFEST,
     *,
     keys: AbstractSet[str] | None = None,
-    known: AbstractSet[str] | None = None,
+    known_keys: AbstractSet[str] | None = None,
     convert: Mapping[str, ItemConverter] | None = None,
-    whole: int = limits.MAX_JSON_UNSPLIT,
+    max_unsplit: int = limits.MAX_JSON_UNSPLIT,
 ) -> dict[str, Any]:
-    """Parse a JSON object from a stranger; `what` names it in errors, `limit` is its greatest size in bytes.
+    """Parse an untrusted JSON object. `what` names it in errors, `limit` is its maximum size in bytes.
 
-    Duplicate keys, NaN and Infinity, halves of surrogate pairs, any encoding but UTF-8, deep nesting and non-objects
-    are refused: two parsers that read one document differently are how a signature is made to cover something else.
+    Duplicate keys, NaN and Infinity, halves of surrogate pairs, encodings other than UTF-8, deep nesting and
+    non-objects are refused. A document that two parsers read differently could carry a signature for other content.
 
-    Of the outermost object, members other than `keys` are checked and then left out. `known` are all the fields that
-    such a document may have (`keys`, unless they are named): what others take for one of them is refused, see
-    `check_keys`; where neither is given its keys are data, as those of a map are. Where a list stands under a key
-    of `convert`, each of its elements is given to that function, and what it returns takes the element's place.
-    A document of more than `whole` bytes is parsed piece by piece, with the same outcome.
+    Members of the outermost object other than `keys` are checked and dropped. `known_keys` are all fields of such a
+    document (default: `keys`); keys that other tools take for one of them are refused, see `check_keys`. Without both,
+    all keys are data, like those of a map. If the value under a key of `convert` is a list, each element is replaced by
+    the result of that function.
+
+    A document of more than `max_unsplit` bytes is parsed in pieces, with the same result. Its Python objects would take
+    many times its size.
 
     Raises:
         ArchiveError: the document is malformed or too large.
@@ -74,13 +79,13 @@ def parse_json(
         msg = f"{what} has more than {limits.MAX_JSON_ITEMS} items"
         raise ArchiveError(msg)
     convert = convert or {}
-    known = keys if known is None else known
+    known_keys = keys if known_keys is None else known_keys
     try:
-        if len(raw) > whole:
-            return dict(_PiecewiseParser(raw, keys, known, convert).members())
+        if len(raw) > max_unsplit:
+            return dict(_PiecewiseParser(raw, keys, known_keys, convert).members())
         document = _parse(raw.decode(), 0)
         if isinstance(document, dict):
-            _check_keys(document.keys(), known)
+            _check_keys(document.keys(), known_keys)
     except (ValueError, RecursionError) as error:
         msg = f"{what} is not valid JSON: {printable(_reason(error))}"
         raise ArchiveError(msg) from error
@@ -91,7 +96,7 @@ def parse_json(
         msg = f"{what} is not a JSON object"
         raise ArchiveError(msg)
     return {
-        key: [convert[key](place, item) for place, item in enumerate(value)]
+        key: [convert[key](index, item) for index, item in enumerate(value)]
         if key in convert and isinstance(value, list)
         else value
         for key, value in document.items()
@@ -99,52 +104,53 @@ def parse_json(
     }
 
 
-def check_keys(fields: Mapping[str, object], known: AbstractSet[str], what: str) -> None:
-    """Refuse an object that others read as a structure with the fields `known`, where they see one that we do not.
+def check_keys(fields: Mapping[str, object], known_keys: AbstractSet[str], what: str) -> None:
+    """Refuse an object with a key that other tools read as one of `known_keys`, and this module does not.
 
-    Go's encoding/json takes `Layers`, or `layers` with a long s, for `layers`, and the last one counts: with both in
-    a manifest, skopeo and Docker have another image than who goes by the letter. Keys of maps (annotations, labels) are
-    data, to Go as well, and so is what is like none of `known`.
+    Go's encoding/json takes `Layers`, or `layers` with a long s, for `layers`, and the last one counts. With both keys
+    in a manifest, skopeo and Docker see another image than a case-sensitive parser. Keys of maps (annotations, labels)
+    are data, in Go too.
 
     Raises:
-        ArchiveError: it has such a key; `what` names the object.
+        ArchiveError: the object has such a key. `what` names the object.
     """
     try:
-        _check_keys(fields.keys(), known)
+        _check_keys(fields.keys(), known_keys)
     except _RefusedError as error:
         msg = f"{what} {error}"
         raise ArchiveError(msg) from error
 
 
-def _check_keys(keys: AbstractSet[str], known: AbstractSet[str] | None) -> None:
-    # In nearly all objects there are no others, and of tens of thousands of them that alone is asked.
-    if known is None or keys <= known:
+def _check_keys(keys: AbstractSet[str], known_keys: AbstractSet[str] | None) -> None:
+    # Nearly all objects have only known keys, so tens of thousands of objects need only this check.
+    if known_keys is None or keys <= known_keys:
         return
-    for key in keys - known:
-        if (name := _names_by_folded(frozenset(known)).get(_folded(key))) is not None:
+    for key in keys - known_keys:
+        if (name := _names_by_folded(frozenset(known_keys)).get(_folded(key))) is not None:
             msg = f"has the key {printable(key)!r}, which others read as {name!r}"
             raise _RefusedError(msg)
 
 
 def _folded(key: str) -> str:
-    """Give one form of all keys that Go takes for the same (encoding/json's foldName: Unicode's simple folding).
+    """Return the form in which Go compares keys (encoding/json's foldName: Unicode simple folding).
 
-    Names of fields are ASCII. What else folds to that are the long s and, as `lower` knows, the Kelvin sign.
+    Field names are ASCII. Of the other characters only the long s and the Kelvin sign fold to ASCII, and `lower`
+    converts the latter.
     """
     return key.replace("\u017f", "s").lower()
 
 
 @functools.lru_cache(maxsize=32)
-def _names_by_folded(known: frozenset[str]) -> Mapping[str, str]:
-    return {_folded(name): name for name in known}
+def _names_by_folded(known_keys: frozenset[str]) -> Mapping[str, str]:
+    return {_folded(name): name for name in known_keys}
 
 
 class _RefusedError(Exception):
-    """Says what is wrong with a document that may well be JSON; the text goes on after the document's name."""
+    """The reason why a document that may be valid JSON is refused. The text continues after the document's name."""
 
 
 def _reason(error: ValueError | RecursionError) -> str:
-    """Say in our words what was wrong: Python's are, in part, advice for programs in Python."""
+    """Return the error of a parser in our words: some of Python's texts are advice to Python programmers."""
     text = str(error)
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
@@ -161,17 +167,12 @@ def _count_items(raw: bytes, start: int, end: int) -> int:
 
 
 def _parse(text: str, depth: int) -> object:
-    """Parse a whole document, or a piece of one that lies within `depth` objects and arrays.
-
-    Raises:
-        ValueError, RecursionError: it is not JSON, or ambiguous.
-        _RefusedError: it is nested too deeply.
-    """
+    """Parse a complete document, or a piece of one at the nesting level `depth`."""
     if text.startswith("\ufeff"):
         raise ValueError(_BYTE_ORDER_MARK)
     value = _DECODER.decode(text)
     if "\\u" in text:
-        # Half of a surrogate pair cannot be written again, and other parsers read something else in its place.
+        # Half of a surrogate pair cannot be encoded again, and other parsers replace it.
         canonical_json(value)
     _check_depth(value, limits.MAX_JSON_DEPTH - depth)
     return value
@@ -202,15 +203,15 @@ def _parse_finite(digits: str) -> float:
     return number
 
 
-#: One decoder for all documents: `json.loads` with these hooks would make another one for every piece.
+#: One decoder for all documents: `json.loads` with these hooks would create one for each piece.
 _DECODER: Final = json.JSONDecoder(
     object_pairs_hook=_build_unique_object, parse_constant=_refuse_constant, parse_float=_parse_finite
 )
 
 
-def _check_depth(value: object, deepest: int) -> None:
+def _check_depth(value: object, max_depth: int) -> None:
     level: list[object] = [value]
-    for _ in range(deepest):
+    for _ in range(max_depth):
         level = [
             child
             for node in level
@@ -224,9 +225,9 @@ def _check_depth(value: object, deepest: int) -> None:
         raise _RefusedError(msg)
 
 
-# Possessive, so that what does not match is not tried twice.
+# Possessive, so that a failed match is not tried again with less.
 _STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-#: A string, or one of the marks between which pieces lie.
+#: A string, or a mark between pieces.
 _TOKEN: Final = re.compile(_STRING + rb"|[][{},]", re.DOTALL)
 
 
@@ -234,9 +235,9 @@ def _bracket_pattern(inner: bytes) -> bytes:
     return rb'[\[{](?:[^][{}"]++|' + _STRING + inner + rb")*[]}]"
 
 
-#: Elements of a list that have three levels of brackets at most, each with its comma. Groups are not possessive: before
-#: 3.11.5 Python loses parts of what such a group has matched (gh-106052). What each part is, its first byte tells, so
-#: nothing is tried for long.
+#: Elements of a list with at most three levels of brackets, each with its comma. Groups are not possessive: before
+#: 3.11.5 Python loses parts of the match of such a group (gh-106052). The first byte of each part decides what it is,
+#: so nothing is tried for long.
 _GROUP: Final = re.compile(
     rb"(?:[ \t\n\r]*+(?:"
     + rb"|".join((_STRING, _bracket_pattern(b"|" + _bracket_pattern(b"|" + _bracket_pattern(b""))), rb'[^][{}",]++'))
@@ -250,39 +251,35 @@ _LIST_END: Final = ord("]")
 _OBJECT: Final = ord("{")
 _OBJECT_END: Final = ord("}")
 _OPENING: Final = frozenset((_LIST, _OBJECT))
-#: JSON's white space (RFC 8259, section 2); `bytes.strip` knows more.
+#: JSON's white space (RFC 8259, section 2). `bytes.strip` removes more by default.
 _BLANK: Final = b" \t\n\r"
 
 _Mark: TypeAlias = "re.Match[bytes]"
 
 
 class _PiecewiseParser:
-    """Cuts a document at its brackets and commas, and parses each piece on its own, as strictly as a whole one.
+    """Cuts a document at its brackets and commas, and parses each piece as strictly as a complete document.
 
-    Where the brackets are wrong it is cut in another place, and then some piece is no JSON: every byte is parsed, or
-    is one of the marks between pieces, or white space.
+    Every byte is parsed, or is a mark between pieces, or white space. With wrong brackets the cuts are wrong too, and
+    then some piece is not JSON.
     """
 
     def __init__(
         self,
         raw: bytes,
         keys: AbstractSet[str] | None,
-        known: AbstractSet[str] | None,
+        known_keys: AbstractSet[str] | None,
         convert: Mapping[str, ItemConverter],
     ) -> None:
         self._raw = raw
         self._keys = keys
-        self._known = known
+        self._known = known_keys
         self._convert = convert
-        #: Behind the last token.
+        #: The position after the last token.
         self._position = 0
 
     def members(self) -> Iterator[tuple[str, Any]]:
-        """Give the members of the outermost object in order, or of them those under the keys that are asked for.
-
-        Raises:
-            ValueError, RecursionError, _RefusedError: as `_parse`; or a piece is too large.
-        """
+        """Yield the members of the outermost object in order, or only those under `keys`."""
         mark = self._next_token()
         if self._raw[mark.start()] != _OBJECT or not self._is_blank(0, mark.start()):
             msg = "it does not begin as an object"
@@ -303,7 +300,7 @@ class _PiecewiseParser:
             value, mark = self._parse_value(key, token.end())
             if self._is_wanted(key):
                 yield key, value
-            # The next one needs the room.
+            # Free the memory for the next value.
             del value
             if self._raw[mark.start()] != _COMMA:
                 break
@@ -321,7 +318,7 @@ class _PiecewiseParser:
         return str(self._parse_piece(token.start(), token.end(), 1))
 
     def _parse_value(self, key: str, start: int) -> tuple[object, _Mark]:
-        """Parse what stands behind a key, and give the mark behind it as well."""
+        """Parse the value of a key. Return the value and the mark after it."""
         token = self._next_token()
         colon = self._raw.find(b":", start, token.start())
         if colon < 0 or not self._is_blank(start, colon):
@@ -334,7 +331,7 @@ class _PiecewiseParser:
         return self._parse_piece(colon + 1, mark.start(), 1), mark
 
     def _parse_elements(self, convert: ItemConverter, mark: _Mark) -> tuple[list[object], _Mark]:
-        """Parse the elements of a list behind its opening mark; give the mark behind the list as well."""
+        """Parse the elements of a list after its opening mark. Return the elements and the mark after the list."""
         values: list[object] = []
         while self._raw[mark.start()] != _LIST_END:
             for value in self._parse_group(mark.end()):
@@ -352,10 +349,10 @@ class _PiecewiseParser:
         return values, after
 
     def _parse_group(self, start: int) -> list[object]:
-        """Parse several small elements of a list together, and continue behind their last comma.
+        """Parse several small elements of a list together, and continue after their last comma.
 
-        Return none where there are none, and where one of them is malformed: parsed one by one the elements take
-        many times as long, and an error names the place.
+        Return an empty list if there are none, or if one of them is malformed. Then they are parsed one by one: that
+        takes many times as long, but an error names the place.
         """
         self._position = start
         match = _GROUP.match(self._raw, start, start + limits.MAX_JSON_GROUP)
@@ -370,7 +367,7 @@ class _PiecewiseParser:
 
     def _parse_piece(self, start: int, end: int, depth: int) -> object:
         size, many = end - start, limits.MAX_JSON_PIECE_ITEMS
-        # No piece has more items than bytes.
+        # A piece cannot have more items than bytes, so a short piece needs no count.
         if size > limits.MAX_JSON_PIECE or (size > many and _count_items(self._raw, start, end) > many):
             raise self._too_large(start)
         piece = self._raw[start:end]
@@ -378,7 +375,7 @@ class _PiecewiseParser:
             raise self._too_large(start)
         try:
             text = piece.decode()
-            # The parsed value needs the room.
+            # Free the memory for the parsed value.
             del piece
             return _parse(text, depth)
         except ValueError as error:
@@ -393,7 +390,7 @@ class _PiecewiseParser:
         )
 
     def _find_end(self, token: _Mark) -> _Mark:
-        """Give the comma or bracket that ends the piece which begins with `token`."""
+        """Return the comma or bracket that ends the piece which begins with `token`."""
         depth = 0
         while True:
             byte = self._raw[token.start()]

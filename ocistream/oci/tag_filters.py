@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 __all__ = ["TagFilter", "glob_filter", "regex_filter", "version_filter"]
 
-#: Gives the chosen ones of some tags, and raises NotFoundError where there are none.
+#: Returns the selected tags, and raises NotFoundError if no tag is selected.
 TagFilter: TypeAlias = "Callable[[Sequence[str]], list[str]]"
 
 
 def glob_filter(globs: Sequence[str]) -> TagFilter:
-    """Give the way to choose tags by a shell's patterns: those that one matches and none with a `!` before it does.
+    """Return a filter by shell patterns. It selects tags that match a pattern, and no pattern that begins with `!`.
 
-    Without a pattern, or only with `!` ones, that is all. Tags which only say what hangs on an image (its signatures,
-    the list of its referrers) go with it, and are chosen for themselves only by a pattern that begins like them.
+    Without a positive pattern, all tags match. Tags of referrers (cosign's, and referrers lists) are copied with their
+    image. They are selected only by a pattern that begins like them.
     """
-    wanted = [glob for glob in globs if not glob.startswith("!")]
-    unwanted = [glob[1:] for glob in globs if glob.startswith("!")]
+    included = [glob for glob in globs if not glob.startswith("!")]
+    excluded = [glob[1:] for glob in globs if glob.startswith("!")]
 
     def choose(tags: Sequence[str]) -> list[str]:
         chosen = [
             tag
             for tag in tags
-            if _matches(tag, wanted or ["*"]) and not any(fnmatchcase(tag, glob) for glob in unwanted)
+            if _matches(tag, included or ["*"]) and not any(fnmatchcase(tag, glob) for glob in excluded)
         ]
         return _require_some(chosen, tags)
 
@@ -40,10 +40,10 @@ def glob_filter(globs: Sequence[str]) -> TagFilter:
 
 
 def regex_filter(pattern: str) -> TagFilter:
-    """Give the way to choose tags by a regular expression (Python's) that matches the whole of them.
+    """Return a filter by a regular expression (Python's syntax) that must match the complete tag.
 
     Raises:
-        UsageError: it is malformed, or refers to what it has matched before.
+        UsageError: the expression is malformed, or has a back-reference.
     """
     matches = compile_full_match(pattern)
 
@@ -54,10 +54,10 @@ def regex_filter(pattern: str) -> TagFilter:
 
 
 def version_filter(within: str | None = None, *, latest: int | None = None, suffix: str = "") -> TagFilter:
-    """Give the way to choose tags that are versions: those `within` a range, and the `latest` so many of them.
+    """Return a filter for tags that are versions: those `within` a range, and of these the `latest` highest ones.
 
-    Of tags with a `suffix` such as `-alpine`, and of no others then, what is before that is the version. Without a
-    range all releases are chosen, and no pre-releases.
+    With a `suffix` such as `-alpine`, only tags that end with it are selected, and the version is the text before it.
+    Otherwise `1.25-alpine` would be a pre-release. Without a range, all releases are selected and no pre-releases.
 
     Raises:
         UsageError: the range is malformed.
@@ -65,15 +65,16 @@ def version_filter(within: str | None = None, *, latest: int | None = None, suff
     bounds = parse_range(within if within is not None else ">=0")
 
     def choose(tags: Sequence[str]) -> list[str]:
-        found = []
+        versions = []
         for tag in tags:
             version = parse_version(tag.removesuffix(suffix)) if tag.endswith(suffix) else None
             if version is not None and bounds.contains(version):
-                found.append((version, tag))
-        # Of two tags for one version the longer one says more; the order is one, whatever that of the tags.
-        found.sort(key=lambda one: (one[0], len(one[1]), one[1]))
-        kept = {tag for _, tag in (found if latest is None else found[-latest:])}
-        return _require_some([tag for tag in tags if tag in kept], tags)
+                versions.append((version, tag))
+        # Of two tags for one version, the longer one is more specific. The order must not depend on the order of the
+        # tags.
+        versions.sort(key=lambda pair: (pair[0], len(pair[1]), pair[1]))
+        selected = {tag for _, tag in (versions if latest is None else versions[-latest:])}
+        return _require_some([tag for tag in tags if tag in selected], tags)
 
     return choose
 

@@ -1,4 +1,7 @@
-"""Parse versions in tags (`1.4`, `v2.0.1`, `3.0.0-rc.1`) and ranges of versions, ordered as semver.org defines."""
+"""Parse versions in tags (`1.4`, `v2.0.1`, `3.0.0-rc.1`) and ranges of versions, ordered as semver.org defines.
+
+Ranges have only comparisons: `^`, `~` and `x` mean different things in different tools.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["Version", "VersionRange", "parse_range", "parse_version"]
 
 _NUMBERS: Final = 4
-#: Characters of a tag.
+#: Length of a tag in characters.
 _MAX_LENGTH: Final = 128
-#: Digits of one number: dates have eight, and times fourteen.
+#: Up to 18 digits a number: dates have 8, and timestamps 14.
 _VERSION = re.compile(r"v?([0-9]{1,18}(?:\.[0-9]{1,18}){0,3})(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?\Z")
 _BOUND = re.compile(r"\s*(>=|<=|!=|=|>|<)\s*(\S+)\s*\Z")
 _COMPARE: Final[dict[str, Callable[[Any, Any], bool]]] = {
@@ -31,9 +34,9 @@ _COMPARE: Final[dict[str, Callable[[Any, Any], bool]]] = {
 
 
 class Version(NamedTuple):
-    """A version in the form in which it is compared: numbers, whether it is a release, and what it is before one.
+    """A version in comparable form: its numbers, whether it is a release, and the parts of a pre-release.
 
-    Of a pre-release's parts, those that are numbers come first, in the order of numbers.
+    Numeric parts sort before others, and by value (semver.org, section 11).
     """
 
     numbers: tuple[int, ...]
@@ -42,33 +45,33 @@ class Version(NamedTuple):
 
 
 def parse_version(text: str) -> Version | None:
-    """Give the version that a tag is, or None."""
+    """Return the version that a tag names, or None."""
     match = _VERSION.match(text) if len(text) <= _MAX_LENGTH else None
     if match is None:
         return None
     numbers = [int(number) for number in match[1].split(".")]
     numbers += [0] * (_NUMBERS - len(numbers))
     parts = match[2].split(".") if match[2] else []
-    before = tuple((not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts)
-    return Version(tuple(numbers), not parts, before)
+    prerelease = tuple((not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts)
+    return Version(tuple(numbers), not parts, prerelease)
 
 
 class VersionRange(NamedTuple):
-    """Bounds, all of which hold."""
+    """Bounds that must all hold."""
 
     bounds: tuple[tuple[str, Version], ...]
 
     def contains(self, version: Version) -> bool:
-        """Say whether a version is within the range.
+        """Return whether a version is in the range.
 
-        A pre-release is, if the range names one, and unless it is one of the release that is an upper bound itself:
-        2.0.0-rc.1 is not wanted by who says `<2`.
+        A pre-release is in the range only if a bound names a pre-release. It is not if its release is an exclusive
+        upper bound: `<2` does not mean 2.0.0-rc.1 (as in PEP 440).
         """
         if not version.is_release:
             if all(bound.is_release for _, bound in self.bounds):
                 return False
-            ends = {bound.numbers for sign, bound in self.bounds if sign == "<" and bound.is_release}
-            if version.numbers in ends:
+            upper_bounds = {bound.numbers for sign, bound in self.bounds if sign == "<" and bound.is_release}
+            if version.numbers in upper_bounds:
                 return False
         return all(_COMPARE[sign](version, bound) for sign, bound in self.bounds)
 
@@ -77,7 +80,7 @@ def parse_range(text: str) -> VersionRange:
     """Parse a range such as `>=1.4, <2`.
 
     Raises:
-        UsageError: it is malformed.
+        UsageError: the range is malformed.
     """
     return VersionRange(tuple(_parse_bounds(text)))
 

@@ -30,9 +30,10 @@ __all__ = [
     "volume_annotations",
 ]
 
-#: The annotation of an `index.json` that says which volume it is of: `NUMBER TOTAL IDENTITY TEMPLATE`.
+#: The annotation of `index.json` that names the volume: `NUMBER TOTAL IDENTITY TEMPLATE`.
 VOLUME_ANNOTATION: Final = "vnd.ocistream.volume"
-#: That of the blobs which are continued: for each a line `# DIGEST`, and below it `VOLUME OFFSET SIZE` for each part.
+#: The annotation with the parts of split blobs: for each blob a line `# DIGEST`, then `VOLUME OFFSET SIZE` for each
+#: part.
 PARTS_ANNOTATION: Final = "vnd.ocistream.parts"
 
 _CONVERSION: Final = re.compile(r"%(?:(%)|(0[1-9]|)(d)|(.?))", re.DOTALL)
@@ -40,23 +41,23 @@ _PART: Final = re.compile(
     r"parts/(?:(sha256)/([0-9a-f]{64})|(sha512)/([0-9a-f]{128}))/(0|[1-9][0-9]{0,17})(\.sha256)?\Z"
 )
 _NUMBER: Final = re.compile(r"(?:0|[1-9][0-9]{0,17})\Z")
-#: A file's name has no more characters, in whatever file system.
+#: File systems allow no longer file names.
 _MAX_TEMPLATE: Final = 255
 
 
 class VolumeTemplate(NamedTuple):
-    """How volumes are called: what stands before the number and behind it, and how many digits that has at least."""
+    """The pattern of volume names: the text before and after the number, and the minimum number of digits."""
 
     prefix: str
     width: int
     suffix: str
 
     def format_name(self, number: int) -> str:
-        """Give a volume's name."""
+        """Return the name of a volume."""
         return f"{self.prefix}{number:0{self.width}d}{self.suffix}"
 
     def parse_number(self, name: str) -> int | None:
-        """Give the number of the volume that is called so, or None."""
+        """Return the number of the volume with this name, or None."""
         inner = len(name) - len(self.prefix) - len(self.suffix)
         digits = name[len(self.prefix) : len(self.prefix) + max(0, inner)]
         if not digits.isascii() or not digits.isdigit() or len(digits) > max(self.width, len(str(limits.MAX_VOLUMES))):
@@ -64,16 +65,16 @@ class VolumeTemplate(NamedTuple):
         return int(digits) if self.format_name(int(digits)) == name else None
 
     def __str__(self) -> str:
-        """Write it, as it was given."""
+        """Return the template as the user wrote it."""
         before, after = (text.replace("%", "%%") for text in (self.prefix, self.suffix))
         return f"{before}%{f'0{self.width}' if self.width else ''}d{after}"
 
 
 def parse_template(text: str) -> VolumeTemplate:
-    """Read how volumes are to be called, such as `app.%03d.tar`; `%%` is a percent sign.
+    """Parse a template for volume names, such as `app.%03d.tar`. `%%` is a percent sign.
 
     Raises:
-        UsageError: it has no place for one number, or another conversion.
+        UsageError: the text does not have exactly one `%d`, or has another conversion.
     """
     shown = printable(text)
     hint = "write one %d, or one with leading zeros as in app.%03d.tar; %% is a percent sign"
@@ -101,12 +102,12 @@ def parse_template(text: str) -> VolumeTemplate:
 
 
 def is_template(text: str) -> bool:
-    """Say whether a file's name looks as if it was meant for volumes."""
+    """Return whether a file name looks like a template for volume names."""
     return any(match[3] for match in _CONVERSION.finditer(text))
 
 
 class VolumePart(NamedTuple):
-    """A run of a blob's bytes, from `offset` on, in the volume of that number."""
+    """A run of a blob's bytes in a volume: the volume's number, and offset and size in bytes."""
 
     volume: int
     offset: int
@@ -114,7 +115,10 @@ class VolumePart(NamedTuple):
 
 
 class Volume(NamedTuple):
-    """Which volume something is, numbered from 0, of how many, and of which set; and what is continued in that set."""
+    """One volume of a set of volumes.
+
+    `number` counts from 0. `identity` is the same for all volumes of a set. `parts` are the parts of split blobs.
+    """
 
     number: int
     total: int
@@ -124,33 +128,33 @@ class Volume(NamedTuple):
 
     @property
     def name(self) -> str:
-        """How it is called by whoever wrote it."""
+        """The name that the writer gave the volume."""
         return self.template.format_name(self.number)
 
     def __str__(self) -> str:
-        """Say it to people, who count from 1."""
+        """Return the volume as text for people, counted from 1."""
         return f"volume {self.number + 1} of {self.total} ({printable(self.name)})"
 
 
 def volume_annotations(volume: Volume) -> dict[str, str]:
-    """Write the annotations that say it."""
-    notes = {VOLUME_ANNOTATION: f"{volume.number} {volume.total} {volume.identity} {volume.template}"}
+    """Return the annotations that describe a volume."""
+    annotations = {VOLUME_ANNOTATION: f"{volume.number} {volume.total} {volume.identity} {volume.template}"}
     if volume.parts:
         lines: list[str] = []
         for digest, pieces in volume.parts.items():
             lines.append(f"# {digest}")
             lines += [f"{piece.volume} {piece.offset} {piece.size}" for piece in pieces]
-        notes[PARTS_ANNOTATION] = "\n".join(lines)
-    return notes
+        annotations[PARTS_ANNOTATION] = "\n".join(lines)
+    return annotations
 
 
-def parse_volume(notes: Mapping[str, str]) -> Volume | None:
-    """Read the annotations; None where they say that it is no volume.
+def parse_volume(annotations: Mapping[str, str]) -> Volume | None:
+    """Parse the annotations of an index, or return None if it is not a volume's.
 
     Raises:
-        ArchiveError: they are malformed.
+        ArchiveError: an annotation is malformed.
     """
-    text = notes.get(VOLUME_ANNOTATION)
+    text = annotations.get(VOLUME_ANNOTATION)
     if text is None:
         return None
     fields = text.split(" ", 3)
@@ -163,40 +167,40 @@ def parse_volume(notes: Mapping[str, str]) -> Volume | None:
         template = parse_template(fields[3])
     except UsageError as error:
         raise _malformed(VOLUME_ANNOTATION, text) from error
-    return Volume(number, total, fields[2], template, dict(_parse_parts(notes.get(PARTS_ANNOTATION, ""), total)))
+    return Volume(number, total, fields[2], template, dict(_parse_parts(annotations.get(PARTS_ANNOTATION, ""), total)))
 
 
 def _parse_parts(text: str, total: int) -> Iterator[tuple[str, Sequence[VolumePart]]]:
-    """Read what is continued: the parts of each blob follow upon each other, each in a later volume.
+    """Yield the parts of each split blob. Parts must be contiguous, each in a later volume than the part before.
 
-    That their sizes make up the blob's can only be seen where that is known.
+    Whether their sizes make up the blob is checked where the blob's size is known.
     """
     lines = text.split("\n", limits.MAX_PART_LINES + 1) if text else []
     if len(lines) > limits.MAX_PART_LINES:
         raise _malformed(PARTS_ANNOTATION, f"more than {limits.MAX_PART_LINES} lines")
     seen: set[str] = set()
     while lines:
-        head = lines.pop(0)
-        digest = head.removeprefix("# ")
-        if not is_digest(digest) or digest in seen or head == digest:
-            raise _malformed(PARTS_ANNOTATION, head)
+        header = lines.pop(0)
+        digest = header.removeprefix("# ")
+        if not is_digest(digest) or digest in seen or header == digest:
+            raise _malformed(PARTS_ANNOTATION, header)
         seen.add(digest)
-        pieces: list[VolumePart] = []
-        end = 0
+        parts: list[VolumePart] = []
+        next_offset = 0
         while lines and not lines[0].startswith("#"):
             line = lines.pop(0)
             numbers = line.split(" ")
             if len(numbers) != 3 or not all(map(_NUMBER.match, numbers)):
                 raise _malformed(PARTS_ANNOTATION, line)
-            piece = VolumePart(*map(int, numbers))
-            after = pieces[-1].volume if pieces else -1
-            if piece.offset != end or not piece.size or not after < piece.volume < total:
+            part = VolumePart(*map(int, numbers))
+            last_volume = parts[-1].volume if parts else -1
+            if part.offset != next_offset or not part.size or not last_volume < part.volume < total:
                 raise _malformed(PARTS_ANNOTATION, line)
-            end += piece.size
-            pieces.append(piece)
-        if not pieces:
-            raise _malformed(PARTS_ANNOTATION, head)
-        yield digest, tuple(pieces)
+            next_offset += part.size
+            parts.append(part)
+        if not parts:
+            raise _malformed(PARTS_ANNOTATION, header)
+        yield digest, tuple(parts)
 
 
 def _malformed(annotation: str, text: str) -> ArchiveError:
@@ -204,26 +208,32 @@ def _malformed(annotation: str, text: str) -> ArchiveError:
 
 
 def part_name(digest: str, offset: int) -> str:
-    """Give the name in a volume of the part of a blob that begins at `offset`."""
+    """Return the name in a volume of the part of a blob that starts at `offset`.
+
+    It is not below `blobs/`: other tools would find a blob there whose bytes do not match its name.
+    """
     algorithm, _, encoded = digest.partition(":")
     return f"parts/{algorithm}/{encoded}/{offset}"
 
 
 def checksum_name(part: str) -> str:
-    """Give the name of what says the digest of a part."""
+    """Return the name of the file with the checksum of a part.
+
+    The digest of a part is known only after its last byte, so the checksum is an entry of its own.
+    """
     return f"{part}.sha256"
 
 
 def checksum_line(part: str, digest: str) -> bytes:
-    """Write the digest of a part, as `sha256sum --check` reads it."""
+    """Return the checksum of a part as `sha256sum --check` reads it."""
     return f"{digest.removeprefix('sha256:')}  {part}\n".encode()
 
 
 def parse_checksum_line(part: str, line: bytes) -> str:
-    """Read the digest of a part.
+    """Return the digest of a part.
 
     Raises:
-        ArchiveError: it is malformed.
+        ArchiveError: the line is malformed.
     """
     digest = f"sha256:{line[:64].decode('ascii', 'replace')}"
     if not is_digest(digest) or line != checksum_line(part, digest):
@@ -233,13 +243,13 @@ def parse_checksum_line(part: str, line: bytes) -> str:
 
 
 def part_error(digest: str, offset: int, volume: str, error: IntegrityError) -> IntegrityError:
-    """Say of which blob a part is that was found wrong, and where it lies."""
-    what = f"{digest}: its part from byte {offset} on, in {printable(volume)}, is wrong: {error.message}"
-    return IntegrityError(what, hint=error.hint)
+    """Return an error that names the blob and the volume of a corrupt part."""
+    message = f"{digest}: its part from byte {offset} on, in {printable(volume)}, is wrong: {error.message}"
+    return IntegrityError(message, hint=error.hint)
 
 
 def parse_part_name(name: str) -> tuple[str, int, bool] | None:
-    """Give the digest and the offset that a part's name says, and whether it is that of its checksum; else None."""
+    """Return the digest, the offset, and whether the name is that of a checksum; None for other names."""
     match = _PART.match(name)
     if match is None:
         return None

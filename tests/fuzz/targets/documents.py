@@ -72,7 +72,7 @@ def _strict(_: Path) -> Iterator[Check]:
         if isinstance(whole, dict):
             assert canonical_json(json.loads(data)) == canonical_json(whole), "Python's parser reads something else"
             assert canonical_json(parse_json(canonical_json(whole), "it")) == canonical_json(whole)
-            listed = parse_json(data, "it", keys={"list"}, convert={"list": lambda _, item: item}, whole=0)
+            listed = parse_json(data, "it", keys={"list"}, convert={"list": lambda _, item: item}, max_unsplit=0)
             assert _same(listed, {key: value for key, value in whole.items() if key == "list"})
             return
         assert _is_against_the_rules(data), "refused without a rule"
@@ -83,7 +83,7 @@ def _strict(_: Path) -> Iterator[Check]:
 
 def _parsed(data: bytes, whole: int) -> dict[str, Any] | ArchiveError:
     try:
-        return parse_json(data, "it", whole=whole)
+        return parse_json(data, "it", max_unsplit=whole)
     except ArchiveError as error:
         return error
 

@@ -27,7 +27,7 @@ def outcome(raw: bytes, whole: int, keys: set[str] | None, known: set[str]) -> o
     """Return what a document is understood as, or that it is refused."""
     convert = {"a": placed, "b": placed}
     try:
-        return list(parse_json(raw, "it", keys=keys, known=known, convert=convert, whole=whole).items())
+        return list(parse_json(raw, "it", keys=keys, known_keys=known, convert=convert, max_unsplit=whole).items())
     except ArchiveError:
         return "refused"
 
@@ -78,9 +78,13 @@ class TestKeys:
             with pytest.raises(ArchiveError, match=r"^it has the key '.*', which others read as '"):
                 check_keys(document, self.KNOWN, "it")
             for whole in (0, ANY_SIZE):
-                for fields in ({"keys": self.KNOWN}, {"keys": {"layers"}, "known": self.KNOWN}, {"known": self.KNOWN}):
+                for fields in (
+                    {"keys": self.KNOWN},
+                    {"keys": {"layers"}, "known_keys": self.KNOWN},
+                    {"known_keys": self.KNOWN},
+                ):
                     with pytest.raises(ArchiveError, match=r"^it has the key '.*', which others read as '") as caught:
-                        parse_json(json.dumps(document).encode(), "it", whole=whole, **fields)
+                        parse_json(json.dumps(document).encode(), "it", max_unsplit=whole, **fields)
                     assert caught.value.message.isprintable()
 
     @pytest.mark.parametrize(
@@ -91,12 +95,16 @@ class TestKeys:
     def test_what_nobody_takes_for_one_is_not(self, key: str) -> None:
         check_keys({key: [], "mediaType": ""}, self.KNOWN, "it")
         raw = json.dumps({key: [], "mediaType": ""}).encode()
-        assert parse_json(raw, "it", known=self.KNOWN, whole=0) == parse_json(raw, "it", known=self.KNOWN) != {}
+        assert (
+            parse_json(raw, "it", known_keys=self.KNOWN, max_unsplit=0)
+            == parse_json(raw, "it", known_keys=self.KNOWN)
+            != {}
+        )
 
     def test_keys_of_a_map_and_of_what_lies_deeper_are_data(self) -> None:
         raw = b'{"a":1,"A":2,"x":{"layers":1,"Layers":2}}'
-        assert parse_json(raw, "it", whole=0) == parse_json(raw, "it") == json.loads(raw)
-        assert parse_json(raw, "it", known=self.KNOWN, whole=0) == json.loads(raw)
+        assert parse_json(raw, "it", max_unsplit=0) == parse_json(raw, "it") == json.loads(raw)
+        assert parse_json(raw, "it", known_keys=self.KNOWN, max_unsplit=0) == json.loads(raw)
 
     @given(st.dictionaries(st.sampled_from(["a", "A", "b", "B", "c"]), st.integers()), st.sets(st.sampled_from("aBc")))
     def test_in_pieces_it_is_as_when_parsed_whole(self, document: dict[str, int], known: set[str]) -> None:
@@ -311,7 +319,7 @@ class TestPieces:
     )
     def test_an_error_is_in_our_own_words(self, raw: bytes, reason: str, whole: int) -> None:
         with pytest.raises(ArchiveError, match=f"^it is not valid JSON: ({reason})") as caught:
-            parse_json(raw, "it", whole=whole)
+            parse_json(raw, "it", max_unsplit=whole)
         assert not re.search("sys|codec|utf-8", str(caught.value))
 
     def test_what_is_unclosed_and_deep_is_said_to_be_deep(self) -> None:
