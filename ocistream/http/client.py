@@ -306,7 +306,7 @@ class HttpClient:
                     # The token request has used up its attempts: the request that needs the token must not repeat them.
                     raise PermanentNetworkError(error.message, hint=error.hint) from error
 
-    # -- what a host speaks -----------------------------------------------------------------------------
+    # -- the scheme of a host -----------------------------------------------------------------------------
 
     def _with_scheme(self, endpoint: Endpoint, url: str) -> str:
         """Return a URL with the endpoint's scheme; detect the scheme first if it is unknown."""

@@ -120,7 +120,7 @@ class Response:
         read_buffers: ReadBuffers,
         throttle: BlockingThrottle | None = None,
     ) -> None:
-        """Wrap a response of requests. Its body is read into buffers of `pages`, at the rate that `limiter` allows."""
+        """Wrap a response of requests. Its body is read into `read_buffers`, at the rate that `throttle` allows."""
         self._response = response
         # Not through urllib3, which creates an object for each chunk: http.client reads into our reused buffers. This
         # class does the rest of urllib3's work: it reports broken bodies and returns connections to the pool. It relies
@@ -287,8 +287,8 @@ class Connections:
         # machine that the user's own request has opened.
         upload = _build_throttle(settings.rate_limits.upload, _without_cancellation(sleep))
         self._adapter, self._external_adapter = (
-            _Adapter(settings, upload, contexts, self._address_guard, only_outside=only_outside)
-            for only_outside in (False, True)
+            _Adapter(settings, upload, contexts, self._address_guard, external_only=external_only)
+            for external_only in (False, True)
         )
 
     def close(self) -> None:
@@ -312,13 +312,13 @@ class Connections:
         timeout: tuple[float, float] | None = None,
         tls: TlsSettings = _NO_TLS_SETTINGS,
         *,
-        only_outside: bool = False,
+        external_only: bool = False,
     ) -> Response:
         """Send a request and wait for the head of the response, whatever its status.
 
         `timeout` is the time to connect, and the time to wait for data while reading. `tls` says which CAs to trust and
         which client certificate to show over https. A connection is reused only for equal TLS settings. With
-        `only_outside` the connection is refused if the host has an internal address. Addresses behind a proxy are not
+        `external_only` the connection is refused if the host has an internal address. Addresses behind a proxy are not
         checked.
 
         Raises:
@@ -336,7 +336,7 @@ class Connections:
             prepared = request.prepare()
             # A signed URL must be sent unchanged; requests would decode `%7E` and the like.
             prepared.url = url
-            response = (self._external_adapter if only_outside else self._adapter).send(
+            response = (self._external_adapter if external_only else self._adapter).send(
                 prepared,
                 stream=True,
                 timeout=timeout or self._timeout,
@@ -391,11 +391,11 @@ class _Adapter(requests.adapters.HTTPAdapter):
         contexts: TlsContexts,
         address_guard: AddressGuard,
         *,
-        only_outside: bool,
+        external_only: bool,
     ) -> None:
         self._contexts = contexts
         self._proxy_tls = settings.proxy_tls
-        self._pools = build_pools(settings.stall_timeout, upload_throttle, address_guard, only_outside=only_outside)
+        self._pools = build_pools(settings.stall_timeout, upload_throttle, address_guard, external_only=external_only)
         self._options = socket_options(settings.rate_limits.socket_buffer)
         super().__init__(pool_connections=_MAX_IDLE_HOSTS, pool_maxsize=_IDLE_CONNECTIONS, max_retries=0)
 

@@ -69,12 +69,12 @@ def _origin_of(url: str) -> Origin:
     return Origin(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
 
 
-def check_target(home: Origin, url: str, *, is_outside: bool | None = None) -> None:
+def check_target(home: Origin, url: str, *, is_external: bool | None = None) -> None:
     """Refuse a redirect, Location, Link or realm that leads to a forbidden place.
 
     The connection checks the address again, because a name may resolve to another address by then. Behind a proxy this
-    check is the only one. `is_outside` says whether `home` responded from an external address; None if that is unknown,
-    then its name is resolved.
+    check is the only one. `is_external` says whether `home` responded from an external address. If it is None, the name
+    of `home` is resolved.
 
     Raises:
         PermanentNetworkError: from https to http (CVE-2026-48978), or from an external host to an internal address.
@@ -86,7 +86,7 @@ def check_target(home: Origin, url: str, *, is_outside: bool | None = None) -> N
         raise PermanentNetworkError(msg, hint=hint if target.host == home.host else None)
     if target.host == home.host or not is_internal(target.host):
         return
-    if not is_internal(home.host) if is_outside is None else is_outside:
+    if not is_internal(home.host) if is_external is None else is_external:
         msg = f"{home.host} leads to {target.host}, {_INTERNAL}"
         raise PermanentNetworkError(msg)
 

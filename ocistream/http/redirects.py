@@ -135,9 +135,9 @@ class RedirectFollower:
         target = Origin.from_url(url)
         tls = choose_tls(endpoint, target, self._settings_for(endpoint, url), trusted=trusted)
         # `check_target` resolved the name before; the connection must check again, since the address may have changed.
-        only_outside = leader is not None and leader.host != target.host and self._is_external(leader)
+        external_only = leader is not None and leader.host != target.host and self._is_external(leader)
         return self._connections.send(
-            request.method, url, request.headers, request.body, request.timeout, tls, only_outside=only_outside
+            request.method, url, request.headers, request.body, request.timeout, tls, external_only=external_only
         )
 
     def _is_external(self, origin: Origin) -> bool:
@@ -150,7 +150,7 @@ class RedirectFollower:
         Raises:
             PermanentNetworkError: the URL is not an allowed target.
         """
-        check_target(home, url, is_outside=self._connections.is_external(home.host))
+        check_target(home, url, is_external=self._connections.is_external(home.host))
 
     def _settings_for(self, endpoint: Endpoint, url: str) -> HostSettings:
         """Return the settings of the host of a URL, whichever host led to it."""

@@ -371,17 +371,17 @@ class AddressGuard:
         with self._lock:
             return self._external.get(host.lower())
 
-    def check_address(self, host: str, address: str, *, only_outside: bool) -> None:
+    def check_address(self, host: str, address: str, *, external_only: bool) -> None:
         """Record the IP address of a host, and refuse an address that is not allowed.
 
-        `only_outside` says that an external host led there.
+        `external_only` says that an external host led there.
 
         Raises:
             PermanentNetworkError: the address is internal, and the host is external or an external host led to it.
         """
         is_internal = is_internal_address(address)
         with self._lock:
-            if is_internal and (only_outside or self._external.get(host.lower())):
+            if is_internal and (external_only or self._external.get(host.lower())):
                 raise internal_address_error(host)
             self._external[host.lower()] = not is_internal
 
@@ -416,7 +416,7 @@ class _ConnectionPolicy:
         # Behind a proxy only the proxy knows the address.
         if connection.proxy is None:
             self.address_guard.check_address(
-                connection.host, str(opened.getpeername()[0]), only_outside=self.is_external_only
+                connection.host, str(opened.getpeername()[0]), external_only=self.is_external_only
             )
 
     def send(self, connection: _GuardedConnection, data: object) -> None:
@@ -437,15 +437,15 @@ class _ConnectionPolicy:
 
 
 def build_pools(
-    stall_timeout: float, throttle: BlockingThrottle | None, address_guard: AddressGuard, *, only_outside: bool
+    stall_timeout: float, throttle: BlockingThrottle | None, address_guard: AddressGuard, *, external_only: bool
 ) -> dict[str, type[HTTPConnectionPool]]:
     """Return pool classes by scheme, whose connections limit responses and time out only if no byte moves.
 
     urllib3 sends under the connect timeout, and `sendall` applies it to a whole chunk: on a slow line every upload
-    would fail. `limiter` limits the rate of sending. `reached` records the addresses of hosts; with `only_outside`
-    connections to internal addresses are refused.
+    would fail. `throttle` limits the rate of sending. `address_guard` records the addresses of hosts; with
+    `external_only` connections to internal addresses are refused.
     """
-    connection_policy = _ConnectionPolicy(stall_timeout, throttle, address_guard, only_outside)
+    connection_policy = _ConnectionPolicy(stall_timeout, throttle, address_guard, external_only)
 
     class Plain(_GuardedConnection, HTTPConnection):
         policy = connection_policy
