@@ -140,7 +140,7 @@ def open_resumable(folder: Path, name: str, mode: int) -> PartialFile | None:
 
     Return None, and report why, if another process is writing it, the file system has no locks, or it is not a regular
     file of ours with one name. A link would make us write elsewhere, and two processes would write into each other's
-    file. The caller then uses a temporary file. Its contents must be checked like those of a stranger.
+    file. The caller then uses a temporary file. The contents of the returned file must be checked (see `PartialFile`).
     """
     path = folder / _resumable_name(name)
     try:
