@@ -353,7 +353,7 @@ class Authenticator:
         """Return a Bearer challenge with a realm, else Basic; None if there is no challenge."""
         bearer_challenges = [challenge for challenge in challenges if challenge.scheme == "bearer"]
         basic_challenges = [challenge for challenge in challenges if challenge.scheme == "basic"]
-        for challenge in [one for one in bearer_challenges if one.parameters.get("realm")] + basic_challenges:
+        for challenge in [bearer for bearer in bearer_challenges if bearer.parameters.get("realm")] + basic_challenges:
             return challenge
         if bearer_challenges:
             msg = f"{self._registry} asks for a Bearer token without a realm to get one from"
@@ -394,11 +394,11 @@ class Authenticator:
         msg = f"{self._registry} refused {describe_credential(credential) if credential else 'the credentials'}"
         return self._login_error(msg, credential)
 
-    def _login_error(self, what: str, credential: Credential | None = None) -> AuthenticationError:
+    def _login_error(self, message: str, credential: Credential | None = None) -> AuthenticationError:
         hint = f"ocistream login {self._registry}"
         if credential is not None and (credential.is_explicit or credential.source.startswith(_EXPLICIT_SOURCES)):
             hint = f"correct {credential.source}, or leave it away: it comes before what `{hint}` keeps"
-        return AuthenticationError(what, hint=hint)
+        return AuthenticationError(message, hint=hint)
 
     # -- tokens -----------------------------------------------------------------------------------------
 

@@ -178,11 +178,11 @@ class Response:
     def _fill(self, view: memoryview) -> int:
         """Read a piece of the body into the beginning of `view` and return its size in bytes; 0 at the end."""
         body = self._body
-        most = min(len(view), body.read_size if self._throttle is None else self._throttle.piece_size)
-        least = min(most, limits.MIN_READ)
+        max_size = min(len(view), body.read_size if self._throttle is None else self._throttle.piece_size)
+        min_size = min(max_size, limits.MIN_READ)
         filled = 0
         try:
-            while filled < least and (count := body.readinto(view[filled:most])):
+            while filled < min_size and (count := body.readinto(view[filled:max_size])):
                 filled += count
         except EndlessResponseError as error:
             msg = f"{self.method} {redact_url(self.url)}: {error}"

@@ -67,15 +67,15 @@ class Endpoint:
     def confirm_scheme(self, *, encrypted: bool) -> None:
         """Record whether the host speaks TLS; once found, TLS is permanent."""
         if encrypted and self.scheme_state is not SchemeState.KNOWN:
-            plain = f"{self.url}/"
+            http_base = f"{self.url}/"
             # Origin first: a thread that reads the new origin and the old URL is refused, and calls `current_url`
             # again.
             self.origin = Origin.from_url(self.https_url)
             self.url = self.https_url
-            self._http_base = plain
+            self._http_base = http_base
         elif self.scheme_state is SchemeState.UNKNOWN and self.settings.has_http_fallback:
-            what = f"{printable(self._host)} does not speak TLS: it is asked over plain HTTP"
-            notices.notify(f"{what}, as registries.conf allows (insecure = true)", level=1)
+            message = f"{printable(self._host)} does not speak TLS: it is asked over plain HTTP"
+            notices.notify(f"{message}, as registries.conf allows (insecure = true)", level=1)
         self.scheme_state = SchemeState.KNOWN
 
     def current_url(self, url: str) -> str:

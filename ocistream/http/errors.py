@@ -105,15 +105,15 @@ _HEAD_HINTS: Final = {
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an exception and the exceptions that it wraps: requests and urllib3 hide the real reason."""
     seen: set[int] = set()
-    todo: list[BaseException] = [error]
-    while todo:
-        current = todo.pop()
+    pending: list[BaseException] = [error]
+    while pending:
+        current = pending.pop()
         if id(current) in seen:
             continue
         seen.add(id(current))
         yield current
         inner = [current.__cause__, current.__context__, getattr(current, "reason", None), *current.args]
-        todo.extend(item for item in reversed(inner) if isinstance(item, BaseException))
+        pending.extend(item for item in reversed(inner) if isinstance(item, BaseException))
 
 
 def describe_cause(error: BaseException) -> str:

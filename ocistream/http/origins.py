@@ -69,25 +69,25 @@ def _origin_of(url: str) -> Origin:
     return Origin(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
 
 
-def check_target(home: Origin, url: str, *, is_external: bool | None = None) -> None:
+def check_target(origin: Origin, url: str, *, is_external: bool | None = None) -> None:
     """Refuse a redirect, Location, Link or realm that leads to a forbidden place.
 
     The connection checks the address again, because a name may resolve to another address by then. Behind a proxy this
-    check is the only one. `is_external` says whether `home` responded from an external address. If it is None, the name
-    of `home` is resolved.
+    check is the only one. `is_external` says whether `origin` responded from an external address. If it is None, the
+    name of `origin` is resolved.
 
     Raises:
         PermanentNetworkError: from https to http (CVE-2026-48978), or from an external host to an internal address.
     """
     target = Origin.from_url(url)
-    if home.scheme == "https" and target.scheme != "https":
-        msg = f"{home.host} leads from https to {redact_url(url)}: not followed"
+    if origin.scheme == "https" and target.scheme != "https":
+        msg = f"{origin.host} leads from https to {redact_url(url)}: not followed"
         hint = "a proxy in front of the registry does not tell it that it is reached by https (X-Forwarded-Proto)"
-        raise PermanentNetworkError(msg, hint=hint if target.host == home.host else None)
-    if target.host == home.host or not is_internal(target.host):
+        raise PermanentNetworkError(msg, hint=hint if target.host == origin.host else None)
+    if target.host == origin.host or not is_internal(target.host):
         return
-    if not is_internal(home.host) if is_external is None else is_external:
-        msg = f"{home.host} leads to {target.host}, {_INTERNAL}"
+    if not is_internal(origin.host) if is_external is None else is_external:
+        msg = f"{origin.host} leads to {target.host}, {_INTERNAL}"
         raise PermanentNetworkError(msg)
 
 

@@ -144,13 +144,13 @@ class RedirectFollower:
         is_external = self._connections.is_external(origin.host)
         return not is_internal(origin.host) if is_external is None else is_external
 
-    def check_target(self, home: Origin, url: str) -> None:
-        """Apply `http.origins.check_target` with what is known about the address of `home`.
+    def check_target(self, origin: Origin, url: str) -> None:
+        """Apply `http.origins.check_target` with what is known about the address of `origin`.
 
         Raises:
             PermanentNetworkError: the URL is not an allowed target.
         """
-        check_target(home, url, is_external=self._connections.is_external(home.host))
+        check_target(origin, url, is_external=self._connections.is_external(origin.host))
 
     def _settings_for(self, endpoint: Endpoint, url: str) -> HostSettings:
         """Return the settings of the host of a URL, whichever host led to it."""

@@ -299,8 +299,8 @@ class _BoundedReader(io.BufferedReader):
         self.allows_short_reads = False
 
     def readline(self, size: int | None = -1) -> bytes:
-        most = self._line_bytes_left + 1
-        line = super().readline(most if size is None or size < 0 else min(size, most))
+        limit = self._line_bytes_left + 1
+        line = super().readline(limit if size is None or size < 0 else min(size, limit))
         self._line_bytes_left -= len(line)
         if self._line_bytes_left < 0:
             msg = f"more than {_MAX_LINE_BYTES} bytes of headers, or between the chunks of the answer's body"
@@ -506,10 +506,12 @@ class _GuardedConnection(HTTPConnection):
         self.early_response = EarlyResponse()
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
-        early, self.early_response = self.early_response, None
+        early_response, self.early_response = self.early_response, None
         self.response_class = (
-            functools.partial(BoundedResponse, beginning=bytes(early.beginning), is_last=early.is_final)  # type: ignore[assignment]
-            if early
+            functools.partial(
+                BoundedResponse, beginning=bytes(early_response.beginning), is_last=early_response.is_final
+            )  # type: ignore[assignment]
+            if early_response
             else BoundedResponse
         )
         return super().getresponse()

@@ -77,14 +77,14 @@ class RegistryHandler(HTTPRequestHandler):
         self.mark_admitted()
         segments, self.parameters = self.parse_target()
         endpoints = self._endpoints(segments)
-        where = "here"
+        place = "here"
         if self.registry.read_only:
             endpoints = {method: serve for method, serve in endpoints.items() if method in _READ_METHODS}
-            where = "here: this registry is for reading only"
+            place = "here: this registry is for reading only"
         serve = endpoints.get(self.command)
         if serve is None:
             allow = {"Allow": ", ".join(endpoints)}
-            raise RequestRejectedError(405, "UNSUPPORTED", f"{self.command} is not possible {where}", headers=allow)
+            raise RequestRejectedError(405, "UNSUPPORTED", f"{self.command} is not possible {place}", headers=allow)
         serve()
 
     def _endpoints(self, segments: list[str]) -> Endpoints:

@@ -108,11 +108,11 @@ def describe_name_conflicts(entries: Sequence[Descriptor], default_repository: s
     lines: dict[str, None] = {}
     for entry in entries:
         names = served_names_of(entry, default_repository)
-        lost_names = [one for one in names if served[one] != entry.digest]
+        lost_names = [pair for pair in names if served[pair] != entry.digest]
         if lost_names:
             lines[
                 _describe_conflict(
-                    entry, lost_names, [one for one in names if one not in lost_names], served[lost_names[0]]
+                    entry, lost_names, [pair for pair in names if pair not in lost_names], served[lost_names[0]]
                 )
             ] = None
         elif not names and (name := entry_name_of(entry)) is not None:
@@ -138,8 +138,8 @@ def find_unnamed_entries(entries: Sequence[Descriptor]) -> list[Descriptor]:
 def describe_unnamed(digests: Sequence[str], kind: str) -> str:
     """Return the line about images without a name."""
     listed = ", ".join(digests[:_MAX_DIGESTS])
-    more = len(digests) - _MAX_DIGESTS
-    suffix = f" and {more} more" if more > 0 else ""
+    remaining = len(digests) - _MAX_DIGESTS
+    suffix = f" and {remaining} more" if remaining > 0 else ""
     return f"{len(digests)} {kind} without a name, served by digest only: {listed}{suffix}"
 
 
@@ -149,5 +149,5 @@ def _format_name(spelling: ServedName) -> str:
 
 
 def _limit_lines(lines: list[str]) -> list[str]:
-    more = len(lines) - _MAX_LINES
-    return [*lines[:_MAX_LINES], f"and {more} more such images"] if more > 0 else lines
+    remaining = len(lines) - _MAX_LINES
+    return [*lines[:_MAX_LINES], f"and {remaining} more such images"] if remaining > 0 else lines

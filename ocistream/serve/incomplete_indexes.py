@@ -72,7 +72,7 @@ class IncompleteIndexes:
                 builder.mark_missing(needed.digest)
         graph = builder.build()
         missing = find_not_exported(graph, self._is_missing)
-        exported = limit_to_exported(graph, {one.digest for one in missing})
+        exported = limit_to_exported(graph, {item.digest for item in missing})
         root = exported.roots[0].descriptor
         if root.digest == index.digest:
             if not missing:
@@ -80,7 +80,7 @@ class IncompleteIndexes:
             return None
         for incomplete in exported.incomplete_indexes:
             _report_incomplete(incomplete)
-        (manifest,) = (one for one in exported.manifests if one.descriptor.digest == root.digest)
+        (manifest,) = (item for item in exported.manifests if item.descriptor.digest == root.digest)
         if root.is_index:
             # Clients request it by its digest next, and no blob has it.
             self._remember(self._synthesized, root.digest, manifest, _MAX_SYNTHESIZED)

@@ -410,7 +410,7 @@ class Repositories:
             subject = document.subject.digest if document.subject else None
             has_room = self._reference_count + len(document.manifests) <= limits.MAX_CACHED_INDEX_ENTRIES
             # Many indexes list the same digests, so they share one object for each. (Not `sys.intern`, see
-            # `shared_word`.)
+            # `documents.intern_string`.)
             shared_digests = self._shared_digests if has_room else {}
             manifests = {
                 shared_digests.setdefault(child.digest, child.digest): child.media_type for child in document.manifests

@@ -354,9 +354,9 @@ class DirectoryStorage(LayoutDirectory):
 
     def _report_corrupt(self, digest: str) -> IntegrityError:
         """Report a corrupt blob once, and return the error for requests of it."""
-        what = f"the blob {digest} in {self.path} is corrupt"
-        notices.notify(f"{what}: it is not served; push an image that contains it to replace it")
-        return IntegrityError(what)
+        message = f"the blob {digest} in {self.path} is corrupt"
+        notices.notify(f"{message}: it is not served; push an image that contains it to replace it")
+        return IntegrityError(message)
 
 
 class ArchiveStorage:
