@@ -19,7 +19,7 @@ __all__ = [
     "raise_descriptor_limit",
 ]
 
-#: A connection has a socket and a file, an upload its lock; twice as many may be open for a moment.
+#: A connection has a socket and a file, an upload has its lock. The same number again may be open for a moment.
 _DESCRIPTORS_EACH: Final = 4
 #: File descriptors for the maximum of connections and uploads.
 _SUFFICIENT_DESCRIPTORS: Final = limits.RESERVED_FILE_DESCRIPTORS + _DESCRIPTORS_EACH * max(

@@ -314,7 +314,8 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
     def write_body(self, body: bytes | FileSection) -> None:
         """Write a response's body. If its file has become shorter meanwhile, the connection ends.
 
-        A verified file is sent by `sendfile`. A file with a digest passes through this process, which hashes it.
+        A section without a digest is sent by `sendfile`, except over TLS. A section with a digest is hashed in this
+        process.
         """
         if isinstance(body, FileSection):
             if body.digest is None and not isinstance(self.connection, ssl.SSLSocket):

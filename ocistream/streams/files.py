@@ -216,8 +216,8 @@ def locked_directory(directory: Path, patience: float | None = None) -> Iterator
     """Take the advisory lock on `directory` itself, so that no lock file stays behind.
 
     Our processes take it in turn to change a layout's `index.json`. Any user who can read the directory can take the
-    lock forever, so the wait is limited to `patience` seconds (`limits.LOCK_TIMEOUT`), and a long wait is reported. A
-    lock file that only writers can open would have to stay forever, and earlier versions would not use it.
+    lock forever, so the wait is limited to `patience` seconds (`limits.LOCK_TIMEOUT`). A long wait is reported. A lock
+    file that only writers can open would have to stay forever, and earlier versions would not use it.
 
     Raises:
         LocalDiskError: another process did not release the lock.
@@ -312,7 +312,10 @@ def write_all(file: FileIO, chunk: bytes | memoryview) -> None:
 
 
 class WritebackWriter:
-    """Writes a large file and starts its write to disk early, so that the final sync is short."""
+    """Writes a large file and starts its write to disk early, so that the final sync is short.
+
+    Without this a pull of 2 GiB into a tar file waited half a second at its end.
+    """
 
     def __init__(self, file: FileIO) -> None:
         """Write at the file's current position."""

@@ -34,7 +34,8 @@ def count_processors() -> int:
 class ThreadedHasher:
     """Computes a hash in a separate thread. It is a context manager: the thread ends with the block.
 
-    The bytes passed to `update` must not change until `wait` returns.
+    SHA-256 is more than half of the CPU time of a pull to a pipe; the thread hashes while the pull reads and writes.
+    For parallel blobs it gains nothing. The bytes passed to `update` must not change until `wait` returns.
     """
 
     def __init__(self, hasher: Hasher) -> None:

@@ -138,9 +138,10 @@ def create_temporary(folder: Path, name: str, mode: int) -> PartialFile:
 def open_resumable(folder: Path, name: str, mode: int) -> PartialFile | None:
     """Open the file that an earlier run has left for `name`, or create it.
 
-    Return None, and report why, if another process is writing it, the file system has no locks, or it is not a regular
-    file of ours with one name. A link would make us write elsewhere, and two processes would write into each other's
-    file. The caller then uses a temporary file. The contents of the returned file must be checked (see `PartialFile`).
+    Return None and report why if another process is writing the file, if the file system has no locks, or if it is not
+    a regular file of ours with one name. A link would make us write elsewhere, and two processes would write into each
+    other's file. The caller then uses a temporary file. The contents of the returned file must be checked (see
+    `PartialFile`).
     """
     path = folder / _resumable_name(name)
     try:
