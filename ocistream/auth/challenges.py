@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 __all__ = ["Challenge", "parse_challenges"]
 
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
-#: What a challenge is made of. At any place that is no separator one of the three matches, and none of them
-#: goes over a character twice, so that a hostile header takes time linear in its length.
+#: The parts of a challenge. At any place that is not a separator one alternative matches, and none reads a character
+#: twice: a hostile header takes time linear in its length.
 _ITEM: Final = re.compile(
     rf"""
       (?P<name>{_WORD}) [ \t]*+ = [ \t]*+ (?: (?P<word>{_WORD}) | "(?P<quoted>(?:[^"\\]|\\.)*+)" )
@@ -26,17 +26,17 @@ _ITEM: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One challenge of a 401: `scheme` ("bearer", "basic") and the names of `parameters` are lower case."""
+    """A challenge of a 401. `scheme` ("bearer", "basic") and the names of `parameters` are lower case."""
 
     scheme: str
     parameters: Mapping[str, str]
 
 
 def parse_challenges(values: Sequence[str]) -> list[Challenge]:
-    """Parse the values of `WWW-Authenticate` (RFC 9110, section 11.6.1), each with one challenge or several.
+    """Return all challenges in the values of `WWW-Authenticate` (RFC 9110, section 11.6.1).
 
-    Never raises. What is not understood is skipped, a token68 too, since neither Basic nor Bearer has one. Of
-    a parameter that is given twice the first counts; a comma that is missing between two is not missed.
+    Never raises: unknown parts are skipped, and so is a token68, which neither Basic nor Bearer has. Of two parameters
+    with one name the first counts. A missing comma between parameters is accepted.
     """
     challenges: list[Challenge] = []
     for value in values:

@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
 __all__ = ["CredentialHelper"]
 
-#: Bytes that a helper may answer.
+#: Maximum size of a helper's output in bytes.
 MAX_HELPER_ANSWER: Final = 64 * 1024
-#: Seconds that a helper has, a person's typing of a passphrase included.
+#: Timeout of a helper in seconds, including the time in which a user types a passphrase.
 HELPER_TIMEOUT: Final = 30.0
-#: A name becomes part of a program's name.
+#: The name becomes part of a program's name.
 _NAME: Final = re.compile(r"[a-z0-9-]+\Z")
-#: The one error that every helper words alike (docker-credential-helpers, credentials/error.go).
+#: The only error text that all helpers share (docker-credential-helpers, credentials/error.go).
 _NOT_FOUND: Final = b"credentials not found in native keychain"
 
 
 @dataclass(frozen=True, slots=True)
 class CredentialHelper:
-    """One helper; `env` is its environment and has the PATH to find it in, `configured_in` is for errors."""
+    """A credential helper. `env` is its environment, with the PATH to find it; `configured_in` is for errors."""
 
     name: str
     env: Mapping[str, str] = field(repr=False)
@@ -57,24 +57,24 @@ class CredentialHelper:
 
     @property
     def program(self) -> str:
-        """The program's name, without a path."""
+        """The name of the program, without a path."""
         return f"docker-credential-{self.name}"
 
     def get(self, server: str) -> tuple[str, str] | None:
-        """Ask for user name and secret of `server`; None where the helper knows of none.
+        """Return user name and secret for `server`; None if the helper has none.
 
         Raises:
-            AuthenticationError: the helper is missing, failed, was too slow, or answered nonsense.
+            AuthenticationError: the helper is missing, failed, timed out, or returned malformed output.
         """
-        status, answer = self._run("get", server.encode())
-        if status and _NOT_FOUND in answer:
+        status, output = self._run("get", server.encode())
+        if status and _NOT_FOUND in output:
             return None
         if status:
             raise self._failed(f"exit status {status} of get")
         try:
-            fields = parse_json(answer, "its answer", MAX_HELPER_ANSWER)
+            fields = parse_json(output, "its answer", MAX_HELPER_ANSWER)
         except ArchiveError as error:
-            # Without its cause, which holds the answer.
+            # Without its cause, which contains the output.
             raise self._failed(error.message) from None
         username, secret = fields.get("Username", ""), fields.get("Secret", "")
         if not isinstance(username, str) or not isinstance(secret, str):
@@ -82,7 +82,7 @@ class CredentialHelper:
         return (username, secret) if username or secret else None
 
     def store(self, server: str, username: str, secret: str) -> None:
-        """Have the helper keep a user name and a secret for `server`.
+        """Store a user name and a secret for `server` in the helper.
 
         Raises:
             AuthenticationError: as `get`.
@@ -90,15 +90,15 @@ class CredentialHelper:
         self._do("store", json.dumps({"ServerURL": server, "Username": username, "Secret": secret}).encode())
 
     def erase(self, server: str) -> None:
-        """Have the helper forget `server`.
+        """Remove `server` from the helper.
 
         Raises:
             AuthenticationError: as `get`.
         """
         self._do("erase", server.encode())
 
-    def _do(self, verb: str, question: bytes) -> None:
-        status, _ = self._run(verb, question)
+    def _do(self, verb: str, request: bytes) -> None:
+        status, _ = self._run(verb, request)
         if status:
             raise self._failed(f"exit status {status} of {verb}")
 
@@ -106,9 +106,9 @@ class CredentialHelper:
         msg = f"credential helper {self.program} failed: {reason}"
         return AuthenticationError(msg, hint=f"it is configured in {self.configured_in}")
 
-    def _run(self, verb: str, question: bytes) -> tuple[int, bytes]:
-        """Run the helper to its end; give its exit status and what it wrote."""
-        # A relative entry of PATH would run a program out of whatever directory this is.
+    def _run(self, verb: str, request: bytes) -> tuple[int, bytes]:
+        """Run the helper to its end; return its exit status and output."""
+        # A relative entry of PATH would run a program from the working directory.
         entries = [entry for entry in self.env.get("PATH", "").split(os.pathsep) if Path(entry).is_absolute()]
         path = shutil.which(self.program, path=os.pathsep.join(entries))
         if path is None:
@@ -122,42 +122,42 @@ class CredentialHelper:
             raise self._failed(error.strerror or "it cannot be run") from error
         with process:
             try:
-                answer = _exchange(process, question, deadline)
-                if len(answer) > MAX_HELPER_ANSWER:
+                output = _exchange(process, request, deadline)
+                if len(output) > MAX_HELPER_ANSWER:
                     raise self._failed(f"it answered more than {MAX_HELPER_ANSWER} bytes")
-                return process.wait(max(0.0, deadline - time.monotonic())), answer
+                return process.wait(max(0.0, deadline - time.monotonic())), output
             except (TimeoutError, subprocess.TimeoutExpired):
                 raise self._failed(f"no answer within {HELPER_TIMEOUT:g} seconds") from None
             finally:
                 process.kill()
 
 
-def _exchange(process: subprocess.Popen[bytes], question: bytes, deadline: float) -> bytes:
-    """Write `question` and read the answer, up to one byte over its bound; neither hangs past `deadline`.
+def _exchange(process: subprocess.Popen[bytes], request: bytes, deadline: float) -> bytes:
+    """Write `request` and return the output, cut to one byte more than its limit. Raise TimeoutError at `deadline`.
 
-    `Popen.communicate` has a deadline as well, but would hold any amount of output.
+    `Popen.communicate` also has a timeout, but would store any amount of output.
     """
     stdin, stdout = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
-    answer = b""
+    output = b""
     with selectors.DefaultSelector() as waiting:
         waiting.register(stdin, selectors.EVENT_WRITE)
         waiting.register(stdout, selectors.EVENT_READ)
-        while len(answer) <= MAX_HELPER_ANSWER:
+        while len(output) <= MAX_HELPER_ANSWER:
             ready = [key.fileobj for key, _ in waiting.select(max(0.0, deadline - time.monotonic()))]
             if not ready:
                 raise TimeoutError
             if stdin in ready:
                 try:
-                    # What select calls writable takes PIPE_BUF bytes without blocking.
-                    question = question[stdin.write(question[:PIPE_BUF]) :]
+                    # A pipe that select calls writable takes PIPE_BUF bytes without blocking.
+                    request = request[stdin.write(request[:PIPE_BUF]) :]
                 except BrokenPipeError:
-                    question = b""  # some helpers answer without reading what was asked
-                if not question:
+                    request = b""  # some helpers reply without reading their input
+                if not request:
                     waiting.unregister(stdin)
                     stdin.close()
             if stdout in ready:
-                part = stdout.read(MAX_HELPER_ANSWER + 1 - len(answer))
+                part = stdout.read(MAX_HELPER_ANSWER + 1 - len(output))
                 if not part:
                     break
-                answer += part
-    return answer
+                output += part
+    return output

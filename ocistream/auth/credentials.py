@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Credential", "CredentialSource", "Keychain", "parse_credential_source"]
 
-#: Where Podman keeps its file when there is no XDG_RUNTIME_DIR, as is usual for root and in CI.
+#: Podman's directory if there is no XDG_RUNTIME_DIR, as is usual for root and in CI.
 PODMAN_RUN_DIRECTORY: Final = Path("/run/containers")
 
 DEFAULT_VARIABLE_PREFIX: Final = "OCISTREAM"
-#: What may stand behind the colon of a `CredentialSource`, by its kind.
+#: Allowed text after the colon of a `CredentialSource`, by its kind.
 _SOURCE_PATTERNS: Final = {
     "env": re.compile(r"[A-Za-z_][A-Za-z0-9_]*"),
     "helper": re.compile(r"[a-z0-9-]+"),
@@ -51,22 +51,22 @@ _SOURCE_PATTERNS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class CredentialSource:
-    """Where one registry's secret is: variables that begin with `name`, the helper `name`, or the file `name`."""
+    """The place of one registry's secret: variables that start with `name`, the helper `name`, or the file `name`."""
 
     #: One of `env`, `helper` and `file`.
     kind: str
     name: str
 
     def __str__(self) -> str:
-        """Give it as it is written."""
+        """Return the text that `parse_credential_source` reads."""
         return f"{self.kind}:{self.name}"
 
 
 def parse_credential_source(text: str) -> CredentialSource:
-    """Read `env:PREFIX`, `helper:NAME` or `file:PATH`.
+    """Parse `env:PREFIX`, `helper:NAME` or `file:PATH`.
 
     Raises:
-        UsageError: it is none of them. It is not shown: it may be a password.
+        UsageError: the text is none of these. The error does not show it, because it may be a password.
     """
     kind, _, name = text.partition(":")
     if kind not in _SOURCE_PATTERNS or not _SOURCE_PATTERNS[kind].fullmatch(name):
@@ -79,7 +79,11 @@ def parse_credential_source(text: str) -> CredentialSource:
 
 
 class Keychain:
-    """The places that hold credentials, asked in the order of this module's docstring. It keeps nothing."""
+    """Finds credentials, asking each place in a fixed order. It stores nothing in memory.
+
+    The order: the options, `--authfile`, `OCISTREAM_*`, the configuration, `DOCKER_AUTH_CONFIG`, `REGISTRY_AUTH_FILE`,
+    Docker's file, Podman's files. Docker's file precedes Podman's, because `login` writes Docker's.
+    """
 
     def __init__(
         self,
@@ -92,13 +96,14 @@ class Keychain:
         configured: Callable[[str], CredentialSource | None] = lambda _host: None,
         auth_file: tuple[Path, str] | None = None,
     ) -> None:
-        """Look in `env` and below `home`; `explicit` beats everything.
+        """Look in `env` and below `home`; `explicit` overrides everything.
 
-        `prefix` is "OCISTREAM_SRC" or "OCISTREAM_DEST" for the two sides of `copy`. `named` are the registries that
-        the user named (None: all there are): what has no registry's name with it, `explicit` and the user names of
-        the environment, is for those alone, and not for a mirror or another location that a configuration names.
-        `configured` says where the secret of a host is, in its one spelling, by the configuration. `auth.docker_config`
-        is a file in Docker's format, and what names it ("--authfile"). It takes the place of all other such files.
+        `prefix` is "OCISTREAM_SRC" or "OCISTREAM_DEST" for the two sides of `copy`. `named` are the registries that the
+        user named (None: all). `explicit` and the user names of the environment do not say for which registry they are:
+        only these registries get them, not a mirror from the configuration. `configured(host)` returns the place that
+        the configuration names for a host. `auth_file` is a file in Docker's format and the option that names it
+        ("--authfile"). It replaces all other such files, as in skopeo: another login from a file that nobody named
+        would be a silent choice.
         """
         self._auth_file = auth_file
         self._env = env
@@ -109,62 +114,61 @@ class Keychain:
         self._named = None if named is None else {normalize_host(registry) for registry in named}
 
     def find(self, registry: str, repository: str = "") -> Credential | None:
-        """Find what to show to `registry` ("docker.io", "localhost:5000") for `repository`; None: anonymous.
+        """Return the credential for `repository` at `registry` ("docker.io", "localhost:5000"); None for anonymous.
 
-        Host and port must match exactly. Within a file the host's own entry of `credHelpers` is asked first,
-        then `auths` (the longest of `host/ns/repo`, `host/ns`, `host`, as Podman has it), then `credsStore`.
-        As with Docker, a host that has an entry in `credHelpers` never asks `credsStore`, and an empty entry
-        there switches helpers off for it.
+        Host and port must match exactly. Within a file, the host's own entry of `credHelpers` comes first, then `auths`
+        (the longest of `host/ns/repo`, `host/ns`, `host`, as in Podman), then `credsStore`. As in Docker, a host in
+        `credHelpers` never asks `credsStore`, and an empty entry there disables helpers for it.
 
         Raises:
-            UsageError: half a pair in the environment, or a malformed auth file. It is the user's to correct,
-                so this is exit 2; going on without it would end as a puzzling refusal by the registry.
+            UsageError: half a pair in the environment, or a malformed auth file (exit code 2). To continue anonymously
+                would end in a puzzling 401.
             LocalDiskError: a file cannot be read.
-            AuthenticationError: a credential helper failed; or `REGISTRY_AUTH_FILE` or the configuration names a
-                file that does not exist.
+            AuthenticationError: a credential helper failed; or `REGISTRY_AUTH_FILE` or the configuration names a file
+                that does not exist.
         """
         host = normalize_host(registry)
         is_named = self._named is None or host in self._named
         if is_named and self._explicit is not None:
             return self._explicit
         if self._auth_file is not None:
-            path, by = self._auth_file
-            if (found := self._from_file(self._load_named(path, by), host, repository)) is not None:
-                return with_named_source(found, by)
-        if is_named and (found := self._from_environment()) is not None:
-            return found
+            path, named_by = self._auth_file
+            if (credential := self._from_file(self._load_named(path, named_by), host, repository)) is not None:
+                return with_named_source(credential, named_by)
+        if is_named and (credential := self._from_environment()) is not None:
+            return credential
         source = self._configured(host)
         if source is not None:
-            if (found := self._from_source(source, host, repository)) is not None:
-                return with_named_source(found, "the configuration")
+            if (credential := self._from_source(source, host, repository)) is not None:
+                return with_named_source(credential, "the configuration")
             notices.notify(f"{host}: {printable(str(source))}, which the configuration names, has no credential for it")
         for file in self._files():
-            found = self._from_file(file, host, repository)
-            if found is not None:
-                return found
+            credential = self._from_file(file, host, repository)
+            if credential is not None:
+                return credential
         return None
 
     def sources(self, registry: str) -> list[str]:
-        """Name the places that would be asked for a registry, in their order, up to the first that surely knows it.
+        """Return the names of the places that are asked for a registry, in order, up to the first with a credential.
 
-        No helper is run and no secret is looked at but to see that there is one.
+        No helper is run, and no secret is returned.
 
         Raises:
             UsageError, LocalDiskError, AuthenticationError: as `find`.
         """
-        found: dict[str, None] = {}
+        names: dict[str, None] = {}
         for name, is_sure in self._list_sources(normalize_host(registry)):
-            found[name] = None
+            names[name] = None
             if is_sure:
                 break
-        return list(found)
+        return list(names)
 
     def save(self, registry: str, credential: Credential) -> str:
-        """Keep `credential` for `registry` where Docker would, and say where that was.
+        """Save `credential` for `registry` where Docker would, and return the name of that place.
 
-        With a helper configured for the host it goes there, and Docker's file gets the empty entry by which
-        Docker knows of the login; otherwise the file holds it. Older entries of the same host go, so that
-        none of them is found first. Everything else in the file stays as it is.
+        If the host has a helper, the helper stores the credential, and Docker's file gets the empty entry that marks
+        the login. Otherwise the file stores it. Other entries of the same host are removed, so that none of them is
+        found first. The rest of the file stays unchanged.
 
         Raises:
             UsageError: the credential cannot be written in Docker's format, or its file is malformed.
@@ -189,7 +193,7 @@ class Keychain:
         return helper.program
 
     def erase(self, registry: str) -> str | None:
-        """Forget what Docker's file and its helper hold for `registry`; say where it was, None: nowhere.
+        """Remove the credential of `registry` from Docker's file and its helper; return where it was, or None.
 
         Entries of single repositories (`host/ns`) are Podman's and stay, as do Podman's own files.
 
@@ -203,7 +207,7 @@ class Keychain:
             return None
         places = []
         helper = self._helper(file.find_helper(host), file.description)
-        # Helpers differ in what they answer to `erase` when there is nothing; to `get` they all answer alike.
+        # Helpers differ in their reply to `erase` for an unknown server; their replies to `get` are alike.
         if helper is not None and helper.get(docker_server_name(host)) is not None:
             helper.erase(docker_server_name(host))
             places.append(helper.program)
@@ -216,8 +220,8 @@ class Keychain:
 
     def _from_environment(self) -> Credential | None:
         for prefix in dict.fromkeys((self._prefix, DEFAULT_VARIABLE_PREFIX)):
-            if (found := self._from_variables(prefix)) is not None:
-                return found
+            if (credential := self._from_variables(prefix)) is not None:
+                return credential
         return None
 
     def _from_variables(self, prefix: str) -> Credential | None:
@@ -226,8 +230,8 @@ class Keychain:
         if username and password:
             return Credential(username, password, source=names[0])
         if username or password:
-            given, missing = names if username else names[::-1]
-            msg = f"{given} is set, but {missing} is not"
+            set_name, missing_name = names if username else names[::-1]
+            msg = f"{set_name} is set, but {missing_name} is not"
             raise UsageError(msg, hint="set both or neither")
         return None
 
@@ -239,38 +243,38 @@ class Keychain:
         return self._from_file(self._load_named(Path(source.name), "the configuration"), host, repository)
 
     def _list_sources(self, host: str) -> Iterator[tuple[str, bool]]:
-        """Name the places that `find` asks, and say whether they surely know the host: of a helper nobody can tell."""
-        if (known := self._from_environment()) is not None:
-            yield known.source, True
+        """Yield the places that `find` asks, and whether each has a credential. For a helper that is unknown."""
+        if (credential := self._from_environment()) is not None:
+            yield credential.source, True
         source = self._configured(host)
         if source is not None and source.kind == "file":
             yield from self._list_file_sources(self._load_named(Path(source.name), "the configuration"), host)
         elif source is not None and source.kind == "helper":
             yield f"docker-credential-{source.name}", False
-        elif source is not None and (known := self._from_variables(source.name)) is not None:
-            yield known.source, True
+        elif source is not None and (credential := self._from_variables(source.name)) is not None:
+            yield credential.source, True
         for file in self._files():
             yield from self._list_file_sources(file, host)
 
     def _list_file_sources(self, file: AuthFile, host: str) -> Iterator[tuple[str, bool]]:
-        own = file.host_helper(host)
-        if own:
-            yield f"docker-credential-{own}", False
+        host_helper = file.host_helper(host)
+        if host_helper:
+            yield f"docker-credential-{host_helper}", False
         if file.find_entry(host, "") is not None:
             yield file.display_name, True
-        if own is None and (other := file.default_helper()):
-            yield f"docker-credential-{other}", False
+        if host_helper is None and (default_helper := file.default_helper()):
+            yield f"docker-credential-{default_helper}", False
 
     def _files(self) -> Iterator[AuthFile]:
         if self._auth_file is not None:
-            # It has been asked.
+            # `find` has read this file already.
             return
         inline = self._env.get("DOCKER_AUTH_CONFIG")
         if inline:
             yield AuthFile.parse(inline.encode(errors="surrogateescape"), "DOCKER_AUTH_CONFIG")
-        named = self._env.get("REGISTRY_AUTH_FILE")
-        if named:
-            yield self._load_named(Path(named), "REGISTRY_AUTH_FILE")
+        named_path = self._env.get("REGISTRY_AUTH_FILE")
+        if named_path:
+            yield self._load_named(Path(named_path), "REGISTRY_AUTH_FILE")
         docker = self._docker_path(), self._docker_variable()
         for path, variable in (docker, *((path, "") for path in self._podman_paths())):
             file = self._load(path, variable)
@@ -278,18 +282,18 @@ class Keychain:
                 yield file
 
     def _from_file(self, file: AuthFile, host: str, repository: str) -> Credential | None:
-        own = file.host_helper(host)
-        found = self._ask_helper(own, file.description, host) or file.find_entry(host, repository)
-        if found is None and own is None:
-            found = self._ask_helper(file.default_helper(), file.description, host)
-        return found
+        host_helper = file.host_helper(host)
+        credential = self._ask_helper(host_helper, file.description, host) or file.find_entry(host, repository)
+        if credential is None and host_helper is None:
+            credential = self._ask_helper(file.default_helper(), file.description, host)
+        return credential
 
     def _ask_helper(self, name: str | None, configured_in: str, host: str) -> Credential | None:
         helper = self._helper(name, configured_in)
-        answer = helper.get(docker_server_name(host)) if helper is not None else None
-        if helper is None or answer is None:
+        login = helper.get(docker_server_name(host)) if helper is not None else None
+        if helper is None or login is None:
             return None
-        username, secret = answer
+        username, secret = login
         if username == TOKEN_USERNAME:
             return Credential(username, "", secret, helper.program)
         return Credential(username, secret, None, helper.program)
@@ -308,7 +312,7 @@ class Keychain:
         return (Path(directory) if directory else self._home / ".docker") / "config.json"
 
     def _docker_variable(self) -> str:
-        """Give the variable that names Docker's directory, or "" for the default directory."""
+        """Return the variable that names Docker's directory, or "" for the default directory."""
         return "DOCKER_CONFIG" if self._env.get("DOCKER_CONFIG") else ""
 
     def _podman_paths(self) -> Iterator[Path]:
@@ -317,7 +321,7 @@ class Keychain:
             yield Path(runtime) / "containers" / "auth.json"
         else:
             yield PODMAN_RUN_DIRECTORY / str(os.getuid()) / "auth.json"
-        # As the tools whose file it is have it (skopeo 1.9), also where a path is relative.
+        # A relative path is used too, as in Podman's tools (skopeo 1.9).
         config = self._env.get("XDG_CONFIG_HOME")
         yield (Path(config) if config else self._home / ".config") / "containers" / "auth.json"
 
@@ -326,28 +330,30 @@ class Keychain:
             return f"~/{path.relative_to(self._home)}"
         return str(path)
 
-    def _load_named(self, path: Path, by: str) -> AuthFile:
-        variable = by if by == "REGISTRY_AUTH_FILE" else ""
+    def _load_named(self, path: Path, named_by: str) -> AuthFile:
+        variable = named_by if named_by == "REGISTRY_AUTH_FILE" else ""
         file = self._load(path, variable)
         if file is None:
-            # Not a NotFoundError: which image was asked for has nothing to do with the missing file.
-            msg = f"{by} names {self._display_path(path)}, which does not exist"
-            raise AuthenticationError(msg, hint=f"correct {by}, or unset it" if variable else f"correct {by}")
+            # Not a NotFoundError (exit code 4), which would speak of the image.
+            msg = f"{named_by} names {self._display_path(path)}, which does not exist"
+            raise AuthenticationError(
+                msg, hint=f"correct {named_by}, or unset it" if variable else f"correct {named_by}"
+            )
         return file
 
     def _load(self, path: Path, variable: str = "") -> AuthFile | None:
-        shown = self._display_path(path)
-        with disk_errors(f"cannot read {describe_file(shown, variable)}"):
+        display_name = self._display_path(path)
+        with disk_errors(f"cannot read {describe_file(display_name, variable)}"):
             try:
                 with path.open("rb") as file:
                     raw = file.read(MAX_AUTH_FILE + 1)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return AuthFile.parse(raw, shown, variable)
+        return AuthFile.parse(raw, display_name, variable)
 
     def _write_entry(self, path: Path, host: str, entry: dict[str, str] | None) -> None:
-        """Put `entry` in place of all that `path` holds for `host`; None removes it."""
-        # A config.json that is a link into a folder of dot files stays one: its target is replaced.
+        """Replace all entries of `host` in the file at `path` by `entry`; None removes them."""
+        # A config.json that is a link, such as into a directory of dot files, stays a link: its target is replaced.
         target = write_target(path)
         with disk_errors(f"cannot write {self._display_path(path)}"):
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

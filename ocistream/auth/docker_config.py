@@ -25,11 +25,11 @@ __all__ = [
     "with_named_source",
 ]
 
-#: Bytes of an auth file, and of `DOCKER_AUTH_CONFIG`.
+#: Maximum size of an auth file and of `DOCKER_AUTH_CONFIG`, in bytes.
 MAX_AUTH_FILE: Final = 1024 * 1024
-#: The user name by which a helper says that its secret is an identity token.
+#: The user name of a helper whose secret is an identity token.
 TOKEN_USERNAME: Final = "<token>"  # noqa: S105 - it marks a secret and is none
-#: What Docker calls Docker Hub in its file and to its helpers.
+#: Docker Hub's name in Docker's file and helpers.
 _HUB_SERVER: Final = "https://index.docker.io/v1/"
 _SECRET_FIELDS: Final = frozenset({"auth", "identitytoken", "registrytoken", "username", "password"})
 
@@ -38,10 +38,10 @@ _SECRET_FIELDS: Final = frozenset({"auth", "identitytoken", "registrytoken", "us
 class Credential:
     """What is shown to a registry or its token server.
 
-    `secret` is a password, or "" where there is an `identity_token` (a token for the token server, which gave it at
-    `docker login`) or a `registry_token` (one for the registry itself). `source` says for people where it was found:
-    "--username", "OCISTREAM_USERNAME", "~/.docker/config.json", "docker-credential-pass". `is_named` says that an
-    option or a file of the user's named that place, so that it is asked before what `login` keeps.
+    `secret` is a password, or "" with a token. An `identity_token` is for the token server, which issued it at `docker
+    login`; a `registry_token` is for the registry itself. `source` is where the credential was found, for messages:
+    "--username", "OCISTREAM_USERNAME", "~/.docker/config.json", "docker-credential-pass". `is_explicit` says that an
+    option or a file of the user names this source, so that `login` does not override it.
     """
 
     username: str
@@ -52,26 +52,26 @@ class Credential:
     is_explicit: bool = False
 
 
-def with_named_source(credential: Credential, by: str) -> Credential:
-    """Return a credential whose source `by` named, such as the configuration."""
-    return replace(credential, source=f"{credential.source}, which {by} names", is_explicit=True)
+def with_named_source(credential: Credential, named_by: str) -> Credential:
+    """Return a credential whose source is named by `named_by`, such as the configuration."""
+    return replace(credential, source=f"{credential.source}, which {named_by} names", is_explicit=True)
 
 
 def normalize_host(registry: str) -> str:
-    """Give a registry's host and port in the one spelling that is compared; Docker Hub's aliases are one."""
+    """Return a registry's host and port in one spelling for comparisons; Docker Hub's aliases become one."""
     return parse_registry(registry.lower())
 
 
 def docker_server_name(host: str) -> str:
-    """Give the name by which Docker's file and the helpers know `host`."""
+    """Return the name of `host` in Docker's file and helpers."""
     return _HUB_SERVER if host == DEFAULT_REGISTRY else host
 
 
 def _parse_key(key: str) -> str | None:
-    """Read a key of `auths` or `credHelpers` as `HOST[/PATH]`; None for one that names no registry.
+    """Parse a key of `auths` or `credHelpers` as `HOST[/PATH]`; return None if it names no registry.
 
-    Docker's old forms (`https://HOST/v1/`, `https://HOST`) mean the whole host. Another path limits the key:
-    taken for the whole host, it would show one project's secret to all of them.
+    Docker's old forms (`https://HOST/v1/`, `https://HOST`) mean the complete host. Any other path limits the key:
+    otherwise the secret of one project would be shown to all projects of the host.
     """
     host, _, path = key.removeprefix("https://").removeprefix("http://").rstrip("/").partition("/")
     try:
@@ -83,9 +83,9 @@ def _parse_key(key: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class AuthFile:
-    """One document of Docker's format: `shown` names it, `fields` is all that it says.
+    """A document in Docker's format. `display_name` is its name in messages, `fields` its contents.
 
-    `variable` is the environment variable that names the file, or "". Errors name the variable beside the file.
+    `variable` is the environment variable that names the file, or "". Errors show the variable after the file.
     """
 
     display_name: str
@@ -93,18 +93,18 @@ class AuthFile:
     variable: str = ""
 
     @classmethod
-    def parse(cls, raw: bytes, shown: str, variable: str = "") -> AuthFile:
-        """Read a document; an empty one says nothing, as for Docker.
+    def parse(cls, raw: bytes, display_name: str, variable: str = "") -> AuthFile:
+        """Parse a document; an empty one has no fields, as in Docker.
 
         Raises:
-            UsageError: it is malformed or too large.
+            UsageError: the document is malformed or too large.
         """
         if not raw.strip():
-            return cls(shown, {}, variable)
+            return cls(display_name, {}, variable)
         try:
-            return cls(shown, parse_json(raw, describe_file(shown, variable), MAX_AUTH_FILE), variable)
+            return cls(display_name, parse_json(raw, describe_file(display_name, variable), MAX_AUTH_FILE), variable)
         except ArchiveError as error:
-            # Without its cause, which holds the document and so the secrets.
+            # Without its cause, which contains the document and its secrets.
             raise UsageError(error.message, hint="correct it, or move it away and log in again") from None
 
     @property
@@ -113,7 +113,7 @@ class AuthFile:
         return describe_file(self.display_name, self.variable)
 
     def host_helper(self, host: str) -> str | None:
-        """The helper of this host alone; "" switches helpers off, None leaves it to `default_helper`."""
+        """Return the helper of this host; "" if helpers are disabled for it, None if `default_helper` applies."""
         helpers = self._section("credHelpers")
         for key in helpers:
             if _parse_key(key) == host:
@@ -121,27 +121,27 @@ class AuthFile:
         return None
 
     def default_helper(self) -> str:
-        """The helper of all other hosts, "" for none."""
+        """Return the helper of all other hosts, "" for none."""
         return _text(self.fields, "credsStore", self.description)
 
     def find_helper(self, host: str) -> str:
-        """The one helper that keeps the secrets of `host`, "" for none."""
-        own = self.host_helper(host)
-        return self.default_helper() if own is None else own
+        """Return the helper that stores the secrets of `host`, "" for none."""
+        host_helper = self.host_helper(host)
+        return self.default_helper() if host_helper is None else host_helper
 
     def find_entry(self, host: str, repository: str) -> Credential | None:
-        """The credential in `auths` whose key is the longest that `host`/`repository` lies in."""
+        """Return the credential of `auths` with the longest key that contains `host`/`repository`."""
         scope = f"{host}/{repository}" if repository else host
         while scope:
             for key, fields in self.list_entries(scope):
-                found = self._credential(key, fields)
-                if found is not None:
-                    return found
+                credential = self._credential(key, fields)
+                if credential is not None:
+                    return credential
             scope = scope.rpartition("/")[0]
         return None
 
     def list_entries(self, scope: str) -> list[tuple[str, dict[str, Any]]]:
-        """The entries of `auths` for `scope` itself, the one that Docker would write first."""
+        """Return the entries of `auths` for `scope` itself; the key that Docker writes comes first."""
         auths = self._section("auths")
         keys = sorted(
             (key for key in auths if _parse_key(key) == scope), key=lambda key: key != docker_server_name(scope)
@@ -149,12 +149,12 @@ class AuthFile:
         return [(key, _object(auths[key], self._where(key))) for key in keys]
 
     def with_entry(self, host: str, entry: dict[str, str] | None) -> dict[str, Any]:
-        """Give all fields, with `entry` as the only one of `host`; None leaves it with none."""
+        """Return all fields with `entry` as the only entry of `host`, or without any entry if it is None."""
         auths = {key: value for key, value in self._section("auths").items() if _parse_key(key) != host}
         if entry is not None:
-            before = dict(self.list_entries(host)).get(docker_server_name(host), {})
-            kept = {name: value for name, value in before.items() if name not in _SECRET_FIELDS}
-            auths[docker_server_name(host)] = kept | entry
+            old_entry = dict(self.list_entries(host)).get(docker_server_name(host), {})
+            other_fields = {name: value for name, value in old_entry.items() if name not in _SECRET_FIELDS}
+            auths[docker_server_name(host)] = other_fields | entry
         return self.fields | {"auths": auths}
 
     def _section(self, name: str) -> dict[str, Any]:
@@ -177,13 +177,13 @@ class AuthFile:
         return Credential(username, password, None, self.display_name) if username or password else None
 
 
-def describe_file(shown: str, variable: str) -> str:
-    """Give the name of a file in errors, with the environment variable that names the file."""
-    return f"{shown} (named by {variable})" if variable else shown
+def describe_file(display_name: str, variable: str) -> str:
+    """Return the name of a file in errors, with the environment variable that names the file."""
+    return f"{display_name} (named by {variable})" if variable else display_name
 
 
 def _object(value: object, where: str) -> dict[str, Any]:
-    """Take a JSON object, or null as an empty one, which is how Docker reads it."""
+    """Return a JSON object; null becomes an empty one, as in Docker."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -203,7 +203,10 @@ def _text(fields: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def _decode_auth(auth: str, where: str) -> tuple[str, str]:
-    """Split base64 of `user:password`; the password may hold colons, and Docker drops NULs around it."""
+    """Return the user and password of base64 `user:password`.
+
+    The password may contain colons. Docker strips NULs around it.
+    """
     try:
         plain = base64.b64decode("".join(auth.split()), validate=True)
     except (binascii.Error, ValueError):
@@ -212,25 +215,25 @@ def _decode_auth(auth: str, where: str) -> tuple[str, str]:
     if not colon:
         msg = f"{where}: auth is not base64 of user:password"
         raise UsageError(msg, hint="log in again")
-    # A password need not be UTF-8: its bytes go out as they came in.
+    # A password may be any bytes: surrogateescape sends them unchanged.
     return username.decode(errors="surrogateescape"), password.strip(b"\0").decode(errors="surrogateescape")
 
 
 def encode_entry(credential: Credential) -> dict[str, str]:
-    """Write a credential as Docker does; it has been found to be storable."""
+    """Return Docker's entry for a credential that passed `check_storable`."""
     token = credential.identity_token
     auth = base64.b64encode(f"{credential.username}:{credential.secret}".encode()).decode()
     if token is None:
         return {"auth": auth}
-    # Docker refuses an `auth` without a user name, and needs none beside an identity token.
+    # Docker refuses an `auth` without a user name, and an identity token needs none.
     return {"auth": auth, "identitytoken": token} if credential.username else {"identitytoken": token}
 
 
 def check_storable(credential: Credential) -> None:
-    """Refuse what would come out of Docker's file or of a helper as something else.
+    """Refuse a credential that would be read differently from Docker's file or from a helper.
 
     Raises:
-        UsageError: the user name is empty or holds a colon, or something is not text.
+        UsageError: the user name is empty or contains a colon, or a part is not UTF-8.
     """
     if ":" in credential.username or not (credential.username or credential.identity_token):
         msg = "a user name that is empty or holds a colon cannot be saved"
@@ -239,5 +242,5 @@ def check_storable(credential: Credential) -> None:
         f"{credential.username}{credential.secret}{credential.identity_token}".encode()
     except UnicodeEncodeError:
         msg = "a user name or password that is not UTF-8 cannot be saved"
-        # Without its cause, which holds the password.
+        # Without its cause, which contains the password.
         raise UsageError(msg) from None

@@ -48,37 +48,40 @@ __all__ = [
 
 
 def repository_scope(repository: str, *actions: str) -> str:
-    """Write one scope: `scopes_for("org/app", "pull", "push")` is "repository:org/app:pull,push"."""
+    """Return a scope: `repository_scope("org/app", "pull", "push")` is "repository:org/app:pull,push"."""
     return f"repository:{repository}:{','.join(actions)}"
 
 
 def split_scope(scope: str) -> tuple[str, frozenset[str]]:
-    """Take a scope apart: what it is for, and the actions."""
+    """Return the resource of a scope and its actions."""
     resource, _, actions = scope.rpartition(":")
     return resource, frozenset(actions.split(","))
 
 
-def missing_scopes(wanted: Iterable[str], held: Iterable[str]) -> tuple[str, ...]:
-    """Give those of the `wanted` scopes that the `held` ones do not include, each once, in their order."""
-    known = [split_scope(scope) for scope in held]
+def missing_scopes(wanted: Iterable[str], granted: Iterable[str]) -> tuple[str, ...]:
+    """Return the `wanted` scopes that the `granted` ones do not include, without duplicates, in their order."""
+    granted_scopes = [split_scope(scope) for scope in granted]
     missing = []
     for scope in dict.fromkeys(wanted):
         resource, actions = split_scope(scope)
-        if not any(resource == other and actions <= more for other, more in known):
+        if not any(
+            resource == granted_resource and actions <= granted_actions
+            for granted_resource, granted_actions in granted_scopes
+        ):
             missing.append(scope)
     return tuple(missing)
 
 
 CLIENT_ID: Final = "ocistream"
-#: Seconds that a token lives whose server does not say so (token specification, `expires_in`).
+#: Lifetime in seconds of a token whose server does not state it (token specification, `expires_in`).
 DEFAULT_LIFETIME: Final = 60.0
-#: Visible ASCII: anything else in a token would end its header line, or start another one.
+#: Visible ASCII. Any other character in a token could end its header line, or start another one.
 VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """What is to be sent to a token server. Whoever sends it decides whether `url` may be trusted with it."""
+    """A request to a token server. The HTTP client decides whether `url` may receive it."""
 
     method: str
     url: str
@@ -88,14 +91,14 @@ class TokenRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenResponse:
-    """What a token server said: an HTTP status and the body, up to `limits.MAX_TOKEN_ANSWER` bytes of it."""
+    """The response of a token server: HTTP status and body, cut to `limits.MAX_TOKEN_RESPONSE` + 1 bytes."""
 
     status: int
     body: bytes = field(repr=False)
 
 
 def build_get_request(realm: str, service: str, scopes: tuple[str, ...], credential: Credential | None) -> TokenRequest:
-    """Ask as the token specification says: GET, with Basic where there is a credential."""
+    """Return the GET request of the token specification, with Basic authorization if there is a credential."""
     fields = [("service", service)] if service else []
     fields += [("scope", scope) for scope in scopes]
     headers = {"Accept": "application/json"}
@@ -109,7 +112,7 @@ def build_get_request(realm: str, service: str, scopes: tuple[str, ...], credent
 
 
 def build_oauth_request(realm: str, service: str, scopes: tuple[str, ...], identity_token: str) -> TokenRequest:
-    """Ask as OAuth2 says: POST, with the identity token as what it calls a refresh token."""
+    """Return the POST request of OAuth2, with the identity token as the refresh token."""
     fields = {"grant_type": "refresh_token", "refresh_token": identity_token, "client_id": CLIENT_ID}
     fields |= {"service": service} if service else {}
     fields |= {"scope": " ".join(scopes)} if scopes else {}
@@ -118,10 +121,10 @@ def build_oauth_request(realm: str, service: str, scopes: tuple[str, ...], ident
 
 
 def basic_header(credential: Credential) -> str:
-    """Write a credential as RFC 7617 does; an identity token stands in the password's place.
+    """Return the Basic header of a credential (RFC 7617); an identity token takes the password's place.
 
     Raises:
-        UsageError: the user name holds a colon, where the registry would cut it.
+        UsageError: the user name contains a colon, where the registry would split it.
     """
     username, secret = credential.username, credential.secret
     if credential.identity_token is not None:
@@ -134,15 +137,15 @@ def basic_header(credential: Credential) -> str:
 
 
 def describe_credential(credential: Credential) -> str:
-    """Name a credential by where it comes from."""
+    """Return the name of a credential in messages, by its source."""
     return f"the credentials from {credential.source}" if credential.source else "the credentials"
 
 
 def parse_token(fields: Mapping[str, Any], where: str) -> str:
-    """Take `token`, else `access_token`; null and "" are as good as absent.
+    """Return `token`, else `access_token`; null and "" count as absent.
 
     Raises:
-        ArchiveError: there is none, or it cannot stand in a header.
+        ArchiveError: there is no token, or it is not allowed in a header.
     """
     token = fields.get("token") or fields.get("access_token")
     if not token:
@@ -155,9 +158,9 @@ def parse_token(fields: Mapping[str, Any], where: str) -> str:
 
 
 def parse_lifetime(expires_in: object) -> float:
-    """Read `expires_in` in seconds, as a number or its text; what makes no sense is as good as absent.
+    """Return `expires_in` in seconds, given as a number or text; a malformed value counts as absent.
 
-    `issued_at` is not looked at: it is from another machine's clock.
+    `issued_at` is ignored, because it comes from another machine's clock.
     """
     if isinstance(expires_in, bool) or not isinstance(expires_in, int | float | str):
         return DEFAULT_LIFETIME
@@ -170,52 +173,55 @@ def parse_lifetime(expires_in: object) -> float:
 
 @dataclass(slots=True)
 class SecretAttempt:
-    """One showing of a secret. `accepted` is what came of it, None where nothing did: there was no answer."""
+    """One use of a secret. `is_accepted` is its result; None if there was no response."""
 
     is_accepted: bool | None = None
 
 
 class SecretAttempts:
-    """What came of showing secrets to one registry. Safe for several threads."""
+    """Results of the secrets sent to one registry. Safe for several threads."""
 
     def __init__(self) -> None:
-        """Begin with nothing known."""
+        """Start with no results."""
         self._lock = threading.Lock()
         self._attempt_locks: dict[str, threading.Lock] = {}
         self._is_accepted: dict[str, bool] = {}
 
     def is_refused(self, secret: str) -> bool:
-        """Say whether a secret was shown and refused, and never accepted."""
+        """Return whether a secret was sent and refused, and never accepted."""
         return self._is_accepted.get(secret) is False
 
     @contextlib.contextmanager
     def attempt(self, secret: str) -> Iterator[SecretAttempt]:
-        """Wait until a secret may be shown, and keep what comes of it; who waited asks `was_refused` again."""
+        """Wait until a secret may be sent, and record the result.
+
+        After the wait the caller checks `is_refused` again.
+        """
         with self._lock:
-            gate = self._attempt_locks.setdefault(secret, threading.Lock())
-        trial = SecretAttempt()
+            attempt_lock = self._attempt_locks.setdefault(secret, threading.Lock())
+        attempt = SecretAttempt()
         if self._is_accepted.get(secret):
-            yield trial
+            yield attempt
             return
-        with gate:
-            yield trial
-            if trial.is_accepted is not None:
-                self._is_accepted[secret] = trial.is_accepted or self._is_accepted.get(secret, False)
+        with attempt_lock:
+            yield attempt
+            if attempt.is_accepted is not None:
+                self._is_accepted[secret] = attempt.is_accepted or self._is_accepted.get(secret, False)
 
 
-#: A token is renewed when fewer seconds than this are left, or a tenth of its life: the request that carries
-#: it takes time too. Never more than half of its life, so that one of 60 s serves for 50 and one of 4 s for 2.
+#: Renew a token when less than 10 s or a tenth of its lifetime is left, because the request with it takes time too.
+#: Never renew before half of its lifetime: a token of 60 s is used for 50 s, one of 4 s for 2 s.
 RENEWAL_SECONDS: Final = 10.0
-#: Scopes that a registry's challenges may add to those that the caller named; real ones add one, if any.
+#: How many scopes a registry's challenges may add to those of the caller; real registries add one at most.
 MAX_ADDED_SCOPES: Final = 16
 
-#: Sources of credentials that are given for this run, before which a login does not come.
+#: Sources that are set for this run. They override the saved login, so a new login would not help.
 _EXPLICIT_SOURCES: Final = ("--", "OCISTREAM_", "DOCKER_AUTH_CONFIG")
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """A token as the header that shows it, and what it was asked for; `renew_at` is in the clock's time."""
+    """A token as a header, and its scopes; `renew_at` is a time of the authenticator's clock."""
 
     header: str = field(repr=False)
     scopes: tuple[str, ...]
@@ -224,10 +230,10 @@ class _Token:
 
 
 class Authenticator:
-    """What to show to one registry (one host and port).
+    """Provides the Authorization headers for one registry (one host and port).
 
-    Thread-safe: of several threads that ask for the same scopes, one fetches the token and the others wait
-    for it. Threads that ask for different ones do not wait for each other.
+    Thread-safe: of several threads that need the same scopes, one fetches the token and the others wait for it. Threads
+    with different scopes do not wait for each other.
     """
 
     def __init__(
@@ -238,10 +244,10 @@ class Authenticator:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Speak for `registry` ("docker.io", "localhost:5000"); nothing is asked for yet.
+        """Authenticate to `registry` ("docker.io", "localhost:5000"); no request is sent yet.
 
-        `find(repository)` gives the credential, None for anonymous; it is asked when a challenge needs it,
-        once for each repository. `send` sends a token request and gives its answer. `clock` counts seconds.
+        `find(repository)` returns the credential, or None for anonymous. It is called once for each repository, when a
+        challenge needs it. `send` sends a token request and returns the response. `clock` counts seconds.
         """
         self._registry = registry
         self._find = find
@@ -259,18 +265,18 @@ class Authenticator:
 
     @property
     def has_challenge(self) -> bool:
-        """Whether the registry has said how to authenticate."""
+        """Whether the registry has sent a challenge."""
         return self._challenge is not None
 
     def authorization(self, scopes: tuple[str, ...]) -> str | None:
-        """Give the header value to send up front; None while the registry has not challenged anybody.
+        """Return the header to send up front; None until the registry has sent a challenge.
 
-        After a Bearer challenge this is a token for `scopes`, a held one that covers them or a fresh one, so
-        that no body is sent only to be refused. After Basic it is the credential, None if there is none.
+        After a Bearer challenge this is a token for `scopes`, stored or new, so that no body is sent only to be
+        refused. After Basic it is the credential, or None if there is none.
 
         Raises:
             AuthenticationError: the token server refused the credential.
-            RegistryError: the token server or its answer is broken.
+            RegistryError: the token server or its response is broken.
             UsageError: the credential cannot be sent.
         """
         challenge = self._challenge
@@ -282,15 +288,15 @@ class Authenticator:
         return basic_header(credential) if credential and credential.registry_token is None else None
 
     def answer_challenge(self, www_authenticate: Sequence[str], scopes: tuple[str, ...], refused: str | None) -> str:
-        """Give the header value with which to repeat a request that got a 401.
+        """Return the header with which to repeat a request that got a 401.
 
-        `www_authenticate` are the answer's header values; without any the registry's last challenge counts
-        (gcr.io). `refused` is the value that the request had been sent with: a token that
-        equals it is forgotten and replaced. That a fresh one is refused again is for the caller to notice.
+        `www_authenticate` are the header values of the 401; if it has none, the registry's last challenge applies
+        (gcr.io). `refused` is the header of that request: an equal token is discarded and replaced. The caller must
+        notice if the new token is refused too.
 
         Raises:
-            AuthenticationError: there is nothing to show, or it was refused.
-            RegistryError: the challenge, the token server or its answer is broken.
+            AuthenticationError: there is no credential, or it was refused.
+            RegistryError: the challenge, the token server or its response is broken.
             UsageError: the credential cannot be sent.
         """
         challenge = self._challenge = self._choose_challenge(parse_challenges(www_authenticate)) or self._challenge
@@ -299,54 +305,57 @@ class Authenticator:
             hint = "is it a registry that answers there, or a web server or a proxy that stands before one?"
             raise AuthenticationError(msg, hint=hint)
         if challenge.scheme == "bearer":
-            asked = challenge.parameters.get("scope", "").split()[:MAX_ADDED_SCOPES]
+            requested_scopes = challenge.parameters.get("scope", "").split()[:MAX_ADDED_SCOPES]
             with self._lock:
-                extra = self._added_scopes.get(scopes, ())
-                self._added_scopes[scopes] = (extra + missing_scopes(asked, scopes + extra))[:MAX_ADDED_SCOPES]
+                added_scopes = self._added_scopes.get(scopes, ())
+                self._added_scopes[scopes] = (added_scopes + missing_scopes(requested_scopes, scopes + added_scopes))[
+                    :MAX_ADDED_SCOPES
+                ]
                 self._tokens = {key: token for key, token in self._tokens.items() if token.header != refused}
             header = self._bearer_header(challenge, scopes)
             credential = self._find_credential(scopes)
             if header == refused and credential is not None and credential.registry_token is not None:
-                # It is all there is: no server gives another one for it.
+                # No server issues another token for a registry token.
                 raise self._refused_error(credential)
             return header
         return self._next_basic(refused, scopes)
 
     def is_token_expired(self, www_authenticate: Sequence[str]) -> bool:
-        """Say whether a challenge says that the token which was shown is not good any more (RFC 6750, section 3.1).
+        """Return whether a challenge says that the token is invalid (RFC 6750, section 3.1).
 
-        Then another one may be. Where it says nothing, or that the token allows too little, none would be better.
+        Then a new token may work. Without that error, or with one that names missing rights, a new token would not
+        help.
         """
         challenges = parse_challenges(www_authenticate)
         return any(challenge.parameters.get("error") == "invalid_token" for challenge in challenges)
 
     def is_only_credential(self, header: str, scopes: tuple[str, ...]) -> bool:
-        """Say whether a header is all there is to show: no other one can be had where it is refused."""
+        """Return whether a header cannot be replaced by another one if it is refused."""
         credential = self._find_credential(scopes)
         return header.startswith("Basic ") or (credential is not None and credential.registry_token is not None)
 
     @contextlib.contextmanager
     def try_header(self, header: str | None, scopes: tuple[str, ...]) -> Iterator[SecretAttempt]:
-        """Wait until a header may be shown; who shows it notes what came of it.
+        """Wait until a header may be sent; the caller records the result in the attempt.
 
         Raises:
-            AuthenticationError: it was shown meanwhile by somebody else, and refused.
+            AuthenticationError: another request sent the header meanwhile, and it was refused.
         """
         if header is None or not self.is_only_credential(header, scopes):
             yield SecretAttempt()
             return
-        with self._attempts.attempt(header) as trial:
+        with self._attempts.attempt(header) as attempt:
             if self._attempts.is_refused(header):
                 raise self._refused_error(self._find_credential(scopes))
-            yield trial
+            yield attempt
 
     def _choose_challenge(self, challenges: list[Challenge]) -> Challenge | None:
-        """Prefer Bearer with a realm, then Basic; None where no challenge was made at all."""
-        bearer = [challenge for challenge in challenges if challenge.scheme == "bearer"]
-        basic = [challenge for challenge in challenges if challenge.scheme == "basic"]
-        for challenge in [one for one in bearer if one.parameters.get("realm")] + basic:
+        """Return a Bearer challenge with a realm, else Basic; None if there is no challenge."""
+        bearer_challenges = [challenge for challenge in challenges if challenge.scheme == "bearer"]
+        basic_challenges = [challenge for challenge in challenges if challenge.scheme == "basic"]
+        for challenge in [bearer for bearer in bearer_challenges if bearer.parameters.get("realm")] + basic_challenges:
             return challenge
-        if bearer:
+        if bearer_challenges:
             msg = f"{self._registry} asks for a Bearer token without a realm to get one from"
             raise RegistryError(msg, status=401)
         if challenges:
@@ -356,19 +365,19 @@ class Authenticator:
         return None
 
     def _find_credential(self, scopes: tuple[str, ...]) -> Credential | None:
-        """The credential for the first repository that `scopes` name: the one pushed to, for a mount."""
+        """Return the credential for the first repository in `scopes`: for a mount, the one that is pushed to."""
         resources = (split_scope(scope)[0] for scope in scopes)
         names = (name.removeprefix("repository:") for name in resources if name.startswith("repository:"))
         repository = next(names, "")
         with self._find_lock:
             if repository not in self._credentials:
                 credential = self._credentials[repository] = _check_credential(self._find(repository))
-                shown = (
+                description = (
                     f"with {describe_credential(credential)}"
                     if credential
                     else "anonymously: no credentials were found"
                 )
-                notices.notify(f"{self._registry}: asking {shown}", level=1)
+                notices.notify(f"{self._registry}: asking {description}", level=1)
             return self._credentials[repository]
 
     def _next_basic(self, refused: str | None, scopes: tuple[str, ...]) -> str:
@@ -385,39 +394,39 @@ class Authenticator:
         msg = f"{self._registry} refused {describe_credential(credential) if credential else 'the credentials'}"
         return self._login_error(msg, credential)
 
-    def _login_error(self, what: str, credential: Credential | None = None) -> AuthenticationError:
+    def _login_error(self, message: str, credential: Credential | None = None) -> AuthenticationError:
         hint = f"ocistream login {self._registry}"
         if credential is not None and (credential.is_explicit or credential.source.startswith(_EXPLICIT_SOURCES)):
             hint = f"correct {credential.source}, or leave it away: it comes before what `{hint}` keeps"
-        return AuthenticationError(what, hint=hint)
+        return AuthenticationError(message, hint=hint)
 
     # -- tokens -----------------------------------------------------------------------------------------
 
     def _bearer_header(self, challenge: Challenge, scopes: tuple[str, ...]) -> str:
-        """Give a held token that covers `scopes`, or fetch one."""
+        """Return the header of a stored token that covers `scopes`, or of a new one."""
         credential = self._find_credential(scopes)
         if credential is not None and credential.registry_token is not None:
             return f"Bearer {credential.registry_token}"
         with self._lock:
-            wanted = scopes + self._added_scopes.get(scopes, ())
-            gate = self._fetch_locks.setdefault(wanted, threading.Lock())
-        with gate:
-            held = self._find_token(wanted, credential)
-            if held is not None:
-                return held.header
-            if wanted in self._refusals:
-                # A wrong password that is shown again and again locks accounts.
-                raise self._login_error(self._refusals[wanted], credential)
-            fresh = self._fetch_token(challenge, wanted, credential)
+            all_scopes = scopes + self._added_scopes.get(scopes, ())
+            fetch_lock = self._fetch_locks.setdefault(all_scopes, threading.Lock())
+        with fetch_lock:
+            stored_token = self._find_token(all_scopes, credential)
+            if stored_token is not None:
+                return stored_token.header
+            if all_scopes in self._refusals:
+                # Repeating a wrong password locks accounts, so parallel workers share the refusal.
+                raise self._login_error(self._refusals[all_scopes], credential)
+            new_token = self._fetch_token(challenge, all_scopes, credential)
             with self._lock:
-                self._tokens[wanted] = fresh
-            return fresh.header
+                self._tokens[all_scopes] = new_token
+            return new_token.header
 
     def _find_token(self, wanted: tuple[str, ...], credential: Credential | None) -> _Token | None:
-        """Find a token that still lives: the one for just these scopes, else one that covers them.
+        """Return a valid token for exactly these scopes, else one that covers them.
 
-        In this order, since some registries heed only a token's first scope (ggcr). One that was
-        got with another credential does not count: it may have been granted less.
+        Exact scopes come first, because some registries read only a token's first scope (ggcr). A token for another
+        credential does not count: it may have fewer rights.
         """
         now = self._clock()
         with self._lock:
@@ -432,34 +441,34 @@ class Authenticator:
         realm, server = self._parse_realm(challenge)
         service = challenge.parameters.get("service", "")
         if credential is not None and credential.identity_token is not None:
-            answer = self._send(build_oauth_request(realm, service, wanted, credential.identity_token))
-            if answer.status in {404, 405}:
-                # Not every token server speaks OAuth2 (distribution, "Oauth2 Token Authentication").
-                answer = self._send(build_get_request(realm, service, wanted, credential))
+            response = self._send(build_oauth_request(realm, service, wanted, credential.identity_token))
+            if response.status in {404, 405}:
+                # Not every token server supports OAuth2 (distribution, "Oauth2 Token Authentication").
+                response = self._send(build_get_request(realm, service, wanted, credential))
         else:
-            answer = self._send(build_get_request(realm, service, wanted, credential))
-        if answer.status in {401, 403}:
-            why = (
+            response = self._send(build_get_request(realm, service, wanted, credential))
+        if response.status in {401, 403}:
+            reason = (
                 f"refused {describe_credential(credential)}" if credential else "wants credentials, and none were found"
             )
-            self._refusals[wanted] = f"the token server {server} of {self._registry} {why}"
+            self._refusals[wanted] = f"the token server {server} of {self._registry} {reason}"
             raise self._login_error(self._refusals[wanted], credential)
         where = f"the answer of the token server {server} of {self._registry}"
-        if not 200 <= answer.status < 300:
-            msg = f"the token server {server} of {self._registry} answered {answer.status}"
-            raise RegistryError(msg, status=answer.status)
+        if not 200 <= response.status < 300:
+            msg = f"the token server {server} of {self._registry} answered {response.status}"
+            raise RegistryError(msg, status=response.status)
         try:
-            fields = parse_json(answer.body, where, limits.MAX_TOKEN_RESPONSE)
+            fields = parse_json(response.body, where, limits.MAX_TOKEN_RESPONSE)
             token = parse_token(fields, where)
         except ArchiveError as error:
-            # Without its cause, which holds the answer and so the token.
-            raise RegistryError(error.message, status=answer.status) from None
+            # Without its cause, which contains the response with the token.
+            raise RegistryError(error.message, status=response.status) from None
         lifetime = parse_lifetime(fields.get("expires_in"))
         margin = min(max(RENEWAL_SECONDS, lifetime / 10), lifetime / 2)
         return _Token(f"Bearer {token}", wanted, credential, self._clock() + lifetime - margin)
 
     def _parse_realm(self, challenge: Challenge) -> tuple[str, str]:
-        """Check that the realm is an absolute http(s) URL; give it without a fragment, and its host."""
+        """Check that the realm is an absolute http(s) URL; return it without fragment, and its host."""
         realm = challenge.parameters["realm"]
         host = None
         try:
@@ -475,10 +484,10 @@ class Authenticator:
 
 
 def _check_credential(credential: Credential | None) -> Credential | None:
-    """Refuse a credential that cannot be sent: with half a character in it (a lone surrogate), or a line's end.
+    """Refuse a credential that cannot be sent: with a lone surrogate, or with a line break in a token.
 
     Raises:
-        UsageError: it is such a one.
+        UsageError: the credential cannot be sent.
     """
     if credential is not None:
         try:
@@ -486,7 +495,7 @@ def _check_credential(credential: Credential | None) -> Credential | None:
             "".join(parts).encode(errors="surrogateescape")
         except UnicodeEncodeError:
             msg = f"{describe_credential(credential)} are not text"
-            # Without its cause, which holds the password.
+            # Without its cause, which contains the password.
             raise UsageError(msg) from None
         if credential.registry_token is not None and not VISIBLE_ASCII.match(credential.registry_token):
             msg = f"{describe_credential(credential)} have a token that cannot stand in a header"

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Endpoint", "HttpClient", "HttpSettings"]
 
-#: Answers that may be better the next time (seen at Quay, Hub and ECR).
+#: Statuses that may succeed on a later attempt (seen at Quay, Docker Hub and ECR).
 _RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
-#: How long an abandoned upload's deletion may take, in seconds: nobody is to wait for that.
+#: How long the deletion of an abandoned upload may take, in seconds. Nobody should have to wait for it.
 _CLEANUP_TIMEOUT: Final = 3.0
 
 
@@ -56,9 +56,10 @@ class HttpClient:
     ) -> None:
         """Set up the session; no connection is made yet.
 
-        `find(registry, repository)` looks a credential up, and `hosts(registry, repository)` how that is reached; what
-        is no repository's is "". `on_retry` is told of every wait, from any thread. `pace` is shared with other
-        transports of the same run, `ladder` too: it knows how hosts take uploads, and is told what their answers show.
+        `find(registry, repository)` looks up a credential, and `hosts(registry, repository)` the settings of a host.
+        The repository is "" for requests that concern no repository. `on_retry` is called before every wait, from any
+        thread. The clients of one run share `rate_limits` and `upload_strategy`. The strategy knows how hosts accept
+        uploads, and learns from the headers of their responses.
         """
         self.upload_strategy = upload_strategy or UploadStrategy()
         self._settings = settings
@@ -93,23 +94,24 @@ class HttpClient:
         self._connections.close()
 
     def endpoint(self, registry: str, repository: str = "", *, named: bool = True) -> Endpoint:
-        """Give the endpoint of a registry such as `localhost:5000`, one for all repositories that are reached alike.
+        """Return the endpoint of a registry such as `localhost:5000`.
 
-        `named` says that the user named it, and not the configuration in its place (a mirror): only then is it shown
-        the client certificate of the command line, and only then may its own go unchecked because that says so.
+        Repositories with equal settings share one endpoint. `named` says whether the user named the registry. For a
+        mirror from the configuration it is false. Then the client certificate and `--insecure` of the command line do
+        not apply.
 
         Raises:
-            NotFoundError, LocalDiskError, UsageError: certificates that are configured for it cannot be used.
+            NotFoundError, LocalDiskError, UsageError: certificates configured for the registry cannot be used.
         """
         with self._lock:
-            known = self._redirects.host_settings(registry, repository)
-            key = registry, known, named
+            settings = self._redirects.host_settings(registry, repository)
+            key = registry, settings, named
             if key not in self._endpoints:
-                given = self._settings.tls
+                explicit_tls = self._settings.tls
                 if not named:
-                    given = TlsSettings(given.ca_files)
-                self._check_tls_files(TlsSettings(known.ca_files, known.client_certificates))
-                endpoint = Endpoint(registry, known, given, plain_http=self._settings.plain_http)
+                    explicit_tls = TlsSettings(explicit_tls.ca_files)
+                self._check_tls_files(TlsSettings(settings.ca_files, settings.client_certificates))
+                endpoint = Endpoint(registry, settings, explicit_tls, plain_http=self._settings.plain_http)
                 endpoint.authenticator = Authenticator(
                     registry,
                     lambda repository: self._find(registry, repository),
@@ -131,60 +133,64 @@ class HttpClient:
         tries: Retries | None = None,
         stored: float = 0,
     ) -> Response:
-        """Send a request until it is answered for good, and give an answer of an `expected` status.
+        """Send a request, with retries, and return a response with one of the `expected` statuses.
 
-        Authorization is sent to the endpoint's own origin and nowhere else. A `StreamedBody` that was begun is not sent
-        again by this method, whatever happens: who made it must decide from where. `tries` are those of the work
-        that this request is a part of. `stored` is how many bytes the registry has to move or hash before it answers.
+        Authorization is sent to the endpoint's own origin only. A `StreamedBody` that has started is never sent again
+        by this method: the caller must decide from which byte to continue. `tries` counts the attempts of the work that
+        this request is a part of. `stored` is how many bytes the registry must move or hash before it can respond.
 
         Raises:
             AuthenticationError: 401 or 403 of the registry, after a fresh token was tried.
             NotFoundError: 404.
-            RegistryError: any other status, after all retries; 401 or 403 of another host that the registry leads to,
-                which it was asked for once more.
-            NetworkError: no answer, after all retries.
+            RegistryError: any other status, after all retries; or 401 or 403 of another host that the registry
+                redirects to, after one more request to the registry.
+            NetworkError: no response, after all retries.
         """
         timeout = (self._settings.connect_timeout, self._settings.response_timeout(stored))
         request = Request(method, headers or {}, body, timeout)
         tries = tries or self.start_retries()
-        asked_anew = False
+        was_asked_again = False
         while True:
             url = self._with_scheme(endpoint, url)
             try:
-                answer = self._send_authorized(endpoint, request, url, scopes)
+                response = self._send_authorized(endpoint, request, url, scopes)
             except RegistryError:
-                # The token server's, which was tried again already.
+                # This is an error of the token server, which has been retried already.
                 raise
             except NetworkError as error:
                 if request.is_started or not (self._has_wrong_scheme(endpoint, url) or tries.wait_for_retry(error)):
                     raise
                 continue
             if (
-                answer.status == HTTPStatus.BAD_REQUEST
+                response.status == HTTPStatus.BAD_REQUEST
                 and not request.is_started
                 and self._has_wrong_scheme(endpoint, url)
             ):
-                answer.close()
+                response.close()
                 continue
             endpoint.confirm_scheme(encrypted=False)
-            if answer.status in expected:
-                return answer
-            if answer.status in _RETRIED_STATUSES and not request.is_started and tries.wait_for_retry(answer):
+            if response.status in expected:
+                return response
+            if response.status in _RETRIED_STATUSES and not request.is_started and tries.wait_for_retry(response):
                 continue
-            if answer.status == HTTPStatus.FORBIDDEN and _was_redirected_away(endpoint, url, answer) and not asked_anew:
-                # A signed URL that has ended, most probably: it may come out of somebody's cache. Now there is another.
-                asked_anew = True
-                if tries.wait_for_retry(answer):
+            if (
+                response.status == HTTPStatus.FORBIDDEN
+                and _was_redirected_away(endpoint, url, response)
+                and not was_asked_again
+            ):
+                # Most likely a signed URL that has expired, perhaps from a cache. The registry gives a new one.
+                was_asked_again = True
+                if tries.wait_for_retry(response):
                     continue
-            raise self._response_error(endpoint, answer)
+            raise self._response_error(endpoint, response)
 
     def request_once(self, endpoint: Endpoint, method: str, url: str, *, scopes: tuple[str, ...] = ()) -> Response:
-        """Send a request whose failure does not matter, even after a cancellation: cleaning up behind oneself.
+        """Send a cleanup request whose failure does not matter, even after a cancellation.
 
-        The answer's body has been read, and is of no interest.
+        The body of the response has been read and is of no interest.
 
         Raises:
-            OcistreamError: it failed; it is not tried again.
+            OcistreamError: the request failed; it is not retried.
         """
         request = Request(method, {}, timeout=(_CLEANUP_TIMEOUT, _CLEANUP_TIMEOUT))
         url = endpoint.current_url(url)
@@ -194,30 +200,30 @@ class HttpClient:
         else:
             self._redirects.check_target(endpoint.origin, url)
         leader = None if trusted else endpoint.origin
-        answer = self._redirects.send_once(endpoint, request, url, trusted=trusted, leader=leader)
-        answer.drain()
-        return answer
+        response = self._redirects.send_once(endpoint, request, url, trusted=trusted, leader=leader)
+        response.drain()
+        return response
 
     def start_retries(self, attempts: int | None = None) -> Retries:
-        """Begin counting the tries of one piece of work, of which there are so many `attempts`, by default as set."""
+        """Return a new count of `attempts` for one piece of work; the default is the user's `--retries`."""
         return Retries(self, attempts)
 
     def wait(self, seconds: float) -> None:
-        """Sleep, unless the transfer is cancelled in the meantime.
+        """Sleep for `seconds`, unless the transfer is cancelled in the meantime.
 
         Raises:
-            CancelledError: it was.
+            CancelledError: the transfer was cancelled.
         """
         if clock.sleep(seconds, self.cancelled):
             msg = "cancelled"
             raise CancelledError(msg)
 
     def pause_host(self, url: str, seconds: float) -> None:
-        """Let no request go to this URL's host for so many seconds: it said that it has enough (429)."""
+        """Send no request to this URL's host for `seconds`: it has responded with 429."""
         self._redirects.pause_host(url, seconds)
 
     def report_retry(self, retried: RetryEvent) -> None:
-        """Tell whoever wants to know that something is tried again."""
+        """Call `on_retry` with a failure that is about to be retried."""
         self._on_retry(retried)
 
     # -- one request, with its authorization and its redirects ------------------------------------------
@@ -226,27 +232,31 @@ class HttpClient:
         if Origin.from_url(url) != endpoint.origin:
             self._redirects.check_target(endpoint.origin, url)
             return self._redirects.send(endpoint, request, url)
-        shown = endpoint.authenticator.authorization(scopes)
-        answer = self._send_with_header(endpoint, request, url, shown, scopes)
-        if Origin.from_url(answer.url) == endpoint.origin:
-            self.upload_strategy.observe_headers(endpoint.registry, answer.header)
-        if answer.status != HTTPStatus.UNAUTHORIZED or Origin.from_url(answer.url) != endpoint.origin:
-            return answer
-        challenges = answer.challenges()
-        answer.drain()
+        sent_header = endpoint.authenticator.authorization(scopes)
+        response = self._send_with_header(endpoint, request, url, sent_header, scopes)
+        if Origin.from_url(response.url) == endpoint.origin:
+            self.upload_strategy.observe_headers(endpoint.registry, response.header)
+        if response.status != HTTPStatus.UNAUTHORIZED or Origin.from_url(response.url) != endpoint.origin:
+            return response
+        challenges = response.challenges()
+        response.drain()
         base = f"{endpoint.url}/v2/"
         if not challenges and not endpoint.authenticator.has_challenge and url != base:
             challenges = self._fetch_challenges(base, endpoint, request.timeout)
-        answer, fresh = self._send_after_challenge(endpoint, request, url, scopes, challenges, shown)
-        refused = answer.status == HTTPStatus.UNAUTHORIZED and Origin.from_url(answer.url) == endpoint.origin
-        if refused and shown is None and endpoint.authenticator.is_token_expired(challenges := answer.challenges()):
-            # The first token of all has ended on its way, or by the registry's clock has not begun yet.
-            answer.drain()
-            answer, _ = self._send_after_challenge(endpoint, request, url, scopes, challenges, fresh)
-        elif refused and endpoint.authenticator.is_only_credential(fresh, scopes):
-            # The secret itself was refused: this raises, and says where it came from.
-            endpoint.authenticator.answer_challenge(answer.challenges(), scopes, fresh)
-        return answer
+        response, new_header = self._send_after_challenge(endpoint, request, url, scopes, challenges, sent_header)
+        refused = response.status == HTTPStatus.UNAUTHORIZED and Origin.from_url(response.url) == endpoint.origin
+        if (
+            refused
+            and sent_header is None
+            and endpoint.authenticator.is_token_expired(challenges := response.challenges())
+        ):
+            # The first token expired on its way, or is not valid yet by the registry's clock.
+            response.drain()
+            response, _ = self._send_after_challenge(endpoint, request, url, scopes, challenges, new_header)
+        elif refused and endpoint.authenticator.is_only_credential(new_header, scopes):
+            # The secret itself was refused: this call raises, and its error says where the secret came from.
+            endpoint.authenticator.answer_challenge(response.challenges(), scopes, new_header)
+        return response
 
     def _send_after_challenge(
         self,
@@ -257,64 +267,63 @@ class HttpClient:
         challenges: Sequence[str],
         refused: str | None,
     ) -> tuple[Response, str]:
-        """Send again with something else than what was `refused`; give that too."""
-        fresh = endpoint.authenticator.answer_challenge(challenges, scopes, refused)
+        """Send again with another Authorization than the `refused` one; return the response and that Authorization."""
+        new_header = endpoint.authenticator.answer_challenge(challenges, scopes, refused)
         if request.is_started:
             msg = f"{request.method} {redact_url(url)}: the token ended before the body was sent"
             raise NetworkError(msg)
-        return self._send_with_header(endpoint, request, url, fresh, scopes), fresh
+        return self._send_with_header(endpoint, request, url, new_header, scopes), new_header
 
     def _send_with_header(
         self, endpoint: Endpoint, request: Request, url: str, header: str | None, scopes: tuple[str, ...]
     ) -> Response:
-        """Send with this Authorization."""
         with endpoint.authenticator.try_header(header, scopes) as trial:
-            answer = self._redirects.send(endpoint, request.with_authorization(header), url)
-            if Origin.from_url(answer.url) == endpoint.origin:
-                trial.is_accepted = answer.status != HTTPStatus.UNAUTHORIZED
-            return answer
+            response = self._redirects.send(endpoint, request.with_authorization(header), url)
+            if Origin.from_url(response.url) == endpoint.origin:
+                trial.is_accepted = response.status != HTTPStatus.UNAUTHORIZED
+            return response
 
     def _fetch_challenges(self, base: str, endpoint: Endpoint, timeout: tuple[float, float] | None) -> Sequence[str]:
-        """Ask the base of the API how to authenticate: some registries say so nowhere else (gcr.io)."""
-        answer = self._redirects.send(endpoint, Request("GET", {}, timeout=timeout), base)
-        answer.drain()
-        # Another host speaks for itself only.
-        return answer.challenges() if Origin.from_url(answer.url) == endpoint.origin else []
+        """Return the challenges of `/v2/`: some registries, such as gcr.io, send them nowhere else."""
+        response = self._redirects.send(endpoint, Request("GET", {}, timeout=timeout), base)
+        response.drain()
+        # The challenge of another host is not the registry's.
+        return response.challenges() if Origin.from_url(response.url) == endpoint.origin else []
 
     def _send_token_request(self, endpoint: Endpoint, request: TokenRequest) -> TokenResponse:
-        """Ask a token server, which is trusted with a credential, and so only where it is as safe as the registry."""
+        """Send a request to a token server. It gets a credential, so the rules for redirect targets apply to it."""
         self._redirects.check_target(endpoint.origin, request.url)
         tries = self.start_retries()
         while True:
             try:
-                answer = self._redirects.send(
+                response = self._redirects.send(
                     endpoint, Request(request.method, request.headers, request.body), request.url
                 )
-                if answer.status not in _RETRIED_STATUSES or not tries.wait_for_retry(answer):
-                    return TokenResponse(answer.status, answer.read(limits.MAX_TOKEN_RESPONSE))
+                if response.status not in _RETRIED_STATUSES or not tries.wait_for_retry(response):
+                    return TokenResponse(response.status, response.read(limits.MAX_TOKEN_RESPONSE))
             except NetworkError as error:
                 if not tries.wait_for_retry(error):
-                    # Whoever needs the token is not to begin all this anew.
+                    # The token request has used up its attempts: the request that needs the token must not repeat them.
                     raise PermanentNetworkError(error.message, hint=error.hint) from error
 
-    # -- what a host speaks -----------------------------------------------------------------------------
+    # -- the scheme of a host -----------------------------------------------------------------------------
 
     def _with_scheme(self, endpoint: Endpoint, url: str) -> str:
-        """Give a URL with the scheme that the endpoint has, after finding out where it may be either."""
+        """Return a URL with the endpoint's scheme; detect the scheme first if it is unknown."""
         if endpoint.scheme_state is SchemeState.UNKNOWN:
             self._detect_scheme(endpoint)
         return endpoint.current_url(url)
 
     def _has_wrong_scheme(self, endpoint: Endpoint, url: str) -> bool:
-        """Say whether a request went wrong because it was not in TLS, of a host that may speak either."""
+        """Return whether a request failed because it used plain HTTP and the host speaks TLS."""
         if endpoint.scheme_state is not SchemeState.KNOWN:
             self._detect_scheme(endpoint)
         return endpoint.current_url(url) != url
 
     def _detect_scheme(self, endpoint: Endpoint) -> None:
-        """See whether a host speaks TLS, whatever its certificate; nothing is asked for.
+        """Find out by a TLS handshake whether a host speaks TLS, whatever its certificate. No request is sent.
 
-        Where it cannot be reached, it stays in doubt.
+        If the host cannot be reached, its scheme stays undecided. The words of a plain response are not trusted.
         """
         with endpoint.lock:
             if endpoint.scheme_state is SchemeState.KNOWN:
@@ -329,27 +338,23 @@ class HttpClient:
 
     # -- errors -----------------------------------------------------------------------------------------
 
-    def _response_error(self, endpoint: Endpoint, answer: Response) -> OcistreamError:
-        asked = parse_retry_after(answer.header("Retry-After"))
-        elsewhere = Origin.from_url(answer.url) != endpoint.origin
+    def _response_error(self, endpoint: Endpoint, response: Response) -> OcistreamError:
+        retry_after = parse_retry_after(response.header("Retry-After"))
+        is_elsewhere = Origin.from_url(response.url) != endpoint.origin
         return self._with_option_names(
             response_error(
                 endpoint.registry,
-                answer.method,
-                answer.url,
-                answer.status,
-                answer.read_error_body(),
-                asked,
-                elsewhere=elsewhere,
+                response.method,
+                response.url,
+                response.status,
+                response.read_error_body(),
+                retry_after,
+                elsewhere=is_elsewhere,
             )
         )
 
     def _check_tls_files(self, tls: TlsSettings) -> None:
-        """Read the files of certificates.
-
-        Raises:
-            NotFoundError, LocalDiskError, UsageError: one cannot be used.
-        """
+        """Read the certificate files; an error names the options as the user writes them."""
         try:
             check_tls_files(tls)
         except UsageError as error:
@@ -357,11 +362,11 @@ class HttpClient:
             raise
 
     def _with_option_names(self, error: OcistreamError) -> OcistreamError:
-        """Name the options in the hint as the user writes them."""
+        """Return the error with the option names in its hint as the user writes them."""
         error.hint = error.hint and self._settings.format_hint(error.hint)
         return error
 
 
-def _was_redirected_away(endpoint: Endpoint, url: str, answer: Response) -> bool:
-    """Say whether a request for a URL of the registry's own was answered by another host, by a redirect."""
-    return Origin.from_url(url) == endpoint.origin != Origin.from_url(answer.url)
+def _was_redirected_away(endpoint: Endpoint, url: str, response: Response) -> bool:
+    """Return whether a request to the registry's own origin was redirected to another host, which responded."""
+    return Origin.from_url(url) == endpoint.origin != Origin.from_url(response.url)

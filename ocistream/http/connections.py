@@ -46,19 +46,19 @@ __all__ = [
 
 
 class StreamedBody:
-    """A request body that is made while it is sent, and whose length nobody knows before.
+    """A request body that is produced while it is sent. Its length is not known in advance.
 
-    It has `__iter__` and no `read`: what can be read is sent 16 KiB at a time. `begun` says whether any of it was asked
-    for, after which it cannot be sent again; `ended` says that all of it was, which an early answer prevents. `failure`
-    is what its own chunks raised, if they did.
+    It has `__iter__` and no `read`, because http.client sends anything with `read` in pieces of 16 KiB. `is_started`
+    says whether any chunk was requested: then the body cannot be sent again. `is_finished` says whether the body was
+    sent completely; an early response prevents that. `failure` is the exception that the chunks raised, if any.
 
-    One that `ends_early` has a proper end all the same then, which is for what is no whole thing by itself: so a
-    registry answers, and knows what it has, and its upload can be deleted. (After a request that broke off,
-    distribution 2.8 neither knows an upload nor lets anybody delete it.)
+    With `ends_early` a body whose chunks fail is ended properly. Then the registry responds and knows what it has
+    received, so the upload can be resumed or deleted. After a broken request, distribution 2.8 neither finds an upload
+    nor allows its deletion.
     """
 
     def __init__(self, chunks: Iterator[Chunk], *, ends_early: bool = False) -> None:
-        """Keep the chunks."""
+        """Use these chunks."""
         self._chunks = chunks
         self._ends_early = ends_early
         self.is_started = False
@@ -66,7 +66,7 @@ class StreamedBody:
         self.failure: Exception | None = None
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Send."""
+        """Yield the chunks, and record start, end and failure."""
         self.is_started = True
         try:
             yield from self._chunks
@@ -77,29 +77,33 @@ class StreamedBody:
                 raise
         except (OSError, ValueError) as error:
             self.failure = error
-            # urllib3 would take it for a failure of the network, or overlook it and wait for an answer.
+            # urllib3 would treat it as a network failure, or ignore it and wait for a response.
             if not self._ends_early:
                 raise BodyError from error
 
 
 class FixedLengthBody(StreamedBody):
-    """A request body of known length."""
+    """A request body of known length.
+
+    If its chunks fail, the request breaks off, because it cannot end short. A stated length lets a proxy refuse a layer
+    that is too large before a byte of it is sent.
+    """
 
     def __init__(self, chunks: Iterator[Chunk], length: int) -> None:
-        """Keep the chunks, and their length in bytes; it must not be 0, which would become chunked encoding."""
+        """Use these chunks of `length` bytes in total; 0 is not allowed, because it would become chunked encoding."""
         super().__init__(chunks)
         self._length = length
 
     def __len__(self) -> int:
-        """Give the length, which becomes the Content-Length."""
+        """Return the length in bytes, which becomes the Content-Length."""
         return self._length
 
 
 class BodyError(Exception):
-    """What a body's chunks raised, on its way past urllib3."""
+    """Carries an exception of a body's chunks through urllib3."""
 
 
-#: Hosts to which idle connections are kept, and how many to each: no fewer than `--jobs` allows at once.
+#: How many hosts have idle connections, and how many each: at least as many as `--jobs` allows at once.
 _MAX_IDLE_HOSTS: Final = 16
 _IDLE_CONNECTIONS: Final = 32
 _NO_TLS_SETTINGS: Final = TlsSettings()
@@ -113,76 +117,78 @@ class Response:
         response: requests.Response,
         method: str,
         url: str,
-        pages: ReadBuffers,
-        limiter: BlockingThrottle | None = None,
+        read_buffers: ReadBuffers,
+        throttle: BlockingThrottle | None = None,
     ) -> None:
-        """Wrap what requests gave, to be read into `pages`; `limiter` says how fast it may be read."""
+        """Wrap a response of requests. Its body is read into `read_buffers`, at the rate that `throttle` allows."""
         self._response = response
-        # Not by way of urllib3, which makes an object of every chunk. Relied on: that it gives the answer it had.
+        # Not through urllib3, which creates an object for each chunk: http.client reads into our reused buffers. This
+        # class does the rest of urllib3's work: it reports broken bodies and returns connections to the pool. It relies
+        # on urllib3 keeping http.client's response here.
         self._body = cast("BoundedResponse", response.raw._original_response)  # noqa: SLF001 - requests does so too
-        self._read_buffers = pages
-        self._throttle = limiter
-        #: Bytes of the body.
+        self._read_buffers = read_buffers
+        self._throttle = throttle
+        #: Bytes of the body received so far.
         self._received = 0
         self.method = method
         self.url = url
         self.status = response.status_code
-        #: How many redirects have led here.
+        #: How many redirects were followed to get this response.
         self.hops = 0
 
     def header(self, name: str) -> str | None:
-        """Give a header's value, or None."""
+        """Return the value of a header, or None."""
         return self._response.headers.get(name)
 
     def challenges(self) -> Sequence[str]:
-        """Give every WWW-Authenticate header."""
+        """Return the values of all WWW-Authenticate headers."""
         raw = self._response.raw
         return list(raw.headers.getlist("WWW-Authenticate"))
 
     def chunks(self) -> Iterator[Chunk]:
-        """Read the body, as much at a time as there is; a chunk `streams.buffers.lasts`.
+        """Yield the body in chunks of whatever has arrived; a chunk is valid until the next one is requested.
 
         Raises:
-            NetworkError: it broke off, or stalled; finally so where it is one without an end.
+            NetworkError: the body broke off or stalled. It is permanent if the body never ends.
         """
-        with contextlib.closing(self), self._read_buffers.borrow() as pages:
-            # A body that has ended needs no further page; one that is short, to say so.
+        with contextlib.closing(self), self._read_buffers.borrow() as buffers:
+            # At the end no further buffer is needed. If the body is short, one more read reports that.
             while self._body.missing or not self._body.isclosed():
-                page = next(pages)
-                if not (count := self._fill(page)):
+                buffer = next(buffers)
+                if not (count := self._fill(buffer)):
                     return
-                yield page[:count]
+                yield buffer[:count]
 
     def read_into(self, view: memoryview) -> Generator[int, None, None]:
-        """Read the body into `view`; each time that more of it is there, give how many bytes it is by then.
+        """Read the body into `view`; yield the total number of bytes read, each time that it grows.
 
         Raises:
-            NetworkError: it broke off, or stalled, or is longer; finally so where it is one without an end.
+            NetworkError: the body broke off, stalled, or is longer than `view`. It is permanent if the body never ends.
         """
         filled = 0
         with contextlib.closing(self):
             while filled < len(view) and (count := self._fill(view[filled:])):
                 filled += count
                 yield filled
-            # Its end is to be seen: then the connection is kept.
+            # Read up to the end of the body, so that the connection can be reused.
             if filled == len(view) and self._fill(memoryview(bytearray(1))):
                 msg = f"{self.method} {redact_url(self.url)}: asked for {filled} bytes, and got more"
                 raise NetworkError(msg)
 
     def _fill(self, view: memoryview) -> int:
-        """Read some of the body to the beginning of `view`, and say how many bytes; 0 at its end."""
+        """Read a piece of the body into the beginning of `view` and return its size in bytes; 0 at the end."""
         body = self._body
-        most = min(len(view), body.read_size if self._throttle is None else self._throttle.piece_size)
-        least = min(most, limits.MIN_READ)
+        max_size = min(len(view), body.read_size if self._throttle is None else self._throttle.piece_size)
+        min_size = min(max_size, limits.MIN_READ)
         filled = 0
         try:
-            while filled < least and (count := body.readinto(view[filled:most])):
+            while filled < min_size and (count := body.readinto(view[filled:max_size])):
                 filled += count
         except EndlessResponseError as error:
             msg = f"{self.method} {redact_url(self.url)}: {error}"
             raise PermanentNetworkError(msg) from None
         except (http.client.HTTPException, OSError, ValueError) as error:
-            # ValueError: http.client's, over what is no size of a chunk.
+            # http.client raises ValueError for a malformed chunk size.
             msg = f"{self.method} {redact_url(self.url)}: the answer broke off: {describe_cause(error)}"
             raise NetworkError(msg) from error
         if not filled and body.missing:
@@ -195,28 +201,28 @@ class Response:
         return filled
 
     def read(self, limit: int) -> bytes:
-        """Read a small body whole, up to `limit` + 1 bytes: a longer answer tells that it is too long.
+        """Return a small body, cut to `limit` + 1 bytes: a longer result shows that the body is too long.
 
         Raises:
-            NetworkError: it broke off.
+            NetworkError: the body broke off.
         """
         content = bytearray()
         self._append_to(content, limit)
         return bytes(content[: limit + 1])
 
     def read_error_body(self) -> bytes:
-        """Read the body of a refusal as far as it can be had: its status is what counts, even if the rest broke off."""
+        """Return the body of an error as far as it can be read: the status counts even if the body breaks off."""
         content = bytearray()
         with contextlib.suppress(NetworkError):
             self._append_to(content, limits.MAX_ERROR_BODY)
         return bytes(content[: limits.MAX_ERROR_BODY])
 
     def drain(self) -> None:
-        """Read what little body there may be, or none in answer to HEAD, so that the connection can be used again."""
+        """Read a small body so that the connection can be reused."""
         self.read_error_body()
 
     def close(self) -> None:
-        """Close the connection, unless the body was read to its end: then it is kept for the next request."""
+        """Return the connection to the pool if the body was read to its end; else close it."""
         raw = self._response.raw
         if self._body.isclosed() and not self._body.missing:
             raw.release_conn()
@@ -234,7 +240,7 @@ def _build_throttle(throttle: Throttle | None, sleep: Callable[[float], None]) -
 
 
 def _without_cancellation(sleep: Callable[[float], None]) -> Callable[[float], None]:
-    """Return a way to wait that does not raise: a cancelled request ends where its body ends, not in the middle."""
+    """Return a sleep that does not raise: a cancelled request ends where its body ends, not in the middle."""
 
     def wait(seconds: float) -> None:
         with contextlib.suppress(CancelledError):
@@ -245,27 +251,27 @@ def _without_cancellation(sleep: Callable[[float], None]) -> Callable[[float], N
 
 @dataclass(frozen=True, slots=True)
 class ConnectionSettings:
-    """What holds for the connections to all hosts. Times are in seconds."""
+    """Settings for the connections to all hosts. Times are in seconds."""
 
     connect_timeout: float
     stall_timeout: float
     user_agent: str
     #: A file or directory of CA certificates in place of the system's.
     ca_bundle: str | None = None
-    #: How a proxy that speaks TLS is trusted.
+    #: The TLS settings for proxies that speak TLS.
     proxy_tls: TlsSettings = _NO_TLS_SETTINGS
     #: Scheme to proxy URL, and `no_proxy` to a list of hosts.
     proxies: Mapping[str, str] = field(default_factory=dict)
     rate_limits: RateLimits = field(default_factory=RateLimits)
-    #: Gives a hint with the options in it as the user writes them.
+    #: Rewrites the option names in a hint as the user writes them.
     format_hint: Callable[[str], str] = str
 
 
 class Connections:
-    """The connections to any number of hosts. Safe for several threads. Times are in seconds."""
+    """The pooled connections to any number of hosts. Safe for several threads. Times are in seconds."""
 
     def __init__(self, settings: ConnectionSettings, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Set up; no connection is made yet. `sleep` waits where the rate is limited, and may raise."""
+        """Set up the pools; no connection is made yet. `sleep` waits where the rate is limited, and may raise."""
         self._timeout = (settings.connect_timeout, settings.stall_timeout)
         self._proxies = {scheme: proxy for scheme, proxy in settings.proxies.items() if scheme != "no_proxy"}
         self._no_proxy = settings.proxies.get("no_proxy", "")
@@ -277,11 +283,12 @@ class Connections:
         self._read_buffers = ReadBuffers()
         self._address_guard = AddressGuard()
         contexts = TlsContexts(settings.ca_bundle, requests.adapters.DEFAULT_CA_BUNDLE_PATH)
-        # Two that share no connection: one that was made to this machine is not to be used by what leads here from
-        # outside.
+        # Two adapters that share no connection. A request that comes from outside must not use a connection to this
+        # machine that the user's own request has opened.
         upload = _build_throttle(settings.rate_limits.upload, _without_cancellation(sleep))
         self._adapter, self._external_adapter = (
-            _Adapter(settings, upload, contexts, self._address_guard, only_outside=outside) for outside in (False, True)
+            _Adapter(settings, upload, contexts, self._address_guard, external_only=external_only)
+            for external_only in (False, True)
         )
 
     def close(self) -> None:
@@ -290,9 +297,9 @@ class Connections:
         self._external_adapter.close()
 
     def is_external(self, host: str) -> bool | None:
-        """Say whether a host was connected to outside of this machine and network.
+        """Return whether a host was connected to at an address outside of this machine and network.
 
-        None where it was not connected to yet, or by a proxy only.
+        None if there was no connection yet, or only through a proxy.
         """
         return self._address_guard.is_external(host)
 
@@ -305,29 +312,31 @@ class Connections:
         timeout: tuple[float, float] | None = None,
         tls: TlsSettings = _NO_TLS_SETTINGS,
         *,
-        only_outside: bool = False,
+        external_only: bool = False,
     ) -> Response:
-        """Send a request and wait for the head of its answer, whatever its status.
+        """Send a request and wait for the head of the response, whatever its status.
 
-        `timeout` is how long connecting may take, and how long the answer may then be waited for and stall. `tls` says
-        whom to trust and what to show, where it is a URL of https. A connection is used again only for equal ones.
-        With `only_outside` it goes to no inward address, whatever the name there; what a proxy does is its own affair.
+        `timeout` is the time to connect, and the time to wait for data while reading. `tls` says which CAs to trust and
+        which client certificate to show over https. A connection is reused only for equal TLS settings. With
+        `external_only` the connection is refused if the host has an internal address. Addresses behind a proxy are not
+        checked.
 
         Raises:
-            NetworkError: there is no answer.
-            FinalNetworkError: the host is where it must not be, or trying again is of no use for another reason.
-            UnsupportedError: there is a proxy of a kind that is not known here.
-            Exception: what a `Body`'s chunks raise comes out as it is.
+            NetworkError: there is no response.
+            PermanentNetworkError: the host has an address that is not allowed, or a retry is useless for another
+                reason.
+            UnsupportedError: the proxy is of an unsupported kind.
+            Exception: exceptions of a `StreamedBody`'s chunks are raised unchanged.
         """
-        # Not by a session, which would read all of a redirect's body, remember cookies (they make Harbor ask for a
+        # Not a requests.Session: it would read a redirect's body completely, remember cookies (then Harbor asks for a
         # CSRF token), and let netrc override a Bearer header.
         data = b"" if body is None else body
         request = requests.Request(method, url, headers={**self._headers, **headers}, data=data, auth=_no_auth)
         try:
             prepared = request.prepare()
-            # A signed URL is to arrive as it was given; requests would decode `%7E` and the like.
+            # A signed URL must be sent unchanged; requests would decode `%7E` and the like.
             prepared.url = url
-            response = (self._external_adapter if only_outside else self._adapter).send(
+            response = (self._external_adapter if external_only else self._adapter).send(
                 prepared,
                 stream=True,
                 timeout=timeout or self._timeout,
@@ -345,13 +354,13 @@ class Connections:
         return Response(response, method, url, self._read_buffers, self._download_throttle)
 
     def handshake(self, url: str, timeout: float) -> None:
-        """Open a TLS connection to where a URL of https leads, through the same proxy, and close it again.
+        """Open a TLS connection to the host of an https URL, through the same proxy, and close it again.
 
-        The certificate there is not looked at, none is shown, and nothing is asked for.
+        The certificate is not checked, no client certificate is shown, and no request is sent.
 
         Raises:
-            NetworkError: it did not come about.
-            UnsupportedError: there is a proxy of a kind that is not known here.
+            NetworkError: the handshake failed.
+            UnsupportedError: the proxy is of an unsupported kind.
         """
         try:
             self._adapter.handshake(url, self._proxies_for(url), timeout)
@@ -359,34 +368,34 @@ class Connections:
             raise self._convert_error("TLS with", url, error) from error
 
     def _convert_error(self, method: str, url: str, error: Exception) -> NetworkError:
-        found = network_error(method, url, error, known=Origin.from_url(url) in self._answered)
-        found.hint = found.hint and self._format_hint(found.hint)
-        return found
+        converted = network_error(method, url, error, known=Origin.from_url(url) in self._answered)
+        converted.hint = converted.hint and self._format_hint(converted.hint)
+        return converted
 
     def _proxies_for(self, url: str) -> dict[str, str]:
         return {} if is_proxy_bypassed(url, self._no_proxy) else self._proxies
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Stand in for an authentication, since requests would take one from a user and password in the URL."""
+    """Replace requests' authentication, which would use a user and password in the URL."""
     return request
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """What gives requests its connections: ours. What it is handed as `verify` are a `TlsSettings`."""
+    """An adapter of requests that uses our pools. requests' `verify` argument carries a `TlsSettings`."""
 
     def __init__(
         self,
         settings: ConnectionSettings,
-        upload: BlockingThrottle | None,
+        upload_throttle: BlockingThrottle | None,
         contexts: TlsContexts,
-        reached: AddressGuard,
+        address_guard: AddressGuard,
         *,
-        only_outside: bool,
+        external_only: bool,
     ) -> None:
         self._contexts = contexts
         self._proxy_tls = settings.proxy_tls
-        self._pools = build_pools(settings.stall_timeout, upload, reached, only_outside=only_outside)
+        self._pools = build_pools(settings.stall_timeout, upload_throttle, address_guard, external_only=external_only)
         self._options = socket_options(settings.rate_limits.socket_buffer)
         super().__init__(pool_connections=_MAX_IDLE_HOSTS, pool_maxsize=_IDLE_CONNECTIONS, max_retries=0)
 
@@ -400,8 +409,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
             msg = f"the proxy for this host is to be spoken to by {printable(scheme, 20)}, which is not supported"
             raise UnsupportedError(msg, hint="HTTPS_PROXY, HTTP_PROXY and ALL_PROXY take http:// and https:// proxies")
         if scheme == "https":
-            # Else urllib3 would have its own idea of whom to trust. A registry's client certificate is none of its
-            # business.
+            # Otherwise urllib3 would choose the trusted CAs. A proxy never gets a registry's client certificate.
             options["proxy_ssl_context"] = self._contexts.load(self._proxy_tls)
         manager: urllib3.ProxyManager = super().proxy_manager_for(proxy, **options, socket_options=self._options)
         manager.pool_classes_by_scheme = self._pools
@@ -416,14 +424,14 @@ class _Adapter(requests.adapters.HTTPAdapter):
         host, _ = super().build_connection_pool_key_attributes(request, False, cert)
         if host["scheme"] != "https":
             return host, cast("_PoolKwargs", {})
-        # The pool of one context is never that of another one: a client certificate stays where it may be shown.
+        # Each context has its own pool, so a client certificate stays on the connections where it may be shown.
         return host, cast("_PoolKwargs", {"ssl_context": self._contexts.load(cast("TlsSettings", verify))})
 
     def handshake(self, url: str, proxies: Mapping[str, str], timeout: float) -> None:
         prepared = requests.Request("GET", url).prepare()
         unchecked = cast("bool", TlsSettings(insecure=True))
         pool = cast("Any", self.get_connection_with_tls_context(prepared, unchecked, dict(proxies)))
-        # Relied on: a pool's `_new_conn`, and that its `_prepare_proxy` leads through a proxy's tunnel.
+        # This relies on a pool's `_new_conn`, and on its `_prepare_proxy` opening a proxy's tunnel.
         connection = pool._new_conn()  # noqa: SLF001 - with urlopen comes a request
         connection.timeout = timeout
         try:
@@ -434,4 +442,4 @@ class _Adapter(requests.adapters.HTTPAdapter):
             connection.close()
 
     def cert_verify(self, conn: object, url: object, verify: object, cert: object) -> None:
-        """Leave the pool as it is: its context says it all."""
+        """Leave the pool unchanged: its context has all TLS settings."""

@@ -20,33 +20,34 @@ __all__ = ["Endpoint", "SchemeState", "choose_tls"]
 
 
 class SchemeState(enum.Enum):
-    """What is not known yet of a host's scheme."""
+    """How much is known about a host's scheme."""
 
-    #: Nothing: it is known.
+    #: The scheme is known.
     KNOWN = enum.auto()
-    #: It is most probably plain HTTP, and is asked in that: its first answer will tell.
+    #: The scheme is probably plain HTTP; the first response decides.
     LIKELY_HTTP = enum.auto()
-    #: It may be either, and is to be asked before anything is sent.
+    #: The scheme is http or https; a TLS handshake must decide before anything is sent.
     UNKNOWN = enum.auto()
 
 
 class Endpoint:
-    """A registry: what it is called, where it is, and who speaks for us there. Safe for several threads."""
+    """A registry endpoint: name, URL, origin, settings and authenticator. Safe for several threads."""
 
     authenticator: Authenticator
 
-    def __init__(self, registry: str, settings: HostSettings, given: TlsSettings, *, plain_http: bool) -> None:
-        """Place a registry such as `docker.io`.
+    def __init__(self, registry: str, settings: HostSettings, explicit_tls: TlsSettings, *, plain_http: bool) -> None:
+        """Set up the endpoint of a registry such as `docker.io`.
 
-        `settings` are those of its host. `given` is what the user named for all hosts, or, of client certificates and
-        of `insecure`, for all registries that the command line names. `plain_http` is what the user asked for.
+        `settings` are the settings of its host. `explicit_tls` comes from the command line: its CAs apply to all hosts;
+        its client certificates and `insecure` apply to the registries that the command line names. `plain_http` is the
+        user's `--plain-http`.
         """
         self.registry = registry
         self.settings = settings
-        self.explicit_tls = given
+        self.explicit_tls = explicit_tls
         self.lock = threading.Lock()
         self.scheme_state = SchemeState.KNOWN
-        # Docker Hub's name is not its address.
+        # Docker Hub's API has another host name.
         self._host = "registry-1.docker.io" if registry == "docker.io" else registry
         if settings.url:
             self.url = settings.url.rstrip("/")
@@ -60,55 +61,60 @@ class Endpoint:
 
     @property
     def https_url(self) -> str:
-        """Where it is if it speaks TLS."""
+        """The base URL if the host speaks TLS."""
         return f"https://{self._host}"
 
     def confirm_scheme(self, *, encrypted: bool) -> None:
-        """Note what it speaks; TLS, once found, is for good."""
+        """Record whether the host speaks TLS; once found, TLS is permanent."""
         if encrypted and self.scheme_state is not SchemeState.KNOWN:
-            plain = f"{self.url}/"
-            # In this order: whoever has read the one and not yet the other is refused, and asks `current` again.
+            http_base = f"{self.url}/"
+            # Origin first: a thread that reads the new origin and the old URL is refused, and calls `current_url`
+            # again.
             self.origin = Origin.from_url(self.https_url)
             self.url = self.https_url
-            self._http_base = plain
+            self._http_base = http_base
         elif self.scheme_state is SchemeState.UNKNOWN and self.settings.has_http_fallback:
-            what = f"{printable(self._host)} does not speak TLS: it is asked over plain HTTP"
-            notices.notify(f"{what}, as registries.conf allows (insecure = true)", level=1)
+            message = f"{printable(self._host)} does not speak TLS: it is asked over plain HTTP"
+            notices.notify(f"{message}, as registries.conf allows (insecure = true)", level=1)
         self.scheme_state = SchemeState.KNOWN
 
     def current_url(self, url: str) -> str:
-        """Give a URL as it is to be asked for now: one that was made before TLS was found is of https now."""
+        """Return a URL with the current scheme: a URL built before TLS was found becomes https."""
         base = self._http_base
         return self.url + url[len(base) - 1 :] if base and url.startswith(base) else url
 
     def _initial_scheme_state(self) -> SchemeState:
         if not self.settings.has_http_fallback and not is_loopback(urlsplit(f"//{self._host}").hostname or ""):
             return SchemeState.KNOWN
-        own, given = self.settings, self.explicit_tls
-        configured = own.ca_files or own.client_certificates or own.insecure
-        if own.has_http_fallback or configured or given != TlsSettings():
+        settings, explicit_tls = self.settings, self.explicit_tls
+        configured = settings.ca_files or settings.client_certificates or settings.insecure
+        if settings.has_http_fallback or configured or explicit_tls != TlsSettings():
+            # Certificates are configured: the handshake comes before the first request. Without them it comes only
+            # after a failed first response or a 400, so that an ordinary plain registry sees one connection.
             return SchemeState.UNKNOWN
         return SchemeState.LIKELY_HTTP
 
 
-def choose_tls(endpoint: Endpoint, target: Origin, theirs: HostSettings, *, trusted: bool) -> TlsSettings:
-    """Say whom to trust at `target`, and what to show, in the course of a request to `endpoint`.
+def choose_tls(endpoint: Endpoint, target: Origin, target_settings: HostSettings, *, trusted: bool) -> TlsSettings:
+    """Return which CAs to trust at `target` and which client certificate to show, for a request to `endpoint`.
 
-    `theirs` are the target's own settings. `trusted` says that the request has stayed with the endpoint's own origin,
-    which no redirect, realm or Location has led it away from.
+    `target_settings` are the settings of the target's host. `trusted` says that the request has stayed at the
+    endpoint's own origin: no redirect, realm or Location has led it elsewhere.
 
-    - A client certificate is a credential, and is shown to that origin only.
-    - A CA of the registry is trusted for what it leads to as well, as with Docker: the registry could as well give
+    - A client certificate is a credential and is shown to that origin only, and not again once a redirect has left it.
+    - A CA of the registry is trusted at hosts that the registry redirects to, as with Docker: the registry could serve
       that content itself.
-    - An unchecked certificate is accepted of the host that was named, on any port of it (test set-ups have storage and
-      token servers there). Another host is checked unless its own settings say otherwise: nobody spoke of that one.
+    - `insecure` applies to the named host on any port (test setups have storage and token servers there). Another host
+      is checked unless its own settings say otherwise: the user did not name it.
     """
-    own, given = endpoint.settings, endpoint.explicit_tls
-    ca_files = given.ca_files + own.ca_files + (() if trusted else theirs.ca_files)
-    insecure = own.insecure or (given.insecure and "insecure" not in own.explicit_keys)
+    settings, explicit_tls = endpoint.settings, endpoint.explicit_tls
+    ca_files = explicit_tls.ca_files + settings.ca_files + (() if trusted else target_settings.ca_files)
+    insecure = settings.insecure or (explicit_tls.insecure and "insecure" not in settings.explicit_keys)
     if target.host != endpoint.origin.host:
-        insecure = theirs.insecure
-    # The command line comes before the configuration, and what a file of this run says of one host before both.
-    first = own.client_certificates if "client-cert" in own.explicit_keys else given.client_certificates
-    shown = (first or own.client_certificates) if trusted else ()
-    return TlsSettings(tuple(dict.fromkeys(ca_files)), shown, insecure)
+        insecure = target_settings.insecure
+    # The command line overrides the configuration, and a file of this run (`explicit_keys`) overrides both.
+    preferred = (
+        settings.client_certificates if "client-cert" in settings.explicit_keys else explicit_tls.client_certificates
+    )
+    client_certificates = (preferred or settings.client_certificates) if trusted else ()
+    return TlsSettings(tuple(dict.fromkeys(ca_files)), client_certificates, insecure)

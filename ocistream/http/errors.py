@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_cause", "has_tls_peer", "network_error", "response_error"]
 
-#: What the libraries below say of a URL, or of a proxy's, holds all of it: a password or a signature too.
+#: The messages of these exceptions contain the complete URL, with any password or signature in it.
 _MALFORMED: Final = (
     requests.exceptions.InvalidURL,
     requests.exceptions.InvalidSchema,
@@ -42,14 +42,14 @@ _MALFORMED: Final = (
     http.client.InvalidURL,
 )
 
-#: OpenSSL's reasons that stand for an answer which is no TLS.
+#: OpenSSL's reasons for a response that is not TLS.
 _NOT_TLS_REASONS: Final = frozenset(
     {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"}
 )
-#: Alerts by which a server says that it wants to know, by a certificate, who is there (RFC 8446, section 6.2).
+#: Alerts of a server that requires a client certificate (RFC 8446, section 6.2).
 _WANTS_CERTIFICATE: Final = ("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE", "BAD_CERTIFICATE", "UNKNOWN_CA", "EXPIRED")
-#: OpenSSL's codes (x509_vfy.h) of what is wrong with a certificate, and what to do about it. Of the first ones nobody
-#: vouches for it.
+#: OpenSSL's verification errors (x509_vfy.h) with their hints. For the first five, no trusted CA has signed the
+#: certificate.
 _OWN_CA_HINT: Final = (
     "if the registry has a CA of its own, name its file with --ca-cert, put it into certs.d as HOST[:PORT]/ca.crt, or "
     "name a whole bundle with SSL_CERT_FILE"
@@ -72,14 +72,14 @@ _CLIENT_CERTIFICATE_HINT: Final = (
 _TIMED_OUT: Final = "timed out"
 _PROXY_HINT: Final = "the proxy is taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"
 _TIMEOUT_HINT: Final = "--connect-timeout, --stall-timeout and --retries say how long to wait, and how often"
-#: How the kernel says that nobody can be reached from here.
-#: How resolvers say that there is no such name, or none with an address (getaddrinfo(3)). All else may pass.
+#: getaddrinfo(3) codes for a name that does not exist or has no address. Other codes may be temporary.
 _NO_SUCH_NAME: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 _RESOLVER_HINT: Final = "is this machine connected, and does the resolver that /etc/resolv.conf names answer?"
+#: Errors of the kernel when there is no route from this machine.
 _UNREACHABLE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN})
 _NAME_HINTS: Final = dict.fromkeys(_NO_SUCH_NAME, "is the name right?")
 _HTTPS_HINT: Final = "the registry speaks HTTPS here: leave out --plain-http, or correct the port"
-#: What servers say in the body of a 400 before any registry is asked, and what to do about it.
+#: Texts in the body of a 400 that servers send before the registry sees the request, with their hints.
 _HINTS_BY_BODY: Final = {
     b"No required SSL certificate was sent": _CLIENT_CERTIFICATE_HINT,
     b"The SSL certificate error": "the registry does not trust the client certificate that was shown",
@@ -91,9 +91,9 @@ _HINTS_BY_BODY: Final = {
 _DENIED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _LOST_BLOB_HINT: Final = "the registry has lost it: push the image there again, or tell whoever runs the registry"
 _LOGIN_LIMIT_HINT: Final = ", or log in for a higher limit"
-#: Units of time, how many seconds each has, and up to how many it is used.
+#: Units of time, their length in seconds, and the limit in seconds up to which each is used.
 _UNITS: Final = (("s", 1, 600), ("min", 60, 7_200), ("h", 3_600, 172_800), ("days", 86_400, limits.MAX_RETRY_AFTER))
-#: Requests to which a registry says why it refuses them: what has no body, or is the first one of an upload.
+#: Requests whose refusal a registry explains: requests without a body, and the first request of an upload.
 _EXPLAINED_METHODS: Final = frozenset({"GET", "HEAD", "POST"})
 _NOT_A_REGISTRY_HINT: Final = "is it a registry that answers there, or a web server or a proxy that stands before one?"
 _HEAD_HINTS: Final = {
@@ -103,21 +103,21 @@ _HEAD_HINTS: Final = {
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Walk to the root of what requests and urllib3 wrap, which is where the reason stands."""
+    """Yield an exception and the exceptions that it wraps: requests and urllib3 hide the real reason."""
     seen: set[int] = set()
-    todo: list[BaseException] = [error]
-    while todo:
-        current = todo.pop()
+    pending: list[BaseException] = [error]
+    while pending:
+        current = pending.pop()
         if id(current) in seen:
             continue
         seen.add(id(current))
         yield current
         inner = [current.__cause__, current.__context__, getattr(current, "reason", None), *current.args]
-        todo.extend(item for item in reversed(inner) if isinstance(item, BaseException))
+        pending.extend(item for item in reversed(inner) if isinstance(item, BaseException))
 
 
 def describe_cause(error: BaseException) -> str:
-    """Say why in a few words, without the object addresses and URLs that those libraries put in."""
+    """Return the reason in a few words, without the object addresses and URLs that the libraries add."""
     causes = list(_causes(error))
     for cause in causes:
         if (text := _known_reason(cause)) is not None:
@@ -137,10 +137,10 @@ def _known_reason(cause: BaseException) -> str | None:
     elif isinstance(cause, urllib3.exceptions.IncompleteRead):
         text = f"{cause.partial} bytes came, {cause.expected} more were promised"
     elif isinstance(cause, ssl.SSLError):
-        said = getattr(cause, "reason", None) or "the connection broke off"
-        text = f"TLS failed: {'it is not what the other side speaks' if said in _NOT_TLS_REASONS else said}"
+        reason = getattr(cause, "reason", None) or "the connection broke off"
+        text = f"TLS failed: {'it is not what the other side speaks' if reason in _NOT_TLS_REASONS else reason}"
     elif isinstance(cause, urllib3.exceptions.NewConnectionError):
-        # urllib3 counts it among the time-outs, whatever the reason; that one lies deeper.
+        # urllib3 derives it from its timeout exception, whatever the reason; the real reason is a deeper cause.
         text = None
     elif isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError | requests.Timeout):
         text = _TIMED_OUT
@@ -150,40 +150,47 @@ def _known_reason(cause: BaseException) -> str | None:
 
 
 def network_error(method: str, url: str, error: Exception, *, known: bool = False) -> NetworkError:
-    """Turn an exception of requests or urllib3 into one of ours, final where trying again is of no use.
+    """Convert an exception of requests or urllib3; the error is permanent if a retry is useless.
 
-    `known` says that this origin has answered before: then its name is not misspelt, and it does speak TLS. That the
-    name is gone for a moment (a VPN that comes back), or that a balancer says in plain HTTP that it has nobody, passes.
+    `known` says that this origin has responded before. Then its name is not misspelt and its scheme is right. A name
+    that does not resolve (a VPN that reconnects) or a plain response of a load balancer is then temporary. A
+    certificate that does not verify is always permanent.
     """
-    final = False
+    permanent = False
     hint = None
-    by_way_of = ""
+    prefix = ""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            final, hint = True, _CERTIFICATE_HINTS.get(getattr(cause, "verify_code", 0), _OWN_CA_HINT)
+            permanent, hint = True, _CERTIFICATE_HINTS.get(getattr(cause, "verify_code", 0), _OWN_CA_HINT)
         elif isinstance(cause, ssl.SSLEOFError):
             hint = "if it happens again: does the registry want a client certificate (--client-cert)?"
-        elif isinstance(cause, ssl.SSLError) and (found := _tls_hint(cause)):
-            # With the wrong client certificate, or none, it is the answer that fails.
-            final, hint = not known or found == _CLIENT_CERTIFICATE_HINT, found
+        elif isinstance(cause, ssl.SSLError) and (tls_hint := _tls_hint(cause)):
+            # A wrong or missing client certificate makes the first response fail, so `known` proves nothing here.
+            permanent, hint = not known or tls_hint == _CLIENT_CERTIFICATE_HINT, tls_hint
         elif isinstance(cause, socket.gaierror):
-            final, hint = cause.errno in _NO_SUCH_NAME and not known, _NAME_HINTS.get(cause.errno, _RESOLVER_HINT)
+            permanent, hint = (
+                cause.errno in _NO_SUCH_NAME and not known,
+                _NAME_HINTS.get(cause.errno, _RESOLVER_HINT),
+            )
         elif isinstance(cause, requests.exceptions.ProxyError):
-            hint, by_way_of = _PROXY_HINT, "by its proxy: "
+            hint, prefix = _PROXY_HINT, "by its proxy: "
         elif isinstance(cause, OSError) and "407 Proxy Authentication Required" in str(cause):
-            final, hint = True, "name the proxy's user and password too: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"
+            permanent, hint = (
+                True,
+                "name the proxy's user and password too: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT",
+            )
         elif isinstance(cause, (*_MALFORMED, requests.exceptions.InvalidHeader)):
-            final = True
+            permanent = True
             hint = _PROXY_HINT if isinstance(cause, _MALFORMED) else hint
     text = describe_cause(error)
     if hint is None:
         hint = _TIMEOUT_HINT if text == _TIMED_OUT else _connection_hint(error, url, known=known)
-    kind = PermanentNetworkError if final else NetworkError
-    return kind(f"{method} {redact_url(url)}: {by_way_of}{text}", hint=hint)
+    kind = PermanentNetworkError if permanent else NetworkError
+    return kind(f"{method} {redact_url(url)}: {prefix}{text}", hint=hint)
 
 
 def _connection_hint(error: Exception, url: str, *, known: bool) -> str | None:
-    """Say what to do where nobody answers, and nothing else is known."""
+    """Return a hint for a host that does not respond, if there is no better one."""
     for cause in _causes(error):
         if isinstance(cause, ConnectionRefusedError):
             return "does the registry run there, and is its port right?"
@@ -195,18 +202,19 @@ def _connection_hint(error: Exception, url: str, *, known: bool) -> str | None:
 
 
 def _tls_hint(error: ssl.SSLError) -> str | None:
-    said = getattr(error, "reason", None) or ""
-    if said in _NOT_TLS_REASONS:
+    reason = getattr(error, "reason", None) or ""
+    if reason in _NOT_TLS_REASONS:
         return "the registry seems to speak plain HTTP: --plain-http"
-    if "ALERT" in said and said.endswith(_WANTS_CERTIFICATE):
+    if "ALERT" in reason and reason.endswith(_WANTS_CERTIFICATE):
         return _CLIENT_CERTIFICATE_HINT
     return None
 
 
 def has_tls_peer(error: NetworkError) -> bool | None:
-    """Say whether somebody who speaks TLS was there, after an attempt at that failed; None if nobody was.
+    """Return whether the other side of a failed handshake speaks TLS; None if there was no other side.
 
-    An alert is an answer in TLS. What is none, and a connection that breaks over the first bytes, is of somebody else.
+    A TLS alert is a response in TLS. A response that is not TLS, or a connection that breaks during the first bytes, is
+    not.
     """
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLError):
@@ -217,7 +225,7 @@ def has_tls_peer(error: NetworkError) -> bool | None:
 
 
 def _format_duration(seconds: float) -> str:
-    """Give a time to wait as people say it, and not shorter than it is."""
+    """Return a duration for people, rounded up."""
     for unit, length, longest in _UNITS:
         if seconds < longest:
             return f"{math.ceil(seconds / length)} {unit}"
@@ -225,16 +233,18 @@ def _format_duration(seconds: float) -> str:
 
 
 def _parse_error_body(raw: bytes) -> tuple[tuple[str, ...], str]:
-    """Read the distribution-spec's error body: its codes, and its first message made printable."""
+    """Return the codes of the distribution-spec's error body, and its first message made printable."""
     try:
         errors = parse_json(raw, "error", limits.MAX_ERROR_BODY).get("errors")
     except ArchiveError:
         return (), ""
     if not isinstance(errors, list):
         return (), ""
-    found = [entry for entry in errors if isinstance(entry, dict)]
-    codes = tuple(dict.fromkeys(printable(entry["code"], 64) for entry in found if isinstance(entry.get("code"), str)))
-    messages = [entry["message"] for entry in found if isinstance(entry.get("message"), str)]
+    entries = [entry for entry in errors if isinstance(entry, dict)]
+    codes = tuple(
+        dict.fromkeys(printable(entry["code"], 64) for entry in entries if isinstance(entry.get("code"), str))
+    )
+    messages = [entry["message"] for entry in entries if isinstance(entry.get("message"), str)]
     return codes, printable(messages[0], 300) if messages else ""
 
 
@@ -248,38 +258,39 @@ def response_error(
     *,
     elsewhere: bool = False,
 ) -> OcistreamError:
-    """Say what a registry's answer means, in one line without secrets.
+    """Convert an error response of a registry into an exception with a message of one line without secrets.
 
-    `body` is its beginning, `wait` the seconds after which it asks to be asked again. `elsewhere` says that it is no
-    answer of the registry's, but of another host that it has led to, at `url`.
+    `body` is the beginning of the response's body, `wait` its Retry-After in seconds. `elsewhere` says that the
+    response came from another host that the registry redirected to, at `url`. A 401 or 403 from such a host is the
+    registry's failure (exit code 7, not 3): nobody can log in there.
     """
     codes, message = _parse_error_body(body)
-    said = ": ".join(part for part in (" ".join(codes), message) if part)
-    what = f"{method} {redact_url(url)}: {status}" + (f" {said}" if said else "")
-    who = printable(urlsplit(url).netloc.rpartition("@")[2]) if elsewhere else "the registry"
+    details = ": ".join(part for part in (" ".join(codes), message) if part)
+    summary = f"{method} {redact_url(url)}: {status}" + (f" {details}" if details else "")
+    sender = printable(urlsplit(url).netloc.rpartition("@")[2]) if elsewhere else "the registry"
     if elsewhere and status in _DENIED:
-        # Nobody can log in there: it is the registry's failure, and may be another signature's turn the next time.
+        # The next redirect may have another signature, so the hint suggests a retry.
         hint = f"{registry} has led there, where no login counts: try again, or tell whoever runs {registry}"
-        return RegistryError(f"{who} refused: {what}", status=status, codes=codes, hint=hint)
+        return RegistryError(f"{sender} refused: {summary}", status=status, codes=codes, hint=hint)
     if status in _DENIED:
         hint = f"is the name right, and may you do this? `ocistream login {registry}` sets a credential"
-        return AuthenticationError(f"{registry} refused: {what}", hint=hint)
+        return AuthenticationError(f"{registry} refused: {summary}", hint=hint)
     if status == HTTPStatus.NOT_FOUND:
-        lost = "/blobs/sha" in urlsplit(url).path and method == "GET"
-        return NotFoundError(what, codes=codes, hint=_LOST_BLOB_HINT if lost else None)
+        is_lost = "/blobs/sha" in urlsplit(url).path and method == "GET"
+        return NotFoundError(summary, codes=codes, hint=_LOST_BLOB_HINT if is_lost else None)
     length = f" {_format_duration(wait)}" if wait else ""
-    pause: str | None = f"{who} asks to be left alone for{length}" if wait else None
+    advice: str | None = f"{sender} asks to be left alone for{length}" if wait else None
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        pause = f"{who} limits how much it gives: wait{length}" + ("" if elsewhere else _LOGIN_LIMIT_HINT)
+        advice = f"{sender} limits how much it gives: wait{length}" + ("" if elsewhere else _LOGIN_LIMIT_HINT)
     if status == HTTPStatus.BAD_REQUEST:
-        pause = next((hint for words, hint in _HINTS_BY_BODY.items() if words in body), None)
+        advice = next((hint for words, hint in _HINTS_BY_BODY.items() if words in body), None)
         if method == "HEAD":
-            # It has no body that could say why.
-            pause = _HEAD_HINTS[url.startswith("https:")]
-    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR and pause is None:
-        pause = f"{who} is in trouble: try again later; --retries says how often that is done here"
+            # A response to HEAD has no body with a reason.
+            advice = _HEAD_HINTS[url.startswith("https:")]
+    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR and advice is None:
+        advice = f"{sender} is in trouble: try again later; --retries says how often that is done here"
     elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        pause = "name the proxy's user and password too: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
-    if status < HTTPStatus.INTERNAL_SERVER_ERROR and pause is None and not codes and method in _EXPLAINED_METHODS:
-        pause = _NOT_A_REGISTRY_HINT
-    return RegistryError(what, status=status, codes=codes, hint=pause, retry_after=wait)
+        advice = "name the proxy's user and password too: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR and advice is None and not codes and method in _EXPLAINED_METHODS:
+        advice = _NOT_A_REGISTRY_HINT
+    return RegistryError(summary, status=status, codes=codes, hint=advice, retry_after=wait)

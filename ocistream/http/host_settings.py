@@ -9,26 +9,27 @@ __all__ = ["HostSettings"]
 
 @dataclass(frozen=True, slots=True)
 class HostSettings:
-    """What holds for one `HOST[:PORT]`, or, of `insecure` and `may_be_plain`, for a part of its repositories."""
+    """Settings of one `HOST[:PORT]`; `insecure` and `has_http_fallback` may apply to some of its repositories only."""
 
     #: Speak HTTP, not HTTPS.
     plain_http: bool = False
-    #: Speak HTTPS where the host does, else HTTP: what containers' `insecure = true` means, and loopback.
+    #: Use HTTPS if the host speaks it, else HTTP. This is containers' `insecure = true`, and the rule for loopback
+    #: hosts.
     has_http_fallback: bool = False
     #: Do not check the host's certificate.
     insecure: bool = False
-    #: Keys (`plain-http`, `insecure`, `client-cert`) that a file of this run sets for this host. They come before what
-    #: the command line sets for all hosts.
+    #: Keys (`plain-http`, `insecure`, `client-cert`) that a sync file sets for this host. They override the command
+    #: line, which overrides the configuration.
     explicit_keys: frozenset[str] = frozenset()
-    #: Files of CA certificates, to be trusted beside the system's.
+    #: Files of CA certificates, trusted in addition to the system's.
     ca_files: tuple[str, ...] = ()
     #: Files of client certificates and their keys (PEM); the key may be in the certificate's file.
     client_certificates: tuple[tuple[str, str | None], ...] = ()
-    #: The base under which `/v2/` is, where it is not the host's root: `https://gateway.example.com/registry`.
+    #: The base URL of `/v2/` if it is not the host's root, such as `https://gateway.example.com/registry`.
     url: str | None = None
-    #: How many requests may be begun in a second; None for any number.
+    #: Requests per second; None for no limit.
     requests_per_second: float | None = None
-    #: How blobs are uploaded, as `--upload` has it; None where it is not said.
+    #: The upload method, as in `--upload`; None to choose automatically.
     upload: str | None = None
-    #: What kind of registry it is, as `registry.profiles.NAMED` has it; None where that is found out.
+    #: The registry's profile, a key of `registry.profiles.PROFILES_BY_NAME`; None to detect it.
     profile: str | None = None

@@ -26,20 +26,20 @@ __all__ = [
 ]
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-#: Instance metadata services outside of the link-local range: Alibaba's, and AWS's over IPv6.
+#: Addresses of instance metadata services outside of the link-local range: Alibaba's, and AWS's over IPv6.
 _METADATA_ADDRESSES: Final = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "fd00:ec2::254")))
 _INTERNAL: Final = "an address inside of this machine or network: not followed"
-#: URLs of which the origin is remembered: each is asked for several times in the course of one request.
+#: Size of the cache of origins: one request asks for the origin of each URL several times.
 _CACHED_ORIGINS: Final = 32
-#: What cannot stand in a request's first line.
+#: Characters that are not allowed in a request line.
 _UNSENDABLE: Final = re.compile(r"[^\x21-\x7e]+")
-#: An entry of NO_PROXY that is no address: a host or a domain, with or without its first dot, and perhaps a port.
+#: An entry of NO_PROXY that is not an address: a host or domain, optionally with a leading dot and a port.
 _NO_PROXY: Final = re.compile(r"\.?(\[[^\]]+\]|[^:]+)(?::([0-9]{1,5}))?\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Scheme, host and port: what a credential is for. `:443` and no port are the same (oras-go#177)."""
+    """Scheme, host and port: the unit for which a credential is valid. `:443` and no port are equal (oras-go#177)."""
 
     scheme: str
     host: str
@@ -47,7 +47,7 @@ class Origin:
 
     @staticmethod
     def from_url(url: str) -> Origin:
-        """Take the origin of a URL.
+        """Return the origin of a URL.
 
         Raises:
             NetworkError: it is not an http or https URL with a host.
@@ -69,43 +69,44 @@ def _origin_of(url: str) -> Origin:
     return Origin(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
 
 
-def check_target(home: Origin, url: str, *, is_outside: bool | None = None) -> None:
-    """Refuse a redirect, Location, Link or realm that leads somewhere it has no business to lead.
+def check_target(origin: Origin, url: str, *, is_external: bool | None = None) -> None:
+    """Refuse a redirect, Location, Link or realm that leads to a forbidden place.
 
-    What is resolved here may be resolved to something else when it is connected to; whoever connects looks at that.
-    `is_outside` says whether `home` has answered from outside; None where that is not known, and its name has to do.
+    The connection checks the address again, because a name may resolve to another address by then. Behind a proxy this
+    check is the only one. `is_external` says whether `origin` responded from an external address. If it is None, the
+    name of `origin` is resolved.
 
     Raises:
-        FinalNetworkError: from https to http (CVE-2026-48978), or from a host outside to an address of this machine.
+        PermanentNetworkError: from https to http (CVE-2026-48978), or from an external host to an internal address.
     """
     target = Origin.from_url(url)
-    if home.scheme == "https" and target.scheme != "https":
-        msg = f"{home.host} leads from https to {redact_url(url)}: not followed"
+    if origin.scheme == "https" and target.scheme != "https":
+        msg = f"{origin.host} leads from https to {redact_url(url)}: not followed"
         hint = "a proxy in front of the registry does not tell it that it is reached by https (X-Forwarded-Proto)"
-        raise PermanentNetworkError(msg, hint=hint if target.host == home.host else None)
-    if target.host == home.host or not is_internal(target.host):
+        raise PermanentNetworkError(msg, hint=hint if target.host == origin.host else None)
+    if target.host == origin.host or not is_internal(target.host):
         return
-    if not is_internal(home.host) if is_outside is None else is_outside:
-        msg = f"{home.host} leads to {target.host}, {_INTERNAL}"
+    if not is_internal(origin.host) if is_external is None else is_external:
+        msg = f"{origin.host} leads to {target.host}, {_INTERNAL}"
         raise PermanentNetworkError(msg)
 
 
 def internal_address_error(host: str) -> PermanentNetworkError:
-    """Say that a host which is outside, or was led to from there, was connected to in here."""
+    """Return the error for an external host, or a redirect from one, that resolved to an internal address."""
     return PermanentNetworkError(f"{host} is outside by its name, and now leads to {_INTERNAL}")
 
 
 def resolve_url(base: str, location: str) -> str:
-    """Give the URL that a Location means, which may be relative, in the answer to a request for `base`.
+    """Return the absolute URL of a Location in the response to a request for `base`.
 
-    It stays as it is, byte for byte, since it may be signed (distribution-spec#79); only what cannot be sent is
-    percent-encoded.
+    The URL stays the same byte for byte, since it may be signed (distribution-spec#79). Only characters that cannot be
+    sent are percent-encoded.
 
     Raises:
-        FinalNetworkError: it is malformed.
+        PermanentNetworkError: the Location is malformed.
     """
     try:
-        # A header's bytes were read as Latin-1.
+        # http.client decodes header bytes as Latin-1.
         return urljoin(base, _UNSENDABLE.sub(lambda match: quote(match[0], safe="", encoding="latin-1"), location))
     except ValueError as error:
         msg = f"{redact_url(base)} leads to {redact_url(location)}"
@@ -113,7 +114,7 @@ def resolve_url(base: str, location: str) -> str:
 
 
 def redact_url(url: str) -> str:
-    """Give a URL for people: without user, password, query (which may be a signature) and fragment."""
+    """Return a URL for messages: without user, password, query (which may be a signature) and fragment."""
     try:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]
@@ -123,7 +124,7 @@ def redact_url(url: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether a host's name means this machine, so that plain HTTP needs no asking."""
+    """Return whether a host name means this machine: then plain HTTP is possible without an option."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -133,10 +134,10 @@ def is_loopback(host: str) -> bool:
 
 
 def is_proxy_bypassed(url: str, no_proxy: str) -> bool:
-    """Say whether a URL is asked for without a proxy: on this machine, or because NO_PROXY says so.
+    """Return whether a URL is requested without a proxy: it is on this machine, or NO_PROXY matches.
 
-    `no_proxy` is a list of hosts and domains, perhaps with a port, of addresses and networks (`10.0.0.0/8`); `*` is
-    everything. (requests has a function for it, which writes to the environment; with several threads that breaks.)
+    `no_proxy` lists hosts and domains, optionally with a port, addresses and networks (`10.0.0.0/8`); `*` matches all.
+    (requests' own function writes to the environment, which breaks with several threads.)
     """
     origin = Origin.from_url(url)
     return is_loopback(origin.host) or any(
@@ -149,29 +150,29 @@ def _is_exempt(entry: str, origin: Origin) -> bool:
         try:
             return ipaddress.ip_address(origin.host) in ipaddress.ip_network(entry, strict=False)
         except ValueError:
-            # It is no network, but may still be the address with a port.
+            # The entry is not a network, but may still be an address with a port.
             pass
     match = _NO_PROXY.match(entry)
     if match is None or (match[2] and int(match[2]) != origin.port):
         return False
     name = match[1].strip("[]")
     if _is_address(origin.host):
-        # One address has several spellings.
+        # An address has several spellings.
         return _is_address(name) and ipaddress.ip_address(name) == ipaddress.ip_address(origin.host)
     return origin.host == name or origin.host.endswith(f".{name}")
 
 
 def is_internal(host: str) -> bool:
-    """Say whether a host is, or resolves to, an inward address; one that does not resolve is not."""
+    """Return whether a host is or resolves to an internal address; a host that does not resolve is not."""
     try:
-        found = {host} if _is_address(host) else {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+        addresses = {host} if _is_address(host) else {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
     except (OSError, UnicodeError):
         return False
-    return any(is_internal_address(text) for text in found)
+    return any(is_internal_address(text) for text in addresses)
 
 
 def is_internal_address(text: str) -> bool:
-    """Say whether an IP address is loopback, link-local, unspecified or a metadata service's."""
+    """Return whether an IP address is loopback, link-local, unspecified or a metadata service's."""
     address = ipaddress.ip_address(text.partition("%")[0])
     address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA_ADDRESSES

@@ -16,24 +16,25 @@ if TYPE_CHECKING:
 
 __all__ = ["RateLimits", "RequestThrottle", "Throttle"]
 
-#: So many pieces a second at the least: each is waited for on its own, and must not be felt as a burst.
+#: Minimum number of pieces per second. Each piece is waited for on its own, so pieces must be too small for a burst.
 _PIECES_PER_SECOND: Final = 16
 _SMALLEST_PIECE: Final = 512
-#: What the kernel is to hold for one connection, in bytes: a sixteenth of a second's worth. Left alone it takes up to
-#: some MB ahead of whoever reads slowly, and the line sees them all at once. Above the greatest of these it is left
-#: alone: that is less than a second's worth then, and a small window would slow down a line with long ways.
+#: Socket buffer sizes in bytes: a sixteenth of a second's data. Otherwise the kernel reads up to some MB ahead of a
+#: slow reader, in one burst. Above the maximum the kernel chooses: its buffer is less than a second's data, and a small
+#: window would slow down connections with a long round trip.
 _MIN_BUFFER: Final = 16 * limits.KIB
 _MAX_BUFFER: Final = 256 * limits.KIB
 
 
 class Throttle:
-    """A rate in bytes a second that any number of threads share. Nothing is saved up: after a pause there is no burst.
+    """A rate in bytes per second, shared by any number of threads.
 
-    Each piece takes the time that it is worth, one after the other, whoever moves it.
+    Pieces take their time one after the other, whichever thread moves them. Unused time is not saved, so no burst
+    follows a pause.
     """
 
     def __init__(self, rate: float, *, clock: Callable[[], float] = clock.now) -> None:
-        """Allow `rate` bytes a second."""
+        """Allow `rate` bytes per second."""
         self._rate = rate
         self._clock = clock
         self._lock = threading.Lock()
@@ -42,7 +43,7 @@ class Throttle:
         self.piece_size = int(min(limits.CHUNK_SIZE, max(_SMALLEST_PIECE, rate / _PIECES_PER_SECOND)))
 
     def spend(self, count: int) -> float:
-        """Count `count` bytes, and say in how many seconds they have had their time: so long is to be waited."""
+        """Count `count` bytes that have moved; return how many seconds the caller must wait."""
         with self._lock:
             now = self._clock()
             self._free_at = max(self._free_at, now) + count / self._rate
@@ -50,34 +51,37 @@ class Throttle:
 
 
 class RequestThrottle:
-    """Evenly spaced turns for each host. Safe for several threads."""
+    """Evenly spaced requests to each host. Safe for several threads."""
 
     def __init__(self, *, clock: Callable[[], float] = clock.now) -> None:
-        """Begin with nobody waiting."""
+        """Start with no reservations."""
         self._clock = clock
         self._lock = threading.Lock()
         self._next: dict[str, float] = {}
 
     def reserve(self, host: str, per_second: float | None) -> float:
-        """Take the next turn at a host, and say in how many seconds it comes; None is any number a second."""
+        """Reserve the next request to a host; return how many seconds to wait. None for `per_second` means no limit."""
         if per_second is None:
             return 0.0
         with self._lock:
             now = self._clock()
-            turn = max(self._next.get(host, now), now)
-            self._next[host] = turn + 1.0 / per_second
-        return turn - now
+            reserved_at = max(self._next.get(host, now), now)
+            self._next[host] = reserved_at + 1.0 / per_second
+        return reserved_at - now
 
 
 class RateLimits:
-    """How fast all connections of one run may be together, however many transports have them."""
+    """The rate limits of one run, shared by all its HTTP clients."""
 
     def __init__(self, limit_rate: float | None = None) -> None:
-        """Allow `limit_rate` bytes a second in each direction, None for any number."""
+        """Allow `limit_rate` bytes per second in each direction, as curl does; None for no limit.
+
+        One limit for both directions would halve the rate of a copy from registry to registry.
+        """
         self.download = Throttle(limit_rate) if limit_rate else None
         self.upload = Throttle(limit_rate) if limit_rate else None
         self.requests = RequestThrottle()
-        #: What sockets are to be told of their buffers, None to leave them alone.
+        #: Buffer size of sockets in bytes; None to leave the choice to the kernel.
         self.socket_buffer: int | None = None
         if limit_rate and limit_rate <= _MAX_BUFFER * _PIECES_PER_SECOND:
             self.socket_buffer = max(_MIN_BUFFER, int(limit_rate / _PIECES_PER_SECOND))

@@ -29,21 +29,21 @@ _REDIRECT_STATUSES: Final = frozenset({301, 302, 303, 307, 308})
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What stays the same when a request is sent again, or elsewhere. Times are in seconds."""
+    """The parts of a request that stay the same when it is sent again or redirected. Times are in seconds."""
 
     method: str
     headers: Mapping[str, str]
     body: bytes | StreamedBody | None = None
-    #: How long connecting may take, and how long the answer may be waited for and stall.
+    #: The time to connect, and the time to wait for data while reading the response.
     timeout: tuple[float, float] | None = None
 
     @property
     def is_started(self) -> bool:
-        """Whether a part of the body has gone already, so that it cannot be sent again."""
+        """Whether a part of the body was sent already, so that the request cannot be sent again."""
         return isinstance(self.body, StreamedBody) and self.body.is_started
 
     def with_authorization(self, value: str | None) -> Request:
-        """Give the same request with this Authorization, or without one."""
+        """Return the same request with this Authorization header, or without one."""
         if value is None and "Authorization" not in self.headers:
             return self
         headers = {name: text for name, text in self.headers.items() if name != "Authorization"}
@@ -51,25 +51,25 @@ class Request:
 
 
 class RedirectFollower:
-    """How requests get to where they lead. Safe for several threads."""
+    """Sends requests and follows redirects. Safe for several threads."""
 
     def __init__(
         self,
         connections: Connections,
         hosts: Callable[[str, str], HostSettings],
-        turns: RequestThrottle,
+        request_throttle: RequestThrottle,
         per_second: float | None,
         wait: Callable[[float], None],
         cancelled: threading.Event,
     ) -> None:
-        """Send over `connections`, `per_second` requests to a host at the most where its settings do not say another.
+        """Send over `connections`, at most `per_second` requests to a host unless its settings have another limit.
 
-        `hosts(registry, repository)` looks up how that is reached. `wait` sleeps for so many seconds, and raises once
-        all is `cancelled`.
+        `hosts(registry, repository)` looks up the settings of a host. `wait` sleeps for a number of seconds, and raises
+        once `cancelled` is set.
         """
         self._connections = connections
         self._hosts = hosts
-        self._request_throttle = turns
+        self._request_throttle = request_throttle
         self._per_second = per_second
         self._wait = wait
         self._cancelled = cancelled
@@ -78,7 +78,7 @@ class RedirectFollower:
         self._not_before: dict[str, float] = {}
 
     def host_settings(self, registry: str, repository: str = "") -> HostSettings:
-        """Give the settings of a host, for one of its repositories."""
+        """Return the settings of a host, for one of its repositories."""
         key = registry, repository
         with self._lock:
             if key not in self._known:
@@ -86,34 +86,37 @@ class RedirectFollower:
             return self._known[key]
 
     def pause_host(self, url: str, seconds: float) -> None:
-        """Let no request go to this URL's host for so many seconds."""
+        """Send no request to this URL's host for `seconds`."""
         host = urlsplit(url).netloc
         with self._lock:
             self._not_before[host] = max(self._not_before.get(host, 0.0), clock.now() + seconds)
 
     def send(self, endpoint: Endpoint, request: Request, url: str) -> Response:
-        """Send, and follow redirects: at most five, never down to http, and credentials stay where they belong."""
-        home = Origin.from_url(url)
-        trusted = home == endpoint.origin
+        """Send a request and follow at most five redirects, never from https to http.
+
+        Credentials and bodies stay with the first URL's origin.
+        """
+        origin = Origin.from_url(url)
+        trusted = origin == endpoint.origin
         leader = None if trusted else endpoint.origin
         for hops in range(limits.MAX_REDIRECTS + 1):
             self._wait_for_rate_limit(endpoint, url)
-            answer = self.send_once(endpoint, request, url, trusted=trusted, leader=leader)
-            answer.hops = hops
-            location = answer.header("Location")
-            if answer.status not in _REDIRECT_STATUSES or not location:
-                return answer
-            answer.drain()
-            where = f"{request.method} {redact_url(url)}"
+            response = self.send_once(endpoint, request, url, trusted=trusted, leader=leader)
+            response.hops = hops
+            location = response.header("Location")
+            if response.status not in _REDIRECT_STATUSES or not location:
+                return response
+            response.drain()
+            request_text = f"{request.method} {redact_url(url)}"
             target = resolve_url(url, location)
-            if Origin.from_url(target) != home:
+            if Origin.from_url(target) != origin:
                 trusted = False
                 request = request.with_authorization(None)
                 if request.body is not None:
-                    msg = f"{where} was redirected to another host, {redact_url(target)}: not followed"
+                    msg = f"{request_text} was redirected to another host, {redact_url(target)}: not followed"
                     raise PermanentNetworkError(msg)
             if request.is_started:
-                msg = f"{where} was redirected after its body was sent"
+                msg = f"{request_text} was redirected after its body was sent"
                 raise PermanentNetworkError(msg)
             leader = Origin.from_url(url)
             self.check_target(leader, target)
@@ -124,32 +127,33 @@ class RedirectFollower:
     def send_once(
         self, endpoint: Endpoint, request: Request, url: str, *, trusted: bool, leader: Origin | None
     ) -> Response:
-        """Send at once, and follow nothing. `leader` is who has led to this URL; None where it is the endpoint's own.
+        """Send a request without following redirects.
 
-        What is not `trusted` sees no client certificate of the endpoint's.
+        `leader` is the origin that led to this URL; None if the endpoint itself was asked. Only a `trusted` request
+        shows the endpoint's client certificate.
         """
         target = Origin.from_url(url)
         tls = choose_tls(endpoint, target, self._settings_for(endpoint, url), trusted=trusted)
-        # Once more than by `check_target`, since a name may have another address by now.
-        only_outside = leader is not None and leader.host != target.host and self._is_external(leader)
+        # `check_target` resolved the name before; the connection must check again, since the address may have changed.
+        external_only = leader is not None and leader.host != target.host and self._is_external(leader)
         return self._connections.send(
-            request.method, url, request.headers, request.body, request.timeout, tls, only_outside=only_outside
+            request.method, url, request.headers, request.body, request.timeout, tls, external_only=external_only
         )
 
     def _is_external(self, origin: Origin) -> bool:
-        known = self._connections.is_external(origin.host)
-        return not is_internal(origin.host) if known is None else known
+        is_external = self._connections.is_external(origin.host)
+        return not is_internal(origin.host) if is_external is None else is_external
 
-    def check_target(self, home: Origin, url: str) -> None:
-        """Hold against where a registry is where it leads to (`http.origins.check_target`).
+    def check_target(self, origin: Origin, url: str) -> None:
+        """Apply `http.origins.check_target` with what is known about the address of `origin`.
 
         Raises:
-            FinalNetworkError: it must not lead there.
+            PermanentNetworkError: the URL is not an allowed target.
         """
-        check_target(home, url, is_outside=self._connections.is_external(home.host))
+        check_target(origin, url, is_external=self._connections.is_external(origin.host))
 
     def _settings_for(self, endpoint: Endpoint, url: str) -> HostSettings:
-        """Give the settings of the host that a URL leads to, whoever led there."""
+        """Return the settings of the host of a URL, whichever host led to it."""
         if Origin.from_url(url) == endpoint.origin:
             return endpoint.settings
         return self.host_settings(urlsplit(url).netloc.rpartition("@")[2])

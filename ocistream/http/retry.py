@@ -19,7 +19,7 @@ __all__ = ["Retries", "RetryEvent", "RetryPolicy", "parse_retry_after"]
 
 @dataclass(frozen=True, slots=True)
 class RetryEvent:
-    """One failure that is about to be tried again: where (a redacted URL), why, and after how many seconds."""
+    """A failure that is about to be retried: the redacted URL, the reason, and the wait in seconds."""
 
     url: str
     reason: str
@@ -28,11 +28,11 @@ class RetryEvent:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long to go on trying. Times are in seconds."""
+    """How long to retry. Times are in seconds."""
 
-    #: How often one piece of work is tried at the most.
+    #: Maximum number of attempts for one piece of work.
     attempts: int = 6
-    #: The first wait; it doubles up to `backoff_limit`, with jitter.
+    #: The first wait. It doubles up to `backoff_limit`, with jitter.
     backoff: float = 0.4
     backoff_limit: float = 20.0
     #: The longest `Retry-After` that is obeyed.
@@ -40,50 +40,50 @@ class RetryPolicy:
 
 
 class RetryableResponse(Protocol):
-    """An answer that may be a better one the next time."""
+    """A response that may be better on the next attempt."""
 
     url: str
     status: int
 
     def header(self, name: str) -> str | None:
-        """Give a header's value, or None."""
+        """Return the value of a header, or None."""
 
     def drain(self) -> None:
-        """Read the body, so that the connection can be used again."""
+        """Read the body, so that the connection can be reused."""
 
 
 class RetryContext(Protocol):
-    """Who waits, and keeps others from asking the same host in the meantime: the transport."""
+    """Waits, and pauses requests of other threads to the same host: the HTTP client."""
 
     retry_policy: RetryPolicy
 
     def wait(self, seconds: float) -> None:
-        """Sleep; raises CancelledError when the transfer is cancelled in the meantime."""
+        """Sleep; raise CancelledError if the transfer is cancelled in the meantime."""
 
     def pause_host(self, url: str, seconds: float) -> None:
-        """Let nobody else ask this URL's host for so long."""
+        """Send no other request to this URL's host for `seconds`."""
 
     def report_retry(self, retried: RetryEvent) -> None:
-        """Tell whoever wants to know."""
+        """Report a failure that is about to be retried."""
 
 
 class Retries:
-    """Counts the tries of one piece of work, however many requests it takes, and waits between them."""
+    """Counts the attempts of one piece of work, over any number of requests, and waits between them."""
 
-    def __init__(self, waits: RetryContext, attempts: int | None = None) -> None:
-        """Begin with none used up of so many `attempts`, by default of those that patience has."""
-        self._context = waits
-        self._attempts = waits.retry_policy.attempts if attempts is None else attempts
+    def __init__(self, context: RetryContext, attempts: int | None = None) -> None:
+        """Allow `attempts` attempts, by default those of the retry policy."""
+        self._context = context
+        self._attempts = context.retry_policy.attempts if attempts is None else attempts
         self._used = 0
 
     def reset(self) -> None:
-        """Forget the failures, since there was progress."""
+        """Forget the failures, because there was progress."""
         self._used = 0
 
     def wait_for_retry(self, failure: RetryableResponse | NetworkError) -> bool:
-        """Say whether to try again, after having waited; False once all tries are used up, or where it is no use.
+        """Wait and return True if there is another attempt; return False if there is none or a retry is useless.
 
-        An answer's body is drained if there is another try.
+        The body of a response is drained before another attempt.
         """
         self._used += 1
         if isinstance(failure, PermanentNetworkError):
@@ -92,16 +92,16 @@ class Retries:
             self._pause_limited_host(failure)
             return False
         if isinstance(failure, NetworkError):
-            # A registry's answer to a body that cannot be sent again as it was: whoever made it goes on from elsewhere.
-            stated = failure.retry_after if isinstance(failure, RegistryError) else None
+            # A RegistryError answers a body that cannot be sent again; its sender continues from another byte.
+            retry_after = failure.retry_after if isinstance(failure, RegistryError) else None
         else:
-            stated = parse_retry_after(failure.header("Retry-After"))
-        if stated is not None and stated > self._context.retry_policy.retry_after_limit:
-            # Nor is the work to be begun anew before that.
+            retry_after = parse_retry_after(failure.header("Retry-After"))
+        if retry_after is not None and retry_after > self._context.retry_policy.retry_after_limit:
+            # The work must not be started again before that time either.
             self._used = self._attempts
             return False
-        # Who answers "Retry-After: 0" again and again is not to use up all tries in no time.
-        wait = max(stated or 0.0, self._backoff())
+        # The backoff is the minimum: a server that always sends "Retry-After: 0" must not use up all attempts at once.
+        wait = max(retry_after or 0.0, self._backoff())
         if isinstance(failure, NetworkError):
             self._context.report_retry(RetryEvent("", failure.message, wait))
         else:
@@ -113,23 +113,23 @@ class Retries:
         return True
 
     def _pause_limited_host(self, failure: RetryableResponse | NetworkError) -> None:
-        """Have others obey what a host has asked for, though this work does not ask it again."""
+        """Pause other requests to a host that sent a Retry-After, though this work has no attempts left."""
         if not isinstance(failure, NetworkError) and failure.status == HTTPStatus.TOO_MANY_REQUESTS:
-            stated = parse_retry_after(failure.header("Retry-After"))
-            if stated is not None and stated <= self._context.retry_policy.retry_after_limit:
-                self._context.pause_host(failure.url, stated)
+            retry_after = parse_retry_after(failure.header("Retry-After"))
+            if retry_after is not None and retry_after <= self._context.retry_policy.retry_after_limit:
+                self._context.pause_host(failure.url, retry_after)
 
     def _backoff(self) -> float:
-        patience = self._context.retry_policy
-        longest = min(patience.backoff_limit, patience.backoff * 2.0 ** (self._used - 1))
-        # Jitter: many clients that failed together are not to come back together.
+        policy = self._context.retry_policy
+        longest = min(policy.backoff_limit, policy.backoff * 2.0 ** (self._used - 1))
+        # Jitter: clients that failed at the same time must not retry at the same time.
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret # nosec B311
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """Read a Retry-After header, seconds or a date, as seconds from now; None where it is absent or makes no sense.
+    """Return a Retry-After header, seconds or a date, as seconds from now; None if it is absent or malformed.
 
-    What is more than `MAX_RETRY_AFTER` is that.
+    The result is at most `MAX_RETRY_AFTER`.
     """
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
@@ -138,6 +138,6 @@ def parse_retry_after(value: str | None) -> float | None:
         date = parsedate_to_datetime(text)
     except (ValueError, OverflowError):
         return None
-    # Without a zone it is UTC all the same (RFC 9110, section 5.6.7).
+    # A date without a time zone is in UTC (RFC 9110, section 5.6.7).
     seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
     return min(max(0.0, seconds), limits.MAX_RETRY_AFTER)

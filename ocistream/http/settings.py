@@ -19,31 +19,32 @@ __all__ = ["HttpSettings"]
 class HttpSettings:
     """What the user may set of the network. Times are in seconds."""
 
-    #: Hosts other than loopback ones speak plain HTTP too.
+    #: Use plain HTTP for hosts other than loopback, too.
     plain_http: bool = False
     connect_timeout: float = 15.0
-    #: A read or write that moves no byte for so long is a stall. There is no limit for the whole of a transfer.
+    #: Abort a read or write after this many seconds without data. The total time is not limited.
     stall_timeout: float = 60.0
-    #: The longest that a registry may be silent after the last byte of a blob: some move or hash all of it before they
-    #: answer, and a hundred gigabytes on a slow disk or in an object store take minutes.
+    #: The longest silence after the last byte of a blob. Some registries move or hash the complete blob before they
+    #: respond; a hundred gigabytes on a slow disk or object store take minutes.
     store_timeout: float = 900.0
-    #: So many bytes of it are moved or hashed in a second by the slowest storage: a small blob is stored at once.
+    #: Bytes per second that the slowest storage moves or hashes. It keeps the wait for small blobs short.
     store_rate: float = 4.0 * limits.MIB
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     #: A file or directory of CA certificates in place of the system's.
     ca_file: str | None = None
-    #: What the user named. Its CAs are for all hosts; its client certificates, and that certificates are not checked,
-    #: for the registries that were named too, and for no other (`ocistream.http.endpoints`).
+    #: TLS settings of the command line. Its CAs apply to all hosts. Its client certificates and `insecure` apply only
+    #: to registries that the command line names (`ocistream.http.endpoints`).
     tls: TlsSettings = field(default_factory=TlsSettings)
-    #: Requests that are begun in a second, to each host whose own settings do not say otherwise.
+    #: Requests per second to each host whose own settings have no limit.
     requests_per_second: float | None = None
-    #: Scheme to proxy URL, and `no_proxy` to a list of hosts, as the environment names them.
+    #: Scheme to proxy URL, and `no_proxy` to a list of hosts, named as in the environment.
     proxies: Mapping[str, str] = field(default_factory=dict)
     user_agent: str = "ocistream"
-    #: Gives a hint with the options in it as the user writes them: `--src-ca-cert` for `--ca-cert`.
+    #: Rewrites the option names in a hint as the user writes them: `--src-ca-cert` for `--ca-cert`. Each side of a copy
+    #: has its own client with its own options.
     format_hint: Callable[[str], str] = str
 
     def response_timeout(self, stored: float) -> float:
-        """Say how many seconds an answer may be waited for, before which so many bytes have to be stored."""
+        """Return how many seconds to wait for a response if the registry must store `stored` bytes first."""
         longest = max(self.store_timeout, self.stall_timeout)
         return min(longest, self.stall_timeout + stored / self.store_rate)

@@ -47,28 +47,34 @@ __all__ = [
     "socket_options",
 ]
 
-#: `HTTP/1.1 413`: so much says whether an answer is the one that counts (RFC 9112, section 4).
+#: The length of `HTTP/1.1 413`: these bytes tell a final response from an interim one (RFC 9112, section 4).
 _STATUS_LENGTH: Final = 12
 _FIRST_DIGIT: Final = slice(9, 10)
 
 
 class EarlyResponseError(BrokenPipeError):
-    """The answer is there before all was sent; to urllib3, as to us, that is a reason to read it and no failure."""
+    """The response arrived before the request was sent completely.
+
+    urllib3 treats it as a broken pipe and reads the response.
+    """
 
 
 class EarlyResponse:
-    """What has come on a connection while a request was sent: `beginning`, of its answer or an interim one."""
+    """Watches for a response while a request is sent. `beginning` has its first bytes, or those of an interim response.
+
+    The bytes are read, not peeked at, because TLS cannot peek. They are put back before the rest of the response.
+    """
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start with no bytes."""
         self.beginning = bytearray()
         self.is_final = False
 
     def has_arrived(self, connection: socket.socket, timeout: float) -> bool:
-        """Wait until something can be sent; say whether the answer is there.
+        """Wait until data can be sent; return whether the final response has started to arrive.
 
         Raises:
-            TimeoutError: nothing can be sent for `timeout` seconds, nor has anything come.
+            TimeoutError: for `timeout` seconds nothing could be sent and nothing arrived.
         """
         if len(self.beginning) >= _STATUS_LENGTH:
             return self.is_final
@@ -87,25 +93,26 @@ class EarlyResponse:
         try:
             self.beginning += connection.recv(_STATUS_LENGTH - len(self.beginning))
         except (ssl.SSLError, OSError):
-            # Nothing yet (of TLS it may have been a ticket only), or the connection broke: sending will show.
+            # There is no data yet (in TLS it may have been a session ticket), or the connection broke: the next send
+            # will fail.
             pass
         finally:
             connection.settimeout(timeout)
         if len(self.beginning) == _STATUS_LENGTH:
-            # Interim answers say nothing about the body.
+            # An interim response says nothing about the body.
             self.is_final = self.beginning[_FIRST_DIGIT] != b"1"
 
 
-def send_all(connection: socket.socket, view: memoryview, timeout: float, early_blobs: EarlyResponse | None) -> None:
-    """Send all of `view`; that none of it moves for `timeout` seconds is a failure.
+def send_all(connection: socket.socket, view: memoryview, timeout: float, early_response: EarlyResponse | None) -> None:
+    """Send all of `view`; abort if no byte of `view` moves for `timeout` seconds.
 
     Raises:
-        AnsweredError: the answer is there already; only where `early` watches for it.
-        OSError: the connection broke. There may be an answer to read all the same.
+        EarlyResponseError: the response arrived already. Raised only if `early_response` is given.
+        OSError: the connection broke. There may still be a response to read.
     """
     sent = 0
     while sent < len(view):
-        if early_blobs is not None and early_blobs.has_arrived(connection, timeout):
+        if early_response is not None and early_response.has_arrived(connection, timeout):
             raise EarlyResponseError(errno.EPIPE, "the request was answered before all of it was sent")
         try:
             sent += connection.send(view[sent:])
@@ -114,56 +121,56 @@ def send_all(connection: socket.socket, view: memoryview, timeout: float, early_
 
 
 class PrefixedFile(io.RawIOBase):
-    """A raw file of which the beginning was read already."""
+    """A raw file whose first bytes were read already."""
 
     def __init__(self, beginning: bytes, raw: io.RawIOBase) -> None:
-        """Give `beginning` first, then what is in `raw`."""
+        """Return `beginning` first, then the contents of `raw`."""
         super().__init__()
         self._beginning = beginning
         self._raw = raw
 
     def readable(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
-        """Fill the beginning of `buffer`."""
+        """Read some bytes into the beginning of `buffer` and return how many."""
         if not self._beginning:
             return self._raw.readinto(buffer)
-        got = min(len(buffer), len(self._beginning))
-        buffer[:got] = self._beginning[:got]
-        self._beginning = self._beginning[got:]
-        return got
+        count = min(len(buffer), len(self._beginning))
+        buffer[:count] = self._beginning[:count]
+        self._beginning = self._beginning[count:]
+        return count
 
     def fileno(self) -> int:
-        """Give the descriptor."""
+        """Return the file descriptor of the raw file."""
         return self._raw.fileno()
 
     def close(self) -> None:
-        """Close what is below."""
+        """Close the raw file."""
         self._raw.close()
         super().close()
 
 
-#: Interim answers (RFC 9110, section 15.2) before the one that counts; few servers send even one.
+#: Maximum number of interim responses (RFC 9110, section 15.2); few servers send even one.
 _MAX_INTERIM: Final = 10
-#: All lines of an answer, in bytes: interim answers, headers, and what stands between the chunks of its body and
-#: behind them. Of headers alone most clients and proxies take no more than 64 KiB.
+#: Maximum size of all lines of a response in bytes: interim responses, headers, chunk sizes and trailers. Most clients
+#: and proxies accept at most 64 KiB of headers.
 _MAX_LINE_BYTES: Final = 256 * limits.KIB
-#: So many bytes of further lines does each byte of a body allow for: a chunk of one byte needs three.
+#: Each byte of the body allows this many more bytes of lines: a chunk of one byte needs three.
 _LINE_BYTES_PER_BODY_BYTE: Final = 16
 
 
 class EndlessResponseError(Exception):
-    """An answer that would never end; no `OSError`, since urllib3 would count it among those to try again."""
+    """A response that would never end. It is not an `OSError`, because urllib3 would retry that."""
 
 
 class BoundedResponse(http.client.HTTPResponse):
-    """http.client's answer, with bounds on what comes in lines, where http.client has none, or none for their sum.
+    """http.client's response, with a limit on the sum of all lines, which http.client does not have.
 
-    Relied on: `response_class` of a connection; that `fp` is the buffered file from which every line of an answer is
-    read by `readline` and its body by `read`, in a tunnel's answer too; and that `begin` reads a head, over any number
-    of `100 Continue`, unless `headers` says that one was read.
+    It relies on these internals: `response_class` of a connection; `fp` is the buffered file from which `readline`
+    reads every line and `read` the body, in a tunnel's response too; `begin` reads a head, past any number of `100
+    Continue`, unless `headers` is set.
     """
 
     fp: _BoundedReader
@@ -177,45 +184,52 @@ class BoundedResponse(http.client.HTTPResponse):
         beginning: bytes = b"",
         is_last: bool = False,
     ) -> None:
-        """Read from a socket of which the `beginning` of the answer was read already.
+        """Read from a socket; `beginning` has the bytes of the response that were read already.
 
-        `is_last` says that it came before all of the request was sent: then it is the connection's last one.
+        `is_last` says that the response arrived before the complete request was sent: then the connection is not
+        reused.
         """
         super().__init__(sock, debuglevel, method)
         raw = self.fp.detach()
         self.fp = _BoundedReader(_SocketReader(PrefixedFile(beginning, raw) if beginning else raw))
         self._is_last = is_last
-        #: TLS gives 16 KiB at a time: those are gathered below Python.
+        #: TLS delivers 16 KiB at a time: the buffered reader collects them in C. Decrypting in memory would save a
+        #: quarter of the CPU time, but would need our own transport in place of urllib3's sockets.
         self._fills_buffer = hasattr(sock, "version")
 
     def begin(self) -> None:
-        """Read the head of the answer that counts."""
+        """Read the head of the final response."""
         super().begin()
-        # To http.client an interim answer other than 100 is the answer, and the answer that of the next request.
+        # http.client takes an interim response other than 100 for the final one, and the final one for the next
+        # request's.
         while 100 < self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
             self.headers = self.msg = None  # type: ignore[assignment]
             super().begin()
         if self._is_last:
-            # The other side still waits for the rest of the request.
+            # The server still waits for the rest of the request.
             self.will_close = True
         self.fp.raw.end_head()
         self.fp.allows_short_reads = not (self.chunked or self._fills_buffer)
 
     @property
     def read_size(self) -> int:
-        """How many bytes it is of use to ask for at once: where all of them are waited for, not too many."""
+        """How many bytes to request at once.
+
+        1 MiB from a TCP socket costs a quarter of the system calls of 256 KiB. With TLS or chunked encoding a read
+        waits until all its bytes have arrived, so it asks for less.
+        """
         return limits.READ_BUFFER if not self.isclosed() and self.fp.allows_short_reads else limits.CHUNK_SIZE
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """Read some of the body, 0 at its end; over TCP as much as has come, so that it need not be waited for.
+        """Read some of the body and return its size in bytes; 0 at the end.
 
-        It may end early: then `missing` bytes of it were promised.
+        Over TCP it returns what has arrived, without waiting. The body may end early: then `missing` is not 0.
         """
         return super().readinto(buffer)
 
     @property
     def missing(self) -> int:
-        """How many bytes are still to come, or were when the other side closed; 0 where nobody has said."""
+        """How many bytes of the body are still to come, or were when the server closed the connection; 0 if unknown."""
         return self.length or 0
 
     def _read_next_chunk_size(self) -> int:
@@ -231,9 +245,9 @@ class BoundedResponse(http.client.HTTPResponse):
 
 
 class _SocketReader(io.RawIOBase):
-    """What a socket gives. A head, from its first byte to its end, has `limits.HEAD_TIME` seconds.
+    """The raw bytes of a socket. A head may take `limits.RESPONSE_HEAD_TIMEOUT` seconds from its first byte to its end.
 
-    A byte now and then is no stall, and would keep a connection for as long as the other side likes.
+    Otherwise a server could send a byte now and then, which is not a stall, and keep the connection forever.
     """
 
     def __init__(self, raw: io.RawIOBase) -> None:
@@ -254,11 +268,11 @@ class _SocketReader(io.RawIOBase):
         return count
 
     def restart_head(self) -> None:
-        """Begin anew: an interim answer is over, and the one that counts may take its time to begin."""
+        """Reset the deadline after an interim response: the final one may take its time to start."""
         self._deadline = None
 
     def end_head(self) -> None:
-        """Be no more than what is below: a body takes the time that it takes."""
+        """Remove the deadline: the body has none."""
         self.is_head = False
         self.readinto = self._raw.readinto  # type: ignore[method-assign]
 
@@ -274,7 +288,7 @@ class _SocketReader(io.RawIOBase):
 
 
 class _BoundedReader(io.BufferedReader):
-    """What a server sends of one answer."""
+    """A buffered reader of one response that limits its lines."""
 
     raw: _SocketReader
 
@@ -282,12 +296,12 @@ class _BoundedReader(io.BufferedReader):
         super().__init__(raw)
         self._heads = 0
         self._line_bytes_left = _MAX_LINE_BYTES
-        #: Whether less than was asked for is given where it would have to be waited for.
+        #: Return fewer bytes than requested instead of waiting for more.
         self.allows_short_reads = False
 
     def readline(self, size: int | None = -1) -> bytes:
-        most = self._line_bytes_left + 1
-        line = super().readline(most if size is None or size < 0 else min(size, most))
+        limit = self._line_bytes_left + 1
+        line = super().readline(limit if size is None or size < 0 else min(size, limit))
         self._line_bytes_left -= len(line)
         if self._line_bytes_left < 0:
             msg = f"more than {_MAX_LINE_BYTES} bytes of headers, or between the chunks of the answer's body"
@@ -302,7 +316,7 @@ class _BoundedReader(io.BufferedReader):
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or size < 0:
-            # What is read here has a size, unless it is a chunk of a negative one: that would be all there is to come.
+            # http.client always reads a known size, except for a chunk of negative size: that would read everything.
             msg = "a chunk of the answer's body has a negative size"
             raise EndlessResponseError(msg)
         content = super().read(size)
@@ -318,71 +332,72 @@ class _BoundedReader(io.BufferedReader):
         self._line_bytes_left = min(self._line_bytes_left + _LINE_BYTES_PER_BODY_BYTE * count, _MAX_LINE_BYTES)
 
 
-#: After so many seconds of silence the kernel asks whether the other side is still there.
+#: Seconds of silence before the kernel sends keepalive probes.
 _KEEPALIVE: Final = 60
-#: So many bytes may wait in the kernel to be sent, beside those that are under way.
+#: Maximum bytes that wait in the kernel to be sent, besides those in flight.
 _MAX_UNSENT: Final = 512 * limits.KIB
 
 
 @dataclass(frozen=True, slots=True)
 class BlockingThrottle:
-    """A throttle, and how to wait for it; `sleep` takes seconds, and may raise."""
+    """A throttle and the function that waits for it; `sleep` takes seconds, and may raise."""
 
     throttle: Throttle
     sleep: Callable[[float], None]
 
     @property
     def piece_size(self) -> int:
-        """How many bytes are to move at once, at the most."""
+        """How many bytes to move at once, at most."""
         return self.throttle.piece_size
 
     def spend(self, count: int) -> None:
-        """Count bytes that have moved, and wait where they were too quick."""
+        """Count bytes that have moved, and wait if they moved too fast."""
         self.sleep(self.throttle.spend(count))
 
 
 class AddressGuard:
-    """Which hosts this run has connected to, and which of them outside. Safe for several threads.
+    """Records which hosts this run has connected to, and which of them are external. Safe for several threads.
 
-    Once outside, always outside: who answered from there is believed nothing about addresses in here, be it by a
-    redirect or by another answer to the question where it is.
+    A host that was external stays external. Neither a redirect from it nor a changed DNS answer may lead to an internal
+    address.
     """
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start with no hosts."""
         self._lock = threading.Lock()
         self._external: dict[str, bool] = {}
 
     def is_external(self, host: str) -> bool | None:
-        """Say whether a host is outside; None where it was not connected to, or by a proxy only."""
+        """Return whether a host is external; None if there was no connection yet, or only through a proxy."""
         with self._lock:
             return self._external.get(host.lower())
 
-    def check_address(self, host: str, address: str, *, only_outside: bool) -> None:
-        """Note that a host was found at an IP address, and refuse that if it may not be there.
+    def check_address(self, host: str, address: str, *, external_only: bool) -> None:
+        """Record the IP address of a host, and refuse an address that is not allowed.
 
-        `only_outside` says that a host outside has led there.
+        `external_only` says that an external host led there.
 
         Raises:
-            FinalNetworkError: it is an inward address, of a host that is, or was led to from, outside.
+            PermanentNetworkError: the address is internal, and the host is external or an external host led to it.
         """
-        inward = is_internal_address(address)
+        is_internal = is_internal_address(address)
         with self._lock:
-            if inward and (only_outside or self._external.get(host.lower())):
+            if is_internal and (external_only or self._external.get(host.lower())):
                 raise internal_address_error(host)
-            self._external[host.lower()] = not inward
+            self._external[host.lower()] = not is_internal
 
 
 def socket_options(size: int | None) -> list[tuple[int, int, int]]:
-    """Keep a connection alive while a registry is silent over a large blob: firewalls forget those that are.
+    """Return socket options that keep a connection alive while a registry stores a large blob.
 
-    `size` is how many bytes the kernel may hold of a connection, in each direction; None for its own choice.
+    Firewalls drop idle connections. `size` is the buffer size of the kernel in bytes, in each direction; None for its
+    own choice.
     """
     options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     if hasattr(socket, "TCP_KEEPIDLE"):
         options.append((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE))
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        # What waits in our own kernel is lost when the connection breaks, and may not be had again from a pipe.
+        # Data in the kernel's buffer is lost when the connection breaks, and a pipe cannot be read again.
         options.append((socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT))
     if size is not None:
         options += [(socket.SOL_SOCKET, kind, size) for kind in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
@@ -391,7 +406,7 @@ def socket_options(size: int | None) -> list[tuple[int, int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class _ConnectionPolicy:
-    """How the connections of one kind of pool are made and used; `stall_timeout` is in seconds."""
+    """The settings of the connections of one pool; `stall_timeout` is in seconds."""
 
     stall_timeout: float
     throttle: BlockingThrottle | None
@@ -399,10 +414,10 @@ class _ConnectionPolicy:
     is_external_only: bool
 
     def check_address(self, connection: HTTPConnection, opened: socket.socket) -> None:
-        # Of what is behind a proxy, only the proxy knows the address.
+        # Behind a proxy only the proxy knows the address.
         if connection.proxy is None:
             self.address_guard.check_address(
-                connection.host, str(opened.getpeername()[0]), only_outside=self.is_external_only
+                connection.host, str(opened.getpeername()[0]), external_only=self.is_external_only
             )
 
     def send(self, connection: _GuardedConnection, data: object) -> None:
@@ -410,7 +425,8 @@ class _ConnectionPolicy:
             _send(connection, data, self.stall_timeout)
             return
         if connection.early_response is None:
-            # A head counts and is not waited for: its answer would lie unread meanwhile, and a kill lose what it opens.
+            # The bytes of a head count, but without a wait: its response would stay unread meanwhile, and a kill would
+            # lose the session that it opens.
             _send(connection, data, self.stall_timeout)
             self.throttle.throttle.spend(len(cast("Chunk", data)))
             return
@@ -422,21 +438,21 @@ class _ConnectionPolicy:
 
 
 def build_pools(
-    stall_timeout: float, limiter: BlockingThrottle | None, reached: AddressGuard, *, only_outside: bool
+    stall_timeout: float, throttle: BlockingThrottle | None, address_guard: AddressGuard, *, external_only: bool
 ) -> dict[str, type[HTTPConnectionPool]]:
-    """Make the pools, by scheme, of connections that send for as long as bytes move, and read no endless answers.
+    """Return pool classes by scheme, whose connections limit responses and time out only if no byte moves.
 
-    urllib3's send under the time-out for connecting, and `sendall` counts it for all of a chunk: on a slow line every
-    upload would fail. `limiter` says how fast they may send. `reached` is told which hosts they come to, and where;
-    with `only_outside` they are made to no address inside of this machine or network.
+    urllib3 sends under the connect timeout, and `sendall` applies it to a whole chunk: on a slow line every upload
+    would fail. `throttle` limits the rate of sending. `address_guard` records the addresses of hosts; with
+    `external_only` connections to internal addresses are refused.
     """
-    made = _ConnectionPolicy(stall_timeout, limiter, reached, only_outside)
+    connection_policy = _ConnectionPolicy(stall_timeout, throttle, address_guard, external_only)
 
     class Plain(_GuardedConnection, HTTPConnection):
-        policy = made
+        policy = connection_policy
 
     class Encrypted(_GuardedConnection, HTTPSConnection):
-        policy = made
+        policy = connection_policy
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain
@@ -445,7 +461,7 @@ def build_pools(
         ConnectionCls = Encrypted
 
         def _validate_conn(self, conn: BaseHTTPConnection) -> None:
-            # urllib3 would warn, on stderr and in its own words, of what --insecure asks for.
+            # urllib3 would warn on stderr about `--insecure`, in its own words.
             if conn.is_closed:
                 conn.connect()
 
@@ -453,7 +469,7 @@ def build_pools(
 
 
 def _send(connection: _GuardedConnection, data: object, stall_timeout: float) -> None:
-    """Send all of `data`, or as much as is wanted; that none of it moves for `stall_timeout` seconds is a failure."""
+    """Send all of `data`, or stop at an early response; abort if no byte moves for `stall_timeout` seconds."""
     if connection.sock is None:
         connection.connect()
     if connection.sock.gettimeout() != stall_timeout:
@@ -463,9 +479,9 @@ def _send(connection: _GuardedConnection, data: object, stall_timeout: float) ->
 
 
 class _GuardedConnection(HTTPConnection):
-    """A connection that looks where it has come to, and stops sending a body when its request is answered.
+    """A connection that checks its address, and stops sending a body when the response arrives.
 
-    urllib3 then reads the answer. While a head is sent nobody looks: what is there then belongs to an earlier request.
+    urllib3 then reads the response. While a head is sent nothing is watched: such bytes belong to an earlier request.
     """
 
     policy: _ConnectionPolicy
@@ -476,7 +492,7 @@ class _GuardedConnection(HTTPConnection):
         self.policy.send(self, data)
 
     def _new_conn(self) -> socket.socket:
-        # Relied on: every connection of urllib3's begins with this, and TLS comes after it.
+        # This relies on urllib3 calling `_new_conn` for every connection, before TLS.
         opened: socket.socket = super()._new_conn()
         try:
             self.policy.check_address(self, opened)
@@ -491,10 +507,12 @@ class _GuardedConnection(HTTPConnection):
         self.early_response = EarlyResponse()
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
-        early, self.early_response = self.early_response, None
+        early_response, self.early_response = self.early_response, None
         self.response_class = (
-            functools.partial(BoundedResponse, beginning=bytes(early.beginning), is_last=early.is_final)  # type: ignore[assignment]
-            if early
+            functools.partial(
+                BoundedResponse, beginning=bytes(early_response.beginning), is_last=early_response.is_final
+            )  # type: ignore[assignment]
+            if early_response
             else BoundedResponse
         )
         return super().getresponse()

@@ -15,7 +15,7 @@ from ocistream.streams.files import disk_errors
 
 __all__ = ["TlsContexts", "TlsSettings", "check_tls_files"]
 
-#: Where systems keep their bundle, for a Python that was built for another one and looks in the wrong place.
+#: Bundles of CA certificates of other systems, for a Python that was built elsewhere and looks in the wrong place.
 _BUNDLES: Final = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -26,38 +26,38 @@ _BUNDLES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """What holds for the connections to one host; two that are equal share a context."""
+    """TLS settings for the connections to one host. Equal settings share a context."""
 
-    #: Files of CA certificates (PEM), trusted beside the system's.
+    #: Files of CA certificates (PEM), trusted in addition to the system's.
     ca_files: tuple[str, ...] = ()
-    #: Files of client certificates with their keys (PEM), None where the key is in the certificate's file.
+    #: Files of client certificates and their keys (PEM); None if the key is in the certificate's file.
     client_certificates: tuple[tuple[str, str | None], ...] = ()
-    #: The host's certificate is not looked at.
+    #: Do not check the host's certificate.
     insecure: bool = False
 
 
 def check_tls_files(settings: TlsSettings) -> None:
-    """Read the files that are named, so that a wrong one is found before anything moves.
+    """Load the named files, so that a wrong file is reported before anything is transferred.
 
-    The system's CAs are not read, which would cost every run that speaks plain HTTP some 20 ms and 2 MB.
+    The system's CAs are not loaded: that would cost every run over plain HTTP some 20 ms and 2 MB.
 
     Raises:
-        NotFoundError: a file is not there.
-        LocalDiskError: it cannot be read.
-        UsageError: it is not what it should be.
+        NotFoundError: a file does not exist.
+        LocalDiskError: a file cannot be read.
+        UsageError: a file has the wrong contents.
     """
     if settings.ca_files or settings.client_certificates:
-        # An empty context takes a megabyte already.
+        # An empty context takes a megabyte, so it is created only for files.
         _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), settings)
 
 
 def create_server_context(certificate: str, key: str | None = None) -> ssl.SSLContext:
-    """Make the context of a server that shows this certificate (PEM, with what leads to its CA behind it).
+    """Return the context of a server with this certificate (PEM, followed by the chain to its CA).
 
     Raises:
-        NotFoundError: a file is not there.
-        LocalDiskError: it cannot be read.
-        UsageError: it is not what it should be.
+        NotFoundError: a file does not exist.
+        LocalDiskError: a file cannot be read.
+        UsageError: a file has the wrong contents.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -66,23 +66,23 @@ def create_server_context(certificate: str, key: str | None = None) -> ssl.SSLCo
 
 
 class TlsContexts:
-    """The contexts of one run. Safe for several threads.
+    """The TLS contexts of one run. Safe for several threads.
 
-    A context is as dear as the CA bundle in it (some 20 ms and 2 MB), so no connection has one of its own.
+    Loading a CA bundle takes some 20 ms and 2 MB, so connections share contexts.
     """
 
     def __init__(self, bundle: str | None, fallback: str) -> None:
-        """Trust `bundle`, a file or directory, in place of the system's CAs; where there are none, `fallback`."""
+        """Trust `bundle`, a file or directory, instead of the system's CAs; trust `fallback` if there are none."""
         self._bundle = bundle
         self._fallback = fallback
         self._lock = threading.Lock()
         self._contexts: dict[TlsSettings, ssl.SSLContext] = {}
 
     def load(self, settings: TlsSettings) -> ssl.SSLContext:
-        """Give the context for these settings.
+        """Return the context for these settings.
 
         Raises:
-            NotFoundError, LocalDiskError, UsageError: as `check`.
+            NotFoundError, LocalDiskError, UsageError: as in `check_tls_files`.
         """
         with self._lock:
             if settings not in self._contexts:
@@ -96,8 +96,8 @@ class TlsContexts:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         else:
-            # A certificate that is named as trusted is trusted, also where it is the registry's own and no CA's: so
-            # it is with the tools in Go, for which `certs.d` folders are made.
+            # A trusted certificate may be the registry's own instead of a CA's, as with the Go tools that `certs.d`
+            # folders are made for.
             context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
             self._trust_system_cas(context)
         _load(context, settings)
@@ -109,7 +109,7 @@ class TlsContexts:
             return
         context.load_default_certs()
         folder = ssl.get_default_verify_paths().capath
-        # Of a folder OpenSSL reads what it needs when it needs it: nothing is loaded yet, and yet there is something.
+        # OpenSSL loads certificates from a folder on demand, so the count is 0 although the folder has some.
         if context.cert_store_stats()["x509_ca"] or (folder and any(Path(folder).glob("*.[0-9]"))):
             return
         if (path := next((path for path in _BUNDLES if paths.exists(path)), None)) is not None:
@@ -125,7 +125,7 @@ class TlsContexts:
 def _load(context: ssl.SSLContext, settings: TlsSettings) -> None:
     for path in settings.ca_files:
         _load_authorities(context, path)
-    # Of several with keys of one kind OpenSSL shows the last; in a folder the first one counts.
+    # OpenSSL shows the last of several certificates with keys of one kind; in a `certs.d` folder the first counts.
     for certificate, key in reversed(settings.client_certificates):
         _load_certificate(context, certificate, key, "client certificate", "--client-key")
 
@@ -136,7 +136,7 @@ def _load_authorities(context: ssl.SSLContext, path: str) -> None:
             if paths.is_directory(path):
                 context.load_verify_locations(capath=path)
             else:
-                # OpenSSL says of a file only that it does not like it.
+                # Open the file first: OpenSSL's error does not say why it cannot be read.
                 Path(path).open("rb").close()
                 context.load_verify_locations(cafile=path)
         except ssl.SSLError as error:
@@ -144,21 +144,23 @@ def _load_authorities(context: ssl.SSLContext, path: str) -> None:
             raise UsageError(msg, hint="it is to be PEM: -----BEGIN CERTIFICATE-----") from error
 
 
-def _load_certificate(context: ssl.SSLContext, certificate: str, key: str | None, what: str, option: str) -> None:
+def _load_certificate(
+    context: ssl.SSLContext, certificate: str, key: str | None, description: str, option: str
+) -> None:
     def refuse() -> str:
-        # Without this OpenSSL would ask at the terminal.
+        # Without this function OpenSSL would ask for the password at the terminal.
         msg = f"the key in {key or certificate} is encrypted, and nobody can be asked for its password"
         raise UsageError(msg, hint="decrypt it into a file that only you can read: `openssl pkey -in KEY -out FILE`")
 
     for path in filter(None, (certificate, key)):
-        with disk_errors(f"reading the {what} or key {path}"):
+        with disk_errors(f"reading the {description} or key {path}"):
             Path(path).open("rb").close()
     try:
         context.load_cert_chain(certificate, key, password=refuse)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            msg = f"the {what} {certificate} does not belong to the key {key or certificate}"
+            msg = f"the {description} {certificate} does not belong to the key {key or certificate}"
             raise UsageError(msg) from error
-        msg = f"{certificate} is no {what} with its key" + (f" in {key}" if key else "")
+        msg = f"{certificate} is no {description} with its key" + (f" in {key}" if key else "")
         hint = f"both are to be PEM; the key may be in the certificate's file, else name it with {option}"
         raise UsageError(msg, hint=hint) from error

@@ -26,13 +26,17 @@ _CHALLENGE: Final = 'Basic realm="ocistream", charset="UTF-8"'
 
 
 class BasicAuth:
-    """Knows a user and a password, and keeps neither as it is: a traceback or a core would show them."""
+    """Checks one user name and password.
+
+    It stores only a keyed digest, because a traceback or a core dump would show the password. There is one user and no
+    file of users: bcrypt of htpasswd would be a dependency, and unsalted SHA-1, which Python can check, is not safe.
+    """
 
     def __init__(self, user: str, password: str) -> None:
-        """Let in who shows these.
+        """Accept this user name and password.
 
         Raises:
-            UsageError: nobody could show them: one is empty, or there is a colon in the name.
+            UsageError: no client could send them: one is empty, or the name has a colon.
         """
         if not user or not password or ":" in user:
             msg = "a user name has no colon in it, and neither it nor the password is empty"
@@ -42,39 +46,37 @@ class BasicAuth:
         self._expected = self._mac(f"{user}:{password}".encode())
 
     def authenticate(self, authorization: str | None) -> str:
-        """Give the user whom an `Authorization` header shows to be one.
-
-        How long that takes says nothing of how much of it was right.
+        """Return the user that an `Authorization` header authenticates, in constant time.
 
         Raises:
-            RefusedError: it does not, or there is none (401).
+            RequestRejectedError: the header is wrong or missing (401).
         """
-        scheme, _, shown = (authorization or "").strip().partition(" ")
+        scheme, _, credentials = (authorization or "").strip().partition(" ")
         pair = b""
         if scheme.lower() == "basic":
             try:
-                pair = base64.b64decode(shown.strip(), validate=True)
+                pair = base64.b64decode(credentials.strip(), validate=True)
             except (binascii.Error, ValueError):
                 pair = b""
         if hmac.compare_digest(self._mac(pair), self._expected):
             return self.user
-        what = "the user name or the password is wrong" if authorization else "a user name and a password are needed"
-        raise RequestRejectedError(401, "UNAUTHORIZED", what, headers={"WWW-Authenticate": _CHALLENGE})
+        message = "the user name or the password is wrong" if authorization else "a user name and a password are needed"
+        raise RequestRejectedError(401, "UNAUTHORIZED", message, headers={"WWW-Authenticate": _CHALLENGE})
 
     def _mac(self, pair: bytes) -> bytes:
         return hmac.digest(self._key, pair, hashlib.sha256)
 
 
-#: The values of `Sec-Fetch-Site` that no page of another site can cause: the user typed the address, or the page
-#: came from here. A page of another port of this machine is "same-site".
+#: Values of `Sec-Fetch-Site` that no page of another site can cause: the user typed the address, or the page came from
+#: here. A page of another port of this machine is "same-site".
 _TRUSTED_FETCH_SITES: Final = frozenset({"none", "same-origin"})
 
 
 def is_from_web_page(headers: Message, *, has_password: bool) -> bool:
-    """Return whether a page of another site makes the request, or may do so.
+    """Return whether a page of another site makes the request, or may do so: no page may push through a browser.
 
-    A navigation from another site is refused as well: none of what is served is a page for people. With a password
-    the name of the host does not matter: a page under a rebound name does not know the password.
+    A navigation from another site is refused too, because nothing served here is a page for people. With a password the
+    host name does not matter: a page under a rebound name does not know the password.
     """
     if "Origin" in headers or headers.get("Sec-Fetch-Site", "none").strip().lower() not in _TRUSTED_FETCH_SITES:
         return True
@@ -82,10 +84,9 @@ def is_from_web_page(headers: Message, *, has_password: bool) -> bool:
 
 
 def _is_dns_rebinding(headers: Message) -> bool:
-    """Return whether a browser asks under a name that is not this machine's own (DNS rebinding).
+    """Return whether a browser sends the request under a name that is not this machine's own (DNS rebinding).
 
-    For such a page it is a request to the page's own origin, which a GET does not show; but every browser sends
-    `Accept-Language`.
+    Such a page sends it to its own origin, so a GET has no `Origin` header. But every browser sends `Accept-Language`.
     """
     if "Accept-Language" not in headers:
         return False

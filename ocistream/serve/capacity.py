@@ -19,16 +19,16 @@ __all__ = [
     "raise_descriptor_limit",
 ]
 
-#: A connection has its socket and a file; an upload has its lock; and as many again may be opened for a moment.
+#: A connection has a socket and a file, an upload has its lock. The same number again may be open for a moment.
 _DESCRIPTORS_EACH: Final = 4
-#: What suffices for all connections and uploads that there may be.
+#: File descriptors for the maximum of connections and uploads.
 _SUFFICIENT_DESCRIPTORS: Final = limits.RESERVED_FILE_DESCRIPTORS + _DESCRIPTORS_EACH * max(
     limits.MAX_CLIENTS, limits.MAX_UPLOADS
 )
 
 
 def limit_by_descriptors(maximum: int) -> int:
-    """Give how many connections, or uploads, there may be: at most `most`, and at least one."""
+    """Return how many connections, or uploads, are possible: at most `maximum`, at least one."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return maximum
@@ -36,16 +36,16 @@ def limit_by_descriptors(maximum: int) -> int:
 
 
 def raise_descriptor_limit() -> None:
-    """Raise this process's own bound to what is enough, as far as it may: that of shells is often 1,024, or 256."""
+    """Raise this process's descriptor limit to what is needed, if it may: shells often set 1,024 or 256."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = _SUFFICIENT_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_SUFFICIENT_DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < enough:
+    needed = _SUFFICIENT_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_SUFFICIENT_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < needed:
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class MemorySlots:
-    """So many slots as `count` says. A thread waits up to `seconds` for one."""
+    """Limits how many threads use much memory to `count`. A thread waits up to `seconds` for a slot."""
 
     def __init__(self, count: int, seconds: float) -> None:
         """Start with all slots free."""
@@ -54,10 +54,10 @@ class MemorySlots:
 
     @contextlib.contextmanager
     def acquire(self) -> Iterator[None]:
-        """Take a slot for as long as the block lasts.
+        """Occupy a slot during the block.
 
         Raises:
-            RefusedError: none became free in time (429).
+            RequestRejectedError: no slot became free in time (429).
         """
         if not self._free.acquire(timeout=self._seconds):
             raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many large manifests are being pushed")

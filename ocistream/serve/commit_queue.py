@@ -41,9 +41,10 @@ class CommitResult:
 class CommitQueue(Generic[ChangeT]):
     """Commits changes in groups. Safe for several threads.
 
-    `commit` gets a function that takes the queued changes out of the queue. It should call this function late, for
-    instance when it has a lock, since changes that arrive until then become part of the same group. A change that
-    fails alone gets its own `error`; if `commit` raises, all changes of the group fail.
+    `index.json` is one file, so a group of changes costs one rewrite. `commit` gets a function that takes the queued
+    changes out of the queue. It should call this function late, for instance when it has a lock: changes that arrive
+    until then join the group. A change that fails alone gets its own `error`; if `commit` raises, all changes of the
+    group fail.
     """
 
     def __init__(self, commit: Callable[[Callable[[], Sequence[ChangeT]]], None]) -> None:
@@ -78,8 +79,8 @@ class CommitQueue(Generic[ChangeT]):
         with CommitResult() as outcome:
             self._commit(take)
         if not group:
-            # The commit failed before it took any change, for instance because it did not get a lock. Changes that
-            # are queued wait for the same lock.
+            # The commit failed before it took a change, for instance because it did not get a lock. The queued changes
+            # wait for the same lock, so they fail too.
             take()
         with self._state:
             for change in group:

@@ -38,60 +38,60 @@ _READ_METHODS: Final = frozenset({"GET", "HEAD"})
 
 
 class RegistryHandler(HTTPRequestHandler):
-    """Serves one connection of a `Registry`."""
+    """Serves one connection of a `Registry`. Tests subclass it to cause faults; it has no code for faults itself."""
 
-    #: What `OCI-Chunk-Min-Length` says in the answer that opens an upload, in bytes; None leaves it out.
+    #: The `OCI-Chunk-Min-Length` header of a new upload in bytes; None omits it.
     chunk_min_length: ClassVar[int | None] = None
 
     @property
     def registry(self) -> Registry:
-        """The registry that this connection belongs to."""
+        """The registry of this connection."""
         return cast("ConnectionServer", self.server).registry
 
     def log_access(self, entry: AccessLogEntry) -> None:
-        """Hand the request to the registry's log."""
+        """Pass the request to the registry's log."""
         if self.registry.log is not None:
             self.registry.log(entry)
 
     def set_waiting(self, is_waiting: bool) -> None:
-        """Let the server cut the connection if the client takes too long."""
+        """Tell the server whether it may cut the connection if the client takes too long."""
         cast("ConnectionServer", self.server).set_waiting(self.request, is_waiting)
 
-    def write_head(self, answer: ServerResponse) -> None:
-        """Say of every answer which API it belongs to: Docker's clients look for it."""
-        headers = {"Docker-Distribution-Api-Version": "registry/2.0", **answer.headers}
-        super().write_head(ServerResponse(answer.status, headers, answer.body))
+    def write_head(self, response: ServerResponse) -> None:
+        """Write the head, with the API version that Docker's clients expect in every response."""
+        headers = {"Docker-Distribution-Api-Version": "registry/2.0", **response.headers}
+        super().write_head(ServerResponse(response.status, headers, response.body))
 
     def dispatch(self) -> None:
-        """Serve the endpoint that the path names.
+        """Serve the endpoint of the path.
 
         Raises:
-            RefusedError: there is none (404), or not with this method (405), or a web page asks (403), or the client
-                does not know the password (401).
+            RequestRejectedError: the endpoint does not exist (404), does not support the method (405), the request
+                comes from a web page (403), or the password is wrong or missing (401).
         """
-        gate = self.registry.auth
-        if is_from_web_page(self.headers, has_password=gate is not None):
+        auth = self.registry.auth
+        if is_from_web_page(self.headers, has_password=auth is not None):
             raise RequestRejectedError(403, "DENIED", "this registry does not talk to web pages")
-        if gate is not None:
-            self.user = gate.authenticate(self.headers.get("Authorization"))
+        if auth is not None:
+            self.user = auth.authenticate(self.headers.get("Authorization"))
         self.mark_admitted()
         segments, self.parameters = self.parse_target()
         endpoints = self._endpoints(segments)
-        where = "here"
+        place = "here"
         if self.registry.read_only:
             endpoints = {method: serve for method, serve in endpoints.items() if method in _READ_METHODS}
-            where = "here: this registry is for reading only"
+            place = "here: this registry is for reading only"
         serve = endpoints.get(self.command)
         if serve is None:
             allow = {"Allow": ", ".join(endpoints)}
-            raise RequestRejectedError(405, "UNSUPPORTED", f"{self.command} is not possible {where}", headers=allow)
+            raise RequestRejectedError(405, "UNSUPPORTED", f"{self.command} is not possible {place}", headers=allow)
         serve()
 
     def _endpoints(self, segments: list[str]) -> Endpoints:
-        """Give what can be done with a path, by method.
+        """Return the functions for a path, by HTTP method.
 
         Raises:
-            RefusedError: it is none of the API (404), or a part of it is malformed (400).
+            RequestRejectedError: the path is not part of the API (404), or a part of it is malformed (400).
         """
         match segments:
             case ["", "v2"] | ["", "v2", ""]:
@@ -103,7 +103,7 @@ class RegistryHandler(HTTPRequestHandler):
         raise _unknown_endpoint_error()
 
     def _repository_endpoints(self, segments: list[str]) -> Endpoints:
-        # From the end: any of these words may be part of a repository's name as well.
+        # Matched from the end, because each of these words may also be part of a repository's name.
         match segments:
             case [*name, "tags", "list"]:
                 return _get_and_head(partial(self._list_tags, _parse_repository(name)))
@@ -123,15 +123,15 @@ class RegistryHandler(HTTPRequestHandler):
         self.respond(ServerResponse(200, _JSON, b"{}"))
 
     def _list_repositories(self) -> None:
-        shown, link = paginate_names(self.registry.repositories.list_repositories(), self.parameters)
-        self._respond_page("/v2/_catalog", {"repositories": shown}, link)
+        page, link = paginate_names(self.registry.repositories.list_repositories(), self.parameters)
+        self._respond_page("/v2/_catalog", {"repositories": page}, link)
 
     # Blobs -------------------------------------------------------------------------------------------------
 
     def _blob_endpoints(self, repository: str, digest: str) -> Endpoints:
         endpoints = dict(_get_and_head(partial(self._get_blob, digest)))
         endpoints["DELETE"] = partial(self._delete_blob, digest)
-        del repository  # Every blob of the layout is visible in all of them.
+        del repository  # Every blob of the layout is visible in all repositories.
         return endpoints
 
     def _get_blob(self, digest: str) -> None:
@@ -144,32 +144,33 @@ class RegistryHandler(HTTPRequestHandler):
         self._touch_blob(digest)
         with contextlib.ExitStack() as stack:
             try:
-                part = stack.enter_context(self.registry.storage.open_blob_section(digest))
+                section = stack.enter_context(self.registry.storage.open_blob_section(digest))
             except (NotFoundError, ArchiveError) as error:
                 raise _unknown_blob_error(digest) from error
             except IntegrityError as error:
                 if self.command == "HEAD":
-                    # So that a client that pushes it sends it again.
+                    # 404, so that a client that pushes the blob sends it again.
                     raise _unknown_blob_error(digest) from error
                 raise
-            self._respond_content(headers, part)
+            self._respond_content(headers, section)
 
     def _respond_content(self, headers: Mapping[str, str], section: FileSection) -> None:
         tag = headers["ETag"]
         if _matches_etag(tag, self.headers.get("If-None-Match")):
             self.respond(ServerResponse(304, headers))
             return
-        # Only a GET has ranges; and only of the same content, if the client says which one it began with.
-        wanted = self.headers.get("Range") if self.command == "GET" else None
+        # Only a GET may have a range, and only of the content that the client has started to read.
+        range_header = self.headers.get("Range") if self.command == "GET" else None
         if self.headers.get("If-Range", tag).strip() != tag:
-            wanted = None
-        found = parse_range_header(wanted, section.size)
-        if found is None:
+            range_header = None
+        byte_range = parse_range_header(range_header, section.size)
+        if byte_range is None:
             self.respond(ServerResponse(200, headers, section))
             return
-        start, count = found
-        # The last part is held back until all before it was read, too: so nobody puts a corrupt blob together of parts.
-        # Of a very large one that takes too long: whoever puts that together hashes it.
+        start, count = byte_range
+        # The last range is sent only after the complete blob was hashed, so that clients do not join corrupt ranges.
+        # Ranges in the middle are not verified. For a range far inside a large blob this takes too long: the client
+        # must hash it.
         is_last = start + count == section.size and start <= limits.MAX_VERIFIED_BEFORE_RANGE
         digest = section.digest if is_last else None
         part = replace(section, offset=section.offset + start, size=count, digest=digest, preceding_size=start)
@@ -178,7 +179,7 @@ class RegistryHandler(HTTPRequestHandler):
         )
 
     def _touch_blob(self, digest: str) -> None:
-        """Have `gc` spare what a client that asks, before it pushes, is told is there."""
+        """Protect a blob from `gc` if a client asks whether it exists before a push."""
         if self.command != "GET" and not self.registry.read_only:
             self.registry.storage.touch(digest)
 
@@ -203,7 +204,7 @@ class RegistryHandler(HTTPRequestHandler):
     def _begin_upload(self, repository: str) -> None:
         mounted, digest = self._parameter("mount"), self._parameter("digest")
         if is_digest(mounted):
-            # First, so that what is there then stays.
+            # Touch first, so that `gc` does not delete the blob after the check.
             self._touch_blob(mounted)
             if self.registry.storage.blob_size(mounted) is not None:
                 self._respond_created(repository, mounted)
@@ -213,7 +214,7 @@ class RegistryHandler(HTTPRequestHandler):
             upload = self.registry.uploads.begin(repository, parse_digest(digest).algorithm)
             self._upload_monolithic(upload, digest)
             return
-        # What cannot be mounted is uploaded (distribution-spec, "Mounting a blob from another repository").
+        # If the blob cannot be mounted, start an upload (distribution-spec, "Mounting a blob from another repository").
         algorithm = self._parameter("digest-algorithm") or mounted.partition(":")[0]
         if algorithm not in {"", "sha256", "sha512"}:
             raise RequestRejectedError(400, "DIGEST_INVALID", "the digest algorithm is none of sha256 and sha512")
@@ -226,7 +227,7 @@ class RegistryHandler(HTTPRequestHandler):
                 upload.receive(self.read_body, self.buffer)
                 upload.finish(digest)
             finally:
-                # The client was never told of the session, so nobody can go on with it.
+                # The client does not know the session, so it cannot resume it.
                 upload.discard()
         self._respond_created(upload.repository, digest)
 
@@ -249,18 +250,18 @@ class RegistryHandler(HTTPRequestHandler):
         self.respond(ServerResponse(204))
 
     def _receive_chunk(self, upload: Upload) -> None:
-        """Append the request's body to an upload, if it belongs there.
+        """Append the request's body to an upload.
 
         Raises:
-            RefusedError: it belongs elsewhere (416), or its range is malformed or not its length (400).
+            RequestRejectedError: the range starts elsewhere (416), is malformed, or is not the body's length (400).
         """
-        stated = self.headers.get("Content-Range")
-        if stated is not None:
-            start, count = parse_content_range(stated)
+        content_range = self.headers.get("Content-Range")
+        if content_range is not None:
+            start, count = parse_content_range(content_range)
             if start != upload.offset:
                 headers = self._upload_headers(upload)
-                what = f"the next byte of the upload is {upload.offset}"
-                raise RequestRejectedError(416, "BLOB_UPLOAD_INVALID", what, headers=headers)
+                message = f"the next byte of the upload is {upload.offset}"
+                raise RequestRejectedError(416, "BLOB_UPLOAD_INVALID", message, headers=headers)
             if self.body.size != count:
                 raise RequestRejectedError(400, "SIZE_INVALID", "Content-Length is not what Content-Range states")
         upload.receive(self.read_body, self.buffer)
@@ -274,7 +275,7 @@ class RegistryHandler(HTTPRequestHandler):
     def _upload_headers(self, upload: Upload) -> dict[str, str]:
         return {
             "Location": f"/v2/{upload.repository}/blobs/uploads/{upload.identifier}",
-            # No byte and one byte look the same: it is how distribution says it.
+            # An empty upload and one byte look the same, as in distribution.
             "Range": f"0-{max(upload.offset - 1, 0)}",
             "Docker-Upload-UUID": upload.identifier,
         }
@@ -301,8 +302,8 @@ class RegistryHandler(HTTPRequestHandler):
             stored = self.registry.repositories.find_manifest(repository, reference)
         except IntegrityError as error:
             if self.command == "HEAD":
-                what = f"the manifest {reference} in {repository} is corrupt"
-                raise RequestRejectedError(404, "MANIFEST_UNKNOWN", what) from error
+                message = f"the manifest {reference} in {repository} is corrupt"
+                raise RequestRejectedError(404, "MANIFEST_UNKNOWN", message) from error
             raise
         tag = f'"{stored.digest}"'
         headers = {"Content-Type": stored.media_type, "Docker-Content-Digest": stored.digest, "ETag": tag}
@@ -310,15 +311,16 @@ class RegistryHandler(HTTPRequestHandler):
             self.respond(ServerResponse(304, headers))
             return
         with contextlib.ExitStack() as stack:
-            answer = ServerResponse(200, headers, stored.raw)
-            if answer.size > limits.LARGE_MANIFEST:
-                # From its file, since many clients may read it slowly. One that is in no file is in memory anyway.
+            response = ServerResponse(200, headers, stored.raw)
+            if response.size > limits.LARGE_MANIFEST:
+                # Send it from its file, because many clients may read it slowly. A synthesized manifest is in memory
+                # anyway.
                 with contextlib.suppress(NotFoundError):
-                    answer = ServerResponse(
+                    response = ServerResponse(
                         200, headers, stack.enter_context(self.registry.storage.open_blob_section(stored.digest))
                     )
             del stored
-            self.respond(answer)
+            self.respond(response)
 
     def _put_manifest(self, repository: str, reference: str) -> None:
         with contextlib.ExitStack() as stack:
@@ -328,21 +330,22 @@ class RegistryHandler(HTTPRequestHandler):
 
     def _push_manifest(self, repository: str, reference: str, raw: bytes | None) -> None:
         if raw is None:
-            what = f"a manifest has at most {limits.MAX_MANIFEST} bytes"
-            raise RequestRejectedError(413, "MANIFEST_INVALID", what)
+            message = f"a manifest has at most {limits.MAX_MANIFEST} bytes"
+            raise RequestRejectedError(413, "MANIFEST_INVALID", message)
         media_type = self.headers.get("Content-Type", "").partition(";")[0].strip()
         hosts = (self.headers.get("Host", ""), self.registry.host)
-        # Tags that come with a digest stand for it, whatever its algorithm (distribution-spec, "Pushing Manifests").
+        # The tags of a push by digest refer to that digest, whatever its algorithm (distribution-spec, "Pushing
+        # Manifests").
         tags = tuple(dict.fromkeys(self.parameters.get("tag", []))) if is_digest(reference) else ()
-        pushed = self.registry.repositories.push(repository, reference, raw, media_type, hosts, tags)
+        result = self.registry.repositories.push(repository, reference, raw, media_type, hosts, tags)
         headers = {
-            "Location": f"/v2/{repository}/manifests/{pushed.digest}",
-            "Docker-Content-Digest": pushed.digest,
+            "Location": f"/v2/{repository}/manifests/{result.digest}",
+            "Docker-Content-Digest": result.digest,
         }
         if tags:
             headers["OCI-Tag"] = ", ".join(tags)
-        if pushed.subject is not None:
-            headers["OCI-Subject"] = pushed.subject
+        if result.subject is not None:
+            headers["OCI-Subject"] = result.subject
         self.respond(ServerResponse(201, headers))
 
     def _delete_manifest(self, repository: str, reference: str) -> None:
@@ -352,30 +355,30 @@ class RegistryHandler(HTTPRequestHandler):
     # Lists -------------------------------------------------------------------------------------------------
 
     def _list_tags(self, repository: str) -> None:
-        shown, link = paginate_names(self.registry.repositories.list_tags(repository), self.parameters)
-        self._respond_page(f"/v2/{repository}/tags/list", {"name": repository, "tags": shown}, link)
+        page, link = paginate_names(self.registry.repositories.list_tags(repository), self.parameters)
+        self._respond_page(f"/v2/{repository}/tags/list", {"name": repository, "tags": page}, link)
 
     def _list_referrers(self, repository: str, digest: str) -> None:
-        # A plus sign in a query is a space, which no media type has: it was one that was not encoded.
-        kind = self._parameter("artifactType").replace(" ", "+")
-        found = self.registry.repositories.list_referrers(digest)
-        if kind:
-            found = [entry for entry in found if entry.get("artifactType") == kind]
-        shown, last = paginate_referrers(found, self._parameter("last"))
+        # A plus sign in a query decodes to a space, which no media type has: the client did not encode the plus.
+        artifact_type = self._parameter("artifactType").replace(" ", "+")
+        referrers = self.registry.repositories.list_referrers(digest)
+        if artifact_type:
+            referrers = [entry for entry in referrers if entry.get("artifactType") == artifact_type]
+        page, last = paginate_referrers(referrers, self._parameter("last"))
         link = None
         if last:
-            link = f"last={last}" + (f"&artifactType={quote(kind, safe='')}" if kind else "")
+            link = f"last={last}" + (f"&artifactType={quote(artifact_type, safe='')}" if artifact_type else "")
         headers = {"Content-Type": OCI_INDEX}
-        if kind:
+        if artifact_type:
             headers["OCI-Filters-Applied"] = "artifactType"
-        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": shown}
+        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": page}
         self._respond_page(f"/v2/{repository}/referrers/{digest}", document, link, headers)
 
     def _respond_page(
         self, path: str, document: Mapping[str, object], link: str | None, headers: Mapping[str, str] = _JSON
     ) -> None:
-        linked = {"Link": f'<{path}?{link}>; rel="next"'} if link else {}
-        self.respond(ServerResponse(200, {**headers, **linked}, canonical_json(document)))
+        link_header = {"Link": f'<{path}?{link}>; rel="next"'} if link else {}
+        self.respond(ServerResponse(200, {**headers, **link_header}, canonical_json(document)))
 
     def _parameter(self, name: str) -> str:
         return self.parameters.get(name, [""])[0]
@@ -409,6 +412,6 @@ def _unknown_blob_error(digest: str) -> RequestRejectedError:
 
 
 def _matches_etag(tag: str, header: str | None) -> bool:
-    """Say whether an entity tag is among those of `If-None-Match` (RFC 9110, section 13.1.2: compared weakly)."""
-    tags = [one.strip().removeprefix("W/") for one in (header or "").split(",")]
+    """Return whether an entity tag is in `If-None-Match` (RFC 9110, section 13.1.2: weak comparison)."""
+    tags = [item.strip().removeprefix("W/") for item in (header or "").split(",")]
     return tag in tags or tags == ["*"]

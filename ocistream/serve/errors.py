@@ -14,27 +14,27 @@ __all__ = ["RequestRejectedError"]
 
 
 class RequestRejectedError(RegistryError):
-    """What the client is told instead of what it asked for; it never leaves the registry as an exception.
+    """An error response for the client. The registry's HTTP handler catches it.
 
-    `headers` go with the answer. `details` are what the error body says of each case, one error a detail.
+    `headers` are added to the response. The body has one error for each of `details`.
     """
 
     def __init__(
         self,
         status: int,
         code: str,
-        what: str,
+        message: str,
         *,
         details: Sequence[Mapping[str, Any]] = (),
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Refuse with an HTTP status and a code of distribution-spec, "Error Codes"."""
-        super().__init__(what, status=status, codes=(code,))
+        """Reject with an HTTP status and a code of distribution-spec, "Error Codes"."""
+        super().__init__(message, status=status, codes=(code,))
         self.details = tuple(details)
         self.headers = dict(headers or {})
 
     def body(self) -> bytes:
-        """Write the JSON of distribution-spec, "Error Codes"."""
+        """Return the JSON of distribution-spec, "Error Codes"."""
         error: dict[str, Any] = {"code": self.codes[0], "message": self.message}
         errors = [{**error, "detail": detail} for detail in self.details] or [error]
         return canonical_json({"errors": errors})

@@ -40,18 +40,18 @@ if TYPE_CHECKING:
 
 __all__ = ["AccessLogEntry", "FileSection", "HTTPRequestHandler", "ServerResponse"]
 
-#: Statuses whose answers have no body, and no Content-Length either (RFC 9110, sections 8.6 and 15).
+#: Statuses whose responses have neither a body nor a Content-Length (RFC 9110, sections 8.6 and 15).
 _STATUSES_WITHOUT_BODY: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
-#: How long, in seconds, a client that is told no may go on sending until its connection is cut.
+#: How long, in seconds, a rejected client may continue to send until its connection is cut.
 _LINGER: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class FileSection:
-    """`size` bytes of an open file, from `offset` on. Whoever opened the file closes it, and its position is nobody's.
+    """`size` bytes of an open file, from `offset` on. Its opener closes the file; the file's position is not used.
 
-    With a `digest` they are to be held against it while they are sent, together with as many bytes as `before` says,
-    which stand before them and are not sent. `on_verified` is called when they were found right.
+    With a `digest` the bytes are verified while they are sent, together with the `preceding_size` bytes before them,
+    which are not sent. `on_verified` is called if the digest is right.
     """
 
     file: FileIO
@@ -64,7 +64,7 @@ class FileSection:
 
 @dataclass(frozen=True, slots=True)
 class ServerResponse:
-    """An answer before it is sent. Content-Length, Date and Connection are not among its headers."""
+    """A response before it is sent. The handler adds Content-Length, Date and Connection to its headers."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -72,16 +72,16 @@ class ServerResponse:
 
     @property
     def size(self) -> int:
-        """How many bytes the body has; for HEAD too, which does not send them."""
+        """The size of the body in bytes; for HEAD too, although the body is not sent."""
         return self.body.size if isinstance(self.body, FileSection) else len(self.body)
 
 
 @dataclass(frozen=True, slots=True)
 class AccessLogEntry:
-    """One line of the access log. `received` and `sent` are the bytes of the bodies; `seconds` is all it took.
+    """A line of the access log. `received` and `sent` are bytes of the bodies; `seconds` is the duration.
 
-    `when` it began is in seconds since 1970. `user` is who has shown the password. `status` is 0 where no answer was
-    sent. `problem` says, for our eyes only, what went wrong; if that `is_ours`, what is served or the disk is at fault.
+    `timestamp` is the start in seconds since 1970. `user` is the authenticated user. `status` is 0 if no response was
+    sent. `problem` describes a failure for the operator; `is_server_fault` says that the storage or the disk caused it.
     """
 
     client: str
@@ -99,21 +99,21 @@ class AccessLogEntry:
 
 
 class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
-    """Serves one connection, request by request."""
+    """Serves the requests of one connection."""
 
     protocol_version = "HTTP/1.1"
     server_version = "ocistream"
     sys_version = ""
-    # An answer's end is not to wait for the client to acknowledge its beginning.
+    # The end of a response must not wait until the client acknowledges its beginning.
     disable_nagle_algorithm = True
     timeout: ClassVar[float | None] = limits.CLIENT_IDLE_TIMEOUT
-    # The base class sets them. They are read when a request is refused before it was understood.
+    # The base class sets these; a request that is rejected before it is parsed needs defaults.
     command = ""
     path = ""
     raw_requestline = b""
 
     def setup(self) -> None:
-        """Begin a connection; the buffer for bodies comes into being with the first of them."""
+        """Start a connection; the buffer for bodies is allocated with the first body."""
         super().setup()
         self._buffer: memoryview | None = None
 
@@ -129,7 +129,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         self.is_admitted = False
 
     def set_waiting(self, is_waiting: bool) -> None:
-        """Note whether the connection waits for its client: a server may close it then to make room for others."""
+        """Record whether the connection waits for its client: a server may close such a connection to accept others."""
 
     def handle_one_request(self) -> None:
         """Wait for a request and serve it."""
@@ -138,7 +138,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         super().handle_one_request()
 
     def parse_request(self) -> bool:
-        """Read the rest of a request's head. If the head is malformed, send the refusal and return False."""
+        """Read the rest of a request's head. If the head is malformed, send the error and return False."""
         stream = self.rfile
         self.rfile = cast("BufferedIOBase", RequestHeadReader(stream))
         try:
@@ -158,7 +158,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         self.serve_request()
 
     def do_HEAD(self) -> None:
-        """Serve a HEAD: a GET whose answer's body stays here."""
+        """Serve a HEAD: a GET whose response is sent without its body."""
         self.serve_request()
 
     def do_POST(self) -> None:
@@ -179,27 +179,27 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
 
     @property
     def buffer(self) -> memoryview:
-        """The connection's one buffer, into which bodies are read."""
+        """The connection's only buffer, into which bodies are read."""
         if self._buffer is None:
             self._buffer = memoryview(bytearray(limits.CHUNK_SIZE))
         return self._buffer
 
     @abstractmethod
     def dispatch(self) -> None:
-        """Find out what is asked for and `answer` it, or raise `RefusedError`."""
+        """Serve the request and `respond`, or raise `RequestRejectedError`."""
 
     def mark_admitted(self) -> None:
-        """Note that the request will be served. Until then the connection counts as waiting, whatever it does."""
+        """Record that the request will be served. Until then the connection counts as waiting."""
         self.is_admitted = True
         self.set_waiting(False)
 
     def serve_request(self) -> None:
-        """Serve one request whose headers were read; whatever goes wrong, the client gets no traceback."""
+        """Serve one request whose headers were read. No failure sends a traceback to the client."""
         self._reset()
         try:
             self._dispatch_request()
         except OSError as error:
-            # The connection broke, or the client went away or fell silent. There is nobody to tell.
+            # The connection broke, or the client left or stopped sending: no response is possible.
             self._record_problem(f"the connection failed: {error}")
             self.close_connection = True
         finally:
@@ -213,7 +213,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             self._record_problem(refused.message)
             self.respond_error(refused)
         except OcistreamError as error:
-            # Our disk, or what lies on it. The text has paths in it: it is for the log.
+            # Our disk or its contents failed. The text has paths in it, so it is for the log only.
             self._record_problem(error.message, is_server_fault=True)
             self.respond_error(RequestRejectedError(500, "UNKNOWN", "the registry cannot read or write its storage"))
 
@@ -221,7 +221,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         try:
             return open_request_body(self.headers, self.rfile, self._send_continue, self.request_version)
         except RequestRejectedError:
-            # Nobody knows where it ends: that is the end of the connection.
+            # The end of the body is unknown, so the connection must be closed.
             self.body = ChunkedRequestBody(self.rfile)
             raise
 
@@ -229,21 +229,22 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         """Return the decoded segments of the request's path and the parameters of its query.
 
         Raises:
-            RefusedError: there are too many parameters (400).
+            RequestRejectedError: there are too many parameters (400).
         """
         return split_target(self.path)
 
     def read_body(self, buffer: memoryview) -> int:
-        """Read some of the request's body into `buffer` and give the number of bytes; 0 is its end."""
+        """Read some of the request's body into `buffer` and return the number of bytes; 0 at the end."""
         return self.body.readinto(buffer)
 
     def read_small_body(self, limit: int, on_large: Callable[[], object] = lambda: None) -> bytes | None:
-        """Read a body to its end, or return None as soon as it is known to have more than `limit` bytes.
+        """Read a body to its end, or return None as soon as its size is known to exceed `limit` bytes.
 
-        `large` is called before more than `LARGE_MANIFEST` bytes are kept. From then on the client has a limited time.
+        `on_large` is called before more than `LARGE_MANIFEST` bytes are buffered. From then on the client's time is
+        limited.
 
         Raises:
-            RefusedError: the client takes too long (408), or stops before the end (400).
+            RequestRejectedError: the client takes too long (408), or stops before the end (400).
         """
         content, piece = BytesIO(), memoryview(bytearray(limits.DISCARD_BUFFER))
         deadline: float | None = None
@@ -251,67 +252,71 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             if expected > limits.LARGE_MANIFEST and deadline is None:
                 on_large()
                 deadline = time.monotonic() + limits.LARGE_PUSH_TIMEOUT
-            if not (got := self._read_until(deadline, piece)):
+            if not (count := self._read_until(deadline, piece)):
                 return content.getvalue()
-            content.write(piece[:got])
+            content.write(piece[:count])
         return None
 
     def _read_until(self, deadline: float | None, buffer: memoryview) -> int:
-        """Read some of the body, before a time by `time.monotonic`."""
+        """Read some of the body before `deadline`, a time of `time.monotonic`."""
         if deadline is None:
             return self.read_body(buffer)
-        # Zero would be another mode: not to wait at all.
+        # Not 0, which would make the socket non-blocking.
         self.connection.settimeout(max(deadline - time.monotonic(), 0.001))
         try:
-            got = self.read_body(buffer)
+            count = self.read_body(buffer)
         except TimeoutError as error:
-            # Nothing more can be read from a connection that has timed out.
+            # A connection cannot be read after a timeout.
             self.close_connection = True
             raise RequestRejectedError(408, "SIZE_INVALID", "the body took too long") from error
         self.connection.settimeout(self.timeout)
-        return got
+        return count
 
-    def respond(self, answer: ServerResponse) -> None:
-        """Send an answer, after what is left of the request's body, or the end of the connection, was seen to."""
+    def respond(self, response: ServerResponse) -> None:
+        """Send a response, after the rest of the request's body was read or the connection marked for closing."""
         self._drain_or_close()
-        self.status = int(answer.status)
-        self.write_response(answer)
+        self.status = int(response.status)
+        self.write_response(response)
         if not self.body.is_finished:
             self._linger()
 
     def respond_error(self, refused: RequestRejectedError) -> None:
-        """Send a refusal, unless an answer is half sent already: then the connection can only be cut."""
+        """Send an error response. If a response was sent in part already, only cut the connection."""
         if self.status:
             self.close_connection = True
             return
         headers = {"Content-Type": "application/json", **refused.headers}
         self.respond(ServerResponse(refused.status, headers, refused.body()))
 
-    def write_response(self, answer: ServerResponse) -> None:
-        """Write an answer to the connection."""
-        self.write_head(answer)
-        if self.command != "HEAD" and answer.size:
-            self.write_body(answer.body)
+    def write_response(self, response: ServerResponse) -> None:
+        """Write a response to the connection."""
+        self.write_head(response)
+        if self.command != "HEAD" and response.size:
+            self.write_body(response.body)
 
-    def write_head(self, answer: ServerResponse) -> None:
-        """Write an answer's status line and headers."""
-        self.send_response_only(answer.status)
+    def write_head(self, response: ServerResponse) -> None:
+        """Write a response's status line and headers."""
+        self.send_response_only(response.status)
         self.send_header("Server", self.version_string())
         self.send_header("Date", self.date_time_string())
-        for name, value in answer.headers.items():
+        for name, value in response.headers.items():
             self.send_header(name, value)
-        if (size := self.content_length(answer)) is not None:
+        if (size := self.content_length(response)) is not None:
             self.send_header("Content-Length", str(size))
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
 
-    def content_length(self, answer: ServerResponse) -> int | None:
-        """Give what Content-Length says of an answer, or None where it is left out."""
-        return None if answer.status in _STATUSES_WITHOUT_BODY else answer.size
+    def content_length(self, response: ServerResponse) -> int | None:
+        """Return the Content-Length of a response, or None to omit it."""
+        return None if response.status in _STATUSES_WITHOUT_BODY else response.size
 
     def write_body(self, body: bytes | FileSection) -> None:
-        """Write an answer's body. A file that has become shorter meanwhile ends the connection."""
+        """Write a response's body. If its file has become shorter meanwhile, the connection ends.
+
+        A section without a digest is sent by `sendfile`, except over TLS. A section with a digest is hashed in this
+        process.
+        """
         if isinstance(body, FileSection):
             if body.digest is None and not isinstance(self.connection, ssl.SSLSocket):
                 self.sent += self.connection.sendfile(body.file, body.offset, body.size)
@@ -324,68 +329,74 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             self.wfile.write(body)
             self.sent += len(body)
 
-    def _write_pieces(self, part: FileSection) -> None:
-        """Write a part piece by piece, the last one only if the digest is right.
+    def _write_pieces(self, section: FileSection) -> None:
+        """Write a section in chunks, the last one only if the digest is right.
 
         Raises:
-            IntegrityError: it is not.
+            IntegrityError: the digest is wrong.
         """
-        chunks: Iterator[Chunk] = read_chunks(files.OffsetReader(part.file.fileno(), part.offset), part.size)
-        if part.digest is not None:
-            before = read_chunks(
-                files.OffsetReader(part.file.fileno(), part.offset - part.preceding_size), part.preceding_size
+        chunks: Iterator[Chunk] = read_chunks(files.OffsetReader(section.file.fileno(), section.offset), section.size)
+        if section.digest is not None:
+            preceding_chunks = read_chunks(
+                files.OffsetReader(section.file.fileno(), section.offset - section.preceding_size),
+                section.preceding_size,
             )
             chunks = verify_chunks(
-                chunks, Descriptor(UNKNOWN_MEDIA_TYPE, part.digest, part.preceding_size + part.size), before
+                chunks,
+                Descriptor(UNKNOWN_MEDIA_TYPE, section.digest, section.preceding_size + section.size),
+                preceding_chunks,
             )
         for chunk in chunks:
             self.connection.sendall(chunk)
             self.sent += len(chunk)
-        if part.digest is not None and part.on_verified is not None:
-            part.on_verified()
+        if section.digest is not None and section.on_verified is not None:
+            section.on_verified()
 
     def log_access(self, entry: AccessLogEntry) -> None:
-        """Take note of a request that is done with, for a log."""
+        """Handle the log entry of a request that has ended."""
 
     def version_string(self) -> str:
-        """Give the Server header: no version of Python."""
+        """Return the Server header, without Python's version."""
         return self.server_version
 
     def handle_expect_100(self) -> bool:
-        """Leave the interim answer for when the body is wanted, so that a refusal spares the client sending it."""
+        """Delay the interim response until the body is read: after a rejection the client need not send the body."""
         return True
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer what http.server itself refuses: a malformed request, too long a line, an unknown method."""
+        """Respond to a request that http.server rejects, such as a malformed one or one with an unknown method."""
         del explain
         self._reset()
         self.close_connection = True
-        # What could not be parsed would be answered as HTTP/0.9, without a status.
+        # Otherwise http.server would respond to an unparsed request as HTTP/0.9, without a status.
         self.request_version = self.protocol_version
-        what = message or HTTPStatus(code).phrase
-        self._record_problem(what)
+        text = message or HTTPStatus(code).phrase
+        self._record_problem(text)
         try:
-            self.respond_error(RequestRejectedError(int(code), "UNSUPPORTED", what))
+            self.respond_error(RequestRejectedError(int(code), "UNSUPPORTED", text))
             self._linger()
         except OSError as error:
             self._record_problem(f"the connection failed: {error}")
         self._log_request()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class named it
-        """Stay silent: `finished` is the log."""
+        """Do nothing: `log_access` is the log."""
 
     def _send_continue(self) -> None:
         self.send_response_only(HTTPStatus.CONTINUE)
         self.end_headers()
 
     def _drain_or_close(self) -> None:
-        """Decide whether the connection stays open: only if the next request's beginning is sure to be found."""
+        """Read the rest of the body, or mark the connection for closing.
+
+        The connection stays open only if the start of the next request is certain.
+        """
         if self.request_version != "HTTP/1.1":
             self.close_connection = True
         if self.body.is_finished or self.close_connection:
             return
-        left = self.body.remaining
-        if self.body.expects_continue or left is None or left > limits.MAX_DRAINED:
+        remaining = self.body.remaining
+        if self.body.expects_continue or remaining is None or remaining > limits.MAX_DRAINED:
             self.close_connection = True
             return
         self.set_waiting(True)
@@ -399,9 +410,9 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             self.set_waiting(False)
 
     def _linger(self) -> None:
-        """Let a client that is still sending read its answer before the connection is cut.
+        """Let a client that is still sending read its response before the connection is cut.
 
-        Closing a socket with unread bytes in it resets the connection, and the reset may overtake the answer.
+        Closing a socket with unread bytes resets the connection, and the reset may overtake the response.
         """
         deadline = time.monotonic() + _LINGER
         scratch = memoryview(bytearray(limits.DISCARD_BUFFER))

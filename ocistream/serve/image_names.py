@@ -37,21 +37,21 @@ _HUB_LIBRARY: Final = "library/"
 
 
 def served_names_of(entry: Descriptor, default_repository: str) -> tuple[ServedName, ...]:
-    """Give every (repository, tag) that an entry is served as, the one to list first; none where it has no name.
+    """Return every (repository, tag) under which an entry is served; the listed one comes first. Empty without a name.
 
-    `HOST/PATH:TAG` is PATH and HOST/PATH, and for Docker Hub's library the short name too; so whoever mirrors a
-    host, and whoever just puts this registry's address before a name, finds it. A bare tag, such as `oci:DIR:v1`
-    leaves behind, belongs to the repository `fallback`.
+    `HOST/PATH:TAG` is served as PATH and HOST/PATH, and for Docker Hub's library also as the short name. So clients
+    that mirror a host find it, and clients that prefix a name with this registry's address. A bare tag, as in
+    `oci:DIR:v1`, belongs to `default_repository`.
     """
-    full, plain = (
+    full_name, ref_name = (
         entry.annotations.get(FULL_NAME),
         entry.annotations.get(REF_NAME) or entry.annotations.get(REFERRER_NAME),
     )
-    if full and (found := _parse_served_names(full)):
-        return found
-    if not plain:
+    if full_name and (names := _parse_served_names(full_name)):
+        return names
+    if not ref_name:
         return ()
-    return ((default_repository, plain),) if is_tag(plain) else _parse_served_names(plain)
+    return ((default_repository, ref_name),) if is_tag(ref_name) else _parse_served_names(ref_name)
 
 
 @functools.lru_cache(maxsize=2 * limits.MAX_LIST_ENTRIES)
@@ -65,23 +65,23 @@ def _parse_served_names(name: str) -> tuple[ServedName, ...]:
     paths = [reference.repository, f"{reference.registry}/{reference.repository}"]
     if reference.registry == DEFAULT_REGISTRY and reference.repository.startswith(_HUB_LIBRARY):
         short = reference.repository.removeprefix(_HUB_LIBRARY)
-        # A name that was written in short is listed in short.
+        # A name in its short form is listed in that form.
         paths.insert(0 if name.startswith(short) else len(paths), short)
-    # A host with a port or in brackets is no part of a repository's name.
+    # A host with a port or brackets cannot be part of a repository's name.
     return tuple((path, reference.tag) for path in paths if is_repository(path))
 
 
 def repository_of_directory(name: str) -> str:
-    """Make a directory's name a repository's: `My Images` becomes `my-images`."""
+    """Return a repository name for a directory's name: `My Images` becomes `my-images`."""
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return name if is_repository(name) else plain or "layout"
 
 
 def choose_full_name(hosts: tuple[str, ...], repository: str, tag: str) -> str:
-    """Give the full name under which a pushed image is entered: the first of `hosts` that is one, and what follows.
+    """Return the full name for a pushed image's entry, with the first of `hosts` that is valid as a registry.
 
     Raises:
-        RefusedError: with the host it is longer than the 255 characters that clients accept (400).
+        RequestRejectedError: with the host the name is longer than the 255 characters that clients accept (400).
     """
     for host in hosts:
         name = f"{host}/{repository}:{tag}"
@@ -89,7 +89,7 @@ def choose_full_name(hosts: tuple[str, ...], repository: str, tag: str) -> str:
             reference = parse_reference(name)
         except OcistreamError:
             continue
-        # Docker Hub's own hosts are rewritten, and what has no dot and no port is no host.
+        # The parser rewrites Docker Hub's hosts, and reads a word without dot and port as part of the path.
         if reference == Reference(host, repository, tag):
             return name
     raise RequestRejectedError(400, "NAME_INVALID", "with the registry's host, the name is longer than 255 characters")
@@ -103,26 +103,30 @@ def describe_name_conflicts(entries: Sequence[Descriptor], default_repository: s
     """Return a line for each entry whose name leads to another entry, or cannot be a repository and a tag."""
     served: dict[ServedName, str] = {}
     for entry in entries:
-        # As `Repositories` has it: the last one counts.
+        # As in `Repositories`, the last entry counts.
         served.update(dict.fromkeys(served_names_of(entry, default_repository), entry.digest))
     lines: dict[str, None] = {}
     for entry in entries:
-        spelled = served_names_of(entry, default_repository)
-        lost = [one for one in spelled if served[one] != entry.digest]
-        if lost:
-            lines[_describe_conflict(entry, lost, [one for one in spelled if one not in lost], served[lost[0]])] = None
-        elif not spelled and (name := entry_name_of(entry)) is not None:
-            what = f"{printable(name)!r} is not the name of a repository with a tag"
-            lines[f"{what}: {entry.digest} is served by digest only"] = None
+        names = served_names_of(entry, default_repository)
+        lost_names = [pair for pair in names if served[pair] != entry.digest]
+        if lost_names:
+            lines[
+                _describe_conflict(
+                    entry, lost_names, [pair for pair in names if pair not in lost_names], served[lost_names[0]]
+                )
+            ] = None
+        elif not names and (name := entry_name_of(entry)) is not None:
+            message = f"{printable(name)!r} is not the name of a repository with a tag"
+            lines[f"{message}: {entry.digest} is served by digest only"] = None
     return _limit_lines(list(lines))
 
 
 def _describe_conflict(
     entry: Descriptor, lost_names: Sequence[ServedName], kept_names: Sequence[ServedName], winner: str
 ) -> str:
-    where = f"as {_format_name(kept_names[0])}" if kept_names else "by digest only"
+    as_name = f"as {_format_name(kept_names[0])}" if kept_names else "by digest only"
     name = _format_name(lost_names[0])
-    return f"two images have the name {name}: {winner} is served under it; {entry.digest} is served {where}"
+    return f"two images have the name {name}: {winner} is served under it; {entry.digest} is served {as_name}"
 
 
 def find_unnamed_entries(entries: Sequence[Descriptor]) -> list[Descriptor]:
@@ -131,12 +135,12 @@ def find_unnamed_entries(entries: Sequence[Descriptor]) -> list[Descriptor]:
     return list({entry.digest: entry for entry in entries if entry.digest not in named}.values())
 
 
-def describe_unnamed(digests: Sequence[str], what: str) -> str:
-    """Return the line about what has no name."""
-    shown = ", ".join(digests[:_MAX_DIGESTS])
-    more = len(digests) - _MAX_DIGESTS
-    also = f" and {more} more" if more > 0 else ""
-    return f"{len(digests)} {what} without a name, served by digest only: {shown}{also}"
+def describe_unnamed(digests: Sequence[str], kind: str) -> str:
+    """Return the line about images without a name."""
+    listed = ", ".join(digests[:_MAX_DIGESTS])
+    remaining = len(digests) - _MAX_DIGESTS
+    suffix = f" and {remaining} more" if remaining > 0 else ""
+    return f"{len(digests)} {kind} without a name, served by digest only: {listed}{suffix}"
 
 
 def _format_name(spelling: ServedName) -> str:
@@ -145,5 +149,5 @@ def _format_name(spelling: ServedName) -> str:
 
 
 def _limit_lines(lines: list[str]) -> list[str]:
-    more = len(lines) - _MAX_LINES
-    return [*lines[:_MAX_LINES], f"and {more} more such images"] if more > 0 else lines
+    remaining = len(lines) - _MAX_LINES
+    return [*lines[:_MAX_LINES], f"and {remaining} more such images"] if remaining > 0 else lines

@@ -21,25 +21,25 @@ __all__ = ["IncompleteIndexes"]
 
 ValueT = TypeVar("ValueT")
 
-#: Indexes that were found complete, and smaller indexes that were made: so many of each are remembered.
+#: Cache sizes: indexes that are known to be complete, and smaller indexes that were built.
 _MAX_COMPLETE: Final = 1000
 _MAX_SYNTHESIZED: Final = 64
 
 
 class IncompleteIndexes:
-    """The images of a storage, less the platforms that it does not have. Safe for several threads."""
+    """Smaller indexes for images whose platforms are not all in the storage. Safe for several threads."""
 
     def __init__(self, storage: Storage) -> None:
-        """Serve from `storage`; it is read when an index is asked for."""
+        """Read from `storage` when an index is requested."""
         self._storage = storage
         self._lock = threading.Lock()
         self._complete: dict[str, None] = {}
         self._synthesized: dict[str, Manifest] = {}
 
     def find_replacement(self, index: Descriptor) -> Manifest | None:
-        """Return what to serve in place of an index that lists platforms which are not there; None for any other.
+        """Return the manifest to serve in place of an index with missing platforms; None for any other index.
 
-        An index below which something is damaged is served as it is; the client that asks for that part gets the error.
+        An index with a damaged part is served unchanged; the client that requests that part gets the error.
         """
         with self._lock:
             if index.digest in self._complete:
@@ -50,12 +50,12 @@ class IncompleteIndexes:
             return None
 
     def find_synthesized(self, digest: str) -> Manifest | None:
-        """Return a smaller index that was served in place of another."""
+        """Return a smaller index that was served in place of another one."""
         with self._lock:
             return self._synthesized.get(digest)
 
     def _is_missing(self, blob: Descriptor) -> bool:
-        """Say whether a blob does not exist; one that is known to be corrupt is no reason to omit its platform."""
+        """Return whether a blob does not exist. A corrupt blob is not a reason to omit its platform."""
         if self._storage.blob_size(blob.digest) is not None:
             return False
         self._storage.check_not_corrupt(blob.digest)
@@ -72,7 +72,7 @@ class IncompleteIndexes:
                 builder.mark_missing(needed.digest)
         graph = builder.build()
         missing = find_not_exported(graph, self._is_missing)
-        exported = limit_to_exported(graph, {one.digest for one in missing})
+        exported = limit_to_exported(graph, {item.digest for item in missing})
         root = exported.roots[0].descriptor
         if root.digest == index.digest:
             if not missing:
@@ -80,17 +80,17 @@ class IncompleteIndexes:
             return None
         for incomplete in exported.incomplete_indexes:
             _report_incomplete(incomplete)
-        (manifest,) = (one for one in exported.manifests if one.descriptor.digest == root.digest)
+        (manifest,) = (item for item in exported.manifests if item.descriptor.digest == root.digest)
         if root.is_index:
-            # Clients ask for it by its digest next, and no blob has it.
+            # Clients request it by its digest next, and no blob has it.
             self._remember(self._synthesized, root.digest, manifest, _MAX_SYNTHESIZED)
         return manifest
 
-    def _remember(self, known: dict[str, ValueT], digest: str, value: ValueT, most: int) -> None:
+    def _remember(self, cache: dict[str, ValueT], digest: str, value: ValueT, limit: int) -> None:
         with self._lock:
-            while len(known) >= most:
-                del known[next(iter(known))]
-            known[digest] = value
+            while len(cache) >= limit:
+                del cache[next(iter(cache))]
+            cache[digest] = value
 
 
 def _report_incomplete(incomplete: IncompleteIndex) -> None:

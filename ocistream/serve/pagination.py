@@ -17,41 +17,41 @@ if TYPE_CHECKING:
 __all__ = ["paginate_names", "paginate_referrers"]
 
 _COUNT: Final = re.compile(r"[0-9]{1,9}\Z")
-#: What the index around a page of referrers may take of its bytes.
+#: Bytes of the index around a page of referrers.
 _INDEX_OVERHEAD: Final = limits.KIB
 
 
 def paginate_names(names: list[str], parameters: Mapping[str, list[str]]) -> tuple[list[str], str | None]:
-    """Give up to `n` of the sorted `names`, those behind `last`; and the query of the next page, if there is one.
+    """Return up to `n` of the sorted `names` after `last`, and the query of the next page or None.
 
     Raises:
-        RefusedError: `n` is not a number (400).
+        RequestRejectedError: `n` is not a number (400).
     """
     last, count = parameters.get("last", [""])[0], parameters.get("n", [""])[0]
-    behind = names[bisect.bisect_right(names, last) :] if last else names
+    remaining = names[bisect.bisect_right(names, last) :] if last else names
     if not count:
-        return behind, None
+        return remaining, None
     if not _COUNT.match(count):
         raise RequestRejectedError(400, "UNSUPPORTED", "n is not a number")
-    shown = behind[: int(count)]
-    more = shown and len(shown) < len(behind)
-    return shown, f"n={int(count)}&last={quote(shown[-1], safe='')}" if more else None
+    page = remaining[: int(count)]
+    has_more = page and len(page) < len(remaining)
+    return page, f"n={int(count)}&last={quote(page[-1], safe='')}" if has_more else None
 
 
 def paginate_referrers(
     descriptors: Sequence[Mapping[str, Any]], last: str
 ) -> tuple[list[Mapping[str, Any]], str | None]:
-    """Give as many of the descriptors behind that of the digest `last` as fit into one manifest, at least one.
+    """Return the descriptors after the digest `last` that fit into one manifest, at least one.
 
-    The digest that the next page comes behind is given too, or None.
+    Also return the value of `last` for the next page, or None.
     """
     digests = [descriptor["digest"] for descriptor in descriptors]
     start = digests.index(last) + 1 if last in digests else 0
-    shown: list[Mapping[str, Any]] = []
+    page: list[Mapping[str, Any]] = []
     size = _INDEX_OVERHEAD
     for descriptor in descriptors[start:]:
         size += len(canonical_json(descriptor)) + 1
-        if shown and size > limits.MAX_MANIFEST:
-            return shown, shown[-1]["digest"]
-        shown.append(descriptor)
-    return shown, None
+        if page and size > limits.MAX_MANIFEST:
+            return page, page[-1]["digest"]
+        page.append(descriptor)
+    return page, None

@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
 __all__ = ["PushResult", "Repositories", "StoredManifest"]
 
-#: Manifests without a name that are read at the start, to tell images from referrers.
+#: How many manifests without a name are read at the start, to tell images from referrers.
 _MAX_UNNAMED_READ: Final = 100
 _DOCUMENT_TYPES: Final = INDEX_TYPES | MANIFEST_TYPES
 
 
 @dataclass(frozen=True, slots=True)
 class StoredManifest:
-    """A manifest or index as it is served: its exact bytes, and the media type to serve them as."""
+    """A manifest or index to serve: its exact bytes and its media type."""
 
     media_type: str
     digest: str
@@ -54,7 +54,7 @@ class StoredManifest:
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """What became of a pushed manifest: its digest, and that of its subject if it has one."""
+    """A pushed manifest: its digest, and the digest of its subject or None."""
 
     digest: str
     subject: str | None
@@ -62,9 +62,9 @@ class PushResult:
 
 @dataclass(frozen=True, slots=True)
 class _ManifestReferences:
-    """Where a manifest points: its subject, and the media type behind each manifest that it lists.
+    """The references of a manifest: its subject, and the media type of each manifest that it lists, by digest.
 
-    `manifests` is None where those are too many to be remembered.
+    `manifest_types` is None if there are too many to remember.
     """
 
     subject: str | None = None
@@ -73,7 +73,7 @@ class _ManifestReferences:
 
 @dataclass(slots=True)
 class _Snapshot:
-    """What one state of `index.json` says. `reached` is found out when it is first asked for."""
+    """The contents of one version of `index.json`. `reachable` is computed on first use."""
 
     version: tuple[int, ...]
     entries: list[Descriptor]
@@ -86,49 +86,49 @@ class Repositories:
     """The repositories of one layout. Safe for several threads."""
 
     def __init__(self, storage: Storage) -> None:
-        """Serve from `storage`; it is read when something is asked for."""
+        """Read from `storage` when something is requested."""
         self._storage = storage
         self._default_repository = storage.default_repository
         self._lock = threading.Lock()
-        #: Held by each thread that reads and parses manifests beside the layout's lock: they take much memory.
+        #: Limits how many threads parse manifests at once, because parsing takes much memory.
         self._parse_slots = threading.BoundedSemaphore(limits.MAX_CONCURRENT_PARSES)
         self._snapshot: _Snapshot | None = None
         self._incomplete_indexes = IncompleteIndexes(storage)
-        # By digest, so what is in it stays true; what nothing points to any more is dropped, and what is too much is
-        # read again whenever it is wanted.
+        # Cached by digest, so the entries stay valid. Unreachable digests are dropped. References that exceed the limit
+        # are read again when needed.
         self._references: dict[str, _ManifestReferences] = {}
         self._shared_digests: dict[str, str] = {}
         self._reference_count = 0
 
     def list_repositories(self) -> list[str]:
-        """Give the repositories that have tags, each by the first of its spellings, sorted."""
+        """Return the repositories that have tags, sorted, each by the first of its names."""
         return self._current_snapshot().repositories
 
     def operator_notices(self) -> list[str]:
-        """Return what the operator should know of the images and the names under which they are served.
+        """Return lines for the operator about the images and their names.
 
         Raises:
             OcistreamError: the index, or a manifest without a name, cannot be read.
         """
         entries = self._current_snapshot().entries
-        notes = [*self._storage.operator_notices(), *describe_name_conflicts(entries, self._default_repository)]
-        nameless = find_unnamed_entries(entries)
-        what = "images or referrers"
-        if len(nameless) <= _MAX_UNNAMED_READ:
+        lines = [*self._storage.operator_notices(), *describe_name_conflicts(entries, self._default_repository)]
+        unnamed = find_unnamed_entries(entries)
+        kind = "images or referrers"
+        if len(unnamed) <= _MAX_UNNAMED_READ:
             # A signature or an SBOM needs no name.
-            nameless = [
-                entry for entry in nameless if self._read_references(entry.digest, entry.media_type).subject is None
+            unnamed = [
+                entry for entry in unnamed if self._read_references(entry.digest, entry.media_type).subject is None
             ]
-            what = "images" if len(nameless) > 1 else "image"
-        if nameless:
-            notes.append(describe_unnamed([entry.digest for entry in nameless], what))
-        return notes
+            kind = "images" if len(unnamed) > 1 else "image"
+        if unnamed:
+            lines.append(describe_unnamed([entry.digest for entry in unnamed], kind))
+        return lines
 
     def list_tags(self, repository: str) -> list[str]:
-        """Give a repository's tags in ASCII order.
+        """Return a repository's tags in ASCII order.
 
         Raises:
-            RefusedError: it has none (404).
+            RequestRejectedError: the repository does not exist (404).
         """
         images = self._current_snapshot().images.get(repository)
         if images is None:
@@ -136,11 +136,11 @@ class Repositories:
         return sorted(images)
 
     def find_manifest(self, repository: str, reference: str) -> StoredManifest:
-        """Give the manifest that a tag or a digest means.
+        """Return the manifest of a tag or a digest.
 
         Raises:
-            RefusedError: there is none (404).
-            OcistreamError: it is there and cannot be read, or is damaged.
+            RequestRejectedError: it does not exist (404).
+            OcistreamError: it cannot be read, or is damaged.
         """
         with self._parse_slots:
             return self._read_manifest(repository, reference)
@@ -149,8 +149,8 @@ class Repositories:
         unknown = RequestRejectedError(404, "MANIFEST_UNKNOWN", f"there is no manifest {reference} in {repository}")
         try:
             if is_digest(reference):
-                if (made := self._incomplete_indexes.find_synthesized(reference)) is not None:
-                    return StoredManifest(made.descriptor.media_type, reference, made.raw)
+                if (synthesized := self._incomplete_indexes.find_synthesized(reference)) is not None:
+                    return StoredManifest(synthesized.descriptor.media_type, reference, synthesized.raw)
                 raw = self._read(reference)
                 media_type = (
                     _read_declared_type(raw)
@@ -166,15 +166,15 @@ class Repositories:
             if entry.size > limits.MAX_MANIFEST:
                 msg = f"{reference} in {repository} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
-            if entry.is_index and (instead := self.find_replacement(entry)) is not None:
-                return StoredManifest(instead.descriptor.media_type, instead.descriptor.digest, instead.raw)
+            if entry.is_index and (replacement := self.find_replacement(entry)) is not None:
+                return StoredManifest(replacement.descriptor.media_type, replacement.descriptor.digest, replacement.raw)
             raw = self._storage.read_blob(entry)
             return StoredManifest(_read_declared_type(raw) or entry.media_type, entry.digest, raw)
         except NotFoundError as error:
             raise unknown from error
 
     def find_replacement(self, index: Descriptor) -> Manifest | None:
-        """Return what is served by tag in place of an index with platforms that are not there; None for any other."""
+        """Return the manifest to serve by tag in place of an index with missing platforms; None for any other."""
         return self._incomplete_indexes.find_replacement(index)
 
     def push(
@@ -186,14 +186,14 @@ class Repositories:
         hosts: tuple[str, ...],
         tags: Sequence[str] = (),
     ) -> PushResult:
-        """Store a manifest under a tag, or under a digest and these `tags`, which then stand for that digest.
+        """Store a manifest under a tag, or under a digest with `tags` that refer to it.
 
-        `media_type` is what the client calls it, "" where it does not say. `hosts` are tried in turn to make its
-        full name.
+        `media_type` is the client's, "" if it sent none. `hosts` are tried in turn for the image's full name.
 
         Raises:
-            RefusedError: it is malformed, not what it is called, or lacks something that it refers to (400).
-            LocalDiskError: it cannot be written.
+            RequestRejectedError: the manifest is malformed, of another type, or refers to missing blobs or manifests
+                (400).
+            LocalDiskError: the manifest cannot be written.
         """
         tags = tags if is_digest(reference) else (reference,)
         if not all(map(is_tag, tags)):
@@ -213,7 +213,7 @@ class Repositories:
             raise RequestRejectedError(400, "MANIFEST_INVALID", error.message) from error
         if entry.media_type not in _DOCUMENT_TYPES:
             raise RequestRejectedError(400, "MANIFEST_INVALID", "the media type is none of a manifest or an index")
-        named = {tag: _with_name(entry, choose_full_name(hosts, repository, tag), tag) for tag in tags}
+        named_entries = {tag: _with_name(entry, choose_full_name(hosts, repository, tag), tag) for tag in tags}
 
         def store() -> None:
             self._check_children(document)
@@ -221,13 +221,13 @@ class Repositories:
                 self._storage.write_blob(digest, [raw])
 
         def change(entries: list[Descriptor]) -> list[Descriptor]:
-            # Again under the lock, which `gc` has too: blobs may have been deleted since.
+            # Again under the lock, which `gc` also takes: it may have deleted blobs since.
             store()
-            for name, new in (named or {reference: _without_name(entry, document)}).items():
+            for name, new in (named_entries or {reference: _without_name(entry, document)}).items():
                 entries = self._add_entry(entries, new, repository, name)
             return entries
 
-        # Before the change is queued: threads write their manifests side by side, the changes are made one by one.
+        # Before the change is queued: threads write manifests in parallel, but change the index one by one.
         store()
         try:
             self._storage.change_index(change)
@@ -238,12 +238,12 @@ class Repositories:
         return PushResult(digest, document.subject.digest if document.subject else None)
 
     def delete(self, repository: str, reference: str) -> None:
-        """Take a tag away; or, by digest, a manifest and all tags of `repository` that mean it.
+        """Delete a tag; or, by digest, a manifest and all tags of `repository` that refer to it.
 
-        The manifest's own blob goes too, unless another image needs it; other blobs stay.
+        The manifest's blob is deleted too, unless another image needs it; other blobs stay.
 
         Raises:
-            RefusedError: it is not there (404), or only others have it, so nothing can be taken away (405).
+            RequestRejectedError: it does not exist (404), or only another image or repository has it (405).
         """
         if not is_digest(reference):
             self._delete_tag(repository, reference)
@@ -251,11 +251,13 @@ class Repositories:
         self.find_manifest(repository, reference)
         self._storage.change_index(
             lambda entries: self._remove_entries(entries, repository, reference),
+            # Only after the new `index.json` is durable, and under the same lock: a full disk must not leave an entry
+            # without its manifest.
             lambda entries: self._delete_unneeded(entries, reference),
         )
 
     def list_referrers(self, subject: str) -> list[dict[str, Any]]:
-        """Give the descriptors of all manifests whose subject is `subject` (distribution-spec, "Listing Referrers").
+        """Return the descriptors of all manifests with this subject (distribution-spec, "Listing Referrers").
 
         They are in the order of `index.json`.
         """
@@ -263,17 +265,21 @@ class Repositories:
             return self._find_referrers(subject)
 
     def _find_referrers(self, subject: str) -> list[dict[str, Any]]:
-        found = []
+        descriptors = []
         for digest, media_type in self._reachable_from_snapshot(self._current_snapshot()).items():
             if self._read_references(digest, media_type, complete=False).subject == subject:
-                # Gone since: another process may delete.
+                # Another process may have deleted the manifest since.
                 with contextlib.suppress(NotFoundError):
                     raw = self._read(digest)
                     descriptor = Descriptor(media_type, digest, len(raw))
-                    found.append(referrer_descriptor(descriptor, parse_document(descriptor, raw)).to_json())
-        return found
+                    descriptors.append(referrer_descriptor(descriptor, parse_document(descriptor, raw)).to_json())
+        return descriptors
 
     def _check_children(self, document: Document) -> None:
+        """Reject a manifest whose blobs or manifests do not exist: a pull of it would fail.
+
+        The conformance suite calls such manifests sparse, and pushes them only if it is configured to.
+        """
         missing: dict[str, None] = {}
         for child in children_of(document):
             if child.is_foreign:
@@ -293,39 +299,41 @@ class Repositories:
     def _add_entry(
         self, entries: Sequence[Descriptor], new: Descriptor, repository: str, reference: str
     ) -> list[Descriptor]:
-        """Add a pushed manifest to the entries.
+        """Return the entries with a pushed manifest added.
 
-        One without a tag has an entry too, since it may be a referrer or an image that is known by its digest; but
-        not if another entry leads to it, as is the case for the images of an index once that is pushed.
+        A manifest without a tag gets an entry too: it may be a referrer, or an image known by its digest. It gets none
+        if another entry leads to it, as for the images of an index that was pushed.
         """
-        below = self._find_reachable([new])
-        kept = [
+        reachable = self._find_reachable([new])
+        other_entries = [
             entry
             for entry in entries
             if (repository, reference) not in served_names_of(entry, self._default_repository)
-            and (entry.digest not in below or entry_name_of(entry))
+            and (entry.digest not in reachable or entry_name_of(entry))
         ]
-        if entry_name_of(new) is None and new.digest in self._find_reachable(kept):
-            return kept
-        return [*kept, new]
+        if entry_name_of(new) is None and new.digest in self._find_reachable(other_entries):
+            return other_entries
+        return [*other_entries, new]
 
     def _delete_tag(self, repository: str, tag: str) -> None:
         def change(entries: list[Descriptor]) -> list[Descriptor]:
-            kept = [
+            other_entries = [
                 entry for entry in entries if (repository, tag) not in served_names_of(entry, self._default_repository)
             ]
-            if len(kept) == len(entries):
+            if len(other_entries) == len(entries):
                 raise RequestRejectedError(404, "MANIFEST_UNKNOWN", f"there is no tag {tag} in {repository}")
-            return kept
+            return other_entries
 
         self._storage.change_index(change)
 
     def _remove_entries(self, entries: Sequence[Descriptor], repository: str, digest: str) -> list[Descriptor]:
-        kept = [entry for entry in entries if entry.digest != digest or not self._is_in_repository(entry, repository)]
-        if len(kept) == len(entries) and digest in self._find_reachable(kept):
-            what = "an index, or a tag of another repository, still needs this manifest: delete that first"
-            raise RequestRejectedError(405, "UNSUPPORTED", what, headers={"Allow": "GET, HEAD, PUT"})
-        return kept
+        other_entries = [
+            entry for entry in entries if entry.digest != digest or not self._is_in_repository(entry, repository)
+        ]
+        if len(other_entries) == len(entries) and digest in self._find_reachable(other_entries):
+            message = "an index, or a tag of another repository, still needs this manifest: delete that first"
+            raise RequestRejectedError(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD, PUT"})
+        return other_entries
 
     def _delete_unneeded(self, entries: Sequence[Descriptor], digest: str) -> None:
         """Delete the blob of a manifest that no entry leads to."""
@@ -334,28 +342,28 @@ class Repositories:
                 self._storage.delete_blob(digest)
 
     def _is_in_repository(self, entry: Descriptor, repository: str) -> bool:
-        spelled = served_names_of(entry, self._default_repository)
-        return not spelled or any(path == repository for path, _ in spelled)
+        names = served_names_of(entry, self._default_repository)
+        return not names or any(path == repository for path, _ in names)
 
     def _current_snapshot(self) -> _Snapshot:
-        """Give what `index.json` says at present; it is parsed only if it is another file than the last time."""
+        """Return the contents of `index.json`; the file is parsed only if its version has changed."""
         with self._lock:
-            key = self._storage.index_version()
-            if self._snapshot is None or self._snapshot.version != key:
-                self._snapshot = self._take_snapshot(key)
+            version = self._storage.index_version()
+            if self._snapshot is None or self._snapshot.version != version:
+                self._snapshot = self._take_snapshot(version)
             return self._snapshot
 
-    def _take_snapshot(self, key: tuple[int, ...]) -> _Snapshot:
+    def _take_snapshot(self, version: tuple[int, ...]) -> _Snapshot:
         entries = self._storage.list_entries()
         images: dict[str, dict[str, Descriptor]] = {}
         listed: set[str] = set()
         for entry in entries:
-            spelled = served_names_of(entry, self._default_repository)
-            listed.update(path for path, _ in spelled[:1])
-            for path, tag in spelled:
-                # Where two entries are served alike, the later one was added later.
+            names = served_names_of(entry, self._default_repository)
+            listed.update(path for path, _ in names[:1])
+            for path, tag in names:
+                # Of two entries with the same name, the later one was added later.
                 images.setdefault(path, {})[tag] = entry
-        return _Snapshot(key, entries, images, sorted(listed))
+        return _Snapshot(version, entries, images, sorted(listed))
 
     def _reachable_from_snapshot(self, snapshot: _Snapshot) -> dict[str, str]:
         if snapshot.reachable is None:
@@ -363,53 +371,60 @@ class Repositories:
             self._references = {
                 digest: self._references[digest] for digest in snapshot.reachable if digest in self._references
             }
-            self._reference_count = sum(len(links.manifest_types or ()) for links in self._references.values())
+            self._reference_count = sum(
+                len(references.manifest_types or ()) for references in self._references.values()
+            )
             self._shared_digests = {
-                known: known for links in self._references.values() for known in links.manifest_types or ()
+                digest_object: digest_object
+                for references in self._references.values()
+                for digest_object in references.manifest_types or ()
             }
         return snapshot.reachable
 
     def _find_reachable(self, entries: Iterable[Descriptor]) -> dict[str, str]:
-        """Give the digest and media type of every manifest that the entries lead to, themselves first.
+        """Return digest and media type of every manifest that the entries lead to; the entries come first.
 
-        Of what they only lead to, what is there: an index may list any number of others.
+        Below the entries, only manifests that exist are included: an index may list any number of others.
         """
-        found = {entry.digest: entry.media_type for entry in entries}
-        todo = list(found.items())
-        for digest, media_type in todo:
+        reachable = {entry.digest: entry.media_type for entry in entries}
+        queue = list(reachable.items())
+        for digest, media_type in queue:
             for child in (self._read_references(digest, media_type).manifest_types or {}).items():
-                if child[0] not in found and (
+                if child[0] not in reachable and (
                     child[0] in self._references or self._storage.blob_size(child[0]) is not None
                 ):
-                    found[child[0]] = child[1]
-                    todo.append(child)
-        return found
+                    reachable[child[0]] = child[1]
+                    queue.append(child)
+        return reachable
 
     def _read_references(self, digest: str, media_type: str, *, complete: bool = True) -> _ManifestReferences:
-        """Say where a manifest points; without `whole` the manifests that it lists may be None."""
-        links = self._references.get(digest)
-        if links is None or (complete and links.manifest_types is None):
+        """Return the references of a manifest; unless `complete`, its `manifest_types` may be None."""
+        references = self._references.get(digest)
+        if references is None or (complete and references.manifest_types is None):
             try:
                 raw = self._read(digest) if media_type in _DOCUMENT_TYPES else b"{}"
                 document = parse_document(Descriptor(media_type, digest, len(raw)), raw)
             except OcistreamError:
-                # Not there, malformed or damaged: it leads nowhere. That is no reason not to serve the others.
+                # Missing, malformed or damaged: it has no references. This must not stop the others from being served.
                 return _ManifestReferences()
             subject = document.subject.digest if document.subject else None
             has_room = self._reference_count + len(document.manifests) <= limits.MAX_CACHED_INDEX_ENTRIES
-            # Many indexes list the same: one object serves for each digest. (Not by `sys.intern`, see `shared_word`.)
-            known = self._shared_digests if has_room else {}
-            manifests = {known.setdefault(child.digest, child.digest): child.media_type for child in document.manifests}
-            links = _ManifestReferences(subject, manifests)
+            # Many indexes list the same digests, so they share one object for each. (Not `sys.intern`, see
+            # `documents.intern_string`.)
+            shared_digests = self._shared_digests if has_room else {}
+            manifests = {
+                shared_digests.setdefault(child.digest, child.digest): child.media_type for child in document.manifests
+            }
+            references = _ManifestReferences(subject, manifests)
             self._reference_count += len(manifests) if has_room else 0
-            self._references[digest] = links if has_room else _ManifestReferences(subject, None)
-        return links
+            self._references[digest] = references if has_room else _ManifestReferences(subject, None)
+        return references
 
     def _read(self, digest: str) -> bytes:
-        """Read what may be a manifest, verified.
+        """Read and verify a blob that may be a manifest.
 
         Raises:
-            NotFoundError: it is not there, or too large to be one.
+            NotFoundError: it does not exist, or is too large to be a manifest.
             IntegrityError: it is damaged.
         """
         size = self._storage.blob_size(digest)
@@ -422,29 +437,32 @@ class Repositories:
 
 
 def _with_name(entry: Descriptor, name: str, tag: str) -> Descriptor:
-    """Name an entry; under a tag of cosign's it is not an image to other tools that read the layout."""
+    """Return a named entry.
+
+    With a tag of cosign's the entry has a subject, so that other tools do not take it for an image.
+    """
     subject = tagged_subject(tag)
     annotations = {FULL_NAME: name, REF_NAME: tag, **({SUBJECT: subject} if subject else {})}
     return replace(entry, annotations=annotations)
 
 
 def _without_name(entry: Descriptor, document: Document) -> Descriptor:
-    """Return the entry of a manifest without a tag; a referrer is not an image to other tools that read the layout."""
+    """Return an entry without a tag; a referrer's has its subject, so that other tools do not take it for an image."""
     subject = document.subject
     return entry if subject is None else replace(entry, annotations={SUBJECT: subject.digest})
 
 
 def _read_declared_type(raw: bytes) -> str | None:
-    """Give the media type that a document claims, if it is one that is served."""
+    """Return the media type that a document states, if it is one of a manifest or an index."""
     try:
-        own = parse_outline(raw, "the manifest").get("mediaType")
+        media_type = parse_outline(raw, "the manifest").get("mediaType")
     except ArchiveError:
         return None
-    return own if isinstance(own, str) and own in _DOCUMENT_TYPES else None
+    return media_type if isinstance(media_type, str) and media_type in _DOCUMENT_TYPES else None
 
 
 def _guess_media_type(raw: bytes) -> str | None:
-    """Tell a manifest to which nothing leads, and which does not say what it is, from a blob such as a config."""
+    """Guess the media type of a blob that nothing refers to and that states none; None if it is not a manifest."""
     try:
         if parse_outline(raw, "the manifest").get("schemaVersion") != 2:
             return None

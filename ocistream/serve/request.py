@@ -28,13 +28,13 @@ __all__ = [
     "split_target",
 ]
 
-#: A method, a target of visible characters and a version, with one space between (RFC 9112, section 3). Of HTTP/0.9
-#: the version is missing.
+#: Method, target of visible characters and version, separated by one space (RFC 9112, section 3). HTTP/0.9 has no
+#: version.
 _REQUEST_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/([0-9])\.[0-9]\r\n\Z")
 
-#: A name and a colon right behind it; then anything but control characters, of which a tab is none here.
+#: A name directly followed by a colon, then any characters except control characters; a tab is allowed.
 _HEADER_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\Z")
-#: Headers that decide what a request means, and that two readers would take from different lines if there were two.
+#: Headers that decide what a request means. If one were repeated, two readers could use different lines.
 _UNREPEATABLE_HEADERS: Final = frozenset(
     {
         b"authorization",
@@ -51,10 +51,10 @@ _UNREPEATABLE_HEADERS: Final = frozenset(
 
 
 def check_request_line(line: bytes) -> None:
-    """Check the form of a request's first line, which `http.server` splits at any white space.
+    """Check the form of a request line, which `http.server` splits at any white space.
 
     Raises:
-        RefusedError: it is malformed (400), or of a version before 1.0 (505).
+        RequestRejectedError: the line is malformed (400), or its version is below 1.0 (505).
     """
     match = _REQUEST_LINE.match(line)
     if match is None:
@@ -64,10 +64,10 @@ def check_request_line(line: bytes) -> None:
 
 
 class RequestHeadReader:
-    """What `http.client` takes for a connection's reading side while it reads the lines behind the first one."""
+    """The input of `http.client` while it reads the header lines."""
 
     def __init__(self, stream: RequestStream) -> None:
-        """Read from `stream`, as far as the empty line."""
+        """Read from `stream`, up to the empty line."""
         self._stream = stream
         self._left = limits.MAX_REQUEST_HEAD
         self._seen: set[bytes] = set()
@@ -76,8 +76,8 @@ class RequestHeadReader:
         """Read a line.
 
         Raises:
-            RefusedError: it is no header (400), or a second one of a kind of which there must be one (400); or the head
-            ends early (400), or is too long (431).
+            RequestRejectedError: the line is not a header, repeats one that must be unique, or the head ends early
+                (400); or the head is too long (431).
         """
         line = self._stream.readline(min(limit, self._left + 1))
         self._left -= len(line)
@@ -87,7 +87,7 @@ class RequestHeadReader:
             )
         if not line.endswith(b"\n"):
             raise RequestRejectedError(400, "UNSUPPORTED", "the request ended before its headers did")
-        # A line that ends with LF alone has no end for others, and with the next line in it says something else.
+        # Other readers do not end a line at LF alone, so they would read it together with the next line.
         if not line.endswith(b"\r\n"):
             raise RequestRejectedError(400, "UNSUPPORTED", "a line among the headers does not end with CRLF")
         field = line[:-2]
@@ -101,14 +101,14 @@ class RequestHeadReader:
         return line
 
     def readinto1(self, buffer: memoryview, /) -> int:
-        """Read what is there beyond the head: of a request that is refused."""
+        """Read what has arrived after the head of a rejected request."""
         return self._stream.readinto1(buffer)
 
 
 _MAX_PARAMETERS: Final = 32
-#: The beginning of a target that is a complete URL, as proxies send it: the scheme and the authority.
+#: Scheme and authority of a target that is a complete URL, as proxies send it.
 _ABSOLUTE_TARGET: Final = re.compile(r"(https?)://([^/?]*)", re.IGNORECASE)
-#: A host and a port as URLs have them, without a user. An empty host is legal in the header `Host`.
+#: Host and port as in a URL, without a user. The header `Host` may have an empty host.
 _AUTHORITY: Final = re.compile(
     r"(?:(?:[0-9a-z._~-]|%[0-9a-f]{2})*|\[[0-9a-f:.]+(?:%25[0-9a-z._~-]+)?\])(?::[0-9]{0,5})?\Z"
 )
@@ -121,7 +121,7 @@ def split_target(target: str) -> tuple[list[str], dict[str, list[str]]]:
     The path is split before it is decoded, so an encoded slash stays within its segment.
 
     Raises:
-        RefusedError: the query has too many parameters (400).
+        RequestRejectedError: the query has too many parameters (400).
     """
     path, _, query = target.partition("?")
     if origin := _ABSOLUTE_TARGET.match(path):
@@ -136,10 +136,10 @@ def split_target(target: str) -> tuple[list[str], dict[str, list[str]]]:
 def check_host(headers: Message, target: str, version: str) -> None:
     """Check that a request names one host: in the header `Host`, and in the target if that is a complete URL.
 
-    `version` is the request's, such as HTTP/1.1. That there is one header `Host` at most is checked by `heads`.
+    `version` is the request's, such as HTTP/1.1. `RequestHeadReader` rejects a second header `Host`.
 
     Raises:
-        RefusedError: the host is missing or malformed, or the two contradict each other (400).
+        RequestRejectedError: the host is missing or malformed, or header and target differ (400).
     """
     host, origin = headers.get("Host"), _ABSOLUTE_TARGET.match(target)
     if host is None and version != "HTTP/1.0":
@@ -160,19 +160,19 @@ def _remove_default_port(authority: str, scheme: str) -> str:
     return authority.removesuffix(_DEFAULT_PORTS[scheme]).removesuffix(":")
 
 
-#: 19 digits hold any size that a file can have; more would only cost time.
+#: 19 digits are enough for any file size; more would only cost time.
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})\Z")
 #: distribution-spec, "Pushing a blob in chunks": not `bytes 0-99/100`, as elsewhere in HTTP.
 _CONTENT_RANGE: Final = re.compile(r"([0-9]{1,19})-([0-9]{1,19})\Z")
 
 
 def parse_range_header(header: str | None, size: int) -> tuple[int, int] | None:
-    """Give the first byte and the number of bytes that `header` asks for, of a blob of `size` bytes.
+    """Return the first byte and the number of bytes of a range, for a blob of `size` bytes.
 
-    None means all of it: there is no such header, or one that may be ignored (malformed, or several ranges).
+    None means the complete blob: there is no header, or one that may be ignored (malformed, or several ranges).
 
     Raises:
-        RefusedError: there is not one byte in the range (416).
+        RequestRejectedError: the range has no byte of the blob (416).
     """
     match = _RANGE.match(header.replace(" ", "")) if header else None
     if match is None or match.group() == "bytes=-":
@@ -195,10 +195,10 @@ def parse_range_header(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 def parse_content_range(header: str) -> tuple[int, int]:
-    """Give the first byte and the number of bytes that a chunk's `Content-Range` states.
+    """Return the first byte and the number of bytes of a chunk's `Content-Range`.
 
     Raises:
-        RefusedError: it is malformed (400).
+        RequestRejectedError: the header is malformed (400).
     """
     match = _CONTENT_RANGE.match(header.strip())
     if match is None or int(match[2]) < int(match[1]):
@@ -208,25 +208,25 @@ def parse_content_range(header: str) -> tuple[int, int]:
 
 _CONTENT_LENGTH: Final = re.compile(r"[0-9]{1,19}\Z")
 _CHUNK_SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*(?:;|\Z)")
-#: Trailers are read and thrown away: the end of the body is behind them.
+#: Trailers are read and ignored: the end of the body follows them.
 _MAX_TRAILERS: Final = 32
 
 
 class RequestStream(Protocol):
-    """What of a connection's reading side is used."""
+    """The methods of a connection's input that are used here."""
 
     def readinto1(self, buffer: memoryview, /) -> int:
-        """Read what is there, at least one byte, into `buffer`; 0 at the end."""
+        """Read what has arrived, at least one byte, into `buffer`; return 0 at the end."""
 
     def readline(self, limit: int, /) -> bytes:
         """Read a line of at most `limit` bytes."""
 
 
 class SizedRequestBody:
-    """A body of `size` bytes. `received` is how many of them were read so far."""
+    """A request body of `size` bytes. `received` counts the bytes read so far."""
 
     def __init__(self, stream: RequestStream, size: int, send_continue: Callable[[], None] | None = None) -> None:
-        """Read from `stream`; `announce` is called before the first byte, if the client waits for that."""
+        """Read from `stream`; call `send_continue` before the first byte, if the client waits for it."""
         self.size: int | None = size
         self.received = 0
         self.is_finished = size == 0
@@ -236,19 +236,19 @@ class SizedRequestBody:
 
     @property
     def remaining(self) -> int | None:
-        """How many bytes are still to come; None where nobody knows."""
+        """How many bytes are still to come; None if unknown."""
         return self._remaining
 
     @property
     def expects_continue(self) -> bool:
-        """Whether the client sends the body only when it is told to (RFC 9110, section 10.1.1)."""
+        """Whether the client waits for `100 Continue` before it sends the body (RFC 9110, section 10.1.1)."""
         return self._send_continue is not None
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill the beginning of `buffer` with what is there, and say how much it was; 0 is the end of the body.
+        """Read what has arrived into the beginning of `buffer`; return the number of bytes, 0 at the end.
 
         Raises:
-            RefusedError: the client stopped before the end (400).
+            RequestRejectedError: the client stopped before the end (400).
             OSError: the connection broke.
         """
         if self.is_finished:
@@ -259,25 +259,25 @@ class SizedRequestBody:
         return self._read(buffer)
 
     def _read(self, buffer: memoryview) -> int:
-        got = self._read_data(buffer)
+        count = self._read_data(buffer)
         self.is_finished = self._remaining == 0
-        return got
+        return count
 
     def _read_data(self, buffer: memoryview) -> int:
-        # One read of the socket at a time: what has arrived is handed on even if the next read fails.
-        got = self._stream.readinto1(buffer[: self._remaining])
-        if not got:
+        # Only one read of the socket: the bytes that have arrived are used even if the next read fails.
+        count = self._stream.readinto1(buffer[: self._remaining])
+        if not count:
             raise RequestRejectedError(400, "SIZE_INVALID", f"the body ended early, after {self.received} bytes")
-        self._remaining -= got
-        self.received += got
-        return got
+        self._remaining -= count
+        self.received += count
+        return count
 
 
 class ChunkedRequestBody(SizedRequestBody):
-    """A body whose length is not known before its end."""
+    """A request body in the chunked coding, whose length is unknown until its end."""
 
     def __init__(self, stream: RequestStream, send_continue: Callable[[], None] | None = None) -> None:
-        """As for a sized one; `size` and `left` are None."""
+        """As for a sized body; `size` and `remaining` are None."""
         super().__init__(stream, 0, send_continue)
         self.size = None
         self.is_finished = False
@@ -285,7 +285,7 @@ class ChunkedRequestBody(SizedRequestBody):
 
     @property
     def remaining(self) -> int | None:
-        """Nobody knows, unless all of it is there."""
+        """0 at the end of the body, else None."""
         return 0 if self.is_finished else None
 
     def _read(self, buffer: memoryview) -> int:
@@ -295,10 +295,10 @@ class ChunkedRequestBody(SizedRequestBody):
             self._skip_trailers()
             self.is_finished = True
             return 0
-        got = self._read_data(buffer)
-        # Its end is looked at when more is wanted: what is wrong there takes nothing away from what came before.
+        count = self._read_data(buffer)
+        # The chunk's end is checked on the next read: an error there must not discard these bytes.
         self._is_at_chunk_end = not self._remaining
-        return got
+        return count
 
     def _read_chunk_size(self) -> int:
         if self._is_at_chunk_end and self._read_line():
@@ -316,7 +316,7 @@ class ChunkedRequestBody(SizedRequestBody):
 
     def _read_line(self) -> bytes:
         line = self._stream.readline(limits.MAX_CHUNK_LINE)
-        # Neither end of a line alone is one: a proxy before us may see no end there.
+        # CR or LF alone does not end a line: a proxy before us may not end the line there.
         if not line.endswith(b"\r\n") or b"\r" in line[:-2]:
             raise _malformed_body_error()
         return line[:-2]
@@ -329,24 +329,23 @@ def _malformed_body_error() -> RequestRejectedError:
 def open_request_body(
     headers: Message, stream: RequestStream, send_continue: Callable[[], None], version: str
 ) -> SizedRequestBody:
-    """Give the body that a request's headers announce; one of no bytes where they announce none.
+    """Return the body that a request's headers announce, or an empty one.
 
-    `announce` sends the interim answer for which a client waits that says `Expect: 100-continue`. `version` is the
-    request's, such as HTTP/1.1.
+    `send_continue` sends the interim response to `Expect: 100-continue`. `version` is the request's, such as HTTP/1.1.
+    A wrong guess about the end would turn part of a body into the next request.
 
     Raises:
-        RefusedError: it cannot be told where the body ends (400), or its coding is not known (501). Guessing would
-            make a part of a body the next request.
+        RequestRejectedError: the end of the body is ambiguous (400), or its coding is unknown (501).
     """
     lengths = [value.strip() for value in headers.get_all("Content-Length", [])]
     codings = [value.strip().lower() for value in headers.get_all("Transfer-Encoding", [])]
-    waits = headers.get("Expect", "").strip().lower() == "100-continue"
-    callback = send_continue if waits else None
+    expects_continue = headers.get("Expect", "").strip().lower() == "100-continue"
+    callback = send_continue if expects_continue else None
     if codings:
         if lengths:
             raise RequestRejectedError(400, "SIZE_INVALID", "both Content-Length and Transfer-Encoding are given")
         if version == "HTTP/1.0":
-            # It knows no codings: what passed the request on may have taken the chunks for the body (RFC 9112, 6.1).
+            # HTTP/1.0 has no transfer codings: a proxy may have read the chunks as the body (RFC 9112, section 6.1).
             raise RequestRejectedError(400, "SIZE_INVALID", "HTTP/1.0 has no Transfer-Encoding")
         if codings != ["chunked"]:
             raise RequestRejectedError(501, "UNSUPPORTED", "the only transfer coding that is known is chunked")

@@ -1,6 +1,6 @@
 """The sockets and threads of the embedded registry: one thread per connection.
 
-The server listens on loopback; other addresses need a password. `endpoints` answers the requests.
+The server listens on loopback; other addresses need a password. `endpoints` serves the requests.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ if TYPE_CHECKING:
     from ocistream.serve.http_handler import AccessLogEntry
     from ocistream.serve.storage import Storage
 
-    #: As socketserver's methods take it, whose datagram servers have a tuple there.
+    #: The type in socketserver's methods; its datagram servers use a tuple.
     Connection: TypeAlias = socket.socket | tuple[bytes, socket.socket]
 
 __all__ = ["ConnectionServer", "Registry"]
 
-#: How soon, in seconds, the accepting thread notices that it is to stop, where nothing wakes it.
+#: How soon, in seconds, the accepting thread notices `stop` if nothing wakes it.
 _POLL_INTERVAL: Final = 0.5
-#: How long, in seconds, connections that were cut have to end.
+#: How long, in seconds, to wait for the threads of cut connections.
 _STOP_TIMEOUT: Final = 5.0
-#: How long, in seconds, one that was cut to make room for another may take to end.
+#: How long, in seconds, to wait for a connection that was cut to accept another.
 _EVICTION_TIMEOUT: Final = 1.0
-#: How long, in seconds, nothing is accepted when the process has no file descriptor left.
+#: How long, in seconds, to accept nothing if the process has no file descriptor left.
 _DESCRIPTOR_RETRY_DELAY: Final = 0.1
 _MAX_PORT: Final = 65535
 
 
 class Registry:
-    """A registry over a layout directory, or over an archive for reading; without a `gate` for this machine only.
+    """A registry over a layout directory, or read-only over an archive; without `auth` on loopback only.
 
-    Many clients may read and write at once, other processes may change the layout meanwhile. It listens as soon as
-    it is made, and answers from `start`, or `serve_forever`, on.
+    Many clients may read and write at once, and other processes may change the layout meanwhile. It listens once it is
+    created, and responds from `start` or `serve_forever` on.
     """
 
     def __init__(
@@ -72,19 +72,18 @@ class Registry:
         auth: BasicAuth | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Open the layout at `path` (made if it is not there, unless `read_only`) and listen at `address`.
+        """Open the layout at `path` (created if missing, unless `read_only`) and listen at `address`.
 
-        If `path` is a regular file, it is an archive, and only read. Port 0 lets the kernel choose one; `host` says
-        which. `log` is called for each request, in the thread of its connection. With a `gate` whoever connects has to
-        show a password; with `tls` by way of that.
+        A regular file at `path` is an archive and read only. Port 0 lets the kernel choose a port; see `host`. `log` is
+        called for each request, in the thread of its connection. With `auth` clients must send a password; with `tls`
+        connections are encrypted. TLS is optional even beyond loopback, because a proxy or tunnel may provide it.
 
         Raises:
-            UsageError: the address is beyond loopback and there is no gate, or the directory holds something else than
-                a layout.
+            UsageError: the address is beyond loopback and there is no password, or the directory is not a layout.
             NotFoundError, ArchiveError: there is no layout or archive to read.
-            UnsupportedError: the archive cannot be read where its blobs lie.
-            NetworkError: the address is taken, or may not be had.
-            LocalDiskError: the layout cannot be made.
+            UnsupportedError: the archive is compressed.
+            NetworkError: the address is in use or not allowed.
+            LocalDiskError: the layout cannot be created.
         """
         self.log = log
         self.auth = auth
@@ -98,7 +97,7 @@ class Registry:
         except OSError as error:
             msg = f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}"
             raise NetworkError(msg, hint="choose another port; 0 takes one that is free") from error
-        #: Closed at the end, in this order: the layout's lock, the archive.
+        #: Closed at the end: the layout's lock or the archive.
         self._resources = contextlib.ExitStack()
         self.storage: Storage
         try:
@@ -120,17 +119,17 @@ class Registry:
         self.repositories = Repositories(self.storage)
         self.uploads = Uploads(directory, directory.record_intact if directory else None)
         if directory is not None and not read_only:
-            # A push may begin at any time: `gc` is to know of that before it does.
+            # A push may start at any time: the lock shows that to `gc`.
             if (lock := directory.lock_blobs()) is not None:
                 self._resources.callback(os.close, lock)
             self.uploads.delete_abandoned()
 
     @property
     def layout(self) -> DirectoryStorage:
-        """The layout directory that is served.
+        """The served layout directory.
 
         Raises:
-            UsageError: it is an archive.
+            UsageError: an archive is served.
         """
         if not isinstance(self.storage, DirectoryStorage):
             msg = "what is served is no directory"
@@ -138,7 +137,7 @@ class Registry:
         return self.storage
 
     def operator_notices(self) -> list[str]:
-        """Return what the operator should know of the images and their names, a line each.
+        """Return lines for the operator about the images and their names.
 
         Raises:
             OcistreamError: the storage cannot be read.
@@ -147,20 +146,20 @@ class Registry:
 
     @property
     def host(self) -> str:
-        """The registry as it stands in an image's name: `127.0.0.1:5000`, `[::1]:5000`."""
+        """The registry's host and port as in an image's name: `127.0.0.1:5000`, `[::1]:5000`."""
         name, port = self._server.server_address[:2]
         return f"[{name!s}]:{port}" if ":" in str(name) else f"{name!s}:{port}"
 
     def start(self) -> None:
-        """Answer in a thread of its own, until `stop`."""
+        """Serve in a separate thread, until `stop`."""
         self._serving = True
         self._thread = threading.Thread(target=self._serve, name=f"registry {self.host}", daemon=True)
         self._thread.start()
 
     def serve_forever(self) -> None:
-        """Answer until this thread is interrupted by an exception, or another one calls `stop`.
+        """Serve until an exception interrupts this thread, or another thread calls `stop`.
 
-        After `start` it only waits for that: the other thread goes on answering.
+        After `start` it only waits: the other thread serves.
         """
         if self._thread is not None:
             self._thread.join()
@@ -168,9 +167,10 @@ class Registry:
             self._serve()
 
     def stop(self) -> None:
-        """Stop listening, cut every connection, drop unfinished uploads. May be called twice.
+        """Stop listening, cut all connections and discard unfinished uploads. May be called twice.
 
-        From a signal's handler in the thread that serves it would wait for itself: raise an exception there.
+        Do not call it from a signal handler in the serving thread, which would wait for itself: raise an exception
+        there.
         """
         if self._serving:
             # On Linux this wakes the accepting thread; elsewhere it may fail.
@@ -186,10 +186,10 @@ class Registry:
         self._resources.close()
 
     def wrap_connection(self, connection: socket.socket) -> socket.socket:
-        """Take a new connection; what this gives is what the handler speaks through."""
+        """Return the connection that the handler uses for a new one."""
         if self._tls is None:
             return connection
-        # The handshake is the connection's thread's business: a client may take its time.
+        # The connection's thread does the handshake, because a client may be slow.
         return self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
 
     def __enter__(self) -> Self:
@@ -212,17 +212,17 @@ class Registry:
 
 
 class ConnectionServer(ThreadingHTTPServer):
-    """The listening socket, and the threads of its connections."""
+    """The listening socket and the threads of its connections."""
 
     daemon_threads = True
-    # Strangers that connect again as soon as they are cut fill a short queue, and the kernel drops the other clients'
-    # attempts to connect. In a queue of this length each client gets its turn (bounded by net.core.somaxconn).
+    # Clients that reconnect as soon as they are cut would fill a short queue, and the kernel would drop other clients'
+    # attempts. This length gives each client a turn (limited by net.core.somaxconn).
     request_queue_size = 2 * limits.MAX_CLIENTS
 
     def __init__(
         self, registry: Registry, family: socket.AddressFamily, address: tuple[str, int], handler: type[RegistryHandler]
     ) -> None:
-        """Listen at an address that was found to be one."""
+        """Listen at a checked address."""
         self.registry = registry
         self.address_family = family
         self._connections: set[Connection] = set()
@@ -234,7 +234,7 @@ class ConnectionServer(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
-        """Bind without asking the name service who we are, as the base class would: that may take seconds."""
+        """Bind without asking the name service for this host's name, as the base class would: that may take seconds."""
         socketserver.TCPServer.server_bind(self)
         name, port = self.server_address[:2]
         self.server_name, self.server_port = str(name), int(port)
@@ -245,42 +245,43 @@ class ConnectionServer(ThreadingHTTPServer):
             connection, client = super().get_request()
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE}:
-                # It is still there to be accepted: to ask again at once would be all that this process does.
+                # The connection is still queued: accepting again at once would loop.
                 time.sleep(_DESCRIPTOR_RETRY_DELAY)
             raise
         return self.registry.wrap_connection(connection), client
 
     def process_request(self, request: Connection, client_address: object) -> None:
-        """Start a connection's thread, if there is room; `cut_connections` knows of it from now on."""
+        """Start a connection's thread, if the limit allows it; `cut_connections` can cut it from now on."""
         with self._changed:
-            most = limit_by_descriptors(limits.MAX_CLIENTS)
-            if len(self._connections) >= most and self._waiting:
+            limit = limit_by_descriptors(limits.MAX_CLIENTS)
+            if len(self._connections) >= limit and self._waiting:
                 self._cut(self._find_longest_waiting())
-                self._changed.wait_for(lambda: len(self._connections) < most, _EVICTION_TIMEOUT)
-            if has_room := len(self._connections) < most:
+                self._changed.wait_for(lambda: len(self._connections) < limit, _EVICTION_TIMEOUT)
+            if is_accepted := len(self._connections) < limit:
                 self._connections.add(request)
                 self._waiting[request] = time.monotonic()
-        if not has_room:
+        if not is_accepted:
             self.shutdown_request(request)
             return
         try:
             super().process_request(request, client_address)
         except RuntimeError:
-            # The system has no thread left for it.
+            # The system cannot start another thread.
             self.shutdown_request(request)
 
     def _find_longest_waiting(self) -> Connection:
         """Return the connection to close for a new one. The caller holds `_changed`, and some connection waits.
 
-        Connections that never had an admitted request come first: a flood of strangers displaces only strangers.
+        Connections that never had an admitted request come first: a flood of unknown clients displaces only such
+        clients.
         """
-        strangers = (request for request in self._waiting if request not in self._admitted)
-        return next(strangers, next(iter(self._waiting)))
+        never_admitted = (request for request in self._waiting if request not in self._admitted)
+        return next(never_admitted, next(iter(self._waiting)))
 
     def set_waiting(self, request: Connection, is_waiting: bool) -> None:
-        """Note that a connection waits, until its next request is admitted.
+        """Record that a connection waits, until its next request is admitted.
 
-        The time of a connection that waits already goes on: a refused request wins no further time.
+        A rejected request does not restart the waiting time.
         """
         with self._changed:
             if is_waiting:
@@ -298,7 +299,7 @@ class ConnectionServer(ThreadingHTTPServer):
                 self._cut(request)
 
     def shutdown_request(self, request: Connection) -> None:
-        """Close a connection that is over."""
+        """Close a connection that has ended."""
         super().shutdown_request(request)
         with self._changed:
             self._connections.discard(request)
@@ -307,12 +308,12 @@ class ConnectionServer(ThreadingHTTPServer):
             self._changed.notify_all()
 
     def handle_error(self, request: Connection, client_address: object) -> None:
-        """Say nothing of a client that went away; a mistake of ours is shown as Python shows it, on stderr."""
+        """Ignore clients that disconnected; print our own bugs to stderr as Python does."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
     def cut_connections(self) -> None:
-        """End every connection, and wait a while until the threads have noticed."""
+        """Cut all connections, and wait some seconds for their threads."""
         with self._changed:
             for connection in self._connections:
                 self._cut(connection)
@@ -322,7 +323,7 @@ class ConnectionServer(ThreadingHTTPServer):
         """Shut a connection down, so that its thread ends. The caller holds `_changed`."""
         self._waiting.pop(connection, None)
         with contextlib.suppress(OSError):
-            # The plain socket's: that of TLS would take the encryption away from under the thread that uses it.
+            # The plain socket's `shutdown`: TLS's would remove the encryption while another thread uses it.
             socket.socket.shutdown(cast("socket.socket", connection), socket.SHUT_RDWR)
 
 
@@ -330,7 +331,7 @@ def _open_layout(layout: DirectoryStorage, *, read_only: bool) -> None:
     if not read_only:
         layout.create()
         if not paths.exists(layout.path / "index.json"):
-            # Without one it would be no layout until the first push.
+            # Without the file the directory would not be a layout until the first push.
             layout.change_index(lambda entries: entries)
     layout.check()
 
@@ -338,10 +339,12 @@ def _open_layout(layout: DirectoryStorage, *, read_only: bool) -> None:
 def _resolve_listen_address(
     address: tuple[str, int], *, has_password: bool
 ) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    """Give the family and the numeric form of an address to listen at: on loopback, and any if it is `guarded`.
+    """Return family and numeric form of an address to listen at: on loopback, or any address with a password.
+
+    Archives need a password too: `--read-only` prevents changes, not reading.
 
     Raises:
-        UsageError: it is another one, or malformed.
+        UsageError: the address is not allowed, or malformed.
     """
     name, port = address
     if not 0 <= port <= _MAX_PORT:

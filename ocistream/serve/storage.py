@@ -49,7 +49,7 @@ _EMPTY_BLOB_DIGESTS = frozenset({compute_digest(b"", "sha256"), compute_digest(b
 
 
 class _VerificationResult(NamedTuple):
-    """`size` is the size of the blob in bytes, once that is known."""
+    """The result of hashing one file of a blob. `size` is the blob's size in bytes, if it is known."""
 
     state: _FileState
     is_intact: bool
@@ -57,7 +57,7 @@ class _VerificationResult(NamedTuple):
 
 
 class VerificationCache:
-    """The results of the most recent checks, by digest. Safe for several threads."""
+    """Results of the most recent checks, by digest. Safe for several threads."""
 
     def __init__(self) -> None:
         """Start without results."""
@@ -65,48 +65,48 @@ class VerificationCache:
         self._results: dict[str, _VerificationResult] = {}
 
     def record(self, digest: str, status: os.stat_result, *, is_right: bool) -> None:
-        """Remember the result of a check of the file that had this status when it was opened."""
+        """Remember the result for the file that had this status when it was opened."""
         with self._lock:
-            before = self._results.pop(digest, None)
-            size = status.st_size if is_right else before and before.size
+            old_result = self._results.pop(digest, None)
+            size = status.st_size if is_right else old_result and old_result.size
             if len(self._results) >= limits.MAX_CACHED_BLOB_CHECKS:
                 del self._results[next(iter(self._results))]
             self._results[digest] = _VerificationResult(_file_state(status), is_right, size)
 
     def has_result(self, digest: str) -> bool:
-        """Say whether there is a result for any file of this blob."""
+        """Return whether there is a result for any file of this blob."""
         return digest in self._results
 
     def is_intact(self, digest: str, status: os.stat_result) -> bool:
-        """Say whether this file was hashed and found right."""
-        check = self._results.get(digest)
-        return check is not None and check.is_intact and check.state == _file_state(status)
+        """Return whether this file was hashed and found right."""
+        result = self._results.get(digest)
+        return result is not None and result.is_intact and result.state == _file_state(status)
 
     def is_corrupt(self, digest: str, status: os.stat_result) -> bool:
-        """Say whether this file is known to be wrong: it was hashed, or its size cannot be that of the blob."""
+        """Return whether this file is known to be wrong: it was hashed, or its size is not the blob's."""
         if is_unexpectedly_empty(digest, status.st_size):
             return True
-        check = self._results.get(digest)
-        if check is None:
+        result = self._results.get(digest)
+        if result is None:
             return False
-        if check.size is not None and check.size != status.st_size:
+        if result.size is not None and result.size != status.st_size:
             return True
-        return not check.is_intact and check.state == _file_state(status)
+        return not result.is_intact and result.state == _file_state(status)
 
     def record_touch(self, digest: str, before: os.stat_result, after: os.stat_result) -> None:
         """Keep a result although the mtime of the file was set to the present."""
         with self._lock:
-            check = self._results.get(digest)
+            result = self._results.get(digest)
             if (
-                check is not None
-                and check.state == _file_state(before)
+                result is not None
+                and result.state == _file_state(before)
                 and _file_state(before)[:3] == _file_state(after)[:3]
             ):
-                self._results[digest] = check._replace(state=_file_state(after))
+                self._results[digest] = result._replace(state=_file_state(after))
 
 
 def is_unexpectedly_empty(digest: str, size: int) -> bool:
-    """Say whether a file of so many bytes is empty and its blob is not, as after a power failure."""
+    """Return whether a file of this size is empty and its blob is not, as after a power failure."""
     return not size and digest not in _EMPTY_BLOB_DIGESTS
 
 
@@ -114,82 +114,85 @@ def _file_state(status: os.stat_result) -> _FileState:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-#: The tag of the one image of an archive that nobody has named.
+#: The tag of an archive's only image, if it has no name.
 _DEFAULT_TAG = "latest"
 
 
 class Storage(Protocol):
     """Blobs by digest, and the entries of an `index.json`. Safe for several threads.
 
-    `repository` is the one that bare tags belong to. What changes something is called only where it may be changed.
+    Methods that change the storage are called only if it is writable.
     """
 
     @property
     def default_repository(self) -> str:
-        """The repository of images that say of none that they are in it."""
+        """The repository of images whose name states no repository."""
 
     def operator_notices(self) -> list[str]:
-        """Return what the operator should know of the place, a line each."""
+        """Return lines for the operator about the storage."""
 
     def index_version(self) -> tuple[int, ...]:
-        """Give what is another one as soon as the entries may be others.
+        """Return a value that changes whenever the entries may have changed.
 
         Raises:
-            LocalDiskError: it cannot be looked at.
+            LocalDiskError: the index cannot be accessed.
         """
 
     def list_entries(self) -> list[Descriptor]:
-        """Give what `index.json` lists, in order."""
+        """Return the entries of `index.json`, in order."""
 
     def blob_size(self, digest: str) -> int | None:
-        """Give a blob's size in bytes, or None where it is not there or known to be corrupt."""
+        """Return a blob's size in bytes; None if it does not exist or is known to be corrupt.
+
+        A corrupt blob counts as missing, so that a client that pushes it sends it again.
+        """
 
     def is_intact(self, digest: str) -> bool:
-        """Say whether a blob is what its digest says; it is hashed, unless that was done before.
+        """Return whether a blob matches its digest; it is hashed, unless that was done before.
 
         Raises:
-            NotFoundError, ArchiveError, LocalDiskError: as `part`.
+            NotFoundError, ArchiveError, LocalDiskError: as `open_blob_section`.
         """
 
     def check_not_corrupt(self, digest: str) -> None:
         """Do nothing unless the blob is known to be corrupt.
 
         Raises:
-            IntegrityError: it is.
+            IntegrityError: the blob is corrupt.
         """
 
     def open_blob_section(self, digest: str) -> contextlib.AbstractContextManager[FileSection]:
-        """Give where all of a blob is to be read, for as long as the block lasts.
+        """Return the section of a file that contains the blob, valid during the block.
 
         Raises:
-            NotFoundError: it is not there.
-            ArchiveError: something else stands in its place.
+            NotFoundError: the blob does not exist.
+            ArchiveError: its path is not a regular file.
             IntegrityError: it is known to be corrupt.
             LocalDiskError: it cannot be read.
         """
 
     def read_blob(self, descriptor: Descriptor) -> bytes:
-        """Read a small blob whole, and verify it.
+        """Return a small blob, verified.
 
         Raises:
-            NotFoundError, ArchiveError, LocalDiskError: as `part`.
-            IntegrityError: it is not what the descriptor promises.
+            NotFoundError, ArchiveError, LocalDiskError: as `open_blob_section`.
+            IntegrityError: size or digest is wrong.
         """
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Say whether a blob is there whole."""
+        """Return whether the complete blob exists."""
 
     def touch(self, digest: str) -> None:
-        """Note that somebody counts on a blob's being there, who has not named what needs it yet."""
+        """Protect a blob from `gc` while a client that needs it has not pushed the manifest yet."""
 
     def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> None:
         """Store a blob."""
 
     def delete_blob(self, digest: str) -> None:
-        """Remove a blob.
+        """Delete a blob.
 
         Raises:
-            NotFoundError: it is not there.
+            NotFoundError: it does not exist.
         """
 
     def change_index(
@@ -197,14 +200,14 @@ class Storage(Protocol):
         change: Callable[[list[Descriptor]], Sequence[Descriptor]],
         on_committed: Callable[[Sequence[Descriptor]], None] | None = None,
     ) -> None:
-        """Replace the entries by what `change` makes of them.
+        """Replace the entries by the result of `change`.
 
-        `then` is called with the new entries when they are durable, before anything else can change them.
+        `on_committed` is called with the new entries once they are durable, before they can change again.
         """
 
 
 class _IndexChange(CommitResult):
-    """One queued change of the entries; see `Storage.change_index`."""
+    """A queued change of the entries; see `Storage.change_index`."""
 
     def __init__(
         self,
@@ -223,7 +226,7 @@ class DirectoryStorage(LayoutDirectory):
     """
 
     def __init__(self, path: Path) -> None:
-        """Name the directory; nothing is read yet."""
+        """Use the directory at `path`; nothing is read yet."""
         super().__init__(path)
         self._index_file = IndexFile(self)
         self._changes: CommitQueue[_IndexChange] = CommitQueue(self._commit)
@@ -231,15 +234,15 @@ class DirectoryStorage(LayoutDirectory):
 
     @property
     def default_repository(self) -> str:
-        """The directory's name, made a repository's."""
+        """The directory's name, converted to a repository name."""
         return repository_of_directory(real_path(self.path).name)
 
     def operator_notices(self) -> list[str]:
-        """Say that there is no image, if there is none."""
+        """Return a line if there is no image."""
         return [] if self.list_entries() else [f"there is no image in {self.path} yet"]
 
     def index_version(self) -> tuple[int, ...]:
-        """Say which file `index.json` is at present."""
+        """Return the mtime, size and inode of `index.json`."""
         path = self.path / "index.json"
         with files.disk_errors(f"cannot read {path}"):
             try:
@@ -249,7 +252,7 @@ class DirectoryStorage(LayoutDirectory):
         return status.st_mtime_ns, status.st_size, status.st_ino
 
     def list_entries(self) -> list[Descriptor]:
-        """Give what `index.json` lists; the file is parsed only if another process has changed it."""
+        """Return the entries of `index.json`; the file is parsed only if another process has changed it."""
         return list(self._index_file.load().entries)
 
     def change_index(
@@ -261,25 +264,28 @@ class DirectoryStorage(LayoutDirectory):
         self._changes.submit(_IndexChange(change, on_committed))
 
     def _commit(self, take: Callable[[], Sequence[_IndexChange]]) -> None:
-        """Write a group of changes with one new `index.json`. Each change gets the entries that the one before made."""
+        """Write a group of changes as one new `index.json`.
+
+        Each change gets the entries that the previous one returned.
+        """
         with self.lock_index():
             index = self._index_file.load()
-            made = []
+            applied = []
             for change in take():
                 with change, files.disk_errors(f"cannot write {self.index_path}"):
                     index = self._index_file.with_entries(index, change.change(list(index.entries)))
-                    made.append(change)
-            if not made:
+                    applied.append(change)
+            if not applied:
                 return
             self.sync_blobs()
             self._index_file.write(index)
-            for change in made:
+            for change in applied:
                 if change.then is not None:
                     with change:
                         change.then(index.entries)
 
     def blob_size(self, digest: str) -> int | None:
-        """Give a blob's size in bytes, or None where it is not there or known to be corrupt."""
+        """Return a blob's size in bytes; None if it does not exist or is known to be corrupt."""
         status = self.blob_status(digest)
         return None if status is None or self._verifications.is_corrupt(digest, status) else status.st_size
 
@@ -290,18 +296,18 @@ class DirectoryStorage(LayoutDirectory):
             raise self._report_corrupt(digest)
 
     def is_intact(self, digest: str) -> bool:
-        """Say whether a blob is what its digest says."""
+        """Return whether a blob matches its digest."""
         try:
             with (
-                self.open_blob_section(digest) as part,
+                self.open_blob_section(digest) as section,
                 files.disk_errors(f"cannot read the blob {digest} in {self.path}"),
             ):
-                if part.on_verified is not None:
+                if section.on_verified is not None:
                     for _ in verify_chunks(
-                        read_chunks(part.file, part.size), Descriptor(UNKNOWN_MEDIA_TYPE, digest, part.size)
+                        read_chunks(section.file, section.size), Descriptor(UNKNOWN_MEDIA_TYPE, digest, section.size)
                     ):
                         pass
-                    part.on_verified()
+                    section.on_verified()
         except IntegrityError:
             return False
         return True
@@ -311,7 +317,7 @@ class DirectoryStorage(LayoutDirectory):
         self._verifications.record(digest, status, is_right=True)
 
     def touch(self, digest: str) -> None:
-        """Note that a blob is of use now; what is known of its file stays known."""
+        """Set the blob's mtime to the present; its verification result stays valid."""
         before = self.blob_status(digest) if self._verifications.has_result(digest) else None
         super().touch(digest)
         after = self.blob_status(digest) if before is not None else None
@@ -319,17 +325,17 @@ class DirectoryStorage(LayoutDirectory):
             self._verifications.record_touch(digest, before, after)
 
     def read_blob(self, descriptor: Descriptor) -> bytes:
-        """Read a small blob whole, and verify it."""
+        """Return a small blob, verified."""
         try:
             return super().read_blob(descriptor)
         except IntegrityError:
-            # The descriptor may be wrong too, about the size.
+            # Hash the file: perhaps only the descriptor's size is wrong.
             self.is_intact(descriptor.digest)
             raise
 
     @contextlib.contextmanager
     def open_blob_section(self, digest: str) -> Iterator[FileSection]:
-        """Open a blob. All of it is to be verified while it is sent, until that was done once."""
+        """Open a blob. It is verified while it is sent, until that was done once for this file."""
         with self.open_blob(digest) as file:
             status = os.fstat(file.fileno())
             if self._verifications.is_corrupt(digest, status):
@@ -347,27 +353,27 @@ class DirectoryStorage(LayoutDirectory):
                 raise
 
     def _report_corrupt(self, digest: str) -> IntegrityError:
-        """Say once that a blob is corrupt, and return the error for those that ask for it."""
-        what = f"the blob {digest} in {self.path} is corrupt"
-        notices.notify(f"{what}: it is not served; push an image that contains it to replace it")
-        return IntegrityError(what)
+        """Report a corrupt blob once, and return the error for requests of it."""
+        message = f"the blob {digest} in {self.path} is corrupt"
+        notices.notify(f"{message}: it is not served; push an image that contains it to replace it")
+        return IntegrityError(message)
 
 
 class ArchiveStorage:
-    """An archive in a regular file: blobs are read where they lie in it. It stays open, so it may be moved meanwhile.
+    """An archive in a regular file, whose blobs are read in place. The file stays open, so it may be moved or replaced.
 
-    For a docker-archive, which has no manifests, they are made when it is opened.
+    Manifests are hashed whenever they are read, and blobs whenever they are sent. The manifests of a docker-archive,
+    which has none, are synthesized when it is opened.
     """
 
     def __init__(self, path: Path) -> None:
         """Read the headers and the index.
 
         Raises:
-            NotFoundError: it is not there.
+            NotFoundError: the file does not exist, or has no image.
             LocalDiskError: it cannot be read.
-            UnsupportedError: it is compressed, so that nothing in it can be found without reading all before it.
+            UnsupportedError: it is compressed, so no part can be read without all bytes before it.
             ArchiveError: it is malformed or truncated, or only a part of an archive.
-            NotFoundError: there is no image in it.
         """
         if is_compressed(path):
             msg = f"{path} is compressed, and blobs cannot be read where they lie in it"
@@ -377,7 +383,7 @@ class ArchiveStorage:
         self._what = f"{path}"
         self.default_repository = repository_of_directory(path.name.removesuffix(".tar"))
         self._source = ArchiveFileSource(path)
-        #: Manifests that are in no file.
+        #: Synthesized manifests, by digest.
         self._synthesized: dict[str, bytes] = {}
         self._operator_notices: list[str] = []
         try:
@@ -391,66 +397,66 @@ class ArchiveStorage:
         self._source.close()
 
     def operator_notices(self) -> list[str]:
-        """Say under which name an image is served that has none."""
+        """Return the line about an image that got its name here."""
         return self._operator_notices
 
     def index_version(self) -> tuple[int, ...]:
-        """Say that nothing ever changes."""
+        """Return a constant: an archive never changes."""
         return ()
 
     def list_entries(self) -> list[Descriptor]:
-        """Give what the archive lists."""
+        """Return the entries of the archive."""
         return self._entries
 
     def blob_size(self, digest: str) -> int | None:
-        """Give a blob's size in bytes, or None."""
-        if (made := self._synthesized.get(digest)) is not None:
-            return len(made)
-        place = self._source.contents.blobs.get(digest)
-        return place.size if place else None
+        """Return a blob's size in bytes, or None."""
+        if (synthesized := self._synthesized.get(digest)) is not None:
+            return len(synthesized)
+        extent = self._source.contents.blobs.get(digest)
+        return extent.size if extent else None
 
     @contextlib.contextmanager
     def open_blob_section(self, digest: str) -> Iterator[FileSection]:
-        """Say where a blob lies; all of it is to be verified while it is sent."""
-        place = self._source.contents.blobs.get(digest)
-        if place is None:
+        """Return the section of the archive with the blob, which is verified while it is sent."""
+        extent = self._source.contents.blobs.get(digest)
+        if extent is None:
             raise self._blob_not_found_error(digest)
-        if is_unexpectedly_empty(digest, place.size):
+        if is_unexpectedly_empty(digest, extent.size):
             msg = f"the blob {digest} in {self._what} is corrupt"
             raise IntegrityError(msg)
-        yield FileSection(self._source.file, place.offset, place.size, digest)
+        yield FileSection(self._source.file, extent.offset, extent.size, digest)
 
     def read_blob(self, descriptor: Descriptor) -> bytes:
-        """Read a small blob whole, and verify it."""
-        if (made := self._synthesized.get(descriptor.digest)) is not None:
-            return made
+        """Return a small blob, verified."""
+        if (synthesized := self._synthesized.get(descriptor.digest)) is not None:
+            return synthesized
         blob = self._source.blob(descriptor)
         if blob is None:
             raise self._blob_not_found_error(descriptor.digest)
         return read_all(verify_chunks(blob.open(), descriptor))
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Say whether a blob of this size is there."""
+        """Return whether a blob of this size exists."""
         return self.blob_size(descriptor.digest) == descriptor.size
 
     def is_intact(self, digest: str) -> NoReturn:
-        """Refuse: only a push asks for this."""
+        """Raise: only a push asks for this."""
         del digest
         raise _read_only_error()
 
     def check_not_corrupt(self, digest: str) -> None:
-        """Do nothing: every read of an archive is verified, and nothing is remembered."""
+        """Do nothing: every read of an archive is verified, and no result is stored."""
 
     def touch(self, digest: str) -> None:
-        """Do nothing: nothing goes away."""
+        """Do nothing: no blob is ever deleted."""
 
     def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> NoReturn:
-        """Refuse."""
+        """Raise: an archive is read-only."""
         del digest, verified_chunks
         raise _read_only_error()
 
     def delete_blob(self, digest: str) -> NoReturn:
-        """Refuse."""
+        """Raise: an archive is read-only."""
         del digest
         raise _read_only_error()
 
@@ -459,7 +465,7 @@ class ArchiveStorage:
         change: Callable[[list[Descriptor]], Sequence[Descriptor]],
         on_committed: Callable[[Sequence[Descriptor]], None] | None = None,
     ) -> NoReturn:
-        """Refuse."""
+        """Raise: an archive is read-only."""
         del change, on_committed
         raise _read_only_error()
 
@@ -469,35 +475,36 @@ class ArchiveStorage:
             return build_entries(graph)
         index = self._source.read_complete_index()
         self._synthesized = self._source.synthesized_manifests
+        # A missing blob would be noticed only in the middle of a pull, so an incomplete archive is not served.
         if VOLUME_ANNOTATION in index.annotations or OMITTED_ANNOTATION in index.annotations:
-            what = (
+            reason = (
                 "is one of several volumes"
                 if VOLUME_ANNOTATION in index.annotations
                 else "was made without some of its blobs"
             )
-            msg = f"{self._what} {what}, and what is missing could not be served"
+            msg = f"{self._what} {reason}, and what is missing could not be served"
             hint = "push it to a registry that has the rest: `ocistream serve DIR` is one, over a directory"
             raise ArchiveError(msg, hint=hint)
         return index.entries
 
     def _name_only_image(self, entries: list[Descriptor]) -> list[Descriptor]:
-        """Give the only image a name if it has none: else it could be had by its digest alone.
+        """Return the entries; an only image without a name gets one, since clients could pull it by digest only.
 
         Raises:
             NotFoundError: there is no image.
         """
         if not entries:
-            # Nothing can be pushed either.
+            # An archive without images is useless: nothing can be pushed to it either.
             raise NotFoundError(
                 f"there is no image in {self._what}", hint="serve an archive that has one, or a directory"
             )
         if len(entries) != 1 or entry_name_of(entries[0]) is not None:
             return entries
-        only = entries[0]
+        image = entries[0]
         self._operator_notices.append(
             f"the image has no name: it is served as {self.default_repository}:{_DEFAULT_TAG}"
         )
-        return [replace(only, annotations={**only.annotations, REF_NAME: _DEFAULT_TAG})]
+        return [replace(image, annotations={**image.annotations, REF_NAME: _DEFAULT_TAG})]
 
     def _blob_not_found_error(self, digest: str) -> NotFoundError:
         return NotFoundError(f"there is no blob {digest} in {self._what}")

@@ -33,25 +33,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Upload", "Uploads"]
 
-#: How long, in seconds, a request waits for another one of the same upload to end.
+#: How long, in seconds, a request waits for another request of the same upload.
 _LOCK_TIMEOUT: Final = 5.0
 _FILE_MODE: Final = 0o644
 
 
 class Upload:
-    """One session. `offset` is how many bytes have come; `identifier` is what its URL ends in.
+    """An upload session. `offset` is the number of bytes received; `identifier` is the last part of its URL.
 
-    `is_open` says whether it may be gone on with, `starved` whether the disk had no room for what came last. Whoever
-    changes it holds it, by `Uploads.hold`.
+    `is_open` says whether it can be resumed, `is_out_of_space` whether the disk had no space for the last bytes. Hold
+    `Uploads.lock` to change it. Its partial file stays locked, which needs a descriptor for each session: so the next
+    start recognizes the files of a killed process.
     """
 
     def __init__(self, layout: LayoutDirectory, repository: str, algorithm: str, on_stored: OnStored | None) -> None:
-        """Begin with no bytes; `algorithm` is the one that the digest is expected to have.
+        """Start without bytes. `algorithm` is the one that the digest will probably have.
 
-        `on_stored` is told of the file that becomes a blob.
+        `on_stored` is called with the file that becomes a blob.
 
         Raises:
-            LocalDiskError: there is no room, or no permission.
+            LocalDiskError: there is no space or no permission.
         """
         self.identifier = str(uuid.uuid4())
         self.repository = repository
@@ -69,28 +70,28 @@ class Upload:
             folder.mkdir(exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self._lock_holder = FileIO(os.open(self._path, flags, _FILE_MODE), "wb")
-            # Where there are no locks, the file's age has to say that it is abandoned.
+            # On a file system without locks, only the file's age shows that it is abandoned.
             with contextlib.suppress(OSError):
                 fcntl.flock(self._lock_holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def expect_digest(self, digest: str) -> None:
-        """Hash with the algorithm of the digest that was promised, if no byte has come yet."""
+        """Hash with the algorithm of this digest, if no byte was received yet."""
         if not self.offset:
             self._start_hash(parse_digest(digest).algorithm)
 
     def receive(self, read: Callable[[memoryview], int], buffer: memoryview) -> None:
-        """Append all that `read` puts into `buffer`, until it says 0. What came before it raised is kept.
+        """Append the bytes that `read` writes into `buffer`, until it returns 0. If it raises, earlier bytes are kept.
 
         Raises:
-            LocalDiskError: the disk is full, or otherwise in the way.
+            LocalDiskError: the disk is full, or another disk error.
         """
         self.is_out_of_space = False
         with self._disk_errors():
             file = self._open_file()
         with file:
             file.seek(self.offset)
-            while got := read(buffer):
-                chunk = buffer[:got]
+            while count := read(buffer):
+                chunk = buffer[:count]
                 try:
                     with self._disk_errors():
                         files.write_all(file, chunk)
@@ -98,14 +99,14 @@ class Upload:
                     self.is_out_of_space = True
                     raise
                 self._hash.update(chunk)
-                self.offset += got
+                self.offset += count
 
     def finish(self, digest: str) -> None:
-        """Make a blob of the bytes, if they are the ones that `digest` promises. The session is over either way.
+        """Turn the bytes into a blob if they have this digest. The session ends in either case.
 
         Raises:
-            RefusedError: they are not (400).
-            LocalDiskError: they cannot be made to stay.
+            RequestRejectedError: the digest is wrong (400).
+            LocalDiskError: the file cannot be synced or renamed.
         """
         try:
             if self._compute_digest(parse_digest(digest).algorithm) != digest:
@@ -113,7 +114,7 @@ class Upload:
                 raise RequestRejectedError(400, "DIGEST_INVALID", "the bytes have another digest", details=[detail])
             path = self._layout.blob_path(digest)
             with self._disk_errors(), self._open_file() as file:
-                # What a full disk took of a chunk, before it refused the rest, was never counted.
+                # Remove bytes of a chunk that a full disk accepted in part; they were never counted.
                 file.truncate(self.offset)
                 os.fsync(file.fileno())
                 status = os.fstat(file.fileno())
@@ -126,7 +127,7 @@ class Upload:
             self.discard()
 
     def discard(self) -> None:
-        """End the session and drop its bytes, if they have not become a blob."""
+        """End the session and delete its bytes, unless they have become a blob."""
         self.is_open = False
         with contextlib.suppress(OSError):
             self._path.unlink()
@@ -134,14 +135,14 @@ class Upload:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other requests off this upload, but for those that only ask for its offset.
+        """Block other requests of this upload during the block, except those that ask for its offset.
 
         Raises:
-            RefusedError: it is not there any more (404), or another request does not let go of it (429).
+            RequestRejectedError: the session has ended (404), or another request keeps the lock (429).
         """
         if not self._lock.acquire(timeout=_LOCK_TIMEOUT):
-            what = "another request is still writing to this upload"
-            raise RequestRejectedError(429, "TOOMANYREQUESTS", what, headers={"Retry-After": "1"})
+            message = "another request is still writing to this upload"
+            raise RequestRejectedError(429, "TOOMANYREQUESTS", message, headers={"Retry-After": "1"})
         try:
             if not self.is_open:
                 raise _unknown_upload_error(self.identifier)
@@ -151,9 +152,9 @@ class Upload:
             self._lock.release()
 
     def discard_if_idle(self, before: float) -> bool:
-        """End the session if no request holds it and none did since `before`; say whether it is over.
+        """End the session if no request uses it and none did since `before`; return whether it has ended.
 
-        One that had no room on the disk is over at once: few clients go on with it, and it takes the room of others.
+        A session that found the disk full ends at once: few clients resume it, and its bytes take space from others.
         """
         if not self._lock.acquire(blocking=False):
             return False
@@ -169,7 +170,7 @@ class Upload:
         self._hash: Hasher = new_hash(f"{algorithm}:{'0' * DIGEST_HEX_LENGTHS[algorithm]}")
 
     def _compute_digest(self, algorithm: str) -> str:
-        """Give the digest; the bytes are read again only if another algorithm was expected when they came."""
+        """Return the digest; the file is read again only if another algorithm was expected before."""
         if algorithm != self._algorithm:
             self._start_hash(algorithm)
             with self._disk_errors(), files.open_for_reading(self._path) as file:
@@ -185,10 +186,10 @@ class Upload:
 
 
 class Uploads:
-    """All sessions of one registry. Safe for several threads."""
+    """All upload sessions of one registry. Safe for several threads."""
 
     def __init__(self, layout: LayoutDirectory | None, on_stored: OnStored | None = None) -> None:
-        """Keep the bytes of uploads in `layout`, among its blobs; without one there never are any.
+        """Store uploads in `layout`, next to its blobs; if it is None, uploads are rejected.
 
         `on_stored` is called with the digest and the status of each file that becomes a blob.
         """
@@ -198,11 +199,11 @@ class Uploads:
         self._uploads: dict[str, Upload] = {}
 
     def begin(self, repository: str, algorithm: str = "sha256") -> Upload:
-        """Start a session, after those were dropped that nobody goes on with.
+        """Start a session, after idle ones were discarded.
 
         Raises:
-            RefusedError: there are too many (429), or there is no place for them (405).
-            LocalDiskError: there is no room for it, or no permission.
+            RequestRejectedError: there are too many sessions (429), or there is no layout (405).
+            LocalDiskError: there is no space or no permission.
         """
         if self._layout is None:
             raise RequestRejectedError(405, "UNSUPPORTED", "nothing can be uploaded here")
@@ -215,10 +216,10 @@ class Uploads:
         return upload
 
     def find(self, repository: str, identifier: str) -> Upload:
-        """Give the session that a repository has under this identifier.
+        """Return the session of a repository with this identifier.
 
         Raises:
-            RefusedError: there is none (404).
+            RequestRejectedError: it does not exist (404).
         """
         with self._lock:
             upload = self._uploads.get(identifier)
@@ -228,10 +229,10 @@ class Uploads:
 
     @contextlib.contextmanager
     def lock(self, upload: Upload) -> Iterator[None]:
-        """Keep other requests off a session within the block, and forget it if it is over then.
+        """Block other requests of a session during the block, and forget the session if it has ended.
 
         Raises:
-            RefusedError: it is over already (404), or another request does not let go of it (429).
+            RequestRejectedError: the session has ended (404), or another request keeps the lock (429).
         """
         with upload.lock():
             try:
@@ -241,9 +242,9 @@ class Uploads:
                     self._forget(upload)
 
     def delete_abandoned(self) -> None:
-        """Remove the partial files of sessions whose process was killed: nobody has their locks.
+        """Delete the partial files of killed processes: these files are not locked.
 
-        Also what is as old as an idle session, whosever it is.
+        Also delete files that are as old as an idle session, even if they are another user's.
         """
         if self._layout is None:
             return
@@ -256,7 +257,7 @@ class Uploads:
                         path.unlink()
 
     def close(self) -> None:
-        """Drop all sessions, whoever holds them."""
+        """Discard all sessions, even those in use."""
         with self._lock:
             for upload in self._uploads.values():
                 upload.discard()

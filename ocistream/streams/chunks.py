@@ -40,120 +40,121 @@ __all__ = [
     "verify_chunks",
 ]
 
+#: Bytes of a blob. A memoryview is valid only until the next chunk is requested, so files and pipes are read into one
+#: reused buffer.
 Chunk: TypeAlias = "bytes | memoryview"
 
 
 def new_hash(digest: str) -> Hasher:
-    """Make a hash object of the algorithm that `digest` names."""
+    """Return a hash object for the algorithm of `digest`."""
     return hashlib.new(parse_digest(digest).algorithm, usedforsecurity=True)
 
 
 def compute_digest(content: bytes, algorithm: str = "sha256") -> str:
-    """Give the digest of small content that is held."""
+    """Return the digest of small content in memory."""
     return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
 
 
 def verify_chunks(
-    chunks: Iterable[Chunk], descriptor: Descriptor, held: Iterable[Chunk] = (), *, beside: bool = False
+    chunks: Iterable[Chunk], descriptor: Descriptor, stored: Iterable[Chunk] = (), *, beside: bool = False
 ) -> Iterator[Chunk]:
-    """Pass a blob's chunks on, the last one only after size and digest were found right.
+    """Yield a blob's chunks; yield the last one only if size and digest are right.
 
-    What is `held` of it already, its beginning, is hashed first and not passed on; `chunks` then are the rest.
-
-    So a corrupt blob is never completed anywhere, not even in a pipe or in a request's body: it stays short there,
-    and the other side fails as well. However it ends, `chunks` is closed then, if it can be: it is not left to the
-    garbage collector to close a socket or a file below it. With `beside` a thread hashes what is being used.
+    So a corrupt blob is never completed anywhere, not even in a pipe or a request body: it stays short, and the other
+    side fails too. `stored` is the beginning of the blob that exists already: it is hashed first and not yielded, and
+    `chunks` then are the rest. Both are closed at the end if they can be, so that no socket or file waits for the
+    garbage collector. With `beside` a thread hashes each chunk while the caller uses it.
 
     Raises:
-        IntegrityError: the bytes are not what `descriptor` (size in bytes, digest) promises.
+        IntegrityError: the bytes do not have the size (in bytes) or digest of `descriptor`.
     """
     hasher: Hasher = new_hash(descriptor.digest)
     thread = ThreadedHasher(hasher) if beside and descriptor.size >= MIN_THREADED_HASH else None
-    seen = 0
+    size = 0
     with closing_chunks(chunks), thread or nullcontext():
         hasher = thread or hasher
-        for chunk, is_new in _join_chunks(held, chunks):
+        for chunk, is_new in _join_chunks(stored, chunks):
             if not chunk:
                 continue
-            seen += len(chunk)
-            if seen > descriptor.size:
-                raise size_error(descriptor, seen)
+            size += len(chunk)
+            if size > descriptor.size:
+                raise size_error(descriptor, size)
             hasher.update(chunk)
-            if seen == descriptor.size:
+            if size == descriptor.size:
                 check_digest(descriptor, hasher)
             if is_new:
                 yield chunk
             if thread is not None and not isinstance(chunk, bytes):
-                # The next one may be read into the same memory, or else the one after that.
-                thread.wait(but=1 if is_double_buffered(chunk) else 0)
-    if seen < descriptor.size:
-        raise size_error(descriptor, seen)
-    if not seen:
+                # The next chunk, or with two buffers the one after it, overwrites this memory.
+                thread.wait(except_last=1 if is_double_buffered(chunk) else 0)
+    if size < descriptor.size:
+        raise size_error(descriptor, size)
+    if not size:
         check_digest(descriptor, hasher)
 
 
-def _join_chunks(held: Iterable[Chunk], chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, bool]]:
-    """Give chunks of both, and of each whether it is one of the latter."""
-    with closing_chunks(held):
-        for chunk in held:
+def _join_chunks(stored: Iterable[Chunk], chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, bool]]:
+    """Yield the chunks of both, each with whether it comes from `chunks`."""
+    with closing_chunks(stored):
+        for chunk in stored:
             yield chunk, False
     for chunk in chunks:
         yield chunk, True
 
 
 def check_chunks_size(chunks: Iterable[Chunk], descriptor: Descriptor, offset: int) -> Iterator[Chunk]:
-    """Pass on a blob's chunks from byte `offset` on, of which no more than the size can be checked.
+    """Yield a blob's chunks from byte `offset` on, and check their size only: the beginning is elsewhere.
 
-    What has less is noticed at its end only, when all that there is has passed; of what has more, no chunk is passed on
-    that goes beyond the size. `chunks` is closed at the end.
+    A blob that is too short is noticed only after its last chunk was yielded. A chunk beyond the size is never yielded.
+    `chunks` is closed at the end.
 
     Raises:
-        IntegrityError: the blob has another size than `descriptor` promises.
+        IntegrityError: the blob does not have the size of `descriptor`.
     """
-    seen = offset
+    size = offset
     with closing_chunks(chunks):
         for chunk in chunks:
-            seen += len(chunk)
-            if seen > descriptor.size:
-                raise size_error(descriptor, seen)
+            size += len(chunk)
+            if size > descriptor.size:
+                raise size_error(descriptor, size)
             yield chunk
-    if seen < descriptor.size:
-        raise size_error(descriptor, seen)
+    if size < descriptor.size:
+        raise size_error(descriptor, size)
 
 
 def closing_chunks(chunks: Iterable[Chunk]) -> AbstractContextManager[object]:
-    """Close what makes the chunks at the end of the block, if it can be: a generator can, a list cannot."""
+    """Return a context manager that closes the iterator of chunks if it has `close`, as a generator has."""
     return closing(cast("Closeable", chunks)) if hasattr(chunks, "close") else nullcontext()
 
 
 class Closeable(Protocol):
-    """What can be closed."""
+    """An object that can be closed."""
 
     def close(self) -> object:
-        """Let go of whatever is below."""
+        """Release the resources below."""
 
 
-def size_error(descriptor: Descriptor, seen: int) -> IntegrityError:
-    """Say that a blob has another size than it should; `seen` bytes of it have come."""
-    more = "or more " if seen > descriptor.size else ""
-    return IntegrityError(f"{descriptor.digest}: expected {descriptor.size} bytes, got {seen} {more}".rstrip())
+def size_error(descriptor: Descriptor, size: int) -> IntegrityError:
+    """Return the error for a blob of the wrong size, of which `size` bytes were read."""
+    more = "or more " if size > descriptor.size else ""
+    return IntegrityError(f"{descriptor.digest}: expected {descriptor.size} bytes, got {size} {more}".rstrip())
 
 
 def check_digest(descriptor: Descriptor, hasher: Hasher) -> None:
-    """Compare what was hashed with what was promised.
+    """Compare the computed digest with the descriptor's.
 
     Raises:
         IntegrityError: they differ.
     """
     algorithm, _, expected = descriptor.digest.partition(":")
-    got = hasher.hexdigest()
-    if got != expected:
-        msg = f"{descriptor.digest}: the bytes have the digest {algorithm}:{got}"
+    actual = hasher.hexdigest()
+    if actual != expected:
+        msg = f"{descriptor.digest}: the bytes have the digest {algorithm}:{actual}"
         raise IntegrityError(msg)
 
 
 def count_chunks(chunks: Iterable[Chunk], advance: Callable[[int], None]) -> Iterator[Chunk]:
-    """Pass chunks on and report the size of each, in bytes, once whoever asked for it comes back for the next."""
+    """Yield chunks, and report the size of each in bytes when the caller requests the next one."""
     for chunk in chunks:
         size = len(chunk)
         yield chunk
@@ -161,25 +162,25 @@ def count_chunks(chunks: Iterable[Chunk], advance: Callable[[int], None]) -> Ite
 
 
 class ByteCounter:
-    """Counts one blob, in bytes, and takes back what was counted when it is begun again."""
+    """Counts the bytes of one blob, and subtracts them when the blob is read again from its beginning."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
-        """Begin at 0; `advance` is told of every change."""
+        """Start at 0; `advance` is called with every change."""
         self._advance = advance
         self.count = 0
 
     def advance(self, size: int) -> None:
-        """Count more."""
+        """Add `size` bytes."""
         self.count += size
         self._advance(size)
 
     def restart(self) -> None:
-        """Begin anew."""
+        """Subtract all bytes counted so far."""
         self.advance(-self.count)
 
 
 def read_all(chunks: Iterable[Chunk]) -> bytes:
-    """Give small content in one piece. To join a list of chunks would take twice the room."""
+    """Return small content as bytes. Joining a list of chunks would need twice the memory."""
     content = io.BytesIO()
     for chunk in chunks:
         content.write(chunk)
@@ -187,10 +188,10 @@ def read_all(chunks: Iterable[Chunk]) -> bytes:
 
 
 def cancellable_chunks(chunks: Iterable[Chunk], cancelled: threading.Event) -> Iterator[Chunk]:
-    """Pass chunks on until `cancelled` is set.
+    """Yield chunks until `cancelled` is set.
 
     Raises:
-        CancelledError: it was.
+        CancelledError: `cancelled` is set.
     """
     for chunk in chunks:
         if cancelled.is_set():
@@ -200,19 +201,19 @@ def cancellable_chunks(chunks: Iterable[Chunk], cancelled: threading.Event) -> I
 
 
 class FailureTracker:
-    """Chunks that know whether it was they that failed, or who uses them."""
+    """An iterator of chunks that records whether it failed itself, as opposed to the code that uses it."""
 
     def __init__(self, chunks: Iterator[Chunk]) -> None:
-        """Begin with nothing wrong."""
+        """Wrap `chunks`."""
         self._chunks = chunks
         self.has_failed = False
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Give itself."""
+        """Return itself."""
         return self
 
     def __next__(self) -> Chunk:
-        """Give the next chunk."""
+        """Return the next chunk."""
         try:
             return next(self._chunks)
         except OcistreamError:
@@ -221,52 +222,53 @@ class FailureTracker:
 
 
 class HashedChunks:
-    """Passes chunks on, and knows the size and digest of what has passed."""
+    """An iterator of chunks that computes their size in bytes and their digest."""
 
     def __init__(self, chunks: Iterable[Chunk]) -> None:
-        """Begin at nothing."""
+        """Wrap `chunks`."""
         self._chunks = iter(chunks)
         self._hasher = hashlib.sha256()
         self.size = 0
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Give itself."""
+        """Return itself."""
         return self
 
     def __next__(self) -> Chunk:
-        """Give the next chunk."""
+        """Return the next chunk."""
         chunk = next(self._chunks)
         self.add(chunk)
         return chunk
 
     def add(self, chunk: Chunk) -> None:
-        """Count a chunk that passes elsewhere."""
+        """Include a chunk that was read elsewhere."""
         self.size += len(chunk)
         self._hasher.update(chunk)
 
     @property
     def digest(self) -> str:
-        """The digest of what has passed so far."""
+        """The digest of all chunks so far."""
         return f"sha256:{self._hasher.hexdigest()}"
 
 
 class RawReader(Protocol):
-    """A raw binary file: reads into a buffer and says how much it was."""
+    """A raw binary file, which reads into a buffer."""
 
     def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill the beginning of `buffer`; 0 at the end of the file."""
+        """Read into the beginning of `buffer` and return the number of bytes; 0 at the end of the file."""
 
 
 def read_chunks(file: RawReader, size: int, chunk_size: int = CHUNK_SIZE) -> Iterator[memoryview]:
     """Read up to `size` bytes of `file` in chunks of at most `chunk_size` bytes, all in the same buffer.
 
-    It ends early where the file does; `verified` is who finds that out. `OSError` is left to the caller.
+    If the file is shorter, the iterator ends early; `verify_chunks` detects that. The caller handles `OSError`. The
+    default of 256 KiB was measured: 64 KiB cost more CPU per byte, and 1 MiB costs no less and needs more memory.
     """
     buffer = memoryview(bytearray(max(0, min(chunk_size, size))))
-    left = size
-    while left > 0:
-        got = file.readinto(buffer[: min(left, len(buffer))])
-        if not got:
+    remaining = size
+    while remaining > 0:
+        count = file.readinto(buffer[: min(remaining, len(buffer))])
+        if not count:
             return
-        left -= got
-        yield buffer[:got]
+        remaining -= count
+        yield buffer[:count]

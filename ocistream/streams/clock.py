@@ -10,19 +10,19 @@ if TYPE_CHECKING:
 
 __all__ = ["now", "skipped", "sleep"]
 
-#: Seconds to add to the system's clock: tests add here what they do not sleep.
+#: Seconds to add to the system's clock: tests add the time that they do not sleep.
 skipped = 0.0
 
 
 def sleep(seconds: float, cancelled: Event) -> bool:
-    """Sleep until so many `seconds` have passed or `cancelled` is set; return whether it is set.
+    """Sleep for `seconds` or until `cancelled` is set; return whether it is set.
 
-    Retries, Retry-After, rate limits of a registry and `--limit-rate` pause here. Callers use
-    `streams.clock.sleep(...)`, never an imported name, so that a replacement holds for all of them.
+    Retries, Retry-After, the rate limits of registries and `--limit-rate` wait here. Callers use
+    `streams.clock.sleep(...)`, not an imported name, so that tests can replace it for all.
     """
     return cancelled.wait(seconds)
 
 
 def now() -> float:
-    """Return the time in seconds, on a clock that is only good for differences."""
+    """Return the time in seconds; only differences are meaningful."""
     return time.monotonic() + skipped

@@ -24,28 +24,28 @@ __all__ = ["CODECS", "GZIP", "NONE", "ZSTD", "Codec", "decompress", "detect_code
 
 #: zlib's number for a deflate stream in a gzip frame with the widest window (zlib.h, inflateInit2).
 _GZIP_FRAME: Final = 16 + zlib.MAX_WBITS
-#: How a gzip member begins (RFC 1952, section 2.3.1).
+#: The first bytes of a gzip member (RFC 1952, section 2.3.1).
 _GZIP_MAGIC: Final = b"\x1f\x8b"
-#: So much of what is left is shown to a new gzip member, in bytes: the library makes a copy of what a member has no use
-#: for, and a chunk may hold thousands of them.
+#: How many bytes a new gzip member gets at first: the library copies the bytes that a member does not use, and a chunk
+#: may have thousands of members.
 _MEMBER_PREFIX: Final = 4 * limits.KIB
-#: Threads that compress one zstd stream. The frames are the same with any number of them, but for none at all.
+#: Threads per zstd stream. The frames are the same for any number of threads except none.
 _ZSTD_THREADS: Final = 2
-#: What each of them takes at a time, in bytes. zstd's own choice, four windows, costs
-#: several times the memory, for frames that are hardly smaller.
+#: Bytes per job of a thread. zstd's default of four windows needs several times the memory, for frames that are hardly
+#: smaller.
 _ZSTD_JOB: Final = 1 * limits.MIB
-#: How a zstd frame begins, and one that decoders pass over (RFC 8878, sections 3.1.1 and 3.1.2).
+#: Magic numbers of a zstd frame and of a skippable frame (RFC 8878, sections 3.1.1 and 3.1.2).
 _FRAME_MAGIC: Final = 0xFD2FB528
 _SKIPPABLE_MAGIC: Final = 0x184D2A50
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One way to compress: its `name` on the command line and in media types, and how its streams begin.
+    """A compression format: its `name` in options and media types, and the `magic` bytes of its streams.
 
-    `compress` takes plain chunks and a level within `levels`; `decompress` gives plain chunks of bounded size, and
-    raises ArchiveError where the stream is malformed or ends too early, UnsupportedError where it asks for too much.
-    `compress` gives the same bytes on every run.
+    `compress` takes plain chunks and a level in `levels`, and yields the same bytes on every run. `decompress` yields
+    plain chunks of bounded size. It raises ArchiveError if the stream is malformed or truncated, and UnsupportedError
+    if it needs too much memory.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Codec:
 
 
 class _GzipMember(Protocol):
-    """One compressed stream of zlib's on its way to plain bytes."""
+    """zlib's decompressor of one gzip member."""
 
     eof: bool
     unused_data: bytes
@@ -67,7 +67,7 @@ class _GzipMember(Protocol):
 
 
 class _ZlibModule(Protocol):
-    """What of zlib's interface is used."""
+    """The functions of zlib that are used here."""
 
     error: type[Exception]
 
@@ -79,7 +79,7 @@ def _pass_through(chunks: Iterable[Chunk], _level: int = 0) -> Iterator[Chunk]:
 
 
 def _gzip(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
-    # zlib writes no name and no time into the frame.
+    # zlib writes neither name nor time into the header, so the result is reproducible.
     compressor = zlib.compressobj(level, zlib.DEFLATED, _GZIP_FRAME)
     for chunk in chunks:
         if out := compressor.compress(chunk):
@@ -88,7 +88,7 @@ def _gzip(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
 
 
 def _gunzip(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """Decompress any number of gzip members, one after the other (RFC 1952, section 2.2)."""
+    """Decompress a sequence of gzip members (RFC 1952, section 2.2)."""
     library = _load_zlib()
     member: _GzipMember | None = None
     for chunk in chunks:
@@ -96,7 +96,7 @@ def _gunzip(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         while rest:
             piece = rest
             if member is None or member.eof:
-                # Some writers fill the last block of a tape or disk with zeros.
+                # Some writers pad the last block of a tape or disk with zeros.
                 rest = _strip_zeros(rest) if member is not None else rest
                 if not rest:
                     break
@@ -114,13 +114,13 @@ def _gunzip(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
 
 
 def _inflate_chunk(member: _GzipMember, data: Chunk) -> Iterator[bytes]:
-    """Give what `data` expands to, a chunk at a time."""
+    """Yield the plain bytes of `data` in chunks."""
     while True:
         out = member.decompress(data, limits.CHUNK_SIZE)
         if out:
             yield out
         data = member.unconsumed_tail
-        # A full chunk may have left more of the same input waiting inside.
+        # After a full chunk the decompressor may still have output of the same input.
         if member.eof or (not data and len(out) < limits.CHUNK_SIZE):
             return
 
@@ -128,15 +128,15 @@ def _inflate_chunk(member: _GzipMember, data: Chunk) -> Iterator[bytes]:
 def _strip_zeros(data: memoryview) -> memoryview:
     while data:
         piece = bytes(data[:_MEMBER_PREFIX])
-        there = piece.lstrip(b"\0")
-        data = data[len(piece) - len(there) :]
-        if there:
+        rest = piece.lstrip(b"\0")
+        data = data[len(piece) - len(rest) :]
+        if rest:
             break
     return data
 
 
 def _load_zlib() -> _ZlibModule:
-    """Give zlib, or isal where it is installed: the same interface, and a quicker gunzip."""
+    """Return isal if it is installed, else zlib: isal has the same interface and decompresses faster."""
     try:
         return cast("_ZlibModule", importlib.import_module("isal.isal_zlib"))
     except ImportError:
@@ -144,7 +144,7 @@ def _load_zlib() -> _ZlibModule:
 
 
 def _require_zstandard() -> None:
-    """Say so where it is not there: in a zipapp, for nothing compiled can be imported out of one.
+    """Check that zstandard can be imported. A zipapp cannot contain compiled modules.
 
     Raises:
         UnsupportedError: it cannot be imported.
@@ -171,7 +171,7 @@ def _zstd(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
 
 
 def _unzstd(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """Decompress any number of zstd frames, one after the other (RFC 8878, section 3.1)."""
+    """Decompress a sequence of zstd frames (RFC 8878, section 3.1)."""
     _require_zstandard()
     import zstandard
 
@@ -182,26 +182,29 @@ def _unzstd(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     )
     buffer = memoryview(bytearray(limits.CHUNK_SIZE))
     try:
-        while got := reader.readinto(buffer):
-            yield buffer[:got]
+        while count := reader.readinto(buffer):
+            yield buffer[:count]
     except zstandard.ZstdError as error:
         raise _malformed("zstd", str(error)) from error
     finally:
         source.release()
     if not frames.is_complete:
-        # The reader takes any end for the end.
+        # zstandard's reader treats a truncated stream as complete.
         raise _malformed("zstd", "it ends too early")
 
 
 class _WideWindowLock:
-    """Lets one thread at a time have what takes much memory; a thread that has it may have it twice."""
+    """A lock for streams that need much memory: the library keeps a window for each open stream.
+
+    A thread that has the lock may open another such stream.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owner: int | None = None
 
     def acquire(self) -> bool:
-        """Wait for one's turn; False where it is one's turn already."""
+        """Wait for the lock; return False if this thread has it already."""
         if self._owner == threading.get_ident():
             return False
         self._lock.acquire()
@@ -209,26 +212,26 @@ class _WideWindowLock:
         return True
 
     def release(self) -> None:
-        """End one's turn, from any thread: a generator may be closed by another than used it."""
+        """Release the lock from any thread: a generator may be closed by another thread than the one that used it."""
         self._owner = None
         self._lock.release()
 
 
-#: Streams with a wide window are unpacked one after the other, however many are read side by side.
+#: Streams with a wide window are decompressed one at a time, however many are read in parallel.
 _wide_window_lock = _WideWindowLock()
 
 
 class _ChunkReader:
-    """Chunks as a file that can be read, for a library that pulls."""
+    """Chunks as a readable file, for a library that reads from files."""
 
     def __init__(self, chunks: Iterable[Chunk], frames: _ZstdFrameTracker) -> None:
-        # An empty one would be taken for the end.
+        # An empty chunk would be read as the end of the file.
         self._chunks = filter(len, chunks)
         self._frames = frames
         self._has_lock = False
 
     def read(self, _size: int) -> bytes:
-        # It takes what it gets: a chunk.
+        # The library accepts any number of bytes.
         chunk = bytes(next(self._chunks, b""))
         self._frames.feed(chunk)
         if self._frames.window > limits.MAX_ZSTD_WINDOW:
@@ -239,16 +242,16 @@ class _ChunkReader:
         return chunk
 
     def release(self) -> None:
-        """Let the next one have its turn."""
+        """Release the lock for wide windows."""
         if self._has_lock:
             self._has_lock = False
             _wide_window_lock.release()
 
 
 class _ZstdFrameTracker:
-    """Follows zstd frames from block to block, to know whether a stream ends where one of them does.
+    """Parses zstd frames block by block, to detect a truncated stream: the library does not.
 
-    `window` is the widest that one of them has asked for so far, in bytes: what is held to unpack it.
+    `window` is the largest window of the frames so far, in bytes: the memory needed to decompress them.
     """
 
     def __init__(self) -> None:
@@ -260,11 +263,11 @@ class _ZstdFrameTracker:
 
     @property
     def is_complete(self) -> bool:
-        """Whether at least one frame has passed, and nothing is missing of the last one."""
+        """Whether there was at least one frame and the last one is complete."""
         return self._at_end and not self._buffered
 
     def feed(self, chunk: bytes) -> None:
-        """Look at the next bytes of the stream."""
+        """Parse the next bytes of the stream."""
         position = 0
         while position < len(chunk):
             if self._needed < 0:
@@ -283,7 +286,7 @@ class _ZstdFrameTracker:
             position += step
 
     def _parse_frames(self) -> Generator[int, bytes, None]:
-        """Ask for so many bytes to look at, or, where negative, to pass over (RFC 8878, sections 3.1.1 and 3.1.2)."""
+        """Yield the number of bytes to be sent, or, if negative, to be skipped (RFC 8878, sections 3.1.1 and 3.1.2)."""
         while True:
             magic = int.from_bytes((yield 4), "little")
             self._at_end = False
@@ -293,19 +296,19 @@ class _ZstdFrameTracker:
             elif magic == _FRAME_MAGIC:
                 yield from self._parse_frame()
             else:
-                # The decompressor will say so.
+                # Skip the rest: the decompressor reports the error.
                 yield -(1 << 62)
             self._at_end = True
 
     def _parse_frame(self) -> Generator[int, bytes, None]:
         (flags,) = yield 1
         single_segment = flags >> 5 & 1
-        before = (1 - single_segment) + (0, 1, 2, 4)[flags & 3]
+        header_size = (1 - single_segment) + (0, 1, 2, 4)[flags & 3]
         size = (single_segment, 2, 4, 8)[flags >> 6]
-        header = (yield before + size) if before + size else b""
+        header = (yield header_size + size) if header_size + size else b""
         if single_segment:
-            # All of the content is the window. (Two bytes count from 256.)
-            window = int.from_bytes(header[before:], "little") + (256 if size == 2 else 0)
+            # The window is as large as the content. A size of two bytes is stored minus 256.
+            window = int.from_bytes(header[header_size:], "little") + (256 if size == 2 else 0)
         else:
             exponent, mantissa = header[0] >> 3, header[0] & 7
             window = (1 << 10 + exponent) // 8 * (8 + mantissa)
@@ -314,7 +317,7 @@ class _ZstdFrameTracker:
         while not last:
             block = int.from_bytes((yield 3), "little")
             last, kind, size = block & 1, block >> 1 & 3, block >> 3
-            # A block of one byte repeated has just that byte.
+            # A block of one repeated byte contains that byte only.
             if content := 1 if kind == 1 else size:
                 yield -content
         if flags & 4:
@@ -329,37 +332,38 @@ NONE: Final = Codec("none", b"", range(1), 0, _pass_through, _pass_through)
 GZIP: Final = Codec("gzip", b"\x1f\x8b\x08", range(1, 10), 6, _gzip, _gunzip)
 ZSTD: Final = Codec("zstd", _FRAME_MAGIC.to_bytes(4, "little"), range(1, 20), 3, _zstd, _unzstd)
 CODECS: Final = {codec.name: codec for codec in (GZIP, ZSTD, NONE)}
-#: So many bytes at the beginning tell one codec from another.
+#: How many bytes at the beginning identify a codec.
 MAGIC_SIZE: Final = 4
 
 
 def detect_codec(beginning: bytes) -> Codec:
-    """Tell by its first bytes how something is compressed; `NONE` where it is not, as far as we know."""
-    # Some writers of zstd begin with a frame that is to be passed over (pzstd).
+    """Return the codec of a stream that starts with these bytes; `NONE` if no codec matches."""
+    # Some zstd writers, such as pzstd, start with a skippable frame.
     if int.from_bytes(beginning[:4], "little") & ~0xF == _SKIPPABLE_MAGIC:
         return ZSTD
     return next((codec for codec in CODECS.values() if codec.magic and beginning.startswith(codec.magic)), NONE)
 
 
 def decompress(codec: Codec, chunks: Iterable[Chunk], max_ratio: int) -> Iterator[Chunk]:
-    """Decompress something that is not trusted, up to `max_ratio` times its size.
+    """Decompress an untrusted stream, up to `max_ratio` times its size.
 
-    The first `limits.FREE_EXPANSION` bytes are given whatever they came from: a layer of zeros is no attack.
+    The limit applies above `limits.UNCHECKED_EXPANSION` bytes: a layer of zeros is not an attack. Real layers stay well
+    below the default of 200.
 
     Raises:
-        ArchiveError: it is malformed, ends too early, or expands to more.
+        ArchiveError: the stream is malformed, truncated, or expands to more.
     """
-    taken = given = 0
+    input_size = output_size = 0
 
     def counted() -> Iterator[Chunk]:
-        nonlocal taken
+        nonlocal input_size
         for chunk in chunks:
-            taken += len(chunk)
+            input_size += len(chunk)
             yield chunk
 
     for chunk in codec.decompress(counted()):
-        given += len(chunk)
-        if given > max(limits.UNCHECKED_EXPANSION, taken * max_ratio):
+        output_size += len(chunk)
+        if output_size > max(limits.UNCHECKED_EXPANSION, input_size * max_ratio):
             msg = f"the {codec.name} stream expands to more than {max_ratio} times its size"
             raise ArchiveError(msg, hint="if it is to be trusted, allow more with --max-ratio")
         yield chunk

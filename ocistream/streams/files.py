@@ -56,13 +56,13 @@ __all__ = [
     "write_all",
 ]
 
-#: Milliseconds between two looks at whether a transfer is cancelled, while its input is silent.
+#: Milliseconds between two checks for cancellation, while no input arrives.
 _POLL_INTERVAL: Final = 100
-#: Seconds between two tries to get a lock: it is mostly held for a moment.
+#: Seconds between two attempts to get a lock, which is usually held for a moment.
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.1
 _PATH_HINT = "is the path right? a relative one begins in the folder that you are in"
-#: What to do where something is not there, by what was being done.
+#: Hints for a missing file, by the operation in the message.
 _NOT_FOUND_HINTS = {
     "cannot write": "make its folder first, with mkdir -p; or is the path misspelt?",
     "cannot read": _PATH_HINT,
@@ -82,34 +82,36 @@ _HINTS = {
 
 
 @contextlib.contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Turn an `OSError` of the local disk within the block into an error of ours that begins with `what`.
+def disk_errors(operation: str) -> Iterator[None]:
+    """Convert an `OSError` of the local disk within the block; the message starts with `operation`.
 
     Raises:
-        NotFoundError: a file or directory is not there (exit 4).
-        OutputClosedError: a pipe whose reader has gone (exit 141).
-        LocalDiskError: everything else (exit 9).
+        NotFoundError: a file or directory does not exist (exit 4).
+        OutputClosedError: the reader has closed the pipe (exit 141).
+        LocalDiskError: any other error (exit 9).
     """
     try:
         yield
     except OSError as error:
-        raise disk_error(what, error) from error
+        raise disk_error(operation, error) from error
 
 
-def disk_error(what: str, error: OSError) -> OcistreamError:
-    """Say an `OSError` in our own words; `what` is what was being done, with the path."""
+def disk_error(operation: str, error: OSError) -> OcistreamError:
+    """Convert an `OSError`; `operation` is the failed operation, with the path."""
     if isinstance(error, BrokenPipeError):
-        return OutputClosedError(f"{what}: whoever read it has gone away")
+        return OutputClosedError(f"{operation}: whoever read it has gone away")
     if error.errno == errno.ENOENT and _is_working_directory_gone():
-        return LocalDiskError(f"{what}: the working directory was deleted", hint="change to another directory first")
+        return LocalDiskError(
+            f"{operation}: the working directory was deleted", hint="change to another directory first"
+        )
     if error.errno == errno.ENOENT:
-        hint = next((hint for doing, hint in _NOT_FOUND_HINTS.items() if what.startswith(doing)), None)
-        return NotFoundError(f"{what}: no such file or directory", hint=hint)
-    return LocalDiskError(f"{what}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0))
+        hint = next((hint for prefix, hint in _NOT_FOUND_HINTS.items() if operation.startswith(prefix)), None)
+        return NotFoundError(f"{operation}: no such file or directory", hint=hint)
+    return LocalDiskError(f"{operation}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0))
 
 
 def _is_working_directory_gone() -> bool:
-    """Say whether relative paths lead nowhere, since the directory in which they begin does not exist any more."""
+    """Return whether the working directory was deleted, so that no relative path exists."""
     try:
         os.getcwd()  # noqa: PTH109 - `Path.cwd` does the same
     except FileNotFoundError:
@@ -119,11 +121,11 @@ def _is_working_directory_gone() -> bool:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
-    """Write a file that gets its name only when the block ends well.
+    """Write a file that gets its name only if the block succeeds.
 
-    The bytes go to a partial file in the same folder (opened with O_EXCL and O_NOFOLLOW), which is locked, synced
-    and renamed at the end, or removed if the block raises. `OSError` is left to the caller's `disk_errors`; it is
-    EINVAL where a device, FIFO or socket has the name.
+    The bytes go to a partial file in the same folder (opened with O_EXCL and O_NOFOLLOW), which is locked. At the end
+    it is synced and renamed; if the block raises, it is removed. The caller handles `OSError` with `disk_errors`; it is
+    EINVAL if a device, FIFO or socket has the name.
     """
     with atomic_file_named_later(path.parent, path.name, mode=mode) as (file, name):
         yield file
@@ -134,25 +136,26 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
 def atomic_file_named_later(
     folder: Path, prefix: str = "unnamed", *, mode: int = 0o644, durable: bool = True, synced: bool = True
 ) -> Iterator[tuple[FileIO, Callable[[Path], None]]]:
-    """Write a file in `folder` that is given its name, in the same folder, by one call within the block.
+    """Write a file in `folder` that gets its name, in the same folder, by one call within the block.
 
-    Otherwise as `atomic_file`. Whoever writes many files may see to it that their names are `durable` once, at the end.
-    What is not `synced` may be anything after a power cut, under its final name too: for what is checked before use.
+    Otherwise as `atomic_file`. A caller that writes many files may pass `durable=False` and sync the folder once at the
+    end. A file with `synced=False` may have any contents after a power cut, even under its final name: use it only for
+    files that are checked before use.
     """
-    # The process umask decides on the final rights, as it does for any file that a user's command makes.
+    # The umask of the process decides about the final permissions, as for any file that a user's command creates.
     partial = partial_files.create_temporary(folder, prefix, mode)
-    names: list[Path] = []
-    with _rename_at_end(partial, names, durable=durable, synced=synced):
-        yield partial.file, names.append
+    paths: list[Path] = []
+    with _rename_at_end(partial, paths, durable=durable, synced=synced):
+        yield partial.file, paths.append
 
 
 @contextlib.contextmanager
 def resumable_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterator[PartialFile]:
-    """Write a file as `atomic_file` does, of which what an interruption leaves is kept for the next run.
+    """Write a file as `atomic_file` does, but keep what an interruption leaves for the next run.
 
-    So what there is in it at the beginning may be anything. Nothing is kept that is small (`limits.WORTH_KEEPING`), or
-    found to be wrong: IntegrityError and ArchiveError. If another process writes the same file now, or what has the
-    partial file's name is not ours to write, this one is for this run alone.
+    So the file's contents at the beginning may be anything. A file smaller than `limits.MIN_PARTIAL_SIZE` is not kept,
+    nor after an IntegrityError or ArchiveError. The file is for this run only if another process is writing it, or if
+    the partial file's name is not ours to write.
     """
     folder, name = path.parent, path.name
     partial = partial_files.open_resumable(folder, name, mode) or partial_files.create_temporary(folder, name, mode)
@@ -161,19 +164,19 @@ def resumable_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> It
 
 
 @contextlib.contextmanager
-def _rename_at_end(partial: PartialFile, names: list[Path], *, durable: bool, synced: bool = True) -> Iterator[None]:
-    """Give a partial file the one of `names` at the end, or settle it; until then it stays locked."""
+def _rename_at_end(partial: PartialFile, paths: list[Path], *, durable: bool, synced: bool = True) -> Iterator[None]:
+    """Rename a partial file to the single path in `paths` at the end, or keep or remove it; until then it is locked."""
     try:
         with partial.file:
             try:
                 yield
                 if synced:
                     os.fsync(partial.file.fileno())
-                (path,) = names
+                (path,) = paths
                 _check_replaceable(path)
                 partial.rename(path)
             except BaseException as error:
-                # What ends too early was not found wrong.
+                # A truncated input is not proof of wrong contents.
                 is_wrong = isinstance(error, IntegrityError | ArchiveError) and not isinstance(error, TruncatedError)
                 partial.is_discarded |= is_wrong
                 partial.keep_or_remove()
@@ -185,10 +188,10 @@ def _rename_at_end(partial: PartialFile, names: list[Path], *, durable: bool, sy
 
 
 def _check_replaceable(path: Path) -> None:
-    """Refuse to put a file in the place of a device, FIFO or socket: root would replace `/dev/null` for everybody.
+    """Refuse to replace a device, FIFO or socket: as root a rename would replace `/dev/null` for everybody.
 
     Raises:
-        OSError: EINVAL where there is one.
+        OSError: EINVAL if there is one.
     """
     try:
         mode = path.lstat().st_mode
@@ -199,7 +202,7 @@ def _check_replaceable(path: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make renames in `directory` durable, where the file system can."""
+    """Make renames in `directory` durable, if the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -210,13 +213,14 @@ def sync_directory(directory: Path) -> None:
 
 @contextlib.contextmanager
 def locked_directory(directory: Path, patience: float | None = None) -> Iterator[None]:
-    """Hold the advisory lock on `directory` itself, so that no lock file is left lying about.
+    """Take the advisory lock on `directory` itself, so that no lock file stays behind.
 
-    Two of our processes that change one layout's `index.json` take turns by it. Whoever can read the directory can hold
-    it too, for ever: so it is waited for so many seconds (`limits.LOCK_TIME`) and no longer, and a long wait is said.
+    Our processes take it in turn to change a layout's `index.json`. Any user who can read the directory can take the
+    lock forever, so the wait is limited to `patience` seconds (`limits.LOCK_TIMEOUT`). A long wait is reported. A lock
+    file that only writers can open would have to stay forever, and earlier versions would not use it.
 
     Raises:
-        LocalDiskError: another process did not let go of it.
+        LocalDiskError: another process did not release the lock.
         OSError: as `os.open` and `flock` do.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -228,24 +232,24 @@ def locked_directory(directory: Path, patience: float | None = None) -> Iterator
 
 
 def _lock(descriptor: int, directory: Path, patience: float) -> None:
-    began, pause = time.monotonic(), _FIRST_PAUSE
+    started_at, pause = time.monotonic(), _FIRST_PAUSE
     while True:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
-        waited = time.monotonic() - began
+        waited = time.monotonic() - started_at
         if waited >= patience:
             msg = f"another process has the lock of {directory}, and did not let go of it in {patience:.0f} s"
             raise LocalDiskError(msg, hint="`lslocks` shows which one it is")
         if waited >= limits.LOCK_NOTICE_DELAY:
             notices.notify(f"waiting for another process that has the lock of {directory}")
-        # Not by a `flock` that waits: it would have to be ended from elsewhere.
+        # Not a blocking `flock`: only a signal could end it.
         time.sleep(min(pause, patience - waited))
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def acquire_shared_lock(directory: Path) -> int | None:
-    """Show others that `directory` is in use, until what is given is closed (`os.close`); None where that cannot be."""
+    """Mark `directory` as in use until the returned descriptor is closed; return None if it cannot be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with contextlib.suppress(OSError):
@@ -255,13 +259,13 @@ def acquire_shared_lock(directory: Path) -> int | None:
 
 
 def is_locked(directory: Path) -> bool:
-    """Say whether some process has a lock on `directory`."""
+    """Return whether any process has a lock on `directory`."""
     with contextlib.suppress(FileNotFoundError):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            # Where there are no locks, nobody knows.
+            # On a file system without locks this is unknown.
             return True
         finally:
             os.close(descriptor)
@@ -269,16 +273,16 @@ def is_locked(directory: Path) -> bool:
 
 
 def open_for_reading(path: Path) -> FileIO:
-    """Open a regular file unbuffered, without following a symbolic link in its last part.
+    """Open a regular file unbuffered, without following a symbolic link in the last part of its path.
 
-    A hostile layout may hold a link to a file of the reader's, or a FIFO to hang on.
+    A hostile layout may contain a link to a private file of the user, or a FIFO that blocks forever.
 
     Raises:
-        OSError: as `open` does; ELOOP where the name is a link, EINVAL where it is not a regular file.
+        OSError: as `open` does; ELOOP if the name is a link, EINVAL if it is not a regular file.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     descriptor = os.open(path, flags)
-    # Asked before FileIO sees it: of a directory's descriptor FileIO lets go without closing it.
+    # Checked before FileIO gets the descriptor: for a directory FileIO raises without closing it.
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -286,32 +290,35 @@ def open_for_reading(path: Path) -> FileIO:
 
 
 class OffsetReader:
-    """Reads an open file from an offset of its own on, so that several can share it, and one who writes to it."""
+    """Reads an open file from its own offset, so that several readers and a writer can share the file."""
 
     def __init__(self, descriptor: int, offset: int) -> None:
-        """Begin at `offset`, in bytes."""
+        """Start at `offset`, in bytes."""
         self._descriptor = descriptor
         self._offset = offset
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill the beginning of `buffer` and say how much it was: 0 at the end of the file."""
-        got = os.preadv(self._descriptor, [buffer], self._offset)
-        self._offset += got
-        return got
+        """Read into the beginning of `buffer` and return the number of bytes; 0 at the end of the file."""
+        count = os.preadv(self._descriptor, [buffer], self._offset)
+        self._offset += count
+        return count
 
 
 def write_all(file: FileIO, chunk: bytes | memoryview) -> None:
-    """Write all of `chunk` to an unbuffered file, which may take less than it is given."""
+    """Write all of `chunk` to an unbuffered file, which may accept fewer bytes at once."""
     view = memoryview(chunk)
     while view:
         view = view[file.write(view) :]
 
 
 class WritebackWriter:
-    """Writes much to a file that will be waited for at its end, and has the disk begin with it meanwhile."""
+    """Writes a large file and starts its write to disk early, so that the final sync is short.
+
+    Without this a pull of 2 GiB into a tar file waited half a second at its end.
+    """
 
     def __init__(self, file: FileIO) -> None:
-        """Write where the file stands."""
+        """Write at the file's current position."""
         self._file = file
         self._unwritten = 0
 
@@ -319,22 +326,21 @@ class WritebackWriter:
         """Write all of `chunk`."""
         view = memoryview(chunk)
         for start in range(0, len(view), limits.CHUNK_SIZE):
-            # Larger pieces cost the kernel more for each byte.
+            # Larger pieces cost the kernel more CPU per byte (ext4, measured with 1 MiB).
             write_all(self._file, view[start : start + limits.CHUNK_SIZE])
         self._unwritten += len(view)
         if self._unwritten >= limits.WRITEBACK_SIZE:
             self._start_writeback()
 
     def _start_writeback(self) -> None:
-        """Have the kernel begin to write what the disk does not have yet, and wait for nothing.
+        """Make the kernel start to write the dirty pages, without waiting.
 
-        To say that nobody will read it is how to ask for that: Linux writes such pages before it lets go of them. Those
-        that are not written by then it keeps, so that the file can be read again at once.
+        POSIX_FADV_DONTNEED does this: Linux starts to write such pages. Pages that are not written yet stay in memory.
         """
         if hasattr(os, "posix_fadvise"):
             end = self._file.tell()
             with contextlib.suppress(OSError):
-                # A file system that does not know it writes later.
+                # A file system without support writes later.
                 os.posix_fadvise(
                     self._file.fileno(), max(0, end - self._unwritten), self._unwritten, os.POSIX_FADV_DONTNEED
                 )
@@ -342,28 +348,29 @@ class WritebackWriter:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """Read a small regular file whole, up to `limit` + 1 bytes: a longer answer tells the caller it is too large.
+    """Read a small regular file, up to `limit` + 1 bytes: a longer result shows that the file is too large.
 
     Raises:
         OSError: as `open_for_reading`.
     """
     parts: list[bytes] = []
-    left = limit + 1
+    remaining = limit + 1
     with open_for_reading(path) as file:
-        while left > 0 and (part := file.read(left)):
+        while remaining > 0 and (part := file.read(remaining)):
             parts.append(part)
-            left -= len(part)
+            remaining -= len(part)
     return b"".join(parts)
 
 
 class CancellableInput(FileIO):
-    """A pipe, a FIFO or a file to read once. Reading notices that the transfer is cancelled, even while nothing comes.
+    """A pipe, a FIFO or a file that is read once; a read ends when the transfer is cancelled.
 
-    Otherwise an interrupted upload could not end its request, nor could this be closed while a thread waits for it.
+    Otherwise an interrupted upload could not end its request, and the input could not be closed while a thread waits
+    for data.
     """
 
     def __init__(self, file: int | Path, cancelled: threading.Event) -> None:
-        """Open a path, or take a descriptor, which is left open."""
+        """Open a path, or use a descriptor, which stays open."""
         super().__init__(file, "rb", closefd=not isinstance(file, int))
         self._cancelled = cancelled
         self._poll = select.poll()

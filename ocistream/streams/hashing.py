@@ -12,56 +12,57 @@ if TYPE_CHECKING:
 
 __all__ = ["Hasher", "ThreadedHasher", "count_processors"]
 
-#: Chunks that may wait to be hashed: 1 MiB, so that reading does not stand still for each.
+#: Maximum number of chunks that wait to be hashed: 1 MiB, so that the reader rarely waits.
 _MAX_QUEUED: Final = 4
 
 
 class Hasher(Protocol):
-    """What of `hashlib`'s objects is used."""
+    """The methods of hashlib's objects that are used here."""
 
     def update(self, data: bytes | memoryview, /) -> object:
-        """Take in more bytes."""
+        """Add bytes."""
 
     def hexdigest(self) -> str:
-        """Give the lower-case hex of all bytes so far."""
+        """Return the lower-case hex digest of all bytes so far."""
 
 
 def count_processors() -> int:
-    """Say how many processors there are for this process."""
+    """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ThreadedHasher:
-    """A hash that is made in a thread of its own. It is one to enter: the thread ends with the block.
+    """Computes a hash in a separate thread. It is a context manager: the thread ends with the block.
 
-    What is handed to `update` must stay as it is until it has been hashed, which `settle` waits for.
+    SHA-256 is more than half of the CPU time of a pull to a pipe; the thread hashes while the pull reads and writes.
+    For parallel blobs it gains nothing. The bytes passed to `update` must not change until `wait` returns.
     """
 
     def __init__(self, hasher: Hasher) -> None:
-        """Feed `hasher`; the thread begins with the block."""
+        """Update `hasher`; the thread starts with the block."""
         self._hasher = hasher
         self._changed = threading.Condition(threading.Lock())
         self._chunks: deque[bytes | memoryview] = deque()
-        #: How many were handed over and are not hashed yet.
+        #: Chunks passed to `update` and not hashed yet.
         self._pending = 0
         self._is_closed = False
-        # A daemon: an interrupted process waits for nobody.
+        # A daemon thread, so that an interrupted process does not wait for it.
         self._thread = threading.Thread(target=self._work, name="hash", daemon=True)
 
     def __enter__(self) -> Self:
-        """Start."""
+        """Start the thread."""
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """End the thread, whatever it has not hashed yet."""
+        """End the thread, without hashing the chunks that still wait."""
         with self._changed:
             self._chunks.clear()
             self._is_closed = True
             self._changed.notify_all()
 
     def update(self, data: bytes | memoryview, /) -> None:
-        """Hand bytes over, once few enough others wait."""
+        """Queue bytes; wait first while the queue is full."""
         with self._changed:
             while self._pending >= _MAX_QUEUED:
                 self._changed.wait()
@@ -69,14 +70,14 @@ class ThreadedHasher:
             self._pending += 1
             self._changed.notify_all()
 
-    def wait(self, but: int = 0) -> None:
-        """Wait until all that was handed over has been hashed, `but` the last so many chunks."""
+    def wait(self, except_last: int = 0) -> None:
+        """Wait until all chunks are hashed, except the last `except_last` ones."""
         with self._changed:
-            while self._pending > but:
+            while self._pending > except_last:
                 self._changed.wait()
 
     def hexdigest(self) -> str:
-        """Give the lower-case hex of all bytes so far."""
+        """Return the lower-case hex digest of all bytes so far."""
         self.wait()
         return self._hasher.hexdigest()
 

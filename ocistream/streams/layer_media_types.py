@@ -19,11 +19,11 @@ __all__ = [
     "to_oci_media_type",
 ]
 
-#: The two families, by what their layers' media types begin with (image-spec, layer.md; Docker's schema 2).
+#: The two families: prefixes of their layers' media types (image-spec, layer.md; Docker's schema 2).
 OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
 
-#: Family -> name of a codec -> suffix. Docker knows no zstd, but some builders write it all the same.
+#: Family to codec name to suffix. Docker does not define zstd, but some builders write it.
 _SUFFIXES: Final = {
     OCI_LAYER: {"none": "", "gzip": "+gzip", "zstd": "+zstd"},
     DOCKER_LAYER: {"none": "", "gzip": ".gzip", "zstd": ".zstd"},
@@ -31,49 +31,49 @@ _SUFFIXES: Final = {
 _FAMILY_AND_CODEC: Final = {
     family + suffix: (family, name) for family, of in _SUFFIXES.items() for name, suffix in of.items()
 }
-#: Docker's names for layers that are distributed elsewhere, and OCI's.
+#: Docker's media types of layers that are distributed elsewhere, and OCI's.
 _FOREIGN: Final = {
     "application/vnd.docker.image.rootfs.foreign.diff.tar": "application/vnd.oci.image.layer.nondistributable.v1.tar",
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": (
         "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
     ),
 }
-#: The codecs that Docker's own media types know.
+#: The codecs that Docker's media types define.
 DOCKER_CODECS: Final = frozenset({"none", "gzip"})
 
 _TAR_MAGIC: Final = slice(257, 262)
 
 
 def media_type_family(kind: str) -> str | None:
-    """Give the family of a layer's media type, or None where it is not that of an image layer."""
+    """Return the family of an image layer's media type, or None for any other media type."""
     return _FAMILY_AND_CODEC[kind][0] if kind in _FAMILY_AND_CODEC else None
 
 
 def codec_name(kind: str) -> str | None:
-    """Give the name of the codec that a layer's media type says, or None where it is not that of an image layer."""
+    """Return the codec name of an image layer's media type, or None for any other media type."""
     return _FAMILY_AND_CODEC[kind][1] if kind in _FAMILY_AND_CODEC else None
 
 
 def layer_media_type(family: str, codec: str) -> str:
-    """Give the media type of a layer of a family, compressed with a codec."""
+    """Return the media type of a layer of a family, compressed with a codec."""
     return family + _SUFFIXES[family][codec]
 
 
 def to_oci_media_type(kind: str) -> str:
-    """Give what OCI calls a layer of this media type; what it has no other name for stays."""
+    """Return the OCI media type for a layer's media type; other media types stay the same."""
     if kind in _FAMILY_AND_CODEC:
         return layer_media_type(OCI_LAYER, _FAMILY_AND_CODEC[kind][1])
     return _FOREIGN.get(kind, kind)
 
 
 def is_probably_layer(beginning: bytes) -> bool:
-    """Guess from its first bytes whether a blob of which nothing else is known may be a layer: compressed, or a tar."""
+    """Return whether a blob may be a layer, judged by its first bytes: it is compressed, or a tar."""
     return detect_codec(beginning) is not NONE or beginning[_TAR_MAGIC] == b"ustar" or beginning[:512] == bytes(512)
 
 
 def is_probably_json(beginning: bytes) -> bool:
-    """Guess from its first bytes whether a file of which nothing else is known is JSON, and so certainly no layer.
+    """Return whether a file is JSON and therefore not a layer, judged by its first bytes.
 
-    (A tar begins with the name of its first entry, and that may well begin with a brace.)
+    A tar starts with the name of its first entry, which may start with a brace.
     """
     return beginning[: limits.KIB].lstrip()[:1] == b"{" and not is_probably_layer(beginning)

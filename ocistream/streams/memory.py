@@ -20,42 +20,42 @@ __all__ = [
     "return_large_blocks",
 ]
 
-#: Memory of this process alone; what is shared (mmap's own choice) stays in the system's, whoever has let go of it.
+#: Private memory. Shared memory, mmap's default, would stay allocated in the system.
 _PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 class _ReadBuffer(mmap.mmap):
-    """Memory of its own, one of two that are read into in turn."""
+    """One of two buffers that are read into in turn."""
 
 
 def allocate_buffer(size: int) -> memoryview:
-    """Make memory of `size` bytes, of which none is had before it is written to."""
+    """Return a buffer of `size` bytes. The system allocates its memory only when it is written to."""
     return memoryview(mmap.mmap(-1, size, flags=_PRIVATE))
 
 
 def is_double_buffered(chunk: bytes | memoryview) -> bool:
-    """Say whether a chunk stays as it is while the next one is asked for, and until the one after that is."""
+    """Return whether a chunk stays valid until the chunk after the next one is requested."""
     return isinstance(chunk, bytes) or isinstance(chunk.obj, _ReadBuffer)
 
 
 class ReadBuffers:
-    """Pages for those who read at once, two for each. Safe for several threads.
+    """Provides two read buffers for each reader. Safe for several threads.
 
-    Who reads alone has two of `limits.PAGE` bytes: to ask a socket for more at a time costs less a byte. Whoever comes
-    besides has smaller ones, of `limits.CHUNK`, so that memory is bounded by the number of those at once.
+    A single reader gets buffers of `limits.READ_BUFFER` bytes: from a socket, 1 MiB needs a quarter of the system calls
+    of 256 KiB. Other readers at the same time get buffers of `limits.CHUNK_SIZE` bytes, which bounds the memory.
     """
 
     def __init__(self) -> None:
-        """Begin with nobody who reads."""
+        """Start without readers."""
         self._lock = threading.Lock()
         self._is_large_in_use = False
 
     @contextlib.contextmanager
     def borrow(self) -> Iterator[Iterator[memoryview]]:
-        """Give two pages in turn, for ever, each made when it is first asked for.
+        """Yield an endless iterator over two buffers in turn, each allocated when first requested.
 
-        They are nobody else's afterwards: of what broke off, the last chunk may be hashed still. Who has none of their
-        views any more has let go of the memory, too.
+        No other reader reuses them: after a failure the last chunk may still be hashed. The memory is freed with the
+        last view.
         """
         with self._lock:
             is_alone, self._is_large_in_use = not self._is_large_in_use, True
@@ -68,22 +68,22 @@ class ReadBuffers:
 
 
 def _alternate(size: int) -> Iterator[memoryview]:
-    pair: list[memoryview] = []
+    buffers: list[memoryview] = []
     for number in itertools.count():
-        if len(pair) < 2:
-            pair.append(memoryview(_ReadBuffer(-1, size, flags=_PRIVATE)))
-        yield pair[number % 2]
+        if len(buffers) < 2:
+            buffers.append(memoryview(_ReadBuffer(-1, size, flags=_PRIVATE)))
+        yield buffers[number % 2]
 
 
-#: glibc's number of the parameter (malloc.h).
+#: glibc's number of this parameter (malloc.h).
 _M_MMAP_THRESHOLD: Final = -3
 
 
 def return_large_blocks() -> None:
-    """Have the C library give large blocks of memory back to the system when they are freed.
+    """Tell the C library to return large freed blocks to the system.
 
-    Without this, glibc keeps freed megabytes in each of its arenas, and a process with many threads has up to eight
-    arenas for each processor. Other C libraries do not have this parameter and do not need it.
+    By default glibc keeps freed megabytes in each of its arenas, and a process with many threads has up to eight arenas
+    for each processor. Other C libraries neither have nor need this parameter.
     """
     with contextlib.suppress(ImportError, OSError, AttributeError):
         import ctypes

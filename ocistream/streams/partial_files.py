@@ -40,25 +40,27 @@ __all__ = [
     "target_name",
 ]
 
-#: The dot before their names keeps them out of `ls`, this says what they are.
+#: Suffix of all unfinished files. The dot at the beginning of their names hides them from `ls`.
 PARTIAL_SUFFIX: Final = ".partial"
-#: Those that a registry over a directory (`serve`) has for its clients' uploads, and forgets when it ends.
+#: Suffix of the uploads of `ocistream serve`, which do not outlive its process.
 UPLOAD_SUFFIX: Final = f".upload{PARTIAL_SUFFIX}"
 _FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _RANDOM: Final = 6
 _TEMPORARY = re.compile(rf"\.(.+)\.([0-9a-f]{{{2 * _RANDOM}}}){re.escape(PARTIAL_SUFFIX)}\Z", re.DOTALL)
-#: NAME_MAX of nearly every file system, in bytes.
+#: NAME_MAX of nearly all file systems, in bytes.
 _MAX_NAME_BYTES: Final = 255
 _RESUMABLE = re.compile(rf"\.(.+){re.escape(PARTIAL_SUFFIX)}\Z", re.DOTALL)
-#: A sweep may hold a new file's lock between its first two moments; that this happens so often is no accident.
+#: How often to try to create a file: `remove_stale` in another process may briefly lock or remove a new one.
 _ATTEMPTS: Final = 20
 
 
 @dataclass(slots=True, eq=False)
 class PartialFile:
-    """One that is being written, by its open and locked `file`.
+    """A file that is being written: its path, and the open and locked `file`.
 
-    `is_lasting` says whether another run can go on with it; `is_worthless` is set by whoever finds that none should.
+    `is_resumable` says whether another run can resume it. The code that finds wrong contents sets `is_discarded`. The
+    contents of an earlier run are never trusted: it may have had other options, another image, or a power cut. The
+    caller compares or hashes them, and truncates the file at the first difference, so wrong contents cost time only.
     """
 
     path: Path
@@ -67,16 +69,16 @@ class PartialFile:
     is_discarded: bool = False
 
     def size(self) -> int:
-        """Say how many bytes there are, or 0 where that cannot be known."""
+        """Return the size in bytes, or 0 if it cannot be determined."""
         try:
             return os.fstat(self.file.fileno()).st_size
         except (OSError, ValueError):
             return 0
 
     def has_name(self) -> bool:
-        """Say whether its name still leads to it: it may have been removed, and another be in its place.
+        """Return whether the name still leads to the open file: it may have been removed or replaced.
 
-        Of one that is closed its own thread has made what it should: nothing is to be done with it any more.
+        Also False for a closed file: its own thread has settled it already.
         """
         try:
             return _is_same_file(self.path, self.file.fileno())
@@ -84,7 +86,7 @@ class PartialFile:
             return False
 
     def keep_or_remove(self) -> None:
-        """Leave behind what another run can go on with, if it is worth that; remove everything else."""
+        """Keep the file if another run can resume it and it is large enough; else remove it."""
         size = self.size()
         if not self.has_name():
             return
@@ -95,15 +97,15 @@ class PartialFile:
             self.path.unlink()
 
     def unregister(self) -> None:
-        """Note that it has got its name, or is settled otherwise."""
+        """Record that the file has its final name, or was settled otherwise."""
         with _lock:
             _unfinished.discard(self)
 
     def rename(self, path: Path) -> None:
-        """Give it another name.
+        """Rename the file.
 
         Raises:
-            OSError: as `os.rename` does; ENOENT where it was removed.
+            OSError: as `os.rename` does; ENOENT if it was removed.
         """
         if not self.has_name():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
@@ -112,20 +114,20 @@ class PartialFile:
 
 
 _lock = threading.Lock()
-#: Those that are being written now, by any thread, and what this process has left behind, in bytes.
+#: Files that any thread is writing, and files that this process has kept, with their sizes in bytes.
 _unfinished: set[PartialFile] = set()
 _kept_sizes: dict[Path, int] = {}
 
 
 def create_temporary(folder: Path, name: str, mode: int) -> PartialFile:
-    """Begin one that is for this run alone.
+    """Create a file for this run only.
 
     Raises:
         OSError: as `os.open` does.
     """
     for _ in range(_ATTEMPTS):
         path = folder / _temporary_name(name, os.urandom(_RANDOM).hex())
-        partial = _open_partial(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode, is_lasting=False)
+        partial = _open_partial(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode, is_resumable=False)
         if _try_lock(partial.file.fileno()) is not False and partial.has_name():
             return partial
         partial.unregister()
@@ -134,23 +136,24 @@ def create_temporary(folder: Path, name: str, mode: int) -> PartialFile:
 
 
 def open_resumable(folder: Path, name: str, mode: int) -> PartialFile | None:
-    """Go on with the one that an earlier run has left for `name`, or begin it.
+    """Open the file that an earlier run has left for `name`, or create it.
 
-    None where that cannot be, which is said: another process is writing it, the file system knows no locks, or what has
-    its name is a link, no regular file, somebody else's, or has another name besides. What it holds is to be looked at
-    as anybody's.
+    Return None and report why if another process is writing the file, if the file system has no locks, or if it is not
+    a regular file of ours with one name. A link would make us write elsewhere, and two processes would write into each
+    other's file. The caller then uses a temporary file. The contents of the returned file must be checked (see
+    `PartialFile`).
     """
     path = folder / _resumable_name(name)
     try:
         partial, is_new = _open_or_create(path, mode)
     except OSError as error:
-        # Where nothing is there, whatever is made instead will meet the same trouble, and say so.
+        # If nothing exists there, creating a temporary file fails in the same way and reports that.
         _report_obstacle(path, error)
         return None
     descriptor = partial.file.fileno()
     is_ours = _refusal_reason(os.fstat(descriptor)) is None
     is_locked = _try_lock(descriptor) if is_ours else None
-    # Whoever had the lock before may have given it its name, or removed it.
+    # The previous owner of the lock may have renamed or removed the file.
     if is_locked and partial.has_name() and (is_new or _reset_permissions(partial, name, mode)):
         return partial
     if not is_ours:
@@ -160,8 +163,8 @@ def open_resumable(folder: Path, name: str, mode: int) -> PartialFile | None:
     elif is_locked is None:
         notices.notify(f"there are no locks in {folder}: nothing is kept there to go on with", level=1)
     if is_new and is_locked is None:
-        # This file system knows no locks, or calls what is ours somebody else's. Another process that has got the lock
-        # of what we made has found it, and is writing it.
+        # The file system has no locks, or shows our file as another user's. If another process has the lock of the new
+        # file, it is writing that file, so `is_locked` is False and the file stays.
         partial.keep_or_remove()
     partial.unregister()
     partial.file.close()
@@ -169,24 +172,24 @@ def open_resumable(folder: Path, name: str, mode: int) -> PartialFile | None:
 
 
 def _open_or_create(path: Path, mode: int) -> tuple[PartialFile, bool]:
-    """Open a file that may be there, or make it; say whether it was made."""
-    # Not to wait where a FIFO has the name.
+    """Open a file or create it; return whether it was created."""
+    # O_NONBLOCK: do not wait if the name is a FIFO.
     flags = _FLAGS | os.O_NONBLOCK
     try:
-        return _open_partial(path, flags, mode, is_lasting=True), False
+        return _open_partial(path, flags, mode, is_resumable=True), False
     except FileNotFoundError:
         with contextlib.suppress(FileExistsError):
-            return _open_partial(path, flags | os.O_CREAT | os.O_EXCL, mode, is_lasting=True), True
+            return _open_partial(path, flags | os.O_CREAT | os.O_EXCL, mode, is_resumable=True), True
         # Another process was faster.
-        return _open_partial(path, flags, mode, is_lasting=True), False
+        return _open_partial(path, flags, mode, is_resumable=True), False
     except PermissionError:
-        # As a umask of 0222 makes them.
+        # A umask of 0222 creates files that their owner cannot write.
         _make_writable(path)
-        return _open_partial(path, flags, mode, is_lasting=True), False
+        return _open_partial(path, flags, mode, is_resumable=True), False
 
 
 def _make_writable(path: Path) -> None:
-    """Let the owner write a file, if it is one of ours."""
+    """Make a file of ours writable for its owner."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
@@ -197,20 +200,21 @@ def _make_writable(path: Path) -> None:
 
 
 def _reset_permissions(partial: PartialFile, name: str, mode: int) -> bool:
-    """Give what an earlier run has left the rights that a new file gets now, and say whether that could be done.
+    """Set the permissions of an earlier run's file to those of a new file; return whether that succeeded.
 
-    Which those are, the umask and the folder decide: so one is made, to be looked at.
+    The earlier run may have had another umask. Only the kernel knows the result of umask and default ACLs, so a new
+    file is created to read its permissions.
     """
     try:
         path = partial.path.parent / _temporary_name(name, os.urandom(_RANDOM).hex())
-        new = _open_partial(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode, is_lasting=False)
+        new = _open_partial(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode, is_resumable=False)
         try:
-            wanted = stat.S_IMODE(os.fstat(new.file.fileno()).st_mode)
+            permissions = stat.S_IMODE(os.fstat(new.file.fileno()).st_mode)
         finally:
             new.keep_or_remove()
             new.unregister()
             new.file.close()
-        os.fchmod(partial.file.fileno(), wanted)
+        os.fchmod(partial.file.fileno(), permissions)
     except OSError:
         return False
     return True
@@ -218,56 +222,60 @@ def _reset_permissions(partial: PartialFile, name: str, mode: int) -> bool:
 
 def _report_obstacle(path: Path, error: OSError | None = None) -> None:
     try:
-        trouble = _refusal_reason(path.lstat()) or (error and error.strerror)
+        obstacle = _refusal_reason(path.lstat()) or (error and error.strerror)
     except OSError:
         return
-    if trouble:
-        what = f"{path} is not gone on with ({trouble}): this run begins anew, and keeps nothing if it is interrupted"
-        notices.notify(f"{what}; remove that, and the next one will")
+    if obstacle:
+        message = (
+            f"{path} is not gone on with ({obstacle}): this run begins anew, and keeps nothing if it is interrupted"
+        )
+        notices.notify(f"{message}; remove that, and the next one will")
 
 
 def remove_stale(
     folder: Path, is_stray: Callable[[str], bool], *, older_than: float = 0.0, dry_run: bool = False
 ) -> dict[str, int]:
-    """Remove those files of ours in a folder that nobody writes, whose names `is_stray` says yes to.
+    """Remove our files in a folder that no process is writing and whose names `is_stray` accepts.
 
-    So many seconds must have passed since they were last written. What cannot be looked at, or removed, stays.
-    Given are the names of those that went, or with `dry_run` would go, and their sizes in bytes.
+    They must not have been written for `older_than` seconds. Files that cannot be opened or removed stay. Return the
+    names and sizes in bytes of the removed files, or of those that `dry_run` would remove. In a folder that is not a
+    layout, only temporary files of one name are removed: it may be a home directory, and a name alone does not show
+    that a file is ours.
     """
-    gone = {}
+    removed = {}
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for name in [entry.name for entry in entries if is_stray(entry.name)]:
             with contextlib.suppress(OSError):
                 size = _remove_unlocked(folder / name, older_than=older_than, dry_run=dry_run)
                 if size is not None:
-                    gone[name] = size
-    return gone
+                    removed[name] = size
+    return removed
 
 
 def is_upload_name(entry: str) -> bool:
-    """Say whether a folder's entry is called like what `serve` keeps of an upload that is under way."""
+    """Return whether a folder's entry is named like an unfinished upload of `serve`."""
     return entry.startswith(".") and entry.endswith(UPLOAD_SUFFIX)
 
 
 def is_temporary_name(entry: str, name: str | None = None) -> bool:
-    """Say whether a folder's entry is called like one that is for one run alone; and for `name`, if that is given."""
+    """Return whether a folder's entry is named like a temporary file, and, if `name` is given, one for that name."""
     match = _TEMPORARY.match(entry)
     return match is not None and (name is None or entry == _temporary_name(name, match[2]))
 
 
 def target_name(entry: str) -> str | None:
-    """Give the name that an entry of a folder is to get at the end, if it is called like one to go on with."""
+    """Return the final name of an entry that is named like a resumable file, else None."""
     match = _RESUMABLE.match(entry)
     return match[1] if match and not _TEMPORARY.match(entry) else None
 
 
 def is_reserved_name(name: str) -> bool:
-    """Say whether a name is one of those that are given to unfinished files, which others may then take it for."""
+    """Return whether a name has the form of an unfinished file's name, which other runs could mistake for one."""
     return is_temporary_name(name) or target_name(name) is not None
 
 
 def resumable_path(path: Path) -> Path:
-    """Say where that is, or would be, which an interrupted run leaves of a file to go on with."""
+    """Return the path of the file that an interrupted run leaves for `path`, whether or not it exists."""
     return path.with_name(_resumable_name(path.name))
 
 
@@ -279,10 +287,10 @@ def _temporary_name(name: str, random: str) -> str:
     return f".{_shorten(name, len(f'..{random}{PARTIAL_SUFFIX}'))}.{random}{PARTIAL_SUFFIX}"
 
 
-def _shorten(name: str, more: int) -> str:
-    """Give a name to which so many bytes can be added, and the same one each time."""
+def _shorten(name: str, extra: int) -> str:
+    """Return a name to which `extra` bytes can be added: the name itself, or its hash if it is too long."""
     raw = os.fsencode(name)
-    if len(raw) + more <= _MAX_NAME_BYTES:
+    if len(raw) + extra <= _MAX_NAME_BYTES:
         return name
     import hashlib
 
@@ -290,7 +298,7 @@ def _shorten(name: str, more: int) -> str:
 
 
 def clean_up_unfinished() -> None:
-    """Settle the files of threads that will not get to do it: the process ends without waiting for them."""
+    """Keep or remove the files of threads that cannot do it: the process ends without waiting for them."""
     with _lock:
         unfinished = list(_unfinished)
     for partial in unfinished:
@@ -298,29 +306,29 @@ def clean_up_unfinished() -> None:
 
 
 def kept_files() -> dict[Path, int]:
-    """Say what this process has left behind to go on with: paths, and how many bytes are there."""
+    """Return the files that this process has kept to be resumed, with their sizes in bytes."""
     return dict(_kept_sizes)
 
 
 def reset() -> None:
-    """Know of nothing that was left behind so far: another piece of work begins."""
+    """Forget the kept files, because other work begins."""
     _kept_sizes.clear()
 
 
-def _open_partial(path: Path, flags: int, mode: int, *, is_lasting: bool) -> PartialFile:
-    """Open one, and know of it.
+def _open_partial(path: Path, flags: int, mode: int, *, is_resumable: bool) -> PartialFile:
+    """Open a file and register it.
 
     Raises:
         OSError: as `os.open` does.
     """
     try:
-        partial = PartialFile(path, FileIO(os.open(path, flags, mode), "r+b"), is_lasting)
+        partial = PartialFile(path, FileIO(os.open(path, flags, mode), "r+b"), is_resumable)
         with _lock:
             _unfinished.add(partial)
     except OSError:
         raise
     except BaseException:
-        # A signal came when it was made and nobody knew of it yet.
+        # A signal came after the file was created and before it was registered, so find it by its path.
         with contextlib.suppress(OSError):
             _remove_unlocked(path, below=limits.MIN_PARTIAL_SIZE)
         raise
@@ -328,7 +336,7 @@ def _open_partial(path: Path, flags: int, mode: int, *, is_lasting: bool) -> Par
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """Try to take a file's lock: False where another has it, None where there are no locks."""
+    """Try to lock a file: False if another process has the lock, None if the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -339,7 +347,7 @@ def _try_lock(descriptor: int) -> bool | None:
 
 
 def _refusal_reason(status: os.stat_result) -> str | None:
-    """Say why a file is none that we may write: a regular one, with one name, of whom this process belongs to."""
+    """Return why we may not write a file; None for a regular file of this user with one name."""
     if not stat.S_ISREG(status.st_mode):
         return "it is no regular file"
     if status.st_uid != os.geteuid():
@@ -359,12 +367,17 @@ def _is_same_file(path: Path, descriptor: int) -> bool:
 def _remove_unlocked(
     path: Path, *, older_than: float = 0.0, below: float = math.inf, dry_run: bool = False
 ) -> int | None:
-    """Remove one that nobody writes, if it is so old, in seconds, and smaller than so many bytes; its size is given."""
+    """Remove a file that no process is writing, if it is old and small enough; return its size in bytes.
+
+    `older_than` is in seconds, `below` in bytes.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
-        fits = status.st_mtime <= time.time() - older_than and status.st_size < below and not _refusal_reason(status)
-        if not fits or not _try_lock(descriptor) or not _is_same_file(path, descriptor):
+        is_removable = (
+            status.st_mtime <= time.time() - older_than and status.st_size < below and not _refusal_reason(status)
+        )
+        if not is_removable or not _try_lock(descriptor) or not _is_same_file(path, descriptor):
             return None
         if not dry_run:
             path.unlink()

@@ -23,18 +23,20 @@ __all__ = [
     "write_target",
 ]
 
-#: Characters of a path that an error shows: more than any real one that a terminal has room for.
+#: How many characters of a path an error shows: more than any real path on a terminal.
 _MAX_SHOWN: Final = 512
-#: Links that Linux follows one after the other (path_resolution(7)).
+#: How many links Linux follows (path_resolution(7)).
 _MAX_LINKS: Final = 40
 
 
 def status(path: str | Path, *, follow: bool = True) -> os.stat_result | None:
-    """Return the status of what is at a path, or None if nothing exists there.
+    """Return the status of a path, or None if nothing exists there.
+
+    This package uses these functions instead of `Path.exists` and its family, which hide errors (a test checks that).
 
     Raises:
-        LocalDiskError: that cannot be found out.
-        UsageError: no path has such a name.
+        LocalDiskError: the path cannot be checked.
+        UsageError: the path has a NUL.
     """
     try:
         return Path(path).stat(follow_symlinks=follow)
@@ -43,18 +45,18 @@ def status(path: str | Path, *, follow: bool = True) -> os.stat_result | None:
     except OSError as error:
         raise disk_error(f"cannot access {_format_path(path)}", error) from error
     except ValueError as error:
-        # It has a NUL, and comes out of a file: no argument has one.
+        # The path has a NUL and comes from a file: an argument cannot have one.
         msg = f"malformed path {str(path)!r}"
         raise UsageError(msg) from error
 
 
 def exists(path: str | Path, *, follow: bool = True) -> bool:
-    """Say whether anything is at a path, with the errors of `status`; a link is something if it is not followed."""
+    """Return whether anything exists at a path, with the errors of `status`; without `follow` a link exists too."""
     return status(path, follow=follow) is not None
 
 
 def is_existing_path(text: str) -> bool:
-    """Say whether a word, which may be no path at all, is the path of something, with the errors of `status`."""
+    """Return whether a text, which may not be a path, is an existing path, with the errors of `status`."""
     try:
         return exists(text)
     except LocalDiskError as error:
@@ -64,31 +66,31 @@ def is_existing_path(text: str) -> bool:
 
 
 def is_file(path: str | Path) -> bool:
-    """Say whether a regular file is at a path, with the errors of `status`."""
-    found = status(path)
-    return found is not None and stat.S_ISREG(found.st_mode)
+    """Return whether a path is a regular file, with the errors of `status`."""
+    path_status = status(path)
+    return path_status is not None and stat.S_ISREG(path_status.st_mode)
 
 
 def is_directory(path: str | Path) -> bool:
-    """Say whether a directory is at a path, with the errors of `status`."""
-    found = status(path)
-    return found is not None and stat.S_ISDIR(found.st_mode)
+    """Return whether a path is a directory, with the errors of `status`."""
+    path_status = status(path)
+    return path_status is not None and stat.S_ISDIR(path_status.st_mode)
 
 
 def is_special(path: str | Path) -> bool:
-    """Say whether a device, FIFO or socket is at a path, with the errors of `status`."""
-    found = status(path)
-    return found is not None and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
+    """Return whether a path is a device, FIFO or socket, with the errors of `status`."""
+    path_status = status(path)
+    return path_status is not None and not stat.S_ISREG(path_status.st_mode) and not stat.S_ISDIR(path_status.st_mode)
 
 
 def is_link(path: str | Path) -> bool:
-    """Say whether a path is a symbolic link, with the errors of `status`."""
-    found = status(path, follow=False)
-    return found is not None and stat.S_ISLNK(found.st_mode)
+    """Return whether a path is a symbolic link, with the errors of `status`."""
+    path_status = status(path, follow=False)
+    return path_status is not None and stat.S_ISLNK(path_status.st_mode)
 
 
 def real_path(path: str | Path) -> Path:
-    """Return the absolute path to which all links lead, whether or not anything is there.
+    """Return the absolute path with all links resolved, whether or not it exists.
 
     Raises:
         LocalDiskError: the path is relative and the working directory was deleted.
@@ -100,12 +102,12 @@ def real_path(path: str | Path) -> Path:
 
 
 def write_target(path: Path) -> Path:
-    """Return the path that is replaced when a file is written at `path`: links are followed, as a shell's `>` does.
+    """Return the path that is replaced when a file is written at `path`: links are followed, as by a shell's `>`.
 
     Raises:
-        LocalDiskError: links lead round in a circle, a directory may not be searched, or a link is another user's, in a
-            sticky, world-writable directory. Linux does not follow such a link either, where
-            fs.protected_symlinks is 1 (proc_sys_fs(5)); `os.path.realpath` would.
+        LocalDiskError: links form a circle, a directory cannot be searched, or a link in a sticky, world-writable
+            directory is another user's. Linux does not follow such a link either if fs.protected_symlinks is 1
+            (proc_sys_fs(5)); `os.path.realpath` would.
     """
     status(path)
     for _ in range(_MAX_LINKS):
@@ -122,13 +124,13 @@ def write_target(path: Path) -> Path:
 
 
 def is_untrusted_link(link: os.stat_result, folder: os.stat_result) -> bool:
-    """Say whether another user may have put a link into a folder, such as /tmp, for this one to write through."""
+    """Return whether another user may have created a link in a shared folder, such as /tmp, to redirect a write."""
     is_shared = bool(folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH)
     return is_shared and link.st_uid not in {os.geteuid(), folder.st_uid}
 
 
 def _format_path(path: str | Path) -> str:
-    """Return a path for an error: in one line, and not thousands of characters of a name that is too long."""
+    """Return a path for an error: one line, and at most `_MAX_SHOWN` characters."""
     text = str(path)
     clean = "".join(character if character.isprintable() else "?" for character in text[:_MAX_SHOWN])
     return f"{clean}…" if len(text) > _MAX_SHOWN else clean

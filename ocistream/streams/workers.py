@@ -16,24 +16,24 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_JOBS", "run_each", "run_in_thread", "wait_for_threads"]
 
-#: How much is done at once. More connections cost memory, and gain little where one line is shared.
+#: Number of parallel jobs. More connections cost memory and gain little on one line.
 DEFAULT_JOBS: Final = 4
-#: Seconds that threads are given to clean up behind themselves when one of them has failed, or the user stops all.
+#: Seconds for threads to clean up after a failure or an interruption.
 _CLEANUP_TIMEOUT = 3.0
-#: The same while an upload can still be ended so that the registry keeps what was sent.
+#: The same while an upload can be ended so that the registry keeps the bytes that it has.
 _UPLOAD_CLEANUP_TIMEOUT = 10.0
-#: Seconds after which the user is told what the process waits for.
+#: Seconds before the user is told why the process waits.
 _NOTICE_DELAY = 1.0
-#: Seconds between two looks at whether one thread has failed while another is waited for.
+#: Seconds between two checks whether another thread has failed.
 _POLL_INTERVAL = 0.2
 
 _T = TypeVar("_T")
 
 
 def run_in_thread(work: Callable[[], _T], cancelled: threading.Event) -> _T:
-    """Do some work in a thread of its own and return its result, or raise what it raised.
+    """Run a function in a thread of its own, and return its result or raise its exception.
 
-    An interruption comes out here: it sets `cancelled`, and the work has a few seconds to end in order.
+    An interruption is raised here: it sets `cancelled`, and the function has a few seconds to end in order.
     """
     results: list[_T] = []
     failures: list[BaseException] = []
@@ -49,7 +49,7 @@ def run_in_thread(work: Callable[[], _T], cancelled: threading.Event) -> _T:
         thread.start()
         while thread.is_alive():
             _join(thread, _POLL_INTERVAL, cancelled)
-        # The work may have ended before the first look, and an interruption have waited for that.
+        # The thread may have ended before the first check: raise an interruption that waits for this call.
         cancelled.wait(0)
     except BaseException:
         cancelled.set()
@@ -61,9 +61,9 @@ def run_in_thread(work: Callable[[], _T], cancelled: threading.Event) -> _T:
 
 
 def run_each(work: Callable[[_T], None], items: Iterable[_T], *, jobs: int, cancelled: threading.Event) -> None:
-    """Do some work for each item, in this thread if `jobs` is 1, or else in so many others.
+    """Call a function for each item: in this thread if `jobs` is 1, else in `jobs` other threads.
 
-    The first failure ends it all: it sets `cancelled`, at which work under way is to stop, and is raised here.
+    The first failure sets `cancelled`, which stops the other threads, and is raised here.
     """
     if jobs == 1:
         for item in items:
@@ -73,36 +73,37 @@ def run_each(work: Callable[[_T], None], items: Iterable[_T], *, jobs: int, canc
 
 
 def wait_for_threads(threads: Sequence[threading.Thread], cancelled: threading.Event) -> None:
-    """Let those that notice a cancellation drop what they have begun; who waits for a socket is left to it.
+    """Wait a few seconds for cancelled threads to clean up; do not wait for threads that are blocked on a socket.
 
-    An upload that can end its request has longer: what the registry answers is where the next run resumes.
+    An upload that can end its request has longer: the registry's response says where the next run resumes.
     """
-    began = time.monotonic()
+    started_at = time.monotonic()
     for thread in threads:
         while thread.is_alive():
             can_end = open_uploads.can_any_end()
-            waited = time.monotonic() - began
+            waited = time.monotonic() - started_at
             if can_end and waited >= _NOTICE_DELAY:
                 notices.notify(
                     f"ending uploads so that they can be resumed (at most {_UPLOAD_CLEANUP_TIMEOUT:.0f} s; "
                     "interrupt again to stop at once)"
                 )
-            if (left := (_UPLOAD_CLEANUP_TIMEOUT if can_end else _CLEANUP_TIMEOUT) - waited) <= 0:
+            if (remaining := (_UPLOAD_CLEANUP_TIMEOUT if can_end else _CLEANUP_TIMEOUT) - waited) <= 0:
                 return
-            _join(thread, min(left, _POLL_INTERVAL), cancelled)
+            _join(thread, min(remaining, _POLL_INTERVAL), cancelled)
 
 
 def _join(thread: threading.Thread, seconds: float, cancelled: threading.Event) -> None:
-    """Wait for a thread's end, and let an interruption come out behind that."""
+    """Wait for the end of a thread, then raise an interruption if there was one."""
     thread.join(seconds)
-    # Not in `join`, which it would make believe that the thread has ended (Python 3.11 and 3.12).
+    # Not during `join`: the exception would make it treat the thread as ended (Python 3.11 and 3.12).
     cancelled.wait(0)
 
 
 class _Workers(Generic[_T]):
-    """Threads that share one iterator of work. They are daemons: an interrupted process need not wait for a socket.
+    """Threads that share one iterator of items.
 
-    (ThreadPoolExecutor would be waited for at exit, whatever is cancelled.)
+    They are daemons, so that an interrupted process does not wait for a socket. Not a ThreadPoolExecutor: at exit
+    Python waits for its threads, even if they are cancelled, so a stalled socket would delay Ctrl-C by a minute.
     """
 
     def __init__(self, work: Callable[[_T], None], items: Iterator[_T], cancelled: threading.Event) -> None:
@@ -118,10 +119,10 @@ class _Workers(Generic[_T]):
             for thread in threads:
                 thread.start()
             for thread in threads:
-                # One that is stalled on its socket is not to hold up what another one has to report.
+                # Stop waiting for a stalled thread when another one has failed.
                 while thread.is_alive() and self._failure is None:
                     _join(thread, _POLL_INTERVAL, self._cancelled)
-            # They may all have been done before the last of them had begun, and an interruption have waited for that.
+            # All threads may have ended before the loop: raise an interruption that waits for this call.
             self._cancelled.wait(0)
         except BaseException:
             self._cancelled.set()

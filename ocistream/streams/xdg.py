@@ -10,26 +10,29 @@ if TYPE_CHECKING:
 
 __all__ = ["SYSTEM_CONFIG_FILE", "config_home", "state_home", "user_config_file"]
 
-#: The configuration of a machine, for users who have none.
+#: The configuration of the machine, for users without their own.
 SYSTEM_CONFIG_FILE: Final = Path("/etc/ocistream/config.toml")
 
 
 def config_home(env: Mapping[str, str], home: Path) -> Path:
-    """Give `$XDG_CONFIG_HOME`, else `~/.config`."""
+    """Return `$XDG_CONFIG_HOME`, else `~/.config`."""
     return _read_absolute_path(env, "XDG_CONFIG_HOME") or home / ".config"
 
 
 def user_config_file(env: Mapping[str, str], home: Path) -> Path:
-    """Give the user's own configuration file, which need not be there."""
+    """Return the path of the user's own configuration file, which may not exist."""
     return config_home(env, home) / "ocistream" / "config.toml"
 
 
 def state_home(env: Mapping[str, str], home: Path | None) -> Path | None:
-    """Give `$XDG_STATE_HOME`, else `~/.local/state`; None where there is no home either."""
+    """Return `$XDG_STATE_HOME`, else `~/.local/state`; None if there is no home either."""
     return _read_absolute_path(env, "XDG_STATE_HOME") or (home / ".local" / "state" if home is not None else None)
 
 
 def _read_absolute_path(env: Mapping[str, str], variable: str) -> Path | None:
-    """Read a variable; a relative path is to be overlooked. Nobody's working directory says whom to trust."""
+    """Return the path in a variable. A relative path is ignored (XDG Base Directory Specification).
+
+    Otherwise the working directory would decide which configuration is trusted.
+    """
     value = env.get(variable, "")
     return Path(value) if value.startswith("/") else None
