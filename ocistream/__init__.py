@@ -1,6 +1,19 @@
 """ocistream: copy container images between registries, archives and layouts as streams.
 
-The names in `__all__` are the public Python API, imported on first use; see docs/api.md. Other names may change.
+The names in `__all__` are the public Python API, imported on first use; see docs/api.md. Other names may change. Pull an
+image into an archive and recompress its layers::
+
+    context = ocistream.create_context()
+    source = ocistream.open_source(
+        ocistream.parse_location("localhost:5000/app:1"), context, ocistream.Selection()
+    )
+    destination = ocistream.open_destination(ocistream.parse_location("oci-archive:app.tar"), context)
+    try:
+        report = ocistream.copy(source, destination, recompression=ocistream.parse_recompression("zstd"))
+    finally:
+        destination.close()
+        source.close()
+
 """
 
 from __future__ import annotations

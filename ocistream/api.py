@@ -30,7 +30,7 @@ def create_context(
     credential: Credential | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> OpenContext:
-    """Give surroundings in which ends in registries can be opened.
+    """Create a context that can open locations in registries.
 
     `credential` is sent to every registry that asks for one; to copy between two registries, create a context for each.
     Without it, credentials come from where the command line finds them: OCISTREAM_USERNAME and the like, Docker's and

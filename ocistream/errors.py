@@ -30,7 +30,7 @@ __all__ = [
 
 
 class OcistreamError(Exception):
-    """The root of the tree: one line of what failed and where, and perhaps one of what to do.
+    """Base class of all errors: a one-line message and an optional hint.
 
     `str(error)` is the first line. It names the digest, image or redacted URL concerned and holds no secret.
     """

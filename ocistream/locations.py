@@ -60,7 +60,7 @@ _PATH_START = re.compile(r"(?:-|\.\.?|~)\Z|/|\.\.?/|~/|[A-Za-z]:\\")
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """One end of a transfer: its `kind`, and where it is.
+    """A source or destination of images: its kind, and where it is.
 
     `kind` is "docker" (a registry), "oci" (a directory), "oci-archive", "docker-archive", or "path", which is one of
     the others depending on what exists there. `name` selects an image, or names a written one. `is_stream` means stdin
@@ -78,7 +78,7 @@ class Location:
 
 
 def parse_location(text: str, *, bare_is_path: bool = False) -> Location:
-    """Parse one end as docs/images.md has it: an image, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, or a path.
+    """Parse a location: an image, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, or a path.
 
     With `bare_is_path`, as for -o and -i, text that could be an image's name is a path.
 
@@ -128,7 +128,7 @@ def _not_provided() -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class OpenContext:
-    """What an end may need of the process around it, each opened only when it is asked for."""
+    """What opening a location needs from the process. Each part is created on first use."""
 
     client: Callable[[], HttpClient] = field(default=_not_provided)
     stdin: Callable[[], InputStream] = field(default=_not_provided)
@@ -163,7 +163,7 @@ class OpenContext:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which of a source's images and platforms are wanted."""
+    """Which images and platforms of a source are wanted."""
 
     select: ImageSelector = field(default=select_every_image)
     platforms: PlatformChoice = ALL_PLATFORMS
@@ -178,7 +178,7 @@ class Selection:
 
 
 def open_source(location: Location, context: OpenContext, selection: Selection) -> Source:
-    """Open an end to read from.
+    """Open a location to read images from.
 
     Raises:
         NotFoundError, ArchiveError, LocalDiskError, UnsupportedError: depending on the kind of location.
@@ -230,7 +230,7 @@ def _check_joinable(location: Location) -> Path:
 
 
 def open_destination(location: Location, context: OpenContext) -> Destination:
-    """Open an end to write to.
+    """Open a location to write images to.
 
     Raises:
         UsageError, NotFoundError, LocalDiskError, UnsupportedError: depending on the kind of location.

@@ -36,7 +36,7 @@ _SECRET_FIELDS: Final = frozenset({"auth", "identitytoken", "registrytoken", "us
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What is shown to a registry or its token server.
+    """A username with a secret, or a token, for a registry or its token server.
 
     `secret` is a password, or "" with a token. An `identity_token` is for the token server, which issued it at `docker
     login`; a `registry_token` is for the registry itself. `source` is where the credential was found, for messages:

@@ -41,7 +41,7 @@ _CLEANUP_TIMEOUT: Final = 3.0
 
 
 class HttpClient:
-    """One session to any number of registries. Safe for several threads."""
+    """An HTTP client for any number of registries. Safe to use from several threads."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ __all__ = ["HttpSettings"]
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
-    """What the user may set of the network. Times are in seconds."""
+    """Network settings for all hosts. Times are in seconds."""
 
     #: Use plain HTTP for hosts other than loopback, too.
     plain_http: bool = False

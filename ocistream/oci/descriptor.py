@@ -47,7 +47,7 @@ _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """An operating system, an architecture and what narrows them, in the words of Go's GOOS and GOARCH."""
+    """An operating system, an architecture and an optional variant, in Go's GOOS and GOARCH terms."""
 
     os: str
     architecture: str
@@ -105,7 +105,7 @@ _NO_ANNOTATIONS: Final[Mapping[str, str]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A promise: bytes of this media type, digest and size exist somewhere (image-spec, descriptor.md).
+    """Media type, digest and size of content (image-spec, descriptor.md).
 
     `size` is in bytes. `digest` is `sha256:` or `sha512:` and lower-case hex. The caller has checked the digest.
     """

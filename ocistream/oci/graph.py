@@ -21,7 +21,7 @@ __all__ = ["Graph", "IncompleteIndex", "Root", "children_of", "is_image"]
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """One image that the user asked for: its name (None where it has none) and what the name stands for.
+    """An image that the user asked for: its name, or None, and its descriptor.
 
     `origin` tells people where the image was found: `docker.io/library/nginx`, or nothing. `is_stray` marks an entry of
     `index.json` without an image's name that is not known to be an image, such as a referrer without its subject.
@@ -57,7 +57,7 @@ class IncompleteIndex:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Everything small about what is moved: one image or many.
+    """What a copy moves: roots, manifests, blobs and referrers.
 
     `manifests` has children before their parents. `blobs` are unique, configs first, in the order of the stream.
     `absent` are manifests that the source lacks, and `foreign` are layers that are never copied. `has_plain_layers`

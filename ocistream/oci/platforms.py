@@ -37,7 +37,7 @@ _MAX_OTHERS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class PlatformChoice:
-    """Which platforms of an index are wanted: all of them where `platforms` is empty.
+    """Which platforms of an index are wanted; all if `platforms` is empty.
 
     `explicit` is False for the default that the user did not ask for. An image without a platform to choose from is
     then copied as it is.

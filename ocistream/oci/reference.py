@@ -119,7 +119,7 @@ def printable(text: str, limit: int = 200) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An image's full name in a registry.
+    """The full name of an image in a registry.
 
     `registry` is a host in ASCII with an optional port ("docker.io", "localhost:5000", "[::1]:5000"). `repository` is a
     path ("library/nginx"). A reference without a tag and without a digest means the tag "latest".
@@ -153,7 +153,7 @@ class Reference:
 
 
 def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
-    """Parse `[docker://]HOST[:PORT]/REPO[:TAG][@DIGEST]`, or one of Docker Hub's short names as Docker expands them.
+    """Parse `[docker://]HOST[:PORT]/REPO[:TAG][@DIGEST]`, or a short name of Docker Hub.
 
     Without a tag and a digest, `default_tag` sets the tag "latest".
 

@@ -66,7 +66,7 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     recompression: Recompression | None = None,
     bare_layers: Recompression | None = None,
 ) -> Report:
-    """Move everything that `source` has been asked for into `sink`, and make it visible only when all of it is there.
+    """Copy the images of `source` to `destination`. Nothing becomes visible before all blobs are verified.
 
     Both locations stay open.
 

@@ -44,7 +44,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A promise and the way to its bytes.
+    """A descriptor and the way to its bytes.
 
     `open()` returns the chunks from the first byte; if `reopenable`, it may be called again. A source's chunks are raw,
     a destination gets verified ones. `open_at(offset)` returns the chunks from a byte offset, and sends no request
@@ -132,7 +132,7 @@ class EarlyBlobs(Protocol):
 
 
 class Source(Protocol):
-    """Where images come from. Bytes are handed out as they are: `transfer` verifies them."""
+    """Where images come from. Its blobs are not verified; `copy` verifies them."""
 
     @property
     def concurrent(self) -> bool:
@@ -153,7 +153,7 @@ class Source(Protocol):
 
 
 class Destination(Protocol):
-    """Where images go. Bytes that reach it are verified: if their iterator raises, nothing of them may be visible."""
+    """Where images go. If the iterator of a blob raises, nothing of that blob may become visible."""
 
     @property
     def concurrent(self) -> bool:
@@ -183,7 +183,7 @@ class Destination(Protocol):
 
 
 class Observer(Protocol):
-    """Whoever watches what happens to blobs. Called from any thread; sizes are in bytes."""
+    """Receives the progress of blobs, from any thread. Sizes are in bytes."""
 
     def planned(self, graph: Graph) -> None:
         """The graph, and so the total, is known."""

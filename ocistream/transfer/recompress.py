@@ -49,7 +49,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Recompression:
-    """How image layers are to be compressed, which are not so already."""
+    """How to recompress image layers that use another format."""
 
     codec: Codec
     level: int
@@ -57,7 +57,7 @@ class Recompression:
 
 
 def parse_recompression(text: str, max_ratio: int = limits.MAX_RATIO) -> Recompression:
-    """Parse `gzip`, `zstd` or `none`, the first two perhaps with `:LEVEL`.
+    """Parse `gzip`, `zstd` or `none`; `gzip` and `zstd` accept `:LEVEL`.
 
     Raises:
         UsageError: it is none of these.

@@ -38,7 +38,7 @@ class BlobResult:
 
 @dataclass(slots=True)
 class Report:
-    """What a transfer did. `seconds` is how long it took.
+    """The result of a copy. `seconds` is its duration.
 
     `graph` was written, `source_graph` was read. They differ only if layers were recompressed: the roots then have the
     same order, and `origins` has the source digest of each new manifest.

@@ -73,7 +73,7 @@ class BlobFailure:
 
 @dataclass(slots=True)
 class Findings:
-    """What was found. Sizes are in bytes.
+    """What `verify` found. Sizes are in bytes.
 
     `missing` are manifests and blobs that images need and the source lacks. `omitted` are those of which the source
     says that it was made without them. `incomplete` are indexes of which only some platforms were exported; blobs of
@@ -101,7 +101,7 @@ def verify(
     max_ratio: int = limits.MAX_RATIO,
     cancelled: threading.Event | None = None,
 ) -> Findings:
-    """Read everything that `source` gives, which is to be opened for `everything`.
+    """Read and verify everything in `source`, which must be opened with `all_blobs`.
 
     With `deep`, layers are also decompressed, up to `max_ratio` times their size, and checked against the diff_ids of
     their configs.
