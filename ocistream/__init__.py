@@ -1,7 +1,7 @@
 """ocistream: copy container images between registries, archives and layouts as streams.
 
-The names in `__all__` are the public Python API, imported on first use; see docs/api.md. Other names may change. Pull an
-image into an archive and recompress its layers::
+The names in `__all__` are the public Python API, imported on first use; see docs/api.md. Other names may change. Pull
+an image into an archive and recompress its layers::
 
     context = ocistream.create_context()
     source = ocistream.open_source(

@@ -74,7 +74,7 @@ class QuickTransport(HttpClient):
         super().__init__(
             HttpSettings(retry_policy=patience, **settings),
             lambda _registry, _repository: credential,
-            hosts=settings_of,
+            find_host_settings=settings_of,
             rate_limits=pace,
             on_retry=self.told.append,
             cancelled=cancelled,

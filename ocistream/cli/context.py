@@ -276,7 +276,9 @@ class CommandContext:
         return HttpClient(
             settings,
             keychain.find,
-            hosts=build_host_settings_lookup(options, os.environ, home_directory(), self.host_rules().settings),
+            find_host_settings=build_host_settings_lookup(
+                options, os.environ, home_directory(), self.host_rules().settings
+            ),
             on_retry=self._report_retry,
             cancelled=self.cancelled,
             rate_limits=self.rate_limits,

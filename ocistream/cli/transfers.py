@@ -106,12 +106,12 @@ def run_transfer(
                 destination,
                 observer,
                 jobs=context.jobs,
-                ahead=context.prefetch_memory,
+                prefetch_memory=context.prefetch_memory,
                 cancelled=context.cancelled,
                 rename=announced,
-                leave_out=omission_rule,
+                omit=omission_rule,
                 recompression=recompression,
-                bare_layers=context.recompression(default="gzip") if may_have_plain_layers else None,
+                plain_layers=context.recompression(default="gzip") if may_have_plain_layers else None,
             )
     results = build_results(report, label, destination_location)
     if result is not None:

@@ -48,7 +48,7 @@ class HttpClient:
         settings: HttpSettings,
         find: Callable[[str, str], Credential | None],
         *,
-        hosts: Callable[[str, str], HostSettings] = lambda _registry, _repository: HostSettings(),
+        find_host_settings: Callable[[str, str], HostSettings] = lambda _registry, _repository: HostSettings(),
         on_retry: Callable[[RetryEvent], None] = lambda _: None,
         cancelled: threading.Event | None = None,
         rate_limits: RateLimits | None = None,
@@ -56,10 +56,10 @@ class HttpClient:
     ) -> None:
         """Set up the session; no connection is made yet.
 
-        `find(registry, repository)` looks up a credential, and `hosts(registry, repository)` the settings of a host.
-        The repository is "" for requests that concern no repository. `on_retry` is called before every wait, from any
-        thread. The clients of one run share `rate_limits` and `upload_strategy`. The strategy knows how hosts accept
-        uploads, and learns from the headers of their responses.
+        `find(registry, repository)` looks up a credential, and `find_host_settings(registry, repository)` the settings
+        of a host. The repository is "" for requests that concern no repository. `on_retry` is called before every wait,
+        from any thread. The clients of one run share `rate_limits` and `upload_strategy`. The strategy knows how hosts
+        accept uploads, and learns from the headers of their responses.
         """
         self.upload_strategy = upload_strategy or UploadStrategy()
         self._settings = settings
@@ -86,18 +86,18 @@ class HttpClient:
         )
         per_second = settings.requests_per_second
         self._redirects = RedirectFollower(
-            self._connections, hosts, rate_limits.requests, per_second, self.wait, self.cancelled
+            self._connections, find_host_settings, rate_limits.requests, per_second, self.wait, self.cancelled
         )
 
     def close(self) -> None:
         """Close all idle connections."""
         self._connections.close()
 
-    def endpoint(self, registry: str, repository: str = "", *, named: bool = True) -> Endpoint:
+    def endpoint(self, registry: str, repository: str = "", *, is_explicit: bool = True) -> Endpoint:
         """Return the endpoint of a registry such as `localhost:5000`.
 
-        Repositories with equal settings share one endpoint. `named` says whether the user named the registry. For a
-        mirror from the configuration it is false. Then the client certificate and `--insecure` of the command line do
+        Repositories with equal settings share one endpoint. `is_explicit` says whether the user named the registry. For
+        a mirror from the configuration it is false. Then the client certificate and `--insecure` of the command line do
         not apply.
 
         Raises:
@@ -105,10 +105,10 @@ class HttpClient:
         """
         with self._lock:
             settings = self._redirects.host_settings(registry, repository)
-            key = registry, settings, named
+            key = registry, settings, is_explicit
             if key not in self._endpoints:
                 explicit_tls = self._settings.tls
-                if not named:
+                if not is_explicit:
                     explicit_tls = TlsSettings(explicit_tls.ca_files)
                 self._check_tls_files(TlsSettings(settings.ca_files, settings.client_certificates))
                 endpoint = Endpoint(registry, settings, explicit_tls, plain_http=self._settings.plain_http)
@@ -130,14 +130,14 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         body: bytes | StreamedBody | None = None,
         expected: Sequence[int] = (200,),
-        tries: Retries | None = None,
+        retries: Retries | None = None,
         stored: float = 0,
     ) -> Response:
         """Send a request, with retries, and return a response with one of the `expected` statuses.
 
         Authorization is sent to the endpoint's own origin only. A `StreamedBody` that has started is never sent again
-        by this method: the caller must decide from which byte to continue. `tries` counts the attempts of the work that
-        this request is a part of. `stored` is how many bytes the registry must move or hash before it can respond.
+        by this method: the caller must decide from which byte to continue. `retries` counts the attempts of the work
+        that this request is a part of. `stored` is how many bytes the registry must move or hash before it can respond.
 
         Raises:
             AuthenticationError: 401 or 403 of the registry, after a fresh token was tried.
@@ -148,7 +148,7 @@ class HttpClient:
         """
         timeout = (self._settings.connect_timeout, self._settings.response_timeout(stored))
         request = Request(method, headers or {}, body, timeout)
-        tries = tries or self.start_retries()
+        retries = retries or self.start_retries()
         was_asked_again = False
         while True:
             url = self._with_scheme(endpoint, url)
@@ -158,7 +158,7 @@ class HttpClient:
                 # This is an error of the token server, which has been retried already.
                 raise
             except NetworkError as error:
-                if request.is_started or not (self._has_wrong_scheme(endpoint, url) or tries.wait_for_retry(error)):
+                if request.is_started or not (self._has_wrong_scheme(endpoint, url) or retries.wait_for_retry(error)):
                     raise
                 continue
             if (
@@ -171,7 +171,7 @@ class HttpClient:
             endpoint.confirm_scheme(encrypted=False)
             if response.status in expected:
                 return response
-            if response.status in _RETRIED_STATUSES and not request.is_started and tries.wait_for_retry(response):
+            if response.status in _RETRIED_STATUSES and not request.is_started and retries.wait_for_retry(response):
                 continue
             if (
                 response.status == HTTPStatus.FORBIDDEN
@@ -180,7 +180,7 @@ class HttpClient:
             ):
                 # Most likely a signed URL that has expired, perhaps from a cache. The registry gives a new one.
                 was_asked_again = True
-                if tries.wait_for_retry(response):
+                if retries.wait_for_retry(response):
                     continue
             raise self._response_error(endpoint, response)
 

@@ -293,7 +293,7 @@ class IndexGraphBuilder:
 
     def __init__(self, select: ImageSelector, platforms: PlatformChoice, referrers: ReferrerMode) -> None:
         """Build a graph of the images that `select` chooses."""
-        self._builder = GraphBuilder(platforms, leaves_referrers=referrers == "left")
+        self._builder = GraphBuilder(platforms, skip_referrers=referrers == "left")
         self._resolver = ReferrerResolver(self._builder, referrers)
         self._select = select
         self._referrers = referrers

@@ -71,7 +71,7 @@ class Repository:
         """Take a repository such as `library/nginx` of a registry such as `docker.io`. Send no request."""
         self.client = client
         self.name = name
-        self.endpoint: Endpoint = client.endpoint(registry, name, named=is_explicit)
+        self.endpoint: Endpoint = client.endpoint(registry, name, is_explicit=is_explicit)
         self.scopes = (repository_scope(name, "pull", "push") if for_push else repository_scope(name, "pull"),)
         #: A client with push rights may lack read rights (ECR without BatchGetImage): 403 then means "unknown".
         #: If pushes are denied too, the upload fails before the first byte is sent.
@@ -98,7 +98,7 @@ class Repository:
         retries = self.client.start_retries()
         while True:
             response = self.client.request(
-                self.endpoint, "GET", url, scopes=self.scopes, headers={"Accept": accept}, tries=retries
+                self.endpoint, "GET", url, scopes=self.scopes, headers={"Accept": accept}, retries=retries
             )
             if (
                 size != UNKNOWN_SIZE
@@ -252,7 +252,7 @@ class Repository:
             self.url(f"blobs/{descriptor.digest}"),
             scopes=self.scopes,
             expected=self._head_statuses,
-            tries=retries,
+            retries=retries,
         )
         response.drain()
         length = response.header("Content-Length")
@@ -285,7 +285,7 @@ class Repository:
                 scopes=self.scopes,
                 headers={"Range": f"bytes={offset}-"} if offset else {},
                 expected=(200, 206, 416) if offset else (200,),
-                tries=retries,
+                retries=retries,
             )
 
         return BlobDownload(ask, url, descriptor, strict=strict).chunks(offset, self.client.start_retries())
@@ -314,7 +314,7 @@ class Repository:
                 scopes=self.scopes,
                 headers={} if is_complete else {"Range": f"bytes={start}-{end - 1}"},
                 expected=(200,) if is_complete else (200, 206),
-                tries=self.client.start_retries(attempts=1),
+                retries=self.client.start_retries(attempts=1),
             )
 
         response: Response | None = None

@@ -81,7 +81,7 @@ class RegistrySource:
         return self._graph
 
     def _build_graph(self) -> Graph:
-        builder = GraphBuilder(self._platforms, leaves_referrers=self._referrers == "left")
+        builder = GraphBuilder(self._platforms, skip_referrers=self._referrers == "left")
         repositories = []
         for reference in self._references:
             repository = self._open_repository(reference)
@@ -180,4 +180,4 @@ class RegistrySource:
 
     def _fetch_config(self, descriptor: Descriptor) -> bytes:
         blob = self._repositories[descriptor.digest].blob(descriptor)
-        return use_verified(blob, lambda checked: read_all(checked.open()), again=True)
+        return use_verified(blob, lambda checked: read_all(checked.open()), can_retry=True)

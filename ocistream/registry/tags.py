@@ -77,7 +77,7 @@ def suggest_tags(repository: Repository, tag: str) -> str | None:
     accept = {"Accept": "application/json"}
     try:
         response = client.request(
-            repository.endpoint, "GET", url, scopes=repository.scopes, headers=accept, tries=client.start_retries(1)
+            repository.endpoint, "GET", url, scopes=repository.scopes, headers=accept, retries=client.start_retries(1)
         )
         listed = _parse_tags(response.read(limits.MAX_MANIFEST), repository)
     except NotFoundError:

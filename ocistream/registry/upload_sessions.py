@@ -268,7 +268,7 @@ class UploadSessions:
             headers=headers,
             body=body,
             expected=expected,
-            tries=retries,
+            retries=retries,
             stored=stored_size,
         )
         response.drain()

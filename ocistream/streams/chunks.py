@@ -56,20 +56,20 @@ def compute_digest(content: bytes, algorithm: str = "sha256") -> str:
 
 
 def verify_chunks(
-    chunks: Iterable[Chunk], descriptor: Descriptor, stored: Iterable[Chunk] = (), *, beside: bool = False
+    chunks: Iterable[Chunk], descriptor: Descriptor, stored: Iterable[Chunk] = (), *, hash_in_thread: bool = False
 ) -> Iterator[Chunk]:
     """Yield a blob's chunks; yield the last one only if size and digest are right.
 
     So a corrupt blob is never completed anywhere, not even in a pipe or a request body: it stays short, and the other
     side fails too. `stored` is the beginning of the blob that exists already: it is hashed first and not yielded, and
     `chunks` then are the rest. Both are closed at the end if they can be, so that no socket or file waits for the
-    garbage collector. With `beside` a thread hashes each chunk while the caller uses it.
+    garbage collector. With `hash_in_thread` a thread hashes each chunk while the caller uses it.
 
     Raises:
         IntegrityError: the bytes do not have the size (in bytes) or digest of `descriptor`.
     """
     hasher: Hasher = new_hash(descriptor.digest)
-    thread = ThreadedHasher(hasher) if beside and descriptor.size >= MIN_THREADED_HASH else None
+    thread = ThreadedHasher(hasher) if hash_in_thread and descriptor.size >= MIN_THREADED_HASH else None
     size = 0
     with closing_chunks(chunks), thread or nullcontext():
         hasher = thread or hasher

@@ -60,7 +60,7 @@ _BATCH_SIZE: Final = 64
 
 
 class SyncRun:
-    """One run. `told` is called with each result as soon as it is known, from this thread.
+    """One run. `on_result` is called with each result as soon as it is known, from this thread.
 
     All images share connections and tokens, but each has a cancel event of its own: a failed image must not stop the
     next.
@@ -69,23 +69,27 @@ class SyncRun:
     def __init__(
         self,
         context: Callable[[SyncLocation], OpenContext],
-        told: Callable[[SyncResult], None],
+        on_result: Callable[[SyncResult], None],
         *,
         jobs: int,
-        ahead: int,
-        stop: Callable[[], threading.Event],
+        prefetch_memory: int,
+        create_cancel_event: Callable[[], threading.Event],
         observer: Observer,
         check_push: Callable[[Reference | None], None] = lambda _: None,
     ) -> None:
         """`context` returns the context of a location; `stop` creates the event that cancels one image's transfer."""
         self._context_of = context
-        self._on_result = told
+        self._on_result = on_result
         self._jobs = jobs
-        self._create_cancel_event = stop
-        self._comparer = ImageComparer(context, create_cancel_event=stop, check_push=check_push)
+        self._create_cancel_event = create_cancel_event
+        self._comparer = ImageComparer(context, create_cancel_event=create_cancel_event, check_push=check_push)
         self._progress = SyncProgress(observer)
         self._copier = ImageCopier(
-            context, jobs=jobs, prefetch_memory=ahead, create_cancel_event=stop, progress=self._progress
+            context,
+            jobs=jobs,
+            prefetch_memory=prefetch_memory,
+            create_cancel_event=create_cancel_event,
+            progress=self._progress,
         )
 
     def run(self, plan: SyncPlan, shard: Shard, *, dry_run: bool = False) -> None:
@@ -246,7 +250,7 @@ class ImageCopier:
                         fan_out,
                         self._progress,
                         jobs=self._jobs,
-                        ahead=self._prefetch_memory,
+                        prefetch_memory=self._prefetch_memory,
                         cancelled=cancelled,
                     )
                     root = report.graph.roots[0]

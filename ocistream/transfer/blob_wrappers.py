@@ -98,7 +98,7 @@ class BlobProgress:
 _T = TypeVar("_T")
 
 
-def use_verified(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: bool = False) -> _T:
+def use_verified(blob: Blob, use: Callable[[Blob], _T], *, can_retry: bool, hash_in_thread: bool = False) -> _T:
     """Pass the blob to `use` with verified chunks, and return the result of `use`.
 
     `use` gets the blob as a destination does (`transfer.interfaces.Blob`). If a resumed blob is corrupt, the stored
@@ -106,8 +106,8 @@ def use_verified(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: 
     told. If the blob is corrupt otherwise, `Blob.on_corrupt` tells the source, and `use` is called again if another
     mirror can supply it. Mirrors are not hashed separately: that would cost a second SHA-256 of every byte.
 
-    `again` is False if `use` cannot be repeated, as with a pipe. `Blob.precheck` then checks beforehand what can be
-    checked. `beside` hashes in another thread while the chunks are used (`streams.chunks.verify_chunks`).
+    `can_retry` is False if `use` cannot be repeated, as with a pipe. `Blob.precheck` then checks beforehand what can be
+    checked. `hash_in_thread` hashes in another thread while the chunks are used (`streams.chunks.verify_chunks`).
 
     Raises:
         IntegrityError: the bytes are wrong, and there is no other source.
@@ -115,10 +115,10 @@ def use_verified(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: 
         OcistreamError: raised by `use`.
     """
     resumable = blob.open_at is not None
-    if not again and blob.precheck is not None:
+    if not can_retry and blob.precheck is not None:
         blob.precheck()
     while True:
-        attempt = _Attempt(blob, hash_in_thread=beside)
+        attempt = _Attempt(blob, hash_in_thread=hash_in_thread)
         try:
             return use(attempt.verified_blob(resumable=resumable))
         except IntegrityError as error:
@@ -136,7 +136,7 @@ def use_verified(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: 
             elif blob.on_corrupt is None:
                 raise
             else:
-                blob.on_corrupt(error, again)
+                blob.on_corrupt(error, can_retry)
 
 
 class _Attempt:
@@ -161,7 +161,7 @@ class _Attempt:
         )
 
     def _open(self) -> Iterator[Chunk]:
-        chunks = verify_chunks(self._blob.open(), self._blob.descriptor, beside=self._hash_in_thread)
+        chunks = verify_chunks(self._blob.open(), self._blob.descriptor, hash_in_thread=self._hash_in_thread)
         # Only a complete blob can be cached; one that was resumed or starts in its middle is not complete here.
         return self._record_failure(chunks if self._blob.cache is None else self._blob.cache(chunks))
 
@@ -171,7 +171,9 @@ class _Attempt:
     def _resume(self, stored_chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
         self.was_resumed = size > 0
         return self._record_failure(
-            verify_chunks(self._read_from(size), self._blob.descriptor, stored_chunks, beside=self._hash_in_thread)
+            verify_chunks(
+                self._read_from(size), self._blob.descriptor, stored_chunks, hash_in_thread=self._hash_in_thread
+            )
         )
 
     def _read_from(self, offset: int) -> Iterator[Chunk]:

@@ -59,32 +59,32 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     observer: Observer | None = None,
     *,
     jobs: int = DEFAULT_JOBS,
-    ahead: int = limits.PREFETCH_MEMORY,
+    prefetch_memory: int = limits.PREFETCH_MEMORY,
     cancelled: threading.Event | None = None,
     rename: Callable[[Graph], Graph] | None = None,
-    leave_out: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
+    omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
     recompression: Recompression | None = None,
-    bare_layers: Recompression | None = None,
+    plain_layers: Recompression | None = None,
 ) -> Report:
     """Copy the images of `source` to `destination`. Nothing becomes visible before all blobs are verified.
 
     Both locations stay open.
 
     `jobs` bounds how many blobs move at once, where both locations allow it, and how many connections fetch them.
-    `ahead` is the memory for prefetching, in bytes; 0 means one connection for each blob. The function sets `cancelled`
-    when the transfer fails, to stop other threads that wait on it. `rename` returns the graph with other root names.
-    `leave_out` returns the blobs to omit from the output, by digest, with the reason for each.
+    `prefetch_memory` is the memory for prefetching, in bytes; 0 means one connection for each blob. The function sets
+    `cancelled` when the transfer fails, to stop other threads that wait on it. `rename` returns the graph with other
+    root names. `omit` returns the blobs to omit from the output, by digest, with the reason for each.
 
-    With `recompression`, image layers that use another format are recompressed. `bare_layers` is the default for
+    With `recompression`, image layers that use another format are recompressed. `plain_layers` is the default for
     archives whose layers are never compressed (those of `docker save`).
 
     Raises:
         OcistreamError: the first failure; nothing new is visible in the destination.
     """
     transfer = _Transfer(source, destination, observer or NullObserver(), jobs, cancelled or threading.Event())
-    transfer.prefetch_memory = ahead
-    transfer.omit = leave_out
-    transfer.pipeline.plain_layers = bare_layers
+    transfer.prefetch_memory = prefetch_memory
+    transfer.omit = omit
+    transfer.pipeline.plain_layers = plain_layers
     if recompression is not None:
         transfer.pipeline.enable_recompression(recompression)
     try:

@@ -54,9 +54,9 @@ class GraphBuilder:
     manifests of other platforms are never requested.
     """
 
-    def __init__(self, choice: PlatformChoice = ALL_PLATFORMS, *, leaves_referrers: bool = False) -> None:
-        """Start without roots; `choice` applies to each root. With `leaves_referrers`, no referrers are wanted."""
-        self._skip_referrers = leaves_referrers
+    def __init__(self, choice: PlatformChoice = ALL_PLATFORMS, *, skip_referrers: bool = False) -> None:
+        """Start without roots; `choice` applies to each root. With `skip_referrers`, no referrers are wanted."""
+        self._skip_referrers = skip_referrers
         self.needs: dict[str, Descriptor] = {}
         self._choice = choice
         self._roots: list[Root] = []

@@ -173,7 +173,7 @@ class PartWriter:
                 progress = BlobProgress(self._observer, blob, self._cancelled)
                 use = partial(_write_part, destination, blob, part.offset, progress)
                 try:
-                    stored = use_verified(part.blob, use, again=self._can_retry)
+                    stored = use_verified(part.blob, use, can_retry=self._can_retry)
                 except IntegrityError as error:
                     if not error.message.startswith(part.blob.descriptor.digest):
                         # This is the registry's check of the complete blob.

@@ -244,7 +244,7 @@ class BlobPipeline:
             for _ in cancellable_chunks(verified.open(), self._cancelled):
                 pass
 
-        use_verified(blob, read, again=True)
+        use_verified(blob, read, can_retry=True)
         if blob.descriptor.digest not in self.results:
             self.add_result(blob.descriptor, "skipped")
 
@@ -255,7 +255,7 @@ class BlobPipeline:
         """
         descriptor = blob.descriptor
         content = use_verified(
-            blob, lambda verified: read_all(cancellable_chunks(verified.open(), self._cancelled)), again=True
+            blob, lambda verified: read_all(cancellable_chunks(verified.open(), self._cancelled)), can_retry=True
         )
         if self.recompressor is not None:
             self.recompressor.add_config(descriptor.digest, content)
@@ -272,12 +272,12 @@ class BlobPipeline:
         def convert(verified: Blob) -> Descriptor:
             chunks = progress.wrap(verified).open
             recompression = recompressor.recompress(
-                chunks, blob.descriptor if is_known else None, replayable=blob.reopenable
+                chunks, blob.descriptor if is_known else None, reopenable=blob.reopenable
             )
             self.new_blob_destination().write_new(recompression.new_blob())
             return recompression.result.source
 
-        source = use_verified(blob, convert, again=self._can_retry) if is_known else convert(blob)
+        source = use_verified(blob, convert, can_retry=self._can_retry) if is_known else convert(blob)
         self.add_result(source, "converted", progress.counted)
         return source
 
@@ -287,9 +287,9 @@ class BlobPipeline:
         use_verified(
             blob,
             lambda verified_blob: self._destination.write(progress.wrap(read(verified_blob))),
-            again=self._can_retry,
+            can_retry=self._can_retry,
             # Hash in a thread of its own only if cores are free: for blobs that move side by side it gains nothing.
-            beside=self.concurrency < count_processors(),
+            hash_in_thread=self.concurrency < count_processors(),
         )
         resumed = progress.resumed_size or (
             self._destination.resumed_size(blob.descriptor) if isinstance(self._destination, ResumedSizeReporter) else 0

@@ -211,13 +211,13 @@ class Recompressor:
         return digest in self._result_digests
 
     def recompress(
-        self, open_raw: Callable[[], Iterator[Chunk]], source: Descriptor | None, *, replayable: bool
+        self, open_raw: Callable[[], Iterator[Chunk]], source: Descriptor | None, *, reopenable: bool
     ) -> LayerRecompression:
         """Return the recompression of a layer; `open_raw` returns the layer's own verified chunks.
 
         If `source` is None, the layer's digest and size are computed on the way.
         """
-        return LayerRecompression(self, open_raw, source, replayable=replayable)
+        return LayerRecompression(self, open_raw, source, replayable=reopenable)
 
     def rewrite_graph(self, graph: Graph) -> tuple[Graph, Mapping[str, str]]:
         """Return the graph with the recompressed layers, and with new manifests and indexes that refer to them.

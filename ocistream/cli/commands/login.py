@@ -96,7 +96,7 @@ def _check_credential(host: str, credential: Credential, options: Mapping[str, A
     client = HttpClient(
         build_http_settings(options, os.environ, attempts=_MAX_ATTEMPTS),
         lambda registry, _: credential if registry == host else None,
-        hosts=build_host_settings_lookup(
+        find_host_settings=build_host_settings_lookup(
             options, os.environ, home_directory(), load_host_rules(options, os.environ, home_directory()).settings
         ),
     )

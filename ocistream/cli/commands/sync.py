@@ -93,9 +93,9 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
                 open_contexts,
                 reporter,
                 jobs=context.jobs,
-                ahead=context.prefetch_memory,
+                prefetch_memory=context.prefetch_memory,
                 # One event per image: cancelling one transfer must not cancel the next.
-                stop=InterruptibleEvent,
+                create_cancel_event=InterruptibleEvent,
                 observer=observer,
                 check_push=context.check_push,
             )

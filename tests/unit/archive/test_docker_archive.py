@@ -162,7 +162,7 @@ def pushed(
     shelf = shelf or Shelf()
     source = source_of(archive, how, folder, **options)
     try:
-        report = transfer.copy(source, shelf, Watch(), recompression=want, bare_layers=GZIP)
+        report = transfer.copy(source, shelf, Watch(), recompression=want, plain_layers=GZIP)
     finally:
         source.close()
     assert shelf.graph is report.graph

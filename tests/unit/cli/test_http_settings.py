@@ -39,11 +39,11 @@ def test_both_sides_of_a_copy_share_the_limits() -> None:
     with contextlib.ExitStack() as stack:
         sides = [stack.enter_context(contextlib.closing(session.build_open_context(side).client())) for side in "SD"]
     source, target = (side._connections for side in sides)  # noqa: SLF001 - nobody but a test wants to know
-    limiters = [side._download for side in (source, target)]  # noqa: SLF001 - the same
+    limiters = [side._download_throttle for side in (source, target)]  # noqa: SLF001 - the same
     assert len({limiter.throttle for limiter in limiters if limiter}) == 1
     assert None not in limiters
-    following = [side._following for side in sides]  # noqa: SLF001 - the same
-    assert following[0]._turns is following[1]._turns  # noqa: SLF001 - the same
+    following = [side._redirects for side in sides]  # noqa: SLF001 - the same
+    assert following[0]._request_throttle is following[1]._request_throttle  # noqa: SLF001 - the same
 
 
 def test_memory_is_what_may_be_fetched_ahead() -> None:

@@ -59,7 +59,7 @@ class Setting:
         reading = RepositoryOpener(self.transport, wrap=before)
         source = RegistrySource(self.transport, [reference], open_repository=reading.open_repository)
         try:
-            copy(source, sink, ahead=ahead, jobs=jobs)
+            copy(source, sink, prefetch_memory=ahead, jobs=jobs)
         finally:
             sink.close()
         return cache

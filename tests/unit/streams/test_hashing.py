@@ -56,16 +56,18 @@ class Slow:
 
 
 def test_bytes_and_memory_that_is_used_again_come_out_as_they_are() -> None:
-    assert b"".join(verify_chunks(chunked(CONTENT), BLOB, beside=True)) == CONTENT
+    assert b"".join(verify_chunks(chunked(CONTENT), BLOB, hash_in_thread=True)) == CONTENT
     read = read_chunks(io.BytesIO(CONTENT), BLOB.size)
-    assert b"".join(bytes(chunk) for chunk in verify_chunks(read, BLOB, beside=True)) == CONTENT
+    assert b"".join(bytes(chunk) for chunk in verify_chunks(read, BLOB, hash_in_thread=True)) == CONTENT
     assert ended()
 
 
 def test_what_was_held_is_hashed_first() -> None:
     held = read_chunks(io.BytesIO(CONTENT[: 2 * limits.CHUNK_SIZE]), 2 * limits.CHUNK_SIZE)
     rest = chunked(CONTENT[2 * limits.CHUNK_SIZE :])
-    assert b"".join(map(bytes, verify_chunks(rest, BLOB, held, beside=True))) == CONTENT[2 * limits.CHUNK_SIZE :]
+    assert (
+        b"".join(map(bytes, verify_chunks(rest, BLOB, held, hash_in_thread=True))) == CONTENT[2 * limits.CHUNK_SIZE :]
+    )
 
 
 @pytest.mark.parametrize("at", [0, limits.CHUNK_SIZE, len(CONTENT) - 1])
@@ -73,7 +75,7 @@ def test_of_wrong_bytes_the_last_chunk_is_not_passed_on(at: int) -> None:
     wrong = CONTENT[:at] + bytes([CONTENT[at] ^ 1]) + CONTENT[at + 1 :]
     passed: list[bytes] = []
     with pytest.raises(IntegrityError):
-        passed.extend(bytes(chunk) for chunk in verify_chunks(chunked(wrong), BLOB, beside=True))
+        passed.extend(bytes(chunk) for chunk in verify_chunks(chunked(wrong), BLOB, hash_in_thread=True))
     assert sum(map(len, passed)) < BLOB.size
     assert ended()
 
@@ -84,19 +86,19 @@ def test_a_reader_that_leaves_and_a_source_that_fails_leave_no_thread() -> None:
         msg = "reset"
         raise NetworkError(msg)
 
-    chunks = verify_chunks(chunked(CONTENT), BLOB, beside=True)
+    chunks = verify_chunks(chunked(CONTENT), BLOB, hash_in_thread=True)
     next(chunks)
     assert hashing_threads() == 1
     del chunks
     with pytest.raises(NetworkError):
-        list(verify_chunks(failing(), BLOB, beside=True))
+        list(verify_chunks(failing(), BLOB, hash_in_thread=True))
     assert ended()
 
 
 def test_a_small_blob_needs_none() -> None:
     content = CONTENT[:1000]
     blob = Descriptor("", f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
-    chunks = verify_chunks(iter([content[:500], content[500:]]), blob, beside=True)
+    chunks = verify_chunks(iter([content[:500], content[500:]]), blob, hash_in_thread=True)
     assert next(chunks) == content[:500]
     assert hashing_threads() == 0
 

@@ -52,7 +52,10 @@ def read_into(pages: ReadBuffers, start: int = 0, end: int = SIZE) -> Iterator[m
 
 def test_a_page_is_hashed_before_it_is_read_into_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "new_hash", lambda _digest: Late())
-    assert b"".join(bytes(chunk) for chunk in verify_chunks(read_into(ReadBuffers()), BLOB, beside=True)) == CONTENT
+    assert (
+        b"".join(bytes(chunk) for chunk in verify_chunks(read_into(ReadBuffers()), BLOB, hash_in_thread=True))
+        == CONTENT
+    )
 
 
 def test_what_broke_off_is_not_read_over_by_what_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +64,7 @@ def test_what_broke_off_is_not_read_over_by_what_follows_it(monkeypatch: pytest.
     ends = [0, *range(limits.READ_BUFFER, SIZE, limits.READ_BUFFER), SIZE]
     answers = (read_into(pages, start, end) for start, end in itertools.pairwise(ends))
     chunks = itertools.chain.from_iterable(answers)
-    assert b"".join(bytes(chunk) for chunk in verify_chunks(chunks, BLOB, beside=True)) == CONTENT
+    assert b"".join(bytes(chunk) for chunk in verify_chunks(chunks, BLOB, hash_in_thread=True)) == CONTENT
 
 
 def test_one_buffer_is_hashed_before_it_is_read_into_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +77,7 @@ def test_one_buffer_is_hashed_before_it_is_read_into_again(monkeypatch: pytest.M
             memory[: len(piece)] = piece
             yield memory[: len(piece)]
 
-    assert b"".join(bytes(chunk) for chunk in verify_chunks(chunks(), BLOB, beside=True)) == CONTENT
+    assert b"".join(bytes(chunk) for chunk in verify_chunks(chunks(), BLOB, hash_in_thread=True)) == CONTENT
 
 
 def test_what_lasts_is_bytes_and_one_of_two_pages() -> None:

@@ -34,25 +34,25 @@ def read(checked: Blob) -> bytes:
 
 
 def test_what_is_right_is_used_once() -> None:
-    assert use_verified(Places(RIGHT).blob, read, again=True) == RIGHT
+    assert use_verified(Places(RIGHT).blob, read, can_retry=True) == RIGHT
 
 
 def test_what_is_wrong_is_read_from_the_next_place() -> None:
     places = Places(b"wrong", b"too long", b"short", RIGHT)
-    assert use_verified(places.blob, read, again=True) == RIGHT
+    assert use_verified(places.blob, read, can_retry=True) == RIGHT
     assert places.contents == [RIGHT]
 
 
 def test_that_work_cannot_be_begun_anew_is_said_to_the_source() -> None:
     places = Places(b"wrong", RIGHT)
     with pytest.raises(IntegrityError):
-        use_verified(places.blob, read, again=False)
+        use_verified(places.blob, read, can_retry=False)
     assert places.contents == [b"wrong", RIGHT]
 
 
 def test_a_blob_of_one_place_is_as_it_is() -> None:
     with pytest.raises(IntegrityError):
-        use_verified(Blob(blob_of(RIGHT), lambda: iter([b"wrong"])), read, again=True)
+        use_verified(Blob(blob_of(RIGHT), lambda: iter([b"wrong"])), read, can_retry=True)
 
 
 def test_what_its_user_finds_wrong_is_not_the_places_fault() -> None:
@@ -64,7 +64,7 @@ def test_what_its_user_finds_wrong_is_not_the_places_fault() -> None:
         raise IntegrityError(msg)
 
     with pytest.raises(IntegrityError, match="not what its config says"):
-        use_verified(places.blob, use, again=True)
+        use_verified(places.blob, use, can_retry=True)
     assert places.contents == [RIGHT, b"another"]
 
 
@@ -98,32 +98,32 @@ class TestResuming:
     @pytest.mark.parametrize("size", [0, 1, 4])
     def test_only_what_is_not_held_is_asked_for(self, size: int) -> None:
         place = Resumable()
-        assert use_verified(place.blob, resumed(RIGHT[:size]), again=True) == RIGHT
+        assert use_verified(place.blob, resumed(RIGHT[:size]), can_retry=True) == RIGHT
         assert place.asked == [size]
 
     def test_of_what_is_held_whole_nothing_is_asked_for(self) -> None:
         place = Resumable()
-        assert use_verified(place.blob, resumed(RIGHT), again=True) == RIGHT
+        assert use_verified(place.blob, resumed(RIGHT), can_retry=True) == RIGHT
         assert place.asked == []
 
     @pytest.mark.parametrize("held", [b"R", b"wrong", b"too long"])
     def test_where_the_whole_is_wrong_it_is_begun_anew_once(self, held: bytes) -> None:
         place = Resumable()
-        assert use_verified(place.blob, resumed(held), again=True) == RIGHT
+        assert use_verified(place.blob, resumed(held), can_retry=True) == RIGHT
         assert place.asked[-1:] == [0]
         assert len(place.asked) <= 2
 
     def test_what_is_wrong_then_too_is_an_error(self) -> None:
         place = Resumable(b"worse")
         with pytest.raises(IntegrityError):
-            use_verified(place.blob, resumed(b"R"), again=True)
+            use_verified(place.blob, resumed(b"R"), can_retry=True)
         assert place.asked == [1, 0]
 
     def test_what_was_held_is_suspected_before_a_place_is(self) -> None:
         place = Resumable()
         told: list[IntegrityError] = []
         blob = dataclasses.replace(place.blob, on_corrupt=lambda error, _: told.append(error))
-        assert use_verified(blob, resumed(b"R"), again=True) == RIGHT
+        assert use_verified(blob, resumed(b"R"), can_retry=True) == RIGHT
         assert told == []
 
     def test_a_place_that_lies_is_left_after_that(self) -> None:
@@ -134,12 +134,12 @@ class TestResuming:
             place.content = RIGHT
 
         blob = dataclasses.replace(place.blob, on_corrupt=on_wrong)
-        assert use_verified(blob, resumed(RIGHT[:1]), again=True) == RIGHT
+        assert use_verified(blob, resumed(RIGHT[:1]), can_retry=True) == RIGHT
         assert place.asked == [1, 0, 0]
 
     def test_what_can_only_be_read_from_its_beginning_cannot_be_resumed(self) -> None:
         seen: list[Blob] = []
-        use_verified(Places(RIGHT).blob, seen.append, again=True)
+        use_verified(Places(RIGHT).blob, seen.append, can_retry=True)
         assert (seen[0].resume, seen[0].open_at) == (None, None)
 
     def test_what_begins_in_the_middle_has_its_size_checked(self) -> None:
@@ -147,7 +147,7 @@ class TestResuming:
             assert checked.open_at is not None
             return read_all(checked.open_at(2))
 
-        assert use_verified(Resumable().blob, use, again=False) == RIGHT[2:]
+        assert use_verified(Resumable().blob, use, can_retry=False) == RIGHT[2:]
         for content in (b"", b"righ", b"rights"):
             with pytest.raises(IntegrityError):
-                use_verified(Resumable(content).blob, use, again=False)
+                use_verified(Resumable(content).blob, use, can_retry=False)
