@@ -22,7 +22,7 @@ from tests.peers import Dockerd, DockerRegistry, Nginx, Tools, docker_registry, 
 from tests.token_server import TokenServer, token_server
 
 # Before any suite imports it.
-pytest.register_assert_rewrite("tests.cli.expect")
+pytest.register_assert_rewrite("tests.cli.assertions")
 
 #: What could lead a program to the user's own credentials, daemon or configuration.
 _LEADING_OUT = (

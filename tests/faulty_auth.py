@@ -1,4 +1,4 @@
-"""Passwords and tokens for `tests.faults`, as data: what a client must show, and what it was seen to show.
+"""Passwords and tokens for `tests.faulty_registry`, as data: what a client must show, and what it was seen to show.
 
 Tokens are opaque and kept here; a real token server with signed ones, for distribution's registry, is
 `tests.token_server`.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from tests.registry import Answer, RefusedError
 
 if TYPE_CHECKING:
-    from tests.faults import Request
+    from tests.faulty_registry import Request
 
 _TOKEN_PATH = "/token"
 

@@ -1,4 +1,4 @@
-"""A process that has ocistream imported and forks for each command line. Run by tests/forks.py, not imported.
+"""A process that has ocistream imported and forks for each command line. Run by tests/fork_runner.py, not imported.
 
 Each run is a process of its own, with the streams, environment, working directory, exit code and memory of its own, and
 takes a tenth of the time of a new Python. The protocol: the client sends one byte with four descriptors (a socket for

@@ -1,7 +1,7 @@
 """Runs ocistream as a user does: by its command line, with an environment, streams and an exit code of its own.
 
-`ocistream`, `pipe` and `started_fork` run it in forks of a process that has it imported (tests/forks.py), which takes a
-tenth of the time; programs that start ocistream themselves do so with `forking_command`. `real`, `measured`,
+`ocistream`, `pipe` and `started_fork` run it in forks of a process that has it imported (tests/fork_runner.py), which
+takes a tenth of the time; programs that start ocistream themselves do so with `forking_command`. `real`, `measured`,
 `measured_pipe`, `started` and `run` start the installed command: for signals, terminals, memory, open descriptors,
 imports, and what counts only when a process starts.
 """
@@ -23,11 +23,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Final
 
-from tests.forks import Astray, Fork, Request, finish, server
+from tests.fork_runner import Astray, Fork, Request, finish, server
 
 #: Seconds after which a run is killed and its test fails: far above what any of them takes.
 TIMEOUT: Final = 300.0
-_PEAK: Final = Path(__file__).with_name("peak.py")
+_PEAK: Final = Path(__file__).with_name("peak_memory.py")
 _FORK_CLIENT: Final = Path(__file__).with_name("fork_client.py")
 _CHUNK: Final = 1 << 20
 #: Variables that Python and the libraries below it read when a process starts: a fork would not see them.
@@ -427,7 +427,7 @@ def _killed_at_last(process: subprocess.Popen[bytes]) -> Iterator[None]:
 def _measuring(
     line: Sequence[str], env: Environment | None
 ) -> Iterator[tuple[list[str], Environment, Callable[[], int]]]:
-    """Wrap `line` in peak.py: yield the longer line, its environment, and what reads the peak afterwards."""
+    """Wrap `line` in peak_memory.py: yield the longer line, its environment, and what reads the peak afterwards."""
     without_coverage = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "peak"

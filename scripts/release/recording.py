@@ -1,8 +1,8 @@
 """Makes docs/recording.svg: a terminal in which ocistream is run, as a moving picture that any browser shows.
 
-What is seen has happened: the commands are run in the world of tests/interop/world.py, with real registries and a
-real ssh, on a pty; pyte, a terminal's emulator, says what was on the screen when. A line of 200 Mbit/s stands between
-the two ends, since nothing is to be seen without one. Waits are shown as they were, up to `PAUSE`.
+What is seen has happened: the commands are run in the world of tests/interop/docs_environment.py, with real registries
+and a real ssh, on a pty; pyte, a terminal's emulator, says what was on the screen when. A line of 200 Mbit/s stands
+between the two ends, since nothing is to be seen without one. Waits are shown as they were, up to `PAUSE`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ import pyte
 from tests.certificates import make_certificate
 from tests.debian_image import debian_rootfs_image
 from tests.images import Descriptor, Layout
-from tests.interop.world import world
+from tests.interop.docs_environment import world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tests.interop.world import World
+    from tests.interop.docs_environment import World
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 COLUMNS: Final = 108

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 
 
 @pytest.fixture(autouse=True)

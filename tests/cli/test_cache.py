@@ -11,9 +11,9 @@ from typing import Final
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.privileges import without_privileges
-from tests.faults import Fault, FaultyRegistry, Flip, Header, Stall, refusal
+from tests.faulty_registry import Fault, FaultyRegistry, Flip, Header, Stall, refusal
 from tests.images import Descriptor, Layout, two_platforms
 from tests.registry_http import seed
 from tests.runner import Argument, Environment, Result, ocistream, started_fork
@@ -51,7 +51,7 @@ def blobs(layout: Layout, image: Descriptor) -> list[str]:
 def pull(registry: FaultyRegistry, *argv: Argument, env: Environment | None = None, name: str = "app:1") -> Result:
     registry.requests.clear()
     result = ocistream("pull", f"{registry.host}/{name}", "--no-referrers", *argv, env=env)
-    expect.success(result)
+    assertions.success(result)
     return result
 
 
@@ -103,9 +103,9 @@ def test_a_second_pull_fetches_nothing_and_writes_the_same_bytes(
 
 def test_the_cache_is_a_layout_without_images(registry: FaultyRegistry, cache: Path) -> None:
     pull(registry, "--cache", cache)
-    assert expect.index_of(cache) == []
-    expect.success(ocistream("verify", cache))
-    expect.no_partial_files(cache)
+    assert assertions.index_of(cache) == []
+    assertions.success(ocistream("verify", cache))
+    assertions.no_partial_files(cache)
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,12 @@ def test_whatever_it_is_written_to(
             "copy": ["copy", source, f"oci-archive:{target}"],
             "docker-archive": ["copy", source, f"docker-archive:{target}"],
         }[end]
-        expect.success(ocistream(*argv, "--no-referrers", "--cache", cache, *more))
+        assertions.success(ocistream(*argv, "--no-referrers", "--cache", cache, *more))
     assert fetched(registry) == []
     if end != "-o/":
         assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     else:
-        assert expect.index_of(tmp_path / "first") == expect.index_of(tmp_path / "second")
+        assert assertions.index_of(tmp_path / "first") == assertions.index_of(tmp_path / "second")
 
 
 def test_a_copy_to_a_registry_takes_it_from_the_cache(
@@ -169,11 +169,11 @@ def test_what_hangs_on_an_image_is_asked_for_and_not_fetched_again(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, cache: Path, tmp_path: Path
 ) -> None:
     pull = ["pull", f"{registry.host}/app:1", "--cache", str(cache), "-o"]
-    expect.success(ocistream(*pull, tmp_path / "unsigned"))
+    assertions.success(ocistream(*pull, tmp_path / "unsigned"))
     seed(layout, layout.artifact(b"signature", subject=image), registry.host, "app")
     for name in ("first", "second"):
         registry.requests.clear()
-        expect.success(ocistream(*pull, tmp_path / name))
+        assertions.success(ocistream(*pull, tmp_path / name))
     assert registry.asked("GET", "/referrers/")
     assert fetched(registry) == []
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
@@ -203,7 +203,7 @@ def test_a_tag_that_has_moved_is_what_it_is_now(
     moved = layout.image([b"other"])
     seed(layout, moved, registry.host, "app", "1")
     pull(registry, "--cache", cache, "-o", tmp_path / "x.tar")
-    assert [entry["digest"] for entry in expect.index_of(tmp_path / "x.tar")] == [moved["digest"]]
+    assert [entry["digest"] for entry in assertions.index_of(tmp_path / "x.tar")] == [moved["digest"]]
 
 
 @pytest.mark.parametrize("by_digest", [False, True])
@@ -214,7 +214,7 @@ def test_what_the_registry_does_not_give_the_cache_does_not_give(
     pull(registry, "--cache", cache)
     name = f"{registry.host}/app@{image['digest']}" if by_digest else f"{registry.host}/app:1"
     registry.faults = [Fault(refusal(status), path="/manifests/", times=None)]
-    expect.failure(ocistream("pull", name, "--cache", cache), code)
+    assertions.failure(ocistream("pull", name, "--cache", cache), code)
 
 
 @pytest.mark.parametrize("answer", [refusal(405), refusal(403), Header("Docker-Content-Digest", None)])
@@ -305,7 +305,7 @@ def test_what_is_fetched_wrong_is_not_kept(registry: FaultyRegistry, cache: Path
     result = ocistream("pull", f"{registry.host}/app:1", "--no-referrers", "--cache", cache)
     assert result.code == 5
     assert blobs[2] not in files_in(cache)
-    expect.no_partial_files(cache)
+    assertions.no_partial_files(cache)
 
 
 def test_a_manifest_that_is_fetched_wrong_is_not_kept(served: FaultyRegistry, layout: Layout, cache: Path) -> None:
@@ -355,9 +355,9 @@ def test_a_directory_with_other_things_is_refused_before_anything_is_asked(
     file.write_text("dear")
     for path, words in ((folder, "not an OCI layout"), (file, "no directory")):
         result = ocistream("pull", f"{registry.host}/app:1", "--cache", path)
-        expect.failure(result, 2, str(path), words)
+        assertions.failure(result, 2, str(path), words)
     assert registry.requests == []
-    expect.nothing_left(folder, "letter")
+    assertions.nothing_left(folder, "letter")
 
 
 @pytest.mark.parametrize("is_there", [False, True])
@@ -374,7 +374,7 @@ def test_one_that_cannot_be_written_costs_nothing_but_a_note(
         path.chmod(0o555)
     name, target = f"{registry.host}/app:1", tmp_path / "x.tar"
     result = without_privileges("pull", name, "--no-referrers", "--cache", cache, "-o", target)
-    expect.success(result)
+    assertions.success(result)
     assert result.err.count("nothing more is kept in the cache") == 1
     assert target.read_bytes() == pull(registry).out
 
@@ -412,12 +412,12 @@ def test_two_that_fetch_the_same_at_the_same_time_are_both_right(
     registry.faults = [Fault(Stall(after=MIB), "GET", blobs[2], times=2)]
     argv = one_by_one(registry, cache)
     with started_fork(*argv, tmp_path / "one") as one, started_fork(*argv, tmp_path / "two") as two:
-        expect.wait_for(lambda: len([r for r in registry.asked("GET", blobs[2]) if r.fault]) == 2)
+        assertions.wait_for(lambda: len([r for r in registry.asked("GET", blobs[2]) if r.fault]) == 2)
         registry.release()
         assert (one.wait(60), two.wait(60)) == (0, 0)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == plain
     assert files_in(cache) == {*blobs, image["digest"]}
-    expect.success(ocistream("verify", cache))
+    assertions.success(ocistream("verify", cache))
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -441,7 +441,7 @@ def test_one_that_is_ended_in_the_middle_leaves_no_half_blob(
     with started_fork(*argv) as process:
         # Files before that one have unfinished ones too, for a moment.
         before = [file_of(cache, digest) for digest in blobs[:2]]
-        expect.wait_for(
+        assertions.wait_for(
             lambda: (
                 all(path.exists() for path in before)
                 and any(path.stat().st_size for path in before[0].parent.glob(".*.partial"))
@@ -453,7 +453,7 @@ def test_one_that_is_ended_in_the_middle_leaves_no_half_blob(
     assert files_in(cache) - {f"sha256:{path.name}" for path in cache.rglob(".*")} == {*blobs[:2], image["digest"]}
     assert pull(registry, "--jobs=1", "--cache", cache).out == plain
     assert fetched(registry) == [blobs[2]]
-    expect.no_partial_files(cache)
+    assertions.no_partial_files(cache)
 
 
 def test_an_output_that_is_gone_on_with_is_not_fetched_for_the_cache(
@@ -471,7 +471,7 @@ def test_an_output_that_is_gone_on_with_is_not_fetched_for_the_cache(
         tmp_path / "x",
     ]
     with started_fork(*argv) as process:
-        expect.wait_for(lambda: any(path.stat().st_size > 5 * MIB // 4 for path in tmp_path.glob(".x.partial")))
+        assertions.wait_for(lambda: any(path.stat().st_size > 5 * MIB // 4 for path in tmp_path.glob(".x.partial")))
         process.send_signal(signal.SIGKILL)
         process.wait(60)
     registry.release()

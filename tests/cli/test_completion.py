@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.commands import commands
 from tests.peers import need
 from tests.runner import command, ocistream
@@ -106,7 +106,7 @@ def asked(words: str, at: int, **env: str) -> list[str]:
     result = ocistream(
         env={"_OCISTREAM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at), **env},
     )
-    expect.success(result)
+    assertions.success(result)
     return result.lines()
 
 
@@ -159,4 +159,4 @@ def test_a_variable_that_was_left_over_does_not_stand_in_the_way_of_a_command() 
 
 
 def test_another_shell_is_a_mistake() -> None:
-    expect.failure(ocistream("completion", "tcsh"), 2, "bash", "zsh", "fish")
+    assertions.failure(ocistream("completion", "tcsh"), 2, "bash", "zsh", "fish")

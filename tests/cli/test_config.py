@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.runner import Result, ocistream
 
 SECRET = "hunter2"
@@ -37,7 +37,7 @@ class User:
 
     def show(self, *argv: str, **env: str) -> str:
         result = self.run("show", *argv, **env)
-        expect.success(result)
+        assertions.success(result)
         return result.out.decode()
 
     def document(self, *argv: str, **env: str) -> Any:
@@ -81,7 +81,7 @@ def test_of_one_command_what_holds_for_that_is_shown(user: User) -> None:
     assert settings["progress"] == {"value": "auto", "origin": "built in", "where": None}
     assert "cache" not in settings
     assert "output" not in settings
-    expect.failure(user.run("show", "pul"), 2, "'pul' is no command", "pull, push")
+    assertions.failure(user.run("show", "pul"), 2, "'pul' is no command", "pull, push")
 
 
 def test_what_is_shown_is_a_file_that_says_the_same(user: User) -> None:
@@ -111,7 +111,7 @@ def test_what_is_shown_is_a_file_that_says_the_same(user: User) -> None:
     assert tomllib.loads(shown)["defaults"]["via-program"] == env["OCISTREAM_VIA_PROGRAM"]
     before = user.document(**env)
     copy = user.write("elsewhere/copy.toml", shown)
-    expect.success(user.run("check", copy))
+    assertions.success(user.run("check", copy))
     after = user.document("--config", str(copy))
     values = [
         {
@@ -191,24 +191,24 @@ def test_check_finds_what_is_wrong_for_any_command(user: User) -> None:
         ("x =", "is not TOML"),
     ):
         file = user.write("other.toml", line)
-        expect.failure(user.run("check", file), 2, str(file), words)
-        expect.failure(user.run("check", "--config", file), 2, str(file), words)
-        expect.failure(user.run("check", OCISTREAM_CONFIG=str(file)), 2, str(file), words)
-        expect.failure(user.run("show", "--config", file), 2, str(file), words)
+        assertions.failure(user.run("check", file), 2, str(file), words)
+        assertions.failure(user.run("check", "--config", file), 2, str(file), words)
+        assertions.failure(user.run("check", OCISTREAM_CONFIG=str(file)), 2, str(file), words)
+        assertions.failure(user.run("show", "--config", file), 2, str(file), words)
 
 
 def test_check_says_which_file_is_right(user: User) -> None:
     assert "there is no configuration file" in user.run("check").err
     user.configure("[defaults]", "jobs = 8")
     result = user.run("check")
-    expect.success(result)
+    assertions.success(result)
     assert f"{user.file} is right" in result.err
-    expect.failure(user.run("check", "nowhere.toml"), 4, "nowhere.toml: no such file")
-    expect.failure(user.run("check", user.file, "--config", user.file), 2, "named twice")
-    expect.failure(user.run("check", "--json"), 2, "--json is for `config show`")
+    assertions.failure(user.run("check", "nowhere.toml"), 4, "nowhere.toml: no such file")
+    assertions.failure(user.run("check", user.file, "--config", user.file), 2, "named twice")
+    assertions.failure(user.run("check", "--json"), 2, "--json is for `config show`")
 
 
 def test_another_file_is_looked_at_whatever_is_wrong_with_ones_own(user: User) -> None:
     user.configure("[defaults")
-    expect.success(user.run("check", user.write("other.toml", "[defaults]")))
-    expect.success(user.run("show", "--config", user.home / "other.toml"))
+    assertions.success(user.run("check", user.write("other.toml", "[defaults]")))
+    assertions.success(user.run("show", "--config", user.home / "other.toml"))

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.archives import items_of, tar_of
-from tests.cli import expect
-from tests.faults import Fault, FaultyRegistry, refusal
+from tests.cli import assertions
 from tests.faulty_auth import Basic
+from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import basic, manifest_digest, seed
 from tests.runner import ocistream
@@ -53,8 +53,8 @@ class Place:
         """Return the digest of what is there."""
         if self.kind == "registry":
             return manifest_digest(self.registry.host, self.path.name, "1")
-        assert expect.names_in(self.path) == ["x:1"]
-        return str(expect.index_of(self.path)[0]["digest"])
+        assert assertions.names_in(self.path) == ["x:1"]
+        return str(assertions.index_of(self.path)[0]["digest"])
 
 
 @pytest.mark.parametrize("source", ENDS)
@@ -65,7 +65,7 @@ def test_from_any_end_to_any_end(served: FaultyRegistry, tmp_path: Path, source:
     stdin = first.path if source == "stream" else None
     stdout = second.path if target == "stream" else None
     result = ocistream("copy", first.end, second.end, stdin=stdin, stdout=stdout)
-    expect.success(result)
+    assertions.success(result)
     assert second.digest() == digest
     name = second.end if target == "registry" else "x:1"
     assert result.lines() == ([] if target == "stream" else [f"{name}@{digest}"])
@@ -74,10 +74,10 @@ def test_from_any_end_to_any_end(served: FaultyRegistry, tmp_path: Path, source:
 def test_all_images_are_copied_where_no_name_is_given(layout: Layout, tmp_path: Path) -> None:
     digests = [small_image(layout, name="one")["digest"], two_platforms(layout, name="two")["digest"]]
     for target in (tmp_path / "both.tar", f"oci:{tmp_path}/both"):
-        expect.success(ocistream("copy", layout.path, target))
+        assertions.success(ocistream("copy", layout.path, target))
     for name in ("both.tar", "both"):
-        assert expect.names_in(tmp_path / name) == ["one", "two"]
-        assert [entry["digest"] for entry in expect.index_of(tmp_path / name)] == digests
+        assert assertions.names_in(tmp_path / name) == ["one", "two"]
+        assert [entry["digest"] for entry in assertions.index_of(tmp_path / name)] == digests
 
 
 def test_a_name_of_the_destination_needs_one_image(layout: Layout, tmp_path: Path) -> None:
@@ -85,29 +85,29 @@ def test_a_name_of_the_destination_needs_one_image(layout: Layout, tmp_path: Pat
     two_platforms(layout, name="two")
     for target in (f"oci:{tmp_path}/x:new", f"oci-archive:{tmp_path}/x.tar:new", "127.0.0.1:1/x"):
         result = ocistream("copy", layout.path, target)
-        expect.failure(result, 2, "there are 2 images", "oci:DIR:NAME", "one, two")
+        assertions.failure(result, 2, "there are 2 images", "oci:DIR:NAME", "one, two")
     assert not (tmp_path / "x.tar").exists()
-    expect.success(ocistream("copy", f"oci:{layout.path}:one", f"oci:{tmp_path}/x:new"))
-    assert expect.index_of(tmp_path / "x")[0]["digest"] == image["digest"]
+    assertions.success(ocistream("copy", f"oci:{layout.path}:one", f"oci:{tmp_path}/x:new"))
+    assert assertions.index_of(tmp_path / "x")[0]["digest"] == image["digest"]
 
 
 def test_a_name_that_is_there_already_gets_its_new_meaning(layout: Layout, tmp_path: Path) -> None:
     first, second = small_image(layout, name="one"), two_platforms(layout, name="two")
     target = f"oci:{tmp_path}/x"
     for source, name in (("one", "kept"), ("one", "moved"), ("two", "moved")):
-        expect.success(ocistream("copy", f"oci:{layout.path}:{source}", f"{target}:{name}"))
-    assert expect.names_in(tmp_path / "x") == ["kept", "moved"]
-    assert [entry["digest"] for entry in expect.index_of(tmp_path / "x")] == [first["digest"], second["digest"]]
+        assertions.success(ocistream("copy", f"oci:{layout.path}:{source}", f"{target}:{name}"))
+    assert assertions.names_in(tmp_path / "x") == ["kept", "moved"]
+    assert [entry["digest"] for entry in assertions.index_of(tmp_path / "x")] == [first["digest"], second["digest"]]
 
 
 def test_a_platform_can_be_picked(layout: Layout, tmp_path: Path) -> None:
     index = two_platforms(layout, name="multi")
     arm64 = layout.read(index["digest"])["manifests"][1]
-    expect.success(ocistream("copy", "--platform=linux/arm64", layout.path, tmp_path / "x.tar"))
-    assert expect.index_of(tmp_path / "x.tar")[0]["digest"] == arm64["digest"]
+    assertions.success(ocistream("copy", "--platform=linux/arm64", layout.path, tmp_path / "x.tar"))
+    assert assertions.index_of(tmp_path / "x.tar")[0]["digest"] == arm64["digest"]
     result = ocistream("copy", "--platform=linux/s390x", layout.path, tmp_path / "y.tar")
-    expect.failure(result, 4, "multi has no platform linux/s390x", "linux/amd64")
-    expect.nothing_left(tmp_path, "made", "x.tar")
+    assertions.failure(result, 4, "multi has no platform linux/s390x", "linux/amd64")
+    assertions.nothing_left(tmp_path, "made", "x.tar")
 
 
 def test_within_one_registry_blobs_are_mounted_and_not_sent(
@@ -117,7 +117,7 @@ def test_within_one_registry_blobs_are_mounted_and_not_sent(
     served.requests.clear()
     # Here every repository sees every blob, so it must be denied that they are there.
     served.faults = [Fault(refusal(404), "HEAD", "/v2/other/blobs/", times=None)]
-    expect.success(ocistream("copy", f"{served.host}/app:1", f"{served.host}/other:1"))
+    assertions.success(ocistream("copy", f"{served.host}/app:1", f"{served.host}/other:1"))
     mounts = served.asked("POST", "mount=sha256:[0-9a-f]{64}&from=app$")
     assert len(mounts) == 3
     assert served.asked("PATCH") == served.asked("GET", "/blobs/") == []
@@ -135,7 +135,7 @@ def test_the_same_registry_and_place_is_nothing_to_do(
 ) -> None:
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
-    expect.success(ocistream("copy", f"{served.host}/app:1", f"{served.host}/app:1"))
+    assertions.success(ocistream("copy", f"{served.host}/app:1", f"{served.host}/app:1"))
     assert served.asked("PUT|POST|PATCH") == []
 
 
@@ -154,11 +154,11 @@ def test_each_side_has_its_own_credential(
         (["--src-password-stdin"], {"SRC_USERNAME": "me", "DEST_USERNAME": "you", "DEST_PASSWORD": "second"}, b"first"),
     ):
         found = {f"OCISTREAM_{name}": value for name, value in env.items()}
-        expect.success(ocistream("copy", *ends, *argv, env=found, stdin=stdin))
+        assertions.success(ocistream("copy", *ends, *argv, env=found, stdin=stdin))
     swapped = {"OCISTREAM_SRC_PASSWORD": "second", "OCISTREAM_DEST_PASSWORD": "first"}
-    expect.failure(ocistream("copy", *ends, *names, env=swapped), 3, one.host)
-    expect.failure(ocistream("copy", *ends, *names), 2, "--src-username", "OCISTREAM_SRC_PASSWORD")
-    expect.failure(
+    assertions.failure(ocistream("copy", *ends, *names, env=swapped), 3, one.host)
+    assertions.failure(ocistream("copy", *ends, *names), 2, "--src-username", "OCISTREAM_SRC_PASSWORD")
+    assertions.failure(
         ocistream("copy", *ends, "--dest-username=you", env={"OCISTREAM_SRC_PASSWORD": "first"}),
         2,
         "--dest-username needs a password",
@@ -174,7 +174,7 @@ class TestNamesGiven:
     def test_one_with_blanks_or_control_characters_is_refused(self, layout: Layout, tmp_path: Path, name: str) -> None:
         small_image(layout, name="v1")
         result = ocistream("copy", f"oci:{layout.path}", f"oci:{tmp_path / 'out'}:{name}")
-        expect.failure(result, 2, "malformed name")
+        assertions.failure(result, 2, "malformed name")
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("key", ["org.opencontainers.image.ref.name", "io.containerd.image.name"])
@@ -186,7 +186,7 @@ class TestNamesGiven:
         entry = {**image, "annotations": {key: name}}
         (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
         for to in (f"oci:{tmp_path / 'out'}", f"oci-archive:{tmp_path / 'out'}"):
-            expect.failure(ocistream("copy", f"oci:{layout.path}", to), 2, "a name has no blanks", "oci:DIR:NAME")
+            assertions.failure(ocistream("copy", f"oci:{layout.path}", to), 2, "a name has no blanks", "oci:DIR:NAME")
             assert not (tmp_path / "out").exists()
         piped = ocistream("copy", f"oci:{layout.path}", "oci-archive:-")
         assert (piped.code, piped.out) == (2, b"")
@@ -197,7 +197,7 @@ class TestNamesGiven:
     def test_one_with_a_digest_has_to_be_right(self, layout: Layout, tmp_path: Path) -> None:
         image = small_image(layout, name="v1")
         wrong = ocistream("copy", f"oci:{layout.path}", f"oci:{tmp_path / 'out'}:app@sha256:{'0' * 64}")
-        expect.failure(wrong, 5, image["digest"])
+        assertions.failure(wrong, 5, image["digest"])
         assert not (tmp_path / "out").exists()
         right = ocistream("copy", f"oci:{layout.path}", f"oci:{tmp_path / 'out'}:app@{image['digest']}")
         assert right.code == 0, right.err

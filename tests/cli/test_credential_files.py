@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.commands import commands, options
-from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, small_image
 from tests.registry_http import basic, get, seed
 from tests.runner import Result, ocistream, started_fork
@@ -56,7 +56,7 @@ class User:
             ["inspect", f"{host}/app:1"],
             ["have", f"{host}/app"],
         ):
-            expect.success(self.run(*argv, *options, "-v"))
+            assertions.success(self.run(*argv, *options, "-v"))
 
     def pull(self, *options: str | Path, **env: str) -> Result:
         return self.run("pull", f"{self.registry.host}/app:1", "-o", self.home / "x.tar", *options, **env)
@@ -87,17 +87,17 @@ def test_credentials_out_of_an_authfile(user: User) -> None:
 def test_an_authfile_comes_before_all_but_the_user_name(user: User) -> None:
     wrong = user.write("wrong.json", "other", "docker-secret")
     env = {"OCISTREAM_USERNAME": "other", "OCISTREAM_PASSWORD": "docker-secret", "REGISTRY_AUTH_FILE": str(wrong)}
-    expect.success(user.pull("--authfile", user.auth_file, **env))
+    assertions.success(user.pull("--authfile", user.auth_file, **env))
     refused = user.pull("--authfile", wrong)
-    expect.failure(refused, 3, "correct ~/wrong.json, which --authfile names")
-    expect.success(user.pull("--authfile", wrong, "--username=me", "--password-file", user.password))
+    assertions.failure(refused, 3, "correct ~/wrong.json, which --authfile names")
+    assertions.success(user.pull("--authfile", wrong, "--username=me", "--password-file", user.password))
 
 
 def test_an_authfile_takes_the_place_of_the_others(user: User) -> None:
     user.write("docker/config.json", "me", SECRET)
     empty = user.home / "empty.json"
     empty.write_text("{}")
-    expect.success(user.pull())
+    assertions.success(user.pull())
     user.registry.requests.clear()
     others: list[dict[str, str]] = [
         {},
@@ -105,7 +105,7 @@ def test_an_authfile_takes_the_place_of_the_others(user: User) -> None:
         {"DOCKER_AUTH_CONFIG": user.auth_file.read_text()},
     ]
     for env in others:
-        expect.failure(user.pull("--authfile", empty, **env), 3, "none were found")
+        assertions.failure(user.pull("--authfile", empty, **env), 3, "none were found")
     assert {request.headers["Authorization"] for request in user.registry.requests} == {None}
 
 
@@ -114,7 +114,7 @@ def test_an_authfile_that_does_not_exist_is_told_even_where_no_password_is_asked
     for option in ("--authfile", "--src-authfile"):
         end = [f"{user.registry.host}/app:1", f"oci:{user.home}/out"]
         result = user.run("copy", *end, f"{option}={user.home}/none.json")
-        expect.failure(result, 3, f"{option} {user.home}/none.json: no such file")
+        assertions.failure(result, 3, f"{option} {user.home}/none.json: no such file")
 
 
 def test_login_and_logout_keep_credentials_in_an_authfile(user: User) -> None:
@@ -130,10 +130,10 @@ def test_login_and_logout_keep_credentials_in_an_authfile(user: User) -> None:
         "--authfile",
         kept,
     ]
-    expect.success(user.run(*login))
+    assertions.success(user.run(*login))
     assert kept.stat().st_mode & 0o777 == 0o600
-    expect.success(user.pull("--authfile", kept))
-    expect.success(user.run("logout", user.registry.host, "--authfile", kept))
+    assertions.success(user.pull("--authfile", kept))
+    assertions.success(user.run("logout", user.registry.host, "--authfile", kept))
     assert json.loads(kept.read_bytes())["auths"] == {}
     assert (user.home / "docker/config.json").read_bytes() == before
 
@@ -146,7 +146,7 @@ def test_a_registry_is_served_with_a_password_out_of_a_file(user: User) -> None:
         assert get(host, "/v2/")[0] == 401
         assert get(host, "/v2/", headers=basic("ada", SECRET))[0] == 200
     alone = user.run("serve", user.layout, "--password-file", user.password)
-    expect.failure(alone, 2, "--password-file without --username")
+    assertions.failure(alone, 2, "--password-file without --username")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_what_is_wrong_is_told_before_anything_is_asked(
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "long").write_text("x" * 100_000)
     argv = ["pull", f"{served.host}/app:1", "-o", "x.tar", *options]
-    expect.failure(ocistream(*argv, cwd=tmp_path, stdin=b"secret"), code, *words)
+    assertions.failure(ocistream(*argv, cwd=tmp_path, stdin=b"secret"), code, *words)
     assert served.requests == []
 
 
@@ -194,5 +194,5 @@ def test_what_is_wrong_is_told_before_anything_is_asked(
 )
 def test_options_of_other_tools_are_answered_with_ours(argv: list[str], hint: str) -> None:
     result = ocistream(*argv)
-    expect.failure(result, 2, "No such option", hint)
+    assertions.failure(result, 2, "No such option", hint)
     assert "hunter2" not in result.err

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.commands import commands, options
-from tests.faults import Fault, FaultyRegistry, refusal
 from tests.faulty_auth import Basic
+from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Layout, small_image
 from tests.registry_http import basic, seed
 from tests.runner import Result, ocistream
@@ -87,29 +87,29 @@ def test_the_flag_then_the_variable_then_the_commands_table_then_the_table_of_al
     def made() -> set[str]:
         return {name for name, path in kept.items() if path.exists()}
 
-    expect.success(user.pull("--cache", kept["flag"], OCISTREAM_CACHE=str(kept["variable"])))
+    assertions.success(user.pull("--cache", kept["flag"], OCISTREAM_CACHE=str(kept["variable"])))
     assert made() == {"flag"}
-    expect.success(user.pull(OCISTREAM_CACHE=str(kept["variable"])))
+    assertions.success(user.pull(OCISTREAM_CACHE=str(kept["variable"])))
     assert made() == {"flag", "variable"}
-    expect.success(user.pull(OCISTREAM_CACHE=""))
+    assertions.success(user.pull(OCISTREAM_CACHE=""))
     assert made() == {"flag", "variable", "command"}
-    expect.success(user.run("copy", f"{user.registry.host}/app:1", f"oci:{user.home}/copied"))
+    assertions.success(user.run("copy", f"{user.registry.host}/app:1", f"oci:{user.home}/copied"))
     assert made() == set(kept)
 
 
 def test_a_flag_takes_a_default_away(user: User) -> None:
     user.configure("[defaults]", 'cache = "all"')
-    expect.success(user.pull("--cache", "", OCISTREAM_CACHE=str(user.home / "variable")))
+    assertions.success(user.pull("--cache", "", OCISTREAM_CACHE=str(user.home / "variable")))
     assert not (user.home / "variable").exists()
     assert not (user.file.parent / "all").exists()
 
 
 def test_a_default_goes_through_what_the_flag_goes_through(user: User) -> None:
     user.configure("[defaults]", 'upload = "chunk=1MiB"')
-    expect.success(user.push("--jobs=1"))
+    assertions.success(user.push("--jobs=1"))
     assert all("Content-Range" in request.headers for request in user.registry.asked("PATCH"))
     user.registry.requests.clear()
-    expect.success(ocistream("push", "-i", user.layout, f"{user.registry.host}/other:1"))
+    assertions.success(ocistream("push", "-i", user.layout, f"{user.registry.host}/other:1"))
     assert not any("Content-Range" in request.headers for request in user.registry.asked("PATCH"))
 
 
@@ -140,29 +140,29 @@ def test_a_variable_names_the_file(user: User, tmp_path: Path) -> None:
     user.configure("[defaults]", "jobs = 99")
     other = tmp_path / "other.toml"
     other.write_text('[defaults]\ncache = "kept"')
-    expect.success(user.pull(OCISTREAM_CONFIG=str(other)))
+    assertions.success(user.pull(OCISTREAM_CONFIG=str(other)))
     assert (tmp_path / "kept").exists()
     # The flag comes before it, also where the file is of no other use.
-    expect.success(user.pull("--config", other, OCISTREAM_CONFIG=str(user.file)))
-    expect.success(user.run("verify", user.home / "app.tar", OCISTREAM_CONFIG=str(other)))
-    expect.failure(user.pull(), 2, str(user.file))
+    assertions.success(user.pull("--config", other, OCISTREAM_CONFIG=str(user.file)))
+    assertions.success(user.run("verify", user.home / "app.tar", OCISTREAM_CONFIG=str(other)))
+    assertions.failure(user.pull(), 2, str(user.file))
     user.file.unlink()
     other.write_text("[defaults]\njobs = 99")
-    expect.failure(user.pull("--config", other), 2, str(other))
-    expect.failure(user.pull(f"--config={other}"), 2, str(other))
-    expect.failure(user.pull(OCISTREAM_CONFIG="/nowhere"), 4, "OCISTREAM_CONFIG: /nowhere: no such file")
+    assertions.failure(user.pull("--config", other), 2, str(other))
+    assertions.failure(user.pull(f"--config={other}"), 2, str(other))
+    assertions.failure(user.pull(OCISTREAM_CONFIG="/nowhere"), 4, "OCISTREAM_CONFIG: /nowhere: no such file")
 
 
 def test_messages_are_json_by_default_too_and_mistakes_with_them(user: User) -> None:
     for argv in (["pull", "--no-such-option"], ["no-such-command"]):
-        (line,) = expect.json_lines(user.run(*argv, OCISTREAM_LOG_FORMAT="json").err)
+        (line,) = assertions.json_lines(user.run(*argv, OCISTREAM_LOG_FORMAT="json").err)
         assert line["exit_code"] == 2
     assert user.run("no-such-command", "--log-format=text", OCISTREAM_LOG_FORMAT="json").err.startswith("ocistream:")
     user.configure("[defaults]", 'log-format = "json"')
-    (line,) = expect.json_lines(user.pull("--no-such-option").err)
+    (line,) = assertions.json_lines(user.pull("--no-such-option").err)
     assert line["exit_code"] == 2
     user.configure("[defaults]", 'progress = "json"')
-    (line,) = expect.json_lines(user.pull("--jobs=99").err)
+    (line,) = assertions.json_lines(user.pull("--jobs=99").err)
     assert line["exit_code"] == 2
 
 
@@ -194,10 +194,10 @@ def test_what_the_flag_refuses_a_default_refuses_in_the_same_words(
     said = user.pull(flag).err.splitlines()[0].removeprefix("ocistream: error: ")
     user.configure(f"[{table}]", line)
     key = line.partition(" ")[0]
-    expect.failure(user.pull(), 2, f"{user.file} [{table}] {key}: {said}")
+    assertions.failure(user.pull(), 2, f"{user.file} [{table}] {key}: {said}")
     user.configure("")
     value = flag.partition("=")[2]
-    expect.failure(user.pull(**{variable_of(key): value}), 2, f"{variable_of(key)}: {said}")
+    assertions.failure(user.pull(**{variable_of(key): value}), 2, f"{variable_of(key)}: {said}")
 
 
 @pytest.mark.parametrize(
@@ -220,25 +220,25 @@ def test_what_makes_no_sense_is_refused_with_the_file_and_the_key(
     user: User, lines: list[str], words: list[str]
 ) -> None:
     user.configure("[defaults]", *lines)
-    expect.failure(user.pull(), 2, str(user.file), *words)
+    assertions.failure(user.pull(), 2, str(user.file), *words)
 
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_REFERRERS", "perhaps"), ("VERBOSE", "-1"), ("VERBOSE", "x")])
 def test_a_variable_that_makes_no_sense_is_named(user: User, variable: str, value: str) -> None:
-    expect.failure(user.pull(**{f"OCISTREAM_{variable}": value}), 2, f"OCISTREAM_{variable}: '{value}'")
+    assertions.failure(user.pull(**{f"OCISTREAM_{variable}": value}), 2, f"OCISTREAM_{variable}: '{value}'")
 
 
 @pytest.mark.parametrize("name", REASONS)
 def test_what_has_no_default_is_refused_with_the_reason(user: User, name: str) -> None:
     for table in ("defaults", "defaults.push"):
         user.configure(f"[{table}]", f'{name} = "x"')
-        expect.failure(user.push(), 2, f": {name} has no default", REASONS[name])
+        assertions.failure(user.push(), 2, f": {name} has no default", REASONS[name])
 
 
 def test_variables_of_what_has_no_default_have_no_effect_and_are_named(user: User) -> None:
     refused = {variable_of(name): "nonsense" for name in REASONS if not name.endswith("username") and name != "config"}
     result = user.pull("--progress=none", **refused)
-    expect.success(result)
+    assertions.success(result)
     for name, value in refused.items():
         assert result.err.count(f"the variable {name} has no effect: ") == 1
         assert value not in result.err
@@ -250,7 +250,7 @@ UNUSED = "has no effect"
 
 def test_a_misspelt_variable_is_named_with_the_right_one(user: User) -> None:
     result = user.pull(OCISTREAM_PASWORD="secret", OCISTREAM_JBOS="3", OCISTREAM_OTHER_THING="x", OCISTREAM_jobs="3")
-    expect.success(result)
+    assertions.success(result)
     assert "the variable OCISTREAM_PASWORD has no effect: did you mean OCISTREAM_PASSWORD?" in result.err
     assert "the variable OCISTREAM_JBOS has no effect: did you mean OCISTREAM_JOBS?" in result.err
     assert "the variable OCISTREAM_jobs has no effect: did you mean OCISTREAM_JOBS?" in result.err
@@ -262,11 +262,11 @@ def test_an_unused_variable_is_reported_as_other_lines_are(user: User) -> None:
     assert user.pull("-q", OCISTREAM_JBOS="3").err == ""
     assert user.pull(OCISTREAM_QUIET="1", OCISTREAM_JBOS="3").err == ""
     assert UNUSED in user.pull("-v", OCISTREAM_QUIET="1", OCISTREAM_JBOS="3").err
-    lines = expect.json_lines(user.pull("--log-format=json", OCISTREAM_JBOS="3").err)
+    lines = assertions.json_lines(user.pull("--log-format=json", OCISTREAM_JBOS="3").err)
     assert UNUSED in lines[0]["message"]
     for argv in (["config", "check"], ["config", "show"], ["verify", str(user.layout)]):
         result = user.run(*argv, OCISTREAM_JBOS="3")
-        expect.success(result)
+        assertions.success(result)
         assert result.err.count(UNUSED) == 1
 
 
@@ -286,27 +286,27 @@ def test_variables_that_something_uses_are_not_reported(user: User) -> None:
         "OCISTREAM_EMPTY": "",
     }
     for result in (user.pull(**used), user.run("config", "show", **used)):
-        expect.success(result)
+        assertions.success(result)
         assert UNUSED not in result.err
 
 
 def test_options_of_other_commands_are_no_mistake(user: User) -> None:
     user.configure("[defaults]", 'cache = "x"', "deep = true", "[defaults.verify]", "deep = true")
-    expect.success(user.push())
+    assertions.success(user.push())
 
 
 def test_help_is_had_whatever_a_file_says(user: User) -> None:
     user.configure("[defaults")
-    expect.success(user.run("pull", "--help"))
-    expect.success(user.run("--version"))
-    expect.failure(user.run("verify", user.layout), 2, str(user.file), "is not TOML")
+    assertions.success(user.run("pull", "--help"))
+    assertions.success(user.run("--version"))
+    assertions.failure(user.run("verify", user.layout), 2, str(user.file), "is not TOML")
 
 
 def test_what_completes_a_line_reads_no_file(user: User) -> None:
     user.configure("[defaults")
     line = {"COMP_WORDS": "ocistream pull --plat", "COMP_CWORD": "2"}
     result = user.run(_OCISTREAM_COMPLETE="bash_complete", **line)
-    expect.success(result)
+    assertions.success(result)
     assert (result.lines(), result.err) == (["plain,--platform"], "")
 
 
@@ -320,11 +320,11 @@ def test_the_configuration_says_where_a_registrys_password_is(
     seed(layout, small_image(layout), guarded.host, "app", "1", headers=basic("me", "right"))
     argv = ["pull", f"{guarded.host}/app:1", "-o", str(user.home / "x.tar")]
     env = {"CI_USERNAME": "me", "CI_PASSWORD": "right"}
-    expect.failure(user.run(*argv, **env), 3)
+    assertions.failure(user.run(*argv, **env), 3)
     assert f"{guarded.host}: asking anonymously: no credentials were found" in user.run(*argv, "-v", **env).err
     user.configure(f'[registry."{guarded.host}"]', 'credentials = "env:CI"')
     result = user.run(*argv, "-v", **env)
-    expect.success(result)
+    assertions.success(result)
     assert "CI_USERNAME, which the configuration names" in result.err
     # Without the variables another place is asked, and that is not silent.
     lacking = f"{guarded.host}: env:CI, which the configuration names, has no credential for it"
@@ -332,10 +332,10 @@ def test_the_configuration_says_where_a_registrys_password_is(
     assert lacking not in result.err
     user.file.rename(user.home / "other.toml")
     env["OCISTREAM_CONFIG"] = str(user.home / "other.toml")
-    expect.success(user.run(*argv, **env))
+    assertions.success(user.run(*argv, **env))
     env["CI_PASSWORD"] = "wrong"
     failed = user.run(*argv, **env)
-    expect.failure(failed, 3, "correct CI_USERNAME, which the configuration names")
+    assertions.failure(failed, 3, "correct CI_USERNAME, which the configuration names")
     assert "wrong" not in failed.err
 
 
@@ -344,9 +344,9 @@ def test_the_configuration_says_what_a_registry_is(start: Callable[..., FaultyRe
     argv = ["push", "-i", str(user.layout), f"{registry.host}/app:1"]
     # Of that kind it is known that a PUT with a body is not taken, and so it is not tried.
     user.configure(f'[registry."{registry.host}"]', 'profile = "artifactory"')
-    expect.failure(user.run(*argv, XDG_STATE_HOME=str(user.home / "one")), 7, "405")
+    assertions.failure(user.run(*argv, XDG_STATE_HOME=str(user.home / "one")), 7, "405")
     user.configure("")
-    expect.success(user.run(*argv, XDG_STATE_HOME=str(user.home / "two")))
+    assertions.success(user.run(*argv, XDG_STATE_HOME=str(user.home / "two")))
 
 
 # -- what there is ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import zstandard
 
 from tests import schemas
 from tests.archives import END, files_in, items_of, small_first, tar_of
-from tests.cli import expect
+from tests.cli import assertions
 from tests.docker_archives import (
     DIALECTS,
     Entry,
@@ -31,7 +31,7 @@ from tests.docker_archives import (
     plain,
     saved,
 )
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 from tests.registry_http import get, manifest, manifest_digest, seed, tags
 from tests.runner import Argument, Result, measured, ocistream, pipe
@@ -99,7 +99,7 @@ def test_it_is_pushed_from_a_file_and_from_a_pipe_as_the_same(
     lines = []
     for how in ("file", "pipe"):
         result = give(archive, how, "push", f"{served.host}/{how}:1")
-        expect.success(result)
+        assertions.success(result)
         kinds = set(pushed(served.host, how, "1", one))
         assert kinds == {f"application/vnd.oci.image.layer.v1.tar{'+gzip' if dialect != 'stripped-oci' else ''}"}
         lines.append(result.lines()[0].rpartition("@")[2])
@@ -113,8 +113,8 @@ def test_it_is_pushed_from_a_file_and_from_a_pipe_as_the_same(
 def test_it_may_be_compressed_as_a_whole(
     served: FaultyRegistry, one: Saved, how: str, pack: Callable[[bytes], bytes], give: Callable[..., Result]
 ) -> None:
-    expect.success(give(archive_of(of_docker([one])), "file", "push", f"{served.host}/plain:1"))
-    expect.success(give(pack(archive_of(of_docker([one]))), how, "push", f"{served.host}/packed:1"))
+    assertions.success(give(archive_of(of_docker([one])), "file", "push", f"{served.host}/plain:1"))
+    assertions.success(give(pack(archive_of(of_docker([one]))), how, "push", f"{served.host}/packed:1"))
     assert manifest_digest(served.host, "packed", "1") == manifest_digest(served.host, "plain", "1")
 
 
@@ -125,7 +125,7 @@ def test_its_layers_are_compressed_as_asked_for(
     found = set()
     for how in ("file", "pipe"):
         archive = archive_of(of_docker([one]))
-        expect.success(give(archive, how, "push", f"{served.host}/{how}:1", "--compress", compress))
+        assertions.success(give(archive, how, "push", f"{served.host}/{how}:1", "--compress", compress))
         assert set(pushed(served.host, how, "1", one)) == {f"application/vnd.oci.image.layer.v1.tar{suffix}"}
         found.add(manifest_digest(served.host, how, "1"))
     assert len(found) == 1
@@ -135,7 +135,7 @@ def test_every_image_goes_to_its_own_place_from_a_file(
     served: FaultyRegistry, images: list[Saved], give: Callable[..., Result]
 ) -> None:
     result = give(archive_of(of_docker(images)), "file", "push", "--to", f"{served.host}/mirror")
-    expect.success(result)
+    assertions.success(result)
     places = [
         ("mirror/app", "1", images[0]),
         ("mirror/team/app", "2", images[0]),
@@ -152,8 +152,8 @@ def test_from_a_pipe_it_is_not_known_in_time_where_they_belong(
     served: FaultyRegistry, images: list[Saved], give: Callable[..., Result]
 ) -> None:
     result = give(archive_of(of_docker(images)), "pipe", "push", "--to", served.host)
-    expect.failure(result, 8, "from a file instead of a pipe (-i FILE)", "nothing was sent")
-    expect.no_image(served)
+    assertions.failure(result, 8, "from a file instead of a pipe (-i FILE)", "nothing was sent")
+    assertions.no_image(served)
     assert served.requests == []
 
 
@@ -163,10 +163,12 @@ def test_one_of_several_is_chosen_by_name(
 ) -> None:
     archive = archive_of(of_podman(images))
     target = f"{served.host}/app:1"
-    expect.failure(give(archive, how, "push", target), 2, "--image", "docker.io/library/app:1")
-    expect.failure(give(archive, how, "push", target, "--image", "nowhere"), 4, "nowhere", "docker.io/library/app:1")
-    expect.no_image(served)
-    expect.success(give(archive, how, "push", target, "--image", "other"))
+    assertions.failure(give(archive, how, "push", target), 2, "--image", "docker.io/library/app:1")
+    assertions.failure(
+        give(archive, how, "push", target, "--image", "nowhere"), 4, "nowhere", "docker.io/library/app:1"
+    )
+    assertions.no_image(served)
+    assertions.success(give(archive, how, "push", target, "--image", "other"))
     pushed(served.host, "app", "1", images[1])
 
 
@@ -176,9 +178,9 @@ def test_a_platform_has_to_be_the_images_own(
 ) -> None:
     archive = archive_of(of_docker([one]))
     result = give(archive, how, "push", f"{served.host}/app:1", "--platform", "linux/arm64")
-    expect.failure(result, 4, "linux/arm64", "linux/amd64")
-    expect.no_image(served)
-    expect.success(give(archive, how, "push", f"{served.host}/app:1", "--platform", "linux/amd64"))
+    assertions.failure(result, 4, "linux/arm64", "linux/amd64")
+    assertions.no_image(served)
+    assertions.success(give(archive, how, "push", f"{served.host}/app:1", "--platform", "linux/amd64"))
 
 
 @pytest.mark.parametrize(
@@ -187,27 +189,29 @@ def test_a_platform_has_to_be_the_images_own(
 def test_it_is_copied_into_a_layout(one: Saved, source: str, tmp_path: Path) -> None:
     (tmp_path / "given.tar").write_bytes(archive_of(of_docker([one])))
     stdin = (tmp_path / "given.tar").read_bytes() if source.endswith("-") else None
-    expect.success(
+    assertions.success(
         ocistream("copy", f"./{source}" if ":" not in source else source, "oci:out", stdin=stdin, cwd=tmp_path)
     )
     schemas.validate_layout(tmp_path / "out")
-    assert expect.names_in(tmp_path / "out") == ["1", "2"]
+    assert assertions.names_in(tmp_path / "out") == ["1", "2"]
     found = Layout(tmp_path / "out")
-    image = saved(found, expect.index_of(found.path)[0])
+    image = saved(found, assertions.index_of(found.path)[0])
     assert (image.config, image.layers) == (one.config, one.layers)
 
 
 def test_one_of_several_is_copied_by_name(images: list[Saved], tmp_path: Path) -> None:
     (tmp_path / "given.tar").write_bytes(archive_of(of_docker(images)))
-    expect.success(ocistream("copy", "docker-archive:given.tar:a.example:5000/team/app:2", "oci:out:it", cwd=tmp_path))
-    assert expect.names_in(tmp_path / "out") == ["it"]
-    assert saved(Layout(tmp_path / "out"), expect.index_of(tmp_path / "out")[0]).layers == images[0].layers
+    assertions.success(
+        ocistream("copy", "docker-archive:given.tar:a.example:5000/team/app:2", "oci:out:it", cwd=tmp_path)
+    )
+    assert assertions.names_in(tmp_path / "out") == ["it"]
+    assert saved(Layout(tmp_path / "out"), assertions.index_of(tmp_path / "out")[0]).layers == images[0].layers
 
 
 def test_a_push_needs_no_temporary_space(served: FaultyRegistry, one: Saved, tmp_path: Path) -> None:
     archive = archive_of(of_docker([one]))
     nowhere = str(tmp_path / "nowhere")
-    expect.success(ocistream("push", f"{served.host}/app:1", stdin=archive, env={"TMPDIR": nowhere}))
+    assertions.success(ocistream("push", f"{served.host}/app:1", stdin=archive, env={"TMPDIR": nowhere}))
     pushed(served.host, "app", "1", one)
 
 
@@ -273,8 +277,8 @@ def test_what_is_wrong_with_it_leaves_nothing_to_be_seen(
     result = give(content, how, "push", f"{served.host}/app:1")
     if broken is wrong_layer and how == "file":
         words = "the bytes have the digest"
-    expect.failure(result, code, words)
-    expect.no_image(served)
+    assertions.failure(result, code, words)
+    assertions.no_image(served)
     assert tags(served.host, "app") == []
     source = tmp_path / "source.tar"
     source.write_bytes(content)
@@ -282,8 +286,8 @@ def test_what_is_wrong_with_it_leaves_nothing_to_be_seen(
     out.mkdir()
     stdin = content if how == "pipe" else None
     end = "-" if how == "pipe" else source
-    expect.failure(ocistream("copy", end, f"docker-archive:{out}/out.tar", stdin=stdin), code)
-    expect.nothing_left(out)
+    assertions.failure(ocistream("copy", end, f"docker-archive:{out}/out.tar", stdin=stdin), code)
+    assertions.nothing_left(out)
 
 
 # Bounded memory ----------------------------------------------------------------------------------------------
@@ -346,7 +350,7 @@ def test_nor_with_several_configs_at_once(served: FaultyRegistry, one: Saved, tm
     archive = archive_of({**entries, "manifest.json": json.dumps(listed).encode()}.items())
     (tmp_path / "given.tar").write_bytes(archive)
     result = measured("push", "--to", served.host, "-i", tmp_path / "given.tar")
-    expect.success(result)
+    assertions.success(result)
     assert len(result.lines()) == 6
     assert result.peak is not None
     assert result.peak < PROMISED, f"{result.peak / MIB:.0f} MiB"
@@ -393,10 +397,10 @@ def test_memory_does_not_grow_with_what_strangers_put_into_it(
     assert result.peak < PROMISED, f"{result.peak / MIB:.0f} MiB"
     if content in {strangers, long_names, short_names}:
         # More than is kept track of; it is refused, in a line or two.
-        expect.failure(result, 6)
-        expect.no_image(served)
+        assertions.failure(result, 6)
+        assertions.no_image(served)
     else:
-        expect.success(result)
+        assertions.success(result)
 
 
 # Out ---------------------------------------------------------------------------------------------------------
@@ -444,18 +448,18 @@ def test_pull_writes_it_to_a_file_and_to_a_pipe_as_the_same(
     registry: FaultyRegistry, repository: str, tag: str, tmp_path: Path
 ) -> None:
     name = f"{registry.host}/{repository}:{tag}"
-    expect.success(ocistream("pull", "--format", "docker-archive", name, "-o", tmp_path / "out.tar"))
+    assertions.success(ocistream("pull", "--format", "docker-archive", name, "-o", tmp_path / "out.tar"))
     content = (tmp_path / "out.tar").read_bytes()
     assert read_back(content) == [as_saved(registry, repository, tag)]
     result = ocistream("pull", "--format", "docker-archive", name)
-    expect.success(result)
+    assertions.success(result)
     assert result.out == content
-    expect.nothing_left(tmp_path, "made", "out.tar", "served-0")
+    assertions.nothing_left(tmp_path, "made", "out.tar", "served-0")
 
 
 def test_layers_that_several_images_share_are_there_once(registry: FaultyRegistry, tmp_path: Path) -> None:
     names = [f"{registry.host}/{repository}:{tag}" for repository, tag in KINDS]
-    expect.success(ocistream("pull", "--format", "docker-archive", *names, names[0], "-o", tmp_path / "out.tar"))
+    assertions.success(ocistream("pull", "--format", "docker-archive", *names, names[0], "-o", tmp_path / "out.tar"))
     content = (tmp_path / "out.tar").read_bytes()
     expected = [as_saved(registry, repository, tag) for repository, tag in KINDS]
     assert read_back(content) == expected
@@ -469,7 +473,7 @@ def test_layers_that_several_images_share_are_there_once(registry: FaultyRegistr
     [("nginx", "nginx:latest"), ("docker.io/library/nginx:1", "nginx:1"), ("a.example:5000/b/c:d", None)],
 )
 def test_copy_names_it_as_docker_shows_it(registry: FaultyRegistry, name: str, tag: str | None, tmp_path: Path) -> None:
-    expect.success(ocistream("copy", f"{registry.host}/app:gzip", f"docker-archive:out.tar:{name}", cwd=tmp_path))
+    assertions.success(ocistream("copy", f"{registry.host}/app:gzip", f"docker-archive:out.tar:{name}", cwd=tmp_path))
     (image,) = read_back((tmp_path / "out.tar").read_bytes())
     assert image.tags == (tag or name,)
 
@@ -489,7 +493,7 @@ def test_the_digest_that_is_printed_is_the_one_in_the_registry_and_the_image_id_
         (["copy", *pull[2:], f"docker-archive:{archive}:other:1"], place, "docker.io/library/other:1"),
     ):
         result = ocistream(*argv)
-        expect.success(result)
+        assertions.success(result)
         if line is not None:
             assert result.lines() == [f"{line}@{digest}"]
         assert f"ocistream: {name}: image ID {image_id}\n" in result.err
@@ -512,7 +516,7 @@ def test_verify_and_inspect_show_the_image_id_that_docker_shows(images: list[Sav
     names = ["docker.io/library/app:1", "a.example:5000/team/app:2", "docker.io/library/other:latest"]
     expected = list(zip(names, [ids[0], *ids], strict=True))
     verified = ocistream("verify", path, **given)
-    expect.success(verified)
+    assertions.success(verified)
     assert verified.lines()[:3] == [f"{name} image ID {image_id}" for name, image_id in expected]
     # Two configs and three layers, and no manifest.
     assert "2 blobs" not in verified.lines()[3]
@@ -530,7 +534,7 @@ def test_between_docker_archives_there_is_no_digest_to_print(images: list[Saved]
     source, path = tmp_path / "saved.tar", tmp_path / "result.json"
     source.write_bytes(archive_of(of_docker(images[1:])))
     result = ocistream("copy", source, f"docker-archive:{tmp_path}/out.tar:new:1", "--result", path)
-    expect.success(result)
+    assertions.success(result)
     image_id = f"sha256:{hex_of(images[1].config)}"
     assert result.lines() == [f"docker.io/library/new:1 image ID {image_id}"]
     assert image_id not in result.err
@@ -561,7 +565,7 @@ def test_that_docker_will_have_no_name_for_it_is_said(layout: Layout, tmp_path: 
 
 def test_what_has_no_repository_in_its_name_has_no_tag(layout: Layout, tmp_path: Path) -> None:
     small_image(layout, name="v1")
-    expect.success(ocistream("copy", f"oci:{layout.path}", f"docker-archive:{tmp_path}/out.tar"))
+    assertions.success(ocistream("copy", f"oci:{layout.path}", f"docker-archive:{tmp_path}/out.tar"))
     files = files_in((tmp_path / "out.tar").read_bytes())
     assert listed_in(files)[0]["RepoTags"] is None
 
@@ -570,7 +574,7 @@ def test_what_has_no_repository_in_its_name_has_no_tag(layout: Layout, tmp_path:
 def test_a_name_that_docker_does_not_take_is_refused(registry: FaultyRegistry, name: str, tmp_path: Path) -> None:
     registry.requests.clear()
     result = ocistream("copy", f"{registry.host}/app:gzip", f"docker-archive:out.tar:{name}", cwd=tmp_path)
-    expect.failure(result, 2, name)
+    assertions.failure(result, 2, name)
     assert registry.requests == []
 
 
@@ -578,17 +582,17 @@ def test_a_name_that_docker_does_not_take_is_refused(registry: FaultyRegistry, n
 def test_from_a_pipe_to_a_pipe(layout: Layout, items: Callable[[Layout], Any], tmp_path: Path) -> None:
     image = small_image(layout, name="docker.io/library/app:1")
     result = ocistream("copy", "-", "docker-archive:-", stdin=tar_of(items(layout)))
-    expect.success(result)
+    assertions.success(result)
     assert read_back(result.out) == [saved(layout, image, "app:1")]
-    expect.success(ocistream("copy", "-", f"docker-archive:{tmp_path}/out.tar", stdin=tar_of(items(layout))))
+    assertions.success(ocistream("copy", "-", f"docker-archive:{tmp_path}/out.tar", stdin=tar_of(items(layout))))
     assert (tmp_path / "out.tar").read_bytes() == result.out
 
 
 def test_what_is_written_is_read_again(registry: FaultyRegistry) -> None:
     source = ["pull", "--format", "docker-archive", f"{registry.host}/app:gzip"]
     first, second = pipe(source, ["push", f"{registry.host}/again:1"])
-    expect.success(first)
-    expect.success(second)
+    assertions.success(first)
+    assertions.success(second)
     expected = as_saved(registry, "app", "gzip")
     assert as_saved(registry, "again", "1") == dataclasses.replace(expected, tags=(f"{registry.host}/again:1",))
 
@@ -597,7 +601,7 @@ def test_what_is_written_is_read_again(registry: FaultyRegistry) -> None:
 def test_any_dialect_becomes_the_one_that_all_read(images: list[Saved], dialect: str) -> None:
     archive = archive_of(DIALECTS[dialect](images))
     result = ocistream("copy", "docker-archive:-", "docker-archive:-", stdin=archive)
-    expect.success(result)
+    assertions.success(result)
     assert read_back(result.out) == images
 
 
@@ -606,13 +610,13 @@ def test_its_layers_are_plain(registry: FaultyRegistry, tmp_path: Path) -> None:
     for compress in ("gzip", "zstd:3"):
         registry.requests.clear()
         result = ocistream("copy", name, "docker-archive:out.tar", "--compress", compress, cwd=tmp_path)
-        expect.failure(result, 2, "--compress", "not compressed")
+        assertions.failure(result, 2, "--compress", "not compressed")
         result = ocistream(
             "pull", name, "--format=docker-archive", "-o", "out.tar", "--compress", compress, cwd=tmp_path
         )
-        expect.failure(result, 2, "--compress", "not compressed")
+        assertions.failure(result, 2, "--compress", "not compressed")
         assert registry.requests == []
-    expect.success(ocistream("copy", name, "docker-archive:out.tar", "--compress", "none", cwd=tmp_path))
+    assertions.success(ocistream("copy", name, "docker-archive:out.tar", "--compress", "none", cwd=tmp_path))
     assert read_back((tmp_path / "out.tar").read_bytes()) == [as_saved(registry, "app", "gzip")]
 
 
@@ -633,9 +637,9 @@ def test_an_index_is_none_and_one_of_its_images_is(registry: FaultyRegistry, lay
             folder / "x",
         ],
     ):
-        expect.failure(ocistream(*argv), 8, "index", "--platform")
-        expect.nothing_left(folder)
-    expect.success(ocistream("copy", name, f"docker-archive:{folder}/out.tar", "--platform", "linux/arm64"))
+        assertions.failure(ocistream(*argv), 8, "index", "--platform")
+        assertions.nothing_left(folder)
+    assertions.success(ocistream("copy", name, f"docker-archive:{folder}/out.tar", "--platform", "linux/arm64"))
     arm = json.loads(manifest(registry.host, "app", "index") or b"")["manifests"][1]
     assert read_back((folder / "out.tar").read_bytes()) == [saved(layout, arm, name)]
 
@@ -650,15 +654,15 @@ def test_copy_takes_this_machines_image_of_an_index_as_pull_does(
     assert copied.code == pulled.code == 0, copied.err
     assert (folder / "copied.tar").read_bytes() == (folder / "pulled.tar").read_bytes()
     layout.index([small_image(layout, platform="plan9/mips")], name="other")
-    expect.failure(ocistream("copy", f"oci:{layout.path}:other", f"docker-archive:{folder}/x"), 4, "plan9/mips")
+    assertions.failure(ocistream("copy", f"oci:{layout.path}:other", f"docker-archive:{folder}/x"), 4, "plan9/mips")
     assert not (folder / "x").exists()
 
 
 def test_an_artifact_is_none(registry: FaultyRegistry, tmp_path: Path) -> None:
     result = ocistream("copy", f"{registry.host}/app:artifact", "docker-archive:out.tar", cwd=tmp_path)
-    expect.failure(result, 8, "no image", "oci-archive")
+    assertions.failure(result, 8, "no image", "oci-archive")
     result = ocistream("pull", f"{registry.host}/app:artifact", "--format=docker-archive")
-    expect.failure(result, 8, "no image", "oci-archive")
+    assertions.failure(result, 8, "no image", "oci-archive")
 
 
 def test_a_corrupt_layer_leaves_no_file(layout: Layout, tmp_path: Path) -> None:
@@ -668,8 +672,8 @@ def test_a_corrupt_layer_leaves_no_file(layout: Layout, tmp_path: Path) -> None:
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     folder = tmp_path / "folder"
     folder.mkdir()
-    expect.failure(ocistream("copy", f"oci:{layout.path}", f"docker-archive:{folder}/out.tar"), 5, path.name)
-    expect.nothing_left(folder)
+    assertions.failure(ocistream("copy", f"oci:{layout.path}", f"docker-archive:{folder}/out.tar"), 5, path.name)
+    assertions.nothing_left(folder)
 
 
 def test_a_config_that_promises_other_layers_leaves_no_file(layout: Layout, tmp_path: Path) -> None:
@@ -682,21 +686,21 @@ def test_a_config_that_promises_other_layers_leaves_no_file(layout: Layout, tmp_
     folder = tmp_path / "folder"
     folder.mkdir()
     result = ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{folder}/out.tar")
-    expect.failure(result, 5, "its image's config says")
-    expect.nothing_left(folder)
+    assertions.failure(result, 5, "its image's config says")
+    assertions.nothing_left(folder)
 
 
 def test_large_layers_pass_in_little_memory(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     seed(layout, layout.image([56 * MIB, 4 * MIB + 1]), served.host, "large", "1")
     name = f"{served.host}/large:1"
     pulled = measured("pull", name, "--format", "docker-archive", "-o", tmp_path / "large.tar")
-    expect.success(pulled)
+    assertions.success(pulled)
     archive = (tmp_path / "large.tar").read_bytes()
     for how in ("file", "pipe"):
         given: dict[str, Any] = {"stdin": archive} if how == "pipe" else {}
         options: list[Argument] = [] if how == "pipe" else ["-i", tmp_path / "large.tar"]
         done = measured("push", f"{served.host}/{how}:1", "--compress", "gzip:1", *options, **given)
-        expect.success(done)
+        assertions.success(done)
         assert done.peak is not None
         assert done.peak < PROMISED, f"{done.peak / MIB:.0f} MiB"
     assert pulled.peak is not None
@@ -712,10 +716,10 @@ def test_the_digest_of_an_image_without_a_tag_that_is_printed_exists(
     (tmp_path / "two.tar").write_bytes(archive)
     source, stdin = (tmp_path / "two.tar", None) if how == "file" else ("docker-archive:-", archive)
     result = ocistream("copy", "--tags", "*", source, f"{served.host}/app", stdin=stdin)
-    expect.success(result)
+    assertions.success(result)
     assert len(result.lines()) == 2
     (skipped,) = [line for line in result.err.splitlines() if "is skipped: it has no tag, and --tags copies" in line]
     digest = next(word for word in skipped.split() if word.startswith("sha256:"))
-    expect.failure(ocistream("copy", "--all-tags", source, f"{served.host}/app", stdin=stdin), 2, digest)
+    assertions.failure(ocistream("copy", "--all-tags", source, f"{served.host}/app", stdin=stdin), 2, digest)
     copied = ocistream("copy", f"docker-archive:{tmp_path}/two.tar:{digest}", f"{served.host}/app:3", "--compress=none")
     assert copied.lines() == [f"{served.host}/app:3@{digest}"]

@@ -10,9 +10,8 @@ from typing import Any, Final
 import pytest
 
 from tests.archives import items_of, tar_of
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.test_serve import serving
-from tests.conversions import VOUCHES_FOR
 from tests.docker_archives import (
     Entry,
     Saved,
@@ -24,8 +23,9 @@ from tests.docker_archives import (
     saved,
     with_file,
 )
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_LAYER, Layout, digest_of, tar_layer
+from tests.recompression_checks import VOUCHES_FOR
 from tests.registry_http import get, manifest, manifest_digest, tags
 from tests.runner import Argument, Result, ocistream
 
@@ -111,7 +111,7 @@ def test_an_image_that_only_manifest_json_lists_counts_too(
 ) -> None:
     archive = archive_of(ordered(of_docker_25(images), *first))
     result = give(archive, how, "verify", "{}")
-    expect.success(result)
+    assertions.success(result)
     # Both manifests are in the archive, byte for byte: their digests exist there.
     assert result.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", f"-@{digest(images[1])}"]
     assert "ok: OCI archive, 2 images, 7 blobs," in result.lines()[2]
@@ -128,10 +128,10 @@ def test_it_is_one_of_several_to_push(
     result = give(archive, how, "push", f"{served.host}/app:1")
     assert result.code == 2
     assert digest(images[1]) in result.err
-    expect.no_image(served)
-    expect.success(give(archive, how, "push", f"{served.host}/app:1", "--image", digest(images[1])))
+    assertions.no_image(served)
+    assertions.success(give(archive, how, "push", f"{served.host}/app:1", "--image", digest(images[1])))
     assert_pushed(served.host, "app", "1", images[1])
-    expect.success(give(archive, how, "push", f"{served.host}/app:2", "--image", "app:1"))
+    assertions.success(give(archive, how, "push", f"{served.host}/app:2", "--image", "app:1"))
     assert_pushed(served.host, "app", "2", images[0])
 
 
@@ -141,9 +141,9 @@ def test_docker_25_0_lists_nothing_where_no_image_has_a_tag(
 ) -> None:
     archive = archive_of(of_docker_25(images[1:], null=True))
     result = give(archive, how, "verify", "{}")
-    expect.success(result)
+    assertions.success(result)
     assert result.lines()[0] == f"-@{digest(images[1])}"
-    expect.success(give(archive, how, "push", f"{served.host}/app:1"))
+    assertions.success(give(archive, how, "push", f"{served.host}/app:1"))
     assert_pushed(served.host, "app", "1", images[1])
 
 
@@ -152,7 +152,7 @@ def test_without_a_manifest_it_is_called_by_its_image_id(how: str, images: list[
     entries = of_docker_25(images[1:], null=True)
     manifest_file = f"blobs/sha256/{digest(images[1]).removeprefix('sha256:')}"
     result = give(archive_of([entry for entry in entries if entry[0] != manifest_file]), how, "verify", "{}")
-    expect.success(result)
+    assertions.success(result)
     assert result.lines()[0] == f"- image ID {image_id(images[1])}"
     assert "ok: OCI archive, 1 image, 3 blobs," in result.lines()[1]
     spoilt = [(name, b"{}" if name == manifest_file else content) for name, content in entries]
@@ -172,8 +172,8 @@ def test_inspect_copy_and_have_know_it(how: str, images: list[Saved], give: Give
     assert _ALSO in shown.err
     assert _ALSO in listed.err
     copied = give(archive, how, "copy", "{}", f"oci:{tmp_path / 'out'}")
-    expect.success(copied)
-    entries = expect.index_of(tmp_path / "out")
+    assertions.success(copied)
+    entries = assertions.index_of(tmp_path / "out")
     # Its layers were compressed: only where it went there is an image of this digest.
     assert copied.lines()[1] == f"oci:{tmp_path / 'out'}@{entries[1]['digest']}"
     assert len(entries) == 2
@@ -193,7 +193,7 @@ def test_serve_has_it(images: list[Saved], tmp_path: Path) -> None:
 def test_serve_says_that_there_is_no_image(layout: Layout, tmp_path: Path) -> None:
     (tmp_path / "empty.tar").write_bytes(tar_of(items_of(layout)))
     result = ocistream("serve", tmp_path / "empty.tar", "--listen", "127.0.0.1:0")
-    expect.failure(result, 4, "there is no image in", "empty.tar")
+    assertions.failure(result, 4, "there is no image in", "empty.tar")
 
 
 def test_from_a_pipe_it_must_be_known_before_the_layers(
@@ -203,9 +203,9 @@ def test_from_a_pipe_it_must_be_known_before_the_layers(
     late = [entry for entry in ordered(entries, "index.json") if entry[0] != "manifest.json"]
     archive = archive_of([*late, ("manifest.json", dict(entries)["manifest.json"])])
     result = give(archive, "pipe", "push", f"{served.host}/app:1", "--image", "app:1")
-    expect.failure(result, 8, "manifest.json", "from a file")
-    expect.no_image(served)
-    expect.success(give(archive, "file", "push", f"{served.host}/app:1", "--image", "app:1"))
+    assertions.failure(result, 8, "manifest.json", "from a file")
+    assertions.no_image(served)
+    assertions.success(give(archive, "file", "push", f"{served.host}/app:1", "--image", "app:1"))
 
 
 @both
@@ -214,14 +214,14 @@ def test_as_a_docker_archive_manifest_json_counts_alone(
 ) -> None:
     entries = of_docker_25(images, index=[])
     shown = give(archive_of(entries), how, "verify", "{}", prefix="docker-archive:")
-    expect.success(shown)
+    assertions.success(shown)
     assert shown.lines()[:2] == [
         f"docker.io/library/app:1 image ID {image_id(images[0])}",
         f"- image ID {image_id(images[1])}",
     ]
     assert "ok: docker-archive, 2 images" in shown.lines()[2]
     result = give(archive_of(entries), how, "push", f"{served.host}/app:1", prefix="docker-archive:")
-    expect.failure(result, 2, "there are 2 images", digest(images[1]))
+    assertions.failure(result, 2, "there are 2 images", digest(images[1]))
     # Docker 25.0.0 has the layers of its manifests in any order: it is manifest.json that is right.
     image = images[0]
     mixed = dict(plain_manifest(image), layers=plain_manifest(image)["layers"][::-1])
@@ -232,9 +232,11 @@ def test_as_a_docker_archive_manifest_json_counts_alone(
         return index
 
     wrong = with_file([*of_docker_25([image]), (f"blobs/sha256/{hex_of(raw)}", raw)], "index.json", of_the_other)
-    expect.failure(give(archive_of(wrong), how, "push", f"{served.host}/app:1"), 6, "other layers", "docker-archive:")
-    expect.no_image(served)
-    expect.success(give(archive_of(wrong), how, "push", f"{served.host}/app:1", prefix="docker-archive:"))
+    assertions.failure(
+        give(archive_of(wrong), how, "push", f"{served.host}/app:1"), 6, "other layers", "docker-archive:"
+    )
+    assertions.no_image(served)
+    assertions.success(give(archive_of(wrong), how, "push", f"{served.host}/app:1", prefix="docker-archive:"))
     assert_pushed(served.host, "app", "1", image)
 
 
@@ -242,7 +244,7 @@ def test_as_a_docker_archive_manifest_json_counts_alone(
 def test_as_a_docker_archive_without_manifest_json_it_is_read_as_oci(how: str, images: list[Saved], give: Give) -> None:
     entries = [entry for entry in of_docker_25(images[:1]) if entry[0] not in {"manifest.json", "repositories"}]
     result = give(archive_of(entries), how, "verify", "{}", "-v", prefix="docker-archive:")
-    expect.success(result)
+    assertions.success(result)
     assert result.lines()[0] == f"docker.io/library/app:1@{digest(images[0])}"
     assert "no manifest.json" in result.err
 
@@ -304,16 +306,16 @@ def test_two_lists_that_contradict_each_other_are_refused(
     for first in ORDERS if made is same_name else ORDERS[:1]:
         archive = archive_of(ordered(entries, *first))
         for argv in (["verify", "{}"], ["inspect", "{}"], ["have", "{}"], ["copy", "{}", f"oci:{tmp_path / 'out'}"]):
-            expect.failure(give(archive, how, *argv), 6, "manifest.json")
-        expect.failure(give(archive, how, "push", f"{served.host}/app:1"), 6, "manifest.json")
-    expect.no_image(served)
+            assertions.failure(give(archive, how, *argv), 6, "manifest.json")
+        assertions.failure(give(archive, how, "push", f"{served.host}/app:1"), 6, "manifest.json")
+    assertions.no_image(served)
     assert not (tmp_path / "out/index.json").exists()
 
 
 @pytest.mark.parametrize("made", CONTRADICTIONS)
 def test_they_are_not_served(made: Callable[[list[Saved]], list[Entry]], images: list[Saved], tmp_path: Path) -> None:
     (tmp_path / "given.tar").write_bytes(archive_of(made(images)))
-    expect.failure(ocistream("serve", tmp_path / "given.tar", "--listen", "127.0.0.1:0"), 6, "manifest.json")
+    assertions.failure(ocistream("serve", tmp_path / "given.tar", "--listen", "127.0.0.1:0"), 6, "manifest.json")
 
 
 def test_a_contradiction_that_comes_last_in_a_pipe_is_refused(
@@ -322,10 +324,10 @@ def test_a_contradiction_that_comes_last_in_a_pipe_is_refused(
     entries = ordered(same_name(images), "index.json")
     late = [entry for entry in entries if entry[0] != "manifest.json"]
     archive = archive_of([*late, ("manifest.json", dict(entries)["manifest.json"])])
-    expect.failure(give(archive, "pipe", "push", f"{served.host}/app:1"), 6, "app:1", "manifest.json")
-    expect.no_image(served)
+    assertions.failure(give(archive, "pipe", "push", f"{served.host}/app:1"), 6, "app:1", "manifest.json")
+    assertions.no_image(served)
     # The name that it contradicts itself about is one there as well.
-    expect.failure(give(archive, "pipe", "verify", "{}", prefix="docker-archive:"), 6, "app:1", "manifest.json")
+    assertions.failure(give(archive, "pipe", "verify", "{}", prefix="docker-archive:"), 6, "app:1", "manifest.json")
 
 
 # Layers that docker save left plain -----------------------------------------------------------------------------
@@ -338,11 +340,11 @@ def test_plain_layers_of_docker_save_are_compressed_and_the_new_digest_is_said(
 ) -> None:
     archive = archive_of(of_docker_25(images[:1], sources=sources))
     result = give(archive, how, "push", f"{served.host}/app:1")
-    expect.success(result)
+    assertions.success(result)
     assert_pushed(served.host, "app", "1", images[0])
     assert f"the digest {digest(images[0])} became {manifest_digest(served.host, 'app', '1')}" in result.err
     again = give(archive, "pipe" if how == "file" else "file", "push", f"{served.host}/app:2")
-    expect.success(again)
+    assertions.success(again)
     assert manifest_digest(served.host, "app", "2") == manifest_digest(served.host, "app", "1")
 
 
@@ -351,7 +353,7 @@ def test_they_stay_plain_if_that_is_asked_for(
     how: str, images: list[Saved], give: Give, served: FaultyRegistry
 ) -> None:
     result = give(archive_of(of_docker_25(images[:1])), how, "push", f"{served.host}/app:1", "--compress", "none")
-    expect.success(result)
+    assertions.success(result)
     assert manifest_digest(served.host, "app", "1") == digest(images[0])
     assert "docker save" not in result.err
 
@@ -363,10 +365,10 @@ def test_a_copy_compresses_them_too(
 ) -> None:
     archive = archive_of(of_docker_25(images[:1]))
     result = give(archive, how, "copy", "{}", to.format(out=tmp_path / "out", host=served.host))
-    expect.success(result)
+    assertions.success(result)
     assert "became" in result.err
     if to.startswith("oci:"):
-        (entry,) = expect.index_of(tmp_path / "out")
+        (entry,) = assertions.index_of(tmp_path / "out")
         assert {layer["mediaType"] for layer in Layout(tmp_path / "out").read(entry["digest"])["layers"]} == {
             f"{OCI_LAYER}+gzip"
         }
@@ -379,13 +381,13 @@ def test_into_an_archive_from_a_pipe_they_stay_plain_and_that_is_said(
 ) -> None:
     archive = archive_of(of_docker_25(images[:1]))
     result = give(archive, "pipe", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}")
-    expect.success(result)
+    assertions.success(result)
     assert (
         "2 layers of `docker save` stay uncompressed: they came before manifest.json. Use --compress gzip" in result.err
     )
-    assert expect.index_of(tmp_path / "out.tar")[0]["digest"] == digest(images[0])
-    expect.success(give(archive, "file", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}"))
-    assert expect.index_of(tmp_path / "out.tar")[0]["digest"] != digest(images[0])
+    assert assertions.index_of(tmp_path / "out.tar")[0]["digest"] == digest(images[0])
+    assertions.success(give(archive, "file", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}"))
+    assert assertions.index_of(tmp_path / "out.tar")[0]["digest"] != digest(images[0])
 
 
 @both
@@ -395,9 +397,9 @@ def test_where_blobs_are_left_out_by_their_digests_they_stay_plain_and_that_is_s
     archive = archive_of(of_docker_25(images[:1]))
     (tmp_path / "have.txt").write_bytes(give(archive, how, "have", "{}").out)
     result = give(archive, how, "copy", "{}", f"oci-archive:{tmp_path / 'x.tar'}", "--have", tmp_path / "have.txt")
-    expect.success(result)
+    assertions.success(result)
     assert "2 layers of `docker save` stay uncompressed: blobs are excluded by their digests" in result.err
-    assert expect.index_of(tmp_path / "x.tar")[0]["digest"] == digest(images[0])
+    assert assertions.index_of(tmp_path / "x.tar")[0]["digest"] == digest(images[0])
 
 
 def test_layers_that_stay_plain_since_manifest_json_comes_late_are_counted(
@@ -409,11 +411,11 @@ def test_layers_that_stay_plain_since_manifest_json_comes_late_are_counted(
     archive = archive_of(late(entries, *documents))
     stay = "2 layers of `docker save` stay uncompressed: they came before manifest.json. Use --compress gzip"
     result = give(archive, "pipe", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}")
-    expect.success(result)
+    assertions.success(result)
     assert result.err.count(stay) == result.err.count("uncompressed") == 1
     for argv in (["push", f"{served.host}/app:1", "--compress", "gzip"], ["verify", "{}"]):
         result = give(archive, "pipe", *argv)
-        expect.success(result)
+        assertions.success(result)
         assert "compressed" not in result.err
     assert_pushed(served.host, "app", "1", images[0])
 
@@ -426,11 +428,11 @@ def test_layers_of_several_archives_are_compressed_too(
         path.write_bytes(archive_of(of_docker_25(images[:1])))
     given = [word for path in paths for word in ("-i", path)]
     result = ocistream("push", "--to", served.host, *given)
-    expect.success(result)
+    assertions.success(result)
     assert f"{digest(images[0])} became" in result.err
     assert_pushed(served.host, "app", "1", images[0])
     result = ocistream("push", f"{served.host}/app:plain", *given, "--compress", "none")
-    expect.success(result)
+    assertions.success(result)
     assert manifest_digest(served.host, "app", "plain") == digest(images[0])
 
 
@@ -441,14 +443,14 @@ def test_plain_layers_of_other_tools_stay_as_they_are(
     # BuildKit's `compression=uncompressed` has neither LayerSources nor a file named repositories.
     entries = [entry for entry in of_docker_25(images[:1], sources=False) if entry[0] != "repositories"]
     result = give(archive_of(entries), how, "push", f"{served.host}/app:1")
-    expect.success(result)
+    assertions.success(result)
     assert manifest_digest(served.host, "app", "1") == digest(images[0])
     assert_pushed(served.host, "app", "1", images[0], "")
     twice = "layers were sent compressed and then again uncompressed: this archive is not from `docker save`"
     assert result.err.count("docker save") == result.err.count(twice) == (how == "pipe")
-    expect.success(give(archive_of(entries), how, "copy", "{}", f"oci:{tmp_path / 'out'}"))
-    assert expect.index_of(tmp_path / "out")[0]["digest"] == digest(images[0])
-    expect.success(ocistream("verify", tmp_path / "out", "--deep"))
+    assertions.success(give(archive_of(entries), how, "copy", "{}", f"oci:{tmp_path / 'out'}"))
+    assert assertions.index_of(tmp_path / "out")[0]["digest"] == digest(images[0])
+    assertions.success(ocistream("verify", tmp_path / "out", "--deep"))
 
 
 @both
@@ -469,12 +471,12 @@ def test_compressed_layers_of_docker_save_stay_byte_for_byte(
     ]
     archive = tar_of([*items_of(layout), ("manifest.json", json.dumps(listed).encode())])
     result = give(archive, how, "push", f"{served.host}/app:1")
-    expect.success(result)
+    assertions.success(result)
     assert manifest_digest(served.host, "app", "1") == image["digest"]
     assert "docker save" not in result.err
     # The manifest that is there is the one, too, where manifest.json says which images there are.
     result = give(archive, how, "push", f"{served.host}/app:2", prefix="docker-archive:")
-    expect.success(result)
+    assertions.success(result)
     assert manifest_digest(served.host, "app", "2") == image["digest"]
 
 
@@ -496,7 +498,7 @@ def test_an_attestation_in_the_index_vouches_for_the_new_image_as_with_compress(
     found = {}
     for name, options in (("saved", []), ("asked", ["--compress", "gzip"])):
         archive = tar_of([*items_of(layout), ("manifest.json", json.dumps(listed).encode())])
-        expect.success(give(archive, how, "push", f"{served.host}/{name}:1", *options))
+        assertions.success(give(archive, how, "push", f"{served.host}/{name}:1", *options))
         found[name] = json.loads(manifest(served.host, name, "1") or b"{}")
     assert found["saved"] == found["asked"]
     entry, attestation = found["saved"]["manifests"]

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Certificate
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.proxy import Proxy, tunnelling_to
 from tests.cli.terminal import on_terminal
-from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic, Bearer
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import basic, manifest_digest, seed
 from tests.runner import Result, ocistream
@@ -57,7 +57,7 @@ def test_a_registry_is_reached_through_a_proxy_and_trusted_by_its_authority(
 ) -> None:
     env = {**NO_PROXIES, variable: distant.url, "SSL_CERT_FILE": str(certificate.file)}
     for result in there_and_back(layout, tmp_path, env=env):
-        expect.success(result)
+        assertions.success(result)
         assert result.lines() == [f"registry.test/app:1@{image['digest']}"]
     assert set(distant.asked) == {"registry.test:443"}
 
@@ -68,7 +68,7 @@ def test_a_certificate_that_nobody_vouches_for_is_not_trusted(
     del image
     env = {**NO_PROXIES, "HTTPS_PROXY": distant.url, "SSL_CERT_FILE": None}
     for result in there_and_back(layout, tmp_path, "--jobs=1", env=env):
-        expect.failure(result, 7, "the certificate is not trusted", "SSL_CERT_FILE")
+        assertions.failure(result, 7, "the certificate is not trusted", "SSL_CERT_FILE")
     # Trying again would be of no use.
     assert len(distant.asked) == 2
 
@@ -77,14 +77,14 @@ def test_hosts_in_no_proxy_are_asked_themselves(distant: Proxy, tmp_path: Path) 
     pull = ["pull", "registry.test/app:1", "-o", str(tmp_path / "x.tar"), "--retries=0"]
     for listed in ("registry.test", "a.example,.test"):
         env = {**NO_PROXIES, "HTTPS_PROXY": distant.url, "no_proxy": listed}
-        expect.failure(ocistream(*pull, env=env), 7, "https://registry.test/v2/app/manifests/1")
+        assertions.failure(ocistream(*pull, env=env), 7, "https://registry.test/v2/app/manifests/1")
     assert distant.asked == []
 
 
 def test_this_machine_is_never_behind_a_proxy(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
     del image
     env = {**NO_PROXIES, "HTTP_PROXY": "http://127.0.0.1:1", "ALL_PROXY": "http://127.0.0.1:1"}
-    expect.success(ocistream("push", "-i", layout.path, f"{served.host}/app:1", env=env))
+    assertions.success(ocistream("push", "-i", layout.path, f"{served.host}/app:1", env=env))
 
 
 def test_plain_http_is_spoken_to_other_hosts_only_where_it_is_asked_for(
@@ -93,12 +93,12 @@ def test_plain_http_is_spoken_to_other_hosts_only_where_it_is_asked_for(
     # Without TLS a proxy is sent whole URLs, and the registry takes them as any server must.
     env = {**NO_PROXIES, "HTTP_PROXY": f"http://{served.host}"}
     for result in there_and_back(layout, tmp_path, "--plain-http", env=env):
-        expect.success(result)
+        assertions.success(result)
     assert manifest_digest(served.host, "app", "1") == image["digest"]
     assert all(request.headers["Host"] == "registry.test" for request in served.asked("PUT"))
     env |= {"HTTPS_PROXY": "http://127.0.0.1:1"}
     for result in there_and_back(layout, tmp_path, "--retries=0", env=env):
-        expect.failure(result, 7, "https://registry.test/v2/app/")
+        assertions.failure(result, 7, "https://registry.test/v2/app/")
 
 
 def test_a_proxy_that_is_not_there_is_told_without_its_password(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_proxy_that_is_not_there_is_told_without_its_password(tmp_path: Path) 
 def test_source_date_epoch_is_the_date_of_every_entry(layout: Layout, image: Descriptor, tmp_path: Path) -> None:
     del image
     for date in (None, "0", "1700000000"):
-        expect.success(ocistream("copy", layout.path, tmp_path / "x.tar", env={"SOURCE_DATE_EPOCH": date}))
+        assertions.success(ocistream("copy", layout.path, tmp_path / "x.tar", env={"SOURCE_DATE_EPOCH": date}))
         with tarfile.open(tmp_path / "x.tar") as tar:
             assert {entry.mtime for entry in tar} == {int(date or 0)}
 
@@ -127,8 +127,8 @@ def test_a_source_date_epoch_that_is_none_is_a_usage_error(
 ) -> None:
     del image
     result = ocistream("copy", layout.path, tmp_path / "x.tar", env={"SOURCE_DATE_EPOCH": date})
-    expect.failure(result, 2, "SOURCE_DATE_EPOCH", date)
-    expect.nothing_left(tmp_path, "made")
+    assertions.failure(result, 2, "SOURCE_DATE_EPOCH", date)
+    assertions.nothing_left(tmp_path, "made")
 
 
 @pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}])
@@ -165,7 +165,7 @@ def test_credentials_are_found_where_other_tools_keep_them(
         path.write_text(auths(guarded.host, "right"))
     value = {"DOCKER_AUTH_CONFIG": auths(guarded.host, "right"), "REGISTRY_AUTH_FILE": str(folder / "config.json")}
     env = {variable: value.get(variable, str(folder))}
-    expect.success(ocistream("pull", f"{guarded.host}/app:1", "-o", tmp_path / "x.tar", env=env))
+    assertions.success(ocistream("pull", f"{guarded.host}/app:1", "-o", tmp_path / "x.tar", env=env))
 
 
 @pytest.mark.parametrize(
@@ -189,21 +189,21 @@ def test_an_error_of_a_credentials_file_names_the_variable_that_names_the_file(
         path.write_text(content)
     value = {"DOCKER_AUTH_CONFIG": content or "", "DOCKER_CONFIG": str(tmp_path)}.get(variable, str(path))
     result = ocistream("pull", f"{guarded.host}/app:1", "-o", tmp_path / "x.tar", env={variable: value})
-    expect.failure(result, code, text.format(path=path))
+    assertions.failure(result, code, text.format(path=path))
 
 
 def test_options_beat_the_environment_and_the_environment_beats_files(guarded: FaultyRegistry, tmp_path: Path) -> None:
     pull = ["pull", f"{guarded.host}/app:1", "-o", str(tmp_path / "x.tar")]
     env = {"DOCKER_AUTH_CONFIG": auths(guarded.host, "wrong")}
-    expect.failure(ocistream(*pull, env=env), 3)
+    assertions.failure(ocistream(*pull, env=env), 3)
     env |= {"OCISTREAM_USERNAME": "me", "OCISTREAM_PASSWORD": "right"}
-    expect.success(ocistream(*pull, env=env))
+    assertions.success(ocistream(*pull, env=env))
     env |= {"OCISTREAM_PASSWORD": "wrong"}
-    expect.failure(ocistream(*pull, env=env), 3)
-    expect.success(ocistream(*pull, "--username=me", "--password-stdin", env=env, stdin=b"right\n"))
-    expect.success(ocistream(*pull, "--password-stdin", env=env, stdin=b"right"))
+    assertions.failure(ocistream(*pull, env=env), 3)
+    assertions.success(ocistream(*pull, "--username=me", "--password-stdin", env=env, stdin=b"right\n"))
+    assertions.success(ocistream(*pull, "--password-stdin", env=env, stdin=b"right"))
     env |= {"OCISTREAM_USERNAME": "you", "OCISTREAM_PASSWORD": "right"}
-    expect.success(ocistream(*pull, "--username=me", env=env))
+    assertions.success(ocistream(*pull, "--username=me", env=env))
 
 
 def test_one_user_name_is_not_sent_to_two_registries(
@@ -212,15 +212,15 @@ def test_one_user_name_is_not_sent_to_two_registries(
     one, other = f"{guarded.host}/app:1", f"{served.host}/app:1"
     env: dict[str, str | None] = {"OCISTREAM_USERNAME": "me", "OCISTREAM_PASSWORD": "right"}
     for argv in (["pull", one, other, "-o", str(tmp_path / "x.tar")], ["copy", one, other]):
-        expect.failure(ocistream(*argv, env=env), 2, "OCISTREAM_USERNAME", guarded.host, served.host)
+        assertions.failure(ocistream(*argv, env=env), 2, "OCISTREAM_USERNAME", guarded.host, served.host)
     assert served.requests == []
     env |= {"OCISTREAM_SRC_USERNAME": "me", "OCISTREAM_SRC_PASSWORD": "right"}
-    expect.success(ocistream("copy", one, other, env=env))
+    assertions.success(ocistream("copy", one, other, env=env))
 
 
 def test_a_user_name_needs_a_password(guarded: FaultyRegistry, layout: Layout) -> None:
     result = ocistream("push", "-i", layout.path, f"{guarded.host}/app:1", "--username=me")
-    expect.failure(result, 2, "--username needs a password", "OCISTREAM_PASSWORD", "--password-stdin")
+    assertions.failure(result, 2, "--username needs a password", "OCISTREAM_PASSWORD", "--password-stdin")
 
 
 def test_a_token_is_had_with_the_same_credentials(
@@ -230,13 +230,13 @@ def test_a_token_is_had_with_the_same_credentials(
     auth = Bearer(users={"me": "right"}, anonymous=())
     registry = start(auth=auth)
     push = ["push", "-i", str(layout.path), f"{registry.host}/app:1"]
-    expect.failure(ocistream(*push), 3, registry.host)
+    assertions.failure(ocistream(*push), 3, registry.host)
     env = {"OCISTREAM_USERNAME": "me", "OCISTREAM_PASSWORD": "right"}
-    expect.success(ocistream(*push, env=env))
+    assertions.success(ocistream(*push, env=env))
     assert auth.requests[-1].user == "me"
 
 
 def test_no_home_is_needed(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
     del image
     bare: dict[str, str | None] = dict.fromkeys(name for name in os.environ if not name.startswith("COVERAGE_"))
-    expect.success(ocistream("push", "-i", layout.path, f"{served.host}/app:1", env=bare))
+    assertions.success(ocistream("push", "-i", layout.path, f"{served.host}/app:1", env=bare))

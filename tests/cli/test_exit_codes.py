@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.archives import small_first, tar_of
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.privileges import without_privileges
-from tests.faults import Drop, Fault, FaultyRegistry, Flip, Resize, refusal, too_many_requests
 from tests.faulty_auth import Basic
+from tests.faulty_registry import Drop, Fault, FaultyRegistry, Flip, Resize, refusal, too_many_requests
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.peers import need
 from tests.registry_http import seed, tags
@@ -54,9 +54,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_0_only_when_all_of_it_is_there(registry: FaultyRegistry, folder: Path, image: Descriptor) -> None:
-    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", folder / "app.tar"))
-    expect.nothing_left(folder, "app.tar")
-    assert expect.index_of(folder / "app.tar")[0]["digest"] == image["digest"]
+    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", folder / "app.tar"))
+    assertions.nothing_left(folder, "app.tar")
+    assert assertions.index_of(folder / "app.tar")[0]["digest"] == image["digest"]
 
 
 # 1 -----------------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ MISTAKE = "import sys; from ocistream import cli; cli.COMMANDS['pull'] = ('nowhe
 
 def test_1_for_a_mistake_of_ours_which_is_said_to_be_one() -> None:
     result = run([sys.executable, "-P", "-c", MISTAKE % ["pull"]])
-    expect.failure(result, 1, "internal error: ModuleNotFoundError", "nowhere", "report it")
+    assertions.failure(result, 1, "internal error: ModuleNotFoundError", "nowhere", "report it")
 
 
 # 2 -----------------------------------------------------------------------------------------------------------
@@ -118,22 +118,22 @@ def test_1_for_a_mistake_of_ours_which_is_said_to_be_one() -> None:
     ],
 )
 def test_2_for_a_command_line_that_makes_no_sense(argv: str, words: str, folder: Path) -> None:
-    expect.failure(ocistream(*argv.split(), cwd=folder), 2, words)
-    expect.nothing_left(folder)
+    assertions.failure(ocistream(*argv.split(), cwd=folder), 2, words)
+    assertions.nothing_left(folder)
 
 
 def test_2_for_an_archive_of_several_images_with_one_place_to_go(served: FaultyRegistry, layout: Layout) -> None:
     small_image(layout, name="first")
     two_platforms(layout, name="second")
     result = ocistream("push", "-i", layout.path, f"{served.host}/app:1")
-    expect.failure(result, 2, "first", "second", "--image")
-    expect.no_image(served)
+    assertions.failure(result, 2, "first", "second", "--image")
+    assertions.no_image(served)
 
 
 def test_2_for_a_directory_that_holds_something_else(registry: FaultyRegistry, folder: Path) -> None:
     (folder / "letter.txt").write_text("Dear reader")
-    expect.failure(ocistream("pull", f"{registry.host}/app:1", "-o", folder), 2, "not an OCI layout")
-    expect.nothing_left(folder, "letter.txt")
+    assertions.failure(ocistream("pull", f"{registry.host}/app:1", "-o", folder), 2, "not an OCI layout")
+    assertions.nothing_left(folder, "letter.txt")
 
 
 # 3 -----------------------------------------------------------------------------------------------------------
@@ -144,16 +144,16 @@ def test_3_for_a_wrong_password(start: Callable[..., FaultyRegistry], folder: Pa
     result = ocistream(
         "pull", f"{guarded.host}/app:1", "-o", folder / "app.tar", "--username=me", env={"OCISTREAM_PASSWORD": "wrong"}
     )
-    expect.failure(result, 3, guarded.host, "ocistream login")
+    assertions.failure(result, 3, guarded.host, "ocistream login")
     assert "wrong" not in result.err
-    expect.nothing_left(folder)
+    assertions.nothing_left(folder)
 
 
 def test_3_for_no_right_to_push(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
     del image
     served.faults = [Fault(refusal(403, "DENIED", "you may not"), "POST", times=None)]
-    expect.failure(ocistream("push", "-i", layout.path, f"{served.host}/app:1"), 3, "DENIED: you may not")
-    expect.no_image(served)
+    assertions.failure(ocistream("push", "-i", layout.path, f"{served.host}/app:1"), 3, "DENIED: you may not")
+    assertions.no_image(served)
 
 
 # 4 -----------------------------------------------------------------------------------------------------------
@@ -162,22 +162,22 @@ def test_3_for_no_right_to_push(served: FaultyRegistry, layout: Layout, image: D
 @pytest.mark.parametrize("name", ["app:2", "nothing/here:1", f"app@{NO_DIGEST}"])
 def test_4_for_an_image_that_is_not_there(registry: FaultyRegistry, folder: Path, name: str) -> None:
     result = ocistream("pull", f"{registry.host}/{name}", "-o", folder / "app.tar")
-    expect.failure(result, 4, f"{registry.host}/{name} is not there")
-    expect.nothing_left(folder)
+    assertions.failure(result, 4, f"{registry.host}/{name} is not there")
+    assertions.nothing_left(folder)
 
 
 def test_4_for_one_image_of_two(registry: FaultyRegistry, folder: Path) -> None:
     result = ocistream("pull", f"{registry.host}/app:1", f"{registry.host}/gone:1", "-o", folder / "both.tar")
-    expect.failure(result, 4, f"{registry.host}/gone:1")
-    expect.nothing_left(folder)
+    assertions.failure(result, 4, f"{registry.host}/gone:1")
+    assertions.nothing_left(folder)
 
 
 def test_4_for_a_blob_that_the_registry_has_lost(registry: FaultyRegistry, layout: Layout, folder: Path) -> None:
-    lost = layout.read(expect.index_of(layout.path)[0]["digest"])["layers"][0]["digest"]
+    lost = layout.read(assertions.index_of(layout.path)[0]["digest"])["layers"][0]["digest"]
     registry.layout.delete_blob(lost)
     result = ocistream("pull", f"{registry.host}/app:1", "-o", folder / "app.tar")
-    expect.failure(result, 4, lost)
-    expect.nothing_left(folder)
+    assertions.failure(result, 4, lost)
+    assertions.nothing_left(folder)
 
 
 @pytest.mark.parametrize(
@@ -190,21 +190,21 @@ def test_4_for_a_blob_that_the_registry_has_lost(registry: FaultyRegistry, layou
     ],
 )
 def test_4_for_a_file_or_directory_that_is_not_there(argv: str, words: str, folder: Path) -> None:
-    expect.failure(ocistream(*argv.split(), cwd=folder), 4, words, "no such")
-    expect.nothing_left(folder)
+    assertions.failure(ocistream(*argv.split(), cwd=folder), 4, words, "no such")
+    assertions.nothing_left(folder)
 
 
 def test_4_for_a_folder_to_write_to_that_is_not_there(registry: FaultyRegistry, folder: Path) -> None:
     result = ocistream("pull", f"{registry.host}/app:1", "-o", folder / "missing" / "app.tar")
-    expect.failure(result, 4, "cannot write", "missing/app.tar", "no such file or directory")
+    assertions.failure(result, 4, "cannot write", "missing/app.tar", "no such file or directory")
     assert registry.requests == []
 
 
 def test_4_for_a_name_that_the_archive_does_not_have(served: FaultyRegistry, layout: Layout) -> None:
     small_image(layout, name="there")
-    expect.failure(ocistream("push", "-i", layout.path, f"{served.host}/x", "--image", "gone"), 4, "gone", "there")
-    expect.failure(ocistream("copy", f"oci:{layout.path}:gone", f"{served.host}/x"), 4, "gone", "there")
-    expect.no_image(served)
+    assertions.failure(ocistream("push", "-i", layout.path, f"{served.host}/x", "--image", "gone"), 4, "gone", "there")
+    assertions.failure(ocistream("copy", f"oci:{layout.path}:gone", f"{served.host}/x"), 4, "gone", "there")
+    assertions.no_image(served)
 
 
 def test_4_for_a_platform_that_is_not_there_with_those_that_are(
@@ -212,22 +212,22 @@ def test_4_for_a_platform_that_is_not_there_with_those_that_are(
 ) -> None:
     seed(layout, two_platforms(layout), served.host, "app", "1")
     result = ocistream("pull", f"{served.host}/app:1", "--platform", "linux/s390x", "-o", folder / "app.tar")
-    expect.failure(result, 4, "no platform linux/s390x", "linux/amd64, linux/arm64/v8")
-    expect.nothing_left(folder)
+    assertions.failure(result, 4, "no platform linux/s390x", "linux/amd64, linux/arm64/v8")
+    assertions.nothing_left(folder)
 
 
 def test_4_for_a_single_image_of_another_platform(registry: FaultyRegistry, folder: Path) -> None:
     result = ocistream("pull", f"{registry.host}/app:1", "--platform", "linux/s390x", "-o", folder / "app.tar")
-    expect.failure(result, 4, "no platform linux/s390x", "linux/amd64")
-    expect.nothing_left(folder)
+    assertions.failure(result, 4, "no platform linux/s390x", "linux/amd64")
+    assertions.nothing_left(folder)
 
 
 def test_4_for_an_authority_file_that_is_not_there(registry: FaultyRegistry, folder: Path) -> None:
     result = ocistream(
         "pull", f"{registry.host}/app:1", "-o", folder / "app.tar", env={"SSL_CERT_FILE": str(folder / "ca.pem")}
     )
-    expect.failure(result, 4, "SSL_CERT_FILE", "ca.pem")
-    expect.nothing_left(folder)
+    assertions.failure(result, 4, "SSL_CERT_FILE", "ca.pem")
+    assertions.nothing_left(folder)
 
 
 # 5 -----------------------------------------------------------------------------------------------------------
@@ -256,11 +256,11 @@ def test_5_for_a_blob_that_is_not_what_was_promised(
     end = {"file": f"{folder}/app.tar", "layout": f"oci:{folder}", "registry": f"{other.host}/app:1"}[target]
     result = ocistream("copy", f"{registry.host}/app:1", end, "--retries", "0")
     # A body that is shorter than the blob may also be one that was cut, so it is asked for again first.
-    expect.failure(result, 7 if fault == Resize(-1, stated=True) else 5, layer)
-    expect.no_partial_files(folder)
+    assertions.failure(result, 7 if fault == Resize(-1, stated=True) else 5, layer)
+    assertions.no_partial_files(folder)
     assert not (folder / "app.tar").exists()
     assert not (folder / "index.json").exists()
-    expect.no_image(other)
+    assertions.no_image(other)
 
 
 def test_5_on_both_sides_of_a_pipe(registry: FaultyRegistry, start: Callable[..., FaultyRegistry]) -> None:
@@ -268,8 +268,8 @@ def test_5_on_both_sides_of_a_pipe(registry: FaultyRegistry, start: Callable[...
     other = start()
     pull = ocistream("pull", f"{registry.host}/app:1")
     assert pull.code == 5
-    expect.failure(ocistream("push", f"{other.host}/app:1", stdin=pull.out), 6)
-    expect.no_image(other)
+    assertions.failure(ocistream("push", f"{other.host}/app:1", stdin=pull.out), 6)
+    assertions.no_image(other)
 
 
 def test_5_for_a_manifest_that_is_not_what_was_asked_for(
@@ -277,8 +277,8 @@ def test_5_for_a_manifest_that_is_not_what_was_asked_for(
 ) -> None:
     registry.faults = [Fault(Flip(20), "GET", "/manifests/", times=None)]
     result = ocistream("pull", f"{registry.host}/app@{image['digest']}", "-o", folder / "app.tar")
-    expect.failure(result, 5, image["digest"])
-    expect.nothing_left(folder)
+    assertions.failure(result, 5, image["digest"])
+    assertions.nothing_left(folder)
 
 
 @pytest.mark.parametrize("source", ["file", "pipe", "layout"])
@@ -295,14 +295,14 @@ def test_5_for_a_byte_that_was_changed_on_the_way(
     options: dict[str, list[Argument]] = {"layout": ["-i", layout.path], "file": ["-i", archive], "pipe": []}
     result = ocistream("push", *options[source], f"{served.host}/app:1", stdin=bytes(content))
     where = {"file": str(archive), "layout": str(layout.path), "pipe": ""}[source]
-    expect.failure(result, 5, layer, where)
+    assertions.failure(result, 5, layer, where)
     assert ("was changed while it was read" in result.err) is bool(where)
-    expect.no_image(served)
+    assertions.no_image(served)
 
 
 def test_5_for_a_destination_with_another_digest(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
     result = ocistream("push", "-i", layout.path, f"{served.host}/app:1@{NO_DIGEST}")
-    expect.failure(result, 5, NO_DIGEST, image["digest"])
+    assertions.failure(result, 5, NO_DIGEST, image["digest"])
     assert served.asked("POST|PUT|PATCH") == []
 
 
@@ -319,8 +319,8 @@ def test_6_for_an_archive_that_ends_early(
     cut = folder / "cut.tar"
     cut.write_bytes(whole[: len(whole) * percent // 100])
     given: list[Argument] = ["-i", cut] if how == "file" else []
-    expect.failure(ocistream("push", *given, f"{served.host}/app:1", stdin=cut), 6)
-    expect.no_image(served)
+    assertions.failure(ocistream("push", *given, f"{served.host}/app:1", stdin=cut), 6)
+    assertions.no_image(served)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar " * 1000, bytes(10240)])
@@ -329,19 +329,19 @@ def test_6_for_something_that_is_no_archive(served: FaultyRegistry, folder: Path
     path = folder / "letter"
     path.write_bytes(content)
     given: list[Argument] = ["-i", path] if how == "file" else []
-    expect.failure(ocistream("push", *given, f"{served.host}/app:1", stdin=content), 6)
-    expect.no_image(served)
+    assertions.failure(ocistream("push", *given, f"{served.host}/app:1", stdin=content), 6)
+    assertions.no_image(served)
 
 
 def test_6_for_a_directory_that_is_no_layout(served: FaultyRegistry, folder: Path) -> None:
-    expect.failure(ocistream("push", "-i", folder, f"{served.host}/app:1"), 6, "not an OCI layout")
+    assertions.failure(ocistream("push", "-i", folder, f"{served.host}/app:1"), 6, "not an OCI layout")
 
 
 def test_6_for_blobs_that_neither_side_has(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
     lost = layout.read(image["digest"])["layers"][1]["digest"]
     layout.file(lost).unlink()
-    expect.failure(ocistream("push", "-i", layout.path, f"{served.host}/app:1"), 6, lost)
-    expect.no_image(served)
+    assertions.failure(ocistream("push", "-i", layout.path, f"{served.host}/app:1"), 6, lost)
+    assertions.no_image(served)
 
 
 # 7 -----------------------------------------------------------------------------------------------------------
@@ -359,9 +359,9 @@ def test_7_for_a_registry_that_is_not_there(closed_port: int, layout: Layout, im
     del image
     host = f"127.0.0.1:{closed_port}"
     pulled = ocistream("pull", f"{host}/app:1", "--retries", "0", "-o", folder / "app.tar")
-    expect.failure(pulled, 7, f"http://{host}/v2/app/", "refused")
-    expect.failure(ocistream("push", f"{host}/app:1", "--retries", "0", "-i", layout.path), 7, host, "refused")
-    expect.nothing_left(folder)
+    assertions.failure(pulled, 7, f"http://{host}/v2/app/", "refused")
+    assertions.failure(ocistream("push", f"{host}/app:1", "--retries", "0", "-i", layout.path), 7, host, "refused")
+    assertions.nothing_left(folder)
 
 
 @pytest.mark.parametrize("fault", [refusal(503, "UNAVAILABLE"), too_many_requests(0), Drop(0)])
@@ -370,11 +370,11 @@ def test_7_for_a_registry_that_fails_until_the_tries_are_used_up(
 ) -> None:
     registry.faults = [Fault(fault, "GET", "/blobs/", times=None)]  # type: ignore[arg-type]
     result = ocistream("pull", f"{registry.host}/app:1", "--retries", "1", "--jobs", "1", "-o", folder / "app.tar")
-    expect.failure(result, 7, f"http://{registry.host}/v2/app/blobs/sha256:")
+    assertions.failure(result, 7, f"http://{registry.host}/v2/app/blobs/sha256:")
     tried = registry.asked("GET", "/blobs/")
     assert len(tried) >= 2
     assert tried[0].path == tried[1].path
-    expect.nothing_left(folder)
+    assertions.nothing_left(folder)
 
 
 def test_retries_are_those_after_the_first_try(registry: FaultyRegistry, folder: Path) -> None:
@@ -382,12 +382,12 @@ def test_retries_are_those_after_the_first_try(registry: FaultyRegistry, folder:
     for retries in (0, 1):
         registry.requests.clear()
         result = ocistream("pull", f"{registry.host}/app:1", f"--retries={retries}", "-o", folder / "app.tar")
-        expect.failure(result, 7, "503")
+        assertions.failure(result, 7, "503")
         assert len(registry.requests) == 1 + retries
 
 
 def test_7_for_a_port_that_is_taken(served: FaultyRegistry, folder: Path) -> None:
-    expect.failure(ocistream("serve", folder / "layout", "--listen", served.host), 7, served.host)
+    assertions.failure(ocistream("serve", folder / "layout", "--listen", served.host), 7, served.host)
 
 
 # 8 -----------------------------------------------------------------------------------------------------------
@@ -403,12 +403,12 @@ def test_7_for_a_port_that_is_taken(served: FaultyRegistry, folder: Path) -> Non
 )
 def test_8_for_what_is_well_formed_and_not_supported(argv: str, words: str, layout: Layout) -> None:
     small_image(layout, name="app")
-    expect.failure(ocistream(*argv.split(), cwd=layout.path), 8, words)
-    expect.nothing_left(layout.path, *EMPTY_LAYOUT)
+    assertions.failure(ocistream(*argv.split(), cwd=layout.path), 8, words)
+    assertions.nothing_left(layout.path, *EMPTY_LAYOUT)
 
 
 def test_8_for_an_archive_that_is_compressed_in_an_uncommon_way(served: FaultyRegistry) -> None:
-    expect.failure(ocistream("push", f"{served.host}/app:1", stdin=lzma.compress(os.urandom(10240))), 8, "xz -dc")
+    assertions.failure(ocistream("push", f"{served.host}/app:1", stdin=lzma.compress(os.urandom(10240))), 8, "xz -dc")
 
 
 # 9 -----------------------------------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def test_9_for_a_full_disk_behind_stdout(layout: Layout, image: Descriptor, dev_
     del image
     for end in ("-", dev_stdout):
         result = ocistream("copy", layout.path, end, stdout=Path("/dev/full"))
-        expect.failure(result, 9, "cannot write", "No space left on device")
+        assertions.failure(result, 9, "cannot write", "No space left on device")
 
 
 def test_9_for_links_that_lead_round_in_a_circle(registry: FaultyRegistry, folder: Path) -> None:
@@ -426,24 +426,24 @@ def test_9_for_links_that_lead_round_in_a_circle(registry: FaultyRegistry, folde
     loop.symlink_to("x.tar")
     image = f"{registry.host}/app:1"
     words = (str(loop), "Too many levels of symbolic links")
-    expect.failure(ocistream("pull", image, "-o", loop), 9, "cannot access", *words)
-    expect.failure(ocistream("pull", image, "-o", folder / "y.tar", "--result", loop), 9, "cannot access", *words)
-    expect.failure(ocistream("push", image, "-i", loop), 9, "cannot access", *words)
-    expect.failure(ocistream("pull", image, "-o", loop, "--result", loop), 2, "the archive itself")
-    expect.failure(ocistream("serve", loop, "--listen", "127.0.0.1:0"), 9, str(loop))
-    expect.nothing_left(folder, "x.tar")
+    assertions.failure(ocistream("pull", image, "-o", loop), 9, "cannot access", *words)
+    assertions.failure(ocistream("pull", image, "-o", folder / "y.tar", "--result", loop), 9, "cannot access", *words)
+    assertions.failure(ocistream("push", image, "-i", loop), 9, "cannot access", *words)
+    assertions.failure(ocistream("pull", image, "-o", loop, "--result", loop), 2, "the archive itself")
+    assertions.failure(ocistream("serve", loop, "--listen", "127.0.0.1:0"), 9, str(loop))
+    assertions.nothing_left(folder, "x.tar")
     assert loop.is_symlink()
 
 
 def test_9_for_a_full_disk_behind_the_result_lines(layout: Layout, image: Descriptor, folder: Path) -> None:
     del image
     result = ocistream("copy", layout.path, folder / "app.tar", stdout=Path("/dev/full"))
-    expect.failure(result, 9, "stdout", "No space left on device")
+    assertions.failure(result, 9, "stdout", "No space left on device")
 
 
 def test_9_for_a_full_disk_behind_help_and_version() -> None:
     for argv in (["--version"], ["--help"], ["pull", "--help"]):
-        expect.failure(ocistream(*argv, stdout=Path("/dev/full")), 9, "stdout", "No space left on device")
+        assertions.failure(ocistream(*argv, stdout=Path("/dev/full")), 9, "stdout", "No space left on device")
 
 
 @pytest.fixture
@@ -461,8 +461,8 @@ def test_9_for_a_full_disk(registry: FaultyRegistry, small_disk: Path) -> None:
     (small_disk / "app.tar").write_bytes(b"what was there before")
     for end in ("app.tar", "layout/"):
         result = ocistream("pull", f"{registry.host}/app:1", "-o", f"{small_disk}/{end}")
-        expect.failure(result, 9, "No space left on device", "free some space")
-    expect.no_partial_files(small_disk)
+        assertions.failure(result, 9, "No space left on device", "free some space")
+    assertions.no_partial_files(small_disk)
     assert (small_disk / "app.tar").read_bytes() == b"what was there before"
     assert not (small_disk / "layout" / "index.json").exists()
 
@@ -471,8 +471,8 @@ def test_9_for_a_file_that_may_not_grow_so_large(layout: Layout, image: Descript
     del image
     line = ["prlimit", f"--fsize={MIB // 2}", *command(), "copy", str(layout.path), str(folder / "app.tar")]
     without_coverage = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
-    expect.failure(run(line, env=without_coverage), 9, "app.tar", "too large")
-    expect.nothing_left(folder)
+    assertions.failure(run(line, env=without_coverage), 9, "app.tar", "too large")
+    assertions.nothing_left(folder)
 
 
 @pytest.fixture
@@ -486,15 +486,15 @@ def closed_folder(folder: Path) -> Iterator[Path]:
 def test_9_for_a_folder_that_may_not_be_written_to(registry: FaultyRegistry, closed_folder: Path) -> None:
     for end in ("app.tar", "layout/"):
         result = without_privileges("pull", f"{registry.host}/app:1", "-o", f"{closed_folder}/{end}")
-        expect.failure(result, 9, "Permission denied", "check the permissions")
-    expect.nothing_left(closed_folder)
+        assertions.failure(result, 9, "Permission denied", "check the permissions")
+    assertions.nothing_left(closed_folder)
 
 
 def test_9_for_a_file_that_may_not_be_read(layout: Layout, image: Descriptor, served: FaultyRegistry) -> None:
     layout.file(image["digest"]).chmod(0)
     result = without_privileges("push", "-i", layout.path, f"{served.host}/app:1")
-    expect.failure(result, 9, image["digest"], "Permission denied")
-    expect.no_image(served)
+    assertions.failure(result, 9, image["digest"], "Permission denied")
+    assertions.no_image(served)
 
 
 # Words ---------------------------------------------------------------------------------------------------------
@@ -504,14 +504,14 @@ def test_a_traceback_is_for_those_who_ask_twice(closed_port: int) -> None:
     argv = ["push", f"127.0.0.1:{closed_port}/app:1", "-i", "/missing.tar"]
     assert "Traceback" not in ocistream(*argv, "-v").err
     assert "Traceback" in ocistream(*argv, "-vv").err
-    for line in expect.json_lines(ocistream(*argv, "-vv", "--log-format=json").err):
+    for line in assertions.json_lines(ocistream(*argv, "-vv", "--log-format=json").err):
         assert line["level"] in {"error", "debug"}
 
 
 def test_what_a_registry_says_cannot_drive_the_terminal(registry: FaultyRegistry, folder: Path) -> None:
     registry.faults = [Fault(refusal(403, "DENIED", "\x1b[2Jgone\r\nocistream: all is well"), times=None)]
     result = ocistream("pull", f"{registry.host}/app:1", "-o", folder / "app.tar")
-    expect.failure(result, 3, "?[2Jgone")
+    assertions.failure(result, 3, "?[2Jgone")
 
 
 def test_an_index_that_names_images_with_control_characters_makes_no_lines_of_them(
@@ -519,10 +519,10 @@ def test_an_index_that_names_images_with_control_characters_makes_no_lines_of_th
 ) -> None:
     descriptor = small_image(layout)
     layout.name(descriptor, f"real@{NO_DIGEST}\nfake\x1b[2J")
-    expect.failure(ocistream("copy", layout.path, folder / "app.tar"), 2, f"real@{NO_DIGEST}?fake?[2J")
+    assertions.failure(ocistream("copy", layout.path, folder / "app.tar"), 2, f"real@{NO_DIGEST}?fake?[2J")
     assert not (folder / "app.tar").exists()
 
 
 def test_an_error_names_no_tag_where_nothing_was_pushed(served: FaultyRegistry) -> None:
-    expect.failure(ocistream("push", f"{served.host}/app:1", stdin=b""), 6)
+    assertions.failure(ocistream("push", f"{served.host}/app:1", stdin=b""), 6)
     assert tags(served.host, "app") == []

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import expect
-from tests.faults import Fault, FaultyRegistry, Stall
+from tests.cli import assertions
+from tests.faulty_registry import Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout, two_platforms
 from tests.registry_http import seed
 from tests.runner import Argument, Result, ocistream, started_fork
@@ -58,7 +58,7 @@ def size_of(path: Path) -> int:
 
 def gc(layout: Layout, *argv: Argument) -> Result:
     result = ocistream("gc", layout.path, *argv)
-    expect.success(result)
+    assertions.success(result)
     return result
 
 
@@ -132,7 +132,7 @@ def test_where_a_manifest_cannot_be_read_nothing_goes(
         raw = (layout.path / "index.json").read_text().replace(image["digest"], manifest["digest"])
         (layout.path / "index.json").write_text(raw)
     before = there(layout.path)
-    expect.failure(ocistream("gc", layout.path, "--max-size=0"), 6, "nothing is dropped")
+    assertions.failure(ocistream("gc", layout.path, "--max-size=0"), 6, "nothing is dropped")
     assert there(layout.path) == before >= set(stray)
 
 
@@ -147,7 +147,7 @@ def test_where_something_else_is_in_the_place_of_a_manifest_nothing_goes(
     else:
         path.symlink_to(tmp_path / ("elsewhere" if place == "a link" else "nowhere"))
     before = there(layout.path)
-    expect.failure(ocistream("gc", layout.path, "--max-size=0"), 6, "no regular file")
+    assertions.failure(ocistream("gc", layout.path, "--max-size=0"), 6, "no regular file")
     assert there(layout.path) == before >= set(stray)
 
 
@@ -217,7 +217,7 @@ def test_uploads_of_a_server_that_was_killed_go_and_not_those_of_one_that_runs(l
 )
 def test_what_makes_no_sense(layout: Layout, tmp_path: Path, argv: list[str], code: int, words: str) -> None:
     assert layout.path == tmp_path / "made"
-    expect.failure(ocistream(*argv, cwd=tmp_path), code, words)
+    assertions.failure(ocistream(*argv, cwd=tmp_path), code, words)
 
 
 # Beside others ---------------------------------------------------------------------------------------------------
@@ -244,56 +244,56 @@ def test_a_pull_into_the_same_layout_loses_nothing(registry: FaultyRegistry, tmp
     target = tmp_path / "out"
     pull = ["pull", f"{registry.host}/app:1", "--no-referrers", "--jobs=1", "-o", f"{target}/"]
     with started_fork(*pull) as process:
-        expect.wait_for(lambda: is_stalled(registry) and len(there(target)) == 2)
+        assertions.wait_for(lambda: is_stalled(registry) and len(there(target)) == 2)
         # There are no images yet, so that nothing is needed.
         (target / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
         result = ocistream("gc", target, *argv)
-        expect.success(result)
+        assertions.success(result)
         assert result.lines() == []
         registry.release()
         assert process.wait(60) == 0
-    expect.success(ocistream("verify", target))
+    assertions.success(ocistream("verify", target))
 
 
 def test_what_a_pull_has_found_there_is_in_use(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     target = Layout(tmp_path / "out")
-    first = layout.read(str(expect.index_of(registry.layout.path)[0]["digest"]))["layers"][0]["digest"]
+    first = layout.read(str(assertions.index_of(registry.layout.path)[0]["digest"]))["layers"][0]["digest"]
     found = str(target.blob(layout.file(first).read_bytes(), "x/y")["digest"])
     age(target, found, 10 * DAY)
     pull = ["pull", f"{registry.host}/app:1", "--no-referrers", "--jobs=1", "-o", f"{target.path}/"]
     with started_fork(*pull) as process:
-        expect.wait_for(lambda: is_stalled(registry))
+        assertions.wait_for(lambda: is_stalled(registry))
         result = ocistream("gc", target.path)
-        expect.success(result)
+        assertions.success(result)
         assert found not in result.lines()
         registry.release()
         assert process.wait(60) == 0
-    expect.success(ocistream("verify", target.path))
+    assertions.success(ocistream("verify", target.path))
 
 
 def test_a_pull_whose_blob_was_removed_names_no_image(registry: FaultyRegistry, tmp_path: Path) -> None:
     target = tmp_path / "out"
     pull = ["pull", f"{registry.host}/app:1", "--no-referrers", "--jobs=1", "-o", f"{target}/"]
     with started_fork(*pull) as process:
-        expect.wait_for(lambda: is_stalled(registry) and len(there(target)) == 2)
+        assertions.wait_for(lambda: is_stalled(registry) and len(there(target)) == 2)
         (target / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
         assert len(ocistream("gc", target, "--older-than=0").lines()) == 2
         registry.release()
         assert process.wait(60) == 9
         assert b"has been removed" in process.stderr.read()
-    assert expect.index_of(target) == []
-    expect.success(ocistream(*pull))
-    expect.success(ocistream("verify", target))
+    assert assertions.index_of(target) == []
+    assertions.success(ocistream(*pull))
+    assertions.success(ocistream("verify", target))
 
 
 def test_a_pull_goes_on_without_what_was_dropped_from_its_cache(registry: FaultyRegistry, tmp_path: Path) -> None:
     registry.faults = []
     pull = ["pull", f"{registry.host}/app:1", "--no-referrers", "--cache", f"{tmp_path}/cache", "-o"]
-    expect.success(ocistream(*pull, tmp_path / "x"))
+    assertions.success(ocistream(*pull, tmp_path / "x"))
     result = ocistream("gc", tmp_path / "cache", "--max-size=0")
     assert len(result.lines()) == 4
     assert there(tmp_path / "cache") == set()
-    expect.success(ocistream(*pull, tmp_path / "y"))
+    assertions.success(ocistream(*pull, tmp_path / "y"))
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
     assert len(there(tmp_path / "cache")) == 4
 
@@ -301,4 +301,4 @@ def test_a_pull_goes_on_without_what_was_dropped_from_its_cache(registry: Faulty
 @pytest.mark.parametrize(("verb", "names"), [("gc", []), ("rm", ["app"])])
 def test_an_archive_is_no_directory(tmp_path: Path, verb: str, names: list[str]) -> None:
     (tmp_path / "app.tar").write_bytes(b"")
-    expect.failure(ocistream(verb, tmp_path / "app.tar", *names), 4, "app.tar is no directory")
+    assertions.failure(ocistream(verb, tmp_path / "app.tar", *names), 4, "app.tar is no directory")

@@ -14,9 +14,9 @@ import pytest
 import ocistream as package
 from ocistream import limits
 from tests.archives import items_of, small_first, tar_of
-from tests.cli import expect
+from tests.cli import assertions
 from tests.docker_archives import archive_of, of_docker, saved
-from tests.faults import Fault, FaultyRegistry, Reply, refusal
+from tests.faulty_registry import Fault, FaultyRegistry, Reply, refusal
 from tests.images import OCI_LAYER, Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.registry_http import seed
 from tests.runner import Argument, Result, measured, ocistream
@@ -27,7 +27,7 @@ OTHER = digest_of(b"nobody has this")
 
 def listed(result: Result, *origins: str) -> set[str]:
     """Return the digests of a list, after a look at all else that is in it."""
-    expect.success(result)
+    assertions.success(result)
     header = [line for line in result.lines() if line.startswith("#")]
     digests = [line for line in result.lines() if not line.startswith("#")]
     assert header == [
@@ -125,7 +125,7 @@ class TestRegistries:
     def test_no_blob_is_fetched(self, layout: Layout, served: FaultyRegistry) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
         served.requests.clear()
-        expect.success(ocistream("have", f"{served.host}/app"))
+        assertions.success(ocistream("have", f"{served.host}/app"))
         methods = {request.method for request in served.requests if "/blobs/" in request.path}
         assert methods == {"HEAD"}
 
@@ -152,7 +152,7 @@ class TestRegistries:
     @pytest.mark.parametrize("end", ["app", "app:v1", f"app@{OTHER}"])
     def test_what_is_not_there_is_not_found(self, end: str, served: FaultyRegistry) -> None:
         served.faults.append(Fault(refusal(404, "NAME_UNKNOWN"), path="/tags/", times=None))
-        expect.failure(ocistream("have", f"{served.host}/{end}"), 4, "app")
+        assertions.failure(ocistream("have", f"{served.host}/{end}"), 4, "app")
 
     @pytest.mark.parametrize("end", ["app", "app:v1", f"app@{OTHER}"])
     def test_which_of_a_list_it_has_is_none(self, end: str, served: FaultyRegistry) -> None:
@@ -161,7 +161,7 @@ class TestRegistries:
 
     def test_that_none_of_it_exists_is_said_to_who_wants_to_know_more(self, served: FaultyRegistry) -> None:
         result = ocistream("have", "-v", "--among", "-", f"{served.host}/app:v1", stdin=f"{OTHER}\n".encode())
-        expect.success(result)
+        assertions.success(result)
         assert "app:v1" in result.err
         assert "it has none of these blobs" in result.err
 
@@ -171,7 +171,7 @@ class TestRegistries:
         line = ("have", "--among", "-", f"{served.host}/app", "--mount-from")
         assert listed(ocistream(*line, "base", stdin=asked), f"{served.host}/app") == everything(layout)
         assert listed(ocistream(*line, "other", stdin=b"# digests 0\n"), f"{served.host}/app") == set()
-        expect.failure(ocistream("have", f"{served.host}/app", "--mount-from", "base"), 2, "--among")
+        assertions.failure(ocistream("have", f"{served.host}/app", "--mount-from", "base"), 2, "--among")
 
     def test_what_is_asked_for_may_be_a_manifest(self, layout: Layout, served: FaultyRegistry) -> None:
         image = small_image(layout)
@@ -183,15 +183,15 @@ class TestRegistries:
     def test_a_registry_that_fails_gives_no_list(self, layout: Layout, served: FaultyRegistry) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
         served.faults.append(Fault(Reply(500), "HEAD", "/blobs/", times=None, skip=2))
-        expect.failure(ocistream("have", f"{served.host}/app", "--retries", "0"), 7, "500")
-        expect.failure(
+        assertions.failure(ocistream("have", f"{served.host}/app", "--retries", "0"), 7, "500")
+        assertions.failure(
             ocistream("have", "--among", "-", f"{served.host}/app", "--retries", "0", stdin=f"{OTHER}\n".encode()), 7
         )
 
     def test_a_right_to_look_is_all_that_is_asked_for(self, layout: Layout, served: FaultyRegistry) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
         served.faults.append(Fault(refusal(401, "UNAUTHORIZED"), path="/v2/app/", times=None))
-        expect.failure(ocistream("have", f"{served.host}/app"), 3)
+        assertions.failure(ocistream("have", f"{served.host}/app"), 3)
 
     def test_tags_that_are_not_listed_are_said(self, layout: Layout, served: FaultyRegistry) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
@@ -255,11 +255,11 @@ class TestFiles:
         end = f"oci:{layout.path}"
         asked = f"{image['digest']}\n{OTHER}\n".encode()
         assert listed(ocistream("have", end, "--among", "-", stdin=asked), end) == {image["digest"]}
-        expect.failure(ocistream("have", end), 6, "index.json")
+        assertions.failure(ocistream("have", end), 6, "index.json")
 
     @pytest.mark.parametrize("end", ["oci:gone", "./gone.tar"])
     def test_what_is_not_there_is_not_found_and_holds_nothing(self, end: str, tmp_path: Path) -> None:
-        expect.failure(ocistream("have", end, cwd=tmp_path), 4, "gone")
+        assertions.failure(ocistream("have", end, cwd=tmp_path), 4, "gone")
         result = ocistream("have", end, "--among", "-", stdin=OTHER.encode(), cwd=tmp_path)
         assert listed(result, end) == set()
 
@@ -267,8 +267,8 @@ class TestFiles:
     def test_an_archive_that_is_cut_gives_no_list(self, cut: int, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         (tmp_path / "x.tar").write_bytes(tar_of(small_first(layout), end=cut < 0)[:cut])
-        expect.failure(ocistream("have", tmp_path / "x.tar"), 6)
-        expect.failure(ocistream("have", "-", stdin=tmp_path / "x.tar"), 6)
+        assertions.failure(ocistream("have", tmp_path / "x.tar"), 6)
+        assertions.failure(ocistream("have", "-", stdin=tmp_path / "x.tar"), 6)
 
 
 class TestTheQuestion:
@@ -285,18 +285,18 @@ class TestTheQuestion:
     )
     def test_it_has_to_be_a_list(self, text: bytes, code: int, word: str, layout: Layout, tmp_path: Path) -> None:
         (tmp_path / "asked").write_bytes(text)
-        expect.failure(ocistream("have", f"oci:{layout.path}", "--among", tmp_path / "asked"), code, word, "asked")
+        assertions.failure(ocistream("have", f"oci:{layout.path}", "--among", tmp_path / "asked"), code, word, "asked")
         result = ocistream("have", f"oci:{layout.path}", "--among", "-", stdin=text)
-        expect.failure(result, code, word, "the list on stdin")
+        assertions.failure(result, code, word, "the list on stdin")
 
     def test_it_has_to_be_there(self, layout: Layout, tmp_path: Path) -> None:
         end = f"oci:{layout.path}"
-        expect.failure(ocistream("have", end, "--among", tmp_path / "gone"), 4, "gone")
-        expect.failure(ocistream("have", end, "--among", tmp_path), 9)
+        assertions.failure(ocistream("have", end, "--among", tmp_path / "gone"), 4, "gone")
+        assertions.failure(ocistream("have", end, "--among", tmp_path), 9)
 
     @pytest.mark.parametrize("ends", [["-", "-"], ["-", "--among", "-"]])
     def test_stdin_is_read_once(self, ends: Sequence[str]) -> None:
-        expect.failure(ocistream("have", *ends, stdin=b""), 2, "twice")
+        assertions.failure(ocistream("have", *ends, stdin=b""), 2, "twice")
 
     def test_the_answer_of_one_is_a_question_to_another(self, layout: Layout, served: FaultyRegistry) -> None:
         image = small_image(layout, name="v1")
@@ -331,7 +331,7 @@ def test_memory_stays_as_promised(
         [f"{start().host}/app", "--jobs", "8"],
     ):
         result = measured("have", *line)
-        expect.success(result)
+        assertions.success(result)
         assert len(result.lines()) > count
         assert result.peak is not None
         assert result.peak < 48 << 20, line

@@ -13,8 +13,8 @@ import pytest
 
 import ocistream as package
 from ocistream.cli import COMMANDS
-from tests.cli import expect
-from tests.faults import FaultyRegistry
+from tests.cli import assertions
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout
 from tests.registry_http import seed
 from tests.runner import ocistream
@@ -121,7 +121,7 @@ def test_the_module_is_the_command() -> None:
 
 def test_help_lists_every_command_with_its_line() -> None:
     result = ocistream("--help")
-    expect.success(result)
+    assertions.success(result)
     for name, (_, line) in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(line.split()[0])}", result.out.decode(), re.MULTILINE)
     assert ocistream("-h").out == result.out
@@ -140,7 +140,7 @@ def test_the_help_of_a_command_has_an_example_and_every_option(name: str) -> Non
     command = getattr(importlib.import_module(module), attribute)
     assert isinstance(command, click.Command)
     result = ocistream(name, "--help")
-    expect.success(result)
+    assertions.success(result)
     text = result.out.decode()
     assert re.search(rf"^  ocistream {name} \S", text.partition("Options:")[0], re.MULTILINE)
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
@@ -154,4 +154,4 @@ def test_the_help_of_a_command_has_an_example_and_every_option(name: str) -> Non
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_mistake_points_to_the_help_of_its_command(name: str) -> None:
-    expect.failure(ocistream(name, "--no-such-option"), 2, "--no-such-option", f"see `ocistream {name} --help`")
+    assertions.failure(ocistream(name, "--no-such-option"), 2, "--no-such-option", f"see `ocistream {name} --help`")

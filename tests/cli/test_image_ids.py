@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.archives import items_of, tar_of
-from tests.cli import expect
+from tests.cli import assertions
 from tests.docker_archives import Entry, Saved, archive_of, hex_of, of_docker, of_docker_25, saved
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, tar_layer
 from tests.registry_http import manifest
 from tests.runner import Argument, Result, ocistream
@@ -51,7 +51,7 @@ def test_a_docker_archive_has_images_by_their_ids(
     prefix: str, make: Callable[[Sequence[Saved]], list[Entry]], images: list[Saved], push: Push, served: FaultyRegistry
 ) -> None:
     for image in images:
-        expect.success(push(archive_of(make(images)), "--image", image_id(image), prefix=prefix))
+        assertions.success(push(archive_of(make(images)), "--image", image_id(image), prefix=prefix))
         assert image_id(image).encode() in (manifest(served.host, "app", "1") or b"")
 
 
@@ -59,9 +59,9 @@ def test_in_an_oci_archive_the_error_names_the_image(images: list[Saved], push: 
     wanted = image_id(images[0])
     said = f"{wanted} is an image ID; use the name or digest instead"
     result = push(archive_of(of_docker_25(images)), "--image", wanted, "-q")
-    expect.failure(result, 4, f"{said}: docker.io/library/app:1")
+    assertions.failure(result, 4, f"{said}: docker.io/library/app:1")
     result = push(tar_of(items_of(layout)), "--image", wanted, "-q")
-    expect.failure(result, 4, f"{said}: registry.example.com/app:0")
+    assertions.failure(result, 4, f"{said}: registry.example.com/app:0")
 
 
 def test_an_image_that_only_manifest_json_lists_is_named_by_its_digest(images: list[Saved], tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_an_image_that_only_manifest_json_lists_is_named_by_its_digest(images: l
     archive.write_bytes(archive_of(of_docker_25(images)))
     (digest,) = [line.removeprefix("-@") for line in ocistream("verify", archive).lines() if line.startswith("-@")]
     result = ocistream("copy", f"oci-archive:{archive}:{image_id(images[1])}", tmp_path / "out.tar", "-q")
-    expect.failure(result, 4, f"is an image ID; use the name or digest instead: {digest}")
-    expect.success(ocistream("copy", f"oci-archive:{archive}:{digest}", tmp_path / "out.tar"))
+    assertions.failure(result, 4, f"is an image ID; use the name or digest instead: {digest}")
+    assertions.success(ocistream("copy", f"oci-archive:{archive}:{digest}", tmp_path / "out.tar"))
 
 
 def test_a_platform_of_an_index_is_named_by_the_index(layout: Layout, served: FaultyRegistry) -> None:
@@ -78,10 +78,12 @@ def test_a_platform_of_an_index_is_named_by_the_index(layout: Layout, served: Fa
     layout.name(layout.index(children), "registry.example.com/both:1")
     config = layout.read(children[1]["digest"])["config"]["digest"]
     result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", "--image", config)
-    expect.failure(result, 4, f"{config} is an image ID; use the name or digest instead: registry.example.com/both:1")
+    assertions.failure(
+        result, 4, f"{config} is an image ID; use the name or digest instead: registry.example.com/both:1"
+    )
 
 
 def test_any_other_digest_is_not_called_an_image_id(images: list[Saved], push: Push) -> None:
     result = push(archive_of(of_docker_25(images)), "--image", f"sha256:{'0' * 64}", "-q")
-    expect.failure(result, 4, "there is no image", "its images are: docker.io/library/app:1")
+    assertions.failure(result, 4, "there is no image", "its images are: docker.io/library/app:1")
     assert "image ID" not in result.err

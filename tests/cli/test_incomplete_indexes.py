@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.archives import files_in, index_in, items_of, small_first, tar_of
-from tests.cli import expect
-from tests.faults import FaultyRegistry
+from tests.cli import assertions
+from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_LAYER, Descriptor, Layout, digest_of, tar_layer
 from tests.registry_http import get, manifest, manifest_digest, seed
 from tests.runner import Result, ocistream, started_fork
@@ -110,7 +110,7 @@ class TestOnePlatform:
     ) -> None:
         made.remove("linux/arm64", "linux/s390x", keep_manifests=keep_manifests)
         result = push()
-        expect.success(result)
+        assertions.success(result)
         image = made.images["linux/amd64"]["digest"]
         assert result.lines() == [f"{served.host}/app:1@{image}"]
         assert manifest(served.host, "app", "1") == made.layout.file(image).read_bytes()
@@ -122,7 +122,7 @@ class TestOnePlatform:
 
     def test_its_attestation_goes_along_as_a_referrer(self, made: Made, push: Push, served: FaultyRegistry) -> None:
         made.remove("linux/arm64", "linux/s390x")
-        expect.success(push())
+        assertions.success(push())
         image = made.images["linux/amd64"]["digest"]
         _, listed = get(served.host, f"/v2/app/referrers/{image}")
         assert [one["digest"] for one in json.loads(listed)["manifests"]] == [
@@ -135,13 +135,13 @@ class TestOnePlatform:
         made = Made(layout, subjects=False)
         made.remove("linux/arm64", "linux/s390x")
         result = push()
-        expect.success(result)
+        assertions.success(result)
         assert "left behind: 1 attestation; the source has only some platforms of the index" in result.err
         assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
     def test_the_result_has_it(self, made: Made, push: Push, tmp_path: Path) -> None:
         made.remove("linux/arm64", "linux/s390x")
-        expect.success(push("--result", tmp_path / "result.json"))
+        assertions.success(push("--result", tmp_path / "result.json"))
         result = json.loads((tmp_path / "result.json").read_bytes())
         validate_ours(result, "result")
         assert result["incomplete"] == [
@@ -165,7 +165,7 @@ class TestOnePlatform:
     def test_the_digest_of_the_index_is_explained(self, made: Made, served: FaultyRegistry) -> None:
         made.remove("linux/arm64", "linux/s390x")
         result = ocistream("push", f"{served.host}/app@{made.index['digest']}", "-i", made.layout.path)
-        expect.failure(result, 5, "the source has only some platforms of this index")
+        assertions.failure(result, 5, "the source has only some platforms of this index")
 
 
 class TestSeveralPlatforms:
@@ -176,10 +176,10 @@ class TestSeveralPlatforms:
             *("push", f"{served.host}/chosen:1", "-i", made.layout.path),
             *("--platform", "linux/amd64", "--platform", "linux/s390x"),
         )
-        expect.success(chosen)
+        assertions.success(chosen)
         made.remove("linux/arm64")
         result = push()
-        expect.success(result)
+        assertions.success(result)
         assert "the source has only linux/amd64, linux/s390x of this index, not linux/arm64: copied as" in result.err
         assert manifest(served.host, "app", "1") == manifest(served.host, "chosen", "1")
         index = json.loads(manifest(served.host, "app", "1") or b"")
@@ -196,7 +196,7 @@ class TestAttestations:
         for descriptor in made.attestations.values():
             made.layout.file(descriptor["digest"]).unlink()
         result = push()
-        expect.success(result)
+        assertions.success(result)
         missing = ", ".join(f"attestation of {platform}" for platform in PLATFORMS)
         assert f"the source has only {', '.join(PLATFORMS)} of this index, not {missing}: copied as" in result.err
         index = json.loads(manifest(served.host, "app", "1") or b"")
@@ -213,18 +213,20 @@ class TestDamage:
         made.remove("linux/s390x")
         layer = made.layout.read(made.images["linux/arm64"]["digest"])["layers"][1]["digest"]
         made.layout.file(layer).unlink()
-        expect.failure(push(), 6, layer)
+        assertions.failure(push(), 6, layer)
         assert manifest(served.host, "app", "1") is None
 
     def test_nothing_of_it_at_all_is_an_error(self, made: Made, push: Push, served: FaultyRegistry) -> None:
         made.remove(*PLATFORMS)
-        expect.failure(push(), 6, made.images["linux/amd64"]["digest"])
+        assertions.failure(push(), 6, made.images["linux/amd64"]["digest"])
         assert manifest(served.host, "app", "1") is None
 
     def test_a_platform_that_was_asked_for_is_not_replaced(self, made: Made, push: Push) -> None:
         made.remove("linux/arm64", "linux/s390x")
         result = push("--platform", "linux/arm64")
-        expect.failure(result, 6, f"{NAME} for linux/arm64", made.images["linux/arm64"]["digest"], "ocistream verify")
+        assertions.failure(
+            result, 6, f"{NAME} for linux/arm64", made.images["linux/arm64"]["digest"], "ocistream verify"
+        )
 
     @pytest.mark.parametrize("keep_manifests", [False, True])
     def test_from_a_file_or_directory_the_platforms_that_are_there_are_named(
@@ -232,14 +234,14 @@ class TestDamage:
     ) -> None:
         made.remove("linux/arm64", keep_manifests=keep_manifests)
         result = ocistream("push", f"{served.host}/a:1", "-i", made.layout.path, "--platform", "linux/arm64")
-        expect.failure(result, 6, "complete platforms: linux/amd64, linux/s390x")
+        assertions.failure(result, 6, "complete platforms: linux/amd64, linux/s390x")
 
     def test_an_image_that_is_no_index_and_lacks_its_config_is_incomplete(
         self, layout: Layout, push: Push, served: FaultyRegistry
     ) -> None:
         image = layout.image([tar_layer({"a": b"b"})], name=NAME)
         layout.file(layout.read(image["digest"])["config"]["digest"]).unlink()
-        expect.failure(push(), 6)
+        assertions.failure(push(), 6)
         assert manifest(served.host, "app", "1") is None
 
 
@@ -248,7 +250,7 @@ class TestWhatTheOtherSideHas:
         seed(made.layout, made.index, served.host, "app", "before")
         made.remove("linux/arm64", "linux/s390x")
         result = push()
-        expect.success(result)
+        assertions.success(result)
         assert manifest_digest(served.host, "app", "1") == made.index["digest"]
         assert "of this index, not" not in result.err
 
@@ -290,9 +292,9 @@ class TestOtherCommands:
             result = ocistream("copy", path, target, stdin=given.get("stdin"))
             if given["path"] == "-" and "archive" in target and "linux" not in result.err:
                 # The index was written before it was known that something is missing.
-                expect.failure(result, 6)
+                assertions.failure(result, 6)
                 continue
-            expect.success(result)
+            assertions.success(result)
             assert "the source has only linux/amd64 of this index" in result.err
         index = json.loads((tmp_path / "copied" / "index.json").read_bytes())
         assert index["manifests"][0]["digest"] == made.images["linux/amd64"]["digest"]
@@ -306,7 +308,7 @@ class TestOtherCommands:
         is_pipe = "stdin" in given
         argv = ["copy", f"oci-archive:{given['path']}" if is_pipe else given["path"]]
         result = ocistream(*argv, f"docker-archive:{tmp_path / 'a.tar'}:app:1", **_stdin(given))
-        expect.success(result)
+        assertions.success(result)
         (entry,) = json.loads(files_in((tmp_path / "a.tar").read_bytes())["manifest.json"])
         config = made.layout.read(made.images["linux/amd64"]["digest"])["config"]["digest"]
         assert config.partition(":")[2] in entry["Config"]
@@ -320,7 +322,7 @@ class TestOtherCommands:
         made = Made(layout, subjects=False)
         made.remove("linux/s390x")
         result = ocistream("copy", made.layout.path, f"docker-archive:{tmp_path / 'a.tar'}:app:1")
-        expect.success(result)
+        assertions.success(result)
         which = "linux/amd64 of the 2 platforms that the source has; the index lists 3; choose another with --platform"
         assert f"ocistream: {NAME}: {which}\n" in result.err
         # A docker-archive holds no attestation, whatever the platforms.
@@ -330,14 +332,14 @@ class TestOtherCommands:
         made.remove("linux/arm64")
         target = f"docker-archive:{tmp_path / 'a.tar'}:app:1"
         result = ocistream("copy", made.layout.path, target, "--platform", "linux/arm64")
-        expect.failure(result, 6, "complete platforms: linux/amd64, linux/s390x")
+        assertions.failure(result, 6, "complete platforms: linux/amd64, linux/s390x")
 
     def test_recompressed_the_digest_that_is_said_exists(
         self, layout: Layout, served: FaultyRegistry, made: Made
     ) -> None:
         made.remove("linux/arm64", "linux/s390x")
         result = ocistream("push", f"{served.host}/app:1", "-i", layout.path, "--compress", "zstd")
-        expect.success(result)
+        assertions.success(result)
         digest = manifest_digest(served.host, "app", "1")
         assert f"copied as {digest} instead of {made.index['digest']}" in result.err
 
@@ -347,20 +349,20 @@ class TestOtherCommands:
     ) -> None:
         made.remove("linux/arm64", "linux/s390x")
         result = ocistream("push", f"{served.host}/app:1", "-i", layout.path, "--no-referrers", *options)
-        expect.success(result)
+        assertions.success(result)
         assert "left behind: 1 attestation; --no-referrers" in result.err
         assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
     def test_inspect_says_what_was_not_exported(self, made: Made) -> None:
         made.remove("linux/arm64", "linux/s390x")
         result = ocistream("inspect", made.layout.path)
-        expect.success(result)
+        assertions.success(result)
         assert f"missing {made.images['linux/arm64']['digest']} (not exported)" in result.lines()
 
     def test_have_lists_only_what_is_there(self, made: Made) -> None:
         made.remove("linux/arm64", "linux/s390x")
         result = ocistream("have", made.layout.path)
-        expect.success(result)
+        assertions.success(result)
         assert made.images["linux/arm64"]["digest"] not in result.lines()
         assert made.images["linux/amd64"]["digest"] in result.lines()
 
@@ -373,9 +375,9 @@ class TestSync:
         image = made.images["linux/amd64"]["digest"]
         (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
         planned = ocistream("sync", tmp_path / "s.toml", "--dry-run")
-        expect.success(planned)
+        assertions.success(planned)
         first = ocistream("sync", tmp_path / "s.toml", "--result", tmp_path / "result.json")
-        expect.success(first)
+        assertions.success(first)
         for result in (planned, first):
             assert f"{served.host}/app:1@{image}" in result.out.decode()
             assert "the source has only linux/amd64 of this index, not linux/arm64, linux/s390x" in result.err
@@ -383,7 +385,7 @@ class TestSync:
         validate_ours(document, "sync-result")
         assert document["images"][0]["missingPlatforms"] == ["linux/arm64", "linux/s390x"]
         again = ocistream("sync", tmp_path / "s.toml")
-        expect.success(again)
+        assertions.success(again)
         assert "0 images copied, 0 B; 1 unchanged" in again.err
 
     def test_attestations_in_an_index_are_not_missed_in_a_layout(
@@ -391,9 +393,9 @@ class TestSync:
     ) -> None:
         seed(made.layout, made.index, served.host, "app", "1")
         (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "{served.host}/app:1"\nto = "oci:{tmp_path / "to"}"\n')
-        expect.success(ocistream("sync", tmp_path / "s.toml"))
+        assertions.success(ocistream("sync", tmp_path / "s.toml"))
         again = ocistream("sync", tmp_path / "s.toml")
-        expect.success(again)
+        assertions.success(again)
         assert "1 unchanged" in again.err
 
     def test_a_destination_with_the_whole_index_is_unchanged(
@@ -403,7 +405,7 @@ class TestSync:
         made.remove("linux/arm64", "linux/s390x")
         (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
         result = ocistream("sync", tmp_path / "s.toml")
-        expect.success(result)
+        assertions.success(result)
         assert "1 unchanged" in result.err
         assert manifest_digest(served.host, "app", "1") == made.index["digest"]
 
@@ -415,7 +417,7 @@ class TestSync:
         (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
         for options in (["--dry-run"], []):
             result = ocistream("sync", tmp_path / "s.toml", *options)
-            expect.success(result)
+            assertions.success(result)
             assert f"{served.host}/app:1@{made.index['digest']}" in result.out.decode()
 
 
@@ -445,7 +447,7 @@ class TestServed:
         host = serve()
         assert manifest_digest(host, "app", "1") == made.images["linux/amd64"]["digest"]
         result = ocistream("pull", f"{host}/app:1", "--platform", "all", "-o", tmp_path / "pulled.tar")
-        expect.success(result)
+        assertions.success(result)
         _, listed = get(host, f"/v2/app/referrers/{made.images['linux/amd64']['digest']}")
         assert [one["digest"] for one in json.loads(listed)["manifests"]] == [
             made.attestations["linux/amd64"]["digest"]
@@ -460,7 +462,7 @@ class TestServed:
         children = [one["digest"] for one in json.loads(smaller)["manifests"]]
         assert made.images["linux/arm64"]["digest"] not in children
         assert manifest(host, "app", digest_of(smaller)) == smaller
-        expect.success(ocistream("pull", f"{host}/app:1", "--platform", "all", "-o", tmp_path / "pulled.tar"))
+        assertions.success(ocistream("pull", f"{host}/app:1", "--platform", "all", "-o", tmp_path / "pulled.tar"))
 
     def test_that_is_said_once(self, made: Made, layout: Layout) -> None:
         made.remove("linux/arm64", "linux/s390x")
@@ -487,7 +489,7 @@ class TestServed:
 class TestAChosenPlatform:
     def test_takes_its_attestation_along(self, made: Made, push: Push, served: FaultyRegistry) -> None:
         result = push("--platform", "linux/arm64")
-        expect.success(result)
+        assertions.success(result)
         _, listed = get(served.host, f"/v2/app/referrers/{made.images['linux/arm64']['digest']}")
         assert [one["digest"] for one in json.loads(listed)["manifests"]] == [
             made.attestations["linux/arm64"]["digest"]
@@ -496,14 +498,14 @@ class TestAChosenPlatform:
     def test_says_where_that_cannot_be(self, layout: Layout, push: Push) -> None:
         Made(layout, subjects=False)
         result = push("--platform", "linux/arm64")
-        expect.success(result)
+        assertions.success(result)
         assert "left behind: 1 attestation; of the index only some platforms were taken" in result.err
 
     def test_says_it_of_a_registry_too(self, layout: Layout, served: FaultyRegistry, tmp_path: Path) -> None:
         made = Made(layout, subjects=False)
         seed(layout, made.index, served.host, "app", "1")
         result = ocistream("pull", f"{served.host}/app:1", "--platform", "linux/arm64", "-o", tmp_path / "a.tar")
-        expect.success(result)
+        assertions.success(result)
         assert "left behind: 1 attestation" in result.err
         (entry,) = index_in(files_in((tmp_path / "a.tar").read_bytes()))
         assert entry["digest"] == made.images["linux/arm64"]["digest"]
@@ -526,13 +528,13 @@ class TestBlobsInAnIndex:
     def test_go_byte_for_byte(
         self, cache: Descriptor, layout: Layout, push: Push, served: FaultyRegistry, tmp_path: Path
     ) -> None:
-        expect.success(push())
+        assertions.success(push())
         assert manifest(served.host, "app", "1") == layout.file(cache["digest"]).read_bytes()
         for child in layout.read(cache["digest"])["manifests"]:
             status, blob = get(served.host, f"/v2/app/blobs/{child['digest']}")
             assert (status, digest_of(blob)) == (200, child["digest"])
         pulled = ocistream("pull", f"{served.host}/app:1", "-o", tmp_path / "cache.tar")
-        expect.success(pulled)
+        assertions.success(pulled)
         verified = ocistream("verify", tmp_path / "cache.tar")
         assert verified.code == 0, verified.err
 
@@ -540,22 +542,22 @@ class TestBlobsInAnIndex:
         self, cache: Descriptor, layout: Layout, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         layout.image([b"of its own"], name="registry.example.com/other:1")
-        expect.success(ocistream("push", "-i", layout.path, "--to", served.host))
+        assertions.success(ocistream("push", "-i", layout.path, "--to", served.host))
         folder = served.layout.path
         verified = ocistream("verify", folder)
         assert verified.code == 0, verified.err
         inspected = ocistream("inspect", folder)
-        expect.success(inspected)
+        assertions.success(inspected)
         assert "application/vnd.buildkit.cacheconfig.v0" in inspected.out.decode()
         assert "-" not in inspected.lines()[-2].partition("(")[2]
-        expect.success(ocistream("gc", folder, "--older-than", "0s"))
-        expect.success(ocistream("pull", f"{served.host}/app:1", "-o", tmp_path / "again.tar"))
+        assertions.success(ocistream("gc", folder, "--older-than", "0s"))
+        assertions.success(ocistream("pull", f"{served.host}/app:1", "-o", tmp_path / "again.tar"))
         del cache
 
     def test_one_that_is_missing_is_damage(self, cache: Descriptor, layout: Layout, push: Push) -> None:
         gone = layout.read(cache["digest"])["manifests"][1]["digest"]
         layout.file(gone).unlink()
-        expect.failure(push(), 6, gone)
+        assertions.failure(push(), 6, gone)
 
 
 class TestContentInADescriptor:
@@ -564,7 +566,7 @@ class TestContentInADescriptor:
         layout.name(artifact, NAME)
         empty = layout.read(artifact["digest"])["config"]["digest"]
         layout.file(empty).unlink()
-        expect.success(push())
+        assertions.success(push())
         assert get(served.host, f"/v2/app/blobs/{empty}") == (200, b"{}")
 
     def test_is_not_missing_to_verify(self, layout: Layout, source: Callable[[], dict[str, Any]]) -> None:
@@ -583,4 +585,4 @@ class TestContentInADescriptor:
         layout.name(layout.document(changed), NAME)
         empty = changed["config"]["digest"]
         layout.file(empty).unlink()
-        expect.failure(ocistream("push", f"{served.host}/app:1", "-i", layout.path), 6, empty)
+        assertions.failure(ocistream("push", f"{served.host}/app:1", "-i", layout.path), 6, empty)

@@ -1,6 +1,6 @@
 """What stands at the top of the index.json that we write, so that others see the images in it and nothing else.
 
-docs/images.md has the rule as a table. containerd's part of it is a model (tests/containerd_rule.py); what skopeo,
+docs/images.md has the rule as a table. containerd's part of it is a model (tests/containerd_model.py); what skopeo,
 podman, Docker and containerd of Debian make of such archives is in tests/interop.
 """
 
@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 
 from ocistream import serve
-from tests import containerd_rule
+from tests import containerd_model
 from tests.archives import files_in, index_in, tar_of
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.test_incomplete_indexes import Made
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.registry_http import get, manifest, seed
 from tests.runner import ocistream
-from tests.signed import Signed, signed
+from tests.signed_image import Signed, signed
 
-SUBJECT = containerd_rule.SUBJECT
+SUBJECT = containerd_model.SUBJECT
 
 
 def push_signed(layout: Layout, host: str) -> Signed:
@@ -64,7 +64,7 @@ def pulled(
         split = ["--split", "1GiB"] if request.param == "volume" else []
         target = tmp_path / "v.000.tar" if split else target
         name = tmp_path / "v.%03d.tar" if split else target
-        expect.success(ocistream("pull", f"{served.host}/{image}", *options, *split, "-o", name))
+        assertions.success(ocistream("pull", f"{served.host}/{image}", *options, *split, "-o", name))
         if target.is_dir():
             entries: list[dict[str, Any]] = json.loads((target / "index.json").read_bytes())["manifests"]
             return entries
@@ -79,7 +79,7 @@ class TestImagesAlone:
         self, found: Signed, served: FaultyRegistry, pulled: Callable[..., list[dict[str, Any]]]
     ) -> None:
         entries = pulled("app:1")
-        assert containerd_rule.images_of(entries) == [(f"{served.host}/app:1", found.image["digest"])]
+        assert containerd_model.images_of(entries) == [(f"{served.host}/app:1", found.image["digest"])]
         said = {entry["digest"]: entry["annotations"][SUBJECT] for entry in entries[1:]}
         assert said == {
             found.signature["digest"]: found.image["digest"],
@@ -103,7 +103,7 @@ class TestImagesAlone:
     ) -> None:
         image = with_attestations.images["linux/arm64"]["digest"]
         entries = pulled("built:1", "--platform", "linux/arm64")
-        assert containerd_rule.images_of(entries) == [(f"{served.host}/built:1", image)]
+        assert containerd_model.images_of(entries) == [(f"{served.host}/built:1", image)]
         assert [entry["annotations"][SUBJECT] for entry in entries[1:]] == [image]
 
 
@@ -111,8 +111,8 @@ class TestServedDirectory:
     def test_what_is_pushed_and_refers_to_an_image_is_no_image(self, layout: Layout, tmp_path: Path) -> None:
         with serve.Registry(tmp_path / "store") as registry:
             found = push_signed(layout, registry.host)
-        entries = expect.index_of(tmp_path / "store")
-        assert [digest for _, digest in containerd_rule.images_of(entries)] == [found.image["digest"]]
+        entries = assertions.index_of(tmp_path / "store")
+        assert [digest for _, digest in containerd_model.images_of(entries)] == [found.image["digest"]]
         assert {entry["digest"]: entry["annotations"].get(SUBJECT) for entry in entries} == {
             found.image["digest"]: None,
             found.signature["digest"]: found.image["digest"],
@@ -133,8 +133,8 @@ class TestRoundTrip:
     ) -> None:
         there = start()
         for image, options in (("app:1", ()), ("built:1", ("--platform", "all"))):
-            expect.success(ocistream("pull", f"{served.host}/{image}", *options, "-o", tmp_path / "a.tar"))
-            expect.success(ocistream("push", f"{there.host}/{image}", "-i", tmp_path / "a.tar"))
+            assertions.success(ocistream("pull", f"{served.host}/{image}", *options, "-o", tmp_path / "a.tar"))
+            assertions.success(ocistream("push", f"{there.host}/{image}", "-i", tmp_path / "a.tar"))
         _, listed = get(there.host, f"/v2/app/referrers/{found.image['digest']}")
         assert {one["digest"] for one in json.loads(listed)["manifests"]} == {
             found.signature["digest"],
@@ -175,7 +175,7 @@ class TestEntriesOfOthers:
             {**made.signature, "annotations": named},
         )
         result = ocistream("push", f"{served.host}/app:1", "-i", path)
-        expect.success(result)
+        assertions.success(result)
         assert result.lines() == [f"{served.host}/app:1@{made.image['digest']}"]
         _, listed = get(served.host, f"/v2/app/referrers/{made.image['digest']}")
         assert [one["digest"] for one in json.loads(listed)["manifests"]] == [made.signature["digest"]]
@@ -187,7 +187,7 @@ class TestEntriesOfOthers:
         other = layout.artifact(b"refers to nothing")
         path = archive(made.image, {**other, "annotations": {SUBJECT: made.image["digest"]}})
         result = ocistream("push", f"{served.host}/app:1", "-i", path)
-        expect.success(result)
+        assertions.success(result)
         assert "left behind: 1 SBOM; they are listed, but do not say themselves that they belong to it" in result.err
         assert manifest(served.host, "app", other["digest"]) is None
 
@@ -198,7 +198,7 @@ class TestEntriesOfOthers:
         layout.file(made.sbom["digest"]).unlink()
         path = archive(made.image, {**made.sbom, "annotations": {SUBJECT: made.image["digest"]}})
         result = ocistream("push", f"{served.host}/app:1", "-i", path)
-        expect.success(result)
+        assertions.success(result)
         assert "left behind: 1 SBOM; they are listed, but not there" in result.err
 
     @pytest.mark.parametrize("value", ["", "sha256:abc", "v1"])
@@ -207,7 +207,7 @@ class TestEntriesOfOthers:
     ) -> None:
         image = layout.image([b"one"])
         path = archive({**image, "annotations": {SUBJECT: value}})
-        expect.success(ocistream("push", f"{served.host}/app:1", "-i", path))
+        assertions.success(ocistream("push", f"{served.host}/app:1", "-i", path))
 
     def test_verify_counts_them_as_referrers(self, layout: Layout, archive: Callable[..., Path]) -> None:
         made = signed(layout)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.archives import items_of, small_first, tar_of
-from tests.faults import Fault, FaultyRegistry, refusal
+from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import OCI_MANIFEST, Descriptor, Layout, small_image, tar_layer, two_platforms
 from tests.registry_http import seed
 from tests.runner import measured, ocistream

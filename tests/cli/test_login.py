@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.terminal import on_terminal
-from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic, Bearer
+from tests.faulty_registry import FaultyRegistry
 from tests.runner import Result, ocistream
 
 
@@ -41,7 +41,7 @@ def kept(config: Path) -> dict[str, Any]:
 
 def test_what_login_keeps_is_used_until_logout(registry: FaultyRegistry, config: Path, tmp_path: Path) -> None:
     pull = ["pull", f"{registry.host}/app:1", "-o", str(tmp_path / "x.tar")]
-    expect.failure(ocistream(*pull), 3, f"ocistream login {registry.host}")
+    assertions.failure(ocistream(*pull), 3, f"ocistream login {registry.host}")
     result = login(registry, "-u", "me")
     assert (result.code, result.out) == (0, b"")
     assert f"logged in to {registry.host}" in result.err
@@ -49,31 +49,31 @@ def test_what_login_keeps_is_used_until_logout(registry: FaultyRegistry, config:
     assert kept(config) == {registry.host: {"auth": base64.b64encode(b"me:right").decode()}}
     assert config.stat().st_mode & 0o777 == 0o600
     # There is no such image, but who asks is known.
-    expect.failure(ocistream(*pull), 4)
+    assertions.failure(ocistream(*pull), 4)
     result = ocistream("logout", registry.host)
     assert (result.code, result.out) == (0, b"")
     assert f"removed the credential of {registry.host}" in result.err
     assert "me" not in config.read_text()
-    expect.failure(ocistream(*pull), 3)
+    assertions.failure(ocistream(*pull), 3)
 
 
 @pytest.mark.parametrize(("user", "password"), [("me", b"wrong"), ("you", b"right")])
 def test_what_is_refused_is_not_kept(registry: FaultyRegistry, config: Path, user: str, password: bytes) -> None:
     result = login(registry, "-u", user, password=password)
-    expect.failure(result, 3, f"{registry.host} refused the user name or the password")
+    assertions.failure(result, 3, f"{registry.host} refused the user name or the password")
     assert not config.exists()
 
 
 def test_what_cannot_be_checked_is_not_kept(registry: FaultyRegistry, config: Path) -> None:
     registry.stop()
-    expect.failure(login(registry, "-u", "me"), 7, registry.host)
+    assertions.failure(login(registry, "-u", "me"), 7, registry.host)
     assert not config.exists()
 
 
 def test_a_refused_login_leaves_the_one_before(registry: FaultyRegistry, config: Path) -> None:
-    expect.success(login(registry, "-u", "me"))
+    assertions.success(login(registry, "-u", "me"))
     before = config.read_bytes()
-    expect.failure(login(registry, "-u", "me", password=b"wrong"), 3)
+    assertions.failure(login(registry, "-u", "me", password=b"wrong"), 3)
     assert config.read_bytes() == before
 
 
@@ -81,9 +81,9 @@ def test_the_rest_of_the_file_stays_as_it_is(registry: FaultyRegistry, config: P
     config.parent.mkdir()
     others = {"auths": {"other.example": {"auth": "eDp5"}}, "psFormat": "table"}
     config.write_text(json.dumps(others))
-    expect.success(login(registry, "-u", "me"))
+    assertions.success(login(registry, "-u", "me"))
     assert set(kept(config)) == {"other.example", registry.host}
-    expect.success(ocistream("logout", registry.host))
+    assertions.success(ocistream("logout", registry.host))
     assert json.loads(config.read_bytes()) == others
 
 
@@ -91,23 +91,23 @@ def test_the_user_may_come_from_the_environment(
     registry: FaultyRegistry, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OCISTREAM_USERNAME", "me")
-    expect.success(login(registry))
+    assertions.success(login(registry))
     monkeypatch.setenv("OCISTREAM_PASSWORD", "right")
-    expect.success(login(registry, password=None))
+    assertions.success(login(registry, password=None))
     assert set(kept(config)) == {registry.host}
 
 
 def test_a_token_server_is_asked(start: Callable[..., FaultyRegistry], config: Path) -> None:
     registry = start(auth=Bearer(users={"me": "right"}))
-    expect.failure(login(registry, "-u", "me", password=b"wrong"), 3)
+    assertions.failure(login(registry, "-u", "me", password=b"wrong"), 3)
     assert not config.exists()
-    expect.success(login(registry, "-u", "me"))
+    assertions.success(login(registry, "-u", "me"))
     assert set(kept(config)) == {registry.host}
 
 
 def test_a_registry_may_be_written_as_a_url(registry: FaultyRegistry, config: Path) -> None:
     argv = ["-u", "me", "--password-stdin", "--plain-http", f"http://{registry.host}/v2/"]
-    expect.success(ocistream("login", *argv, stdin=b"right"))
+    assertions.success(ocistream("login", *argv, stdin=b"right"))
     assert set(kept(config)) == {registry.host}
 
 
@@ -118,9 +118,9 @@ def test_quiet_says_nothing(registry: FaultyRegistry, config: Path) -> None:
 
 
 def test_messages_may_be_json(registry: FaultyRegistry, config: Path) -> None:
-    (line,) = expect.json_lines(login(registry, "-u", "me", "--log-format=json").err)
+    (line,) = assertions.json_lines(login(registry, "-u", "me", "--log-format=json").err)
     assert str(config) in line["message"]
-    (line,) = expect.json_lines(login(registry, "-u", "me", "--log-format=json", password=b"wrong").err)
+    (line,) = assertions.json_lines(login(registry, "-u", "me", "--log-format=json", password=b"wrong").err)
     assert line["exit_code"] == 3
 
 
@@ -134,7 +134,7 @@ def test_logout_where_nobody_is_logged_in_is_no_failure() -> None:
 def test_a_file_that_cannot_be_read_is_not_written_over(registry: FaultyRegistry, config: Path) -> None:
     config.parent.mkdir()
     config.write_text("{ broken")
-    expect.failure(login(registry, "-u", "me"), 2, str(config))
+    assertions.failure(login(registry, "-u", "me"), 2, str(config))
     assert config.read_text() == "{ broken"
 
 

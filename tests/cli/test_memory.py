@@ -14,8 +14,8 @@ import zstandard
 
 from ocistream import limits
 from tests.archives import blob_name, tar_of
-from tests.cli import expect
-from tests.faults import FaultyRegistry
+from tests.cli import assertions
+from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Layout, tar_layer
 from tests.runner import measured, ocistream
 
@@ -101,7 +101,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> int:
     """Return the peak of moving a small image, in bytes."""
     folder = tmp_path_factory.mktemp("usual")
     result = measured("copy", "-", "oci-archive:out.tar", stdin=plain(), cwd=folder)
-    expect.success(result)
+    assertions.success(result)
     assert result.peak is not None
     return result.peak
 
@@ -160,10 +160,10 @@ def test_a_manifest_of_megabytes_goes_through_registries_and_costs_no_more(
     assert len(manifest) > limits.MIB
     digest = descriptor(manifest, "")["digest"]
     name = f"{served.host}/app"
-    expect.success(ocistream("push", f"{name}:1", stdin=archive(manifest, OCI_MANIFEST, b"{}")))
+    assertions.success(ocistream("push", f"{name}:1", stdin=archive(manifest, OCI_MANIFEST, b"{}")))
     for target in (f"{name}:1", f"{name}@{digest}"):
         result = measured("pull", target, "-o", "out.tar", cwd=tmp_path)
-        expect.success(result)
+        assertions.success(result)
         assert result.out.endswith(f"@{digest}\n".encode())
         # Requests to registries need more code than a copy between files.
         assert result.peak is not None

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Certificate, make_certificate
-from tests.cli import expect
-from tests.faults import Fault, FaultyRegistry, Flip, HangUp, refusal
+from tests.cli import assertions
 from tests.faulty_auth import Basic, Bearer
+from tests.faulty_registry import Fault, FaultyRegistry, Flip, HangUp, refusal
+from tests.http_doubles import unused_port
 from tests.images import Descriptor, Layout, small_image
-from tests.network import unused_port
 from tests.registry_http import basic, seed, tags
 from tests.runner import Result, ocistream, pipe
 
@@ -91,10 +91,10 @@ def out(tmp_path: Path) -> Path:
 def test_an_image_comes_from_the_mirror_and_keeps_its_name(machine: Machine, out: Path) -> None:
     machine.configure()
     pulled = machine.run("pull", machine.name, "-o", out / "app.tar")
-    expect.success(pulled)
+    assertions.success(pulled)
     assert machine.asked_for() == []
     assert pulled.lines() == [f"{machine.name}@{machine.image['digest']}"]
-    (entry,) = expect.index_of(out / "app.tar")
+    (entry,) = assertions.index_of(out / "app.tar")
     assert entry["annotations"]["io.containerd.image.name"] == machine.name
     assert machine.mirror.host not in json.dumps(entry)
 
@@ -102,26 +102,26 @@ def test_an_image_comes_from_the_mirror_and_keeps_its_name(machine: Machine, out
 def test_the_archive_does_not_depend_on_where_it_came_from(machine: Machine, out: Path) -> None:
     machine.configure()
     for name, options in (("one.tar", []), ("two.tar", ["--no-mirrors"])):
-        expect.success(machine.run("pull", machine.name, "-o", out / name, *options))
+        assertions.success(machine.run("pull", machine.name, "-o", out / name, *options))
     assert (out / "one.tar").read_bytes() == (out / "two.tar").read_bytes()
 
 
 def test_no_mirrors_asks_the_registry_itself_only(machine: Machine, out: Path) -> None:
     machine.configure()
-    expect.success(machine.run("pull", "--no-mirrors", machine.name, "-o", out / "app.tar"))
+    assertions.success(machine.run("pull", "--no-mirrors", machine.name, "-o", out / "app.tar"))
     assert machine.mirror.requests == []
 
 
 def test_containers_mirrors_are_used(machine: Machine, out: Path) -> None:
     machine.containers("[[registry.mirror]]", f'location = "{machine.mirror.host}/hub"')
-    expect.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
+    assertions.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
     assert machine.asked_for() == []
 
 
 def test_our_own_mirrors_count_for_more(machine: Machine, out: Path) -> None:
     machine.containers("[[registry.mirror]]", f'location = "{machine.mirror.host}/hub"')
     machine.configure(machine.own("mirrors = []"))
-    expect.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
+    assertions.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
     assert machine.mirror.requests == []
 
 
@@ -131,14 +131,14 @@ def test_another_location_is_read_and_the_name_kept(machine: Machine, out: Path)
         f'[[registry]]\nprefix = "apps.example"\nlocation = "{machine.registry.host}/team"\n',
     )
     pulled = machine.run("pull", "-v", "apps.example/app:1", "-o", out / "app.tar")
-    expect.success(pulled)
+    assertions.success(pulled)
     assert pulled.lines() == [f"apps.example/app:1@{machine.image['digest']}"]
     assert f"apps.example/app is read from {machine.registry.host}/team/app, its location in " in pulled.err
 
 
 def test_how_a_host_is_reached_is_taken_from_our_configuration(machine: Machine, out: Path) -> None:
     machine.configure(f'[registry."apps.example"]\nurl = "{machine.registry.url}"\n')
-    expect.success(machine.run("pull", "apps.example/team/app:1", "-o", out / "app.tar"))
+    assertions.success(machine.run("pull", "apps.example/team/app:1", "-o", out / "app.tar"))
     assert machine.registry.asked("GET", "/v2/team/app/manifests/1")
 
 
@@ -147,7 +147,7 @@ def test_other_commands_read_from_mirrors_too(command: str, machine: Machine, st
     machine.configure()
     other = start()
     argv = [machine.name] if command == "inspect" else [machine.name, f"{other.host}/copy:1"]
-    expect.success(machine.run(command, *argv))
+    assertions.success(machine.run(command, *argv))
     # What refers to an image is asked for in the registry too, where a mirror knows of nothing.
     assert not machine.registry.asked(path="/(manifests/[^s]|blobs/)")
     assert machine.mirror.asked("GET", "/hub/team/app/manifests/1")
@@ -155,9 +155,9 @@ def test_other_commands_read_from_mirrors_too(command: str, machine: Machine, st
 
 def test_nothing_is_pushed_to_a_mirror(machine: Machine, out: Path) -> None:
     machine.configure()
-    expect.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
+    assertions.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
     machine.mirror.requests.clear()
-    expect.success(machine.run("push", f"{machine.registry.host}/team/new:1", "-i", out / "app.tar"))
+    assertions.success(machine.run("push", f"{machine.registry.host}/team/new:1", "-i", out / "app.tar"))
     assert tags(machine.registry.host, "team/new") == ["1"]
     assert machine.mirror.requests == []
 
@@ -174,7 +174,7 @@ def test_a_mirror_that_is_down_is_told_once(machine: Machine, out: Path) -> None
     down = f"127.0.0.1:{unused_port()}"
     machine.configure(machine.own(f'mirrors = ["{down}"]'))
     pulled = machine.run("pull", machine.name, "-o", out / "app.tar")
-    expect.success(pulled)
+    assertions.success(pulled)
     assert pulled.err.count("the mirror ") == 1
     assert f"the mirror {down}/team/app: " in pulled.err
 
@@ -183,7 +183,7 @@ def test_a_mirror_in_trouble_is_not_given_the_registrys_tries(machine: Machine, 
     machine.configure()
     machine.mirror.faults.append(Fault(refusal(503, "UNAVAILABLE"), times=None))
     machine.registry.faults.append(Fault(refusal(503, "UNAVAILABLE"), times=2))
-    expect.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
+    assertions.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
     assert len(machine.mirror.requests) == 2
     # Of the registry it takes three until the manifest is there.
     assert len(machine.registry.asked(path="/manifests/1")) == 3
@@ -193,7 +193,7 @@ def test_that_a_mirror_lacks_an_image_is_told_to_those_who_want_to_know(machine:
     machine.configure(machine.own(f'mirrors = ["{machine.mirror.host}/empty"]'))
     for number, (options, told) in enumerate({(): False, ("-v",): True}.items()):
         pulled = machine.run("pull", *options, machine.name, "-o", out / f"{number}.tar")
-        expect.success(pulled)
+        assertions.success(pulled)
         assert (f"the mirror {machine.mirror.host}/empty/team/app: " in pulled.err) == told
 
 
@@ -201,7 +201,7 @@ def test_a_mirror_that_lies_costs_a_layout_nothing_but_time(machine: Machine, ou
     machine.configure()
     machine.mirror.faults.append(Fault(Flip(at=5), path="/blobs/", times=None))
     pulled = machine.run("pull", machine.name, "-o", out / "layout/")
-    expect.success(pulled)
+    assertions.success(pulled)
     assert f"as the mirror {machine.mirror.host}/hub/team/app gave it; reading it again from elsewhere" in pulled.err
 
 
@@ -216,7 +216,7 @@ def test_into_a_pipe_it_is_exit_5_and_the_mirror_is_named(machine: Machine, star
     assert f"as the mirror {machine.mirror.host}/hub/team/app gave it" in pulled.err
     assert "--no-mirrors" in pulled.err
     assert pushed.code == 6, pushed.err
-    expect.no_image(target)
+    assertions.no_image(target)
 
 
 # -- files that make no sense -------------------------------------------------------------------------------
@@ -235,21 +235,21 @@ def test_2_for_a_malformed_file_before_anything_moves(
         "copy from": ("copy", machine.name, f"oci:{out / 'layout'}"),
         "inspect": ("inspect", machine.name),
     }[command]
-    expect.failure(machine.run(*argv), 2, str(path), "mirors" if kind == "ours" else "blocked")
-    expect.nothing_left(out)
+    assertions.failure(machine.run(*argv), 2, str(path), "mirors" if kind == "ours" else "blocked")
+    assertions.nothing_left(out)
     assert machine.registry.requests == machine.mirror.requests == []
 
 
 def test_4_for_a_configuration_that_is_named_and_not_there(machine: Machine, out: Path) -> None:
     result = machine.run("pull", "--config", out / "gone.toml", machine.name, "-o", out / "app.tar")
-    expect.failure(result, 4, "--config", "gone.toml")
+    assertions.failure(result, 4, "--config", "gone.toml")
 
 
 def test_the_configuration_that_is_named_is_the_one_that_counts(machine: Machine, out: Path) -> None:
     machine.configure("malformed")
     named = machine.home / "named.toml"
     named.write_text(machine.own(f'mirrors = ["{machine.mirror.host}/hub"]'))
-    expect.success(machine.run("pull", "--config", named, machine.name, "-o", out / "app.tar"))
+    assertions.success(machine.run("pull", "--config", named, machine.name, "-o", out / "app.tar"))
     assert machine.asked_for() == []
 
 
@@ -257,10 +257,10 @@ def test_who_asks_no_registry_does_not_care_what_is_said_of_them(machine: Machin
     machine.configure(machine.own("mirrors = 'malformed'"))
     machine.containers("malformed")
     small_image(layout, name="app")
-    expect.success(machine.run("copy", f"oci:{layout.path}:app", out / "app.tar"))
-    expect.success(machine.run("verify", out / "app.tar"))
-    expect.success(machine.run("inspect", out / "app.tar"))
-    expect.success(machine.run("pull", "--help"))
+    assertions.success(machine.run("copy", f"oci:{layout.path}:app", out / "app.tar"))
+    assertions.success(machine.run("verify", out / "app.tar"))
+    assertions.success(machine.run("inspect", out / "app.tar"))
+    assertions.success(machine.run("pull", "--help"))
 
 
 def test_a_blocked_mirror_is_not_asked_and_that_is_said_to_who_wants_to_know_more(machine: Machine, out: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_blocked_mirror_is_not_asked_and_that_is_said_to_who_wants_to_know_mor
         *("[[registry]]", f'location = "{machine.mirror.host}"', "blocked = true"),
     )
     pulled = machine.run("pull", "-v", machine.name, "-o", out / "app.tar")
-    expect.success(pulled)
+    assertions.success(pulled)
     assert machine.mirror.requests == []
     assert f"the mirror {machine.mirror.host}/hub/team/app is not asked: {path} blocks it" in pulled.err
 
@@ -289,9 +289,9 @@ def test_3_where_a_registry_is_blocked(command: str, machine: Machine, layout: L
         "copy from": ("copy", machine.name, f"oci:{out / 'layout'}"),
         "inspect": ("inspect", machine.name),
     }[command]
-    expect.failure(machine.run(*argv), 3, machine.registry.host, "is blocked", str(path))
+    assertions.failure(machine.run(*argv), 3, machine.registry.host, "is blocked", str(path))
     assert machine.registry.requests == []
-    expect.nothing_left(out)
+    assertions.nothing_left(out)
 
 
 # -- who gets to see which password -------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def test_the_registrys_password_is_not_for_its_mirror(way: str, scheme: str, mac
     pulled = machine.run(
         "pull", *options, machine.name, "-o", out / "app.tar", env=env, stdin=PASSWORD.encode() if options else None
     )
-    expect.success(pulled)
+    assertions.success(pulled)
     assert_shown_nothing(machine.mirror)
     assert PASSWORD not in pulled.err
 
@@ -340,7 +340,7 @@ def test_nor_is_it_for_another_location(machine: Machine, out: Path) -> None:
         f'[[registry]]\nprefix = "apps.example"\nlocation = "{machine.registry.host}/team"\n',
     )
     env = {"OCISTREAM_USERNAME": USER, "OCISTREAM_PASSWORD": PASSWORD}
-    expect.success(machine.run("pull", "apps.example/app:1", "-o", out / "app.tar", env=env))
+    assertions.success(machine.run("pull", "apps.example/app:1", "-o", out / "app.tar", env=env))
     assert_shown_nothing(machine.registry)
 
 
@@ -354,11 +354,11 @@ def test_nor_are_the_client_certificate_and_insecure(machine: Machine, start: St
     )
     pull: list[str | Path] = ["pull", "-o", out / "app.tar", "--retries=0"]
     shown = [f"--client-cert={client.file}", f"--client-key={client.key_file}"]
-    expect.failure(machine.run(*pull, "apps.example/app:1", "--insecure", *shown), 7, "not trusted")
+    assertions.failure(machine.run(*pull, "apps.example/app:1", "--insecure", *shown), 7, "not trusted")
     assert curious.requests == []
     trusted = f"--ca-cert={authority.file}"
     for name, seen in (("apps.example/app:1", False), (f"{curious.host}/team/app:1", True)):
-        expect.failure(machine.run(*pull, name, trusted, *shown), 4)
+        assertions.failure(machine.run(*pull, name, trusted, *shown), 4)
         assert {bool(request.certificate) for request in curious.requests} == {seen}
         curious.requests.clear()
 
@@ -377,9 +377,9 @@ def test_a_part_of_a_registry_that_is_insecure_leaves_the_rest_checked(
         machine.write("containers/registries.conf", entry)
     env = {"SSL_CERT_FILE": str(machine.home / ".config")}
     pull = ["pull", "--retries=0", "-o", str(out / "app.tar")]
-    expect.failure(machine.run(*pull, f"{registry.host}/prod/app:1", env=env), 7, "not trusted")
+    assertions.failure(machine.run(*pull, f"{registry.host}/prod/app:1", env=env), 7, "not trusted")
     assert registry.requests == []
-    expect.failure(machine.run(*pull, f"{registry.host}/dev/app:1", env=env), 4)
+    assertions.failure(machine.run(*pull, f"{registry.host}/dev/app:1", env=env), 4)
     assert registry.requests
 
 
@@ -389,7 +389,7 @@ def test_the_mirrors_password_is_not_for_the_registry(machine: Machine, out: Pat
     machine.mirror.auth = Basic(USER, PASSWORD)
     # What the mirror does not have, the registry is asked for.
     machine.mirror.faults.append(Fault(HangUp(), path="/blobs/", times=None))
-    expect.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
+    assertions.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
     assert "Authorization" in shown(machine.mirror)
     assert_shown_nothing(machine.registry)
 
@@ -401,7 +401,7 @@ def test_a_password_for_a_part_of_a_mirror_is_for_that_part(
     machine.configure()
     machine.log_in(f"{machine.mirror.host}/{scope}")
     machine.mirror.auth = Basic(USER, PASSWORD)
-    expect.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
+    assertions.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
     assert (machine.asked_for() == []) == good
     if not good:
         assert_shown_nothing(machine.mirror)
@@ -417,7 +417,7 @@ def test_each_side_of_a_copy_has_its_mirrors_and_its_own_password(machine: Machi
         "OCISTREAM_DEST_USERNAME": "grace",
         "OCISTREAM_DEST_PASSWORD": "hopper",
     }
-    expect.success(machine.run("copy", machine.name, f"{target.host}/copy:1", env=env))
+    assertions.success(machine.run("copy", machine.name, f"{target.host}/copy:1", env=env))
     assert_shown_nothing(machine.mirror)
 
 
@@ -428,5 +428,5 @@ def test_an_image_of_the_same_name_elsewhere_is_none_of_a_mirrors_business(
     other = start()
     image: Descriptor = small_image(layout)
     seed(layout, image, other.host, "team/app", "1")
-    expect.success(machine.run("pull", f"{other.host}/team/app:1", "-o", out / "app.tar"))
+    assertions.success(machine.run("pull", f"{other.host}/team/app:1", "-o", out / "app.tar"))
     assert machine.mirror.requests == []

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Certificate, make_certificate
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.proxy import tunnelling_to
-from tests.faults import Fault, FaultyRegistry, Stall
 from tests.faulty_auth import Basic
+from tests.faulty_registry import Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Result, measured, ocistream
@@ -80,9 +80,9 @@ def push(layout: Layout, registry: FaultyRegistry, *argv: str, env: dict[str, st
 def test_an_own_ca_and_a_client_certificate_by_options(
     mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
-    expect.success(push(layout, mutual, ids.ca, *ids.shown))
+    assertions.success(push(layout, mutual, ids.ca, *ids.shown))
     pull = ocistream("pull", f"{mutual.host}/app:1", "-o", tmp_path / "x.tar", ids.ca, *ids.shown)
-    expect.success(pull)
+    assertions.success(pull)
     assert pull.lines() == [f"{mutual.host}/app:1@{image['digest']}"]
     assert all(request.certificate for request in mutual.requests)
 
@@ -91,7 +91,7 @@ def test_without_the_client_certificate_the_error_names_the_option(
     mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor
 ) -> None:
     del image
-    expect.failure(push(layout, mutual, ids.ca), 7, "TLS failed", "--client-cert", "certs.d")
+    assertions.failure(push(layout, mutual, ids.ca), 7, "TLS failed", "--client-cert", "certs.d")
 
 
 def test_without_the_ca_the_error_names_the_option(
@@ -100,7 +100,7 @@ def test_without_the_ca_the_error_names_the_option(
     del image
     env: dict[str, str | None] = {"SSL_CERT_FILE": None, "HOME": str(tmp_path)}
     result = push(layout, mutual, env=env)
-    expect.failure(result, 7, "the certificate is not trusted", "--ca-cert", "certs.d", "SSL_CERT_FILE")
+    assertions.failure(result, 7, "the certificate is not trusted", "--ca-cert", "certs.d", "SSL_CERT_FILE")
 
 
 def test_own_cas_do_not_take_the_place_of_ssl_cert_file(
@@ -108,12 +108,12 @@ def test_own_cas_do_not_take_the_place_of_ssl_cert_file(
 ) -> None:
     one, other = start(tls=certificate), start(tls=ids.server)
     seed_by_push = push(layout, one, env={"SSL_CERT_FILE": str(certificate.file)})
-    expect.success(seed_by_push)
+    assertions.success(seed_by_push)
     copy = ["copy", f"{one.host}/app:1", f"{other.host}/app:1"]
     env: dict[str, str | None] = {"SSL_CERT_FILE": str(certificate.file)}
-    expect.failure(ocistream(*copy, env=env), 7, other.host, "not trusted")
+    assertions.failure(ocistream(*copy, env=env), 7, other.host, "not trusted")
     result = ocistream(*copy, ids.ca, env=env)
-    expect.success(result)
+    assertions.success(result)
     assert result.lines() == [f"{other.host}/app:1@{image['digest']}"]
 
 
@@ -123,10 +123,10 @@ def test_from_a_plain_registry_to_one_with_tls_on_this_machine_with_one_ca(
     encrypted = start(tls=ids.server)
     seed(layout, image, served.host, "app", "1")
     result = ocistream("copy", f"{served.host}/app:1", f"{encrypted.host}/app:1", ids.ca)
-    expect.success(result)
+    assertions.success(result)
     assert result.lines() == [f"{encrypted.host}/app:1@{image['digest']}"]
     back = ocistream("copy", f"{encrypted.host}/app:1", f"{served.host}/back:1", ids.ca)
-    expect.success(back)
+    assertions.success(back)
     assert manifest_digest(served.host, "back", "1") == image["digest"]
 
 
@@ -138,7 +138,7 @@ def test_certs_d_of_the_user_is_read(
     del image
     base = tmp_path / "home"
     ids.folder((base / ".config" if variable == "HOME" else base) / tool / "certs.d" / mutual.host)
-    expect.success(push(layout, mutual, env={variable: str(base)}))
+    assertions.success(push(layout, mutual, env={variable: str(base)}))
 
 
 def test_what_certs_d_has_and_nothing_reads_is_said_to_who_wants_to_know_more(
@@ -148,7 +148,7 @@ def test_what_certs_d_has_and_nothing_reads_is_said_to_who_wants_to_know_more(
     folder = ids.folder(tmp_path / ".config/containers/certs.d" / mutual.host)
     (folder / "old.pem").write_text("x")
     result = push(layout, mutual, "-v", env={"HOME": str(tmp_path)})
-    expect.success(result)
+    assertions.success(result)
     assert f"{folder}: old.pem not used: only *.crt, *.cert and *.key are read" in result.err
 
 
@@ -158,10 +158,10 @@ def test_certs_d_that_is_wrong_is_an_error_before_anything_is_sent(
     del image
     folder = ids.folder(tmp_path / ".config/containers/certs.d" / mutual.host)
     (folder / "client.key").unlink()
-    expect.failure(push(layout, mutual, env={"HOME": str(tmp_path)}), 2, "client.cert", "client.key, is missing")
+    assertions.failure(push(layout, mutual, env={"HOME": str(tmp_path)}), 2, "client.cert", "client.key, is missing")
     (folder / "client.cert").unlink()
     (folder / "ca.crt").write_text("nonsense")
-    expect.failure(push(layout, mutual, env={"HOME": str(tmp_path)}), 2, "ca.crt holds no CA certificate", "PEM")
+    assertions.failure(push(layout, mutual, env={"HOME": str(tmp_path)}), 2, "ca.crt holds no CA certificate", "PEM")
     assert mutual.requests == []
 
 
@@ -173,15 +173,15 @@ def test_a_folder_may_be_named_in_place_of_certs_d(
     wrong = tmp_path / ".config/containers/certs.d" / mutual.host
     wrong.mkdir(parents=True)
     (wrong / "ca.crt").write_text("nonsense")
-    expect.success(push(layout, mutual, f"--cert-dir={folder}", env={"HOME": str(tmp_path)}))
+    assertions.success(push(layout, mutual, f"--cert-dir={folder}", env={"HOME": str(tmp_path)}))
 
 
 def test_unchecked(start: Start, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path) -> None:
     del image
     registry = start(tls=ids.authority.issue(tmp_path / "expired", names=["other.example"], days=(-3, -2)))
-    expect.failure(push(layout, registry, ids.ca), 7, "not trusted")
+    assertions.failure(push(layout, registry, ids.ca), 7, "not trusted")
     result = push(layout, registry, "--insecure", "-q")
-    expect.success(result)
+    assertions.success(result)
     # urllib3 would warn.
     assert result.err == ""
 
@@ -217,9 +217,9 @@ def test_files_that_cannot_be_used_are_told_before_anything_moves(
     (tmp_path / "key").write_bytes(ids.client.key_file.read_bytes())
     ids.client.encrypted_key(tmp_path / "locked")
     result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", *argv, cwd=tmp_path)
-    expect.failure(result, code, *words)
+    assertions.failure(result, code, *words)
     result = ocistream("login", served.host, "-u", "me", "--password-stdin", *argv, cwd=tmp_path, stdin=b"secret")
-    expect.failure(result, code, *words)
+    assertions.failure(result, code, *words)
     assert served.requests == []
 
 
@@ -227,9 +227,9 @@ def test_login_has_them_too(start: Start, ids: Ids, tmp_path: Path) -> None:
     registry = start(tls=ids.server, client_authority=ids.authority, auth=Basic("me", "right"))
     login = ["login", registry.host, "-u", "me", "--password-stdin"]
     env: dict[str, str | None] = {"HOME": str(tmp_path), "DOCKER_CONFIG": str(tmp_path)}
-    expect.failure(ocistream(*login, ids.ca, env=env, stdin=b"right"), 7, "TLS failed")
-    expect.success(ocistream(*login, ids.ca, *ids.shown, env=env, stdin=b"right"))
-    expect.success(ocistream(*login, "--insecure", *ids.shown, env=env, stdin=b"right"))
+    assertions.failure(ocistream(*login, ids.ca, env=env, stdin=b"right"), 7, "TLS failed")
+    assertions.success(ocistream(*login, ids.ca, *ids.shown, env=env, stdin=b"right"))
+    assertions.success(ocistream(*login, "--insecure", *ids.shown, env=env, stdin=b"right"))
     assert [request.headers["Authorization"] is None for request in registry.requests] == [True, False] * 2
 
 
@@ -239,7 +239,7 @@ def test_tls_stays_within_the_promised_memory(
     del image
     argv = ["push", "-i", str(layout.path), f"{mutual.host}/app:1", ids.ca, *ids.shown]
     result = measured(*argv, env={"SSL_CERT_FILE": None})
-    expect.success(result)
+    assertions.success(result)
     assert result.peak is not None
     assert result.peak < 48 << 20
 
@@ -254,11 +254,11 @@ def test_through_a_proxy_with_a_password_with_an_own_ca_and_a_client_certificate
     with tunnelling_to(mutual.host, password="me:hunter2@x") as proxy:
         env = {**NO_PROXIES, "HTTPS_PROXY": proxy.url.replace("://", "://me:hunter2%40x@")}
         argv = ["push", "-i", str(layout.path), "registry.test/app:1", "--jobs=1", ids.ca, *ids.shown]
-        expect.success(ocistream(*argv, env=env))
+        assertions.success(ocistream(*argv, env=env))
         assert {request.headers["Proxy-Authorization"] for request in mutual.requests} == {None}
         wrong = {**NO_PROXIES, "ALL_PROXY": proxy.url.replace("://", "://me:wrong-hunter@")}
         result = ocistream(*argv, env=wrong)
-    expect.failure(result, 7, "407 Proxy Authentication Required", "USER:PASSWORD")
+    assertions.failure(result, 7, "407 Proxy Authentication Required", "USER:PASSWORD")
     assert "wrong-hunter" not in result.err
     # Trying again would be of no use, and might lock the account.
     assert len([one for one in proxy.authorizations if one != proxy.authorization]) == 1
@@ -268,7 +268,7 @@ def test_a_proxy_may_speak_tls_itself(mutual: FaultyRegistry, ids: Ids, layout: 
     del image
     with tunnelling_to(mutual.host, tls=ids.server, client_authority=ids.authority) as proxy:
         env = {**NO_PROXIES, "HTTPS_PROXY": proxy.url}
-        expect.success(ocistream("push", "-i", layout.path, "registry.test/app:1", ids.ca, *ids.shown, env=env))
+        assertions.success(ocistream("push", "-i", layout.path, "registry.test/app:1", ids.ca, *ids.shown, env=env))
     assert set(proxy.certificates) == {None}
 
 
@@ -276,10 +276,10 @@ def test_a_proxy_of_another_kind_is_told(layout: Layout, image: Descriptor, serv
     del image
     env = {**NO_PROXIES, "ALL_PROXY": "socks5h://me:hunter2@127.0.0.1:1080"}
     result = ocistream("push", "-i", layout.path, "registry.test/app:1", env=env)
-    expect.failure(result, 8, "socks5h", "ALL_PROXY")
+    assertions.failure(result, 8, "socks5h", "ALL_PROXY")
     assert "hunter2" not in result.err
     # What needs no proxy is not disturbed by it.
-    expect.success(push(layout, served, env=env))
+    assertions.success(push(layout, served, env=env))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_a_proxy_of_another_kind_is_told(layout: Layout, image: Descriptor, serv
 def test_no_proxy_with_ports_and_networks(tmp_path: Path, no_proxy: str, direct: bool) -> None:
     env = {**NO_PROXIES, "HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": no_proxy}
     result = ocistream("pull", "registry.test/app:1", "-o", tmp_path / "x.tar", "--retries=0", env=env)
-    expect.failure(result, 7, "https://registry.test/")
+    assertions.failure(result, 7, "https://registry.test/")
     assert ("HTTPS_PROXY" in result.err) != direct
 
 
@@ -316,7 +316,7 @@ def test_no_proxy_with_addresses(tmp_path: Path, host: str, no_proxy: str, direc
     env = {**NO_PROXIES, "HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": no_proxy}
     argv = ["pull", f"{host}/app:1", "-o", str(tmp_path / "x.tar"), "--retries=0", "--connect-timeout=0.2"]
     result = ocistream(*argv, env=env)
-    expect.failure(result, 7, f"https://{host}/")
+    assertions.failure(result, 7, f"https://{host}/")
     assert ("HTTPS_PROXY" in result.err) != direct
 
 
@@ -329,9 +329,9 @@ def test_an_ipv6_address_is_a_registry(ids: Ids, layout: Layout, image: Descript
         ids.folder(tmp_path / ".config/containers/certs.d" / registry.host, client=False)
         env: dict[str, str | None] = {"HOME": str(tmp_path), "DOCKER_CONFIG": str(tmp_path)}
         login = ["login", registry.host, "-u", "me", "--password-stdin"]
-        expect.success(ocistream(*login, env=env, stdin=b"right"))
+        assertions.success(ocistream(*login, env=env, stdin=b"right"))
         result = push(layout, registry, env=env)
-        expect.success(result)
+        assertions.success(result)
         assert result.lines() == [f"{registry.host}/app:1@{image['digest']}"]
 
 
@@ -342,7 +342,7 @@ def test_an_internationalised_name_is_asked_for_as_the_dns_has_it(
     with tunnelling_to(start(tls=server).host) as proxy:
         env = {**NO_PROXIES, "HTTPS_PROXY": proxy.url}
         result = ocistream("push", "-i", layout.path, "Bücher.example/app:1", ids.ca, env=env)
-    expect.success(result)
+    assertions.success(result)
     assert result.lines() == [f"xn--bcher-kva.example/app:1@{image['digest']}"]
     assert set(proxy.asked) == {"xn--bcher-kva.example:443"}
 
@@ -352,7 +352,7 @@ def test_an_internationalised_name_is_asked_for_as_the_dns_has_it(
     ["\N{CYRILLIC SMALL LETTER A}pple.example/x", "a℀.example/x", "x.example./a", "[fe80::1%eth0]:5/a", "[::g]:5/a"],
 )
 def test_names_that_are_none_or_look_like_others_are_usage_errors(tmp_path: Path, name: str) -> None:
-    expect.failure(ocistream("pull", name, "-o", tmp_path / "x.tar"), 2, "is not a registry's host")
+    assertions.failure(ocistream("pull", name, "-o", tmp_path / "x.tar"), 2, "is not a registry's host")
 
 
 # Time-outs and limits ------------------------------------------------------------------------------------------
@@ -373,7 +373,7 @@ def test_names_that_are_none_or_look_like_others_are_usage_errors(tmp_path: Path
     ],
 )
 def test_a_limit_that_makes_no_sense_is_a_usage_error(tmp_path: Path, option: str, words: str) -> None:
-    expect.failure(ocistream("pull", "a.example/x", "-o", tmp_path / "x.tar", option), 2, words)
+    assertions.failure(ocistream("pull", "a.example/x", "-o", tmp_path / "x.tar", option), 2, words)
 
 
 @pytest.mark.parametrize("rate", ["600", "500k", "1.5M", "10MB", "1g", "10MiB"])
@@ -383,9 +383,9 @@ def test_rates_are_written_as_for_curl(served: FaultyRegistry, layout: Layout, i
     argv = ["--max-requests-per-second=500", "--connect-timeout=0.5", "--stall-timeout=30", f"--limit-rate={rate}"]
     if rate == "600":
         # Its usage is checked, and no more.
-        expect.success(ocistream("copy", layout.path, "oci:out", *argv, cwd=layout.path.parent))
+        assertions.success(ocistream("copy", layout.path, "oci:out", *argv, cwd=layout.path.parent))
     else:
-        expect.success(push(layout, served, *argv))
+        assertions.success(push(layout, served, *argv))
 
 
 def test_a_registry_that_falls_silent_is_given_up_after_the_stall_timeout(
@@ -395,10 +395,10 @@ def test_a_registry_that_falls_silent_is_given_up_after_the_stall_timeout(
     seed_into = start()
     seed(layout, image, seed_into.host, "app", "1")
     argv = ["pull", f"{registry.host}/app:1", "-o", str(tmp_path / "x.tar"), "--retries=0", "--stall-timeout=0.3"]
-    expect.failure(ocistream(*argv), 7, "timed out")
+    assertions.failure(ocistream(*argv), 7, "timed out")
 
 
 @pytest.mark.parametrize("size", ["0", "1023k", "5G", "-1", "much", "", "٤MiB"])
 def test_memory_that_is_no_size_or_of_no_use_is_refused(size: str, tmp_path: Path) -> None:
     result = ocistream("pull", "127.0.0.1:1/app", "-o", tmp_path / "x.tar", f"--memory={size}")
-    expect.failure(result, 2, "--memory", "from 1MiB to 4GiB")
+    assertions.failure(result, 2, "--memory", "from 1MiB to 4GiB")

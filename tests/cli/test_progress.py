@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tests.archives import items_of, small_first, tar_of
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.terminal import Screen, on_terminal, resize
-from tests.documents import ROOT, blocks, is_like
-from tests.faults import Drop, Fault, FaultyRegistry, Stall
+from tests.docs_examples import ROOT, blocks, is_like
+from tests.faulty_registry import Drop, Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout
 from tests.registry_http import seed
 from tests.runner import ocistream, started_fork
@@ -45,8 +45,8 @@ def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> Fault
 def events(*argv: object, stdin: bytes | None = None) -> list[dict[str, Any]]:
     """Run with progress as JSON, and return everything that was said on stderr."""
     result = ocistream(*map(str, argv), "--progress", "json", stdin=stdin)
-    expect.success(result)
-    return expect.json_lines(result.err)
+    assertions.success(result)
+    return assertions.json_lines(result.err)
 
 
 def check(lines: list[dict[str, Any]], total: int, how: set[str]) -> None:
@@ -66,7 +66,7 @@ def test_json_is_one_object_a_line_and_adds_up(registry: FaultyRegistry, total: 
     for target in (tmp_path / "app.tar", f"{tmp_path}/layout/"):
         lines = events("pull", image, "-o", target)
         check(lines, total, {"copied"})
-        assert lines[0]["images"] == [{"name": image, "digest": expect.index_of(tmp_path / "app.tar")[0]["digest"]}]
+        assert lines[0]["images"] == [{"name": image, "digest": assertions.index_of(tmp_path / "app.tar")[0]["digest"]}]
         assert lines[-1]["message"].startswith("moved 4 blobs")
 
 
@@ -226,13 +226,13 @@ def test_where_there_is_no_terminal_there_are_no_control_characters(
     registry: FaultyRegistry, tmp_path: Path, kind: str
 ) -> None:
     result = ocistream("pull", "-v", f"{registry.host}/app:1", f"--progress={kind}", "-o", tmp_path / "app.tar")
-    expect.success(result)
+    assertions.success(result)
     assert all(character.isprintable() or character == "\n" for character in result.err)
 
 
 def test_a_bar_can_be_had_without_a_terminal(registry: FaultyRegistry, tmp_path: Path) -> None:
     result = ocistream("pull", f"{registry.host}/app:1", "--progress=bar", "-o", tmp_path / "app.tar")
-    expect.success(result)
+    assertions.success(result)
     assert "5.2 MB of 5.2 MB" in result.err
 
 
@@ -240,13 +240,13 @@ def test_a_bar_knows_what_came_before_its_total(served: FaultyRegistry, layout: 
     del image
     argv = ["push", f"{served.host}/app:1", "--progress=bar"]
     result = ocistream(*argv, stdin=tar_of(items_of(layout)))
-    expect.success(result)
+    assertions.success(result)
     assert "100%" in result.err
 
 
 def test_a_bar_that_never_came_to_be_leaves_only_the_error(served: FaultyRegistry, tmp_path: Path) -> None:
     argv = ["pull", f"{served.host}/gone:1", "--progress=bar"]
-    expect.failure(ocistream(*argv, "-o", tmp_path / "x.tar"), 4, "gone:1")
+    assertions.failure(ocistream(*argv, "-o", tmp_path / "x.tar"), 4, "gone:1")
 
 
 @pytest.mark.parametrize("kind", ["plain", "none"])
@@ -263,7 +263,7 @@ def test_a_line_every_few_seconds_says_how_much_and_how_long(
     registry.faults = [Fault(Stall(after=2 * MIB), "GET", "/blobs/", skip=1)]
     argv = ["pull", f"{registry.host}/app:1", "--jobs=1", "--progress=plain", "--log-format=json"]
     with started_fork(*argv, "-o", tmp_path / "app.tar") as process:
-        plan, line = expect.json_lines((process.stderr.readline() + process.stderr.readline()).decode())
+        plan, line = assertions.json_lines((process.stderr.readline() + process.stderr.readline()).decode())
         registry.release()
     assert plan["message"] == "4 blobs, 5.2 MB in all"
     assert line["total"] == total
@@ -293,7 +293,7 @@ def test_a_ci_s_log_has_a_section_with_a_line_for_each_blob(
 ) -> None:
     argv = ["pull", f"{registry.host}/app:1", *option, "-o", f"{tmp_path}/layers/"]
     result = ocistream(*argv, env={variable: "true"})
-    expect.success(result)
+    assertions.success(result)
     first, *blobs, last, summary = result.err.rstrip("\n").split("\n")[-7:]
     assert re.fullmatch(begin, first)
     assert re.fullmatch(end, last)
@@ -306,7 +306,7 @@ def test_a_ci_s_log_has_a_section_with_a_line_for_each_blob(
 def test_nothing_else_has_sections(registry: FaultyRegistry, tmp_path: Path, option: str) -> None:
     argv = ["pull", f"{registry.host}/app:1", option, "-o", f"{tmp_path}/layers/"]
     result = ocistream(*argv, env={"GITHUB_ACTIONS": "true", "GITLAB_CI": "true"})
-    expect.success(result)
+    assertions.success(result)
     assert "group::" not in result.err
     assert "section_" not in result.err
 
@@ -315,7 +315,7 @@ def test_nothing_else_has_sections(registry: FaultyRegistry, tmp_path: Path, opt
 def test_no_name_of_strangers_is_a_command_to_a_ci_s_runner(layout: Layout, tmp_path: Path, name: str) -> None:
     layout.image([b"layer"], name=name)
     out = ocistream("copy", layout.path, f"oci:{tmp_path}/out", env={"GITHUB_ACTIONS": "true"})
-    expect.success(out)
+    assertions.success(out)
     # An error that names it, twice: in a list of those there are, and where JSON is asked for.
     argv = ["copy", f"oci:{layout.path}:gone", f"oci:{tmp_path}/other"]
     errors = [ocistream(*argv), ocistream(*argv, "--log-format=json")]
@@ -367,6 +367,6 @@ def test_a_copy_that_tries_again_and_one_that_fails_say_what_the_schema_says(
     check(events("copy", f"{other.host}/app:1", f"{other.host}/new:2"), total, {"skipped"})
     registry.faults = [Fault(Drop(MIB + 17), "GET", "/blobs/", times=None)]
     failed = ocistream("copy", f"{registry.host}/app:1", f"{start().host}/app:1", "--retries=0", "--progress=json")
-    lines = expect.json_lines(failed.err)
+    lines = assertions.json_lines(failed.err)
     assert lines[0]["event"] == "planned"
     assert (lines[-1]["level"], lines[-1]["exit_code"], failed.code) == ("error", 7, 7)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import expect
-from tests.faults import Fault, FaultyRegistry, Flip, Stall, refusal
+from tests.cli import assertions
+from tests.faulty_registry import Fault, FaultyRegistry, Flip, Stall, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import seed
 from tests.runner import Argument, ocistream, started_fork
@@ -42,12 +42,12 @@ def pull(registry: FaultyRegistry, *argv: Argument) -> list[str]:
     """Pull from the registry: names without a host are there. Return the result lines."""
     there = {"app:1", "multi:1", "gone:1"}
     result = ocistream("pull", *(f"{registry.host}/{word}" if word in there else word for word in argv))
-    expect.success(result)
+    assertions.success(result)
     return result.lines()
 
 
 def digests_in(target: Path) -> list[str]:
-    return [str(entry["digest"]) for entry in expect.index_of(target)]
+    return [str(entry["digest"]) for entry in assertions.index_of(target)]
 
 
 # Where to --------------------------------------------------------------------------------------------------
@@ -72,8 +72,8 @@ def test_format_has_the_last_word(registry: FaultyRegistry, image: Descriptor, t
     result = ocistream(
         "pull", f"{registry.host}/app:1", "--format=oci-archive", "-o", tmp_path / "directory"
     )  # fmt: skip
-    expect.failure(result, 2, "directory")
-    expect.nothing_left(tmp_path / "directory")
+    assertions.failure(result, 2, "directory")
+    assertions.nothing_left(tmp_path / "directory")
 
 
 def test_the_same_image_gives_the_same_archive(registry: FaultyRegistry, tmp_path: Path) -> None:
@@ -84,9 +84,9 @@ def test_the_same_image_gives_the_same_archive(registry: FaultyRegistry, tmp_pat
 
 def test_an_archive_has_everything_small_first(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     pull(registry, "multi:1", "--platform=all", "-o", tmp_path / "x.tar")
-    names = [name for name, _ in expect.entries(tmp_path / "x.tar")]
+    names = [name for name, _ in assertions.entries(tmp_path / "x.tar")]
     assert names[:3] == ["oci-layout", "index.json", "manifest.json"]
-    contents = [json.loads(content) for _, content in list(expect.entries(tmp_path / "x.tar"))[3:8]]
+    contents = [json.loads(content) for _, content in list(assertions.entries(tmp_path / "x.tar"))[3:8]]
     assert ["manifests" in content for content in contents] == [False, False, True, False, False]
     assert all("rootfs" in content for content in contents[3:])
     del layout
@@ -107,7 +107,7 @@ def test_several_images_go_into_one_archive_and_share_their_blobs(
             f"{registry.host}/second:2@{second['digest']}",
         ]
         assert digests_in(tmp_path / end) == [image["digest"], second["digest"]]
-        assert expect.names_in(tmp_path / end) == ["1", "2"]
+        assert assertions.names_in(tmp_path / end) == ["1", "2"]
     assert len(registry.asked("GET", f"/blobs/{shared['digest']}")) == 2
 
 
@@ -120,12 +120,12 @@ def test_a_file_that_is_there_is_replaced_when_all_is_well_and_only_then(
     target = tmp_path / "app.tar"
     target.write_bytes(b"what was there before")
     registry.faults = [Fault(Flip(1), "GET", "/blobs/", times=None)]
-    expect.failure(ocistream("pull", f"{registry.host}/app:1", "-o", target), 5)
+    assertions.failure(ocistream("pull", f"{registry.host}/app:1", "-o", target), 5)
     assert target.read_bytes() == b"what was there before"
     registry.faults = []
     pull(registry, "app:1", "-o", target)
     assert digests_in(target) == [image["digest"]]
-    expect.no_partial_files(tmp_path)
+    assertions.no_partial_files(tmp_path)
 
 
 def test_a_layout_keeps_what_it_has_and_nothing_is_fetched_twice(
@@ -171,7 +171,7 @@ def test_what_a_failed_pull_into_a_layout_got_is_not_fetched_again(
     registry.faults = [Fault(refusal(500), "GET", f"/blobs/{last}", times=None)]
     target = f"{tmp_path}/layout/"
     result = ocistream("pull", f"{registry.host}/app:1", "--retries=0", "--jobs=1", "-o", target)
-    expect.failure(result, 7, last)
+    assertions.failure(result, 7, last)
     assert not (tmp_path / "layout" / "index.json").exists()
     registry.faults = []
     registry.requests.clear()
@@ -187,12 +187,12 @@ def test_a_failed_pull_leaves_a_layout_as_it_was(registry: FaultyRegistry, tmp_p
         result = ocistream("pull", f"{registry.host}/{image}", "-o", tmp_path / "layout")
         assert result.code in {4, 5}
         assert (tmp_path / "layout" / "index.json").read_bytes() == before
-    expect.no_partial_files(tmp_path)
+    assertions.no_partial_files(tmp_path)
 
 
 def test_a_pull_of_nothing_leaves_no_trace_of_a_layout(registry: FaultyRegistry, tmp_path: Path) -> None:
     target = tmp_path / "layout"
-    expect.failure(ocistream("pull", f"{registry.host}/gone:1", "-o", f"{target}/"), 4)
+    assertions.failure(ocistream("pull", f"{registry.host}/gone:1", "-o", f"{target}/"), 4)
     assert not target.exists()
 
 
@@ -205,7 +205,7 @@ def test_all_keeps_the_index_byte_for_byte(
     for argv in (["--platform=all"], ["--platform", "linux/amd64", "--platform", "linux/arm64"]):
         pull(registry, "multi:1", *argv, "-o", tmp_path / "x.tar")
         assert digests_in(tmp_path / "x.tar") == [index["digest"]]
-        content = dict(expect.entries(tmp_path / "x.tar"))[f"blobs/sha256/{index['digest'][7:]}"]
+        content = dict(assertions.entries(tmp_path / "x.tar"))[f"blobs/sha256/{index['digest'][7:]}"]
         assert content == layout.file(index["digest"]).read_bytes()
 
 
@@ -252,9 +252,9 @@ def test_jobs_is_how_many_blobs_move_at_once(
     registry.faults = [Fault(Stall(), "GET", "/blobs/", times=None)]
     target = f"{tmp_path}/layout/"
     with started_fork("pull", f"{registry.host}/many:1", f"--jobs={jobs}", "-o", target) as process:
-        expect.wait_for(lambda: len(registry.asked("GET", "/blobs/")) >= jobs)
+        assertions.wait_for(lambda: len(registry.asked("GET", "/blobs/")) >= jobs)
         # None of them is answered, so whoever else wanted to ask has had the time to.
-        expect.wait_for(lambda: registry.asked("GET", "/blobs/")[-1].fault)
+        assertions.wait_for(lambda: registry.asked("GET", "/blobs/")[-1].fault)
         assert len(registry.asked("GET", "/blobs/")) == jobs
         registry.release()
         assert process.wait(60) == 0

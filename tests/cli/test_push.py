@@ -13,9 +13,9 @@ import pytest
 
 from tests import schemas
 from tests.archives import items_of, small_first, tar_of
-from tests.cli import expect
+from tests.cli import assertions
 from tests.docker_archives import archive_of, of_docker, saved
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
 from tests.runner import command, ocistream, pipe
@@ -68,7 +68,7 @@ def enter(layout: Layout, *descriptors: Descriptor) -> None:
 
 def test_the_one_image_goes_where_it_is_told(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout, name="whatever")
-    expect.success(ocistream("push", f"{served.host}/some/where:tag", "-i", layout.path))
+    assertions.success(ocistream("push", f"{served.host}/some/where:tag", "-i", layout.path))
     assert manifest_digest(served.host, "some/where", "tag") == image["digest"]
 
 
@@ -81,7 +81,7 @@ def test_entries_that_no_image_archive_has_are_named(
     (tmp_path / "a.tar").write_bytes(archive)
     given: list[str | Path] = ["-i", tmp_path / "a.tar"] if source == "file" else []
     result = ocistream("push", "-v", f"{served.host}/app:1", *given, stdin=archive if source == "pipe" else None)
-    expect.success(result)
+    assertions.success(result)
     assert "not used: 1 entry of the archive, such as 'blobs/sha256/abc'" in result.err
     assert "not used: 1 other file of the archive" in result.err
 
@@ -101,8 +101,8 @@ def test_an_image_without_a_name_beside_one_with_a_name_is_a_choice(
         unnamed = "sha256:"
     given = {"pipe": [], "layout": ["-i", str(layout.path)]}.get(how, ["-i", str(archive)])
     result = ocistream("push", f"{served.host}/app:1", *given, stdin=archive if how == "pipe" else None)
-    expect.failure(result, 2, "there are 2 images in it", "choose one with --image", "whatever", unnamed)
-    expect.no_image(served)
+    assertions.failure(result, 2, "there are 2 images in it", "choose one with --image", "whatever", unnamed)
+    assertions.no_image(served)
 
 
 def test_the_choice_names_to_only_where_every_image_has_a_full_name(served: FaultyRegistry, layout: Layout) -> None:
@@ -110,9 +110,9 @@ def test_the_choice_names_to_only_where_every_image_has_a_full_name(served: Faul
     layout.name(image, "registry.example.com/a:1")
     layout.name(other, "registry.example.com/b:1")
     argv = ["push", f"{served.host}/app:1", "-i", str(layout.path)]
-    expect.failure(ocistream(*argv), 2, "choose one with --image, or all with --to: registry.example.com/a:1, ")
+    assertions.failure(ocistream(*argv), 2, "choose one with --image, or all with --to: registry.example.com/a:1, ")
     layout.name(layout.image([b"third"]), "1")
-    expect.failure(ocistream(*argv), 2, "choose one with --image: registry.example.com/a:1, ")
+    assertions.failure(ocistream(*argv), 2, "choose one with --image: registry.example.com/a:1, ")
 
 
 def test_nothing_is_sent_where_it_is_clear_early_that_there_is_no_one_image(
@@ -124,14 +124,14 @@ def test_nothing_is_sent_where_it_is_clear_early_that_there_is_no_one_image(
     # The index comes first, then what is not JSON: the manifest of the entry without a name comes after layers.
     items = sorted(items_of(layout), key=lambda item: (item[0] != "index.json", (item[1] or b"").startswith(b"{")))
     result = ocistream("push", f"{served.host}/app:1", stdin=tar_of(items))
-    expect.failure(result, 2, "there are 2 images in it", "v1, v2")
+    assertions.failure(result, 2, "there are 2 images in it", "v1, v2")
     assert served.requests == []
 
 
 def test_what_has_no_name_beside_what_has_one_is_no_choice(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout, name="whatever")
     enter(layout, layout.artifact(b"signature", subject=image))
-    expect.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path))
+    assertions.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path))
     assert manifest_digest(served.host, "app", "1") == image["digest"]
 
 
@@ -144,12 +144,12 @@ def test_a_tag_that_meant_another_image_is_said_to_who_wants_to_know_more(
     said = f"{served.host}/app:1: replacing {images[0]['digest']}"
     for folder, expected in (("a", False), ("b", False), ("c", True)):
         result = ocistream("push", "-v", f"{served.host}/app:1", "-i", tmp_path / folder)
-        expect.success(result)
+        assertions.success(result)
         assert (said in result.err) == expected
     assert manifest_digest(served.host, "app", "1") == new["digest"]
     for folder, expected in (("a", False), ("b", False), ("c", True)):
         result = ocistream("copy", "-v", f"oci:{tmp_path / folder}", f"oci:{tmp_path}/to:name")
-        expect.success(result)
+        assertions.success(result)
         assert (f"name in {tmp_path}/to: replacing {images[0]['digest']}" in result.err) == expected
 
 
@@ -159,7 +159,7 @@ def test_another_name_of_an_image_in_a_further_archive_is_not_used_and_named(
     for name in ("one", "two"):
         small_image(Layout(tmp_path / name), name=f"r.example/app:{name}")
     result = ocistream("push", "--to", served.host, "-i", tmp_path / "one", "-i", tmp_path / "two")
-    expect.success(result)
+    assertions.success(result)
     assert tags(served.host, "app") == ["one"]
     assert f"the name r.example/app:two in {tmp_path}/two is not used: sha256:" in result.err
     assert result.err.count("is not used") == 1
@@ -173,7 +173,7 @@ def test_an_image_can_be_chosen_by_its_name(
     given = {"file": ["-i", str(archive)], "pipe": [], "layout": ["-i", str(layout.path)]}[how]
     stdin = archive.read_bytes() if how == "pipe" else None
     result = ocistream("push", f"{served.host}/app:1", "--image", chosen, *given, stdin=stdin)
-    expect.success(result)
+    assertions.success(result)
     assert result.lines() == [f"{served.host}/app:1@{named[chosen]['digest']}"]
     assert manifest_digest(served.host, "app", "1") == named[chosen]["digest"]
     assert tags(served.host, "app") == ["1"]
@@ -182,13 +182,13 @@ def test_an_image_can_be_chosen_by_its_name(
 def test_an_image_goes_by_its_short_name_too(
     served: FaultyRegistry, named: dict[str, Descriptor], archive: Path
 ) -> None:
-    expect.success(ocistream("push", f"{served.host}/app:1", "--image", "nginx:2", "-i", archive))
+    assertions.success(ocistream("push", f"{served.host}/app:1", "--image", "nginx:2", "-i", archive))
     assert manifest_digest(served.host, "app", "1") == named["docker.io/library/nginx:2"]["digest"]
 
 
 def test_an_image_goes_by_its_digest(served: FaultyRegistry, named: dict[str, Descriptor], archive: Path) -> None:
     digest = named["plain"]["digest"]
-    expect.success(ocistream("push", f"{served.host}/app:1", "--image", digest, "-i", archive))
+    assertions.success(ocistream("push", f"{served.host}/app:1", "--image", digest, "-i", archive))
     assert manifest_digest(served.host, "app", "1") == digest
 
 
@@ -198,7 +198,7 @@ def test_to_sends_every_image_to_its_own_place(
 ) -> None:
     app, nginx = (descriptor["digest"] for descriptor in full_names.values())
     result = ocistream("push", "--to", f"{served.host}{prefix}", "-i", layout.path)
-    expect.success(result)
+    assertions.success(result)
     assert result.lines() == [
         f"{served.host}/{before}team/app:1@{app}",
         f"{served.host}/{before}nginx:2@{nginx}",
@@ -208,7 +208,7 @@ def test_to_sends_every_image_to_its_own_place(
 
 
 def test_to_works_from_a_pipe(served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout) -> None:
-    expect.success(ocistream("push", "--to", served.host, stdin=tar_of(small_first(layout))))
+    assertions.success(ocistream("push", "--to", served.host, stdin=tar_of(small_first(layout))))
     assert manifest_digest(served.host, "nginx", "2") == full_names["docker.io/library/nginx:2"]["digest"]
 
 
@@ -220,10 +220,12 @@ def test_to_refuses_a_pipe_whose_index_comes_last_before_anything_is_sent(
     archive = tmp_path / "exported.tar"
     archive.write_bytes(tar_of(items_of(layout)))
     result = ocistream("push", "--to", served.host, *options, stdin=archive)
-    expect.failure(result, 8, "the archive's index comes after its layers", "nothing was sent", "-i FILE", "--image")
+    assertions.failure(
+        result, 8, "the archive's index comes after its layers", "nothing was sent", "-i FILE", "--image"
+    )
     assert served.requests == []
     # Both ways that the hint names.
-    expect.success(ocistream("push", f"{served.host}/one:1", "--image", "a.example/team/app:1", stdin=archive))
+    assertions.success(ocistream("push", f"{served.host}/one:1", "--image", "a.example/team/app:1", stdin=archive))
     assert manifest_digest(served.host, "one", "1") == app
     assert len(ocistream("push", "--to", served.host, "-i", archive).lines()) == 2
 
@@ -237,7 +239,7 @@ def test_to_refuses_before_anything_moves_if_an_image_has_no_full_name(
     archive.write_bytes(tar_of(small_first(layout)))
     given = {"file": ["-i", str(archive)], "pipe": [], "layout": ["-i", str(layout.path)]}[how]
     result = ocistream("push", "--to", served.host, *given, stdin=archive if how == "pipe" else None)
-    expect.failure(
+    assertions.failure(
         result,
         2,
         f"2 of 4 images in the archive or layout have no full name: plain, {nameless['digest']}",
@@ -248,7 +250,7 @@ def test_to_refuses_before_anything_moves_if_an_image_has_no_full_name(
     chosen = ["--image", "a.example/team/app:1", "--image", named["docker.io/library/nginx:2"]["digest"]]
     result = ocistream("push", "--to", served.host, *chosen, *given, stdin=archive if how == "pipe" else None)
     assert len(result.lines()) == 2, result.err
-    expect.success(ocistream("push", f"{served.host}/nameless:1", "--image", nameless["digest"], "-i", archive))
+    assertions.success(ocistream("push", f"{served.host}/nameless:1", "--image", nameless["digest"], "-i", archive))
 
 
 def test_to_takes_signatures_along_and_tells_of_those_without_an_image(
@@ -259,7 +261,7 @@ def test_to_takes_signatures_along_and_tells_of_those_without_an_image(
     lost = layout.artifact(b"lost", kind="application/spdx+json", subject=layout.image([b"elsewhere"]))
     enter(layout, signature, lost)
     result = ocistream("push", "--to", served.host, "-i", layout.path, "--result", tmp_path / "result.json")
-    expect.success(result)
+    assertions.success(result)
     assert len(result.lines()) == 2
     assert "left behind: 1 SBOM; subject not in the source" in result.err
     document = json.loads((tmp_path / "result.json").read_text())
@@ -279,12 +281,12 @@ def test_to_sends_those_that_are_chosen(
 
 
 def test_to_needs_full_names(served: FaultyRegistry, layout: Layout, archive: Path) -> None:
-    expect.failure(ocistream("push", "--to", served.host, "--image", "plain", "-i", archive), 2, "plain", "--image")
+    assertions.failure(ocistream("push", "--to", served.host, "--image", "plain", "-i", archive), 2, "plain", "--image")
     other = Layout(layout.path.with_name("nameless"))
     small_image(other, name="1")
     result = ocistream("push", "--to", served.host, "-i", other.path)
-    expect.failure(result, 2, "no image in the archive or layout has a full name: 1", "--image NAME")
-    expect.no_image(served)
+    assertions.failure(result, 2, "no image in the archive or layout has a full name: 1", "--image NAME")
+    assertions.no_image(served)
 
 
 def test_to_passes_over_names_that_are_no_images(served: FaultyRegistry, layout: Layout) -> None:
@@ -309,8 +311,8 @@ def test_to_refuses_two_images_for_one_place(served: FaultyRegistry, layout: Lay
     layout.name(small_image(layout), "a.example/app:1")
     layout.name(two_platforms(layout), "b.example/app:1")
     result = ocistream("push", "--to", served.host, "-i", layout.path)
-    expect.failure(result, 2, "a.example/app:1", "b.example/app:1", f"{served.host}/app:1")
-    expect.no_image(served)
+    assertions.failure(result, 2, "a.example/app:1", "b.example/app:1", f"{served.host}/app:1")
+    assertions.no_image(served)
 
 
 # What is not sent ---------------------------------------------------------------------------------------------
@@ -322,15 +324,15 @@ def test_what_the_registry_has_is_not_sent(served: FaultyRegistry, layout: Layou
     stdin = tar_of(small_first(layout))
     (tmp_path / "app.tar").write_bytes(stdin)
     given = ["-i", str(tmp_path / "app.tar")] if how == "file" else []
-    expect.success(ocistream("push", f"{served.host}/app:1", *given, stdin=stdin))
+    assertions.success(ocistream("push", f"{served.host}/app:1", *given, stdin=stdin))
     assert len(served.asked("PATCH")) == 3
     served.requests.clear()
-    expect.success(ocistream("push", f"{served.host}/app:2", *given, stdin=stdin))
+    assertions.success(ocistream("push", f"{served.host}/app:2", *given, stdin=stdin))
     assert len(served.asked("HEAD", "/blobs/")) == 3
     assert served.asked("POST|PATCH") == []
     assert [request.path for request in served.asked("PUT")] == ["/v2/app/manifests/2"]
     served.requests.clear()
-    expect.success(ocistream("push", f"{served.host}/app:2", *given, stdin=stdin))
+    assertions.success(ocistream("push", f"{served.host}/app:2", *given, stdin=stdin))
     assert {request.method for request in served.requests} == {"HEAD"}
 
 
@@ -338,16 +340,16 @@ def test_a_platform_of_an_index_is_sent_alone(served: FaultyRegistry, layout: La
     index = two_platforms(layout, name="multi")
     amd64 = layout.read(index["digest"])["manifests"][0]
     argv = ["push", f"{served.host}/app:1", "-i", str(layout.path), "--platform"]
-    expect.success(ocistream(*argv, "linux/amd64"))
+    assertions.success(ocistream(*argv, "linux/amd64"))
     assert manifest_digest(served.host, "app", "1") == amd64["digest"]
     assert len(served.asked("PUT", "/manifests/")) == 1
-    expect.failure(ocistream(*argv, "linux/s390x"), 4, "linux/s390x", "linux/arm64")
+    assertions.failure(ocistream(*argv, "linux/s390x"), 4, "linux/s390x", "linux/arm64")
 
 
 def test_without_platform_all_that_is_there_is_sent(served: FaultyRegistry, layout: Layout) -> None:
     index = two_platforms(layout, name="multi")
     for argv in ([], ["--platform=all"]):
-        expect.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path, *argv))
+        assertions.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path, *argv))
         assert manifest_digest(served.host, "app", "1") == index["digest"]
 
 
@@ -364,7 +366,7 @@ def test_blobs_come_before_manifests_children_before_parents_and_tags_last(
     path = tmp_path / "nested.tar"
     path.write_bytes(tar_of(items_of(layout) if how == "foreign" else small_first(layout)))
     given = ["-i", str(path)] if how == "file" else []
-    expect.success(ocistream("push", f"{served.host}/app:1", *given, stdin=path))
+    assertions.success(ocistream("push", f"{served.host}/app:1", *given, stdin=path))
     writes = [f"{request.method} {request.path}" for request in served.asked("POST|PATCH|PUT")]
     first_manifest = next(number for number, write in enumerate(writes) if "/manifests/" in write)
     assert all("/blobs/" in write for write in writes[:first_manifest])
@@ -381,7 +383,7 @@ def test_with_several_images_no_tag_appears_before_all_is_there(
     served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout
 ) -> None:
     del full_names
-    expect.success(ocistream("push", "--to", served.host, "-i", layout.path))
+    assertions.success(ocistream("push", "--to", served.host, "-i", layout.path))
     writes = [request.path for request in served.asked("PUT|PATCH|POST")]
     assert writes[-2:] == ["/v2/team/app/manifests/1", "/v2/nginx/manifests/2"]
 
@@ -390,8 +392,8 @@ def test_one_image_of_two_that_fails_keeps_both_from_appearing(
     served: FaultyRegistry, layout: Layout, full_names: dict[str, Descriptor]
 ) -> None:
     layout.file(layout.read(full_names["a.example/team/app:1"]["digest"])["layers"][1]["digest"]).unlink()
-    expect.failure(ocistream("push", "--to", served.host, "-i", layout.path), 6)
-    expect.no_image(served)
+    assertions.failure(ocistream("push", "--to", served.host, "-i", layout.path), 6)
+    assertions.no_image(served)
 
 
 # A pipe -------------------------------------------------------------------------------------------------------
@@ -452,4 +454,4 @@ def test_a_pipe_that_is_cut_leaves_nothing(start: Callable[..., FaultyRegistry],
     assert pull.code in ({141} if cut < 99 else {0, 141})
     assert push.code == 6
     assert "Traceback" not in pull.err + push.err
-    expect.no_image(two)
+    assertions.no_image(two)

@@ -14,11 +14,11 @@ import pytest
 from ocistream import limits
 from tests import registry_http
 from tests.archives import blob_name, items_of, small_first, tar_of
-from tests.cli import expect
-from tests.faults import Fault, FaultyRegistry, Header, refusal
+from tests.cli import assertions
+from tests.faulty_registry import Fault, FaultyRegistry, Header, refusal
 from tests.images import Descriptor, Layout, small_image, tar_layer, two_platforms
 from tests.runner import Result, ocistream, pipe
-from tests.signed import Signed, cosign_tag, referrer, signed
+from tests.signed_image import Signed, cosign_tag, referrer, signed
 
 KINDS = "2 signatures, 1 attestation, 1 SBOM"
 
@@ -45,7 +45,7 @@ def archive(served: FaultyRegistry, found: Signed, tmp_path: Path) -> Path:  # n
 
 def done(*argv: str | Path, **options: Any) -> Result:
     result = ocistream(*argv, **options)
-    expect.success(result)
+    assertions.success(result)
     return result
 
 
@@ -77,8 +77,8 @@ class TestGoingAlong:
 
     def test_through_a_pipe(self, served: FaultyRegistry, found: Signed, other: FaultyRegistry) -> None:
         one, two = pipe(["pull", f"{served.host}/app:1"], ["push", f"{other.host}/app:1"])
-        expect.success(one)
-        expect.success(two)
+        assertions.success(one)
+        assertions.success(two)
         is_all_there(found, other)
 
     @pytest.mark.parametrize("items", [small_first, items_of])
@@ -127,10 +127,10 @@ class TestGoingAlong:
         is_all_there(two, other)
         assert registry_http.manifest(other.host, "app", one.sbom["digest"]) is None
         nothing = ocistream("push", f"{other.host}/app:1", "-i", layout.path)
-        expect.failure(nothing, 2, "there are 2 images in it", "app:1, r.example.com/app:2")
+        assertions.failure(nothing, 2, "there are 2 images in it", "app:1, r.example.com/app:2")
         copied = tmp_path / "both.tar"
         done("copy", layout.path, f"oci-archive:{copied}")
-        assert len(expect.index_of(copied)) == 2 * 5
+        assert len(assertions.index_of(copied)) == 2 * 5
 
     def test_a_signature_is_an_image_for_who_asks_for_it(
         self, served: FaultyRegistry, archive: Path, found: Signed, other: FaultyRegistry
@@ -162,7 +162,7 @@ class TestGoingAlong:
         folder = tmp_path / "images"
         for _ in range(2):
             done("pull", f"{served.host}/app:1", "-o", f"{folder}/")
-        assert len(expect.index_of(folder)) == 5
+        assert len(assertions.index_of(folder)) == 5
         with FaultyRegistry(folder) as over_it:
             is_all_there(found, over_it)
             done("copy", f"{over_it.host}/app:1", f"{other.host}/app:1")
@@ -176,7 +176,9 @@ class TestGoingAlong:
         anew = layout.artifact(b"signed by two")
         registry_http.seed(layout, anew, served.host, "app", found.cosign_tag)
         done("pull", f"{served.host}/app:1", "-o", f"{folder}/")
-        named = [e["digest"] for e in expect.index_of(folder) if "vnd.ocistream.image.name" in e.get("annotations", {})]
+        named = [
+            e["digest"] for e in assertions.index_of(folder) if "vnd.ocistream.image.name" in e.get("annotations", {})
+        ]
         assert named == [anew["digest"]]
 
     def test_all_tags_bring_it_too_and_lists_of_the_source_stay_there(
@@ -242,8 +244,8 @@ class TestOutOfAPipeToSeveralPlaces:
         items = [item for item in small_first(layout) if item[0] != name]
         late = (name, layout.file(candidate["digest"]).read_bytes())
         result = ocistream("push", "--to", f"{other.host}/mirror", stdin=tar_of([*items, late]))
-        expect.failure(result, 8, candidate["digest"], "may hang on an image")
-        expect.no_image(other)
+        assertions.failure(result, 8, candidate["digest"], "may hang on an image")
+        assertions.no_image(other)
         # To one image all of it can go, in whatever order it comes.
         done("push", f"{other.host}/one:1", stdin=tar_of([*items, late]))
         _, raw = registry_http.get(other.host, f"/v2/one/referrers/{image['digest']}")
@@ -256,7 +258,7 @@ class TestLeavingBehind:
     ) -> None:
         served.requests.clear()
         pulled = done("pull", "--no-referrers", f"{served.host}/app:1", "-o", tmp_path / "app.tar")
-        assert [entry["digest"] for entry in expect.index_of(tmp_path / "app.tar")] == [found.image["digest"]]
+        assert [entry["digest"] for entry in assertions.index_of(tmp_path / "app.tar")] == [found.image["digest"]]
         assert served.asked(path="/referrers/|/sha256-") == []
         assert "with" not in pulled.err
 
@@ -272,7 +274,7 @@ class TestLeavingBehind:
         assert {one["digest"] for one in left} == found.hanging
         copied = tmp_path / "copied.tar"
         done("copy", "--no-referrers", archive, f"oci-archive:{copied}")
-        assert [entry["digest"] for entry in expect.index_of(copied)] == [found.image["digest"]]
+        assert [entry["digest"] for entry in assertions.index_of(copied)] == [found.image["digest"]]
 
     @pytest.mark.usefixtures("found")
     def test_a_docker_archive_has_no_place_for_it(self, served: FaultyRegistry, tmp_path: Path) -> None:
@@ -313,7 +315,7 @@ class TestLeavingBehind:
         # The same out of the archive.
         (note,) = notes(done("copy", "--platform", "linux/amd64", target, f"oci-archive:{tmp_path / 'one.tar'}"))
         assert f"{KINDS}; " in note
-        assert len(expect.index_of(tmp_path / "one.tar")) == 1
+        assert len(assertions.index_of(tmp_path / "one.tar")) == 1
 
     def test_what_a_registry_hides_is_said_and_the_image_comes(
         self, served: FaultyRegistry, found: Signed, tmp_path: Path
@@ -360,7 +362,7 @@ class TestFailing:
         self, start: Callable[..., FaultyRegistry], archive: Path, found: Signed
     ) -> None:
         refusing = start(Fault(refusal(415, "UNSUPPORTED"), "PUT", found.sbom["digest"], times=None))
-        expect.failure(ocistream("push", f"{refusing.host}/app:1", "-i", archive), 7, "--no-referrers")
+        assertions.failure(ocistream("push", f"{refusing.host}/app:1", "-i", archive), 7, "--no-referrers")
         assert registry_http.tags(refusing.host, "app") == []
         done("push", "--no-referrers", f"{refusing.host}/app:1", "-i", archive)
         assert registry_http.tags(refusing.host, "app") == ["1"]
@@ -369,10 +371,10 @@ class TestFailing:
         self, archive: Path, layout: Layout, found: Signed, other: FaultyRegistry
     ) -> None:
         (layer,) = layout.read(found.sbom["digest"])["layers"]
-        kept = [(name, raw) for name, raw in expect.entries(archive) if layer["digest"][7:] not in name]
+        kept = [(name, raw) for name, raw in assertions.entries(archive) if layer["digest"][7:] not in name]
         failed = ocistream("push", f"{other.host}/app:1", stdin=tar_of(kept))
-        expect.failure(failed, 6, layer["digest"])
-        expect.no_image(other)
+        assertions.failure(failed, 6, layer["digest"])
+        assertions.no_image(other)
 
 
 class TestResults:

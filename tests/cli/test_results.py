@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.privileges import without_privileges
-from tests.faults import Fault, FaultyRegistry, Flip, refusal
+from tests.faulty_registry import Fault, FaultyRegistry, Flip, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import seed
 from tests.runner import Result, ocistream, pipe
@@ -90,7 +90,7 @@ class TestPlatforms:
 
     def notes(self, result: Result, name: str) -> list[str]:
         """Return what stderr says of an image, other than its ID."""
-        expect.success(result)
+        assertions.success(result)
         lines = [line for line in result.err.splitlines() if line.startswith(f"ocistream: {name}: ")]
         return [line for line in lines if "image ID" not in line]
 
@@ -108,8 +108,8 @@ class TestPlatforms:
     def test_what_was_asked_for_is_not_said(self, name: str, tmp_path: Path) -> None:
         for argv in (["pull", "--platform=plan9/arm", name], ["pull", "--platform=all", name], ["copy", name, "-"]):
             assert self.notes(ocistream(*argv), name) == []
-        expect.success(ocistream("pull", "--platform=all", name, "-o", tmp_path / "all.tar"))
-        expect.success(ocistream("verify", tmp_path / "all.tar"))
+        assertions.success(ocistream("pull", "--platform=all", name, "-o", tmp_path / "all.tar"))
+        assertions.success(ocistream("verify", tmp_path / "all.tar"))
 
     def test_a_pipe_says_on_one_side_what_goes_through_it(self, name: str) -> None:
         first, second = pipe(["pull", name], ["push", name.replace("app", "other")])
@@ -151,18 +151,18 @@ class TestPlatforms:
     def test_where_this_machines_platform_is_missing_that_is_said(self, served: FaultyRegistry, layout: Layout) -> None:
         seed(layout, layout.index([layout.image([b""], platform="plan9/mips")]), served.host, "app", "other")
         result = ocistream("pull", f"{served.host}/app:other")
-        expect.failure(result, 4, f"has no platform {MINE}, which is this machine's", "plan9/mips", "--platform")
+        assertions.failure(result, 4, f"has no platform {MINE}, which is this machine's", "plan9/mips", "--platform")
 
     def test_the_document_has_it(self, name: str, layout: Layout, tmp_path: Path) -> None:
         path, archive = tmp_path / "result.json", tmp_path / "app.tar"
-        expect.success(ocistream("pull", name, "-o", archive, "--result", path))
+        assertions.success(ocistream("pull", name, "-o", archive, "--result", path))
         (image,) = document(path)["images"]
         taken = {"taken": [MINE], "offered": ["plan9/mips", MINE, "plan9/arm"], "byDefault": True}
         index = image["platforms"].pop("index")
         assert image["platforms"] == taken
         assert image["digest"] in {child["digest"] for child in layout.read(index)["manifests"]}
         argv = ["--platform=plan9/arm", "--platform=plan9/mips", "--compress=zstd"]
-        expect.success(ocistream("pull", name, "-o", archive, "--result", path, *argv))
+        assertions.success(ocistream("pull", name, "-o", archive, "--result", path, *argv))
         (image,) = document(path)["images"]
         assert image["platforms"] == {
             **taken,
@@ -170,7 +170,7 @@ class TestPlatforms:
             "taken": ["plan9/arm", "plan9/mips"],
             "byDefault": False,
         }
-        expect.success(ocistream("pull", name, "-o", archive, "--result", path, "--platform=all"))
+        assertions.success(ocistream("pull", name, "-o", archive, "--result", path, "--platform=all"))
         assert "platforms" not in document(path)["images"][0]
 
 
@@ -181,7 +181,7 @@ def test_the_document_says_what_was_moved(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     path = tmp_path / "result.json"
-    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar", "--result", path))
+    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar", "--result", path))
     manifest = layout.read(image["digest"])
     blobs = [{key: blob[key] for key in ("mediaType", "digest", "size")} for blob in blobs_of(manifest)]
     total = sum(blob["size"] for blob in blobs)
@@ -214,11 +214,11 @@ def test_the_document_says_what_was_skipped_mounted_and_tried_again(
 ) -> None:
     path = tmp_path / "result.json"
     total = sum(blob["size"] for blob in blobs_of(layout.read(image["digest"])))
-    expect.success(ocistream("copy", f"{registry.host}/app:1", f"{registry.host}/mounted:1", "--result", path))
+    assertions.success(ocistream("copy", f"{registry.host}/app:1", f"{registry.host}/mounted:1", "--result", path))
     assert document(path)["bytes"] == {"copied": 0, "converted": 0, "skipped": 0, "mounted": total, "leftOut": 0}
     assert {blob["how"] for blob in document(path)["blobs"]} == {"mounted"}
     registry.faults = [Fault(refusal(503), "HEAD", "/blobs/", times=2)]
-    expect.success(ocistream("push", "-i", layout.path, f"{registry.host}/app:2", "--result", path))
+    assertions.success(ocistream("push", "-i", layout.path, f"{registry.host}/app:2", "--result", path))
     assert document(path)["bytes"] == {"copied": 0, "converted": 0, "skipped": total, "mounted": 0, "leftOut": 0}
     assert document(path)["retried"] == 2
 
@@ -236,7 +236,7 @@ def test_the_document_names_foreign_layers_that_stay_where_they_are(
     layout.document({**image, "layers": [*image["layers"], foreign]}, name="app")
     path = tmp_path / "result.json"
     result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", "--result", path)
-    expect.success(result)
+    assertions.success(result)
     assert "1 foreign layer left where" in result.err
     assert document(path)["foreign"] == [{key: foreign[key] for key in ("mediaType", "digest", "size")}]
 
@@ -255,17 +255,17 @@ def test_there_is_no_document_of_a_failure(registry: FaultyRegistry, tmp_path: P
     folder.mkdir()
     registry.faults = [Fault(Flip(10), "GET", "/blobs/", times=None)]
     argv = ["pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/app.tar", "--result"]
-    expect.failure(ocistream(*argv, folder / "result.json"), 5)
-    expect.nothing_left(folder)
+    assertions.failure(ocistream(*argv, folder / "result.json"), 5)
+    assertions.nothing_left(folder)
     (folder / "result.json").write_text("of the run before")
-    expect.failure(ocistream(*argv, folder / "result.json"), 5)
+    assertions.failure(ocistream(*argv, folder / "result.json"), 5)
     assert (folder / "result.json").read_text() == "of the run before"
 
 
 def test_a_document_that_cannot_be_written_is_found_out_before_anything_is_done(
     registry: FaultyRegistry, layout: Layout, tmp_path: Path
 ) -> None:
-    expect.failure(
+    assertions.failure(
         ocistream("push", "-i", layout.path, f"{registry.host}/app:2", "--result", tmp_path / "missing" / "r.json"),
         4,
         "missing/r.json",
@@ -274,7 +274,7 @@ def test_a_document_that_cannot_be_written_is_found_out_before_anything_is_done(
     closed = tmp_path / "closed"
     closed.mkdir(0o555)
     result = without_privileges("push", "-i", layout.path, f"{registry.host}/app:2", "--result", closed / "r.json")
-    expect.failure(result, 9, "closed/r.json", "Permission denied")
+    assertions.failure(result, 9, "closed/r.json", "Permission denied")
     assert registry.requests == []
 
 
@@ -282,14 +282,14 @@ def test_the_document_goes_through_links_and_into_what_is_no_file(registry: Faul
     pull = ["pull", f"{registry.host}/app:1", "-o", str(tmp_path / "app.tar"), "--result"]
     (tmp_path / "link.json").symlink_to("real.json")
     for _ in range(2):
-        expect.success(ocistream(*pull, tmp_path / "link.json"))
+        assertions.success(ocistream(*pull, tmp_path / "link.json"))
         assert (tmp_path / "link.json").is_symlink()
         assert document(tmp_path / "real.json")["retried"] == 0
     # A FIFO stands for a device: a mistake here, made by root, would replace the machine's own.
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE) as reader:
-        expect.success(ocistream(*pull, fifo))
+        assertions.success(ocistream(*pull, fifo))
         assert json.loads(reader.communicate(timeout=60)[0])["retried"] == 0
     assert fifo.is_fifo()
 
@@ -317,7 +317,7 @@ def test_the_document_is_never_written_over_the_archive(
         "push": [f"{registry.host}/other:1", "-i", archive],
         "copy": [archive, layout.path],
     }
-    expect.failure(ocistream(verb, *ends[verb], "--result", archive), 2, "--result", "is the archive itself")
+    assertions.failure(ocistream(verb, *ends[verb], "--result", archive), 2, "--result", "is the archive itself")
     assert archive.read_bytes() == before
 
 
@@ -337,7 +337,7 @@ def test_the_document_never_goes_to_stdout(
         if stdout:
             stdout.write_text("")
         done = ocistream(verb, *ends[verb], "--result", result, stdout=stdout, cwd=tmp_path)
-        expect.failure(done, 2, f"--result {result} is stdout", "name a file")
+        assertions.failure(done, 2, f"--result {result} is stdout", "name a file")
         assert not done.out
         assert not stdout or stdout.read_text() == ""
     assert len(registry.requests) == before
@@ -347,6 +347,6 @@ def test_the_document_never_goes_to_stdout(
 
 def test_a_document_may_be_called_dash_but_not_nothing(registry: FaultyRegistry, tmp_path: Path) -> None:
     pull = ["pull", f"{registry.host}/app:1", "-o", "app.tar", "--result"]
-    expect.success(ocistream(*pull, "./-", cwd=tmp_path))
+    assertions.success(ocistream(*pull, "./-", cwd=tmp_path))
     assert document(tmp_path / "-")["retried"] == 0
-    expect.failure(ocistream(*pull, "", cwd=tmp_path), 2, "--result")
+    assertions.failure(ocistream(*pull, "", cwd=tmp_path), 2, "--result")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.images import Descriptor, Layout
 from tests.runner import ocistream
 
@@ -42,7 +42,7 @@ def test_by_its_name_or_its_digest_an_image_goes_and_its_blobs_stay(
     digest = images[0]["digest"]
     before = {path.name for path in layout.path.rglob("*")}
     removed = ocistream("rm", layout.path, name or digest)
-    expect.success(removed)
+    assertions.success(removed)
     assert removed.lines() == [f"registry.example/a:1@{digest}"]
     assert "removed 1 image; blobs stay until `ocistream gc`" in removed.err
     assert listed(layout.path) == [image["digest"] for image in images[1:]]
@@ -55,30 +55,30 @@ def test_by_its_name_or_its_digest_an_image_goes_and_its_blobs_stay(
 def test_several_go_at_once_or_none(layout: Layout, images: list[Descriptor]) -> None:
     before = (layout.path / "index.json").read_bytes()
     failed = ocistream("rm", layout.path, "registry.example/a:1", "registry.example/none:1")
-    expect.failure(failed, 4, "none:1", "registry.example/b:2")
+    assertions.failure(failed, 4, "none:1", "registry.example/b:2")
     assert (layout.path / "index.json").read_bytes() == before
     dry = ocistream("rm", layout.path, "registry.example/a:1", "registry.example/b:1", "--dry-run")
-    expect.success(dry)
+    assertions.success(dry)
     assert len(dry.lines()) == 2
     assert (layout.path / "index.json").read_bytes() == before
-    expect.success(ocistream("rm", layout.path, "registry.example/a:1", "registry.example/b:1"))
+    assertions.success(ocistream("rm", layout.path, "registry.example/a:1", "registry.example/b:1"))
     assert listed(layout.path) == [images[2]["digest"]]
 
 
 def test_a_name_that_means_several_is_refused(layout: Layout, images: list[Descriptor]) -> None:
     layout.name(images[1], "registry.example/a:1")
     before = (layout.path / "index.json").read_bytes()
-    expect.failure(ocistream("rm", layout.path, "registry.example/a:1"), 2, "2 images", "by a digest")
+    assertions.failure(ocistream("rm", layout.path, "registry.example/a:1"), 2, "2 images", "by a digest")
     assert (layout.path / "index.json").read_bytes() == before
 
 
 def test_a_name_takes_itself_away_and_a_digest_all_names(layout: Layout) -> None:
     image = layout.image([b"x"], name="registry.example/a:1")
     layout.name(image, "registry.example/a:latest", "registry.example/b:latest")
-    expect.failure(ocistream("rm", layout.path, "nothing"), 4)
-    expect.success(ocistream("rm", layout.path, "registry.example/a:latest"))
+    assertions.failure(ocistream("rm", layout.path, "nothing"), 4)
+    assertions.success(ocistream("rm", layout.path, "registry.example/a:latest"))
     assert listed(layout.path) == [image["digest"]] * 2
-    expect.success(ocistream("rm", layout.path, image["digest"]))
+    assertions.success(ocistream("rm", layout.path, image["digest"]))
     assert listed(layout.path) == []
 
 
@@ -91,7 +91,7 @@ def test_what_hangs_on_it_goes_too_and_what_hangs_on_that(layout: Layout, images
     entered(layout, of_that, signature, other)
     entered(layout, by_tag, name=f"registry.example/a:{first['digest'].replace(':', '-')}.sig")
     removed = ocistream("rm", layout.path, "registry.example/a:1")
-    expect.success(removed)
+    assertions.success(removed)
     assert "and 3 that hung on it" in removed.err
     hung = {line.rpartition("@")[2] for line in removed.lines()[1:]}
     assert hung == {signature["digest"], of_that["digest"], by_tag["digest"]}
@@ -104,10 +104,10 @@ def test_what_hangs_on_what_stays_as_well_stays(layout: Layout) -> None:
     index = layout.index([inner], name="registry.example/index:1")
     layout.name(inner, "registry.example/inner:1")
     entered(layout, signature)
-    expect.success(ocistream("rm", layout.path, "registry.example/inner:1"))
+    assertions.success(ocistream("rm", layout.path, "registry.example/inner:1"))
     assert listed(layout.path) == [index["digest"], signature["digest"]]
     # Nothing else leads to it now.
-    expect.success(ocistream("rm", layout.path, "registry.example/index:1"))
+    assertions.success(ocistream("rm", layout.path, "registry.example/index:1"))
     assert listed(layout.path) == []
 
 
@@ -117,18 +117,18 @@ def test_what_somebody_has_named_stays_and_so_does_what_hangs_on_nothing(
     named = layout.artifact(b"sbom", subject=images[0], name="registry.example/sbom:1")
     alone = layout.image([b"nameless"])
     entered(layout, alone)
-    expect.success(ocistream("rm", layout.path, "registry.example/a:1"))
+    assertions.success(ocistream("rm", layout.path, "registry.example/a:1"))
     assert listed(layout.path) == [*[one["digest"] for one in images[1:]], named["digest"], alone["digest"]]
 
 
 def test_a_damaged_image_can_be_removed(layout: Layout, images: list[Descriptor]) -> None:
     layout.file(images[0]["digest"]).write_bytes(b"damaged")
     layout.file(images[1]["digest"]).unlink()
-    expect.success(ocistream("rm", layout.path, "registry.example/a:1", "registry.example/b:1"))
+    assertions.success(ocistream("rm", layout.path, "registry.example/a:1", "registry.example/b:1"))
     assert listed(layout.path) == [images[2]["digest"]]
 
 
 def test_only_a_layout_has_images_to_remove(tmp_path: Path) -> None:
-    expect.failure(ocistream("rm", tmp_path / "missing", "x"), 4, "missing")
-    expect.failure(ocistream("rm", tmp_path, "x"), 6, "not an OCI layout")
-    expect.failure(ocistream("rm", tmp_path), 2)
+    assertions.failure(ocistream("rm", tmp_path / "missing", "x"), 4, "missing")
+    assertions.failure(ocistream("rm", tmp_path, "x"), 6, "not an OCI layout")
+    assertions.failure(ocistream("rm", tmp_path), 2)

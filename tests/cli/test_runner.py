@@ -14,12 +14,12 @@ import pytest
 from coverage import CoverageData
 
 import ocistream
-from tests import forks
+from tests import fork_runner
 from tests import runner as run
-from tests.faults import Fault, FaultyRegistry, too_many_requests
-from tests.forks import Astray
+from tests.faulty_registry import Fault, FaultyRegistry, too_many_requests
+from tests.fork_runner import Astray
+from tests.http_doubles import unused_port
 from tests.images import Layout
-from tests.network import unused_port
 from tests.registry_http import seed
 
 MIB = 1 << 20
@@ -230,12 +230,14 @@ def test_a_fork_that_is_left_running_can_be_fed_asked_and_ended(archive: Path, t
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[forks.Fork]:
+def serving(folder: Path) -> Iterator[fork_runner.Fork]:
     """Start a fork that runs until it gets a signal, and wait for its first line."""
     reader, writer = os.pipe()
     nothing = os.open(os.devnull, os.O_RDWR)
     line = ["ocistream", "serve", str(folder), "--listen=127.0.0.1:0"]
-    fork = forks.server().fork(forks.Request(line, dict(os.environ), str(folder)), [nothing, writer, nothing])
+    fork = fork_runner.server().fork(
+        fork_runner.Request(line, dict(os.environ), str(folder)), [nothing, writer, nothing]
+    )
     os.close(writer)
     os.close(nothing)
     try:
@@ -326,6 +328,6 @@ def test_branches_of_forks_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path
         return [len(data.lines(str(folder / name)) or ()) for name in ("verify.py", "rm.py")]
 
     imports = counted()
-    forks.server().close()
+    fork_runner.server().close()
     after = counted()
     assert all(now > before > 0 for now, before in zip(after, imports, strict=True)), (imports, after)

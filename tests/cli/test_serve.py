@@ -18,11 +18,11 @@ import pytest
 
 from ocistream import limits
 from tests.archives import small_first, tar_of
-from tests.cli import expect
+from tests.cli import assertions
 from tests.images import OCI_CONFIG, OCI_MANIFEST, Layout, digest_of, small_image
+from tests.raw_http import Client
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Argument, Environment, Running, ocistream, started, started_fork
-from tests.talking import Client
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -48,13 +48,13 @@ def test_the_first_line_is_where_it_is_and_it_is_read_and_written(layout: Layout
     image = small_image(layout, name="app")
     with serving(tmp_path / "store") as (process, host):
         assert host.startswith("127.0.0.1:")
-        expect.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
-        expect.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
+        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+        assertions.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     said = f"ocistream: there is no image in {tmp_path / 'store'} yet\nocistream: terminated\n"
     assert (process.returncode, out, err.decode()) == (143, b"", said)
-    assert expect.index_of(tmp_path / "x.tar")[0]["digest"] == image["digest"]
+    assert assertions.index_of(tmp_path / "x.tar")[0]["digest"] == image["digest"]
     # What was pushed is in the directory, and there for the next one.
     with serving(tmp_path / "store") as (_, host):
         assert manifest_digest(host, "app", "1") == image["digest"]
@@ -78,11 +78,11 @@ def test_read_only_takes_nothing(layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout, name="127.0.0.1/app:1")
     before = sorted(layout.path.rglob("*"))
     with serving(layout.path, "--read-only") as (_, host):
-        expect.failure(ocistream("push", "-i", layout.path, f"{host}/new:1", "--retries=0"), 7, "405")
-        expect.success(ocistream("pull", f"{host}/app@{image['digest']}", "-o", tmp_path / "x.tar"))
+        assertions.failure(ocistream("push", "-i", layout.path, f"{host}/new:1", "--retries=0"), 7, "405")
+        assertions.success(ocistream("pull", f"{host}/app@{image['digest']}", "-o", tmp_path / "x.tar"))
     assert sorted(layout.path.rglob("*")) == before
     missing = ocistream("serve", tmp_path / "missing", "--read-only", "--listen", "127.0.0.1:0")
-    expect.failure(missing, 4, "missing", "no such directory")
+    assertions.failure(missing, 4, "missing", "no such directory")
     assert not (tmp_path / "missing").exists()
 
 
@@ -92,7 +92,7 @@ def test_any_address_of_this_machine_will_do(layout: Layout, tmp_path: Path, lis
         pytest.skip("this machine has no IPv6")
     small_image(layout, name="app")
     with serving(tmp_path / "store", listen=listen) as (_, host):
-        expect.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
         assert host.rpartition(":")[0] == listen.rpartition(":")[0].replace("localhost", "127.0.0.1")
 
 
@@ -145,7 +145,7 @@ def test_an_archive_without_an_image_is_not_served(layout: Layout, tmp_path: Pat
     (layout.path / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
     archive = tmp_path / "app.tar"
     archive.write_bytes(tar_of(small_first(layout)))
-    expect.failure(ocistream("serve", archive, "--listen", "127.0.0.1:0"), 4, "there is no image in", "app.tar")
+    assertions.failure(ocistream("serve", archive, "--listen", "127.0.0.1:0"), 4, "there is no image in", "app.tar")
 
 
 def test_what_was_answered_with_201_is_in_the_index_after_a_kill(tmp_path: Path) -> None:
@@ -188,22 +188,22 @@ def test_a_corrupt_blob_is_never_served_and_a_push_replaces_it(layout: Layout, t
     layer = layout.read(image["digest"])["layers"][0]["digest"]
     blob = tmp_path / "store" / "blobs" / layer.replace(":", "/")
     with serving(tmp_path / "store") as (_, host):
-        expect.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
     content = blob.read_bytes()
     blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with serving(tmp_path / "store") as (process, host):
         pulled = ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar", "--retries=1")
-        expect.failure(pulled, 7, layer)
+        assertions.failure(pulled, 7, layer)
         assert not (tmp_path / "x.tar").exists()
-        expect.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
-        expect.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
+        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+        assertions.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
         process.terminate()
         _, err = process.communicate(timeout=60)
     assert blob.read_bytes() == content
     told = [line for line in err.decode().splitlines() if "is corrupt: it is not served" in line]
     assert len(told) == 1
     assert layer in told[0]
-    expect.success(ocistream("verify", tmp_path / "x.tar"))
+    assertions.success(ocistream("verify", tmp_path / "x.tar"))
 
 
 def test_a_push_replaces_a_truncated_blob_that_nobody_has_read(layout: Layout, tmp_path: Path) -> None:
@@ -211,14 +211,14 @@ def test_a_push_replaces_a_truncated_blob_that_nobody_has_read(layout: Layout, t
     layer = layout.read(image["digest"])["layers"][0]["digest"]
     blob = tmp_path / "store" / "blobs" / layer.replace(":", "/")
     with serving(tmp_path / "store") as (_, host):
-        expect.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
     content = blob.read_bytes()
     blob.write_bytes(content[:-1])
     with serving(tmp_path / "store") as (_, host), Client(host) as ask:
         document = ask("GET", "/v2/app/manifests/1").body
         # Nothing was hashed yet: HEAD tells of the file that is there.
         assert ask("HEAD", f"/v2/app/blobs/{layer}").headers["Content-Length"] == str(len(content) - 1)
-        expect.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
         assert blob.read_bytes() == content
     # For clients that look at the status alone, the manifest is refused once, and from then on the blob is unknown.
     blob.write_bytes(content[:-1])
@@ -231,14 +231,14 @@ def test_a_push_replaces_a_truncated_blob_that_nobody_has_read(layout: Layout, t
 
 def test_a_directory_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("Dear reader")
-    expect.failure(ocistream("serve", tmp_path, "--listen", "127.0.0.1:0"), 2, "not an OCI layout")
-    expect.nothing_left(tmp_path, "letter")
+    assertions.failure(ocistream("serve", tmp_path, "--listen", "127.0.0.1:0"), 2, "not an OCI layout")
+    assertions.nothing_left(tmp_path, "letter")
 
 
 @pytest.mark.parametrize("name", ["app.tar", "app.tar.gz", "app.tgz", "app.tar.zst"])
 def test_an_archive_that_is_not_there_becomes_no_directory(tmp_path: Path, name: str) -> None:
-    expect.failure(ocistream("serve", tmp_path / name, "--listen", "127.0.0.1:0"), 4, "no such file", "mkdir")
-    expect.nothing_left(tmp_path)
+    assertions.failure(ocistream("serve", tmp_path / name, "--listen", "127.0.0.1:0"), 4, "no such file", "mkdir")
+    assertions.nothing_left(tmp_path)
 
 
 @pytest.mark.parametrize("argv", [[], ["--log-format=json"]])

@@ -15,7 +15,7 @@ import pytest
 from ocistream import limits
 from tests.cli.test_serve import really_serving
 from tests.images import OCI_INDEX
-from tests.talking import Client, connect
+from tests.raw_http import Client, connect
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.archives import small_first, tar_of
 from tests.certificates import make_certificate
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.test_serve import really_serving, serving
 from tests.images import Layout, digest_of, small_image
 from tests.registry_http import basic, get, manifest_digest
@@ -39,10 +39,10 @@ def archive(layout: Layout, tmp_path: Path) -> Path:
 def test_an_archive_is_pulled_from_and_not_pushed_to(archive: Path, tmp_path: Path) -> None:
     before = archive.read_bytes()
     with serving(archive) as (_, host):
-        expect.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
-        expect.failure(ocistream("push", "-i", archive, f"{host}/app:2", "--retries=0"), 7, "405", "reading only")
+        assertions.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
+        assertions.failure(ocistream("push", "-i", archive, f"{host}/app:2", "--retries=0"), 7, "405", "reading only")
     assert archive.read_bytes() == before
-    expect.success(ocistream("verify", tmp_path / "x.tar"))
+    assertions.success(ocistream("verify", tmp_path / "x.tar"))
 
 
 def test_what_cannot_be_served_is_refused(archive: Path, tmp_path: Path) -> None:
@@ -50,12 +50,12 @@ def test_what_cannot_be_served_is_refused(archive: Path, tmp_path: Path) -> None
     packed.write_bytes(gzip.compress(archive.read_bytes()))
     os.mkfifo(tmp_path / "pipe")
     listen = "--listen=127.0.0.1:0"
-    expect.failure(ocistream("serve", packed, listen), 8, "compressed", "gunzip")
-    expect.failure(ocistream("serve", tmp_path / "pipe", listen), 8, "neither a directory nor a regular file")
-    expect.failure(ocistream("serve", "-", listen), 2, "stdin cannot be served")
+    assertions.failure(ocistream("serve", packed, listen), 8, "compressed", "gunzip")
+    assertions.failure(ocistream("serve", tmp_path / "pipe", listen), 8, "neither a directory nor a regular file")
+    assertions.failure(ocistream("serve", "-", listen), 2, "stdin cannot be served")
     cut = tmp_path / "cut.tar"
     cut.write_bytes(archive.read_bytes()[:3000])
-    expect.failure(ocistream("serve", cut, listen), 6, "cut.tar")
+    assertions.failure(ocistream("serve", cut, listen), 6, "cut.tar")
 
 
 def test_with_a_password_only_who_knows_it_is_served(archive: Path, tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_with_a_password_only_who_knows_it_is_served(archive: Path, tmp_path: Pa
         assert get(host, "/v2/_catalog")[0] == 401
         assert manifest_digest(host, "app", "1", headers=basic("ada", PASSWORD)) is not None
         pull: list[str | Path] = ["pull", f"{host}/app:1", "-o", tmp_path / "x.tar"]
-        expect.failure(ocistream(*pull), 3)
-        expect.success(ocistream(*pull, env={"OCISTREAM_USERNAME": "ada", **env}))
+        assertions.failure(ocistream(*pull), 3)
+        assertions.success(ocistream(*pull, env={"OCISTREAM_USERNAME": "ada", **env}))
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     # On loopback nobody is on the way.
@@ -75,7 +75,9 @@ def test_with_a_password_only_who_knows_it_is_served(archive: Path, tmp_path: Pa
 
 def test_a_password_may_come_on_stdin_and_then_every_address_will_do(archive: Path) -> None:
     for address in ("0.0.0.0:0", "192.0.2.1:0"):
-        expect.failure(ocistream("serve", archive, "--listen", address), 2, "not an address on loopback", "--username")
+        assertions.failure(
+            ocistream("serve", archive, "--listen", address), 2, "not an address on loopback", "--username"
+        )
     read, write = os.pipe()
     os.write(write, f"{PASSWORD}\n".encode())
     os.close(write)
@@ -94,23 +96,25 @@ def test_a_password_may_come_on_stdin_and_then_every_address_will_do(archive: Pa
 
 def test_options_that_need_another_are_refused_without_it(archive: Path, tmp_path: Path) -> None:
     listen = "--listen=127.0.0.1:0"
-    expect.failure(ocistream("serve", archive, listen, "--username=ada"), 2, "--password-stdin")
-    expect.failure(ocistream("serve", archive, listen, "--password-stdin", stdin=b"x"), 2, "--username")
-    expect.failure(ocistream("serve", archive, listen, "-u", "a:b", "--password-stdin", stdin=b"x"), 2, "colon")
-    expect.failure(ocistream("serve", archive, listen, "-u", "ada", "--password-stdin", stdin=b""), 2, "no password")
+    assertions.failure(ocistream("serve", archive, listen, "--username=ada"), 2, "--password-stdin")
+    assertions.failure(ocistream("serve", archive, listen, "--password-stdin", stdin=b"x"), 2, "--username")
+    assertions.failure(ocistream("serve", archive, listen, "-u", "a:b", "--password-stdin", stdin=b"x"), 2, "colon")
+    assertions.failure(
+        ocistream("serve", archive, listen, "-u", "ada", "--password-stdin", stdin=b""), 2, "no password"
+    )
     certificate = make_certificate(tmp_path / "tls")
-    expect.failure(ocistream("serve", archive, listen, "--tls-key", certificate.key_file), 2, "--tls-cert")
-    expect.failure(ocistream("serve", archive, listen, "--tls-cert", certificate.file), 2, "--tls-key")
-    expect.failure(ocistream("serve", archive, listen, "--tls-cert", tmp_path / "missing"), 4, "missing")
-    expect.failure(ocistream("serve", archive, listen, "--access-log", tmp_path / "no/log"), 4, "access log")
+    assertions.failure(ocistream("serve", archive, listen, "--tls-key", certificate.key_file), 2, "--tls-cert")
+    assertions.failure(ocistream("serve", archive, listen, "--tls-cert", certificate.file), 2, "--tls-key")
+    assertions.failure(ocistream("serve", archive, listen, "--tls-cert", tmp_path / "missing"), 4, "missing")
+    assertions.failure(ocistream("serve", archive, listen, "--access-log", tmp_path / "no/log"), 4, "access log")
 
 
 def test_tls(archive: Path, tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path / "tls")
     with serving(archive, "--tls-cert", certificate.file, "--tls-key", certificate.key_file) as (_, host):
         pull: list[str | Path] = ["pull", f"{host}/app:1", "-o", tmp_path / "x.tar", "--retries=0"]
-        expect.failure(ocistream(*pull), 7, "certificate")
-        expect.success(ocistream(*pull, "--ca-cert", certificate.file))
+        assertions.failure(ocistream(*pull), 7, "certificate")
+        assertions.success(ocistream(*pull, "--ca-cert", certificate.file))
 
 
 class TestAccessLog:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.archives import items_of, tar_of
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.terminal import Screen, on_terminal
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.registry_http import seed
 from tests.runner import command, ocistream
@@ -179,7 +179,7 @@ def test_the_receiving_side_of_a_pipe_without_a_terminal_prints_its_result_alone
 ) -> None:
     del image
     result = ocistream("push", f"{served.host}/app:1", *options, stdin=tar_of(items_of(layout)))
-    expect.success(result)
+    assertions.success(result)
     assert re.fullmatch(r"127\.0\.0\.1:[0-9]+/app:1@sha256:[0-9a-f]{64}", "\n".join(result.lines()))
     assert result.err == ""
 
@@ -190,7 +190,7 @@ def test_the_receiving_side_of_a_pipe_says_more_if_it_is_asked_to(
 ) -> None:
     del image
     result = ocistream("push", f"{served.host}/app:1", option, stdin=tar_of(items_of(layout)))
-    expect.success(result)
+    assertions.success(result)
     assert result.err.splitlines()[-1].startswith("ocistream: moved 4 blobs")
 
 
@@ -199,5 +199,5 @@ def test_what_reads_a_file_without_a_terminal_says_what_it_moved(
 ) -> None:
     del image
     result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", stdin=b"unused")
-    expect.success(result)
+    assertions.success(result)
     assert result.err.startswith("ocistream: moved 4 blobs")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.terminal import on_terminal
-from tests.faults import Fault, FaultyRegistry, redirect, refusal
+from tests.faulty_registry import Fault, FaultyRegistry, redirect, refusal
 from tests.images import Layout, small_image, two_platforms
 from tests.registry_http import seed, tags
 from tests.runner import command, ocistream, real, run, started_fork
@@ -28,7 +28,7 @@ def registry(served: FaultyRegistry, layout: Layout) -> FaultyRegistry:
 
 def test_an_archive_on_stdout_is_all_that_is_there(registry: FaultyRegistry, dev_stdout: Path, tmp_path: Path) -> None:
     image = f"{registry.host}/app:1"
-    expect.success(real("pull", image, "-o", tmp_path / "app.tar"))
+    assertions.success(real("pull", image, "-o", tmp_path / "app.tar"))
     archive = (tmp_path / "app.tar").read_bytes()
     assert real("pull", image).out == archive
     for argv in (
@@ -43,10 +43,10 @@ def test_an_archive_on_stdout_is_all_that_is_there(registry: FaultyRegistry, dev
 def test_a_file_behind_stdout_stays_the_shells(registry: FaultyRegistry, dev_stdout: Path, tmp_path: Path) -> None:
     """`pull -o /dev/stdout > app.tar` writes into the file that the shell opened: it must not be replaced."""
     target = tmp_path / "app.tar"
-    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", dev_stdout, stdout=target))
+    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", dev_stdout, stdout=target))
     assert dev_stdout.is_symlink()
-    assert [name for name, _ in expect.entries(target)][:2] == ["oci-layout", "index.json"]
-    expect.nothing_left(tmp_path, "app.tar", "made", "served-0", "stdout")
+    assert [name for name, _ in assertions.entries(target)][:2] == ["oci-layout", "index.json"]
+    assertions.nothing_left(tmp_path, "app.tar", "made", "served-0", "stdout")
 
 
 def test_result_lines_are_all_there_is_on_stdout_otherwise(registry: FaultyRegistry, tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_a_terminal_that_is_named_is_a_terminal_as_well(registry: FaultyRegistry
     ours, theirs = os.openpty()
     try:
         path = os.ttyname(theirs)
-        expect.failure(ocistream("pull", f"{registry.host}/app:1", "-o", path), 2, path, "terminal")
-        expect.failure(ocistream("push", f"{registry.host}/app:2", "-i", path), 2, path, "terminal")
+        assertions.failure(ocistream("pull", f"{registry.host}/app:1", "-o", path), 2, path, "terminal")
+        assertions.failure(ocistream("push", f"{registry.host}/app:2", "-i", path), 2, path, "terminal")
     finally:
         os.close(ours)
         os.close(theirs)
@@ -134,7 +134,7 @@ def test_quiet_says_nothing_but_errors(registry: FaultyRegistry, tmp_path: Path)
     result = ocistream("pull", "-q", f"{registry.host}/app:1", "-o", tmp_path / "app.tar")
     assert (result.code, result.err) == (0, "")
     assert len(result.lines()) == 1
-    expect.failure(ocistream("pull", "-q", f"{registry.host}/gone:1", "-o", tmp_path / "app.tar"), 4, "gone:1")
+    assertions.failure(ocistream("pull", "-q", f"{registry.host}/gone:1", "-o", tmp_path / "app.tar"), 4, "gone:1")
     seen = on_terminal("pull", "-q", f"{registry.host}/app:1", "-o", tmp_path / "app.tar", streams=["stderr"])
     assert (seen.code, seen.screen) == (0, "")
 
@@ -144,7 +144,7 @@ def test_verbose_tells_what_became_of_each_blob_and_what_was_tried_again(
 ) -> None:
     registry.faults = [Fault(refusal(503), "GET", "/blobs/")]
     result = ocistream("pull", "-v", f"{registry.host}/app:1", "-o", f"{tmp_path}/layout/", no_waits=True)
-    expect.success(result)
+    assertions.success(result)
     assert result.err.count("ocistream: copied sha256:") == 3
     assert f"http://{registry.host}/v2/app/blobs/sha256:" in result.err
     assert "answered 503; trying again in " in result.err
@@ -164,9 +164,9 @@ def test_every_line_on_stderr_is_json_where_it_is_asked_for(
 ) -> None:
     argv = ["--log-format", "json", *verbosity]
     moved = ocistream("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar", *argv)
-    assert {line["level"] for line in expect.json_lines(moved.err)} <= {"info", "debug"}
+    assert {line["level"] for line in assertions.json_lines(moved.err)} <= {"info", "debug"}
     failed = ocistream("push", "-i", tmp_path / "gone.tar", f"{registry.host}/app:1", *argv)
-    first, *rest = expect.json_lines(failed.err)
+    first, *rest = assertions.json_lines(failed.err)
     assert (first["level"], first["exit_code"]) == ("error", 4)
     assert "gone.tar" in first["message"]
     assert len(rest) == (1 if verbosity == ["-vv"] else 0)
@@ -183,7 +183,7 @@ def test_every_line_on_stderr_is_json_where_it_is_asked_for(
 )
 def test_a_usage_error_is_json_too(argv: list[str]) -> None:
     result = ocistream(*argv)
-    (line,) = expect.json_lines(result.err)
+    (line,) = assertions.json_lines(result.err)
     assert (result.code, line["exit_code"], line["level"]) == (2, 2, "error")
     assert line["hint"]
 
@@ -191,7 +191,7 @@ def test_a_usage_error_is_json_too(argv: list[str]) -> None:
 def test_messages_in_json_leave_no_room_for_a_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
     seen = on_terminal("pull", "--log-format=json", f"{registry.host}/app:1", "-o", tmp_path / "x", streams=["stderr"])
     assert seen.code == 0
-    (line,) = expect.json_lines(seen.screen)
+    (line,) = assertions.json_lines(seen.screen)
     assert line["message"].startswith("moved 3 blobs")
 
 
@@ -204,7 +204,7 @@ def test_streams_that_are_closed_are_no_trap(registry: FaultyRegistry, tmp_path:
     assert done.returncode == 0
     assert b"copied" not in done.stdout
     assert done.stdout.count(b"\n") == (0 if "1" in closed else 1)
-    assert next(expect.entries(tmp_path / "app.tar"))[0] == "oci-layout"
+    assert next(assertions.entries(tmp_path / "app.tar"))[0] == "oci-layout"
 
 
 def test_a_stream_that_is_needed_and_closed_is_a_mistake_of_whoever_called(registry: FaultyRegistry) -> None:
@@ -246,6 +246,6 @@ def test_all_platforms_and_one_of_them_is_a_contradiction(registry: FaultyRegist
     for platforms in (["all", "linux/arm64"], ["linux/arm64", "all"]):
         options = [word for platform in platforms for word in ("--platform", platform)]
         for verb in (["pull"], ["inspect"]):
-            expect.failure(ocistream(*verb, f"{registry.host}/multi:1", *options), 2, "all", "linux/arm64")
+            assertions.failure(ocistream(*verb, f"{registry.host}/multi:1", *options), 2, "all", "linux/arm64")
     assert registry.requests == []
-    expect.success(ocistream("inspect", f"{registry.host}/multi:1", "--platform", "all", "--platform", "all"))
+    assertions.success(ocistream("inspect", f"{registry.host}/multi:1", "--platform", "all", "--platform", "all"))

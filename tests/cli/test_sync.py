@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.terminal import on_terminal
-from tests.faults import Fault, FaultyRegistry, Reply, Stall, StopReading
 from tests.faulty_auth import Basic
+from tests.faulty_registry import Fault, FaultyRegistry, Reply, Stall, StopReading
+from tests.http_doubles import unused_port
 from tests.images import Layout, small_image, two_platforms
-from tests.network import unused_port
 from tests.registry_http import basic, manifest, manifest_digest, seed, tags
 from tests.runner import Result, ocistream, started_fork
 from tests.schemas import validate_ours
@@ -105,7 +105,7 @@ class TestWhatIsMoved:
 
     def test_all_tags_of_a_repository(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
         result = sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/mirror/app"))
-        expect.success(result)
+        assertions.success(result)
         same(source, target, "mirror/app", TAGS)
         digest = manifest_digest(source.host, "app", "1.0")
         assert f"{target.host}/mirror/app:1.0@{digest}" in result.lines()
@@ -126,17 +126,17 @@ class TestWhatIsMoved:
     def test_the_tags_that_are_chosen(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path, choice: str, expected: list[str]
     ) -> None:
-        expect.success(sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/app", tags=choice)))
+        assertions.success(sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/app", tags=choice)))
         same(source, target, "app", expected)
 
     def test_an_archive_that_is_replaced_is_named(self, source: FaultyRegistry, tmp_path: Path) -> None:
         text = entry(f"{source.host}/app:1.0", "oci-archive:app.tar")
-        expect.success(sync(tmp_path, text))
+        assertions.success(sync(tmp_path, text))
         again = sync(tmp_path, text)
         assert "is replaced" not in again.err
         (tmp_path / "app.tar").write_bytes(b"notes")
         result = sync(tmp_path, text)
-        expect.success(result)
+        assertions.success(result)
         assert "oci-archive:app.tar is replaced: it cannot be read as an archive (" in result.err
 
     def test_one_image_keeps_its_tag_or_gets_another(
@@ -144,7 +144,7 @@ class TestWhatIsMoved:
     ) -> None:
         text = entry(f"{source.host}/app:1.0", f"{target.host}/kept")
         text += entry(f"{source.host}/app:1.0", f"{target.host}/named:stable")
-        expect.success(sync(tmp_path, text))
+        assertions.success(sync(tmp_path, text))
         assert tags(target.host, "kept") == ["1.0"]
         assert tags(target.host, "named") == ["stable"]
 
@@ -153,9 +153,9 @@ class TestWhatIsMoved:
     ) -> None:
         digest = manifest_digest(source.host, "app", "2.0")
         text = entry(f"{source.host}/app@{digest}", f"{target.host}/app")
-        expect.success(sync(tmp_path, text))
+        assertions.success(sync(tmp_path, text))
         result = sync(tmp_path, text)
-        expect.success(result)
+        assertions.success(result)
         assert manifest_digest(target.host, "app", str(digest)) == digest
         assert tags(target.host, "app") == []
         assert "1 unchanged" in result.err
@@ -164,9 +164,9 @@ class TestWhatIsMoved:
         self, source: FaultyRegistry, target: FaultyRegistry, layout: Layout, tmp_path: Path
     ) -> None:
         text = entry(f"{source.host}/app", f"{target.host}/app")
-        expect.success(sync(tmp_path, text))
+        assertions.success(sync(tmp_path, text))
         source.requests.clear()
-        expect.success(sync(tmp_path, text))
+        assertions.success(sync(tmp_path, text))
         assert source.asked("HEAD|GET", ".sig") == []
         # One that has come since is noticed.
         digest = manifest_digest(source.host, "app", "1.0")
@@ -189,13 +189,13 @@ class TestWhatIsMoved:
 
     def test_only_what_differs(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
         text = entry(f"{source.host}/app", f"{target.host}/app", referrers="false")
-        expect.success(sync(tmp_path, text))
+        assertions.success(sync(tmp_path, text))
         layout = Layout(tmp_path / "new")
         seed(layout, small_image(layout, annotations={"tag": "moved"}), source.host, "app", "latest")
         for registry in (source, target):
             registry.requests.clear()
         result = sync(tmp_path, text)
-        expect.success(result)
+        assertions.success(result)
         assert "1 image copied" in result.err
         assert "4 unchanged" in result.err
         assert len(result.lines()) == len(TAGS)
@@ -212,7 +212,7 @@ class TestWhatIsMoved:
         registry = start()
         seed(layout, two_platforms(layout), registry.host, "app", "1")
         text = '[defaults]\nplatforms = ["linux/arm64"]\n' + entry(f"{registry.host}/app", f"{target.host}/app")
-        expect.success(sync(tmp_path, text))
+        assertions.success(sync(tmp_path, text))
         assert manifest(target.host, "app", "1") != manifest(registry.host, "app", "1")
         target.requests.clear()
         again = sync(tmp_path, text)
@@ -223,12 +223,12 @@ class TestWhatIsMoved:
         self, source: FaultyRegistry, target: FaultyRegistry, layout: Layout, tmp_path: Path
     ) -> None:
         text = entry(f"{source.host}/app:1.0", f"{target.host}/app")
-        expect.success(sync(tmp_path, text))
+        assertions.success(sync(tmp_path, text))
         subject = small_image(layout, annotations={"tag": "1.0"})
         signature = layout.artifact(b"signed", subject=subject)
         seed(layout, signature, source.host, "app")
         result = sync(tmp_path, text)
-        expect.success(result)
+        assertions.success(result)
         assert "1 image copied" in result.err
         assert manifest_digest(target.host, "app", signature["digest"]) == signature["digest"]
         assert "1 unchanged" in sync(tmp_path, text).err
@@ -237,24 +237,24 @@ class TestWhatIsMoved:
 class TestLayoutsAndArchives:
     def test_into_a_layout_and_out_of_it(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
         text = entry(f"{source.host}/app", "oci:images")
-        expect.success(sync(tmp_path, text))
+        assertions.success(sync(tmp_path, text))
         again = sync(tmp_path, text)
         assert (again.code, "5 unchanged" in again.err) == (0, True)
-        expect.success(sync(tmp_path, entry("oci:images", f"{target.host}/app", tags='["1.*"]')))
+        assertions.success(sync(tmp_path, entry("oci:images", f"{target.host}/app", tags='["1.*"]')))
         same(source, target, "app", ["1.0", "1.1", "1.2-rc.1"])
 
     def test_into_an_archive_and_out_of_it(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
         text = entry(f"{source.host}/app:2.0", "oci-archive:app.tar", "oci:images:named")
-        expect.success(sync(tmp_path, text))
+        assertions.success(sync(tmp_path, text))
         before = (tmp_path / "app.tar").stat().st_mtime_ns
         again = sync(tmp_path, text)
         assert (again.code, "2 unchanged" in again.err) == (0, True)
         assert (tmp_path / "app.tar").stat().st_mtime_ns == before
-        expect.success(ocistream("verify", tmp_path / "app.tar"))
+        assertions.success(ocistream("verify", tmp_path / "app.tar"))
         text = entry("oci-archive:app.tar", f"{target.host}/app") + entry("oci:images:named", f"{target.host}/app")
-        expect.success(sync(tmp_path, text))
+        assertions.success(sync(tmp_path, text))
         assert sorted(tags(target.host, "app")) == ["2.0", "named"]
         assert manifest(target.host, "app", "named") == manifest(source.host, "app", "2.0")
 
@@ -272,7 +272,7 @@ class TestSeveralDestinations:
         layout = Layout(tmp_path / "big")
         seed(layout, layout.image([300_000, 3 << 20, 40_000]), source.host, "big", "1")
         result = sync(tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
-        expect.success(result)
+        assertions.success(result)
         for registry in (target, other):
             assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
         assert set(fetched(source).values()) == {1}
@@ -287,7 +287,7 @@ class TestSeveralDestinations:
         seed(layout, layout.image(layers), source.host, "big", "1")
         seed(layout, layout.image(layers[:1]), target.host, "big", "0")
         seed(layout, layout.image(layers[1:2]), other.host, "big", "0")
-        expect.success(sync(tmp_path, entry(f"{source.host}/big:1", f"{target.host}/big", f"{other.host}/big")))
+        assertions.success(sync(tmp_path, entry(f"{source.host}/big:1", f"{target.host}/big", f"{other.host}/big")))
         for registry in (target, other):
             assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
             sent = {
@@ -320,7 +320,7 @@ class TestSeveralDestinations:
         layout = Layout(tmp_path / "big")
         seed(layout, layout.image([6 << 20]), source.host, "big", "1")
         other.faults.append(Fault(StopReading(after=3_000_000), method="PATCH", path="/uploads/"))
-        expect.success(sync(tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big")))
+        assertions.success(sync(tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big")))
         for registry in (target, other):
             assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
 
@@ -412,7 +412,7 @@ class TestFailures:
     ) -> None:
         """And of several images side by side, before the first of them is moved."""
         source.requests.clear()
-        expect.success(sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/app")))
+        assertions.success(sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/app")))
         assert len(source.asked("GET", "/manifests/1.0")) == 1
         whole = [request.target for request in source.requests]
         first = next(at for at, target in enumerate(whole) if "/blobs/" in target)
@@ -440,7 +440,7 @@ class TestFailures:
         text = entry(f"{source.host}/app:1.0", f"{target.host}/app:x") + entry(
             f"{source.host}/app:2.0", f"{target.host}/app:x"
         )
-        expect.failure(sync(tmp_path, text), 2, "would both become", f"{target.host}/app:x")
+        assertions.failure(sync(tmp_path, text), 2, "would both become", f"{target.host}/app:x")
         assert target.asked("PUT|POST") == []
 
 
@@ -454,13 +454,13 @@ class TestCredentials:
             f'{{ end = "{one.host}/app", credentials = "one" }}, {{ end = "{two.host}/app", credentials = "two" }}]\n'
         )
         result = sync(tmp_path, text, "-vv", env={"ONE": "first"})
-        expect.success(result)
+        assertions.success(result)
         assert "first" not in result.err
         result = sync(tmp_path, text, env={"ONE": "wrong"})
         assert result.code == 3
         assert "1 unchanged" in result.err
         missing = sync(tmp_path, text, env={"ONE": None})
-        expect.failure(missing, 2, "password-env", "ONE", "not set")
+        assertions.failure(missing, 2, "password-env", "ONE", "not set")
 
     def test_a_wrong_one_is_corrected_where_it_is(self, source: FaultyRegistry, start: Start, tmp_path: Path) -> None:
         one = start(auth=Basic("one", "first"))
@@ -481,7 +481,7 @@ class TestCredentials:
         config.write_text(f'[registry."{own.host}"]\nmirrors = ["{mirror.host}"]\n')
         text = '[credentials.one]\nusername = "one"\npassword-env = "ONE"\n'
         text += f'[[sync]]\nfrom = {{ end = "{own.host}/app:1", credentials = "one" }}\nto = "{target.host}/app"\n'
-        expect.success(sync(tmp_path, text, "--config", config, env={"ONE": "first"}))
+        assertions.success(sync(tmp_path, text, "--config", config, env={"ONE": "first"}))
         assert mirror.requests
         assert [r for r in mirror.requests if "Authorization" in r.headers] == []
 
@@ -498,7 +498,7 @@ class TestCredentials:
         env |= {"OCISTREAM_USERNAME": "other", "OCISTREAM_PASSWORD": "secret"}
         text = entry(f"{source.host}/app:1.0", f"{one.host}/app", f"{two.host}/app")
         result = sync(tmp_path, text, "--config", configuration, env=env)
-        expect.success(result)
+        assertions.success(result)
         (line,) = [line for line in result.err.splitlines() if "has no effect" in line]
         assert "the variable OCISTREAM_USERNAME has no effect on `ocistream sync`: give each registry its" in line
 
@@ -511,7 +511,7 @@ class TestCredentials:
         text += entry(f"{source.host}/app:1.0", f"{target.host}/app")
         env = {"OCISTREAM_TOKEN": "x", "OCISTREAM_READ_USERNAME": "me", "OCISTREAM_READ_PASSWORD": "y"}
         result = sync(tmp_path, text, env={**env, "OCISTREAM_JBOS": "3"})
-        expect.success(result)
+        assertions.success(result)
         (line,) = [line for line in result.err.splitlines() if "has no effect" in line]
         assert "OCISTREAM_JBOS has no effect: did you mean OCISTREAM_JOBS?" in line
 
@@ -554,20 +554,20 @@ class TestTheFile:
         ],
     )
     def test_a_mistake_is_named_and_nothing_is_asked(self, tmp_path: Path, text: str, words: list[str]) -> None:
-        expect.failure(sync(tmp_path, text), 2, "sync.toml", *words)
+        assertions.failure(sync(tmp_path, text), 2, "sync.toml", *words)
 
     def test_one_that_is_not_there(self, tmp_path: Path) -> None:
-        expect.failure(ocistream("sync", tmp_path / "none.toml"), 4, "none.toml", "no such file")
+        assertions.failure(ocistream("sync", tmp_path / "none.toml"), 4, "none.toml", "no such file")
 
     @pytest.mark.parametrize("part", ["4/4", "0/0", "1", "-1/4", "a/b"])
     def test_a_shard_that_is_none(self, tmp_path: Path, part: str) -> None:
         (tmp_path / "sync.toml").write_text(entry("a/b", "c/d"))
-        expect.failure(ocistream("sync", tmp_path / "sync.toml", f"--shard={part}"), 2, "--shard")
+        assertions.failure(ocistream("sync", tmp_path / "sync.toml", f"--shard={part}"), 2, "--shard")
 
 
 def test_a_result_is_not_written_over_the_file(tmp_path: Path) -> None:
     result = sync(tmp_path, entry("a.example/b", "c.example/d"), "--result", tmp_path / "sync.toml")
-    expect.failure(result, 2, "--result", "sync.toml")
+    assertions.failure(result, 2, "--result", "sync.toml")
     assert "[[sync]]" in (tmp_path / "sync.toml").read_text()
 
 
@@ -579,7 +579,7 @@ class TestShards:
         lines: list[str] = []
         for number in range(3):
             result = sync(tmp_path, text, "--shard", f"{number}/3")
-            expect.success(result)
+            assertions.success(result)
             assert f"shard {number}/3" in result.err
             lines += result.lines()
         assert len(lines) == len(set(lines)) == 2 * len(TAGS)
@@ -626,7 +626,7 @@ class TestResults:
         seed(layout, small_image(layout, annotations={"tag": "2.0"}), other.host, "app", "other")
         asked = len(other.requests)
         result = sync(tmp_path, text, "--dry-run", "--result", tmp_path / "plan.json")
-        expect.success(result)
+        assertions.success(result)
         validate_ours(json.loads((tmp_path / "plan.json").read_text()), "sync-result")
         assert target.asked("PUT|POST|PATCH") == []
         assert [r for r in other.requests[asked:] if r.method not in {"HEAD", "GET"}] == []
@@ -639,7 +639,7 @@ class TestResults:
         assert sizes[0] == sizes[2] == sizes[3] > 0
         assert plan[target.host][0] == "copy"
         real = sync(tmp_path, text, "--result", tmp_path / "result.json")
-        expect.success(real)
+        assertions.success(real)
         document = json.loads((tmp_path / "result.json").read_text())
         assert [image["bytes"] for image in document["images"]] == sizes
         assert document["bytes"]["fetched"] == sizes[0]
@@ -653,7 +653,7 @@ def test_what_was_interrupted_is_said_and_goes_on(
     file = tmp_path / "sync.toml"
     file.write_text(entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
     with started_fork("sync", str(file), "--result", str(tmp_path / "result.json")) as process:
-        expect.wait_for(lambda: target.asked("PUT", "/app/manifests/2.0$"))
+        assertions.wait_for(lambda: target.asked("PUT", "/app/manifests/2.0$"))
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     target.release()
@@ -666,7 +666,7 @@ def test_what_was_interrupted_is_said_and_goes_on(
     assert [image["outcome"] for image in document["images"]] == ["copied"] * 3
     assert b"3 images copied" in err
     again = ocistream("sync", file)
-    expect.success(again)
+    assertions.success(again)
     same(source, target, "app", TAGS)
     assert "2 images copied" in again.err
     assert "3 unchanged" in again.err
@@ -689,7 +689,7 @@ def test_in_the_middle_of_a_blob_for_several_too(
             sent = [r for registry in (target, other) for r in registry.asked("PATCH") if r.received > 4 << 20]
             return len(sent) == 2
 
-        expect.wait_for(is_under_way)
+        assertions.wait_for(is_under_way)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     source.release()
@@ -697,7 +697,7 @@ def test_in_the_middle_of_a_blob_for_several_too(
     for registry in (target, other):
         assert tags(registry.host, "big") == []
     again = ocistream("sync", file)
-    expect.success(again)
+    assertions.success(again)
     for registry in (target, other):
         assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
 
@@ -711,7 +711,7 @@ def test_progress_has_one_total_from_the_first_byte(
     result = sync(
         tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"), "--progress", "json"
     )
-    expect.success(result)
+    assertions.success(result)
     events = [json.loads(line) for line in result.err.splitlines()]
     for event in events:
         validate_ours(event, "progress")
@@ -756,7 +756,7 @@ def test_several_images_are_looked_into_at_a_time(
     file.write_text(entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
     with started_fork("sync", str(file), "--jobs", "3", *options) as process:
         # None of them has had its answer.
-        expect.wait_for(lambda: len(source.asked("GET", "/app/manifests/")) == 3)
+        assertions.wait_for(lambda: len(source.asked("GET", "/app/manifests/")) == 3)
         source.release()
         _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

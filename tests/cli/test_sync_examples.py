@@ -17,8 +17,8 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.cli import expect
-from tests.documents import code_block
+from tests.cli import assertions
+from tests.docs_examples import code_block
 from tests.runner import ocistream
 
 ROOT: Final = Path(__file__).parents[2]
@@ -187,7 +187,7 @@ def shard_of(script: str, programs: Path, env: Mapping[str, str]) -> str:
     command, file, option, value, *_ = done.stdout.splitlines()
     assert (command, Path(file).suffix, option) == ("sync", ".toml", "--shard")
     # It is a shard: no mistake is found before the file is looked for.
-    expect.failure(ocistream("sync", "none.toml", "--shard", value), 4, "none.toml")
+    assertions.failure(ocistream("sync", "none.toml", "--shard", value), 4, "none.toml")
     return value
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.two_registries import PASSWORDS, Start, World
 from tests.images import Layout, small_image
 from tests.registry_http import basic, seed
@@ -50,7 +50,7 @@ def shown_to(world: World) -> list[set[str | None]]:
 
 def test_each_registry_is_reached_as_its_table_says(world: World) -> None:
     result = sync(world, "-vv")
-    expect.success(result)
+    assertions.success(result)
     assert result.lines() == [f"{world.http}/copied:1@{world.image['digest']}"]
     me, you = basic("me", PASSWORDS[0])["Authorization"], basic("you", PASSWORDS[1])["Authorization"]
     assert shown_to(world) == [{None, me}, {None, you}]
@@ -73,23 +73,23 @@ def test_hints_name_the_key_and_the_table(world: World) -> None:
 
 def test_a_table_comes_before_the_options_and_the_configuration(world: World) -> None:
     plain_by_option = sync(world, "--plain-http", secure=f"{CA}\nplain-http = false", plain="")
-    expect.success(plain_by_option)
+    assertions.success(plain_by_option)
     checked = sync(world, "--insecure", secure="insecure = false")
     assert checked.code == 7
     assert "the certificate is not trusted" in checked.err
-    expect.success(sync(world, "--insecure", secure=""))
+    assertions.success(sync(world, "--insecure", secure=""))
     config = world.folder / "config.toml"
     config.write_text(f'[registry."{world.https}"]\ninsecure = true\nca-cert = "fake/certificate.pem"\n')
-    expect.success(sync(world, "--config", str(config), secure=""))
+    assertions.success(sync(world, "--config", str(config), secure=""))
     checked = sync(world, "--config", str(config), secure="insecure = false")
     assert "the certificate is not trusted" in checked.err
-    expect.success(sync(world, "--config", str(config), secure=f"insecure = false\n{CA}"))
+    assertions.success(sync(world, "--config", str(config), secure=f"insecure = false\n{CA}"))
 
 
 def test_insecure_is_for_the_one_registry(world: World) -> None:
     assert sync(world, secure="", plain="plain-http = true\ninsecure = true").code == 7
     assert world.secure.requests == []
-    expect.success(sync(world, secure="insecure = true"))
+    assertions.success(sync(world, secure="insecure = true"))
 
 
 def test_a_client_certificate_is_for_the_one_registry_and_comes_before_the_option(world: World) -> None:
@@ -98,14 +98,14 @@ def test_a_client_certificate_is_for_the_one_registry_and_comes_before_the_optio
     mutual = world.start(tls=world.authority.issue(world.folder / "server"), client_authority=world.authority)
     host = mutual.host.replace("127.0.0.1", "registry.test")
     shown = [f"--client-cert={client.file}", f"--client-key={client.key_file}"]
-    expect.success(world.run("push", "-i", world.layout.path, f"{host}/app:1", world.ca, *shown))
+    assertions.success(world.run("push", "-i", world.layout.path, f"{host}/app:1", world.ca, *shown))
     text = f'[registry."{host}"]\n{CA}\n{{secure}}\n[[sync]]\nfrom = "{host}/app:1"\nto = "oci:out"\n'
     refused = sync(world, text=text, secure="")
     assert refused.code == 7
     assert "client-cert and client-key" in refused.err
     keys = 'client-cert = "client/certificate.pem"\nclient-key = "client/key.pem"'
     wrong = [f"--client-cert={other.file}", f"--client-key={other.key_file}"]
-    expect.success(sync(world, *wrong, text=text, secure=keys))
+    assertions.success(sync(world, *wrong, text=text, secure=keys))
 
 
 def test_credentials_are_those_of_the_end_then_of_its_registry(world: World) -> None:
@@ -122,9 +122,9 @@ def test_credentials_are_those_of_the_end_then_of_its_registry(world: World) -> 
         end = f'{{{{ end = "{world.https}/app:1", credentials = "{named}" }}}}' if named else f'"{world.https}/app:1"'
         text = f'[registry."{world.https}"]\n{CA}\n{keys}\n'
         text += '[credentials.one]\nusername = "me"\npassword-file = "one"\n'
-        expect.success(sync(world, text=f'{text}[[sync]]\nfrom = {end}\nto = "oci:out-{len(keys)}"\n'))
+        assertions.success(sync(world, text=f'{text}[[sync]]\nfrom = {end}\nto = "oci:out-{len(keys)}"\n'))
     text = f'[registry."{world.https}"]\n{CA}\n[[sync]]\nfrom = "{world.https}/app:1"\nto = "oci:out"\n'
-    expect.success(sync(world, "--authfile", str(world.folder / "auth.json"), text=text))
+    assertions.success(sync(world, "--authfile", str(world.folder / "auth.json"), text=text))
     refused = sync(
         world, text=text.replace("[[sync]]", 'username = "me"\npassword-file = "wrong"\n[[sync]]'), secure=""
     )
@@ -143,10 +143,10 @@ def test_a_registry_s_table_is_not_for_its_mirror(world: World) -> None:
     config.write_text(f'[registry."{world.http}"]\nmirrors = ["{named}"]\n')
     text = f'[registry."{world.http}"]\nplain-http = true\n{{plain}}[[sync]]\nfrom = "{world.http}/app:1"\n'
     text += 'to = "oci:out{secure}"\n'
-    expect.success(sync(world, "--config", str(config), text=text, plain="", secure="1"))
+    assertions.success(sync(world, "--config", str(config), text=text, plain="", secure="1"))
     assert mirror.requests == []
     own = f'[registry."{named}"]\nplain-http = true\n'
-    expect.success(sync(world, "--config", str(config), text=text, plain=own, secure="2"))
+    assertions.success(sync(world, "--config", str(config), text=text, plain=own, secure="2"))
     assert mirror.requests != []
 
 
@@ -184,7 +184,7 @@ def test_a_mistake_is_named_with_the_file_the_table_and_the_key(tmp_path: Path, 
     )
     result = ocistream("sync", file)
     table = "other.example" if "other.example" in keys else "r.example"
-    expect.failure(result, 2, f"{file}: registry: {table}: ", *words)
+    assertions.failure(result, 2, f"{file}: registry: {table}: ", *words)
     assert "hunter2" not in result.err
 
 
@@ -200,4 +200,4 @@ def test_a_table_that_no_entry_needs_is_told_with_v(layout: Layout, tmp_path: Pa
 def test_a_table_of_no_registry_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "sync.toml"
     file.write_text("[registry.'r.example/a']\n[[sync]]\nfrom = 'r.example/a:1'\nto = 'oci:x'\n")
-    expect.failure(ocistream("sync", file), 2, "registry: r.example/a is not a registry's HOST[:PORT]")
+    assertions.failure(ocistream("sync", file), 2, "registry: r.example/a is not a registry's HOST[:PORT]")

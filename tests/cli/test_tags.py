@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.archives import items_of, small_first, tar_of
-from tests.cli import expect
-from tests.faults import Fault, FaultyRegistry, Reply, refusal
+from tests.cli import assertions
+from tests.faulty_registry import Fault, FaultyRegistry, Reply, refusal
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import manifest_digest, seed, tags
 from tests.runner import ocistream
@@ -148,7 +148,7 @@ class TestCopy:
         archive.write_bytes(tar_of(small_first(layout)))
         source = {"layout": f"oci:{layout.path}", "archive": str(archive), "pipe": "-"}[how]
         result = ocistream("copy", "--all-tags", source, f"{other.host}/app", stdin=archive)
-        expect.failure(
+        assertions.failure(
             result,
             2,
             f"1 of 2 images in the archive or layout has no tag: {nameless['digest']}",
@@ -156,13 +156,13 @@ class TestCopy:
         )
         assert tags(other.host, "app") == []
         result = ocistream("copy", "--all-tags", source, f"oci:{tmp_path}/copy", stdin=archive)
-        expect.failure(result, 2, nameless["digest"], "leave --all-tags away")
+        assertions.failure(result, 2, nameless["digest"], "leave --all-tags away")
         assert not (tmp_path / "copy").exists()
         # The ways that the hints name.
         result = ocistream("copy", f"oci:{layout.path}:{nameless['digest']}", f"{other.host}/app:nameless")
         assert result.lines() == [f"{other.host}/app:nameless@{nameless['digest']}"], result.err
-        expect.success(ocistream("copy", source, f"oci:{tmp_path}/copy", stdin=archive))
-        assert {entry["digest"] for entry in expect.index_of(tmp_path / "copy")} == {
+        assertions.success(ocistream("copy", source, f"oci:{tmp_path}/copy", stdin=archive))
+        assert {entry["digest"] for entry in assertions.index_of(tmp_path / "copy")} == {
             image["digest"],
             nameless["digest"],
         }

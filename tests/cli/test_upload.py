@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import expect
-from tests.faults import Fault, FaultyRegistry, StopReading, refusal
+from tests.cli import assertions
+from tests.faulty_registry import Fault, FaultyRegistry, StopReading, refusal
 from tests.images import Descriptor, Layout, tar_layer
 from tests.runner import measured, ocistream
 
@@ -36,7 +36,7 @@ def archive(layout: Layout, image: Descriptor, tmp_path: Path) -> Path:
     """Return an archive of that image."""
     del image
     path = tmp_path / "image.tar"
-    expect.success(ocistream("copy", f"oci:{layout.path}:v1", path))
+    assertions.success(ocistream("copy", f"oci:{layout.path}:v1", path))
     return path
 
 
@@ -70,14 +70,16 @@ class TestUpload:
         self, served: FaultyRegistry, archive: Path, tmp_path: Path, way: str, method: str, count: int
     ) -> None:
         result = tmp_path / "result.json"
-        expect.success(ocistream("push", f"{served.host}/app:1", "--upload", way, "--result", result, stdin=archive))
+        assertions.success(
+            ocistream("push", f"{served.host}/app:1", "--upload", way, "--result", result, stdin=archive)
+        )
         assert {sent for sent, _, _ in bodies(served)} == {method}
         assert len(bodies(served)) == count
         used = {"auto": "stream", "chunk=1M": "chunk=1048576"}.get(way, way)
         assert json.loads(result.read_bytes())["upload"] == {served.host: used}
 
     def test_on_copy_as_well(self, served: FaultyRegistry, archive: Path) -> None:
-        expect.success(ocistream("copy", archive, f"{served.host}/app:1", "--upload", "put"))
+        assertions.success(ocistream("copy", archive, f"{served.host}/app:1", "--upload", "put"))
         assert {sent for sent, _, _ in bodies(served)} == {"PUT"}
 
 
@@ -91,13 +93,13 @@ class TestWhatIsRemembered:
         self, bounded: FaultyRegistry, archive: Path, state: Path
     ) -> None:
         first = ocistream("push", f"{bounded.host}/app:1", "-v", stdin=archive)
-        expect.success(first)
+        assertions.success(first)
         assert "413" in first.err
         seen = len(bodies(bounded))
-        expect.success(ocistream("push", f"{bounded.host}/app:1", stdin=archive))
+        assertions.success(ocistream("push", f"{bounded.host}/app:1", stdin=archive))
         bounded.layout.blob_path(sorted_largest(bounded)).unlink()
         second = ocistream("push", f"{bounded.host}/other:1", "-v", stdin=archive)
-        expect.success(second)
+        assertions.success(second)
         assert "413" not in second.err
         assert {status for _, status, _ in bodies(bounded)[seen:]} == {202}
         (file,) = (path for path in state.rglob("*") if path.is_file())
@@ -110,11 +112,11 @@ class TestWhatIsRemembered:
     ) -> None:
         state.write_text("a file is in the way")
         quiet = ocistream("push", f"{bounded.host}/app:1", stdin=archive)
-        expect.success(quiet)
+        assertions.success(quiet)
         assert "is not kept" not in quiet.err
         bounded.layout.blob_path(sorted_largest(bounded)).unlink()
         told = ocistream("push", f"{bounded.host}/app:1", "-v", stdin=archive)
-        expect.success(told)
+        assertions.success(told)
         assert "is not kept" in told.err
 
     @pytest.mark.parametrize("home", [None, "", "/nonexistent/home"])
@@ -124,7 +126,7 @@ class TestWhatIsRemembered:
         # Not even root can make a folder below a file.
         where = home if home != "/nonexistent/home" else str(archive / "home")
         env = {"XDG_STATE_HOME": None, "HOME": where, "DOCKER_CONFIG": str(tmp_path / "docker")}
-        expect.success(ocistream("push", f"{bounded.host}/app:1", stdin=archive, env=env))
+        assertions.success(ocistream("push", f"{bounded.host}/app:1", stdin=archive, env=env))
 
 
 def sorted_largest(registry: FaultyRegistry) -> str:
@@ -141,28 +143,28 @@ class TestMountFrom:
         self, start: Start, archive: Path, layout: Layout, tmp_path: Path, source: str, to: bool
     ) -> None:
         served = start()
-        expect.success(ocistream("push", f"{served.host}/base/image:1", stdin=archive))
+        assertions.success(ocistream("push", f"{served.host}/base/image:1", stdin=archive))
         before = len(bodies(served))
         named = tmp_path / "named.tar"
-        expect.success(ocistream("copy", f"oci:{layout.path}:v1", f"oci-archive:{named}:old.example/app:1"))
+        assertions.success(ocistream("copy", f"oci:{layout.path}:v1", f"oci-archive:{named}:old.example/app:1"))
         target = ["--to", f"{served.host}/mirror"] if to else [f"{served.host}/app:1"]
         result = tmp_path / "result.json"
         mounts = ["--mount-from", source.replace("HOST", served.host), "--result", str(result)]
-        expect.success(ocistream("push", *target, *mounts, stdin=named))
+        assertions.success(ocistream("push", *target, *mounts, stdin=named))
         assert len(bodies(served)) == before
         assert {blob["how"] for blob in json.loads(result.read_bytes())["blobs"]} == {"mounted"}
         assert served.asked("POST", "from=base/image")
 
     def test_on_copy_from_an_archive_too(self, start: Start, archive: Path) -> None:
         served = start()
-        expect.success(ocistream("push", f"{served.host}/base/image:1", stdin=archive))
+        assertions.success(ocistream("push", f"{served.host}/base/image:1", stdin=archive))
         result = ocistream("copy", archive, f"{served.host}/app:1", "--mount-from", "base/image")
-        expect.success(result)
+        assertions.success(result)
         assert "mounted" in result.err
 
     def test_a_repository_that_refuses_costs_nothing_but_the_question(self, start: Start, archive: Path) -> None:
         served = start(Fault(refusal(403), "POST", "mount=", times=None))
-        expect.success(ocistream("push", f"{served.host}/app:1", "--mount-from", "secret", stdin=archive))
+        assertions.success(ocistream("push", f"{served.host}/app:1", "--mount-from", "secret", stdin=archive))
         assert len(served.asked("POST", "mount=")) <= 2
         assert served.layout.blob_path(sorted_largest(served)).exists()
 
@@ -204,13 +206,13 @@ class TestBrokenPipes:
     ) -> None:
         layout.image([tar_layer({"zeros": bytes(96 * MIB)}, compression="")], name="v1")
         archive = tmp_path / "image.tar"
-        expect.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
+        assertions.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
         served = start(
             Fault(StopReading(32 * MIB, reset=True), "PATCH", larger_than=80 * MIB),
             Fault(StopReading(16 * MIB), "PATCH", larger_than=48 * MIB),
         )
         pushed = measured("push", f"{served.host}/app:1", stdin=archive)
-        expect.success(pushed)
+        assertions.success(pushed)
         assert pushed.peak is not None
         assert pushed.peak < 48 * MIB, pushed.peak
         received = sum(patch.received for patch in served.asked("PATCH") if int(patch.headers["Content-Length"]) > MIB)

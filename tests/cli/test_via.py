@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 import ocistream as package
-from tests.actions import Flip
 from tests.archives import items_of, tar_of
-from tests.cli import expect
+from tests.cli import assertions
 from tests.docker_archives import archive_of, of_docker, saved
-from tests.faults import Fault, FaultyRegistry, Reply, refusal
+from tests.fault_actions import Flip
+from tests.faulty_registry import Fault, FaultyRegistry, Reply, refusal
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
 from tests.runner import Argument, Result, command, forking_command, measured, ocistream, started
@@ -136,18 +136,18 @@ def is_json(path: Path) -> bool:
 class TestWhatIsSent:
     def test_an_image_arrives_as_it_is(self, images: Images, there: FaultyRegistry, far: str) -> None:
         result = copy(images.v1, f"{there.host}/copies/app:v1", far)
-        expect.success(result)
+        assertions.success(result)
         assert result.lines() == [f"{there.host}/copies/app:v1@{images.first['digest']}"]
         assert manifest_digest(there.host, "copies/app", "v1") == images.first["digest"]
 
     def test_only_what_is_lacking_is_sent(
         self, images: Images, there: FaultyRegistry, far: str, tmp_path: Path
     ) -> None:
-        expect.success(copy(images.v1, f"{there.host}/app:v1", far))
+        assertions.success(copy(images.v1, f"{there.host}/app:v1", far))
         there.requests.clear()
         images.registry.requests.clear()
         result = copy(images.v2, f"{there.host}/app:v2", far, "--result", tmp_path / "r.json")
-        expect.success(result)
+        assertions.success(result)
         assert manifest_digest(there.host, "app", "v2") == images.second["digest"]
         config = images.layout.read(images.second["digest"])["config"]
         assert uploaded(there) == MIB // 2 + config["size"]
@@ -161,29 +161,29 @@ class TestWhatIsSent:
 
     def test_twice_sends_nothing(self, images: Images, there: FaultyRegistry, far: str) -> None:
         for _ in range(2):
-            expect.success(copy(images.v2, f"{there.host}/app:v2", far))
+            assertions.success(copy(images.v2, f"{there.host}/app:v2", far))
         there.requests.clear()
-        expect.success(copy(images.v2, f"{there.host}/app:v2", far))
+        assertions.success(copy(images.v2, f"{there.host}/app:v2", far))
         assert uploaded(there) == 0
         assert {request.method for request in there.requests} == {"HEAD"}
 
     @pytest.mark.parametrize("end", ["oci:{}/out:v2", "{}/out/"])
     def test_into_a_layout(self, end: str, images: Images, far: str, tmp_path: Path) -> None:
-        expect.success(ocistream("copy", images.v1, f"oci:{tmp_path}/out:v1"))
+        assertions.success(ocistream("copy", images.v1, f"oci:{tmp_path}/out:v1"))
         images.registry.requests.clear()
         result = copy(images.v2, end.format(tmp_path), far)
-        expect.success(result)
+        assertions.success(result)
         assert [line.rpartition("@")[2] for line in result.lines()] == [images.second["digest"]]
-        assert images.second["digest"] in {entry["digest"] for entry in expect.index_of(tmp_path / "out")}
+        assert images.second["digest"] in {entry["digest"] for entry in assertions.index_of(tmp_path / "out")}
         fetched = [r for r in images.registry.requests if "/blobs/" in r.path and r.method == "GET"]
         assert len(fetched) == 2
-        expect.success(ocistream("verify", "--deep", tmp_path / "out"))
+        assertions.success(ocistream("verify", "--deep", tmp_path / "out"))
 
     def test_into_an_archive_all_of_it(self, images: Images, far: str, tmp_path: Path) -> None:
         for _ in range(2):
-            expect.success(copy(images.v2, f"oci-archive:{tmp_path}/out.tar:app", far))
-        assert expect.names_in(tmp_path / "out.tar") == ["app"]
-        expect.success(ocistream("verify", tmp_path / "out.tar"))
+            assertions.success(copy(images.v2, f"oci-archive:{tmp_path}/out.tar:app", far))
+        assert assertions.names_in(tmp_path / "out.tar") == ["app"]
+        assertions.success(ocistream("verify", tmp_path / "out.tar"))
 
     @pytest.mark.parametrize("kind", ["layout", "file", "pipe", "docker"])
     def test_out_of_any_end(
@@ -200,7 +200,7 @@ class TestWhatIsSent:
         stdin, report = archive if kind == "pipe" else None, tmp_path / "r.json"
         results = [copy(source, f"{there.host}/app:1", far, "--result", report, stdin=stdin) for _ in range(2)]
         for result in results:
-            expect.success(result)
+            assertions.success(result)
         sizes = json.loads(report.read_text())["bytes"]
         layers = {layer["digest"]: layer["size"] for layer in layers_of(layout)}
         assert (
@@ -220,7 +220,7 @@ class TestWhatIsSent:
     def test_what_hangs_on_it_goes_along(self, images: Images, there: FaultyRegistry, far: str) -> None:
         parts = images.layout.artifact(b"a list of parts", subject=images.first)
         seed(images.layout, parts, images.registry.host, "app")
-        expect.success(copy(images.v1, f"{there.host}/app:v1", far))
+        assertions.success(copy(images.v1, f"{there.host}/app:v1", far))
         assert manifest_digest(there.host, "app", parts["digest"]) == parts["digest"]
 
     def test_what_can_be_mounted_is_not_sent(self, images: Images, there: FaultyRegistry, far: str) -> None:
@@ -229,7 +229,7 @@ class TestWhatIsSent:
         there.faults.append(absent)
         there.requests.clear()
         result = copy(images.v2, f"{there.host}/app:v2", far, "--mount-from", "base")
-        expect.success(result)
+        assertions.success(result)
         assert uploaded(there) < MIB
         assert any("mount=" in request.target and "from=base" in request.target for request in there.requests)
 
@@ -239,7 +239,7 @@ class TestWhatIsSent:
         # The peak is that of both sides: a process counts those that it has started.
         far = remote(tmp_path / "bin", command())
         result = measured("copy", f"oci:{layout.path}", f"{there.host}/big:1", "--via", far)
-        expect.success(result)
+        assertions.success(result)
         assert result.peak is not None
         assert result.peak < 48 * MIB
 
@@ -247,7 +247,7 @@ class TestWhatIsSent:
 class TestWhatIsSaid:
     def test_the_far_side_is_told_apart(self, images: Images, there: FaultyRegistry, far: str) -> None:
         # What it has moved is what was sent, and said by this side.
-        expect.success(quiet := copy(images.v1, f"{there.host}/app:v0", far))
+        assertions.success(quiet := copy(images.v1, f"{there.host}/app:v0", far))
         assert [line for line in quiet.err.splitlines() if "far: " in line] == []
         # Of the next version a layer and the config are not there yet.
         result = copy(images.v2, f"{there.host}/app:v2", far, "-v")
@@ -260,8 +260,8 @@ class TestWhatIsSaid:
     @pytest.mark.parametrize("option", [["--log-format", "json", "-v"], ["--progress", "json"]])
     def test_and_as_json(self, option: list[str], images: Images, there: FaultyRegistry, far: str) -> None:
         result = copy(images.v1, f"{there.host}/app:v1", far, *option)
-        expect.success(result)
-        objects = expect.json_lines(result.err)
+        assertions.success(result)
+        objects = assertions.json_lines(result.err)
         sides = {side: [o for o in objects if o.get("side") == side] for side in ("far", None)}
         assert len(sides["far"]) + len(sides[None]) == len(objects)
         for found in sides.values():
@@ -275,7 +275,7 @@ class TestWhatIsSaid:
             push=f"cat >/dev/null; echo app@{images.first['digest']}",
         )
         result = copy(images.v1, "registry.local/app:v1", via)
-        expect.success(result)
+        assertions.success(result)
         assert f"the far side has ocistream 9.9, this is {package.__version__}" in result.err
 
     def test_nothing_that_is_said_drives_a_terminal(self, images: Images, faked: Callable[..., str]) -> None:
@@ -285,7 +285,7 @@ class TestWhatIsSaid:
             f"echo app@{images.first['digest']}; echo '{'[' * 50_000}' >&2",
         )
         result = copy(images.v1, "registry.local/app:v1", via)
-        expect.success(result)
+        assertions.success(result)
         assert "ocistream: far: Welcome?[2J\n" in result.err
         assert "ocistream: far: a?[2J?b\n" in result.err
         assert "\033" not in result.err
@@ -295,7 +295,7 @@ class TestWhatIsSaid:
         via = faked(have=NOTHING, push=f"cat >/dev/null; echo app@{images.first['digest']}")
         options = ["--upload", "chunk=1MiB", "--mount-from", "base", "--plain-http", "--limit-rate", "1G", "-v"]
         options += ["--retries", "2", "--via-program", "ocistream"]
-        expect.success(copy(images.v1, "docker://registry.local/app:v1", via, *options))
+        assertions.success(copy(images.v1, "docker://registry.local/app:v1", via, *options))
         asked, pushed = said(tmp_path)
         common = (
             "--plain-http --retries 2 --connect-timeout 15 --stall-timeout 60 --mount-from base --log-format json -v"
@@ -317,7 +317,7 @@ class TestWhatIsSaid:
         self, images: Images, faked: Callable[..., str], tmp_path: Path, given: list[str], passed: str
     ) -> None:
         via = faked(have=NOTHING, push=f"cat >/dev/null; echo app@{images.first['digest']}")
-        expect.success(copy(images.v1, "docker://registry.local/app:v1", via, *given))
+        assertions.success(copy(images.v1, "docker://registry.local/app:v1", via, *given))
         asked, pushed = said(tmp_path)
         assert asked.startswith(f"have --among - registry.local/app {passed}--retries ")
         assert pushed.startswith(f"push registry.local/app:v1 {passed}--retries ")
@@ -340,8 +340,8 @@ class TestRefusals:
     )
     def test_what_a_shell_might_look_at_is_not_said(self, end: str, images: Images, tmp_path: Path) -> None:
         result = copy(images.v1, end, f"touch {tmp_path}/ran")
-        expect.failure(result, 2, "cannot be said to the far side")
-        expect.failure(copy(images.v1, "oci:x", f"touch {tmp_path}/ran", "--via-program", "a;b"), 2, "'a;b'")
+        assertions.failure(result, 2, "cannot be said to the far side")
+        assertions.failure(copy(images.v1, "oci:x", f"touch {tmp_path}/ran", "--via-program", "a;b"), 2, "'a;b'")
         assert not (tmp_path / "ran").exists()
 
     @pytest.mark.parametrize("end", ["-", "out.tar/../x", "./out", "docker-archive:x.tar", "oci-archive:-"])
@@ -371,12 +371,12 @@ class TestRefusals:
     )
     def test_options_that_have_no_meaning_there(self, options: list[str], images: Images, tmp_path: Path) -> None:
         via = f"touch {tmp_path}/ran"
-        expect.failure(copy(images.v1, "oci:x", via, *options, stdin=b"secret"), 2, options[0], "--via")
+        assertions.failure(copy(images.v1, "oci:x", via, *options, stdin=b"secret"), 2, options[0], "--via")
         assert not (tmp_path / "ran").exists()
 
     @pytest.mark.parametrize("via", ["", "  ", "ssh 'host", "''"])
     def test_what_is_no_command(self, via: str, images: Images) -> None:
-        expect.failure(copy(images.v1, "oci:x", via), 2, "--via")
+        assertions.failure(copy(images.v1, "oci:x", via), 2, "--via")
 
     def test_a_password_in_a_command_is_not_shown(self, images: Images, tmp_path: Path) -> None:
         for via in ("sshpass -p hunter2 'ssh", "sh -c 'exit 1' hunter2", "env -u hunter2 false"):
@@ -405,12 +405,12 @@ class TestFailures:
         program = ["--via-program", "no-such-program"] if "env" in via else []
         via = via.replace("echo '#", "sh -c 'echo \"#").replace("have 2'", "have 2\"'")
         result = copy(images.v1, "registry.local/app:v1", via, *program)
-        expect.failure(result, code, *words)
+        assertions.failure(result, code, *words)
 
     def test_a_far_side_that_is_too_old(self, images: Images, faked: Callable[..., str]) -> None:
         error = {"level": "error", "message": "No such command 'have'.", "hint": "see `--help`", "exit_code": 2}
         via = faked(have=f"echo '{json.dumps(error).replace(chr(39), chr(39) + chr(92) + chr(39) * 2)}' >&2; exit 2")
-        expect.failure(copy(images.v1, "registry.local/app:v1", via), 8, "No such command 'have'", "same version")
+        assertions.failure(copy(images.v1, "registry.local/app:v1", via), 8, "No such command 'have'", "same version")
 
     def test_a_command_that_does_not_pass_stdin_on(self, images: Images, there: FaultyRegistry, far: str) -> None:
         folder = shlex.split(far)[1].removeprefix("PATH=").partition(":")[0]
@@ -444,41 +444,43 @@ class TestFailures:
         assert tags(there.host, "app") == []
         images.registry.faults.clear()
         there.requests.clear()
-        expect.success(copy(images.v2, f"{there.host}/app:v2", far))
+        assertions.success(copy(images.v2, f"{there.host}/app:v2", far))
         # What has arrived whole is not sent again.
         assert uploaded(there) < MIB
 
     def test_nor_is_heard_what_the_far_side_says_of_that(self, images: Images, faked: Callable[..., str]) -> None:
         images.registry.faults.append(Fault(Flip(MIB // 4), path=f"/blobs/{images.more}", times=None))
         via = faked(have=NOTHING, push="cat >/dev/null; echo it has no end >&2; echo what now >&2; exit 6")
-        expect.failure(copy(images.v2, "registry.local/app:v2", via), 5, images.more)
+        assertions.failure(copy(images.v2, "registry.local/app:v2", via), 5, images.more)
 
     def test_what_is_no_list_is_the_reason_and_not_that_nobody_listens(
         self, images: Images, faked: Callable[..., str]
     ) -> None:
         via = faked(have="cat >/dev/null; echo Welcome; yes")
-        expect.failure(copy(images.v2, "registry.local/app:v2", via), 6, "'Welcome' is no digest")
+        assertions.failure(copy(images.v2, "registry.local/app:v2", via), 6, "'Welcome' is no digest")
 
     def test_a_far_side_that_gives_up_says_why(self, images: Images, faked: Callable[..., str]) -> None:
         error = json.dumps({"level": "error", "message": "disk full", "hint": "free some", "exit_code": 9})
         via = faked(have=NOTHING, push=f"head -c 10000 >/dev/null; echo '{error}' >&2; exit 9")
-        expect.failure(copy(images.v2, "registry.local/app:v2", via), 9, "the far side failed: disk full", "free some")
+        assertions.failure(
+            copy(images.v2, "registry.local/app:v2", via), 9, "the far side failed: disk full", "free some"
+        )
 
     @pytest.mark.parametrize(
         "error", ['{"level": "error", "message": [], "exit_code": []}', '{"level": "error"}', "{}"]
     )
     def test_whatever_is_said_of_it_is_an_error(self, error: str, images: Images, faked: Callable[..., str]) -> None:
         via = faked(have=NOTHING, push=f"echo '{error}' >&2; exit 3")
-        expect.failure(copy(images.v2, "registry.local/app:v2", via), 7, "exit status 3")
+        assertions.failure(copy(images.v2, "registry.local/app:v2", via), 7, "exit status 3")
 
     def test_one_that_ends_early_as_if_all_was_well(self, images: Images, faked: Callable[..., str]) -> None:
         via = faked(have=NOTHING, push=f"head -c 100 >/dev/null; echo app@{images.second['digest']}")
-        expect.failure(copy(images.v2, "registry.local/app:v2", via), 7, "before it had all")
+        assertions.failure(copy(images.v2, "registry.local/app:v2", via), 7, "before it had all")
 
     @pytest.mark.parametrize("printed", ["", f"echo app@{digest_of(b'other')}", "echo app"])
     def test_one_that_has_written_something_else(self, printed: str, images: Images, faked: Callable[..., str]) -> None:
         via = faked(have=NOTHING, push=f"cat >/dev/null; {printed}")
-        expect.failure(copy(images.v1, "registry.local/app:v1", via), 5, images.first["digest"])
+        assertions.failure(copy(images.v1, "registry.local/app:v1", via), 5, images.first["digest"])
 
     def test_one_that_claims_what_it_has_not(
         self, images: Images, there: FaultyRegistry, far: str, faked: Callable[..., str]
@@ -492,11 +494,11 @@ class TestFailures:
 
     def test_one_whose_blob_is_damaged_is_sent_it_again(self, images: Images, far: str, tmp_path: Path) -> None:
         end = f"oci:{tmp_path / 'there'}"
-        expect.success(copy(images.v1, f"{end}:v1", far))
+        assertions.success(copy(images.v1, f"{end}:v1", far))
         base = images.layout.read(images.first["digest"])["layers"][0]["digest"]
         path = tmp_path / "there" / "blobs" / "sha256" / base[7:]
         path.write_bytes(path.read_bytes()[:-1] + b"?")
-        expect.success(copy(images.v2, f"{end}:v2", far))
+        assertions.success(copy(images.v2, f"{end}:v2", far))
         assert digest_of(path.read_bytes()) == base
 
     def test_its_events_may_have_any_fields(self, images: Images, faked: Callable[..., str]) -> None:
@@ -525,7 +527,7 @@ class TestInterruption:
         hangs = f"echo $$ > {tmp_path}/pid.part; mv {tmp_path}/pid.part {tmp_path}/pid; exec sleep 600"
         via = faked(**{"have": NOTHING, verb: hangs})
         with started("copy", images.v2, "registry.local/app:v2", "--via", via) as process:
-            expect.wait_for((tmp_path / "pid").exists)
+            assertions.wait_for((tmp_path / "pid").exists)
             pid = int((tmp_path / "pid").read_text())
             # It alone: what a terminal would have told both.
             process.send_signal(number)

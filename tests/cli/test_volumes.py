@@ -14,12 +14,12 @@ from typing import Final
 import pytest
 
 from tests.archives import files_in
-from tests.cli import expect
-from tests.faults import Fault, FaultyRegistry, Stall
+from tests.cli import assertions
+from tests.faulty_registry import Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Argument, Result, measured, ocistream, started_fork
-from tests.volumes import LEFT_OUT, Cut, notes_in, read_volumes
+from tests.volume_archives import LEFT_OUT, Cut, notes_in, read_volumes
 
 MIB: Final = 1 << 20
 KIB: Final = 1 << 10
@@ -77,7 +77,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CutOnce]:
         assert len(paths) == len(whole) == 3
         seed(layout, layout.image([9000, *LAYERS[1:]]), registry.host, "other", "1")
         argv: list[Argument] = ["-o", folder / "other.%03d.tar", "--split", str(SIZE)]
-        expect.success(ocistream("pull", f"{registry.host}/other:1", *argv))
+        assertions.success(ocistream("pull", f"{registry.host}/other:1", *argv))
         yield CutOnce(registry, layout, image, paths, whole, folder / "other.001.tar")
 
 
@@ -98,9 +98,9 @@ def folder(tmp_path: Path) -> Path:
 def split(registry: FaultyRegistry, folder: Path, *argv: Argument, size: int = SIZE, name: str = "app") -> list[Path]:
     """Pull `app:1` into volumes of at most `size` bytes, and return them."""
     pulled = ocistream("pull", f"{registry.host}/app:1", "-o", folder / f"{name}.%03d.tar", "--split", str(size), *argv)
-    expect.success(pulled)
+    assertions.success(pulled)
     assert pulled.lines()[0].startswith(f"{registry.host}/app:1@sha256:")
-    expect.no_partial_files(folder)
+    assertions.no_partial_files(folder)
     paths = sorted(folder.glob(f"{name}.*.tar"))
     assert all(path.stat().st_size <= size for path in paths)
     return paths
@@ -155,7 +155,7 @@ def test_what_fits_into_one_is_an_archive_as_any_other(registry: FaultyRegistry,
     (path,) = split(registry, folder, size=MIB)
     assert path.name == "app.000.tar"
     whole = tmp_path / "whole.tar"
-    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", whole))
+    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", whole))
     assert path.read_bytes() == whole.read_bytes()
     (path,) = split(registry, folder, size=whole.stat().st_size)
     assert path.read_bytes() == whole.read_bytes()
@@ -165,11 +165,11 @@ def test_what_fits_into_one_is_an_archive_as_any_other(registry: FaultyRegistry,
 def test_a_size_that_is_too_small_is_refused_with_the_least_that_does(registry: FaultyRegistry, folder: Path) -> None:
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", folder / "app.%d.tar", "--split"]
     refused = ocistream(*argv, "1k")
-    expect.failure(refused, 2, "too small", "the least that would do is")
-    expect.nothing_left(folder)
+    assertions.failure(refused, 2, "too small", "the least that would do is")
+    assertions.nothing_left(folder)
     least = int(refused.err.split("would do is ")[1].split(" ")[0])
-    expect.failure(ocistream(*argv, str(least - 1)), 2, f"the least that would do is {least}")
-    expect.success(ocistream(*argv, str(least)))
+    assertions.failure(ocistream(*argv, str(least - 1)), 2, f"the least that would do is {least}")
+    assertions.success(ocistream(*argv, str(least)))
     paths = list(folder.iterdir())
     assert 2 < len(paths) <= 500
     assert max(path.stat().st_size for path in paths) <= least
@@ -199,16 +199,16 @@ def test_a_size_that_is_too_small_is_refused_with_the_least_that_does(registry: 
     ],
 )
 def test_what_does_not_go_with_volumes_is_refused(argv: list[str], words: list[str], folder: Path) -> None:
-    expect.failure(ocistream("pull", "127.0.0.1:1/app:1", *argv, cwd=folder), 2, *words)
-    expect.nothing_left(folder)
+    assertions.failure(ocistream("pull", "127.0.0.1:1/app:1", *argv, cwd=folder), 2, *words)
+    assertions.nothing_left(folder)
 
 
 def test_a_percent_sign_may_be_in_a_name(registry: FaultyRegistry, folder: Path) -> None:
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", folder / "100%%.%02d", "--split", str(SIZE)]
-    expect.success(ocistream(*argv))
-    expect.nothing_left(folder, "100%.00", "100%.01", "100%.02")
+    assertions.success(ocistream(*argv))
+    assertions.nothing_left(folder, "100%.00", "100%.01", "100%.02")
     read_volumes(list(folder.iterdir()))
-    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", folder / "100%.tar"))
+    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", folder / "100%.tar"))
 
 
 def test_a_name_that_is_no_files_is_found_out_before_anything_is_fetched(
@@ -216,36 +216,36 @@ def test_a_name_that_is_no_files_is_found_out_before_anything_is_fetched(
 ) -> None:
     (folder / "app.002.tar").mkdir()
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", folder / "app.%03d.tar", "--split", str(SIZE)]
-    expect.failure(ocistream(*argv), 2, "app.002.tar")
-    expect.nothing_left(folder, "app.002.tar")
+    assertions.failure(ocistream(*argv), 2, "app.002.tar")
+    assertions.nothing_left(folder, "app.002.tar")
     assert not [request for request in registry.asked("GET", "/blobs/") if layer(layout, image, 0) in request.path]
-    expect.failure(ocistream(*argv[:3], folder / "none" / "app.%d.tar", *argv[4:]), 4, "none")
+    assertions.failure(ocistream(*argv[:3], folder / "none" / "app.%d.tar", *argv[4:]), 4, "none")
 
 
 def test_volumes_of_an_earlier_set_stay_and_are_told(registry: FaultyRegistry, folder: Path) -> None:
     (folder / "app.007.tar").write_bytes(b"of another day")
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", folder / "app.%03d.tar", "--split", str(SIZE)]
     pulled = ocistream(*argv)
-    expect.success(pulled)
+    assertions.success(pulled)
     assert f"{folder / 'app.007.tar'} was there before, and is none of the volumes written now (3)" in pulled.err
     assert (folder / "app.007.tar").read_bytes() == b"of another day"
 
 
 def test_copy_by_way_of_another_host_cuts_nothing() -> None:
     argv = ["copy", "127.0.0.1:1/app:1", "registry.local/app:1", "--via", "true", "--split", "1GiB"]
-    expect.failure(ocistream(*argv), 2, "--split", "--via")
+    assertions.failure(ocistream(*argv), 2, "--split", "--via")
 
 
 def test_copy_cuts_too(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
     paths = split(registry, folder)
     whole = tmp_path / "whole.tar"
-    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", whole))
+    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", whole))
     again = tmp_path / "again"
     again.mkdir()
-    expect.success(ocistream("copy", whole, f"oci-archive:{again}/app.%03d.tar", "--split", str(SIZE)))
+    assertions.success(ocistream("copy", whole, f"oci-archive:{again}/app.%03d.tar", "--split", str(SIZE)))
     assert {path.name: path.read_bytes() for path in again.iterdir()} == {p.name: p.read_bytes() for p in paths}
     with_pipe = ocistream("copy", "-", f"oci-archive:{again}/b.%03d.tar", "--split", str(SIZE), stdin=whole)
-    expect.success(with_pipe)
+    assertions.success(with_pipe)
     read_volumes(sorted(again.glob("b.*")))
 
 
@@ -261,10 +261,10 @@ def test_what_the_other_side_has_is_in_no_volume(
         files = files_in(path.read_bytes())
         assert f"blobs/{had.replace(':', '/')}" not in files
         assert f"# have {target.host}/app\n{had}" in notes_in(files)["vnd.ocistream.left-out"]
-    expect.failure(push(target, *paths), 6, had)
-    expect.no_image(target)
+    assertions.failure(push(target, *paths), 6, had)
+    assertions.no_image(target)
     seed(layout, layout.image([layout.read(image["digest"])["layers"][1]]), target.host, "app", "base")
-    expect.success(push(target, *paths))
+    assertions.success(push(target, *paths))
     is_there(target, image, layout)
 
 
@@ -296,9 +296,11 @@ def test_a_pull_that_was_stopped_goes_on_and_fetches_no_volume_again(
     served.faults = [Fault(Stall(after=after), "GET", f"/blobs/{halted}")]
     argv: list[Argument] = ["pull", f"{served.host}/app:1", "-o", str(folder / "app.%03d.tar"), "--split", str(4 * MIB)]
     with started_fork(*argv, "--jobs", "1") as process:
-        expect.wait_for(lambda: [request for request in served.requests if request.fault])
+        assertions.wait_for(lambda: [request for request in served.requests if request.fault])
         begun = [b for b in (path.stat().st_size for path in folder.glob(".app.*.partial")) if b]
-        expect.wait_for(lambda: sum(size_of(path) for path in folder.iterdir()) >= sum(sizes[:number]) + after - MIB)
+        assertions.wait_for(
+            lambda: sum(size_of(path) for path in folder.iterdir()) >= sum(sizes[:number]) + after - MIB
+        )
         process.send_signal(kind)
         process.communicate(timeout=60)
     assert begun
@@ -329,7 +331,7 @@ def test_volumes_are_pushed_in_every_order(
     order: Sequence[int],
 ) -> None:
     pushed = push(target, *(cut.paths[number] for number in order))
-    expect.success(pushed)
+    assertions.success(pushed)
     assert pushed.lines() == [f"{target.host}/app:1@{cut.image['digest']}"]
     is_there(target, cut.image, cut.layout)
 
@@ -343,10 +345,10 @@ def test_volumes_are_pushed_one_by_one_in_every_order(
     needed = set(NAMES)
     for number in order[:-1]:
         needed.remove(NAMES[number])
-        expect.failure(push(target, cut.whole[number]), 6, f"still needed: {', '.join(sorted(needed))}")
-        expect.no_image(target)
+        assertions.failure(push(target, cut.whole[number]), 6, f"still needed: {', '.join(sorted(needed))}")
+        assertions.no_image(target)
     target.requests.clear()
-    expect.success(push(target, cut.whole[order[-1]]))
+    assertions.success(push(target, cut.whole[order[-1]]))
     is_there(target, cut.image, cut.layout)
 
 
@@ -368,10 +370,10 @@ def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
         # The end came before the beginning: it is said, and asked for again.
         assert [result.code for result in results] == [6, 6, 6]
         late = results[order.index(1)]
-        expect.failure(late, 6, f"{continued} goes on", "-i app.000.tar -i app.001.tar together, or in this order")
-        expect.failure(results[-1], 6, "still needed: app.0")
-        expect.no_image(target)
-        expect.success(push(target, cut.paths[1]))
+        assertions.failure(late, 6, f"{continued} goes on", "-i app.000.tar -i app.001.tar together, or in this order")
+        assertions.failure(results[-1], 6, "still needed: app.0")
+        assertions.no_image(target)
+        assertions.success(push(target, cut.paths[1]))
     is_there(target, cut.image, cut.layout)
     sent = [request for request in target.requests if request.method == "PATCH"]
     assert sum(int(request.headers["Content-Length"] or 0) for request in sent) <= sum(LAYERS) + 4 * KIB
@@ -385,11 +387,11 @@ def test_a_volume_that_is_missing_is_asked_for_by_name(
         others = [path for path in paths if path is not paths[number]]
         refused = push(target, *others)
         if number == 0:
-            expect.failure(refused, 6, f"still needed: {NAMES[number]}", f"-i {NAMES[number]}")
-            expect.no_image(target)
+            assertions.failure(refused, 6, f"still needed: {NAMES[number]}", f"-i {NAMES[number]}")
+            assertions.no_image(target)
             assert push(target, *others).err == refused.err
     # What they had stays: all that is lacking now is in the first one.
-    expect.success(push(target, paths[0]))
+    assertions.success(push(target, paths[0]))
     is_there(target, image, layout)
 
 
@@ -403,7 +405,7 @@ def test_a_volume_may_be_given_twice(
     copy = folder / "the-same.tar"
     copy.write_bytes(cut.paths[order[0]].read_bytes())
     pushed = push(target, *(cut.paths[number] for number in order), copy, argv=["-v"])
-    expect.success(pushed)
+    assertions.success(pushed)
     assert f"{copy} is volume {order[0] + 1} of 3 ({NAMES[order[0]]}) once more" in pushed.err
     is_there(target, cut.image, cut.layout)
 
@@ -416,7 +418,7 @@ def test_a_volume_of_another_image_is_refused_by_name(
 ) -> None:
     given = [cut.other if number == 1 else cut.paths[number] for number in order]
     refused = push(target, *given)
-    expect.failure(
+    assertions.failure(
         refused,
         6,
         f"{cut.other} does not belong to the others: it is volume 2 of ",
@@ -429,7 +431,7 @@ def test_a_volume_of_another_image_is_refused_by_name(
 def test_volumes_of_another_cut_are_refused(registry: FaultyRegistry, folder: Path, target: FaultyRegistry) -> None:
     paths = split(registry, folder)
     other = split(registry, folder, size=SIZE + 4096, name="other")
-    expect.failure(push(target, paths[0], other[1], paths[2]), 6, "other.001.tar does not belong to the others")
+    assertions.failure(push(target, paths[0], other[1], paths[2]), 6, "other.001.tar does not belong to the others")
 
 
 def test_what_was_left_out_and_what_brings_it_are_put_together(
@@ -438,18 +440,18 @@ def test_what_was_left_out_and_what_brings_it_are_put_together(
     some, rest, other = folder / "some.tar", folder / "rest.tar", folder / "other.tar"
     digest = layer(layout, image, 2)
     blobs = [f"--only={blob}" for blob in blobs_of(layout, image) if blob != digest]
-    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", some, *blobs))
-    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", rest, "--only", digest))
-    expect.failure(push(target, some), 6, digest)
-    expect.success(push(target, rest, some))
+    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", some, *blobs))
+    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", rest, "--only", digest))
+    assertions.failure(push(target, some), 6, digest)
+    assertions.success(push(target, rest, some))
     is_there(target, image, layout)
-    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", f"{folder}/directory/", *blobs))
+    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", f"{folder}/directory/", *blobs))
     assert push(target, rest, folder / "directory").code == 0
     seed(layout, layout.image([b"another"]), registry.host, "other", "1")
-    expect.success(ocistream("pull", f"{registry.host}/other:1", "-o", other))
-    expect.failure(push(target, some, other), 2, f"{registry.host}/app:1", f"{registry.host}/other:1")
+    assertions.success(ocistream("pull", f"{registry.host}/other:1", "-o", other))
+    assertions.failure(push(target, some, other), 2, f"{registry.host}/app:1", f"{registry.host}/other:1")
     refused = push(target, some, other, argv=["--image", f"{registry.host}/other:1"])
-    expect.failure(refused, 6, f"{some} is not of {registry.host}/other:1")
+    assertions.failure(refused, 6, f"{some} is not of {registry.host}/other:1")
 
 
 def test_a_lost_volume_is_replaced_by_an_archive_of_what_was_in_it(
@@ -458,8 +460,8 @@ def test_a_lost_volume_is_replaced_by_an_archive_of_what_was_in_it(
     paths = split(registry, folder)
     rest = folder / "rest.tar"
     digests = [argument for number in (1, 2, 3) for argument in ("--only", layer(layout, image, number))]
-    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", rest, *digests))
-    expect.success(push(target, rest, paths[0]))
+    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", rest, *digests))
+    assertions.success(push(target, rest, paths[0]))
     is_there(target, image, layout)
 
 
@@ -469,12 +471,12 @@ def test_only_what_can_be_read_anywhere_is_put_together(
     paths = split(registry, folder)
     packed = tmp_path / "packed.tar.gz"
     packed.write_bytes(subprocess.run(["gzip", "-c", paths[1]], capture_output=True, check=True).stdout)
-    expect.failure(push(target, paths[0], packed), 2, f"{packed} is compressed")
-    expect.failure(push(target, paths[0], Path("-")), 2, "- can be read only once")
+    assertions.failure(push(target, paths[0], packed), 2, f"{packed} is compressed")
+    assertions.failure(push(target, paths[0], Path("-")), 2, "- can be read only once")
     docker = tmp_path / "docker.tar"
-    expect.success(ocistream("copy", f"{registry.host}/app:1", f"docker-archive:{docker}:app:1"))
-    expect.failure(push(target, paths[0], docker), 2, f"{docker} is a docker-archive")
-    expect.failure(push(target, paths[0], tmp_path / "none.tar"), 4, "none.tar")
+    assertions.success(ocistream("copy", f"{registry.host}/app:1", f"docker-archive:{docker}:app:1"))
+    assertions.failure(push(target, paths[0], docker), 2, f"{docker} is a docker-archive")
+    assertions.failure(push(target, paths[0], tmp_path / "none.tar"), 4, "none.tar")
 
 
 def test_one_volume_alone_may_come_from_a_pipe(
@@ -491,9 +493,9 @@ def test_every_image_of_volumes_goes_where_it_belongs(
 ) -> None:
     seed(layout, layout.image([b"another"]), registry.host, "other", "2")
     images = [f"{registry.host}/app:1", f"{registry.host}/other:2"]
-    expect.success(ocistream("pull", *images, "-o", folder / "two.%d", "--split", str(SIZE)))
+    assertions.success(ocistream("pull", *images, "-o", folder / "two.%d", "--split", str(SIZE)))
     inputs = [argument for path in sorted(folder.iterdir(), reverse=True) for argument in ("-i", path)]
-    expect.success(ocistream("push", *inputs, "--to", target.host))
+    assertions.success(ocistream("push", *inputs, "--to", target.host))
     is_there(target, image, layout)
     assert manifest_digest(target.host, "other", "2")
 
@@ -504,7 +506,7 @@ def test_a_name_out_of_a_volume_drives_no_terminal(layout: Layout, folder: Path,
     left_out = f"# volume \x1b]0;owned\x07\u202eapp\n{lacking}"
     (path, _) = Cut(layout, 2, whole={lacking: 1}, notes={LEFT_OUT: left_out}).write(folder)
     refused = push(target, path)
-    expect.failure(refused, 6, "?]0;owned??app")
+    assertions.failure(refused, 6, "?]0;owned??app")
     for said in (refused.err, ocistream("verify", path).out.decode(), ocistream("inspect", path).out.decode()):
         assert "\x1b" not in said
         assert "\u202e" not in said
@@ -517,13 +519,13 @@ def test_verify_says_of_a_volume_which_it_is(registry: FaultyRegistry, folder: P
     paths = split(registry, folder)
     for number, path in enumerate(paths):
         seen = ocistream("verify", path)
-        expect.success(seen)
+        assertions.success(seen)
         others = ", ".join(name for name in NAMES if name != path.name)
         assert f"volume {number + 1} of 3 ({path.name}); {others} have the rest" in seen.lines()
         assert seen.lines()[-1].startswith("ok: OCI archive, 1 image")
-        expect.success(ocistream("verify", stdin=path))
+        assertions.success(ocistream("verify", stdin=path))
         shown = ocistream("inspect", path)
-        expect.success(shown)
+        assertions.success(shown)
         # What goes on from the first to the second is looked for in the other of them.
         assert f"(in the volume {NAMES[(1, 0, 0)[number]]})" in shown.out.decode()
         assert f"(in the volume {path.name})" not in shown.out.decode()
@@ -532,7 +534,7 @@ def test_verify_says_of_a_volume_which_it_is(registry: FaultyRegistry, folder: P
 @pytest.mark.parametrize("order", ORDERS)
 def test_verify_of_all_volumes_finds_the_image_complete(cut: CutOnce, order: Sequence[int]) -> None:
     seen = ocistream("verify", "--deep", *(cut.paths[number] for number in order))
-    expect.success(seen)
+    assertions.success(seen)
     assert "volumes 1, 2, 3 of 3: all of them" in seen.lines()
     document = json.loads(ocistream("verify", "--json", *(cut.paths[number] for number in order[:2])).out)
     assert document["ok"]
@@ -561,10 +563,10 @@ def test_a_damaged_part_changes_nothing_and_its_volume_is_named(
     content = bytearray(sound)
     content[content.index(b"parts/") + 2000] ^= 1
     paths[1].write_bytes(content)
-    expect.failure(push(target, *paths), 5, f"{paths[1]} is damaged")
+    assertions.failure(push(target, *paths), 5, f"{paths[1]} is damaged")
     assert push(target, paths[0]).code == 6
-    expect.failure(push(target, paths[1]), 5, "its part from byte", "in app.001.tar, is wrong")
-    expect.no_image(target)
+    assertions.failure(push(target, paths[1]), 5, "its part from byte", "in app.001.tar, is wrong")
+    assertions.no_image(target)
     paths[1].write_bytes(sound)
     for path in paths:
         push(target, path)
@@ -573,13 +575,13 @@ def test_a_damaged_part_changes_nothing_and_its_volume_is_named(
 
 def test_a_volume_is_no_whole_archive_to_copy(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
     paths = split(registry, folder, size=WHOLE)
-    expect.failure(
+    assertions.failure(
         ocistream("copy", paths[0], tmp_path / "copy.tar"), 6, "still needed: app.001.tar, app.002.tar", "all volumes"
     )
     assert not list(tmp_path.glob("*copy*"))
     codes = [ocistream("copy", path, f"{tmp_path}/copy/").code for path in paths]
     assert codes == [6, 6, 0]
-    expect.success(ocistream("verify", tmp_path / "copy"))
+    assertions.success(ocistream("verify", tmp_path / "copy"))
 
 
 def test_memory_does_not_grow_with_the_volumes(
@@ -588,11 +590,11 @@ def test_memory_does_not_grow_with_the_volumes(
     image = layout.image([56 * MIB, 8 * MIB])
     seed(layout, image, served.host, "app", "1")
     pulled = measured("pull", f"{served.host}/app:1", "-o", folder / "app.%03d.tar", "--split", "10M")
-    expect.success(pulled)
+    assertions.success(pulled)
     paths = sorted(folder.iterdir())
     assert len(paths) == 7
     pushed = measured("push", *(a for path in paths for a in ("-i", path)), f"{target.host}/app:1")
-    expect.success(pushed)
+    assertions.success(pushed)
     assert pulled.peak is not None
     assert pushed.peak is not None
     assert max(pulled.peak, pushed.peak) < 48 * MIB

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.certificates import Certificate, make_certificate
-from tests.cli import expect
-from tests.faults import FaultyRegistry
+from tests.cli import assertions
 from tests.faulty_auth import Basic
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, small_image
 from tests.registry_http import seed
 from tests.runner import Argument, Result, ocistream
@@ -39,7 +39,7 @@ class World:
         self.layout = layout
         self.https = self.secure.host.replace("127.0.0.1", "registry.test")
         self.http = self.plain.host.replace("127.0.0.1", "other.test")
-        expect.success(self.run("push", "-i", layout.path, f"{self.https}/app:1", self.ca))
+        assertions.success(self.run("push", "-i", layout.path, f"{self.https}/app:1", self.ca))
         seed(layout, self.image, self.plain.host, "app", "1")
         self.secure.auth, self.plain.auth = Basic("me", PASSWORDS[0]), Basic("you", PASSWORDS[1])
         for registry in (self.secure, self.plain):

@@ -11,9 +11,9 @@ import pytest
 
 import tests.registry
 from ocistream import serve
-from tests.conformance.statements import CASES, DATA
-from tests.conformance.world import Registry, World, archived, pushed
-from tests.talking import Client
+from tests.conformance.cases import CASES, DATA
+from tests.conformance.registry_content import Registry, World, archived, pushed
+from tests.raw_http import Client
 
 _PROPERTY: Final = "conformance"
 _WORST_FIRST: Final = ("failed", "error", "skipped", "passed")

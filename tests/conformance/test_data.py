@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.statements import data
-from tests.conformance.world import REPOSITORY, url
+from tests.conformance.cases import data
+from tests.conformance.registry_content import REPOSITORY, url
 from tests.images import Descriptor, Layout, digest_of
-from tests.talking import Client
+from tests.raw_http import Client
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.conformance.statements import case
-from tests.conformance.world import KIND_A, NOBODY, TAGS, World, url
+from tests.conformance.cases import case
+from tests.conformance.registry_content import KIND_A, NOBODY, TAGS, World, url
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 TAGS_OF = url("tags", "list")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.conformance.statements import case
-from tests.conformance.world import TAGS, World, url
+from tests.conformance.cases import case
+from tests.conformance.registry_content import TAGS, World, url
 
 TAGS_OF = url("tags", "list")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance.statements import case
-from tests.conformance.world import NOBODY, TAGS, World, url
+from tests.conformance.cases import case
+from tests.conformance.registry_content import NOBODY, TAGS, World, url
 from tests.images import digest_of
-from tests.talking import Response
+from tests.raw_http import Response
 
 
 class TestSetup:

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from tests.conformance.statements import case
-from tests.conformance.world import NOBODY, OTHER, REPOSITORY, World, url
+from tests.conformance.cases import case
+from tests.conformance.registry_content import NOBODY, OTHER, REPOSITORY, World, url
 from tests.images import Layout, digest_of
-from tests.talking import Client, Response
+from tests.raw_http import Client, Response
 
 BLOB = b"a blob of the suite's"
 FIRST, SECOND = BLOB[:7], BLOB[7:]

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from tests.conformance.statements import CASES, DATA
+from tests.conformance.cases import CASES, DATA
 
 
 def names_tested() -> set[str]:

@@ -48,7 +48,7 @@ from ocistream.transfer.interfaces import Destination as NativeDestination
 from ocistream.transfer.interfaces import NewBlob, NewBlobDestination, ReadBackDestination
 from ocistream.transfer.interfaces import Source as NativeSource
 from ocistream.transfer.recompress import parse_recompression
-from tests.contract.vocabulary import (
+from tests.contract.adapter_types import (
     EVERYTHING,
     MISSING,
     NO_SUBJECT,

@@ -13,9 +13,9 @@ from pathlib import Path
 from tests.archives import files_in
 from tests.contract import adapter
 from tests.contract.adapter import Destination, Source
+from tests.contract.adapter_types import Wanted
 from tests.contract.pipes import Pipe
 from tests.contract.stores import REF_NAME, REPOSITORY, Store
-from tests.contract.vocabulary import Wanted
 from tests.docker_archives import Saved, archive_of, hex_of, images_in, of_docker, plain_manifest, saved
 from tests.images import Layout, digest_of
 

@@ -17,12 +17,12 @@ from tests import registry_http
 from tests.archives import blob_name, check_blobs, files_in, index_in, items_of, small_first, tar_of
 from tests.contract import adapter
 from tests.contract.adapter import Destination, Source
+from tests.contract.adapter_types import ReferrerChoice, Wanted
 from tests.contract.pipes import Pipe
-from tests.contract.vocabulary import ReferrerChoice, Wanted
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor as Document
 from tests.images import Layout, digest_of
-from tests.volumes import TEMPLATE, Cut, read_volumes
+from tests.volume_archives import TEMPLATE, Cut, read_volumes
 
 REPOSITORY = "made/app"
 COSIGN_NAME = "vnd.ocistream.image.name"

@@ -23,10 +23,10 @@ from ocistream.errors import (
 from tests.archives import blob_name
 from tests.contract import adapter
 from tests.contract.adapter import Blob, Chunk, layout_destination, layout_source
-from tests.contract.shapes import named_in, parts_of
+from tests.contract.adapter_types import Piece, Wanted
+from tests.contract.image_shapes import named_in, parts_of
 from tests.contract.stores import REF_NAME
 from tests.contract.test_layouts import copy, listing_of, names_in
-from tests.contract.vocabulary import Piece, Wanted
 from tests.images import Layout, digest_of, small_image, two_platforms
 from tests.schemas import validate_layout
 

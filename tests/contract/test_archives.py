@@ -26,8 +26,8 @@ from tests.contract.adapter import (
     layout_source,
     pipe_destination,
 )
-from tests.contract.shapes import SHAPES, parts_of
-from tests.contract.vocabulary import Piece
+from tests.contract.adapter_types import Piece
+from tests.contract.image_shapes import SHAPES, parts_of
 from tests.images import Layout, digest_of, small_image, two_platforms
 from tests.peers import need
 from tests.schemas import validate_layout

@@ -11,7 +11,8 @@ import pytest
 
 from ocistream.errors import IntegrityError, MissingContentError, NotFoundError
 from tests.contract.adapter import Blob, Chunk, Destination, copy, layout_source
-from tests.contract.shapes import SHAPES, named_in, parts_of
+from tests.contract.adapter_types import Listing, Piece
+from tests.contract.image_shapes import SHAPES, named_in, parts_of
 from tests.contract.stores import (
     ALL_DESTINATIONS,
     DESTINATIONS,
@@ -21,7 +22,6 @@ from tests.contract.stores import (
     Store,
     opened,
 )
-from tests.contract.vocabulary import Listing, Piece
 from tests.images import OCI_LAYER, Layout, small_image, tar_layer, two_platforms
 
 

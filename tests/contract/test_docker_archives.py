@@ -11,8 +11,9 @@ import pytest
 
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, OcistreamError, UnsupportedError
 from tests.contract.adapter import Blob, Chunk, Source, copy, layout_source
+from tests.contract.adapter_types import Listing, Piece, Wanted
 from tests.contract.docker_stores import DOCKER_ARCHIVES, DockerArchiveFileStore
-from tests.contract.shapes import SHAPES
+from tests.contract.image_shapes import SHAPES
 from tests.contract.stores import (
     DESTINATIONS,
     REF_NAME,
@@ -22,7 +23,6 @@ from tests.contract.stores import (
     Store,
     opened,
 )
-from tests.contract.vocabulary import Listing, Piece, Wanted
 from tests.docker_archives import Saved, plain_manifest, saved
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 

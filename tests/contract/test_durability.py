@@ -13,7 +13,7 @@ import pytest
 
 from ocistream import limits
 from ocistream.serve import Registry
-from tests.contract.forked import Event, Named, Synced, watch, watched
+from tests.contract.traced_run import Event, Named, Synced, watch, watched
 from tests.images import Layer, Layout, tar_layer
 from tests.registry_http import seed
 

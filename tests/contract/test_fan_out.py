@@ -11,8 +11,8 @@ import pytest
 from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError
 from tests.archives import blob_name
 from tests.contract.adapter import Destination, FanOut, copy, layout_destination, layout_source, registry_destination
-from tests.contract.shapes import parts_of
-from tests.faults import Fault, FaultyRegistry, StopReading, refusal
+from tests.contract.image_shapes import parts_of
+from tests.faulty_registry import Fault, FaultyRegistry, StopReading, refusal
 from tests.images import Layer, Layout, tar_layer
 
 MIB = 1 << 20

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract import forked
+from tests.contract import traced_run
 from tests.images import Layout
 
 
@@ -30,6 +30,6 @@ def test_a_blob_that_is_used_or_removed_meanwhile_is_not_dropped(
                 if path not in dropped:
                     change(path)
 
-    assert forked.hooked(["gc", str(layout.path), "--older-than", "1h"], meanwhile) == 0
+    assert traced_run.hooked(["gc", str(layout.path), "--older-than", "1h"], meanwhile) == 0
     left = [path for path in blobs if path.exists()]
     assert len(left) == (2 if change is os.utime else 0)

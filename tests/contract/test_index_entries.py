@@ -18,7 +18,7 @@ from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from tests.archives import blob_name, items_of, tar_of
 from tests.contract.adapter import layout_source, pipe_source
-from tests.contract.vocabulary import (
+from tests.contract.adapter_types import (
     MISSING,
     NO_SUBJECT,
     SAME_TAG,
@@ -28,7 +28,7 @@ from tests.contract.vocabulary import (
     Wanted,
 )
 from tests.images import OCI_INDEX, Descriptor, Layout, small_image, tar_layer
-from tests.signed import REF_NAME, cosign_signature, cosign_tag, referrer, signed
+from tests.signed_image import REF_NAME, cosign_signature, cosign_tag, referrer, signed
 
 ONLY = Wanted(referrers="along", images="only")
 IMAGES = Wanted(referrers="along", images="images")

@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 
 from ocistream import limits
-from tests.contract import forked
+from tests.contract import traced_run
 from tests.images import Layout
 
 #: Destinations, and N if the test ends the command at each N-th step. The nightly one takes all steps.
@@ -73,13 +73,13 @@ def test_after_any_step_the_next_run_makes_the_same_bytes_as_an_undisturbed_one(
     source: Path, tmp_path: Path, kind: str, every: int, by: signal.Signals
 ) -> None:
     (undisturbed,) = itertools.islice(folders(tmp_path), 1)
-    assert forked.run(copying(source, kind, undisturbed)) == 0
+    assert traced_run.run(copying(source, kind, undisturbed)) == 0
     complete = contents(undisturbed)
     count = 0
     first = KINDS_OF_END.index(by) % every
     for step, folder in zip(itertools.count(first, every), folders(tmp_path / "ended"), strict=False):
         argv = copying(source, kind, folder)
-        code = forked.ended(argv, folder, step, by)
+        code = traced_run.ended(argv, folder, step, by)
         if code == 0:
             break
         assert code == (-by if by == signal.SIGKILL else 128 + by)
@@ -89,12 +89,12 @@ def test_after_any_step_the_next_run_makes_the_same_bytes_as_an_undisturbed_one(
         if by == signal.SIGKILL:
             # Killed again at the same step.
             if count % 3 == 0:
-                forked.ended(argv, folder, step, by)
+                traced_run.ended(argv, folder, step, by)
         else:
             names = [Path(name) for name in contents(folder)]
             assert not [name for name in names if STRAY.fullmatch(name.name)]
             resumable = [folder / name for name in names if RESUMABLE.fullmatch(name.name)]
             assert all(path.stat().st_size >= limits.MIN_PARTIAL_SIZE for path in resumable)
-        assert forked.run(argv) == 0
+        assert traced_run.run(argv) == 0
         assert contents(folder) == complete, f"ended before step {step}"
     assert count * every > 10

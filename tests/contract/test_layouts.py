@@ -22,9 +22,9 @@ from ocistream.errors import (
 from tests.archives import blob_name
 from tests.contract import adapter
 from tests.contract.adapter import Copied, layout_destination, layout_source
-from tests.contract.shapes import named_in
+from tests.contract.adapter_types import Listing
+from tests.contract.image_shapes import named_in
 from tests.contract.stores import REF_NAME
-from tests.contract.vocabulary import Listing
 from tests.images import Layout, small_image
 from tests.schemas import validate_layout
 

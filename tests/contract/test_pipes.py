@@ -26,8 +26,8 @@ from ocistream.errors import (
 )
 from tests.archives import Item, Kind, blob_name, items_of, small_first, tar_of
 from tests.contract.adapter import Source, archive_destination, copy, layout_destination, layout_source, pipe_source
-from tests.contract.shapes import nested_index, parts_of, with_attestation
-from tests.contract.vocabulary import EVERYTHING, Listing, Wanted
+from tests.contract.adapter_types import EVERYTHING, Listing, Wanted
+from tests.contract.image_shapes import nested_index, parts_of, with_attestation
 from tests.docker_archives import archive_of, of_docker_25, saved
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 

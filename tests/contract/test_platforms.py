@@ -10,9 +10,9 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError
-from tests.contract.shapes import attestation, nested_index, parts_of, with_attestation
+from tests.contract.adapter_types import Wanted
+from tests.contract.image_shapes import attestation, nested_index, parts_of, with_attestation
 from tests.contract.test_walk import children, images, listing_of, manifests
-from tests.contract.vocabulary import Wanted
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Layout, small_image, tar_layer
 
 

@@ -16,18 +16,9 @@ import zstandard
 from ocistream.errors import UnsupportedError
 from tests.archives import Item, blob_name, files_in, items_of, tar_of
 from tests.contract.adapter import Copied, archive_destination, copy, layout_destination, layout_source, pipe_source
-from tests.contract.shapes import SHAPES
+from tests.contract.image_shapes import SHAPES
 from tests.contract.stores import DESTINATIONS, SOURCES, Store, opened
 from tests.contract.test_recompression_refused import GZ, TAR, with_diff_ids
-from tests.conversions import (
-    CODECS,
-    all_kinds,
-    codec_of,
-    compare,
-    named,
-    plain,
-    stray_blobs,
-)
 from tests.images import (
     OCI_LAYER,
     Descriptor,
@@ -36,6 +27,15 @@ from tests.images import (
     small_image,
     tar_layer,
     two_platforms,
+)
+from tests.recompression_checks import (
+    CODECS,
+    all_kinds,
+    codec_of,
+    compare,
+    named,
+    plain,
+    stray_blobs,
 )
 
 codecs = pytest.mark.parametrize("codec", CODECS)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.shapes import with_attestation
+from tests.contract.image_shapes import with_attestation
 from tests.contract.test_recompression import converted, copied, only_image, only_image_of, pick
 from tests.contract.test_recompression_refused import TAR
-from tests.conversions import VOUCHES_FOR, named
 from tests.images import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -22,6 +21,7 @@ from tests.images import (
     tar_layer,
     two_platforms,
 )
+from tests.recompression_checks import VOUCHES_FOR, named
 
 
 class TestReferences:

@@ -16,10 +16,10 @@ from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError
 from tests.archives import END, Item, items_of, small_first, tar_of
 from tests.contract.adapter import Source, copy, layout_destination, layout_source, pipe_source
+from tests.contract.adapter_types import Wanted
 from tests.contract.stores import DESTINATIONS, SOURCES, Store, opened
-from tests.contract.vocabulary import Wanted
-from tests.conversions import all_kinds, compare, named
 from tests.images import OCI_LAYER, Layout, digest_of, small_image, tar_layer
+from tests.recompression_checks import all_kinds, compare, named
 
 MIB: Final = 1 << 20
 TAR: Final = tar_layer({"a": b"content " * 500}, compression="")

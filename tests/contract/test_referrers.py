@@ -10,11 +10,11 @@ from typing import Final
 import pytest
 
 from tests.contract.adapter import copy, needed_by
-from tests.contract.shapes import parts_of
+from tests.contract.adapter_types import NOT_CHOSEN, NOT_WANTED, Listing
+from tests.contract.image_shapes import parts_of
 from tests.contract.stores import DESTINATIONS, SOURCES, Store, opened
-from tests.contract.vocabulary import NOT_CHOSEN, NOT_WANTED, Listing
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
-from tests.signed import Signed, cosign_tag, referrer, signed
+from tests.signed_image import Signed, cosign_tag, referrer, signed
 
 References = set[tuple[str, str, str | None]]
 

@@ -10,9 +10,9 @@ import pytest
 
 from ocistream.errors import IntegrityError, NetworkError, NotFoundError
 from tests.contract.adapter import Blob, Source
-from tests.contract.shapes import SHAPES, attestation, named_in, nested_index, parts_of
+from tests.contract.adapter_types import Listing, Piece
+from tests.contract.image_shapes import SHAPES, attestation, named_in, nested_index, parts_of
 from tests.contract.stores import REF_NAME, SOURCES, IndexLastPipeStore, RegistryStore, Store, opened
-from tests.contract.vocabulary import Listing, Piece
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 
 

@@ -12,10 +12,10 @@ from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, MissingContentError, UsageError
 from tests.archives import Item, blob_name, files_in, items_of, tar_of
 from tests.contract.adapter import Source, copy, layout_destination, volumes_source
-from tests.contract.vocabulary import Wanted
+from tests.contract.adapter_types import Wanted
 from tests.images import Descriptor, Layout, digest_of
 from tests.runner import ocistream
-from tests.volumes import LEFT_OUT, PARTS, VOLUME, Cut, part_items
+from tests.volume_archives import LEFT_OUT, PARTS, VOLUME, Cut, part_items
 
 #: A layer that is cut, and one that is not.
 CONTENT, REST = bytes(range(256)) * 8, b"the rest"

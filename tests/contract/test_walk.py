@@ -11,8 +11,8 @@ import pytest
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from tests.contract.adapter import layout_source, needed_by
-from tests.contract.shapes import nested_index, parts_of
-from tests.contract.vocabulary import EVERYTHING, Listing, Wanted
+from tests.contract.adapter_types import EVERYTHING, Listing, Wanted
+from tests.contract.image_shapes import nested_index, parts_of
 from tests.images import OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Descriptor, Layout, small_image, tar_layer, two_platforms
 
 AMD = Wanted(("linux/amd64",))

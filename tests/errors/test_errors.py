@@ -8,11 +8,11 @@ from typing import Final
 
 import pytest
 
-from tests.errors.table import FAILURES, SECRETS, Failure, Place
+from tests.errors.common_failures import FAILURES, SECRETS, Failure, Place
 
 _README: Final = Path(__file__).parents[2] / "README.md"
-_BEGIN: Final = "<!-- tests/errors/table.py: begin -->\n"
-_END: Final = "<!-- tests/errors/table.py: end -->\n"
+_BEGIN: Final = "<!-- tests/errors/common_failures.py: begin -->\n"
+_END: Final = "<!-- tests/errors/common_failures.py: end -->\n"
 #: Longer lines are not read.
 _LONGEST: Final = 300
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import expect
-from tests.errors.table import Place
-from tests.faults import Action, Fault, HangUp, Reply, refusal
+from tests.cli import assertions
+from tests.errors.common_failures import Place
 from tests.faulty_auth import Basic
+from tests.faulty_registry import Action, Fault, HangUp, Reply, refusal
+from tests.http_doubles import unused_port
 from tests.images import Layout
-from tests.network import unused_port
 from tests.runner import ocistream
 
 _DIGEST = "sha256:" + 64 * "a"
@@ -50,7 +50,7 @@ def test_what_is_mistyped_is_said_and_what_to_type(
     tmp_path: Path, argv: Sequence[str], code: int, words: Sequence[str]
 ) -> None:
     result = ocistream(*argv, cwd=tmp_path)
-    expect.failure(result, code, *words)
+    assertions.failure(result, code, *words)
     assert len(result.err.splitlines()) == 2
 
 
@@ -61,7 +61,7 @@ def test_a_host_that_is_only_dots_is_not_told_to_leave_out_its_last() -> None:
 def test_a_configuration_that_is_no_toml_is_said_with_what_toml_is(tmp_path: Path) -> None:
     tmp_path.joinpath("config.toml").write_text("jobs = [")
     result = ocistream("pull", "localhost:1/app:1", "--config", tmp_path / "config.toml")
-    expect.failure(result, 2, "is not TOML", "texts stand in quotes")
+    assertions.failure(result, 2, "is not TOML", "texts stand in quotes")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_configuration_that_is_no_toml_is_said_with_what_toml_is(tmp_path: Pat
 def test_a_variable_that_is_wrong_is_named(tmp_path: Path, variable: str, value: str, code: int, word: str) -> None:
     image = f"registry.test:{unused_port()}/app:1"
     result = ocistream("pull", image, "-o", tmp_path / "x.tar", "--retries=0", env={variable: value})
-    expect.failure(result, code, word)
+    assertions.failure(result, code, word)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_variable_that_is_wrong_is_named(tmp_path: Path, variable: str, value:
 )
 def test_an_answer_that_is_no_registry_s_is_doubted(place: Place, action: Action, code: int, word: str) -> None:
     host = place.start(Fault(action, "GET", times=None)).host
-    expect.failure(ocistream("pull", f"{host}/app:1", "-o", place.out, "--retries=0"), code, word)
+    assertions.failure(ocistream("pull", f"{host}/app:1", "-o", place.out, "--retries=0"), code, word)
 
 
 def test_what_a_registry_says_itself_is_not_doubted(place: Place) -> None:
@@ -99,21 +99,21 @@ def test_what_a_registry_says_itself_is_not_doubted(place: Place) -> None:
     pushed = place.start(Fault(Reply(400, {}, b""), "PUT", "/manifests/", times=None)).host
     for source, target in ((f"{pulled}/app:1", f"{pushed}/new:1"), (place.app, f"{pushed}/new:1")):
         result = ocistream("copy", source, target, "--retries=0")
-        expect.failure(result, 7, ": 400")
+        assertions.failure(result, 7, ": 400")
         assert "is it a registry" not in result.err
 
 
 def test_https_where_it_was_not_meant_is_said_where_a_server_hangs_up(place: Place) -> None:
     host = place.start(tls=place.certificate).host.replace("127.0.0.1", "registry.test")
     argv = ["pull", f"{host}/app:1", "-o", str(place.out), "--retries=0", "--plain-http"]
-    expect.failure(ocistream(*argv, names={"registry.test": None}), 7, "leave out --plain-http")
+    assertions.failure(ocistream(*argv, names={"registry.test": None}), 7, "leave out --plain-http")
 
 
 def test_a_wrong_password_at_login_is_told_of_tokens(place: Place, tmp_path: Path) -> None:
     host = place.start(auth=Basic("me", "hunter2")).host
     argv = ["login", host, "--username=me", "--password-stdin"]
     result = ocistream(*argv, stdin=b"other", env={"DOCKER_CONFIG": str(tmp_path / "docker")})
-    expect.failure(result, 3, "refused the user name or the password", "a token in the password's place")
+    assertions.failure(result, 3, "refused the user name or the password", "a token in the password's place")
 
 
 def test_docker_s_file_is_told_what_to_do_about_in_each_part(place: Place, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_docker_s_file_is_told_what_to_do_about_in_each_part(place: Place, tmp_p
     for content in ("[]", "{", '{"auths": []}'):
         tmp_path.joinpath("config.json").write_text(content)
         argv = ["pull", f"{host}/app:1", "-o", str(place.out)]
-        expect.failure(ocistream(*argv, env={"DOCKER_CONFIG": str(tmp_path)}), 2, "config.json", "log in again")
+        assertions.failure(ocistream(*argv, env={"DOCKER_CONFIG": str(tmp_path)}), 2, "config.json", "log in again")
 
 
 def test_what_is_no_archive_is_called_what_it_seems_to_be(tmp_path: Path) -> None:
@@ -142,12 +142,12 @@ def test_what_is_no_archive_is_called_what_it_seems_to_be(tmp_path: Path) -> Non
         for piped in (False, True):
             argv = [] if piped else ["-i", str(tmp_path / name)]
             stdin = tmp_path.joinpath(name).read_bytes() if piped else None
-            expect.failure(ocistream("push", *argv, "localhost:1/app:1", stdin=stdin), 6, "no tar header", word)
+            assertions.failure(ocistream("push", *argv, "localhost:1/app:1", stdin=stdin), 6, "no tar header", word)
 
 
 def test_what_ends_within_a_header_is_truncated_all_the_same() -> None:
     result = ocistream("push", "localhost:1/app:1", stdin=b"oci-layout" + bytes(100))
-    expect.failure(result, 6, "is truncated: it ends at byte 110")
+    assertions.failure(result, 6, "is truncated: it ends at byte 110")
 
 
 @pytest.mark.parametrize(

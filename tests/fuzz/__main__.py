@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 from typing import Final
 
+from tests.fuzz.coverage_guide import Guide
 from tests.fuzz.engine import Find, Run
-from tests.fuzz.guide import Guide
+from tests.fuzz.monitor import PATIENCE
 from tests.fuzz.targets import TARGETS
-from tests.fuzz.watch import PATIENCE
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _KEPT: Final = _ROOT / ".cache" / "fuzz"

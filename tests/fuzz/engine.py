@@ -19,9 +19,9 @@ from typing import Final, Self
 
 from ocistream.errors import OcistreamError
 from ocistream.limits import MIB
-from tests.fuzz.guide import Guide
+from tests.fuzz.coverage_guide import Guide
+from tests.fuzz.monitor import HangError, watched
 from tests.fuzz.mutation import mutated
-from tests.fuzz.watch import HangError, watched
 
 #: How much memory an input may cost, in bytes, where nothing that it may ask for costs more.
 MEMORY: Final = 32 * MIB

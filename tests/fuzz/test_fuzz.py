@@ -96,7 +96,7 @@ def test_the_engine_sees_what_is_wrong(act: Callable[[], object], problem: str, 
 
 
 def test_the_engine_sees_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.fuzz.watch.PATIENCE", 0.05)
+    monkeypatch.setattr("tests.fuzz.monitor.PATIENCE", 0.05)
     find = _look(tmp_path, _for_ever)
     assert find is not None
     assert find.problem.startswith("HangError")

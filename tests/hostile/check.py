@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.hostile.pieces import MIB, Hostile
+from tests.hostile.archive_parts import MIB, Hostile
 from tests.registry import Registry
 from tests.runner import Result, command, run_measured
 
 #: What the project promises of any run, in bytes.
 BUDGET: Final = 48 * MIB
-_ONE_BY_ONE: Final = Path(__file__).with_name("one_by_one.py")
+_SEQUENTIAL_RUNNER: Final = Path(__file__).with_name("sequential_runner.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def one_by_one(archives: Sequence[tuple[Hostile, Path]], folder: Path, way: Way)
             {"argv": way.argv(hostile, path, target), "stdin": str(path) if way.piped else ""}
             for (hostile, path), target in zip(archives, targets, strict=True)
         ]
-        line = [sys.executable, "-P", str(_ONE_BY_ONE)]
+        line = [sys.executable, "-P", str(_SEQUENTIAL_RUNNER)]
         done = run_measured(line, stdin="".join(f"{json.dumps(job)}\n" for job in jobs).encode(), cwd=folder)
         assert done.code == 0, done.err
         for (hostile, _), target, job, answer in zip(archives, targets, jobs, json.loads(done.out), strict=True):

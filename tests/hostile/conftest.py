@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hostile.archive_parts import Hostile
 from tests.hostile.corpus import CORPUS
-from tests.hostile.pieces import Hostile
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.hostile import compressed, differing, in_docker, in_documents, in_tar
-from tests.hostile.pieces import Hostile
+from tests.hostile import (
+    ambiguous_archives,
+    hostile_compression,
+    hostile_docker_archives,
+    hostile_documents,
+    hostile_tar,
+)
+from tests.hostile.archive_parts import Hostile
 
 CORPUS: Final[dict[str, Hostile]] = {
     hostile.name: hostile
-    for hostile in [*in_tar.ALL, *differing.ALL, *in_documents.ALL, *in_docker.ALL, *compressed.ALL]
+    for hostile in [
+        *hostile_tar.ALL,
+        *ambiguous_archives.ALL,
+        *hostile_documents.ALL,
+        *hostile_docker_archives.ALL,
+        *hostile_compression.ALL,
+    ]
 }
 #: The names of those that could cost memory or time: pushes of them have a process each.
 HEAVY: Final = (

@@ -8,9 +8,9 @@ from typing import Final
 
 import pytest
 
+from tests.hostile.archive_parts import MIB, Hostile
 from tests.hostile.check import WAYS, Way, each_way, one_by_one
 from tests.hostile.corpus import CORPUS, HEAVY
-from tests.hostile.pieces import MIB, Hostile
 
 #: So many go through one process.
 _BATCH: Final = 50

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from ocistream.cli import main
-from tests.faults import FaultyRegistry
-from tests.http.identities import Identities
+from tests.faulty_registry import FaultyRegistry
+from tests.http.fixture_types import Result, Run
 from tests.http.raw_registry import RawRegistry
-from tests.http.running import Result, Run
+from tests.http.tls_identities import Identities
 
 
 @pytest.fixture

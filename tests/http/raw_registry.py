@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, digest_of
-from tests.raw import Heard, read_head
+from tests.raw_server import Heard, read_head
 
 CONFIG: Final = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
 LAYER: Final = b"a layer"

@@ -10,11 +10,11 @@ from typing import Final
 
 import pytest
 
-from tests.faults import Fault, FaultyRegistry, Stall
+from tests.faulty_registry import Fault, FaultyRegistry, Stall
+from tests.http.fixture_types import ONCE, Run
 from tests.http.raw_registry import MANIFESTS, Answer, RawRegistry, answer, read_body
-from tests.http.running import ONCE, Run
 from tests.images import Layout
-from tests.raw import Heard, eventually
+from tests.raw_server import Heard, eventually
 
 MIB: Final = 1 << 20
 ACCEPTED: Final = answer(status="202 Accepted", Location="/v2/app/blobs/uploads/session", Connection="close")

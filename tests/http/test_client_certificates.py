@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.proxy import tunnelling_to
-from tests.faults import Fault, FaultyRegistry, Header, Reply, redirect
 from tests.faulty_auth import Bearer
-from tests.http.identities import REACHED, Identities, client_settings, configuration, der
-from tests.http.running import Result, Run
+from tests.faulty_registry import Fault, FaultyRegistry, Header, Reply, redirect
+from tests.http.fixture_types import Result, Run
+from tests.http.tls_identities import REACHED, Identities, client_settings, configuration, der
 from tests.images import Layout, small_image
 
 Start = Callable[..., FaultyRegistry]

@@ -8,10 +8,10 @@ from typing import Final
 
 import pytest
 
+from tests.http.fixture_types import ONCE, Run
 from tests.http.raw_registry import MANIFEST, MANIFESTS, RawRegistry, answer, manifest, read_body
-from tests.http.running import ONCE, Run
 from tests.images import OCI_MANIFEST, Layout
-from tests.raw import Heard, eventually
+from tests.raw_server import Heard, eventually
 
 MIB: Final = 1 << 20
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import Fault, FaultyRegistry, redirect
 from tests.faulty_auth import Basic
-from tests.http.identities import REACHED, Identities, client_settings, configuration
+from tests.faulty_registry import Fault, FaultyRegistry, redirect
+from tests.http.fixture_types import Result, Run
 from tests.http.raw_registry import MANIFESTS, RawRegistry, answer
-from tests.http.running import Result, Run
+from tests.http.tls_identities import REACHED, Identities, client_settings, configuration
 from tests.images import Layout
-from tests.raw import RawServer, names
+from tests.raw_server import RawServer, names
 from tests.registry_http import basic
 
 Start = Callable[..., FaultyRegistry]

@@ -11,11 +11,11 @@ from typing import Final
 import pytest
 
 from tests.certificates import Certificate
-from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic
+from tests.faulty_registry import FaultyRegistry
+from tests.http.fixture_types import ONCE, Run
 from tests.http.raw_registry import RawRegistry
-from tests.http.running import ONCE, Run
-from tests.raw import Heard, RawServer, unused_port
+from tests.raw_server import Heard, RawServer, unused_port
 from tests.registry_http import basic
 
 HINT: Final = "the proxy is taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"

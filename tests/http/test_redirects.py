@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.http.fixture_types import ONCE, Run
 from tests.http.raw_registry import LAYER, LAYERS, MANIFESTS, RawRegistry, answer, manifest, read_body
-from tests.http.running import ONCE, Run
 from tests.images import Layout, small_image
-from tests.raw import Heard
+from tests.raw_server import Heard
 
 
 def redirect(location: str, status: int = 307, connection: str = "keep-alive") -> bytes:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import FaultyRegistry
 from tests.faulty_auth import Bearer
+from tests.faulty_registry import FaultyRegistry
+from tests.http.fixture_types import ONCE, Run
 from tests.http.raw_registry import MANIFEST, MANIFESTS, RawRegistry, answer, manifest
-from tests.http.running import ONCE, Run
 from tests.images import Layout, digest_of, small_image
-from tests.raw import RawServer
+from tests.raw_server import RawServer
 from tests.registry_http import seed
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.faults import Fault, FaultyRegistry, redirect
-from tests.http.identities import REACHED, Identities, configuration
-from tests.http.running import Result, Run
-from tests.raw import RawServer
+from tests.faulty_registry import Fault, FaultyRegistry, redirect
+from tests.http.fixture_types import Result, Run
+from tests.http.tls_identities import REACHED, Identities, configuration
+from tests.raw_server import RawServer
 
 Start = Callable[..., FaultyRegistry]
 

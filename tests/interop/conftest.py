@@ -13,8 +13,8 @@ import pytest
 
 from tests.certificates import Certificate
 from tests.debian_image import DebianImage
+from tests.interop.foreign_writers import Bench
 from tests.interop.long_push import Lasted, push_for_long
-from tests.interop.writers import Bench
 from tests.peers import Containerd, DockerRegistry, containerd, docker_registry, isolated_tools
 from tests.registry_http import seed
 from tests.runner import ocistream

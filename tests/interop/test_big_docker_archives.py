@@ -21,7 +21,7 @@ import pytest
 
 from tests.archives import END
 from tests.images import digest_of
-from tests.interop.bounds import BUDGET, COMPRESSING_BUDGET, MIB, assert_within_budget, no_files
+from tests.interop.process_limits import BUDGET, COMPRESSING_BUDGET, MIB, assert_within_budget, no_files
 from tests.peers import DockerRegistry, docker_registry
 from tests.registry_http import get, manifest
 from tests.runner import Result, command, run_measured

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from tests.images import Layout, digest_of
-from tests.interop.contents import Contents, compression_of, in_archive, in_docker_archive, in_layout
+from tests.interop.image_contents import Contents, compression_of, in_archive, in_docker_archive, in_layout
 from tests.interop.program_image import program_image
 from tests.peers import Tools, isolated_tools
 from tests.runner import ocistream

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.peers import DockerRegistry
 from tests.registry_http import seed
@@ -12,7 +12,7 @@ from tests.runner import Result, ocistream
 
 
 def listed(result: Result) -> set[str]:
-    expect.success(result)
+    assertions.success(result)
     return {line for line in result.lines() if not line.startswith("#")}
 
 
@@ -59,7 +59,7 @@ def test_which_of_a_list_are_there(registry: DockerRegistry, layout: Layout) -> 
 def test_what_is_not_there_is_not_found(registry: DockerRegistry, layout: Layout) -> None:
     seeded(layout, registry)
     for end in ("team/other", "team/app:v3", f"team/app@{digest_of(b'nobody has this')}"):
-        expect.failure(ocistream("have", f"{registry.host}/{end}"), 4, "team/")
+        assertions.failure(ocistream("have", f"{registry.host}/{end}"), 4, "team/")
 
 
 def test_a_repository_without_tags_has_an_empty_list(registry: DockerRegistry, layout: Layout) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.images import Descriptor, Layout
 from tests.peers import docker_registry, need
 from tests.registry_http import manifest_digest
@@ -165,7 +165,7 @@ def ended(place: Place, layout: Layout, tmp_path: Path, number: signal.Signals |
     # To send all of it takes seconds, whatever else this machine does.
     arguments = line(place, layout, "--limit-rate", "4M", "--retries", "0", *options)
     with started(*arguments, env=state(tmp_path)) as process:
-        expect.wait_for(lambda: place.relay.sent > PASSED)
+        assertions.wait_for(lambda: place.relay.sent > PASSED)
         if number is None:
             place.relay.cut()
         else:
@@ -183,7 +183,7 @@ def size_of(text: str) -> int:
 
 def check_the_rest(place: Place, again: Result, image: Descriptor, tmp_path: Path) -> int:
     """Check that a second run sent what it says, and no more; give how many bytes it says that it resumed."""
-    expect.success(again)
+    assertions.success(again)
     assert manifest_digest(place.host, "team/app", "1") == image["digest"]
     resumed = re.search(r"resumed (\S+ [kM]B) of 12.6 MB of sha256:", again.err)
     size = size_of(resumed[1]) if resumed else 0
@@ -246,7 +246,7 @@ def test_of_one_whose_line_is_cut_nothing_is_promised_for_sure(
     may_have = (
         f"{place.relay.host} may have stored a part of 1 blob: re-run the same command; it reports what it resumes"
     )
-    expect.failure(first, 7, may_have)
+    assertions.failure(first, 7, may_have)
     size = check_the_rest(place, push("--upload", way), image, tmp_path)
     # Of chunks, the cut may have come between two.
     assert way != "auto" or (size == 0) == place.loses
@@ -271,7 +271,7 @@ def test_of_one_that_fills_the_disk_of_its_registry_nothing_is_promised_for_sure
     may_have = (
         f"{place.relay.host} may have stored a part of 1 blob: re-run the same command; it reports what it resumes"
     )
-    expect.failure(first, 7, "500", may_have)
+    assertions.failure(first, 7, "500", may_have)
     subprocess.run(["mount", "-o", f"remount,size={4 * LAYER}", small_disk], check=True)
     place.relay.mend()
     size = check_the_rest(place, push("--upload", way), image, tmp_path)

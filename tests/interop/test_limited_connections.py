@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.images import Layout
-from tests.interop.bounds import MIB, assert_within_budget
+from tests.interop.process_limits import MIB, assert_within_budget
 from tests.peers import docker_registry
 from tests.registry_http import seed
 from tests.runner import measured, ocistream

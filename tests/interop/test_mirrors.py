@@ -15,7 +15,7 @@ import pytest
 
 from tests.debian_image import DebianImage
 from tests.images import Descriptor, Layout, small_image
-from tests.interop.bounds import assert_within_budget
+from tests.interop.process_limits import assert_within_budget
 from tests.peers import DockerRegistry, Tools
 from tests.registry_http import assert_no_image, manifest_digest, seed
 from tests.runner import Result, measured, ocistream, pipe

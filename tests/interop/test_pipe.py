@@ -18,7 +18,7 @@ import pytest
 
 from tests.debian_image import DebianImage
 from tests.images import OCI_LAYER, Descriptor, Layout
-from tests.interop.bounds import MIB, assert_within_budget, no_files
+from tests.interop.process_limits import MIB, assert_within_budget, no_files
 from tests.peers import DockerRegistry, docker_registry
 from tests.registry_http import assert_no_image, manifest, manifest_digest
 from tests.runner import command, measured, measured_pipe, ocistream, pipe, run_measured

@@ -168,7 +168,7 @@ def test_containerd_imports_it_under_its_full_name(
     assert "complete" in listed
 
 
-# test_archives_for_others.py has Docker load and run a small image.
+# test_archives_read_by_tools.py has Docker load and run a small image.
 @pytest.mark.nightly
 def test_docker_loads_the_debian_image_and_runs_it(
     debian_name: str, debian_archive: Path, docker_daemon: Dockerd

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import ROOT
+from tests.docs_examples import ROOT
 from tests.images import Layout
 from tests.peers import DockerRegistry
 from tests.registry_http import seed

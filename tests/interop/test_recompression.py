@@ -11,8 +11,8 @@ import pytest
 
 from tests.debian_image import DebianImage
 from tests.images import Layout
-from tests.interop.bounds import COMPRESSING_BUDGET, assert_within_budget
-from tests.interop.contents import compression_of, in_layout
+from tests.interop.image_contents import compression_of, in_layout
+from tests.interop.process_limits import COMPRESSING_BUDGET, assert_within_budget
 from tests.interop.program_image import GREETING, podman_run, program_image
 from tests.peers import DockerRegistry, Tools, docker_registry
 from tests.registry_http import manifest, manifest_digest, seed
@@ -68,7 +68,7 @@ def test_podman_runs_one(target: DockerRegistry, layout: Layout, tools: Tools) -
     assert podman_run(tools, name) == GREETING
 
 
-# tests/cli/test_compress.py pulls into a file, a directory and a pipe, and reads the document.
+# tests/cli/test_recompression.py pulls into a file, a directory and a pipe, and reads the document.
 @pytest.mark.nightly
 def test_pull_makes_the_same_of_it_and_says_what_it_was_made_of(
     in_zstd: str, debian_name: str, debian_image: DebianImage, tmp_path: Path
@@ -84,7 +84,7 @@ def test_pull_makes_the_same_of_it_and_says_what_it_was_made_of(
     assert [blob["from"] for blob in document["blobs"] if blob["how"] == "converted"] == before
 
 
-# tests/cli/test_compress.py pushes out of a pipe too, and measures the memory.
+# tests/cli/test_recompression.py pushes out of a pipe too, and measures the memory.
 @pytest.mark.nightly
 def test_push_makes_the_same_of_it_out_of_a_pipe(in_zstd: str, debian_name: str, target: DockerRegistry) -> None:
     name = f"{target.host}/debian/piped:v1"

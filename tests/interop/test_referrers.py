@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests import registry_http
-from tests.cli.expect import entries
+from tests.cli.assertions import entries
 from tests.cli.test_incomplete_indexes import Made
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_INDEX, Layout, digest_of
 from tests.peers import Containerd, Dockerd, DockerRegistry, Tools
 from tests.runner import Result, ocistream
-from tests.signed import Signed, signed
+from tests.signed_image import Signed, signed
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from typing import Final
 
 import pytest
 
-from tests import containerd_rule
+from tests import containerd_model
 from tests.archives import check_blobs, files_in, index_in
-from tests.cli import expect
-from tests.contract.shapes import nested_index, with_attestation
+from tests.cli import assertions
+from tests.contract.image_shapes import nested_index, with_attestation
 from tests.images import Descriptor, Layout, small_image, tar_layer, two_platforms
 from tests.peers import Tools, need
 from tests.runner import ocistream
@@ -54,10 +54,10 @@ def test_every_tool_sees_the_same_images(which: str, layout: Layout, tools: Tool
     ]
     (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
     archive = tmp_path / "x.tar"
-    expect.success(ocistream("copy", "--all-tags", f"oci:{layout.path}", f"oci-archive:{archive}"))
+    assertions.success(ocistream("copy", "--all-tags", f"oci:{layout.path}", f"oci-archive:{archive}"))
 
     files = files_in(archive.read_bytes())
-    assert dict(containerd_rule.images_of(index_in(files))) == expected
+    assert dict(containerd_model.images_of(index_in(files))) == expected
 
     (tmp_path / "extracted").mkdir()
     subprocess.run(["tar", "-x", "-f", archive, "-C", tmp_path / "extracted"], check=True)
@@ -73,6 +73,6 @@ def test_every_tool_sees_the_same_images(which: str, layout: Layout, tools: Tool
         raw = tools.run("skopeo", "inspect", "--raw", f"oci-archive:{archive}:{tag}").stdout
         assert f"sha256:{hashlib.sha256(raw.encode()).hexdigest()}" == image["digest"]
 
-    expect.success(ocistream("copy", "--all-tags", f"oci-archive:{archive}", f"oci:{tmp_path}/again"))
+    assertions.success(ocistream("copy", "--all-tags", f"oci-archive:{archive}", f"oci:{tmp_path}/again"))
     again = json.loads((tmp_path / "again" / "index.json").read_bytes())["manifests"]
     assert {entry["annotations"][FULL_NAME]: entry["digest"] for entry in again} == expected

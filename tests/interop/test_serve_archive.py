@@ -11,7 +11,7 @@ import pytest
 
 from tests.archives import items_of, tar_of
 from tests.certificates import Certificate
-from tests.cli import expect
+from tests.cli import assertions
 from tests.debian_image import DebianImage
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
@@ -80,7 +80,7 @@ class TestPull:
     def test_what_hangs_on_it_comes_too(self, archive: Path, image: Descriptor, tmp_path: Path) -> None:
         with serving(archive) as host:
             copied = ocistream("copy", f"{host}/team/app:v1", f"oci:{tmp_path / 'back'}:v1")
-            expect.success(copied)
+            assertions.success(copied)
         index = json.loads((tmp_path / "back/index.json").read_bytes())
         assert len(index["manifests"]) == 2
         assert index["manifests"][0]["digest"] == image["digest"]
@@ -153,7 +153,7 @@ def test_what_docker_pushed_into_a_directory_goes_on_as_an_archive(
         docker_daemon.docker("rmi", f"{source}/team/app:v1", f"{target}/filled:v1")
         digest = manifest_digest(target, "filled", "v1")
     path = tmp_path / "again.tar"
-    expect.success(ocistream("copy", f"oci:{tmp_path / 'filled'}", f"oci-archive:{path}"))
+    assertions.success(ocistream("copy", f"oci:{tmp_path / 'filled'}", f"oci-archive:{path}"))
     with serving(path) as host:
         assert manifest_digest(host, "filled", "v1") == digest
         docker_daemon.docker("pull", f"{host}/filled:v1")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.terminal import Screen, on_terminal
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout
-from tests.interop.bounds import MIB
+from tests.interop.process_limits import MIB
 from tests.peers import ssh_server
 from tests.registry_http import seed
 from tests.runner import command

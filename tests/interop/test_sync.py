@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.images import Layout, small_image
 from tests.peers import DockerRegistry, docker_registry
 from tests.registry_http import seed
@@ -69,11 +69,11 @@ def assert_same(source: DockerRegistry, target: DockerRegistry) -> None:
 def test_whole(source: DockerRegistry, target: DockerRegistry, tmp_path: Path) -> None:
     file = sync_file(tmp_path, source, target)
     result = ocistream("sync", file)
-    expect.success(result)
+    assertions.success(result)
     assert len(result.lines()) == IMAGES
     assert_same(source, target)
     again = ocistream("sync", file)
-    expect.success(again)
+    assertions.success(again)
     assert sorted(again.lines()) == sorted(result.lines())
     assert f"{IMAGES} unchanged" in again.err
 
@@ -92,7 +92,7 @@ def test_stopped_and_continued(source: DockerRegistry, target: DockerRegistry, t
     done = [image for image in document["images"] if image["outcome"] == "copied"]
     assert IMAGES // 4 <= len(done) < IMAGES
     result = ocistream("sync", file)
-    expect.success(result)
+    assertions.success(result)
     assert_same(source, target)
     unchanged = int(result.err.partition(" unchanged")[0].rpartition(" ")[2])
     # One may have been whole, and not yet said to be.
@@ -114,7 +114,7 @@ def test_one_source_to_two_registries_reads_each_blob_once(tmp_path: Path) -> No
         file = tmp_path / "sync.toml"
         file.write_text(f'[[sync]]\nfrom = "{source.host}/app"\nto = ["{one.host}/app", "{two.host}/other/app"]\n')
         before = len(source.requests())
-        expect.success(ocistream("sync", file))
+        assertions.success(ocistream("sync", file))
         got = [r.split() for r in source.requests()[before:] if r.startswith("GET ") and "/blobs/" in r]
         asked = Counter(target for _, target, status in got if status in {"200", "206"})
         assert len(asked) == 7
@@ -136,7 +136,7 @@ def test_several_destinations_stay_within_the_memory_that_is_promised(tmp_path: 
         file = tmp_path / "sync.toml"
         file.write_text(f'[[sync]]\nfrom = "{source.host}/app"\nto = ["{one.host}/app", "{two.host}/app"]\n')
         result = measured("sync", file)
-        expect.success(result)
+        assertions.success(result)
         assert one.tags("app") == two.tags("app") == source.tags("app")
         assert result.peak is not None
         assert result.peak < 48 << 20
@@ -158,7 +158,7 @@ def test_what_several_repositories_share_goes_to_a_registry_once(target: DockerR
         )
         documents = []
         for options in (["--dry-run"], []):
-            expect.success(ocistream("sync", file, *options, "--result", tmp_path / "result.json"))
+            assertions.success(ocistream("sync", file, *options, "--result", tmp_path / "result.json"))
             documents.append(json.loads((tmp_path / "result.json").read_text())["bytes"])
     assert documents[0] == documents[1]
     assert 200_000 < documents[1]["sent"] < 400_000

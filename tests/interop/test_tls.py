@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Certificate, make_certificate
-from tests.cli import expect
+from tests.cli import assertions
 from tests.images import Descriptor, Layout, small_image
 from tests.peers import DockerRegistry, Nginx, docker_registry, nginx
 from tests.registry_http import seed
@@ -63,10 +63,10 @@ def test_pull_from_a_plain_registry_and_push_to_one_with_its_own_ca(
     trust = f"--ca-cert={ids.authority.file}"
     source, target = f"{registry.host}/app:1", f"{encrypted.host}/app:1"
     for result in pipe(["pull", source], ["push", target, trust]):
-        expect.success(result)
+        assertions.success(result)
     assert encrypted.tags("app") == {"1": image["digest"]}
     back = ocistream("copy", target, f"{registry.host}/back:1", trust)
-    expect.success(back)
+    assertions.success(back)
     assert registry.tags("back") == {"1": image["digest"]}
 
 
@@ -76,11 +76,11 @@ def test_go_says_that_it_speaks_tls_and_is_then_not_trusted_by_itself(
     del image
     env: dict[str, str | None] = {"HOME": str(tmp_path), "SSL_CERT_FILE": None}
     result = ocistream("push", "-i", layout.path, f"{encrypted.host}/app:1", env=env)
-    expect.failure(result, 7, f"https://{encrypted.host}/", "not trusted", "--ca-cert")
-    expect.success(ocistream("push", "-i", layout.path, f"{encrypted.host}/app:1", "--insecure", env=env))
+    assertions.failure(result, 7, f"https://{encrypted.host}/", "not trusted", "--ca-cert")
+    assertions.success(ocistream("push", "-i", layout.path, f"{encrypted.host}/app:1", "--insecure", env=env))
     # Asked for in plain HTTP, it says so, and how to mend it.
     plain = ocistream("push", "-i", layout.path, f"{encrypted.host}/app:1", "--plain-http", env=env)
-    expect.failure(plain, 7, "400", "leave out --plain-http")
+    assertions.failure(plain, 7, "400", "leave out --plain-http")
 
 
 def test_nginx_that_wants_a_client_certificate(
@@ -89,20 +89,20 @@ def test_nginx_that_wants_a_client_certificate(
     source, target = f"{registry.host}/app:1", f"{guard.host}/app:1"
     trust = f"--ca-cert={ids.authority.file}"
     refused = ocistream("copy", source, target, trust)
-    expect.failure(refused, 7, "400", "--dest-client-cert")
+    assertions.failure(refused, 7, "400", "--dest-client-cert")
     # What it says in words is answered by the option's name too.
     refused = ocistream("copy", target, f"{registry.host}/x:1", trust)
-    expect.failure(refused, 7, "400", "the registry wants a client certificate", "--src-client-cert")
+    assertions.failure(refused, 7, "400", "the registry wants a client certificate", "--src-client-cert")
     shown = [f"--client-cert={ids.client.file}", f"--client-key={ids.client.key_file}"]
     for result in pipe(["pull", source], ["push", target, trust, *shown]):
-        expect.success(result)
+        assertions.success(result)
     # The same by a folder, as Docker and podman have it.
     folder = tmp_path / ".config/containers/certs.d" / guard.host
     folder.mkdir(parents=True)
     for name, file in (("ca.crt", ids.authority.file), ("me.cert", ids.client.file), ("me.key", ids.client.key_file)):
         (folder / name).write_bytes(file.read_bytes())
     back = ocistream("copy", target, f"{registry.host}/back:1", env={"HOME": str(tmp_path)})
-    expect.success(back)
+    assertions.success(back)
     assert registry.tags("back") == {"1": image["digest"]}
 
 
@@ -113,5 +113,5 @@ def test_a_registry_in_go_that_wants_a_client_certificate(
     authority = f"[{ids.authority.file}]"
     registry = start_registry(tls=ids.server, settings={"REGISTRY_HTTP_TLS_CLIENTCAS": authority})
     push = ["push", "-i", str(layout.path), f"{registry.host}/app:1", f"--ca-cert={ids.authority.file}"]
-    expect.failure(ocistream(*push), 7, "--client-cert")
-    expect.success(ocistream(*push, f"--client-cert={ids.client.file}", f"--client-key={ids.client.key_file}"))
+    assertions.failure(ocistream(*push), 7, "--client-cert")
+    assertions.success(ocistream(*push, f"--client-cert={ids.client.file}", f"--client-key={ids.client.key_file}"))

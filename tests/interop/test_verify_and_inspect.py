@@ -10,8 +10,8 @@ from typing import Any, Final
 import pytest
 
 from tests.images import Layout, two_platforms
-from tests.interop.contents import compression_of, entries_of, in_archive, in_docker_archive, in_layout
-from tests.interop.writers import APP, DOCKER_WRITERS, OCI_WRITERS, WEB, WRITERS_OF_BOTH, Bench, written
+from tests.interop.foreign_writers import APP, DOCKER_WRITERS, OCI_WRITERS, WEB, WRITERS_OF_BOTH, Bench, written
+from tests.interop.image_contents import compression_of, entries_of, in_archive, in_docker_archive, in_layout
 from tests.peers import DockerRegistry, Tools
 from tests.registry_http import seed
 from tests.runner import Result, ocistream

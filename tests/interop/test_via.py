@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.actions import Stall
-from tests.cli import expect
+from tests.cli import assertions
 from tests.debian_image import DebianImage
 from tests.docker_archives import archive_of, of_docker, saved
-from tests.faults import Fault, FaultyRegistry
+from tests.fault_actions import Stall
+from tests.faulty_registry import Fault, FaultyRegistry
 from tests.images import Descriptor, Layout
-from tests.interop.bounds import MIB
+from tests.interop.process_limits import MIB
 from tests.interop.program_image import image_of_programs
 from tests.peers import Dockerd, DockerRegistry, docker_registry, namespace, ssh_server
 from tests.registry_http import seed
@@ -76,11 +76,11 @@ def test_a_real_image_goes_where_nobody_can_reach(
         assert shown.code == 7, shown.err
     name, digest = f"{far.host}/team/debian:v1", debian_image.manifest["digest"]
     result = copy(debian_name, name, via)
-    expect.success(result)
+    assertions.success(result)
     assert result.lines() == [f"{name}@{digest}"]
     assert far.tags("team/debian") == {"v1": digest}
     result = copy(debian_name, name, via, "--result", tmp_path / "r.json")
-    expect.success(result)
+    assertions.success(result)
     sizes = json.loads((tmp_path / "r.json").read_text())["bytes"]
     assert (sizes["copied"], sizes["leftOut"]) == (0, sum(b["size"] for b in blobs_of(debian_image)))
 
@@ -127,8 +127,8 @@ def test_a_line_that_was_cut_is_gone_on_with(
     name = f"{far.host}/app:v1"
     with started("copy", f"{near.host}/app:v1", name, "--via", shlex.join(via), *PROGRAM) as process:
         # The last layer is on its way.
-        expect.wait_for(lambda: far.blobs("app") >= {*layers[:2]})
-        expect.wait_for(lambda: any(size > 2 * MIB for size in begun(far)))
+        assertions.wait_for(lambda: far.blobs("app") >= {*layers[:2]})
+        assertions.wait_for(lambda: any(size > 2 * MIB for size in begun(far)))
         (child,) = children(process.pid)
         os.kill(child, signal.SIGKILL)
         near.released.set()
@@ -139,9 +139,9 @@ def test_a_line_that_was_cut_is_gone_on_with(
     assert far.manifests("app") == set()
     near.faults.clear()
     # Behind ssh it gets no signal, but the end of its stdin, and then it has to end its request.
-    expect.wait_for(lambda: not is_locked(tmp_path / "state"))
+    assertions.wait_for(lambda: not is_locked(tmp_path / "state"))
     result = copy(f"{near.host}/app:v1", name, via, "--result", tmp_path / "r.json")
-    expect.success(result)
+    assertions.success(result)
     if "ssh" in via[0]:
         # Otherwise it was the far side itself that was killed, and docker-registry loses what that was sending.
         assert f"{layers[2]} goes on at byte" in result.err
@@ -170,13 +170,13 @@ def test_into_a_container(docker_daemon: Dockerd, layout: Layout, tmp_path: Path
         gone = copy(end, there, [*docker, "-i", "nobody"])
     finally:
         docker_daemon.docker("rm", "--force", container)
-    expect.failure(lacking, 4, "--via-program")
-    expect.failure(deaf, 6, "docker exec -i")
+    assertions.failure(lacking, 4, "--via-program")
+    assertions.failure(deaf, 6, "docker exec -i")
     for result in results:
-        expect.success(result)
+        assertions.success(result)
     assert "left out 3 blobs" in results[1].err
-    expect.failure(gone, 7, "No such container")
-    expect.success(ocistream("verify", tmp_path / "there"))
+    assertions.failure(gone, 7, "No such container")
+    assertions.success(ocistream("verify", tmp_path / "there"))
 
 
 def test_what_fails_behind_ssh_is_told(tmp_path: Path, layout: Layout) -> None:
@@ -187,8 +187,8 @@ def test_what_fails_behind_ssh_is_told(tmp_path: Path, layout: Layout) -> None:
         result = ocistream("copy", end, there, "--via", shlex.join(ssh), "--via-program", "/nowhere/ocistream")
         assert result.code == 4, result.err
         assert "--via-program" in result.err
-        expect.success(copy(end, there, ssh))
-        expect.success(ocistream("verify", tmp_path / "there"))
+        assertions.success(copy(end, there, ssh))
+        assertions.success(ocistream("verify", tmp_path / "there"))
     # The server has gone.
     result = copy(end, there, ssh)
     assert result.code == 7, result.err

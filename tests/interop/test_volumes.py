@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from tests.archives import files_in, unpack
-from tests.cli import expect
+from tests.cli import assertions
 from tests.images import Descriptor, Layout, tar_layer
 from tests.peers import DockerRegistry, Tools, docker_registry
 from tests.registry_http import manifest_digest, seed
@@ -40,7 +40,7 @@ def volumes(image: tuple[Layout, Descriptor], tmp_path_factory: pytest.TempPathF
     with docker_registry(tmp_path_factory.mktemp("source")) as source:
         seed(*image, source.host, "app", "1")
         argv: list[Argument] = ["-o", folder / "app.%03d.tar", "--split", str(SIZE)]
-        expect.success(ocistream("pull", f"{source.host}/app:1", *argv))
+        assertions.success(ocistream("pull", f"{source.host}/app:1", *argv))
     paths = sorted(folder.iterdir())
     assert len(paths) == 3
     return paths
@@ -51,7 +51,7 @@ def test_docker_registry_gets_the_image_in_every_order(
     volumes: list[Path], registry: DockerRegistry, image: tuple[Layout, Descriptor], order: Sequence[int]
 ) -> None:
     inputs = [argument for number in order for argument in ("-i", volumes[number])]
-    expect.success(ocistream("push", *inputs, f"{registry.host}/app:1"))
+    assertions.success(ocistream("push", *inputs, f"{registry.host}/app:1"))
     assert manifest_digest(registry.host, "app", "1") == image[1]["digest"]
 
 
@@ -72,7 +72,7 @@ def test_a_layer_goes_on_with_all_volumes_at_once(
     assert ocistream("push", "-i", volumes[0], f"{registry.host}/app:1").code == 6
     inputs = [argument for path in volumes[::-1] for argument in ("-i", path)]
     pushed = ocistream("push", "-v", *inputs, f"{registry.host}/app:1")
-    expect.success(pushed)
+    assertions.success(pushed)
     assert "resumed 2.1 MB of 7.3 MB of sha256:" in pushed.err
     assert manifest_digest(registry.host, "app", "1") == image[1]["digest"]
 
@@ -108,7 +108,7 @@ def test_volumes_that_were_unpacked_into_one_folder_are_the_image_to_others(
     registry: DockerRegistry, layout: Layout, tools: Tools, tmp_path: Path
 ) -> None:
     seed(layout, layout.image([2 * MIB, 3 * MIB, MIB]), registry.host, "whole", "1")
-    expect.success(ocistream("pull", f"{registry.host}/whole:1", "-o", tmp_path / "v.%d", "--split", "3600k"))
+    assertions.success(ocistream("pull", f"{registry.host}/whole:1", "-o", tmp_path / "v.%d", "--split", "3600k"))
     assert len(list(tmp_path.glob("v.*"))) == 3
     for path in tmp_path.glob("v.*"):
         with tarfile.open(path) as tar:

@@ -11,9 +11,9 @@ from typing import Any, Final
 import pytest
 
 from ocistream.cli import main
-from tests.faults import FaultyRegistry
-from tests.hostile.pieces import image, tar
-from tests.limits.statements import LIMITS
+from tests.faulty_registry import FaultyRegistry
+from tests.hostile.archive_parts import image, tar
+from tests.limits.rules import LIMITS
 
 #: What a test's report calls the numbers of its rules.
 _PROPERTY: Final = "limit"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 
-#: The address of a public registry, for `tests.raw.names`.
+#: The address of a public registry, for `tests.raw_server.names`.
 OUTSIDE: Final = "203.0.113.5"
 
 
 def public(name: str, registry: FaultyRegistry) -> str:
-    """Return the registry as HOST:PORT under a public name, which `tests.raw.names` leads there."""
+    """Return the registry as HOST:PORT under a public name, which `tests.raw_server.names` leads there."""
     return f"{name}.test:{registry.host.rpartition(':')[2]}"

@@ -8,12 +8,12 @@ from typing import Final
 
 import pytest
 
-from tests.faults import Fault, FaultyRegistry, Header, redirect
 from tests.faulty_auth import Bearer
+from tests.faulty_registry import Fault, FaultyRegistry, Header, redirect
 from tests.images import Layout, small_image
 from tests.limits.hosts import OUTSIDE, public
-from tests.limits.statements import limit
-from tests.raw import names
+from tests.limits.rules import limit
+from tests.raw_server import names
 from tests.registry_http import seed
 
 Run = Callable[[Sequence[object]], int]

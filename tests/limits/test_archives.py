@@ -11,7 +11,7 @@ import pytest
 
 from ocistream import limits
 from tests.archives import blob_name
-from tests.hostile.pieces import (
+from tests.hostile.archive_parts import (
     LAYER,
     LAYERS,
     PLAIN,
@@ -27,7 +27,7 @@ from tests.hostile.pieces import (
     record,
     tar,
 )
-from tests.limits.statements import limit
+from tests.limits.rules import limit
 
 Run = Callable[[Sequence[object]], int]
 #: Names that no image archive has, which lead out of it if anybody follows them.

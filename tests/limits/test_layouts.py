@@ -9,9 +9,9 @@ from typing import Final
 
 import pytest
 
-from tests.hostile.pieces import LAYER, LAYERS, MANIFEST, digest_of, image, tar
+from tests.hostile.archive_parts import LAYER, LAYERS, MANIFEST, digest_of, image, tar
 from tests.images import Layout, small_image
-from tests.limits.statements import limit
+from tests.limits.rules import limit
 
 Run = Callable[[Sequence[object]], int]
 _SECRET: Final = b"a file of the reader's\n"

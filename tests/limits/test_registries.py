@@ -12,13 +12,13 @@ import pytest
 
 from ocistream import limits
 from tests.certificates import Certificate
-from tests.faults import Fault, FaultyRegistry, Header, Reply, redirect, refusal
 from tests.faulty_auth import Basic, Bearer
-from tests.hostile.pieces import CONFIG, LAYER, LAYERS, MANIFEST, MIB, descriptor, digest_of, image, json_of
+from tests.faulty_registry import Fault, FaultyRegistry, Header, Reply, redirect, refusal
+from tests.hostile.archive_parts import CONFIG, LAYER, LAYERS, MANIFEST, MIB, descriptor, digest_of, image, json_of
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from tests.limits.hosts import public
-from tests.limits.statements import limit
-from tests.raw import names
+from tests.limits.rules import limit
+from tests.raw_server import names
 
 Run = Callable[[Sequence[object]], int]
 _CONFIG: Final[dict[str, Any]] = descriptor(image()[CONFIG][1] or b"", OCI_CONFIG)

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from tests.hostile.corpus import CORPUS
-from tests.limits.statements import LIMITS, Limit
+from tests.limits.rules import LIMITS, Limit
 
 _TESTS: Final = Path(__file__).parents[1]
 _SECURITY: Final = _TESTS.parent / "SECURITY.md"

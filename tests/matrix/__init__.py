@@ -6,6 +6,6 @@ the command with the fault at the first such request; where that is absorbed, pe
 one or two lines, nothing visible, and success when the command is run again. A table of outcomes is printed at the
 end.
 
-To add a fault: a line in `troubles.py`, its rule in `rules.py`, and, for a new action, a dataclass in
-`tests/actions.py`. A new request needs nothing: it shows up by method and path until `steps.py` names it.
+To add a fault: a line in `request_faults.py`, its rule in `rules.py`, and, for a new action, a dataclass in
+`tests/fault_actions.py`. A new request needs nothing: it shows up by method and path until `request_rows.py` names it.
 """

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import pytest
 
-from tests.matrix.flows import FLOWS, Flow, Stage
-from tests.matrix.playing import Undisturbed, undisturbed
-from tests.matrix.steps import Step
-from tests.matrix.troubles import TROUBLES, Trouble
+from tests.matrix.cell_runner import Undisturbed, undisturbed
+from tests.matrix.command_runs import FLOWS, Flow, Stage
+from tests.matrix.request_faults import TROUBLES, Trouble
+from tests.matrix.request_rows import Step
 
 #: What a test's report calls its cells.
 _PROPERTY: Final = "cell"

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Final
 
-from tests.matrix.steps import Step
-from tests.matrix.troubles import Trouble
+from tests.matrix.request_faults import Trouble
+from tests.matrix.request_rows import Step
 
 #: All is as if nothing had happened.
 ABSORBED: Final = "+"

@@ -8,11 +8,11 @@ from typing import Final
 
 import pytest
 
-from tests.matrix.flows import FLOWS, WORKERS, Flow, Stage
-from tests.matrix.playing import Undisturbed, outcome
+from tests.matrix.cell_runner import Undisturbed, outcome
+from tests.matrix.command_runs import FLOWS, WORKERS, Flow, Stage
+from tests.matrix.request_faults import TROUBLES, NotApplicable, Trouble
+from tests.matrix.request_rows import Step
 from tests.matrix.rules import ABSORBED, expected
-from tests.matrix.steps import Step
-from tests.matrix.troubles import TROUBLES, NotApplicable, Trouble
 
 #: Faults that are not `everywhere` happen to one request in so many; in the nightly run, to each.
 _SHARE: Final = 4

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.mutants.areas import AREAS, SURVIVING_FOR_A_REASON, Area
-from tests.mutants.changes import Mutant, mutants
+from tests.mutants.mutations import Mutant, mutants
 
 PROJECT: Final = Path(__file__).parents[2]
 #: Seconds for all suites of one mutant, by default. A mutant that is not killed by then counts as a survivor.

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _SECONDS: Final = 300

@@ -10,8 +10,8 @@ import pytest
 
 import ocistream
 from tests.certificates import Certificate
-from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, small_image
 from tests.registry_http import basic, seed
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, two_platforms
 from tests.package.conftest import ROOT
 from tests.registry_http import manifest_digest, seed

@@ -13,7 +13,7 @@ import pytest
 
 import ocistream
 from tests.certificates import make_certificate
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import manifest_digest, seed
 

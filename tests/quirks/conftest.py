@@ -10,13 +10,13 @@ from typing import Any, Final
 import pytest
 
 from tests.images import Layout, small_image
-from tests.quirks.interrupted import SIZE, Pushes
+from tests.quirks.command_runner import Mover
+from tests.quirks.interrupted_pushes import SIZE, Pushes
 from tests.quirks.mirrors import Mirrored
-from tests.quirks.moving import Mover
-from tests.quirks.registries import PASSWORD, USER
-from tests.quirks.registry import QuirkyRegistry, Tap, tapped
+from tests.quirks.quirky_registry import QuirkyRegistry, Tap, tapped
+from tests.quirks.registry_models import PASSWORD, USER
 from tests.quirks.statements import QUIRKS
-from tests.quirks.uploading import STORAGE
+from tests.quirks.upload_quirks import STORAGE
 from tests.registry_http import seed
 from tests.runner import Argument
 

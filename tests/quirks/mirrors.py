@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from tests.archives import check_blobs, files_in, index_in
-from tests.faults import Fault, Request
+from tests.faulty_registry import Fault, Request
 from tests.images import Descriptor, Layout
-from tests.quirks.moving import How, Mover
-from tests.quirks.registry import QuirkyRegistry
+from tests.quirks.command_runner import How, Mover
+from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.registry_http import seed
 from tests.runner import Result
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.docker_archives import Entry, archive_of, hex_of, of_docker, of_stripped_oci, plain, saved
+from tests.http_doubles import RawServer
 from tests.images import (
     DOCKER_LAYER,
     OCI_LAYER,
@@ -22,10 +23,9 @@ from tests.images import (
     tar_layer,
     two_platforms,
 )
-from tests.network import RawServer
-from tests.quirks.moving import WAYS, How, Mover
-from tests.quirks.pieces import config_of, is_stored, layer_of
-from tests.quirks.registry import QuirkyRegistry
+from tests.quirks.command_runner import WAYS, How, Mover
+from tests.quirks.quirky_registry import QuirkyRegistry
+from tests.quirks.small_images import config_of, is_stored, layer_of
 from tests.quirks.statements import quirk
 from tests.registry_http import get, manifest, manifest_digest, seed, tags
 

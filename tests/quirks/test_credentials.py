@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.faulty_auth import Basic
-from tests.quirks.credentials import HUB, Home, encoded, entry, write
-from tests.quirks.registry import QuirkyRegistry
+from tests.quirks.credential_probe import HUB, Home, encoded, entry, write
+from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.statements import quirk
 
 Start = Callable[..., QuirkyRegistry]
@@ -104,7 +104,7 @@ def test_a_configured_source_that_is_not_there_is_an_error_that_says_who_named_i
     source: str, env: dict[str, str], code: int, words: str, home: Home
 ) -> None:
     write(home.config, f'[registry."{home.host}"]\ncredentials = "{source}"\n')
-    expect.failure(home.run("inspect", f"{home.host}/app:1", env=env), code, words)
+    assertions.failure(home.run("inspect", f"{home.host}/app:1", env=env), code, words)
 
 
 # Hosts and namespaces -------------------------------------------------------------------------------------------
@@ -229,12 +229,12 @@ def test_a_malformed_file_is_an_error_that_names_it_and_shows_nothing_of_it(home
         text = content.replace("HOST", home.host)
         write(home.docker, text)
         result = home.run("inspect", f"{home.host}/app:1")
-        expect.failure(result, 2, "~/.docker/config.json", words)
+        assertions.failure(result, 2, "~/.docker/config.json", words)
         assert "hidden" not in result.err
         if len(text) < 50_000:
             home.docker.unlink()
             result = home.run("inspect", f"{home.host}/app:1", env={"DOCKER_AUTH_CONFIG": text})
-            expect.failure(result, 2, "error: DOCKER_AUTH_CONFIG", words)
+            assertions.failure(result, 2, "error: DOCKER_AUTH_CONFIG", words)
             assert "hidden" not in result.err
     # It does not matter where an earlier place knows the registry, nor does the entry of another host.
     write(home.docker, "{")
@@ -247,16 +247,16 @@ def test_a_malformed_file_is_an_error_that_names_it_and_shows_nothing_of_it(home
 def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(home: Home) -> None:
     home.docker.mkdir(parents=True)
     words = "cannot read ~/.docker/config.json"
-    expect.failure(home.run("inspect", f"{home.host}/app:1"), 9, f"{words}: Is a directory")
+    assertions.failure(home.run("inspect", f"{home.host}/app:1"), 9, f"{words}: Is a directory")
     home.docker.rmdir()
     home.docker.symlink_to(home.docker)
-    expect.failure(home.run("inspect", f"{home.host}/app:1"), 9, words)
+    assertions.failure(home.run("inspect", f"{home.host}/app:1"), 9, words)
     home.docker.unlink()
     home.docker.parent.rmdir()
     write(home.docker.parent, "not a folder")
     assert home.user() is None
     result = home.run("inspect", f"{home.host}/app:1", env={"REGISTRY_AUTH_FILE": str(home.path / "no.json")})
-    expect.failure(result, 3, "REGISTRY_AUTH_FILE names ~/no.json, which does not exist")
+    assertions.failure(result, 3, "REGISTRY_AUTH_FILE names ~/no.json, which does not exist")
 
 
 @quirk(54)
@@ -269,7 +269,7 @@ def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(home: Home) -> None:
     ],
 )
 def test_half_a_pair_in_the_environment_is_an_error(env: dict[str, str], words: str, home: Home) -> None:
-    expect.failure(home.run("inspect", f"{home.host}/app:1", env=env), 2, words, "set both or neither")
+    assertions.failure(home.run("inspect", f"{home.host}/app:1", env=env), 2, words, "set both or neither")
 
 
 # Helpers --------------------------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def test_a_helper_that_fails_is_named_and_what_it_said_is_not_shown(home: Home) 
         home.helper("bad", script)
         result = home.run("inspect", f"{home.host}/app:1")
         words = f"credential helper docker-credential-bad failed: {reason}"
-        expect.failure(result, 3, words, "it is configured in ~/.docker/config.json")
+        assertions.failure(result, 3, words, "it is configured in ~/.docker/config.json")
         assert "hidden" not in result.err
 
 
@@ -370,5 +370,5 @@ def test_a_helper_is_never_taken_from_the_current_directory(path: str, home: Hom
     write(home.docker, {"credsStore": "pass"})
     folder = home.bin if path == "." else home.bin.parent
     result = home.run("inspect", f"{home.host}/app:1", env={"PATH": path}, cwd=folder)
-    expect.failure(result, 3, "docker-credential-pass failed: it is not in PATH")
+    assertions.failure(result, 3, "docker-credential-pass failed: it is not in PATH")
     assert home.calls("pass") == []

@@ -10,7 +10,8 @@ import pytest
 
 from ocistream import limits
 from tests.archives import check_blobs
-from tests.faults import (
+from tests.faulty_auth import Bearer
+from tests.faulty_registry import (
     Action,
     Drop,
     Fault,
@@ -26,13 +27,12 @@ from tests.faults import (
     redirect,
     refusal,
 )
-from tests.faulty_auth import Bearer
 from tests.images import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Descriptor, Layout, digest_of
-from tests.quirks import habits
-from tests.quirks.moving import Mover
-from tests.quirks.pieces import LAYER, layer_of
-from tests.quirks.registries import PASSWORD, USER
-from tests.quirks.registry import QuirkyRegistry
+from tests.quirks import registry_quirks
+from tests.quirks.command_runner import Mover
+from tests.quirks.quirky_registry import QuirkyRegistry
+from tests.quirks.registry_models import PASSWORD, USER
+from tests.quirks.small_images import LAYER, layer_of
 from tests.quirks.statements import quirk
 from tests.registry_http import seed
 
@@ -145,7 +145,7 @@ def test_what_is_known_is_read_again_to_the_byte(after: int, pulls: MakePulls) -
 @quirk(24)
 @quirk(62)
 def test_a_download_that_breaks_while_known_bytes_are_read_again_continues(pulls: MakePulls) -> None:
-    used = pulls(habits.NO_PARTS)
+    used = pulls(registry_quirks.NO_PARTS)
     used.pull(Drop(300_000), Drop(200_000), Drop(0), Drop(400_000))
     assert len(used.ranges()) == 5
 
@@ -318,7 +318,7 @@ def test_what_is_not_a_manifest_is_refused(body: bytes, start: Start, mover: Mov
 def test_a_manifest_whose_type_only_its_shape_tells_is_understood(
     declared: str | None, own: str | None, kind: str, start: Start, mover: Move, layout: Layout
 ) -> None:
-    source, target = start(), start(habits.KEEPS_TYPES)
+    source, target = start(), start(registry_quirks.KEEPS_TYPES)
     image = layout.image([b"layer"])
     document = layout.read(image["digest"])
     del document["mediaType"]

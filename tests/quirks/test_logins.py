@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.faulty_auth import Basic
-from tests.quirks.credentials import HUB, Home, encoded, entry, write
-from tests.quirks.registry import QuirkyRegistry
+from tests.quirks.credential_probe import HUB, Home, encoded, entry, write
+from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.statements import quirk
 
 Start = Callable[..., QuirkyRegistry]
@@ -30,13 +30,13 @@ def member(start: Start, tmp_path: Path) -> Home:
 def login(home: Home, registry: str = "") -> str:
     """Log in, and return what was said."""
     result = home.run("login", registry or home.host, "-u", "alice", "--password-stdin", stdin=b"se:cret")
-    expect.success(result)
+    assertions.success(result)
     return result.err
 
 
 def logout(home: Home) -> str:
     result = home.run("logout", home.host)
-    expect.success(result)
+    assertions.success(result)
     return result.err
 
 
@@ -135,7 +135,7 @@ def test_a_helper_that_fails_to_keep_or_to_erase_is_named_and_the_file_is_left(v
         result = member.run("login", member.host, "-u", "alice", "--password-stdin", stdin=b"se:cret")
     else:
         result = member.run("logout", member.host)
-    expect.failure(result, 3, f"docker-credential-bad failed: exit status 3 of {verb}")
+    assertions.failure(result, 3, f"docker-credential-bad failed: exit status 3 of {verb}")
     assert json.loads(member.docker.read_text()) == document
 
 
@@ -146,13 +146,13 @@ def test_nothing_is_kept_where_it_would_do_harm(member: Home) -> None:
         member.run("login", member.host, "-u", "alice", "--password-stdin", stdin=b"se:cret"),
         member.run("logout", member.host),
     ):
-        expect.failure(result, 2, "not valid JSON")
+        assertions.failure(result, 2, "not valid JSON")
     assert member.docker.read_text() == "{ mine"
     member.docker.unlink()
     member.docker.parent.rmdir()
     write(member.docker.parent, "not a folder")
     result = member.run("login", member.host, "-u", "alice", "--password-stdin", stdin=b"se:cret")
-    expect.failure(result, 9, "cannot write ~/.docker/config.json")
+    assertions.failure(result, 9, "cannot write ~/.docker/config.json")
     for user in ("", "a:b"):
         refused = member.run("login", member.host, "-u", user, "--password-stdin", stdin=b"se:cret")
         assert refused.code == 2, refused.err

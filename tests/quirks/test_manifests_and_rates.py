@@ -10,8 +10,8 @@ from typing import Any, Final
 import pytest
 
 from tests.archives import small_first, tar_of
-from tests.cli.expect import json_lines
-from tests.faults import Drop, Fault, Header, Reset, StopReading, refusal, too_many_requests
+from tests.cli.assertions import json_lines
+from tests.faulty_registry import Drop, Fault, Header, Reset, StopReading, refusal, too_many_requests
 from tests.images import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -22,10 +22,10 @@ from tests.images import (
     small_image,
     two_platforms,
 )
-from tests.quirks import habits
-from tests.quirks.moving import WAYS, How, Mover, run
-from tests.quirks.pieces import MIB, is_stored, layer_of, one_layer
-from tests.quirks.registry import Quirk, QuirkyRegistry
+from tests.quirks import registry_quirks
+from tests.quirks.command_runner import WAYS, How, Mover, run
+from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
+from tests.quirks.small_images import MIB, is_stored, layer_of, one_layer
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest, manifest_digest, seed
 
@@ -45,7 +45,7 @@ TOO_LONG: Final = 301
 def test_a_manifest_is_called_what_it_calls_itself_and_its_bytes_stay(
     media: Any, types: set[str], how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
-    registry = start(habits.KEEPS_TYPES)
+    registry = start(registry_quirks.KEEPS_TYPES)
     index = two_platforms(layout, media=media, name="app")
     mover().push(tar_of(small_first(layout)), f"{registry.host}/app:v1", how)
     kept = {key[1]: value for key, value in registry.memory.items() if key[0] == "type"}
@@ -64,7 +64,7 @@ def test_a_manifest_that_does_not_say_is_called_what_others_call_it(
     del document["mediaType"]
     bare = layout.blob(json.dumps(document, indent=1).encode(), OCI_MANIFEST)
     layout.name(bare, "app")
-    source, target = start(), start(habits.KEEPS_TYPES)
+    source, target = start(), start(registry_quirks.KEEPS_TYPES)
     if way == "from an archive":
         mover().push(tar_of(small_first(layout)), f"{target.host}/app:v1")
     else:
@@ -92,7 +92,7 @@ def test_a_registry_that_stored_another_manifest_than_was_sent_is_caught(
 @quirk(29)
 @pytest.mark.parametrize("form", ["seconds", "date", "nothing"])
 def test_a_429_of_any_request_is_waited_out(form: Any, start: Start, mover: Move, layout: Layout) -> None:
-    registry = start(habits.too_many(form, methods=".*"))
+    registry = start(registry_quirks.too_many(form, methods=".*"))
     image, archive = one_layer(layout)
     pushed = mover().push(archive, f"{registry.host}/app:v1", "file", "-v")
     mover().pull(f"{registry.host}/app:v1")
@@ -154,7 +154,7 @@ def test_a_wait_is_shown(start: Start, mover: Move, layout: Layout) -> None:
 @quirk(30)
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
 def test_what_may_pass_is_tried_again(status: int, start: Start, mover: Move, layout: Layout) -> None:
-    registry = start(habits.in_trouble(status, methods=".*"))
+    registry = start(registry_quirks.in_trouble(status, methods=".*"))
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
     mover().pull(f"{registry.host}/app:v1")

@@ -12,9 +12,9 @@ import pytest
 from tests.archives import check_blobs, index_in, small_first, tar_of
 from tests.faulty_auth import Bearer
 from tests.images import Descriptor, Layout, tar_layer
-from tests.quirks.moving import WAYS, How, Mover
-from tests.quirks.registries import ALONE, KINDS, Kind
-from tests.quirks.registry import Quirk, QuirkyRegistry
+from tests.quirks.command_runner import WAYS, How, Mover
+from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
+from tests.quirks.registry_models import ALONE, KINDS, Kind
 from tests.quirks.statements import QUIRKS, quirk
 
 Start = Callable[..., QuirkyRegistry]

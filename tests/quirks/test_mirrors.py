@@ -7,16 +7,16 @@ from typing import Final
 
 import pytest
 
-from tests.faults import Action, Drop, Fault, Flip, HangUp, Reply, Reset, Stall, refusal
 from tests.faulty_auth import Basic
+from tests.faulty_registry import Action, Drop, Fault, Flip, HangUp, Reply, Reset, Stall, refusal
+from tests.http_doubles import unused_port
 from tests.images import Layout
-from tests.network import unused_port
+from tests.quirks.command_runner import WAYS, How
 from tests.quirks.mirrors import Mirrored, paths
-from tests.quirks.moving import WAYS, How
-from tests.quirks.pieces import config_of, layer_of
+from tests.quirks.small_images import config_of, layer_of
 from tests.quirks.statements import quirk
 from tests.registry_http import seed
-from tests.signed import cosign_signature, cosign_tag
+from tests.signed_image import cosign_signature, cosign_tag
 
 MakeMirrored = Callable[..., Mirrored]
 both_ways = pytest.mark.parametrize("how", WAYS)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.archives import small_first, tar_of
-from tests.faults import Fault, refusal
 from tests.faulty_auth import Bearer
+from tests.faulty_registry import Fault, refusal
 from tests.images import Descriptor, Layout
-from tests.quirks import habits
-from tests.quirks.moving import Mover
-from tests.quirks.pieces import config_of, is_stored, layer_of
-from tests.quirks.registries import PASSWORD, USER
-from tests.quirks.registry import Quirk, QuirkyRegistry
+from tests.quirks import registry_quirks
+from tests.quirks.command_runner import Mover
+from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
+from tests.quirks.registry_models import PASSWORD, USER
+from tests.quirks.small_images import config_of, is_stored, layer_of
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest_digest, seed
 
@@ -46,7 +46,7 @@ def mounting(mover: Move, *repositories: str) -> Mover:
 def test_the_first_is_asked_for_the_mount_and_the_second_whether_it_has_the_blob(
     start: Start, mover: Move, layout: Layout
 ) -> None:
-    registry = start(habits.only_in())
+    registry = start(registry_quirks.only_in())
     image, archive = layers(layout, 1)
     mounting(mover, "base", "other").push(archive, f"{registry.host}/app:v1")
     # What the first has answered is the session of the upload; the question to the second opens nothing.
@@ -61,7 +61,7 @@ def test_the_first_is_asked_for_the_mount_and_the_second_whether_it_has_the_blob
 def test_what_the_second_has_is_mounted_from_there_and_the_session_of_the_first_deleted(
     start: Start, mover: Move, layout: Layout
 ) -> None:
-    registry = start(habits.only_in("other"))
+    registry = start(registry_quirks.only_in("other"))
     image, archive = layers(layout, 1)
     seed(layout, image, registry.host, "other", "v1")
     registry.requests.clear()
@@ -79,7 +79,7 @@ def test_what_the_second_has_is_mounted_from_there_and_the_session_of_the_first_
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405])
 def test_a_repository_that_refuses_is_not_asked_again(status: int, start: Start, mover: Move, layout: Layout) -> None:
     refuses = Fault(refusal(status), "POST", "mount=", times=None)
-    registry = start(habits.only_in(), Quirk("refuses mounts", (refuses,)))
+    registry = start(registry_quirks.only_in(), Quirk("refuses mounts", (refuses,)))
     image, archive = layers(layout, 4)
     mounting(mover, "base").push(archive, f"{registry.host}/app:v1")
     assert len(registry.asked("POST", "from=base")) == 1
@@ -90,7 +90,7 @@ def test_a_repository_that_refuses_is_not_asked_again(status: int, start: Start,
 def test_a_repository_that_has_had_nothing_eight_times_is_not_asked_again(
     start: Start, mover: Move, layout: Layout
 ) -> None:
-    registry = start(habits.only_in())
+    registry = start(registry_quirks.only_in())
     _, archive = layers(layout, 12)
     mounting(mover, "base", "other").push(archive, f"{registry.host}/app:v1")
     assert len(registry.asked("POST", "from=base")) == 8
@@ -99,7 +99,7 @@ def test_a_repository_that_has_had_nothing_eight_times_is_not_asked_again(
 
 @quirk(47)
 def test_one_that_had_a_blob_is_asked_eight_times_more(start: Start, mover: Move, layout: Layout) -> None:
-    registry = start(habits.only_in("base"))
+    registry = start(registry_quirks.only_in("base"))
     image, archive = layers(layout, 20)
     seventh = layout.read(image["digest"])["layers"][6]
     held = Layout(layout.path.parent / "held")
@@ -116,7 +116,7 @@ def test_one_that_had_a_blob_is_asked_eight_times_more(start: Start, mover: Move
 @quirk(47)
 def test_the_token_for_asking_is_the_one_for_mounting(start: Start, mover: Move, layout: Layout) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=())
-    registry = start(habits.only_in(), auth=auth)
+    registry = start(registry_quirks.only_in(), auth=auth)
     _, archive = layers(layout, 1)
     mounting(mover, "base", "team/other").push(archive, f"{registry.host}/app:v1")
     assert {request.scopes for request in auth.requests} >= {
@@ -133,7 +133,7 @@ def test_the_token_for_asking_is_the_one_for_mounting(start: Start, mover: Move,
 def test_what_docker_hub_has_is_mounted_from_either_spelling_of_its_name(
     holder: str, start: Start, mover: Move, layout: Layout, tmp_path: Path
 ) -> None:
-    hub, target = start(), start(habits.only_in(holder))
+    hub, target = start(), start(registry_quirks.only_in(holder))
     base = layout.image([b"of the base image"])
     image = layout.image([layout.file(layer_of(layout, base)["digest"]).read_bytes(), b"on top"])
     seed(layout, base, hub.host, "library/base", "1")

@@ -10,14 +10,14 @@ import pytest
 
 from tests.faulty_auth import Basic, Bearer
 from tests.images import Layout, small_image
-from tests.quirks import habits
-from tests.quirks.moving import WAYS, How, Mover
-from tests.quirks.pieces import is_stored, layer_of, one_layer
-from tests.quirks.registries import PASSWORD, USER
-from tests.quirks.registry import Quirk, QuirkyRegistry, refused
-from tests.quirks.shown import Login, docker_config
+from tests.quirks import registry_quirks
+from tests.quirks.command_runner import WAYS, How, Mover
+from tests.quirks.credential_forms import Login, docker_config
+from tests.quirks.quirky_registry import Quirk, QuirkyRegistry, refused
+from tests.quirks.registry_models import PASSWORD, USER
+from tests.quirks.small_images import is_stored, layer_of, one_layer
 from tests.quirks.statements import quirk
-from tests.quirks.uploading import STATE
+from tests.quirks.upload_quirks import STATE
 from tests.registry_http import basic, manifest_digest, seed
 
 Start = Callable[..., QuirkyRegistry]
@@ -41,7 +41,7 @@ def _not_shared(*quirks: Quirk) -> tuple[Quirk, ...]:
 
 @quirk(17)
 def test_a_mount_says_from_where(start: Start, mover: Move, layout: Layout) -> None:
-    registry = start(*_not_shared(habits.MOUNT_WANTS_FROM))
+    registry = start(*_not_shared(registry_quirks.MOUNT_WANTS_FROM))
     image = small_image(layout)
     seed(layout, image, registry.host, "team/app", "v1")
     mover().copy(f"{registry.host}/team/app:v1", f"{registry.host}/copied:v1")
@@ -55,7 +55,7 @@ def test_a_mount_says_from_where(start: Start, mover: Move, layout: Layout) -> N
 @quirk(17)
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 500])
 def test_any_error_of_a_mount_means_an_upload(status: int, start: Start, mover: Move, layout: Layout) -> None:
-    registry = start(*_not_shared(habits.refused_mounts(status)))
+    registry = start(*_not_shared(registry_quirks.refused_mounts(status)))
     image = small_image(layout)
     seed(layout, image, registry.host, "team/app", "v1")
     registry.requests.clear()
@@ -69,8 +69,8 @@ def test_any_error_of_a_mount_means_an_upload(status: int, start: Start, mover: 
 @pytest.mark.parametrize(
     ("quirks", "kept"),
     [
-        ((habits.MOUNT_IS_UPLOAD,), "mount=sha256:"),
-        ((STATE, Quirk("a mount becomes an upload", inward=habits.MOUNT_IS_UPLOAD.inward)), "_state="),
+        ((registry_quirks.MOUNT_IS_UPLOAD,), "mount=sha256:"),
+        ((STATE, Quirk("a mount becomes an upload", inward=registry_quirks.MOUNT_IS_UPLOAD.inward)), "_state="),
     ],
     ids=["with mount= in its Location", "with a state"],
 )
@@ -155,7 +155,7 @@ def test_a_registry_that_does_not_say_how_says_it_at_its_base(
 def test_storage_elsewhere_gets_no_authorization(
     auth: Any, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
-    registry = start(habits.BLOBS_ELSEWHERE, auth=auth)
+    registry = start(registry_quirks.BLOBS_ELSEWHERE, auth=auth)
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
     pulled = mover().pull(f"{registry.host}/app:v1", how)
@@ -171,7 +171,7 @@ def test_storage_elsewhere_gets_no_authorization(
 def test_a_relative_redirect_stays_at_home_and_keeps_its_authorization(
     start: Start, mover: Move, layout: Layout
 ) -> None:
-    registry = start(habits.RELATIVE_REDIRECT, auth=Basic(USER, PASSWORD))
+    registry = start(registry_quirks.RELATIVE_REDIRECT, auth=Basic(USER, PASSWORD))
     _, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
     mover().pull(f"{registry.host}/app:v1")
@@ -183,7 +183,7 @@ def test_a_relative_redirect_stays_at_home_and_keeps_its_authorization(
 @quirk(21)
 @pytest.mark.parametrize("how", WAYS)
 def test_no_cookie_is_sent_back(how: How, start: Start, mover: Move, layout: Layout) -> None:
-    registry = start(habits.COOKIES, auth=Bearer({USER: PASSWORD}, anonymous=()))
+    registry = start(registry_quirks.COOKIES, auth=Bearer({USER: PASSWORD}, anonymous=()))
     image, archive = one_layer(layout)
     used = mover()
     used.push(archive, f"{registry.host}/app:v1", how)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.faults import Fault, Header, refusal
+from tests.faulty_registry import Fault, Header, refusal
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
-from tests.quirks import habits
-from tests.quirks.moving import Mover
-from tests.quirks.registry import QuirkyRegistry
+from tests.quirks import registry_quirks
+from tests.quirks.command_runner import Mover
+from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Result
@@ -137,7 +137,7 @@ def named(layout: Layout, image: Descriptor, *names: str) -> None:
 def test_a_blob_for_two_repositories_is_sent_once_and_mounted_or_sent_to_each(
     mounts: bool, start: Start, mover: Move, layout: Layout
 ) -> None:
-    registry = start(habits.only_in("a", "b") if mounts else habits.refused_mounts(405))
+    registry = start(registry_quirks.only_in("a", "b") if mounts else registry_quirks.refused_mounts(405))
     image = small_image(layout)
     named(layout, image, "a:1", "b:1")
     registry.faults = lost("/v2/(a|b)/blobs/") if mounts else [Fault(refusal(404), "HEAD", "/blobs/", times=None)]
@@ -241,7 +241,7 @@ def test_a_large_image_that_does_not_exist_is_not_believed_for_the_blobs_that_do
 def test_who_may_push_and_not_look_is_not_told_that_anything_exists(
     start: Start, push: Push, layout: Layout, large: Descriptor
 ) -> None:
-    registry = start(habits.NO_LOOKING)
+    registry = start(registry_quirks.NO_LOOKING)
     push(registry)
     push(registry)
     assert len(registry.asked("PUT", "/blobs/uploads/")) == len(blobs_of(layout, large))

@@ -10,20 +10,20 @@ import pytest
 
 from ocistream import limits
 from tests import registry_http
-from tests.faults import Action, Drop, Fault, Header, Reply, refusal
+from tests.faulty_registry import Action, Drop, Fault, Header, Reply, refusal
 from tests.images import OCI_INDEX, OCI_MANIFEST, Descriptor, Layout, digest_of, small_image, two_platforms
-from tests.quirks import habits
-from tests.quirks.moving import Mover
-from tests.quirks.registry import QuirkyRegistry
+from tests.quirks import registry_quirks
+from tests.quirks.command_runner import Mover
+from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Result
-from tests.signed import Signed, cosign_signature, cosign_tag, referrer, signed
+from tests.signed_image import Signed, cosign_signature, cosign_tag, referrer, signed
 
 Start = Callable[..., QuirkyRegistry]
 Move = Callable[..., Mover]
 #: A registry of before the referrers API, or one of those that still have none.
-OLD: Final = (habits.NO_SUBJECT, habits.no_referrers(404))
+OLD: Final = (registry_quirks.NO_SUBJECT, registry_quirks.no_referrers(404))
 
 
 def listing(*entries: dict[str, Any], link: str = "") -> Reply:
@@ -84,7 +84,7 @@ def test_a_plain_image_costs_four_questions(start: Start, mover: Move, layout: L
 def test_a_registry_without_the_api_is_asked_once_and_for_the_tag_each_time(
     status: int, start: Start, mover: Move, layout: Layout
 ) -> None:
-    registry = start(habits.NO_SUBJECT, habits.no_referrers(status))
+    registry = start(registry_quirks.NO_SUBJECT, registry_quirks.no_referrers(status))
     seed(layout, two_platforms(layout), registry.host, "app", "1")
     registry.requests.clear()
     pull(mover(), registry)

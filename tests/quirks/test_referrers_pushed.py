@@ -10,18 +10,18 @@ import pytest
 
 from ocistream import limits
 from tests import registry_http
-from tests.faults import Fault, Header, Reply, refusal
+from tests.faulty_registry import Fault, Header, Reply, refusal
 from tests.images import OCI_INDEX, OCI_MANIFEST, Layout, digest_of, small_image
-from tests.quirks import habits
-from tests.quirks.moving import Mover
-from tests.quirks.registry import Quirk, QuirkyRegistry
+from tests.quirks import registry_quirks
+from tests.quirks.command_runner import Mover
+from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest_digest, seed
-from tests.signed import Signed, cosign_tag, referrer, signed
+from tests.signed_image import Signed, cosign_tag, referrer, signed
 
 Start = Callable[..., QuirkyRegistry]
 Move = Callable[..., Mover]
-OLD: Final = (habits.NO_SUBJECT, habits.no_referrers(404))
+OLD: Final = (registry_quirks.NO_SUBJECT, registry_quirks.no_referrers(404))
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_every_repository_with_the_image_gets_all_of_it(
 def test_within_one_registry_the_blobs_of_referrers_are_mounted(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
-    registry = start(habits.only_in("app"))
+    registry = start(registry_quirks.only_in("app"))
     found.seed(layout, registry.host, "app", "1")
     registry.requests.clear()
     mover().copy(f"{registry.host}/app:1", f"{registry.host}/copied:1")

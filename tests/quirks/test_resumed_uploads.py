@@ -7,11 +7,11 @@ from typing import Final
 
 import pytest
 
-from tests.faults import Action, Drop, Fault, HangUp, Header, StopReading, refusal
-from tests.quirks.interrupted import SENT, SIZE, Pushes
-from tests.quirks.moving import WAYS, How
-from tests.quirks.pieces import MIB
-from tests.quirks.registry import Quirk, QuirkyRegistry
+from tests.faulty_registry import Action, Drop, Fault, HangUp, Header, StopReading, refusal
+from tests.quirks.command_runner import WAYS, How
+from tests.quirks.interrupted_pushes import SENT, SIZE, Pushes
+from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
+from tests.quirks.small_images import MIB
 from tests.quirks.statements import quirk
 from tests.registry_http import seed
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from ocistream import limits
-from tests.faults import Action, Drop, Fault, Reply, refusal, too_many_requests
+from tests.faulty_registry import Action, Drop, Fault, Reply, refusal, too_many_requests
 from tests.images import Layout, small_image
-from tests.quirks.moving import Mover
-from tests.quirks.registry import QuirkyRegistry
+from tests.quirks.command_runner import Mover
+from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.statements import quirk
 from tests.registry_http import seed
 

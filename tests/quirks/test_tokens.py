@@ -12,15 +12,15 @@ import pytest
 
 from ocistream import limits
 from tests.archives import small_first, tar_of
-from tests.faults import Action, Drop, Fault, HangUp, Reply, Reset, Stall, refusal
 from tests.faulty_auth import Basic, Bearer
+from tests.faulty_registry import Action, Drop, Fault, HangUp, Reply, Reset, Stall, refusal
 from tests.images import Layout, small_image
-from tests.quirks import habits
-from tests.quirks.moving import Mover, run
-from tests.quirks.pieces import config_of, is_stored, layer_of, one_layer
-from tests.quirks.registries import PASSWORD, USER
-from tests.quirks.registry import Quirk, QuirkyRegistry, Tap
-from tests.quirks.shown import Login, docker_config
+from tests.quirks import registry_quirks
+from tests.quirks.command_runner import Mover, run
+from tests.quirks.credential_forms import Login, docker_config
+from tests.quirks.quirky_registry import Quirk, QuirkyRegistry, Tap
+from tests.quirks.registry_models import PASSWORD, USER
+from tests.quirks.small_images import config_of, is_stored, layer_of, one_layer
 from tests.quirks.statements import quirk
 from tests.registry_http import basic, manifest_digest, seed
 
@@ -42,7 +42,7 @@ def test_scopes_that_a_challenge_names_are_added_to_ours_and_not_without_end(
     asked: str, expected: list[str], start: Start, mover: Move, layout: Layout
 ) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=())
-    registry = start(habits.asking_for(asked), auth=auth)
+    registry = start(registry_quirks.asking_for(asked), auth=auth)
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
     assert {request.scopes for request in auth.requests} == {("repository:app:pull,push", *expected)}
@@ -54,7 +54,7 @@ def test_a_token_of_one_login_is_not_shown_for_another(
     start: Start, mover: Move, layout: Layout, tmp_path: Path
 ) -> None:
     auth = Bearer({"ada": "1815", "bob": "1822"}, anonymous=())
-    registry = start(habits.only_in("from/ada"), habits.refused_mounts(405), auth=auth)
+    registry = start(registry_quirks.only_in("from/ada"), registry_quirks.refused_mounts(405), auth=auth)
     image = small_image(layout)
     token = auth.token_for("repository:from/ada:pull,push", user="ada")
     seed(layout, image, registry.host, "from/ada", "v1", headers={"Authorization": f"Bearer {token}"})

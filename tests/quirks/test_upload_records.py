@@ -12,8 +12,8 @@ from typing import Any, Final
 import pytest
 
 from ocistream import limits
-from tests.quirks.interrupted import SENT, Pushes
-from tests.quirks.registry import QuirkyRegistry
+from tests.quirks.interrupted_pushes import SENT, Pushes
+from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.statements import quirk
 
 MakePushes = Callable[..., Pushes]

@@ -14,13 +14,15 @@ import pytest
 from tests.archives import small_first, tar_of
 from tests.certificates import Certificate
 from tests.cli.proxy import tunnelling_to
-from tests.faults import Fault, refusal
 from tests.faulty_auth import Basic, Bearer
+from tests.faulty_registry import Fault, refusal
 from tests.images import Layout
-from tests.quirks import uploading
-from tests.quirks.habits import NO_LOOKING
-from tests.quirks.moving import WAYS, How, Mover
-from tests.quirks.pieces import (
+from tests.quirks import upload_quirks
+from tests.quirks.command_runner import WAYS, How, Mover
+from tests.quirks.quirky_registry import Quirk, QuirkyRegistry, refused, relocating
+from tests.quirks.registry_models import PASSWORD, USER
+from tests.quirks.registry_quirks import NO_LOOKING
+from tests.quirks.small_images import (
     LAYER,
     config_of,
     eventually,
@@ -31,8 +33,6 @@ from tests.quirks.pieces import (
     unread,
     upload_of,
 )
-from tests.quirks.registries import PASSWORD, USER
-from tests.quirks.registry import Quirk, QuirkyRegistry, refused, relocating
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest_digest
 
@@ -44,9 +44,9 @@ Move = Callable[..., Mover]
 @pytest.mark.parametrize(
     ("habit", "expected"),
     [
-        (uploading.ABSOLUTE, r"/v2/team/app/blobs/uploads/[0-9a-f-]{36}"),
-        (uploading.RELATIVE, r"/v2/team/app/blobs/uploads/[0-9a-f-]{36}"),
-        (uploading.OTHER_PREFIX, r"/artifacts-uploads/namespaces/p/repositories/team/app/uploads/[0-9a-f-]{36}"),
+        (upload_quirks.ABSOLUTE, r"/v2/team/app/blobs/uploads/[0-9a-f-]{36}"),
+        (upload_quirks.RELATIVE, r"/v2/team/app/blobs/uploads/[0-9a-f-]{36}"),
+        (upload_quirks.OTHER_PREFIX, r"/artifacts-uploads/namespaces/p/repositories/team/app/uploads/[0-9a-f-]{36}"),
     ],
     ids=str,
 )
@@ -67,7 +67,7 @@ def test_a_location_is_resolved_against_the_request(
 def test_the_last_state_is_sent_back_byte_for_byte_and_the_digest_behind_it(
     start: Start, mover: Move, layout: Layout
 ) -> None:
-    registry = start(uploading.STATE)
+    registry = start(upload_quirks.STATE)
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
     patch, put = upload_of(registry, layer_of(layout, image))
@@ -82,7 +82,7 @@ def test_the_last_state_is_sent_back_byte_for_byte_and_the_digest_behind_it(
 
 @quirk(3)
 def test_where_an_answer_has_no_location_the_one_before_holds(start: Start, mover: Move, layout: Layout) -> None:
-    registry = start(uploading.NO_LATER_LOCATION, uploading.ABSOLUTE)
+    registry = start(upload_quirks.NO_LATER_LOCATION, upload_quirks.ABSOLUTE)
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
     patch, put = upload_of(registry, layer_of(layout, image))
@@ -126,7 +126,7 @@ def test_port_443_and_no_port_are_the_same_host(
 @quirk(5)
 @pytest.mark.parametrize("how", WAYS)
 def test_an_upload_elsewhere_gets_no_authorization(how: How, start: Start, mover: Move, layout: Layout) -> None:
-    registry = start(uploading.UPLOADS_ELSEWHERE, auth=Basic(USER, PASSWORD))
+    registry = start(upload_quirks.UPLOADS_ELSEWHERE, auth=Basic(USER, PASSWORD))
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1", how)
     assert registry.asked("PATCH|PUT", "uploads") == []
@@ -157,7 +157,7 @@ def test_a_blob_is_one_post_one_streamed_patch_and_a_put_without_a_body(
 @quirk(8)
 @pytest.mark.parametrize(
     "habit",
-    [uploading.NO_CHUNKS, uploading.no_larger_than(4096, 416, chunks_only=True), uploading.STALLED_RANGE],
+    [upload_quirks.NO_CHUNKS, upload_quirks.no_larger_than(4096, 416, chunks_only=True), upload_quirks.STALLED_RANGE],
     ids=str,
 )
 def test_who_has_trouble_with_chunks_gets_none(habit: Quirk, start: Start, mover: Move, layout: Layout) -> None:
@@ -172,7 +172,9 @@ def test_who_has_trouble_with_chunks_gets_none(habit: Quirk, start: Start, mover
 @quirk(10)
 @quirk(40)
 @pytest.mark.parametrize("how", WAYS)
-@pytest.mark.parametrize("habit", [uploading.BACKWARD_RANGE, uploading.LAST_RANGE, uploading.NO_RANGE], ids=str)
+@pytest.mark.parametrize(
+    "habit", [upload_quirks.BACKWARD_RANGE, upload_quirks.LAST_RANGE, upload_quirks.NO_RANGE], ids=str
+)
 def test_what_a_range_says_of_a_streamed_upload_changes_nothing(
     habit: Quirk, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -189,7 +191,7 @@ def test_what_a_range_says_of_a_streamed_upload_changes_nothing(
     [*(("PATCH", status) for status in (200, 201, 202, 204)), *(("PUT", status) for status in (200, 201, 202, 204))],
 )
 def test_every_status_of_success_is_one(method: str, status: int, start: Start, mover: Move, layout: Layout) -> None:
-    registry = start(uploading.answering(method, status))
+    registry = start(upload_quirks.answering(method, status))
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
     requests = upload_of(registry, layer_of(layout, image))
@@ -205,7 +207,7 @@ def test_a_token_that_ends_before_the_closing_put_costs_that_put_and_no_more(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=())
-    registry = start(uploading.TOKENS_END, auth=auth)
+    registry = start(upload_quirks.TOKENS_END, auth=auth)
     image, archive = one_layer(layout)
     mover("--jobs", "1").push(archive, f"{registry.host}/app:v1", how)
     layer, config = layer_of(layout, image), config_of(layout, image)
@@ -292,7 +294,7 @@ def test_a_blob_of_no_bytes_is_a_put_without_a_body(how: How, start: Start, move
 
 @quirk(39)
 def test_an_upload_is_known_by_its_location_alone(start: Start, mover: Move, layout: Layout) -> None:
-    registry = start(uploading.NO_UUID, uploading.OTHER_PREFIX)
+    registry = start(upload_quirks.NO_UUID, upload_quirks.OTHER_PREFIX)
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
     assert is_stored(registry, layout, layer_of(layout, image))
@@ -300,7 +302,7 @@ def test_an_upload_is_known_by_its_location_alone(start: Start, mover: Move, lay
 
 @quirk(41)
 def test_who_wants_a_patch_gets_one(start: Start, mover: Move, layout: Layout) -> None:
-    registry = start(uploading.NO_SINGLE_PUT)
+    registry = start(upload_quirks.NO_SINGLE_PUT)
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
     assert {request.status for request in registry.asked("PUT")} == {201}

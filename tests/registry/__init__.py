@@ -1,8 +1,9 @@
 """A registry of the tests' own: the server side of distribution-spec v1.1, written apart from `ocistream.serve`.
 
-If the product's client and the product's server shared a mistake, tests between them could not see it. So nothing
-here may import `ocistream`; `tests/self` checks that. Real clients and the conformance cases show that the registry is
-right. `tests.faults` adds faults, passwords and a record of requests, and `tests.quirks.registry` adds quirks.
+If the product's client and the product's server shared a mistake, tests between them could not see it. So nothing here
+may import `ocistream`; `tests/self` checks that. Real clients and the conformance cases show that the registry is
+right. `tests.faulty_registry` adds faults, passwords and a record of requests, and `tests.quirks.quirky_registry` adds
+quirks.
 
 Implemented, with the section of the specification where the answer is defined:
 
@@ -18,7 +19,7 @@ Implemented, with the section of the specification where the answer is defined:
 A blob or manifest exists only in the repositories to which it was pushed or mounted.
 """
 
-from tests.registry.exchange import Answer, Body, Part, RefusedError
+from tests.registry.http_messages import Answer, Body, Part, RefusedError
 from tests.registry.server import Handler, Registry
 
 __all__ = ["Answer", "Body", "Handler", "Part", "RefusedError", "Registry"]

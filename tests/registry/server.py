@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self, cast
 
-from tests.registry.exchange import Answer, Exchange, Part, RefusedError, requested_range
+from tests.registry.http_messages import Answer, Exchange, Part, RefusedError, requested_range
 from tests.registry.storage import Contents, Upload, Uploads
 
 _JSON: Final = {"Content-Type": "application/json"}

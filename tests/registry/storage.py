@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tests.registry.exchange import RefusedError
+from tests.registry.http_messages import RefusedError
 
 Entry = dict[str, Any]
 

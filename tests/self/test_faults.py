@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Certificate
-from tests.faults import (
+from tests.faulty_auth import Basic, Bearer
+from tests.faulty_registry import (
     Drop,
     EndTokens,
     Fault,
@@ -39,10 +40,9 @@ from tests.faults import (
     refusal,
     too_many_requests,
 )
-from tests.faulty_auth import Basic, Bearer
 from tests.images import digest_of
+from tests.raw_http import Client, Response, connect, converse, read_all
 from tests.registry_http import basic
-from tests.talking import Client, Response, connect, converse, read_all
 
 CONTENT = bytes(range(256)) * 1024
 SIZE = len(CONTENT)

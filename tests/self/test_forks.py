@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from tests.forks import Fork
+from tests.fork_runner import Fork
 
 
 def test_a_run_may_end_before_anybody_listens() -> None:

@@ -13,13 +13,13 @@ TESTS: Final = Path(__file__).parents[1]
 #: What a registry with faults or quirks is made of.
 APART: Final = (
     "registry/*.py",
-    "actions.py",
-    "faults.py",
+    "fault_actions.py",
+    "faulty_registry.py",
     "faulty_auth.py",
-    "quirks/registry.py",
-    "quirks/registries.py",
-    "quirks/habits.py",
-    "quirks/uploading.py",
+    "quirks/quirky_registry.py",
+    "quirks/registry_models.py",
+    "quirks/registry_quirks.py",
+    "quirks/upload_quirks.py",
 )
 #: Where `ocistream serve` is the subject.
 OF_SERVE: Final = (

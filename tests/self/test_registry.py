@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.images import OCI_INDEX, OCI_MANIFEST, Layout, digest_of, small_image
+from tests.raw_http import Client, connect, converse
 from tests.registry import Registry
 from tests.registry_http import seed
-from tests.talking import Client, connect, converse
 
 CONTENT = bytes(range(256))
 DIGEST = digest_of(CONTENT)

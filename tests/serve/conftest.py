@@ -9,8 +9,8 @@ import pytest
 
 from ocistream import limits
 from ocistream.serve import AccessLogEntry
-from tests.serve.serving import Served, SetLimits
-from tests.talking import Client
+from tests.raw_http import Client
+from tests.serve.served_layout import Served, SetLimits
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import Final
 
 import pytest
 
+from tests.raw_http import connect, converse
 from tests.registry_http import basic, get
 from tests.runner import started
-from tests.talking import connect, converse
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 

@@ -9,9 +9,9 @@ from typing import Final
 import pytest
 
 from ocistream.serve import BasicAuth, Registry
+from tests.raw_http import Client, converse
 from tests.registry_http import basic
-from tests.serve.serving import Served
-from tests.talking import Client, converse
+from tests.serve.served_layout import Served
 
 #: Shown to be no second request, where it follows a head that is refused.
 NEXT: Final = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

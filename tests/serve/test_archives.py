@@ -16,8 +16,8 @@ from ocistream.serve import AccessLogEntry, Registry
 from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.docker_archives import archive_of, of_docker, plain_manifest, saved
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
-from tests.serve.serving import SetLimits
-from tests.talking import Client
+from tests.raw_http import Client
+from tests.serve.served_layout import SetLimits
 
 MIB = 1 << 20
 LATER = b'{"imageLayoutVersion": "2.0.0"}'

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.images import digest_of
-from tests.serve.serving import Served
-from tests.talking import Client
+from tests.raw_http import Client
+from tests.serve.served_layout import Served
 
 CONTENT = bytes(range(256)) * 8
 SIZE = len(CONTENT)

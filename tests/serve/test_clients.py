@@ -13,10 +13,10 @@ import pytest
 
 from ocistream import limits
 from tests.certificates import make_certificate
-from tests.pushing import CONTENT, FIRST, SECOND, begin, closed
-from tests.raw import eventually
-from tests.serve.serving import Served, SetLimits, server_tls, soft_limit
-from tests.talking import Client, connect, read_all
+from tests.http_push import CONTENT, FIRST, SECOND, begin, closed
+from tests.raw_http import Client, connect, read_all
+from tests.raw_server import eventually
+from tests.serve.served_layout import Served, SetLimits, server_tls, soft_limit
 
 REQUEST = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from ocistream.serve import AccessLogEntry
+from tests.http_push import image
 from tests.images import Layout, digest_of, two_platforms
-from tests.pushing import image
-from tests.raw import eventually
-from tests.serve.serving import Served, SetLimits
-from tests.talking import Client
+from tests.raw_http import Client
+from tests.raw_server import eventually
+from tests.serve.served_layout import Served, SetLimits
 
 MIB = 1 << 20
 CONTENT = os.urandom(MIB)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.http_push import entries
 from tests.images import OCI_CONFIG, OCI_MANIFEST, digest_of
-from tests.pushing import entries
-from tests.raw import eventually
+from tests.raw_http import Client, connect, read_all
+from tests.raw_server import eventually
 from tests.runner import ocistream
-from tests.serve.serving import Served, locked_by_another_process
-from tests.talking import Client, connect, read_all
+from tests.serve.served_layout import Served, locked_by_another_process
 
 BLOB = b"{}"
 DIGEST = digest_of(BLOB)

@@ -10,8 +10,8 @@ import pytest
 
 from ocistream.serve import AccessLogEntry
 from tests.images import digest_of
-from tests.serve.serving import Served
-from tests.talking import Client, connect, converse, read_all
+from tests.raw_http import Client, connect, converse, read_all
+from tests.serve.served_layout import Served
 
 MIB = 1 << 20
 

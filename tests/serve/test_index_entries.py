@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ocistream.serve import Registry
+from tests.http_push import entries, image, index_of, untagged
 from tests.images import (
     OCI_INDEX,
     OCI_MANIFEST,
@@ -18,9 +19,8 @@ from tests.images import (
     digest_of,
     small_image,
 )
-from tests.pushing import entries, image, index_of, untagged
-from tests.serve.serving import Served, SetLimits
-from tests.talking import Client
+from tests.raw_http import Client
+from tests.serve.served_layout import Served, SetLimits
 
 FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from ocistream.serve import AccessLogEntry
+from tests.http_push import entries, image
 from tests.images import OCI_MANIFEST, digest_of
-from tests.pushing import entries, image
-from tests.raw import eventually
-from tests.serve.serving import Served, SetLimits, largest_file, locked_by_another_process, renamed
-from tests.talking import Client
+from tests.raw_http import Client
+from tests.raw_server import eventually
+from tests.serve.served_layout import Served, SetLimits, largest_file, locked_by_another_process, renamed
 
 CLIENTS = 20
 

@@ -16,9 +16,9 @@ from ocistream import limits
 from ocistream.serve import Registry
 from tests.archives import small_first, tar_of
 from tests.images import OCI_INDEX, Layout
-from tests.raw import eventually
-from tests.serve.serving import Served, SetLimits
-from tests.talking import Client, connect, read_all
+from tests.raw_http import Client, connect, read_all
+from tests.raw_server import eventually
+from tests.serve.served_layout import Served, SetLimits
 
 
 def index(size: int) -> bytes:

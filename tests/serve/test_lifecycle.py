@@ -12,10 +12,10 @@ import pytest
 from ocistream.errors import ArchiveError, NetworkError, NotFoundError, UsageError
 from ocistream.serve import AccessLogEntry, Registry
 from tests.images import Layout, digest_of, small_image
-from tests.raw import eventually
+from tests.raw_http import Client, connect, converse, read_all
+from tests.raw_server import eventually
 from tests.schemas import validate
-from tests.serve.serving import Served
-from tests.talking import Client, connect, converse, read_all
+from tests.serve.served_layout import Served
 
 MIB = 1 << 20
 

@@ -9,6 +9,7 @@ import pytest
 
 from ocistream import limits
 from ocistream.serve import AccessLogEntry, Registry
+from tests.http_push import described, entries, image, index_of, untagged
 from tests.images import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -19,10 +20,9 @@ from tests.images import (
     digest_of,
     two_platforms,
 )
-from tests.pushing import described, entries, image, index_of, untagged
+from tests.raw_http import Client
 from tests.registry_http import seed
-from tests.serve.serving import Served, SetLimits
-from tests.talking import Client
+from tests.serve.served_layout import Served, SetLimits
 
 FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 

@@ -13,7 +13,7 @@ from ocistream.serve import Registry
 from tests.archives import small_first, tar_of
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.images import OCI_MANIFEST, Descriptor, Layout, digest_of, small_image
-from tests.talking import Client
+from tests.raw_http import Client
 
 NAME = "org.opencontainers.image.ref.name"
 

@@ -12,10 +12,10 @@ import pytest
 
 from ocistream.serve import Registry
 from tests.images import OCI_EMPTY, OCI_INDEX, OCI_MANIFEST, Layout, digest_of, small_image
+from tests.raw_http import Client
 from tests.registry_http import seed
 from tests.schemas import validate
-from tests.serve.serving import Served, SetLimits
-from tests.talking import Client
+from tests.serve.served_layout import Served, SetLimits
 
 FULL = "io.containerd.image.name"
 PLAIN = "org.opencontainers.image.ref.name"

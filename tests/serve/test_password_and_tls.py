@@ -17,10 +17,10 @@ from ocistream.serve import AccessLogEntry, BasicAuth, Registry
 from tests.archives import small_first, tar_of
 from tests.certificates import Certificate, make_certificate
 from tests.images import Layout, digest_of
-from tests.raw import eventually
+from tests.raw_http import Client, connect
+from tests.raw_server import eventually
 from tests.registry_http import basic
-from tests.serve.serving import Served, server_tls
-from tests.talking import Client, connect
+from tests.serve.served_layout import Served, server_tls
 
 MIB = 1 << 20
 PASSWORD = "an engine: 1843/+é"

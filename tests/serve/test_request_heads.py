@@ -6,8 +6,8 @@ import pytest
 
 from ocistream import limits
 from tests.images import OCI_INDEX
-from tests.serve.serving import Served
-from tests.talking import Client, connect, converse, read_all
+from tests.raw_http import Client, connect, converse, read_all
+from tests.serve.served_layout import Served
 
 KIB = 1 << 10
 NEXT = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"

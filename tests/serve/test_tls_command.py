@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import make_certificate
+from tests.raw_http import connect
 from tests.runner import ocistream, started
-from tests.talking import connect
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 

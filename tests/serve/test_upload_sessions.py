@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from ocistream import limits
+from tests.http_push import CONTENT, DIGEST, FIRST, SECOND, begin, blobs, closed, is_stored
 from tests.images import digest_of
-from tests.pushing import CONTENT, DIGEST, FIRST, SECOND, begin, blobs, closed, is_stored
-from tests.raw import eventually
-from tests.serve.serving import Served, SetLimits, largest_file
-from tests.talking import Client, connect, read_all
+from tests.raw_http import Client, connect, read_all
+from tests.raw_server import eventually
+from tests.serve.served_layout import Served, SetLimits, largest_file
 
 
 class TestSessions:

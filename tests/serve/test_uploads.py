@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.http_push import CONTENT, DIGEST, FIRST, SECOND, begin, blobs, closed, is_stored
 from tests.images import digest_of
-from tests.pushing import CONTENT, DIGEST, FIRST, SECOND, begin, blobs, closed, is_stored
-from tests.raw import eventually
-from tests.serve.serving import Served
-from tests.talking import Client, connect, converse
+from tests.raw_http import Client, connect, converse
+from tests.raw_server import eventually
+from tests.serve.served_layout import Served
 
 
 class TestRequests:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import ocistream
-from tests.faults import FaultyRegistry
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, small_image, two_platforms
 from tests.registry_http import seed
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults import FaultyHandler
-from tests.network import CountingRegistry, QuickTransport
+from tests.faulty_registry import FaultyHandler
+from tests.http_doubles import CountingRegistry, QuickTransport
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from ocistream.streams.chunks import Chunk
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.interfaces import Blob
 from tests.archives import files_in, items_of, tar_of
-from tests.contract.shapes import parts_of
+from tests.contract.image_shapes import parts_of
 from tests.images import Layout, small_image, two_platforms
 from tests.observers import Watch
 from tests.registry import Registry

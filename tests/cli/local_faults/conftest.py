@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.cli.local_faults.table import COMMANDS
+from tests.cli.local_faults.fault_table import COMMANDS
 
 _PROPERTY: Final = "local fault"
 

@@ -15,10 +15,9 @@ from typing import Any, Final
 
 import pytest
 
-from tests.cli import expect
+from tests.cli import assertions
 from tests.cli.local_faults.conftest import note
-from tests.cli.local_faults.place import Made, Place, make, place_of
-from tests.cli.local_faults.table import (
+from tests.cli.local_faults.fault_table import (
     COMMANDS,
     MIB,
     PULL_DIR,
@@ -29,13 +28,14 @@ from tests.cli.local_faults.table import (
     UNSEEN,
     Trouble,
 )
-from tests.faults import Fault, FaultyRegistry, Stall
+from tests.cli.local_faults.workspace import Made, Place, make, place_of
+from tests.faulty_registry import Fault, FaultyRegistry, Stall
 from tests.images import Layout
 from tests.peers import need
 from tests.registry_http import seed
 from tests.runner import Result, command, ocistream, run, started_fork
 
-_MACHINE: Final = Path(__file__).with_name("machine")
+_MACHINE: Final = Path(__file__).with_name("faulty_machine")
 _TOGETHER: Final = {"TWICE", "TWO IMAGES", "ONE NAME"}
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -147,7 +147,7 @@ def check_again(name: str, place: Place) -> None:
         stdin=place.file if name == PUSH_IN else None,
         stdout=place.disk / "out.tar" if name == PULL_OUT else None,
     )
-    expect.success(again)
+    assertions.success(again)
     place.check_done(name)
     assert place.strays(done=True) == []
 
@@ -174,7 +174,7 @@ def test_two_runs_at_once_do_not_see_each_other(
         started_fork(*second, stdin=_source(place, name)) as two,
     ):
         if name == PULL_DIR:
-            expect.wait_for(lambda: sum(request.fault is not None for request in place.registry.requests) == 2)
+            assertions.wait_for(lambda: sum(request.fault is not None for request in place.registry.requests) == 2)
             place.registry.release()
         errors = [process.communicate(timeout=60)[1].decode() for process in (one, two)]
     assert [one.returncode, two.returncode] == [0, 0], errors
@@ -182,13 +182,13 @@ def test_two_runs_at_once_do_not_see_each_other(
     if trouble.redirect == "TWICE":
         place.check_done(name)
         return
-    there = [entry["digest"] for entry in expect.index_of(place.disk / "out")]
+    there = [entry["digest"] for entry in assertions.index_of(place.disk / "out")]
     if trouble.redirect == "ONE NAME":
         assert len(there) == 1
         assert there[0] in digests
     else:
         assert sorted(there) == sorted(digests)
-    expect.success(ocistream("verify", place.disk / "out"))
+    assertions.success(ocistream("verify", place.disk / "out"))
 
 
 def _source(place: Place, name: str) -> int:

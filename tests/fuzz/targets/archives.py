@@ -34,8 +34,8 @@ from ocistream.transfer.copy import copy
 from ocistream.transfer.interfaces import Source
 from ocistream.transfer.verify import verify
 from tests.archives import BLOCK, tar_of
+from tests.fuzz.broken_images import docker_items, layout_items, tar_with_faults
 from tests.fuzz.engine import MEMORY, Check, Target
-from tests.fuzz.structured import docker_items, layout_items, tar_with_faults
 
 _CODES: Final = frozenset({4, 5, 6, 8})
 _TOKENS: Final = (

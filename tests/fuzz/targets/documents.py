@@ -31,9 +31,9 @@ from ocistream.oci.strict_json import canonical_json, parse_json
 from ocistream.registry.upload_records import UploadKey, UploadRecord, UploadRecords, can_store_location
 from ocistream.registry.upload_strategy import HostFactsFile
 from ocistream.streams.chunks import compute_digest
+from tests.fuzz.broken_images import layout_items
 from tests.fuzz.engine import Check, Target
 from tests.fuzz.mutation import json_bytes, json_mutated
-from tests.fuzz.structured import layout_items
 
 _TOKENS: Final = (
     b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\u", b"\\ud800", b"\\udc00", b"\\u0000", b"null", b"true",

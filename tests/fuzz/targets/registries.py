@@ -22,11 +22,11 @@ from ocistream.registry.tags import list_tags
 from ocistream.serve import Registry
 from ocistream.streams.chunks import verify_chunks
 from ocistream.transfer.interfaces import Blob
+from tests.fuzz.broken_images import layout_items
 from tests.fuzz.engine import Check, Target
-from tests.fuzz.structured import layout_items
-from tests.fuzz.watch import PORTS
+from tests.fuzz.monitor import PORTS
+from tests.http_doubles import QuickTransport
 from tests.images import digest_of
-from tests.network import QuickTransport
 
 _CONTENT: Final = b"what is in the blob" * 20
 _BLOB: Final = Descriptor("application/octet-stream", digest_of(_CONTENT), len(_CONTENT))

@@ -24,9 +24,9 @@ from ocistream.layout.store import LayoutDestination
 from ocistream.locations import OpenContext, Selection, open_source, parse_location
 from ocistream.transfer import copy as transfer
 from tests.archives import END, items_of, small_first, tar_of
-from tests.conversions import named
 from tests.images import Layout, small_image
 from tests.observers import Watch
+from tests.recompression_checks import named
 
 NOISE: Final = random.Random(5).randbytes(700_000)
 PACKERS: Final = {"plain": bytes, "gzip": lambda raw: gzip.compress(raw, mtime=0), "zstd": zstandard.compress}

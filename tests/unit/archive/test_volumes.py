@@ -37,7 +37,7 @@ from ocistream.transfer import copy as transfer
 from ocistream.transfer.interfaces import Blob
 from tests.images import Layout, digest_of
 from tests.observers import NothingEarly
-from tests.volumes import read_volumes
+from tests.volume_archives import read_volumes
 
 ONE, OTHER = digest_of(b"one"), digest_of(b"other", "sha512")
 SET = digest_of(b"set")

@@ -19,7 +19,7 @@ from ocistream.cli.signals import InterruptibleEvent, SignalHandler
 from ocistream.errors import TerminatedError
 from ocistream.notices import set_listener
 from ocistream.streams.workers import run_each, run_in_thread, wait_for_threads
-from tests.cli import expect
+from tests.cli import assertions
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -52,7 +52,7 @@ class Asked:
     def more(self, times: int = 3) -> None:
         """Wait until this thread was asked some more times."""
         until = self.times + times
-        expect.wait_for(lambda: self.times >= until)
+        assertions.wait_for(lambda: self.times >= until)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def _strike_until_raised(asked: Asked, number: signal.Signals) -> None:
 
 def test_nothing_is_raised_before_it_is_allowed_nor_behind_the_end(asked: Asked) -> None:
     os.kill(os.getpid(), signal.SIGINT)
-    expect.wait_for(lambda: asked.interruption.first_signal)
+    assertions.wait_for(lambda: asked.interruption.first_signal)
     InterruptibleEvent().wait(0)
     assert asked.times == 0
     with pytest.raises(KeyboardInterrupt):
@@ -222,7 +222,7 @@ def test_threads_that_are_done_before_all_of_them_have_begun_do_not_hide_it(
     def work(number: int) -> None:
         if number == 0:
             os.kill(os.getpid(), signal.SIGINT)
-            expect.wait_for(lambda: asked.interruption.first_signal is not None)
+            assertions.wait_for(lambda: asked.interruption.first_signal is not None)
 
     monkeypatch.setattr(threading.Thread, "start", start_and_wait)
     signal.signal(signal.SIGURG, strike)
@@ -258,7 +258,7 @@ finally:
             process.send_signal(signal.SIGINT)
             return process.poll() is not None
 
-        expect.wait_for(is_over)
+        assertions.wait_for(is_over)
         assert process.returncode == 143
         assert process.communicate()[1] == "TerminatedError('terminated')"
 

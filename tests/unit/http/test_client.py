@@ -23,7 +23,8 @@ from ocistream.errors import (
 from ocistream.http.connections import FixedLengthBody, Response
 from ocistream.http.retry import RetryPolicy
 from tests.certificates import Certificate
-from tests.faults import (
+from tests.faulty_auth import Basic, Bearer
+from tests.faulty_registry import (
     Action,
     EndTokens,
     Fault,
@@ -35,8 +36,7 @@ from tests.faults import (
     refusal,
     too_many_requests,
 )
-from tests.faulty_auth import Basic, Bearer
-from tests.network import CountingRegistry, QuickTransport, RawServer, eventually, names, unused_port
+from tests.http_doubles import CountingRegistry, QuickTransport, RawServer, eventually, names, unused_port
 from tests.registry_http import basic
 from tests.token_server import TokenServer, User
 

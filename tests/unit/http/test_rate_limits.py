@@ -17,8 +17,8 @@ from ocistream.http.client import HttpClient, HttpSettings
 from ocistream.http.connections import FixedLengthBody
 from ocistream.http.host_settings import HostSettings
 from ocistream.http.rate_limits import RateLimits, RequestThrottle, Throttle
-from tests.faults import Fault, Reply, redirect
-from tests.network import CountingRegistry, QuickTransport, RawServer
+from tests.faulty_registry import Fault, Reply, redirect
+from tests.http_doubles import CountingRegistry, QuickTransport, RawServer
 
 Faulty = Callable[..., CountingRegistry]
 Quick = Callable[..., QuickTransport]

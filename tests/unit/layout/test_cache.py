@@ -27,9 +27,9 @@ from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks
 from ocistream.transfer.copy import copy
 from ocistream.transfer.interfaces import Destination
-from tests.faults import Fault, Flip, HangUp
+from tests.faulty_registry import Fault, Flip, HangUp
+from tests.http_doubles import CountingRegistry, QuickTransport
 from tests.images import Layout
-from tests.network import CountingRegistry, QuickTransport
 from tests.registry_http import seed
 
 MIB = 1 << 20

@@ -33,7 +33,7 @@ from ocistream.layout.store import LayoutSource, merge_entries
 from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, parse_platform
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
-from tests.contract.shapes import nested_index, with_attestation
+from tests.contract.image_shapes import nested_index, with_attestation
 from tests.images import Layout, small_image, tar_layer, two_platforms
 from tests.observers import NothingEarly
 from tests.schemas import validate

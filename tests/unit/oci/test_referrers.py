@@ -20,10 +20,10 @@ from ocistream.oci.referrers import (
     format_kind_counts,
     is_fallback_tag,
 )
-from tests.contract.shapes import parts_of
+from tests.contract.image_shapes import parts_of
 from tests.images import Layout, digest_of
 from tests.observers import NothingEarly
-from tests.signed import ATTESTATION, Signed, referrer, signed
+from tests.signed_image import ATTESTATION, Signed, referrer, signed
 
 SHA256 = digest_of(b"x")
 SHA512 = digest_of(b"x", "sha512")

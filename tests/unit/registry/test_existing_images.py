@@ -14,10 +14,10 @@ from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.reference import parse_reference
 from ocistream.registry.destination import MAX_BLOBS_CHECKED, ExistingImages, RegistryDestination
 from ocistream.transfer.copy import Report, copy
-from tests.faults import Fault, refusal
+from tests.faulty_registry import Fault, refusal
+from tests.http_doubles import CountingRegistry, QuickTransport
 from tests.images import Descriptor as Document
 from tests.images import Layout
-from tests.network import CountingRegistry, QuickTransport
 from tests.observers import NothingEarly
 
 Faulty = Callable[..., CountingRegistry]

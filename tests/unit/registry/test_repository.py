@@ -32,7 +32,8 @@ from ocistream.oci.descriptor import (
 from ocistream.registry.download import BlobRedirect
 from ocistream.registry.repository import Repository
 from ocistream.streams.chunks import compute_digest, verify_chunks
-from tests.faults import (
+from tests.faulty_auth import Bearer
+from tests.faulty_registry import (
     Action,
     Drop,
     Fault,
@@ -48,9 +49,8 @@ from tests.faults import (
     redirect,
     refusal,
 )
-from tests.faulty_auth import Bearer
-from tests.network import CountingRegistry, Heard, QuickTransport, RawServer, Turn, blob_of, eventually, read_blob
-from tests.talking import Client
+from tests.http_doubles import CountingRegistry, Heard, QuickTransport, RawServer, Turn, blob_of, eventually, read_blob
+from tests.raw_http import Client
 
 Faulty = Callable[..., CountingRegistry]
 Quick = Callable[..., QuickTransport]

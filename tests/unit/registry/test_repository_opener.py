@@ -17,7 +17,7 @@ from ocistream.registry.configuration import PullSource
 from ocistream.registry.mirrors import RepositoryOpener, shorten_timeouts
 from ocistream.registry.referrers import ReferrerList
 from tests.certificates import Certificate, make_certificate
-from tests.network import CountingRegistry, QuickTransport
+from tests.http_doubles import CountingRegistry, QuickTransport
 
 Faulty = Callable[..., CountingRegistry]
 Quick = Callable[..., QuickTransport]

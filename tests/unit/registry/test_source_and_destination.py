@@ -30,10 +30,10 @@ from ocistream.registry.source import RegistrySource
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.copy import Report, copy
 from ocistream.transfer.interfaces import Blob, NewBlob, Source
-from tests.faults import Drop, Fault, FaultyHandler, Flip, HangUp, Header, refusal
+from tests.faulty_registry import Drop, Fault, FaultyHandler, Flip, HangUp, Header, refusal
+from tests.http_doubles import CountingRegistry, QuickTransport, blob_of, eventually
 from tests.images import Descriptor as Document
 from tests.images import Layout, digest_of, small_image, two_platforms
-from tests.network import CountingRegistry, QuickTransport, blob_of, eventually
 from tests.registry_http import manifest, seed
 
 Faulty = Callable[..., CountingRegistry]

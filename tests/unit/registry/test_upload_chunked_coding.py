@@ -15,8 +15,8 @@ from ocistream.registry.upload_methods import UploadMethod
 from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.interfaces import Blob
-from tests.faults import Fault, refusal
-from tests.network import CountingRegistry
+from tests.faulty_registry import Fault, refusal
+from tests.http_doubles import CountingRegistry
 from tests.unit.registry.test_upload_resume_across_runs import Run
 from tests.unit.registry.test_uploader import BLOB, MIB, Faulty, Quick, Source, is_clean, methods
 

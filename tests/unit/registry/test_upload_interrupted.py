@@ -19,8 +19,8 @@ from ocistream.registry.upload_methods import CHUNK, STREAM, UploadMethod
 from ocistream.registry.upload_records import UploadKey
 from ocistream.registry.upload_sessions import UploadSessions
 from ocistream.registry.upload_strategy import UploadStrategy
-from tests.faults import Fault, HangUp, Header, StopReading, refusal
-from tests.network import QUICK, CountingRegistry, blob_of
+from tests.faulty_registry import Fault, HangUp, Header, StopReading, refusal
+from tests.http_doubles import QUICK, CountingRegistry, blob_of
 from tests.unit.registry.test_upload_resume_across_runs import SENT, Run
 from tests.unit.registry.test_uploader import (
     BLOB,

@@ -18,9 +18,9 @@ from ocistream.registry.upload_records import UploadRecords
 from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams.chunks import verify_chunks
 from ocistream.transfer.interfaces import Blob
-from tests.faults import Action, Fault, HangUp, Reply, refusal
+from tests.faulty_registry import Action, Fault, HangUp, Reply, refusal
+from tests.http_doubles import CountingRegistry, QuickTransport, blob_of
 from tests.images import Layout
-from tests.network import CountingRegistry, QuickTransport, blob_of
 from tests.observers import NothingEarly
 from tests.unit.registry.test_uploader import (
     BLOB,

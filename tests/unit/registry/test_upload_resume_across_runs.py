@@ -34,9 +34,9 @@ from ocistream.registry.upload_records import UploadKey, UploadRecord, UploadRec
 from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.interfaces import Blob
-from tests.faults import Action, Fault, HangUp, Header, StopReading, refusal
-from tests.network import CountingRegistry, QuickTransport, eventually
-from tests.talking import Client
+from tests.faulty_registry import Action, Fault, HangUp, Header, StopReading, refusal
+from tests.http_doubles import CountingRegistry, QuickTransport, eventually
+from tests.raw_http import Client
 from tests.unit.registry.test_uploader import (
     BLOB,
     CONTENT,

@@ -11,8 +11,8 @@ from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError
 from ocistream.registry.upload_methods import CHUNK, PUT, UploadMethod
 from ocistream.registry.upload_strategy import UploadStrategy
-from tests.faults import Action, Fault, FaultyHandler, HangUp, Header, Reset, StopReading, refusal
-from tests.network import QUICK, CountingRegistry, QuickTransport
+from tests.faulty_registry import Action, Fault, FaultyHandler, HangUp, Header, Reset, StopReading, refusal
+from tests.http_doubles import QUICK, CountingRegistry, QuickTransport
 from tests.registry.storage import Upload
 from tests.unit.registry.test_uploader import CONTENT, MIB, Faulty, Quick, Source, is_stored, methods, uploader
 

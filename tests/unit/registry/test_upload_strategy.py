@@ -14,8 +14,8 @@ from ocistream.registry.profiles import PROFILES_BY_NAME, UNKNOWN_PROFILE, Regis
 from ocistream.registry.upload_methods import ALTERNATIVES, CHUNK, PUT, STREAM, UploadMethod, parse_upload_method
 from ocistream.registry.upload_strategy import HostFactsFile, UploadStrategy
 from tests.certificates import Certificate
-from tests.faults import Fault, FaultyHandler, Header, Reply, refusal
-from tests.network import CountingRegistry, names
+from tests.faulty_registry import Fault, FaultyHandler, Header, Reply, refusal
+from tests.http_doubles import CountingRegistry, names
 from tests.unit.registry.test_uploader import CONTENT, MIB, Faulty, Quick, Source, is_stored, methods, uploader
 
 Place = Callable[..., tuple[CountingRegistry, str]]

@@ -13,7 +13,7 @@ from ocistream.errors import IntegrityError
 from ocistream.registry.upload_bodies import ReplayBuffer
 from ocistream.streams.chunks import Chunk, verify_chunks
 from ocistream.transfer.interfaces import Blob, NewBlob
-from tests.network import blob_of
+from tests.http_doubles import blob_of
 
 CONTENT = random.Random(7).randbytes(1000)
 

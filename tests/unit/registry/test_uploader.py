@@ -26,7 +26,8 @@ from ocistream.registry.repository import Repository
 from ocistream.streams.chunks import Chunk, verify_chunks
 from ocistream.transfer.interfaces import Blob, NewBlob
 from tests.certificates import Certificate
-from tests.faults import (
+from tests.faulty_auth import Basic, Bearer
+from tests.faulty_registry import (
     Action,
     Fault,
     HangUp,
@@ -38,8 +39,7 @@ from tests.faults import (
     refusal,
     too_many_requests,
 )
-from tests.faulty_auth import Basic, Bearer
-from tests.network import CountingRegistry, QuickTransport, blob_of, eventually, names
+from tests.http_doubles import CountingRegistry, QuickTransport, blob_of, eventually, names
 
 Faulty = Callable[..., CountingRegistry]
 Quick = Callable[..., QuickTransport]

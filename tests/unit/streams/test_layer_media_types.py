@@ -6,7 +6,7 @@ import pytest
 
 from ocistream.streams import layer_media_types
 from ocistream.streams.compression import CODECS
-from tests.conversions import SUFFIXES
+from tests.recompression_checks import SUFFIXES
 
 #: Family, codec, and what the two of them are called, as the specifications have it.
 KNOWN = [(family, codec, family + suffix) for family, of in SUFFIXES.items() for codec, suffix in of.items()]

@@ -1,4 +1,6 @@
-"""Which links another user may have put there, whoever runs the tests: tests/cli/test_planted_links.py needs root."""
+"""Which links another user may have put there, whoever runs the tests: tests/cli/test_planted_symlinks.py needs
+root.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Final
 from ocistream.sync import file as sync_file
 from ocistream.sync.file import read_sync_file
 from ocistream.sync.plan import SyncPlan
-from tests.documents import code_block
+from tests.docs_examples import code_block
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "sync.md").read_text()
 

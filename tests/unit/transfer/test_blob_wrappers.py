@@ -11,7 +11,7 @@ from ocistream.errors import IntegrityError
 from ocistream.streams.chunks import Chunk, read_all
 from ocistream.transfer.blob_wrappers import use_verified
 from ocistream.transfer.interfaces import Blob
-from tests.network import blob_of
+from tests.http_doubles import blob_of
 
 RIGHT = b"right"
 

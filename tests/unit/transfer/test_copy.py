@@ -22,7 +22,7 @@ from ocistream.oci.graph import Graph
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.interfaces import Blob, EarlyBlobs
 from ocistream.transfer.prefetch import Prefetcher
-from tests.contract.shapes import named_in
+from tests.contract.image_shapes import named_in
 from tests.images import Layout
 from tests.observers import Watch
 

@@ -1,0 +1,106 @@
+"""The table of what can go wrong on this machine: each fault by each command, and how that ends.
+
+What only one side does (a `verify` writes nothing) has a reason in place of an outcome, so that no cell is empty.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+from collections.abc import Mapping
+from typing import Any, Final
+
+MIB: Final = 1 << 20
+PULL_FILE, PULL_DIR, PULL_OUT = "pull -o FILE", "pull -o DIR/", "pull > FILE"
+PUSH_FILE, PUSH_DIR, PUSH_IN = "push -i FILE", "push -i DIR", "push < FILE"
+COPY_FILE, COPY_DIR = "copy DIR FILE", "copy FILE DIR"
+VERIFY_FILE, VERIFY_DIR = "verify FILE", "verify DIR"
+
+#: Command -> its arguments: HOST has the image as app:1, TO nothing, MADE and FILE hold it, and DISK is written to.
+COMMANDS: Final[Mapping[str, str]] = {
+    PULL_FILE: "pull HOST/app:1 -o DISK/out.tar",
+    PULL_DIR: "pull HOST/app:1 -o DISK/out/",
+    PULL_OUT: "pull HOST/app:1",
+    PUSH_FILE: "push -i FILE TO/new:1",
+    PUSH_DIR: "push -i MADE TO/new:1",
+    PUSH_IN: "push TO/new:1",
+    COPY_FILE: "copy MADE DISK/out.tar",
+    COPY_DIR: "copy FILE oci:DISK/out",
+    VERIFY_FILE: "verify FILE",
+    VERIFY_DIR: "verify MADE",
+}
+PULLS: Final = (PULL_FILE, PULL_DIR, PULL_OUT)
+FROM_DIR: Final = (PUSH_DIR, COPY_FILE, VERIFY_DIR)
+WRITING: Final = (PULL_FILE, PULL_DIR, PULL_OUT, COPY_FILE, COPY_DIR)
+
+#: The exit code with which a cell ends, UNSEEN, or why there is nothing to see.
+Outcome = int | str
+UNSEEN: Final = "unseen"
+WRITES_NOTHING: Final = "writes nothing"
+READS_NO_FILE: Final = "reads no file"
+THE_SHELLS: Final = "the shell's"
+ALONE: Final = "no layout"
+#: What is no outcome, but says why there is none.
+REASONS: Final = frozenset({WRITES_NOTHING, READS_NO_FILE, THE_SHELLS, ALONE})
+
+
+@dataclasses.dataclass(frozen=True)
+class Trouble:
+    """One fault. `plan` is for faulty_machine/sitecustomize.py, `redirect` is for the shell, `disk` says what DISK is.
+
+    `visible` is whether the work is done although it ends with a code: only its last line was lost.
+    """
+
+    name: str
+    outcomes: Mapping[str, Outcome]
+    plan: Mapping[str, Any] | None = None
+    redirect: str = ""
+    disk: str = "folder"
+    visible: bool = False
+
+
+def _by(*pairs: tuple[Outcome, tuple[str, ...]], others: Outcome = UNSEEN) -> dict[str, Outcome]:
+    found = dict.fromkeys(COMMANDS, others)
+    for outcome, commands in pairs:
+        found |= dict.fromkeys(commands, outcome)
+    return found
+
+
+def _interrupted(name: str, number: str, code: Outcome, after: int) -> list[Trouble]:
+    """A signal at a moment: of those that write when so much is written, of the others when so much is read."""
+    written, read = _by((code, WRITING), others=""), _by(("", WRITING), others=code)
+    return [
+        Trouble(name, {command: outcome for command, outcome in outcomes.items() if outcome != ""},
+                plan={"at": at, "after": after, "do": "signal", "signal": number})
+        for at, outcomes in (("write", written), ("read", read))
+    ]  # fmt: skip
+
+
+_FULL: Final = _by((9, WRITING), others=WRITES_NOTHING)
+
+TROUBLES: Final = [
+    Trouble("disk full", _FULL, disk="small"),
+    Trouble("quota used up", _FULL, plan={"at": "write", "after": MIB, "errno": errno.EDQUOT}),
+    Trouble("disk that fails", _FULL, plan={"at": "write", "after": MIB, "errno": errno.EIO}),
+    Trouble("read-only", _by((9, (PULL_FILE, PULL_DIR, COPY_FILE, COPY_DIR)), (THE_SHELLS, (PULL_OUT,))),
+            disk="read-only"),
+    Trouble("source fails", _by((READS_NO_FILE, PULLS), others=9),
+            plan={"at": "read", "after": MIB, "errno": errno.EIO}),
+    Trouble("source shrinks", _by((READS_NO_FILE, PULLS), (6, (PUSH_IN,)), others=5),
+            plan={"at": "read", "after": MIB, "do": "shrink"}),
+    Trouble("source grows", _by((READS_NO_FILE, PULLS), (5, FROM_DIR), (6, (PUSH_IN,)), others=UNSEEN),
+            plan={"at": "read", "after": MIB, "do": "grow"}),
+    Trouble("source replaced", _by((READS_NO_FILE, PULLS)), plan={"at": "read", "after": MIB, "do": "replace"}),
+    Trouble("stdout closed", _by((2, (PULL_OUT,))), redirect=">&-"),
+    Trouble("stdout unread", _by(others=141), redirect="UNREAD", visible=True),
+    Trouble("stdin closed", _by((2, (PUSH_IN,))), redirect="<&-"),
+    Trouble("stderr closed", _by(), redirect="2>&-"),
+    *_interrupted("SIGINT at once", "SIGINT", 130, 0),
+    *_interrupted("SIGINT midway", "SIGINT", 130, MIB),
+    *_interrupted("SIGTERM midway", "SIGTERM", 143, MIB),
+    *_interrupted("SIGPIPE midway", "SIGPIPE", UNSEEN, MIB),
+    # Who writes to one file of the shell's twice has only one to blame.
+    Trouble("two at once", _by((THE_SHELLS, (PULL_OUT,))), redirect="TWICE"),
+    Trouble("two images", _by((UNSEEN, (PULL_DIR, COPY_DIR)), others=ALONE), redirect="TWO IMAGES"),
+    Trouble("two of one name", _by((UNSEEN, (PULL_DIR, COPY_DIR)), others=ALONE), redirect="ONE NAME"),
+]  # fmt: skip

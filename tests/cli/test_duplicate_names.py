@@ -1,0 +1,67 @@
+"""Two images that have the same name in one archive or layout: that is said, with the image that each tool takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.archives import items_of, tar_of
+from tests.cli import assertions
+from tests.docker_archives import archive_of, hex_of, of_docker, saved
+from tests.images import Descriptor, Layout
+from tests.runner import Argument, Result, ocistream
+
+NAME = "registry.example.com/app:1"
+READERS = "skopeo takes the first one, `docker load`, `ctr image import` and `ocistream serve` take the last one"
+
+
+@pytest.fixture
+def images(layout: Layout) -> list[Descriptor]:
+    """Return two images of one name."""
+    found = [layout.image([b"a" * size]) for size in (100, 200)]
+    for image in found:
+        layout.name(image, NAME)
+    return found
+
+
+@pytest.fixture(params=["directory", "file", "pipe"])
+def run(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Callable[..., Result]:
+    """Return a function that runs a command on the layout, which is `{}` in its arguments."""
+
+    def started(*argv: Argument) -> Result:
+        archive = tmp_path / "archive.tar"
+        archive.write_bytes(tar_of(items_of(layout)))
+        place = {"directory": f"oci:{layout.path}", "file": f"oci-archive:{archive}", "pipe": "oci-archive:-"}
+        words = [place[request.param] if word == "{}" else word for word in argv]
+        return ocistream(*words, stdin=archive if request.param == "pipe" else None)
+
+    return started
+
+
+def test_every_reader_says_it(images: list[Descriptor], run: Callable[..., Result], tmp_path: Path) -> None:
+    said = f"ocistream: 2 images have the name {NAME!r}: {images[0]['digest']}, {images[1]['digest']}; {READERS}\n"
+    for argv in (["verify", "{}"], ["inspect", "{}"], ["copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}"]):
+        result = run(*argv)
+        assertions.success(result)
+        assert result.err.count(said) == 1
+
+
+def test_an_image_that_is_chosen_by_its_digest_is_the_only_one(
+    images: list[Descriptor], layout: Layout, tmp_path: Path
+) -> None:
+    result = ocistream("copy", f"oci:{layout.path}:{images[0]['digest']}", f"oci-archive:{tmp_path / 'out.tar'}")
+    assertions.success(result)
+    assert "have the name" not in result.err
+
+
+def test_of_a_docker_archive_the_image_ids_are_said(images: list[Descriptor], layout: Layout, tmp_path: Path) -> None:
+    path = tmp_path / "saved.tar"
+    both = [saved(layout, image, "app:1") for image in images]
+    path.write_bytes(archive_of(of_docker(both)))
+    for command in ("verify", "inspect"):
+        result = ocistream(command, path)
+        assertions.success(result)
+        shown = ", ".join(f"sha256:{hex_of(image.config)}" for image in both)
+        assert f"2 images have the name 'docker.io/library/app:1': {shown}; {READERS}" in result.err

@@ -1,0 +1,247 @@
+"""Every way to write an end, and what each of them is."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.archives import small_first, tar_of
+from tests.cli import assertions
+from tests.faulty_registry import FaultyRegistry
+from tests.images import Descriptor, Layout, small_image, two_platforms
+from tests.registry_http import manifest_digest, seed
+from tests.runner import Argument, Result, ocistream
+
+FULL_NAME = "io.containerd.image.name"
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return a small image, called `app` in the layout `made`."""
+    return small_image(layout, name="app")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Callable[..., Result]:
+    """Return what runs `copy` in the folder in which the layout `made` is."""
+
+    def run(*argv: Argument, stdin: bytes | None = None) -> Result:
+        result = ocistream("copy", *argv, stdin=stdin, cwd=tmp_path, env={"HOME": str(tmp_path / "home")})
+        assertions.success(result)
+        return result
+
+    return run
+
+
+# Registries --------------------------------------------------------------------------------------------------
+
+
+def test_a_name_may_say_docker_and_have_a_tag_and_a_digest(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    seed(layout, image, served.host, "some/app", "latest")
+    digest = image["digest"]
+    for name in ("some/app", f"some/app@{digest}", f"some/app:latest@{digest}"):
+        result = ocistream("pull", f"docker://{served.host}/{name}", "-o", tmp_path / "app.tar")
+        assertions.success(result)
+        assert result.out.endswith(f"@{digest}\n".encode())
+
+
+def test_a_digest_is_what_is_asked_for_whatever_the_tag_says(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    seed(layout, image, served.host, "app", "1")
+    other = seed(layout, two_platforms(layout), served.host, "app", "1")
+    served.requests.clear()
+    name = f"{served.host}/app:1@{image['digest']}"
+    assertions.success(ocistream("pull", name, "-o", tmp_path / "app.tar"))
+    assert assertions.index_of(tmp_path / "app.tar")[0]["digest"] == image["digest"] != other
+    assert served.asked("GET", "/manifests/1$") == []
+
+
+def test_a_sha512_digest_is_one_as_well(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+    image = small_image(layout, algorithm="sha512")
+    # By its digest: under a tag a registry gives it a digest of its own choice.
+    seed(layout, image, served.host, "app")
+    assertions.success(ocistream("pull", f"{served.host}/app@{image['digest']}", "-o", tmp_path / "app.tar"))
+    assert assertions.index_of(tmp_path / "app.tar")[0]["digest"] == image["digest"]
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("nginx", "https://registry-1.docker.io/v2/library/nginx/manifests/latest"),
+        ("org/app:1", "https://registry-1.docker.io/v2/org/app/manifests/1"),
+        ("index.docker.io/org/app", "https://registry-1.docker.io/v2/org/app/manifests/latest"),
+        ("docker://nginx", "https://registry-1.docker.io/v2/library/nginx/manifests/latest"),
+        ("a.example/x:1", "https://a.example/v2/x/manifests/1"),
+        ("a.example:8443/x/y/z", "https://a.example:8443/v2/x/y/z/manifests/latest"),
+        ("intranet:5000/x", "https://intranet:5000/v2/x/manifests/latest"),
+        ("[fd00::1]:5000/x", "https://[fd00::1]:5000/v2/x/manifests/latest"),
+    ],
+)
+def test_short_names_expand_as_with_docker_and_hosts_speak_tls(name: str, url: str, tmp_path: Path) -> None:
+    # No proxy is there, so nothing leaves this machine: it is enough to see what would have been asked for.
+    env = {"HTTPS_PROXY": "http://127.0.0.1:1"}
+    assertions.failure(ocistream("pull", name, "-o", tmp_path / "x.tar", "--retries=0", env=env), 7, f"GET {url}: ")
+
+
+# Layouts and archives ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["oci:made", "oci:made:app", "./made", "made/../made/", "oci:./made"])
+def test_a_layout(copy: Callable[..., Result], tmp_path: Path, image: Descriptor, source: str) -> None:
+    if source.startswith("made"):
+        source = str(tmp_path / source)
+    copy(source, "oci:copied:renamed")
+    assert assertions.names_in(tmp_path / "copied") == ["renamed"]
+    assert assertions.index_of(tmp_path / "copied")[0]["digest"] == image["digest"]
+
+
+@pytest.mark.parametrize("target", ["oci-archive:x.tar", "./x.tar", "../PARENT/x.tar", "ABSOLUTE/x.tar"])
+def test_an_archive(copy: Callable[..., Result], tmp_path: Path, image: Descriptor, target: str) -> None:
+    written = target.replace("PARENT", tmp_path.name).replace("ABSOLUTE", str(tmp_path))
+    copy("oci:made", written)
+    copy(written, "oci:back")
+    for name in ("x.tar", "back"):
+        assert assertions.index_of(tmp_path / name)[0]["digest"] == image["digest"]
+
+
+def test_a_name_in_an_archive(copy: Callable[..., Result], tmp_path: Path, image: Descriptor) -> None:
+    del image
+    copy("oci:made", "oci-archive:x.tar:a.example/app:2")
+    (entry,) = assertions.index_of(tmp_path / "x.tar")
+    assert entry["annotations"][FULL_NAME] == "a.example/app:2"
+    assert assertions.names_in(tmp_path / "x.tar") == ["2"]
+    docker = json.loads(dict(assertions.entries(tmp_path / "x.tar"))["manifest.json"])
+    assert docker[0]["RepoTags"] == ["a.example/app:2"]
+    for name in ("a.example/app:2", "2"):
+        copy(f"oci-archive:x.tar:{name}", "./y.tar")
+
+
+@pytest.mark.parametrize(
+    ("stdin", "stdout"),
+    [("-", "oci-archive:-"), ("oci-archive:-", "-"), ("oci-archive:-:app", "oci-archive:-:new"), ("/dev/stdin", "-")],
+)
+def test_standard_input_and_output(
+    copy: Callable[..., Result], layout: Layout, tmp_path: Path, image: Descriptor, stdin: str, stdout: str
+) -> None:
+    result = copy(stdin, stdout, stdin=tar_of(small_first(layout)))
+    (tmp_path / "y.tar").write_bytes(result.out)
+    assert assertions.index_of(tmp_path / "y.tar")[0]["digest"] == image["digest"]
+    assert assertions.names_in(tmp_path / "y.tar") == ["new" if stdout.endswith("new") else "app"]
+
+
+def test_a_file_or_a_directory_that_is_called_dash(copy: Callable[..., Result], tmp_path: Path) -> None:
+    small_image(Layout(tmp_path / "made"), name="app")
+    assert copy("oci:made", "./-").lines() != []
+    assert (tmp_path / "-").is_file()
+    copy("./-", "./copied.tar")
+    (tmp_path / "-").unlink()
+    assert copy("oci:made", "oci:-").lines() != []
+    assert (tmp_path / "-" / "index.json").is_file()
+    # Even so, a dash alone is no directory.
+    assert copy("oci:made", "-").out.startswith(b"oci-layout")
+
+
+def test_the_home_directory(copy: Callable[..., Result], tmp_path: Path, image: Descriptor) -> None:
+    (tmp_path / "home").mkdir()
+    copy("oci:made", "~/x.tar")
+    copy("~/x.tar", "oci:~/layout")
+    for name in ("x.tar", "layout"):
+        assert assertions.index_of(tmp_path / "home" / name)[0]["digest"] == image["digest"]
+
+
+def test_a_windows_path_is_a_path(copy: Callable[..., Result], tmp_path: Path, image: Descriptor) -> None:
+    copy("oci:made", "C:\\x.tar")
+    assert assertions.index_of(tmp_path / "C:\\x.tar")[0]["digest"] == image["digest"]
+
+
+def test_what_follows_o_and_i_is_a_path_even_where_it_looks_like_an_image(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    seed(layout, image, served.host, "app", "1")
+    for name in ("nginx:1", "a.example/nginx"):
+        (tmp_path / "a.example").mkdir(exist_ok=True)
+        assertions.success(ocistream("pull", f"{served.host}/app:1", "-o", name, cwd=tmp_path))
+        assert (tmp_path / name).is_file()
+        assertions.success(ocistream("push", f"{served.host}/new:1", "-i", name, cwd=tmp_path))
+
+
+def test_o_and_i_take_the_prefixes_too(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    seed(layout, image, served.host, "app", "1")
+    for end in ("oci:layout:mine", "oci-archive:x.tar:mine"):
+        result = ocistream("pull", f"{served.host}/app:1", "-o", end, cwd=tmp_path)
+        assert result.lines() == [f"mine@{image['digest']}"]
+        assertions.success(ocistream("push", f"{served.host}/{end[:3]}:1", "-i", end, cwd=tmp_path))
+    assert assertions.names_in(tmp_path / "layout") == assertions.names_in(tmp_path / "x.tar") == ["mine"]
+    assert manifest_digest(served.host, "oci", "1") == image["digest"]
+
+
+def test_a_fifo_is_read_and_written_once(copy: Callable[..., Result], tmp_path: Path, image: Descriptor) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    writer = threading.Thread(target=copy, args=("oci:made", "./fifo"))
+    writer.start()
+    copy("./fifo", "oci:through")
+    writer.join()
+    assert assertions.index_of(tmp_path / "through")[0]["digest"] == image["digest"]
+    assert (tmp_path / "fifo").is_fifo()
+
+
+# What is no end ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("image")
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["verify", ""],
+        ["inspect", ""],
+        ["copy", "", "out.tar"],
+        ["copy", "oci:made", ""],
+        ["push", "127.0.0.1:1/app:1", "-i", ""],
+        ["pull", "127.0.0.1:1/app:1", "-o", ""],
+        ["verify", "oci-archive:"],
+    ],
+)
+def test_nothing_is_no_end(tmp_path: Path, argv: list[str]) -> None:
+    before = sorted(tmp_path.iterdir())
+    assertions.failure(ocistream(*argv, cwd=tmp_path), 2, "malformed end")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.usefixtures("image")
+def test_a_file_is_no_layout_and_the_way_to_write_it_is_said(copy: Callable[..., Result], tmp_path: Path) -> None:
+    copy("oci:made:app", "./x.tar")
+    before = (tmp_path / "x.tar").read_bytes()
+    for argv, hint in (
+        (["verify", "oci:x.tar"], "oci-archive:x.tar"),
+        (["inspect", "oci:x.tar:app"], "oci-archive:x.tar:app"),
+        (["copy", "oci:made", "oci:x.tar"], "oci-archive:x.tar"),
+        (["pull", "127.0.0.1:1/app:1", "-o", "x.tar", "--format", "oci"], "oci-archive:x.tar"),
+    ):
+        result = ocistream(*argv, cwd=tmp_path)
+        assertions.failure(result, 2, "x.tar", "is a file")
+        assert result.err.rstrip().endswith(f" {hint}"), result.err
+    assert (tmp_path / "x.tar").read_bytes() == before
+
+
+@pytest.mark.usefixtures("image")
+def test_a_directory_is_no_archive_and_the_way_to_write_it_is_said(tmp_path: Path) -> None:
+    assert ocistream("copy", "oci:made:app", "./x.tar", cwd=tmp_path).code == 0
+    for argv, hint in (
+        (["verify", "oci-archive:made"], "oci:made"),
+        (["inspect", "docker-archive:made:app"], "oci:made:app"),
+        (["copy", "./x.tar", "oci-archive:made"], "oci:made"),
+        (["copy", "oci-archive:x.tar", "docker-archive:made:app:1"], "oci:made:app:1"),
+    ):
+        result = ocistream(*argv, cwd=tmp_path)
+        assertions.failure(result, 2, "made", "is a directory")
+        assert result.err.rstrip().endswith(f" {hint}"), result.err

@@ -1,0 +1,517 @@
+"""Archives of only what the other side lacks: what is left out and said to be, and what a push of one asks first."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.archives import items_of, small_first, tar_of
+from tests.cli import assertions
+from tests.faulty_auth import Basic
+from tests.faulty_registry import FaultyRegistry
+from tests.images import Descriptor, Layout, tar_layer, two_platforms
+from tests.registry_http import basic, manifest_digest, seed, tags
+from tests.runner import Result, ocistream, pipe
+
+NOTE = "vnd.ocistream.left-out"
+
+
+@dataclasses.dataclass(frozen=True)
+class Releases:
+    """Two releases of an image that share two layers, here and, of the old one, there."""
+
+    layout: Layout
+    old: Descriptor
+    new: Descriptor
+    near: FaultyRegistry
+    far: FaultyRegistry
+
+    def blobs(self, image: Descriptor) -> set[str]:
+        document = self.layout.read(image["digest"])
+        return {blob["digest"] for blob in (document["config"], *document["layers"])}
+
+    @property
+    def shared(self) -> set[str]:
+        return self.blobs(self.old) & self.blobs(self.new)
+
+    @property
+    def delta(self) -> set[str]:
+        """Everything of the new one that the far side lacks, its manifest included."""
+        return self.blobs(self.new) - self.shared | {self.new["digest"]}
+
+
+@pytest.fixture
+def releases(layout: Layout, start: Callable[..., FaultyRegistry]) -> Releases:
+    """Return the releases, the new one in a registry here, the old one in both."""
+    shared = [tar_layer({"base": b"the same " * 2000}), tar_layer({"lib": b"the same, too " * 1000})]
+    old = layout.image([*shared, tar_layer({"app": b"old"})], config={"Cmd": ["old"]})
+    new = layout.image([*shared, tar_layer({"app": b"new"})], config={"Cmd": ["new"]})
+    found = Releases(layout, old, new, start(), start())
+    for image, tag in ((old, "1"), (new, "2")):
+        seed(layout, image, found.near.host, "app", tag)
+    seed(layout, old, found.far.host, "app", "1")
+    return found
+
+
+@pytest.fixture
+def listed(releases: Releases, tmp_path: Path) -> Path:
+    """Return the list of what the far registry has."""
+    result = ocistream("have", f"{releases.far.host}/app")
+    assertions.success(result)
+    path = tmp_path / "have.txt"
+    path.write_bytes(result.out)
+    return path
+
+
+def blobs_in(archive: Path) -> set[str]:
+    if archive.is_dir():
+        return {f"sha256:{path.name}" for path in (archive / "blobs" / "sha256").iterdir()}
+    names = [name for name, _ in assertions.entries(archive)]
+    return {name.removeprefix("blobs/").replace("/", ":") for name in names if name.startswith("blobs/")}
+
+
+def said_in(archive: Path) -> str:
+    raw = (archive / "index.json").read_bytes() if archive.is_dir() else dict(assertions.entries(archive))["index.json"]
+    return str(json.loads(raw).get("annotations", {}).get(NOTE, ""))
+
+
+def pulled(releases: Releases, archive: Path, *options: str | Path, **run: Any) -> Result:
+    """Pull the new release into an archive."""
+    return ocistream("pull", f"{releases.near.host}/app:2", "-o", archive, *options, **run)
+
+
+class TestWhatIsLeftOut:
+    def test_is_what_the_list_has(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        result = pulled(releases, tmp_path / "delta.tar", "--have", listed)
+        assertions.success(result)
+        assert blobs_in(tmp_path / "delta.tar") == releases.delta
+        assert result.lines() == [f"{releases.near.host}/app:2@{releases.new['digest']}"]
+
+    def test_is_not_fetched(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
+        for digest in releases.shared:
+            assert not releases.near.asked(path=f".*/blobs/{digest}")
+
+    def test_stands_in_the_index_with_the_reason(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
+        said = said_in(tmp_path / "delta.tar").splitlines()
+        assert said == [f"# have {releases.far.host}/app", *sorted(releases.shared)]
+
+    def test_is_counted(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        result = pulled(releases, tmp_path / "delta.tar", "--have", listed, "--result", tmp_path / "result.json")
+        size = sum(releases.layout.file(digest).stat().st_size for digest in releases.shared)
+        assert f"left out 2 blobs, {size} B: had by {releases.far.host}/app" in result.err
+        written = json.loads((tmp_path / "result.json").read_bytes())
+        assert written["bytes"]["leftOut"] == size
+        left = {blob["digest"]: blob["why"] for blob in written["blobs"] if blob["how"] == "leftOut"}
+        assert left == dict.fromkeys(releases.shared, f"had by {releases.far.host}/app")
+
+    def test_is_the_same_by_list_on_stdin_by_looking_and_by_an_image(
+        self, releases: Releases, listed: Path, tmp_path: Path
+    ) -> None:
+        assertions.success(pulled(releases, tmp_path / "stdin.tar", "--have", "-", stdin=listed))
+        for number, end in enumerate((f"{releases.far.host}/app", f"{releases.far.host}/app:1")):
+            assertions.success(pulled(releases, tmp_path / f"{number}.tar", "--have", end))
+            assert blobs_in(tmp_path / f"{number}.tar") == releases.delta
+        assert blobs_in(tmp_path / "stdin.tar") == releases.delta
+
+    def test_is_what_a_layout_or_an_archive_has(self, releases: Releases, tmp_path: Path) -> None:
+        old = f"{releases.near.host}/app:1"
+        assertions.success(ocistream("pull", old, "-o", tmp_path / "old.tar"))
+        assertions.success(ocistream("pull", old, "-o", f"{tmp_path / 'old'}/"))
+        for number, end in enumerate((str(tmp_path / "old.tar"), f"oci:{tmp_path / 'old'}")):
+            assertions.success(pulled(releases, tmp_path / f"{number}.tar", "--have", end))
+            assert blobs_in(tmp_path / f"{number}.tar") == releases.delta
+
+    def test_is_what_a_base_image_has(self, releases: Releases, tmp_path: Path) -> None:
+        assertions.success(pulled(releases, tmp_path / "delta.tar", "--base", f"{releases.near.host}/app:1"))
+        assert blobs_in(tmp_path / "delta.tar") == releases.delta
+        assert said_in(tmp_path / "delta.tar").startswith(f"# base {releases.near.host}/app:1\n")
+
+    def test_is_nothing_where_the_list_is_of_something_else(self, releases: Releases, tmp_path: Path) -> None:
+        (tmp_path / "have.txt").write_text(f"sha256:{'0' * 64}\n")
+        result = pulled(releases, tmp_path / "all.tar", "--have", tmp_path / "have.txt")
+        assertions.success(result)
+        assert "has no blob of what is asked for" in result.err
+        assert blobs_in(tmp_path / "all.tar") == releases.blobs(releases.new) | {releases.new["digest"]}
+        assert said_in(tmp_path / "all.tar") == ""
+
+    def test_makes_the_same_archive_each_time(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        for name in ("a.tar", "b.tar"):
+            assertions.success(pulled(releases, tmp_path / name, "--have", listed))
+        assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+    def test_leaves_nothing_for_docker_to_load(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
+        assert "manifest.json" not in dict(assertions.entries(tmp_path / "delta.tar"))
+
+    def test_may_be_everything(self, releases: Releases, tmp_path: Path) -> None:
+        assertions.success(pulled(releases, tmp_path / "none.tar", "--base", f"{releases.near.host}/app:2"))
+        assert blobs_in(tmp_path / "none.tar") == {releases.new["digest"]}
+        assertions.success(ocistream("verify", tmp_path / "none.tar"))
+
+    def test_only_what_is_asked_for_can_be_had(self, releases: Releases, tmp_path: Path) -> None:
+        one, *_ = sorted(releases.shared)
+        assertions.success(pulled(releases, tmp_path / "one.tar", "--only", one))
+        assert blobs_in(tmp_path / "one.tar") == {one, releases.new["digest"]}
+        (tmp_path / "list.txt").write_text("\n".join([*releases.shared, f"sha256:{'0' * 64}"]))
+        result = pulled(releases, tmp_path / "two.tar", "--only", tmp_path / "list.txt")
+        assertions.success(result)
+        count = len(releases.shared) + 1
+        assert f"list.txt: 1 of its {count} digests are in none of the images" in result.err
+        assert blobs_in(tmp_path / "two.tar") == {*releases.shared, releases.new["digest"]}
+
+    def test_copy_does_it_too(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        assertions.success(ocistream("pull", f"{releases.near.host}/app:2", "-o", tmp_path / "all.tar"))
+        copied = ocistream("copy", tmp_path / "all.tar", f"oci-archive:{tmp_path / 'delta.tar'}", "--have", listed)
+        assertions.success(copied)
+        assert blobs_in(tmp_path / "delta.tar") == releases.delta
+
+    @pytest.mark.parametrize(("option", "tag"), [("--have", ""), ("--have", ":1"), ("--base", ":1")])
+    def test_copy_asks_registries_too(self, releases: Releases, tmp_path: Path, option: str, tag: str) -> None:
+        argv = [f"oci-archive:{tmp_path / 'delta.tar'}", option, f"{releases.far.host}/app{tag}"]
+        assertions.success(ocistream("copy", f"{releases.near.host}/app:2", *argv))
+        assert blobs_in(tmp_path / "delta.tar") == releases.delta
+
+    @pytest.mark.parametrize("to", ["oci-archive:{}", "oci:{}:2"])
+    def test_is_not_what_came_before_it_was_known(
+        self, releases: Releases, listed: Path, tmp_path: Path, to: str
+    ) -> None:
+        # Without its index a layout has no images.
+        assertions.success(ocistream("copy", f"{releases.near.host}/app:2", f"oci:{tmp_path / 'all'}:2"))
+        result = ocistream(
+            *("copy", "-", to.format(tmp_path / "x"), "--have", listed, "--result", tmp_path / "r.json"),
+            stdin=tar_of(items_of(Layout(tmp_path / "all"))),
+        )
+        assertions.success(result)
+        assert releases.shared <= blobs_in(tmp_path / "x")
+        assert said_in(tmp_path / "x") == ""
+        assert "left out" not in result.err
+        assert json.loads((tmp_path / "r.json").read_bytes())["bytes"]["leftOut"] == 0
+
+    def test_a_layout_says_what_it_still_lacks(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        assertions.success(pulled(releases, tmp_path / "layout/", "--have", listed, "--format", "oci"))
+        assert blobs_in(tmp_path / "layout") == releases.delta
+        assert set(said_in(tmp_path / "layout").splitlines()[1:]) == releases.shared
+        first, *_ = sorted(releases.shared)
+        assertions.success(pulled(releases, tmp_path / "layout", "--only", first))
+        assert set(said_in(tmp_path / "layout").splitlines()[1:]) == releases.shared - {first}
+        assertions.success(pulled(releases, tmp_path / "layout"))
+        assert "annotations" not in json.loads((tmp_path / "layout" / "index.json").read_bytes())
+
+    def test_what_hangs_on_an_image_is_no_exception(self, releases: Releases, tmp_path: Path) -> None:
+        signature = releases.layout.artifact(b"signed", subject=releases.new)
+        seed(releases.layout, signature, releases.near.host, "app")
+        assertions.success(pulled(releases, tmp_path / "first.tar"))
+        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", tmp_path / "first.tar"))
+        assert blobs_in(tmp_path / "delta.tar") == {releases.new["digest"], signature["digest"]}
+
+
+class TestRefused:
+    def test_where_the_archive_has_no_place_to_say_it(self, releases: Releases, tmp_path: Path) -> None:
+        base = ("--base", f"{releases.near.host}/app:1")
+        assertions.failure(
+            pulled(releases, tmp_path / "x.tar", *base, "--format", "docker-archive"), 2, "docker-archive"
+        )
+        there = f"{releases.far.host}/app:2"
+        assertions.failure(ocistream("copy", f"{releases.near.host}/app:2", there, *base), 2, "registry")
+        assertions.nothing_left(tmp_path, "made", "served-0", "served-1")
+
+    def test_with_layers_that_are_made_anew(self, releases: Releases, tmp_path: Path) -> None:
+        base = ("--base", f"{releases.near.host}/app:1")
+        assertions.failure(pulled(releases, tmp_path / "x.tar", *base, "--compress", "zstd"), 2, "--compress")
+
+    @pytest.mark.parametrize("cut", [1, 60, 150, 250])
+    def test_a_list_that_is_cut_short(self, releases: Releases, listed: Path, tmp_path: Path, cut: int) -> None:
+        whole = listed.read_bytes()
+        listed.write_bytes(whole[:-cut])
+        result = pulled(releases, tmp_path / "x.tar", "--have", listed)
+        if cut == 1:
+            # The end of the last line says nothing.
+            assertions.success(result)
+        else:
+            assertions.failure(result, 6, str(listed))
+            assert not (tmp_path / "x.tar").exists()
+
+    def test_a_list_that_is_empty(self, releases: Releases, tmp_path: Path) -> None:
+        assertions.failure(pulled(releases, tmp_path / "x.tar", "--have", "-", stdin=b""), 6, "stdin")
+
+    def test_stdin_is_read_once(self, tmp_path: Path) -> None:
+        result = ocistream("copy", "-", f"oci-archive:{tmp_path / 'x.tar'}", "--have", "-", stdin=b"")
+        assertions.failure(result, 2, "both the archive and the list")
+
+    def test_a_list_that_is_not_there(self, releases: Releases, tmp_path: Path) -> None:
+        assertions.failure(pulled(releases, tmp_path / "x.tar", "--have", "have.txt", cwd=tmp_path), 4, "have.txt")
+        assertions.failure(pulled(releases, tmp_path / "x.tar", "--have", tmp_path / "have.txt"), 4, "have.txt")
+
+    def test_a_directory_that_is_no_layout(self, releases: Releases, tmp_path: Path) -> None:
+        assertions.failure(pulled(releases, tmp_path / "x.tar", "--have", f"oci:{tmp_path / 'typo'}"), 4, "typo")
+        (tmp_path / "other").mkdir()
+        assertions.failure(pulled(releases, tmp_path / "x.tar", "--have", tmp_path / "other"), 6, "other")
+        assert not (tmp_path / "x.tar").exists()
+
+    def test_a_digest_that_no_image_has(self, releases: Releases, tmp_path: Path) -> None:
+        assertions.failure(pulled(releases, tmp_path / "x.tar", "--only", f"sha256:{'0' * 64}"), 4, "0" * 64)
+        assertions.failure(pulled(releases, tmp_path / "x.tar", "--only", "latest", cwd=tmp_path), 4, "latest")
+
+    def test_a_list_where_the_password_is(self, releases: Releases, tmp_path: Path) -> None:
+        options = ("--have", "-", "--username", "me", "--password-stdin")
+        assertions.failure(
+            pulled(releases, tmp_path / "x.tar", *options, stdin=b"secret"), 2, "both the list and the password"
+        )
+
+    def test_one_user_name_for_two_registries(self, releases: Releases, tmp_path: Path) -> None:
+        result = pulled(
+            releases,
+            tmp_path / "x.tar",
+            *("--have", f"{releases.far.host}/app", "--username", "me"),
+            env={"OCISTREAM_PASSWORD": "secret"},
+        )
+        assertions.failure(result, 2, "--username")
+
+
+class TestCredentials:
+    """Of registries that are asked what they have."""
+
+    @pytest.fixture
+    def guarded(self, layout: Layout, start: Callable[..., FaultyRegistry]) -> tuple[str, str]:
+        """Return the same image in two registries that want different passwords."""
+        image = layout.image([b"one"])
+        hosts = [start(auth=Basic(user, user * 2)).host for user in ("me", "you")]
+        for host, user in zip(hosts, ("me", "you"), strict=True):
+            seed(layout, image, host, "app", "1", headers=basic(user, user * 2))
+        return hosts[0], hosts[1]
+
+    @pytest.mark.parametrize("option", ["--have", "--base"])
+    def test_each_side_of_a_copy_has_its_own(self, guarded: tuple[str, str], tmp_path: Path, option: str) -> None:
+        near, far = guarded
+        names = ("--src-username", "me", "--dest-username", "you")
+        secrets = {"OCISTREAM_SRC_PASSWORD": "meme", "OCISTREAM_DEST_PASSWORD": "youyou"}
+        copied = ("copy", f"{near}/app:1", f"oci-archive:{tmp_path / 'x.tar'}", *names, option)
+        for host in guarded:
+            assertions.success(ocistream(*copied, f"{host}/app:1", env=secrets))
+            assert len(blobs_in(tmp_path / "x.tar")) == 1
+        same = {"OCISTREAM_SRC_PASSWORD": "meme", "OCISTREAM_DEST_PASSWORD": "meme"}
+        assertions.failure(ocistream(*copied, f"{far}/app:1", env=same), 3, far)
+
+    def test_a_destinations_is_not_for_two(self, guarded: tuple[str, str], layout: Layout, tmp_path: Path) -> None:
+        asked: list[str | Path] = [word for host in guarded for word in ("--have", f"{host}/app")]
+        argv = ("copy", layout.path, f"oci-archive:{tmp_path / 'x.tar'}", *asked)
+        env = {"OCISTREAM_DEST_PASSWORD": "meme"}
+        assertions.failure(ocistream(*argv, "--dest-username", "me", env=env), 2, *guarded)
+        assertions.failure(ocistream(*argv, env={**env, "OCISTREAM_DEST_USERNAME": "me"}), 2, *guarded)
+
+    def test_a_password_on_stdin_is_read_once(self, guarded: tuple[str, str], tmp_path: Path) -> None:
+        near, _ = guarded
+        asked = ("--base", f"{near}/app:1", "--have", f"{near}/app")
+        given = ("--username", "me", "--password-stdin")
+        argv = ("pull", f"{near}/app:1", "-o", tmp_path / "x.tar", *asked, *given)
+        assertions.success(ocistream(*argv, stdin=b"meme\n"))
+        assert len(blobs_in(tmp_path / "x.tar")) == 1
+
+
+class TestVerify:
+    def test_calls_it_complete_without_them(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
+        for result in (
+            ocistream("verify", tmp_path / "delta.tar"),
+            ocistream("verify", stdin=tmp_path / "delta.tar"),
+        ):
+            assertions.success(result)
+            size = sum(releases.layout.file(digest).stat().st_size for digest in releases.shared)
+            assert f"left out 2 blobs, {size} B: had by {releases.far.host}/app" in result.out.decode()
+            assert result.lines()[-1].startswith("ok: OCI archive, 1 image, 3 blobs")
+
+    def test_lists_them_as_json(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
+        found = json.loads(ocistream("verify", "--json", tmp_path / "delta.tar").out)
+        assert found["ok"] is True
+        assert found["missing"] == []
+        assert {blob["digest"] for blob in found["leftOut"]} == releases.shared
+        assert {blob["why"] for blob in found["leftOut"]} == {f"had by {releases.far.host}/app"}
+
+    def test_finds_what_is_missing_beside_them(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
+        (lost, *_) = sorted(releases.delta - {releases.new["digest"]})
+        kept = [(name, raw) for name, raw in assertions.entries(tmp_path / "delta.tar") if lost[7:] not in name]
+        (tmp_path / "damaged.tar").write_bytes(tar_of(kept))
+        result = ocistream("verify", tmp_path / "damaged.tar")
+        assert result.code == 6
+        assert f"missing {lost}" in result.out.decode()
+
+    @pytest.mark.parametrize("nonsense", ["# have x\nsha256:12", 5])
+    def test_refuses_what_says_nonsense_of_them(self, layout: Layout, tmp_path: Path, nonsense: object) -> None:
+        layout.image([tar_layer({"a": b"b"})], name="app")
+        index = json.loads((layout.path / "index.json").read_bytes())
+        index["annotations"] = {NOTE: nonsense}
+        (layout.path / "index.json").write_text(json.dumps(index))
+        (tmp_path / "odd.tar").write_bytes(tar_of(items_of(layout)))
+        for path in (layout.path, tmp_path / "odd.tar"):
+            assertions.failure(ocistream("verify", path), 6, NOTE)
+
+
+class TestPush:
+    @pytest.mark.parametrize("how", ["file", "pipe", "layout"])
+    def test_asks_first_and_sends_only_what_is_new(
+        self, releases: Releases, listed: Path, tmp_path: Path, how: str
+    ) -> None:
+        archive = tmp_path / ("delta/" if how == "layout" else "delta.tar")
+        assertions.success(
+            pulled(releases, archive, "--have", listed, *(["--format", "oci"] if how == "layout" else []))
+        )
+        releases.far.requests.clear()
+        stdin, options = (archive, []) if how == "pipe" else (None, ["-i", str(archive)])
+        assertions.success(ocistream("push", f"{releases.far.host}/app:2", *options, stdin=stdin))
+        assert manifest_digest(releases.far.host, "app", "2") == releases.new["digest"]
+        asked = [request.path for request in releases.far.requests]
+        first_upload = next(place for place, request in enumerate(releases.far.requests) if request.method == "POST")
+        for digest in releases.shared:
+            assert any(digest in path for path in asked[:first_upload])
+
+    @pytest.mark.parametrize("how", ["file", "pipe", "layout"])
+    def test_refuses_what_the_registry_lacks_before_anything_is_sent(
+        self, releases: Releases, listed: Path, tmp_path: Path, how: str, start: Callable[..., FaultyRegistry]
+    ) -> None:
+        archive = tmp_path / ("delta/" if how == "layout" else "delta.tar")
+        assertions.success(
+            pulled(releases, archive, "--have", listed, *(["--format", "oci"] if how == "layout" else []))
+        )
+        empty = start()
+        stdin, options = (archive, []) if how == "pipe" else (None, ["-i", str(archive)])
+        result = ocistream("push", f"{empty.host}/app:2", *options, stdin=stdin)
+        assertions.failure(result, 6, *releases.shared, f"{releases.far.host}/app")
+        assert not empty.asked("POST")
+        assert not empty.asked("PUT")
+        assert not empty.asked("PATCH")
+        assert tags(empty.host, "app") == []
+
+    def test_lists_just_what_is_missing_with_a_command_that_fetches_it(
+        self, releases: Releases, listed: Path, tmp_path: Path, start: Callable[..., FaultyRegistry]
+    ) -> None:
+        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
+        other = start()
+        there, lost = sorted(releases.shared)
+        seed(releases.layout, releases.layout.image([{**self._layer(releases, there)}]), other.host, "app", "x")
+        result = ocistream("push", f"{other.host}/app:2", "-i", tmp_path / "delta.tar")
+        assertions.failure(result, 6, lost)
+        assert there not in result.err
+        command = result.err.split("`")[1].split()
+        assert command[0] == "ocistream"
+        command[-1] = str(tmp_path / "missing.tar")
+        assertions.success(ocistream(*command[1:]))
+        assert blobs_in(tmp_path / "missing.tar") == {lost, releases.new["digest"]}
+
+    @pytest.mark.parametrize("said", ["# volume ../../etc/passwd", "# volume app.001.tar"])
+    @pytest.mark.parametrize("how", ["file", "pipe"])
+    def test_of_what_is_said_to_be_in_a_volume_of_nothing_is_refused_before_anything_is_sent(
+        self, releases: Releases, listed: Path, tmp_path: Path, said: str, how: str
+    ) -> None:
+        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
+        items = []
+        for name, raw in assertions.entries(tmp_path / "delta.tar"):
+            content = raw
+            if name == "index.json":
+                index = json.loads(raw)
+                index["annotations"][NOTE] = said + index["annotations"][NOTE].partition("/app")[2]
+                content = json.dumps(index).encode()
+            items.append((name, content))
+        (tmp_path / "odd.tar").write_bytes(tar_of(items))
+        releases.far.requests.clear()
+        stdin, options = (tmp_path / "odd.tar", []) if how == "pipe" else (None, ["-i", str(tmp_path / "odd.tar")])
+        assertions.failure(ocistream("push", f"{releases.far.host}/new:2", *options, stdin=stdin), 6, "no volume")
+        assert not releases.far.asked("POST")
+
+    @pytest.mark.parametrize("name", ["a delta; rm.tar", "missing.tar"])
+    def test_gives_a_command_that_a_shell_can_run(
+        self, releases: Releases, listed: Path, tmp_path: Path, start: Callable[..., FaultyRegistry], name: str
+    ) -> None:
+        assertions.success(pulled(releases, tmp_path / name, "--have", listed))
+        result = ocistream("push", f"{start().host}/app:2", "-i", tmp_path / name)
+        assertions.failure(result, 6)
+        pull, push = result.err.split("`")[1:]
+        # What was there before is neither written over nor given twice.
+        assert shlex.split(push)[-4::2] == ["-i", "-i"]
+        assert shlex.split(push)[-3] == str(tmp_path / name)
+        assert shlex.split(push)[-1] == shlex.split(pull)[-1] != name
+
+    def test_into_another_archive_says_what_can_be_done(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
+        result = ocistream("copy", tmp_path / "delta.tar", f"oci-archive:{tmp_path / 'x.tar'}:other:1")
+        assertions.failure(result, 6, f"`ocistream pull {releases.near.host}/app:2`", "--have")
+        assert "push" not in result.err
+
+    @staticmethod
+    def _layer(releases: Releases, digest: str) -> Descriptor:
+        layers = releases.layout.read(releases.new["digest"])["layers"]
+        return dict(next(layer for layer in layers if layer["digest"] == digest))
+
+    def test_of_a_lie_is_refused(self, releases: Releases, tmp_path: Path) -> None:
+        # The list says that the registry has all of the new release.
+        lie = ocistream("have", f"{releases.near.host}/app:2").out
+        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", "-", stdin=lie))
+        releases.far.requests.clear()
+        result = ocistream("push", f"{releases.far.host}/app:2", "-i", tmp_path / "delta.tar")
+        assertions.failure(result, 6, *(releases.delta - {releases.new["digest"]}))
+        assert not releases.far.asked("POST")
+        assert tags(releases.far.host, "app") == ["1"]
+
+    def test_with_layers_made_anew_is_refused(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
+        result = ocistream("push", f"{releases.far.host}/app:2", "-i", tmp_path / "delta.tar", "--compress", "zstd")
+        assertions.failure(result, 8, "--compress")
+        assert tags(releases.far.host, "app") == ["1"]
+
+    def test_many_missing_are_listed_apart(
+        self, layout: Layout, tmp_path: Path, start: Callable[..., FaultyRegistry]
+    ) -> None:
+        near, far = start(), start()
+        image = layout.image([tar_layer({"n": str(number).encode()}) for number in range(30)])
+        seed(layout, image, near.host, "app", "1")
+        base = f"{near.host}/app:1"
+        assertions.success(ocistream("pull", base, "--base", base, "-o", tmp_path / "none.tar"))
+        result = ocistream("push", f"{far.host}/app:1", "-i", tmp_path / "none.tar", "-q")
+        assert result.code == 6
+        missing = [line.split()[2] for line in result.err.splitlines() if line.startswith("ocistream: missing ")]
+        document = layout.read(image["digest"])
+        assert missing == [blob["digest"] for blob in (document["config"], *document["layers"])]
+
+    def test_a_platform_of_which_all_is_there_can_be_pushed(
+        self, layout: Layout, tmp_path: Path, start: Callable[..., FaultyRegistry]
+    ) -> None:
+        near, far = start(), start()
+        index = two_platforms(layout)
+        seed(layout, index, near.host, "app", "1")
+        assertions.success(
+            ocistream("pull", f"{near.host}/app:1", "--platform", "linux/arm64/v8", "-o", tmp_path / "a.tar")
+        )
+        arm = [*("--base", str(tmp_path / "a.tar")), "--platform", "all"]
+        assertions.success(ocistream("pull", f"{near.host}/app:1", *arm, "-o", tmp_path / "delta.tar"))
+        assert ocistream("push", f"{far.host}/app:1", "-i", tmp_path / "delta.tar").code == 6
+
+
+def test_both_halves_in_one_pipe(releases: Releases) -> None:
+    there = f"{releases.far.host}/app"
+    first, second = pipe(
+        ["pull", f"{releases.near.host}/app:2", "--have", there],
+        ["push", f"{there}:2"],
+    )
+    assertions.success(first)
+    assertions.success(second)
+    assert manifest_digest(releases.far.host, "app", "2") == releases.new["digest"]
+
+
+def test_what_another_tool_left_out_is_asked_for_first_as_well(
+    layout: Layout, tmp_path: Path, served: FaultyRegistry
+) -> None:
+    image = layout.image([tar_layer({"a": b"b"}), tar_layer({"c": b"d"})], name="app")
+    (lost, _) = layout.read(image["digest"])["layers"]
+    kept = [(name, raw) for name, raw in small_first(layout) if lost["digest"][7:] not in name]
+    (tmp_path / "partial.tar").write_bytes(tar_of(kept))
+    assertions.failure(ocistream("push", f"{served.host}/app:1", "-i", tmp_path / "partial.tar"), 6, lost["digest"])
+    assert not served.asked("POST")

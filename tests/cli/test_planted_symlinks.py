@@ -1,0 +1,139 @@
+"""A link that another user has put into a shared directory is not written through (fs.protected_symlinks)."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.cli import assertions
+from tests.images import Layout
+from tests.peers import need
+from tests.registry_http import get
+from tests.runner import ocistream, started_fork
+
+#: What is run; LINK is where it writes.
+WRITERS: Final = [
+    "copy LAYOUT LINK",
+    "copy LAYOUT oci-archive:LINK",
+    "copy LAYOUT docker-archive:LINK",
+    "copy LAYOUT OUT --result LINK",
+]
+_OTHER: Final = 65534
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """Return a directory as /tmp is."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    return folder
+
+
+@pytest.fixture
+def words(layout: Layout, tmp_path: Path) -> Callable[[str, Path], list[str]]:
+    """Return what makes an argument list of a command and a link."""
+    layout.image([b"layer"], name="app:1")
+
+    def filled(line: str, link: Path) -> list[str]:
+        known = {"LAYOUT": layout.path, "LINK": link, "OUT": tmp_path / "out.tar"}
+        for name, value in known.items():
+            line = line.replace(name, str(value))
+        return line.split()
+
+    return filled
+
+
+@pytest.mark.parametrize("line", WRITERS)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_another_users_link_is_refused(
+    line: str, is_there: bool, words: Callable[[str, Path], list[str]], shared: Path, tmp_path: Path
+) -> None:
+    need("chown", root=True)
+    victim = tmp_path / "victim"
+    if is_there:
+        victim.write_text("mine")
+        victim.chmod(0o600)
+    link = shared / "link.tar"
+    link.symlink_to(victim)
+    os.chown(link, _OTHER, _OTHER, follow_symlinks=False)
+    assertions.failure(ocistream(*words(line, link)), 9, f"cannot write {link}", "another user's symbolic link")
+    assert victim.exists() is is_there
+    if is_there:
+        assert (victim.read_text(), stat.S_IMODE(victim.stat().st_mode)) == ("mine", 0o600)
+    assert link.is_symlink()
+    assert not (tmp_path / "out.tar").exists()
+
+
+def test_another_users_link_in_the_place_of_a_volume_is_refused(layout: Layout, shared: Path, tmp_path: Path) -> None:
+    need("chown", root=True)
+    layout.image([b"layer"], name="app:1")
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    link = shared / "app.000.tar"
+    link.symlink_to(victim)
+    os.chown(link, _OTHER, _OTHER, follow_symlinks=False)
+    result = ocistream("copy", layout.path, shared / "app.%03d.tar", "--split", "1M")
+    assertions.failure(result, 9, f"cannot write {link}", "another user's symbolic link")
+    assert victim.read_text() == "mine"
+
+
+def test_an_access_log_is_not_written_through_another_users_link(shared: Path, tmp_path: Path) -> None:
+    need("chown", root=True)
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    link = shared / "access.log"
+    link.symlink_to(victim)
+    os.chown(link, _OTHER, _OTHER, follow_symlinks=False)
+    # It must end by itself; a server that starts does not.
+    result = ocistream("serve", tmp_path / "images", "--listen=127.0.0.1:0", "--access-log", link, timeout=60)
+    assertions.failure(result, 9, f"cannot write {link}", "another user's symbolic link")
+    assert result.out == b""
+    assert victim.read_text() == "mine"
+
+
+def test_an_access_log_follows_ones_own_link(shared: Path, tmp_path: Path) -> None:
+    link, log = shared / "access.log", tmp_path / "log"
+    link.symlink_to(log)
+    log.write_text("before\n")
+    argv: list[str | Path] = ["serve", tmp_path / "images", "--listen=127.0.0.1:0", "--access-log"]
+    for name in (link, Path("/dev/stderr")):
+        with started_fork(*argv, name) as process:
+            assert get(process.stdout.readline().decode().strip(), "/v2/")[0] == 200
+            process.terminate()
+            _, err = process.communicate(timeout=60)
+        assert (b'"GET /v2/ HTTP/1.1" 200' in err) is (name != link)
+    assert link.is_symlink()
+    assert log.read_text().startswith("before\n127.0.0.1 - - [")
+
+
+@pytest.mark.parametrize("line", WRITERS)
+def test_ones_own_link_is_followed_and_stays(
+    line: str, words: Callable[[str, Path], list[str]], shared: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    between, link = tmp_path / "folder" / "between", shared / "link.tar"
+    between.symlink_to("../target")
+    link.symlink_to(between)
+    assertions.success(ocistream(*words(line, link)))
+    assert link.is_symlink()
+    assert between.is_symlink()
+    assert (tmp_path / "target").stat().st_size > 0
+
+
+def test_the_result_goes_into_a_pipe_that_is_named_by_a_link(layout: Layout, tmp_path: Path) -> None:
+    # As `--result >(command)` of a shell has it.
+    layout.image([b"layer"], name="app:1")
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as got:
+        os.set_inheritable(writing, True)
+        named = f"/proc/{os.getpid()}/fd/{writing}"
+        assertions.success(ocistream("copy", layout.path, tmp_path / "out.tar", "--result", named))
+        os.close(writing)
+        assert json.loads(got.read())["images"]

@@ -1,0 +1,350 @@
+"""The same command once more: a pull that was killed goes on where it stopped; and the rest of a pipe by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.cli import assertions
+from tests.faulty_registry import Drop, Fault, FaultyRegistry, Flip, Reset, Stall
+from tests.images import Descriptor, Layout
+from tests.peers import need
+from tests.registry_http import seed
+from tests.runner import Argument, Result, ocistream, started_fork
+
+MIB: Final = 1 << 20
+SIZES: Final = [3 * MIB, 2 * MIB + 1000, 1 * MIB]
+#: Where a pull comes to a halt: in which layer, after how many bytes of it.
+HALTS: Final = [(0, 1 * MIB + 1), (1, 0), (2, 1 * MIB - 1)]
+
+pytestmark = pytest.mark.usefixtures("interruptible")
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return an image of three layers."""
+    return layout.image(SIZES)
+
+
+@pytest.fixture
+def layers(layout: Layout, image: Descriptor) -> list[str]:
+    """Return the digests of its layers."""
+    return [layer["digest"] for layer in layout.read(image["digest"])["layers"]]
+
+
+@pytest.fixture
+def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
+    """Return a registry that has it as `app:1`."""
+    seed(layout, image, served.host, "app", "1")
+    served.requests.clear()
+    return served
+
+
+@pytest.fixture
+def whole(registry: FaultyRegistry, tmp_path: Path) -> bytes:
+    """Return its archive as an undisturbed run writes it."""
+    path = tmp_path / "undisturbed.tar"
+    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", path))
+    registry.requests.clear()
+    return path.read_bytes()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return an empty folder."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    return folder
+
+
+def pull(registry: FaultyRegistry, *argv: Argument, env: dict[str, str] | None = None) -> Result:
+    registry.requests.clear()
+    return ocistream("pull", f"{registry.host}/app:1", *argv, env=env)
+
+
+def asked(registry: FaultyRegistry, layers: list[str]) -> dict[int, list[str | None]]:
+    """Return for each layer that was asked for, by its number, from where on it was."""
+    found: dict[int, list[str | None]] = {}
+    for request in registry.asked("GET", "/blobs/"):
+        digest = request.path.rpartition("/")[2]
+        if digest in layers:
+            found.setdefault(layers.index(digest), []).append(request.headers["Range"])
+    return found
+
+
+def halting(registry: FaultyRegistry, layer: str, after: int) -> None:
+    registry.faults = [Fault(Stall(after=after), "GET", f"/blobs/{layer}")]
+
+
+def killed(registry: FaultyRegistry, *argv: Argument, until: Callable[[], bool], number: int = signal.SIGKILL) -> str:
+    """Pull until a blob has come to a halt, and something is so; then send a signal. Return what was said."""
+    with started_fork("pull", f"{registry.host}/app:1", *argv) as process:
+        assertions.wait_for(lambda: [request for request in registry.requests if request.fault])
+        assertions.wait_for(until)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    return err.decode()
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def held_of(layers: list[str], archive: bytes, size: int) -> dict[int, list[str | None]]:
+    """Return what is still to be asked for of each layer, where an archive has come to `size` bytes."""
+    expected: dict[int, list[str | None]] = {}
+    for number, digest in enumerate(layers):
+        begin = archive.index(f"blobs/sha256/{digest[7:]}".encode().ljust(100, b"\0")) + 512
+        held = min(max(0, size - begin), SIZES[number])
+        if held < SIZES[number]:
+            expected[number] = [f"bytes={held}-" if held else None]
+    return expected
+
+
+# Into a file -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("layer", "after"), HALTS)
+def test_a_pull_into_a_file_that_was_killed_goes_on_there(
+    registry: FaultyRegistry, layers: list[str], whole: bytes, folder: Path, layer: int, after: int
+) -> None:
+    halting(registry, layers[layer], after)
+    partial = folder / ".app.tar.partial"
+    # What a chunk lacks of being one is lost.
+    there = sum(SIZES[:layer]) + after - 2 * 262_144
+    killed(registry, "-o", folder / "app.tar", until=lambda: size_of(partial) >= there)
+    assertions.nothing_left(folder, ".app.tar.partial")
+    size = size_of(partial)
+    assertions.success(pull(registry, "-o", folder / "app.tar"))
+    assert (folder / "app.tar").read_bytes() == whole
+    assert asked(registry, layers) == held_of(layers, whole, size)
+    assertions.nothing_left(folder, "app.tar")
+
+
+def test_it_can_be_killed_as_often_as_one_likes(
+    registry: FaultyRegistry, layers: list[str], whole: bytes, folder: Path
+) -> None:
+    partial = folder / ".app.tar.partial"
+    for layer, after in ((0, MIB), (0, 2 * MIB), (1, 600_000)):
+        before = size_of(partial)
+        registry.requests.clear()
+        # What there is to wait for is in the answer to a request for the rest.
+        halting(registry, layers[layer], after if layer else after - before)
+        killed(registry, "-o", folder / "app.tar", until=lambda before=before: size_of(partial) > before)  # type: ignore[misc]
+    assertions.success(pull(registry, "-o", folder / "app.tar"))
+    assert (folder / "app.tar").read_bytes() == whole
+    assertions.nothing_left(folder, "app.tar")
+
+
+@pytest.mark.parametrize("fault", [Reset(after=1_500_000), Drop(1_500_000)])
+def test_a_network_that_fails_leaves_what_has_come_and_says_where(
+    registry: FaultyRegistry, layers: list[str], whole: bytes, folder: Path, fault: Reset | Drop
+) -> None:
+    registry.faults = [Fault(fault, "GET", f"/blobs/{layers[1]}", times=None)]
+    failed = pull(registry, "-o", folder / "app.tar", "--retries", "0")
+    assertions.failure(failed, 7, f"are kept in {folder}/.app.tar.partial: the same command goes on from there")
+    registry.faults = []
+    size = size_of(folder / ".app.tar.partial")
+    result = pull(registry, "-o", folder / "app.tar", "-v", "--result", folder / "result.json", "--progress=plain")
+    assertions.success(result)
+    assert (folder / "app.tar").read_bytes() == whole
+    assert asked(registry, layers) == held_of(layers, whole, size)
+    document = json.loads((folder / "result.json").read_bytes())
+    by_digest = {blob["digest"]: blob.get("resumed", 0) for blob in document["blobs"]}
+    assert by_digest[layers[0]] == SIZES[0]
+    assert 0 < by_digest[layers[1]] < SIZES[1]
+    assert by_digest[layers[2]] == 0
+    assert document["resumed"] == sum(by_digest.values())
+    assert f"went on with {layers[1]} after" in result.err
+    assert "had been transferred before" in result.err
+
+
+def test_progress_reaches_the_total_when_it_goes_on(
+    registry: FaultyRegistry, layers: list[str], whole: bytes, folder: Path
+) -> None:
+    (folder / ".app.tar.partial").write_bytes(whole[: len(whole) // 2])
+    result = pull(registry, "-o", folder / "app.tar", "--progress", "json")
+    assertions.success(result)
+    events = [event for event in assertions.json_lines(result.err) if event.get("event") == "progress"]
+    assert events[-1]["bytes"] == events[-1]["total"] == sum(event["size"] for event in _blobs(result))
+    del layers
+
+
+def _blobs(result: Result) -> list[dict[str, int]]:
+    return [event for event in assertions.json_lines(result.err) if event.get("event") == "blob"]
+
+
+def test_a_blob_that_was_wrong_leaves_nothing(registry: FaultyRegistry, layers: list[str], folder: Path) -> None:
+    registry.faults = [Fault(Flip(1000), "GET", f"/blobs/{layers[1]}", times=None)]
+    assertions.failure(pull(registry, "-o", folder / "app.tar"), 5, layers[1])
+    assertions.nothing_left(folder)
+
+
+def test_a_full_disk_leaves_what_fits_and_it_goes_on_when_there_is_room(
+    registry: FaultyRegistry, layers: list[str], whole: bytes, tmp_path: Path
+) -> None:
+    need("mount", root=True)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", disk], check=True)
+    try:
+        for end in ("app.tar", "layout/"):
+            registry.faults = []
+            failed = pull(registry, "--jobs=1", "-o", f"{disk}/{end}")
+            assertions.failure(failed, 9, "No space left on device", "free some space", "goes on from there")
+            subprocess.run(["mount", "-o", "remount,size=32m", disk], check=True)
+            assertions.success(pull(registry, "-o", f"{disk}/{end}"))
+            assert list(asked(registry, layers).values()) != [[None], [None], [None]]
+            assertions.no_partial_files(disk)
+            if end == "app.tar":
+                assert (disk / "app.tar").read_bytes() == whole
+                (disk / "app.tar").unlink()
+                subprocess.run(["mount", "-o", "remount,size=5m", disk], check=True)
+        assertions.success(ocistream("verify", disk / "layout"))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "fifo"])
+def test_what_has_the_name_and_is_not_ours_is_left_alone(
+    registry: FaultyRegistry, whole: bytes, folder: Path, tmp_path: Path, kind: str
+) -> None:
+    precious, partial = tmp_path / "precious", folder / ".app.tar.partial"
+    precious.write_bytes(whole[: 2 * MIB])
+    if kind == "fifo":
+        os.mkfifo(partial)
+    elif kind == "link":
+        partial.symlink_to(precious)
+    else:
+        partial.hardlink_to(precious)
+    result = pull(registry, "-o", folder / "app.tar")
+    assertions.success(result)
+    assert f"{partial} is not gone on with" in result.err
+    assert (folder / "app.tar").read_bytes() == whole
+    assert precious.read_bytes() == whole[: 2 * MIB]
+    assertions.nothing_left(folder, ".app.tar.partial", "app.tar")
+
+
+# Into a directory ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("layer", "after"), HALTS)
+def test_a_pull_into_a_directory_that_was_killed_goes_on_in_each_blob(
+    registry: FaultyRegistry, layers: list[str], folder: Path, layer: int, after: int
+) -> None:
+    out = folder / "out"
+    halting(registry, layers[layer], after)
+    partial = out / "blobs" / "sha256" / f".{layers[layer][7:]}.partial"
+    others = [out / "blobs" / "sha256" / digest[7:] for digest in layers[:layer]]
+
+    def has_come() -> bool:
+        return partial.exists() and size_of(partial) > after - 262_144 * 2 and all(map(Path.exists, others))
+
+    killed(registry, "--jobs=1", "-o", f"{out}/", until=has_come)
+    assert not (out / "index.json").exists()
+    size = size_of(partial)
+    assertions.success(pull(registry, "--jobs=1", "-o", f"{out}/"))
+    expected: dict[int, list[str | None]] = {number: [None] for number in range(layer, len(layers))}
+    expected[layer] = [f"bytes={size}-" if size else None]
+    assert asked(registry, layers) == expected
+    assertions.no_partial_files(folder)
+    assertions.success(ocistream("verify", out))
+
+
+def test_several_blobs_are_gone_on_with_side_by_side(registry: FaultyRegistry, layers: list[str], folder: Path) -> None:
+    out = folder / "out"
+    registry.faults = [Fault(Stall(after=600_000), "GET", f"/blobs/{layer}") for layer in layers]
+    partials = [out / "blobs" / "sha256" / f".{digest[7:]}.partial" for digest in layers]
+    killed(registry, "-o", f"{out}/", until=lambda: all(size_of(partial) >= 524_288 for partial in partials))
+    expected = {number: [f"bytes={size_of(partial)}-"] for number, partial in enumerate(partials)}
+    assertions.success(pull(registry, "-o", f"{out}/"))
+    assert asked(registry, layers) == expected
+    assertions.no_partial_files(folder)
+    assertions.success(ocistream("verify", out))
+
+
+def test_two_pulls_into_one_directory_at_once_both_end_well(
+    registry: FaultyRegistry, layers: list[str], folder: Path
+) -> None:
+    out = folder / "out"
+    halting(registry, layers[0], MIB)
+    with started_fork("pull", f"{registry.host}/app:1", "-o", f"{out}/") as first:
+        assertions.wait_for(lambda: [request for request in registry.requests if request.fault])
+        assertions.wait_for((out / "blobs" / "sha256" / f".{layers[0][7:]}.partial").exists)
+        assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", f"{out}/"))
+        registry.release()
+        assert first.wait(60) == 0
+    assertions.no_partial_files(folder)
+    assertions.success(ocistream("verify", out))
+
+
+# From some byte on -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spots(layers: list[str], whole: bytes) -> Iterator[int]:
+    """Return bytes to begin at: in headers, in blobs, at the ends of both."""
+    begin = [whole.index(f"blobs/sha256/{digest[7:]}".encode().ljust(100, b"\0")) for digest in layers]
+    inside = begin[1] + 512 + 1_000_000
+    return iter([1, begin[0] + 100, begin[1] - 1, inside, begin[2] + 512, len(whole)])
+
+
+def test_from_any_byte_on_the_rest_is_written_and_no_more_asked_for_than_that(
+    registry: FaultyRegistry, layers: list[str], whole: bytes, spots: Iterator[int]
+) -> None:
+    for spot in spots:
+        result = pull(registry, "--from-byte", str(spot))
+        assertions.success(result)
+        assert result.out == whole[spot:], spot
+        assert asked(registry, layers) == held_of(layers, whole, spot), spot
+
+
+def test_a_byte_behind_the_end_is_a_mistake_and_the_length_is_said(
+    registry: FaultyRegistry, layers: list[str], whole: bytes
+) -> None:
+    assertions.failure(pull(registry, "--from-byte", str(len(whole) + 1)), 2, f"{len(whole)} bytes")
+    assert asked(registry, layers) == {}
+
+
+@pytest.mark.parametrize("argv", [["--compress=zstd"], ["--format=docker-archive"]])
+def test_so_it_is_of_an_archive_that_is_made_on_the_way(registry: FaultyRegistry, argv: list[str]) -> None:
+    whole = pull(registry, *argv).out
+    assert len(whole) > MIB
+    for spot in (len(whole) // 2, len(whole)):
+        result = pull(registry, *argv, "--from-byte", str(spot))
+        assertions.success(result)
+        assert result.out == whole[spot:], spot
+    assertions.failure(pull(registry, *argv, "--from-byte", str(len(whole) + 1)), 2, f"{len(whole)} bytes")
+
+
+@pytest.mark.parametrize(
+    "number", ["1_000", " 5", "5 ", "+5", "\u0663", "1e3", "", "-", *(pytest.param(x * 5000, id=x) for x in "9x")]
+)
+def test_a_byte_is_digits_and_no_more_than_a_file_can_have(number: str) -> None:
+    result = ocistream("pull", "registry.invalid/app:1", "--from-byte", number)
+    assertions.failure(result, 2, "--from-byte")
+    assert len(result.err) < 200
+
+
+def test_it_can_go_into_a_fifo(registry: FaultyRegistry, whole: bytes, folder: Path) -> None:
+    os.mkfifo(folder / "fifo")
+    with started_fork("pull", f"{registry.host}/app:1", "--from-byte", "1000", "-o", folder / "fifo") as process:
+        assert (folder / "fifo").read_bytes() == whole[1000:]
+        assert process.wait(60) == 0
+
+
+def test_a_file_or_a_layout_is_not_written_from_a_byte_on(registry: FaultyRegistry, folder: Path) -> None:
+    (folder / "there.tar").write_bytes(b"there")
+    for argv in (["-o", "app.tar"], ["-o", "there.tar"], ["-o", "out/"], ["-o", "x", "--format=oci"]):
+        result = ocistream("pull", f"{registry.host}/app:1", "--from-byte", "0", *argv, cwd=folder)
+        assertions.failure(result, 2, "--from-byte", "goes on by itself")
+    assert ocistream("pull", f"{registry.host}/app:1", "--from-byte", "-1").code == 2
+    assertions.nothing_left(folder, "there.tar")
+    assert (folder / "there.tar").read_bytes() == b"there"

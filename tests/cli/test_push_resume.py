@@ -1,0 +1,403 @@
+"""A push that was killed goes on when the same command is run again: what is sent again, and what is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.cli import assertions
+from tests.faulty_auth import Basic, Bearer
+from tests.faulty_registry import Fault, FaultyRegistry, Header, PauseReading, Request, Stall, refusal
+from tests.images import Descriptor, Layout
+from tests.registry_http import manifest_digest
+from tests.runner import Argument, ocistream, started_fork
+
+MIB = 1 << 20
+#: More than what waits in the kernels on both sides.
+LAYER = 16 * MIB
+#: What the registry takes of it before the push is ended; no multiple of a chunk.
+HALF = 5 * MIB // 2
+#: What is said of a request that was torn.
+MAY_HAVE = "may have stored a part of 1 blob: re-run the same command; it reports what it resumes"
+Start = Callable[..., FaultyRegistry]
+
+pytestmark = pytest.mark.usefixtures("interruptible")
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test a state directory of its own: ports are used again."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return an image with one layer of some size."""
+    return layout.image([LAYER], name="v1")
+
+
+@pytest.fixture
+def source(request: pytest.FixtureRequest, layout: Layout, image: Descriptor, tmp_path: Path) -> Path:
+    """Return where that image is read from: a layout directory, unless the test asks for an archive."""
+    del image
+    if getattr(request, "param", "layout") == "layout":
+        return layout.path
+    path = tmp_path / "image.tar"
+    assertions.success(ocistream("copy", f"oci:{layout.path}:v1", path))
+    return path
+
+
+def push(served: FaultyRegistry, source: Path, *options: Argument) -> list[Argument]:
+    return ["push", "-i", source, f"{served.host}/app:1", *options]
+
+
+def records(state: Path) -> list[Path]:
+    return [path for path in (state / "ocistream" / "uploads").glob("*") if path.is_file()]
+
+
+def sessions(served: FaultyRegistry) -> list[Path]:
+    """Return what lies in the registry of uploads that are neither closed nor deleted."""
+    return list((served.layout.path / "blobs").glob("*/*.upload.partial"))
+
+
+def received(served: FaultyRegistry) -> int:
+    return sum(request.received for request in served.asked("PATCH"))
+
+
+def halfway(served: FaultyRegistry, arguments: Sequence[Argument] = ()) -> None:
+    """Have the registry take so much of a layer and no more, until whoever sends it is gone."""
+    chunks = "chunk=1MiB" in arguments
+    fault = Fault(PauseReading(HALF % MIB if chunks else HALF), "PATCH", larger_than=MIB // 2)
+    served.faults = [dataclasses.replace(fault, skip=HALF // MIB) if chunks else fault]
+
+
+def has_half(served: FaultyRegistry) -> bool:
+    """Say whether it has taken that."""
+    return sum(request.received for request in served.asked("PATCH") if _is_layers(request)) >= HALF
+
+
+def _is_layers(request: Request) -> bool:
+    return int(request.headers["Content-Length"]) > MIB // 2
+
+
+def gone(served: FaultyRegistry) -> None:
+    """Let the registry go on, and wait until it has noticed that nobody sends any more."""
+    served.release()
+    assertions.wait_for(lambda: served.open_connections == 0)
+
+
+def ended(served: FaultyRegistry, number: signal.Signals, arguments: list[Argument]) -> tuple[int, str]:
+    """Run a push until the registry has half of it, end it by a signal, and wait until the registry noticed."""
+    halfway(served, arguments)
+    # One job: else the config's upload may be under way as well.
+    with started_fork(*arguments, "--jobs", "1") as process:
+        assertions.wait_for(lambda: has_half(served))
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    gone(served)
+    return process.returncode, err.decode()
+
+
+def check_whole(served: FaultyRegistry, image: Descriptor, state: Path) -> None:
+    assert manifest_digest(served.host, "app", "1") == image["digest"]
+    assert records(state) == []
+    assert sessions(served) == []
+
+
+def blobs(layout: Layout, image: Descriptor) -> list[Descriptor]:
+    manifest = layout.read(image["digest"])
+    return [manifest["config"], *manifest["layers"]]
+
+
+@pytest.mark.parametrize(
+    ("source", "way", "number"),
+    [
+        ("layout", "auto", signal.SIGKILL),
+        ("archive", "auto", signal.SIGKILL),
+        ("layout", "chunk=1MiB", signal.SIGKILL),
+        ("archive", "auto", signal.SIGTERM),
+        ("layout", "chunk=1MiB", signal.SIGINT),
+    ],
+    indirect=["source"],
+)
+def test_what_the_registry_has_is_not_sent_again(
+    served: FaultyRegistry,
+    source: Path,
+    image: Descriptor,
+    layout: Layout,
+    state: Path,
+    number: signal.Signals,
+    way: str,
+) -> None:
+    code, err = ended(served, number, push(served, source, "--upload", way))
+    assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert "Traceback" not in err
+    if number != signal.SIGKILL:
+        first, second = [line for line in err.splitlines() if "MB/s" not in line]
+        assert first == f"ocistream: error: {'terminated' if number == signal.SIGTERM else 'interrupted'}"
+        # The request was torn, and nobody can know what the registry keeps of it.
+        assert second.strip() == f"{served.host} {MAY_HAVE}"
+    assertions.no_image(served)
+    assert len(records(state)) == 1
+    before = received(served)
+    again = ocistream(*push(served, source, "--upload", way, "-v"))
+    assertions.success(again)
+    assert f"{served.host}: resumed " in again.err
+    sizes = [blob["size"] for blob in [layout.read(image["digest"])["config"], *layout.read(image["digest"])["layers"]]]
+    assert HALF <= before < LAYER
+    assert received(served) == sum(sizes)
+    check_whole(served, image, state)
+
+
+def test_from_a_pipe_it_goes_on_after_a_kill_as_well(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, state: Path
+) -> None:
+    archive = tmp_path / "image.tar"
+    assertions.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
+    halfway(served)
+    with archive.open("rb") as file, started_fork("push", f"{served.host}/app:1", stdin=file.fileno()) as process:
+        assertions.wait_for(lambda: has_half(served))
+        process.kill()
+    gone(served)
+    before = received(served)
+    assertions.success(ocistream("push", f"{served.host}/app:1", stdin=archive))
+    assert received(served) - before <= LAYER + MIB - before
+    check_whole(served, image, state)
+
+
+@pytest.mark.parametrize("kind", ["stdin", "fifo"])
+def test_one_that_is_ended_while_its_pipe_is_silent_ends_its_request_all_the_same(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, state: Path, kind: str
+) -> None:
+    archive, configuration = tmp_path / "image.tar", tmp_path / "config.toml"
+    assertions.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
+    configuration.write_text(f'[registry."{served.host}"]\nprofile = "distribution"\n')
+    arguments: list[Argument] = ["push", f"{served.host}/app:1", "--config", configuration]
+    fifo = tmp_path / "fifo"
+    if kind == "fifo":
+        os.mkfifo(fifo)
+        arguments += ["-i", fifo]
+    with started_fork(*arguments, stdin=subprocess.PIPE) as process, contextlib.ExitStack() as stack:
+        assert process.stdin
+        pipe = process.stdin if kind == "stdin" else stack.enter_context(fifo.open("wb"))
+        pipe.write(archive.read_bytes()[: 4 * MIB])
+        pipe.flush()
+        assertions.wait_for(lambda: received(served) > 3 * MIB)
+        process.send_signal(signal.SIGTERM)
+        # The pipe stays open, and nothing more comes.
+        first, hint = process.stderr.read().decode().splitlines()[-2:]
+        assert process.wait(60) == 143
+    assert first == "ocistream: error: terminated"
+    assert re.fullmatch(
+        rf"  {served.host} has stored (3\.\d|4\.\d) MB of 1 unfinished blob: re-run the same command to resume", hint
+    )
+    before = received(served)
+    assert [patch.status for patch in served.asked("PATCH")][-1] == 202
+    again = ocistream("push", f"{served.host}/app:1", stdin=archive)
+    assertions.success(again)
+    assert f"{served.host}: resumed {hint.split()[3]} MB of 16.8 MB of sha256:" in again.err
+    assert received(served) == sum(layout.file(blob["digest"]).stat().st_size for blob in blobs(layout, image))
+    assert before > 3 * MIB
+    check_whole(served, image, state)
+
+
+@pytest.mark.parametrize("way", ["auto", "chunk=1MiB"])
+def test_from_a_pipe_that_broke_off_it_goes_on_as_well(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, state: Path, way: str
+) -> None:
+    archive = tmp_path / "image.tar"
+    assertions.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
+    arguments = ["push", f"{served.host}/app:1", "--upload", way]
+    broken = ocistream(*arguments, stdin=archive.read_bytes()[: HALF + 100])
+    # A chunk has its proper end, and the registry has said what it has.
+    hint = MAY_HAVE if way == "auto" else "has stored 2.6 MB of 1 unfinished blob: re-run the same command to resume"
+    assertions.failure(broken, 6, "truncated", f"{served.host} {hint}")
+    assertions.no_image(served)
+    assert len(records(state)) == 1
+    again = ocistream(*arguments, stdin=archive.read_bytes())
+    assertions.success(again)
+    assert f"{served.host}: resumed 2.6 MB of 16.8 MB of sha256:" in again.err
+    assert "2.6 MB had been transferred before" in again.err
+    blobs = [layout.read(image["digest"])["config"], *layout.read(image["digest"])["layers"]]
+    assert received(served) == sum(blob["size"] for blob in blobs)
+    check_whole(served, image, state)
+
+
+def test_a_session_that_is_gone_is_begun_anew(
+    served: FaultyRegistry, source: Path, image: Descriptor, state: Path
+) -> None:
+    ended(served, signal.SIGKILL, push(served, source))
+    served.uploads.close()
+    before = received(served)
+    assertions.success(ocistream(*push(served, source)))
+    assert received(served) - before >= LAYER
+    check_whole(served, image, state)
+
+
+def test_what_came_there_another_way_meanwhile_leaves_no_session_behind(
+    served: FaultyRegistry, source: Path, image: Descriptor, state: Path, tmp_path: Path
+) -> None:
+    ended(served, signal.SIGKILL, push(served, source))
+    other = {"XDG_STATE_HOME": str(tmp_path / "other")}
+    assertions.success(ocistream(*push(served, source), env=other))
+    assert len(sessions(served)) == len(records(state)) == 1
+    assertions.success(ocistream(*push(served, source)))
+    check_whole(served, image, state)
+
+
+def test_what_is_wrong_in_itself_is_not_said_to_go_on(served: FaultyRegistry, layout: Layout) -> None:
+    image = layout.image([LAYER, MIB], name="v1")
+    damaged = layout.file(layout.read(image["digest"])["layers"][1]["digest"])
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    # The other layer is in its middle then.
+    served.faults = [Fault(PauseReading(after=HALF), "PATCH")]
+    failed = ocistream("push", "-i", layout.path, f"{served.host}/app:1", "--jobs", "2")
+    assert failed.code == 5, failed.err
+    assert len(sessions(served)) == 1
+    assert served.host not in failed.err.splitlines()[-1]
+
+
+def test_a_registry_that_fails_for_good_is_gone_on_with_later_and_the_error_says_so(
+    served: FaultyRegistry, source: Path, image: Descriptor, state: Path
+) -> None:
+    served.faults = [Fault(refusal(503), "PATCH", skip=3, times=None)]
+    failed = ocistream(*push(served, source, "--upload", "chunk=1MiB", "--jobs", "1", "--retries", "0"))
+    assertions.failure(failed, 7, "503", f"{served.host} {MAY_HAVE}")
+    served.faults.clear()
+    before = received(served)
+    assertions.success(ocistream(*push(served, source)))
+    assert received(served) - before <= LAYER - 2 * MIB + 10_000
+    check_whole(served, image, state)
+
+
+def test_of_a_wrong_source_nothing_is_left(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, state: Path
+) -> None:
+    file = layout.file(layout.read(image["digest"])["layers"][0]["digest"])
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"!")
+    assertions.failure(ocistream(*push(served, layout.path)), 5, "sha256:")
+    assert records(state) == []
+    assertions.wait_for(lambda: not sessions(served))
+
+
+def test_two_pushes_of_one_image_at_once_both_end_well(
+    start: Start, source: Path, image: Descriptor, state: Path
+) -> None:
+    served = start(Fault(Stall(), "PUT", "/uploads/", times=2))
+    with started_fork(*push(served, source)) as first:
+        assertions.wait_for(lambda: [request for request in served.requests if request.fault])
+        with started_fork(*push(served, source)) as second:
+            assertions.wait_for(lambda: len(served.asked("POST")) >= 3)
+            served.release()
+            assert second.wait(60) == first.wait(60) == 0
+    check_whole(served, image, state)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_state_directory_that_cannot_be_written_is_no_failure(
+    served: FaultyRegistry, source: Path, image: Descriptor, state: Path, before: bool
+) -> None:
+    # Not even root can make a folder below a file.
+    if before:
+        state.write_text("a file is in the way")
+    else:
+        (state / "ocistream").mkdir(parents=True)
+        (state / "ocistream" / "uploads").write_text("a file is in the way")
+    told = ocistream(*push(served, source, "-v"))
+    assertions.success(told)
+    assert "uploads are not remembered" in told.err
+    quiet = ocistream(*push(served, source))
+    assert "remembered" not in quiet.err
+    assert manifest_digest(served.host, "app", "1") == image["digest"]
+
+
+@pytest.mark.parametrize("way", ["malformed", "huge", "link", "elsewhere"])
+def test_a_record_that_is_not_to_be_believed_costs_nothing_but_what_it_saves(
+    served: FaultyRegistry, start: Start, source: Path, image: Descriptor, state: Path, tmp_path: Path, way: str
+) -> None:
+    ended(served, signal.SIGKILL, push(served, source))
+    (record,) = records(state)
+    document = json.loads(record.read_bytes())
+    hostile = start()
+    secret = tmp_path / "secret"
+    secret.write_text("the user's own")
+    match way:
+        case "malformed":
+            record.write_bytes(record.read_bytes()[:50])
+        case "huge":
+            with record.open("ab") as file:
+                file.truncate(1 << 40)
+        case "link":
+            record.unlink()
+            record.symlink_to(secret)
+        case "elsewhere":
+            location = f"{hostile.url}/v2/app/blobs/uploads/x"
+            record.write_text(json.dumps({**document, "location": location}))
+    again = ocistream(*push(served, source))
+    assertions.success(again)
+    assert "Traceback" not in again.err
+    assert hostile.requests == []
+    assert secret.read_text() == "the user's own"
+    assert manifest_digest(served.host, "app", "1") == image["digest"]
+    assert records(state) == []
+
+
+@pytest.mark.parametrize("stated", [f"0-{LAYER * 2}", "0--7"])
+def test_a_registry_that_lies_about_its_offset_is_not_believed(
+    served: FaultyRegistry, source: Path, image: Descriptor, state: Path, stated: str
+) -> None:
+    ended(served, signal.SIGKILL, push(served, source))
+    served.faults = [Fault(Header("Range", stated), "GET", "/uploads/", times=None)]
+    assertions.success(ocistream(*push(served, source)))
+    check_whole(served, image, state)
+
+
+@pytest.mark.parametrize("auth", [Basic("alice", "s3cret-pw"), Bearer({"alice": "s3cret-pw"})], ids=["basic", "bearer"])
+def test_no_credential_is_ever_in_the_state_directory(
+    start: Start, source: Path, state: Path, auth: Basic | Bearer
+) -> None:
+    served = start(auth=auth)
+    env = {"OCISTREAM_USERNAME": "alice", "OCISTREAM_PASSWORD": "s3cret-pw"}
+    halfway(served)
+    with started_fork(*push(served, source, "--jobs", "1"), env=env) as process:
+        assertions.wait_for(lambda: has_half(served))
+        process.kill()
+    assert len(records(state)) == 1
+    shown = {request.headers["Authorization"] for request in served.requests} - {None}
+    kept = b"\n".join(path.read_bytes() for path in state.rglob("*") if path.is_file())
+    for secret in {"s3cret-pw", "alice", "Authorization", "Bearer", "Basic", *(str(v).split()[1] for v in shown)}:
+        assert secret.encode() not in kept
+
+
+def test_copy_goes_on_as_well(start: Start, layout: Layout, image: Descriptor, state: Path) -> None:
+    served = start()
+    copy: list[Argument] = ["copy", f"oci:{layout.path}:v1", f"{served.host}/app:1"]
+    ended(served, signal.SIGKILL, copy)
+    before = received(served)
+    assertions.success(ocistream(*copy))
+    assert received(served) - before <= LAYER + 10_000 - before
+    check_whole(served, image, state)
+
+
+def test_compressed_anew_it_begins_anew_and_leaves_no_session(
+    served: FaultyRegistry, source: Path, state: Path
+) -> None:
+    arguments = push(served, source, "--compress", "zstd", "--upload", "chunk=1MiB")
+    ended(served, signal.SIGKILL, arguments)
+    assert len(sessions(served)) == len(records(state)) == 1
+    assertions.success(ocistream(*arguments))
+    assert sessions(served) == []
+    assert records(state) == []

@@ -1,0 +1,512 @@
+"""`--compress` on pull, push and copy: what is written, what is said of it, and what it takes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote
+
+import pytest
+
+from tests.archives import items_of, small_first, tar_of
+from tests.cli import assertions
+from tests.faulty_registry import Fault, FaultyRegistry, StopReading, refusal
+from tests.images import (
+    OCI_CONFIG,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Descriptor,
+    Layout,
+    digest_of,
+    small_image,
+    tar_layer,
+    two_platforms,
+)
+from tests.peers import need
+from tests.recompression_checks import CODECS, all_kinds, compare, named, stray_blobs, unpacked
+from tests.registry_http import manifest_digest, seed, tags
+from tests.runner import command, measured, ocistream, pipe, run
+
+MIB: Final = 1 << 20
+#: Point 4 of the issue that this is for, in bytes: what recompression may take at its peak.
+BUDGET: Final = 64 * MIB
+
+codecs = pytest.mark.parametrize("codec", CODECS)
+
+
+@pytest.fixture
+def registry(served: FaultyRegistry, layout: Layout) -> FaultyRegistry:
+    """Return a registry that holds an image with a layer of each kind as `app:1`."""
+    image = all_kinds(layout, name="1")
+    seed(layout, image, served.host, "app", "1")
+    served.requests.clear()
+    return served
+
+
+def document(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_bytes()))
+
+
+class TestDirections:
+    @codecs
+    def test_pull_to_a_directory_a_file_and_a_pipe(
+        self, registry: FaultyRegistry, layout: Layout, tmp_path: Path, codec: str
+    ) -> None:
+        name = f"{registry.host}/app:1"
+        lines = [
+            ocistream("pull", name, "--compress", codec, "-o", f"{tmp_path}/out/").lines(),
+            ocistream("pull", name, "--compress", codec, "-o", tmp_path / "out.tar").lines(),
+        ]
+        spooled = ocistream("pull", name, "--compress", codec)
+        assertions.success(spooled)
+        assert spooled.out == (tmp_path / "out.tar").read_bytes()
+        found = [Layout(tmp_path / "out"), unpacked(spooled.out, tmp_path / "unpacked")]
+        for after, line in zip(found, lines, strict=True):
+            compare(layout, after, codec)
+            assert stray_blobs(after) == set()
+            assert line == [f"{name}@{named(after)['1']['digest']}"]
+
+    @codecs
+    @pytest.mark.parametrize("how", ["file", "layout", "pipe", "index last", "gzip"])
+    def test_push_from_everything(
+        self, served: FaultyRegistry, layout: Layout, tmp_path: Path, codec: str, how: str
+    ) -> None:
+        all_kinds(layout, name="1")
+        archive = tar_of(items_of(layout) if how == "index last" else small_first(layout))
+        (tmp_path / "in.tar").write_bytes(gzip.compress(archive) if how == "gzip" else archive)
+        given: dict[str, Any] = {
+            "file": {"argv": ["-i", tmp_path / "in.tar"]},
+            "gzip": {"argv": ["-i", tmp_path / "in.tar"]},
+            "layout": {"argv": ["-i", layout.path]},
+        }
+        options = given.get(how, {"argv": [], "stdin": archive})
+        name = f"{served.host}/app:1"
+        result = ocistream("push", name, "--compress", codec, *options["argv"], stdin=options.get("stdin"))
+        assertions.success(result)
+        compare(layout, Layout(served.layout.path), codec)
+        assert result.lines() == [f"{name}@{manifest_digest(served.host, 'app', '1')}"]
+
+    def test_what_is_lost_and_what_stays_as_it_is_is_said(self, layout: Layout, tmp_path: Path) -> None:
+        manifest = layout.read(small_image(layout)["digest"])
+        manifest["layers"][0]["annotations"] = {"containerd.io/snapshot/stargz/toc.digest": "sha256:" + "0" * 64}
+        strange = layout.blob(b"x", "application/vnd.example.layer+xz")
+        config = layout.read(manifest["config"]["digest"])
+        config["rootfs"]["diff_ids"].append(strange["digest"])
+        manifest["config"] = layout.blob(json.dumps(config).encode(), OCI_CONFIG)
+        layout.document({**manifest, "layers": [*manifest["layers"], strange]}, name="1")
+        result = ocistream("copy", "-v", layout.path, f"oci:{tmp_path / 'to'}", "--compress", "zstd")
+        assertions.success(result)
+        assert result.err.count("recompressed layers lose their annotations for lazy pulling") == 1
+        assert f"{strange['digest']} is not recompressed: layers of the type {strange['mediaType']}" in result.err
+
+    @codecs
+    def test_copy_between_ends_without_a_registry(self, layout: Layout, tmp_path: Path, codec: str) -> None:
+        all_kinds(layout, name="1")
+        assertions.success(ocistream("copy", layout.path, tmp_path / "a.tar", "--compress", codec))
+        archive = (tmp_path / "a.tar").read_bytes()
+        compare(layout, unpacked(archive, tmp_path / "a"), codec)
+        through = ocistream("copy", "-", "-", "--compress", codec, stdin=tar_of(small_first(layout)))
+        compare(layout, unpacked(through.out, tmp_path / "b"), codec)
+        # What has been converted once stays as it is.
+        assertions.success(ocistream("copy", tmp_path / "a.tar", tmp_path / "c.tar", "--compress", codec))
+        compare(unpacked(archive, tmp_path / "d"), unpacked((tmp_path / "c.tar").read_bytes(), tmp_path / "c"), codec)
+
+    def test_copy_within_a_registry_mounts_what_stays(self, registry: FaultyRegistry, layout: Layout) -> None:
+        result = ocistream("copy", f"{registry.host}/app:1", f"{registry.host}/new:1", "--compress", "zstd")
+        assertions.success(result)
+        assert manifest_digest(registry.host, "new", "1") != manifest_digest(registry.host, "app", "1")
+        assert len([r for r in registry.requests if r.method == "PATCH"]) == 2
+        assert layout.path.exists()
+
+    def test_push_to_sends_each_image_to_its_own_place(
+        self, served: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
+        shared = tar_layer({"shared": b"x" * 3000})
+        for name in ("a.example/one:1", "b.example/two:2"):
+            layout.name(layout.image([shared, tar_layer({name: b"own"})]), name)
+        (tmp_path / "in.tar").write_bytes(tar_of(items_of(layout)))
+        result = ocistream("push", "--to", served.host, "-i", tmp_path / "in.tar", "--compress", "zstd")
+        assertions.success(result)
+        digests = [manifest_digest(served.host, name, tag) for name, tag in (("one", "1"), ("two", "2"))]
+        assert result.lines() == [f"{served.host}/one:1@{digests[0]}", f"{served.host}/two:2@{digests[1]}"]
+        assert len([r for r in served.requests if r.method == "PATCH"]) == 2 + 3
+        refused = ocistream("push", "--to", served.host, "--compress", "zstd", stdin=tar_of(items_of(layout)))
+        assertions.failure(refused, 8, "the repositories are not known when the layers arrive")
+
+    def test_an_index_goes_through_a_pipe_of_ours(self, served: FaultyRegistry, start: Any, layout: Layout) -> None:
+        seed(layout, two_platforms(layout, media="docker", name="2"), served.host, "app", "2")
+        other = start()
+        first = ["pull", f"{served.host}/app:2", "--platform", "all", "--compress", "zstd"]
+        pulled, pushed = pipe(first, ["push", f"{other.host}/app:2"])
+        assertions.success(pulled)
+        assertions.success(pushed)
+        compare(layout, Layout(other.layout.path), "zstd")
+
+    @pytest.mark.parametrize("jobs", [1, 8])
+    def test_the_output_is_the_same_on_every_run(self, registry: FaultyRegistry, tmp_path: Path, jobs: int) -> None:
+        argv = ["pull", f"{registry.host}/app:1", "--jobs", str(jobs), "--compress"]
+        for codec in ("gzip:1", "zstd:9", "none"):
+            outs = {ocistream(*argv, codec).out for _ in range(2)}
+            assertions.success(ocistream(*argv, codec, "-o", tmp_path / "same.tar"))
+            assert outs == {(tmp_path / "same.tar").read_bytes()}
+
+
+class TestResult:
+    def test_old_and_new_digests_are_in_the_document(
+        self, registry: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
+        path, name = tmp_path / "result.json", f"{registry.host}/app:1"
+        result = ocistream("pull", name, "--compress", "zstd", "-o", f"{tmp_path}/out/", "--result", path)
+        assertions.success(result)
+        after = Layout(tmp_path / "out")
+        old, new = named(layout)["1"], named(after)["1"]
+        before, now = layout.read(old["digest"]), after.read(new["digest"])
+        told = document(path)
+        sizes = [now["config"]["size"], *(layer["size"] for layer in now["layers"])]
+        keys = ("mediaType", "digest", "size")
+        described = {key: new[key] for key in keys}
+        assert told["images"] == [{**described, "name": name, "from": old["digest"], "size": sum(sizes)}]
+        assert told["manifests"] == [{**described, "from": old["digest"]}]
+        first, second, third = (dict(layer) for layer in now["layers"])
+        assert told["blobs"] == [
+            {**{key: now["config"][key] for key in keys}, "how": "copied"},
+            {**first, "how": "converted", "from": before["layers"][0]["digest"]},
+            {**second, "how": "copied"},
+            {**third, "how": "converted", "from": before["layers"][2]["digest"]},
+        ]
+        assert told["bytes"] == {
+            "copied": now["config"]["size"] + second["size"],
+            "converted": first["size"] + third["size"],
+            "skipped": 0,
+            "mounted": 0,
+            "leftOut": 0,
+        }
+        assert "2 of them converted" in result.err
+
+    def test_nothing_is_from_anything_where_nothing_changed(
+        self, served: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
+        image = small_image(layout, name="1")
+        path = tmp_path / "result.json"
+        argv = ["push", f"{served.host}/app:1", "--compress", "gzip", "--result", str(path)]
+        result = ocistream(*argv, "-i", layout.path)
+        assert result.lines() == [f"{served.host}/app:1@{image['digest']}"]
+        assert "from" not in path.read_text()
+        assert document(path)["bytes"]["converted"] == 0
+        assert "anew" not in result.err
+
+    def test_progress_counts_what_is_read(self, registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+        argv = ["pull", f"{registry.host}/app:1", "--compress", "zstd", "--progress", "json"]
+        lines = assertions.json_lines(ocistream(*argv, "-o", tmp_path / "out.tar").err)
+        image = layout.read(named(layout)["1"]["digest"])
+        total = sum(blob["size"] for blob in (image["config"], *image["layers"]))
+        last = [line for line in lines if line.get("event") == "progress"][-1]
+        assert (last["total"], last["bytes"]) == (total, total)
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        "text", ["", "gzip:0", "gzip:10", "gzip:", "zstd:99", "zstd:20", "zstd:-1", "lzma", "xz:6", "none:1", "ZSTD"]
+    )
+    @pytest.mark.parametrize("verb", ["pull", "push", "copy"])
+    def test_what_is_no_compression_is_an_error_of_usage_before_anything_is_done(
+        self, tmp_path: Path, verb: str, text: str
+    ) -> None:
+        argv: dict[str, Sequence[str | Path]] = {
+            "pull": ["pull", "127.0.0.1:1/app:1", "-o", tmp_path / "out.tar"],
+            "push": ["push", "127.0.0.1:1/app:1", "-i", tmp_path],
+            "copy": ["copy", "127.0.0.1:1/app:1", tmp_path / "out.tar"],
+        }
+        assertions.failure(ocistream(*argv[verb], "--compress", text), 2, "compression" if ":" not in text else "level")
+        assertions.nothing_left(tmp_path)
+
+    @pytest.mark.parametrize("ratio", ["0", "-1", "x", "1000001"])
+    def test_a_ratio_has_bounds(self, tmp_path: Path, ratio: str) -> None:
+        result = ocistream("copy", tmp_path, tmp_path / "out.tar", "--max-ratio", ratio)
+        assertions.failure(result, 2, "--max-ratio")
+
+    @pytest.mark.parametrize("verb", ["pull", "push", "copy"])
+    def test_help_says_what_it_does_and_takes(self, verb: str) -> None:
+        words = " ".join(ocistream(verb, "--help").out.decode().split())
+        assert "--compress gzip|zstd|none[:LEVEL]" in words
+        assert "--max-ratio" in words
+        assert ("temporary file" in words) == (verb != "push")
+
+
+class TestUploads:
+    """Recompressed layers get their digests while they are uploaded."""
+
+    def sent_to(self, registry: FaultyRegistry) -> list[str]:
+        """Return the repository of each blob that was sent."""
+        return sorted(request.target.split("/")[2] for request in registry.requests if request.method == "PATCH")
+
+    def test_a_layer_that_several_repositories_need_is_mounted(self, served: FaultyRegistry, layout: Layout) -> None:
+        layout.name(small_image(layout), "r.example/a:1", "r.example/b:1", "r.example/c:1")
+        assertions.success(ocistream("push", "-i", layout.path, "--to", served.host, "--compress", "zstd"))
+        (repository,) = set(self.sent_to(served))
+        others = {"a", "b", "c"} - {repository}
+        digests = [manifest_digest(served.host, name, "1") for name in ("a", "b", "c")]
+        assert len(set(digests)) == 1
+        manifest = Layout(served.layout.path).read(str(digests[0]))
+        for layer in manifest["layers"]:
+            mounts = [r for r in served.asked("POST", "mount=") if layer["digest"] in unquote(r.target)]
+            assert {request.target.split("/")[2] for request in mounts} == others
+
+    def test_a_layer_that_cannot_be_mounted_is_sent_again(self, start: Any, layout: Layout) -> None:
+        served = start(Fault(refusal(405), "POST", "mount=", times=None))
+        layout.name(layout.image([tar_layer({"a": b"b"})]), "r.example/a:1", "r.example/b:1")
+        assertions.success(ocistream("push", "-i", layout.path, "--to", served.host, "--compress", "zstd"))
+        assert self.sent_to(served) == ["a", "a", "b", "b"]
+
+    def test_an_upload_that_breaks_off_is_made_again(self, start: Any, layout: Layout) -> None:
+        # The config, which comes first, is too small for the fault.
+        served = start(Fault(StopReading(MIB), "PATCH", times=2))
+        layout.image([3 * MIB], name="1")
+        assertions.success(
+            ocistream("push", "-i", layout.path, f"{served.host}/app:1", "--compress", "none", "--jobs=1")
+        )
+        image = Layout(served.layout.path).read(str(manifest_digest(served.host, "app", "1")))
+        (layer,) = image["layers"]
+        assert digest_of(Layout(served.layout.path).file(layer["digest"]).read_bytes()) == layer["digest"]
+
+    def test_a_wrong_layer_leaves_no_upload(self, served: FaultyRegistry, layout: Layout) -> None:
+        (layer,) = layout.read(layout.image([3 * MIB], name="1")["digest"])["layers"]
+        content = layout.file(layer["digest"]).read_bytes()
+        layout.file(layer["digest"]).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", "--compress", "none")
+        assertions.failure(result, 5, layer["digest"])
+        assert served.asked("DELETE", "/blobs/uploads/")
+        assert [path.name for path in (served.layout.path / "blobs").glob("*/*") if len(path.name) != 64] == []
+
+    def test_a_digest_that_was_asked_for_is_that_of_the_result(self, served: FaultyRegistry, layout: Layout) -> None:
+        image = layout.image([tar_layer({"a": b"b"})], name="1")
+        push: list[str | Path] = ["push", "-i", layout.path, "--compress", "zstd"]
+        result = ocistream(*push, f"{served.host}/app:1@{image['digest']}")
+        assertions.failure(result, 5, "was asked for")
+        assert not served.asked("PUT", "/manifests/")
+        (line,) = ocistream(*push, f"{served.host}/app:1").lines()
+        assertions.success(ocistream(*push, f"{served.host}/app:1@{line.rpartition('@')[2]}"))
+
+
+class TestRefusals:
+    def test_a_wrong_diff_id_is_an_error_of_integrity(self, served: FaultyRegistry, layout: Layout) -> None:
+        image = layout.image([tar_layer({"a": b"b"})])
+        changed = layout.read(image["digest"])
+        config = layout.read(changed["config"]["digest"])
+        config["rootfs"]["diff_ids"] = [digest_of(b"something else")]
+        changed["config"] = layout.blob(json.dumps(config).encode(), changed["config"]["mediaType"])
+        layout.document(changed, name="1")
+        for stdin in (tar_of(small_first(layout)), tar_of(items_of(layout))):
+            result = ocistream("push", f"{served.host}/app:1", "--compress", "zstd", stdin=stdin)
+            assertions.failure(result, 5, changed["layers"][0]["digest"], digest_of(b"something else"))
+        assertions.no_image(served)
+        assert tags(served.host, "app") == []
+
+    def test_another_number_of_layers_or_a_broken_one_is_a_malformed_archive(
+        self, layout: Layout, tmp_path: Path
+    ) -> None:
+        image = layout.read(layout.image([tar_layer({"a": b"b"})])["digest"])
+        broken = layout.blob(
+            layout.file(image["layers"][0]["digest"]).read_bytes()[:-3], image["layers"][0]["mediaType"]
+        )
+        for number, layers in enumerate([[*image["layers"], *image["layers"]], [broken]]):
+            layout.document({**image, "layers": layers}, name=str(number))
+            result = ocistream("copy", f"oci:{layout.path}:{number}", tmp_path / "out.tar", "--compress", "none")
+            assertions.failure(result, 6)
+            assert not (tmp_path / "out.tar").exists()
+        assertions.nothing_left(tmp_path, "made")
+
+    @pytest.mark.parametrize("behind", [b"g", b"garbage", bytes(600) + b"garbage"])
+    def test_bytes_behind_a_layers_last_gzip_member_are_named(
+        self, layout: Layout, tmp_path: Path, behind: bytes
+    ) -> None:
+        image = layout.read(layout.image([tar_layer({"a": b"b"})])["digest"])
+        (layer,) = image["layers"]
+        image["layers"] = [layout.blob(layout.file(layer["digest"]).read_bytes() + behind, layer["mediaType"])]
+        layout.document(image, name="1")
+        result = ocistream("copy", layout.path, tmp_path / "out.tar", "--compress", "zstd")
+        assertions.failure(result, 6, "something else follows its last member")
+        assertions.nothing_left(tmp_path, "made")
+
+    def test_what_looked_like_a_layer_in_a_pipe_and_was_none(self, served: FaultyRegistry, layout: Layout) -> None:
+        layout.artifact(gzip.compress(b"a chart"), name="chart")
+        result = ocistream("push", f"{served.host}/app:1", "--compress", "zstd", stdin=tar_of(items_of(layout)))
+        assertions.failure(result, 8, "looked like a layer", "from a file")
+        assertions.no_image(served)
+
+    def test_what_grows_without_end(self, layout: Layout, tmp_path: Path) -> None:
+        def zeros() -> bytes:
+            # Just over the first GiB, which is free.
+            return gzip.compress(bytes(2 * MIB), 9, mtime=0) * 513
+
+        image = layout.read(layout.image([tar_layer({"a": b"b"})])["digest"])
+        image["layers"] = [layout.blob(zeros(), image["layers"][0]["mediaType"])]
+        layout.document(image, name="1")
+        result = ocistream("copy", layout.path, f"{tmp_path}/out/", "--compress", "zstd")
+        assertions.failure(result, 6, "expands to more than 200 times", "--max-ratio")
+        assert not (tmp_path / "out" / "index.json").exists()
+        assertions.no_partial_files(tmp_path / "out")
+        # Allowed to grow, it is read to its end, and then found to be another layer than the config says.
+        result = ocistream("copy", layout.path, f"{tmp_path}/out/", "--compress", "zstd", "--max-ratio", "2000")
+        assertions.failure(result, 5, "its image's config says")
+
+    @pytest.mark.parametrize("percent", [10, 50, 90, 99])
+    def test_a_pipe_that_is_cut_leaves_no_image(
+        self, served: FaultyRegistry, start: Any, layout: Layout, percent: int
+    ) -> None:
+        image = layout.image([MIB, MIB + 1], name="1")
+        seed(layout, image, served.host, "app", "1")
+        other = start()
+        for compress in (["pull", f"{served.host}/app:1", "--compress", "none"], ["pull", f"{served.host}/app:1"]):
+            size = len(ocistream(*compress).out)
+            argv = ["push", f"{other.host}/app:1", "--compress", "zstd"]
+            _, pushed = pipe(compress, argv, cut=size * percent // 100)
+            assert pushed.code == 6, pushed.err
+            assertions.no_image(other)
+
+
+def uncovered() -> dict[str, str]:
+    """Return the environment without coverage, which writes files."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[bytes]:
+    """Return large layers."""
+    return [tar_layer({f"{n}": os.urandom(3 * MIB) + b"many words " * MIB}, compression="") for n in range(4)]
+
+
+@pytest.fixture(scope="module")
+def packed(plain: list[bytes]) -> list[bytes]:
+    """Return the same in gzip."""
+    return [gzip.compress(content, 1) for content in plain]
+
+
+class TestSpace:
+    """Only a pipe that is written to takes temporary space."""
+
+    @pytest.fixture
+    def no_files(self) -> list[str]:
+        """Return what to put before a command so that it cannot write a byte into any file, root or not."""
+        need("prlimit")
+        return ["prlimit", "--fsize=0"]
+
+    @pytest.mark.parametrize("order", [small_first, items_of])
+    @pytest.mark.parametrize("verb", [["push"], ["copy", "-"]])
+    def test_from_a_pipe_into_a_registry_needs_none(
+        self, served: FaultyRegistry, layout: Layout, no_files: list[str], verb: list[str], order: Any, tmp_path: Path
+    ) -> None:
+        layout.image([tar_layer({"a": b"words " * 100_000}), MIB], name="1")
+        (tmp_path / "in.tar").write_bytes(tar_of(order(layout)))
+        line = [*no_files, *command(), *verb, f"{served.host}/app:1", "--compress", "zstd"]
+        result = run(line, stdin=tmp_path / "in.tar", env=dict.fromkeys(os.environ.keys() - uncovered().keys()))
+        assertions.success(result)
+        compare(layout, Layout(served.layout.path), "zstd")
+
+    def test_from_a_registry_into_a_pipe_needs_it(self, registry: FaultyRegistry, no_files: list[str]) -> None:
+        line = [*no_files, *command(), "pull", f"{registry.host}/app:1", "--compress", "zstd"]
+        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=uncovered()) as process:
+            out, err = process.communicate()
+        assert process.returncode == 9, err
+        assert b"temporary file" in err
+        assert not out.endswith(bytes(1024))
+
+    @codecs
+    @pytest.mark.parametrize(
+        "to",
+        [
+            *("pipe", "registry"),
+            *(pytest.param(to, marks=pytest.mark.nightly) for to in ("layout", "file")),
+        ],
+    )
+    def test_memory_is_bounded(
+        self,
+        served: FaultyRegistry,
+        start: Any,
+        layout: Layout,
+        plain: list[bytes],
+        packed: list[bytes],
+        to: str,
+        codec: str,
+        tmp_path: Path,
+    ) -> None:
+        image = layout.image(plain if codec == "gzip" else packed, name="1")
+        seed(layout, image, served.host, "app", "1")
+        targets = {"layout": f"oci:{tmp_path}/out", "file": f"{tmp_path}/out.tar", "pipe": "-"}
+        target = targets.get(to) or f"{start().host}/app:1"
+        stdout = tmp_path / "spooled" if to == "pipe" else None
+        result = measured("copy", f"{served.host}/app:1", target, "--compress", codec, stdout=stdout)
+        assertions.success(result)
+        assert result.peak is not None
+        assert result.peak < BUDGET, f"{result.peak / MIB:.1f} MiB"
+
+
+def test_an_image_is_what_it_was_after_two_conversions(layout: Layout, tmp_path: Path) -> None:
+    original: Descriptor = layout.image([tar_layer({"a": b"b" * 5000}, compression="")], name="1")
+    document = layout.read(original["digest"])
+    assertions.success(ocistream("copy", layout.path, tmp_path / "a.tar", "--compress", "zstd"))
+    assertions.success(ocistream("copy", tmp_path / "a.tar", f"{tmp_path}/out/", "--compress", "none"))
+    after = Layout(tmp_path / "out")
+    # The same but for how the manifest is laid out.
+    assert after.read(named(after)["1"]["digest"]) == document
+
+
+class TestWhatIsCalledOtherwiseThanItIs:
+    """Layers whose media type says another compression than their bytes have."""
+
+    @pytest.fixture
+    def mislabelled(self, layout: Layout) -> Layout:
+        layer = layout.blob(tar_layer({"a": b"1"}, compression="zstd"), f"{OCI_LAYER}+gzip")
+        layout.image([layer], name="v1")
+        return layout
+
+    @pytest.mark.parametrize("ends", [["oci:x"], ["oci-archive:x.tar"], ["-"]])
+    def test_they_are_not_taken_for_what_was_asked_for(
+        self, mislabelled: Layout, tmp_path: Path, ends: list[str]
+    ) -> None:
+        result = ocistream("copy", f"oci:{mislabelled.path}", *ends, "--compress", "gzip", cwd=tmp_path)
+        assert result.code == 6
+        assert "its compression is zstd" in result.err
+        assert not (tmp_path / "x" / "index.json").exists()
+        assert not (tmp_path / "x.tar").exists()
+
+    def test_verify_finds_them(self, mislabelled: Layout) -> None:
+        assert ocistream("verify", mislabelled.path).code == 0
+        result = ocistream("verify", mislabelled.path, "--deep")
+        assert result.code == 6
+        assert "its compression is zstd" in result.err
+
+    def test_they_are_copied_as_they_are(self, mislabelled: Layout, tmp_path: Path) -> None:
+        result = ocistream("copy", f"oci:{mislabelled.path}", f"oci:{tmp_path / 'out'}")
+        assert result.code == 0, result.err
+
+
+def test_a_layer_that_cannot_be_unpacked_is_named(layout: Layout, tmp_path: Path) -> None:
+    layer = layout.blob(gzip.compress(b"x" * 1000)[:-4], f"{OCI_LAYER}+gzip")
+    config = layout.blob(json.dumps({"rootfs": {"type": "layers", "diff_ids": [digest_of(b"")]}}).encode(), OCI_CONFIG)
+    layout.document({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]}, name="v1")
+    result = ocistream("copy", f"oci:{layout.path}", f"oci:{tmp_path / 'out'}", "--compress", "zstd")
+    assert result.code == 6
+    assert layer["digest"] in result.err
+
+
+def test_what_only_says_how_a_layer_was_compressed_is_left_out(layout: Layout, tmp_path: Path) -> None:
+    image = small_image(layout)
+    document = layout.read(image["digest"])
+    for layer in document["layers"]:
+        layer["annotations"] = {
+            "io.containers.zstd-chunked.manifest-position": "1:2:3:4",
+            "io.github.containers.zstd-chunked.manifest-checksum": "x",
+            "containerd.io/snapshot/stargz/toc.digest": "x",
+            "org.example.kept": "yes",
+        }
+    layout.document(document, name="v1")
+    assert ocistream("copy", f"oci:{layout.path}", f"oci:{tmp_path / 'out'}", "--compress", "zstd").code == 0
+    out = Layout(tmp_path / "out")
+    (entry,) = json.loads((out.path / "index.json").read_bytes())["manifests"]
+    assert [layer["annotations"] for layer in out.read(entry["digest"])["layers"]] == [{"org.example.kept": "yes"}] * 2

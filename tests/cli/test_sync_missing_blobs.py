@@ -1,0 +1,67 @@
+"""`ocistream sync` of images that neither side has whole: the copy fails, --dry-run too, and both say what exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli import assertions
+from tests.faulty_registry import FaultyRegistry
+from tests.images import Descriptor, Layout, two_platforms
+from tests.runner import Argument, Result, ocistream
+
+Sync = Callable[..., Result]
+
+
+@pytest.fixture
+def index(layout: Layout) -> Descriptor:
+    return two_platforms(layout, name="app:1")
+
+
+@pytest.fixture(params=["layout", "archive", "registry"])
+def sync(request: pytest.FixtureRequest, layout: Layout, served: FaultyRegistry, tmp_path: Path) -> Sync:
+    """Return a function that copies the layout's image to a destination of each kind, with more keys and options."""
+    target = {"layout": f"oci:{tmp_path / 'out'}", "archive": f"{tmp_path / 'out.tar'}"}
+    plan = tmp_path / "plan.toml"
+
+    def run(keys: str, *options: Argument) -> Result:
+        to = target.get(request.param, f"{served.host}/app:1")
+        plan.write_text(f'[[sync]]\nfrom = "oci:{layout.path}:app:1"\nto = "{to}"\n{keys}\n')
+        return ocistream("sync", plan, *options)
+
+    return run
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_platform_that_is_missing(index: Descriptor, sync: Sync, layout: Layout, options: list[str]) -> None:
+    arm = layout.read(index["digest"])["manifests"][1]
+    layout.file(arm["digest"]).unlink()
+    result = sync('platforms = ["linux/arm64"]', *options)
+    assert result.code == 6
+    said = f"app:1 for linux/arm64/v8 is incomplete: the source lacks {arm['digest']}, and so does the destination"
+    assert f": {said}\n  complete platforms: linux/amd64; `ocistream verify {layout.path}`" in result.err
+    # The platform that exists can be copied.
+    assertions.success(sync('platforms = ["linux/amd64"]', *options))
+
+
+def test_a_platform_that_is_missing_at_two_destinations(index: Descriptor, layout: Layout, tmp_path: Path) -> None:
+    layout.file(layout.read(index["digest"])["manifests"][1]["digest"]).unlink()
+    plan = tmp_path / "plan.toml"
+    to = f'["oci:{tmp_path / "one"}", "oci:{tmp_path / "two"}"]'
+    plan.write_text(f'[[sync]]\nfrom = "oci:{layout.path}:app:1"\nto = {to}\nplatforms = ["linux/arm64"]\n')
+    result = ocistream("sync", plan)
+    assert result.code == 6
+    assert result.err.count(": app:1 for linux/arm64/v8 is incomplete: ") == 2
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_layer_that_is_missing(index: Descriptor, sync: Sync, layout: Layout, options: list[str]) -> None:
+    image = layout.read(index["digest"])["manifests"][0]
+    layer = layout.read(image["digest"])["layers"][1]["digest"]
+    layout.file(layer).unlink()
+    result = sync("", *options)
+    assert result.code == 6
+    assert f"incomplete: the source lacks {layer}, and so does the destination\n" in result.err
+    assert "  get the complete image, or name in `platforms` one of which nothing is missing\n" in result.err

@@ -1,0 +1,173 @@
+"""A path that cannot be examined is an error of the disk, with the path and the cause, whatever it was given for."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.archives import items_of, tar_of
+from tests.cli import assertions
+from tests.cli.privileges import without_privileges
+from tests.docs_examples import ROOT
+from tests.faulty_registry import FaultyRegistry
+from tests.images import Descriptor, Layout
+from tests.registry_http import seed
+from tests.runner import Argument, command, ocistream, run
+
+#: What is run: HOST has app:1, LAYOUT and FILE hold it, OUT may be written, and PATH is what cannot be examined.
+COMMANDS: Final = [
+    "pull HOST/app:1 -o PATH",
+    "pull HOST/app:1 -o PATH/",
+    "pull HOST/app:1 -o oci:PATH",
+    "pull HOST/app:1 -o PATH --format docker-archive",
+    "pull HOST/app:1 -o PATH --split 1M",
+    "pull HOST/app:1 -o OUT --result PATH",
+    "pull HOST/app:1 -o OUT --have PATH",
+    "pull HOST/app:1 -o OUT --base PATH",
+    "pull HOST/app:1 -o OUT --only PATH",
+    "pull HOST/app:1 -o OUT --config PATH",
+    "pull HOST/app:1 -o OUT --authfile PATH",
+    "pull HOST/app:1 -o OUT --from-byte 5 -o PATH",
+    "push -i PATH HOST/new:1",
+    "push -i FILE -i PATH HOST/new:1",
+    "copy PATH oci:OUT",
+    "copy oci:PATH oci:OUT",
+    "copy docker-archive:PATH oci:OUT",
+    "copy LAYOUT PATH",
+    "verify PATH",
+    "verify FILE PATH",
+    "inspect PATH",
+    "have PATH",
+    "have --among PATH LAYOUT",
+    "gc PATH",
+    "rm PATH app",
+    "serve PATH",
+    "serve PATH --read-only",
+    "sync PATH",
+    "config check PATH",
+]
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return a small image."""
+    return layout.image([b"layer"], name="app")
+
+
+@pytest.fixture
+def words(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
+) -> Callable[[str, Argument], list[str]]:
+    """Return what makes an argument list of a command and a path."""
+    seed(layout, image, served.host, "app", "1")
+    file = tmp_path / "file.tar"
+    file.write_bytes(tar_of(items_of(layout)))
+    known = {"HOST": served.host, "LAYOUT": layout.path, "FILE": file, "OUT": tmp_path / "out"}
+
+    def filled(line: str, path: Argument) -> list[str]:
+        for name, value in {**known, "PATH": path}.items():
+            line = line.replace(name, str(value))
+        return line.split()
+
+    return filled
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_path_below_a_closed_directory(
+    line: str, words: Callable[[str, Argument], list[str]], tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    result = without_privileges(*words(line, closed / "x"))
+    closed.chmod(0o700)
+    assertions.failure(result, 9, f"{closed / 'x'}", os.strerror(errno.EACCES), "check the permissions")
+    assert list(closed.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_link_that_leads_back_to_itself(
+    line: str, words: Callable[[str, Argument], list[str]], tmp_path: Path
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assertions.failure(ocistream(*words(line, loop / "x")), 9, f"{loop / 'x'}", os.strerror(errno.ELOOP))
+
+
+@pytest.mark.parametrize(
+    ("variable", "code"),
+    # Without its cache a run does its work all the same, and says so.
+    [("SSL_CERT_FILE", 9), ("OCISTREAM_CONFIG", 9), ("OCISTREAM_CACHE", 0)],
+)
+def test_a_variable_that_names_a_path_below_a_closed_directory(
+    variable: str,
+    code: int,
+    words: Callable[[str, Argument], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    monkeypatch.setenv(variable, str(closed / "x"))
+    result = without_privileges(*words("pull HOST/app:1 -o OUT", closed))
+    closed.chmod(0o700)
+    assert result.code == code, result.err
+    assert f"{closed / 'x'}" in result.err
+    assert os.strerror(errno.EACCES) in result.err
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_working_directory_that_was_deleted(
+    line: str, words: Callable[[str, Argument], list[str]], tmp_path: Path
+) -> None:
+    # There is neither the path nor a directory in which to make it.
+    argv = shlex.join([*command(), *words(line, "./x")])
+    gone = shlex.quote(str(tmp_path / "gone"))
+    result = run(["sh", "-c", f"mkdir {gone} && cd {gone} && rmdir {gone} && exec {argv}"])
+    is_misused = "--from-byte" in line
+    missing = 3 if "--authfile" in line else 4
+    assert result.code in ({2} if is_misused else {missing, 9}), result.err
+    assert "internal error" not in result.err
+    if " -o ./x" in argv and not is_misused:
+        assert "the working directory was deleted" in result.err
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_name_that_is_too_long(line: str, words: Callable[[str, Argument], list[str]], tmp_path: Path) -> None:
+    result = ocistream(*words(line, tmp_path / ("x" * 300)))
+    assert result.code in {4, 9}, result.err
+    assert "internal error" not in result.err
+
+
+def test_that_no_thread_can_be_started_is_said_in_a_line(
+    words: Callable[[str, Argument], list[str]], tmp_path: Path
+) -> None:
+    machine = tmp_path / "machine"
+    machine.mkdir()
+    (machine / "sitecustomize.py").write_text(
+        "import threading\n"
+        'def start(self): raise RuntimeError("can\'t start new thread")\n'
+        "threading.Thread.start = start\n"
+    )
+    result = ocistream(*words("pull HOST/app:1 -o PATH/", tmp_path / "x"), env={"PYTHONPATH": str(machine)})
+    assertions.failure(result, 1, "no further thread can be started", "ulimit -u", "--jobs 1")
+
+
+def test_paths_are_examined_in_one_place() -> None:
+    # Elsewhere `Path.exists` and its family would raise what is no error of ours.
+    examining = {"exists", "is_dir", "is_file", "is_symlink", "is_fifo", "is_socket", "cwd", "resolve", "absolute"}
+    found = []
+    for path in (ROOT / "ocistream").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if node.func.attr in examining and not node.args and not node.keywords:
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    # These are ours, and no `Path`'s.
+    assert [one for one in found if not one.endswith((": self.exists()", "_cache.exists()", ".layout.exists()"))] == []

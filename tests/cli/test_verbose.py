@@ -1,0 +1,146 @@
+"""What is chosen, skipped or replaced on the way is told: with -v, or always where a user would not expect it."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.archives import items_of, tar_of
+from tests.certificates import make_certificate
+from tests.cli import assertions
+from tests.faulty_registry import Fault, FaultyRegistry, refusal
+from tests.images import Layout, small_image, tar_layer, two_platforms
+from tests.peers import need
+from tests.registry_http import seed
+from tests.runner import Argument, Result, command, ocistream, run
+from tests.signed_image import signed
+
+Start = Callable[..., FaultyRegistry]
+
+
+def told(result: Result) -> list[str]:
+    assertions.success(result)
+    return [line.removeprefix("ocistream: ") for line in result.err.splitlines()]
+
+
+def configured(home: Path, name: str, text: str) -> dict[str, str | None]:
+    """Write a file below ~/.config, and return the environment of a run that reads it."""
+    path = home / ".config" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    return {"HOME": str(home), "XDG_CONFIG_HOME": None}
+
+
+def test_referrers_that_only_a_mirror_was_asked_for(start: Start, layout: Layout, tmp_path: Path) -> None:
+    registry, mirror = start(), start()
+    found = signed(layout)
+    found.seed(layout, registry.host, "app", "1")
+    seed(layout, found.image, mirror.host, "hub/app", "1")
+    seed(layout, found.signature, mirror.host, "hub/app")
+    text = f'[registry."{registry.host}"]\nmirrors = ["{mirror.host}/hub"]\n'
+    env = configured(tmp_path, "ocistream/config.toml", text)
+    argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar"]
+    said = (
+        f"the mirror {mirror.host}/hub/app lists what refers to images of {registry.host}/app; "
+        "no other place is asked for more"
+    )
+    assert said in told(ocistream(*argv, "-v", env=env))
+    assert said not in told(ocistream(*argv, env=env))
+
+
+def test_plain_http_that_registries_conf_allows(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+    seed(layout, small_image(layout), served.host, "app", "1")
+    text = f'[[registry]]\nlocation = "{served.host}"\ninsecure = true\n'
+    env = configured(tmp_path, "containers/registries.conf", text)
+    said = f"{served.host} does not speak TLS: it is asked over plain HTTP, as registries.conf allows (insecure = true)"
+    assert said in told(ocistream("inspect", f"{served.host}/app:1", "-v", env=env))
+    # On this machine HTTP is what is expected.
+    assert said not in told(ocistream("inspect", f"{served.host}/app:1", "-v"))
+
+
+def test_mounts_that_are_refused_or_lead_to_nothing(start: Start, layout: Layout) -> None:
+    layout.image([tar_layer({"number": str(number).encode()}) for number in range(8)], name="app")
+    registry = start(Fault(refusal(403), "POST", "from=secret", times=None))
+    for source, said in (
+        ("secret", f"the registry refuses to mount blobs from {registry.host}/secret: they are uploaded"),
+        ("empty", f"no more blobs are mounted from {registry.host}/empty: it had none of the last 8"),
+    ):
+        for path in (registry.layout.path / "blobs").glob("*/*"):
+            path.unlink()
+        argv: list[Argument] = [
+            "push",
+            "-i",
+            layout.path,
+            f"{registry.host}/app:{source}",
+            "--mount-from",
+            source,
+            "--jobs=1",
+        ]
+        assert said in told(ocistream(*argv, "-v"))
+
+
+def test_a_tag_where_the_list_of_referrers_belongs(start: Start, layout: Layout, tmp_path: Path) -> None:
+    registry = start(Fault(refusal(404), "GET", "/referrers/", times=None))
+    image, other = small_image(layout), layout.image([b"other"])
+    seed(layout, image, registry.host, "app", "1")
+    tag = image["digest"].replace(":", "-")
+    seed(layout, other, registry.host, "app", tag)
+    assert (
+        f"{registry.host}/app:{tag} should be the list of what refers to {image['digest']}, and is something else: "
+        "it is not used"
+    ) in told(ocistream("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar"))
+
+
+def test_other_ca_certificates_than_those_of_openssl(start: Start, tmp_path: Path) -> None:
+    need("unshare", "mount", root=True)
+    authority = make_certificate(tmp_path / "authority", "an authority")
+    registry = start(tls=authority.issue(tmp_path / "server"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    places = ssl.get_default_verify_paths()
+    hidden = [str(Path(places.openssl_cafile).parent)]
+    argv = [*command(), "inspect", f"{registry.host}/app:1", f"--ca-cert={authority.file}", "-v"]
+    env = {"SSL_CERT_FILE": None, "SSL_CERT_DIR": None}
+
+    def said(*folders: str) -> str:
+        hide = "".join(f"mount --bind {empty} {folder}; " for folder in folders if Path(folder).is_dir())
+        result = run(["unshare", "--mount", "sh", "-c", f'{hide}exec "$@"', "sh", *argv], env=env)
+        assert result.code == 4, result.err
+        return result.err
+
+    assert "CA certificates" not in said()
+    assert "no CA certificates where OpenSSL looks: those in /etc/ssl/certs/ca-certificates.crt" in said(*hidden)
+    # Of certifi's certificates some are in every installation.
+    assert "the system has no CA certificates: those of the Python package certifi" in said(
+        *hidden, "/etc/ssl", "/etc/pki"
+    )
+
+
+def test_one_platform_in_manifest_json(layout: Layout, tmp_path: Path) -> None:
+    two_platforms(layout, name="app:1")
+    said = (
+        "manifest.json of the archive has linux/amd64, one of 2 platforms of app:1: "
+        "`docker load` before version 25 takes that one"
+    )
+    assert said in told(ocistream("copy", f"oci:{layout.path}", tmp_path / "app.tar", "-v"))
+    assert said not in told(ocistream("copy", f"oci:{layout.path}", tmp_path / "app.tar"))
+
+
+def test_fewer_clients_of_serve_than_usual(layout: Layout, tmp_path: Path) -> None:
+    # Without an image it ends at once.
+    (tmp_path / "none.tar").write_bytes(tar_of(items_of(layout)))
+    argv = [*command(), "serve", str(tmp_path / "none.tar"), "--listen=127.0.0.1:0"]
+    result = run(["sh", "-c", 'ulimit -n 464; exec "$@"', "sh", *argv])
+    assert result.code == 4
+    said = "at most 100 clients at a time, in place of 500: this process may open too few files (`ulimit -n`)"
+    assert f"ocistream: {said}\n" in result.err
+
+
+def test_no_home_to_keep_state_in(served: FaultyRegistry, layout: Layout) -> None:
+    small_image(layout, name="app")
+    env: dict[str, str | None] = {"HOME": None, "XDG_STATE_HOME": None}
+    argv: list[Argument] = ["push", "-i", layout.path, f"{served.host}/app:1", "-v"]
+    said = "neither HOME nor XDG_STATE_HOME is set: no later run can resume an upload of this one"
+    assert any(line.startswith(said) for line in told(ocistream(*argv, env=env)))
+    assert not any(line.startswith(said) for line in told(ocistream(*argv)))

@@ -1,0 +1,194 @@
+"""`copy --via` over a line that breaks off: the same command goes on in the middle of a blob."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli import assertions
+from tests.faulty_registry import FaultyRegistry
+from tests.images import Descriptor, Layout
+from tests.registry_http import manifest_digest
+from tests.remote_link import Line
+from tests.runner import Argument, Result, ocistream
+
+MIB = 1 << 20
+LAYER = 6 * MIB
+#: Where the line breaks, beyond what is in the archive before the layer.
+CUT = 5 * MIB
+#: Manifests, configs, the heads and ends of tars, and the least that is sent of a blob.
+SMALL = 64 * 1024
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    return layout.image([LAYER], name="v1")
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Line:
+    return Line(tmp_path / "line")
+
+
+def copy(layout: Layout, destination: Argument, line: Line, *options: Argument) -> Result:
+    return ocistream("copy", f"oci:{layout.path}:v1", destination, "--via", line.text, *options)
+
+
+def cut(layout: Layout, destination: Argument, line: Line, after: int = CUT) -> Result:
+    """Copy until the line breaks."""
+    line.breaks_after(after)
+    result = copy(layout, destination, line)
+    assert result.code == 7, (result.code, result.err)
+    assert "was cut off" in result.err
+    ((_, asked, _), (_, sent, code)) = line.passed()
+    assert asked < SMALL
+    assert (sent, code) == (after, 6)
+    return result
+
+
+@contextlib.contextmanager
+def wrong(layout: Layout, image: Descriptor, at: int) -> Iterator[None]:
+    """Have a byte of the layer be another one."""
+    (layer,) = layout.read(image["digest"])["layers"]
+    path = layout.path / "blobs" / "sha256" / str(layer["digest"]).removeprefix("sha256:")
+    with path.open("r+b") as file:
+        right = os.pread(file.fileno(), 1, at)
+        os.pwrite(file.fileno(), bytes([right[0] ^ 1]), at)
+        try:
+            yield
+        finally:
+            os.pwrite(file.fileno(), right, at)
+
+
+class TestIntoARegistry:
+    def test_the_rest_alone_is_sent(
+        self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line
+    ) -> None:
+        cut(layout, f"{served.host}/app:1", line)
+        assertions.no_image(served)
+        assert len(line.records()) == 1
+        result = copy(layout, f"{served.host}/app:1", line)
+        assertions.success(result)
+        assert "goes on at byte" in result.err
+        assert line.sent() <= LAYER - CUT + SMALL
+        assert manifest_digest(served.host, "app", "1") == image["digest"]
+        assert line.records() == []
+
+    def test_however_often_it_breaks(
+        self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line
+    ) -> None:
+        for _ in range(3):
+            cut(layout, f"{served.host}/app:1", line, 3 * MIB // 2)
+        assertions.success(copy(layout, f"{served.host}/app:1", line))
+        assert line.sent() <= LAYER - 3 * (3 * MIB // 2) + 4 * SMALL
+        assert manifest_digest(served.host, "app", "1") == image["digest"]
+
+    def test_what_the_far_side_has_lost_meanwhile_is_sent_by_the_same_command(
+        self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line
+    ) -> None:
+        cut(layout, f"{served.host}/app:1", line)
+        line.forgets_before("push")
+        result = copy(layout, f"{served.host}/app:1", line)
+        assertions.success(result)
+        assert "now all of it is sent" in result.err
+        assert [(verb, code) for verb, _, code in line.passed()] == [("have", 0), ("push", 7), ("have", 0), ("push", 0)]
+        assert manifest_digest(served.host, "app", "1") == image["digest"]
+
+    def test_from_a_pipe_by_the_next_one(
+        self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line, tmp_path: Path
+    ) -> None:
+        cut(layout, f"{served.host}/app:1", line)
+        line.forgets_before("push")
+        archive = tmp_path / "image.tar"
+        assertions.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
+        from_pipe = ["copy", "-", f"{served.host}/app:1", "--via", line.text]
+        result = ocistream(*from_pipe, stdin=archive.read_bytes())
+        assert result.code == 7
+        assert "run the same command again" in result.err
+        assertions.no_image(served)
+        assertions.success(ocistream(*from_pipe, stdin=archive.read_bytes()))
+        assert manifest_digest(served.host, "app", "1") == image["digest"]
+
+    @pytest.mark.parametrize("old", [False, True])
+    def test_a_far_side_that_says_nothing_of_it_gets_all_of_it(
+        self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line, old: bool
+    ) -> None:
+        cut(layout, f"{served.host}/app:1", line)
+        # Or that what is there is more than there can be.
+        line.edits(r"/^# reached/d" if old else r"s/^\(# reached .*\) .*/\1 99999999999/")
+        assertions.success(copy(layout, f"{served.host}/app:1", line))
+        assert [(verb, size > LAYER, code) for verb, size, code in line.passed()] == [
+            ("have", False, 0),
+            ("push", True, 0),
+        ]
+        assert manifest_digest(served.host, "app", "1") == image["digest"]
+
+    def test_one_that_says_it_again_and_again_gets_all_of_it_as_well(
+        self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line
+    ) -> None:
+        (layer,) = layout.read(image["digest"])["layers"]
+        line.edits(rf"/^# by/a\# reached {layer['digest']} {CUT}")
+        assertions.success(copy(layout, f"{served.host}/app:1", line))
+        assert [(verb, code) for verb, _, code in line.passed()] == [("have", 0), ("push", 7), ("have", 0), ("push", 0)]
+        assert manifest_digest(served.host, "app", "1") == image["digest"]
+
+    def test_which_image_is_taken_is_said_once_though_it_is_sent_again(
+        self, served: FaultyRegistry, layout: Layout, line: Line
+    ) -> None:
+        image = layout.image([2 * MIB], platform="linux/amd64")
+        layout.index([image, layout.image([b"another"], platform="linux/amd64")], name="v1")
+        (layer,) = layout.read(image["digest"])["layers"]
+        line.edits(rf"/^# by/a\# reached {layer['digest']} {MIB}")
+        result = copy(layout, f"{served.host}/app:1", line, "--platform", "linux/amd64")
+        assertions.success(result)
+        assert "now all of it is sent" in result.err
+        assert result.err.count("linux/amd64 matches linux/amd64; not copied: linux/amd64") == 1
+
+
+class TestWhatIsWrong:
+    @pytest.mark.parametrize("where", ["registry", "layout"])
+    def test_a_beginning_that_is_not_the_blobs_costs_time_and_nothing_else(
+        self, where: str, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line, tmp_path: Path
+    ) -> None:
+        end = f"{served.host}/app:1" if where == "registry" else f"oci:{tmp_path / 'there'}:v1"
+        with wrong(layout, image, MIB):
+            cut(layout, end, line)
+        result = copy(layout, end, line)
+        assertions.success(result)
+        assert "now all of it is sent" in result.err
+        if where == "registry":
+            assert manifest_digest(served.host, "app", "1") == image["digest"]
+        else:
+            assertions.success(ocistream("verify", tmp_path / "there"))
+
+    @pytest.mark.parametrize("at", [MIB, LAYER - 1])
+    @pytest.mark.parametrize("where", ["registry", "layout"])
+    def test_a_source_that_is_wrong_by_now_completes_nothing(
+        self, where: str, at: int, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line, tmp_path: Path
+    ) -> None:
+        end = f"{served.host}/app:1" if where == "registry" else f"oci:{tmp_path / 'there'}:v1"
+        cut(layout, end, line)
+        with wrong(layout, image, at):
+            result = copy(layout, end, line)
+        assert result.code == 5
+        assert "the bytes have the digest" in result.err
+        assert line.sent() < LAYER - CUT + SMALL
+        assertions.no_image(served)
+        assert not (tmp_path / "there/index.json").exists() or where == "registry"
+        # Nor is what was right lost by it.
+        assertions.success(copy(layout, end, line))
+
+
+class TestIntoALayout:
+    def test_the_rest_alone_is_sent(self, layout: Layout, image: Descriptor, line: Line, tmp_path: Path) -> None:
+        end = f"oci:{tmp_path / 'there'}:v1"
+        cut(layout, end, line)
+        assertions.success(copy(layout, end, line))
+        assert line.sent() <= LAYER - CUT + SMALL
+        assertions.success(ocistream("verify", tmp_path / "there"))
+        assert not list((tmp_path / "there").rglob("*.partial"))
+        assert image["digest"] in ocistream("inspect", end).out.decode()

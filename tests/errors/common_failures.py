@@ -1,0 +1,379 @@
+"""The table of the commonest failures: how each is brought about, and what is to be said of it, in two lines.
+
+In `says` and `do` a word of capitals stands for any word, and `…` for anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import gzip
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tests.archives import tar_of
+from tests.certificates import Certificate
+from tests.cli.privileges import without_privileges
+from tests.cli.proxy import tunnelling_to
+from tests.cli.terminal import on_terminal
+from tests.faulty_auth import Basic
+from tests.faulty_registry import Fault, FaultyRegistry, Reply, refusal, too_many_requests
+from tests.http_doubles import unused_port
+from tests.images import Descriptor, Layout
+from tests.registry_http import seed
+from tests.runner import Argument, Result, ocistream
+
+MIB: Final = 1 << 20
+_HERE: Final = Path(__file__).parent
+_FAILING: Final = _HERE.parent / "cli" / "local_faults" / "faulty_machine"
+_ANY: Final = {"…": ".*", "HOST": r"\S+", "IMAGE": r"\S+", "FILE": r".+", "DIR": r".+", "DIGEST": r"\S+"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where failures happen: a registry that has an image as app:1, and the same in a layout and a file."""
+
+    start: Callable[..., FaultyRegistry]
+    registry: FaultyRegistry
+    layout: Layout
+    image: Descriptor
+    file: Path
+    folder: Path
+    certificate: Certificate
+
+    @property
+    def app(self) -> str:
+        """The image's name."""
+        return f"{self.registry.host}/app:1"
+
+    @property
+    def out(self) -> Path:
+        """A file to write to."""
+        return self.folder / "out.tar"
+
+    def made(self, name: str, content: bytes) -> Path:
+        """Make a file."""
+        path = self.folder / name
+        path.write_bytes(content)
+        return path
+
+
+def _pull(place: Place, image: str, *options: Argument, **env: str) -> Result:
+    return ocistream("pull", image, "-o", place.out, "--retries=0", *options, env=env, names={"registry.test": None})
+
+
+def _push(place: Place, path: Path | None, *faults: Fault, stdin: bytes | None = None) -> Result:
+    given: list[Argument] = [] if path is None else ["-i", path]
+    return ocistream("push", *given, f"{place.start(*faults).host}/new:1", "--retries=0", "-q", stdin=stdin)
+
+
+def _pull_from(place: Place, action: Reply) -> Result:
+    return _pull(place, f"{place.start(Fault(action, 'GET|HEAD', times=None)).host}/app:1")
+
+
+# -- how they are brought about ------------------------------------------------------------------------------
+
+
+def _not_logged_in(place: Place) -> Result:
+    return _pull(place, f"{place.start(auth=Basic('me', 'hunter2')).host}/app:1")
+
+
+def _wrong_password(place: Place) -> Result:
+    host = place.start(auth=Basic("me", "hunter2")).host
+    return _pull(place, f"{host}/app:1", OCISTREAM_USERNAME="me", OCISTREAM_PASSWORD="hunter2-wrong")
+
+
+def _no_right_to_push(place: Place) -> Result:
+    denied = refusal(403, "DENIED", "requested access to the resource is denied")
+    return _push(place, place.file, Fault(denied, "POST", times=None))
+
+
+def _no_such_tag(place: Place) -> Result:
+    for tag in ("1.24", "1.25", "latest", "1.25-alpine"):
+        seed(place.layout, place.image, place.registry.host, "app", tag)
+    return _pull(place, f"{place.registry.host}/app:1.25-alpin")
+
+
+def _no_such_repository(place: Place) -> Result:
+    return _pull(place, f"{place.registry.host}/ap:1")
+
+
+def _no_such_platform(place: Place) -> Result:
+    manifests = [
+        {**place.layout.image([name.encode()]), "platform": {"os": "linux", "architecture": name}}
+        for name in ("amd64", "arm64")
+    ]
+    seed(place.layout, place.layout.index(manifests), place.registry.host, "multi", "1")
+    return _pull(place, f"{place.registry.host}/multi:1", "--platform=linux/s390x")
+
+
+def _no_such_host(place: Place) -> Result:
+    return _pull(place, "registri.test/app:1")
+
+
+def _refused_connection(place: Place) -> Result:
+    return _pull(place, f"127.0.0.1:{unused_port()}/app:1")
+
+
+def _self_signed(place: Place) -> Result:
+    port = place.start(tls=place.certificate).host.rpartition(":")[2]
+    return _pull(place, f"registry.test:{port}/app:1")
+
+
+def _not_yet_valid(place: Place) -> Result:
+    return _dated(place, (1, 2))
+
+
+def _expired(place: Place) -> Result:
+    return _dated(place, (-2, -1))
+
+
+def _dated(place: Place, days: tuple[int, int]) -> Result:
+    issued = place.certificate.issue(place.folder, days=days)
+    port = place.start(tls=issued).host.rpartition(":")[2]
+    return _pull(place, f"registry.test:{port}/app:1", "--ca-cert", place.certificate.file)
+
+
+def _other_name(place: Place) -> Result:
+    issued = place.certificate.issue(place.folder, names=("other.test",))
+    port = place.start(tls=issued).host.rpartition(":")[2]
+    return _pull(place, f"registry.test:{port}/app:1", "--ca-cert", place.certificate.file)
+
+
+def _plain_http(place: Place) -> Result:
+    port = place.registry.host.rpartition(":")[2]
+    return _pull(place, f"registry.test:{port}/app:1")
+
+
+def _proxy_is_not_there(place: Place) -> Result:
+    return _pull(place, "registry.test/app:1", HTTPS_PROXY=f"http://me:hunter2@127.0.0.1:{unused_port()}")
+
+
+def _proxy_wants_a_password(place: Place) -> Result:
+    with tunnelling_to(place.registry.host, password="me:hunter2") as proxy:
+        return _pull(place, "registry.test/app:1", HTTPS_PROXY=proxy.url)
+
+
+def _rate_limited(place: Place) -> Result:
+    return _pull_from(place, too_many_requests(3600))
+
+
+def _down(place: Place) -> Result:
+    return _pull_from(place, Reply(503, {}, b"<html>upstream"))
+
+
+def _too_large_for_a_proxy(place: Place) -> Result:
+    too_large = Reply(413, {}, b"<html>413 Request Entity Too Large")
+    return _push(place, place.file, Fault(too_large, "PUT|PATCH", times=None))
+
+
+def _disk_full(place: Place) -> Result:
+    plan = json.dumps({"at": "write", "after": MIB, "errno": errno.ENOSPC})
+    return ocistream("pull", place.app, "-o", place.out, env={"OCISTREAM_TEST_MACHINE": plan}, machine=_FAILING)
+
+
+def _no_permission(place: Place) -> Result:
+    place.folder.chmod(0o555)
+    try:
+        return without_privileges("pull", place.app, "-o", place.out)
+    finally:
+        place.folder.chmod(0o755)
+
+
+def _no_folder(place: Place) -> Result:
+    return ocistream("pull", place.app, "-o", place.folder / "missing" / "app.tar")
+
+
+def _no_file(place: Place) -> Result:
+    return _push(place, place.folder / "missing.tar")
+
+
+def _no_archive(place: Place) -> Result:
+    return _push(place, place.made("app.tar", b"<!DOCTYPE html><html>" * 100))
+
+
+def _source_code(place: Place) -> Result:
+    return _push(place, place.made("app.tgz", gzip.compress(tar_of([("README", b"hello"), ("src/main.c", b"int")]))))
+
+
+def _cut(place: Place) -> Result:
+    content = place.file.read_bytes()
+    return _push(place, place.made("cut.tar", content[: len(content) // 2]))
+
+
+def _nothing_on_stdin(place: Place) -> Result:
+    return _push(place, None, stdin=b"")
+
+
+def _altered(place: Place) -> Result:
+    content = bytearray(place.file.read_bytes())
+    content[len(content) // 2] ^= 1
+    return _push(place, place.made("altered.tar", bytes(content)))
+
+
+def _to_a_terminal(place: Place) -> Result:
+    return _on_terminal("pull", place.app)
+
+
+def _from_a_terminal(place: Place) -> Result:
+    return _on_terminal("push", f"{place.registry.host}/new:1")
+
+
+def _on_terminal(*argv: str) -> Result:
+    seen = on_terminal(*argv)
+    return Result(argv, seen.code, b"", seen.screen.replace("\r\n", "\n"))
+
+
+def _several_images(place: Place) -> Result:
+    place.layout.image([b"another"], name="other")
+    return _push(place, place.layout.path)
+
+
+def _upper_case(place: Place) -> Result:
+    return _pull(place, f"{place.registry.host}/App:1")
+
+
+def _file_for_an_image(place: Place) -> Result:
+    return _pull(place, str(place.file))
+
+
+def _malformed_platform(place: Place) -> Result:
+    return _pull(place, place.app, "--platform=amd64")
+
+
+def _old_manifest(place: Place) -> Result:
+    kind = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+    return _pull_from(place, Reply(200, {"Content-Type": kind}, b'{"schemaVersion": 1, "name": "app", "tag": "1"}'))
+
+
+def _no_helper(place: Place) -> Result:
+    config = place.folder / "docker"
+    config.mkdir()
+    (config / "config.json").write_text(json.dumps({"credsStore": "desktop"}))
+    host = place.start(auth=Basic("me", "hunter2")).host
+    return _pull(place, f"{host}/app:1", DOCKER_CONFIG=str(config))
+
+
+def _lost_blob(place: Place) -> Result:
+    layer = place.layout.read(place.image["digest"])["layers"][0]["digest"]
+    place.registry.layout.delete_blob(layer)
+    return _pull(place, place.app)
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """One failure: what it is, the exit code, what is said in the two lines, and how it is brought about."""
+
+    what: str
+    code: int
+    says: str
+    do: str
+    happens: Callable[[Place], Result]
+
+    @property
+    def pattern(self) -> str:
+        """What both lines have to match."""
+        return rf"ocistream: error: {_pattern(self.says)}\n  {_pattern(self.do)}\n"
+
+    @property
+    def row(self) -> str:
+        """README's line."""
+        says, do = (text.replace("|", "\\|") for text in (self.says, self.do))
+        return f"| {self.what} | {self.code} | {says} | {do} |"
+
+
+def _pattern(text: str) -> str:
+    words = "|".join(_ANY)
+    return "".join(_ANY.get(piece, re.escape(piece)) for piece in re.split(rf"({words})", text))
+
+
+#: The secrets that are about; nobody says them.
+SECRETS: Final = ("hunter2",)
+
+FAILURES: Final = [
+    Failure("not logged in", 3, "HOST wants a user name and a password, and none were found",
+            "ocistream login HOST", _not_logged_in),
+    Failure("a wrong password", 3, "HOST refused the credentials from …",
+            "correct …: it comes before what `ocistream login HOST` keeps", _wrong_password),
+    Failure("no right to push", 3, "HOST refused: POST …: 403 DENIED: …",
+            "is the name right, and may you do this? `ocistream login HOST` sets a credential", _no_right_to_push),
+    Failure("a credential helper that is not installed", 3,
+            "credential helper docker-credential-… failed: it is not in PATH",
+            "it is configured in FILE", _no_helper),
+    Failure("a typo in a tag", 4, "IMAGE is not there (…)",
+            "did you mean …? `ocistream inspect IMAGE` lists its tags", _no_such_tag),
+    Failure("a typo in a repository", 4, "IMAGE is not there (…)",
+            "there is no such repository, or none that you may see: is it spelt right?", _no_such_repository),
+    Failure("no such platform", 4, "IMAGE has no platform …",
+            "its platforms are: …; choose one with --platform, or all", _no_such_platform),
+    Failure("a layer that the registry has lost", 4, "GET …: 404 …",
+            "the registry has lost it: push the image there again, or tell whoever runs the registry", _lost_blob),
+    Failure("a file that is not there", 4, "cannot read FILE: no such file or directory",
+            "is the path right? a relative one begins in the folder that you are in", _no_file),
+    Failure("a folder that is not there", 4, "cannot write FILE: no such file or directory",
+            "make its folder first, with mkdir -p; or is the path misspelt?", _no_folder),
+    Failure("a host that nobody knows", 7, "GET …: the host name cannot be resolved: …",
+            "is the name right?", _no_such_host),
+    Failure("nobody listens there", 7, "GET …: connection refused",
+            "does the registry run there, and is its port right?", _refused_connection),
+    Failure("a self-signed certificate, or a CA of one's own", 7,
+            "GET …: the certificate is not trusted: self-signed certificate",
+            "if the registry has a CA of its own, name its file with --ca-cert, put it into certs.d as "
+            "HOST[:PORT]/ca.crt, or name a whole bundle with SSL_CERT_FILE", _self_signed),
+    Failure("a clock that is wrong", 7, "GET …: the certificate is not trusted: certificate is not yet valid",
+            "it is not valid yet: is this machine's clock right?", _not_yet_valid),
+    Failure("a certificate that has expired", 7, "GET …: the certificate is not trusted: certificate has expired",
+            "whoever runs the registry has to renew it; or is this machine's clock wrong?", _expired),
+    Failure("a certificate for another name", 7, "GET …: the certificate is not trusted: Hostname mismatch, …",
+            "use the name that the certificate is for, or get one that is for this name too", _other_name),
+    Failure("a registry that speaks plain HTTP", 7, "GET …: TLS failed: it is not what the other side speaks",
+            "the registry seems to speak plain HTTP: --plain-http", _plain_http),
+    Failure("a proxy that is not there", 7, "GET …: by its proxy: connection refused",
+            "the proxy is taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY", _proxy_is_not_there),
+    Failure("a proxy that wants a password", 7, "GET …: … 407 Proxy Authentication Required",
+            "name the proxy's user and password too: HTTPS_PROXY=http://USER:PASSWORD@…", _proxy_wants_a_password),
+    Failure("a rate limit", 7, "GET …: 429 TOOMANYREQUESTS…",
+            "the registry limits how much it gives: wait …, or log in for a higher limit", _rate_limited),
+    Failure("a registry that is down", 7, "GET …: 503",
+            "the registry is in trouble: try again later; --retries says how often that is done here", _down),
+    Failure("a proxy that takes no large bodies", 7, "… …: 413",
+            "… (nginx: client_max_body_size): raise that, or try smaller ones with --upload chunk=SIZE…",
+            _too_large_for_a_proxy),
+    Failure("a full disk", 9, "cannot write FILE: No space left on device",
+            "free some space and run the same command again…", _disk_full),
+    Failure("no permission to write", 9, "cannot write FILE: Permission denied",
+            "check the permissions", _no_permission),
+    Failure("a file that is no archive", 6, "no tar header at byte 0 of FILE: …",
+            "give an archive that `ocistream pull`, `docker save` or skopeo has written; is this perhaps HTML?",
+            _no_archive),
+    Failure("an archive of something else", 6,
+            "this is no image archive: it has neither an index.json nor a manifest.json",
+            "give one that `ocistream pull`, `docker save`, skopeo or podman has written", _source_code),
+    Failure("an archive that was cut", 6, "FILE is truncated: it ends at byte …",
+            "whatever wrote it failed or was interrupted", _cut),
+    Failure("nothing on stdin", 6, "the archive on stdin is empty: it is truncated at byte 0",
+            "whatever was to write it has failed: look at what it said (in a shell, `set -o pipefail`)",
+            _nothing_on_stdin),
+    Failure("a damaged archive", 5, "DIGEST: the bytes have the digest DIGEST",
+            "FILE is damaged, or was changed while it was read: `ocistream verify FILE` says which", _altered),
+    Failure("no `-o`, and no pipe", 2, "an archive is not written to a terminal",
+            "name a file to write to (of `pull`, that is -o FILE), or pipe it on: `... | ssh host ...`",
+            _to_a_terminal),
+    Failure("no `-i`, and no pipe", 2, "an archive is expected on stdin, which is a terminal",
+            "pipe an archive in, or name a file or directory to read (of `push`, that is -i PATH)", _from_a_terminal),
+    Failure("several images for one name", 2, "there are … images in it",
+            "choose one with --image: …", _several_images),
+    Failure("a malformed name", 2, "malformed image name …: … is not a repository",
+            "repository names are lower case", _upper_case),
+    Failure("a file where an image belongs", 2, "FILE is a file or directory, and no image in a registry",
+            "pull reads from registries; the file to write is -o PATH; `ocistream copy SRC DST` reads files too",
+            _file_for_an_image),
+    Failure("a malformed platform", 2, "malformed platform …",
+            "write OS/ARCHITECTURE[/VARIANT], such as linux/arm64, or all", _malformed_platform),
+    Failure("an image as Docker had them before 2016", 8,
+            "manifest DIGEST is a Docker schema 1 manifest, which is not supported",
+            "push the image again with a current tool, which makes another manifest for it", _old_manifest),
+]  # fmt: skip

@@ -1,0 +1,130 @@
+"""Ends for the tests of the network half: a transport that does not sleep, a registry that counts its connections.
+
+What needs nothing of the product is in `tests.raw_server`, and still found here.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+from ocistream.auth.credentials import Credential
+from ocistream.http.client import HttpClient, HttpSettings
+from ocistream.http.host_settings import HostSettings
+from ocistream.http.rate_limits import RateLimits
+from ocistream.http.retry import RetryEvent, RetryPolicy
+from ocistream.oci.descriptor import Descriptor
+from ocistream.registry.upload_strategy import UploadStrategy
+from ocistream.streams.chunks import verify_chunks
+from tests.faulty_registry import FaultyRegistry
+from tests.images import digest_of
+from tests.raw_server import Heard, RawServer, Turn, eventually, names, read_head, unused_port
+
+__all__ = [
+    "OCTETS",
+    "QUICK",
+    "CountingRegistry",
+    "Heard",
+    "QuickTransport",
+    "RawServer",
+    "Turn",
+    "blob_of",
+    "eventually",
+    "header_values",
+    "names",
+    "read_blob",
+    "read_head",
+    "unused_port",
+]
+
+#: Four tries and hardly a wait.
+QUICK: Final = RetryPolicy(attempts=4, backoff=0.001, backoff_limit=0.002)
+OCTETS: Final = "application/octet-stream"
+
+
+class QuickTransport(HttpClient):
+    """A transport whose waits are noted in `waits`, in seconds, and not waited; `told` is what `on_retry` was told."""
+
+    def __init__(
+        self,
+        *,
+        patience: RetryPolicy = QUICK,
+        credential: Credential | None = None,
+        cancelled: threading.Event | None = None,
+        hosts: Mapping[str, HostSettings] | None = None,
+        host: HostSettings | None = None,
+        pace: RateLimits | None = None,
+        ladder: UploadStrategy | None = None,
+        **settings: Any,
+    ) -> None:
+        """`credential` and `host` are good for every registry; `settings` are those of `TransportSettings`."""
+        #: Which hosts' settings were asked for.
+        self.hosts_asked: list[str] = []
+
+        def settings_of(name: str, repository: str) -> HostSettings:
+            self.hosts_asked.append(name)
+            known = hosts or {}
+            return known.get(f"{name}/{repository}", known.get(name, host or HostSettings()))
+
+        self.waits: list[float] = []
+        self.told: list[RetryEvent] = []
+        super().__init__(
+            HttpSettings(retry_policy=patience, **settings),
+            lambda _registry, _repository: credential,
+            find_host_settings=settings_of,
+            rate_limits=pace,
+            on_retry=self.told.append,
+            cancelled=cancelled,
+            upload_strategy=ladder,
+        )
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        super().wait(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class CountingRegistry(FaultyRegistry):
+    """A faulty registry that counts the connections it has accepted."""
+
+    accepted = 0
+
+    def admit(self, connection: socket.socket) -> socket.socket:
+        self.accepted += 1
+        return super().admit(connection)
+
+    def hold(self, *contents: bytes) -> list[Descriptor]:
+        """Put blobs into the layout, and return their descriptors."""
+        found = []
+        for content in contents:
+            blob = blob_of(content)
+            path = self.layout.blob_path(blob.digest)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            found.append(blob)
+        return found
+
+
+def blob_of(content: bytes, algorithm: str = "sha256") -> Descriptor:
+    """Return the descriptor of a blob."""
+    return Descriptor(OCTETS, digest_of(content, algorithm), len(content))  # type: ignore[arg-type]
+
+
+def read_blob(chunks: Iterable[bytes | memoryview], blob: Descriptor) -> bytes:
+    """Read a blob as a transfer would: verified."""
+    return b"".join(bytes(chunk) for chunk in verify_chunks(chunks, blob))
+
+
+def header_values(requests: Sequence[Any], name: str) -> list[str | None]:
+    """Return what each of these requests says in a header."""
+    return [request.headers.get(name) for request in requests]

@@ -1,0 +1,215 @@
+"""Every archive that a tool of others writes, from a file and from a pipe, plain and compressed, into a registry.
+
+The layers that the registry has afterwards are those of the image, and a manifest that was there keeps its digest.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import pytest
+import zstandard
+
+from tests.hostile.corpus import CORPUS
+from tests.interop.foreign_writers import APP, DOCKER_WRITERS, OCI_WRITERS, WEB, WRITERS_OF_BOTH, Bench, written
+from tests.interop.image_contents import (
+    compression_of,
+    entries_of,
+    in_archive,
+    in_docker_archive,
+    in_layout,
+    in_registry,
+)
+from tests.peers import DockerRegistry, Tools, docker_registry
+from tests.runner import ocistream
+
+WRAPPINGS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
+    "in gzip": lambda archive: gzip.compress(archive, compresslevel=1),
+    "in zstd": zstandard.compress,
+}
+
+
+@pytest.fixture(scope="module")
+def shared_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    """Return a docker-registry for all tests here, each of which has repositories of its own."""
+    with docker_registry(tmp_path_factory.mktemp("registry")) as registry:
+        yield registry
+
+
+def pushed_both_ways(archive: Path, name: str, *options: str) -> None:
+    """Push an archive to NAME:file as a file, and to NAME:pipe through one."""
+    # Bytes, not the file itself: what is a file is read as one, by seeking.
+    for result in (
+        ocistream("push", *options, f"{name}:file", "-i", archive),
+        ocistream("push", *options, f"{name}:pipe", stdin=archive.read_bytes()),
+    ):
+        assert result.code == 0, result.err
+
+
+# -- one image --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("writer", OCI_WRITERS)
+def test_an_oci_archive_keeps_its_manifest(
+    writer: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
+) -> None:
+    archive = written(bench, writer)
+    pushed_both_ways(archive, f"{shared_registry.host}/{tmp_path.name}")
+    (entry,) = entries_of(archive)
+    assert shared_registry.tags(tmp_path.name) == {"file": entry["digest"], "pipe": entry["digest"]}
+    pushed = in_registry(shared_registry, tmp_path.name, "pipe")
+    assert pushed == in_archive(archive)
+    assert pushed.diff_ids == in_layout(bench.app[0].path).diff_ids
+
+
+@pytest.fixture(scope="module")
+def of_docker_archives() -> dict[str, str]:
+    """Keep the digest that the first docker-archive got."""
+    return {}
+
+
+@pytest.mark.parametrize("writer", DOCKER_WRITERS)
+def test_a_docker_archive_becomes_the_same_image_whoever_wrote_it(
+    writer: str, of_docker_archives: dict[str, str], bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
+) -> None:
+    archive = written(bench, writer)
+    pushed_both_ways(archive, f"{shared_registry.host}/{tmp_path.name}")
+    tags = shared_registry.tags(tmp_path.name)
+    assert tags["file"] == tags["pipe"] == of_docker_archives.setdefault("digest", tags["file"])
+    pushed, made = in_registry(shared_registry, tmp_path.name, "pipe"), in_layout(bench.app[0].path)
+    assert (pushed.config, pushed.diff_ids) == (made.config, made.diff_ids)
+    assert in_docker_archive(archive).diff_ids == made.diff_ids
+    assert {compression_of(layer) for layer in pushed.layers} == {"gzip"}
+
+
+@pytest.mark.parametrize(
+    ("writer", "wrapping"), list(zip([*OCI_WRITERS, *DOCKER_WRITERS], itertools.cycle(WRAPPINGS), strict=False))
+)
+def test_an_archive_may_be_compressed_as_a_whole(
+    writer: str, wrapping: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
+) -> None:
+    archive = written(bench, writer)
+    result = ocistream(
+        "push", f"{shared_registry.host}/{tmp_path.name}:pipe", stdin=WRAPPINGS[wrapping](archive.read_bytes())
+    )
+    assert result.code == 0, result.err
+    pushed, made = in_registry(shared_registry, tmp_path.name, "pipe"), in_layout(bench.app[0].path)
+    assert pushed.diff_ids == made.diff_ids
+    if writer in OCI_WRITERS:
+        assert pushed == in_archive(archive)
+
+
+@pytest.mark.parametrize(("writer", "wrapping"), [("docker-save", "in gzip"), ("skopeo-oci", "in zstd")])
+def test_a_file_may_be_compressed_as_well(
+    writer: str, wrapping: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
+) -> None:
+    file = tmp_path / "archive.tar"
+    file.write_bytes(WRAPPINGS[wrapping](written(bench, writer).read_bytes()))
+    pushed_both_ways(file, f"{shared_registry.host}/{tmp_path.name}")
+    tags = shared_registry.tags(tmp_path.name)
+    assert tags["file"] == tags["pipe"]
+    assert in_registry(shared_registry, tmp_path.name, "file").diff_ids == in_layout(bench.app[0].path).diff_ids
+
+
+@pytest.mark.parametrize(
+    ("asked", "writer"), [("zstd", "docker-save"), ("none", "podman-oci"), ("gzip:9", "docker-save")]
+)
+def test_its_layers_are_compressed_as_asked(
+    asked: str, writer: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
+) -> None:
+    repository = tmp_path.name
+    pushed_both_ways(written(bench, writer), f"{shared_registry.host}/{repository}", f"--compress={asked}")
+    tags = shared_registry.tags(repository)
+    assert tags["file"] == tags["pipe"]
+    pushed, made = in_registry(shared_registry, repository, "pipe"), in_layout(bench.app[0].path)
+    assert (pushed.config, pushed.diff_ids) == (made.config, made.diff_ids)
+    assert {compression_of(layer) for layer in pushed.layers} == {asked.partition(":")[0]}
+
+
+def test_a_directory_of_skopeos_keeps_its_manifest(
+    bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
+) -> None:
+    result = ocistream("push", f"{shared_registry.host}/{tmp_path.name}:v1", "-i", bench.copied)
+    assert result.code == 0, result.err
+    pushed = in_registry(shared_registry, tmp_path.name, "v1")
+    assert pushed == in_layout(bench.copied)
+    assert pushed.diff_ids == in_layout(bench.app[0].path).diff_ids
+
+
+# -- several images ---------------------------------------------------------------------------------------
+
+both = pytest.mark.parametrize("writer", WRITERS_OF_BOTH)
+
+
+@pytest.mark.parametrize(("writer", "wanted"), list(zip(WRITERS_OF_BOTH, itertools.cycle([APP, WEB]), strict=False)))
+def test_one_of_several_images_is_chosen_by_its_name(
+    writer: str, wanted: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
+) -> None:
+    archive = written(bench, writer)
+    pushed_both_ways(archive, f"{shared_registry.host}/{tmp_path.name}", f"--image={wanted}")
+    tags = shared_registry.tags(tmp_path.name)
+    assert tags["file"] == tags["pipe"]
+    made = in_layout((bench.app if wanted == APP else bench.web)[0].path)
+    pushed = in_registry(shared_registry, tmp_path.name, "pipe")
+    assert (pushed.config, pushed.diff_ids) == (made.config, made.diff_ids)
+
+
+@both
+def test_several_images_go_each_under_the_full_name_that_it_has(
+    writer: str, bench: Bench, registry: DockerRegistry
+) -> None:
+    result = ocistream("push", "-i", written(bench, writer), "--to", f"{registry.host}/mirror")
+    assert result.code == 0, result.err
+    for (layout, _), name in ((bench.app, "org/app:v1"), (bench.web, "org/web:v2")):
+        repository, _, tag = f"mirror/{name}".partition(":")
+        (digest,) = registry.tags(repository).values()
+        assert f"{registry.host}/mirror/{name}@{digest}" in result.lines()
+        pushed, made = in_registry(registry, repository, tag), in_layout(layout.path)
+        assert (pushed.config, pushed.diff_ids) == (made.config, made.diff_ids)
+    assert len(result.lines()) == 2
+    assert registry.repositories() == ["mirror/org/app", "mirror/org/web"]
+
+
+@both
+def test_from_a_pipe_whose_index_comes_last_nothing_is_sent_to_many_places(
+    writer: str, bench: Bench, registry: DockerRegistry
+) -> None:
+    result = ocistream("push", "--to", f"{registry.host}/mirror", stdin=written(bench, writer).read_bytes())
+    assert result.code == 8, result.err
+    assert "nothing was sent" in result.err
+    assert "(-i FILE)" in result.err
+    # docker-registry lists a repository as soon as an upload was begun in it.
+    assert registry.repositories() == []
+
+
+@pytest.mark.parametrize("writer", ["docker-save-of-both", "containerd-of-both"])
+def test_of_several_images_one_has_to_be_chosen(
+    writer: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
+) -> None:
+    archive, name = written(bench, writer), f"{shared_registry.host}/{tmp_path.name}:v1"
+    for result in (ocistream("push", name, "-i", archive), ocistream("push", name, stdin=archive.read_bytes())):
+        assert result.code == 2
+        assert APP in result.err
+        assert WEB in result.err
+    assert shared_registry.tags(tmp_path.name) == {}
+
+
+# -- archives that tools read differently -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["docker-and-index-same-name", "docker-and-index-other-name"])
+def test_what_skopeo_reads_as_two_different_images_is_refused(name: str, tools: Tools, tmp_path: Path) -> None:
+    archive = tmp_path / "given.tar"
+    archive.write_bytes(CORPUS[name].make())
+    configs = [
+        json.loads(tools.run("skopeo", "inspect", "--config", f"{transport}:{archive}").stdout)
+        for transport in ("oci-archive", "docker-archive")
+    ]
+    assert [config.get("author") for config in configs] == [None, "Mallory"]
+    for result in (ocistream("verify", archive), ocistream("verify", stdin=archive.read_bytes())):
+        assert (result.code, result.out) == (6, b"")

@@ -1,0 +1,74 @@
+"""Every command that the documents show does what they say, and prints what they show.
+
+A document's blocks are run in their order, in a folder of its own. A block of TOML whose first line names a file in a
+comment is that file, or its next part. One that another test runs says so, in a comment before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.certificates import Certificate
+from tests.docs_examples import ROOT, Block, blocks, is_like, turns
+from tests.interop.docs_environment import World, script_of, world
+
+DOCUMENTS: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "SECURITY.md"]
+#: Languages of blocks that others hold to what they say, or that say nothing.
+_OTHERS: Final = {"yaml", "json", "python"}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory, certificate: Certificate) -> Iterator[World]:
+    """Return the world, one for all documents: each has its own folder and home in it."""
+    with world(tmp_path_factory.mktemp("world"), certificate) as made:
+        yield made
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_document_does_what_it_shows(document: Path, here: World, tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for source, name in ((here.certificate.file, "cert.pem"), (here.certificate.key_file, "key.pem")):
+        (folder / name).write_bytes(source.read_bytes())
+    for block in blocks(document.read_text()):
+        where = f"{document.name}:{block.line}"
+        if block.note:
+            assert (ROOT / block.note).is_file(), where
+        elif block.language == "sh":
+            done = here.run(script_of(block.text), folder)
+            assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{block.text}\n{done.stdout}"
+        elif block.language == "console":
+            _compare(block, here, folder, where)
+        elif file := re.match(r"[^\n]*# (\S+\.toml)\b", block.text):
+            with (folder / file[1]).open("a") as written:
+                written.write(block.text)
+        else:
+            assert block.language in _OTHERS, f"{where}: nothing holds this block to what it says"
+
+
+def _compare(block: Block, here: World, folder: Path, where: str) -> None:
+    for line, shown in turns(block.text):
+        done = here.run(f"set -o pipefail\n{line}", folder)
+        assert is_like(done.stdout, shown), f"{where}: {line}\n{done.stdout}\n--- is shown as\n{shown}"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown", "like"),
+    [
+        ("12 blobs, 2.1 GB", "3 blobs, 14.5 GB", True),
+        ("a@sha256:0123456789abcdef", "a@sha256:ffffffffffffffff", True),
+        ("a@sha256:0123456789abcdef", "a@sha256:…", True),
+        ("one two", "one  two", True),
+        ("one two", "one three", False),
+        ("one", "", False),
+        ("one\nmore", "one", False),
+        ("one\nmore", "one\n…", True),
+    ],
+)
+def test_what_is_like_what_is_shown(said: str, shown: str, like: bool) -> None:
+    assert is_like(said, shown) is like

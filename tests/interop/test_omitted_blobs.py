@@ -1,0 +1,105 @@
+"""Two releases of an image that share all layers but one: deltas from one docker-registry to another."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tests.cli import assertions
+from tests.images import Descriptor, Layout, tar_layer
+from tests.interop.process_limits import MIB
+from tests.peers import DockerRegistry
+from tests.registry_http import manifest_digest, seed
+from tests.runner import Result, ocistream
+
+
+@dataclasses.dataclass(frozen=True)
+class Far:
+    """A docker-registry that has the old release as app:1, and a near one with both."""
+
+    near: DockerRegistry
+    registry: DockerRegistry
+    layout: Layout
+    new: Descriptor
+    #: Digests that the new release has and the old one has not, its manifest's among them.
+    delta: set[str]
+
+    @property
+    def source(self) -> str:
+        return f"{self.near.host}/team/app:2"
+
+    def pull(self, archive: Path, *options: str | Path) -> Result:
+        return ocistream("pull", self.source, "-o", archive, *options)
+
+
+@pytest.fixture
+def far(registry: DockerRegistry, other_registry: DockerRegistry, layout: Layout) -> Far:
+    """Return two registries."""
+    first = layout.image([2 * MIB, MIB, 300_000, b"the first"])
+    layers = layout.read(first["digest"])["layers"]
+    new = layout.image([*layers[:-1], tar_layer({"opt/release": b"the second " * 100_000})])
+    document = layout.read(new["digest"])
+    old = {layer["digest"] for layer in layers}
+    delta = {blob["digest"] for blob in (document["config"], *document["layers"])} - old | {new["digest"]}
+    seed(layout, first, registry.host, "team/app", "1")
+    seed(layout, new, registry.host, "team/app", "2")
+    seed(layout, first, other_registry.host, "app", "1")
+    return Far(registry, other_registry, layout, new, delta)
+
+
+def test_a_delta_holds_just_the_new_blobs_and_is_made_whole_there(far: Far, tmp_path: Path) -> None:
+    listed = ocistream("have", f"{far.registry.host}/app")
+    assertions.success(listed)
+    (tmp_path / "have.txt").write_bytes(listed.out)
+    assertions.success(far.pull(tmp_path / "full.tar"))
+    assertions.success(far.pull(tmp_path / "delta.tar", "--have", tmp_path / "have.txt"))
+    names = [name for name, _ in assertions.entries(tmp_path / "delta.tar") if name.startswith("blobs/")]
+    assert {name.removeprefix("blobs/").replace("/", ":") for name in names} == far.delta
+    assert (tmp_path / "delta.tar").stat().st_size < (tmp_path / "full.tar").stat().st_size / 20
+    assertions.success(ocistream("verify", tmp_path / "delta.tar"))
+    assertions.success(ocistream("push", f"{far.registry.host}/app:2", stdin=tmp_path / "delta.tar"))
+    assert manifest_digest(far.registry.host, "app", "2") == far.new["digest"]
+    assert far.registry.uploads("app") == []
+
+
+def test_what_was_left_out_is_mounted_from_another_repository_there(far: Far, tmp_path: Path) -> None:
+    assertions.success(far.pull(tmp_path / "delta.tar", "--have", f"{far.registry.host}/app"))
+    # The list says which repository has them.
+    assertions.success(ocistream("push", f"{far.registry.host}/mirror/app:2", "-i", tmp_path / "delta.tar"))
+    assert manifest_digest(far.registry.host, "mirror/app", "2") == far.new["digest"]
+    # Where it says another, --mount-from does.
+    assertions.success(far.pull(tmp_path / "based.tar", "--base", f"{far.near.host}/team/app:1"))
+    target = f"{far.registry.host}/other:2"
+    refused = ocistream("push", target, "-i", tmp_path / "based.tar")
+    assertions.failure(refused, 6, "--only")
+    assert far.registry.uploads("other") == []
+    assert far.registry.blobs("other") == set()
+    assertions.success(ocistream("push", target, "-i", tmp_path / "based.tar", "--mount-from", "app"))
+    assert manifest_digest(far.registry.host, "other", "2") == far.new["digest"]
+
+
+@pytest.mark.parametrize("how", ["out of date", "of another repository", "a lie"])
+def test_a_list_that_does_not_hold_is_refused_before_anything_is_sent(far: Far, tmp_path: Path, how: str) -> None:
+    end = {"a lie": far.source, "of another repository": f"{far.near.host}/team/app:1"}.get(how)
+    listed = ocistream("have", end or f"{far.registry.host}/app")
+    assertions.success(listed)
+    (tmp_path / "have.txt").write_bytes(listed.out)
+    assertions.success(far.pull(tmp_path / "delta.tar", "--have", tmp_path / "have.txt"))
+    target = "app"
+    if how == "out of date":
+        (lost, *_) = [layer["digest"] for layer in far.layout.read(far.new["digest"])["layers"]]
+        hexadecimal = lost.removeprefix("sha256:")
+        (far.registry.repository("app") / "_layers" / "sha256" / hexadecimal / "link").unlink()
+        missing = {lost}
+    elif how == "a lie":
+        missing = far.delta - {far.new["digest"]}
+    else:
+        target, missing = "empty/app", {layer["digest"] for layer in far.layout.read(far.new["digest"])["layers"][:-1]}
+    before = {name: far.registry.blobs(name) for name in far.registry.repositories()}
+    asked = len(far.registry.requests())
+    assertions.failure(ocistream("push", f"{far.registry.host}/{target}:2", "-i", tmp_path / "delta.tar"), 6, *missing)
+    assert not [line for line in far.registry.requests()[asked:] if line.startswith(("POST", "PUT", "PATCH"))]
+    assert {name: far.registry.blobs(name) for name in far.registry.repositories()} == before
+    assert manifest_digest(far.registry.host, target, "2") is None

@@ -1,0 +1,131 @@
+"""Uploads through a real nginx that bounds the bodies of requests, and through connections that break."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.images import Layout, tar_layer
+from tests.interop.process_limits import MIB
+from tests.peers import DockerRegistry, Nginx
+from tests.runner import Result, measured, ocistream
+
+LIMIT = 10 * MIB
+#: Headers and the like: nginx bounds the body alone.
+LAYER = 25 * MIB
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an archive of one image with a layer that is larger than what nginx lets through at once."""
+    return archive_of(LAYER, tmp_path_factory.mktemp("large"))
+
+
+@pytest.fixture(scope="module")
+def small_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an archive of one image with a layer of several chunks of a MiB."""
+    return archive_of(3 * MIB + 1000, tmp_path_factory.mktemp("small"))
+
+
+def archive_of(size: int, folder: Path) -> Path:
+    layout = Layout(folder / "made")
+    layer = tar_layer({"noise": random.Random(11).randbytes(size)}, compression="")
+    layout.image([layer], name="v1")
+    path = folder / "image.tar"
+    assert ocistream("copy", f"oci:{layout.path}:v1", path).code == 0
+    return path
+
+
+@pytest.fixture
+def front(registry: DockerRegistry, start_nginx: Callable[..., Nginx]) -> Nginx:
+    """Return an nginx before a docker-registry."""
+    return start_nginx(
+        f"client_max_body_size {LIMIT // MIB}m;\n"
+        f"location / {{ proxy_pass {registry.url}; proxy_set_header Host $http_host; }}"
+    )
+
+
+def push(
+    name: str, archive: Path, folder: Path, *options: str, piped: bool, run: Callable[..., Result] = ocistream
+) -> Result:
+    source = () if piped else ("-i", archive)
+    env = {"XDG_STATE_HOME": str(folder / "state")}
+    return run("push", name, *source, *options, stdin=archive if piped else None, env=env)
+
+
+def uploads(front: Nginx, since: int = 0) -> list[tuple[str, int, int]]:
+    """Return method, status and stated length of what was sent with a body to uploads, the blob's name left out."""
+    return [
+        (entry["method"], int(entry["status"]), int(entry["length"]))
+        for entry in front.entries()[since:]
+        if "/blobs/uploads/" in entry["target"] and (entry["length"] or "0").isdigit() and int(entry["length"] or 0)
+    ]
+
+
+@pytest.mark.parametrize("piped", [True, False], ids=["pipe", "file"])
+def test_a_layer_that_is_too_large_for_one_request_lands_in_chunks_and_the_next_run_knows(
+    front: Nginx, registry: DockerRegistry, archive: Path, tmp_path: Path, *, piped: bool
+) -> None:
+    pushed = push(f"{front.host}/team/app:1", archive, tmp_path, "-v", piped=piped, run=measured)
+    assert pushed.code == 0, pushed.err
+    assert pushed.peak is not None
+    assert pushed.peak < 48 * MIB
+    again = push(f"{front.host}/team/other:1", archive, tmp_path, "--result", str(tmp_path / "result"), piped=piped)
+    assert again.code == 0, again.err
+    front.stop()
+    one_config, *first = sorted((e for e in uploads(front)), key=lambda entry: entry[2] > 10_000)
+    refused = [entry for entry in first if entry[1] == 413]
+    taken = [length for _, status, length in first if status == 202]
+    assert one_config[1] == 202
+    # One refusal in all, although there are two runs; and what was refused is all that was too large.
+    assert len(refused) == 1
+    assert refused[0][2] > LIMIT
+    large = [length for length in taken if length > 10_000]
+    assert max(large) <= 8 * MIB
+    assert sum(large) == 2 * refused[0][2]
+    assert "413" in pushed.err
+    assert json.loads((tmp_path / "result").read_bytes())["upload"] == {front.host: "chunk=8388608"}
+    assert len(registry.blobs("team/app")) == len(registry.blobs("team/other")) == 2
+    assert registry.uploads("team/app") == registry.uploads("team/other") == []
+
+
+def test_what_the_user_asks_for_is_obeyed_and_the_refusal_explained(
+    front: Nginx, registry: DockerRegistry, archive: Path, tmp_path: Path
+) -> None:
+    refused = push(f"{front.host}/team/app:1", archive, tmp_path, "--upload", "stream", piped=False)
+    assert refused.code == 7
+    assert "413" in refused.err
+    assert "--upload auto" in refused.err
+    assert not registry.tags("team/app") if registry.repository("team/app").exists() else True
+    asked = push(f"{front.host}/team/app:1", archive, tmp_path, "--upload", "chunk=3MiB", piped=True)
+    assert asked.code == 0, asked.err
+    assert registry.tags("team/app")
+    assert [path for path in (tmp_path / "state").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("way", ["stream", "put", "chunk=1MiB"])
+@pytest.mark.parametrize("piped", [True, False], ids=["pipe", "file"])
+def test_every_way_lands_on_a_real_registry(
+    registry: DockerRegistry, small_archive: Path, tmp_path: Path, way: str, *, piped: bool
+) -> None:
+    pushed = push(f"{registry.host}/team/app:1", small_archive, tmp_path, "--upload", way, piped=piped)
+    assert pushed.code == 0, pushed.err
+    assert len(registry.blobs("team/app")) == 2
+    assert registry.uploads("team/app") == []
+
+
+def test_blobs_are_mounted_from_where_they_are_on_a_real_registry(
+    registry: DockerRegistry, small_archive: Path, tmp_path: Path
+) -> None:
+    assert push(f"{registry.host}/base/image:1", small_archive, tmp_path, piped=True).code == 0
+    options = ("--mount-from", "none/there", "--mount-from", "base/image", "--result", str(tmp_path / "result"))
+    pushed = push(f"{registry.host}/team/app:1", small_archive, tmp_path, *options, piped=True)
+    assert pushed.code == 0, pushed.err
+    document = json.loads((tmp_path / "result").read_bytes())
+    assert {blob["how"] for blob in document["blobs"]} == {"mounted"}
+    assert not [request for request in registry.requests() if "PATCH" in request and "team/app" in request]
+    assert registry.uploads("team/app") == []

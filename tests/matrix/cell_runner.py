@@ -1,0 +1,100 @@
+"""What becomes of one command, of which one request meets one trouble."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from tests.matrix.command_runs import Flow, Scene, Stage
+from tests.matrix.request_faults import RETRY_AFTER, NotApplicable, Trouble
+from tests.matrix.request_rows import Step, steps_of
+from tests.matrix.rules import ABSORBED
+from tests.runner import Result
+
+#: Where a connection falls silent: after how many seconds it is given up, and how often it is tried again. More than
+#: once, since on a busy machine an answer that is on its way may take as long.
+_STALL: Final = ("--stall-timeout=0.2", "--retries=3")
+
+
+@dataclasses.dataclass(frozen=True)
+class Undisturbed:
+    """A flow that nothing happened to: its rows, and what is seen before and afterwards."""
+
+    steps: Sequence[Step]
+    before: Mapping[str, str]
+    after: Mapping[str, str]
+
+
+def undisturbed(stage: Stage, flow: Flow) -> Undisturbed:
+    """Run a flow in peace."""
+    with stage.scene(flow) as scene:
+        before = flow.seen(scene)
+        ran = scene.run()
+        assert ran.code == 0, ran.err
+        after = flow.seen(scene)
+        assert after != before
+        assert set(ran.connected.values()) == {1}, "a request cannot be known by its connection"
+        steps = [
+            step
+            for name in flow.registries
+            for step in steps_of(name, [request for who, request in scene.requests if who == name], stage.contents.kind)
+        ]
+        order = [(name, stage.contents.kind(request)) for name, request in scene.requests]
+    steps.sort(key=lambda step: order.index((step.registry, step.kind)))
+    return Undisturbed([step for step in steps if flow.rows(step)], before, after)
+
+
+def outcome(stage: Stage, flow: Flow, peace: Undisturbed, step: Step, trouble: Trouble, times: int | None) -> str:
+    """Return how it ends: absorbed, or the exit code with nothing visible; or what is wrong, as a sentence."""
+    means = trouble.means(step)
+    if isinstance(means, NotApplicable):
+        return ""
+    with stage.scene(flow) as scene:
+        astray = scene.disturb(step, means, times)
+        options = _STALL if trouble.sort == "silent" else ()
+        ran = scene.run(*options, astray=astray)
+        if wrong := _wrong(scene, peace, trouble, ran) or _untouched(scene, astray is not None, ran, step):
+            return f"exit {ran.code}: {wrong}"
+        if ran.code == 0:
+            return ABSORBED
+        scene.calm()
+        again = scene.run()
+        if again.code != 0 or flow.seen(scene) != peace.after:
+            return f"exit {ran.code}, and the same command once more: {again.code}, {again.err}"
+        return str(ran.code)
+
+
+def _wrong(scene: Scene, peace: Undisturbed, trouble: Trouble, ran: Result) -> str | None:
+    """Say what breaks a promise."""
+    try:
+        seen = scene.flow.seen(scene)
+    except AssertionError as error:
+        return str(error)
+    if seen != (peace.before if ran.code else peace.after):
+        return f"{seen} is seen"
+    if ran.code:
+        return _badly_told(ran)
+    if trouble.name == "429 with Retry-After" and max(ran.waits, default=0.0) < RETRY_AFTER:
+        return f"it waited {ran.waits}"
+    if "Traceback" in ran.err:
+        return ran.err
+    return None
+
+
+def _badly_told(ran: Result) -> str | None:
+    """Say what is wrong with how a failure is told; None if nothing is."""
+    lines = ran.err.splitlines()
+    if not 1 <= len(lines) <= 2 or not lines[0].startswith("ocistream: error: ") or "Traceback" in ran.err:
+        return f"it says {ran.err!r}"
+    return None
+
+
+def _untouched(scene: Scene, led: bool, ran: Result, step: Step) -> str | None:
+    """Say so where the trouble did not come to pass, so that the cell would show nothing."""
+    registry = scene.registries[step.registry]
+    if led:
+        happened = ran.connected.get(registry.place, 0) >= (2 if registry.last else 1)
+    else:
+        happened = any(request.fault is not None for request in registry.requests)
+    return None if happened else "it did not happen"

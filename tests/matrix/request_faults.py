@@ -1,0 +1,135 @@
+"""The columns of the matrix: what may happen to any request, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from tests.faulty_registry import (
+    Action,
+    Drop,
+    EndTokens,
+    Flip,
+    FlipReceived,
+    PauseReading,
+    Reset,
+    Resize,
+    Stall,
+    StopReading,
+    refusal,
+    too_many_requests,
+)
+from tests.matrix.request_rows import Step
+
+#: Seconds that a registry asks for with Retry-After: few enough to be waited for without a word, and more than the
+#: first waits of our own.
+RETRY_AFTER: Final = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Led:
+    """The connection on which the request would go is led astray: `how` is as in `commands.Astray`.
+
+    `port` names one of the ports of `flows.Elsewhere`.
+    """
+
+    how: str
+    port: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class NotApplicable:
+    """It cannot happen to this request, and why."""
+
+    why: str
+
+
+Means: TypeAlias = Action | Led | NotApplicable
+
+
+@dataclasses.dataclass(frozen=True)
+class Trouble:
+    """A column: `means` gives what is done to a request. Faults of one `sort` are expected to end alike.
+
+    One that `lasts` is tried for ever as well: of those that end alike for the same reason, one is enough. A `sample`
+    is enough of its sort where a command is made of parts that are tried with all of them. One that is `everywhere`
+    happens to every request, the others happen to some: they follow the rule of another one, or of all connections.
+    """
+
+    name: str
+    sort: str
+    means: Callable[[Step], Means]
+    lasts: bool = False
+    sample: bool = False
+    everywhere: bool = False
+
+
+NO_BODY: Final = NotApplicable("neither the request nor its answer has a body")
+NO_ANSWER_BODY: Final = NotApplicable("its answer has no body")
+NO_TOKEN: Final = NotApplicable("it is made without a token")
+
+
+def _reset(place: Callable[[int], int]) -> Callable[[Step], Means]:
+    def means(step: Step) -> Means:
+        if step.sent:
+            return StopReading(place(step.sent), reset=True)
+        return Reset(place(step.answered)) if step.answered else NO_BODY
+
+    return means
+
+
+def _stalled(step: Step) -> Means:
+    if step.sent:
+        return PauseReading(step.sent // 2)
+    return Stall(after=step.answered // 2) if step.answered else NO_BODY
+
+
+def _flipped(step: Step) -> Means:
+    if step.sent:
+        return FlipReceived(step.sent // 2)
+    return Flip(step.answered // 2) if step.answered else NO_BODY
+
+
+def _of_answer(action: Callable[[int], Action]) -> Callable[[Step], Means]:
+    return lambda step: action(step.answered) if step.answered else NO_ANSWER_BODY
+
+
+def _always(action: Means) -> Callable[[Step], Means]:
+    return lambda _: action
+
+
+def _token_ends(step: Step) -> Means:
+    return NO_TOKEN if step.before_token or step.what == "token" else EndTokens()
+
+
+TROUBLES: Final = (
+    Trouble("connection refused", "broken", _always(Led("port", "closed")), lasts=True),
+    Trouble("reset before the headers", "broken", _always(Reset()), sample=True, everywhere=True),
+    Trouble(
+        "reset in the middle of the body",
+        "broken",
+        _reset(lambda size: size // 2),
+        lasts=True,
+        sample=True,
+        everywhere=True,
+    ),
+    Trouble("reset at the last byte", "broken", _reset(lambda size: size - 1)),
+    Trouble("truncated body", "broken", _of_answer(lambda size: Drop(size // 2))),
+    Trouble("stall before the headers", "silent", _always(Stall()), lasts=True),
+    Trouble("stall in the body", "silent", _stalled, sample=True),
+    Trouble("408", "busy", _always(refusal(408))),
+    Trouble("429", "busy", _always(too_many_requests())),
+    Trouble("429 with Retry-After", "busy", _always(too_many_requests(RETRY_AFTER))),
+    Trouble("500", "busy", _always(refusal(500))),
+    Trouble("502", "busy", _always(refusal(502))),
+    Trouble("503", "busy", _always(refusal(503)), lasts=True, sample=True, everywhere=True),
+    Trouble("one flipped byte", "flipped", _flipped, sample=True, everywhere=True),
+    Trouble("a longer body", "longer", _of_answer(lambda _: Resize(1)), everywhere=True),
+    Trouble("the token has just ended", "token", _token_ends, lasts=True, sample=True, everywhere=True),
+    Trouble("DNS does not answer", "broken", _always(Led("again"))),
+    Trouble("DNS knows no such name", "unknown", _always(Led("unknown")), lasts=True),
+    Trouble("TLS breaks off", "broken", _always(Led("port", "hangs up"))),
+    Trouble("TLS is answered in plain HTTP", "plain", _always(Led("port", "plain"))),
+    Trouble("another's certificate", "certificate", _always(Led("port", "other"))),
+)

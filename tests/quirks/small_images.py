@@ -1,0 +1,79 @@
+"""Images of one or two blobs, for tests that look at every request."""
+
+from __future__ import annotations
+
+import fcntl
+import struct
+import termios
+import time
+from collections.abc import Callable, Sequence
+from typing import IO, Final
+
+from tests.archives import blob_name, small_first, tar_of
+from tests.faulty_registry import Request
+from tests.images import Descriptor, Layout
+from tests.quirks.quirky_registry import QuirkyRegistry
+
+MIB: Final = 1 << 20
+#: Larger than what a client reads at once, smaller than what sockets hold.
+LAYER: Final = 600_001
+#: Seconds until something that is waited for must have happened: far more than it takes.
+_PATIENCE: Final = 60.0
+
+
+def one_layer(layout: Layout, size: int = LAYER) -> tuple[Descriptor, bytes]:
+    """Return an image with one layer, and the archive that holds it."""
+    image = layout.image([size], name="app")
+    return image, tar_of(small_first(layout))
+
+
+def layer_of(layout: Layout, image: Descriptor) -> Descriptor:
+    """Return the descriptor of an image's last layer."""
+    found: Descriptor = layout.read(image["digest"])["layers"][-1]
+    return found
+
+
+def config_of(layout: Layout, image: Descriptor) -> Descriptor:
+    """Return the descriptor of an image's config."""
+    found: Descriptor = layout.read(image["digest"])["config"]
+    return found
+
+
+def is_stored(registry: QuirkyRegistry, layout: Layout, *blobs: Descriptor) -> bool:
+    """Say whether a registry has blobs, byte for byte."""
+    paths = [(registry.layout.blob_path(blob["digest"]), layout.file(blob["digest"])) for blob in blobs]
+    return all(path.exists() and path.read_bytes() == made.read_bytes() for path, made in paths)
+
+
+def upload_of(registry: QuirkyRegistry, blob: Descriptor) -> list[Request]:
+    """Return the requests by which a blob was uploaded, from the one that named it back to its session's first."""
+    (put,) = [request for request in registry.asked("PUT", "digest=") if blob["digest"] in _plain(request.target)]
+    session = put.path.rpartition("/")[2]
+    return [request for request in registry.requests if request.path.rpartition("/")[2] == session]
+
+
+def _plain(target: str) -> str:
+    return target.replace("%3A", ":").replace("%3a", ":")
+
+
+def targets(requests: Sequence[Request]) -> list[str]:
+    """Return methods and targets."""
+    return [f"{request.method} {request.target}" for request in requests]
+
+
+def position_of(archive: bytes, digest: str) -> int:
+    """Return where the content of a blob begins in an archive, behind the header block that has its name."""
+    return archive.index(blob_name(digest).encode()) // 512 * 512 + 512
+
+
+def unread(pipe: IO[bytes]) -> int:
+    """Return how many bytes the reader of a pipe has not read yet."""
+    return int(struct.unpack("i", fcntl.ioctl(pipe.fileno(), termios.FIONREAD, bytes(4)))[0])
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until something has happened that is under way in another process."""
+    deadline = time.monotonic() + _PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.005)

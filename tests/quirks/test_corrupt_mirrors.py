@@ -1,0 +1,205 @@
+"""Mirrors that give something else than was asked for: it is found, and read elsewhere. Statement 53."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from tests.faulty_registry import Action, Drop, Fault, Flip, HangUp, Header, Reply, Resize
+from tests.http_doubles import unused_port
+from tests.images import digest_of, small_image, tar_layer, two_platforms
+from tests.quirks.command_runner import WAYS, How
+from tests.quirks.mirrors import Mirrored
+from tests.quirks.quirky_registry import QuirkyRegistry
+from tests.quirks.small_images import MIB, layer_of
+from tests.quirks.statements import quirk
+
+MakeMirrored = Callable[..., Mirrored]
+both_ways = pytest.mark.parametrize("how", WAYS)
+_ZEROS: Final = f"sha256:{'0' * 64}"
+
+
+@quirk(53)
+@both_ways
+def test_another_manifest_than_the_digest_says_is_not_taken(how: How, mirrored: MakeMirrored) -> None:
+    used = mirrored()
+    mirror = used.mirror(Fault(Flip(at=1), path="/manifests/", times=None))
+    result = used.pull(how=how, name=f"{used.registry.host}/app@{used.image['digest']}")
+    assert f"the mirror {mirror.host}/hub/app: " in result.err
+    assert "the registry sent a manifest with the digest" in result.err
+
+
+@quirk(53)
+@both_ways
+@pytest.mark.parametrize("replaced", [True, False], ids=["by another image", "by garbage"])
+def test_another_manifest_that_an_index_lists_is_not_taken(replaced: bool, how: How, mirrored: MakeMirrored) -> None:
+    used = mirrored(two_platforms)
+    lie: Action = Flip(at=1)
+    if replaced:
+        listed = used.layout.read(used.image["digest"])["manifests"]
+        other = used.layout.file(listed[1]["digest"]).read_bytes()
+        lie = Reply(200, {"Content-Type": listed[1]["mediaType"]}, other)
+        target = listed[0]["digest"]
+    else:
+        target = "sha256"
+    mirror = used.mirror(Fault(lie, path=f"/manifests/{target}", times=None))
+    result = used.pull(how=how)
+    assert f"the mirror {mirror.host}/hub/app: " in result.err
+    # A mirror that lies is not asked for anything else.
+    assert len(mirror.requests) <= 3
+    assert used.registry.asked("GET", "/manifests/sha256") != []
+
+
+@quirk(53)
+@both_ways
+def test_a_mirror_that_calls_the_image_of_a_tag_by_another_digest_is_set_aside(
+    how: How, mirrored: MakeMirrored
+) -> None:
+    used = mirrored()
+    other = small_image(used.layout, config={"Cmd": ["another"]})
+    lie = Reply(
+        200,
+        {"Content-Type": other["mediaType"], "Docker-Content-Digest": used.image["digest"]},
+        used.layout.file(other["digest"]).read_bytes(),
+    )
+    mirror = used.mirror(Fault(lie, "GET", "/manifests/1", times=None))
+    result = used.pull(how=how)
+    assert mirror.host in result.err
+    assert "the registry calls the manifest" in result.err
+    assert used.registry.asked("GET", "/manifests/1") != []
+
+
+@quirk(53)
+def test_of_the_registry_itself_the_bytes_are_believed(mirrored: MakeMirrored) -> None:
+    used = mirrored()
+    wrong = Header("Docker-Content-Digest", _ZEROS)
+    used.registry.faults = [Fault(wrong, "GET", "/manifests/1"), Fault(wrong, "GET", "/blobs/", times=None)]
+    used.pull(f"127.0.0.1:{unused_port()}")
+
+
+ANNOUNCED: Final[dict[str, tuple[Action, str]]] = {
+    "a shorter body": (Resize(by=-1), "bytes are announced"),
+    "a longer body": (Resize(by=1), "bytes are announced"),
+    "another digest": (Header("Docker-Content-Digest", _ZEROS), "is announced"),
+}
+
+
+@quirk(53)
+@pytest.mark.parametrize("what", ANNOUNCED)
+def test_a_blob_that_is_announced_to_be_another_is_not_begun_even_for_a_pipe(what: str, mirrored: MakeMirrored) -> None:
+    action, words = ANNOUNCED[what]
+    used = mirrored()
+    mirror = used.mirror(Fault(action, path="/blobs/", times=None))
+    result = used.pull(how="pipe")
+    assert words in result.err
+    assert len(mirror.asked(path="/blobs/")) == 1
+
+
+@quirk(53)
+def test_the_same_blob_by_another_kind_of_digest_is_no_lie(mirrored: MakeMirrored) -> None:
+    used = mirrored()
+    layer = layer_of(used.layout, used.image)["digest"]
+    digest = digest_of(used.layout.file(layer).read_bytes(), "sha512")
+    used.mirror(Fault(Header("Docker-Content-Digest", digest), path=layer, times=None))
+    used.pull()
+    assert used.registry.requests == []
+
+
+@quirk(53)
+@pytest.mark.parametrize("target", ["a file", "a layout", "a registry", "a docker-archive"])
+def test_a_blob_that_is_wrong_at_its_end_is_read_again_from_elsewhere(
+    target: str, mirrored: MakeMirrored, start: Callable[..., QuirkyRegistry]
+) -> None:
+    used = mirrored()
+    mirror = used.mirror(Fault(Flip(at=3), path="/blobs/", times=None))
+    folder, other = used.mover.folder, start()
+    places = {
+        "a file": f"{folder}/out.tar",
+        "a layout": f"oci:{folder}/out",
+        "a registry": f"{other.host}/copy:1",
+        "a docker-archive": f"docker-archive:{folder}/out.tar",
+    }
+    options = ["--jobs", "1", "-v", *([] if target == "a docker-archive" else ["--platform", "all"])]
+    result = used.mover.run("copy", used.name, places[target], *options, *used.configure())
+    assert f"as the mirror {mirror.host}/hub/app gave it; reading it again from elsewhere" in result.err
+    # One that lied once is not asked again.
+    assert len(mirror.asked(path="/blobs/")) == 1
+    if target == "a registry":
+        assert other.asked("PUT", "/manifests/1") != []
+
+
+@quirk(53)
+@pytest.mark.parametrize("target", ["a file", "a registry", "a docker-archive"])
+def test_a_wrong_blob_that_is_recompressed_is_read_again_from_elsewhere(
+    target: str, mirrored: MakeMirrored, start: Callable[..., QuirkyRegistry]
+) -> None:
+    # Wrong where compressed bytes begin, and long before their end: whoever unpacks them stumbles first.
+    words = random.Random(0).randbytes(2 * MIB).hex().encode()
+    used = mirrored(lambda layout: layout.image([tar_layer({"words": words})]))
+    mirror = used.mirror(Fault(Flip(at=20), path="/blobs/", times=None))
+    folder, other = used.mover.folder, start()
+    places = {
+        "a file": f"{folder}/out.tar",
+        "a registry": f"{other.host}/copy:1",
+        "a docker-archive": f"docker-archive:{folder}/out.tar",
+    }
+    to = "none" if target == "a docker-archive" else "zstd"
+    arguments = ["copy", used.name, places[target], "--compress", to, "--jobs", "1", "-v", *used.configure()]
+    result = used.mover.run(*arguments)
+    assert f"as the mirror {mirror.host}/hub/app gave it" in result.err
+
+
+@quirk(53)
+def test_a_pipe_cannot_take_it_back_and_the_mirror_is_named(mirrored: MakeMirrored) -> None:
+    used = mirrored()
+    mirror = used.mirror(Fault(Flip(at=3), path=layer_of(used.layout, used.image)["digest"], times=None))
+    arguments = ["pull", used.name, "--platform", "all", *used.configure()]
+    result = used.mover.run(*arguments, code=5, says=(f"the mirror {mirror.host}/hub/app gave it", "--no-mirrors"))
+    assert used.registry.asked("GET", "/blobs/") == [], result.err
+
+
+@quirk(53)
+def test_a_pull_ends_where_all_places_lie(mirrored: MakeMirrored) -> None:
+    used = mirrored()
+    used.registry.faults = [Fault(Flip(at=3), path="/blobs/", times=None)]
+    for position in (5, 7):
+        used.mirror(Fault(Flip(at=position), path="/blobs/", times=None))
+    used.mover.pull(used.name, "file", "-q", *used.configure(), code=5)
+    asked = [request.path for request in used.registry.asked(path="/blobs/")]
+    assert len(asked) == len(set(asked))
+
+
+@quirk(53)
+def test_a_config_that_is_needed_early_is_read_again_too(mirrored: MakeMirrored) -> None:
+    used = mirrored()
+    used.mirror(Fault(Flip(at=3), path="/blobs/", times=None))
+    out = used.mover.folder / "out.tar"
+    result = used.mover.run("pull", used.name, "--platform", "linux/amd64", "-o", out, *used.configure())
+    assert "reading it again from elsewhere" in result.err
+    used.check(out.read_bytes())
+
+
+@quirk(53)
+def test_what_an_earlier_run_has_left_continues_at_a_mirror_and_is_fetched_again_if_that_lied(
+    mirrored: MakeMirrored,
+) -> None:
+    used = mirrored(lambda layout: layout.image([3 * MIB]))
+    layer = layer_of(used.layout, used.image)["digest"]
+    out = f"oci:{used.mover.folder / 'out'}"
+    arguments = ["copy", used.name, out, "--platform", "all", "--jobs", "1", "--retries", "0", "-q"]
+    breaks = [Fault(Drop(2 * MIB), "GET", layer), Fault(HangUp(), "GET", layer, times=None)]
+    used.registry.faults = list(breaks)
+    used.mover.run(*arguments, code=7)
+    used.registry.faults = []
+    liar, good = used.mirror(Fault(Flip(at=3), path=f"/blobs/{layer}", times=None)), used.mirror()
+    used.mover.run(*arguments, *used.configure())
+    first, *others = liar.asked("GET", layer)
+    start = int((first.headers["Range"] or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+    # What was there is right; the liar's rest is not, and so all of it is read again elsewhere.
+    assert start > 0
+    assert [request.headers["Range"] for request in good.asked("GET", layer)] == [None], others
+    content = (used.mover.folder / "out" / "blobs" / "sha256" / layer[7:]).read_bytes()
+    assert content == used.layout.file(layer).read_bytes()

@@ -1,0 +1,200 @@
+"""What comes out of registries: statements 22 to 27."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import pytest
+
+from ocistream import limits
+from tests.archives import check_blobs, small_first, tar_of
+from tests.faulty_registry import Drop, Fault, IgnoreRange, Reply
+from tests.images import OCI_MANIFEST, Layout, small_image
+from tests.quirks import registry_quirks
+from tests.quirks.command_runner import WAYS, How, Mover
+from tests.quirks.quirky_registry import Quirk, QuirkyRegistry, changed
+from tests.quirks.small_images import LAYER, config_of, layer_of
+from tests.quirks.statements import quirk
+from tests.registry_http import seed
+
+Start = Callable[..., QuirkyRegistry]
+Move = Callable[..., Mover]
+#: Where a download breaks off.
+CUT: Final = 400_000
+
+
+@quirk(22)
+@pytest.mark.parametrize("how", WAYS)
+def test_what_would_be_compressed_on_the_way_is_asked_for_as_it_is(
+    how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(registry_quirks.GZIPS)
+    seed(layout, small_image(layout), registry.host, "app", "v1")
+    registry.requests.clear()
+    check_blobs(mover().pull(f"{registry.host}/app:v1", how))
+    assert {request.headers["Accept-Encoding"] for request in registry.requests} == {"identity"}
+
+
+@quirk(23)
+@pytest.mark.parametrize(
+    "quirks",
+    [
+        (registry_quirks.UNSIZED_HEAD,),
+        (registry_quirks.NO_DIGESTS,),
+        (registry_quirks.WRONG_DIGESTS,),
+        (registry_quirks.UNSIZED_HEAD, registry_quirks.NO_DIGESTS),
+    ],
+    ids=lambda quirks: " and ".join(map(str, quirks)),
+)
+def test_bytes_are_believed_over_headers_that_lack_or_lie(
+    quirks: tuple[Quirk, ...], start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(*quirks)
+    image = small_image(layout)
+    seed(layout, image, registry.host, "app", "v1")
+    pulled = mover().pull(f"{registry.host}/app:v1")
+    assert check_blobs(pulled) == {f"sha256:{path.name}" for path in (layout.path / "blobs/sha256").iterdir()}
+    # The command says the digest that the bytes have.
+    result = mover().run("pull", f"{registry.host}/app:v1", "-o", mover().folder / "app.tar")
+    assert result.lines() == [f"{registry.host}/app:v1@{image['digest']}"]
+
+
+@quirk(23)
+def test_what_is_there_is_not_sent_again_where_its_length_is_not_said(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(registry_quirks.UNSIZED_HEAD, registry_quirks.NO_DIGESTS)
+    image = small_image(layout, name="app")
+    seed(layout, image, registry.host, "app", "v1")
+    registry.requests.clear()
+    mover().push(tar_of(small_first(layout)), f"{registry.host}/app:v2")
+    assert registry.asked("POST|PATCH") == []
+
+
+@quirk(24)
+@pytest.mark.parametrize("how", WAYS)
+def test_all_of_a_blob_in_place_of_its_rest_is_read_from_where_it_broke(
+    how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(
+        Quirk("breaks, and has no ranges", (Fault(Drop(CUT), "GET", "/blobs/"),)), registry_quirks.NO_PARTS
+    )
+    image = layout.image([LAYER], name="app")
+    seed(layout, image, registry.host, "app", "v1")
+    registry.requests.clear()
+    # The config is smaller than that, so it is the layer that breaks off.
+    registry.faults[0].path = layer_of(layout, image)["digest"]
+    check_blobs(mover().pull(f"{registry.host}/app:v1", how))
+    asked = registry.asked("GET", layer_of(layout, image)["digest"])
+    assert [request.status for request in asked] == [200, 200]
+
+
+@quirk(24)
+def test_no_more_is_read_a_second_time_than_a_bound_allows(start: Start, mover: Move, layout: Layout) -> None:
+    cut_at = limits.MAX_DISCARD + 1
+    image = layout.image([cut_at + LAYER], name="app")
+    digest = layer_of(layout, image)["digest"]
+    cut = Quirk("breaks, and has no ranges", (Fault(Drop(cut_at), "GET", digest), Fault(IgnoreRange(), "GET", digest)))
+    registry = start(cut)
+    seed(layout, image, registry.host, "app", "v1")
+    mover("--jobs", "1").pull(f"{registry.host}/app:v1", code=7, says="cannot go on from there")
+
+
+@quirk(24)
+def test_another_part_than_was_asked_for_is_refused(start: Start, mover: Move, layout: Layout) -> None:
+    def elsewhere(_: Any, answer: Any) -> Any:
+        return changed(answer, Content_Range=f"bytes 0-9/{LAYER}") if answer.status == 206 else answer
+
+    image = layout.image([LAYER], name="app")
+    cut = Quirk("breaks", (Fault(Drop(CUT), "GET", layer_of(layout, image)["digest"]),), outward=elsewhere)
+    registry = start(cut)
+    seed(layout, image, registry.host, "app", "v1")
+    mover().pull(f"{registry.host}/app:v1", code=7, says="asked for bytes from")
+
+
+@quirk(25)
+@pytest.mark.parametrize("how", ["image", "child"])
+def test_a_manifest_of_another_digest_than_was_asked_for_is_refused(
+    how: str, start: Start, mover: Move, layout: Layout
+) -> None:
+    image = small_image(layout)
+    other = layout.file(layout.image([b"another"])["digest"]).read_bytes()
+    index = layout.index([image])
+    lies = Reply(200, {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": image["digest"]}, other)
+    registry = start()
+    seed(layout, index, registry.host, "app", "v1")
+    registry.faults.append(Fault(lies, "GET", f"manifests/{image['digest']}", times=None))
+    name = f"{registry.host}/app@{image['digest']}" if how == "image" else f"{registry.host}/app:v1"
+    mover().pull(name, code=5, says=image["digest"])
+
+
+def tagged(layout: Layout, registry: QuirkyRegistry) -> list[str]:
+    """Put some tags into a registry."""
+    found = ["1", "2", "latest"]
+    for tag in found:
+        seed(layout, small_image(layout), registry.host, "app", tag)
+    return found
+
+
+@quirk(26)
+@pytest.mark.parametrize(
+    "quirks",
+    [
+        (registry_quirks.NULL_TAGS,),
+        (registry_quirks.DIGEST_TAGS,),
+        (registry_quirks.SMALL_PAGES,),
+        (registry_quirks.CIRCLE,),
+        (registry_quirks.NULL_TAGS, registry_quirks.DIGEST_TAGS, registry_quirks.SMALL_PAGES, registry_quirks.CIRCLE),
+    ],
+    ids=lambda quirks: " and ".join(map(str, quirks)),
+)
+def test_a_list_of_tags_is_read_whatever_is_in_it(
+    quirks: tuple[Quirk, ...], start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(*quirks)
+    expected = tagged(layout, registry)
+    registry.requests.clear()
+    assert mover().run("inspect", f"{registry.host}/app").lines() == expected
+    # A circle is left as soon as a page comes again.
+    assert 1 <= len(registry.asked("GET", "/tags/list")) <= 3
+
+
+@quirk(26)
+def test_every_page_of_tags_is_read_by_a_relative_link(start: Start, mover: Move, layout: Layout) -> None:
+    def two_at_a_time(handler: Any) -> None:
+        if "/tags/list" in handler.path:
+            last = handler.path.partition("last=")[2].partition("&")[0]
+            handler.path = f"/v2/app/tags/list?n=2&last={last}"
+
+    def relative(_: Any, answer: Any) -> Any:
+        link = answer.headers.get("Link", "").replace("/v2/app/tags/", "")
+        return changed(answer, Link=link or None)
+
+    registry = start(Quirk("small pages, linked relatively", inward=two_at_a_time, outward=relative))
+    expected = tagged(layout, registry)
+    assert mover().run("inspect", f"{registry.host}/app").lines() == expected
+    assert len(registry.asked("GET", "/tags/list")) == 2
+
+
+@quirk(27)
+def test_unknown_with_a_text_is_not_found(start: Start, mover: Move) -> None:
+    registry = start(registry_quirks.UNKNOWN_IN_WORDS)
+    mover().pull(f"{registry.host}/app:v1", code=4, says=("app:v1 is not there", "artifact app:1 not found"))
+
+
+@quirk(27)
+def test_403_says_that_it_may_be_the_name_that_is_wrong(start: Start, mover: Move) -> None:
+    registry = start(registry_quirks.NOT_FOUND_IS_403)
+    mover(env={}).pull(f"{registry.host}/app:v1", code=3, says=("403", "is the name right", "ocistream login"))
+
+
+@quirk(23)
+def test_the_digest_of_a_config_is_checked_too(start: Start, mover: Move, layout: Layout) -> None:
+    image = small_image(layout)
+    registry = start()
+    seed(layout, image, registry.host, "app", "v1")
+    config = config_of(layout, image)
+    wrong = Reply(200, {"Docker-Content-Digest": config["digest"]}, b" " * config["size"])
+    registry.faults.append(Fault(wrong, "GET", config["digest"], times=None))
+    mover().pull(f"{registry.host}/app:v1", code=5, says=config["digest"])

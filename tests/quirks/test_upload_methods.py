@@ -1,0 +1,378 @@
+"""How blobs are sent: in one stream, one PUT or chunks, as asked for, as a registry takes them, as was learnt.
+
+Statements 60 and 61.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from ocistream import limits
+from tests.faulty_registry import Fault, Header, Reply, StopReading, refusal
+from tests.quirks import upload_quirks
+from tests.quirks.command_runner import WAYS, How
+from tests.quirks.interrupted_pushes import SENT, SIZE, Pushes
+from tests.quirks.quirky_registry import Quirk
+from tests.quirks.small_images import MIB
+from tests.quirks.statements import quirk
+
+MakePushes = Callable[..., Pushes]
+both_ways = pytest.mark.parametrize("how", WAYS)
+FORCED: Final = ("stream", "put", "chunk=1MiB")
+STREAM: Final = ["POST", "PATCH", "PUT"]
+#: The profiles that a configuration may name.
+PROFILES: Final = (
+    *("amazon-ecr", "artifactory", "azure-container-registry", "distribution", "docker-hub", "github-packages"),
+    *("gitlab", "google-artifact-registry", "harbor", "nexus", "ocistream", "quay", "unknown"),
+)
+
+
+def configured(pushes: Pushes, setting: str) -> tuple[str, str]:
+    """Write a configuration of the registry, and return the option that names it."""
+    path = pushes.mover.folder / "config.toml"
+    path.write_text(f'[registry."{pushes.registry.host}"]\n{setting}\n')
+    return "--config", str(path)
+
+
+def facts(pushes: Pushes) -> str:
+    """Return what is kept of hosts between runs: "" if nothing is."""
+    path = pushes.mover.folder / "state" / "ocistream" / "hosts.json"
+    return path.read_text() if path.exists() else ""
+
+
+# As it was asked for --------------------------------------------------------------------------------------------
+
+
+@quirk(60)
+@both_ways
+def test_one_put_has_the_digest_and_the_body(how: How, pushes: MakePushes) -> None:
+    used = pushes()
+    used.push(how, "--upload", "put")
+    _, put = used.uploads()
+    assert used.methods() == ["POST", "PUT"]
+    assert put.headers["Content-Length"] == str(SIZE)
+    assert put.query["digest"] == [used.digest]
+    assert used.is_complete()
+    # What was asked for is not something that was learnt.
+    assert facts(used) == ""
+
+
+@quirk(60)
+@pytest.mark.parametrize("way", FORCED)
+@pytest.mark.parametrize("status", [404, 405, 413, 416])
+def test_a_way_that_was_asked_for_is_obeyed_and_its_refusal_told(status: int, way: str, pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(status), "PATCH|PUT", "uploads", larger_than=0, times=None)]
+    used.push("file", "--upload", way, code=7, says="--upload auto")
+    assert {request.method for request in used.uploads() if request.status == status} == {
+        "PUT" if way == "put" else "PATCH"
+    }
+    # The same command would be refused again: nothing is kept for it.
+    assert used.methods()[-1] == "DELETE"
+    assert used.records() == []
+
+
+@quirk(60)
+def test_a_configuration_says_how_and_an_option_more_so(pushes: MakePushes) -> None:
+    used = pushes()
+    config = configured(used, 'upload = "put"')
+    used.registry.faults = [Fault(refusal(400), "PUT", "/manifests/", times=None)]
+    for options, expected in (((), ["POST", "PUT"]), (("--upload", "stream"), STREAM)):
+        used.registry.requests.clear()
+        # The layer's blob is forgotten, so that it is sent again.
+        used.registry.faults = [Fault(refusal(404), "HEAD", "/blobs/", times=None)]
+        used.push("file", *config, *options)
+        assert [request.method for request in used.uploads() if _is_of_layer(request.received)] == expected[1:2]
+
+
+def _is_of_layer(received: int) -> bool:
+    return received >= MIB
+
+
+@quirk(60)
+@both_ways
+@pytest.mark.parametrize("way", FORCED)
+def test_a_blob_whose_last_byte_is_wrong_is_never_closed(way: str, how: How, pushes: MakePushes) -> None:
+    used = pushes()
+    content = used.layout.file(used.digest).read_bytes()
+    used.archive = used.archive.replace(content, content[:-1] + bytes([content[-1] ^ 1]))
+    used.push(how, "--upload", way, code=5, says=used.digest)
+    assert [put for put in used.uploads("PUT") if put.status == 201] == []
+    assert used.registry.asked("PUT", "/manifests/") == []
+    assert used.records() == []
+
+
+# As a registry takes it -----------------------------------------------------------------------------------------
+
+
+@quirk(9)
+@quirk(60)
+@both_ways
+def test_a_body_that_is_too_large_is_halved_until_it_is_not(how: How, pushes: MakePushes) -> None:
+    used = pushes(upload_quirks.no_larger_than(MIB, 413))
+    used.push(how)
+    assert {patch.received for patch in used.uploads("PATCH") if patch.status == 202} == {MIB, 5}
+    stated = [int(patch.headers["Content-Length"]) for patch in used.uploads("PATCH")]
+    assert stated[:4] == [SIZE, 4 * MIB, 2 * MIB, MIB]
+    assert used.is_complete()
+    assert "1048576" in facts(used)
+
+
+@quirk(9)
+@quirk(60)
+def test_a_registry_that_takes_not_even_small_chunks_is_given_up_with_the_likely_cause(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(413), "PATCH", larger_than=0, times=None)]
+    used.push(code=7, says=("413", "client_max_body_size", "--upload"))
+    sizes = [int(patch.headers["Content-Length"]) for patch in used.uploads("PATCH")]
+    assert sizes == [SIZE, 4 * MIB, 2 * MIB, MIB, MIB // 2, MIB // 4]
+    assert used.methods()[-1] == "DELETE"
+
+
+@quirk(9)
+@quirk(60)
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_registry_without_patch_gets_one_put_and_the_next_run_begins_with_it(status: int, pushes: MakePushes) -> None:
+    used = pushes(upload_quirks.refusing("PATCH", status))
+    result = used.push("file", "-v")
+    assert str(status) in result.err
+    assert used.is_complete()
+    used.registry.requests.clear()
+    used.registry.faults = [Fault(refusal(404), "HEAD", "/blobs/", times=None)]
+    used.push()
+    assert used.uploads("PATCH") == []
+
+
+@quirk(10)
+@quirk(60)
+@both_ways
+def test_416_of_a_body_that_is_too_large_is_a_reason_for_chunks_and_of_an_offset_is_not(
+    how: How, pushes: MakePushes
+) -> None:
+    used = pushes(upload_quirks.no_larger_than(MIB, 416))
+    used.push(how)
+    assert used.is_complete()
+    other = pushes()
+    # The first time that it is asked, not all of what has come is counted yet.
+    other.registry.faults = [
+        Fault(StopReading(2 * MIB), "PATCH"),
+        Fault(Header("Range", f"0-{MIB - 1}"), "GET", "/uploads/"),
+    ]
+    other.push("pipe")
+    assert [patch.status for patch in other.uploads("PATCH")] == [None, 416, 202]
+    assert len(other.uploads("POST")) == 1
+    assert str(other.registry.host) not in facts(other)
+    assert other.is_complete()
+
+
+@quirk(60)
+@pytest.mark.parametrize("code", ["BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"])
+def test_a_lost_session_is_not_taken_for_a_method_that_is_not_known(code: str, pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(404, code), "PATCH", times=2)]
+    used.push("pipe")
+    assert len(used.uploads("POST")) == 3
+    assert facts(used) == ""
+    assert used.is_complete()
+    lost = pushes()
+    lost.registry.faults = [Fault(refusal(404, code), "PATCH", times=None)]
+    lost.push("file", "-q", code=7, says="the registry has lost the upload")
+
+
+@quirk(60)
+@pytest.mark.parametrize("times", [1, None])
+def test_a_404_that_says_nothing_is_a_lost_session_once_and_the_method_twice(
+    times: int | None, pushes: MakePushes
+) -> None:
+    used = pushes()
+    used.registry.faults = [
+        Fault(refusal(404), "PATCH", times=times),
+        Fault(refusal(404), "GET", "uploads", times=None),
+    ]
+    used.push()
+    assert used.is_complete()
+    assert len(used.uploads("PATCH")) == 2
+    assert ("put" in facts(used)) == (times is None)
+
+
+@quirk(60)
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+@pytest.mark.parametrize("status", [405, 413])
+def test_what_has_no_body_says_nothing_of_the_way(method: str, status: int, pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(status), method, "uploads", times=None)]
+    used.push(code=7, says=str(status))
+    assert len(used.uploads(method)) == 1
+
+
+@quirk(60)
+@pytest.mark.parametrize(
+    ("profile", "status", "method"),
+    [("artifactory", 405, "PUT"), ("amazon-ecr", 413, "PATCH"), ("google-artifact-registry", 413, "PATCH")],
+)
+def test_a_way_that_is_known_not_to_work_is_not_tried(
+    profile: str, status: int, method: str, pushes: MakePushes
+) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(status), "PATCH", larger_than=0, times=None)]
+    used.push("file", *configured(used, f'profile = "{profile}"'), code=7, says=str(status))
+    assert [request.headers["Content-Range"] for request in used.uploads("PATCH")] == [None]
+    assert [request for request in used.uploads("PUT") if method == "PUT" and request.received] == []
+
+
+@quirk(60)
+@pytest.mark.parametrize(
+    ("header", "value", "tries_put"),
+    [("X-Artifactory-Id", "6d70dcfd", False), ("X-JFrog-Version", "7.1", False), ("X-Other", "x", True)],
+)
+def test_what_a_registry_is_shows_in_its_answers(header: str, value: str, tries_put: bool, pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [
+        Fault(refusal(405), "PATCH", larger_than=0, times=None),
+        Fault(Header(header, value), times=None),
+    ]
+    used.push(code=0 if tries_put else 7)
+    assert any(request.received for request in used.uploads("PUT")) == tries_put
+
+
+@quirk(40)
+@quirk(60)
+@pytest.mark.parametrize("stated", ["0-0", "0-99", "0-1048575", "0-99999999", "nonsense", None, "bytes=0-1"])
+def test_a_range_between_chunks_that_cannot_be_so_is_not_believed(stated: str | None, pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(Header("Range", stated), "PATCH", skip=1, times=None)]
+    used.push("file", "--upload", "chunk=1MiB")
+    assert used.is_complete()
+
+
+@quirk(60)
+@both_ways
+def test_a_refusal_that_comes_while_a_body_is_sent_ends_the_sending(how: How, pushes: MakePushes) -> None:
+    used = pushes(size=24 * MIB)
+    used.registry.faults = [Fault(refusal(413), "PATCH")]
+    result = used.push(how)
+    # It was not a failure of the network, and so little had been read that all of it could be sent again.
+    assert not result.waits
+    assert used.uploads("DELETE") == []
+    assert used.is_complete()
+
+
+@quirk(60)
+def test_a_success_before_all_was_sent_is_not_one(pushes: MakePushes) -> None:
+    used = pushes(size=24 * MIB)
+    used.registry.faults = [Fault(Reply(202), "PATCH")]
+    used.push()
+    assert (len(used.uploads("PATCH")), len(used.uploads("POST"))) == (2, 1)
+    assert used.is_complete()
+
+
+# As was learnt --------------------------------------------------------------------------------------------------
+
+
+@quirk(60)
+def test_what_was_learnt_and_turns_out_wrong_is_forgotten(pushes: MakePushes) -> None:
+    used = pushes()
+    used.push()
+    # What goes well at once is not worth a file.
+    assert facts(used) == ""
+    forget = Fault(refusal(404), "HEAD", "/blobs/", times=None)
+    used.registry.faults = [Fault(refusal(405), "PATCH"), forget]
+    used.push()
+    assert "put" in facts(used)
+    used.registry.faults = [Fault(refusal(405), "PUT", "digest=", larger_than=0, times=None), forget]
+    used.push()
+    assert "put" not in facts(used)
+
+
+@quirk(60)
+@pytest.mark.parametrize("text", ["chunk=1G", "chunk=1", "chunk=0", "chunk=-1", "nonsense", "auto"])
+def test_a_fact_that_nobody_could_have_learnt_is_not_believed(text: str, pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(405), "PATCH")]
+    used.push()
+    path = used.mover.folder / "state" / "ocistream" / "hosts.json"
+    document = json.loads(path.read_text())
+    (entry,) = document["hosts"].values()
+    assert entry["upload"] == "put"
+    entry["upload"] = text
+    path.write_text(json.dumps(document))
+    used.registry.requests.clear()
+    used.registry.faults = [Fault(refusal(404), "HEAD", "/blobs/", times=None)]
+    used.push()
+    assert [patch.headers["Content-Range"] for patch in used.uploads("PATCH")] == [None] * len(used.uploads("PATCH"))
+    assert used.uploads("PATCH") != []
+
+
+# To registries that lose a request which breaks ------------------------------------------------------------------
+
+
+def coded(pushes: Pushes) -> list[bool]:
+    """Say of each PATCH whether it was in the chunked transfer coding; each has either that or a length."""
+    heads = [patch.headers for patch in pushes.uploads("PATCH")]
+    assert all((head["Transfer-Encoding"] is None) != (head["Content-Length"] is None) for head in heads)
+    return [head["Transfer-Encoding"] == "chunked" for head in heads]
+
+
+@quirk(61)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_only_those_that_lose_what_breaks_get_bodies_with_an_end(profile: str, pushes: MakePushes) -> None:
+    used = pushes()
+    used.push("file", *configured(used, f'profile = "{profile}"'))
+    assert any(coded(used)) == (profile in {"distribution", "harbor"})
+    assert used.is_complete()
+
+
+@quirk(61)
+@pytest.mark.parametrize("size", [MIB - 1, 2 * MIB])
+def test_what_is_too_small_to_be_kept_has_a_length(size: int, pushes: MakePushes) -> None:
+    used = pushes(size=size)
+    used.push("file", *configured(used, 'profile = "distribution"'))
+    assert coded(used) == [size >= limits.MIN_PARTIAL_SIZE]
+
+
+@quirk(61)
+@pytest.mark.parametrize("options", [(), ("--upload", "stream")], ids=["found out", "asked for"])
+@pytest.mark.parametrize("status", [400, 404, 411, 501])
+def test_a_refusal_of_the_coding_is_not_one_of_the_way(
+    status: int, options: tuple[str, ...], pushes: MakePushes
+) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(status), "PATCH")]
+    used.push("file", *configured(used, 'profile = "distribution"'), *options)
+    assert coded(used) == [True, False]
+    assert facts(used) == ""
+    assert used.is_complete()
+
+
+@quirk(61)
+def test_a_refusal_of_the_size_is_a_reason_for_chunks(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(413), "PATCH")]
+    used.push("file", *configured(used, 'profile = "distribution"'))
+    assert "chunk=" in facts(used)
+    assert used.is_complete()
+
+
+@quirk(61)
+def test_a_rest_in_the_coding_that_is_refused_loses_nothing(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    used.registry.faults = [Fault(refusal(400), "PATCH")]
+    used.push("file", *configured(used, 'profile = "distribution"'))
+    rest = f"{SENT}-{SIZE - 1}"
+    assert (coded(used), used.ranges()) == ([True, False], [rest, rest])
+    assert used.methods() == ["GET", "PATCH", "GET", "PATCH", "PUT"]
+    assert used.is_complete()
+
+
+@quirk(61)
+def test_that_an_upload_was_lost_with_its_line_is_told(pushes: MakePushes) -> None:
+    used = pushes(Quirk("loses what breaks", (Fault(refusal(404, "BLOB_UPLOAD_INVALID"), "GET", "uploads"),)))
+    used.registry.faults.insert(0, Fault(StopReading(3 * MIB), "PATCH"))
+    result = used.push()
+    assert f"{used.registry.host}: cannot resume the upload of {used.digest}: sending " in result.err
+    assert used.is_complete()

@@ -1,0 +1,262 @@
+"""Uploads that break, and what the registry says of them: what is believed and sent again. Statements 48 and 49."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from tests.faulty_registry import Action, Fault, HangUp, Header, StopReading, refusal
+from tests.quirks import upload_quirks
+from tests.quirks.command_runner import WAYS, How
+from tests.quirks.interrupted_pushes import DOWN, Pushes
+from tests.quirks.small_images import MIB
+from tests.quirks.statements import quirk
+
+MakePushes = Callable[..., Pushes]
+both_ways = pytest.mark.parametrize("how", WAYS)
+#: Where a streamed upload breaks.
+BREAK: Final = 3 * MIB
+#: An upload that was broken, replaced by another, and what is sent into that.
+REPLACED: Final = ["POST", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
+
+
+def breaking(*faults: Fault) -> list[Fault]:
+    """Return what breaks the first streamed upload, and what happens then."""
+    return [Fault(StopReading(BREAK), "PATCH", larger_than=MIB), *faults]
+
+
+# Answers that are lost ------------------------------------------------------------------------------------------
+
+
+@quirk(48)
+@both_ways
+def test_a_closing_put_whose_answer_was_lost_is_found_to_have_been_carried_out(how: How, pushes: MakePushes) -> None:
+    used = pushes(upload_quirks.losing_answer("PUT", "digest="))
+    used.push(how)
+    # The second finds no upload any more; whether the blob is there says what became of the first.
+    assert used.methods() == ["POST", "PATCH", "PUT", "PUT"]
+    assert [request.status for request in used.uploads("PUT")][1:] == [404]
+    assert [request.status for request in used.registry.asked("HEAD", used.digest.replace(":", "."))] == [404, 200]
+    assert used.is_complete()
+
+
+@quirk(48)
+@both_ways
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_another_answer_that_was_lost_costs_a_session_or_the_bytes_of_one(
+    method: str, how: How, pushes: MakePushes
+) -> None:
+    used = pushes(upload_quirks.losing_answer(method, "/blobs/uploads/"))
+    used.push(how)
+    assert used.is_complete()
+
+
+@quirk(48)
+def test_a_chunk_whose_answer_was_lost_is_not_sent_again(pushes: MakePushes) -> None:
+    used = pushes(upload_quirks.losing_answer("PATCH"))
+    used.push("pipe", "--upload", "chunk=1MiB")
+    assert used.ranges()[:2] == [f"0-{MIB - 1}", f"{MIB}-{2 * MIB - 1}"]
+    assert used.received() == used.size
+    assert used.is_complete()
+
+
+@quirk(48)
+def test_that_nobody_can_say_whether_the_blob_is_there_is_not_the_news(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [
+        Fault(refusal(400, "DIGEST_INVALID"), "PUT", "digest=", times=None),
+        Fault(HangUp(), "HEAD", "/blobs/", skip=2, times=None),
+    ]
+    used.push(code=7, says="400 DIGEST_INVALID")
+
+
+# What is believed of an upload that broke -----------------------------------------------------------------------
+
+
+@quirk(49)
+@pytest.mark.parametrize(
+    ("answer", "how"),
+    [
+        *(
+            (Header("Range", stated), "file")
+            for stated in ("0-999999999", f"0-{BREAK + 2 * MIB}", "0--1", "-5", "5-10", "x", None)
+        ),
+        *((refusal(status), "file") for status in (400, 404, 405, 410, 416)),
+        (refusal(404, "BLOB_UPLOAD_UNKNOWN"), "file"),
+        (Header("Range", "0-999999999"), "pipe"),
+        (Header("Range", None), "pipe"),
+        (refusal(404), "pipe"),
+    ],
+    ids=str,
+)
+def test_an_upload_of_which_nothing_is_said_that_can_be_so_is_replaced(
+    answer: Action, how: How, pushes: MakePushes
+) -> None:
+    used = pushes()
+    used.registry.faults = breaking(Fault(answer, "GET", "uploads", times=None))
+    used.push(how)
+    assert [method for method in used.methods() if method != "GET"] == REPLACED
+    assert {request.status for request in used.uploads("PUT")} == {201}
+    assert used.is_complete()
+
+
+@quirk(49)
+def test_0_0_is_how_a_registry_says_that_it_has_nothing(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [
+        Fault(StopReading(0), "PATCH"),
+        Fault(Header("Range", "0-0"), "GET", "uploads"),
+    ]
+    used.push("pipe")
+    assert used.methods() == ["POST", "PATCH", "GET", "PATCH", "PUT"]
+    assert used.is_complete()
+
+
+@quirk(49)
+def test_less_than_was_acknowledged_before_is_not_believed(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [
+        Fault(StopReading(0), "PATCH", skip=3),
+        Fault(Header("Range", f"0-{MIB - 1}"), "GET", "uploads"),
+    ]
+    used.push("pipe", "--upload", "chunk=1MiB")
+    assert len(used.uploads("POST")) == 2
+    assert used.is_complete()
+
+
+@quirk(49)
+@both_ways
+def test_the_location_of_the_answer_is_where_it_continues(how: How, pushes: MakePushes) -> None:
+    moved = Header("Location", lambda path: f"{path}?_state=b%3D")
+    used = pushes()
+    used.registry.faults = breaking(Fault(moved, "GET", "uploads"))
+    used.push(how)
+    assert used.uploads("PATCH")[1].target.endswith("?_state=b%3D")
+    assert used.received() == used.size
+    assert used.is_complete()
+
+
+@quirk(49)
+@pytest.mark.parametrize("status", [400, 405, 411, 501])
+def test_a_registry_that_takes_no_rest_of_a_stream_gets_all_of_it_again(status: int, pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = breaking(Fault(refusal(status), "PATCH"))
+    used.push("pipe")
+    assert used.methods() == ["POST", "PATCH", "GET", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
+    assert used.is_complete()
+
+
+@quirk(49)
+@pytest.mark.parametrize("broke", [True, False])
+def test_bytes_that_were_put_together_wrongly_are_sent_again_if_they_were_put_together(
+    broke: bool, pushes: MakePushes
+) -> None:
+    wrong = refusal(400, "DIGEST_INVALID")
+    used = pushes()
+    used.registry.faults = breaking(Fault(wrong, "PUT")) if broke else [Fault(wrong, "PUT", times=None)]
+    used.push("pipe", code=0 if broke else 7)
+    assert len(used.uploads("POST")) == (2 if broke else 1)
+    assert used.is_complete() == broke
+
+
+@quirk(49)
+def test_a_registry_whose_ranges_stand_still_is_not_asked(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = breaking()
+    config = used.mover.folder / "config.toml"
+    config.write_text(f'[registry."{used.registry.host}"]\nprofile = "amazon-ecr"\n')
+    used.push("pipe", "--config", str(config))
+    assert used.methods() == REPLACED
+    assert used.is_complete()
+
+
+@quirk(49)
+@pytest.mark.parametrize("answer", ["hangs up", "401", "429", "503"])
+def test_a_registry_that_did_not_answer_once_is_asked_again_beside_another_session(
+    answer: str, pushes: MakePushes
+) -> None:
+    used = pushes()
+    # One time less than makes the push fail, with the break itself.
+    times = 1 if answer in {"401", "403", "407"} else 5
+    used.registry.faults = breaking(Fault(DOWN[answer], "GET", "uploads", times=times))
+    used.push()
+    without_gets = [method for method in used.methods() if method != "GET"]
+    assert without_gets == ["POST", "PATCH", "POST", "DELETE", "PATCH", "PUT"]
+    # It was the other that is deleted: this one has what was sent.
+    assert used.received() == used.size
+    assert used.is_complete()
+
+
+@quirk(49)
+@pytest.mark.parametrize("answer", ["hangs up", "403", "503"])
+def test_a_session_that_alone_cannot_be_asked_about_is_given_up(answer: str, pushes: MakePushes) -> None:
+    # The same command would fail for ever.
+    used = pushes()
+    used.registry.faults = breaking(Fault(DOWN[answer], "GET", "uploads", times=None))
+    used.push("pipe")
+    without_gets = [method for method in used.methods() if method != "GET"]
+    assert without_gets == ["POST", "PATCH", "POST", "DELETE", "PATCH", "PUT"]
+    assert used.is_complete()
+    assert used.records() == []
+
+
+@quirk(49)
+@pytest.mark.parametrize("answer", DOWN)
+def test_a_line_that_goes_down_in_the_middle_loses_nothing(answer: str, pushes: MakePushes) -> None:
+    used = pushes()
+    code = 3 if answer in {"401", "403"} else 7
+    used.registry.faults = breaking(Fault(DOWN[answer], path="uploads", skip=1, times=None))
+    used.push(code=code)
+    assert len(used.records()) == 1
+    used.registry.faults = []
+    used.push()
+    assert [request.status for request in used.uploads("POST")].count(202) == 1
+    assert used.received() == used.size
+    assert used.is_complete()
+    assert used.records() == []
+
+
+# What is sent again ---------------------------------------------------------------------------------------------
+
+
+@quirk(30)
+@quirk(49)
+def test_an_upload_may_break_as_often_as_there_is_progress_and_not_without(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(StopReading(MIB // 2), "PATCH", times=None, larger_than=MIB // 2)]
+    used.push("pipe", "--retries", "1")
+    assert len(used.uploads("PATCH")) > 4
+    assert used.received() == used.size
+    assert used.is_complete()
+    other = pushes()
+    other.registry.faults = [Fault(StopReading(10), "PATCH", times=None)]
+    other.push("pipe", "--retries", "1", code=7)
+    assert len(other.uploads("PATCH")) == 2
+
+
+@quirk(49)
+@both_ways
+def test_what_a_pipe_cannot_give_again_is_lost_with_the_session_and_the_way_out_is_said(
+    how: How, pushes: MakePushes
+) -> None:
+    used = pushes(size=12 * MIB)
+    lost = Fault(refusal(404, "BLOB_UPLOAD_INVALID"), "GET", "uploads", times=None)
+    used.registry.faults = [Fault(StopReading(10 * MIB), "PATCH"), lost]
+    if how == "pipe":
+        used.push(how, code=7, says="cannot be sent again: push from a file")
+        assert used.methods() == ["POST", "PATCH", "GET", "DELETE"]
+    else:
+        used.push(how)
+        assert used.is_complete()
+
+
+@quirk(30)
+@quirk(49)
+def test_a_session_that_is_lost_at_each_close_is_not_opened_for_ever(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PUT", "digest=", times=None)]
+    used.push("file", "-q", code=7, says="BLOB_UPLOAD_UNKNOWN")
+    # As often as any request is tried.
+    assert len(used.uploads("POST")) == 6
