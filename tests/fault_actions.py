@@ -1,6 +1,4 @@
-"""What may be done to a request or its answer, as data; `tests.faulty_registry` does it, and tests name it from
-there.
-"""
+"""What can be done to a request or its response, as data. `tests.faulty_registry` does it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Which links another user may have put there, whoever runs the tests: tests/cli/test_planted_symlinks.py needs
-root.
-"""
+"""Which links another user may have planted. This needs no root; tests/cli/test_planted_symlinks.py does."""
 
 from __future__ import annotations
 
