@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import expect
-from tests.faults import Fault, FaultyRegistry, Stall, too_many_requests
+from tests.cli import assertions
+from tests.faulty_registry import Fault, FaultyRegistry, Stall, too_many_requests
 from tests.images import Layout
 from tests.registry_http import seed, tags
 from tests.runner import Argument, command, real, run, started
@@ -49,8 +49,8 @@ def stopped_in_the_middle(
 ) -> Iterator[Callable[[], tuple[int, bytes, str]]]:
     """Send a signal once a transfer has come to a halt, and something is so, and give the way to how it ended."""
     with started(*argv) as process:
-        expect.wait_for(lambda: [request for request in registry.requests if request.fault])
-        expect.wait_for(until)
+        assertions.wait_for(lambda: [request for request in registry.requests if request.fault])
+        assertions.wait_for(until)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         yield lambda: (process.returncode, out, err.decode())
@@ -70,7 +70,7 @@ def test_a_pull_into_a_file_that_is_stopped_leaves_what_has_come_under_another_n
     first, second = err.splitlines()
     assert first.startswith("ocistream: error: ")
     assert f"are kept in {partial}: the same command goes on from there" in second
-    expect.nothing_left(folder, partial.name)
+    assertions.nothing_left(folder, partial.name)
 
 
 def test_a_pull_into_a_layout_that_is_stopped_leaves_no_image_but_what_has_come_of_its_blobs(
@@ -105,7 +105,7 @@ def test_one_that_is_stopped_early_leaves_nothing_to_clear_up(
     with stopped_in_the_middle(stalling, signal.SIGTERM, *pull) as ended:
         code, _, err = ended()
     assert (code, len(err.splitlines())) == (143, 1)
-    expect.no_partial_files(tmp_path / "new")
+    assertions.no_partial_files(tmp_path / "new")
 
 
 def _has(path: Path, size: int) -> bool:
@@ -121,7 +121,7 @@ def test_a_pull_to_stdout_that_is_stopped_leaves_the_archive_without_an_end(
     assert got == code
     assert 0 < len(out) < 5 * MIB
     pushed = real("push", f"{stalling.host}/other:1", stdin=out)
-    expect.failure(pushed, 6, "truncated")
+    assertions.failure(pushed, 6, "truncated")
     assert tags(stalling.host, "other") == []
 
 
@@ -141,14 +141,14 @@ def test_a_push_that_is_stopped_leaves_no_image(
         [],
         [f"  {registry.host} may have stored a part of 1 blob: re-run the same command; it reports what it resumes"],
     )
-    expect.no_image(registry)
+    assertions.no_image(registry)
 
 
 def test_a_hangup_that_is_ignored_ends_nothing(stalling: FaultyRegistry, tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with started("pull", f"{stalling.host}/app:1", "-o", tmp_path / "app.tar") as process:
-            expect.wait_for(lambda: [request for request in stalling.requests if request.fault])
+            assertions.wait_for(lambda: [request for request in stalling.requests if request.fault])
             process.send_signal(signal.SIGHUP)
             stalling.release()
             assert process.wait(60) == 0
@@ -163,7 +163,7 @@ def test_a_push_that_waits_for_its_pipe_can_be_stopped(served: FaultyRegistry) -
         process.stdin.flush()
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) in {143, -signal.SIGTERM}
-    expect.no_image(served)
+    assertions.no_image(served)
 
 
 def test_a_reader_that_goes_away_ends_a_pull(stalling: FaultyRegistry) -> None:
@@ -195,12 +195,12 @@ def test_the_second_of_two_ends_when_the_first_is_killed(stalling: FaultyRegistr
         assert pull.stdout
         with started("push", f"{served.host}/app:1", stdin=pull.stdout.fileno()) as push:
             pull.stdout.close()
-            expect.wait_for(lambda: [request for request in stalling.requests if request.fault])
+            assertions.wait_for(lambda: [request for request in stalling.requests if request.fault])
             pull.kill()
             out, err = push.communicate(timeout=60)
     assert (push.returncode, out) == (6, b"")
     assert "truncated" in err.decode()
-    expect.no_image(served)
+    assertions.no_image(served)
 
 
 @pytest.mark.parametrize(("option", "shown"), [("-v", False), ("-vv", True)])
@@ -246,13 +246,13 @@ def test_signals_that_follow_the_first_do_no_harm(
     stalling.faults = [dataclasses.replace(stalling.faults[0], action=Stall(after=1000))]
     to = end if end == "-" else f"{tmp_path}/new/{end}"
     with started("pull", "--jobs=1", f"{stalling.host}/app:1", "-o", to, env=uncounted()) as process:
-        expect.wait_for(lambda: [request for request in stalling.requests if request.fault])
+        assertions.wait_for(lambda: [request for request in stalling.requests if request.fault])
         said = stopped_again_and_again(process, first, others)
     # Of two that are there at once, nobody can tell which came first.
     number = others if process.returncode == 128 + others else first
     word = "interrupted" if number == signal.SIGINT else "terminated"
     assert (process.returncode, said) == (128 + number, f"ocistream: error: {word}\n")
-    expect.no_partial_files(tmp_path / "new")
+    assertions.no_partial_files(tmp_path / "new")
 
 
 def test_asking_again_while_an_upload_is_deleted_does_no_harm(
@@ -264,12 +264,12 @@ def test_asking_again_while_an_upload_is_deleted_does_no_harm(
     # To send the layer takes seconds at this rate: the signal comes in the middle.
     push = ("push", "--jobs=1", "--stall-timeout=1000", "--limit-rate=1k", "-i", layout.path, f"{registry.host}/app:1")
     with started(*push, env=uncounted()) as process:
-        expect.wait_for(lambda: registry.asked("PATCH"))
+        assertions.wait_for(lambda: registry.asked("PATCH"))
         process.send_signal(signal.SIGINT)
-        expect.wait_for(lambda: registry.asked("DELETE"))
+        assertions.wait_for(lambda: registry.asked("DELETE"))
         said = stopped_again_and_again(process, signal.SIGINT, signal.SIGINT)
     assert (process.returncode, said) == (130, "ocistream: error: interrupted\n")
-    expect.no_image(registry)
+    assertions.no_image(registry)
 
 
 def test_a_wait_for_another_try_can_be_interrupted(stalling: FaultyRegistry, tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ from ocistream.cli import run
 run()
 """
     result = run([sys.executable, "-P", "-c", program])
-    expect.failure(result, 4, "nowhere")
+    assertions.failure(result, 4, "nowhere")
 
 
 def test_one_that_came_before_the_end_counts() -> None:
