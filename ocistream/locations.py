@@ -350,7 +350,7 @@ def open_layout_source(location: Location, context: OpenContext, selection: Sele
         UsageError: the path is a file.
         NotFoundError, ArchiveError: see `LayoutSource`.
     """
-    from ocistream.layout.store import LayoutSource
+    from ocistream.layout.source import LayoutSource
 
     _check_not_file(location)
     return LayoutSource(
@@ -368,7 +368,7 @@ def open_layout_destination(location: Location, context: OpenContext) -> Destina
     Raises:
         UsageError: the path is a file.
     """
-    from ocistream.layout.store import LayoutDestination
+    from ocistream.layout.destination import LayoutDestination
 
     _check_not_file(location)
     return LayoutDestination(path_of(location))

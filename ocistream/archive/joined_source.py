@@ -17,7 +17,7 @@ from ocistream.errors import ArchiveError, IntegrityError, UsageError
 from ocistream.layout.image_selection import report_duplicate_names
 from ocistream.layout.index import entry_name_of, image_name_of
 from ocistream.layout.index_graph import IndexGraphBuilder
-from ocistream.layout.store import LayoutSource
+from ocistream.layout.source import LayoutSource
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, VOLUME, OmissionReason, parse_omitted
 from ocistream.oci.reference import printable
 from ocistream.streams import files

@@ -72,7 +72,7 @@ def select_all_images(
 def report_duplicate_names(graph: Graph) -> None:
     """Report names that several images have: tools differ in the image that they take.
 
-    An archive may have two images of one name. A layout directory refuses that (`layout.store`).
+    An archive may have two images of one name. A layout directory refuses that (`layout.destination`).
     """
     images: dict[str, dict[str, None]] = {}
     for root in graph.roots:

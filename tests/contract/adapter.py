@@ -23,6 +23,7 @@ from ocistream.archive.stream_source import ArchiveStreamSource
 from ocistream.archive.volume_destination import VolumeSetDestination
 from ocistream.errors import OcistreamError, UsageError
 from ocistream.http.client import HttpClient, HttpSettings
+from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.index import (
     ImageSelector,
     select_every_image,
@@ -30,7 +31,7 @@ from ocistream.layout.index import (
     select_named_images,
     select_only_image,
 )
-from ocistream.layout.store import LayoutDestination, LayoutSource
+from ocistream.layout.source import LayoutSource
 from ocistream.oci import referrers as attachments
 from ocistream.oci.descriptor import Descriptor, parse_platform
 from ocistream.oci.graph import Graph, Root

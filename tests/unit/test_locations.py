@@ -22,7 +22,8 @@ from ocistream.errors import (
     UsageError,
 )
 from ocistream.http.client import HttpClient, HttpSettings
-from ocistream.layout.store import LayoutDestination, LayoutSource
+from ocistream.layout.destination import LayoutDestination
+from ocistream.layout.source import LayoutSource
 from ocistream.locations import Location, OpenContext, Selection, open_destination, open_source, parse_location
 from ocistream.oci.descriptor import Descriptor, parse_platform
 from ocistream.oci.platforms import PlatformChoice

@@ -160,7 +160,7 @@ def _wrap_sized_source(source: Source) -> _SizedSource | None:
 
     None for a docker-archive too: its images are made from what it has, so nothing can be missing.
     """
-    from ocistream.layout.store import LayoutSource
+    from ocistream.layout.source import LayoutSource
 
     if isinstance(source, LayoutSource):
         return _SizedSource(source, source.layout.blob_size)

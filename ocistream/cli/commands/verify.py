@@ -300,7 +300,7 @@ def _is_docker_name(name: str) -> bool:
 
 def _describe_source(source: Source) -> tuple[str, int, list[str]]:
     """Return the kind of a source, how many files belong to no image, and the illegal names."""
-    from ocistream.layout.store import LayoutSource
+    from ocistream.layout.source import LayoutSource
 
     if isinstance(source, LayoutSource):
         return "OCI layout", 0, list(source.layout.list_foreign_files())

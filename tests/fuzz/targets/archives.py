@@ -25,8 +25,9 @@ from ocistream.archive.outputs import open_file_output
 from ocistream.archive.stream_source import ArchiveStreamSource
 from ocistream.archive.tar import TarReader
 from ocistream.errors import ArchiveError, OcistreamError
+from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.index import select_every_image, select_existing_images, select_named_images, select_only_image
-from ocistream.layout.store import LayoutDestination, LayoutSource
+from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import parse_platform
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.streams.compression import GZIP, ZSTD, decompress, detect_codec

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from ocistream import limits
 from ocistream.archive.decompression import decompress_input, is_compressed
 from ocistream.errors import ArchiveError, LocalDiskError, NotFoundError, OcistreamError
-from ocistream.layout.store import LayoutDestination
+from ocistream.layout.destination import LayoutDestination
 from ocistream.locations import OpenContext, Selection, open_source, parse_location
 from ocistream.transfer import copy as transfer
 from tests.archives import END, items_of, small_first, tar_of

@@ -10,7 +10,7 @@ import pytest
 from ocistream.archive.docker_destination import DockerArchiveDestination
 from ocistream.archive.outputs import open_file_output
 from ocistream.errors import UnsupportedError
-from ocistream.layout.store import LayoutSource
+from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph, Root
 from ocistream.transfer import copy as transfer

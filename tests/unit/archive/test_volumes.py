@@ -15,7 +15,7 @@ from ocistream.archive import tar
 from ocistream.archive.volume_destination import VolumePlan, VolumeSetDestination, plan_volumes
 from ocistream.errors import ArchiveError, IntegrityError, NetworkError, UnsupportedError, UsageError
 from ocistream.layout.index import blob_name, build_entries, build_index_json
-from ocistream.layout.store import LayoutSource
+from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.oci.omitted_blobs import HAVE, OmissionReason

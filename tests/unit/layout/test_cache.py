@@ -17,8 +17,8 @@ from ocistream.errors import IntegrityError, NetworkError
 from ocistream.layout import directory as blob_folders
 from ocistream.layout.cache import Cache
 from ocistream.layout.cached_repository import CachedRepository
+from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.layout.store import LayoutDestination
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.reference import parse_reference
 from ocistream.registry.mirrors import ReadableRepository, RepositoryOpener

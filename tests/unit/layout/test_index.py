@@ -11,6 +11,7 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UsageError
+from ocistream.layout.destination import merge_entries
 from ocistream.layout.index import (
     FULL_NAME,
     OCI_LAYOUT,
@@ -29,7 +30,7 @@ from ocistream.layout.index import (
     select_named_images,
     select_only_image,
 )
-from ocistream.layout.store import LayoutSource, merge_entries
+from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, parse_platform
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice

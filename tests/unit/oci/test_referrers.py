@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ocistream.layout.index import build_entries
-from ocistream.layout.store import LayoutSource
+from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import OCI_MANIFEST, Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.oci.referrers import (

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from ocistream.errors import NetworkError
-from ocistream.layout.store import LayoutSource
+from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.reference import parse_reference
 from ocistream.registry.destination import MAX_BLOBS_CHECKED, ExistingImages, RegistryDestination

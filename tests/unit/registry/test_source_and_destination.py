@@ -19,7 +19,8 @@ from ocistream.errors import (
     RegistryError,
     UnsupportedError,
 )
-from ocistream.layout.store import LayoutDestination, LayoutSource
+from ocistream.layout.destination import LayoutDestination
+from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor, parse_platform
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import PlatformChoice

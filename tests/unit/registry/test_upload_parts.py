@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ocistream.errors import IntegrityError, NetworkError, RegistryError
-from ocistream.layout.store import LayoutSource
+from ocistream.layout.source import LayoutSource
 from ocistream.oci.reference import parse_reference
 from ocistream.registry.blob_push import BlobPusher
 from ocistream.registry.destination import RegistryDestination

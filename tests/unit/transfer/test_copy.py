@@ -16,7 +16,8 @@ from ocistream.errors import (
     IntegrityError,
     NetworkError,
 )
-from ocistream.layout.store import LayoutDestination, LayoutSource
+from ocistream.layout.destination import LayoutDestination
+from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.transfer import copy as transfer

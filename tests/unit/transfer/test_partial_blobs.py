@@ -15,7 +15,7 @@ from ocistream.archive.destination import ArchiveDestination
 from ocistream.archive.outputs import open_file_output
 from ocistream.archive.stream_source import ArchiveStreamSource
 from ocistream.errors import ArchiveError, PartialBlobLostError, UnsupportedError
-from ocistream.layout.store import LayoutDestination
+from ocistream.layout.destination import LayoutDestination
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.interfaces import Destination
 from ocistream.transfer.partial_blobs import PARTIAL_BLOBS, chunks_from, format_partial_blobs, parse_partial_blobs

@@ -29,7 +29,8 @@ from ocistream.errors import (
     OcistreamError,
     UsageError,
 )
-from ocistream.layout.store import LayoutDestination, LayoutSource
+from ocistream.layout.destination import LayoutDestination
+from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.streams.chunks import Chunk, compute_digest

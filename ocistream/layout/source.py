@@ -1,0 +1,114 @@
+"""An OCI image layout directory as a source of images."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ocistream import notices
+from ocistream.layout.directory import LayoutDirectory
+from ocistream.layout.image_selection import report_duplicate_names
+from ocistream.layout.index import ImageSelector, select_every_image
+from ocistream.layout.index_graph import IndexGraphBuilder
+from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
+from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.transfer.interfaces import Blob
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from collections.abc import Set as AbstractSet
+    from pathlib import Path
+
+    from ocistream.oci.graph import Graph
+    from ocistream.oci.referrers import ReferrerMode
+    from ocistream.transfer.interfaces import EarlyBlobs
+
+__all__ = ["LayoutSource"]
+
+
+class LayoutSource:
+    """Reads images from a layout directory."""
+
+    concurrent = True
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        select: ImageSelector = select_every_image,
+        platforms: PlatformChoice = ALL_PLATFORMS,
+        referrers: ReferrerMode = "listed",
+        include_unneeded: bool = False,
+    ) -> None:
+        """Open a layout. With `include_unneeded`, `blobs` also yields blobs that no image needs.
+
+        Raises:
+            NotFoundError: the directory does not exist.
+            ArchiveError: the directory is not a layout.
+        """
+        self._layout = LayoutDirectory(path)
+        self._layout.check()
+        self._select = select
+        self._platforms = platforms
+        self._referrers: ReferrerMode = referrers
+        self._includes_unneeded = include_unneeded
+
+    def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - blobs can be read in any order
+        """Read `index.json` and every manifest below the selected images."""
+        builder = IndexGraphBuilder(self._select, self._platforms, self._referrers)
+        index = self._layout.read_index()
+        manifest_json = self._layout.path / "manifest.json"
+        if not index.entries and os.path.lexists(manifest_json):
+            notices.notify(
+                f"index.json lists no image, and {manifest_json} is not read in a directory; "
+                f"to use it: `tar -C {self._layout.path} -cf x.tar .`, then push x.tar"
+            )
+        builder.begin(*index)
+        while (descriptor := builder.next_needed()) is not None:
+            if not self.supply(builder, descriptor):
+                builder.mark_missing(descriptor.digest)
+        graph = builder.build()
+        report_duplicate_names(graph)
+        return graph
+
+    def supply(self, builder: IndexGraphBuilder, needed: Descriptor) -> bool:
+        """Supply a manifest that a graph needs. Return whether the layout has it."""
+        if self._layout.blob_size(needed.digest) is None:
+            return False
+        builder.supply(needed.digest, self._layout.read_blob(needed))
+        return True
+
+    def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+        """Yield the wanted blobs that exist, in the order of `wanted`."""
+        for descriptor in wanted:
+            if (blob := self.blob(descriptor)) is not None:
+                yield blob
+        if self._includes_unneeded:
+            yield from self.other_blobs({descriptor.digest for descriptor in wanted})
+
+    def blob(self, descriptor: Descriptor) -> Blob | None:
+        """Return a blob, or None if no file has its name. The content is not checked here."""
+        return None if self.is_missing(descriptor) else self._blob(descriptor)
+
+    def other_blobs(self, digests: AbstractSet[str]) -> Iterator[Blob]:
+        """Yield the blobs that are not among `digests`."""
+        for digest in self._layout.list_blobs():
+            if digest not in digests and (size := self._layout.blob_size(digest)) is not None:
+                yield self._blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, size))
+
+    def is_missing(self, descriptor: Descriptor) -> bool:
+        """Return whether no file has the blob's name."""
+        return self._layout.blob_size(descriptor.digest) is None
+
+    @property
+    def layout(self) -> LayoutDirectory:
+        """The layout directory."""
+        return self._layout
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+    def _blob(self, descriptor: Descriptor) -> Blob:
+        chunks = partial(self._layout.blob_chunks, descriptor.digest, descriptor.size)
+        return Blob(descriptor, chunks, open_at=chunks)
