@@ -189,7 +189,7 @@ class TestCorruption:
         content = bytes(layer["size"])
         items[blob_name(layer["digest"])] = content
         ask = serve(tar_of(items.items()))
-        set_limits(MAX_REREAD=999)
+        set_limits(MAX_VERIFIED_BEFORE_RANGE=999)
         answer = ask("GET", f"/v2/app/blobs/{layer['digest']}", headers={"Range": "bytes=1000-"})
         assert (answer.status, answer.body) == (206, content[1000:])
         with pytest.raises(http.client.IncompleteRead):

@@ -54,19 +54,19 @@ class TestWaiting:
     def test_a_connection_without_a_complete_request_is_closed(
         self, served: Served, set_limits: SetLimits, sent: bytes
     ) -> None:
-        set_limits(REQUEST_TIME=0.05)
+        set_limits(REQUEST_TIMEOUT=0.05)
         assert is_cut(served.host, sent)
 
     def test_a_connection_without_a_next_request_is_closed(self, served: Served, set_limits: SetLimits) -> None:
         with connect(served.host) as connection:
             connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
-            set_limits(REQUEST_TIME=0.05)
+            set_limits(REQUEST_TIMEOUT=0.05)
             with contextlib.suppress(ConnectionError):
                 read_all(connection)
 
     def test_a_connection_without_a_tls_handshake_is_closed(self, tmp_path: Path, set_limits: SetLimits) -> None:
-        set_limits(REQUEST_TIME=0.05)
+        set_limits(REQUEST_TIMEOUT=0.05)
         with Served(tmp_path / "layout", tls=server_tls(make_certificate(tmp_path))) as registry:
             assert is_cut(registry.host)
             assert is_cut(registry.host, b"\x16\x03\x01")
@@ -78,11 +78,11 @@ class TestWaiting:
             slow.sendall(head.encode() + FIRST)
             eventually(lambda: ask("GET", location).headers["Range"] != "0-0")
             usual = limits.REQUEST_TIMEOUT
-            set_limits(REQUEST_TIME=0.05)
+            set_limits(REQUEST_TIMEOUT=0.05)
             assert is_cut(served.host)
             slow.sendall(SECOND)
             assert read_all(slow).startswith(b"HTTP/1.1 202 ")
-        set_limits(REQUEST_TIME=usual)
+        set_limits(REQUEST_TIMEOUT=usual)
         with Client(served.host) as other:
             assert closed(other, location) == 201
 
@@ -135,7 +135,7 @@ class TestRoom:
 class TestDescriptors:
     def test_uploads_and_connections_fit_the_file_descriptors(self, served: Served, set_limits: SetLimits) -> None:
         # Four descriptors are left: enough for one connection and one upload.
-        set_limits(SPARE_DESCRIPTORS=1020)
+        set_limits(RESERVED_FILE_DESCRIPTORS=1020)
         with soft_limit(resource.RLIMIT_NOFILE, 1024), Client(served.host) as ask:
             begin(ask)
             answer = ask("POST", "/v2/app/blobs/uploads/")

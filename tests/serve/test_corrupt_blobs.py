@@ -154,7 +154,7 @@ def test_an_index_with_a_corrupt_platform_is_served_unchanged(layout: Layout) ->
 
 
 def test_only_the_last_checks_are_remembered(served: Served, again: Client, set_limits: SetLimits) -> None:
-    set_limits(MAX_CHECKED_BLOBS=1)
+    set_limits(MAX_CACHED_BLOB_CHECKS=1)
     corrupt(path_of(served))
     cut_off(again)
     assert again("HEAD", TARGET).status == 404

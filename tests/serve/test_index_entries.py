@@ -167,7 +167,7 @@ class TestLargeIndexes:
 
     @pytest.fixture(autouse=True)
     def no_cache(self, set_limits: SetLimits) -> None:
-        set_limits(MAX_LINKED=0)
+        set_limits(MAX_CACHED_INDEX_ENTRIES=0)
 
     def test_links_that_are_not_cached_are_still_found(self, ask: Client, served: Served) -> None:
         documents = [image(ask, b"one"), image(ask, b"two")]

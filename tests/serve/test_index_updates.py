@@ -102,7 +102,7 @@ class TestLock:
     def test_waiting_for_own_changes_does_not_count_as_waiting_for_the_lock(
         self, put: Callable[[int], int], set_limits: SetLimits
     ) -> None:
-        set_limits(LOCK_TIME=0.0)
+        set_limits(LOCK_TIMEOUT=0.0)
         assert in_parallel(put) == [201] * CLIENTS
 
     def test_a_lock_that_another_process_keeps_is_reported_and_nothing_changes(
@@ -112,7 +112,7 @@ class TestLock:
         access_log: list[AccessLogEntry],
         set_limits: SetLimits,
     ) -> None:
-        set_limits(LOCK_TIME=0.1)
+        set_limits(LOCK_TIMEOUT=0.1)
         with locked_by_another_process(served.path):
             assert in_parallel(put, 3) == [500] * 3
         assert put(9) == 201
@@ -174,7 +174,7 @@ class TestFailures:
     def test_no_more_entries_are_written_than_can_be_read_again(
         self, ask: Client, served: Served, put: Callable[[int], int], set_limits: SetLimits
     ) -> None:
-        set_limits(MAX_LISTED=3)
+        set_limits(MAX_LIST_ENTRIES=3)
         assert [put(number) for number in range(4)] == [201, 201, 201, 400]
         assert ask("GET", "/v2/app/tags/list").json()["tags"] == ["v0", "v1", "v2"]
         assert put(0) == 201

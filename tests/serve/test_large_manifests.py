@@ -34,7 +34,7 @@ LARGE: Final = index(limits.LARGE_MANIFEST + 1000)
 @pytest.fixture
 def single(tmp_path: Path, set_limits: SetLimits) -> Iterator[Served]:
     """Return a registry that takes one large manifest at a time, and lets others wait only for a moment."""
-    set_limits(MAX_LARGE_PUSHES=1, LARGE_PUSH_WAIT=0.1)
+    set_limits(MAX_LARGE_PUSHES=1, LARGE_PUSH_QUEUE_TIMEOUT=0.1)
     with Served(tmp_path / "served") as registry:
         yield registry
 
@@ -71,7 +71,7 @@ class TestPushing:
     def test_a_client_that_sends_a_large_manifest_slowly_is_refused(
         self, single: Served, set_limits: SetLimits, chunked: bool
     ) -> None:
-        set_limits(LARGE_PUSH_TIME=0.2)
+        set_limits(LARGE_PUSH_TIMEOUT=0.2)
         with connect(single.host) as slow:
             slow.sendall(put(LARGE, chunked=chunked)[:-10])
             assert read_all(slow).startswith(b"HTTP/1.1 408 ")
@@ -86,7 +86,7 @@ class TestPushing:
 
 
 def test_a_small_manifest_may_be_sent_slowly(single: Served, set_limits: SetLimits) -> None:
-    set_limits(LARGE_PUSH_TIME=0.0)
+    set_limits(LARGE_PUSH_TIMEOUT=0.0)
     request = put(SMALL, chunked=False)
     with connect(single.host) as slow, Client(single.host) as ask:
         slow.sendall(request[:-10])

@@ -22,7 +22,7 @@ from tests.serve.served_layout import Served
 _IMPATIENT: Final = """
 import sys
 import ocistream.limits
-ocistream.limits.CLIENT_IDLE = 0.5
+ocistream.limits.CLIENT_IDLE_TIMEOUT = 0.5
 from ocistream.cli import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -70,7 +70,7 @@ def test_many_refused_clients_do_not_displace_an_admitted_client(guarded: Regist
 
 
 def test_refused_requests_do_not_prolong_a_connection(guarded: Registry, set_limits: SetLimits) -> None:
-    set_limits(REQUEST_TIME=0.5)
+    set_limits(REQUEST_TIMEOUT=0.5)
     closed = (ConnectionError, http.client.IncompleteRead)
     with Client(guarded.host) as stranger, pytest.raises(closed):
         ask_for_long(stranger)
@@ -127,7 +127,7 @@ def test_an_admitted_client_that_reads_slowly_keeps_its_place(guarded: Registry,
     with connect(guarded.host, receive_buffer=4096) as slow:
         slow.sendall(f"{get}Authorization: {RIGHT['Authorization']}\r\n\r\n".encode())
         begun = slow.recv(100)
-        set_limits(REQUEST_TIME=0.05)
+        set_limits(REQUEST_TIMEOUT=0.05)
         with contextlib.ExitStack() as stack:
             for _ in range(3):
                 stranger = stack.enter_context(connect(guarded.host))

@@ -91,9 +91,9 @@ class TestSessions:
             )
             eventually(lambda: ask("GET", held).headers["Range"] == "0-499")
             usual = limits.UPLOAD_IDLE_TIMEOUT
-            set_limits(UPLOAD_IDLE=-1.0)
+            set_limits(UPLOAD_IDLE_TIMEOUT=-1.0)
             begin(ask)
-            set_limits(UPLOAD_IDLE=usual)
+            set_limits(UPLOAD_IDLE_TIMEOUT=usual)
             assert ask("GET", abandoned).status == 404
             assert ask("GET", held).status == 204
             connection.sendall(FIRST[500:])
