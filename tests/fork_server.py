@@ -149,6 +149,9 @@ def _run(run: socket.socket, descriptors: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     time.tzset()
+    # tests/mutants counts what each test executes.
+    if (test := os.environ.get("TESTS_CONTEXT")) and (counting := _counting()) is not None:
+        counting.switch_context(test)
     clock.sleep = Clock(run, slow=not request["no_waits"]).sleep
     if request["names"] is not None:
         socket.getaddrinfo = Resolver(run, request["names"], request["astray"])
@@ -186,12 +189,15 @@ def _import_all() -> None:
     gc.freeze()
 
 
+def _counting() -> Any:
+    """Return what counts branches or lines in this process, if anything does."""
+    return sys.modules["coverage"].Coverage.current() if "coverage" in sys.modules else None
+
+
 def _forget_counted_branches() -> None:
     """Save what coverage has counted in the imports, so that no fork saves it again."""
-    if "coverage" in sys.modules:
-        coverage = sys.modules["coverage"].Coverage.current()
-        if coverage is not None:
-            coverage.save()
+    if (counting := _counting()) is not None:
+        counting.save()
 
 
 def serve(requests: socket.socket) -> None:

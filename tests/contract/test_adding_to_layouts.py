@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from posix import _exit
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from ocistream.errors import (
 from tests.archives import blob_name
 from tests.contract import adapter
 from tests.contract.adapter import Blob, Chunk, layout_destination, layout_source
+from tests.contract.forked import leave
 from tests.contract.shapes import named_in, parts_of
 from tests.contract.stores import REF_NAME
 from tests.contract.test_layouts import copy, listing_of, names_in
@@ -136,7 +136,7 @@ class TestTogether:
                         adapter.copy(layout_source(source.path, wanted), layout_destination(tmp_path / "out"))
                     code = 0
                 finally:
-                    _exit(code)
+                    leave(code)
             children.append(child)
         assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
         names = {entry["annotations"][REF_NAME] for entry in named_in(Layout(tmp_path / "out"))}
