@@ -26,6 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register what the options ask for."""
+    # A shell's background ignores it; `Workshop` ends a run by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.times:
         config.pluginmanager.register(_Recorder(Path(config.option.times)))
     if config.option.chosen:

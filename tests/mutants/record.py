@@ -191,7 +191,8 @@ def _counted(path: Path) -> Iterator[tuple[str, str, list[int]]]:
         "SELECT path, context, numbits FROM line_bits"
         " JOIN file ON file.id = file_id JOIN context ON context.id = context_id"
     )
-    with contextlib.closing(sqlite3.connect(path)) as database:
+    # A process that was killed may have written half of one.
+    with contextlib.closing(sqlite3.connect(path)) as database, contextlib.suppress(sqlite3.DatabaseError):
         for source, context, bits in database.execute(query):
             yield (
                 source,
