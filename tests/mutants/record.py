@@ -31,11 +31,10 @@ _MOST: Final = 1800.0
 
 @dataclass(frozen=True)
 class Test:
-    """A test; `breadth` is how many lines of the product it executes."""
+    """A test, and how long it took when it was recorded."""
 
     name: str
     seconds: float
-    breadth: int
 
 
 class Record:
@@ -46,6 +45,7 @@ class Record:
         self._folder = folder
         self._tests: list[Test] = []
         self._executing: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
+        self._lines: defaultdict[str, set[int]] = defaultdict(set)
 
     def bring_up_to_date(self, shops: Sequence[Workshop]) -> Iterator[str]:
         """Record the files of tests that have changed, all if anything else has; yield a line about each of these."""
@@ -78,17 +78,24 @@ class Record:
         self._load(keys)
 
     def tests_for(self, mutant: Mutant) -> list[Test]:
-        """Return the tests that execute what is changed: narrow and quick ones first, similar ones not in a row."""
+        """Return the tests that execute what is changed: telling and quick ones first, similar ones not in a row.
+
+        A test tells much of a module if it executes lines of the module that few of the others do.
+        """
         numbers = self._executing_scope(scope_of(self._project, mutant.path, mutant.line), set())
-        best_first = sorted(
-            (self._tests[number] for number in numbers), key=lambda test: (test.seconds + 0.1) * test.breadth
-        )
+        fewest = dict.fromkeys(numbers, len(numbers))
+        for line in self._lines[mutant.path]:
+            executing = self._executing[mutant.path, line] & numbers
+            for number in executing:
+                fewest[number] = min(fewest[number], len(executing))
+        best_first = sorted(numbers, key=lambda number: fewest[number] * (self._tests[number].seconds + 0.1))
         similar: Counter[str] = Counter()
         ordered: list[tuple[int, int, Test]] = []
-        for test in best_first:
+        for place, number in enumerate(best_first):
+            test = self._tests[number]
             function = test.name.partition("[")[0]
             similar[function] += 1
-            ordered.append((similar[function], len(ordered), test))
+            ordered.append((similar[function], place, test))
         return [test for _, _, test in sorted(ordered, key=lambda entry: entry[:2])]
 
     def _executing_scope(self, scope: Scope, seen: set[tuple[str, int]]) -> set[int]:
@@ -144,19 +151,18 @@ class Record:
     def _load(self, keys: Mapping[str, str]) -> None:
         self._tests.clear()
         self._executing.clear()
+        self._lines.clear()
         for name, key in keys.items():
             read = self._read(name)
             if read.get("key") != key:
                 continue
-            breadth: Counter[int] = Counter()
             first = len(self._tests)
-            groups = [{first + number for number in group} for group in read.get("groups", ())]
-            for path, lines in read.get("lines", {}).items():
+            groups = [{first + number for number in group} for group in read["groups"]]
+            for path, lines in read["lines"].items():
                 for line, group in lines.items():
                     self._executing[path, int(line)] |= groups[group]
-                    breadth.update(groups[group])
-            for number, (test, seconds) in enumerate(read.get("tests", ()), first):
-                self._tests.append(Test(test, seconds, breadth[number]))
+                    self._lines[path].add(int(line))
+            self._tests.extend(Test(test, seconds) for test, seconds in read["tests"])
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name.replace('/', '.')}.json"
