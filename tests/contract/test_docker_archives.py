@@ -120,6 +120,17 @@ class TestSource:
         with pytest.raises(UnsupportedError, match=f"more than {len(images) - 1} images"):
             store.source().list()
 
+    def test_a_config_of_the_largest_size_is_read_without_memory_for_it(
+        self, store: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        SHAPES["single"](layout, "single")
+        images = images_of(layout)
+        store.fill(layout)
+        size = len(images["single"].config)
+        monkeypatch.setattr(limits, "MAX_HELD_JSON", size - 1)
+        monkeypatch.setattr(limits, "MAX_CONFIG", size)
+        assert fetched(store.source()) == blobs_of(images)
+
     def test_all_bytes_arrive_and_only_what_is_wanted(self, store: Store, layout: Layout) -> None:
         images = fill(layout)
         store.fill(layout)

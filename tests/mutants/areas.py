@@ -23,7 +23,19 @@ _AREAS: Final = {
 }
 
 #: Parts of a survivor's line -> why no test notices it.
-SURVIVING_FOR_A_REASON: Final[tuple[tuple[str, str], ...]] = ()
+SURVIVING_FOR_A_REASON: Final[tuple[tuple[str, str], ...]] = (
+    ("in  @dataclass(frozen=True, slots=True)", "no code assigns to the fields of these values"),
+    ("True  ->  False  in  for (text, _), digests in zip(self._inputs", "both always have the same length"),
+    ("in  is_symbolic: bool = False", "every caller gives this argument: the default is useless"),
+    ("size is None or can_end_early  ->  (can_end_early)", "can_end_early is true if size is None"),
+    ('name or ""  ->  (name)', "called only for locations that have a name"),
+    ("F_SETPIPE_SZ, limits.PIPE)  ->  pass", "a larger pipe only saves time"),
+    ("limit_rate <= _MOST_BUFFER * _PIECES  ->  (limit_rate)", "a large socket buffer changes no promised rate"),
+    ("links if has_room else _Links(subject, None)", "a cache: what it lacks is read again, with the same answer"),
+    ("monotonic() >= deadline  ->  False", "saves time: the next run deletes what is left"),
+    ("is_between or sys.exc_info()", "protects a moment of microseconds, which no test can hit on purpose"),
+    ("signal.SIG_DFL if handler is None else handler", "a process runs one command line and ends with it"),
+)
 
 
 def area_of(path: str) -> str:
