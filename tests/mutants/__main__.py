@@ -69,7 +69,7 @@ class Judge:
 
     def _killed_by(self, mutant: Mutant, tests: Sequence[Test], until: float) -> str:
         """Return the first test that fails with the mutant, and passes on its own without it."""
-        limits = {test.name: 20 + 10 * test.seconds for test in tests if self._sound.get(test.name, True)}
+        limits = {test.name: 15 + 5 * test.seconds for test in tests if self._sound.get(test.name, True)}
         while limits:
             mutant.apply(self._shop.project)
             try:

@@ -32,6 +32,8 @@ SURVIVING_FOR_A_REASON: Final[tuple[tuple[str, str], ...]] = (
     ("F_SETPIPE_SZ, limits.PIPE)  ->  pass", "a larger pipe only saves time"),
     ("limit_rate <= _MOST_BUFFER * _PIECES  ->  (limit_rate)", "a large socket buffer changes no promised rate"),
     ("links if has_room else _Links(subject, None)", "a cache: what it lacks is read again, with the same answer"),
+    ("whole and links.manifests is None  ->  (links", "a cache: what it lacks is read again, with the same answer"),
+    ("len(_words) >= limits.MAX_SHARED_WORDS", "bounds memory: the words are the same"),
     ("monotonic() >= deadline  ->  False", "saves time: the next run deletes what is left"),
     ("is_between or sys.exc_info()", "protects a moment of microseconds, which no test can hit on purpose"),
     ("signal.SIG_DFL if handler is None else handler", "a process runs one command line and ends with it"),
