@@ -224,9 +224,8 @@ def server(**env: str) -> Server:
 
 @functools.cache
 def _server(_pid: int, env: tuple[tuple[str, str], ...]) -> Server:
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "OCISTREAM_", "PYTHON"))
-    }
+    of_runs = ("COVERAGE_", "OCISTREAM_", "PYTHON", "TESTS_CONTEXT")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(of_runs)}
     return Server(inherited | dict(env))
 
 

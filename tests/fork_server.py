@@ -140,7 +140,6 @@ def _open_streams(descriptors: list[int]) -> None:
 
 def _run(run: socket.socket, descriptors: list[int], counted: Counted) -> None:
     """Run the command line; this process ends with it."""
-    counted.begin()
     os.setsid()
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -154,6 +153,7 @@ def _run(run: socket.socket, descriptors: list[int], counted: Counted) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     time.tzset()
+    counted.begin(os.environ.get("TESTS_CONTEXT"))
     clock.sleep = Clock(run, slow=not request["no_waits"]).sleep
     if request["names"] is not None:
         socket.getaddrinfo = Resolver(run, request["names"], request["astray"])
@@ -214,9 +214,14 @@ class Counted:
             # What was counted in the imports: no fork saves it again.
             self._coverage.save()
 
-    def begin(self) -> None:
-        """Have this process, a fork, save what it counts as `end` reads it."""
-        if self._coverage is not None:
+    def begin(self, test: str | None) -> None:
+        """Have this process, a fork, save what it counts as `end` reads it.
+
+        With `test` it saves its own file of coverage: tests/mutants records what each test executes.
+        """
+        if self._coverage is not None and test:
+            self._coverage.switch_context(test)
+        elif self._coverage is not None:
             collector = self._coverage._collector  # noqa: SLF001 - there is no other way
             collector.covdata = self
             self._coverage.save = collector.flush_data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,14 @@ def test_check_finds_what_is_wrong_for_any_command(user: User) -> None:
         assertions.failure(user.run("check", "--config", file), 2, str(file), words)
         assertions.failure(user.run("check", OCISTREAM_CONFIG=str(file)), 2, str(file), words)
         assertions.failure(user.run("show", "--config", file), 2, str(file), words)
+
+
+def test_check_finds_what_is_nested_too_deeply(user: User) -> None:
+    file = user.write("other.toml", "x = " + 5000 * "[")
+    result = user.run("check", file)
+    assertions.failure(result, 2, str(file))
+    # What is too much for Python's parser depends on its version.
+    assert re.search("is nested too deeply|is not TOML", result.err)
 
 
 def test_check_says_which_file_is_right(user: User) -> None:

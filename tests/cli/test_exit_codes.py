@@ -85,6 +85,7 @@ def test_1_for_a_mistake_of_ours_which_is_said_to_be_one() -> None:
         ("pull a..example/x", "a..example"),
         ("pull a.example/x@sha256:1234", "sha256:1234"),
         ("pull a.example/x --platform linux", "linux"),
+        ("pull a.example/x --platform all --platform linux/amd64", "leaves nothing to choose"),
         ("pull a.example/x --jobs 0", "--jobs"),
         ("pull a.example/x --retries 21", "--retries"),
         ("pull a.example/x --progress loud", "--progress"),

@@ -36,6 +36,15 @@ def other(tmp_path: Path) -> Iterator[FaultyRegistry]:
 
 @pytest.mark.usefixtures("images")
 class TestInspect:
+    def test_of_the_tags_that_are_like_a_missing_one_three_are_proposed(
+        self, served: FaultyRegistry, layout: Layout
+    ) -> None:
+        for tag in ("3.10.1", "3.10.2", "3.10.3", "3.10.4"):
+            seed(layout, small_image(layout), served.host, "app", tag)
+        result = ocistream("inspect", f"{served.host}/app:3.10.")
+        assertions.failure(result, 4, "did you mean 3.10.")
+        assert result.err.count(" or 3.10.") == 2
+
     def test_a_repository_is_its_tags_one_a_line(self, served: FaultyRegistry) -> None:
         result = ocistream("inspect", f"{served.host}/app")
         assert result.code == 0, result.err

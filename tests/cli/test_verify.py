@@ -108,6 +108,7 @@ class TestWrongBytes:
         result = verify(changed(images, digest, content[:-1] + b"?"))
         assert result.code == 5
         assert digest in result.err
+        assert " more)" not in result.err
         assert result.lines()[-1].startswith("NOT ok")
 
     def test_everything_that_is_wrong_is_named_in_one_pass(self, images: Layout, verify: Verify) -> None:
@@ -122,6 +123,7 @@ class TestWrongBytes:
         result = verify(archive, "--json")
         assert result.code == 5
         assert {wrong["digest"] for wrong in document(result)["wrong"]} == set(layers)
+        assert "(and 2 more)" in result.err
 
     def test_a_layer_of_another_size(self, images: Layout, verify: Verify) -> None:
         digest = a_layer(images)

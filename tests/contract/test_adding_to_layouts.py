@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from posix import _exit
 from typing import Any
 
 import pytest
@@ -27,6 +26,7 @@ from tests.contract.adapter_types import Piece, Wanted
 from tests.contract.image_shapes import named_in, parts_of
 from tests.contract.stores import REF_NAME
 from tests.contract.test_layouts import copy, listing_of, names_in
+from tests.contract.traced_run import leave
 from tests.images import Layout, digest_of, small_image, two_platforms
 from tests.schemas import validate_layout
 
@@ -136,7 +136,7 @@ class TestTogether:
                         adapter.copy(layout_source(source.path, wanted), layout_destination(tmp_path / "out"))
                     code = 0
                 finally:
-                    _exit(code)
+                    leave(code)
             children.append(child)
         assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
         names = {entry["annotations"][REF_NAME] for entry in named_in(Layout(tmp_path / "out"))}

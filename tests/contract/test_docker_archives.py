@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, OcistreamError, UnsupportedError
 from tests.contract.adapter import Blob, Chunk, Source, copy, layout_source
 from tests.contract.adapter_types import Listing, Piece, Wanted
@@ -107,6 +108,28 @@ class TestSource:
         assert len(digests) == len(set(digests))
         configs = {digest_of(one.config) for one in images.values()}
         assert set(digests[: len(configs)]) == configs
+
+    def test_there_is_a_largest_number_of_images(
+        self, store: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images = fill(layout)
+        store.fill(layout)
+        monkeypatch.setattr(limits, "MAX_IMAGES", len(images))
+        assert len(store.source().list().images) == len(images)
+        monkeypatch.setattr(limits, "MAX_IMAGES", len(images) - 1)
+        with pytest.raises(UnsupportedError, match=f"more than {len(images) - 1} images"):
+            store.source().list()
+
+    def test_a_config_of_the_largest_size_is_read_without_memory_for_it(
+        self, store: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        SHAPES["single"](layout, "single")
+        images = images_of(layout)
+        store.fill(layout)
+        size = len(images["single"].config)
+        monkeypatch.setattr(limits, "MAX_HELD_JSON", size - 1)
+        monkeypatch.setattr(limits, "MAX_CONFIG", size)
+        assert fetched(store.source()) == blobs_of(images)
 
     def test_all_bytes_arrive_and_only_what_is_wanted(self, store: Store, layout: Layout) -> None:
         images = fill(layout)

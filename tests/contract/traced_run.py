@@ -18,13 +18,16 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from posix import _exit
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import ocistream
 from ocistream.cli import main
 
 #: The audited events that change a folder, or look into it.
 STEPS: Final = frozenset({"open", "fcntl.flock", "os.rename", "os.remove", "os.mkdir", "os.scandir"})
+
+#: Whether tests/mutants wants to know what each test executes.
+_RECORDS: Final = "TESTS_LINES" in os.environ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +67,9 @@ def run(argv: list[str], *, prepare: Callable[[], None] = lambda: None) -> int:
     try:
         # Other threads of the tests' process may have been inside C code: do not collect what they used.
         gc.freeze()
-        # Coverage would write its data once more for each fork.
-        sys.settrace(None)
-        threading.settrace(None)
+        if not _RECORDS:
+            sys.settrace(None)
+            threading.settrace(None)
         sys.stdin = Path(os.devnull).open()  # noqa: SIM115 - it stays open until the fork ends
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - the same
         # The tests may run in the background of a shell, where SIGINT is ignored.
@@ -74,8 +77,14 @@ def run(argv: list[str], *, prepare: Callable[[], None] = lambda: None) -> int:
         prepare()
         code = main(argv)
     finally:
-        # Coverage replaces `os._exit`.
-        _exit(code)
+        leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End a fork. Coverage replaces `os._exit`, and would write its data once more for each fork."""
+    if _RECORDS:
+        os._exit(code)
+    _exit(code)
 
 
 def ended(argv: list[str], folder: Path, step: int, by: signal.Signals) -> int:

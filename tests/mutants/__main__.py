@@ -1,7 +1,6 @@
-"""Draws a sample of mutants, runs the suites of each mutant's area, and prints what survived.
+"""Draws a sample of mutants, runs the tests that execute each mutant's line, and prints what survived.
 
-See `scripts/mutants --help`. Each worker has a copy of the project with an environment of its own, so nothing here
-touches the tree that it is started from.
+See `scripts/mutants --help`. Nothing here touches the tree that it is started from but .cache/mutants.
 """
 
 from __future__ import annotations
@@ -9,109 +8,96 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import os
+import json
 import queue
 import random
 import re
-import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.mutants.areas import AREAS, SURVIVING_FOR_A_REASON, Area
+from tests.mutants.areas import SURVIVING_FOR_A_REASON, area_of
 from tests.mutants.mutations import Mutant, mutants
+from tests.mutants.record import Record, Test
+from tests.mutants.workshop import Workshop
 
 PROJECT: Final = Path(__file__).parents[2]
-#: Seconds for all suites of one mutant, by default. A mutant that is not killed by then counts as a survivor.
-TIME: Final = 300.0
+CACHE: Final = PROJECT / ".cache/mutants"
+_LAST: Final = CACHE / "survivors.json"
+#: Seconds for all tests of one mutant, by default. A mutant that is not killed by then counts as a survivor.
+TIME: Final = 60.0
+#: How long the tests of the first run for a mutant took when they were recorded; each further run has twice as much.
+_FIRST_RUN: Final = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant: the test that killed it, or an empty text if it survived. `area` is the area's name."""
+    """What became of a mutant: the test that killed it, or an empty text if it survived; `note` says more."""
 
     mutant: Mutant
-    area: str
     killed_by: str
-    seconds: float
+    note: str
 
 
-class Workshop:
-    """A copy of the project in which one mutant at a time is tried."""
+class Judge:
+    """Tries mutants in a copy of the project. `sound` is what is known of tests: whether they pass without a mutant."""
 
-    def __init__(self, folder: Path) -> None:
-        """Copy what git knows of the project, and install the copy."""
-        self.project = folder / "project"
-        shutil.rmtree(self.project, ignore_errors=True)
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=PROJECT,
-            check=True,
-            capture_output=True,
-        )
-        for name in filter(None, listed.stdout.decode().split("\0")):
-            if (PROJECT / name).is_file():
-                (self.project / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(PROJECT / name, self.project / name)
-        self._python = folder / "environment/bin/python"
-        if not self._python.exists():
-            subprocess.run([sys.executable, "-m", "venv", folder / "environment"], check=True)
-        pip = [
-            str(self._python),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--editable",
-            ".[test]",
-        ]
-        subprocess.run(pip, cwd=self.project, check=True)
+    def __init__(self, shop: Workshop, record: Record, sound: dict[str, bool]) -> None:
+        self._shop, self._record, self._sound = shop, record, sound
 
-    def try_out(self, mutant: Mutant, area: Area, seconds: float) -> Outcome:
-        """Apply the mutant, run the suites, and put the file back."""
+    def try_out(self, mutant: Mutant, seconds: float) -> Outcome:
+        """Apply the mutant, run tests until one fails, and put the file back."""
+        tests = self._record.tests_for(mutant)
+        if not tests:
+            return Outcome(mutant, "", "not executed")
         began = time.monotonic()
-        mutant.apply(self.project)
-        try:
-            killed_by = self._killed_by(area.suites, seconds)
-        finally:
-            shutil.copy2(PROJECT / mutant.path, self.project / mutant.path)
-        return Outcome(mutant, area.name, killed_by, time.monotonic() - began)
+        tried = 0
+        for tests_of_run in _runs(tests):
+            try:
+                killed_by = self._killed_by(mutant, tests_of_run, began + seconds)
+            except subprocess.TimeoutExpired:
+                return Outcome(mutant, "", f"time over; {tried} of {len(tests)} tests passed")
+            tried += len(tests_of_run)
+            if killed_by:
+                return Outcome(mutant, killed_by, f"one of the first {tried} of {len(tests)} tests")
+        return Outcome(mutant, "", f"{tried} tests passed")
 
-    def fails(self, suites: Sequence[str], seconds: float) -> str:
-        """Return the first test that fails without any mutant."""
-        return self._killed_by(suites, seconds)
+    def _killed_by(self, mutant: Mutant, tests: Sequence[Test], until: float) -> str:
+        """Return the first test that fails with the mutant, and passes on its own without it."""
+        limits = {test.name: 15 + 5 * test.seconds for test in tests if self._sound.get(test.name, True)}
+        while limits:
+            mutant.apply(self._shop.project)
+            try:
+                failed = self._shop.first_failure(limits, until - time.monotonic())
+            finally:
+                self._shop.restore(mutant.path)
+            if not failed:
+                break
+            if failed not in limits:
+                return failed
+            if failed not in self._sound:
+                self._sound[failed] = not self._shop.first_failure({failed: limits[failed]}, 2 * limits[failed])
+            if self._sound[failed]:
+                return failed
+            del limits[failed]
+        return ""
 
-    def _killed_by(self, suites: Sequence[str], seconds: float) -> str:
-        arguments = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no", "-o", "addopts="]
-        line = [str(self._python), "-m", "pytest", *arguments, *suites]
-        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-        process = subprocess.Popen(
-            line,
-            cwd=self.project,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            out, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return ""
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if process.returncode == 0:
-            return ""
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", out.decode(errors="replace"), re.MULTILINE)
-        return failed[1] if failed else f"exit code {process.returncode}"
+
+def _runs(tests: Sequence[Test]) -> Iterator[list[Test]]:
+    """Split tests into runs of pytest, each with twice the time of the one before; a file's tests side by side."""
+    most, chosen, seconds = _FIRST_RUN, list[Test](), 0.0
+    for test in tests:
+        if chosen and seconds + test.seconds > most:
+            yield sorted(chosen, key=lambda test: test.name.partition("::")[0])
+            most, chosen, seconds = 2 * most, [], 0.0
+        chosen.append(test)
+        seconds += test.seconds
+    yield sorted(chosen, key=lambda test: test.name.partition("::")[0])
 
 
 def say(*lines: object) -> None:
@@ -120,38 +106,37 @@ def say(*lines: object) -> None:
     sys.stdout.flush()
 
 
-def area_of(path: str) -> Area:
-    """Return the area that a module belongs to."""
-    return next(area for area in AREAS if re.search(area.modules, path))
-
-
 def drawn(arguments: argparse.Namespace) -> list[Mutant]:
     """Return the sample: each module's share is its share of all mutants."""
     files = sorted((PROJECT / "ocistream").rglob("*.py"))
     every = [mutant for file in files for mutant in mutants(PROJECT, file)]
+    if arguments.again:
+        last = json.loads(_LAST.read_text())
+        return [mutant for mutant in every if dataclasses.asdict(mutant) in last]
     chosen = [mutant for mutant in every if re.search(arguments.modules, mutant.path)]
     say(f"{len(chosen)} mutants, of which {min(arguments.count, len(chosen))} are tried")
     return random.Random(arguments.seed).sample(chosen, min(arguments.count, len(chosen)))
 
 
-def try_all(sample: Sequence[Mutant], shops: Sequence[Workshop], seconds: float) -> list[Outcome]:
+def try_all(sample: Sequence[Mutant], judges: Sequence[Judge], seconds: float) -> list[Outcome]:
     """Try the mutants, one at a time in each copy, and say what becomes of each."""
     waiting: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
     for mutant in sample:
         waiting.put(mutant)
     outcomes: list[Outcome] = []
 
-    def work(shop: Workshop) -> None:
+    def work(judge: Judge) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 mutant = waiting.get_nowait()
-                outcome = shop.try_out(mutant, area_of(mutant.path), seconds)
+                began = time.monotonic()
+                outcome = judge.try_out(mutant, seconds)
                 outcomes.append(outcome)
-                over = " (time over)" if outcome.seconds >= seconds else ""
-                said = f"killed by {outcome.killed_by}" if outcome.killed_by else f"SURVIVED{over}"
-                say(f"{len(outcomes)}/{len(sample)} {outcome.seconds:.0f} s {mutant}: {said}")
+                said = f"killed by {outcome.killed_by}" if outcome.killed_by else "SURVIVED"
+                spent = time.monotonic() - began
+                say(f"{len(outcomes)}/{len(sample)} {spent:.0f} s {mutant}: {said} ({outcome.note})")
 
-    threads = [threading.Thread(target=work, args=(shop,), daemon=True) for shop in shops]
+    threads = [threading.Thread(target=work, args=(judge,), daemon=True) for judge in judges]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -161,12 +146,13 @@ def try_all(sample: Sequence[Mutant], shops: Sequence[Workshop], seconds: float)
 
 def print_summary(outcomes: Sequence[Outcome]) -> None:
     """Print the survivors, and what was killed of each area."""
-    survivors = sorted(outcome.mutant for outcome in outcomes if not outcome.killed_by)
     say("\nSurvivors:")
-    for mutant in survivors:
-        reason = next((why for place, why in SURVIVING_FOR_A_REASON if place in str(mutant)), "")
-        say(f"  {mutant}{f'  ({reason})' if reason else ''}")
-    total, killed = Counter(o.area for o in outcomes), Counter(o.area for o in outcomes if o.killed_by)
+    for outcome in sorted((outcome for outcome in outcomes if not outcome.killed_by), key=lambda o: o.mutant):
+        line = str(outcome.mutant)
+        reason = next((why for place, why in SURVIVING_FOR_A_REASON if place in line), "")
+        say(f"  {line} ({outcome.note})", *([f"      {reason}"] if reason else []))
+    total = Counter(area_of(o.mutant.path) for o in outcomes)
+    killed = Counter(area_of(o.mutant.path) for o in outcomes if o.killed_by)
     say(f"\n{'area':24} {'tried':>6} {'killed':>6}")
     for area in sorted(total):
         say(f"{area:24} {total[area]:6} {killed[area]:6}")
@@ -174,31 +160,28 @@ def print_summary(outcomes: Sequence[Outcome]) -> None:
 
 
 def main() -> int:
-    """Run it all; 1 if a suite fails without any mutant."""
+    """Run it all; 1 if tests did not end when they were recorded."""
     parser = argparse.ArgumentParser(prog="scripts/mutants", description=__doc__)
     parser.add_argument("--count", type=int, default=150, help="how many mutants (default: 150)")
     parser.add_argument("--seed", type=int, default=1, help="what the sample is drawn with (default: 1)")
     parser.add_argument("--modules", default="", help="a regular expression for the paths of modules (default: all)")
+    parser.add_argument("--again", action="store_true", help="try only the survivors of the last run")
     parser.add_argument("--jobs", type=int, default=2, help="how many copies of the project work at once (default: 2)")
     parser.add_argument("--seconds", type=float, default=TIME, help="for one mutant (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the sample and run nothing")
-    parser.add_argument("--unchecked", action="store_true", help="do not check first that the suites pass as they are")
     arguments = parser.parse_args()
     sample = drawn(arguments)
     if arguments.list:
         say(*sample)
         return 0
-    suites = sorted({suite for area in AREAS for suite in area.suites})
-    if missing := [suite for suite in suites if not (PROJECT / suite).exists()]:
-        say("these suites do not exist:", *missing)
-        return 1
-    shops = [Workshop(PROJECT / f".cache/mutants/{number}") for number in range(arguments.jobs)]
-    if not arguments.unchecked:
-        suites = sorted({suite for mutant in sample for suite in area_of(mutant.path).suites})
-        if failing := shops[0].fails(suites, 60 * arguments.seconds):
-            say(f"without any mutant this fails: {failing}")
-            return 1
-    print_summary(try_all(sample, shops, arguments.seconds))
+    shops = [Workshop(PROJECT, CACHE / str(number)) for number in range(arguments.jobs)]
+    record = Record(PROJECT, CACHE / "record")
+    for line in record.bring_up_to_date(shops):
+        say(line)
+    sound: dict[str, bool] = {}
+    outcomes = try_all(sample, [Judge(shop, record, sound) for shop in shops], arguments.seconds)
+    _LAST.write_text(json.dumps([dataclasses.asdict(outcome.mutant) for outcome in outcomes if not outcome.killed_by]))
+    print_summary(outcomes)
     return 0
 
 

@@ -32,10 +32,16 @@ _OTHER_NAME: Final = {"min": "max", "max": "min", "any": "all", "all": "any"}
 #: What nobody promises: how objects are shown in a debugger.
 _NOT_MUTATED: Final = frozenset({"__repr__", "__str__"})
 
+#: What says too little by itself.
+_SHORT: Final = 20
+
 
 @dataclass(frozen=True, order=True)
 class Mutant:
-    """One change: the bytes `start` to `end` of a file become `new`. `path` is relative to the project."""
+    """One change: the bytes `start` to `end` of a file, which are `old`, become `new`.
+
+    `path` is relative to the project, `source` is the line.
+    """
 
     path: str
     line: int
@@ -43,6 +49,7 @@ class Mutant:
     end: int
     old: str
     new: str
+    source: str
 
     def apply(self, project: Path) -> None:
         """Write the changed file below `project`."""
@@ -51,17 +58,19 @@ class Mutant:
         file.write_bytes(source[: self.start] + self.new.encode() + source[self.end :])
 
     def __str__(self) -> str:
-        """Return one line: where, and what became what."""
-        old, new = (" ".join(text.split()) for text in (self.old, self.new))
-        return f"{self.path}:{self.line}: {old[:90]}  ->  {new[:90]}"
+        """Return one line: where, what became what, and the line around something short."""
+        old, new = (" ".join(text.split())[:90] for text in (self.old, self.new))
+        around = f"  in  {self.source[:90]}" if len(old) < _SHORT else ""
+        return f"{self.path}:{self.line}: {old}  ->  {new}{around}"
 
 
 def mutants(project: Path, path: Path) -> list[Mutant]:
     """Return all mutants of one module."""
     source = path.read_bytes()
     tree = ast.parse(source)
+    lines = source.splitlines(keepends=True)
     starts = [0]
-    for line in source.splitlines(keepends=True):
+    for line in lines:
         starts.append(starts[-1] + len(line))
     found = []
     for node, new in _changes(tree):
@@ -70,7 +79,8 @@ def mutants(project: Path, path: Path) -> list[Mutant]:
         start = starts[node.lineno - 1] + node.col_offset
         end = starts[node.end_lineno - 1] + node.end_col_offset
         old = source[start:end].decode()
-        found.append(Mutant(str(path.relative_to(project)), node.lineno, start, end, old, new))
+        around = lines[node.lineno - 1].decode().strip()
+        found.append(Mutant(str(path.relative_to(project)), node.lineno, start, end, old, new, around))
     return sorted(set(found))
 
 

@@ -147,6 +147,19 @@ def test_a_registry_without_patch_gets_one_put_and_the_next_run_begins_with_it(s
     assert used.uploads("PATCH") == []
 
 
+@quirk(60)
+@pytest.mark.parametrize("status", [411, 416, 501])
+def test_a_refusal_of_a_patch_without_a_range_is_a_reason_for_chunks(status: int, pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(status), "PATCH")]
+    used.push("file")
+    refused, *chunks = used.uploads("PATCH")
+    assert "Content-Range" not in refused.headers
+    assert chunks
+    assert all("Content-Range" in chunk.headers for chunk in chunks)
+    assert used.is_complete()
+
+
 @quirk(10)
 @quirk(60)
 @both_ways

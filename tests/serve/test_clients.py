@@ -145,6 +145,15 @@ class TestDescriptors:
             with pytest.raises(ConnectionError):
                 ask("GET", "/v2/")
 
+    def test_there_is_room_for_an_upload_for_every_four_file_descriptors(
+        self, served: Served, set_limits: SetLimits
+    ) -> None:
+        set_limits(SPARE_DESCRIPTORS=1016)
+        with soft_limit(resource.RLIMIT_NOFILE, 1024), Client(served.host) as ask:
+            begin(ask)
+            begin(ask)
+            assert ask("POST", "/v2/app/blobs/uploads/").status == 429
+
     def test_a_client_is_served_once_a_file_descriptor_is_free_again(self, served: Served) -> None:
         host, _, port = served.host.rpartition(":")
         with socket.socket() as connection, socket.socket() as last:

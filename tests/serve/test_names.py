@@ -50,6 +50,7 @@ class TestNames:
             ({FULL: "quay.io/org/app:v1", PLAIN: "v1"}, ["org/app", "quay.io/org/app"], ["app", "images"]),
             ({FULL: "docker.io/library/app:v1"}, ["library/app", "docker.io/library/app", "app"], []),
             ({FULL: "docker.io/org/app:v1"}, ["org/app", "docker.io/org/app"], ["app"]),
+            ({FULL: "quay.io/library/app:v1"}, ["library/app", "quay.io/library/app"], ["app"]),
             ({FULL: "localhost:5000/app:v1"}, ["app"], ["localhost:5000/app", "localhost%3A5000/app"]),
             ({FULL: "[::1]:5000/app:v1"}, ["app"], []),
             ({FULL: "localhost/app:v1"}, ["app", "localhost/app"], []),
