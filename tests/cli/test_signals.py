@@ -361,9 +361,9 @@ def test_one_that_came_before_the_end_counts() -> None:
     program = """
 import os, signal, sys
 from types import FunctionType
-from ocistream.cli import entry
+from ocistream.cli import entry_point
 
-run = entry._run
+run = entry_point._run
 kill = FunctionType((lambda: act()).__code__, {"__name__": "threading", "act": lambda: os.kill(os.getpid(), 15)})
 
 def run_and_kill(*arguments):
@@ -372,7 +372,7 @@ def run_and_kill(*arguments):
     kill()
     return code
 
-entry._run = run_and_kill
+entry_point._run = run_and_kill
 sys.argv[1:] = ["--version"]
 from ocistream.cli import run as whole
 whole()

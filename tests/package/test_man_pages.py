@@ -95,7 +95,7 @@ def test_the_variables_of_the_environment_are_those_of_the_sources_and_of_the_do
 
 def constant(name: str) -> dict[str, str]:
     """Return a table of the generator's, out of its source: it is no part of what is installed."""
-    tree = ast.parse((ROOT / "release" / "manual.py").read_text())
+    tree = ast.parse((ROOT / "scripts" / "release" / "man_pages.py").read_text())
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
             assert node.value is not None

@@ -14,7 +14,7 @@ PICTURE: Final = ET.parse(ROOT / "docs" / "recording.svg").getroot()  # noqa: S3
 
 def typed() -> list[str]:
     """Return what is typed, out of the source of what films it."""
-    for node in ast.parse((ROOT / "release" / "recording.py").read_text()).body:
+    for node in ast.parse((ROOT / "scripts" / "release" / "recording.py").read_text()).body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "SCRIPT":
             assert node.value is not None
             return [line for line, _ in ast.literal_eval(node.value)]

@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
+from ocistream.notices import set_listener
 from tests.faulty_registry import FaultyHandler
 from tests.http_doubles import CountingRegistry, QuickTransport
+
+
+@pytest.fixture(autouse=True)
+def _no_listener() -> Iterator[None]:
+    """Remove the listener that a test has set: a later one would get its notices."""
+    yield
+    set_listener(lambda _message, *, level: None)
 
 
 @pytest.fixture

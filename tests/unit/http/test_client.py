@@ -177,10 +177,10 @@ class TestRetries:
         registry = faulty(Fault(refusal(503), times=3))
         transport = quick()
         tries = transport.start_retries()
-        assert ask(transport, registry, tries=tries).status == 200
+        assert ask(transport, registry, retries=tries).status == 200
         registry.faults = [Fault(refusal(503), times=1)]
         with pytest.raises(RegistryError):
-            ask(transport, registry, tries=tries)
+            ask(transport, registry, retries=tries)
 
 
 class TestRetryAfter:
