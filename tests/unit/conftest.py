@@ -18,7 +18,7 @@ from tests.http_doubles import CountingRegistry, QuickTransport
 def _no_listener() -> Iterator[None]:
     """Remove the listener that a test has set: a later one would get its notices."""
     yield
-    set_listener(lambda _message, *, level: None)
+    set_listener(lambda *_, **__: None)
 
 
 @pytest.fixture
