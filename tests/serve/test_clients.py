@@ -148,7 +148,7 @@ class TestDescriptors:
     def test_there_is_room_for_an_upload_for_every_four_file_descriptors(
         self, served: Served, set_limits: SetLimits
     ) -> None:
-        set_limits(SPARE_DESCRIPTORS=1016)
+        set_limits(RESERVED_FILE_DESCRIPTORS=1016)
         with soft_limit(resource.RLIMIT_NOFILE, 1024), Client(served.host) as ask:
             begin(ask)
             begin(ask)
