@@ -324,7 +324,7 @@ def test_branches_of_forks_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path
         (file,) = tmp_path.glob("counted.*")
         data = CoverageData(str(file))
         data.read()
-        folder = Path(ocistream.__file__).parent / "cli"
+        folder = Path(ocistream.__file__).parent / "cli" / "commands"
         return [len(data.lines(str(folder / name)) or ()) for name in ("verify.py", "rm.py")]
 
     imports = counted()

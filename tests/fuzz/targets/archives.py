@@ -91,7 +91,7 @@ def _options(data: bytes) -> dict[str, Any]:
     chance = Random(zlib.crc32(data))
     arm = parse_platform("linux/arm64")
     return {
-        "everything": chance.random() < 0.5,
+        "include_unneeded": chance.random() < 0.5,
         "referrers": chance.choice(("along", "along", "listed", "left")),
         "platforms": chance.choice((ALL_PLATFORMS, ALL_PLATFORMS, PlatformChoice((arm,)))),
         "select": chance.choice(
@@ -152,7 +152,7 @@ def _written(folder: Path) -> Iterator[Check]:
     def check(data: bytes) -> None:
         path.write_bytes(data)
         target.unlink(missing_ok=True)
-        options = {**_options(data), "everything": False}
+        options = {**_options(data), "include_unneeded": False}
         kind = DockerArchiveDestination if data.count(b"5") % 2 else ArchiveDestination
         try:
             with (

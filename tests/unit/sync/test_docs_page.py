@@ -11,7 +11,7 @@ from ocistream.sync.file import read_sync_file
 from ocistream.sync.plan import SyncPlan
 from tests.docs_examples import code_block
 
-PAGE: Final = (Path(__file__).parents[2] / "docs" / "sync.md").read_text()
+PAGE: Final = (Path(__file__).parents[3] / "docs" / "sync.md").read_text()
 
 
 def test_the_file_is_one(tmp_path: Path) -> None:
