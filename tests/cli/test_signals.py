@@ -134,7 +134,7 @@ def test_a_push_that_is_stopped_leaves_no_image(
     with stopped_in_the_middle(registry, number, "push", "-i", layout.path, f"{registry.host}/app:1") as end:
         got, out, err = end()
     assert (got, out) == (code, b"")
-    # How much had left this machine by then is not known here; tests/cli/test_push_continues.py looks at that.
+    # How much had left this machine by then is not known here; tests/cli/test_push_resume.py looks at that.
     first, *kept = err.splitlines()
     assert first.startswith("ocistream: error: ")
     assert kept in (
