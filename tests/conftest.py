@@ -56,9 +56,28 @@ _COUNTED: Final = frozenset(
     f"test_{name}"
     for name in (
         *("cache", "completion", "config", "copy", "docker_archive", "docker_save", "exit_codes", "gc", "have"),
-        *("image_ids", "incomplete_indexes", "inspect", "left_out", "login", "mirrors", "planted_links", "progress"),
-        *("push", "push_continues", "referrers", "results", "rm", "serve", "serve_options", "sides", "signals"),
-        *("streams", "sync", "sync_examples", "sync_registries", "sync_shortfall", "tags", "told_with_v", "upload"),
+        *(
+            "image_ids",
+            "incomplete_indexes",
+            "inspect",
+            "omitted_blobs",
+            "login",
+            "mirrors",
+            "planted_symlinks",
+            "progress",
+        ),
+        *(
+            "push",
+            "push_resume",
+            "referrers",
+            "results",
+            "rm",
+            "serve",
+            "serve_options",
+            "source_and_destination_options",
+            "signals",
+        ),
+        *("streams", "sync", "sync_examples", "sync_registries", "sync_missing_blobs", "tags", "verbose", "upload"),
         *("verify", "via", "volumes"),
     )
 )

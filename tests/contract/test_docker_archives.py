@@ -127,7 +127,7 @@ class TestSource:
         images = images_of(layout)
         store.fill(layout)
         size = len(images["single"].config)
-        monkeypatch.setattr(limits, "MAX_HELD_JSON", size - 1)
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", size - 1)
         monkeypatch.setattr(limits, "MAX_CONFIG", size)
         assert fetched(store.source()) == blobs_of(images)
 
