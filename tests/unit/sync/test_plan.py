@@ -42,7 +42,8 @@ def test_a_shard_is_the_same_on_every_machine() -> None:
     """Python's own hash is not: it is another one in each process."""
     name = "docker.io/library/nginx:1"
     assert [Shard(index, 16).has_image(name) for index in range(16)].index(True) == 3
-    script = f"from ocistream.sync.plan import Shard; print([Shard(i, 16).has_image({name!r}) for i in range(16)].index(True))"
+    listed = f"[Shard(i, 16).has_image({name!r}) for i in range(16)]"
+    script = f"from ocistream.sync.plan import Shard; print({listed}.index(True))"
     for seed in ("1", "2"):
         line = [sys.executable, "-P", "-c", script]
         done = subprocess.run(line, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
