@@ -19,7 +19,7 @@ from tests.faulty_auth import Basic, Bearer
 from tests.faulty_registry import Fault, FaultyRegistry, Header, PauseReading, Request, Stall, WithholdAnswer, refusal
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest
-from tests.runner import Argument, ocistream, started_fork
+from tests.runner import Argument, command, ocistream, run, started_fork
 
 MIB = 1 << 20
 #: More than what waits in the kernels on both sides.
@@ -345,6 +345,18 @@ def test_a_state_directory_that_cannot_be_written_is_no_failure(
     quiet = ocistream(*push(served, source))
     assert "remembered" not in quiet.err
     assert manifest_digest(served.host, "app", "1") == image["digest"]
+
+
+def test_a_record_that_cannot_be_written_is_removed_and_reported(
+    served: FaultyRegistry, source: Path, image: Descriptor, state: Path
+) -> None:
+    argv = [*command(), *map(str, push(served, source, "-v"))]
+    # A process that counts coverage writes a file.
+    env = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
+    result = run(["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", *argv], env=env)
+    assertions.success(result)
+    assert result.err.count("uploads are not remembered: File too large") == 1
+    check_whole(served, image, state)
 
 
 @pytest.mark.parametrize("way", ["malformed", "huge", "link", "elsewhere"])
