@@ -42,6 +42,11 @@ class Stall:
 
 
 @dataclasses.dataclass(frozen=True)
+class WithholdAnswer:
+    """Process the request, and send the answer only after `FaultyRegistry.release`."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Reply:
     """Answer with this instead; the request's body is not read."""
 
@@ -143,6 +148,7 @@ Action: TypeAlias = (
     | Reset
     | Drop
     | Stall
+    | WithholdAnswer
     | Reply
     | Flip
     | Resize

@@ -40,6 +40,7 @@ from tests.fault_actions import (
     Resize,
     Stall,
     StopReading,
+    WithholdAnswer,
     redirect,
     refusal,
     too_many_requests,
@@ -71,6 +72,7 @@ __all__ = [
     "Resize",
     "Stall",
     "StopReading",
+    "WithholdAnswer",
     "pieces_of",
     "redirect",
     "refusal",
@@ -325,6 +327,8 @@ class FaultyHandler(Handler):
             case Gzip():
                 body = gzip.compress(b"".join(pieces_of(answer.body)))
                 answer = Answer(answer.status, {**answer.headers, "Content-Encoding": "gzip"}, body)
+            case WithholdAnswer():
+                self.registry.released.wait()
             case NoContentLength() | Resize(stated=False):
                 # What does not end where it says it does cannot be followed by another answer.
                 self.close_connection = True

@@ -88,8 +88,12 @@ class Endless(socketserver.ThreadingMixIn, socketserver.TCPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, pause: float = 0.0) -> None:
-        """Begin to listen; requests are answered within the block. `pause` is in seconds."""
+    def __init__(self, pause: float = 0.0, *, signature_uses: int | None = None) -> None:
+        """Begin to listen; requests are answered within the block. `pause` is in seconds.
+
+        With `signature_uses`, zeros are read from signed URLs, to which the registry redirects. A signature is good for
+        so many requests, and gets 404 then.
+        """
         super().__init__(("127.0.0.1", 0), _Handler)
         self.host = f"127.0.0.1:{self.server_address[1]}"
         #: What can be read, by digest: the size of so many zeros, or bytes.
@@ -102,6 +106,9 @@ class Endless(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.pause = pause
         #: How many parts of blobs were asked for.
         self.parts = 0
+        self.signature_uses = signature_uses
+        #: How often each signature was used, in the order of the redirects.
+        self.signatures: list[int] = []
 
     def __enter__(self) -> Self:
         """Serve."""
@@ -206,6 +213,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if blob is None:
             self._answer(404)
             return
+        if isinstance(blob, int) and self.registry.signature_uses and not self._has_signature(digest):
+            return
         size = blob if isinstance(blob, int) else len(blob)
         part = _PART.match(self.headers.get("Range", ""))
         if isinstance(blob, int) and self.registry.pause and part:
@@ -221,6 +230,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(blob)
         else:
             _send_zeros(self.connection.fileno(), blob, self.registry.pause)
+
+    def _has_signature(self, digest: str) -> bool:
+        """Return whether the URL has a good signature; otherwise answer with a redirect to one, or with 404."""
+        path, _, signature = self.path.partition("?signature=")
+        used = self.registry.signatures
+        if not signature:
+            used.append(0)
+            self._answer(307, {"Location": f"{path}?signature={len(used) - 1}", "Docker-Content-Digest": digest})
+            return False
+        used[int(signature)] += 1
+        if used[int(signature)] > cast("int", self.registry.signature_uses):
+            self._answer(404)
+            return False
+        return True
 
     def _discard_body(self) -> int:
         """Read the body of a request and throw it away; return how many bytes it had."""

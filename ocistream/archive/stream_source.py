@@ -227,12 +227,10 @@ class ArchiveStreamSource:
             self._manifests.add(synthesized)
             builder = IndexGraphBuilder(self._select, self._platforms, self._referrers)
             builder.begin([*self._index.entries, *entries], self._index.annotations, synthesized)
+            self._selection_error = None
         elif self._as_docker:
             report_no_manifest_json()
             builder.begin(*self._index)
-        if additional or self._as_docker:
-            self._selection_error = None
-            self._manifests.supply_buffered(builder, early_blobs)
         while (
             self._selection_error is None and (needed := self._manifests.next_needed(builder, early_blobs)) is not None
         ):

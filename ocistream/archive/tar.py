@@ -196,9 +196,9 @@ class TarEntry:
     size: int
     kind: str
     offset: int
-    target: str = ""
-    is_symbolic: bool = False
-    is_read_only: bool = False
+    target: str
+    is_symbolic: bool
+    is_read_only: bool
 
 
 class TarReader:

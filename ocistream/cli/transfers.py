@@ -233,18 +233,17 @@ def _choose_recompression(context: CommandContext, destination_location: Locatio
     return context.recompression(default="none")
 
 
-def build_rename(location: Location) -> Callable[[Graph], Graph]:
-    """Return the function that gives the graph's only root the destination's name.
+def build_rename(name: str, kind: str) -> Callable[[Graph], Graph]:
+    """Return the function that gives the graph's only root its name at a destination of this kind.
 
     The caller has checked that there is one root. The function raises IntegrityError if the name has the digest of
     another image.
     """
-    name = location.name
-    if name is not None and not is_printable_name(name):
+    if not is_printable_name(name):
         msg = f"malformed name {printable(name)!r}"
         raise InvalidNameError(msg, hint="write it without blanks, as in app:1")
-    digest = (name or "").rpartition("@")[2]
-    if name is not None and location.kind == "docker-archive":
+    digest = name.rpartition("@")[2]
+    if kind == "docker-archive":
         reference = parse_reference(name)
         if reference.digest:
             msg = f"{name!r} has a digest, and images in a docker-archive are called by tags only"
@@ -254,7 +253,7 @@ def build_rename(location: Location) -> Callable[[Graph], Graph]:
     def rename(graph: Graph) -> Graph:
         (root,) = graph.roots
         if is_digest(digest) and digest != root.descriptor.digest:
-            msg = f"{printable(name or '')} was asked for, the image is {root.descriptor.digest}"
+            msg = f"{printable(name)} was asked for, the image is {root.descriptor.digest}"
             raise IntegrityError(msg)
         # Keep the name at the source: hints may need it.
         return replace(graph, roots=(replace(root, name=name, origin=root.origin or root.name or ""),))

@@ -142,6 +142,8 @@ class BlobUpload:
         self._sent_bytes = 0
         #: Size of the body being sent, 0 if it is unknown, None if no body is being sent.
         self._body_size: int | None = None
+        #: The body of the current request, while no answer to it has failed.
+        self._body: StreamedBody | None = None
         #: Bytes that an earlier run had uploaded.
         self.resumed_size = 0
         #: Whether a new session was already answered with 404; at the second 404 the method is refused.
@@ -242,8 +244,15 @@ class BlobUpload:
         return sent >= limits.MIN_PARTIAL_SIZE or self._state.is_from_earlier_run
 
     def _confirmed_bytes(self) -> int:
-        """Return how many bytes the registry has confirmed; 0 while a body is being sent."""
-        return self.acknowledged if self._body_size is None else 0
+        """Return how many bytes the registry has confirmed; 0 if the registry may lose them.
+
+        Distribution 2.8 loses the upload if a body breaks off. A body that was not started, or was sent completely,
+        does not break off.
+        """
+        if self._body_size is None:
+            return self.acknowledged
+        body = self._body
+        return self.acknowledged if body is not None and (body.is_finished or not body.is_started) else 0
 
     # -- sending ----------------------------------------------------------------------------------------
 
@@ -253,6 +262,8 @@ class BlobUpload:
         try:
             self._send()
         except NetworkError as error:
+            # After a failed request, the registry may no longer have what it confirmed before.
+            self._body = None
             if self._buffer.has_source_failed:
                 # The source has its own retries.
                 raise
@@ -283,6 +294,7 @@ class BlobUpload:
         self._finish(session)
 
     def _send_body(self, session: UploadSession, body: StreamedBody, span: tuple[int, int] | None) -> UploadSession:
+        self._body = body
         self._body_size = span[1] - span[0] if span else self._buffer.size or 0
         self._is_body_resuming = span is not None and self._method.kind != CHUNK
         session, stated = self._sessions.patch(

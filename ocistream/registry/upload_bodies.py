@@ -215,9 +215,10 @@ class UploadBodies:
             return None
         max_size = self._max_size(method, offset, min_chunk)
         is_stream = max_size is None and not offset
-        can_end_early = size is None or self._is_interruptible
-        self.has_chunked_coding = not can_end_early and self._strategy.can_use_chunked_coding(self._host, size or 0)
-        if size is None or can_end_early:
+        self.has_chunked_coding = (
+            size is not None and not self._is_interruptible and self._strategy.can_use_chunked_coding(self._host, size)
+        )
+        if size is None or self._is_interruptible:
             if is_stream:
                 self.can_end_early = True
                 return StreamedBody(self._buffer.read(0), ends_early=True), None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,16 +16,18 @@ import pytest
 
 from tests.cli import assertions
 from tests.faulty_auth import Basic, Bearer
-from tests.faulty_registry import Fault, FaultyRegistry, Header, PauseReading, Request, Stall, refusal
+from tests.faulty_registry import Fault, FaultyRegistry, Header, PauseReading, Request, Stall, WithholdAnswer, refusal
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest
-from tests.runner import Argument, ocistream, started_fork
+from tests.runner import Argument, command, ocistream, run, started_fork
 
 MIB = 1 << 20
 #: More than what waits in the kernels on both sides.
 LAYER = 16 * MIB
 #: What the registry takes of it before the push is ended; no multiple of a chunk.
 HALF = 5 * MIB // 2
+#: The same for chunks of 8 MiB. The rest of the second one is more than what waits in the kernels, so it breaks off.
+HALF_OF_LARGE_CHUNKS = 17 * MIB // 2
 #: What is said of a request that was torn.
 MAY_HAVE = "may have stored a part of 1 blob: re-run the same command; it reports what it resumes"
 Start = Callable[..., FaultyRegistry]
@@ -74,16 +76,17 @@ def received(served: FaultyRegistry) -> int:
     return sum(request.received for request in served.asked("PATCH"))
 
 
-def halfway(served: FaultyRegistry, arguments: Sequence[Argument] = ()) -> None:
-    """Have the registry take so much of a layer and no more, until whoever sends it is gone."""
-    chunks = "chunk=1MiB" in arguments
-    fault = Fault(PauseReading(HALF % MIB if chunks else HALF), "PATCH", larger_than=MIB // 2)
-    served.faults = [dataclasses.replace(fault, skip=HALF // MIB) if chunks else fault]
+def halfway(served: FaultyRegistry, arguments: Sequence[Argument] = ()) -> int:
+    """Have the registry take so much of a layer and no more, until whoever sends it is gone; return how much."""
+    chunk = next((size for size in (1, 8) if f"chunk={size}MiB" in arguments), LAYER // MIB) * MIB
+    size = HALF_OF_LARGE_CHUNKS if chunk == 8 * MIB else HALF
+    served.faults = [Fault(PauseReading(size % chunk), "PATCH", larger_than=MIB // 2, skip=size // chunk)]
+    return size
 
 
-def has_half(served: FaultyRegistry) -> bool:
+def has_half(served: FaultyRegistry, size: int = HALF) -> bool:
     """Say whether it has taken that."""
-    return sum(request.received for request in served.asked("PATCH") if _is_layers(request)) >= HALF
+    return sum(request.received for request in served.asked("PATCH") if _is_layers(request)) >= size
 
 
 def _is_layers(request: Request) -> bool:
@@ -98,10 +101,10 @@ def gone(served: FaultyRegistry) -> None:
 
 def ended(served: FaultyRegistry, number: signal.Signals, arguments: list[Argument]) -> tuple[int, str]:
     """Run a push until the registry has half of it, end it by a signal, and wait until the registry noticed."""
-    halfway(served, arguments)
+    size = halfway(served, arguments)
     # One job: else the config's upload may be under way as well.
     with started_fork(*arguments, "--jobs", "1") as process:
-        assertions.wait_for(lambda: has_half(served))
+        assertions.wait_for(lambda: has_half(served, size))
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     gone(served)
@@ -124,9 +127,9 @@ def blobs(layout: Layout, image: Descriptor) -> list[Descriptor]:
     [
         ("layout", "auto", signal.SIGKILL),
         ("archive", "auto", signal.SIGKILL),
-        ("layout", "chunk=1MiB", signal.SIGKILL),
+        ("layout", "chunk=8MiB", signal.SIGKILL),
         ("archive", "auto", signal.SIGTERM),
-        ("layout", "chunk=1MiB", signal.SIGINT),
+        ("layout", "chunk=8MiB", signal.SIGINT),
     ],
     indirect=["source"],
 )
@@ -157,6 +160,26 @@ def test_what_the_registry_has_is_not_sent_again(
     assert HALF <= before < LAYER
     assert received(served) == sum(sizes)
     check_whole(served, image, state)
+
+
+@pytest.mark.parametrize(("is_answered", "size"), [(False, "2.1"), (True, "3.1")])
+def test_confirmed_chunks_are_reported_as_stored_if_no_request_breaks_off(
+    served: FaultyRegistry, source: Path, state: Path, is_answered: bool, size: str
+) -> None:
+    served.faults = [Fault(WithholdAnswer(), "PATCH", larger_than=MIB // 2, skip=2)]
+    with started_fork(*push(served, source, "--upload", "chunk=1MiB", "--jobs", "1")) as process:
+        assertions.wait_for(lambda: received(served) >= 3 * MIB)
+        process.send_signal(signal.SIGTERM)
+        if is_answered:
+            # The push must know of the signal first. The next chunk is then not sent.
+            time.sleep(1)
+            served.release()
+        _, err = process.communicate(timeout=60)
+    gone(served)
+    assert process.returncode == 143
+    hint = f"{served.host} has stored {size} MB of 1 unfinished blob: re-run the same command to resume"
+    assert err.decode().splitlines()[-1].strip() == hint
+    assert len(records(state)) == 1
 
 
 def test_from_a_pipe_it_goes_on_after_a_kill_as_well(
@@ -322,6 +345,18 @@ def test_a_state_directory_that_cannot_be_written_is_no_failure(
     quiet = ocistream(*push(served, source))
     assert "remembered" not in quiet.err
     assert manifest_digest(served.host, "app", "1") == image["digest"]
+
+
+def test_a_record_that_cannot_be_written_is_removed_and_reported(
+    served: FaultyRegistry, source: Path, image: Descriptor, state: Path
+) -> None:
+    argv = [*command(), *map(str, push(served, source, "-v"))]
+    # A process that counts coverage writes a file.
+    env = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
+    result = run(["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", *argv], env=env)
+    assertions.success(result)
+    assert result.err.count("uploads are not remembered: File too large") == 1
+    check_whole(served, image, state)
 
 
 @pytest.mark.parametrize("way", ["malformed", "huge", "link", "elsewhere"])

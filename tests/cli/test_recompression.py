@@ -257,6 +257,20 @@ class TestUploads:
             mounts = [r for r in served.asked("POST", "mount=") if layer["digest"] in unquote(r.target)]
             assert {request.target.split("/")[2] for request in mounts} == others
 
+    def test_a_layer_that_becomes_the_same_as_a_later_one_is_sent_once(
+        self, served: FaultyRegistry, layout: Layout
+    ) -> None:
+        plain = gzip.decompress(tar_layer({"a": b"b"}))
+        layers = [gzip.compress(plain, mtime=0), plain]
+        layout.image(layers, name="1")
+        # From a pipe, layers before the index are sent before it is known what needs them.
+        names = [f"blobs/{digest_of(layer).replace(':', '/')}" for layer in layers]
+        items = sorted(items_of(layout), key=lambda item: [*names, item[0]].index(item[0]))
+        push = ["push", f"{served.host}/app:1", "--compress", "none"]
+        assertions.success(ocistream(*push, stdin=tar_of(sorted(items, key=lambda item: item[0] == "index.json"))))
+        # The layer and the config.
+        assert self.sent_to(served) == ["app", "app"]
+
     def test_a_layer_that_cannot_be_mounted_is_sent_again(self, start: Any, layout: Layout) -> None:
         served = start(Fault(refusal(405), "POST", "mount=", times=None))
         layout.name(layout.image([tar_layer({"a": b"b"})]), "r.example/a:1", "r.example/b:1")

@@ -15,7 +15,7 @@ import pytest
 
 from tests.archives import files_in
 from tests.cli import assertions
-from tests.faulty_registry import Fault, FaultyRegistry, Stall
+from tests.faulty_registry import Fault, FaultyRegistry, Stall, refusal
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Argument, Result, measured, ocistream, started_fork
@@ -377,6 +377,15 @@ def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
     is_there(target, cut.image, cut.layout)
     sent = [request for request in target.requests if request.method == "PATCH"]
     assert sum(int(request.headers["Content-Length"] or 0) for request in sent) <= sum(LAYERS) + 4 * KIB
+
+
+def test_a_part_of_a_blob_is_sent_again_after_a_failure(cut: CutOnce, target: FaultyRegistry) -> None:
+    target.faults = [Fault(refusal(503), "PATCH", larger_than=LAYERS[0])]
+    assertions.failure(push(target, cut.paths[0]), 6, "still needed: app.001.tar, app.002.tar")
+    assert [request.status for request in target.asked("PATCH") if request.fault] == [503]
+    assertions.failure(push(target, cut.paths[1]), 6, "still needed: app.002.tar")
+    assertions.success(push(target, cut.paths[2]))
+    is_there(target, cut.image, cut.layout)
 
 
 def test_a_volume_that_is_missing_is_asked_for_by_name(

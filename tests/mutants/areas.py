@@ -26,22 +26,32 @@ _AREAS: Final = {
 SURVIVING_FOR_A_REASON: Final[tuple[tuple[str, str], ...]] = (
     ("in  @dataclass(frozen=True, slots=True)", "no code assigns to the fields of these values"),
     ("True  ->  False  in  for (text, _), digests in zip(self._inputs", "both always have the same length"),
-    ("in  is_symbolic: bool = False", "every caller gives this argument: the default is useless"),
-    ("size is None or can_end_early  ->  (can_end_early)", "can_end_early is true if size is None"),
-    ('name or ""  ->  (name)', "called only for locations that have a name"),
     ("F_SETPIPE_SZ, limits.PIPE_SIZE)  ->  pass", "a larger pipe only saves time"),
     (
         "limit_rate <= _MAX_BUFFER * _PIECES_PER_SECOND  ->  (limit_rate)",
         "a large socket buffer changes no promised rate",
     ),
     (
-        "links if has_room else _ManifestReferences(subject, None)",
+        "references if has_room else _ManifestReferences(subject, None)",
         "a cache: what it lacks is read again, with the same answer",
     ),
-    ("whole and links.manifests is None  ->  (links", "a cache: what it lacks is read again, with the same answer"),
+    (
+        "complete and references.manifest_types is None  ->  (references",
+        "a cache: what it lacks is read again, with the same answer",
+    ),
     ("len(_interned_strings) >= limits.MAX_INTERNED_STRINGS", "bounds memory: the words are the same"),
     ("monotonic() >= deadline  ->  False", "saves time: the next run deletes what is left"),
-    ("is_between or sys.exc_info()", "protects a moment of microseconds, which no test can hit on purpose"),
+    ("acquires_or_releases or sys.exc_info()", "protects a moment of microseconds, which no test can hit on purpose"),
+    ("_kept_sizes.clear()  ->  pass", "a process runs one command line and ends with it"),
+    ("number is None or not number < volume.total  ->  (number is None or not", "number is None if volume is None"),
+    (
+        'entry.kind not in {"file", "link"} or posixpath.basename(path) in _DOCKER_V1_FIL  ->  (is_oci or posixpath',
+        "directories and devices have no content: manifest.json must not name them in either case",
+    ),
+    (
+        "self._methods.get  ->  (self._methods.get((host, is_size_known)))",
+        "saves a refused request while another upload still tries the method that it found",
+    ),
     ("signal.SIG_DFL if handler is None else handler", "a process runs one command line and ends with it"),
 )
 

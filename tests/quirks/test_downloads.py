@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,8 @@ from tests.quirks.registry_models import PASSWORD, USER
 from tests.quirks.small_images import LAYER, layer_of
 from tests.quirks.statements import quirk
 from tests.registry_http import seed
+from tests.runner import ocistream
+from tests.zero_layer_registry import Endless, Image
 
 Start = Callable[..., QuirkyRegistry]
 Move = Callable[..., Mover]
@@ -259,6 +262,18 @@ def test_a_server_that_is_led_to_sees_no_authorization_and_the_same_range(
     assert all(set(request.headers.keys()) - {"Range", "Connection"} == plain for request in asked)
     # A signed URL may have ended meanwhile, so each part is asked for at the front.
     assert len([request for request in front.asked("GET", digest) if request.status == 307]) == 3
+
+
+@quirk(62)
+def test_parts_share_a_signed_url_and_replace_it_when_it_has_expired(tmp_path: Path) -> None:
+    uses = 3
+    # So slow that several connections are faster.
+    with Endless(0.02, signature_uses=uses) as registry:
+        result = ocistream("pull", registry.hold(Image([64 * limits.MIB]), "big"), "-o", tmp_path / "big.tar")
+    assert result.code == 0, result.err
+    # Parts that all go to the registry, or end with the first signature, are fewer.
+    assert registry.parts > 10
+    assert max(registry.signatures) > uses
 
 
 # Manifests ------------------------------------------------------------------------------------------------------

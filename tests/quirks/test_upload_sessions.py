@@ -43,6 +43,18 @@ def test_a_closing_put_whose_answer_was_lost_is_found_to_have_been_carried_out(h
 
 
 @quirk(48)
+def test_after_a_404_to_the_close_the_lost_session_is_queried_once(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [
+        Fault(refusal(404), "PUT", "digest="),
+        Fault(refusal(404), "GET", "/blobs/uploads/", times=None),
+    ]
+    used.push()
+    assert used.methods() == ["POST", "PATCH", "PUT", "GET", "DELETE", "POST", "PATCH", "PUT"]
+    assert used.is_complete()
+
+
+@quirk(48)
 @both_ways
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
 def test_another_answer_that_was_lost_costs_a_session_or_the_bytes_of_one(

@@ -169,7 +169,9 @@ def copy(
         label,
         source_location=source_location,
         destination_location=destination_location,
-        rename=build_rename(destination_location) if destination_location.name else None,
+        rename=build_rename(destination_location.name, destination_location.kind)
+        if destination_location.name
+        else None,
         omission_rule=omission_rule,
     )
 
@@ -264,6 +266,5 @@ def select_single_image(roots: Sequence[Root]) -> Sequence[Root]:
     try:
         return select_only_image(roots)
     except UsageError as error:
-        candidates = [root for root in roots if not root.is_stray] or list(roots)
-        hint = f"choose one, as in oci:DIR:NAME or oci-archive:FILE:NAME: {format_image_names(candidates)}"
+        hint = f"choose one, as in oci:DIR:NAME or oci-archive:FILE:NAME: {format_image_names(roots)}"
         raise UsageError(error.message, hint=hint) from error

@@ -124,7 +124,7 @@ def pull(
         open_ends,
         image_label,
         destination_location=location,
-        rename=build_rename(location) if location.name else None,
+        rename=build_rename(location.name, location.kind) if location.name else None,
         omission_rule=omission_rule,
     )
 

@@ -16,8 +16,8 @@ HEX = "0123456789abcdef" * 4
 BLOB = f"blobs/sha256/{HEX}"
 
 
-def entry(name: str, kind: str = "file", size: int = 1) -> TarEntry:
-    return TarEntry(name, size, kind, 512)
+def entry(name: str, kind: str = "file", size: int = 1, offset: int = 512) -> TarEntry:
+    return TarEntry(name, size, kind, offset, target="", is_symbolic=False, is_read_only=False)
 
 
 class TestNames:
@@ -121,7 +121,7 @@ class TestContents:
 
     def test_a_blob_may_stand_there_twice_and_the_first_counts(self) -> None:
         contents = ArchiveContents()
-        again = TarEntry(f"./{BLOB}", 5, "file", 4096)
+        again = entry(f"./{BLOB}", size=5, offset=4096)
         assert contents.add(entry(BLOB, size=5)) == contents.add(again) == f"sha256:{HEX}"
         assert contents.blobs[f"sha256:{HEX}"].offset == 512
 
