@@ -284,8 +284,8 @@ def test_what_is_wrong_in_itself_is_not_said_to_go_on(served: FaultyRegistry, la
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    # The other layer is in its middle then.
-    served.faults = [Fault(PauseReading(after=HALF), "PATCH")]
+    # The other layer, the only one that is large enough to be paused, is in its middle then.
+    served.faults = [Fault(PauseReading(after=HALF), "PATCH", times=2)]
     failed = ocistream("push", "-i", layout.path, f"{served.host}/app:1", "--jobs", "2")
     assert failed.code == 5, failed.err
     assert len(sessions(served)) == 1
