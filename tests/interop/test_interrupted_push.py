@@ -22,7 +22,7 @@ from tests.registry_http import manifest_digest
 from tests.runner import Result, ocistream, started
 
 MIB = 1 << 20
-LAYER = 12 * MIB
+LAYER = 24 * MIB
 #: How much passes before something happens.
 PASSED = 3 * MIB
 #: Heads of requests, the config and the manifests, in bytes.
@@ -185,7 +185,7 @@ def check_the_rest(place: Place, again: Result, image: Descriptor, tmp_path: Pat
     """Check that a second run sent what it says, and no more; give how many bytes it says that it resumed."""
     assertions.success(again)
     assert manifest_digest(place.host, "team/app", "1") == image["digest"]
-    resumed = re.search(r"resumed (\S+ [kM]B) of 12.6 MB of sha256:", again.err)
+    resumed = re.search(r"resumed (\S+ [kM]B) of 25.2 MB of sha256:", again.err)
     size = size_of(resumed[1]) if resumed else 0
     lost = f"{place.relay.host}: cannot resume the earlier upload of sha256:"
     assert (lost in again.err) != bool(resumed)
