@@ -200,7 +200,7 @@ class JoinedSource:
     def _raise_damaged(self, number: int, error: IntegrityError, again: bool) -> None:  # noqa: ARG002 - there is no second copy
         raise _damaged_error(self._inputs[number][0], error)
 
-    def _raise_damaged_part(self, parts: Sequence[BlobPart], error: IntegrityError, again: bool) -> None:  # noqa: ARG002
+    def _raise_damaged_part(self, parts: Sequence[BlobPart], error: IntegrityError, again: bool) -> None:  # noqa: ARG002 - the same
         """Raise an error that names the volume with the damaged part of an assembled blob."""
         for part in parts:
             if part.blob is not None and is_corrupt_part(part.blob):
