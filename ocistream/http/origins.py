@@ -1,4 +1,4 @@
-"""Origins of URLs, and the rules for redirect targets, internal addresses and proxies; redact URLs."""
+"""Origins of URLs, internal addresses, hosts without a proxy; resolve and redact URLs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ocistream.errors import PermanentNetworkError
 from ocistream.oci.reference import printable
 
 __all__ = [
+    "INTERNAL_ADDRESS",
     "Origin",
-    "check_target",
     "internal_address_error",
     "is_internal",
     "is_internal_address",
@@ -28,7 +28,8 @@ __all__ = [
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 #: Addresses of instance metadata services outside of the link-local range: Alibaba's, and AWS's over IPv6.
 _METADATA_ADDRESSES: Final = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "fd00:ec2::254")))
-_INTERNAL: Final = "an address inside of this machine or network: not followed"
+#: The end of the error messages for a target that is refused.
+INTERNAL_ADDRESS: Final = "an address inside of this machine or network: not followed"
 #: Size of the cache of origins: one request asks for the origin of each URL several times.
 _CACHED_ORIGINS: Final = 32
 #: Characters that are not allowed in a request line.
@@ -69,31 +70,9 @@ def _origin_of(url: str) -> Origin:
     return Origin(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
 
 
-def check_target(origin: Origin, url: str, *, is_external: bool | None = None) -> None:
-    """Refuse a redirect, Location, Link or realm that leads to a forbidden place.
-
-    The connection checks the address again, because a name may resolve to another address by then. Behind a proxy this
-    check is the only one. `is_external` says whether `origin` responded from an external address. If it is None, the
-    name of `origin` is resolved.
-
-    Raises:
-        PermanentNetworkError: from https to http (CVE-2026-48978), or from an external host to an internal address.
-    """
-    target = Origin.from_url(url)
-    if origin.scheme == "https" and target.scheme != "https":
-        msg = f"{origin.host} leads from https to {redact_url(url)}: not followed"
-        hint = "a proxy in front of the registry does not tell it that it is reached by https (X-Forwarded-Proto)"
-        raise PermanentNetworkError(msg, hint=hint if target.host == origin.host else None)
-    if target.host == origin.host or not is_internal(target.host):
-        return
-    if not is_internal(origin.host) if is_external is None else is_external:
-        msg = f"{origin.host} leads to {target.host}, {_INTERNAL}"
-        raise PermanentNetworkError(msg)
-
-
 def internal_address_error(host: str) -> PermanentNetworkError:
     """Return the error for an external host, or a redirect from one, that resolved to an internal address."""
-    return PermanentNetworkError(f"{host} is outside by its name, and now leads to {_INTERNAL}")
+    return PermanentNetworkError(f"{host} is outside by its name, and now leads to {INTERNAL_ADDRESS}")
 
 
 def resolve_url(base: str, location: str) -> str:

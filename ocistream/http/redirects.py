@@ -1,4 +1,7 @@
-"""Follow redirects, and keep credentials, bodies and client certificates from other origins."""
+"""Follow redirects to the targets that are allowed, and keep credentials, bodies and client certificates from others.
+
+`check_target` has the rule for redirects, Location headers, Link headers and the realms of tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from ocistream import limits
 from ocistream.errors import PermanentNetworkError
 from ocistream.http.connections import StreamedBody
 from ocistream.http.endpoints import choose_tls
-from ocistream.http.origins import Origin, check_target, is_internal, redact_url, resolve_url
+from ocistream.http.origins import INTERNAL_ADDRESS, Origin, is_internal, redact_url, resolve_url
 from ocistream.streams import clock
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from ocistream.http.host_settings import HostSettings
     from ocistream.http.rate_limits import RequestThrottle
 
-__all__ = ["RedirectFollower", "Request"]
+__all__ = ["RedirectFollower", "Request", "check_target"]
 
 _REDIRECT_STATUSES: Final = frozenset({301, 302, 303, 307, 308})
 
@@ -145,7 +148,7 @@ class RedirectFollower:
         return not is_internal(origin.host) if is_external is None else is_external
 
     def check_target(self, origin: Origin, url: str) -> None:
-        """Apply `http.origins.check_target` with what is known about the address of `origin`.
+        """Apply the function `check_target` with what is known about the address of `origin`.
 
         Raises:
             PermanentNetworkError: the URL is not an allowed target.
@@ -168,3 +171,25 @@ class RedirectFollower:
         delay = max(delay, self._request_throttle.reserve(host, per_second))
         if delay > 0:
             self._wait(delay)
+
+
+def check_target(origin: Origin, url: str, *, is_external: bool | None = None) -> None:
+    """Refuse a redirect, Location, Link or realm that leads to a forbidden place.
+
+    The connection checks the address again, because a name may resolve to another address by then. Behind a proxy this
+    check is the only one. `is_external` says whether `origin` responded from an external address. If it is None, the
+    name of `origin` is resolved.
+
+    Raises:
+        PermanentNetworkError: from https to http (CVE-2026-48978), or from an external host to an internal address.
+    """
+    target = Origin.from_url(url)
+    if origin.scheme == "https" and target.scheme != "https":
+        msg = f"{origin.host} leads from https to {redact_url(url)}: not followed"
+        hint = "a proxy in front of the registry does not tell it that it is reached by https (X-Forwarded-Proto)"
+        raise PermanentNetworkError(msg, hint=hint if target.host == origin.host else None)
+    if target.host == origin.host or not is_internal(target.host):
+        return
+    if not is_internal(origin.host) if is_external is None else is_external:
+        msg = f"{origin.host} leads to {target.host}, {INTERNAL_ADDRESS}"
+        raise PermanentNetworkError(msg)

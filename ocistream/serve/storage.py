@@ -18,7 +18,7 @@ from ocistream.archive.file_source import ArchiveFileSource
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.index import REF_NAME, build_entries, entry_name_of
-from ocistream.layout.index_file import IndexFile
+from ocistream.layout.index_cache import IndexCache
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION
 from ocistream.oci.volumes import VOLUME_ANNOTATION
@@ -228,7 +228,7 @@ class DirectoryStorage(LayoutDirectory):
     def __init__(self, path: Path) -> None:
         """Use the directory at `path`; nothing is read yet."""
         super().__init__(path)
-        self._index_file = IndexFile(self)
+        self._index_cache = IndexCache(self)
         self._changes: CommitQueue[_IndexChange] = CommitQueue(self._commit)
         self._verifications = VerificationCache()
 
@@ -253,7 +253,7 @@ class DirectoryStorage(LayoutDirectory):
 
     def list_entries(self) -> list[Descriptor]:
         """Return the entries of `index.json`; the file is parsed only if another process has changed it."""
-        return list(self._index_file.load().entries)
+        return list(self._index_cache.load().entries)
 
     def change_index(
         self,
@@ -269,16 +269,16 @@ class DirectoryStorage(LayoutDirectory):
         Each change gets the entries that the previous one returned.
         """
         with self.lock_index():
-            index = self._index_file.load()
+            index = self._index_cache.load()
             applied = []
             for change in take():
                 with change, files.disk_errors(f"cannot write {self.index_path}"):
-                    index = self._index_file.with_entries(index, change.change(list(index.entries)))
+                    index = self._index_cache.with_entries(index, change.change(list(index.entries)))
                     applied.append(change)
             if not applied:
                 return
             self.sync_blobs()
-            self._index_file.write(index)
+            self._index_cache.write(index)
             for change in applied:
                 if change.then is not None:
                     with change:

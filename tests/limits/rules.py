@@ -156,7 +156,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     13: Limit(
         "Realms, Locations and Links follow the same rules; a realm over http is only for registries over http",
-        ("http.origins",),
+        ("http.redirects",),
         tests=(
             "quirks/test_credential_isolation.py::test_a_realm_over_http_gets_nothing_from_who_speaks_https",
             "quirks/test_credential_isolation.py::test_a_link_to_another_host_is_not_followed_with_anything",
@@ -165,7 +165,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     14: Limit(
         "A public registry must not lead to loopback, link-local or metadata addresses, by number or by name",
-        ("http.origins", "http.sockets"),
+        ("http.redirects", "http.sockets"),
         tests=("quirks/test_credential_isolation.py::test_a_public_registry_cannot_send_a_password_to_this_machine",),
     ),
     15: Limit(

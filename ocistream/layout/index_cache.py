@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ocistream.layout.directory import LayoutDirectory
     from ocistream.oci.descriptor import Descriptor
 
-__all__ = ["IndexFile", "LoadedIndex"]
+__all__ = ["IndexCache", "LoadedIndex"]
 
 
 class LoadedIndex(NamedTuple):
@@ -30,8 +30,8 @@ class LoadedIndex(NamedTuple):
     lines: Mapping[int, bytes]
 
 
-class IndexFile:
-    """The `index.json` of one layout. Safe for several readers; a caller that writes holds the layout's lock."""
+class IndexCache:
+    """The parsed `index.json` of one layout. Safe for several readers; a caller that writes holds the layout's lock."""
 
     def __init__(self, layout: LayoutDirectory) -> None:
         """Take the layout. Nothing is read yet."""
