@@ -340,6 +340,8 @@ def open_registry_destination(location: Location, context: OpenContext) -> Desti
         mount_from=context.mount_from,
         mount_candidates=context.mount_candidates,
         records=context.records() if context.records is not None else None,
+        jobs=context.jobs,
+        cancelled=context.cancelled,
     )
 
 
@@ -362,7 +364,7 @@ def open_layout_source(location: Location, context: OpenContext, selection: Sele
     )
 
 
-def open_layout_destination(location: Location, context: OpenContext) -> Destination:  # noqa: ARG001 - the signature in _KINDS
+def open_layout_destination(location: Location, context: OpenContext) -> Destination:
     """Open a layout directory to write to.
 
     Raises:
@@ -371,7 +373,7 @@ def open_layout_destination(location: Location, context: OpenContext) -> Destina
     from ocistream.layout.destination import LayoutDestination
 
     _check_not_file(location)
-    return LayoutDestination(path_of(location))
+    return LayoutDestination(path_of(location), context.cancelled)
 
 
 def open_archive_source(location: Location, context: OpenContext, selection: Selection) -> Source:

@@ -6,12 +6,14 @@ ask its registry for missing blobs, before the first large byte.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ocistream.archive.tar_writer import TarWriter
 from ocistream.layout.index import OCI_LAYOUT, blob_name, build_entries, build_index_json, build_manifest_json
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted
 from ocistream.oci.strict_json import canonical_json
+from ocistream.transfer.interfaces import Traits
+from ocistream.transfer.verified_blobs import require_complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from ocistream.archive.outputs import Output
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
-    from ocistream.transfer.interfaces import Blob, NewBlob
+    from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
 __all__ = ["ArchiveDestination", "build_small_files"]
 
@@ -27,14 +29,17 @@ __all__ = ["ArchiveDestination", "build_small_files"]
 class ArchiveDestination:
     """Writes images into one tar, from front to back."""
 
-    concurrent = False
-    can_omit_blobs: Literal[True] = True
-
     def __init__(self, output: Output, *, mtime: int = 0) -> None:
         """Write to `output`. `mtime` is the time of every entry, in seconds since 1970."""
         self._tar = TarWriter(output, mtime)
+        # An unfinished entry can be removed again from a file, but not from a pipe.
+        self.traits = Traits(can_retry=self._tar.can_roll_back)
         self._written: set[str] = set()
         self._started = False
+
+    def expect(self, graph: Graph) -> Graph:
+        """Return the graph: an OCI archive can hold anything."""
+        return graph
 
     def begin(self, graph: Graph) -> None:
         """Write the index and the manifests. `oci-layout` comes first, before any blob that was written early."""
@@ -53,25 +58,24 @@ class ArchiveDestination:
         """Return annotations for `index.json`, in addition to the list of omitted blobs."""
         return {}
 
-    def has_blob(self, descriptor: Descriptor) -> bool:
-        """Return whether the blob was already written. Each digest is stored once."""
-        return descriptor.digest in self._written
+    def stored(
+        self,
+        blobs: Sequence[Descriptor],
+        *,
+        are_manifests: bool = False,  # noqa: ARG002 - they are entries alike
+        partial: bool = False,  # noqa: ARG002 - unfinished entries are found where they are written
+    ) -> dict[str, int]:
+        """Return the sizes of the blobs that were already written. Each digest is stored once."""
+        return {blob.digest: blob.size for blob in blobs if blob.digest in self._written}
 
-    has_manifest = has_blob
-
-    def write(self, blob: Blob) -> None:
+    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
         """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive has no end mark."""
+        require_complete(blob, offset)
         self._start()
         digest = blob.descriptor.digest
         self._tar.add_blob(blob_name(digest), blob)
         self._written.add(digest)
-
-    def can_retry(self) -> bool:
-        """Return whether an unfinished entry can be removed again: in a file, but not in a pipe."""
-        return self._tar.can_roll_back
-
-    def expect(self, graph: Graph) -> None:
-        """Do nothing. The digests of new layers are not known yet, so layers come first and the index last."""
+        return 0
 
     def write_new(self, blob: NewBlob) -> Descriptor:
         """Append a blob whose digest and size are known only after its last byte."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
@@ -14,19 +15,24 @@ from ocistream.errors import UnsupportedError
 from ocistream.layout.index import docker_tag
 from ocistream.oci.descriptor import CONFIG_TYPES
 from ocistream.oci.graph import is_image
+from ocistream.oci.omitted_blobs import refuse_omissions
 from ocistream.oci.reference import printable
-from ocistream.oci.referrers import NOT_IN_DOCKER_ARCHIVE
+from ocistream.oci.referrers import NOT_IN_DOCKER_ARCHIVE, PLATFORM_FILTERED
 from ocistream.oci.strict_json import canonical_json
 from ocistream.streams import layer_media_types
 from ocistream.streams.layer_media_types import is_probably_json
+from ocistream.transfer.interfaces import Traits
 from ocistream.transfer.report import MissingBlobsError
+from ocistream.transfer.verified_blobs import require_complete
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ocistream.archive.outputs import Output
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph, Root
-    from ocistream.transfer.interfaces import Blob, NewBlob
+    from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
 __all__ = ["DockerArchiveDestination"]
 
@@ -34,38 +40,49 @@ __all__ = ["DockerArchiveDestination"]
 class DockerArchiveDestination:
     """Writes images into one docker-archive. It takes only plain layers: `transfer` decompresses the others."""
 
-    concurrent = False
-    no_referrers_reason = NOT_IN_DOCKER_ARCHIVE
-
     def __init__(self, output: Output, *, mtime: int = 0) -> None:
         """Write to `output`. `mtime` is the time of every entry, in seconds since 1970."""
         self._tar = TarWriter(output, mtime)
+        # An unfinished entry can be removed again from a file, but not from a pipe.
+        self.traits = Traits(can_retry=self._tar.can_roll_back)
         # Most layers are decompressed on the way, and a later run cannot resume in the middle of one.
         self._tar.discard()
         #: The names of the written entries, by digest.
         self._names: dict[str, str] = {}
 
-    def expect(self, graph: Graph) -> None:
-        """Check that this format can hold all images.
+    def expect(self, graph: Graph) -> Graph:
+        """Return the graph without referrers, which this format cannot store.
 
         Raises:
             UnsupportedError: a root is an index of several images, or not an image.
         """
         for root in graph.roots:
             _find_image(graph, root)
+        graph = graph.without_referrers(lambda _: True, NOT_IN_DOCKER_ARCHIVE)
+        # This format could not store the referrers of other platforms either, so give that reason.
+        skipped = (
+            replace(referrer, why=NOT_IN_DOCKER_ARCHIVE) if referrer.why == PLATFORM_FILTERED else referrer
+            for referrer in graph.skipped_referrers
+        )
+        return replace(graph, skipped_referrers=tuple(skipped))
 
     def begin(self, graph: Graph) -> None:
-        """Check as `expect` does. Entries are written as they arrive."""
-        self.expect(graph)
+        """Refuse to omit blobs: `docker load` needs all of them. Entries are written as they arrive."""
+        refuse_omissions(graph.omitted_from_output)
 
-    def has_blob(self, descriptor: Descriptor) -> bool:
-        """Return whether the blob was already written."""
-        return descriptor.digest in self._names
+    def stored(
+        self,
+        blobs: Sequence[Descriptor],
+        *,
+        are_manifests: bool = False,  # noqa: ARG002 - they are entries alike
+        partial: bool = False,  # noqa: ARG002 - unfinished entries are found where they are written
+    ) -> dict[str, int]:
+        """Return the sizes of the blobs that were already written."""
+        return {blob.digest: blob.size for blob in blobs if blob.digest in self._names}
 
-    has_manifest = has_blob
-
-    def write(self, blob: Blob) -> None:
+    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
         """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive has no end mark."""
+        require_complete(blob, offset)
         chunks = blob.open()
         first = next(chunks, b"")
         # A blob that comes before its manifest has no known media type: only its bytes show what it is.
@@ -73,10 +90,7 @@ class DockerArchiveDestination:
         name = _file_name(blob.descriptor.digest, ".json" if is_config else ".tar")
         self._tar.add(name, blob.descriptor.size, itertools.chain([first], chunks))
         self._names[blob.descriptor.digest] = name
-
-    def can_retry(self) -> bool:
-        """Return whether an unfinished entry can be removed again: in a file, but not in a pipe."""
-        return self._tar.can_roll_back
+        return 0
 
     def write_new(self, blob: NewBlob) -> Descriptor:
         """Append a layer whose digest and size are known only after its last byte."""
@@ -101,6 +115,9 @@ class DockerArchiveDestination:
                 entry["RepoTags"] = list(dict.fromkeys([*(tags if isinstance(tags, list) else []), tag]))
         self._tar.add_small("manifest.json", canonical_json(list(entries.values())))
         self._tar.finish()
+
+    def discard(self) -> None:
+        """Do nothing: nothing is kept for a later run."""
 
     def close(self) -> None:
         """Remove an archive that was not committed."""

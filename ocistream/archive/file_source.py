@@ -341,7 +341,7 @@ class ArchiveFileSource:
 
     def _blob(self, descriptor: Descriptor, extent: Extent) -> Blob:
         chunks = partial(self._chunks, extent)
-        return Blob(descriptor, chunks, open_at=chunks)
+        return Blob(descriptor, chunks)
 
     def _chunks(self, extent: TarEntry | Extent, offset: int = 0) -> Iterator[Chunk]:
         with files.disk_errors(self._what):

@@ -22,6 +22,7 @@ from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, VOLUME, OmissionReas
 from ocistream.oci.reference import printable
 from ocistream.streams import files
 from ocistream.streams.paths import is_directory
+from ocistream.transfer.interfaces import RecoverableBlob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -163,12 +164,12 @@ class JoinedSource:
             for number, (_, source) in enumerate(self._inputs):
                 if (blob := source.blob(descriptor)) is not None:
                     yielded.setdefault(number, set()).add(descriptor.digest)
-                    yield replace(blob, on_corrupt=partial(self._raise_damaged, number))
+                    yield RecoverableBlob(descriptor, blob.open, on_corrupt=partial(self._raise_damaged, number))
                     break
             else:
                 parts = self.parts(descriptor)
                 if (blob := assemble_blob(descriptor, parts)) is not None:
-                    yield replace(blob, on_corrupt=partial(self._raise_damaged_part, parts))
+                    yield RecoverableBlob(descriptor, blob.open, on_corrupt=partial(self._raise_damaged_part, parts))
         if self._all_blobs:
             for number, (_, source) in enumerate(self._inputs):
                 yield from source.other_blobs(yielded.get(number, set()))

@@ -33,11 +33,11 @@ from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import parse_part_name, parse_volume
 from ocistream.streams import files
-from ocistream.streams.chunks import read_all, verify_chunks
+from ocistream.streams.chunks import chunks_from, read_all, verify_chunks
 from ocistream.streams.compression import NONE, detect_codec
-from ocistream.transfer.blob_wrappers import blob_from_bytes
-from ocistream.transfer.interfaces import Blob, EarlyWriter
-from ocistream.transfer.partial_blobs import chunks_from, parse_partial_blobs
+from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.partial_blobs import parse_partial_blobs
+from ocistream.transfer.verified_blobs import blob_from_bytes
 
 if TYPE_CHECKING:
     import threading
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from ocistream.oci.referrers import ReferrerMode
     from ocistream.oci.volumes import Volume
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import EarlyBlobs
+    from ocistream.transfer.interfaces import BlobPart, EarlyBlobs
 
 __all__ = [
     "ArchiveStreamSource",
@@ -252,7 +252,9 @@ class ArchiveStreamSource:
         if self._selection_error is not None:
             raise self._selection_error
         self._manifests.clear()
-        graph = replace(builder.build(), has_plain_layers=self._docker.is_docker_save)
+        graph = replace(
+            builder.build(), has_plain_layers=self._docker.is_docker_save, resume_offsets=self._tail_offsets
+        )
         # Synthesized manifests are known only after all blobs were read.
         valid_digests = self._contents.blobs.keys() - self._buffer.corrupt.keys()
         graph = mark_synthesized(graph, [digest for digest in synthesized if digest not in valid_digests])
@@ -330,15 +332,13 @@ class ArchiveStreamSource:
     def _blob(self, descriptor: Descriptor, entry: TarEntry, content_of: Callable[[], Iterator[Chunk]]) -> Blob:
         """Return a blob, or the tail of a blob."""
         if self._tail_offsets is None:
-            return Blob(descriptor, content_of, reopenable=False)
-        if start := self._find_start(entry):
-            if start + entry.size != descriptor.size:
-                msg = f"{printable(entry.name)!r} in the archive is not the rest of a blob of {descriptor.size} bytes"
-                raise ArchiveError(msg)
-            return Blob(descriptor, content_of, reopenable=False, is_interruptible=True, offset=start)
-        # The destination need not write again the bytes that it has, although the whole blob arrives.
-        open_at = partial(_chunks_from, content_of)
-        return Blob(descriptor, content_of, reopenable=False, open_at=open_at, is_interruptible=True)
+            return Blob(descriptor, partial(_chunks_from, content_of, 0), reopenable=False)
+        start = self._find_start(entry)
+        if start and start + entry.size != descriptor.size:
+            msg = f"{printable(entry.name)!r} in the archive is not the rest of a blob of {descriptor.size} bytes"
+            raise ArchiveError(msg)
+        # The destination need not write again the bytes that it has, although the whole blob may arrive.
+        return Blob(descriptor, partial(_chunks_from, content_of, start), reopenable=False)
 
     def _find_start(self, entry: TarEntry) -> int:
         """Return where an entry starts in its blob: 0, unless the archive has only the tail of the blob."""
@@ -356,6 +356,10 @@ class ArchiveStreamSource:
         if not self._has_ended or self._contents.index_json is None or self._contents.is_docker_archive:
             return None
         return descriptor.digest not in self._contents.blobs
+
+    def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:  # noqa: ARG002 - see below
+        """Return nothing: a pipe ends before it is known which of a blob's parts it has."""
+        return ()
 
     def find_entries_with(self, image_id: str) -> list[Descriptor]:
         """Return the entries of `index.json` that lead to an image with this ID, as far as is known now."""
@@ -440,7 +444,7 @@ class ArchiveStreamSource:
                 self._buffer.buffered[digest] = read_all(verify_chunks([content], descriptor))
             except IntegrityError as error:
                 self._buffer.corrupt[digest] = error
-                self._write_early(Blob(descriptor, lambda: iter([content]), reopenable=False), early_blobs)
+                self._write_early(blob_from_bytes(descriptor, content), early_blobs)
             else:
                 self._buffer.buffered_bytes += entry.size
                 self._docker.add_manifest(digest, self._buffer.buffered[digest])
@@ -452,8 +456,8 @@ class ArchiveStreamSource:
         if (codec := detect_codec(first_chunk[: limits.KIB])) is not NONE:
             self._buffer.codecs[digest] = codec
         all_chunks = itertools.chain([first_chunk], chunks)
-        blob = Blob(descriptor, lambda: all_chunks, reopenable=False, can_be_plain_layer=self._may_be_bare(entry))
-        self._write_early(blob, early_blobs)
+        blob = Blob(descriptor, partial(_chunks_from, lambda: all_chunks, 0), reopenable=False)
+        self._write_early(blob, early_blobs, can_be_plain_layer=self._may_be_bare(entry))
         if looks_like_json and digest not in self._buffer.corrupt:
             self._buffer.spilled[digest] = descriptor
 
@@ -465,16 +469,16 @@ class ArchiveStreamSource:
         is_oci = self._contents.oci_layout is not None or self._contents.index_json is not None
         return self._docker.is_docker_save or not (is_oci or entry.is_read_only)
 
-    def _write_early(self, blob: Blob, early_blobs: EarlyBlobs) -> None:
+    def _write_early(self, blob: Blob, early_blobs: EarlyBlobs, *, can_be_plain_layer: bool = False) -> None:
         """Write a blob to the destination. As in a file, corrupt bytes matter only if an image needs the blob.
 
         If the destination cannot remove the blob again, the IntegrityError is raised at once.
         """
         self._delivered.add(blob.descriptor.digest)
         try:
-            early_blobs.write(blob)
+            early_blobs.write(blob, can_be_plain_layer=can_be_plain_layer)
         except IntegrityError as error:
-            if isinstance(early_blobs, EarlyWriter) and not early_blobs.can_write_early():
+            if not early_blobs.accepts_early:
                 raise
             self._buffer.corrupt[blob.descriptor.digest] = error
 
@@ -487,7 +491,7 @@ class ArchiveStreamSource:
         """
         if self._contents.index_json is None or self._as_docker:
             return False
-        must_begin = isinstance(early_blobs, EarlyWriter) and not early_blobs.can_write_early()
+        must_begin = not early_blobs.accepts_early
         if self._docker.may_list_more_images():
             if must_begin:
                 msg = "manifest.json lists images that index.json does not, and their repositories are not known yet"
@@ -555,8 +559,10 @@ def open_input_stream(path: Path, cancelled: threading.Event) -> InputStream:
     return file
 
 
-def _chunks_from(content_of: Callable[[], Iterator[Chunk]], offset: int) -> Iterator[Chunk]:
-    return chunks_from(content_of(), offset)
+def _chunks_from(content_of: Callable[[], Iterator[Chunk]], start: int = 0, offset: int = 0) -> Iterator[Chunk]:
+    """Return the bytes of a blob from byte `offset` on; the content begins at byte `start` of the blob."""
+    chunks = content_of()
+    return chunks_from(chunks, offset - start) if offset > start else chunks
 
 
 class _EntryContent:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from ocistream.archive.outputs import Output
     from ocistream.oci.descriptor import Descriptor
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Blob, NewBlob
+    from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
-__all__ = ["TarWriter"]
+__all__ = ["TarWriter", "is_worth_keeping"]
 
 
 _SPOOL_FAILED = "cannot keep a layer in a temporary file"
@@ -56,6 +56,11 @@ def _spool_errors() -> Iterator[None]:
         raise disk_error from error
 
 
+def is_worth_keeping(blob: VerifiedBlob) -> bool:
+    """Return whether a partial file with this blob helps a later run, which would read all of a large pipe again."""
+    return blob.reopenable or blob.is_interruptible or blob.descriptor.size < limits.MIN_PARTIAL_SIZE
+
+
 class TarWriter:
     """Writes one tar from front to back. `mtime` is the time of every entry, in seconds since 1970."""
 
@@ -72,10 +77,9 @@ class TarWriter:
         """
         self._add(name, size, lambda: chunks)
 
-    def add_blob(self, name: str, blob: Blob) -> None:
+    def add_blob(self, name: str, blob: VerifiedBlob) -> None:
         """Write an entry as `add` does. Existing bytes are hashed or compared if necessary, but not fetched again."""
-        if blob.open_at is None and blob.descriptor.size >= limits.MIN_PARTIAL_SIZE:
-            # A later run could not start in the middle of the blob, so it would read all bytes again.
+        if not is_worth_keeping(blob):
             self.discard()
         self._add(name, blob.descriptor.size, functools.partial(self._remaining_chunks, blob))
 
@@ -86,21 +90,18 @@ class TarWriter:
                 self._output.write(chunk)
             self._output.write(tar.padding(size))
 
-    def _remaining_chunks(self, blob: Blob) -> Iterator[Chunk]:
+    def _remaining_chunks(self, blob: VerifiedBlob) -> Iterator[Chunk]:
         """Skip the existing bytes of a blob, and return the chunks of the rest."""
         output = self._output
         existing_size = min(output.existing_size(), blob.descriptor.size) if isinstance(output, ResumableOutput) else 0
         if not existing_size or not isinstance(output, ResumableOutput):
             return blob.open()
         existing = output.read_existing(existing_size)
-        if existing is not None and blob.resume is not None:
-            output.skip_existing(existing_size)
-            return blob.resume(existing, existing_size)
-        if existing is None and blob.open_at is not None:
-            output.skip_existing(existing_size)
-            return blob.open_at(existing_size)
-        # The output compares the chunks with its existing bytes, or drops these.
-        return blob.open()
+        if not (blob.reopenable or blob.is_interruptible) or (existing is not None and not blob.can_resume):
+            # The output compares the chunks with its existing bytes, or drops these.
+            return blob.open()
+        output.skip_existing(existing_size)
+        return blob.open(existing_size, existing)
 
     @property
     def can_roll_back(self) -> bool:

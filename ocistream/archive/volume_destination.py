@@ -11,13 +11,13 @@ import functools
 import hashlib
 import itertools
 import os
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits, notices
 from ocistream.archive import tar
 from ocistream.archive.destination import build_small_files
 from ocistream.archive.outputs import ResumableOutput, RewritableOutput, open_file_output
-from ocistream.archive.tar_writer import TarWriter
+from ocistream.archive.tar_writer import TarWriter, is_worth_keeping
 from ocistream.errors import UnsupportedError, UsageError
 from ocistream.layout.index import OCI_LAYOUT, blob_name, build_entries, build_index_json
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, VOLUME, OmissionReason, format_omitted
@@ -34,6 +34,8 @@ from ocistream.oci.volumes import (
     volume_annotations,
 )
 from ocistream.streams import paths
+from ocistream.transfer.interfaces import Traits
+from ocistream.transfer.verified_blobs import require_complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk, Hasher
-    from ocistream.transfer.interfaces import Blob
+    from ocistream.transfer.interfaces import VerifiedBlob
 
 __all__ = [
     "VolumePlan",
@@ -265,8 +267,8 @@ class VolumeSetDestination:
     and each volume can be resumed. That needs one file descriptor a volume, hence `limits.MAX_VOLUMES`.
     """
 
-    concurrent = False
-    can_omit_blobs: Literal[True] = True
+    #: The volume of a blob depends on the sizes of all blobs, so none can be written early.
+    traits = Traits(accepts_early=False)
 
     def __init__(self, path: Path, size: int, *, mtime: int = 0) -> None:
         """Write files of at most `size` bytes. Their names are `path` with a number in place of its `%d`.
@@ -286,6 +288,10 @@ class VolumeSetDestination:
         self._volumes: dict[int, _OpenVolume] = {}
         self._written: set[str] = set()
 
+    def expect(self, graph: Graph) -> Graph:
+        """Return the graph: volumes can hold anything."""
+        return graph
+
     def begin(self, graph: Graph) -> None:
         """Plan the volumes, and open the first one.
 
@@ -304,26 +310,23 @@ class VolumeSetDestination:
                 raise UsageError(msg)
         self._open_volume(0)
 
-    def has_blob(self, descriptor: Descriptor) -> bool:
-        """Return whether the blob was already written. Only manifests are in every volume."""
-        return descriptor.digest in self._written
+    def stored(
+        self,
+        blobs: Sequence[Descriptor],
+        *,
+        are_manifests: bool = False,  # noqa: ARG002 - they are entries alike
+        partial: bool = False,  # noqa: ARG002 - unfinished entries are found where they are written
+    ) -> dict[str, int]:
+        """Return the sizes of the blobs that were already written. Only manifests are in every volume."""
+        return {blob.digest: blob.size for blob in blobs if blob.digest in self._written}
 
-    has_manifest = has_blob
-
-    def can_write_early(self) -> bool:
-        """Return False: the volume of a blob depends on the sizes of all blobs."""
-        return False
-
-    def can_retry(self) -> bool:
-        """Return True: an unfinished entry is removed again."""
-        return True
-
-    def write(self, blob: Blob) -> None:
+    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
         """Append a blob to its volume, or its parts to their volumes.
 
         Raises:
             UnsupportedError: the blob arrives before the graph.
         """
+        require_complete(blob, offset)
         if self._graph is None:
             msg = "the archive's index comes after its layers, so it is not known yet which volumes they belong in"
             raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
@@ -334,6 +337,7 @@ class VolumeSetDestination:
         else:
             self._open_volume(pieces[0].volume if pieces else 0).tar.add_blob(blob_name(digest), blob)
         self._written.add(digest)
+        return 0
 
     def commit(self, graph: Graph) -> None:  # noqa: ARG002 - `begin` got the same graph
         """Finish all volumes, then name them.
@@ -388,10 +392,9 @@ class VolumeSetDestination:
             )
         ]
 
-    def _write_parts(self, blob: Blob, pieces: Sequence[VolumePart]) -> None:
+    def _write_parts(self, blob: VerifiedBlob, pieces: Sequence[VolumePart]) -> None:
         """Write a blob in parts, each followed by its checksum. Existing bytes are not fetched again."""
-        if blob.open_at is None and blob.descriptor.size >= limits.MIN_PARTIAL_SIZE:
-            # A later run could not start in the middle of the blob, so it would read all bytes again.
+        if not is_worth_keeping(blob):
             self.discard()
         volumes = [self._open_volume(piece.volume) for piece in pieces]
         names = [part_name(blob.descriptor.digest, piece.offset) for piece in pieces]
@@ -430,7 +433,7 @@ class VolumeSetDestination:
 
 
 def _remaining_chunks(
-    blob: Blob, pieces: Sequence[VolumePart], volumes: Sequence[_OpenVolume], hashes: Sequence[Hasher]
+    blob: VerifiedBlob, pieces: Sequence[VolumePart], volumes: Sequence[_OpenVolume], hashes: Sequence[Hasher]
 ) -> tuple[Iterator[Chunk], int]:
     """Skip the existing bytes of a blob's parts. Return the chunks of the rest, and the offset where they start.
 
@@ -442,16 +445,16 @@ def _remaining_chunks(
         existing_size = (
             min(volume.output.existing_size(), piece.size) if isinstance(volume.output, ResumableOutput) else 0
         )
-        if blob.resume is None or not existing_size or not isinstance(volume.output, ResumableOutput):
+        if not blob.can_resume or not existing_size or not isinstance(volume.output, ResumableOutput):
             break
         existing.append(_hash_chunks(volume.output.read_existing(existing_size) or iter(()), hasher))
         volume.output.skip_existing(existing_size)
         position += existing_size
         if existing_size < piece.size:
             break
-    if blob.resume is None or not position:
+    if not position:
         return blob.open(), 0
-    return blob.resume(itertools.chain.from_iterable(existing), position), position
+    return blob.open(position, itertools.chain.from_iterable(existing)), position
 
 
 def _hash_chunks(chunks: Iterable[Chunk], hasher: Hasher) -> Iterator[Chunk]:

@@ -32,7 +32,7 @@ def find_parts(
     contents: ArchiveContents,
     descriptor: Descriptor,
     read_extent: Callable[[Extent, int], bytes],
-    open_extent: Callable[[Extent, int], Iterator[Chunk]],
+    open_extent: Callable[..., Iterator[Chunk]],
 ) -> list[BlobPart]:
     """Return the parts of a blob according to a volume's index. Parts in this volume can be opened.
 
@@ -53,8 +53,7 @@ def find_parts(
             digest = parse_checksum_line(
                 part_name(descriptor.digest, piece.offset), read_extent(checksum, limits.MAX_LAYOUT_FILE)
             )
-            open_part = partial(open_extent, extent)
-            blob = Blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, piece.size), partial(open_part, 0), open_at=open_part)
+            blob = Blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, piece.size), partial(open_extent, extent))
         parts.append(BlobPart(piece.offset, piece.size, volume.template.format_name(piece.volume), blob))
     return parts
 
@@ -127,14 +126,13 @@ def assemble_blob(descriptor: Descriptor, parts: Sequence[BlobPart]) -> Blob | N
 
     def chunks(offset: int = 0) -> Iterator[Chunk]:
         for part in parts:
-            open_at = part.blob.open_at if part.blob else None
-            if open_at is not None and offset < part.offset + part.size:
-                yield from open_at(max(0, offset - part.offset))
+            if part.blob is not None and offset < part.offset + part.size:
+                yield from part.blob.open(max(0, offset - part.offset))
 
     def opened(offset: int = 0) -> Iterator[Chunk]:
         return _with_large_first_chunk(chunks(offset))
 
-    return Blob(descriptor, opened, open_at=opened)
+    return Blob(descriptor, opened)
 
 
 def _with_large_first_chunk(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

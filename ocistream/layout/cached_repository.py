@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ocistream import notices
@@ -15,7 +16,7 @@ from ocistream.oci.descriptor import Descriptor, Manifest
 from ocistream.oci.reference import is_digest
 from ocistream.registry.repository import determine_media_type
 from ocistream.streams.chunks import compute_digest
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import RecoverableBlob
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -35,7 +36,7 @@ _REFUSAL_STATUSES: Final = frozenset(range(400, 500)) - {408, 429}
 class CachedRepository:
     """A repository whose blobs and manifests come from a cache if it has them.
 
-    It works like a mirror: a blob that proves corrupt is fetched from the repository (`Blob.on_corrupt`).
+    It works like a mirror: a blob that proves corrupt is fetched from the repository (`RecoverableBlob`).
     """
 
     def __init__(self, cache: Cache, repository: ReadableRepository) -> None:
@@ -116,7 +117,7 @@ class CachedRepository:
                 self._cache.store_manifest(descriptor.digest, raw)
         return raw
 
-    def blob(self, descriptor: Descriptor) -> Blob:
+    def blob(self, descriptor: Descriptor) -> RecoverableBlob:
         """Return a blob that is read from the cache, or downloaded and stored."""
         return _CachedBlob(self._cache, self._repository.blob(descriptor)).blob
 
@@ -124,7 +125,7 @@ class CachedRepository:
 class _CachedBlob:
     """One blob, read from the cache as long as that is correct, and otherwise from the repository."""
 
-    def __init__(self, cache: Cache, source: Blob) -> None:
+    def __init__(self, cache: Cache, source: RecoverableBlob) -> None:
         self._cache = cache
         self._source = source
         self._descriptor = source.descriptor
@@ -134,24 +135,15 @@ class _CachedBlob:
         self._used_cache = False
 
     @property
-    def blob(self) -> Blob:
-        source = self._source
+    def blob(self) -> RecoverableBlob:
+        """The blob as its readers get it."""
         if not self._is_cached:
             # Keep `fetch_range`, so that prefetching over several connections works.
-            return Blob(
-                self._descriptor,
-                source.open,
-                on_corrupt=source.on_corrupt,
-                open_at=source.open_at,
-                fetch_range=source.fetch_range,
-                cache=self._store_chunks,
-            )
-        chunks = self._chunks
-        return Blob(
+            return replace(self._source, cache=self._store_chunks)
+        return RecoverableBlob(
             self._descriptor,
-            chunks,
+            self._chunks,
             on_corrupt=self._handle_corrupt,
-            open_at=chunks,
             precheck=self._verify_cached,
             cache=self._store_chunks,
         )
@@ -169,10 +161,7 @@ class _CachedBlob:
                     yield chunk
             if offset >= self._descriptor.size and (offset or self._is_cached):
                 return
-        if not offset:
-            yield from self._source.open()
-        elif self._source.open_at is not None:
-            yield from self._source.open_at(offset)
+        yield from self._source.open(offset)
 
     def _from_cache(self, offset: int) -> Generator[Chunk, None, None]:
         digest = self._descriptor.digest

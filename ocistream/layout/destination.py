@@ -7,7 +7,8 @@ that file in a directory, and `serve` changes only `index.json`.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+import threading
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits, notices
 from ocistream.errors import LocalDiskError, UsageError
@@ -15,6 +16,9 @@ from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.index import build_entries, entry_name_of, image_name_of
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted, parse_omitted
 from ocistream.oci.reference import printable
+from ocistream.streams.workers import DEFAULT_JOBS, run_each
+from ocistream.transfer.interfaces import Traits
+from ocistream.transfer.verified_blobs import part_unsupported_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,21 +28,23 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Blob, NewBlob
+    from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
 __all__ = ["LayoutDestination", "merge_entries"]
+
+#: Bytes of existing blobs from which on they are hashed in several threads.
+_MIN_CONCURRENT_HASHING: Final = 16 * limits.MIB
 
 
 class LayoutDestination:
     """Writes images into a layout directory that may have other images."""
 
-    concurrent = True
-    can_omit_blobs: Literal[True] = True
-    # Written blobs stay without their image, so blobs from other volumes may follow in a later run.
-    is_incremental: Literal[True] = True
+    traits = Traits(concurrent=True, keeps_blobs=True)
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cancelled: threading.Event | None = None) -> None:
         """Take the directory. It is created with the first blob, and not if the image does not exist.
+
+        `cancelled` stops the hashing of existing blobs.
 
         Raises:
             UsageError: the directory has other contents.
@@ -46,10 +52,15 @@ class LayoutDestination:
         """
         self._layout = LayoutDirectory(path)
         self._layout.check_usable()
+        self._cancelled = cancelled or threading.Event()
         self._created = False
         self._lock: int | None = None
         #: Sizes of the blobs that this transfer found or wrote, by digest.
         self._stored: dict[str, int] = {}
+
+    def expect(self, graph: Graph) -> Graph:
+        """Return the graph: a layout can hold anything."""
+        return graph
 
     def begin(self, graph: Graph) -> None:
         """Make the directory a layout, unless it is one.
@@ -66,36 +77,42 @@ class LayoutDestination:
                 raise UsageError(msg, hint=f"copy them one by one: {digests_by_name[name]} and {digest}")
         self._create()
 
-    def has_blob(self, descriptor: Descriptor) -> bool:
-        """Return whether a complete blob exists. Its file is hashed; a corrupt file will be replaced."""
-        exists = self._layout.has_blob(descriptor)
-        if exists:
-            self._stored[descriptor.digest] = descriptor.size
-        return exists
+    def stored(
+        self,
+        blobs: Sequence[Descriptor],
+        *,
+        are_manifests: bool = False,  # noqa: ARG002 - they are files alike
+        partial: bool = False,
+    ) -> dict[str, int]:
+        """Return the sizes of the blobs that exist. Their files are hashed; a corrupt file will be replaced."""
+        complete = [blob for blob in blobs if self._layout.blob_size(blob.digest) == blob.size]
+        found: dict[str, int] = {}
 
-    has_manifest = has_blob
+        def check(blob: Descriptor) -> None:
+            if self._layout.has_blob(blob):
+                found[blob.digest] = self._stored[blob.digest] = blob.size
 
-    def write(self, blob: Blob) -> None:
+        # Hashing releases Python's lock, and is worth threads only for what takes longer than to start them.
+        jobs = DEFAULT_JOBS if sum(blob.size for blob in complete) > _MIN_CONCURRENT_HASHING else 1
+        run_each(check, complete, jobs=jobs, cancelled=self._cancelled)
+        if partial:
+            for blob in blobs:
+                if blob.digest not in found and (size := self._layout.find_partial_size(blob.digest)):
+                    found[blob.digest] = size
+        return found
+
+    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
         """Write the blob under a temporary name, and rename the file after all of it was verified.
 
-        A partial file of an earlier run is resumed.
+        A partial file of an earlier run is resumed; it must have the first `offset` bytes.
         """
+        if blob.end is not None:
+            raise part_unsupported_error(blob)
         if not self._created:
             self._create()
-        self._layout.store_blob(blob)
+        self._layout.store_blob(blob, offset)
         self._stored[blob.descriptor.digest] = blob.descriptor.size
-
-    def write_rest(self, blob: Blob) -> None:
-        """Append the tail of a blob to the partial file of an earlier run. The complete blob is hashed."""
-        self.write(blob)
-
-    def can_retry(self) -> bool:
-        """Return True: a blob that failed leaves no file."""
-        return True
-
-    def expect(self, graph: Graph) -> None:
-        """Make the directory a layout, as `begin` does."""
-        self.begin(graph)
+        return 0
 
     def write_new(self, blob: NewBlob) -> Descriptor:
         """Write the blob under a temporary name, and rename the file once its digest is known."""
@@ -105,11 +122,7 @@ class LayoutDestination:
         self._stored[descriptor.digest] = descriptor.size
         return descriptor
 
-    def read_back(self, descriptor: Descriptor) -> bytes:
-        """Return the bytes of a small blob that was written."""
-        return self._layout.read_blob(descriptor)
-
-    def read_blob(self, descriptor: Descriptor) -> Iterator[Chunk]:
+    def read(self, descriptor: Descriptor) -> Iterator[Chunk]:
         """Yield the chunks of a blob that was written."""
         return self._layout.blob_chunks(descriptor.digest, descriptor.size)
 
@@ -135,6 +148,9 @@ class LayoutDestination:
             change, lambda annotations: self._build_omitted_annotation(annotations, graph.omitted_from_output)
         )
         self._layout.remove_stale(limits.MAX_PARTIAL_AGE)
+
+    def discard(self) -> None:
+        """Do nothing: the partial file of a wrong blob is deleted when it is found to be wrong."""
 
     def close(self) -> None:
         """Release the lock. Partial files stay, so that a later run can resume."""

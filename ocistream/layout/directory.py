@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.streams.partial_files import PartialFile
-    from ocistream.transfer.interfaces import Blob, NewBlob
+    from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
 __all__ = [
     "BlobDirectory",
@@ -198,22 +198,24 @@ class BlobDirectory:
                     writer.write(chunk)
                 name(path)
 
-    def store_blob(self, blob: Blob) -> None:
-        """Store a verified blob. A partial file of an earlier run is resumed.
+    def store_blob(self, blob: VerifiedBlob, offset: int = 0) -> None:
+        """Store a blob; a partial file of an earlier run is resumed, and must have the first `offset` bytes.
 
         Raises:
             PartialBlobLostError: the source sends only the tail, and the bytes before it do not exist here.
             LocalDiskError: the disk is full or read-only, or the path cannot be written.
         """
         digest, size = blob.descriptor.digest, blob.descriptor.size
-        if not blob.offset and (blob.open_at is None or size < limits.MIN_PARTIAL_SIZE):
+        # A later run would read all of a pipe again, so nothing of it is kept.
+        can_resume = blob.reopenable or blob.is_interruptible
+        if not offset and (not can_resume or size < limits.MIN_PARTIAL_SIZE):
             self.write_blob(digest, blob.open())
             return
         path = self.blob_path(digest)
         with files.disk_errors(f"cannot write the blob {digest} in {self.path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.resumable_file(path, durable=False) as partial:
-                remaining = self._remaining_chunks(blob, partial)
+                remaining = self._remaining_chunks(blob, offset, partial)
                 writer = files.WritebackWriter(partial.file)
                 for chunk in remaining:
                     writer.write(chunk)
@@ -227,18 +229,18 @@ class BlobDirectory:
         return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
     @staticmethod
-    def _remaining_chunks(blob: Blob, partial: PartialFile) -> Iterator[Chunk]:
+    def _remaining_chunks(blob: VerifiedBlob, offset: int, partial: PartialFile) -> Iterator[Chunk]:
         """Seek to the end of the partial file, and return the remaining chunks of the blob."""
         file, size = partial.file, blob.descriptor.size
-        partial_size = 0 if blob.resume is None else min(partial.size(), size)
-        if partial_size < blob.offset:
-            msg = f"{blob.descriptor.digest}: only {partial_size} bytes of it are there, and {blob.offset} were"
+        partial_size = min(partial.size(), size) if blob.can_resume else 0
+        if partial_size < offset:
+            msg = f"{blob.descriptor.digest}: only {partial_size} bytes of it are there, and {offset} were"
             raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then")
         file.truncate(partial_size)
         file.seek(partial_size)
-        if not partial_size or blob.resume is None:
+        if not partial_size:
             return blob.open()
-        return blob.resume(read_chunks(files.OffsetReader(file.fileno(), 0), partial_size), partial_size)
+        return blob.open(partial_size, read_chunks(files.OffsetReader(file.fileno(), 0), partial_size))
 
     def remove_stale(
         self, older_than: float | None = None, *, include_uploads: bool = False, dry_run: bool = False

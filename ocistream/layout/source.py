@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ocistream.oci.graph import Graph
     from ocistream.oci.referrers import ReferrerMode
-    from ocistream.transfer.interfaces import EarlyBlobs
+    from ocistream.transfer.interfaces import BlobPart, EarlyBlobs
 
 __all__ = ["LayoutSource"]
 
@@ -101,6 +101,10 @@ class LayoutSource:
         """Return whether no file has the blob's name."""
         return self._layout.blob_size(descriptor.digest) is None
 
+    def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:  # noqa: ARG002 - no blob is split here
+        """Return nothing: a layout has complete blobs only."""
+        return ()
+
     @property
     def layout(self) -> LayoutDirectory:
         """The layout directory."""
@@ -111,4 +115,4 @@ class LayoutSource:
 
     def _blob(self, descriptor: Descriptor) -> Blob:
         chunks = partial(self._layout.blob_chunks, descriptor.digest, descriptor.size)
-        return Blob(descriptor, chunks, open_at=chunks)
+        return Blob(descriptor, chunks)

@@ -18,7 +18,7 @@ from ocistream.registry.upload import BlobUpload
 from ocistream.registry.upload_bodies import ReplayBuffer
 from ocistream.registry.upload_records import UploadRecords, can_store_location
 from ocistream.registry.upload_sessions import UploadSession, UploadSessions, UploadState, delete_abandoned_sessions
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import VerifiedBlob
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -91,23 +91,22 @@ class BlobPusher:
                     return True
         return False
 
-    def upload(self, blob: Blob | NewBlob) -> int:
+    def upload(self, blob: VerifiedBlob | NewBlob) -> int:
         """Upload a blob, resuming the session of an earlier run; return how many bytes the registry had of it.
 
         Raises:
             NetworkError, AuthenticationError: the registry failed or refused.
             OcistreamError: an error of the blob's own chunks; the session is deleted.
         """
-        with ReplayBuffer(
-            blob, self._strategy.replay_buffer_size(reopenable=blob.reopenable, is_size_known=isinstance(blob, Blob))
-        ) as buffer:
-            descriptor = blob.descriptor if isinstance(blob, Blob) else None
+        descriptor = blob.descriptor if isinstance(blob, VerifiedBlob) else None
+        size = self._strategy.replay_buffer_size(reopenable=blob.reopenable, is_size_known=descriptor is not None)
+        with ReplayBuffer(blob, size) as buffer:
             upload = BlobUpload(self._sessions, blob, buffer)
             state = self._open_states.pop(descriptor.digest, None) if descriptor is not None else None
             upload.run(state or UploadState(self._sessions, self._records, descriptor))
         return upload.resumed_size
 
-    def upload_part(self, descriptor: Descriptor, offset: int, part: Blob) -> int:
+    def upload_part(self, descriptor: Descriptor, offset: int, part: VerifiedBlob) -> int:
         """Upload the part of a blob that begins at `offset`; return how many bytes of the blob the registry has.
 
         Raises:

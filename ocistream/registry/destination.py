@@ -10,17 +10,19 @@ import threading
 from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits, notices
 from ocistream.errors import IntegrityError, NetworkError, PartialBlobLostError, RegistryError, UnsupportedError
 from ocistream.oci.graph import children_of
+from ocistream.oci.omitted_blobs import refuse_omissions
 from ocistream.oci.referrers import referrer_descriptor
 from ocistream.registry.blob_push import BlobPusher
 from ocistream.registry.referrers import CosignTags
 from ocistream.registry.repository import Repository, is_canonical_digest
-from ocistream.streams.chunks import compute_digest, read_all, verify_chunks
-from ocistream.transfer.interfaces import Blob
+from ocistream.streams.chunks import compute_digest
+from ocistream.streams.workers import DEFAULT_JOBS, run_each
+from ocistream.transfer.interfaces import Traits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from ocistream.oci.reference import Reference
     from ocistream.registry.upload_records import UploadRecords
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import NewBlob, Source
+    from ocistream.transfer.interfaces import NewBlob, Source, VerifiedBlob
 
 __all__ = [
     "MAX_BLOBS_CHECKED",
@@ -132,11 +134,6 @@ class RegistryDestination:
     digest. `records` stores unfinished uploads, for a later run to resume.
     """
 
-    concurrent = True
-    is_incremental: Literal[True] = True
-    buffer_size = limits.MIB
-    is_cancelled_gracefully: Literal[True] = True
-
     def __init__(
         self,
         client: HttpClient,
@@ -146,8 +143,23 @@ class RegistryDestination:
         mount_from: Sequence[str] = (),
         mount_candidates: Callable[[str], Sequence[str]] = lambda _digest: (),
         records: UploadRecords | None = None,
+        jobs: int = DEFAULT_JOBS,
+        cancelled: threading.Event | None = None,
     ) -> None:
-        """Take the target of each root, and the repositories to mount from. Send no request."""
+        """Take the target of each root, and the repositories to mount from. Send no request.
+
+        `jobs` requests ask for existing blobs at the same time. `cancelled` stops them; the default is the client's.
+        """
+        self.traits = Traits(
+            concurrent=True,
+            keeps_blobs=True,
+            accepts_early=early_target is not None,
+            accepts_parts=True,
+            is_remote=True,
+            buffer_size=limits.MIB,
+        )
+        self._jobs = jobs
+        self._cancelled = cancelled or client.cancelled
         self._records = records
         self._mount_from = tuple(mount_from)
         self._mount_candidates = mount_candidates
@@ -162,21 +174,27 @@ class RegistryDestination:
         self._repositories_needing: dict[str, list[str]] = {}
         #: (Repository, digest) -> whether the blob exists, from a request or from an upload.
         self._blob_exists: dict[tuple[str, str], bool] = {}
-        #: Digest -> bytes that an earlier run had sent.
-        self._resumed_sizes: dict[str, int] = {}
+        #: Digest -> bytes of an unfinished blob that this run has sent, or found.
+        self._partial_sizes: dict[str, int] = {}
         #: Repository -> the large images that it may have.
         self._existing_images: dict[str, ExistingImages] = {}
 
-    def skip_conflicting_referrers(self, graph: Graph) -> Graph:
-        """Return the graph without referrers whose cosign tag has other content at the destination."""
-        return self._cosign_tags.skip_conflicting_referrers(graph)
+    def expect(self, graph: Graph) -> Graph:
+        """Compute which repository needs which digest, before digests of recompressed images are known.
+
+        Return the graph without referrers whose cosign tag has other content at the destination.
+        """
+        self._find_targets(graph)
+        return self._cosign_tags.skip_conflicting_referrers(graph) if graph.referrers else graph
 
     def begin(self, graph: Graph) -> None:
         """Compute which repository needs which digest.
 
         Raises:
             IntegrityError: the destination names a digest, and the image has another one.
+            UnsupportedError: blobs are to be omitted.
         """
+        refuse_omissions(graph.omitted_from_output)
         for root in graph.roots:
             reference = self._target(root)
             if reference.digest and reference.digest != root.descriptor.digest:
@@ -188,10 +206,9 @@ class RegistryDestination:
                     else None
                 )
                 raise IntegrityError(msg, hint=hint)
-        self.expect(graph)
+        self._find_targets(graph)
 
-    def expect(self, graph: Graph) -> None:
-        """Compute which repository needs which digest, before digests of recompressed images are known."""
+    def _find_targets(self, graph: Graph) -> None:
         self._omitted = graph.omitted_from_source
         for root in graph.roots:
             reference = self._target(root)
@@ -203,14 +220,36 @@ class RegistryDestination:
                 if reference.repository not in names:
                     names.append(reference.repository)
 
-    def has_blob(self, descriptor: Descriptor) -> bool:
-        """Return whether every repository that needs the blob has it."""
-        return not self._repositories_without(descriptor)
+    def stored(
+        self, blobs: Sequence[Descriptor], *, are_manifests: bool = False, partial: bool = False
+    ) -> dict[str, int]:
+        """Return the sizes of blobs and manifests that every repository has that needs them.
 
-    def has_manifest(self, descriptor: Descriptor) -> bool:
-        """Return whether every repository that needs the manifest has it."""
-        names = self._repositories_needing[descriptor.digest]
-        return all(self._pushers[name][0].has_manifest(descriptor.digest) for name in names)
+        With `partial`, an unfinished upload counts if one repository lacks the blob: its parts are sent only once.
+        """
+        found: dict[str, int] = {}
+
+        def ask(blob: Descriptor) -> None:
+            if are_manifests:
+                names = self._repositories_needing[blob.digest]
+                is_stored = all(self._pushers[name][0].has_manifest(blob.digest) for name in names)
+            else:
+                is_stored = not self._repositories_without(blob)
+            if is_stored:
+                found[blob.digest] = blob.size
+            elif partial and not are_manifests and (size := self._find_partial_size(blob)):
+                found[blob.digest] = size
+
+        run_each(ask, blobs, jobs=min(self._jobs, len(blobs)), cancelled=self._cancelled)
+        return found
+
+    def _find_partial_size(self, blob: Descriptor) -> int:
+        """Return how many bytes of a blob its unfinished upload has, from earlier parts."""
+        if blob.digest not in self._partial_sizes:
+            names = self._repositories_without(blob)
+            size = self._pushers[names[0]][1].stored_size(blob) if len(names) == 1 else 0
+            self._partial_sizes[blob.digest] = size
+        return self._partial_sizes[blob.digest]
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob from another repository of the same registry; return whether all repositories have it now."""
@@ -248,67 +287,43 @@ class RegistryDestination:
             if name != target_name
         ]
 
-    def write(self, blob: Blob) -> None:
-        """Upload a blob to the first repository that needs it, and mount it from there into the others."""
-        names = self._repositories_without(blob.descriptor)
-        if not names:
-            # Another thread may have recompressed a layer to the same blob after `has_blob` returned False.
-            return
-        first, *other_names = names
-        self._resumed_sizes[blob.descriptor.digest] = self._pushers[first][1].upload(blob)
-        self._blob_exists[first, blob.descriptor.digest] = True
-        for name in other_names:
-            self._mount_or_upload(blob, blob.descriptor, first, name)
+    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+        """Upload a blob to the first repository that needs it, and mount it from there into the others.
 
-    def resumed_size(self, descriptor: Descriptor) -> int:
-        """Return how many bytes of a blob an earlier run had uploaded."""
-        return self._resumed_sizes.get(descriptor.digest, 0)
-
-    def write_part(self, descriptor: Descriptor, offset: int, part: Blob) -> int:
-        """Upload one part of a blob; return how many bytes the registry has, or 0 if it does not take parts.
-
-        This needs exactly one repository that lacks the blob: the part can be read only once.
-        """
-        names = self._repositories_without(descriptor)
-        if len(names) != 1:
-            return 0 if names else descriptor.size
-        stored = self._pushers[names[0]][1].upload_part(descriptor, offset, part)
-        self._blob_exists[names[0], descriptor.digest] = stored == descriptor.size
-        return stored
-
-    def stored_size(self, descriptor: Descriptor) -> int:
-        """Return how many bytes of a blob its unfinished upload has, from earlier parts."""
-        names = self._repositories_without(descriptor)
-        return self._pushers[names[0]][1].stored_size(descriptor) if len(names) == 1 else 0
-
-    def write_rest(self, blob: Blob) -> None:
-        """Upload the rest of a blob whose beginning an earlier run uploaded; the registry verifies the complete blob.
-
-        Neither side has read the complete blob, so an error does not say which side is wrong. The sender then sends the
-        whole blob again.
+        A part of a blob is kept in an open upload; the registry verifies the complete blob. That needs exactly one
+        repository that lacks the blob: the part can be read only once.
 
         Raises:
-            PartialBlobLostError: the registry no longer has the beginning.
+            PartialBlobLostError: the registry no longer has the bytes before `offset`.
         """
-        descriptor, start = blob.descriptor, blob.offset
-        assert blob.open_at is not None, "it is given with the rest of a blob"  # noqa: S101 - see ResumableDestination
-        rest = Blob(
-            replace(descriptor, size=descriptor.size - start),
-            partial(blob.open_at, start),
-            reopenable=False,
-            is_interruptible=blob.is_interruptible,
-        )
-        if self.write_part(descriptor, start, rest) != descriptor.size:
-            msg = f"{descriptor.digest}: the registry does not have the first {start} bytes of it any more"
-            raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then")
+        descriptor = blob.descriptor
+        names = self._repositories_without(descriptor)
+        if not names:
+            # Another thread may have recompressed a layer to the same blob after `stored` did not list it.
+            return 0
+        first, *other_names = names
+        if offset or blob.end is not None:
+            part = replace(
+                blob,
+                descriptor=replace(descriptor, size=(blob.end or descriptor.size) - offset),
+                open=partial(blob.open, offset),
+            )
+            stored = 0 if other_names else self._pushers[first][1].upload_part(descriptor, offset, part)
+            self._partial_sizes[descriptor.digest] = stored
+            self._blob_exists[first, descriptor.digest] = stored == descriptor.size
+            if blob.end is None and stored != descriptor.size:
+                # Neither side has read the complete blob, so nobody knows which side is wrong.
+                msg = f"{descriptor.digest}: the registry does not have the first {offset} bytes of it any more"
+                raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then")
+            return 0
+        resumed_size = self._pushers[first][1].upload(blob)
+        self._blob_exists[first, descriptor.digest] = True
+        for name in other_names:
+            self._mount_or_upload(blob, descriptor, first, name)
+        return resumed_size
 
-    def can_write_early(self) -> bool:
-        """Return whether blobs can be stored before the graph is known."""
-        return self._early_target is not None
-
-    def can_retry(self) -> bool:
-        """Return True: a failed upload is never closed, so the blob can be sent again."""
-        return True
+    def discard(self) -> None:
+        """Do nothing: an upload of a wrong blob is deleted when it is found to be wrong."""
 
     def write_new(self, blob: NewBlob) -> Descriptor:
         """Upload a blob whose digest is known only at its end, and mount it into other repositories that need it."""
@@ -322,12 +337,7 @@ class RegistryDestination:
             self._mount_or_upload(blob, descriptor, first, name)
         return descriptor
 
-    def read_back(self, descriptor: Descriptor) -> bytes:
-        """Read and verify small content that was written early."""
-        repository, _ = self._repository(self._early_reference())
-        return read_all(verify_chunks(repository.fetch_blob(descriptor), descriptor))
-
-    def read_blob(self, descriptor: Descriptor) -> Iterator[Chunk]:
+    def read(self, descriptor: Descriptor) -> Iterator[Chunk]:
         """Download a blob that was written early; the bytes are not verified."""
         repository, _ = self._repository(self._early_reference())
         return repository.fetch_blob(descriptor)
@@ -423,7 +433,7 @@ class RegistryDestination:
         if existing != compute_digest(manifest.raw):
             repository.push_manifest(tag, manifest)
 
-    def _mount_or_upload(self, blob: Blob | NewBlob, descriptor: Descriptor, source: str, name: str) -> None:
+    def _mount_or_upload(self, blob: VerifiedBlob | NewBlob, descriptor: Descriptor, source: str, name: str) -> None:
         pusher = self._pushers[name][1]
         if not pusher.mount(descriptor, source):
             if not blob.reopenable:

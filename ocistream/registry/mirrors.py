@@ -27,7 +27,7 @@ from ocistream.registry.download import BlobRedirect
 from ocistream.registry.referrers import ReferrerList, RepositoryReferrers
 from ocistream.registry.repository import Repository
 from ocistream.streams.chunks import read_all, verify_chunks
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import RecoverableBlob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -124,7 +124,7 @@ class ReadableRepository(Protocol):
     def fetch_manifest(self, descriptor: Descriptor) -> bytes:
         """Return the bytes of a manifest that another document lists; the caller verifies them."""
 
-    def blob(self, descriptor: Descriptor) -> Blob:
+    def blob(self, descriptor: Descriptor) -> RecoverableBlob:
         """Return a blob; the download starts when the caller opens it."""
 
     def list_referrers(self, digest: str) -> ReferrerList:
@@ -206,15 +206,11 @@ class MirroredRepository:
 
         return self._read_from_first(ask)
 
-    def blob(self, descriptor: Descriptor) -> Blob:
+    def blob(self, descriptor: Descriptor) -> RecoverableBlob:
         """Return a blob; the download starts when the caller opens it."""
         download = _MirroredDownload(self, descriptor)
-        return Blob(
-            descriptor,
-            download.chunks,
-            on_corrupt=download.on_corrupt,
-            open_at=download.chunks,
-            fetch_range=download.fetch_range,
+        return RecoverableBlob(
+            descriptor, download.chunks, on_corrupt=download.on_corrupt, fetch_range=download.fetch_range
         )
 
     def list_referrers(self, digest: str) -> ReferrerList:

@@ -37,7 +37,7 @@ from ocistream.oci.documents import guess_media_type, parse_outline
 from ocistream.oci.reference import is_digest, printable
 from ocistream.registry.download import BlobDownload, BlobRedirect, has_excess_length, read_range
 from ocistream.streams.chunks import compute_digest
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import RecoverableBlob
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -260,11 +260,11 @@ class Repository:
         fits = length is None or descriptor.size == UNKNOWN_SIZE or length == str(descriptor.size)
         return response.status == 200 and fits
 
-    def blob(self, descriptor: Descriptor) -> Blob:
+    def blob(self, descriptor: Descriptor) -> RecoverableBlob:
         """Return a blob; the download starts when the caller opens it."""
         chunks = partial(self.fetch_blob, descriptor)
-        return Blob(
-            descriptor, chunks, open_at=chunks, fetch_range=partial(self.fetch_blob_range, descriptor, BlobRedirect())
+        return RecoverableBlob(
+            descriptor, chunks, fetch_range=partial(self.fetch_blob_range, descriptor, BlobRedirect())
         )
 
     def fetch_blob(self, descriptor: Descriptor, offset: int = 0, *, strict: bool = False) -> Iterator[Chunk]:

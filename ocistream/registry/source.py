@@ -19,8 +19,8 @@ from ocistream.registry.referrer_search import ReferrerSearch
 from ocistream.registry.repository import Repository, image_not_found_error
 from ocistream.streams.chunks import read_all
 from ocistream.streams.workers import DEFAULT_JOBS
-from ocistream.transfer.blob_wrappers import use_verified
 from ocistream.transfer.graph_builder import GraphBuilder
+from ocistream.transfer.verified_blobs import use_verified
 
 if TYPE_CHECKING:
     import threading

@@ -29,7 +29,7 @@ from ocistream.registry.upload_bodies import ReplayBuffer, UploadBodies
 from ocistream.registry.upload_methods import ALTERNATIVES, CHUNK, CHUNKED_CODING_REFUSALS, PUT, STREAM, UNSIZED_STREAM
 from ocistream.registry.upload_sessions import SessionLostError
 from ocistream.sizes import format_size
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import VerifiedBlob
 
 if TYPE_CHECKING:
     from ocistream.http.retry import Retries
@@ -120,7 +120,7 @@ _TOO_LARGE_HINT: Final = (
 class BlobUpload:
     """The upload of one blob to one repository. `acknowledged` is how many bytes the registry has confirmed."""
 
-    def __init__(self, sessions: UploadSessions, blob: Blob | NewBlob, buffer: ReplayBuffer) -> None:
+    def __init__(self, sessions: UploadSessions, blob: VerifiedBlob | NewBlob, buffer: ReplayBuffer) -> None:
         """Take the blob, and the buffer that reads it. Send no request."""
         transport = sessions.repository.client
         self._sessions = sessions
@@ -227,7 +227,7 @@ class BlobUpload:
 
     def _report(self, message: str, count: int) -> None:
         """Report what happens to the upload; without -v only if `count` bytes are worth it."""
-        if isinstance(self._blob, Blob):
+        if isinstance(self._blob, VerifiedBlob):
             descriptor = self._blob.descriptor
             text = message.format(blob=descriptor.digest, size=format_size(descriptor.size))
             self._strategy.report(f"{self._sessions.host}: {text}", 0 if count >= _MIN_REPORTED else 1)
@@ -236,7 +236,7 @@ class BlobUpload:
         """Return whether a later run can resume this upload. Called by other threads at any time."""
         # A recompressed layer from a pipe cannot be resumed. A blob from a pipe can: the same command mostly produces
         # the same archive, and otherwise the digest does not match and the next run starts at byte 0.
-        if not self._state.is_recorded or not (self._blob.reopenable or isinstance(self._blob, Blob)):
+        if not self._state.is_recorded or not (self._blob.reopenable or isinstance(self._blob, VerifiedBlob)):
             return False
         if not self._can_resume:
             return False
@@ -275,7 +275,7 @@ class BlobUpload:
         if session is None:
             session = self._sessions.open(self._retries)
             self._state.move_to(session)
-        if self._method.kind == PUT and isinstance(self._blob, Blob) and not self._buffer.is_empty:
+        if self._method.kind == PUT and isinstance(self._blob, VerifiedBlob) and not self._buffer.is_empty:
             self._buffer.seek(0)
             self._body_size = self._blob.descriptor.size
             body = FixedLengthBody(self._buffer.read(0), self._body_size)
@@ -323,7 +323,7 @@ class BlobUpload:
         return session
 
     def _finish(self, session: UploadSession) -> None:
-        descriptor = self._blob.descriptor if isinstance(self._blob, Blob) else self._blob.descriptor()
+        descriptor = self._blob.descriptor if isinstance(self._blob, VerifiedBlob) else self._blob.descriptor()
         try:
             self._sessions.close(session, descriptor.digest, self._retries, stored_size=descriptor.size)
         except OcistreamError:
@@ -511,7 +511,9 @@ class BlobUpload:
         self._is_upload_resumed = False
 
 
-def upload_part(sessions: UploadSessions, state: UploadState, descriptor: Descriptor, offset: int, part: Blob) -> int:
+def upload_part(
+    sessions: UploadSessions, state: UploadState, descriptor: Descriptor, offset: int, part: VerifiedBlob
+) -> int:
     """Upload the part of a blob that begins at `offset`, if the blob's upload has reached that offset.
 
     Return how many bytes of the blob the registry has: its size if it is complete, 0 if the upload cannot stay open.
@@ -560,7 +562,7 @@ def find_stored_size(sessions: UploadSessions, state: UploadState) -> int:
 
 class _PartUpload:
     def __init__(
-        self, sessions: UploadSessions, state: UploadState, descriptor: Descriptor, offset: int, part: Blob
+        self, sessions: UploadSessions, state: UploadState, descriptor: Descriptor, offset: int, part: VerifiedBlob
     ) -> None:
         self._sessions = sessions
         self._state = state

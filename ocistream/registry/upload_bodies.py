@@ -11,7 +11,7 @@ from ocistream import limits
 from ocistream.errors import TruncatedError
 from ocistream.http.connections import FixedLengthBody, StreamedBody
 from ocistream.registry.upload_methods import CHUNK
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import VerifiedBlob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,10 +39,10 @@ class ReplayBuffer:
     `has_source_failed` says that the source raised. Bytes before the window are read again if the blob is reopenable.
     """
 
-    def __init__(self, blob: Blob | NewBlob, capacity: int) -> None:
+    def __init__(self, blob: VerifiedBlob | NewBlob, capacity: int) -> None:
         """Take the blob. Do not open it yet, and allocate no buffer."""
         self._blob = blob
-        self.size: int | None = blob.descriptor.size if isinstance(blob, Blob) else None
+        self.size: int | None = blob.descriptor.size if isinstance(blob, VerifiedBlob) else None
         self._capacity = max(1, min(capacity, self.size) if self.size is not None else capacity)
         self._ring = bytearray()
         self._chunks: Iterator[Chunk] = iter(())
@@ -188,7 +188,7 @@ class UploadBodies:
         self,
         strategy: UploadStrategy,
         host: str,
-        blob: Blob | NewBlob,
+        blob: VerifiedBlob | NewBlob,
         buffer: ReplayBuffer,
         explicit_method: UploadMethod | None,
     ) -> None:
@@ -201,7 +201,7 @@ class UploadBodies:
         #: Whether every request must get a proper end even if the source fails: distribution 2.8 neither resumes nor
         #: deletes an upload after a broken request. An ordinary pipe keeps a stated length, so that a proxy can refuse
         #: a layer that is too large before its first byte.
-        self._is_interruptible = isinstance(blob, Blob) and (blob.is_interruptible or is_piped_in_chunks)
+        self._is_interruptible = isinstance(blob, VerifiedBlob) and (blob.is_interruptible or is_piped_in_chunks)
         self.can_end_early = False
         self.has_chunked_coding = False
 

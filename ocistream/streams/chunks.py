@@ -31,6 +31,7 @@ __all__ = [
     "Hasher",
     "cancellable_chunks",
     "check_chunks_size",
+    "chunks_from",
     "closing_chunks",
     "compute_digest",
     "count_chunks",
@@ -120,6 +121,16 @@ def check_chunks_size(chunks: Iterable[Chunk], descriptor: Descriptor, offset: i
             yield chunk
     if size < descriptor.size:
         raise size_error(descriptor, size)
+
+
+def chunks_from(chunks: Iterator[Chunk], offset: int) -> Iterator[Chunk]:
+    """Yield the bytes of `chunks` from byte `offset` on. Closes `chunks` at the end."""
+    remaining = offset
+    with closing_chunks(chunks):
+        for chunk in chunks:
+            if remaining < len(chunk):
+                yield memoryview(chunk)[remaining:] if remaining else chunk
+            remaining = max(0, remaining - len(chunk))
 
 
 def closing_chunks(chunks: Iterable[Chunk]) -> AbstractContextManager[object]:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ocistream.registry.referrers import ReferrerList
     from ocistream.streams.chunks import Chunk
     from ocistream.sync.plan import CopyDestination, ImageCopy, SyncEntry, SyncLocation
-    from ocistream.transfer.interfaces import Blob, Source
+    from ocistream.transfer.interfaces import Blob, RecoverableBlob, Source
 
 __all__ = [
     "DestinationState",
@@ -266,7 +266,7 @@ class _TagListRepository:
     def fetch_manifest(self, descriptor: Descriptor) -> bytes:
         return self._repository.fetch_manifest(descriptor)
 
-    def blob(self, descriptor: Descriptor) -> Blob:
+    def blob(self, descriptor: Descriptor) -> RecoverableBlob:
         return self._repository.blob(descriptor)
 
     def list_referrers(self, digest: str) -> ReferrerList:
@@ -493,7 +493,9 @@ def read_graph(source: Source, location: Location) -> Graph:
 class _NoEarlyBlobs:
     """The `EarlyBlobs` of sources that can be read repeatedly: their blobs never come before the graph."""
 
-    def write(self, blob: Blob) -> None:
+    accepts_early = False
+
+    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - nothing is written
         raise UnsupportedError(f"{blob.descriptor.digest} comes before its image")
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:  # noqa: ARG002 - the signature of EarlyBlobs

@@ -9,6 +9,7 @@ import itertools
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
@@ -31,6 +32,7 @@ from ocistream.sync.comparison import (
 )
 from ocistream.sync.plan import EntryCopies, drop_duplicates
 from ocistream.transfer import copy as transfer
+from ocistream.transfer.existing_blobs import find_absent_manifests, list_stored
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
 from ocistream.transfer.incomplete_indexes import limit_to_source
 from ocistream.transfer.interfaces import ImageCountObserver, IncompleteSource, MountingDestination
@@ -355,22 +357,14 @@ class ImageCopier:
             if location.reference is not None:
                 # For a registry this sends no request and writes nothing.
                 destination.begin(graph)
-            graph = limit_to_source(source, graph, destination.has_manifest)
+            graph = limit_to_source(source, graph, partial(list_stored, destination, are_manifests=True))
+            stored = list_stored(destination, graph.blobs)
 
-            def is_lacking(blob: Descriptor) -> bool:
-                return not destination.has_blob(blob) and not (
-                    isinstance(destination, MountingDestination) and destination.can_mount(blob, source)
-                )
+            def is_mountable(blob: Descriptor) -> bool:
+                return isinstance(destination, MountingDestination) and destination.can_mount(blob, source)
 
-            # Sequential: other images are planned in parallel.
-            missing = list(filter(is_lacking, graph.blobs))
-            named = {root.descriptor.digest for root in graph.roots}
-            absent = [
-                manifest
-                for manifest in graph.absent
-                if manifest.digest in named or not destination.has_manifest(manifest)
-            ]
-            _check_complete(graph, source, absent, missing)
+            missing = [blob for blob in graph.blobs if blob.digest not in stored and not is_mountable(blob)]
+            _check_complete(graph, source, find_absent_manifests(graph, destination), missing)
             return graph, missing
 
     def _open_destination(self, copy_destination: CopyDestination, cancelled: threading.Event) -> Destination:

@@ -19,13 +19,13 @@ from ocistream.oci.documents import check_config
 from ocistream.oci.graph import is_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Blob
+    from ocistream.transfer.interfaces import Blob, VerifiedBlob
 
 __all__ = ["ConfigChecker", "can_be_json_object", "not_json_error", "with_config_check"]
 
@@ -65,8 +65,8 @@ class ConfigChecker:
         if descriptor.digest in self.digests and descriptor.digest in self._not_json:
             raise not_json_error(descriptor)
 
-    def _watch_chunks(self, blob: Blob) -> Iterator[Chunk]:
-        chunks = blob.open()
+    def _watch_chunks(self, blob: Blob, offset: int = 0) -> Iterator[Chunk]:
+        chunks = blob.open(offset)
         beginning = next(chunks, b"")
         if not can_be_json_object(beginning):
             self._not_json.add(blob.descriptor.digest)
@@ -79,25 +79,23 @@ class ConfigChecker:
         return self._large_config_lock if descriptor.size > limits.MAX_JSON_UNSPLIT else nullcontext()
 
 
-def with_config_check(blob: Blob) -> Blob:
-    """Return a config whose chunks raise ArchiveError if it is malformed. The chunks of `blob` are verified.
+def with_config_check(blob: VerifiedBlob) -> VerifiedBlob:
+    """Return a config whose chunks raise ArchiveError if it is malformed.
 
-    The error comes before the last chunk, so a malformed config is never completed at the destination. A config that
-    starts in its middle is not checked, nor one above `limits.MAX_PARSED_CONFIG`.
+    The error comes before the last chunk, so a malformed config is never completed at the destination. A config whose
+    beginning cannot be read is not checked, nor one above `limits.MAX_PARSED_CONFIG`.
     """
     if blob.descriptor.size > limits.MAX_PARSED_CONFIG:
         return blob
-    resume = blob.resume
 
-    def opened() -> Iterator[Chunk]:
-        return _check_chunks(blob, blob.open(), io.BytesIO())
-
-    def resumed(stored_chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
-        assert resume is not None, "it is wrapped only where it is given"  # noqa: S101 - set wherever this is called
+    def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
+        if offset and stored is None:
+            return blob.open(offset)
         content = io.BytesIO()
-        return _check_chunks(blob, resume(_record_chunks(stored_chunks, content), size), content)
+        beginning = None if stored is None else _record_chunks(stored, content)
+        return _check_chunks(blob, blob.open(offset, beginning), content)
 
-    return replace(blob, open=opened, resume=None if resume is None else resumed)
+    return replace(blob, open=opened)
 
 
 def _check_chunks(blob: Blob, chunks: Iterator[Chunk], content: io.BytesIO) -> Iterator[Chunk]:
@@ -113,7 +111,7 @@ def _check_chunks(blob: Blob, chunks: Iterator[Chunk], content: io.BytesIO) -> I
         yield last
 
 
-def _record_chunks(chunks: Iterator[Chunk], content: io.BytesIO) -> Iterator[Chunk]:
+def _record_chunks(chunks: Iterable[Chunk], content: io.BytesIO) -> Iterator[Chunk]:
     for chunk in chunks:
         content.write(chunk)
         yield chunk

@@ -14,28 +14,16 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
-from ocistream.oci.referrers import PLATFORM_FILTERED, RECOMPRESSED
+from ocistream.oci.referrers import RECOMPRESSED
 from ocistream.streams.chunks import size_error
 from ocistream.streams.workers import DEFAULT_JOBS, run_each, run_in_thread
-from ocistream.transfer.blob_wrappers import blob_from_bytes
-from ocistream.transfer.existing_blobs import ExistenceCheck
+from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
-from ocistream.transfer.interfaces import (
-    Blob,
-    BufferingDestination,
-    DiscardableDestination,
-    ExpectingDestination,
-    GracefullyCancelledDestination,
-    IncompleteSource,
-    IncrementalDestination,
-    NoReferrersDestination,
-    NullObserver,
-    OmittingDestination,
-    ReferrerTagGuard,
-)
+from ocistream.transfer.interfaces import Blob, IncompleteSource, NullObserver
 from ocistream.transfer.pipeline import BlobPipeline
 from ocistream.transfer.prefetch import Prefetcher
 from ocistream.transfer.report import BlobResult, MissingBlobsError, Report
+from ocistream.transfer.verified_blobs import blob_from_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -90,8 +78,7 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     try:
         return transfer.run(rename)
     except (IntegrityError, ArchiveError):
-        if isinstance(destination, DiscardableDestination):
-            destination.discard()
+        destination.discard()
         raise
 
 
@@ -114,7 +101,7 @@ class _Transfer:
 
     def run(self, rename: Callable[[Graph], Graph] | None) -> Report:
         started_at = time.monotonic()
-        if isinstance(self._destination, GracefullyCancelledDestination) and self._destination.is_cancelled_gracefully:
+        if self._destination.traits.is_remote:
             graph, source, origins = run_in_thread(lambda: self._copy_blobs(rename), self._cancelled)
         else:
             graph, source, origins = self._copy_blobs(rename)
@@ -131,7 +118,8 @@ class _Transfer:
         self.pipeline.config_checker.find_configs(graph)
         self._observer.planned(graph)
         if self.pipeline.plan_recompression(graph):
-            self.pipeline.new_blob_destination().expect(graph)
+            # The destination begins with the digests of the new layers.
+            self.pipeline.new_blob_destination()
         else:
             self._destination.begin(graph)
         for blob in graph.blobs if graph.omitted_from_output else ():
@@ -179,9 +167,6 @@ class _Transfer:
         """
         if self.omit is None:
             return graph
-        if not isinstance(self._destination, OmittingDestination):
-            msg = "nothing can be left out of this destination"
-            raise UnsupportedError(msg, hint="write an OCI archive or a layout")
         omitted = self.omit(graph)
         # Early blobs are already written, even if the remote side has them.
         remaining = [b.digest for b in graph.blobs if b.digest in omitted and b.digest not in self.pipeline.results]
@@ -207,6 +192,8 @@ class _Transfer:
     def _resolve(self) -> Graph:
         """Resolve the source's graph; after that it is known whether `docker save` wrote the source."""
         graph = self._source.resolve(self.pipeline)
+        self.pipeline.is_interruptible = graph.resume_offsets is not None
+        self.pipeline.resume_offsets = graph.resume_offsets or {}
         if graph.has_plain_layers:
             self.pipeline.compress_plain_layers(graph)
         graph = self._limit_to_exported(graph)
@@ -222,23 +209,12 @@ class _Transfer:
         An image that is recompressed gets another digest, so its signatures would refer to one that does not arrive. A
         tag of cosign's that the registry uses for something else is not overwritten.
         """
-        if isinstance(self._destination, NoReferrersDestination):
-            reason = self._destination.no_referrers_reason
-            graph = graph.without_referrers(lambda _: True, reason)
-            # Such a format could not store these referrers with all platforms either, so give that reason.
-            skipped = (
-                replace(skipped_referrer, why=reason) if skipped_referrer.why == PLATFORM_FILTERED else skipped_referrer
-                for skipped_referrer in graph.skipped_referrers
-            )
-            graph = replace(graph, skipped_referrers=tuple(skipped))
         if graph.referrers and self.pipeline.recompressor is not None and self.pipeline.plan_recompression(graph):
             changed = self.pipeline.recompressor.find_changed_manifests(graph, self.pipeline.layers)
             graph = graph.without_referrers(
                 lambda referrer: referrer.subject in changed or referrer.descriptor.digest in changed, RECOMPRESSED
             )
-        if graph.referrers and isinstance(self._destination, ReferrerTagGuard):
-            graph = self._destination.skip_conflicting_referrers(graph)
-        return graph
+        return self._destination.expect(graph)
 
     def _limit_to_exported(self, graph: Graph) -> Graph:
         """Reduce an index to the platforms that the source has, unless the destination has the others."""
@@ -247,11 +223,9 @@ class _Transfer:
             return graph
         if not (missing := find_not_exported(graph, lambda blob: bool(incomplete_source.is_missing(blob)))):
             return graph
-        if isinstance(self._destination, ExpectingDestination):
-            self._destination.expect(graph)
-        return limit_to_exported(
-            graph, {manifest.digest for manifest in missing if not self._destination.has_manifest(manifest)}
-        )
+        self._destination.expect(graph)
+        stored = list_stored(self._destination, missing, are_manifests=True)
+        return limit_to_exported(graph, {manifest.digest for manifest in missing if manifest.digest not in stored})
 
     def _drop_missing(self, unavailable: Sequence[Descriptor], graph: Graph, needed: NeededVolumes | None) -> Graph:
         """Reduce the graph to what a pipe really had, if only platforms that were not exported are missing.
@@ -264,7 +238,7 @@ class _Transfer:
         unavailable_digests = {blob.digest for blob in unavailable}
         if (
             needed is None
-            and isinstance(self._destination, IncrementalDestination)
+            and self._destination.traits.keeps_blobs
             and not graph.omitted_from_output
             and not self.pipeline.layers
         ):
@@ -307,16 +281,12 @@ class _Transfer:
         return [descriptor for descriptor in wanted if descriptor.digest not in raws]
 
     def _write_all(self, wanted: list[Descriptor]) -> None:
-        jobs = self._jobs if self._source.concurrent and self._destination.concurrent else 1
+        jobs = self._jobs if self._source.concurrent and self._destination.traits.concurrent else 1
         # Recompressing a layer takes memory of its own, and more than one core.
         jobs = min(jobs, _RECOMPRESS_JOBS) if self.pipeline.layers else jobs
         self.pipeline.concurrency = min(jobs, len(wanted))
         blobs = self._source.blobs(wanted)
-        memory = self.prefetch_memory - (
-            self._destination.buffer_size * self.pipeline.concurrency
-            if isinstance(self._destination, BufferingDestination)
-            else 0
-        )
+        memory = self.prefetch_memory - self._destination.traits.buffer_size * self.pipeline.concurrency
         if not (memory > 0 and self._source.concurrent and self._jobs > 1) or self.pipeline.layers:
             self._write_each(blobs, jobs)
             return

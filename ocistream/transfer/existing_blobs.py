@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ocistream.oci.omitted_blobs import VOLUME
 from ocistream.streams.workers import run_each
-from ocistream.transfer.interfaces import IncompleteSource, IncrementalDestination, MountingDestination
+from ocistream.transfer.interfaces import IncompleteSource, MountingDestination
 from ocistream.transfer.report import MissingBlobsError, NeededVolumes
 
 if TYPE_CHECKING:
@@ -20,11 +20,27 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Destination, Source
 
-__all__ = ["ExistenceCheck"]
+__all__ = ["ExistenceCheck", "find_absent_manifests", "list_stored"]
+
+
+def list_stored(destination: Destination, blobs: Sequence[Descriptor], *, are_manifests: bool = False) -> set[str]:
+    """Return the digests of the blobs that are stored completely."""
+    sizes = destination.stored(blobs, are_manifests=are_manifests) if blobs else {}
+    return {blob.digest for blob in blobs if sizes.get(blob.digest) == blob.size}
+
+
+def find_absent_manifests(graph: Graph, destination: Destination) -> list[Descriptor]:
+    """List the manifests of a graph that neither side has, and those that a name needs and the source lacks."""
+    named = {root.descriptor.digest for root in graph.roots}
+    named.update(referrer.descriptor.digest for referrer in graph.all_referrers if referrer.tag)
+    # A name can only be given to a manifest whose bytes the source has.
+    unnamed = [manifest for manifest in graph.absent if manifest.digest not in named]
+    stored = list_stored(destination, unnamed, are_manifests=True)
+    return [manifest for manifest in graph.absent if manifest.digest not in stored]
 
 
 class ExistenceCheck:
-    """Finds the blobs of one transfer that exist at the destination. Asks concurrently if the destination allows it.
+    """Finds the blobs of one transfer that exist at the destination, and mounts those that can be mounted.
 
     Blobs that the source lacks are asked for first, and nothing is mounted until all of them are found. A refused mount
     opens an upload, and an accepted one changes the repository.
@@ -39,12 +55,12 @@ class ExistenceCheck:
         jobs: int,
         cancelled: threading.Event,
     ) -> None:
-        """Call `note` for each blob that is "skipped" or "mounted", from any thread."""
+        """Call `note` for each blob that is "skipped" or "mounted", from any thread. `jobs` mounts run at once."""
         self._source = source
         self._destination = destination
         self._note = note
         self._mounting = destination if isinstance(destination, MountingDestination) else None
-        self._jobs = jobs if destination.concurrent else 1
+        self._jobs = jobs
         self._cancelled = cancelled
 
     def split_missing(self, graph: Graph, pending: Sequence[Descriptor]) -> tuple[list[Descriptor], list[Descriptor]]:
@@ -60,28 +76,35 @@ class ExistenceCheck:
             is_missing = incomplete_source.is_missing(blob) if incomplete_source else None
             is_missing = blob.digest in graph.omitted_from_source if is_missing is None else is_missing
             (missing_at_source if is_missing and blob.digest not in graph.embedded else remaining).append(blob)
-        absent = self._list_absent_manifests(graph)
-        self._check_missing(graph, [*absent, *self._list_unavailable(missing_at_source)])
-        existing = self.skip_or_mount(missing_at_source)
+        absent = find_absent_manifests(graph, self._destination)
+        stored = list_stored(self._destination, missing_at_source)
+        unstored = [blob for blob in missing_at_source if blob.digest not in stored]
+        self._check_missing(graph, [*absent, *self._list_unmountable(unstored)])
+        existing = self.skip_or_mount(missing_at_source, stored)
         missing = [*absent, *(blob for blob in missing_at_source if blob.digest not in existing)]
         self._check_missing(graph, missing)
         return missing, remaining
 
-    def skip_or_mount(self, blobs: Sequence[Descriptor]) -> set[str]:
-        """Skip blobs that exist at the destination, mount those that can be mounted; return the digests of both."""
-        existing: set[str] = set()
+    def skip_or_mount(self, blobs: Sequence[Descriptor], stored: set[str] | None = None) -> set[str]:
+        """Skip blobs that exist at the destination, mount those that can be mounted; return the digests of both.
 
-        def ask(blob: Descriptor) -> None:
-            if self._destination.has_blob(blob):
+        `stored` are the digests of those that exist, if that is known.
+        """
+        stored = list_stored(self._destination, blobs) if stored is None else stored
+        for blob in blobs:
+            if blob.digest in stored:
                 self._note(blob, "skipped")
-            elif self._mounting is not None and self._mounting.mount(blob, self._source):
-                self._note(blob, "mounted")
-            else:
-                return
-            existing.add(blob.digest)
+        mounted: set[str] = set()
+        if (mounting := self._mounting) is not None:
 
-        run_each(ask, blobs, jobs=self._jobs, cancelled=self._cancelled)
-        return existing
+            def mount(blob: Descriptor) -> None:
+                if mounting.mount(blob, self._source):
+                    self._note(blob, "mounted")
+                    mounted.add(blob.digest)
+
+            lacking = [blob for blob in blobs if blob.digest not in stored]
+            run_each(mount, lacking, jobs=min(self._jobs, len(lacking)), cancelled=self._cancelled)
+        return stored | mounted
 
     def _check_missing(self, graph: Graph, missing: Sequence[Descriptor]) -> None:
         reasons = [graph.omitted_from_source.get(blob.digest) for blob in missing]
@@ -90,29 +113,18 @@ class ExistenceCheck:
         volumes = sorted({reason.name for reason in reasons if reason is not None and reason.kind == VOLUME})
         if any(reason is None or reason.kind != VOLUME for reason in reasons):
             raise MissingBlobsError(missing, graph, is_untouched=True)
-        if volumes and not isinstance(self._destination, IncrementalDestination):
+        if volumes and not self._destination.traits.keeps_blobs:
             raise MissingBlobsError(missing, graph, is_untouched=True, needed=NeededVolumes(volumes, {}))
 
-    def _list_absent_manifests(self, graph: Graph) -> list[Descriptor]:
-        """List the manifests that neither side has."""
-        named = {root.descriptor.digest for root in graph.roots}
-        named.update(referrer.descriptor.digest for referrer in graph.all_referrers if referrer.tag)
-        # A name can only be given to a manifest whose bytes the source has.
-        return [
-            manifest
-            for manifest in graph.absent
-            if manifest.digest in named or not self._destination.has_manifest(manifest)
-        ]
-
-    def _list_unavailable(self, blobs: Sequence[Descriptor]) -> list[Descriptor]:
-        """List the blobs that the destination neither has nor can mount."""
-        missing: set[str] = set()
+    def _list_unmountable(self, blobs: Sequence[Descriptor]) -> list[Descriptor]:
+        """List the blobs that the destination cannot mount."""
+        if (mounting := self._mounting) is None:
+            return [*blobs]
+        unmountable: set[str] = set()
 
         def ask(blob: Descriptor) -> None:
-            if not self._destination.has_blob(blob) and not (
-                self._mounting and self._mounting.can_mount(blob, self._source)
-            ):
-                missing.add(blob.digest)
+            if not mounting.can_mount(blob, self._source):
+                unmountable.add(blob.digest)
 
-        run_each(ask, blobs, jobs=self._jobs, cancelled=self._cancelled)
-        return [blob for blob in blobs if blob.digest in missing]
+        run_each(ask, blobs, jobs=min(self._jobs, len(blobs)), cancelled=self._cancelled)
+        return [blob for blob in blobs if blob.digest in unmountable]

@@ -13,23 +13,16 @@ from typing import TYPE_CHECKING, Final, cast
 
 from ocistream.errors import CancelledError, OcistreamError
 from ocistream.streams.workers import wait_for_threads
-from ocistream.transfer.interfaces import (
-    BufferingDestination,
-    DiscardableDestination,
-    ExpectingDestination,
-    GracefullyCancelledDestination,
-    MountingDestination,
-    ReferrerTagGuard,
-    RetryableDestination,
-)
+from ocistream.transfer.interfaces import MountingDestination, Traits
+from ocistream.transfer.verified_blobs import map_chunks, require_complete
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk, Closeable
-    from ocistream.transfer.interfaces import Blob, Destination, Source
+    from ocistream.transfer.interfaces import Destination, Source, VerifiedBlob
 
 __all__ = ["FanOutBranch", "FanOutDestination"]
 
@@ -72,35 +65,21 @@ class FanOutDestination:
         self._lock = threading.Lock()
         #: How many bytes of blobs were read from the source for all destinations.
         self.bytes_read = 0
-        self.concurrent = all(branch.destination.concurrent for branch in branches)
-        self.is_cancelled_gracefully = any(
-            isinstance(b.destination, GracefullyCancelledDestination) and b.destination.is_cancelled_gracefully
-            for b in branches
-        )
-        self.buffer_size = sum(
-            branch.destination.buffer_size
-            for branch in branches
-            if isinstance(branch.destination, BufferingDestination)
+        traits = [branch.destination.traits for branch in branches]
+        self.traits = Traits(
+            concurrent=all(each.concurrent for each in traits),
+            accepts_early=all(each.accepts_early for each in traits),
+            can_retry=all(each.can_retry for each in traits),
+            is_remote=any(each.is_remote for each in traits),
+            buffer_size=sum(each.buffer_size for each in traits),
         )
 
-    def skip_conflicting_referrers(self, graph: Graph) -> Graph:
-        """Skip conflicting referrers at each destination alone; the other destinations still get them."""
+    def expect(self, graph: Graph) -> Graph:
+        """Tell each destination what may come. What one cannot hold is still written to the others."""
         for branch in self._active():
             with self._failure_scope(branch):
-                own = branch.rename(graph)
-                branch.set_graph(
-                    branch.destination.skip_conflicting_referrers(own)
-                    if own.referrers and isinstance(branch.destination, ReferrerTagGuard)
-                    else own
-                )
+                branch.set_graph(branch.destination.expect(branch.rename(graph)))
         return graph
-
-    def expect(self, graph: Graph) -> None:
-        """Tell each destination what may come."""
-        for branch in self._active():
-            with self._failure_scope(branch):
-                if isinstance(branch.destination, ExpectingDestination):
-                    branch.destination.expect(branch.rename(graph))
 
     def begin(self, graph: Graph) -> None:
         """Tell each destination what will come."""
@@ -110,9 +89,27 @@ class FanOutDestination:
                     branch.set_graph(branch.rename(graph))
                 branch.destination.begin(cast("Graph", branch.graph))
 
-    def has_blob(self, descriptor: Descriptor) -> bool:
-        """Return whether all destinations that need the blob have it."""
-        return self._all_have(descriptor, lambda branch: branch.destination.has_blob(descriptor))
+    def stored(
+        self,
+        blobs: Sequence[Descriptor],
+        *,
+        are_manifests: bool = False,
+        partial: bool = False,  # noqa: ARG002 - parts go to one destination only
+    ) -> dict[str, int]:
+        """Return the sizes of the blobs that all destinations have that need them."""
+        found = {blob.digest: blob.size for blob in blobs}
+        for branch in self._active():
+            wanted = blobs
+            if not are_manifests:
+                wanted = [blob for blob in blobs if self._lacks(branch, blob)]
+            with self._failure_scope(branch):
+                sizes = branch.destination.stored(wanted, are_manifests=are_manifests)
+                for blob in wanted:
+                    if sizes.get(blob.digest) != blob.size:
+                        found.pop(blob.digest, None)
+                    elif not are_manifests:
+                        branch.stored.add(blob.digest)
+        return found
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob at each destination that lacks it and can mount it; return whether all have it then."""
@@ -132,31 +129,27 @@ class FanOutDestination:
 
         return all(self._ask_branch(branch, could) is not False for branch in self._active_without(descriptor))
 
-    def has_manifest(self, descriptor: Descriptor) -> bool:
-        """Return whether all destinations have the manifest."""
-        return all(
-            self._ask_branch(b, lambda b: b.destination.has_manifest(descriptor)) is not False for b in self._active()
-        )
-
-    def write(self, blob: Blob) -> None:
+    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
         """Write a blob to all destinations that lack it."""
+        require_complete(blob, offset)
         branches = self._active_without(blob.descriptor)
         if not branches:
-            return
+            return 0
         blob = self._count_reads(blob)
         if len(branches) == 1:
             tracked = _SourceFailures(blob)
             with self._failure_scope(branches[0], tracked.failures):
                 branches[0].destination.write(tracked.blob)
                 self._mark_stored(branches[0], blob.descriptor)
-            return
+            return 0
         shared = _Broadcast(blob, len(branches), self._cancelled)
         tasks = [self._write_task(shared, branch, number) for number, branch in enumerate(branches)]
         shared.run(tasks)
         if not self._active():
             raise self._first_failure()
+        return 0
 
-    def _count_reads(self, blob: Blob) -> Blob:
+    def _count_reads(self, blob: VerifiedBlob) -> VerifiedBlob:
         """Count the bytes that are read of a blob, by any destination and at each restart."""
 
         def passing(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -166,17 +159,7 @@ class FanOutDestination:
                         self.bytes_read += len(chunk)
                     yield chunk
 
-        open_at, resume = blob.open_at, blob.resume
-        return replace(
-            blob,
-            open=lambda: passing(blob.open()),
-            open_at=None if open_at is None else lambda offset: passing(open_at(offset)),
-            resume=None if resume is None else lambda stored_chunks, size: passing(resume(stored_chunks, size)),
-        )
-
-    def can_retry(self) -> bool:
-        """Return whether all destinations can."""
-        return all(isinstance(b.destination, RetryableDestination) and b.destination.can_retry() for b in self.branches)
+        return map_chunks(blob, passing)
 
     def commit(self, graph: Graph) -> None:
         """Commit each destination in turn."""
@@ -187,8 +170,7 @@ class FanOutDestination:
     def discard(self) -> None:
         """Delete unfinished content at each destination."""
         for branch in self.branches:
-            if isinstance(branch.destination, DiscardableDestination):
-                branch.destination.discard()
+            branch.destination.discard()
 
     def close(self) -> None:
         """Drop what was not committed."""
@@ -201,7 +183,11 @@ class FanOutDestination:
         return [branch for branch in self.branches if branch.failure is None]
 
     def _active_without(self, descriptor: Descriptor) -> list[FanOutBranch]:
-        return [b for b in self._active() if descriptor.digest in b.needed and descriptor.digest not in b.stored]
+        return [branch for branch in self._active() if self._lacks(branch, descriptor)]
+
+    @staticmethod
+    def _lacks(branch: FanOutBranch, descriptor: Descriptor) -> bool:
+        return descriptor.digest in branch.needed and descriptor.digest not in branch.stored
 
     def _mark_stored(self, branch: FanOutBranch, descriptor: Descriptor) -> None:
         with self._lock:
@@ -271,17 +257,9 @@ class _FailureScope:
 class _SourceFailures:
     """A blob that records the errors of its source. By these, a source's failure is told from a destination's."""
 
-    def __init__(self, blob: Blob) -> None:
+    def __init__(self, blob: VerifiedBlob) -> None:
         self.failures: list[BaseException] = []
-        open_at, resume = blob.open_at, blob.resume
-        self.blob = replace(
-            blob,
-            open=lambda: self._record_failure(blob.open()),
-            open_at=None if open_at is None else lambda offset: self._record_failure(open_at(offset)),
-            resume=None
-            if resume is None
-            else lambda stored_chunks, size: self._record_failure(resume(stored_chunks, size)),
-        )
+        self.blob = map_chunks(blob, self._record_failure)
 
     def _record_failure(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         with closing(cast("Closeable", chunks)):
@@ -295,7 +273,7 @@ class _SourceFailures:
 class _Broadcast:
     """One blob for several readers, in lockstep."""
 
-    def __init__(self, blob: Blob, readers: int, cancelled: threading.Event) -> None:
+    def __init__(self, blob: VerifiedBlob, readers: int, cancelled: threading.Event) -> None:
         self.blob = blob
         #: What ended the shared reading: a failure of the source, or a cancelled transfer.
         self.failures: list[BaseException] = []
@@ -334,32 +312,23 @@ class _Broadcast:
         for broken in self._unexpected:
             raise broken
 
-    def blob_for(self, number: int) -> Blob:
+    def blob_for(self, number: int) -> VerifiedBlob:
         """Return the blob for one of the readers. Only its first `open` shares the reading with the others.
 
         The shared chunks cannot go back. A reader that restarts, or starts in the middle, leaves them and reads for
         itself.
         """
-        blob, is_open = self.blob, False
+        is_open = False
 
-        def opened() -> Iterator[Chunk]:
+        def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
             nonlocal is_open
-            if is_open:
-                return alone(blob.open)
+            if is_open or offset:
+                self._leave(number)
+                return self.blob.open(offset, stored)
             is_open = True
             return self._read(number)
 
-        def alone(open_chunks: Callable[[], Iterator[Chunk]]) -> Iterator[Chunk]:
-            self._leave(number)
-            return open_chunks()
-
-        open_at = blob.open_at
-        return replace(
-            blob,
-            open=opened,
-            open_at=None if open_at is None else lambda offset: alone(lambda: open_at(offset)),
-            resume=None,
-        )
+        return replace(self.blob, open=opened, can_resume=False)
 
     def _run_one(self, number: int, task: Callable[[], None]) -> None:
         try:

@@ -103,18 +103,22 @@ def find_exported_platforms(graph: Graph, lacks: Callable[[Descriptor], bool]) -
 
 
 def limit_to_source(
-    source: Source, graph: Graph, has_manifest: Callable[[Descriptor], bool] = lambda _: False
+    source: Source,
+    graph: Graph,
+    list_stored_manifests: Callable[[Sequence[Descriptor]], Collection[str]] = lambda _: (),
 ) -> Graph:
-    """Reduce each image's index to the platforms that the source, or by `has_manifest` the destination, has."""
+    """Reduce each image's index to the platforms that one of both sides has.
+
+    `list_stored_manifests` returns the digests of those that the destination has.
+    """
     if not isinstance(source, IncompleteSource):
         return graph
     lacks = source.is_missing
     missing = find_not_exported(graph, lambda blob: bool(lacks(blob)))
-    return (
-        limit_to_exported(graph, {manifest.digest for manifest in missing if not has_manifest(manifest)})
-        if missing
-        else graph
-    )
+    if not missing:
+        return graph
+    stored = list_stored_manifests(missing)
+    return limit_to_exported(graph, {manifest.digest for manifest in missing if manifest.digest not in stored})
 
 
 def read_exported_platforms(source: Source, leaves: Sequence[Descriptor]) -> tuple[str, ...] | None:

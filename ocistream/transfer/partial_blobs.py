@@ -11,22 +11,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, IntegrityError, PartialBlobLostError, UnsupportedError
+from ocistream.errors import ArchiveError, IntegrityError, PartialBlobLostError
 from ocistream.oci.reference import is_digest, printable
 from ocistream.oci.volumes import part_error
-from ocistream.streams.chunks import check_chunks_size, closing_chunks, verify_chunks
-from ocistream.transfer.blob_wrappers import BlobProgress, use_verified
-from ocistream.transfer.interfaces import (
-    BlobPartDestination,
-    BlobPartSource,
-    ResumableDestination,
-    RetryableDestination,
-)
+from ocistream.streams.chunks import check_chunks_size, verify_chunks
+from ocistream.transfer.interfaces import IncompleteSource, VerifiedBlob
 from ocistream.transfer.report import NeededVolumes
+from ocistream.transfer.verified_blobs import BlobProgress, use_verified
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
@@ -36,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = [
     "PARTIAL_BLOBS",
     "PartWriter",
-    "chunks_from",
     "format_partial_blobs",
     "parse_partial_blobs",
     "write_rest",
@@ -78,39 +72,27 @@ def parse_partial_blobs(annotations: Mapping[str, str]) -> dict[str, int] | None
     return offsets
 
 
-def chunks_from(chunks: Iterator[Chunk], offset: int) -> Iterator[Chunk]:
-    """Yield the bytes of `chunks` from byte `offset` on. Closes `chunks` at the end."""
-    remaining = offset
-    with closing_chunks(chunks):
-        for chunk in chunks:
-            if remaining < len(chunk):
-                yield memoryview(chunk)[remaining:] if remaining else chunk
-            remaining = max(0, remaining - len(chunk))
-
-
-def write_rest(destination: Destination, blob: Blob, progress: BlobProgress) -> None:
-    """Write the rest of a blob, which begins at `blob.offset`.
+def write_rest(destination: Destination, blob: Blob, offset: int, progress: BlobProgress) -> None:
+    """Write the rest of a blob, which begins at byte `offset`.
 
     The receiver has seen only the beginning, the sender only the end, so neither can tell which one is wrong. The
     caller then sends the complete blob.
 
     Raises:
-        UnsupportedError: the destination never has the beginning of a blob.
+        UnsupportedError: the destination stores complete blobs only.
         PartialBlobLostError: the beginning is missing or wrong.
         OcistreamError: the source or the destination failed.
     """
-    if not isinstance(destination, ResumableDestination):
-        msg = f"{blob.descriptor.digest}: only the end of it comes, and nothing can be gone on with here"
-        raise UnsupportedError(msg)
 
-    def opened_at(offset: int) -> Iterator[Chunk]:
-        return check_chunks_size(chunks_from(blob.open(), offset - blob.offset), blob.descriptor, offset)
+    def opened(start: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
+        chunks = blob.open(start)
+        if stored is None:
+            return check_chunks_size(chunks, blob.descriptor, start)
+        return verify_chunks(chunks, blob.descriptor, stored)
 
-    def resumed(stored_chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
-        return verify_chunks(chunks_from(blob.open(), size - blob.offset), blob.descriptor, stored_chunks)
-
+    rest = VerifiedBlob(blob.descriptor, opened, reopenable=False, is_interruptible=True)
     try:
-        destination.write_rest(progress.wrap(replace(blob, open_at=opened_at, resume=resumed)))
+        destination.write(progress.wrap(rest), offset)
     except IntegrityError as error:
         msg = f"{error.message}: its beginning was there, and its end has come"
         raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then") from error
@@ -132,9 +114,8 @@ class PartWriter:
         cancelled: threading.Event,
     ) -> None:
         """Call `note` for each blob that was "copied", with the number of counted bytes."""
-        self._source = source if isinstance(source, BlobPartSource) else None
-        self._destination = destination if isinstance(destination, BlobPartDestination) else None
-        self._can_retry = isinstance(destination, RetryableDestination) and destination.can_retry()
+        self._source = source if isinstance(source, IncompleteSource) else None
+        self._destination = destination
         self._observer = observer
         self._note = note
         self._cancelled = cancelled
@@ -164,28 +145,34 @@ class PartWriter:
 
     def _write_blob(self, blob: Descriptor, parts: Sequence[BlobPart]) -> int:
         """Write the available parts of a blob; return how many bytes are stored from its beginning."""
-        stored = counted = 0
-        destination = self._destination
-        if destination is not None and not any(part.blob for part in parts):
-            return destination.stored_size(blob)
-        for part in parts if destination is not None else ():
-            if part.blob is not None and destination is not None:
+        traits = self._destination.traits
+        if not traits.accepts_parts:
+            return 0
+        counted = 0
+        has_part = False
+        for part in parts:
+            if part.blob is not None:
+                has_part = True
                 progress = BlobProgress(self._observer, blob, self._cancelled)
-                use = partial(_write_part, destination, blob, part.offset, progress)
+                write = partial(self._write_part, blob, part, progress)
                 try:
-                    stored = use_verified(part.blob, use, can_retry=self._can_retry)
+                    use_verified(part.blob, write, can_retry=traits.can_retry)
                 except IntegrityError as error:
                     if not error.message.startswith(part.blob.descriptor.digest):
                         # This is the registry's check of the complete blob.
                         raise
                     raise part_error(blob.digest, part.offset, part.volume, error) from error
                 counted += progress.counted
-        if stored == blob.size:
+        stored = self._destination.stored([blob], partial=True).get(blob.digest, 0)
+        if stored == blob.size and has_part:
             self._note(blob, "copied", counted)
         return stored
 
+    def _write_part(self, blob: Descriptor, part: BlobPart, progress: BlobProgress, verified: VerifiedBlob) -> None:
+        verified = progress.wrap(verified)
 
-def _write_part(
-    destination: BlobPartDestination, blob: Descriptor, offset: int, progress: BlobProgress, part: Blob
-) -> int:
-    return destination.write_part(blob, offset, progress.wrap(part))
+        def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:  # noqa: ARG001 - the part has a digest of its own
+            return verified.open(offset - part.offset)
+
+        end = part.offset + part.size
+        self._destination.write(replace(verified, descriptor=blob, open=opened, end=end), part.offset)

@@ -13,24 +13,23 @@ from typing import TYPE_CHECKING, Final
 from ocistream import notices
 from ocistream.errors import UnsupportedError
 from ocistream.oci.descriptor import Descriptor
-from ocistream.streams.chunks import HashedChunks, cancellable_chunks, count_chunks, read_all
-from ocistream.streams.hashing import count_processors
-from ocistream.transfer.blob_wrappers import BlobProgress, blob_from_bytes, peek, use_verified
-from ocistream.transfer.config_checks import ConfigChecker, with_config_check
-from ocistream.transfer.interfaces import (
-    Blob,
-    EarlyWriter,
-    NewBlob,
-    NewBlobDestination,
-    ReadableDestination,
-    ReadBackDestination,
-    ResumedSizeReporter,
-    RetryableDestination,
+from ocistream.streams.chunks import (
+    HashedChunks,
+    cancellable_chunks,
+    chunks_from,
+    count_chunks,
+    read_all,
+    verify_chunks,
 )
+from ocistream.streams.hashing import count_processors
+from ocistream.transfer.config_checks import ConfigChecker, with_config_check
+from ocistream.transfer.existing_blobs import list_stored
+from ocistream.transfer.interfaces import Blob, NewBlob, NewBlobDestination, ReadableDestination, VerifiedBlob
 from ocistream.transfer.report import BlobResult
+from ocistream.transfer.verified_blobs import BlobProgress, blob_from_bytes, peek, use_verified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
@@ -60,6 +59,10 @@ class BlobPipeline:
         self._cancelled = cancelled
         self._lock = threading.Lock()
         self.results: dict[str, BlobResult] = {}
+        #: Where the bytes of blobs begin that the source has only in part (`Graph.resume_offsets`).
+        self.resume_offsets: Mapping[str, int] = {}
+        #: Whether the source is a connection that may break, and another run can resume.
+        self.is_interruptible = False
         #: How many blobs move at once.
         self.concurrency = 1
         #: None if no layers are recompressed.
@@ -119,7 +122,7 @@ class BlobPipeline:
 
     # -- blobs that come before the graph (interfaces.EarlyBlobs) --------------------------------------------
 
-    def write(self, blob: Blob) -> None:
+    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:
         """Copy a blob at once, or only read and verify it if the destination already has it."""
         blob = self.config_checker.watch_early(blob)
         if self.recompressor is not None:
@@ -128,7 +131,7 @@ class BlobPipeline:
                 self._recompress(blob, self.recompressor)
                 return
         elif (
-            blob.can_be_plain_layer
+            can_be_plain_layer
             and isinstance(self._destination, ReadableDestination)
             and (recompressor := self.plain_layer_recompressor()) is not None
         ):
@@ -139,7 +142,7 @@ class BlobPipeline:
                 self._compressed_early.add(blob.descriptor.digest)
                 self._recompress(blob, recompressor)
                 return
-        if blob.descriptor.digest in self.results or self._destination.has_blob(blob.descriptor):
+        if blob.descriptor.digest in self.results or self._is_stored(blob.descriptor):
             self._read_existing(blob)
         else:
             self.copy_blob(blob)
@@ -150,7 +153,8 @@ class BlobPipeline:
         from ocistream.streams.compression import detect_codec
 
         recompressor = self.plain_layer_recompressor()
-        blob, beginning = peek(Blob(Descriptor(layer_media_types.OCI_LAYER, "", 0), lambda: chunks, reopenable=False))
+        unknown = Descriptor(layer_media_types.OCI_LAYER, "", 0)
+        blob, beginning = peek(Blob(unknown, lambda: chunks, reopenable=False))
         if recompressor is not None and recompressor.can_recompress_layer(beginning):
             return self._recompress(blob, recompressor, is_known=False)
         count = functools.partial(self._observer.advance, descriptor=blob.descriptor)
@@ -180,22 +184,23 @@ class BlobPipeline:
         for blob in graph.blobs:
             if blob.digest in self._compressed_early and (result := recompressor.find_result(blob.digest)) is not None:
                 open_plain = functools.partial(_decompress_result, destination, result, recompressor)
-                if self._destination.has_blob(blob):
+                if self._is_stored(blob):
                     self.add_result(blob, "skipped")
                 else:
                     notices.notify(_SENT_TWICE_NOTICE)
                     self.copy_blob(Blob(blob, open_plain))
 
-    def can_write_early(self) -> bool:
-        """Return whether the destination accepts blobs before the graph is known."""
-        return not isinstance(self._destination, EarlyWriter) or self._destination.can_write_early()
+    @property
+    def accepts_early(self) -> bool:
+        """Whether the destination accepts blobs before the graph is known."""
+        return self._destination.traits.accepts_early
 
     def read_back(self, descriptor: Descriptor) -> bytes:
         """Read small content back from the destination."""
-        if not isinstance(self._destination, ReadBackDestination):
+        if not isinstance(self._destination, ReadableDestination):
             msg = f"{descriptor.digest}: too many small blobs come before the archive's index to hold all of them"
             raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
-        return self._destination.read_back(descriptor)
+        return read_all(verify_chunks(self._destination.read(descriptor), descriptor))
 
     # -- blobs of the graph ---------------------------------------------------------------------------------
 
@@ -206,8 +211,8 @@ class BlobPipeline:
             OcistreamError: the blob is not what it should be, or the source or the destination failed.
         """
         digest = blob.descriptor.digest
-        if blob.offset:
-            self._write_rest(blob)
+        if digest in self.resume_offsets:
+            self._write_rest(blob, self.resume_offsets[digest])
         elif digest in self.layers and self.recompressor is not None:
             self._recompress(blob, self.recompressor)
         elif digest in self.configs:
@@ -216,15 +221,14 @@ class BlobPipeline:
             # The layer's result was written after this blob was asked for.
             self._read_existing(blob)
         elif digest in self._unchanged_layers and self.recompressor is not None:
-            # The first bytes are checked, so the blob cannot start in its middle.
-            self.copy_blob(replace(blob, open=functools.partial(self.recompressor.checked_chunks, blob), open_at=None))
+            self.copy_blob(replace(blob, open=functools.partial(self.recompressor.checked_chunks, blob)))
         elif digest in self.config_checker.digests:
             with self.config_checker.reserve_memory(blob.descriptor):
                 self.copy_blob(blob, with_config_check)
         else:
             self.copy_blob(blob)
 
-    def _write_rest(self, blob: Blob) -> None:
+    def _write_rest(self, blob: Blob, offset: int) -> None:
         """Write the rest of a blob whose beginning the destination has."""
         # Imported here because few archives contain the rest of a blob.
         from ocistream.transfer.partial_blobs import write_rest
@@ -234,13 +238,13 @@ class BlobPipeline:
             msg = f"{digest}: only the end of it comes, and all of it is to be read here"
             raise UnsupportedError(msg)
         progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
-        write_rest(self._destination, blob, progress)
+        write_rest(self._destination, blob, offset, progress)
         self.add_result(blob.descriptor, "copied", progress.counted, resumed=progress.resumed_size)
 
     def _read_existing(self, blob: Blob) -> None:
         """Read and verify a blob that the destination has."""
 
-        def read(verified: Blob) -> None:
+        def read(verified: VerifiedBlob) -> None:
             for _ in cancellable_chunks(verified.open(), self._cancelled):
                 pass
 
@@ -269,7 +273,7 @@ class BlobPipeline:
         """
         progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
 
-        def convert(verified: Blob) -> Descriptor:
+        def convert(verified: VerifiedBlob) -> Descriptor:
             chunks = progress.wrap(verified).open
             recompression = recompressor.recompress(
                 chunks, blob.descriptor if is_known else None, reopenable=blob.reopenable
@@ -277,28 +281,29 @@ class BlobPipeline:
             self.new_blob_destination().write_new(recompression.new_blob())
             return recompression.result.source
 
-        source = use_verified(blob, convert, can_retry=self._can_retry) if is_known else convert(blob)
+        source = (
+            use_verified(blob, convert, can_retry=self._destination.traits.can_retry)
+            if is_known
+            else convert(VerifiedBlob(blob.descriptor, lambda *_: blob.open(), reopenable=False))
+        )
         self.add_result(source, "converted", progress.counted)
         return source
 
-    def copy_blob(self, blob: Blob, read: Callable[[Blob], Blob] = lambda verified: verified) -> None:
+    def copy_blob(self, blob: Blob, read: Callable[[VerifiedBlob], VerifiedBlob] = lambda verified: verified) -> None:
         """Write a blob. Its chunks are verified, passed through `read`, counted and cancellable, in this order."""
         progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
-        use_verified(
+        resumed = use_verified(
             blob,
             lambda verified_blob: self._destination.write(progress.wrap(read(verified_blob))),
-            can_retry=self._can_retry,
+            can_retry=self._destination.traits.can_retry,
             # Hash in a thread of its own only if cores are free: for blobs that move side by side it gains nothing.
             hash_in_thread=self.concurrency < count_processors(),
+            is_interruptible=self.is_interruptible,
         )
-        resumed = progress.resumed_size or (
-            self._destination.resumed_size(blob.descriptor) if isinstance(self._destination, ResumedSizeReporter) else 0
-        )
-        self.add_result(blob.descriptor, "copied", progress.counted, resumed=resumed)
+        self.add_result(blob.descriptor, "copied", progress.counted, resumed=progress.resumed_size or resumed)
 
-    @functools.cached_property
-    def _can_retry(self) -> bool:
-        return isinstance(self._destination, RetryableDestination) and self._destination.can_retry()
+    def _is_stored(self, blob: Descriptor) -> bool:
+        return bool(list_stored(self._destination, [blob]))
 
     def add_result(self, descriptor: Descriptor, how: str, counted: int = 0, *, resumed: int = 0) -> None:
         """Store the result of a blob. `counted` is how many of its bytes were counted while they were read."""
@@ -310,12 +315,13 @@ class BlobPipeline:
 
 
 def _decompress_result(
-    destination: ReadableDestination, result: RecompressedLayer, recompressor: Recompressor
+    destination: ReadableDestination, result: RecompressedLayer, recompressor: Recompressor, offset: int = 0
 ) -> Iterator[Chunk]:
     from ocistream.streams.compression import decompress
 
     # The plain size is known and the reader checks it, so it bounds the expansion.
-    return decompress(recompressor.settings.codec, destination.read_blob(result.result), max(result.source.size, 1))
+    chunks = destination.read(result.result)
+    return chunks_from(decompress(recompressor.settings.codec, chunks, max(result.source.size, 1)), offset)
 
 
 def _create_recompressor(settings: Recompression) -> Recompressor:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import CancelledError
 from ocistream.streams.memory import allocate_buffer
+from ocistream.transfer.interfaces import RecoverableBlob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -94,10 +95,9 @@ class Prefetcher:
 
 def _with_prefetch(blob: Blob, queue: _PrefetchQueue) -> Blob:
     """Return the blob with an `open` that reads through the queue."""
-    if blob.fetch_range is None or blob.open_at is None or not blob.descriptor.size:
+    if not isinstance(blob, RecoverableBlob) or blob.fetch_range is None or not blob.descriptor.size:
         return blob
-    chunks = partial(queue.chunks, blob)
-    return replace(blob, open=chunks, open_at=chunks, fetch_range=None)
+    return replace(blob, open=partial(queue.chunks, blob), fetch_range=None)
 
 
 class _PrefetchQueue:
@@ -129,7 +129,7 @@ class _PrefetchQueue:
             return self._queue[0] if self._queue else None
 
     def chunks(self, blob: Blob, offset: int = 0) -> Iterator[Chunk]:
-        """Read a blob from byte `offset` on, unverified, as its own `open_at` does."""
+        """Read a blob from byte `offset` on, unverified, as its own `open` does."""
         position, size = offset, blob.descriptor.size
         self._start_blob(blob, offset)
         try:
@@ -169,8 +169,7 @@ class _PrefetchQueue:
 
     def _read_direct(self, blob: Blob, position: int) -> Generator[Chunk, None, None]:
         """Read over one connection, up to the start of the next planned segment that has bytes."""
-        assert blob.open_at is not None, "others are left as they are"  # noqa: S101 - see `_with_prefetch`
-        chunks = blob.open_at(position) if position else blob.open()
+        chunks = blob.open(position)
         try:
             for chunk in chunks:
                 after = position + len(chunk)
@@ -250,7 +249,7 @@ class _PrefetchQueue:
             index, position = self._frontier
             blob = self._queue[index]
             end = min(position + self._fetcher.segment_size, blob.descriptor.size)
-            if position < end and blob.fetch_range is not None:
+            if position < end and isinstance(blob, RecoverableBlob) and blob.fetch_range is not None:
                 segment = Segment(blob.fetch_range, position, end)
                 self._planned.append((blob, segment))
                 self._fetcher.start(segment)

@@ -33,7 +33,7 @@ from ocistream.streams.layer_media_types import is_probably_layer
 from ocistream.streams.workers import run_each
 from ocistream.transfer.config_checks import ConfigChecker, can_be_json_object, not_json_error
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
-from ocistream.transfer.interfaces import BlobPartSource, NullObserver
+from ocistream.transfer.interfaces import IncompleteSource, NullObserver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -152,14 +152,14 @@ class _Verification:
 
         jobs = (_DEEP_JOBS if self._deep else _JOBS) if source.concurrent else 1
         run_each(look, source.blobs(pending), jobs=jobs, cancelled=self._cancelled)
-        parts = self._check_parts(source, graph) if isinstance(source, BlobPartSource) else []
+        parts = self._check_parts(source, graph) if isinstance(source, IncompleteSource) else []
         findings = self._collect_findings(graph, configs)
         findings.parts, findings.size = len(parts), findings.size + sum(parts)
         return findings
 
     # -- reading -------------------------------------------------------------------------------------------
 
-    def _check_parts(self, source: BlobPartSource, graph: Graph) -> list[int]:
+    def _check_parts(self, source: IncompleteSource, graph: Graph) -> list[int]:
         """Verify the available parts of blobs, and return the sizes of parts whose blob is incomplete.
 
         The parts of a complete blob are read only if it is corrupt, to find the wrong one.
@@ -306,6 +306,8 @@ class BlobChecker:
     decompressed.
     """
 
+    accepts_early = True
+
     def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event) -> None:
         """With `deep`, decompress layers, up to `max_ratio` times their size. Setting `cancelled` stops it."""
         self._observer = observer
@@ -326,7 +328,7 @@ class BlobChecker:
 
     # -- blobs that come before the graph (interfaces.EarlyBlobs) --------------------------------------------
 
-    def write(self, blob: Blob) -> None:
+    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - nothing is compressed here
         """Verify a blob of which only the digest is known."""
         chunks = blob.open()
         beginning = bytes(next(chunks, b""))
@@ -464,11 +466,13 @@ class _SpillFile:
 class DiscardedBlobs:
     """The `EarlyBlobs` of a source of which only the graph is needed: blobs are verified and discarded."""
 
+    accepts_early = True
+
     def __init__(self, cancelled: threading.Event) -> None:
         """Setting `cancelled` stops the reading."""
         self._checker = BlobChecker(NullObserver(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
 
-    def write(self, blob: Blob) -> None:
+    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - nothing is compressed here
         """Read and verify a blob.
 
         Raises:

@@ -39,14 +39,14 @@ from ocistream.oci.platforms import PlatformChoice
 from ocistream.oci.reference import Reference, parse_reference
 from ocistream.registry.destination import RegistryDestination
 from ocistream.registry.source import RegistrySource
-from ocistream.streams.chunks import Chunk, verify_chunks
+from ocistream.streams.chunks import Chunk, read_all, verify_chunks
 from ocistream.streams.workers import DEFAULT_JOBS
 from ocistream.transfer import copy as transfer
 from ocistream.transfer import fan_out
 from ocistream.transfer.fan_out import FanOutBranch
 from ocistream.transfer.interfaces import Blob as NativeBlob
 from ocistream.transfer.interfaces import Destination as NativeDestination
-from ocistream.transfer.interfaces import NewBlob, NewBlobDestination, ReadBackDestination
+from ocistream.transfer.interfaces import NewBlob, NewBlobDestination, ReadableDestination, VerifiedBlob
 from ocistream.transfer.interfaces import Source as NativeSource
 from ocistream.transfer.recompress import parse_recompression
 from tests.contract.adapter_types import (
@@ -101,12 +101,11 @@ _SELECTIONS: Final = {"entries": select_every_image, "images": select_existing_i
 
 @dataclasses.dataclass(frozen=True)
 class Blob:
-    """A blob and the way to its bytes, which are not verified. `open` takes an offset, 0 unless it is `seekable`."""
+    """A blob and the way to its bytes, which are not verified. `open` takes an offset."""
 
     piece: Piece
     open: Callable[[int], Iterator[Chunk]]
     reopenable: bool = True
-    seekable: bool = False
 
     @property
     def digest(self) -> str:
@@ -143,7 +142,7 @@ class Source:
     def blobs(self, pieces: Iterable[Piece]) -> Iterator[Blob]:
         """Return the blobs that the source has of `pieces`, in the source's order."""
         for blob in self.native.blobs([_descriptor(piece) for piece in pieces]):
-            yield Blob(_piece(blob.descriptor), functools.partial(_opened, blob), blob.reopenable, bool(blob.open_at))
+            yield Blob(_piece(blob.descriptor), blob.open, blob.reopenable)
 
     def close(self) -> None:
         """Close the source."""
@@ -168,10 +167,11 @@ class Destination:
     @property
     def concurrent(self) -> bool:
         """Whether several blobs can be written at a time."""
-        return self.native.concurrent
+        return self.native.traits.concurrent
 
     def begin(self, listing: Listing) -> None:
         """Announce what will be written."""
+        self.native.expect(listing.native)
         self.native.begin(listing.native)
 
     def expect(self, listing: Listing) -> None:
@@ -183,20 +183,21 @@ class Destination:
 
     def stored(self, pieces: Iterable[Piece]) -> set[str]:
         """Return the digests of the blobs and manifests that are stored already."""
-        native = self.native
-        ask = {True: native.has_manifest, False: native.has_blob}
-        return {piece.digest for piece in pieces if ask[piece.media_type in MANIFESTS](_descriptor(piece))}
+        asked = list(pieces)
+        found: set[str] = set()
+        for are_manifests in (True, False):
+            blobs = [_descriptor(piece) for piece in asked if (piece.media_type in MANIFESTS) == are_manifests]
+            sizes = self.native.stored(blobs, are_manifests=are_manifests)
+            found |= {blob.digest for blob in blobs if sizes.get(blob.digest) == blob.size}
+        return found
 
     def write(self, blob: Blob) -> None:
         """Store a blob."""
-        self.native.write(
-            NativeBlob(
-                _descriptor(blob.piece),
-                functools.partial(blob.open, 0),
-                reopenable=blob.reopenable,
-                open_at=blob.open if blob.seekable else None,
-            )
-        )
+
+        def opened(offset: int = 0, _stored: object = None) -> Iterator[Chunk]:
+            return blob.open(offset)
+
+        self.native.write(VerifiedBlob(_descriptor(blob.piece), opened, blob.reopenable))
 
     def write_unnamed(self, blob: Blob) -> None:
         """Store a layer whose digest is known only at its end."""
@@ -205,7 +206,7 @@ class Destination:
 
     def read_back(self, piece: Piece) -> bytes | None:
         """Return a small blob that was written; None if this kind of destination cannot do that."""
-        return self.native.read_back(_descriptor(piece)) if isinstance(self.native, ReadBackDestination) else None
+        return read_all(self.native.read(_descriptor(piece))) if isinstance(self.native, ReadableDestination) else None
 
     def commit(self, listing: Listing) -> None:
         """Make the images visible."""
@@ -415,11 +416,13 @@ class _Progress:
 class _Early:
     """Takes blobs that come before a source knows its images, verified as a copy verifies them."""
 
+    accepts_early = True
+
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
         self.unnamed: set[str] = set()
 
-    def write(self, blob: NativeBlob) -> None:
+    def write(self, blob: NativeBlob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - all alike
         assert blob.descriptor.digest not in self.blobs, "a blob was delivered twice"
         self.blobs[blob.descriptor.digest] = b"".join(map(bytes, verify_chunks(blob.open(), blob.descriptor)))
 
@@ -489,10 +492,3 @@ def _piece(descriptor: Descriptor) -> Piece:
 
 def _descriptor(piece: Piece) -> Descriptor:
     return Descriptor(piece.media_type, piece.digest, piece.size)
-
-
-def _opened(blob: NativeBlob, offset: int) -> Iterator[Chunk]:
-    if not offset:
-        return blob.open()
-    assert blob.open_at is not None
-    return blob.open_at(offset)

@@ -17,7 +17,9 @@ from ocistream.oci.reference import is_digest, printable
 from ocistream.oci.volumes import part_name
 from ocistream.remote.command import RemoteCommand, check_shell_safe, split_command
 from ocistream.remote.have_lists import HaveListReader, format_have_list, read_lines
-from ocistream.transfer.partial_blobs import PARTIAL_BLOBS, chunks_from, format_partial_blobs
+from ocistream.streams.chunks import chunks_from
+from ocistream.transfer.existing_blobs import list_stored
+from ocistream.transfer.partial_blobs import PARTIAL_BLOBS, format_partial_blobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from ocistream.locations import Location, Selection
     from ocistream.oci.graph import Graph, Root
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Blob, Destination, Source
+    from ocistream.transfer.interfaces import Destination, Source, VerifiedBlob
 
 __all__ = ["copy_via"]
 
@@ -151,7 +153,8 @@ class _RemoteOcistream:
         The answer is trusted like a list of --have: the remote side reports a blob that it lacks after all.
         """
         # The plain layers of a docker-archive are compressed on the way, so the digests that arrive are not known yet.
-        digests = [blob.digest for blob in graph.blobs if self._destination and not self._destination.has_blob(blob)]
+        sent = list_stored(self._destination, graph.blobs) if self._destination else set()
+        digests = [blob.digest for blob in graph.blobs if blob.digest not in sent]
         if self._target.query_location is None or graph.has_plain_layers or not digests:
             return {}
         stored, answer = self._query(digests)
@@ -303,18 +306,18 @@ class _RemoteArchiveDestination(ArchiveDestination):
         """
         return {PARTIAL_BLOBS: format_partial_blobs(self.partial_blobs)}
 
-    def write(self, blob: Blob) -> None:
+    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
         """Send a blob, or the rest of it. The last chunk is sent after the whole blob was verified.
 
         The blob is read from its beginning even to resume: only that proves the digest, and the source is near.
         """
         digest, size = blob.descriptor.digest, blob.descriptor.size
         start = self.partial_blobs.get(digest, 0)
-        if not start:
-            super().write(blob)
-            return
+        if offset or not start:
+            return super().write(blob, offset)
         self._tar.add(part_name(digest, start), size - start, chunks_from(blob.open(), start))
         self._written.add(digest)
+        return 0
 
     def commit(self, graph: Graph) -> None:
         """Write the end of the archive, and wait until all of it is visible."""

@@ -1,0 +1,203 @@
+"""Verify, count and cancel the chunks of a blob on their way to a destination, and read a corrupt blob again."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from ocistream import limits
+from ocistream.errors import IntegrityError, PartialBlobLostError, UnsupportedError
+from ocistream.streams.chunks import (
+    ByteCounter,
+    cancellable_chunks,
+    check_chunks_size,
+    chunks_from,
+    count_chunks,
+    verify_chunks,
+)
+from ocistream.transfer.interfaces import Blob, RecoverableBlob, VerifiedBlob
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ocistream.oci.descriptor import Descriptor
+    from ocistream.streams.chunks import Chunk
+    from ocistream.transfer.interfaces import Observer
+
+__all__ = [
+    "BlobProgress",
+    "blob_from_bytes",
+    "map_chunks",
+    "part_unsupported_error",
+    "peek",
+    "require_complete",
+    "use_verified",
+]
+
+
+def blob_from_bytes(descriptor: Descriptor, content: bytes) -> Blob:
+    """Return a blob with the given content."""
+
+    def chunks(offset: int = 0) -> Iterator[Chunk]:
+        yield content[offset:] if offset else content
+
+    return Blob(descriptor, chunks)
+
+
+def peek(blob: Blob) -> tuple[Blob, bytes]:
+    """Return the blob, unread, and its first bytes, at most 1 KiB. Works for a blob that can be read only once."""
+    chunks = blob.open()
+    beginning = next(chunks, b"")
+    complete = itertools.chain([beginning], chunks) if beginning else chunks
+
+    def opened(offset: int = 0) -> Iterator[Chunk]:
+        return chunks_from(complete, offset) if offset else complete
+
+    return Blob(blob.descriptor, opened, reopenable=False), bytes(beginning[: limits.KIB])
+
+
+def map_chunks(blob: VerifiedBlob, wrap: Callable[[Iterator[Chunk]], Iterator[Chunk]]) -> VerifiedBlob:
+    """Return the blob with `wrap` around its chunks, wherever they begin."""
+
+    def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
+        return wrap(blob.open(offset, stored))
+
+    return replace(blob, open=opened)
+
+
+def require_complete(blob: VerifiedBlob, offset: int) -> None:
+    """Refuse a part of a blob.
+
+    Raises:
+        UnsupportedError: the blob begins at another byte than 0, or ends early.
+    """
+    if offset or blob.end is not None:
+        raise part_unsupported_error(blob)
+
+
+def part_unsupported_error(blob: VerifiedBlob) -> UnsupportedError:
+    """Return the error of a destination that cannot store a part of a blob."""
+    return UnsupportedError(f"{blob.descriptor.digest}: only the end of it comes, and nothing can be gone on with here")
+
+
+class BlobProgress:
+    """Counts the bytes of one blob for the observer, however often the blob is restarted.
+
+    Bytes that the destination already has count as moved; `resumed_size` is their number.
+    """
+
+    def __init__(self, observer: Observer, descriptor: Descriptor, cancelled: threading.Event) -> None:
+        """Start at 0. Every change is reported to `observer` for the blob `descriptor`."""
+        self._counter = ByteCounter(lambda size: observer.advance(size, descriptor))
+        self._cancelled = cancelled
+        self.resumed_size = 0
+
+    @property
+    def counted(self) -> int:
+        """The number of counted bytes."""
+        return self._counter.count
+
+    def wrap(self, blob: VerifiedBlob) -> VerifiedBlob:
+        """Return the blob with chunks that are counted and cancellable."""
+
+        def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
+            self._counter.restart()
+            self.resumed_size = offset
+            if stored is None:
+                self._counter.advance(offset)
+                return self._count(blob.open(offset))
+            return self._count(blob.open(offset, self._count(stored)))
+
+        return replace(blob, open=opened)
+
+    def _count(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        return count_chunks(cancellable_chunks(chunks, self._cancelled), self._counter.advance)
+
+
+_T = TypeVar("_T")
+
+
+def use_verified(
+    blob: Blob,
+    use: Callable[[VerifiedBlob], _T],
+    *,
+    can_retry: bool,
+    hash_in_thread: bool = False,
+    is_interruptible: bool = False,
+) -> _T:
+    """Pass the blob to `use` with verified chunks, and return the result of `use`.
+
+    If a resumed blob is corrupt, the stored beginning may be the cause. `use` is then called once more with a blob that
+    cannot resume, before the source is told. If the blob is corrupt otherwise, `RecoverableBlob.on_corrupt` tells the
+    source, and `use` is called again if another mirror can supply it. Mirrors are not hashed separately: that would
+    cost a second SHA-256 of every byte.
+
+    `can_retry` is False if `use` cannot be repeated, as with a pipe. `RecoverableBlob.precheck` then checks beforehand
+    what can be checked. `hash_in_thread` hashes in another thread while the chunks are used
+    (`streams.chunks.verify_chunks`). `is_interruptible` is for a blob that can be read only once, as in `VerifiedBlob`.
+
+    Raises:
+        IntegrityError: the bytes are wrong, and there is no other source.
+        PartialBlobLostError: the bytes are wrong together with the stored beginning, and can be read only once.
+        OcistreamError: raised by `use`.
+    """
+    can_resume = blob.reopenable or is_interruptible
+    recoverable = blob if isinstance(blob, RecoverableBlob) else RecoverableBlob(blob.descriptor, blob.open)
+    if not can_retry and recoverable.precheck is not None:
+        recoverable.precheck()
+    while True:
+        attempt = _Attempt(recoverable, hash_in_thread=hash_in_thread)
+        verified = VerifiedBlob(blob.descriptor, attempt.open, blob.reopenable, can_resume, is_interruptible)
+        try:
+            return use(verified)
+        except IntegrityError as error:
+            # `use` may raise IntegrityError too, for a layer that does not match its config. Other bytes would not
+            # help.
+            if error not in attempt.failures:
+                raise
+            if attempt.was_resumed:
+                if not blob.reopenable:
+                    msg = f"{error.message}: it was not its beginning that was held"
+                    raise PartialBlobLostError(
+                        msg, hint="run the same command again: all of it is taken then"
+                    ) from error
+                can_resume = False
+            elif recoverable.on_corrupt is None:
+                raise
+            else:
+                recoverable.on_corrupt(error, can_retry)
+
+
+class _Attempt:
+    """One use of a blob, and the failures found in its bytes."""
+
+    def __init__(self, blob: RecoverableBlob, *, hash_in_thread: bool) -> None:
+        self._blob = blob
+        self._hash_in_thread = hash_in_thread
+        self.failures: list[IntegrityError] = []
+        self.was_resumed = False
+
+    def open(self, offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
+        """Return verified chunks, as `VerifiedBlob.open` does."""
+        descriptor = self._blob.descriptor
+        chunks = self._read_from(offset) if offset else self._blob.open()
+        self.was_resumed = bool(offset) and stored is not None
+        if offset and stored is None:
+            return self._record_failure(check_chunks_size(chunks, descriptor, offset))
+        verified = verify_chunks(chunks, descriptor, stored or (), hash_in_thread=self._hash_in_thread)
+        # Only a blob that is read completely can be cached.
+        return self._record_failure(verified if offset or self._blob.cache is None else self._blob.cache(verified))
+
+    def _read_from(self, offset: int) -> Iterator[Chunk]:
+        """Read from an offset; request nothing if all bytes are stored."""
+        if offset < self._blob.descriptor.size:
+            yield from self._blob.open(offset)
+
+    def _record_failure(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        try:
+            yield from chunks
+        except IntegrityError as error:
+            self.failures.append(error)
+            raise
