@@ -14,7 +14,9 @@ from ocistream.transfer.interfaces import Blob
 class NothingEarly:
     """For sources that know their graph before any blob: fails if one is put."""
 
-    def write(self, blob: Blob) -> None:
+    accepts_early = True
+
+    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - it fails in any case
         """Fail."""
         raise AssertionError(blob)
 

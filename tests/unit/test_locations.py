@@ -305,7 +305,9 @@ class TestSinks:
 class _Forget:
     """Reads what comes early, and forgets it."""
 
-    def write(self, blob: Blob) -> None:
+    accepts_early = True
+
+    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - all are forgotten
         for _ in blob.open():
             pass
 

@@ -21,7 +21,7 @@ from ocistream.registry.repository import Repository
 from ocistream.registry.tags import list_tags
 from ocistream.serve import Registry
 from ocistream.streams.chunks import verify_chunks
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import VerifiedBlob
 from tests.fuzz.broken_images import layout_items
 from tests.fuzz.engine import Check, Target
 from tests.fuzz.monitor import PORTS
@@ -121,7 +121,7 @@ def _upload(repository: Repository) -> None:
     uploader = BlobPusher(repository)
     with contextlib.closing(uploader):
         if not uploader.mount_from_any(_BLOB, ["other", "another"]):
-            uploader.upload(Blob(_BLOB, lambda: iter([_CONTENT])))
+            uploader.upload(VerifiedBlob(_BLOB, lambda: iter([_CONTENT])))
 
 
 def _put(repository: Repository) -> None:

@@ -8,7 +8,7 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,11 @@ from ocistream.layout.index import (
 from ocistream.oci.descriptor import Descriptor, parse_platform
 from ocistream.oci.graph import Graph
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.streams.chunks import Chunk
 from ocistream.streams.compression import CODECS
 from ocistream.streams.layer_media_types import is_probably_json
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.interfaces import Blob, NewBlob, Source
+from ocistream.transfer.interfaces import NewBlob, Source, Traits, VerifiedBlob
 from ocistream.transfer.recompress import Recompression
 from ocistream.transfer.report import MissingBlobsError
 from tests import schemas
@@ -74,7 +75,7 @@ both = pytest.mark.parametrize("how", ["file", "pipe"])
 class Shelf:
     """A sink in memory: quick enough for many examples."""
 
-    concurrent = False
+    traits = Traits()
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
@@ -82,18 +83,26 @@ class Shelf:
         self.recalled: list[str] = []
         self.graph: Graph | None = None
 
-    def expect(self, graph: Graph) -> None:
+    def expect(self, graph: Graph) -> Graph:
+        return graph
+
+    def begin(self, graph: Graph) -> None:
         """Nothing has to be known."""
 
-    begin = expect
+    def stored(
+        self,
+        blobs: Sequence[Descriptor],
+        *,
+        are_manifests: bool = False,  # noqa: ARG002 - they are held alike
+        partial: bool = False,  # noqa: ARG002 - nothing is held in part
+    ) -> dict[str, int]:
+        return {blob.digest: blob.size for blob in blobs if blob.digest in self.blobs}
 
-    def has_blob(self, descriptor: Descriptor) -> bool:
-        return descriptor.digest in self.blobs
-
-    has_manifest = has_blob
-
-    def write(self, blob: Blob) -> None:
+    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+        assert not offset
+        assert blob.end is None
         self.blobs[blob.descriptor.digest] = b"".join(map(bytes, blob.open()))
+        return 0
 
     def write_new(self, blob: NewBlob) -> Descriptor:
         content = b"".join(map(bytes, blob.open()))
@@ -103,13 +112,16 @@ class Shelf:
         self.blobs[descriptor.digest] = content
         return descriptor
 
-    def read_back(self, descriptor: Descriptor) -> bytes:
+    def read(self, descriptor: Descriptor) -> Iterator[Chunk]:
         self.recalled.append(descriptor.digest)
         assert len(self.blobs[descriptor.digest]) == descriptor.size
-        return self.blobs[descriptor.digest]
+        return iter([self.blobs[descriptor.digest]])
 
     def commit(self, graph: Graph) -> None:
         self.graph = graph
+
+    def discard(self) -> None:
+        """Nothing is held in part."""
 
     def close(self) -> None:
         """Nothing is held."""

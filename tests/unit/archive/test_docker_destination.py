@@ -14,7 +14,7 @@ from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph, Root
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import VerifiedBlob
 from ocistream.transfer.recompress import parse_recompression
 from tests.archives import files_in
 from tests.docker_archives import hex_of, images_in, listed_in
@@ -69,7 +69,7 @@ def test_what_comes_before_its_image_is_called_by_what_its_bytes_look_like(layou
     sink = DockerArchiveDestination(open_file_output(tmp_path / "out.tar"))
     for content in (layer, config):
         descriptor = Descriptor("application/octet-stream", digest_of(content), len(content))
-        sink.write(Blob(descriptor, lambda content=content: iter([content])))  # type: ignore[misc]
+        sink.write(VerifiedBlob(descriptor, lambda content=content: iter([content])))
     sink.begin(graph)
     sink.commit(graph)
     files = files_in((tmp_path / "out.tar").read_bytes())

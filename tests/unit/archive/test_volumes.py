@@ -34,7 +34,7 @@ from ocistream.oci.volumes import (
     volume_annotations,
 )
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import VerifiedBlob
 from tests.images import Layout, digest_of
 from tests.observers import NothingEarly
 from tests.volume_archives import read_volumes
@@ -332,16 +332,16 @@ class TestSink:
         sink = VolumeSetDestination(tmp_path / "app.%d.tar", 200_000)
         sink.begin(graph)
 
-        def broken() -> Iterator[bytes]:
+        def broken(*_: object) -> Iterator[bytes]:
             yield bytes(after)
             raise kind("in its middle")
 
         for blob in source.blobs(graph.blobs):
             with pytest.raises(kind):
-                sink.write(Blob(blob.descriptor, broken))
-            sink.write(blob)
+                sink.write(VerifiedBlob(blob.descriptor, broken))
+            sink.write(VerifiedBlob(blob.descriptor, blob.open, can_resume=False))
         sink.commit(graph)
-        assert sink.can_retry()
+        assert sink.traits.can_retry
         sink.close()
         paths = sorted(tmp_path.glob("app.*"))
         assert len(paths) == 2
@@ -357,7 +357,7 @@ class TestSink:
         sink = VolumeSetDestination(tmp_path / "app.%d.tar", 1_500_000)
         sink.begin(graph)
         for blob in source.blobs(graph.blobs):
-            sink.write(blob)
+            sink.write(VerifiedBlob(blob.descriptor, blob.open))
         sink.close()
         partials = sorted(tmp_path.glob(".app.*.partial"))
         assert len(partials) == 2
@@ -372,7 +372,7 @@ class TestSink:
     def test_a_blob_before_the_graph_has_no_place(self, tmp_path: Path) -> None:
         sink = VolumeSetDestination(tmp_path / "app.%d.tar", 1000)
         descriptor = Descriptor("x", digest_of(b"x"), 1)
-        assert not sink.can_write_early()
+        assert not sink.traits.accepts_early
         with pytest.raises(UnsupportedError, match="index comes after"):
-            sink.write(Blob(descriptor, lambda: iter([b"x"])))
+            sink.write(VerifiedBlob(descriptor, lambda: iter([b"x"])))
         sink.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -28,13 +29,14 @@ from ocistream.oci.reference import Reference, parse_reference
 from ocistream.registry.destination import RegistryDestination
 from ocistream.registry.repository import Repository
 from ocistream.registry.source import RegistrySource
-from ocistream.streams.chunks import Chunk
 from ocistream.transfer.copy import Report, copy
-from ocistream.transfer.interfaces import Blob, NewBlob, Source
+from ocistream.transfer.interfaces import Blob, NewBlob, Source, VerifiedBlob
+from ocistream.transfer.pipeline import BlobPipeline
 from tests.faulty_registry import Drop, Fault, FaultyHandler, Flip, HangUp, Header, refusal
 from tests.http_doubles import CountingRegistry, QuickTransport, blob_of, eventually
 from tests.images import Descriptor as Document
 from tests.images import Layout, digest_of, small_image, two_platforms
+from tests.observers import NothingEarly
 from tests.registry_http import manifest, seed
 
 Faulty = Callable[..., CountingRegistry]
@@ -56,20 +58,6 @@ class Nobody:
 
     def done(self, descriptor: Descriptor, how: str) -> None:
         """Take no note."""
-
-
-class NothingEarly:
-    """What a registry never uses: it gives names before bytes."""
-
-    def write(self, blob: Blob) -> None:
-        pytest.fail(f"{blob.descriptor.digest} came early")
-
-    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
-        """Fail."""
-        raise AssertionError(chunks)
-
-    def read_back(self, descriptor: Descriptor) -> bytes:
-        pytest.fail(f"{descriptor.digest} was wanted back")
 
 
 def source(transport: QuickTransport, *names: str, platforms: PlatformChoice | None = None) -> RegistrySource:
@@ -488,14 +476,16 @@ class TestEarlyBlobs:
         put = RegistryDestination(quick(), lambda _: reference, early_target=reference)
         content = random.Random(3).randbytes(5000)
         blob = blob_of(content)
-        assert not put.has_blob(blob)
-        put.write(Blob(blob, lambda: iter([content]), reopenable=False))
-        assert put.has_blob(blob)
-        assert put.read_back(blob) == content
+        assert put.stored([blob]) == {}
+        put.write(VerifiedBlob(blob, lambda: iter([content]), reopenable=False))
+        assert put.stored([blob]) == {blob.digest: blob.size}
+        early = BlobPipeline(put, Nobody(), threading.Event())
+        assert early.accepts_early
+        assert early.read_back(blob) == content
         assert len(registry.asked("HEAD")) == 1
         registry.faults = [Fault(Flip(0), "GET")]
         with pytest.raises(IntegrityError):
-            put.read_back(blob)
+            early.read_back(blob)
 
     def test_so_do_those_that_have_no_name_yet(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
@@ -503,7 +493,7 @@ class TestEarlyBlobs:
         put = RegistryDestination(quick(), lambda _: reference, early_target=reference)
         content = random.Random(3).randbytes(5000)
         assert put.write_new(unnamed(content)) == blob_of(content)
-        assert put.has_blob(blob_of(content))
+        assert put.stored([blob_of(content)]) == {blob_of(content).digest: len(content)}
         # It is known to be there; nobody needs to ask.
         assert registry.asked("HEAD") == []
         assert registry.layout.blob_path(blob_of(content).digest).read_bytes() == content
@@ -512,21 +502,22 @@ class TestEarlyBlobs:
         registry = faulty()
         reference = parse_reference(f"{registry.host}/app:1")
         put = RegistryDestination(quick(), lambda _: reference, early_target=reference)
-        assert not put.has_blob(blob_of(b"content"))
+        assert put.stored([blob_of(b"content")]) == {}
         # Another thread has made the same of something else since.
         put.write_new(unnamed(b"content"))
-        put.write(Blob(blob_of(b"content"), lambda: iter([b"content"])))
+        put.write(VerifiedBlob(blob_of(b"content"), lambda: iter([b"content"])))
         assert len(registry.asked("PATCH")) == 1
 
     def test_without_such_a_place_they_cannot_be_taken(self, faulty: Faulty, quick: Quick) -> None:
         put = sink(quick(), f"{faulty().host}/app:1")
         with pytest.raises(UnsupportedError, match="the repositories are not known when the layers arrive"):
             put.write_new(unnamed(b"x"))
-        for use in (put.has_blob, put.read_back):
+        uses: tuple[Callable[[], object], ...] = (lambda: put.stored([blob_of(b"x")]), lambda: put.read(blob_of(b"x")))
+        for use in uses:
             with pytest.raises(
                 UnsupportedError, match="the repositories are not known when the layers arrive"
             ) as caught:
-                use(blob_of(b"x"))
+                use()
             assert caught.value.exit_code == 8
             assert caught.value.hint
 

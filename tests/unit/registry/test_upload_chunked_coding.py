@@ -14,7 +14,7 @@ from ocistream.registry.profiles import PROFILES_BY_NAME
 from ocistream.registry.upload_methods import UploadMethod
 from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams.chunks import Chunk
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import VerifiedBlob
 from tests.faulty_registry import Fault, refusal
 from tests.http_doubles import CountingRegistry
 from tests.unit.registry.test_upload_resume_across_runs import Run
@@ -107,7 +107,7 @@ class TestAnInterruption:
                 transport.cancelled.set()
 
         with pytest.raises(CancelledError):
-            run.uploader(transport, registry).upload(Blob(BLOB, stopped))
+            run.uploader(transport, registry).upload(VerifiedBlob(BLOB, stopped))
         (patch,) = registry.asked("PATCH")
         assert (patch.status, patch.received) == (202, MIB)
 

@@ -17,7 +17,7 @@ from ocistream.registry.upload_methods import CHUNK, PUT, UploadMethod
 from ocistream.registry.upload_records import UploadRecords
 from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams.chunks import verify_chunks
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import VerifiedBlob
 from tests.faulty_registry import Action, Fault, HangUp, Reply, refusal
 from tests.http_doubles import CountingRegistry, QuickTransport, blob_of
 from tests.images import Layout
@@ -64,7 +64,7 @@ class Runs:
         promised = blob_of(CONTENT[begin:end])
         content = self.wrong.get(number, CONTENT[begin:end])
         return self.uploader().upload_part(
-            BLOB, begin, Blob(promised, lambda: verify_chunks(iter([content[:1000], content[1000:]]), promised))
+            BLOB, begin, VerifiedBlob(promised, lambda: verify_chunks(iter([content[:1000], content[1000:]]), promised))
         )
 
     def received(self) -> int:
@@ -190,7 +190,7 @@ class TestWhatCannotBe:
         other = bytes(CUTS[3] - CUTS[2])
         promised = blob_of(other)
         with pytest.raises(IntegrityError, match=f"{BLOB.digest}: its parts, put together by"):
-            runs.uploader().upload_part(BLOB, CUTS[2], Blob(promised, lambda: iter([other])))
+            runs.uploader().upload_part(BLOB, CUTS[2], VerifiedBlob(promised, lambda: iter([other])))
         assert not is_stored(runs.registry)
         assert runs.records() == []
         assert is_clean(runs.registry)
@@ -200,7 +200,7 @@ class TestWhatCannotBe:
         repository = Repository(quick(), registry.host, "app", for_push=True)
         part = blob_of(CONTENT[: CUTS[1]])
         sent = BlobPusher(repository, UploadRecords(None)).upload_part(
-            BLOB, 0, Blob(part, lambda: iter([CONTENT[: CUTS[1]]]))
+            BLOB, 0, VerifiedBlob(part, lambda: iter([CONTENT[: CUTS[1]]]))
         )
         assert sent == 0
         assert not registry.asked("PATCH")
@@ -275,6 +275,7 @@ def test_several_repositories_get_no_parts(faulty: Faulty, quick: Quick, layout:
     )
     sink.begin(graph)
     (blob,) = (blob for blob in graph.blobs if blob.digest == BLOB.digest)
-    assert sink.write_part(blob, 0, Blob(blob_of(CONTENT[:MIB]), lambda: iter([CONTENT[:MIB]]))) == 0
+    sink.write(VerifiedBlob(blob, lambda *_: iter([CONTENT[:MIB]]), end=MIB))
+    assert sink.stored([blob], partial=True) == {}
     assert not registry.asked("PATCH")
     sink.close()

@@ -33,7 +33,7 @@ from ocistream.registry.upload_methods import CHUNK, PUT, UploadMethod
 from ocistream.registry.upload_records import UploadKey, UploadRecord, UploadRecords
 from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams.chunks import Chunk
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import VerifiedBlob
 from tests.faulty_registry import Action, Fault, HangUp, Header, StopReading, refusal
 from tests.http_doubles import CountingRegistry, QuickTransport, eventually
 from tests.raw_http import Client
@@ -518,7 +518,7 @@ def _fail_at(at: int, start: int) -> None:
         raise TruncatedError("x")
 
 
-def rest(start: int, *, fails_at: int | None = None) -> Blob:
+def rest(start: int, *, fails_at: int | None = None) -> VerifiedBlob:
     """Return the rest of the blob, as it comes over a line."""
 
     def chunks() -> Iterator[Chunk]:
@@ -527,7 +527,9 @@ def rest(start: int, *, fails_at: int | None = None) -> Blob:
                 raise TruncatedError("x")
             yield CONTENT[at : at + MIB]
 
-    return Blob(dataclasses.replace(BLOB, size=BLOB.size - start), chunks, reopenable=False, is_interruptible=True)
+    return VerifiedBlob(
+        dataclasses.replace(BLOB, size=BLOB.size - start), chunks, reopenable=False, is_interruptible=True
+    )
 
 
 class TestHowFarItIs:

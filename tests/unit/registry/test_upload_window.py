@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ocistream.errors import IntegrityError
 from ocistream.registry.upload_bodies import ReplayBuffer
 from ocistream.streams.chunks import Chunk, verify_chunks
-from ocistream.transfer.interfaces import Blob, NewBlob
+from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 from tests.http_doubles import blob_of
 
 CONTENT = random.Random(7).randbytes(1000)
@@ -25,7 +25,7 @@ class Source:
         self.content = content
         self.chunk = chunk
         self.opened = self.closed = 0
-        self.blob = Blob(blob_of(content), self.open, replayable)
+        self.blob = VerifiedBlob(blob_of(content), self.open, replayable)
         self.unnamed = NewBlob(self.open, lambda: blob_of(content), reopenable=replayable)
 
     def open(self) -> Iterator[Chunk]:

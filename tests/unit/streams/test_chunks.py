@@ -16,6 +16,7 @@ from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.chunks import (
     Chunk,
     check_chunks_size,
+    chunks_from,
     compute_digest,
     count_chunks,
     new_hash,
@@ -189,6 +190,11 @@ class TestCounted:
         assert sizes == [2]
         assert next(chunks, None) is None
         assert sizes == [2, 3]
+
+
+@given(st.lists(st.binary(max_size=5)), st.integers(0, 30))
+def test_from_a_byte_on_is_all_that_comes_after_it(chunks: list[bytes], offset: int) -> None:
+    assert b"".join(bytes(chunk) for chunk in chunks_from(iter(chunks), offset)) == b"".join(chunks)[offset:]
 
 
 class Trickle(io.RawIOBase):

@@ -21,7 +21,7 @@ from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.interfaces import Blob, EarlyBlobs
+from ocistream.transfer.interfaces import Blob, EarlyBlobs, Traits, VerifiedBlob
 from ocistream.transfer.prefetch import Prefetcher
 from tests.contract.image_shapes import named_in
 from tests.images import Layout
@@ -34,31 +34,43 @@ PATIENCE = 60.0
 class Memory:
     """A sink that keeps what it is given, and a diary of the order of things; `take` may be replaced."""
 
-    concurrent = True
+    traits = Traits(concurrent=True)
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
         self.diary: list[str] = []
         self.threads: set[int] = set()
-        self.take: Callable[[Blob], bytes] = whole
+        self.take: Callable[[VerifiedBlob], bytes] = whole
+
+    def expect(self, graph: Graph) -> Graph:
+        return graph
 
     def begin(self, graph: Graph) -> None:
         assert all(manifest.descriptor.digest in graph.documents for manifest in graph.manifests)
         self.diary.append("begin")
 
-    def has_blob(self, descriptor: Descriptor) -> bool:
-        return descriptor.digest in self.blobs
+    def stored(
+        self,
+        blobs: Sequence[Descriptor],
+        *,
+        are_manifests: bool = False,  # noqa: ARG002 - they are kept alike
+        partial: bool = False,  # noqa: ARG002 - nothing is kept in part
+    ) -> dict[str, int]:
+        return {blob.digest: blob.size for blob in blobs if blob.digest in self.blobs}
 
-    has_manifest = has_blob
-
-    def write(self, blob: Blob) -> None:
+    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+        assert not offset
         self.threads.add(threading.get_ident())
         self.blobs[blob.descriptor.digest] = self.take(blob)
         self.diary.append("put")
+        return 0
 
     def commit(self, graph: Graph) -> None:
         assert graph.roots
         self.diary.append("commit")
+
+    def discard(self) -> None:
+        """Nothing is kept in part."""
 
     def close(self) -> None:
         self.diary.append("close")
@@ -106,7 +118,7 @@ def config_of(layout: Layout) -> str:
 class Holding(Memory):
     """A sink that takes memory for each blob under way."""
 
-    buffer_size = limits.MIB
+    traits = Traits(concurrent=True, buffer_size=limits.MIB)
 
 
 class TestAhead:
@@ -144,7 +156,7 @@ class TestSideBySide:
     ) -> None:
         several_layers(layout)
         into = Memory()
-        into.concurrent = sink
+        into.traits = Traits(concurrent=sink)
         transfer.copy(Wrapped(layout.path, parallel=source), into, Watch(), jobs=jobs)
         assert into.threads == {threading.get_ident()}
 
@@ -153,7 +165,7 @@ class TestSideBySide:
         sink = Memory()
         together = threading.Barrier(3)
 
-        def take(blob: Blob) -> bytes:
+        def take(blob: VerifiedBlob) -> bytes:
             # The config and five layers: two rounds of three.
             together.wait(PATIENCE)
             return whole(blob)
@@ -173,7 +185,7 @@ class TestSideBySide:
         stopped: list[BaseException] = []
         leader: list[str] = []
 
-        def take(blob: Blob) -> bytes:
+        def take(blob: VerifiedBlob) -> bytes:
             chunks = blob.open()
             next(chunks)
             if together.wait(PATIENCE) == 0:
@@ -214,8 +226,10 @@ class TestSideBySide:
         several_layers(layout)
 
         class Asked(Memory):
-            def has_blob(self, descriptor: Descriptor) -> bool:
-                msg = f"{descriptor.digest}?"
+            def stored(
+                self, blobs: Sequence[Descriptor], *, are_manifests: bool = False, partial: bool = False
+            ) -> dict[str, int]:
+                msg = f"{blobs} {are_manifests} {partial}?"
                 raise NetworkError(msg)
 
         with pytest.raises(NetworkError, match=r"\?"):
@@ -233,7 +247,7 @@ class TestSideBySide:
         main = threading.main_thread()
         assert main is threading.current_thread()
 
-        def take(blob: Blob) -> bytes:
+        def take(blob: VerifiedBlob) -> bytes:
             chunks = blob.open()
             next(chunks)
             if together.wait(PATIENCE) == 0:

@@ -18,7 +18,7 @@ from ocistream.errors import ArchiveError, PartialBlobLostError, UnsupportedErro
 from ocistream.layout.destination import LayoutDestination
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.interfaces import Destination
-from ocistream.transfer.partial_blobs import PARTIAL_BLOBS, chunks_from, format_partial_blobs, parse_partial_blobs
+from ocistream.transfer.partial_blobs import PARTIAL_BLOBS, format_partial_blobs, parse_partial_blobs
 from tests.archives import small_first, tar_of
 from tests.images import Layout, digest_of
 
@@ -48,11 +48,6 @@ def test_so_are_more_than_there_can_be() -> None:
     many = {digest_of(f"{n}".encode()): 1 for n in range(limits.MAX_RESUMABLE_BLOBS + 1)}
     with pytest.raises(ArchiveError, match=PARTIAL_BLOBS):
         parse_partial_blobs({PARTIAL_BLOBS: format_partial_blobs(many)})
-
-
-@given(st.lists(st.binary(max_size=5)), st.integers(0, 30))
-def test_from_a_byte_on_is_all_that_comes_after_it(chunks: list[bytes], offset: int) -> None:
-    assert b"".join(bytes(chunk) for chunk in chunks_from(iter(chunks), offset)) == b"".join(chunks)[offset:]
 
 
 class Rest:

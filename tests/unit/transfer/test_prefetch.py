@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 import threading
@@ -16,7 +17,7 @@ from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError, NotFoundError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.workers import run_each
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import Blob, RecoverableBlob
 from ocistream.transfer.prefetch import Prefetcher, Segment, SegmentFetcher
 
 if TYPE_CHECKING:
@@ -83,11 +84,11 @@ class Registry:
     parts: list[tuple[int, int]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def blob(self, content: bytes) -> Blob:
+    def blob(self, content: bytes) -> RecoverableBlob:
         """Give a blob with this content."""
         descriptor = Descriptor("", f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
 
-        def open_at(offset: int = 0) -> Iterator[bytes]:
+        def opened(offset: int = 0) -> Iterator[bytes]:
             self.asked.append(offset)
             for number, chunk in enumerate(chunked(content[offset:])):
                 if number == self.meets_at > 0:
@@ -111,7 +112,7 @@ class Registry:
             finally:
                 self.came.set()
 
-        return Blob(descriptor, open_at, open_at=open_at, fetch_range=part)
+        return RecoverableBlob(descriptor, opened, fetch_range=part)
 
     def reading(self, cancelled: threading.Event | None = None) -> Prefetcher:
         """Begin to read from it."""
@@ -132,8 +133,7 @@ def some(size: int, seed: int = 0) -> bytes:
 
 def read(blob: Blob, offset: int = 0) -> bytes:
     """Read a blob, with what is valid only until the next chunk is asked for."""
-    assert blob.open_at is not None
-    return b"".join(bytes(chunk) for chunk in (blob.open_at(offset) if offset else blob.open()))
+    return b"".join(bytes(chunk) for chunk in blob.open(offset))
 
 
 def refuse(*_: object) -> Iterator[bytes]:
@@ -297,10 +297,9 @@ class TestWhatComesInTheWay:
             if opened == 2:
                 msg = "this one"
                 raise NetworkError(msg)
-            assert blob.open_at is not None
-            yield from (bytes(chunk) for chunk in blob.open_at(offset))
+            yield from (bytes(chunk) for chunk in blob.open(offset))
 
-        broken = Blob(blob.descriptor, fail, open_at=fail, fetch_range=blob.fetch_range)
+        broken = dataclasses.replace(blob, open=fail)
         with pytest.raises(NetworkError, match="this one"):
             list(map(read, registry.reading().in_order([broken])))
 

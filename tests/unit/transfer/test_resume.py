@@ -10,7 +10,7 @@ import random
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,10 +35,10 @@ from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.streams.chunks import Chunk, compute_digest
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.blob_wrappers import BlobProgress
-from ocistream.transfer.interfaces import Blob, Destination, EarlyBlobs
+from ocistream.transfer.interfaces import Blob, Destination, EarlyBlobs, RecoverableBlob, VerifiedBlob
 from ocistream.transfer.recompress import parse_recompression
 from ocistream.transfer.report import Report
+from ocistream.transfer.verified_blobs import BlobProgress
 from tests.archives import blob_name
 from tests.images import OCI_LAYER, Layout, small_image, tar_layer
 from tests.observers import NothingEarly, Watch
@@ -72,7 +72,7 @@ class Reading:
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         for blob in self._inner.blobs(wanted):
             chunks = partial(self._chunks, blob)
-            yield dataclasses.replace(blob, open=chunks, open_at=None if self._once else chunks)
+            yield dataclasses.replace(blob, open=chunks, reopenable=not self._once)
 
     def _chunks(self, blob: Blob, offset: int = 0) -> Iterator[Chunk]:
         digest = blob.descriptor.digest
@@ -529,7 +529,7 @@ class TestWhatIsWrongElsewhere:
             def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
                 for blob in super().blobs(wanted):
                     wrong = blob.descriptor.digest == digests[1]
-                    yield dataclasses.replace(blob, on_corrupt=self.turn if wrong else None)
+                    yield RecoverableBlob(blob.descriptor, blob.open, on_corrupt=self.turn if wrong else None)
 
             def turn(self, _: IntegrityError, again: bool) -> None:
                 assert again
@@ -565,28 +565,22 @@ class TestWhatIsWrongElsewhere:
 class TestCounting:
     CONTENT = b"0123456789"
 
-    def watched(self, cancelled: threading.Event) -> tuple[BlobProgress, Blob, list[int]]:
+    def watched(self, cancelled: threading.Event) -> tuple[BlobProgress, VerifiedBlob, list[int]]:
         watch = Watch()
         descriptor = Descriptor("text/plain", compute_digest(self.CONTENT), 10)
         watched = BlobProgress(watch, descriptor, cancelled)
 
-        def resume(held: Iterator[Chunk], size: int) -> Iterator[Chunk]:
-            assert b"".join(map(bytes, held)) == self.CONTENT[:size]
-            yield self.CONTENT[size:]
-
-        def opened(offset: int = 0) -> Iterator[Chunk]:
+        def opened(offset: int = 0, held: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
+            assert held is None or b"".join(map(bytes, held)) == self.CONTENT[:offset]
             yield self.CONTENT[offset:]
 
-        blob = Blob(descriptor, opened, open_at=opened, resume=resume)
-        return watched, watched.wrap(blob), watch.advances
+        return watched, watched.wrap(VerifiedBlob(descriptor, opened)), watch.advances
 
     def test_what_is_there_counts_at_once_and_what_is_begun_again_is_taken_back(self) -> None:
         watched, blob, advances = self.watched(threading.Event())
-        assert blob.open_at is not None
-        assert blob.resume is not None
         for opening, there, counts in (
-            (partial(blob.resume, iter([b"01", b"23"]), 4), 4, [2, 2, 6]),
-            (partial(blob.open_at, 3), 3, [-10, 3, 7]),
+            (partial(blob.open, 4, iter([b"01", b"23"])), 4, [2, 2, 6]),
+            (partial(blob.open, 3), 3, [-10, 3, 7]),
             (blob.open, 0, [-10, 10]),
         ):
             advances.clear()
@@ -597,10 +591,9 @@ class TestCounting:
     def test_it_can_be_stopped_while_what_is_there_is_looked_at(self) -> None:
         cancelled = threading.Event()
         _, blob, _ = self.watched(cancelled)
-        assert blob.resume is not None
         cancelled.set()
         with pytest.raises(CancelledError):
-            list(blob.resume(iter([b"01"]), 2))
+            list(blob.open(2, iter([b"01"])))
 
 
 class TestTheRest:

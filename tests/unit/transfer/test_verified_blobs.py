@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ocistream.errors import IntegrityError
+from ocistream.errors import IntegrityError, PartialBlobLostError, UnsupportedError
 from ocistream.streams.chunks import Chunk, read_all
-from ocistream.transfer.blob_wrappers import use_verified
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import Blob, RecoverableBlob, VerifiedBlob
+from ocistream.transfer.verified_blobs import blob_from_bytes, peek, require_complete, use_verified
 from tests.http_doubles import blob_of
 
 RIGHT = b"right"
@@ -21,7 +21,7 @@ class Places:
 
     def __init__(self, *contents: bytes) -> None:
         self.contents = list(contents)
-        self.blob = Blob(blob_of(RIGHT), lambda: iter([self.contents[0]]), on_corrupt=self.on_wrong)
+        self.blob = RecoverableBlob(blob_of(RIGHT), lambda: iter([self.contents[0]]), on_corrupt=self.on_wrong)
 
     def on_wrong(self, error: IntegrityError, again: bool) -> None:
         if not again or len(self.contents) == 1:
@@ -29,7 +29,7 @@ class Places:
         del self.contents[0]
 
 
-def read(checked: Blob) -> bytes:
+def read(checked: VerifiedBlob) -> bytes:
     return read_all(checked.open())
 
 
@@ -58,7 +58,7 @@ def test_a_blob_of_one_place_is_as_it_is() -> None:
 def test_what_its_user_finds_wrong_is_not_the_places_fault() -> None:
     places = Places(RIGHT, b"another")
 
-    def use(checked: Blob) -> None:
+    def use(checked: VerifiedBlob) -> None:
         read(checked)
         msg = "not what its config says"
         raise IntegrityError(msg)
@@ -68,28 +68,44 @@ def test_what_its_user_finds_wrong_is_not_the_places_fault() -> None:
     assert places.contents == [RIGHT, b"another"]
 
 
+@pytest.mark.parametrize("offset", range(len(RIGHT) + 1))
+def test_bytes_and_what_was_looked_into_begin_anywhere(offset: int) -> None:
+    blob = blob_from_bytes(blob_of(RIGHT), RIGHT)
+    assert read_all(blob.open(offset)) == RIGHT[offset:]
+    seen, beginning = peek(blob)
+    assert (read_all(seen.open(offset)), beginning, seen.reopenable) == (RIGHT[offset:], RIGHT, False)
+
+
+def test_only_from_its_first_byte_to_its_last_is_a_blob_complete() -> None:
+    blob = VerifiedBlob(blob_of(RIGHT), lambda *_: iter([RIGHT]))
+    require_complete(blob, 0)
+    for part, offset in ((blob, 1), (dataclasses.replace(blob, end=4), 0)):
+        with pytest.raises(UnsupportedError, match=blob.descriptor.digest):
+            require_complete(part, offset)
+
+
 class Resumable:
     """A blob of one place that can be begun anywhere; `asked` has the offsets at which it was."""
 
     def __init__(self, content: bytes = RIGHT) -> None:
         self.content = content
         self.asked: list[int] = []
-        self.blob = Blob(blob_of(RIGHT), lambda: self.chunks(0), open_at=self.chunks)
+        self.blob = RecoverableBlob(blob_of(RIGHT), self.chunks)
 
-    def chunks(self, offset: int) -> Iterator[Chunk]:
+    def chunks(self, offset: int = 0) -> Iterator[Chunk]:
         self.asked.append(offset)
         yield self.content[offset:]
 
 
-def resumed(held: bytes) -> Callable[[Blob], bytes]:
+def resumed(held: bytes) -> Callable[[VerifiedBlob], bytes]:
     """Return what uses a blob of which it holds some: wrong content is thrown away."""
     left = [held]
 
-    def use(checked: Blob) -> bytes:
-        if checked.resume is None or not left:
+    def use(checked: VerifiedBlob) -> bytes:
+        if not checked.can_resume or not left:
             return read(checked)
         there = left.pop()
-        return there + read_all(checked.resume(iter([there]), len(there)))
+        return there + read_all(checked.open(len(there), iter([there])))
 
     return use
 
@@ -138,14 +154,25 @@ class TestResuming:
         assert place.asked == [1, 0, 0]
 
     def test_what_can_only_be_read_from_its_beginning_cannot_be_resumed(self) -> None:
-        seen: list[Blob] = []
-        use_verified(Places(RIGHT).blob, seen.append, can_retry=True)
-        assert (seen[0].resume, seen[0].open_at) == (None, None)
+        pipe = Blob(blob_of(RIGHT), lambda: iter([RIGHT]), reopenable=False)
+        assert not use_verified(pipe, lambda checked: checked.can_resume, can_retry=True)
+
+    def test_what_comes_over_a_line_that_may_break_can_although_it_comes_once(self) -> None:
+        place = Resumable()
+        line = Blob(place.blob.descriptor, place.chunks, reopenable=False)
+        assert use_verified(line, resumed(b"ri"), can_retry=True, is_interruptible=True) == RIGHT
+        assert place.asked == [2]
+
+    def test_where_it_is_wrong_then_it_cannot_be_begun_anew(self) -> None:
+        place = Resumable()
+        line = Blob(place.blob.descriptor, place.chunks, reopenable=False)
+        with pytest.raises(PartialBlobLostError):
+            use_verified(line, resumed(b"RI"), can_retry=True, is_interruptible=True)
+        assert place.asked == [2]
 
     def test_what_begins_in_the_middle_has_its_size_checked(self) -> None:
-        def use(checked: Blob) -> bytes:
-            assert checked.open_at is not None
-            return read_all(checked.open_at(2))
+        def use(checked: VerifiedBlob) -> bytes:
+            return read_all(checked.open(2))
 
         assert use_verified(Resumable().blob, use, can_retry=False) == RIGHT[2:]
         for content in (b"", b"righ", b"rights"):
