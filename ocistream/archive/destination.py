@@ -33,7 +33,7 @@ class ArchiveDestination:
         """Write to `output`. `mtime` is the time of every entry, in seconds since 1970."""
         self._tar = TarWriter(output, mtime)
         # An unfinished entry can be removed again from a file, but not from a pipe.
-        self.traits = Traits(can_retry=self._tar.can_roll_back)
+        self.traits = Traits(can_omit=True, can_retry=self._tar.can_roll_back)
         self._written: set[str] = set()
         self._started = False
 

@@ -15,7 +15,6 @@ from ocistream.errors import UnsupportedError
 from ocistream.layout.index import docker_tag
 from ocistream.oci.descriptor import CONFIG_TYPES
 from ocistream.oci.graph import is_image
-from ocistream.oci.omitted_blobs import refuse_omissions
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import NOT_IN_DOCKER_ARCHIVE, PLATFORM_FILTERED, RECOMPRESSED
 from ocistream.oci.strict_json import canonical_json
@@ -70,8 +69,7 @@ class DockerArchiveDestination:
         return replace(graph, skipped_referrers=tuple(skipped))
 
     def begin(self, graph: Graph) -> None:
-        """Refuse to omit blobs: `docker load` needs all of them. Entries are written as they arrive."""
-        refuse_omissions(graph.omitted_from_output)
+        """Do nothing: entries are written as they arrive."""
 
     def stored(
         self,

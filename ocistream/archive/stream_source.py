@@ -35,7 +35,7 @@ from ocistream.oci.volumes import parse_part_name, parse_volume
 from ocistream.streams import files
 from ocistream.streams.chunks import chunks_from, read_all, verify_chunks
 from ocistream.streams.compression import NONE, detect_codec
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import Blob, TailBlob
 from ocistream.transfer.partial_blobs import parse_partial_blobs
 from ocistream.transfer.verified_blobs import blob_from_bytes
 
@@ -253,7 +253,9 @@ class ArchiveStreamSource:
             raise self._selection_error
         self._manifests.clear()
         graph = replace(
-            builder.build(), has_plain_layers=self._docker.is_docker_save, resume_offsets=self._tail_offsets
+            builder.build(),
+            has_plain_layers=self._docker.is_docker_save,
+            is_interruptible=self._tail_offsets is not None,
         )
         # Synthesized manifests are known only after all blobs were read.
         valid_digests = self._contents.blobs.keys() - self._buffer.corrupt.keys()
@@ -331,14 +333,14 @@ class ArchiveStreamSource:
 
     def _blob(self, descriptor: Descriptor, entry: TarEntry, content_of: Callable[[], Iterator[Chunk]]) -> Blob:
         """Return a blob, or the tail of a blob."""
-        if self._tail_offsets is None:
-            return Blob(descriptor, partial(_chunks_from, content_of, 0), reopenable=False)
         start = self._find_start(entry)
         if start and start + entry.size != descriptor.size:
             msg = f"{printable(entry.name)!r} in the archive is not the rest of a blob of {descriptor.size} bytes"
             raise ArchiveError(msg)
-        # The destination need not write again the bytes that it has, although the whole blob may arrive.
-        return Blob(descriptor, partial(_chunks_from, content_of, start), reopenable=False)
+        opened = partial(_chunks_from, content_of, start)
+        if start:
+            return TailBlob(descriptor, opened, reopenable=False, start=start)
+        return Blob(descriptor, opened, reopenable=False)
 
     def _find_start(self, entry: TarEntry) -> int:
         """Return where an entry starts in its blob: 0, unless the archive has only the tail of the blob."""

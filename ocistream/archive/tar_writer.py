@@ -97,7 +97,7 @@ class TarWriter:
         if not existing_size or not isinstance(output, ResumableOutput):
             return blob.open()
         existing = output.read_existing(existing_size)
-        if not (blob.reopenable or blob.is_interruptible) or (existing is not None and not blob.can_resume):
+        if not blob.can_resume:
             # The output compares the chunks with its existing bytes, or drops these.
             return blob.open()
         output.skip_existing(existing_size)

@@ -268,7 +268,7 @@ class VolumeSetDestination:
     """
 
     #: The volume of a blob depends on the sizes of all blobs, so none can be written early.
-    traits = Traits(accepts_early=False)
+    traits = Traits(accepts_early=False, can_omit=True)
 
     def __init__(self, path: Path, size: int, *, mtime: int = 0) -> None:
         """Write files of at most `size` bytes. Their names are `path` with a number in place of its `%d`.

@@ -39,7 +39,7 @@ _MIN_CONCURRENT_HASHING: Final = 16 * limits.MIB
 class LayoutDestination:
     """Writes images into a layout directory that may have other images."""
 
-    traits = Traits(concurrent=True, keeps_blobs=True)
+    traits = Traits(concurrent=True, keeps_blobs=True, can_omit=True)
 
     def __init__(self, path: Path, cancelled: threading.Event | None = None) -> None:
         """Take the directory. It is created with the first blob, and not if the image does not exist.
@@ -59,15 +59,10 @@ class LayoutDestination:
         self._stored: dict[str, int] = {}
 
     def expect(self, graph: Graph) -> Graph:
-        """Return the graph: a layout can hold anything."""
-        return graph
-
-    def begin(self, graph: Graph) -> None:
-        """Make the directory a layout, unless it is one.
+        """Return the graph: a layout can hold anything.
 
         Raises:
             UsageError: two images have the same name. In a layout a name means one image, so one would be lost.
-            LocalDiskError: the layout cannot be created.
         """
         digests_by_name: dict[str, str] = {}
         for entry in build_entries(graph):
@@ -75,6 +70,16 @@ class LayoutDestination:
             if name is not None and digests_by_name.setdefault(name, digest) != digest:
                 msg = f"two images are called {printable(name)!r}, and in a layout a name stands for one"
                 raise UsageError(msg, hint=f"copy them one by one: {digests_by_name[name]} and {digest}")
+        return graph
+
+    def begin(self, graph: Graph) -> None:
+        """Make the directory a layout, unless it is one.
+
+        Raises:
+            UsageError: two images have the same name, as `expect` says.
+            LocalDiskError: the layout cannot be created.
+        """
+        self.expect(graph)
         self._create()
 
     def stored(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocistream.errors import ArchiveError, OcistreamError, UnsupportedError
+from ocistream.errors import ArchiveError, OcistreamError
 from ocistream.oci.reference import is_digest, parse_reference, printable
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ __all__ = [
     "format_omitted",
     "group_by_reason",
     "parse_omitted",
-    "refuse_omissions",
 ]
 
 #: The name of the annotation.
@@ -134,14 +133,3 @@ def _iterate_lines(text: str) -> Iterator[str]:
         if line := text[start:end].strip():
             yield line
         start = end + 1
-
-
-def refuse_omissions(omitted: Mapping[str, OmissionReason]) -> None:
-    """Refuse to omit blobs where they are needed.
-
-    Raises:
-        UnsupportedError: some are omitted.
-    """
-    if omitted:
-        msg = "nothing can be left out of this destination"
-        raise UnsupportedError(msg, hint="write an OCI archive or a layout")

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits, notices
 from ocistream.errors import IntegrityError, NetworkError, PartialBlobLostError, RegistryError, UnsupportedError
 from ocistream.oci.graph import children_of
-from ocistream.oci.omitted_blobs import refuse_omissions
 from ocistream.oci.referrers import referrer_descriptor
 from ocistream.registry.blob_push import BlobPusher
 from ocistream.registry.referrers import CosignTags
@@ -192,9 +191,7 @@ class RegistryDestination:
 
         Raises:
             IntegrityError: the destination names a digest, and the image has another one.
-            UnsupportedError: blobs are to be omitted.
         """
-        refuse_omissions(graph.omitted_from_output)
         for root in graph.roots:
             reference = self._target(root)
             if reference.digest and reference.digest != root.descriptor.digest:

@@ -188,6 +188,7 @@ class CosignTags:
 
         A referrer that goes to several repositories is still copied into those without a conflict.
         """
+        self._conflicting.clear()
         tagged = self.find_tagged_referrers(graph)
         manifests = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
         conflicts = [

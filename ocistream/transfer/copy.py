@@ -132,8 +132,7 @@ class _Copy:
     def _resolve(self) -> Graph:
         """Resolve the source's graph; after that it is known whether `docker save` wrote the source."""
         graph = self._source.resolve(self.pipeline)
-        self.pipeline.is_interruptible = graph.resume_offsets is not None
-        self.pipeline.resume_offsets = graph.resume_offsets or {}
+        self.pipeline.is_interruptible = graph.is_interruptible
         if graph.has_plain_layers:
             self.pipeline.compress_plain_layers(graph)
         graph = self._limit_to_exported(graph)
@@ -148,7 +147,8 @@ class _Copy:
             return graph
         if not (missing := find_not_exported(graph, lambda blob: bool(incomplete_source.is_missing(blob)))):
             return graph
-        self._destination.expect(graph)
+        # Only which manifests may come: referrers are expected when it is known which platforms are copied.
+        self._destination.expect(replace(graph, referrers={}))
         stored = list_stored(self._destination, missing, are_manifests=True)
         return limit_to_exported(graph, {manifest.digest for manifest in missing if manifest.digest not in stored})
 
@@ -175,6 +175,9 @@ class _Copy:
         """
         if self.omit is None:
             return graph
+        if not self._destination.traits.can_omit:
+            msg = "nothing can be left out of this destination"
+            raise UnsupportedError(msg, hint="write an OCI archive or a layout")
         omitted = self.omit(graph)
         # Early blobs are already written, even if the remote side has them.
         remaining = [b.digest for b in graph.blobs if b.digest in omitted and b.digest not in self.pipeline.results]

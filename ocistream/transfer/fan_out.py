@@ -69,6 +69,7 @@ class FanOutDestination:
         self.traits = Traits(
             concurrent=all(each.concurrent for each in traits),
             accepts_early=all(each.accepts_early for each in traits),
+            can_omit=all(each.can_omit for each in traits),
             can_retry=all(each.can_retry for each in traits),
             is_remote=any(each.is_remote for each in traits),
             buffer_size=sum(each.buffer_size for each in traits),
@@ -85,8 +86,8 @@ class FanOutDestination:
         """Tell each destination what will come."""
         for branch in self._active():
             with self._failure_scope(branch):
-                if branch.graph is None:
-                    branch.set_graph(branch.rename(graph))
+                own = branch.rename(graph) if branch.graph is None else branch.graph
+                branch.set_graph(replace(own, omitted_from_output=graph.omitted_from_output))
                 branch.destination.begin(cast("Graph", branch.graph))
 
     def stored(

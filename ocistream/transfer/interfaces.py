@@ -30,6 +30,7 @@ __all__ = [
     "ReadableDestination",
     "RecoverableBlob",
     "Source",
+    "TailBlob",
     "Traits",
     "VerifiedBlob",
 ]
@@ -70,6 +71,13 @@ class RecoverableBlob(Blob):
     precheck: Callable[[], None] | None = None
     cache: Callable[[Iterator[Chunk]], Iterator[Chunk]] | None = None
     fetch_range: Callable[[int, memoryview], Generator[int, None, None]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TailBlob(Blob):
+    """A blob of which the source has only the bytes from `start` on, since the destination has the others."""
+
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +178,7 @@ class Traits:
     `concurrent`: several blobs may be written at once, each from a thread of its own.
     `keeps_blobs`: blobs stay without their images, so that missing ones may come in another run.
     `accepts_early`: blobs may be written before the graph is known.
+    `can_omit`: it can be written without some blobs, and lists them (`Graph.omitted_from_output`).
     `accepts_parts`: a blob may be written part by part, in order, in several runs.
     `can_retry`: nothing stays of a blob whose chunks raised, so that it can be written again. A pipe takes nothing
     back.
@@ -181,6 +190,7 @@ class Traits:
     concurrent: bool = False
     keeps_blobs: bool = False
     accepts_early: bool = True
+    can_omit: bool = False
     accepts_parts: bool = False
     can_retry: bool = True
     is_remote: bool = False

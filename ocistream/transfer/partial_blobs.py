@@ -15,7 +15,7 @@ from ocistream.errors import ArchiveError, IntegrityError, PartialBlobLostError
 from ocistream.oci.reference import is_digest, printable
 from ocistream.oci.volumes import part_error
 from ocistream.streams.chunks import check_chunks_size, verify_chunks
-from ocistream.transfer.interfaces import IncompleteSource, VerifiedBlob
+from ocistream.transfer.interfaces import IncompleteSource, TailBlob, VerifiedBlob
 from ocistream.transfer.report import NeededVolumes
 from ocistream.transfer.verified_blobs import BlobProgress, use_verified
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Blob, BlobPart, Destination, Observer, Source
+    from ocistream.transfer.interfaces import BlobPart, Destination, Observer, Source
 
 __all__ = [
     "PARTIAL_BLOBS",
     "PartWriter",
     "format_partial_blobs",
     "parse_partial_blobs",
-    "write_rest",
+    "write_tail",
 ]
 
 #: The annotation of `index.json` that lists partial blobs. Each line has a digest and a byte offset.
@@ -72,8 +72,8 @@ def parse_partial_blobs(annotations: Mapping[str, str]) -> dict[str, int] | None
     return offsets
 
 
-def write_rest(destination: Destination, blob: Blob, offset: int, progress: BlobProgress) -> None:
-    """Write the rest of a blob, which begins at byte `offset`.
+def write_tail(destination: Destination, blob: TailBlob, progress: BlobProgress) -> None:
+    """Write the tail of a blob.
 
     The receiver has seen only the beginning, the sender only the end, so neither can tell which one is wrong. The
     caller then sends the complete blob.
@@ -90,9 +90,9 @@ def write_rest(destination: Destination, blob: Blob, offset: int, progress: Blob
             return check_chunks_size(chunks, blob.descriptor, start)
         return verify_chunks(chunks, blob.descriptor, stored)
 
-    rest = VerifiedBlob(blob.descriptor, opened, reopenable=False, is_interruptible=True)
+    tail = VerifiedBlob(blob.descriptor, opened, reopenable=False, is_interruptible=True)
     try:
-        destination.write(progress.wrap(rest), offset)
+        destination.write(progress.wrap(tail), blob.start)
     except IntegrityError as error:
         msg = f"{error.message}: its beginning was there, and its end has come"
         raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then") from error

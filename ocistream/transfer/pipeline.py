@@ -24,12 +24,19 @@ from ocistream.streams.chunks import (
 from ocistream.streams.hashing import count_processors
 from ocistream.transfer.config_checks import ConfigChecker, with_config_check
 from ocistream.transfer.existing_blobs import list_stored
-from ocistream.transfer.interfaces import Blob, NewBlob, NewBlobDestination, ReadableDestination, VerifiedBlob
+from ocistream.transfer.interfaces import (
+    Blob,
+    NewBlob,
+    NewBlobDestination,
+    ReadableDestination,
+    TailBlob,
+    VerifiedBlob,
+)
 from ocistream.transfer.report import BlobResult
 from ocistream.transfer.verified_blobs import BlobProgress, blob_from_bytes, peek, use_verified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
@@ -59,9 +66,7 @@ class BlobPipeline:
         self._cancelled = cancelled
         self._lock = threading.Lock()
         self.results: dict[str, BlobResult] = {}
-        #: Where the bytes of blobs begin that the source has only in part (`Graph.resume_offsets`).
-        self.resume_offsets: Mapping[str, int] = {}
-        #: Whether the source is a connection that may break, and another run can resume.
+        #: Whether the source is a connection that may break (`Graph.is_interruptible`).
         self.is_interruptible = False
         #: How many blobs move at once.
         self.concurrency = 1
@@ -211,8 +216,8 @@ class BlobPipeline:
             OcistreamError: the blob is not what it should be, or the source or the destination failed.
         """
         digest = blob.descriptor.digest
-        if digest in self.resume_offsets:
-            self._write_rest(blob, self.resume_offsets[digest])
+        if isinstance(blob, TailBlob):
+            self._write_tail(blob)
         elif digest in self.layers and self.recompressor is not None:
             self._recompress(blob, self.recompressor)
         elif digest in self.configs:
@@ -221,24 +226,24 @@ class BlobPipeline:
             # The layer's result was written after this blob was asked for.
             self._read_existing(blob)
         elif digest in self._unchanged_layers and self.recompressor is not None:
-            self.copy_blob(replace(blob, open=functools.partial(self.recompressor.checked_chunks, blob)))
+            self.copy_blob(blob, functools.partial(_with_codec_check, self.recompressor))
         elif digest in self.config_checker.digests:
             with self.config_checker.reserve_memory(blob.descriptor):
                 self.copy_blob(blob, with_config_check)
         else:
             self.copy_blob(blob)
 
-    def _write_rest(self, blob: Blob, offset: int) -> None:
+    def _write_tail(self, blob: TailBlob) -> None:
         """Write the rest of a blob whose beginning the destination has."""
         # Imported here because few archives contain the rest of a blob.
-        from ocistream.transfer.partial_blobs import write_rest
+        from ocistream.transfer.partial_blobs import write_tail
 
         digest = blob.descriptor.digest
         if digest in {*self.layers, *self.configs, *self._unchanged_layers, *self.config_checker.digests}:
             msg = f"{digest}: only the end of it comes, and all of it is to be read here"
             raise UnsupportedError(msg)
         progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
-        write_rest(self._destination, blob, offset, progress)
+        write_tail(self._destination, blob, progress)
         self.add_result(blob.descriptor, "copied", progress.counted, resumed=progress.resumed_size)
 
     def _read_existing(self, blob: Blob) -> None:
@@ -322,6 +327,11 @@ def _decompress_result(
     # The plain size is known and the reader checks it, so it bounds the expansion.
     chunks = destination.read(result.result)
     return chunks_from(decompress(recompressor.settings.codec, chunks, max(result.source.size, 1)), offset)
+
+
+def _with_codec_check(recompressor: Recompressor, blob: VerifiedBlob) -> VerifiedBlob:
+    """Return a layer whose first bytes are checked, and so read even if an earlier run has stored them."""
+    return replace(blob, open=lambda *_: recompressor.checked_chunks(blob), can_resume=False)
 
 
 def _create_recompressor(settings: Recompression) -> Recompressor:

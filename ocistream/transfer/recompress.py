@@ -154,18 +154,14 @@ class Recompressor:
             if layer_media_types.codec_name(layer.media_type) == wanted
         }
 
-    def checked_chunks(self, blob: Blob, offset: int = 0) -> Iterator[Chunk]:
-        """Pass on the chunks of a layer that is kept as it is, from byte `offset` on.
+    def checked_chunks(self, blob: Blob) -> Iterator[Chunk]:
+        """Pass on the chunks of a layer that is kept as it is.
 
         A media type is trusted until it matters. Here it does: the result must have the requested compression.
 
         Raises:
             ArchiveError: the layer is not compressed as its media type says.
         """
-        if offset:
-            # The first bytes were checked by an earlier run.
-            yield from blob.open(offset)
-            return
         chunks = blob.open()
         beginning = next(chunks, b"")
         codec = detect_codec(bytes(beginning[: limits.KIB]))

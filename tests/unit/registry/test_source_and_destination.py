@@ -21,11 +21,13 @@ from ocistream.errors import (
     UnsupportedError,
 )
 from ocistream.layout.destination import LayoutDestination
+from ocistream.layout.index import select_named_images
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor, parse_platform
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import PlatformChoice
 from ocistream.oci.reference import Reference, parse_reference
+from ocistream.oci.referrers import TAG_EXISTS
 from ocistream.registry.destination import RegistryDestination
 from ocistream.registry.repository import Repository
 from ocistream.registry.source import RegistrySource
@@ -38,6 +40,7 @@ from tests.images import Descriptor as Document
 from tests.images import Layout, digest_of, small_image, two_platforms
 from tests.observers import NothingEarly
 from tests.registry_http import manifest, seed
+from tests.signed_image import signed
 
 Faulty = Callable[..., CountingRegistry]
 Quick = Callable[..., QuickTransport]
@@ -459,6 +462,29 @@ class TestFailures:
         with pytest.raises(CancelledError):
             move(taken_from(made), sink(transport, f"{registry.host}/app:1"))
         assert registry.requests == []
+
+
+def test_a_signature_that_cannot_go_is_left_where_the_registry_has_the_platforms_that_the_source_lacks(
+    faulty: Faulty, quick: Quick, layout: Layout
+) -> None:
+    registry = faulty()
+    index = two_platforms(layout)
+    found = signed(layout, index)
+    found.enter(layout, "v1")
+    own = layout.artifact(b"signed for production")
+    seed(layout, own, registry.host, "app", found.cosign_tag)
+    _, other = layout.read(index["digest"])["manifests"]
+    seed(layout, other, registry.host, "app")
+    document = layout.read(other["digest"])
+    for gone in (other, document["config"], document["layers"][1]):
+        layout.file(gone["digest"]).unlink()
+    source = LayoutSource(layout.path, select=select_named_images(["v1"]), referrers="along")
+    report = move(source, sink(quick(), f"{registry.host}/app:1"))
+    assert report.graph.roots[0].descriptor.digest == index["digest"]
+    assert [(skipped.digest, skipped.why) for skipped in report.graph.skipped_referrers] == [
+        (found.cosign["digest"], TAG_EXISTS)
+    ]
+    assert found.cosign["digest"] not in {manifest.descriptor.digest for manifest in report.graph.manifests}
 
 
 def unnamed(content: bytes) -> NewBlob:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,19 +11,25 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits
+from ocistream.archive.docker_destination import DockerArchiveDestination
+from ocistream.archive.outputs import open_file_output
 from ocistream.errors import (
     ArchiveError,
     CancelledError,
     IntegrityError,
     NetworkError,
+    UnsupportedError,
+    UsageError,
 )
 from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
-from ocistream.oci.graph import Graph
+from ocistream.oci.graph import Graph, Root
+from ocistream.oci.omitted_blobs import VOLUME, OmissionReason
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.interfaces import Blob, EarlyBlobs, Traits, VerifiedBlob
 from ocistream.transfer.prefetch import Prefetcher
+from ocistream.transfer.recompress import parse_recompression
 from tests.contract.image_shapes import named_in
 from tests.images import Layout
 from tests.observers import Watch
@@ -119,6 +126,40 @@ class Holding(Memory):
     """A sink that takes memory for each blob under way."""
 
     traits = Traits(concurrent=True, buffer_size=limits.MIB)
+
+
+class TestRefusals:
+    """What cannot be written is refused before a byte of it is, though layers get their digests on the way."""
+
+    def test_two_images_of_one_name(self, layout: Layout, tmp_path: Path) -> None:
+        for size in (4000, 5000):
+            layout.image([size], name=f"v{size}")
+        watch = Watch()
+        with pytest.raises(UsageError, match="two images are called 'same'"):
+            transfer.copy(
+                LayoutSource(layout.path),
+                LayoutDestination(tmp_path / "out"),
+                watch,
+                recompression=parse_recompression("none"),
+                rename=lambda graph: dataclasses.replace(
+                    graph, roots=tuple(Root("same", root.descriptor) for root in graph.roots)
+                ),
+            )
+        assert watch.how == {}
+
+    def test_omitted_blobs(self, layout: Layout, tmp_path: Path) -> None:
+        several_layers(layout, 2)
+        sink, watch = DockerArchiveDestination(open_file_output(tmp_path / "out.tar")), Watch()
+        with pytest.raises(UnsupportedError, match="nothing can be left out"):
+            transfer.copy(
+                LayoutSource(layout.path),
+                sink,
+                watch,
+                recompression=parse_recompression("none"),
+                omit=lambda graph: {blob.digest: OmissionReason(VOLUME, "x") for blob in graph.blobs},
+            )
+        sink.close()
+        assert watch.how == {}
 
 
 class TestAhead:

@@ -71,6 +71,13 @@ class Rest:
         part = (f"parts/sha256/{config[7:]}/1", layout.file(config).read_bytes()[1:])
         return tar_of([("index.json", json.dumps(index).encode()), *items, part])
 
+    def complete(self) -> bytes:
+        """Return an archive that says so too, and has all of the layer."""
+        index = json.loads(self.index)
+        index["annotations"] = {PARTIAL_BLOBS: f"sha256:{self.hex} {self.start}"}
+        items = [item for item in self.items if item[0] != "index.json"]
+        return tar_of([("index.json", json.dumps(index).encode()), *items])
+
     def archive(self, said: int | None = None, rest: bytes | None = None) -> bytes:
         """Return it: it says that it begins at `said`, and has `rest`."""
         index = json.loads(self.index)
@@ -125,6 +132,10 @@ class TestIntoALayout:
             copied(rest.archive(rest=end), LayoutDestination(tmp_path / "there"))
         assert not path.with_name(rest.hex).exists()
         assert not path.exists()
+
+    def test_what_comes_whole_needs_nothing_that_is_there(self, rest: Rest, tmp_path: Path) -> None:
+        copied(rest.complete(), LayoutDestination(tmp_path / "there"))
+        assert (tmp_path / "there/blobs/sha256" / rest.hex).read_bytes() == rest.content
 
     def test_what_is_there_already_is_passed_over(self, rest: Rest, layout: Layout, tmp_path: Path) -> None:
         copied(tar_of(small_first(layout)), LayoutDestination(tmp_path / "there"))
