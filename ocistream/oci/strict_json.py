@@ -7,7 +7,6 @@ import functools
 import json
 import math
 import re
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from ocistream import limits
@@ -151,8 +150,8 @@ class _RefusedError(Exception):
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        msg = f"a key stands twice in one object: {key!r}"
+        # Credentials are parsed too, so no error shows anything of a document.
+        msg = "a key stands twice in one object"
         raise ValueError(msg)
     return fields
 
@@ -234,7 +233,7 @@ def _outer_tokens(raw: bytes) -> Iterator[tuple[int, re.Match[bytes]]]:
         if mark in _OPENING:
             depth += 1
             if depth > limits.MAX_JSON_DEPTH:
-                msg = f"is nested more than {limits.MAX_JSON_DEPTH} deep"
+                msg = f"is nested too deeply: more than {limits.MAX_JSON_DEPTH} levels"
                 raise _RefusedError(msg)
         if 1 <= depth <= 2:
             yield depth, token
@@ -256,6 +255,7 @@ def _parse_part(raw: bytes, spans: Sequence[_Span], before: bytes = b"", after: 
             f"({limits.MAX_WIDE_JSON_PART} with characters beyond U+00FF) or {limits.MAX_JSON_PART_ITEMS} items"
         )
         raise _RefusedError(msg)
+    where = f" (after byte {spans[0][0]})" if spans[0][0] else ""
     try:
         text = part.decode()
         # Free the memory for the value.
@@ -270,11 +270,12 @@ def _parse_part(raw: bytes, spans: Sequence[_Span], before: bytes = b"", after: 
     except ValueError as error:
         # RFC 8259 sets no limit to numbers (section 6), Python sets one to their digits.
         reason = "a number has too many digits" if str(error).startswith("Exceeds the limit") else str(error)
+        reason += where
     else:
         # Half of a surrogate pair cannot be encoded again, and other parsers replace it.
         if not ("\\ud" in text or "\\uD" in text) or not any(escape[1] for escape in _ESCAPE.finditer(text)):
             return value
-        reason = "a string has half of a surrogate pair"
+        reason = f"a string has half of a surrogate pair{where}"
     msg = f"is not valid JSON: {printable(reason)}"
     raise _RefusedError(msg)
 
