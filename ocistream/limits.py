@@ -27,17 +27,19 @@ MAX_JSON_DEPTH: Final = 64
 #: hundred megabytes of Python's lists. An index of `MAX_LIST_ENTRIES` images, each with a platform and some
 #: annotations, has half as many.
 MAX_JSON_ITEMS: Final = 250_000
-#: A JSON document up to this size is parsed at once, a larger one piece by piece: as Python objects it takes many times
-#: its size.
+#: A JSON document up to this size is parsed at once. As Python objects it takes many times its size, so the lists of a
+#: larger one are parsed a few elements at a time.
 MAX_JSON_UNSPLIT: Final = 64 * KIB
 #: Elements of a list are parsed together up to this many bytes. As objects they take some twenty times as many.
 MAX_JSON_GROUP: Final = 4 * KIB
-#: One such piece. Python makes a text and a string of the same size from it.
-MAX_JSON_PIECE: Final = MAX_MANIFEST
-#: A piece that is not all ASCII: a single emoji makes Python use four bytes for each character of both.
-MAX_JSON_NON_ASCII_PIECE: Final = 512 * KIB
-#: Items of one such piece, and members of the outermost object.
-MAX_JSON_PIECE_ITEMS: Final = 20_000
+#: A part of a JSON document: such elements, or all outside of these lists. Python makes a text and a string of the same
+#: size from it.
+MAX_JSON_PART: Final = MAX_MANIFEST
+#: A part with characters beyond U+00FF: a single emoji makes Python use four bytes for each character of both.
+#: `MAX_GRAPH_MEMORY` has room for that beside `MAX_GRAPH_BYTES`.
+MAX_WIDE_JSON_PART: Final = 768 * KIB
+#: Items of one part.
+MAX_JSON_PART_ITEMS: Final = 20_000
 #: Entries of an `index.json` or an image index, layers of a manifest.
 MAX_LIST_ENTRIES: Final = 10_000
 #: Indexes within indexes. A cycle is impossible by digest, but a long chain costs a request for each.
@@ -63,7 +65,7 @@ MAX_REFERRERS: Final = MAX_LIST_ENTRIES
 MAX_REFERRER_DEPTH: Final = 8
 #: All manifests of one transfer together, since they stay in memory until the end (promise 3: 48 MiB in total).
 MAX_GRAPH_BYTES: Final = 8 * MIB
-#: The same, with twice the size of the manifest that is being parsed (see `MAX_JSON_PIECE`). That allows one of
+#: The same, with twice the size of the manifest that is being parsed (see `MAX_JSON_PART`). That allows one of
 #: `MAX_MANIFEST` beside two MiB of others, or any number of small ones.
 MAX_GRAPH_MEMORY: Final = MAX_GRAPH_BYTES + MAX_MANIFEST + 2 * MIB
 

@@ -63,8 +63,8 @@ def as_many_layers_as_may_be() -> bytes:
 
 
 def wide_characters() -> bytes:
-    """Three pieces as large as a piece may be, each of which becomes four times as large."""
-    wide = "x" * (limits.MAX_JSON_NON_ASCII_PIECE - 100) + "\U0001f600"
+    """Three long texts, together as large as they may be with an emoji, which makes them four times as large."""
+    wide = "x" * (limits.MAX_WIDE_JSON_PART // 3 - limits.KIB) + "\U0001f600"
     return archive(image(annotations={"a": wide}, b=wide, c={"d": wide}), OCI_MANIFEST, b"{}")
 
 

@@ -146,6 +146,8 @@ INDEXES: Final = [
     Hostile("index-empty", "index.json has no bytes", lambda: _index(b"")),
     Hostile("index-no-json", "index.json is no JSON", lambda: _index(b"manifests: none\n")),
     Hostile("index-cut", "index.json ends in its middle", lambda: _index(_SOUND[:100])),
+    Hostile("index-unclosed-string", "index.json ends in a string of a million quotes",
+            lambda: _index(b'{"schemaVersion":2,"x":"' + b'\\"' * 1_000_000)),
     Hostile("index-goes-on", "index.json has a second object behind it", lambda: _index(_SOUND + b"{}")),
     Hostile("index-array", "index.json is an array", lambda: _index(b"[" + _SOUND + b"]")),
     Hostile("index-string", "index.json is a string", lambda: _index(json_of("manifests"))),

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Final
+from unittest import mock
 
 from ocistream import limits
 from ocistream.archive.docker_archive import parse_manifest_json
@@ -59,20 +60,20 @@ def _json(rng: Random) -> bytes:
 
 @contextlib.contextmanager
 def _strict(_: Path) -> Iterator[Check]:
-    """Hold our parser against Python's: the same values, and refused only by a rule; and whole against in pieces."""
+    """Hold our parser against Python's: the same values, and refused only by a rule; at once and in parts."""
 
     def check(data: bytes) -> None:
-        if sum(data.count(mark) for mark in (b",", b"[", b"{")) > limits.MAX_JSON_PIECE_ITEMS:
-            # A piece has another bound than a whole.
+        if sum(data.count(mark) for mark in (b",", b"[", b"{")) > limits.MAX_JSON_PART_ITEMS:
+            # A part has another bound than a document.
             _parsed(data, 0)
             return
         whole = _parsed(data, len(data))
-        pieces = _parsed(data, 0)
-        assert _same(whole, pieces), "whole and in pieces are not the same"
+        parts = _parsed(data, 0)
+        assert _same(whole, parts), "at once and in parts it is not the same"
         if isinstance(whole, dict):
             assert canonical_json(json.loads(data)) == canonical_json(whole), "Python's parser reads something else"
             assert canonical_json(parse_json(canonical_json(whole), "it")) == canonical_json(whole)
-            listed = parse_json(data, "it", keys={"list"}, convert={"list": lambda _, item: item}, max_unsplit=0)
+            listed = _parsed(data, 0, keys={"list"}, convert={"list": lambda _, item: item})
             assert _same(listed, {key: value for key, value in whole.items() if key == "list"})
             return
         assert _is_against_the_rules(data), "refused without a rule"
@@ -81,11 +82,12 @@ def _strict(_: Path) -> Iterator[Check]:
     yield check
 
 
-def _parsed(data: bytes, whole: int) -> dict[str, Any] | ArchiveError:
-    try:
-        return parse_json(data, "it", max_unsplit=whole)
-    except ArchiveError as error:
-        return error
+def _parsed(data: bytes, whole: int, **fields: Any) -> dict[str, Any] | ArchiveError:
+    with mock.patch.object(limits, "MAX_JSON_UNSPLIT", whole):
+        try:
+            return parse_json(data, "it", **fields)
+        except ArchiveError as error:
+            return error
 
 
 def _same(one: object, other: object) -> bool:

@@ -79,8 +79,6 @@ class TestJson:
             b"\xef\xbb\xbf{}",
             '{"a": 1}'.encode("utf-16"),
             '{"a": 1}'.encode("utf-32"),
-            b"[" * 100_000,
-            b'{"a":' * 100_000,
         ],
     )
     def test_what_is_not_json_or_not_to_everyone_is_refused(self, raw: bytes) -> None:
@@ -89,8 +87,9 @@ class TestJson:
         assert caught.value.exit_code == 6
 
     def test_what_is_too_deep_for_the_parser_is_said_to_be(self) -> None:
-        with pytest.raises(ArchiveError, match="it is nested too deeply"):
-            parse_json(b'{"a":' + b"[" * 100_000, "x")
+        for raw in (b"[" * 100_000, b'{"a":' * 40_000, b'{"a":' + b"[" * 100_000):
+            with pytest.raises(ArchiveError, match="x is nested too deeply: more than 64 levels"):
+                parse_json(raw, "x")
         with pytest.raises(ArchiveError, match="a key stands twice in one object"):
             parse_json(b'{"a": 1, "a": 1}', "x")
 
@@ -104,7 +103,7 @@ class TestJson:
             return b'{"a":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
 
         parse_json(nested(limits.MAX_JSON_DEPTH), "x")
-        with pytest.raises(ArchiveError, match="more than 64 deep"):
+        with pytest.raises(ArchiveError, match="more than 64 levels"):
             parse_json(nested(limits.MAX_JSON_DEPTH + 1), "x")
 
     def test_items_have_a_limit(self) -> None:
@@ -498,7 +497,8 @@ class TestPlatforms:
             parse_config_platform(b'{"os": 1}', "the config")
 
     def test_a_configuration_may_be_larger_than_a_manifest(self) -> None:
-        raw = b"{}" + b" " * limits.MAX_MANIFEST
+        raw = json.dumps({"history": [{"created_by": "x" * limits.KIB}] * 5000}).encode()
+        assert len(raw) > limits.MAX_MANIFEST
         assert parse_config_platform(raw, "it") is None
         with pytest.raises(ArchiveError, match="larger"):
             parse_config_platform(b"{}" + b" " * limits.MAX_CONFIG, "it")

@@ -1,4 +1,4 @@
-"""A document that is parsed piece by piece is understood, or refused, as one that is parsed whole."""
+"""A document that is parsed in parts is understood, or refused, as one that is parsed at once."""
 
 from __future__ import annotations
 
@@ -23,20 +23,27 @@ def placed(place: int, value: object) -> object:
     return ("made", place, value)
 
 
+def parse(raw: bytes, whole: int, **fields: Any) -> dict[str, Any]:
+    """Parse a document at once if it has at most `whole` bytes, or else in parts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "MAX_JSON_UNSPLIT", whole)
+        return parse_json(raw, "it", **fields)
+
+
 def outcome(raw: bytes, whole: int, keys: set[str] | None, known: set[str]) -> object:
     """Return what a document is understood as, or that it is refused."""
     convert = {"a": placed, "b": placed}
     try:
-        return list(parse_json(raw, "it", keys=keys, known_keys=known, convert=convert, max_unsplit=whole).items())
+        return list(parse(raw, whole, keys=keys, known_keys=known, convert=convert).items())
     except ArchiveError:
         return "refused"
 
 
 def both(raw: bytes, keys: set[str] | None = None, known: set[str] = frozenset()) -> object:  # type: ignore[assignment]
-    """Parse a document whole and in pieces, make sure that it comes to the same, and return it."""
-    pieces = outcome(raw, 0, keys, known)
-    assert pieces == outcome(raw, ANY_SIZE, keys, known)
-    return pieces
+    """Parse a document at once and in parts, make sure that it comes to the same, and return it."""
+    parts = outcome(raw, 0, keys, known)
+    assert parts == outcome(raw, ANY_SIZE, keys, known)
+    return parts
 
 
 _keys = st.sampled_from(["a", "b", "c", "", "a,]}", "\u00e9", "\\", '"'])
@@ -84,7 +91,7 @@ class TestKeys:
                     {"known_keys": self.KNOWN},
                 ):
                     with pytest.raises(ArchiveError, match=r"^it has the key '.*', which others read as '") as caught:
-                        parse_json(json.dumps(document).encode(), "it", max_unsplit=whole, **fields)
+                        parse(json.dumps(document).encode(), whole, **fields)
                     assert caught.value.message.isprintable()
 
     @pytest.mark.parametrize(
@@ -95,28 +102,25 @@ class TestKeys:
     def test_what_nobody_takes_for_one_is_not(self, key: str) -> None:
         check_keys({key: [], "mediaType": ""}, self.KNOWN, "it")
         raw = json.dumps({key: [], "mediaType": ""}).encode()
-        assert (
-            parse_json(raw, "it", known_keys=self.KNOWN, max_unsplit=0)
-            == parse_json(raw, "it", known_keys=self.KNOWN)
-            != {}
-        )
+        for whole in (0, ANY_SIZE):
+            assert parse(raw, whole, known_keys=self.KNOWN) == json.loads(raw)
 
     def test_keys_of_a_map_and_of_what_lies_deeper_are_data(self) -> None:
         raw = b'{"a":1,"A":2,"x":{"layers":1,"Layers":2}}'
-        assert parse_json(raw, "it", max_unsplit=0) == parse_json(raw, "it") == json.loads(raw)
-        assert parse_json(raw, "it", known_keys=self.KNOWN, max_unsplit=0) == json.loads(raw)
+        for whole in (0, ANY_SIZE):
+            assert parse(raw, whole) == parse(raw, whole, known_keys=self.KNOWN) == json.loads(raw)
 
     @given(st.dictionaries(st.sampled_from(["a", "A", "b", "B", "c"]), st.integers()), st.sets(st.sampled_from("aBc")))
-    def test_in_pieces_it_is_as_when_parsed_whole(self, document: dict[str, int], known: set[str]) -> None:
+    def test_in_parts_it_is_as_when_parsed_at_once(self, document: dict[str, int], known: set[str]) -> None:
         folded = {name.lower() for name in known}
         refused = any(key.lower() in folded and key not in known for key in document)
         raw = json.dumps(document).encode()
         assert both(raw, None, known) == ("refused" if refused else list(document.items()))
 
 
-class TestInPieces:
+class TestInParts:
     @given(_documents, _layouts, st.none() | st.sets(_keys))
-    def test_a_document_is_understood_as_when_parsed_whole(
+    def test_a_document_is_understood_as_when_parsed_at_once(
         self, document: dict[str, Any], layout: tuple[int | None, bool], keys: set[str] | None
     ) -> None:
         raw = json.dumps(document, indent=layout[0], ensure_ascii=layout[1]).encode()
@@ -127,7 +131,7 @@ class TestInPieces:
         ]
 
     @given(_documents, _layouts, _changes)
-    def test_what_was_tampered_with_is_refused_as_when_parsed_whole(
+    def test_what_was_tampered_with_is_refused_as_when_parsed_at_once(
         self, document: dict[str, Any], layout: tuple[int | None, bool], changes: list[tuple[float, int, bytes]]
     ) -> None:
         raw = json.dumps(document, indent=layout[0], ensure_ascii=layout[1]).encode()
@@ -241,7 +245,7 @@ class TestGroups:
             (b"[1,2," + b"[" * 62 + b"]" * 62 + b",3]", False),
         ],
     )
-    def test_they_are_understood_as_when_parsed_whole(
+    def test_they_are_understood_as_when_parsed_at_once(
         self, monkeypatch: pytest.MonkeyPatch, size: int, listed: bytes, is_refused: bool
     ) -> None:
         monkeypatch.setattr(limits, "MAX_JSON_GROUP", size)
@@ -252,78 +256,140 @@ class TestGroups:
     def test_a_parser_is_started_for_a_group_and_not_for_each_element(self, monkeypatch: pytest.MonkeyPatch) -> None:
         count = 100_000
         raw = b'{"a":1,"x":[' + b",".join([b"[]"] * count) + b"]}"
-        parsed: list[str] = []
-        parse = strict_json._parse  # noqa: SLF001 - how often it is called is what costs
+        parsed: list[object] = []
+        parse_part = strict_json._parse_part  # noqa: SLF001 - how often it is called is what costs
 
-        def counting(text: str, depth: int) -> object:
-            parsed.append(text)
-            return parse(text, depth)
+        def counting(*arguments: Any) -> object:
+            parsed.append(arguments)
+            return parse_part(*arguments)
 
-        monkeypatch.setattr(strict_json, "_parse", counting)
+        monkeypatch.setattr(strict_json, "_parse_part", counting)
         assert parse_json(raw, "it", keys={"a"}) == {"a": 1}
         assert len(parsed) < count / 500
 
 
-class TestPieces:
-    def test_a_document_may_be_larger_than_any_of_its_pieces(self) -> None:
-        element = b'{"x":"' + b"x" * (limits.MAX_JSON_PIECE // 2) + b'"}'
+class TestParts:
+    """The limits of a part: some elements of a list, or all outside such lists."""
+
+    def test_a_document_may_be_larger_than_any_of_its_parts(self) -> None:
+        element = b'{"x":"' + b"x" * (limits.MAX_JSON_PART // 2) + b'"}'
         raw = b'{"a":[' + b",".join([element] * 5) + b'],"b":1}'
         assert parse_json(raw, "it", ANY_SIZE, convert={"a": discard_item}) == {"a": [None] * 5, "b": 1}
-        with pytest.raises(ArchiveError, match=f"it has a part, at byte 5, of more than {limits.MAX_JSON_PIECE} bytes"):
+        with pytest.raises(ArchiveError, match=f"it has a part, at byte 0, of more than {limits.MAX_JSON_PART} bytes"):
             parse_json(raw, "it", ANY_SIZE)
         # What nobody asked for may be a long list of whatever it likes.
         assert parse_json(raw, "it", ANY_SIZE, keys={"b"}) == {"b": 1}
 
-    def test_a_piece_has_a_limit_and_a_narrower_one_where_its_characters_may_be_wide(self) -> None:
-        def piece(size: int, character: str) -> bytes:
-            padding = "x" * (size - 2 - len(character.encode()))
-            return b'{"a":"' + f"{padding}{character}".encode() + b'"}'
+    @pytest.mark.parametrize(
+        ("character", "limit"),
+        [
+            ("x", limits.MAX_JSON_PART),
+            ("\u00e9", limits.MAX_JSON_PART),
+            ("\\u003c", limits.MAX_JSON_PART),
+            ("\u0142", limits.MAX_WIDE_JSON_PART),
+            ("\U0001f600", limits.MAX_WIDE_JSON_PART),
+            ("\\u0142", limits.MAX_WIDE_JSON_PART),
+            ("\\ud83d\\ude00", limits.MAX_WIDE_JSON_PART),
+        ],
+    )
+    @pytest.mark.parametrize("element", [False, True])
+    def test_a_part_has_a_limit_and_a_narrower_one_where_python_makes_its_characters_wide(
+        self, character: str, limit: int, *, element: bool
+    ) -> None:
+        before, after = (b'{"a":[', b"]}") if element else (b'{"a":', b"}")
+        # The brackets around the elements count, since they are parsed within them.
+        around = 2 if element else len(before + after)
 
-        for character, limit in (
-            ("x", limits.MAX_JSON_PIECE),
-            ("\U0001f600", limits.MAX_JSON_NON_ASCII_PIECE),
-            ("\\ud83d\\ude00", limits.MAX_JSON_NON_ASCII_PIECE),
-        ):
-            parse_json(piece(limit, character), "it", ANY_SIZE)
-            with pytest.raises(ArchiveError, match="it has a part, at byte 5"):
-                parse_json(piece(limit + 1, character), "it", ANY_SIZE)
+        def document(size: int) -> bytes:
+            padding = "x" * (size - around - 2 - len(character.encode()))
+            return before + f'"{padding}{character}"'.encode() + after
 
-    def test_a_piece_and_the_outermost_object_have_so_many_items(self) -> None:
+        parse_json(document(limit), "it", ANY_SIZE, convert={"a": discard_item})
+        with pytest.raises(ArchiveError, match=f"it has a part, at byte {6 if element else 0}, of more than"):
+            parse_json(document(limit + 1), "it", ANY_SIZE, convert={"a": discard_item})
+
+    def test_a_part_and_the_outermost_object_have_so_many_items(self) -> None:
         def wide(items: int) -> bytes:
-            # A bracket, and a comma less than there are items.
-            return b'{"a":[' + b",".join([b"1234"] * items) + b"]}"
+            # Two brackets, and a comma less than there are items.
+            return b'{"a":[' + b",".join([b"1234"] * (items - 1)) + b"]}"
 
-        def members(count: int) -> bytes:
-            return b"{" + b",".join(b'"%d":1' % number for number in range(count)) + b"}"
+        def nested(items: int) -> bytes:
+            # Four brackets within the list, with the one that the group gets, and a comma less than there are items.
+            return b'{"a":[[[[' + b",".join([b"1234"] * (items - 3)) + b"]]]]}"
 
-        for document in (wide, members):
-            parse_json(document(limits.MAX_JSON_PIECE_ITEMS), "it")
-            with pytest.raises(ArchiveError, match=f"or {limits.MAX_JSON_PIECE_ITEMS} items"):
-                parse_json(document(limits.MAX_JSON_PIECE_ITEMS + 1), "it")
+        def members(items: int) -> bytes:
+            return b"{" + b",".join(b'"%d":1' % number for number in range(items)) + b"}"
 
-    def test_an_error_says_where_it_is(self) -> None:
-        raw = b'{"a":[' + b"1," * limits.MAX_JSON_UNSPLIT + b"x]}"
-        reason = f"Expecting value: line 1 column 1 (char 0), counted from byte {len(raw) - 3}"
-        with pytest.raises(ArchiveError, match=re.escape(f"it is not valid JSON: {reason}")):
-            parse_json(raw, "it", convert={"a": discard_item})
+        for document, convert in ((wide, {}), (nested, {"a": discard_item}), (members, {})):
+            parse_json(document(limits.MAX_JSON_PART_ITEMS), "it", convert=convert)
+            with pytest.raises(ArchiveError, match=f"or {limits.MAX_JSON_PART_ITEMS} items"):
+                parse_json(document(limits.MAX_JSON_PART_ITEMS + 1), "it", convert=convert)
 
+
+class TestErrors:
     @pytest.mark.parametrize("whole", [0, ANY_SIZE])
     @pytest.mark.parametrize(
         ("raw", "reason"),
         [
+            (b'{\n "a": [1, 2, 3, x]\n}', "Expecting value: line 2 column 17 (byte 18)"),
+            (b'{"a":[1],\n"c":\n\n  x}', "Expecting value: line 4 column 3 (byte 18)"),
+            (b'{"a":[1,2],"b":["\xc3\xa9",[1 2]]}', "Expecting ',' delimiter: line 1 column 25 (byte 24)"),
+            (b'{"a":[1,2],"b":3}}', "Extra data: line 1 column 18 (byte 17)"),
+            (b'{"a":[1,2]', "Expecting ',' delimiter: line 1 column 11 (byte 10)"),
+            (b'{"a":[1],"b":["\xff"]}', "it is not UTF-8 at byte 15"),
+            (b'{"a":[1],"b":"\xff"}', "it is not UTF-8 at byte 14"),
+            (b'{"x":{"\\u0061":1,"a":2}}', "a key stands twice in one object"),
+            (b'{"a":[1],"\\u0061":[1]}', "a key stands twice in one object"),
+            (b'{"x":[1e999]}', "a number is too large"),
+            (b'{"x":[-Infinity]}', "-Infinity is not a JSON number"),
             (b'{"a":%b}' % (b"1" * 5000), "a number has too many digits"),
             (b'{"a":"\\ud800"}', "a string has half of a surrogate pair"),
-            (b'{"a":"\xff"}', "it is not UTF-8 at byte "),
-            (b"\xef\xbb\xbf{}", "it begins with a byte order mark|it does not begin as an object"),
+            (b"\xef\xbb\xbf{}", "it begins with a byte order mark"),
         ],
     )
-    def test_an_error_is_in_our_own_words(self, raw: bytes, reason: str, whole: int) -> None:
-        with pytest.raises(ArchiveError, match=f"^it is not valid JSON: ({reason})") as caught:
-            parse_json(raw, "it", max_unsplit=whole)
+    def test_an_error_says_what_is_wrong_and_where(self, raw: bytes, reason: str, whole: int) -> None:
+        with pytest.raises(ArchiveError, match=f"^it is not valid JSON: {re.escape(reason)}$") as caught:
+            parse(raw, whole, convert={"a": placed, "b": placed})
         assert not re.search("sys|codec|utf-8", str(caught.value))
 
+    def test_a_place_is_found_in_a_document_of_many_groups(self) -> None:
+        raw = b'{"a":[' + b"1," * limits.MAX_JSON_UNSPLIT + b"x]}"
+        place = raw.index(b"x")
+        reason = f"Expecting value: line 1 column {place + 1} (byte {place})"
+        with pytest.raises(ArchiveError, match=f"^it is not valid JSON: {re.escape(reason)}$"):
+            parse_json(raw, "it", convert={"a": discard_item})
+        with pytest.raises(
+            ArchiveError, match=r"^it is not valid JSON: NaN is not a JSON number \(after byte"
+        ) as caught:
+            parse_json(raw.replace(b"x", b"NaN"), "it", convert={"a": discard_item})
+        assert place - limits.MAX_JSON_GROUP <= int(re.findall(r"\d+", str(caught.value))[-1]) <= place
+
+    def test_an_unclosed_string_of_many_escapes_is_refused_at_once(self) -> None:
+        raw = b'{"a":"' + b'\\"' * (limits.MAX_MANIFEST // 4) + b"}"
+        with pytest.raises(ArchiveError, match="Unterminated string starting at: line 1 column 6"):
+            parse_json(raw, "it")
+
+    @pytest.mark.parametrize(
+        ("text", "is_refused"),
+        [
+            ("\\ud83d\\ude00", False),
+            ("\\uD83D\\uDE00\\\\ud800", False),
+            ("\\\\ud83d", False),
+            ("\\ud7ff\\ue000", False),
+            ("\\ud83d\\\\ude00", True),
+            ("\\ud83d\\ud83d\\ude00", True),
+            ("\\ude00\\ud83d", True),
+            ("\\ud83dx\\ude00", True),
+            ("\\ud83d\\n\\ude00", True),
+            ("\\\\\\uDfFf", True),
+        ],
+    )
+    def test_half_of_a_surrogate_pair_is_refused(self, text: str, is_refused: bool) -> None:
+        for raw in (f'{{"a":["{text}"]}}', f'{{"c":{{"{text}":1}}}}', f'{{"c":[["{text}"]]}}'):
+            assert (both(raw.encode()) == "refused") is is_refused
+
     def test_what_is_unclosed_and_deep_is_said_to_be_deep(self) -> None:
-        with pytest.raises(ArchiveError, match="it is nested too deeply"):
+        with pytest.raises(ArchiveError, match="it is nested too deeply: more than 64 levels"):
             parse_json(b'{"a":' + b"[" * limits.MAX_JSON_UNSPLIT, "it")
 
     def test_one_element_at_a_time_is_held_as_objects(self) -> None:
@@ -337,7 +403,7 @@ class TestPieces:
         # All of them at once take more than five million bytes; the list's places are 8 bytes each.
         assert peak < 500_000
 
-    def test_what_was_left_out_is_not_held_while_the_next_member_is_parsed(self) -> None:
+    def test_a_long_text_takes_twice_its_size(self) -> None:
         size = 500_000
         raw = b"{" + b",".join(b'"%d":"%s"' % (number, b"x" * size) for number in range(4)) + b"}"
         tracemalloc.start()
@@ -346,8 +412,8 @@ class TestPieces:
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        # The text and the string that is made of it, or the piece and its text.
-        assert peak < 2.5 * size
+        # The text and the strings that are made of it, or the part and its text.
+        assert peak < 2.1 * len(raw)
 
 
 @given(_documents, _keys, st.lists(_values, max_size=3))
