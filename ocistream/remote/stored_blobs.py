@@ -146,7 +146,7 @@ class _RepositoryQuery:
         """Return how many bytes unfinished uploads of earlier runs have of each blob."""
         from ocistream.registry.blob_push import BlobPusher
 
-        pusher = BlobPusher(self._repository(self.reference.repository, writes=True), self._records)
+        pusher = BlobPusher(self._repository(self.reference.repository, writes=True), records=self._records)
         return _select_resumable((digest, pusher.partial_size(digest)) for digest in digests)
 
     def _repository(self, name: str, *, writes: bool = False) -> Repository:
