@@ -15,6 +15,7 @@ from ocistream.auth.credentials import Keychain
 from ocistream.http.client import HttpClient
 from ocistream.http.settings import HttpSettings
 from ocistream.locations import OpenContext
+from ocistream.registry.upload_strategy import UploadStrategy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,9 +46,11 @@ def create_context(
     if settings.ca_file is None:
         settings = replace(settings, ca_file=variables.get("SSL_CERT_FILE") or None)
 
+    strategy = UploadStrategy()
+
     @functools.cache
     def transport() -> HttpClient:
         keychain = Keychain(variables, home=Path(variables.get("HOME") or "/"), explicit=credential)
-        return HttpClient(settings, keychain.find)
+        return HttpClient(settings, keychain.find, on_response=strategy.observe_headers)
 
-    return OpenContext(client=transport)
+    return OpenContext(client=transport, upload_strategy=lambda: strategy)

@@ -187,18 +187,11 @@ GC_GRACE_PERIOD: Final = 3_600.0
 #: can hold the lock, so waiting must end. ocistream itself holds it for moments.
 LOCK_TIMEOUT: Final = 60.0
 LOCK_NOTICE_DELAY: Final = 3.0
-#: The same for the lock of the state directory, which is optional.
-STATE_LOCK_TIMEOUT: Final = 2.0
 
 #: Blobs that the remote side has in part and that a copy resumes: at most as many as were transferred at once.
 MAX_RESUMABLE_BLOBS: Final = 256
 
 # State of earlier runs -------------------------------------------------------------------------------------
-#: The file of facts learnt about hosts, and the number of hosts in it: some hundred bytes each.
-MAX_STATE_FILE: Final = 256 * KIB
-MAX_STATE_HOSTS: Final = 500
-#: A fact is forgotten after this many seconds, so that the preferred method is tried again: 30 days.
-MAX_STATE_AGE: Final = 30 * 86_400.0
 #: The record of one upload, which is mostly its Location.
 MAX_UPLOAD_RECORD: Final = 8 * KIB
 #: A longer Location is not recorded; distribution's have some 400 characters.

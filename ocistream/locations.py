@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ocistream.oci.referrers import ReferrerMode
     from ocistream.registry.opener import RepositoryOpener
     from ocistream.registry.upload_records import UploadRecords
+    from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.transfer.interfaces import Destination, Source
 
 __all__ = [
@@ -149,6 +150,8 @@ class OpenContext:
     opener: Callable[[], RepositoryOpener] | None = None
     #: Concurrent requests.
     jobs: int = DEFAULT_JOBS
+    #: How registries accept uploads; None knows only their profiles.
+    upload_strategy: Callable[[], UploadStrategy] | None = None
     #: Records of uploads that a later run may resume; None keeps none.
     records: Callable[[], UploadRecords] | None = None
     #: Cancels one transfer, while others with the same client continue.
@@ -339,6 +342,7 @@ def open_registry_destination(location: Location, context: OpenContext) -> Desti
         early_target=reference,
         mount_from=context.mount_from,
         mount_candidates=context.mount_candidates,
+        strategy=context.upload_strategy() if context.upload_strategy is not None else None,
         records=context.records() if context.records is not None else None,
         jobs=context.jobs,
         cancelled=context.cancelled,

@@ -69,6 +69,8 @@ class QuickTransport(HttpClient):
             known = hosts or {}
             return known.get(f"{name}/{repository}", known.get(name, host or HostSettings()))
 
+        #: What uploads by this client learn; give it to what uploads.
+        self.upload_strategy = ladder or UploadStrategy()
         self.waits: list[float] = []
         self.told: list[RetryEvent] = []
         super().__init__(
@@ -78,7 +80,7 @@ class QuickTransport(HttpClient):
             rate_limits=pace,
             on_retry=self.told.append,
             cancelled=cancelled,
-            upload_strategy=ladder,
+            on_response=self.upload_strategy.observe_headers,
         )
 
     def wait(self, seconds: float) -> None:

@@ -36,6 +36,7 @@ from ocistream.oci.reference import printable
 from ocistream.streams import files
 from ocistream.streams.paths import real_path
 from ocistream.streams.workers import DEFAULT_JOBS
+from ocistream.streams.xdg import state_home
 
 if TYPE_CHECKING:
     import io
@@ -99,16 +100,13 @@ class CommandContext:
 
     @property
     def upload_strategy(self) -> UploadStrategy:
-        """How hosts take uploads, as --upload says or as this run and earlier runs learnt."""
+        """How registries accept uploads, by --upload or as this run learns it."""
         if self._upload_strategy is None:
-            from ocistream.registry.upload_strategy import HostFactsFile, UploadStrategy
+            from ocistream.registry.upload_strategy import UploadStrategy
 
-            explicit_method, jobs = self.options.get("upload"), int(self.options.get("jobs", 1))
-            facts_file = HostFactsFile(_state_directory(), self._report_if_verbose)
             self._upload_strategy = UploadStrategy(
-                explicit_method=explicit_method,
-                jobs=jobs,
-                facts_file=facts_file,
+                explicit_method=self.options.get("upload"),
+                jobs=int(self.options.get("jobs", 1)),
                 report=self._report_fallback,
                 configured_profile=lambda host: self.host_rules().profile(host),
             )
@@ -133,8 +131,12 @@ class CommandContext:
         if self._upload_records is None:
             from ocistream.registry.upload_records import UploadRecords
 
-            directory = _state_directory()
-            self._upload_records = UploadRecords(directory / "uploads" if directory else None, self._report_if_verbose)
+            home = home_directory() if os.environ.get("HOME") else None
+            if (state := state_home(os.environ, home)) is None:
+                reason = "neither HOME nor XDG_STATE_HOME is set"
+                notices.notify(f"{reason}: no later run can resume an upload of this one", level=1)
+            directory = state / "ocistream" / "uploads" if state is not None else None
+            self._upload_records = UploadRecords(directory, self._report_if_verbose)
         return self._upload_records
 
     @property
@@ -192,6 +194,7 @@ class CommandContext:
             mtime=_read_source_date_epoch(os.environ),
             opener=reading,
             jobs=int(self.options.get("jobs", DEFAULT_JOBS)),
+            upload_strategy=lambda: self.upload_strategy,
             records=self.upload_records,
             cancelled=self.cancelled,
         )
@@ -282,7 +285,7 @@ class CommandContext:
             on_retry=self._report_retry,
             cancelled=self.cancelled,
             rate_limits=self.rate_limits,
-            upload_strategy=self.upload_strategy,
+            on_response=self.upload_strategy.observe_headers,
         )
 
     @property
@@ -346,18 +349,6 @@ class CommandContext:
         file = open_stdout()
         self.console.other_programs.add_pipe(file.fileno())
         return file
-
-
-def _state_directory() -> Path | None:
-    from ocistream.registry.upload_strategy import state_directory
-
-    directory = state_directory(os.environ, home_directory() if os.environ.get("HOME") else None)
-    if directory is None:
-        reason = "neither HOME nor XDG_STATE_HOME is set"
-        notices.notify(
-            f"{reason}: no later run can resume an upload of this one, or knows how hosts take uploads", level=1
-        )
-    return directory
 
 
 def home_directory() -> Path:

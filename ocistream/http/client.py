@@ -22,7 +22,6 @@ from ocistream.http.redirects import RedirectFollower, Request
 from ocistream.http.retry import Retries, RetryEvent, parse_retry_after
 from ocistream.http.settings import HttpSettings
 from ocistream.http.tls import TlsSettings, check_tls_files
-from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams import clock
 
 if TYPE_CHECKING:
@@ -52,20 +51,20 @@ class HttpClient:
         on_retry: Callable[[RetryEvent], None] = lambda _: None,
         cancelled: threading.Event | None = None,
         rate_limits: RateLimits | None = None,
-        upload_strategy: UploadStrategy | None = None,
+        on_response: Callable[[str, Callable[[str], str | None]], None] = lambda _registry, _header: None,
     ) -> None:
         """Set up the session; no connection is made yet.
 
         `find(registry, repository)` looks up a credential, and `find_host_settings(registry, repository)` the settings
         of a host. The repository is "" for requests that concern no repository. `on_retry` is called before every wait,
-        from any thread. The clients of one run share `rate_limits` and `upload_strategy`. The strategy knows how hosts
-        accept uploads, and learns from the headers of their responses.
+        from any thread. `on_response(registry, header)` is called for each response of a registry itself; `header`
+        returns a header by its name. The clients of one run share `rate_limits`.
         """
-        self.upload_strategy = upload_strategy or UploadStrategy()
         self._settings = settings
         self.retry_policy = settings.retry_policy
         self._find = find
         self._on_retry = on_retry
+        self._on_response = on_response
         self._endpoints: dict[tuple[str, HostSettings, bool], Endpoint] = {}
         self._lock = threading.Lock()
         self.cancelled = cancelled or threading.Event()
@@ -235,7 +234,7 @@ class HttpClient:
         sent_header = endpoint.authenticator.authorization(scopes)
         response = self._send_with_header(endpoint, request, url, sent_header, scopes)
         if Origin.from_url(response.url) == endpoint.origin:
-            self.upload_strategy.observe_headers(endpoint.registry, response.header)
+            self._on_response(endpoint.registry, response.header)
         if response.status != HTTPStatus.UNAUTHORIZED or Origin.from_url(response.url) != endpoint.origin:
             return response
         challenges = response.challenges()

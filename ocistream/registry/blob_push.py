@@ -18,6 +18,7 @@ from ocistream.registry.upload import BlobUpload
 from ocistream.registry.upload_bodies import ReplayBuffer
 from ocistream.registry.upload_records import UploadRecords, can_store_location
 from ocistream.registry.upload_sessions import UploadSession, UploadSessions, UploadState, delete_abandoned_sessions
+from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.transfer.interfaces import VerifiedBlob
 
 if TYPE_CHECKING:
@@ -39,10 +40,11 @@ _MOUNT_REFUSALS: Final = (AuthenticationError, NotFoundError, RegistryError)
 class BlobPusher:
     """Upload blobs to one repository, or mount them. Safe for several threads with different blobs."""
 
-    def __init__(self, repository: Repository, records: UploadRecords | None = None) -> None:
-        """Take the repository, and the records of unfinished uploads, if they are kept."""
-        self._strategy = repository.client.upload_strategy
-        self._sessions = UploadSessions(repository)
+    def __init__(
+        self, repository: Repository, strategy: UploadStrategy | None = None, records: UploadRecords | None = None
+    ) -> None:
+        """Take the repository, what is known of its uploads, and the records of unfinished ones, if they are kept."""
+        self._sessions = UploadSessions(repository, strategy or UploadStrategy())
         self._records = records or UploadRecords(None)
         #: Digest -> the session that the registry opened instead of a mount (status 202).
         self._open_states: dict[str, UploadState] = {}
@@ -99,7 +101,9 @@ class BlobPusher:
             OcistreamError: an error of the blob's own chunks; the session is deleted.
         """
         descriptor = blob.descriptor if isinstance(blob, VerifiedBlob) else None
-        size = self._strategy.replay_buffer_size(reopenable=blob.reopenable, is_size_known=descriptor is not None)
+        size = self._sessions.strategy.replay_buffer_size(
+            reopenable=blob.reopenable, is_size_known=descriptor is not None
+        )
         with ReplayBuffer(blob, size) as buffer:
             upload = BlobUpload(self._sessions, blob, buffer)
             state = self._open_states.pop(descriptor.digest, None) if descriptor is not None else None

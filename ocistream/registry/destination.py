@@ -19,6 +19,7 @@ from ocistream.oci.referrers import referrer_descriptor
 from ocistream.registry.blob_push import BlobPusher
 from ocistream.registry.referrers import CosignTags
 from ocistream.registry.repository import Repository, is_canonical_digest
+from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams.chunks import compute_digest
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
 from ocistream.transfer.interfaces import Traits
@@ -130,10 +131,10 @@ class RegistryDestination:
 
     `early_target` receives blobs that arrive before the graph is known; without it they are refused. `mount_from` are
     repositories of the registry that may have blobs already. `mount_candidates` returns repositories that have a given
-    digest. `records` stores unfinished uploads, for a later run to resume.
+    digest. `strategy` chooses upload methods. `records` stores unfinished uploads, for a later run to resume.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but two are options, given by name
         self,
         client: HttpClient,
         target: Callable[[Root], Reference],
@@ -141,6 +142,7 @@ class RegistryDestination:
         early_target: Reference | None = None,
         mount_from: Sequence[str] = (),
         mount_candidates: Callable[[str], Sequence[str]] = lambda _digest: (),
+        strategy: UploadStrategy | None = None,
         records: UploadRecords | None = None,
         jobs: int = DEFAULT_JOBS,
         cancelled: threading.Event | None = None,
@@ -159,6 +161,7 @@ class RegistryDestination:
         )
         self._jobs = jobs
         self._cancelled = cancelled or client.cancelled
+        self._strategy = strategy or UploadStrategy()
         self._records = records
         self._mount_from = tuple(mount_from)
         self._mount_candidates = mount_candidates
@@ -469,7 +472,7 @@ class RegistryDestination:
     def _repository(self, reference: Reference) -> tuple[Repository, BlobPusher]:
         if reference.repository not in self._pushers:
             repository = Repository(self._client, reference.registry, reference.repository, for_push=True)
-            self._pushers[reference.repository] = (repository, BlobPusher(repository, self._records))
+            self._pushers[reference.repository] = (repository, BlobPusher(repository, self._strategy, self._records))
             self._existing_images[reference.repository] = ExistingImages(
                 partial(_has_manifest_by_digest, repository), partial(self._check_blob, repository)
             )

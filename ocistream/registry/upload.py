@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.registry.upload_methods import UploadMethod
     from ocistream.registry.upload_sessions import UploadSession, UploadSessions, UploadState
-    from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.transfer.interfaces import NewBlob
 
 __all__ = [
@@ -122,13 +121,12 @@ class BlobUpload:
 
     def __init__(self, sessions: UploadSessions, blob: VerifiedBlob | NewBlob, buffer: ReplayBuffer) -> None:
         """Take the blob, and the buffer that reads it. Send no request."""
-        transport = sessions.repository.client
         self._sessions = sessions
-        self._strategy: UploadStrategy = transport.upload_strategy
+        self._strategy = sessions.strategy
         self._blob = blob
         self._buffer = buffer
         self._state: UploadState
-        self._retries: Retries = transport.start_retries()
+        self._retries: Retries = sessions.repository.client.start_retries()
         self._explicit_method = self._strategy.explicit_method(sessions.repository.endpoint.settings.upload)
         self._method: UploadMethod = self._explicit_method or self._strategy.choose_method(
             sessions.host, is_size_known=self._is_size_known
@@ -196,7 +194,7 @@ class BlobUpload:
             self._state.delete_spare()
         open_upload.remove()
         self._state.finish()
-        self._strategy.record_success(self._sessions.host, self._method, is_size_known=self._is_size_known)
+        self._strategy.record_success(self._sessions.host, self._method)
 
     def _check_method(self) -> None:
         if self._method.kind == PUT and not self._is_size_known:
@@ -500,8 +498,6 @@ class BlobUpload:
         self._state.replace(None)
         self._earlier_size = None
         if not self._buffer.can_seek(0):
-            # Let the next run start with the method that this one found.
-            self._strategy.record_success(self._sessions.host, self._method, is_size_known=self._is_size_known)
             raise NetworkError(failure.message, hint=_PIPE_HINT) from failure
         self._sent_bytes = 0
         self.resumed_size = 0
@@ -569,7 +565,7 @@ class _PartUpload:
         self._descriptor = descriptor
         self._offset = offset
         self._part = part
-        self._strategy = sessions.repository.client.upload_strategy
+        self._strategy = sessions.strategy
         self._retries = sessions.repository.client.start_retries()
         explicit_method = self._strategy.explicit_method(sessions.repository.endpoint.settings.upload)
         self._method = explicit_method or self._strategy.choose_method(sessions.host, is_size_known=True)

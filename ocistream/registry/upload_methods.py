@@ -85,7 +85,7 @@ class UploadMethod:
     chunk_size: int = 0
 
     def __str__(self) -> str:
-        """Return the form used by `--upload` and the state file: `stream`, `put`, `chunk=4194304`."""
+        """Return the form used by `--upload` and `--result`: `stream`, `put`, `chunk=4194304`."""
         return f"{self.kind}={self.chunk_size}" if self.kind == CHUNK else self.kind
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.registry.repository import Repository
     from ocistream.registry.upload_records import LockedRecord, UploadRecords
+    from ocistream.registry.upload_strategy import UploadStrategy
 
 __all__ = [
     "SessionLostError",
@@ -79,9 +80,10 @@ class UploadSession:
 class UploadSessions:
     """The upload sessions of one repository. Safe for several threads."""
 
-    def __init__(self, repository: Repository) -> None:
-        """Take the repository to write to."""
+    def __init__(self, repository: Repository, strategy: UploadStrategy) -> None:
+        """Take the repository to write to, and what is known of its registry's uploads."""
         self.repository = repository
+        self.strategy = strategy
         self._client = repository.client
 
     @property
@@ -326,7 +328,7 @@ class UploadState:
         #: A session opened as a replacement while the registry did not answer about `session`; not used so far.
         self._spare: UploadSession | None = None
         # Do not record sessions of registries that cannot report an offset (GAR, ECR).
-        can_resume = repository.client.upload_strategy.profile(sessions.host).can_resume
+        can_resume = sessions.strategy.profile(sessions.host).can_resume
         digest, size = (descriptor.digest, descriptor.size) if descriptor is not None else ("", 0)
         key = UploadKey(repository.endpoint.registry, repository.name, digest, size)
         self._locked_record: LockedRecord | None = records.lock(key) if can_resume else None

@@ -142,7 +142,7 @@ class _RepositoryQuery:
         if partial:
             from ocistream.registry.blob_push import BlobPusher
 
-            pusher = BlobPusher(self._repository(self.reference.repository, writes=True), self._records)
+            pusher = BlobPusher(self._repository(self.reference.repository, writes=True), records=self._records)
             lacking = [blob.digest for blob in blobs if blob.digest not in found]
             found |= _select_resumable((digest, pusher.partial_size(digest)) for digest in lacking)
         return found

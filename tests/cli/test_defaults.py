@@ -344,9 +344,9 @@ def test_the_configuration_says_what_a_registry_is(start: Callable[..., FaultyRe
     argv = ["push", "-i", str(user.layout), f"{registry.host}/app:1"]
     # Of that kind it is known that a PUT with a body is not taken, and so it is not tried.
     user.configure(f'[registry."{registry.host}"]', 'profile = "artifactory"')
-    assertions.failure(user.run(*argv, XDG_STATE_HOME=str(user.home / "one")), 7, "405")
+    assertions.failure(user.run(*argv), 7, "405")
     user.configure("")
-    assertions.success(user.run(*argv, XDG_STATE_HOME=str(user.home / "two")))
+    assertions.success(user.run(*argv))
 
 
 # -- what there is ------------------------------------------------------------------------------------------------

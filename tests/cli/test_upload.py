@@ -1,9 +1,8 @@
-"""How blobs go up, as a user sees it: --upload, --mount-from, what is remembered, and a pipe whose upload breaks."""
+"""How blobs go up, as a user sees it: --upload, --mount-from, what is learnt, and a pipe whose upload breaks."""
 
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,41 +82,29 @@ class TestUpload:
         assert {sent for sent, _, _ in bodies(served)} == {"PUT"}
 
 
-class TestWhatIsRemembered:
+class TestLearning:
     @pytest.fixture
     def bounded(self, start: Start) -> FaultyRegistry:
         """Return a registry that takes no more than 1 MiB in one request."""
         return start(Fault(refusal(413), "PATCH|PUT", larger_than=MIB, times=None))
 
-    def test_the_second_run_begins_as_the_first_one_ended(
-        self, bounded: FaultyRegistry, archive: Path, state: Path
+    def test_the_second_layer_is_sent_as_the_first_one_was_accepted(
+        self, bounded: FaultyRegistry, layout: Layout
     ) -> None:
-        first = ocistream("push", f"{bounded.host}/app:1", "-v", stdin=archive)
-        assertions.success(first)
-        assert "413" in first.err
-        seen = len(bodies(bounded))
-        assertions.success(ocistream("push", f"{bounded.host}/app:1", stdin=archive))
-        bounded.layout.blob_path(sorted_largest(bounded)).unlink()
-        second = ocistream("push", f"{bounded.host}/other:1", "-v", stdin=archive)
-        assertions.success(second)
-        assert "413" not in second.err
-        assert {status for _, status, _ in bodies(bounded)[seen:]} == {202}
-        (file,) = (path for path in state.rglob("*") if path.is_file())
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600
-        assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-        assert json.loads(file.read_bytes())["hosts"][bounded.host]["upload"] == "chunk=1048576"
+        layout.image([tar_layer({name: bytes(3 * MIB)}, compression="") for name in ("one", "two")], name="v2")
+        argv = ["copy", f"oci:{layout.path}:v2", f"{bounded.host}/app:2", "--jobs", "1", "-v"]
+        result = ocistream(*argv)
+        assertions.success(result)
+        assert "413" in result.err
+        refused = [int(length) for _, status, length in bodies(bounded) if status == 413]
+        assert refused[0] > 3 * MIB
+        assert all(length < 3 * MIB for length in refused[1:])
+        accepted = [int(length) for _, status, length in bodies(bounded) if status == 202]
+        assert sum(length for length in accepted if length > MIB // 2) == 6 * MIB
 
-    def test_that_it_cannot_be_kept_is_a_note_for_who_wants_to_know(
-        self, bounded: FaultyRegistry, archive: Path, state: Path
-    ) -> None:
-        state.write_text("a file is in the way")
-        quiet = ocistream("push", f"{bounded.host}/app:1", stdin=archive)
-        assertions.success(quiet)
-        assert "is not kept" not in quiet.err
-        bounded.layout.blob_path(sorted_largest(bounded)).unlink()
-        told = ocistream("push", f"{bounded.host}/app:1", "-v", stdin=archive)
-        assertions.success(told)
-        assert "is not kept" in told.err
+    def test_no_file_of_it_is_left(self, bounded: FaultyRegistry, archive: Path, state: Path) -> None:
+        assertions.success(ocistream("push", f"{bounded.host}/app:1", stdin=archive))
+        assert [path for path in state.rglob("*") if path.is_file()] == []
 
     @pytest.mark.parametrize("home", [None, "", "/nonexistent/home"])
     def test_without_a_home_nothing_is_kept_and_nothing_fails(

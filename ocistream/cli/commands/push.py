@@ -115,6 +115,7 @@ def push(
                 target,
                 early_target=early_target,
                 mount_from=mount_from,
+                strategy=context.upload_strategy,
                 records=context.upload_records(),
                 jobs=open_context.jobs,
                 cancelled=open_context.cancelled,

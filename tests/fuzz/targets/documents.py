@@ -30,7 +30,6 @@ from ocistream.oci.documents import (
 )
 from ocistream.oci.strict_json import canonical_json, parse_json
 from ocistream.registry.upload_records import UploadKey, UploadRecord, UploadRecords, can_store_location
-from ocistream.registry.upload_strategy import HostFactsFile
 from ocistream.streams.chunks import compute_digest
 from tests.fuzz.broken_images import layout_items
 from tests.fuzz.engine import Check, Target
@@ -248,7 +247,6 @@ _AUTH: Final = {
     "credHelpers": {"gcr.io": "gcloud", "ecr.example": ""},
     "credsStore": "desktop",
 }
-_STATE: Final = {"version": 1, "hosts": {"example.com": {"upload": "put", "unsized": "chunk=4MiB", "since": 1e9}}}
 
 
 def _auth_seeds() -> Sequence[bytes]:
@@ -273,33 +271,6 @@ def _auth_files(_: Path) -> Iterator[Check]:
                     encode_entry(credential)
             canonical_json(file.with_entry(host, {"auth": "dTpw"}))
             file.with_entry(host, None)
-
-    yield check
-
-
-def _state_seeds() -> Sequence[bytes]:
-    return [json.dumps(_STATE).encode(), b"{}", b""]
-
-
-def _state(rng: Random) -> bytes:
-    return json_bytes(rng, json_mutated(rng, _STATE))
-
-
-@contextlib.contextmanager
-def _states(folder: Path) -> Iterator[Check]:
-    """A state file is never a reason to fail, and what is kept is there afterwards, whatever was there before."""
-    path, notes = folder / "hosts.json", list[str]()
-    state = HostFactsFile(folder, notes.append, lambda: 1_000_000_100.0)
-
-    def check(data: bytes) -> None:
-        path.write_bytes(data)
-        facts = state.read()
-        if facts:
-            host = next(iter(facts))
-            state.write(host, facts[host])
-            assert host in state.read(), "what was kept is lost"
-        assert all(note.isprintable() for note in notes)
-        notes.clear()
 
     yield check
 
@@ -367,5 +338,4 @@ TARGETS: Final = (
     ),
     Target("auth-file", _auth_files, _auth_seeds, frozenset({2}), _auth, (*_TOKENS, b"://", b"/v1/"), share=3000),
     Target("upload-record", _records, _record_seeds, frozenset(), _record, _TOKENS, share=600),
-    Target("state-file", _states, _state_seeds, frozenset(), _state, _TOKENS, share=1200),
 )

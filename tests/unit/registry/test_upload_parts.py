@@ -55,7 +55,11 @@ class Runs:
         transport: QuickTransport = self.quick(
             ladder=UploadStrategy(explicit_method=self.forced, configured_profile=lambda _: self.known)
         )
-        return BlobPusher(Repository(transport, self.registry.host, "app", for_push=True), UploadRecords(self.folder))
+        return BlobPusher(
+            Repository(transport, self.registry.host, "app", for_push=True),
+            transport.upload_strategy,
+            UploadRecords(self.folder),
+        )
 
     def put(self, number: int) -> int:
         """Send a part, in a run of its own; return how much is there."""
@@ -199,7 +203,7 @@ class TestWhatCannotBe:
         registry = faulty()
         repository = Repository(quick(), registry.host, "app", for_push=True)
         part = blob_of(CONTENT[: CUTS[1]])
-        sent = BlobPusher(repository, UploadRecords(None)).upload_part(
+        sent = BlobPusher(repository, records=UploadRecords(None)).upload_part(
             BLOB, 0, VerifiedBlob(part, lambda: iter([CONTENT[: CUTS[1]]]))
         )
         assert sent == 0

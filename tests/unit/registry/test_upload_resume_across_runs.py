@@ -70,7 +70,9 @@ class Run:
         return UploadStrategy(report=lambda message, level: self.told.append((message, level)))
 
     def uploader(self, transport: QuickTransport, registry: CountingRegistry, name: str = "app") -> BlobPusher:
-        return BlobPusher(Repository(transport, registry.host, name, for_push=True), self.records)
+        return BlobPusher(
+            Repository(transport, registry.host, name, for_push=True), transport.upload_strategy, self.records
+        )
 
     def files(self) -> list[Path]:
         return sorted(self.folder.iterdir()) if self.folder.exists() else []

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +10,7 @@ from ocistream import limits
 from ocistream.errors import IntegrityError, UnsupportedError, UsageError
 from ocistream.registry.profiles import PROFILES_BY_NAME, UNKNOWN_PROFILE, RegistryProfile
 from ocistream.registry.upload_methods import ALTERNATIVES, CHUNK, PUT, STREAM, UploadMethod, parse_upload_method
-from ocistream.registry.upload_strategy import HostFactsFile, UploadStrategy
+from ocistream.registry.upload_strategy import UploadStrategy
 from tests.certificates import Certificate
 from tests.faulty_registry import Fault, FaultyHandler, Header, Reply, refusal
 from tests.http_doubles import CountingRegistry, names
@@ -250,22 +248,6 @@ class TestRangesOfAnswers:
         registry = faulty()
         uploader(quick(ladder=UploadStrategy(explicit_method=UploadMethod(CHUNK, MIB))), registry).upload(Source().blob)
         assert is_stored(registry)
-
-
-class TestLearning:
-    def learnt(self, folder: Path) -> UploadStrategy:
-        return UploadStrategy(facts_file=HostFactsFile(folder))
-
-    def kept(self, folder: Path, text: str) -> list[UploadMethod]:
-        """Return what is made of a fact in the file, for blobs of a known size and for others."""
-        fact = {"upload": text, "unsized": text, "since": 1e9}
-        (folder / "hosts.json").write_text(json.dumps({"version": 1, "hosts": {"a.example": fact}}))
-        ladder = UploadStrategy(facts_file=HostFactsFile(folder, now=lambda: 1e9))
-        return [ladder.choose_method("a.example", is_size_known=sized) for sized in (True, False)]
-
-    @pytest.mark.parametrize("size", [limits.MIN_UPLOAD_CHUNK, limits.UPLOAD_MEMORY])
-    def test_one_that_could_be_learnt_counts(self, tmp_path: Path, size: int) -> None:
-        assert self.kept(tmp_path, f"chunk={size}") == [UploadMethod(CHUNK, size)] * 2
 
 
 class TestJobs:

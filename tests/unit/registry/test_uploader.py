@@ -86,7 +86,7 @@ class Source:
 
 def uploader(transport: QuickTransport, registry: CountingRegistry | str) -> BlobPusher:
     host = registry if isinstance(registry, str) else registry.host
-    return BlobPusher(Repository(transport, host, "app", for_push=True))
+    return BlobPusher(Repository(transport, host, "app", for_push=True), transport.upload_strategy)
 
 
 def methods(registry: CountingRegistry) -> list[str]:
