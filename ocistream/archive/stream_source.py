@@ -480,7 +480,7 @@ class ArchiveStreamSource:
         try:
             early_blobs.write(blob, can_be_plain_layer=can_be_plain_layer)
         except IntegrityError as error:
-            if not early_blobs.accepts_early:
+            if not early_blobs.can_retry:
                 raise
             self._buffer.corrupt[blob.descriptor.digest] = error
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
-__all__ = ["TarWriter", "is_worth_keeping"]
+__all__ = ["TarWriter"]
 
 
 _SPOOL_FAILED = "cannot keep a layer in a temporary file"
@@ -56,11 +56,6 @@ def _spool_errors() -> Iterator[None]:
         raise disk_error from error
 
 
-def is_worth_keeping(blob: VerifiedBlob) -> bool:
-    """Return whether a partial file with this blob helps a later run, which would read all of a large pipe again."""
-    return blob.reopenable or blob.is_interruptible or blob.descriptor.size < limits.MIN_PARTIAL_SIZE
-
-
 class TarWriter:
     """Writes one tar from front to back. `mtime` is the time of every entry, in seconds since 1970."""
 
@@ -79,7 +74,7 @@ class TarWriter:
 
     def add_blob(self, name: str, blob: VerifiedBlob) -> None:
         """Write an entry as `add` does. Existing bytes are hashed or compared if necessary, but not fetched again."""
-        if not is_worth_keeping(blob):
+        if not blob.is_worth_keeping and blob.descriptor.size >= limits.MIN_PARTIAL_SIZE:
             self.discard()
         self._add(name, blob.descriptor.size, functools.partial(self._remaining_chunks, blob))
 

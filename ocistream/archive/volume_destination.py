@@ -17,7 +17,7 @@ from ocistream import limits, notices
 from ocistream.archive import tar
 from ocistream.archive.destination import build_small_files
 from ocistream.archive.outputs import ResumableOutput, RewritableOutput, open_file_output
-from ocistream.archive.tar_writer import TarWriter, is_worth_keeping
+from ocistream.archive.tar_writer import TarWriter
 from ocistream.errors import UnsupportedError, UsageError
 from ocistream.layout.index import OCI_LAYOUT, blob_name, build_entries, build_index_json
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, VOLUME, OmissionReason, format_omitted
@@ -394,7 +394,7 @@ class VolumeSetDestination:
 
     def _write_parts(self, blob: VerifiedBlob, pieces: Sequence[VolumePart]) -> None:
         """Write a blob in parts, each followed by its checksum. Existing bytes are not fetched again."""
-        if not is_worth_keeping(blob):
+        if not blob.is_worth_keeping and blob.descriptor.size >= limits.MIN_PARTIAL_SIZE:
             self.discard()
         volumes = [self._open_volume(piece.volume) for piece in pieces]
         names = [part_name(blob.descriptor.digest, piece.offset) for piece in pieces]

@@ -54,6 +54,7 @@ class LayoutDestination:
         self._layout.check_usable()
         self._cancelled = cancelled or threading.Event()
         self._created = False
+        self._create_lock = threading.Lock()
         self._lock: int | None = None
         #: Sizes of the blobs that this transfer found or wrote, by digest.
         self._stored: dict[str, int] = {}
@@ -99,7 +100,7 @@ class LayoutDestination:
 
         # Hashing releases Python's lock, and is worth threads only for what takes longer than to start them.
         jobs = DEFAULT_JOBS if sum(blob.size for blob in complete) > _MIN_CONCURRENT_HASHING else 1
-        run_each(check, complete, jobs=jobs, cancelled=self._cancelled)
+        run_each(check, complete, jobs=jobs, cancelled=self._cancelled, sets_cancelled=False)
         if partial:
             for blob in blobs:
                 if blob.digest not in found and (size := self._layout.find_partial_size(blob.digest)):
@@ -191,11 +192,12 @@ class LayoutDestination:
         return {**other_annotations, OMITTED_ANNOTATION: format_omitted(missing)} if missing else other_annotations
 
     def _create(self) -> None:
-        self._layout.create()
-        if self._lock is None:
-            self._lock = self._layout.lock_blobs()
-        self._layout.remove_stale()
-        self._created = True
+        with self._create_lock:
+            self._layout.create()
+            if self._lock is None:
+                self._lock = self._layout.lock_blobs()
+            self._layout.remove_stale()
+            self._created = True
 
 
 def merge_entries(entries: Sequence[Descriptor], added: Sequence[Descriptor]) -> list[Descriptor]:

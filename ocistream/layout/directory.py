@@ -205,10 +205,8 @@ class BlobDirectory:
             PartialBlobLostError: the source sends only the tail, and the bytes before it do not exist here.
             LocalDiskError: the disk is full or read-only, or the path cannot be written.
         """
-        digest, size = blob.descriptor.digest, blob.descriptor.size
-        # A later run would read all of a pipe again, so nothing of it is kept.
-        can_resume = blob.reopenable or blob.is_interruptible
-        if not offset and (not can_resume or size < limits.MIN_PARTIAL_SIZE):
+        digest = blob.descriptor.digest
+        if not offset and not blob.is_worth_keeping:
             self.write_blob(digest, blob.open())
             return
         path = self.blob_path(digest)

@@ -185,7 +185,11 @@ class RegistryDestination:
         """Compute which repository needs which digest, before digests of recompressed images are known.
 
         Return the graph without referrers whose cosign tag has other content at the destination.
+
+        Raises:
+            IntegrityError: the destination names a digest, and the image has another one.
         """
+        self._check_digests(graph)
         self._find_targets(graph)
         return self._cosign_tags.skip_conflicting_referrers(graph) if graph.referrers else graph
 
@@ -195,6 +199,10 @@ class RegistryDestination:
         Raises:
             IntegrityError: the destination names a digest, and the image has another one.
         """
+        self._check_digests(graph)
+        self._find_targets(graph)
+
+    def _check_digests(self, graph: Graph) -> None:
         for root in graph.roots:
             reference = self._target(root)
             if reference.digest and reference.digest != root.descriptor.digest:
@@ -206,7 +214,6 @@ class RegistryDestination:
                     else None
                 )
                 raise IntegrityError(msg, hint=hint)
-        self._find_targets(graph)
 
     def _find_targets(self, graph: Graph) -> None:
         self._omitted = graph.omitted_from_source
@@ -240,7 +247,8 @@ class RegistryDestination:
             elif partial and not are_manifests and (size := self._find_partial_size(blob)):
                 found[blob.digest] = size
 
-        run_each(ask, blobs, jobs=min(self._jobs, len(blobs)), cancelled=self._cancelled)
+        # A failure is this destination's: among several, the others go on.
+        run_each(ask, blobs, jobs=self._jobs, cancelled=self._cancelled, sets_cancelled=False)
         return found
 
     def _find_partial_size(self, blob: Descriptor) -> int:

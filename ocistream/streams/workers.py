@@ -11,6 +11,7 @@ from collections.abc import Sized
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from ocistream import notices, open_uploads
+from ocistream.errors import CancelledError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,23 +62,32 @@ def run_in_thread(work: Callable[[], _T], cancelled: threading.Event) -> _T:
     return results[0]
 
 
-def run_each(work: Callable[[_T], None], items: Iterable[_T], *, jobs: int, cancelled: threading.Event) -> None:
+def run_each(
+    work: Callable[[_T], None],
+    items: Iterable[_T],
+    *,
+    jobs: int,
+    cancelled: threading.Event,
+    sets_cancelled: bool = True,
+) -> None:
     """Call a function for each item: in this thread if there is one job or one item, else in up to `jobs` threads.
 
-    The first failure sets `cancelled`, which stops the other threads, and is raised here. There are never more threads
-    than items, except for an iterator, whose length is unknown.
+    The first failure stops the other threads, and is raised here. With `sets_cancelled` it also sets `cancelled`, so
+    that threads stop that wait for a server. There are never more threads than items, except for an iterator, whose
+    length is unknown.
+
+    Raises:
+        CancelledError: `cancelled` was set before the last item.
     """
     if isinstance(items, Sized):
         jobs = min(jobs, len(items))
     if jobs <= 1:
-        try:
-            for item in items:
-                work(item)
-        except BaseException:
-            cancelled.set()
-            raise
+        for item in items:
+            if cancelled.is_set():
+                raise CancelledError("cancelled")
+            work(item)
         return
-    _Workers(work, iter(items), cancelled).run(jobs)
+    _Workers(work, iter(items), cancelled, sets_cancelled=sets_cancelled).run(jobs)
 
 
 def wait_for_threads(threads: Sequence[threading.Thread], cancelled: threading.Event) -> None:
@@ -114,10 +124,14 @@ class _Workers(Generic[_T]):
     Python waits for its threads, even if they are cancelled, so a stalled socket would delay Ctrl-C by a minute.
     """
 
-    def __init__(self, work: Callable[[_T], None], items: Iterator[_T], cancelled: threading.Event) -> None:
+    def __init__(
+        self, work: Callable[[_T], None], items: Iterator[_T], cancelled: threading.Event, *, sets_cancelled: bool
+    ) -> None:
         self._work = work
         self._items = items
         self._cancelled = cancelled
+        self._sets_cancelled = sets_cancelled
+        self._is_exhausted = False
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
 
@@ -139,13 +153,16 @@ class _Workers(Generic[_T]):
         if self._failure is not None:
             wait_for_threads(threads, self._cancelled)
             raise self._failure
+        if not self._is_exhausted:
+            raise CancelledError("cancelled")
 
     def _loop(self) -> None:
         try:
-            while not self._cancelled.is_set():
+            while self._failure is None and not self._cancelled.is_set():
                 with self._lock:
                     item = next(self._items, None)
                 if item is None:
+                    self._is_exhausted = True
                     return
                 self._work(item)
         except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
@@ -153,4 +170,5 @@ class _Workers(Generic[_T]):
                 # The first failure is the reason; the others are its consequences.
                 if self._failure is None:
                     self._failure = error
-            self._cancelled.set()
+            if self._sets_cancelled:
+                self._cancelled.set()

@@ -10,10 +10,10 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
+from ocistream.errors import ArchiveError, IntegrityError, TruncatedError, UnsupportedError
 from ocistream.oci.referrers import RECOMPRESSED
 from ocistream.streams.chunks import size_error
 from ocistream.streams.workers import DEFAULT_JOBS, run_each, run_in_thread
@@ -78,16 +78,11 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
         run.pipeline.enable_recompression(recompression)
     try:
         return run.run()
-    except (IntegrityError, ArchiveError):
-        destination.discard()
+    except (IntegrityError, ArchiveError) as error:
+        # A connection that broke proves nothing about the bytes before.
+        if not isinstance(error, TruncatedError):
+            destination.discard()
         raise
-
-
-class _Plan(NamedTuple):
-    """What a copy has to move: blobs of the source, and blobs of which it has parts or nothing (`missing`)."""
-
-    wanted: list[Descriptor]
-    missing: list[Descriptor]
 
 
 class _Copy:
@@ -121,10 +116,15 @@ class _Copy:
     def _move_all(self) -> tuple[Graph, Graph, Mapping[str, str]]:
         """Move all blobs; return the written graph, the source's graph, and the source digest of each new manifest."""
         graph = self._select(self._resolve())
+        check = ExistenceCheck(
+            self._source, self._destination, self.pipeline.add_result, jobs=self._jobs, cancelled=self._cancelled
+        )
+        # Before anything is written: a copy that cannot succeed changes nothing.
+        missing, pending = check.split_missing(graph, self._list_pending(graph))
         self._begin(graph)
-        plan = self._plan(graph)
-        self._move(plan.wanted)
-        graph = self._settle(graph, plan)
+        wanted = self._plan(graph, pending, check)
+        self._move(wanted)
+        graph = self._settle(graph, wanted, missing)
         return self._rewrite(graph)
 
     # -- resolve -----------------------------------------------------------------------------------------
@@ -147,16 +147,22 @@ class _Copy:
             return graph
         if not (missing := find_not_exported(graph, lambda blob: bool(incomplete_source.is_missing(blob)))):
             return graph
-        # Only which manifests may come: referrers are expected when it is known which platforms are copied.
-        self._destination.expect(replace(graph, referrers={}))
-        stored = list_stored(self._destination, missing, are_manifests=True)
+        stored: set[str] = set()
+        if self._destination.traits.keeps_blobs:
+            # Only which manifests may come: referrers are expected when it is known which platforms are copied.
+            self._destination.expect(replace(graph, referrers={}))
+            stored = list_stored(self._destination, missing, are_manifests=True)
         return limit_to_exported(graph, {manifest.digest for manifest in missing if manifest.digest not in stored})
 
     # -- select ------------------------------------------------------------------------------------------
 
     def _select(self, graph: Graph) -> Graph:
-        """Return the part of a graph that is copied, under its new names."""
-        return self._omit_blobs(self._destination.expect(self._skip_changed_referrers(self.rename(graph))))
+        """Return the part of a graph that is copied, under its new names, and tell the observer of it."""
+        graph = self._omit_blobs(self._destination.expect(self._skip_changed_referrers(self.rename(graph))))
+        self.pipeline.config_checker.find_configs(graph)
+        self.pipeline.plan_recompression(graph)
+        self._observer.planned(graph)
+        return graph
 
     def _skip_changed_referrers(self, graph: Graph) -> Graph:
         """Skip referrers of images that are recompressed: these get another digest, and the old one does not arrive."""
@@ -186,9 +192,8 @@ class _Copy:
     # -- begin -------------------------------------------------------------------------------------------
 
     def _begin(self, graph: Graph) -> None:
-        self.pipeline.config_checker.find_configs(graph)
-        self._observer.planned(graph)
-        if self.pipeline.plan_recompression(graph):
+        self._check_recompressible()
+        if self.pipeline.layers:
             # The destination begins when the digests of the new layers are known (`_rewrite`).
             self.pipeline.new_blob_destination()
         else:
@@ -196,22 +201,17 @@ class _Copy:
 
     # -- plan --------------------------------------------------------------------------------------------
 
-    def _plan(self, graph: Graph) -> _Plan:
-        """Decide which blobs move: those that are not stored, cannot be mounted, and are not in memory."""
+    def _plan(self, graph: Graph, pending: Sequence[Descriptor], check: ExistenceCheck) -> list[Descriptor]:
+        """Return which blobs move: those that are not stored, cannot be mounted, and are not in memory."""
         for blob in graph.blobs:
             if blob.digest in graph.omitted_from_output:
                 self.pipeline.add_result(blob, "left out")
-        check = ExistenceCheck(
-            self._source, self._destination, self.pipeline.add_result, jobs=self._jobs, cancelled=self._cancelled
-        )
-        missing, pending = check.split_missing(graph, self._list_pending(graph))
-        self._check_recompressible()
         # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
         check.skip_or_mount([blob for blob in pending if blob.digest not in self.pipeline.layers])
         # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
         configs = self.pipeline.configs
         wanted = [blob for blob in pending if blob.digest not in self.pipeline.results or blob.digest in configs]
-        return _Plan(self._write_from_memory(graph, wanted), missing)
+        return self._write_from_memory(graph, wanted)
 
     def _list_pending(self, graph: Graph) -> list[Descriptor]:
         """List the blobs that did not come early, and check those that did."""
@@ -280,10 +280,10 @@ class _Copy:
 
     # -- settle ------------------------------------------------------------------------------------------
 
-    def _settle(self, graph: Graph, plan: _Plan) -> Graph:
+    def _settle(self, graph: Graph, wanted: Sequence[Descriptor], missing: Sequence[Descriptor]) -> Graph:
         """Write what there is of blobs that the source has in part; return the graph without what is missing."""
-        needed = self._write_parts(plan.missing, graph) if plan.missing else None
-        unavailable = [blob for blob in (*plan.missing, *plan.wanted) if blob.digest not in self.pipeline.results]
+        needed = self._write_parts(missing, graph) if missing else None
+        unavailable = [blob for blob in (*missing, *wanted) if blob.digest not in self.pipeline.results]
         return self._drop_missing(unavailable, graph, needed) if unavailable else graph
 
     def _write_parts(self, missing: Sequence[Descriptor], graph: Graph) -> NeededVolumes:

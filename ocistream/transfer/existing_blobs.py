@@ -103,7 +103,7 @@ class ExistenceCheck:
                     mounted.add(blob.digest)
 
             lacking = [blob for blob in blobs if blob.digest not in stored]
-            run_each(mount, lacking, jobs=min(self._jobs, len(lacking)), cancelled=self._cancelled)
+            run_each(mount, lacking, jobs=self._jobs, cancelled=self._cancelled)
         return stored | mounted
 
     def _check_missing(self, graph: Graph, missing: Sequence[Descriptor]) -> None:
@@ -126,5 +126,5 @@ class ExistenceCheck:
             if not mounting.can_mount(blob, self._source):
                 unmountable.add(blob.digest)
 
-        run_each(ask, blobs, jobs=min(self._jobs, len(blobs)), cancelled=self._cancelled)
+        run_each(ask, blobs, jobs=self._jobs, cancelled=self._cancelled)
         return [blob for blob in blobs if blob.digest in unmountable]

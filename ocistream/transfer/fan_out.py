@@ -68,7 +68,9 @@ class FanOutDestination:
         traits = [branch.destination.traits for branch in branches]
         self.traits = Traits(
             concurrent=all(each.concurrent for each in traits),
-            accepts_early=all(each.accepts_early for each in traits),
+            keeps_blobs=all(each.keeps_blobs for each in traits),
+            # Before the graph is known, nobody knows which destination needs a blob.
+            accepts_early=False,
             can_omit=all(each.can_omit for each in traits),
             can_retry=all(each.can_retry for each in traits),
             is_remote=any(each.is_remote for each in traits),

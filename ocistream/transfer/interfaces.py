@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from ocistream import limits
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
@@ -21,6 +23,7 @@ __all__ = [
     "BlobPart",
     "Destination",
     "EarlyBlobs",
+    "ImageCountObserver",
     "IncompleteSource",
     "MountingDestination",
     "NewBlob",
@@ -99,6 +102,11 @@ class VerifiedBlob(Blob):
     is_interruptible: bool = False
     end: int | None = None
 
+    @property
+    def is_worth_keeping(self) -> bool:
+        """Whether unfinished bytes help a later run, which would read all of a pipe again."""
+        return (self.reopenable or self.is_interruptible) and self.descriptor.size >= limits.MIN_PARTIAL_SIZE
+
 
 @dataclass(frozen=True, slots=True)
 class NewBlob:
@@ -148,6 +156,10 @@ class EarlyBlobs(Protocol):
     @property
     def accepts_early(self) -> bool:
         """Whether blobs are accepted; if not, `write` raises UnsupportedError."""
+
+    @property
+    def can_retry(self) -> bool:
+        """Whether nothing stays of a blob whose bytes were wrong."""
 
 
 class Source(Protocol):
@@ -252,7 +264,7 @@ class Destination(Protocol):
         """Delete unfinished content, since some of it is wrong. After an interruption it is kept, to be resumed."""
 
     def close(self) -> None:
-        """Drop what was not committed."""
+        """Make nothing visible that was not committed. Unfinished content may stay for a later run to resume."""
 
 
 class Observer(Protocol):

@@ -200,6 +200,11 @@ class BlobPipeline:
         """Whether the destination accepts blobs before the graph is known."""
         return self._destination.traits.accepts_early
 
+    @property
+    def can_retry(self) -> bool:
+        """Whether the destination keeps nothing of a blob whose bytes were wrong."""
+        return self._destination.traits.can_retry
+
     def read_back(self, descriptor: Descriptor) -> bytes:
         """Read small content back from the destination."""
         if not isinstance(self._destination, ReadableDestination):
@@ -240,7 +245,7 @@ class BlobPipeline:
 
         digest = blob.descriptor.digest
         if digest in {*self.layers, *self.configs, *self._unchanged_layers, *self.config_checker.digests}:
-            msg = f"{digest}: only the end of it comes, and all of it is to be read here"
+            msg = f"{digest}: the source sends only the end of this blob, and all of it must be read"
             raise UnsupportedError(msg)
         progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
         write_tail(self._destination, blob, progress)

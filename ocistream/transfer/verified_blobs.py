@@ -79,7 +79,8 @@ def require_complete(blob: VerifiedBlob, offset: int) -> None:
 
 def part_unsupported_error(blob: VerifiedBlob) -> UnsupportedError:
     """Return the error of a destination that cannot store a part of a blob."""
-    return UnsupportedError(f"{blob.descriptor.digest}: only the end of it comes, and nothing can be gone on with here")
+    digest = blob.descriptor.digest
+    return UnsupportedError(f"{digest}: the source sends only a part of this blob, and complete ones are needed here")
 
 
 class BlobProgress:
@@ -159,7 +160,7 @@ def use_verified(
                 raise
             if attempt.was_resumed:
                 if not blob.reopenable:
-                    msg = f"{error.message}: it was not its beginning that was held"
+                    msg = f"{error.message}: the beginning that an earlier run stored does not fit"
                     raise PartialBlobLostError(
                         msg, hint="run the same command again: all of it is taken then"
                     ) from error

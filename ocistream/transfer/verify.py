@@ -307,6 +307,7 @@ class BlobChecker:
     """
 
     accepts_early = True
+    can_retry = True
 
     def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event) -> None:
         """With `deep`, decompress layers, up to `max_ratio` times their size. Setting `cancelled` stops it."""
@@ -467,6 +468,7 @@ class DiscardedBlobs:
     """The `EarlyBlobs` of a source of which only the graph is needed: blobs are verified and discarded."""
 
     accepts_early = True
+    can_retry = True
 
     def __init__(self, cancelled: threading.Event) -> None:
         """Setting `cancelled` stops the reading."""

@@ -417,6 +417,7 @@ class _Early:
     """Takes blobs that come before a source knows its images, verified as a copy verifies them."""
 
     accepts_early = True
+    can_retry = True
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
