@@ -155,11 +155,11 @@ class TestWhatIsRefused:
             copied(rest.archive(said=rest.start - 1), LayoutDestination(tmp_path / "there"))
 
     def test_by_who_cannot_go_on(self, rest: Rest, tmp_path: Path) -> None:
-        with pytest.raises(UnsupportedError, match="only the end of it comes"):
+        with pytest.raises(UnsupportedError, match="sends only a part of this blob"):
             copied(rest.archive(), ArchiveDestination(open_file_output(tmp_path / "x.tar")))
         assert not (tmp_path / "x.tar").exists()
 
     def test_what_has_to_be_read_from_its_beginning(self, rest: Rest, layout: Layout, tmp_path: Path) -> None:
-        with pytest.raises(UnsupportedError, match="all of it is to be read"):
+        with pytest.raises(UnsupportedError, match="all of it must be read"):
             copied(rest.of_config(layout), LayoutDestination(tmp_path / "there"))
         assert not (tmp_path / "there/index.json").exists()
