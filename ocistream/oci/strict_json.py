@@ -205,6 +205,9 @@ def _parse_lists(
             # The last of these tokens before a value is its key.
             key = token.span()
         elif raw[place] == _LIST and raw.startswith(b'"', key[0]):
+            if len(rest) > limits.MAX_JSON_PART_ITEMS:
+                # The rest is refused, and need not be cut further.
+                break
             name = _parse_part(raw, [key])
             if convert := converters.get(name) if keys is None or name in keys else discard_item:
                 rest.append((start, token.end()))
@@ -239,6 +242,9 @@ def _outer_tokens(raw: bytes) -> Iterator[tuple[int, re.Match[bytes]]]:
             yield depth, token
         if mark in _CLOSING:
             depth -= 1
+            if depth <= 0:
+                # Whatever follows is refused with the rest.
+                break
 
 
 def _parse_part(raw: bytes, spans: Sequence[_Span], before: bytes = b"", after: bytes = b"") -> Any:  # noqa: ANN401

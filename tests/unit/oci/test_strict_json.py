@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -44,6 +45,19 @@ def both(raw: bytes, keys: set[str] | None = None, known: set[str] = frozenset()
     parts = outcome(raw, 0, keys, known)
     assert parts == outcome(raw, ANY_SIZE, keys, known)
     return parts
+
+
+def count_parts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Return a list that gets an element for each part that is parsed."""
+    parsed: list[object] = []
+    parse_part = strict_json._parse_part  # noqa: SLF001 - how often it is called is what costs
+
+    def counting(*arguments: Any) -> object:
+        parsed.append(None)
+        return parse_part(*arguments)
+
+    monkeypatch.setattr(strict_json, "_parse_part", counting)
+    return parsed
 
 
 _keys = st.sampled_from(["a", "b", "c", "", "a,]}", "\u00e9", "\\", '"'])
@@ -256,14 +270,7 @@ class TestGroups:
     def test_a_parser_is_started_for_a_group_and_not_for_each_element(self, monkeypatch: pytest.MonkeyPatch) -> None:
         count = 100_000
         raw = b'{"a":1,"x":[' + b",".join([b"[]"] * count) + b"]}"
-        parsed: list[object] = []
-        parse_part = strict_json._parse_part  # noqa: SLF001 - how often it is called is what costs
-
-        def counting(*arguments: Any) -> object:
-            parsed.append(arguments)
-            return parse_part(*arguments)
-
-        monkeypatch.setattr(strict_json, "_parse_part", counting)
+        parsed = count_parts(monkeypatch)
         assert parse_json(raw, "it", keys={"a"}) == {"a": 1}
         assert len(parsed) < count / 500
 
@@ -320,10 +327,27 @@ class TestParts:
         def members(items: int) -> bytes:
             return b"{" + b",".join(b'"%d":1' % number for number in range(items)) + b"}"
 
-        for document, convert in ((wide, {}), (nested, {"a": discard_item}), (members, {})):
-            parse_json(document(limits.MAX_JSON_PART_ITEMS), "it", convert=convert)
+        def lists(items: int) -> bytes:
+            # Each list has a bracket and a comma.
+            return b"{" + b",".join(b'"%d":[]' % number for number in range((items + 1) // 2)) + b"}"
+
+        cases: list[tuple[Callable[[int], bytes], dict[str, Any]]] = [
+            (wide, {}),
+            (nested, {"convert": {"a": discard_item}}),
+            (members, {}),
+            (lists, {"keys": {"a"}}),
+        ]
+        for document, fields in cases:
+            parse_json(document(limits.MAX_JSON_PART_ITEMS), "it", **fields)
             with pytest.raises(ArchiveError, match=f"or {limits.MAX_JSON_PART_ITEMS} items"):
-                parse_json(document(limits.MAX_JSON_PART_ITEMS + 1), "it", convert=convert)
+                parse_json(document(limits.MAX_JSON_PART_ITEMS + 1), "it", **fields)
+
+    def test_a_document_of_many_lists_is_refused_before_all_are_parsed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        raw = b"{" + b",".join(b'"%x":[]' % number for number in range(limits.MAX_JSON_ITEMS // 2 - 1)) + b"}"
+        parsed = count_parts(monkeypatch)
+        with pytest.raises(ArchiveError, match=f"or {limits.MAX_JSON_PART_ITEMS} items"):
+            parse_json(raw, "it", keys={"a"})
+        assert len(parsed) < 3 * limits.MAX_JSON_PART_ITEMS
 
 
 class TestErrors:
