@@ -59,9 +59,9 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     Both locations stay open.
 
     `jobs` bounds how many blobs move at once, where both locations allow it, and how many connections fetch them.
-    `prefetch_memory` is the memory for prefetching, in bytes; 0 means one connection for each blob. The function sets
-    `cancelled` when the transfer fails, to stop other threads that wait on it. `rename` returns the graph with other
-    root names. `omit` returns the blobs to omit from the output, by digest, with the reason for each.
+    `prefetch_memory` is the memory for prefetching, in bytes; 0 means one connection for each blob. A failure in one
+    of several threads sets `cancelled`, which stops those that wait on it. `rename` returns the graph with other root
+    names. `omit` returns the blobs to omit from the output, by digest, with the reason for each.
 
     With `recompression`, image layers that use another format are recompressed. `plain_layers` is the default for
     archives whose layers are never compressed (those of `docker save`).
@@ -79,8 +79,8 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     try:
         return run.run()
     except (IntegrityError, ArchiveError) as error:
-        # A connection that broke proves nothing about the bytes before.
-        if not isinstance(error, TruncatedError):
+        # A connection that broke proves nothing about the bytes before, and another run resumes it.
+        if not (isinstance(error, TruncatedError) and run.pipeline.is_interruptible):
             destination.discard()
         raise
 
