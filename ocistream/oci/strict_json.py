@@ -64,6 +64,8 @@ def parse_json(
     all keys are data, like those of a map. If the value under a key of `convert` is a list, each element is replaced by
     the result of that function.
 
+    The lists of a large document that are converted or dropped are parsed a few elements at a time, to save memory.
+
     Raises:
         ArchiveError: the document is malformed or too large.
     """
@@ -243,12 +245,12 @@ def _outer_tokens(raw: bytes) -> Iterator[tuple[int, re.Match[bytes]]]:
         if mark in _CLOSING:
             depth -= 1
             if depth <= 0:
-                # Whatever follows is refused with the rest.
+                # All that follows is refused with the rest.
                 break
 
 
 def _parse_part(raw: bytes, spans: Sequence[_Span], before: bytes = b"", after: bytes = b"") -> Any:  # noqa: ANN401
-    """Parse spans of a document that are one value together, with something before and after them."""
+    """Parse some spans of a document, between `before` and `after`, as one value."""
     part = b"".join((before, *(memoryview(raw)[start:end] for start, end in spans), after))
     if (
         len(part) > limits.MAX_JSON_PART

@@ -170,6 +170,17 @@ def test_a_manifest_of_megabytes_goes_through_registries_and_costs_no_more(
         assert result.peak < usual + ALLOWED + 10 * limits.MIB
 
 
+def test_the_largest_config_is_verified_within_the_promised_memory(tmp_path: Path) -> None:
+    config = b'{"x":"' + b"x" * (limits.MAX_JSON_PART - limits.KIB) + b'"}'
+    manifest = document(OCI_MANIFEST, config=descriptor(config, OCI_CONFIG), layers=[])
+    path = tmp_path / "app.tar"
+    path.write_bytes(archive(manifest, OCI_MANIFEST, config))
+    result = measured("verify", path)
+    assertions.success(result)
+    assert result.peak is not None
+    assert result.peak < 48 * limits.MIB
+
+
 def test_layers_with_the_windows_of_high_levels_are_verified_within_the_promised_memory(layout: Layout) -> None:
     layers = [
         zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=23)).compress(

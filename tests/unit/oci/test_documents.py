@@ -497,8 +497,7 @@ class TestPlatforms:
             parse_config_platform(b'{"os": 1}', "the config")
 
     def test_a_configuration_may_be_larger_than_a_manifest(self) -> None:
-        raw = json.dumps({"history": [{"created_by": "x" * limits.KIB}] * 5000}).encode()
-        assert len(raw) > limits.MAX_MANIFEST
+        raw = b"{}" + b" " * limits.MAX_MANIFEST
         assert parse_config_platform(raw, "it") is None
         with pytest.raises(ArchiveError, match="larger"):
             parse_config_platform(b"{}" + b" " * limits.MAX_CONFIG, "it")
