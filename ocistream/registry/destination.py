@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.oci.reference import Reference
-    from ocistream.registry.upload_records import UploadRecords
+    from ocistream.registry.upload_record import UploadRecords
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import NewBlob, Source
 
@@ -282,7 +282,7 @@ class RegistryDestination:
     def stored_size(self, descriptor: Descriptor) -> int:
         """Return how many bytes of a blob its unfinished upload has, from earlier parts."""
         names = self._repositories_without(descriptor)
-        return self._pushers[names[0]][1].stored_size(descriptor) if len(names) == 1 else 0
+        return self._pushers[names[0]][1].partial_size(descriptor.digest) if len(names) == 1 else 0
 
     def write_rest(self, blob: Blob) -> None:
         """Upload the rest of a blob whose beginning an earlier run uploaded; the registry verifies the complete blob.
