@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ocistream import open_uploads
 from ocistream.errors import IntegrityError, NetworkError, RegistryError
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.reference import parse_reference
@@ -237,13 +238,26 @@ class TestFailures:
     def test_what_passes_is_tried_again(self, runs: Runs, failure: Action, method: str) -> None:
         for number in range(3):
             runs.registry.faults = [Fault(failure, method)]
-            reached = runs.put(number)
-            if reached == 0:
-                # The session was lost with the connection.
-                assert number == 0
-                reached = runs.put(0)
-            assert reached == CUTS[number + 1]
+            assert runs.put(number) == CUTS[number + 1]
         assert is_stored(runs.registry)
+
+    def test_a_first_part_whose_session_is_lost_begins_again(self, runs: Runs) -> None:
+        runs.registry.faults = [Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH")]
+        assert runs.put(0) == CUTS[1]
+        assert len(runs.registry.asked("POST")) == 2
+        runs.registry.faults = [Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH")]
+        assert runs.put(1) == 0
+        assert runs.records() == []
+        assert is_clean(runs.registry)
+
+    def test_an_interruption_is_reported(self, runs: Runs) -> None:
+        runs.put(0)
+        runs.registry.faults = [Fault(Reply(503), "PATCH", skip=1, times=100)]
+        runs.forced = UploadMethod(CHUNK, MIB)
+        open_uploads.reset()
+        with pytest.raises(NetworkError):
+            runs.put(1)
+        assert open_uploads.count_unconfirmed() == {runs.registry.host: 1}
 
     def test_what_does_not_pass_leaves_the_upload_to_the_next_run(self, runs: Runs) -> None:
         runs.put(0)
