@@ -1,9 +1,7 @@
-"""Upload the bytes of one blob, or of a part of it, into one session. `Upload.run` is the state machine.
+"""Upload one blob, or a part of one, into one session. `Upload.run` is the state machine.
 
-It resumes the session of an earlier run, or opens one when the first bytes are there (skopeo#2101). It sends the bytes
-by one PUT or by PATCH requests, and closes the session with the digest. After a failed request, `_recover` decides
-what follows, and nothing is sent again before the registry was asked how many bytes it has. If the verified chunks
-raise, the session is never closed.
+It resumes or opens a session, sends the bytes by one PUT or by PATCHes, and closes the session with the digest. After a
+failed request, `_recover` decides what is sent again. If the verified chunks raise, the session is never closed.
 """
 
 from __future__ import annotations
@@ -284,7 +282,8 @@ class Upload:
         return None
 
     def _send(self) -> None:
-        """Send the content from the acknowledged offset on, when its first bytes are there."""
+        """Send the content from the acknowledged offset on."""
+        # The session is opened when the first bytes are there (skopeo#2101).
         self._buffer.open()
         self._session.open(self._retries)
         if self._content.is_part and not self._session.is_recorded:
