@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Root
     from ocistream.oci.referrers import ReferrerMode
     from ocistream.registry.opener import RepositoryOpener
-    from ocistream.registry.upload_records import UploadRecords
+    from ocistream.registry.upload_record import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.transfer.interfaces import Destination, Source
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from ocistream.oci.reference import Reference
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
     from ocistream.registry.opener import RepositoryOpener
-    from ocistream.registry.upload_records import UploadRecords
+    from ocistream.registry.upload_record import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.transfer.recompress import Recompression
 
@@ -129,7 +129,7 @@ class CommandContext:
     def upload_records(self) -> UploadRecords:
         """Return the records of uploads that a later run may resume."""
         if self._upload_records is None:
-            from ocistream.registry.upload_records import UploadRecords
+            from ocistream.registry.upload_record import UploadRecords
 
             home = home_directory() if os.environ.get("HOME") else None
             if (state := state_home(os.environ, home)) is None:

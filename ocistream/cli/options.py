@@ -25,7 +25,7 @@ from ocistream.oci.descriptor import Platform, parse_platform
 from ocistream.oci.platforms import PlatformChoice
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import is_template, parse_template
-from ocistream.registry.upload_methods import parse_upload_method
+from ocistream.registry.upload_strategy import parse_upload_method
 from ocistream.sizes import parse_size
 from ocistream.streams.memory import return_large_blocks
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ocistream.cli.console import Console
     from ocistream.locations import Location
     from ocistream.oci.referrers import ReferrerMode
-    from ocistream.registry.upload_methods import UploadMethod
+    from ocistream.registry.upload_strategy import UploadMethod
 
 __all__ = [
     "cache_option",

@@ -50,7 +50,7 @@ _UNINTERRUPTIBLE_MODULES: Final = frozenset(
         "importlib._bootstrap",
         "importlib._bootstrap_external",
         "ocistream.streams.partial_files",
-        "ocistream.registry.upload_records",
+        "ocistream.registry.upload_record",
         "queue",
         "threading",
         "weakref",

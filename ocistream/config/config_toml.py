@@ -18,7 +18,7 @@ from ocistream.http.host_settings import HostSettings
 from ocistream.oci.reference import parse_registry, printable
 from ocistream.registry.configuration import PULL_MODES, HostRule, Mirror, parse_registry_location
 from ocistream.registry.profiles import PROFILES_BY_NAME
-from ocistream.registry.upload_methods import parse_upload_method
+from ocistream.registry.upload_strategy import parse_upload_method
 from ocistream.streams.paths import is_file
 from ocistream.streams.xdg import SYSTEM_CONFIG_FILE, user_config_file
 

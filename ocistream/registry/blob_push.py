@@ -14,10 +14,17 @@ from typing import TYPE_CHECKING, Final
 from ocistream.errors import AuthenticationError, CancelledError, NotFoundError, OcistreamError, RegistryError
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
-from ocistream.registry.upload import BlobUpload
-from ocistream.registry.upload_bodies import ReplayBuffer
-from ocistream.registry.upload_records import UploadRecords, can_store_location
-from ocistream.registry.upload_sessions import UploadSession, UploadSessions, UploadState, delete_abandoned_sessions
+from ocistream.registry.replay_buffer import UploadContent
+from ocistream.registry.upload import Upload
+from ocistream.registry.upload_record import UploadKey, UploadRecords, can_store_location
+from ocistream.registry.upload_session import (
+    UploadSession,
+    delete_abandoned_sessions,
+    delete_session,
+    has_mountable_blob,
+    mount_blob,
+    query_session,
+)
 from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.transfer.interfaces import VerifiedBlob
 
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.registry.repository import Repository
+    from ocistream.registry.upload_record import SessionLocation
     from ocistream.transfer.interfaces import NewBlob
 
 __all__ = ["BlobPusher"]
@@ -44,10 +52,11 @@ class BlobPusher:
         self, repository: Repository, strategy: UploadStrategy | None = None, records: UploadRecords | None = None
     ) -> None:
         """Take the repository, what is known of its uploads, and the records of unfinished ones, if they are kept."""
-        self._sessions = UploadSessions(repository, strategy or UploadStrategy())
+        self._repository = repository
+        self._strategy = strategy or UploadStrategy()
         self._records = records or UploadRecords(None)
         #: Digest -> the session that the registry opened instead of a mount (status 202).
-        self._open_states: dict[str, UploadState] = {}
+        self._sessions: dict[str, UploadSession] = {}
         self._lock = threading.Lock()
         #: Repository -> number of missing blobs in a row.
         self._misses: dict[str, int] = {}
@@ -89,7 +98,7 @@ class BlobPusher:
         """
         for source in sources:
             with contextlib.suppress(*_MOUNT_REFUSALS):
-                if self._sessions.has_blob_in(descriptor, source):
+                if has_mountable_blob(self._repository, descriptor, source):
                     return True
         return False
 
@@ -100,67 +109,75 @@ class BlobPusher:
             NetworkError, AuthenticationError: the registry failed or refused.
             OcistreamError: an error of the blob's own chunks; the session is deleted.
         """
-        descriptor = blob.descriptor if isinstance(blob, VerifiedBlob) else None
-        size = self._sessions.strategy.replay_buffer_size(
-            reopenable=blob.reopenable, is_size_known=descriptor is not None
-        )
-        with ReplayBuffer(blob, size) as buffer:
-            upload = BlobUpload(self._sessions, blob, buffer)
-            state = self._open_states.pop(descriptor.digest, None) if descriptor is not None else None
-            upload.run(state or UploadState(self._sessions, self._records, descriptor))
+        if isinstance(blob, VerifiedBlob):
+            descriptor = blob.descriptor
+            content = UploadContent(
+                blob.open, lambda: descriptor, 0, descriptor.size, blob.reopenable, blob.is_interruptible
+            )
+            session = self._take_session(descriptor)
+        else:
+            content = UploadContent(blob.open, blob.descriptor, reopenable=blob.reopenable)
+            session = self._create_session(None)
+        upload = Upload(self._repository, self._strategy, session, content)
+        upload.run()
         return upload.resumed_size
 
     def upload_part(self, descriptor: Descriptor, offset: int, part: VerifiedBlob) -> int:
         """Upload the part of a blob that begins at `offset`; return how many bytes of the blob the registry has.
 
-        Raises:
-            NetworkError, AuthenticationError: the registry failed or refused.
-            OcistreamError: an error of the part's own chunks.
-        """
-        # Imported late: blobs in parts are rare.
-        from ocistream.registry.upload import upload_part
-
-        return upload_part(self._sessions, self._take_state(descriptor), descriptor, offset, part)
-
-    def stored_size(self, descriptor: Descriptor) -> int:
-        """Return how many bytes the registry has of an upload that earlier runs began.
+        The client verifies the part by its own digest; the registry verifies the blob when it closes the upload. A
+        wrong part deletes the upload, because the registry may have stored some of its bytes.
 
         Raises:
-            NetworkError, AuthenticationError: the registry failed or refused.
+            NetworkError, AuthenticationError: the registry failed or refused; the upload can be resumed.
+            OcistreamError: an error of the part's own chunks; the session is deleted.
         """
-        from ocistream.registry.upload import find_stored_size
-
-        return find_stored_size(self._sessions, self._take_state(descriptor))
+        end = offset + part.descriptor.size
+        content = UploadContent(part.open, lambda: descriptor, offset, end, part.reopenable, part.is_interruptible)
+        return Upload(self._repository, self._strategy, self._take_session(descriptor), content).run()
 
     def partial_size(self, digest: str) -> int:
-        """Return how many bytes of a blob an unfinished upload has; 0 if that is not certain.
+        """Return how many bytes of a blob an unfinished upload of earlier runs has; 0 if that is not certain.
 
         The size of the blob is not needed, because a list of digests has no sizes. Nothing is opened, deleted or
         removed.
         """
-        repository, sessions = self._sessions.repository, self._sessions
-        record = self._records.find(repository.endpoint.registry, repository.name, digest)
-        if record is None or not can_store_location(record.location, repository.endpoint.url, repository.name):
+        repository = self._repository
+        location = self._records.find(repository.endpoint.registry, repository.name, digest)
+        if location is None or not can_store_location(location.url, repository.endpoint.url, repository.name):
             return 0
         try:
-            _, offset = sessions.query_offset(
-                UploadSession(record.location, record.min_chunk), repository.client.start_retries()
-            )
+            _, offset = query_session(repository, location, repository.client.start_retries())
         except CancelledError:
             raise
         except OcistreamError:
             return 0
         return offset or 0
 
-    def _take_state(self, descriptor: Descriptor) -> UploadState:
+    def _take_session(self, descriptor: Descriptor) -> UploadSession:
+        """Return the session of a blob: of a refused mount, of an earlier run, or one that is not open yet."""
         with self._lock:
-            state = self._open_states.pop(descriptor.digest, None)
-        return state or UploadState(self._sessions, self._records, descriptor)
+            session = self._sessions.pop(descriptor.digest, None)
+        return session or self._create_session(descriptor)
+
+    def _create_session(self, descriptor: Descriptor | None) -> UploadSession:
+        """Return the session that an earlier run recorded, or one that is not open yet.
+
+        A new blob, whose digest is not known yet, cannot be resumed, but it is recorded so that a later run can delete
+        its session.
+        """
+        registry = self._repository.endpoint.registry
+        if not self._strategy.profile(registry).can_resume:
+            # GAR and ECR cannot report an offset.
+            return UploadSession(self._repository)
+        digest, size = (descriptor.digest, descriptor.size) if descriptor is not None else ("", 0)
+        key = UploadKey(registry, self._repository.name, digest, size)
+        return UploadSession(self._repository, self._records.lock(key))
 
     def delete_abandoned_sessions(self, digests: Collection[str]) -> None:
         """Delete sessions that earlier runs left of these blobs: all blobs now exist in the repository."""
         with contextlib.suppress(OcistreamError):
-            delete_abandoned_sessions(self._sessions, self._records, digests)
+            delete_abandoned_sessions(self._repository, self._records, digests)
 
     def close(self, deadline: float = math.inf) -> None:
         """Delete unused sessions that were opened instead of mounts, until `deadline` (`time.monotonic`).
@@ -168,51 +185,52 @@ class BlobPusher:
         The next run deletes those that are left.
         """
         with self._lock:
-            unused = list(self._open_states.values())
-            self._open_states.clear()
+            unused = list(self._sessions.values())
+            self._sessions.clear()
         # Stop at the first failure, to avoid waiting for many time-outs.
         with contextlib.suppress(OcistreamError):
-            for state in unused:
+            for session in unused:
                 if monotonic() >= deadline:
                     break
-                state.delete()
-        for state in unused:
-            state.release()
+                session.delete()
+        for session in unused:
+            session.release()
 
     def _mount(self, descriptor: Descriptor, source: str) -> bool | None:
         """Mount a blob; return whether that succeeded, or None if the registry refused the request."""
         try:
-            is_mounted, session = self._sessions.mount(descriptor.digest, source)
+            is_mounted, location = mount_blob(self._repository, descriptor.digest, source)
         except _MOUNT_REFUSALS:
             return None
-        self._keep_session(descriptor, session)
+        self._keep_session(descriptor, location)
         return is_mounted
 
     def _mount_if_stored(self, descriptor: Descriptor, source: str) -> bool | None:
         try:
-            is_stored = self._sessions.has_blob_in(descriptor, source)
+            is_stored = has_mountable_blob(self._repository, descriptor, source)
         except _MOUNT_REFUSALS:
             return None
         return self._mount(descriptor, source) if is_stored else False
 
-    def _keep_session(self, descriptor: Descriptor, session: UploadSession | None) -> None:
+    def _keep_session(self, descriptor: Descriptor, location: SessionLocation | None) -> None:
         """Keep a session for the upload, or none if the blob exists; delete the session that it replaces.
 
         A session of an earlier run takes precedence over one that was just opened.
         """
         with self._lock:
-            old_state = self._open_states.pop(descriptor.digest, None)
-        if session is None:
-            if old_state is not None:
-                old_state.try_delete()
+            session = self._sessions.pop(descriptor.digest, None)
+        if location is None:
+            if session is not None:
+                session.try_delete()
             return
-        state = old_state or UploadState(self._sessions, self._records, descriptor)
-        if state.is_from_earlier_run:
-            self._sessions.try_delete(session)
+        session = session or self._create_session(descriptor)
+        if session.is_from_earlier_run:
+            with contextlib.suppress(OcistreamError):
+                delete_session(self._repository, location)
         else:
-            state.replace(session)
+            session.replace(location)
         with self._lock:
-            self._open_states[descriptor.digest] = state
+            self._sessions[descriptor.digest] = session
 
     def _miss_count(self, source: str) -> int:
         return self._misses.get(source, 0)
@@ -222,7 +240,7 @@ class BlobPusher:
             self._misses[source] = misses = (
                 0 if is_mounted else _MAX_MISSES if is_mounted is None else self._miss_count(source) + 1
             )
-        name = f"{self._sessions.repository.endpoint.registry}/{source}"
+        name = f"{self._repository.endpoint.registry}/{source}"
         if is_mounted is None:
             notify(f"the registry refuses to mount blobs from {printable(name)}: they are uploaded", level=1)
         elif misses == _MAX_MISSES:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.oci.reference import Reference
-    from ocistream.registry.upload_records import UploadRecords
+    from ocistream.registry.upload_record import UploadRecords
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import NewBlob, Source, VerifiedBlob
 
@@ -255,7 +255,7 @@ class RegistryDestination:
         """Return how many bytes of a blob its unfinished upload has, from earlier parts."""
         if blob.digest not in self._partial_sizes:
             names = self._repositories_without(blob)
-            size = self._pushers[names[0]][1].stored_size(blob) if len(names) == 1 else 0
+            size = self._pushers[names[0]][1].partial_size(blob.digest) if len(names) == 1 else 0
             self._partial_sizes[blob.digest] = size
         return self._partial_sizes[blob.digest]
 

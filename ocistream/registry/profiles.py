@@ -10,19 +10,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ocistream.limits import MIB
-from ocistream.registry.upload_methods import CHUNK, PUT, STREAM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "CHUNK",
     "PROFILES",
     "PROFILES_BY_NAME",
+    "PUT",
+    "STREAM",
     "UNKNOWN_PROFILE",
     "RegistryProfile",
     "find_profile",
     "find_profile_by_headers",
 ]
+
+#: POST, one PATCH without a Content-Range, PUT without a body: what docker, skopeo and crane do.
+STREAM: Final = "stream"
+#: POST, one PUT with the digest and the body.
+PUT: Final = "put"
+#: POST, PATCHes that state their range and length, each to the Location of the answer before, PUT without a body.
+CHUNK: Final = "chunk"
 
 
 @dataclass(frozen=True, slots=True)

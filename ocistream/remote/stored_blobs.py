@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.oci.reference import Reference
     from ocistream.registry.repository import Repository
-    from ocistream.registry.upload_records import UploadRecords
+    from ocistream.registry.upload_record import UploadRecords
     from ocistream.transfer.interfaces import EarlyBlobs, Source
 
 __all__ = ["StoredBlobs", "open_stored_blobs"]

@@ -60,7 +60,7 @@ _FILES: Final = {
     "~/.docker/config.json": "Credentials, where `ocistream login` keeps them.",
     "~/.config/containers/registries.conf, /etc/containers/registries.conf": "Mirrors, as Podman has them.",
     "certs.d/HOST[:PORT]/ in /etc/containers, /etc/docker, ~/.config/containers, ~/.config/docker": "Certificates.",
-    "~/.local/state/ocistream": "How registries take uploads, and where uploads go on.",
+    "~/.local/state/ocistream": "Where uploads that were interrupted resume.",
 }
 #: What roff would take for something else, or print as something else.
 _SPECIAL: Final = str.maketrans(

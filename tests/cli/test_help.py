@@ -46,8 +46,8 @@ PULLING = {
 }
 PUSHING = {
     "ocistream.registry.upload",
-    "ocistream.registry.upload_sessions",
-    "ocistream.registry.upload_records",
+    "ocistream.registry.upload_session",
+    "ocistream.registry.upload_record",
     "ocistream.registry.destination",
 }
 

@@ -388,6 +388,17 @@ def test_a_part_of_a_blob_is_sent_again_after_a_failure(cut: CutOnce, target: Fa
     is_there(target, cut.image, cut.layout)
 
 
+def test_an_interrupted_part_is_reported_and_resumed(cut: CutOnce, target: FaultyRegistry) -> None:
+    target.faults = [Fault(refusal(503), "PATCH", larger_than=LAYERS[0], times=None)]
+    argv = ["--retries", "0"]
+    said = f"{target.host} may have stored a part of 1 blob: re-run the same command"
+    assertions.failure(push(target, cut.paths[0], argv=argv), 7, said)
+    target.faults = []
+    assert [push(target, path).code for path in cut.paths] == [6, 6, 0]
+    assert len(target.asked("GET", "/uploads/")) == 2
+    is_there(target, cut.image, cut.layout)
+
+
 def test_a_volume_that_is_missing_is_asked_for_by_name(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
 ) -> None:

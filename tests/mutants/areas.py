@@ -11,7 +11,7 @@ _AREAS: Final = {
     "sync": r"/sync/|cli/commands/sync",
     "command line": r"/cli/",
     "auth and configuration": r"/(auth|config)/",
-    "upload": r"/registry/(upload|profiles|blob_push)|/open_uploads",
+    "upload": r"/registry/(upload|replay_buffer|profiles|blob_push)|/open_uploads",
     "HTTP": r"/http/|/transfer/prefetch",
     "registry": r"/registry/",
     "remote command": r"/remote/",

@@ -29,7 +29,7 @@ from ocistream.oci.documents import (
     parse_outline,
 )
 from ocistream.oci.strict_json import canonical_json, parse_json
-from ocistream.registry.upload_records import UploadKey, UploadRecord, UploadRecords, can_store_location
+from ocistream.registry.upload_record import SessionLocation, UploadKey, UploadRecords, can_store_location
 from ocistream.streams.chunks import compute_digest
 from tests.fuzz.broken_images import layout_items
 from tests.fuzz.engine import Check, Target
@@ -298,7 +298,7 @@ def _records(folder: Path) -> Iterator[Check]:
     """What is remembered of an upload is never a reason to fail; and what is written over it is there afterwards."""
     notes = list[str]()
     records = UploadRecords(folder / "uploads", notes.append, lambda: 1_000_000_100.0)
-    written = UploadRecord("https://registry.example:5000/x", 1)
+    written = SessionLocation("https://registry.example:5000/x", 1)
 
     def check(data: bytes) -> None:
         claim = records.lock(_UPLOAD)
@@ -310,13 +310,13 @@ def _records(folder: Path) -> Iterator[Check]:
             left.release()
         claim = records.lock(_UPLOAD)
         assert claim is not None
-        if claim.record is not None:
-            can_store_location(claim.record.location, "https://registry.example:5000", "team/app")
+        if claim.location is not None:
+            can_store_location(claim.location.url, "https://registry.example:5000", "team/app")
         claim.write(written)
         claim.release()
         again = records.lock(_UPLOAD)
         assert again is not None
-        assert again.record == written, "what was written is lost"
+        assert again.location == written, "what was written is lost"
         again.remove()
         assert all(note.isprintable() for note in notes)
         notes.clear()

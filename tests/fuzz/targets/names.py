@@ -25,7 +25,7 @@ from ocistream.locations import parse_location
 from ocistream.oci.descriptor import is_media_type, parse_platform
 from ocistream.oci.reference import Reference, is_digest, parse_digest, parse_reference, parse_registry, printable
 from ocistream.registry.configuration import parse_registry_location
-from ocistream.registry.upload_methods import parse_upload_method
+from ocistream.registry.upload_strategy import parse_upload_method
 from ocistream.remote.have_lists import HaveListReader, format_have_list, match_have_list, read_lines
 from ocistream.sizes import parse_size
 from tests.fuzz.engine import Check, Target

@@ -7,13 +7,15 @@ import dataclasses
 import pytest
 
 from ocistream.registry.profiles import (
+    CHUNK,
     PROFILES,
     PROFILES_BY_NAME,
+    PUT,
+    STREAM,
     UNKNOWN_PROFILE,
     find_profile,
     find_profile_by_headers,
 )
-from ocistream.registry.upload_methods import CHUNK, PUT, STREAM
 
 HOSTS = {
     "gcr.io": "Google Artifact Registry",

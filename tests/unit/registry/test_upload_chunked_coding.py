@@ -11,8 +11,7 @@ from ocistream import open_uploads
 from ocistream.errors import CancelledError, IntegrityError, RegistryError
 from ocistream.http.rate_limits import RateLimits
 from ocistream.registry.profiles import PROFILES_BY_NAME
-from ocistream.registry.upload_methods import UploadMethod
-from ocistream.registry.upload_strategy import UploadStrategy
+from ocistream.registry.upload_strategy import UploadMethod, UploadStrategy
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.interfaces import VerifiedBlob
 from tests.faulty_registry import Fault, refusal

@@ -15,10 +15,9 @@ from ocistream import limits, open_uploads
 from ocistream.errors import CancelledError, IntegrityError, NetworkError, RegistryError
 from ocistream.oci.reference import parse_reference
 from ocistream.registry.destination import RegistryDestination
-from ocistream.registry.upload_methods import CHUNK, STREAM, UploadMethod
-from ocistream.registry.upload_records import UploadKey
-from ocistream.registry.upload_sessions import UploadSessions
-from ocistream.registry.upload_strategy import UploadStrategy
+from ocistream.registry.profiles import CHUNK, STREAM
+from ocistream.registry.upload_record import UploadKey
+from ocistream.registry.upload_strategy import UploadMethod, UploadStrategy
 from tests.faulty_registry import Fault, HangUp, Header, StopReading, refusal
 from tests.http_doubles import QUICK, CountingRegistry, blob_of
 from tests.unit.registry.test_upload_resume_across_runs import SENT, Run
@@ -53,7 +52,7 @@ def run(tmp_path: Path) -> Run:
 def can_be_had(run: Run, registry: CountingRegistry, digest: str = BLOB.digest, size: int = len(CONTENT)) -> bool:
     """Say whether the next run has a record to go on with."""
     claim = run.records.lock(UploadKey(registry.host, "app", digest, size))
-    found = claim is not None and claim.record is not None
+    found = claim is not None and claim.location is not None
     if claim is not None:
         (claim.release if found else claim.remove)()
     return found
@@ -151,7 +150,7 @@ class TestDeletingThatIsNotAnswered:
             msg = "cancelled"
             raise CancelledError(msg)
 
-        monkeypatch.setattr(UploadSessions, "delete", delete)
+        monkeypatch.setattr("ocistream.registry.upload_session.delete_session", delete)
         registry = faulty()
         source = Source()
         source.content = CONTENT[:-1]

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from ocistream import open_uploads
 from ocistream.errors import IntegrityError, NetworkError, RegistryError
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.reference import parse_reference
 from ocistream.registry.blob_push import BlobPusher
 from ocistream.registry.destination import RegistryDestination
-from ocistream.registry.profiles import PROFILES_BY_NAME, RegistryProfile
+from ocistream.registry.profiles import CHUNK, PROFILES_BY_NAME, PUT, RegistryProfile
 from ocistream.registry.repository import Repository
-from ocistream.registry.upload_methods import CHUNK, PUT, UploadMethod
-from ocistream.registry.upload_records import UploadRecords
-from ocistream.registry.upload_strategy import UploadStrategy
+from ocistream.registry.upload_record import UploadRecords
+from ocistream.registry.upload_strategy import UploadMethod, UploadStrategy
 from ocistream.streams.chunks import verify_chunks
 from ocistream.transfer.interfaces import VerifiedBlob
 from tests.faulty_registry import Action, Fault, HangUp, Reply, refusal
@@ -105,9 +105,12 @@ class TestInOrder:
         assert is_stored(runs.registry)
 
     def test_where_the_chunked_coding_is_refused_they_have_a_length(self, runs: Runs) -> None:
-        # The embedded registry takes a range only with a length.
+        # The embedded registry takes a range only with a length. The first part has no range.
         runs.known = PROFILES_BY_NAME["distribution"]
-        for number, end in enumerate(CUTS[1:]):
+        assert runs.put(0) == CUTS[1]
+        (coded,) = runs.registry.asked("PATCH")
+        assert (coded.status, coded.headers["Transfer-Encoding"]) == (202, "chunked")
+        for number, end in list(enumerate(CUTS[1:]))[1:]:
             assert runs.put(number) == end
             coded, sized = runs.registry.asked("PATCH")
             assert (coded.status, coded.headers["Transfer-Encoding"]) == (400, "chunked")
@@ -134,15 +137,15 @@ class TestInOrder:
 
 class TestOutOfOrder:
     def test_how_far_it_is_can_be_asked_and_changes_nothing(self, runs: Runs) -> None:
-        assert runs.uploader().stored_size(BLOB) == 0
+        assert runs.uploader().partial_size(BLOB.digest) == 0
         assert methods(runs.registry) == []
         runs.put(0)
         for _ in range(2):
             runs.registry.requests.clear()
-            assert runs.uploader().stored_size(BLOB) == CUTS[1]
+            assert runs.uploader().partial_size(BLOB.digest) == CUTS[1]
             assert methods(runs.registry) == ["GET"]
         runs.registry.faults = [Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "GET", "/uploads/")]
-        assert runs.uploader().stored_size(BLOB) == 0
+        assert runs.uploader().partial_size(BLOB.digest) == 0
         assert [runs.put(number) for number in range(1, 3)] == CUTS[2:]
         assert is_stored(runs.registry)
 
@@ -216,7 +219,12 @@ class TestWhatCannotBe:
         assert methods(runs.registry) == []
         assert runs.records() == []
 
-    @pytest.mark.parametrize("status", [400, 405, 413])
+    def test_one_that_is_too_large_goes_in_chunks(self, runs: Runs) -> None:
+        runs.registry.faults = [Fault(refusal(413), "PATCH", larger_than=MIB, times=None)]
+        assert [runs.put(number) for number in range(3)] == CUTS[1:]
+        assert is_stored(runs.registry)
+
+    @pytest.mark.parametrize("status", [400, 405])
     def test_a_registry_that_takes_no_parts_is_left_as_it_was(self, runs: Runs, status: int) -> None:
         runs.registry.faults = [Fault(refusal(status, "UNSUPPORTED"), "PATCH")]
         assert runs.put(0) == 0
@@ -230,13 +238,26 @@ class TestFailures:
     def test_what_passes_is_tried_again(self, runs: Runs, failure: Action, method: str) -> None:
         for number in range(3):
             runs.registry.faults = [Fault(failure, method)]
-            reached = runs.put(number)
-            if reached == 0:
-                # The session was lost with the connection.
-                assert number == 0
-                reached = runs.put(0)
-            assert reached == CUTS[number + 1]
+            assert runs.put(number) == CUTS[number + 1]
         assert is_stored(runs.registry)
+
+    def test_a_first_part_whose_session_is_lost_begins_again(self, runs: Runs) -> None:
+        runs.registry.faults = [Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH")]
+        assert runs.put(0) == CUTS[1]
+        assert len(runs.registry.asked("POST")) == 2
+        runs.registry.faults = [Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH")]
+        assert runs.put(1) == 0
+        assert runs.records() == []
+        assert is_clean(runs.registry)
+
+    def test_an_interruption_is_reported(self, runs: Runs) -> None:
+        runs.put(0)
+        runs.registry.faults = [Fault(Reply(503), "PATCH", skip=1, times=100)]
+        runs.forced = UploadMethod(CHUNK, MIB)
+        open_uploads.reset()
+        with pytest.raises(NetworkError):
+            runs.put(1)
+        assert open_uploads.count_unconfirmed() == {runs.registry.host: 1}
 
     def test_what_does_not_pass_leaves_the_upload_to_the_next_run(self, runs: Runs) -> None:
         runs.put(0)

@@ -28,10 +28,10 @@ from ocistream.errors import (
     TruncatedError,
 )
 from ocistream.registry.blob_push import BlobPusher
+from ocistream.registry.profiles import CHUNK, PUT
 from ocistream.registry.repository import Repository
-from ocistream.registry.upload_methods import CHUNK, PUT, UploadMethod
-from ocistream.registry.upload_records import UploadKey, UploadRecord, UploadRecords
-from ocistream.registry.upload_strategy import UploadStrategy
+from ocistream.registry.upload_record import SessionLocation, UploadKey, UploadRecords
+from ocistream.registry.upload_strategy import UploadMethod, UploadStrategy
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.interfaces import VerifiedBlob
 from tests.faulty_registry import Action, Fault, HangUp, Header, StopReading, refusal
@@ -81,7 +81,7 @@ class Run:
         """Write what a killed run would have."""
         claim = self.records.lock(UploadKey(registry.host, "app", digest, len(CONTENT)))
         assert claim is not None
-        claim.write(UploadRecord(location))
+        claim.write(SessionLocation(location))
         claim.release()
 
     def was_killed(self, registry: CountingRegistry, sent: int = SENT, content: bytes = CONTENT) -> str:

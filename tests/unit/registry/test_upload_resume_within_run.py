@@ -9,8 +9,8 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError
-from ocistream.registry.upload_methods import CHUNK, PUT, UploadMethod
-from ocistream.registry.upload_strategy import UploadStrategy
+from ocistream.registry.profiles import CHUNK, PUT
+from ocistream.registry.upload_strategy import UploadMethod, UploadStrategy
 from tests.faulty_registry import Action, Fault, FaultyHandler, HangUp, Header, Reset, StopReading, refusal
 from tests.http_doubles import QUICK, CountingRegistry, QuickTransport
 from tests.registry.storage import Upload

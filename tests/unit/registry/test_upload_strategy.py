@@ -8,9 +8,8 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import IntegrityError, UnsupportedError, UsageError
-from ocistream.registry.profiles import PROFILES_BY_NAME, UNKNOWN_PROFILE, RegistryProfile
-from ocistream.registry.upload_methods import ALTERNATIVES, CHUNK, PUT, STREAM, UploadMethod, parse_upload_method
-from ocistream.registry.upload_strategy import UploadStrategy
+from ocistream.registry.profiles import CHUNK, PROFILES_BY_NAME, PUT, STREAM, UNKNOWN_PROFILE, RegistryProfile
+from ocistream.registry.upload_strategy import ALTERNATIVES, UploadMethod, UploadStrategy, parse_upload_method
 from tests.certificates import Certificate
 from tests.faulty_registry import Fault, FaultyHandler, Header, Reply, refusal
 from tests.http_doubles import CountingRegistry, names

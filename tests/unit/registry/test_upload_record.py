@@ -17,14 +17,20 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.registry.upload_records import LockedRecord, UploadKey, UploadRecord, UploadRecords, can_store_location
+from ocistream.registry.upload_record import (
+    LockedRecord,
+    SessionLocation,
+    UploadKey,
+    UploadRecords,
+    can_store_location,
+)
 
 NOW = time.time()
 HOME = "https://registry.example:5000"
 UPLOADS = "/v2/team/app/blobs/uploads"
 UUID = "7c5a02b7-46e1-4bce-bf31-4b883384286b"
 KEY = UploadKey("registry.example:5000", "team/app", f"sha256:{'a' * 64}", 4_000_000)
-RECORD = UploadRecord(f"{HOME}/v2/team/app/blobs/uploads/1?_state=b%3D", 65_536)
+RECORD = SessionLocation(f"{HOME}/v2/team/app/blobs/uploads/1?_state=b%3D", 65_536)
 
 
 def records(folder: Path | None, notes: list[str] | None = None, now: float = NOW) -> UploadRecords:
@@ -65,7 +71,7 @@ def left(folder: Path) -> Path:
 def test_it_is_of_that_blob_in_that_repository_only(folder: Path, left: Path, other: UploadKey) -> None:
     del left
     claim = claimed(folder, other)
-    assert claim.record is None
+    assert claim.location is None
     claim.remove()
 
 
@@ -75,34 +81,34 @@ def test_who_comes_second_gets_nothing_until_the_first_is_done(folder: Path) -> 
     assert records(folder).lock(KEY) is None
     first.release()
     second = claimed(folder)
-    assert second.record == RECORD
+    assert second.location == RECORD
     second.remove()
     assert list(folder.iterdir()) == []
     third = claimed(folder)
-    assert third.record is None
+    assert third.location is None
     third.remove()
 
 
 def test_who_is_killed_holds_nothing(folder: Path) -> None:
     code = (
         "import os, sys, pathlib\n"
-        "from ocistream.registry.upload_records import *\n"
+        "from ocistream.registry.upload_record import *\n"
         f"claim = UploadRecords(pathlib.Path(sys.argv[1])).lock({KEY})\n"
         f"claim.write({RECORD})\n"
         "os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, folder], check=False).returncode == -9
     claim = claimed(folder)
-    assert claim.record == RECORD
+    assert claim.location == RECORD
     claim.remove()
 
 
 def test_a_shorter_location_leaves_nothing_of_a_longer_one(folder: Path, left: Path) -> None:
     claim = claimed(folder)
-    claim.write(replace(RECORD, location=f"{HOME}/2"))
+    claim.write(replace(RECORD, url=f"{HOME}/2"))
     assert json.loads(left.read_bytes())["location"] == f"{HOME}/2"
     claim.release()
-    assert claimed(folder).record == replace(RECORD, location=f"{HOME}/2")
+    assert claimed(folder).location == replace(RECORD, url=f"{HOME}/2")
 
 
 def changed(**fields: Any) -> Callable[[dict[str, Any]], bytes]:
@@ -116,10 +122,10 @@ def less(field: str) -> Callable[[dict[str, Any]], bytes]:
 class TestWhatStandsInItsPlace:
     def check(self, folder: Path) -> None:
         claim = claimed(folder)
-        assert claim.record is None
+        assert claim.location is None
         claim.write(RECORD)
         claim.release()
-        assert claimed(folder).record == RECORD
+        assert claimed(folder).location == RECORD
 
     @pytest.mark.skipif("os.geteuid()")
     def test_nor_a_file_of_another_user(self, folder: Path, left: Path) -> None:
@@ -156,7 +162,7 @@ class TestWhatStandsInItsPlace:
         other.write(RECORD)
         other.release()
         again = claimed(folder)
-        assert again.record == RECORD
+        assert again.location == RECORD
         again.release()
 
     def test_one_that_is_not_there_any_more_is_made_anew(
@@ -194,10 +200,10 @@ def test_a_run_holds_no_more_files_than_a_process_may_have(folder: Path, monkeyp
 
 
 class TestWhatIsLeftOver:
-    def found(self, folder: Path, *digests: str, now: float = NOW) -> list[UploadRecord | None]:
+    def found(self, folder: Path, *digests: str, now: float = NOW) -> list[SessionLocation | None]:
         found = []
         for claim in records(folder, now=now).lock_abandoned(KEY.registry, KEY.repository, digests):
-            found.append(claim.record)
+            found.append(claim.location)
             claim.remove()
         return found
 

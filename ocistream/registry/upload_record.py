@@ -1,4 +1,4 @@
-"""Records of unfinished uploads: one locked file for each in the state directory, for a later run to resume.
+"""Records of open upload sessions: one locked file for each in the state directory, for a later run to resume.
 
 A Location is stored only if each of its parts is known to be no secret. An error here never fails an upload.
 Must stay a module of its own: `cli.signals` never interrupts its functions, which hold locks.
@@ -16,7 +16,7 @@ import re
 import stat
 import threading
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["LockedRecord", "UploadKey", "UploadRecord", "UploadRecords", "can_store_location"]
+__all__ = ["LockedRecord", "SessionLocation", "UploadKey", "UploadRecords", "can_store_location"]
 
 _VERSION: Final = 1
 _SUFFIX: Final = ".json"
@@ -76,24 +76,24 @@ class UploadKey:
 
 
 @dataclass(frozen=True, slots=True)
-class UploadRecord:
-    """A stored upload session: its URL, and its minimum chunk size in bytes."""
+class SessionLocation:
+    """The URL of the next request of an upload session, and the minimum size in bytes of each chunk but the last."""
 
-    location: str
+    url: str
     min_chunk: int = 0
 
 
-def can_store_location(location: str, registry_url: str, repository: str) -> bool:
+def can_store_location(url: str, registry_url: str, repository: str) -> bool:
     """Return whether a Location may be stored: each of its parts is known to contain no secret.
 
     The URL must be in this repository at `registry_url`, and have only a session id and parameters of `_PARAMETERS`.
     The same check applies to a stored Location when it is read: the file may have been edited.
     """
-    if len(location) > limits.MAX_UPLOAD_LOCATION or not _PRINTABLE.match(location):
+    if len(url) > limits.MAX_UPLOAD_LOCATION or not _PRINTABLE.match(url):
         return False
     try:
-        parts, base = urlsplit(location), urlsplit(registry_url)
-        if "@" in parts.netloc or "#" in location or Origin.from_url(location) != Origin.from_url(registry_url):
+        parts, base = urlsplit(url), urlsplit(registry_url)
+        if "@" in parts.netloc or "#" in url or Origin.from_url(url) != Origin.from_url(registry_url):
             return False
     except (ValueError, OcistreamError):
         return False
@@ -107,39 +107,41 @@ def can_store_location(location: str, registry_url: str, repository: str) -> boo
 class LockedRecord:
     """The record file of one upload, locked by this process until it is removed or released.
 
-    `record` has the session that an earlier run stored. The lock ends with the process, so a killed process frees it.
+    `location` is the session that an earlier run stored. The lock ends with the process, so a killed process frees it.
     If two processes push the same image, the second one's session is not recorded.
     """
 
     def __init__(
-        self, path: Path, descriptor: int, record: UploadRecord | None, encode: Callable[[UploadRecord], bytes]
+        self, records: UploadRecords, path: Path, descriptor: int, key: UploadKey, location: SessionLocation | None
     ) -> None:
-        """Take the open file; `encode` builds its content."""
+        """Take the open and locked file of the upload `key`."""
+        self._records = records
         self._path = path
         self._descriptor = descriptor
-        self._encode = encode
+        self._key = key
         self._written_size = os.fstat(descriptor).st_size
-        self.record = record
+        self.location = location
 
     @property
     def is_locked(self) -> bool:
         """Whether this process still holds the lock."""
         return self._descriptor >= 0
 
-    def write(self, record: UploadRecord) -> None:
-        """Store the session of the upload.
+    def write(self, location: SessionLocation) -> None:
+        """Store the session of the upload; if that fails, for example because the disk is full, remove the file.
 
         One `pwrite` that never shortens the file: a killed process leaves either the old or the new record. The file is
         not synced, because after a power failure the upload may start again.
-
-        Raises:
-            OSError: the file cannot be written, for example because the disk is full.
         """
-        content = self._encode(record)
-        content = content.ljust(self._written_size)
+        if not self.is_locked:
+            return
+        content = self._records.encode(self._key, location).ljust(self._written_size)
         self._written_size = len(content)
-        if os.pwrite(self._descriptor, content, 0) != len(content):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        try:
+            _write_at_start(self._descriptor, content)
+        except OSError as error:
+            self.remove()
+            self._records.warn_once(error)
 
     def remove(self) -> None:
         """Remove the file, because no session is left to resume."""
@@ -189,7 +191,7 @@ class UploadRecords:
                 _ensure_private_directory(self._directory)
                 record = self._lock_or_create(self._directory / _file_name(key), key)
             except OSError as error:
-                self._warn_once(error)
+                self.warn_once(error)
                 return None
             if record is not None:
                 self._locked_records.append(record)
@@ -213,8 +215,8 @@ class UploadRecords:
             else:
                 record.remove()
 
-    def find(self, registry: str, repository: str, digest: str) -> UploadRecord | None:
-        """Return the unused record of a blob, whatever its size, or None; the record does not change."""
+    def find(self, registry: str, repository: str, digest: str) -> SessionLocation | None:
+        """Return the unused session of a blob, whatever its size, or None; the record does not change."""
         if self._directory is None:
             return None
         path = self._directory / _file_name(UploadKey(registry, repository, digest, 0))
@@ -225,12 +227,27 @@ class UploadRecords:
         if locked is None:
             return None
         locked.release()
-        return locked.record
+        return locked.location
 
-    def discard_unwritable(self, record: LockedRecord, error: OSError) -> None:
-        """Remove a record that could not be written, and warn."""
-        record.remove()
-        self._warn_once(error)
+    def encode(self, key: UploadKey, location: SessionLocation) -> bytes:
+        """Return the content of a record file."""
+        document = {
+            "version": _VERSION,
+            "registry": key.registry,
+            "repository": key.repository,
+            "digest": key.digest,
+            "size": key.size,
+            "location": location.url,
+            "min_chunk": location.min_chunk,
+            "since": round(self._now()),
+        }
+        return json.dumps(document).encode() + b"\n"
+
+    def warn_once(self, error: OSError) -> None:
+        """Report that records cannot be stored."""
+        if not self._has_warned:
+            self._has_warned = True
+            self._warn(f"{self._directory}: uploads are not remembered: {printable(error.strerror or str(error))}")
 
     # -- files ------------------------------------------------------------------------------------------
 
@@ -251,38 +268,25 @@ class UploadRecords:
             return None
         if descriptor is None:
             return None
-        key, record, _ = self._read_record(descriptor)
-        is_same_repository = key is not None and (key.registry, key.repository) == (registry, repository)
-        return LockedRecord(path, descriptor, record if is_same_repository else None, _no_content)
+        key, location, _ = self._read_record(descriptor)
+        if key is None or (key.registry, key.repository) != (registry, repository):
+            key, location = UploadKey(registry, repository, "", 0), None
+        return LockedRecord(self, path, descriptor, key, location)
 
     def _lock_or_create(self, path: Path, key: UploadKey) -> LockedRecord | None:
         descriptor = _open_locked(path, os.O_CREAT)
         if descriptor is None:
             return None
-
-        def content(record: UploadRecord) -> bytes:
-            document = {
-                "version": _VERSION,
-                "registry": key.registry,
-                "repository": key.repository,
-                "digest": key.digest,
-                "size": key.size,
-                "location": record.location,
-                "min_chunk": record.min_chunk,
-                "since": round(self._now()),
-            }
-            return json.dumps(document).encode() + b"\n"
-
-        stored_key, record, since = self._read_record(descriptor)
+        stored_key, location, since = self._read_record(descriptor)
         if stored_key != key or self._is_too_old(since):
-            record = None
+            location = None
             if os.fstat(descriptor).st_size:
                 # Not for a new file: ext4 would treat it as a replacement, and sync it when it is closed.
                 os.ftruncate(descriptor, 0)
-        return LockedRecord(path, descriptor, record, content)
+        return LockedRecord(self, path, descriptor, key, location)
 
-    def _read_record(self, descriptor: int) -> tuple[UploadKey | None, UploadRecord | None, float]:
-        """Return the key, the record and the time of a file; None, None and 0 if the file is malformed."""
+    def _read_record(self, descriptor: int) -> tuple[UploadKey | None, SessionLocation | None, float]:
+        """Return the key, the session and the time of a file; None, None and 0 if the file is malformed."""
         try:
             raw = os.pread(descriptor, limits.MAX_UPLOAD_RECORD + 1, 0)
             if raw:
@@ -294,34 +298,24 @@ class UploadRecords:
     def _is_too_old(self, since: float) -> bool:
         return not -_MAX_CLOCK_SKEW <= self._now() - since <= limits.MAX_UPLOAD_RECORD_AGE
 
-    def _warn_once(self, error: OSError) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            self._warn(f"{self._directory}: uploads are not remembered: {printable(error.strerror or str(error))}")
 
-
-def _parse_record(document: Mapping[str, Any]) -> tuple[UploadKey, UploadRecord, float]:
+def _parse_record(document: Mapping[str, Any]) -> tuple[UploadKey, SessionLocation, float]:
     """Parse a file's content.
 
     Raises:
         KeyError, ValueError, TypeError: the content is malformed.
     """
-    key = UploadKey(**{field.name: document[field.name] for field in fields(UploadKey) if field.name in document})
-    record = UploadRecord(**{field.name: document[field.name] for field in fields(UploadRecord)})
+    key = UploadKey(document["registry"], document["repository"], document["digest"], document["size"])
+    location = SessionLocation(document["location"], document["min_chunk"])
     since, version = document["since"], document["version"]
-    texts = (key.registry, key.repository, key.digest, record.location)
-    numbers = (key.size, record.min_chunk, since, version)
+    texts = (key.registry, key.repository, key.digest, location.url)
+    numbers = (key.size, location.min_chunk, since, version)
     has_known_fields = len(document) == len(texts) + len(numbers)
     if not has_known_fields or version != _VERSION or not all(isinstance(text, str) for text in texts):
         raise ValueError
     if not all(type(number) is int and 0 <= number < 10**18 for number in numbers):
         raise ValueError
-    return key, record, float(since)
-
-
-def _no_content(record: UploadRecord) -> bytes:
-    # Abandoned records are only released or removed.
-    raise NotImplementedError(record)
+    return key, location, float(since)
 
 
 def _hash(*parts: str) -> str:
@@ -331,6 +325,11 @@ def _hash(*parts: str) -> str:
 def _file_name(key: UploadKey) -> str:
     blob = _hash(key.digest) if key.digest else _NEW_BLOB_PREFIX + os.urandom(8).hex()
     return f"{_hash(key.registry, key.repository)}-{blob}{_SUFFIX}"
+
+
+def _write_at_start(descriptor: int, content: bytes) -> None:
+    if os.pwrite(descriptor, content, 0) != len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _ensure_private_directory(directory: Path) -> None:

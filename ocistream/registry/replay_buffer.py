@@ -1,0 +1,201 @@
+"""The bytes of an upload, and a bounded window over them from which the latest ones can be sent again.
+
+A pipe can be read once only, so the window keeps what the registry has not confirmed. No request is sent here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ocistream import limits
+from ocistream.errors import TruncatedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from ocistream.oci.descriptor import Descriptor
+    from ocistream.streams.chunks import Chunk
+
+__all__ = ["ReplayBuffer", "UploadContent"]
+
+#: Largest piece, in bytes, in which buffered bytes are sent again.
+_MAX_PIECE: Final = limits.CHUNK_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class UploadContent:
+    """What to upload: a blob, or its bytes from `start` to `end`.
+
+    `open()` returns verified chunks, from `start` on; if `reopenable`, it may be called again. `blob()` returns the
+    descriptor of the complete blob. If `end` is None, the size is not known yet, and `blob()` is valid only after the
+    last chunk. `is_interruptible` means that the chunks come over a connection that may break.
+    """
+
+    open: Callable[[], Iterator[Chunk]]
+    blob: Callable[[], Descriptor]
+    start: int = 0
+    end: int | None = None
+    reopenable: bool = True
+    is_interruptible: bool = False
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the content is not the complete blob."""
+        return self.start > 0 or not self.is_last
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the content ends where the blob ends."""
+        return self.end is None or self.end == self.blob().size
+
+
+class ReplayBuffer:
+    """A window over the bytes of an upload, from which the latest ones can be sent again.
+
+    Offsets are positions in the blob, in bytes. The buffer holds at most `capacity` bytes: those from `start` to `end`,
+    which is how far the source was read. `has_source_failed` says that the source raised. Bytes before the window are
+    read again if the content is reopenable.
+    """
+
+    def __init__(self, content: UploadContent, capacity: int) -> None:
+        """Take the content. Do not open it yet, and allocate no memory."""
+        self._content = content
+        size = None if content.end is None else content.end - content.start
+        self._capacity = max(1, capacity if size is None else min(capacity, size))
+        self._ring = bytearray()
+        self._is_open = False
+        self._chunks: Iterator[Chunk] = iter(())
+        self._unread = memoryview(b"")
+        self.start = self.end = content.start
+        self.is_exhausted = False
+        self.has_source_failed = False
+        self.truncation: TruncatedError | None = None
+
+    def __enter__(self) -> Self:
+        """Return the buffer; the source is opened when it is needed."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the source's connection or file now; an exception's traceback would keep it open."""
+        self._close()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the content has no bytes at all, once the source is open."""
+        return self.is_exhausted and self.end == self._content.start
+
+    def open(self) -> None:
+        """Open the source if it is not open, and wait for its first bytes."""
+        if not self._is_open:
+            self._read_chunk()
+
+    def can_seek(self, offset: int) -> bool:
+        """Return whether the bytes from `offset` on are still available."""
+        return self.start <= offset <= self.end or (self._content.reopenable and offset >= self._content.start)
+
+    def seek(self, offset: int) -> None:
+        """Position the buffer at `offset`, for which `can_seek` must be true; errors of the source pass through."""
+        if self.start <= offset <= self.end:
+            return
+        if offset < self.start:
+            self._close()
+            self._open()
+        while self.end < offset and self._read_ahead(offset - self.end):
+            pass
+
+    def fill(self, offset: int, count: int) -> int:
+        """Read ahead until the buffer has `count` bytes from `offset` on; return how many it has.
+
+        That is less at the end of the content, and never more than the capacity.
+        """
+        count = min(count, self._capacity)
+        while self.end - offset < count and self._read_ahead(offset + count - self.end):
+            pass
+        return min(self.end - offset, count)
+
+    def fill_until_truncated(self, offset: int, count: int) -> int:
+        """Read ahead as `fill` does; if the source breaks off, return how many bytes the buffer has.
+
+        `truncation` then has the error of the source.
+        """
+        try:
+            return self.fill(offset, count)
+        except TruncatedError as error:
+            if self.end <= offset:
+                raise
+            self.truncation = error
+            return self.end - offset
+
+    def read(self, offset: int, count: int | None = None) -> Iterator[Chunk]:
+        """Yield the bytes from `offset` on, `count` of them or all. A chunk is valid until the next one."""
+        stop = None if count is None else offset + count
+        while offset < self.end and (stop is None or offset < stop):
+            piece = self._buffered(offset, self.end if stop is None else min(stop, self.end))
+            offset += len(piece)
+            yield piece
+        while (stop is None or self.end < stop) and (
+            chunk := self._read_ahead(None if stop is None else stop - self.end)
+        ):
+            yield chunk
+
+    def check_end(self) -> None:
+        """Read the source to its end: it may raise an error there, such as that there are excess bytes."""
+        if not self._unread:
+            self._read_chunk()
+
+    def _open(self) -> None:
+        self.start = self.end = self._content.start
+        self.is_exhausted = False
+        self._unread = memoryview(b"")
+        try:
+            self._chunks = self._content.open()
+        except BaseException:
+            self.has_source_failed = True
+            raise
+        self._is_open = True
+
+    def _close(self) -> None:
+        if (close := getattr(self._chunks, "close", None)) is not None:
+            close()
+
+    def _read_chunk(self) -> None:
+        """Read the next non-empty chunk of the source, if there is one."""
+        if not self._is_open:
+            self._open()
+        try:
+            while not self._unread and not self.is_exhausted:
+                chunk = next(self._chunks, None)
+                self.is_exhausted = chunk is None
+                self._unread = memoryview(chunk or b"")
+        except BaseException:
+            self.has_source_failed = True
+            raise
+
+    def _read_ahead(self, max_size: int | None) -> memoryview:
+        """Read more from the source, at most `max_size` bytes, and buffer it; return an empty view at the end."""
+        self._read_chunk()
+        piece = self._unread if max_size is None else self._unread[:max_size]
+        self._unread = self._unread[len(piece) :]
+        self._store(piece)
+        return piece
+
+    def _store(self, piece: memoryview) -> None:
+        if not self._ring:
+            self._ring = bytearray(self._capacity)
+        self.end += len(piece)
+        kept = piece[-self._capacity :]
+        position = (self.end - len(kept)) % self._capacity
+        first = min(len(kept), self._capacity - position)
+        self._ring[position : position + first] = kept[:first]
+        self._ring[: len(kept) - first] = kept[first:]
+        self.start = max(self.start, self.end - self._capacity)
+
+    def _buffered(self, offset: int, stop: int) -> memoryview:
+        position = offset % self._capacity
+        count = min(stop - offset, self._capacity - position, _MAX_PIECE)
+        return memoryview(self._ring)[position : position + count]
