@@ -20,7 +20,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # not typing's: importing typing takes longer than the rest of this module
 if TYPE_CHECKING:
-    from ocistream.api import create_context
+    from ocistream.api.registries import create_context
     from ocistream.auth.docker_config import Credential
     from ocistream.errors import OcistreamError
     from ocistream.http.client import HttpClient, HttpSettings
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS_BY_MODULE = {
-    "api": ("create_context",),
+    "api.registries": ("create_context",),
     "auth.docker_config": ("Credential",),
     "transfer.recompress": ("Recompression", "parse_recompression"),
     "errors": ("OcistreamError",),

@@ -194,6 +194,7 @@ class CommandContext:
             jobs=int(self.options.get("jobs", DEFAULT_JOBS)),
             records=self.upload_records,
             cancelled=self.cancelled,
+            check_push=self.check_push,
         )
 
     def check_push(self, reference: Reference | None) -> None:

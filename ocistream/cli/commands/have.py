@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from ocistream.api.copy_plan import parse_mount_sources
 from ocistream.cli.options import context_options, credential_options, max_ratio_option, network_options
 from ocistream.cli.parameter_types import WholeNumber, parse_location_argument
-from ocistream.cli.transfers import parse_mount_sources
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.locations import Selection
 

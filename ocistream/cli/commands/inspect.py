@@ -15,12 +15,12 @@ from ocistream.cli.options import (
     credential_options,
     max_ratio_option,
     network_options,
-    parse_platform_choice,
     platform_option,
 )
 from ocistream.cli.parameter_types import parse_location_argument
 from ocistream.cli.progress import format_count, format_size
 from ocistream.locations import Selection, open_source, reference_of
+from ocistream.oci.platforms import parse_platform_choice
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _show_images(context: CommandContext, location: Location, platforms: tuple[s
     from ocistream.transfer.inventory import describe_images, list_needed_configs
     from ocistream.transfer.verify import DiscardedBlobs
 
-    choice = parse_platform_choice(platforms, None)
+    choice = parse_platform_choice(platforms)
     selection = Selection(platforms=choice, max_ratio=int(context.options["max_ratio"]), referrers="listed")
     with contextlib.ExitStack() as stack:
         registries = {location.reference.registry} if location.reference else set()
