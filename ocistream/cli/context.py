@@ -13,14 +13,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream import notices
+from ocistream.api.registries import (
+    RegistryAccess,
+    build_host_settings_lookup,
+    find_home,
+    find_state_directory,
+    load_host_rules,
+    read_source_date_epoch,
+)
 from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials
 from ocistream.cli.registry_options import (
     build_hint_translator,
-    build_host_settings_lookup,
     build_http_settings,
-    load_host_rules,
     options_for_side,
 )
 from ocistream.cli.standard_streams import (
@@ -50,10 +55,8 @@ if TYPE_CHECKING:
     from ocistream.layout.cache import Cache
     from ocistream.oci.reference import Reference
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
-    from ocistream.registry.mirrors import RepositoryOpener
     from ocistream.registry.upload_records import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
-    from ocistream.transfer.recompress import Recompression
 
 __all__ = [
     "PASSWORD_ON_STDIN",
@@ -104,7 +107,7 @@ class CommandContext:
             from ocistream.registry.upload_strategy import HostFactsFile, UploadStrategy
 
             explicit_method, jobs = self.options.get("upload"), int(self.options.get("jobs", 1))
-            facts_file = HostFactsFile(_state_directory(), self._report_if_verbose)
+            facts_file = HostFactsFile(find_state_directory(os.environ), self._report_if_verbose)
             self._upload_strategy = UploadStrategy(
                 explicit_method=explicit_method,
                 jobs=jobs,
@@ -133,7 +136,7 @@ class CommandContext:
         if self._upload_records is None:
             from ocistream.registry.upload_records import UploadRecords
 
-            directory = _state_directory()
+            directory = find_state_directory(os.environ)
             self._upload_records = UploadRecords(directory / "uploads" if directory else None, self._report_if_verbose)
         return self._upload_records
 
@@ -162,35 +165,20 @@ class CommandContext:
         # One keychain for both clients: stdin can be read for a password only once.
         keychain = functools.cache(build_keychain or functools.partial(self._build_keychain, side, registries))
 
-        @functools.cache
-        def transport() -> HttpClient:
-            return self._build_transport(keychain(), side, hint)
-
-        @functools.cache
-        def mirrors() -> HttpClient:
-            # Mirrors stand in for the registry, so the options of its side apply. Their own client has fewer retries
-            # and shorter timeouts, since another place can be asked.
-            return self._build_transport(keychain(), side, hint, mirrors=True)
-
-        @functools.cache
-        def reading() -> RepositoryOpener:
-            from ocistream.registry.mirrors import RepositoryOpener
-
-            find_sources, report = self.host_rules().find_pull_sources, self._report_fallback
-            if (cache := self.cache) is None:
-                return RepositoryOpener(transport(), mirrors, find_sources, report)
-            from ocistream.layout.cached_repository import CachedRepository
-
-            return RepositoryOpener(
-                transport(), mirrors, find_sources, report, functools.partial(CachedRepository, cache)
-            )
-
+        access = RegistryAccess(
+            create_client=lambda is_for_mirrors: self._create_client(
+                keychain(), side, hint, is_for_mirrors=is_for_mirrors
+            ),
+            rules=self.host_rules,
+            report=self._report_fallback,
+            cache=lambda: self.cache,
+        )
         return OpenContext(
-            client=transport,
+            client=access.client,
             stdin=self.open_stdin,
             stdout=self._open_stdout,
-            mtime=_read_source_date_epoch(os.environ),
-            opener=reading,
+            mtime=read_source_date_epoch(os.environ),
+            opener=access.opener,
             jobs=int(self.options.get("jobs", DEFAULT_JOBS)),
             records=self.upload_records,
             cancelled=self.cancelled,
@@ -208,7 +196,12 @@ class CommandContext:
         The files are read on the first call: a command that contacts no registry does not fail for a malformed file.
         """
         if self._host_rules is None:
-            self._host_rules = load_host_rules(self.options, os.environ, home_directory(), self.rule_overrides)
+            self._host_rules = load_host_rules(
+                self.options.get("config"),
+                os.environ,
+                self.rule_overrides,
+                use_mirrors=not self.options.get("no_mirrors"),
+            )
         return self._host_rules
 
     def check_result_path(self, *locations: Location) -> None:
@@ -223,16 +216,6 @@ class CommandContext:
         if result is not None and real_path(result) in paths:
             msg = f"--result {result} is the archive itself"
             raise UsageError(msg, hint="name another file: it would be written over")
-
-    def recompression(self, default: str | None = None) -> Recompression | None:
-        """Return what --compress asks for, else `default`; None where layers stay as they are."""
-        option = self.options["compress"]
-        text = default if option is None else option
-        if text is None:
-            return None
-        from ocistream.transfer.recompress import parse_recompression
-
-        return parse_recompression(text, int(self.options["max_ratio"]))
 
     def check_credentials(self, registries: Collection[str]) -> None:
         """Raise UsageError if several registries could ask for the one user name and password given."""
@@ -261,8 +244,8 @@ class CommandContext:
             auth_file=self.explicit_credentials.find_auth_file(side),
         )
 
-    def _build_transport(
-        self, keychain: Keychain, side: str, hint: Callable[[str], str] | None, *, mirrors: bool = False
+    def _create_client(
+        self, keychain: Keychain, side: str, hint: Callable[[str], str] | None, *, is_for_mirrors: bool
     ) -> HttpClient:
         from ocistream.http.client import HttpClient
 
@@ -270,7 +253,8 @@ class CommandContext:
         settings = replace(
             build_http_settings(options, os.environ), format_hint=hint or build_hint_translator(self.options, side)
         )
-        if mirrors:
+        if is_for_mirrors:
+            # Mirrors stand in for the registry, so the options of its side apply.
             from ocistream.registry.mirrors import shorten_timeouts
 
             settings = shorten_timeouts(settings)
@@ -278,7 +262,7 @@ class CommandContext:
             settings,
             keychain.find,
             find_host_settings=build_host_settings_lookup(
-                options, os.environ, home_directory(), self.host_rules().settings
+                os.environ, self.host_rules().settings, use_certs_d=not options["cert_dir"]
             ),
             on_retry=self._report_retry,
             cancelled=self.cancelled,
@@ -349,30 +333,6 @@ class CommandContext:
         return file
 
 
-def _state_directory() -> Path | None:
-    from ocistream.registry.upload_strategy import state_directory
-
-    directory = state_directory(os.environ, home_directory() if os.environ.get("HOME") else None)
-    if directory is None:
-        reason = "neither HOME nor XDG_STATE_HOME is set"
-        notices.notify(
-            f"{reason}: no later run can resume an upload of this one, or knows how hosts take uploads", level=1
-        )
-    return directory
-
-
 def home_directory() -> Path:
     """Return the user's home directory, or the root if HOME is not set (an empty container)."""
-    return Path(os.environ.get("HOME") or "/")
-
-
-def _read_source_date_epoch(env: Mapping[str, str]) -> int:
-    """Return SOURCE_DATE_EPOCH, in seconds since 1970; 0 if it is not set.
-
-    The limit is what 11 octal digits of a tar header hold.
-    """
-    text = env.get("SOURCE_DATE_EPOCH") or "0"
-    if not text.isascii() or not text.isdigit() or int(text) >= 8**11:
-        msg = f"SOURCE_DATE_EPOCH is not a number of seconds: {text[:40]!r}"
-        raise UsageError(msg)
-    return int(text)
+    return find_home(os.environ)

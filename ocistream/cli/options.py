@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ocistream import limits
+from ocistream.api import settings
 from ocistream.cli.context import PASSWORD_ON_STDIN, CommandContext
 from ocistream.cli.parameter_types import WholeNumber, check_number, parse_memory, parse_rate
 from ocistream.cli.registry_options import SIDE_OPTIONS
@@ -20,9 +21,7 @@ from ocistream.cli.signals import InterruptibleEvent
 from ocistream.cli.standard_streams import result_on_stdout_error
 from ocistream.errors import UsageError
 from ocistream.oci.platforms import parse_platform_choice
-from ocistream.oci.reference import printable
 from ocistream.registry.upload_methods import parse_upload_method
-from ocistream.sizes import parse_size
 from ocistream.streams.memory import return_large_blocks
 
 if TYPE_CHECKING:
@@ -90,14 +89,18 @@ def network_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --retries, time-outs, limits, --config, --no-mirrors, and the options of `tls_options`."""
     return _combine_decorators(
         click.option(
-            "--retries", type=WholeNumber(0, 20), default=5, show_default=True, help="Tries after the first one."
+            "--retries",
+            type=WholeNumber(0, 20),
+            default=settings.RETRIES,
+            show_default=True,
+            help="Tries after the first one.",
         ),
         click.option(
             "--connect-timeout",
             type=_TIMEOUT_SECONDS,
             callback=check_number,
             metavar="SECONDS",
-            default=15,
+            default=settings.CONNECT_TIMEOUT,
             show_default=True,
             help="How long connecting may take.",
         ),
@@ -106,7 +109,7 @@ def network_options(command: Callable[..., None]) -> Callable[..., None]:
             type=_TIMEOUT_SECONDS,
             callback=check_number,
             metavar="SECONDS",
-            default=60,
+            default=settings.STALL_TIMEOUT,
             show_default=True,
             help="Give a connection up when no byte has moved for so long. There is no limit for the whole.",
         ),
@@ -168,8 +171,8 @@ def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
     return _combine_decorators(
         click.option(
             "--jobs",
-            type=WholeNumber(1, 32),
-            default=4,
+            type=WholeNumber(1, settings.MAX_JOBS),
+            default=settings.JOBS,
             show_default=True,
             help="Blobs moved at once, and connections over which they are fetched ahead.",
         ),
@@ -455,10 +458,4 @@ def split_option(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parse_split_size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int:
     """Return the bytes of --split; 0 without --split."""
-    if value is None:
-        return 0
-    size = parse_size(value, fractions=True)
-    if not size:
-        msg = f"--split {printable(value, 40)!r} is no size"
-        raise UsageError(msg, hint="write it as in --split 700MiB, or --split 4294967295, which is FAT32's limit")
-    return size
+    return 0 if value is None else settings.parse_split(value)
