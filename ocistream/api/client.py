@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from ocistream import limits
 from ocistream.api import settings
 from ocistream.api.cancellation import LinkedEvent
-from ocistream.api.client_registries import ClientRegistries, ClientSettings
+from ocistream.api.client_registries import ClientRegistries
 from ocistream.api.copy_plan import CopyOptions, plan_copy, plan_copy_to_prefix
 from ocistream.api.location_arguments import LocationArgument, list_locations
+from ocistream.api.registries import build_http_settings, load_host_rules
 from ocistream.api.results import CopyResult, build_result
 from ocistream.api.settings import RegistrySettings, TlsFiles
 from ocistream.errors import UsageError
@@ -82,33 +83,39 @@ class Client:
         Raises:
             UsageError: a setting is malformed or out of range.
         """
-        if not 1 <= jobs <= settings.MAX_JOBS:
-            msg = f"--jobs {jobs} is not from 1 to {settings.MAX_JOBS}"
-            raise UsageError(msg)
+        _check_range("jobs", jobs, 1, settings.MAX_JOBS)
+        _check_range("retries", retries, 0, settings.MAX_RETRIES)
         rate = None if limit_rate is None else settings.parse_limit_rate(limit_rate)
+        env = os.environ if environment is None else environment
         self._jobs = jobs
         # One connection may already be too fast for a limited rate.
         self._memory = settings.parse_memory(memory) if rate is None else 0
         self._closed = threading.Event()
         self._registries = ClientRegistries(
-            ClientSettings(
-                env=os.environ if environment is None else environment,
-                credentials=credentials,
-                rules={host: own.to_rule() for host, own in (registries or {}).items()},
+            env=env,
+            credentials=credentials,
+            build_settings=functools.partial(
+                build_http_settings,
+                env,
                 plain_http=plain_http,
                 tls=(tls or TlsFiles()).to_settings(insecure=insecure),
                 attempts=retries + 1,
                 connect_timeout=connect_timeout,
                 stall_timeout=stall_timeout,
-                limit_rate=rate,
                 max_requests_per_second=max_requests_per_second,
-                use_mirrors=mirrors,
-                upload_method=parse_upload_method(upload),
-                jobs=jobs,
-                cache=None if cache is None else Path(cache),
-                config=None if config is None else Path(config),
             ),
-            self._closed,
+            load_rules=functools.partial(
+                load_host_rules,
+                None if config is None else Path(config),
+                env,
+                {host: own.to_rule() for host, own in (registries or {}).items()},
+                use_mirrors=mirrors,
+            ),
+            limit_rate=rate,
+            upload_method=parse_upload_method(upload),
+            jobs=jobs,
+            cache=None if cache is None else Path(cache),
+            closed=self._closed,
         )
 
     def __enter__(self) -> Self:
@@ -304,6 +311,12 @@ inspect = _with_new_client(Client.inspect)
 
 def _list_registries(arguments: Sequence[LocationArgument]) -> set[str]:
     return {argument.location.reference.registry for argument in arguments if argument.location.reference}
+
+
+def _check_range(name: str, value: int, lowest: int, highest: int) -> None:
+    if not lowest <= value <= highest:
+        msg = f"--{name} {value} is not from {lowest} to {highest}"
+        raise UsageError(msg)
 
 
 def _list(value: str | Iterable[str]) -> tuple[str, ...]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from ocistream.api.registries import (
     RegistryAccess,
     build_host_settings_lookup,
-    build_http_settings,
     find_home,
     find_state_directory,
-    load_host_rules,
     read_source_date_epoch,
 )
 from ocistream.errors import UsageError
@@ -24,46 +21,44 @@ if TYPE_CHECKING:
 
     from ocistream.auth.credentials import Credential
     from ocistream.http.client import HttpClient
-    from ocistream.http.tls import TlsSettings
+    from ocistream.http.settings import HttpSettings
     from ocistream.layout.cache import Cache
-    from ocistream.registry.configuration import HostRule, RegistryConfiguration
+    from ocistream.registry.configuration import RegistryConfiguration
     from ocistream.registry.upload_methods import UploadMethod
     from ocistream.registry.upload_records import UploadRecords
 
-__all__ = ["ClientRegistries", "ClientSettings", "Credentials"]
+__all__ = ["ClientRegistries", "Credentials"]
 
 _T = TypeVar("_T")
 
 Credentials: TypeAlias = "Credential | Mapping[str, Credential] | Callable[[str, str], Credential | None]"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientSettings:
-    """The checked settings of a client."""
-
-    env: Mapping[str, str]
-    credentials: Credentials | None
-    rules: Mapping[str, HostRule]
-    plain_http: bool
-    tls: TlsSettings
-    attempts: int
-    connect_timeout: float
-    stall_timeout: float
-    limit_rate: float | None
-    max_requests_per_second: float | None
-    use_mirrors: bool
-    upload_method: UploadMethod | None
-    jobs: int
-    cache: Path | None
-    config: Path | None
-
-
 class ClientRegistries:
     """Opens registries for the calls of one client. Safe for several threads."""
 
-    def __init__(self, settings: ClientSettings, closed: threading.Event) -> None:
-        """Take the settings. Setting `closed` ends all requests."""
-        self._settings = settings
+    def __init__(  # noqa: PLR0913 - settings, given by name
+        self,
+        *,
+        env: Mapping[str, str],
+        credentials: Credentials | None,
+        build_settings: Callable[[], HttpSettings],
+        load_rules: Callable[[], RegistryConfiguration],
+        limit_rate: float | None,
+        upload_method: UploadMethod | None,
+        jobs: int,
+        cache: Path | None,
+        closed: threading.Event,
+    ) -> None:
+        """Take the settings; files are read on first use. Setting `closed` ends all requests."""
+        self._env = env
+        self._credentials = credentials
+        self._build_settings = build_settings
+        self._read_rules = load_rules
+        self._limit_rate = limit_rate
+        self._upload_method = upload_method
+        self._jobs = jobs
+        self._cache_path = cache
         self._closed = closed
         #: Registries that calls named; a mirror from the configuration is none of them.
         self._named: set[str] = set()
@@ -85,9 +80,9 @@ class ClientRegistries:
             self._named |= set(registries)
         return OpenContext(
             client=self._access.client,
-            mtime=read_source_date_epoch(self._settings.env),
+            mtime=read_source_date_epoch(self._env),
             opener=self._access.opener,
-            jobs=self._settings.jobs,
+            jobs=self._jobs,
             records=self._open_records,
             cancelled=cancelled,
             check_push=lambda reference: self._load_rules().check_push(reference),
@@ -95,8 +90,7 @@ class ClientRegistries:
 
     def check_environment_credential(self, registries: Collection[str]) -> None:
         """Raise UsageError if the user name of the environment could be for several registries, as the command does."""
-        settings = self._settings
-        if settings.credentials is None and len(registries) > 1 and settings.env.get("OCISTREAM_USERNAME"):
+        if self._credentials is None and len(registries) > 1 and self._env.get("OCISTREAM_USERNAME"):
             msg = f"OCISTREAM_USERNAME cannot be for {' and '.join(sorted(registries))} at once"
             raise UsageError(msg, hint="use `ocistream login` for each, or credentials by host")
 
@@ -108,24 +102,20 @@ class ClientRegistries:
             return cast("_T", self._shared[key])
 
     def _load_rules(self) -> RegistryConfiguration:
-        settings = self._settings
-        return self._once(
-            "rules",
-            lambda: load_host_rules(settings.config, settings.env, settings.rules, use_mirrors=settings.use_mirrors),
-        )
+        return self._once("rules", self._read_rules)
 
     def _open_cache(self) -> Cache | None:
-        if self._settings.cache is None:
+        if self._cache_path is None:
             return None
         from ocistream.layout.cache import Cache
 
-        return Cache(self._settings.cache)
+        return Cache(self._cache_path)
 
     def _open_records(self) -> UploadRecords:
         from ocistream.registry.upload_records import UploadRecords
 
         def create() -> UploadRecords:
-            directory = find_state_directory(self._settings.env)
+            directory = find_state_directory(self._env)
             return UploadRecords(directory / "uploads" if directory else None, lambda _message: None)
 
         return self._once("records", create)
@@ -135,32 +125,24 @@ class ClientRegistries:
         from ocistream.http.rate_limits import RateLimits
         from ocistream.registry.upload_strategy import UploadStrategy
 
-        http_settings = build_http_settings(
-            self._settings.env,
-            plain_http=self._settings.plain_http,
-            tls=self._settings.tls,
-            attempts=self._settings.attempts,
-            connect_timeout=self._settings.connect_timeout,
-            stall_timeout=self._settings.stall_timeout,
-            max_requests_per_second=self._settings.max_requests_per_second,
-        )
+        http_settings = self._build_settings()
         if is_for_mirrors:
             from ocistream.registry.mirrors import shorten_timeouts
 
             http_settings = shorten_timeouts(http_settings)
-        rate_limits = self._once("rate limits", lambda: RateLimits(self._settings.limit_rate))
+        rate_limits = self._once("rate limits", lambda: RateLimits(self._limit_rate))
         strategy = self._once(
             "upload strategy",
             lambda: UploadStrategy(
-                explicit_method=self._settings.upload_method,
-                jobs=self._settings.jobs,
+                explicit_method=self._upload_method,
+                jobs=self._jobs,
                 configured_profile=lambda host: self._load_rules().profile(host),
             ),
         )
         return HttpClient(
             http_settings,
             self._find_credential,
-            find_host_settings=build_host_settings_lookup(self._settings.env, self._load_rules().settings),
+            find_host_settings=build_host_settings_lookup(self._env, self._load_rules().settings),
             cancelled=self._closed,
             rate_limits=rate_limits,
             upload_strategy=strategy,
@@ -170,7 +152,7 @@ class ClientRegistries:
         from ocistream.auth.credentials import Credential, Keychain
         from ocistream.auth.docker_config import normalize_host
 
-        given = self._settings.credentials
+        given = self._credentials
         if callable(given):
             return given(registry, repository)
         if given is not None and not isinstance(given, Credential):
@@ -181,8 +163,8 @@ class ClientRegistries:
         with self._lock:
             named_registries = frozenset(self._named)
         keychain = Keychain(
-            self._settings.env,
-            home=find_home(self._settings.env),
+            self._env,
+            home=find_home(self._env),
             explicit=given if isinstance(given, Credential) else None,
             named=named_registries,
             configured=self._load_rules().credentials,

@@ -18,6 +18,7 @@ __all__ = [
     "CONNECT_TIMEOUT",
     "JOBS",
     "MAX_JOBS",
+    "MAX_RETRIES",
     "RETRIES",
     "STALL_TIMEOUT",
     "RegistrySettings",
@@ -29,6 +30,7 @@ __all__ = [
 
 #: Attempts after the first one.
 RETRIES: Final = 5
+MAX_RETRIES: Final = 20
 #: Seconds.
 CONNECT_TIMEOUT: Final = 15
 #: Seconds without a byte.

@@ -90,7 +90,7 @@ def network_options(command: Callable[..., None]) -> Callable[..., None]:
     return _combine_decorators(
         click.option(
             "--retries",
-            type=WholeNumber(0, 20),
+            type=WholeNumber(0, settings.MAX_RETRIES),
             default=settings.RETRIES,
             show_default=True,
             help="Tries after the first one.",
