@@ -64,11 +64,13 @@ class ClientRegistries:
         self._named: set[str] = set()
         self._lock = threading.RLock()
         self._shared: dict[str, object] = {}
-        self._access = RegistryAccess(create_client=self._create_client, rules=self._load_rules, cache=self._open_cache)
+        self._clients: dict[bool, HttpClient] = {}
 
     def close(self) -> None:
         """Close all idle connections."""
-        self._access.close()
+        with self._lock:
+            for client in self._clients.values():
+                client.close()
 
     def build_context(self, registries: Collection[str], cancelled: threading.Event) -> OpenContext:
         """Return the context of a call that names these registries.
@@ -78,10 +80,15 @@ class ClientRegistries:
         """
         with self._lock:
             self._named |= set(registries)
+        access = RegistryAccess(
+            create_client=lambda is_for_mirrors: self._client(is_for_mirrors).for_transfer(cancelled),
+            rules=self._load_rules,
+            cache=self._open_cache,
+        )
         return OpenContext(
-            client=self._access.client,
+            client=access.client,
             mtime=read_source_date_epoch(self._env),
-            opener=self._access.opener,
+            opener=access.opener,
             jobs=self._jobs,
             records=self._open_records,
             cancelled=cancelled,
@@ -119,6 +126,12 @@ class ClientRegistries:
             return UploadRecords(directory / "uploads" if directory else None, lambda _message: None)
 
         return self._once("records", create)
+
+    def _client(self, is_for_mirrors: bool) -> HttpClient:
+        with self._lock:
+            if is_for_mirrors not in self._clients:
+                self._clients[is_for_mirrors] = self._create_client(is_for_mirrors)
+            return self._clients[is_for_mirrors]
 
     def _create_client(self, is_for_mirrors: bool) -> HttpClient:
         from ocistream.http.client import HttpClient

@@ -78,12 +78,6 @@ class RegistryAccess:
                     self._opener = self._opener.wrapped_by(functools.partial(CachedRepository, cache))
             return self._opener
 
-    def close(self) -> None:
-        """Close idle connections."""
-        with self._lock:
-            for client in self._clients.values():
-                client.close()
-
 
 def build_http_settings(
     env: Mapping[str, str],

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -383,6 +384,24 @@ def test_a_copy_is_cancelled_from_another_thread_and_others_go_on(
         assert client.verify(tmp_path / "app.tar").ok
     with pytest.raises(ocistream.UsageError, match="closed"):
         client.inspect(image)
+
+
+def test_a_copy_that_waits_for_a_registry_is_cancelled_alone(tmp_path: Path, layout: Layout) -> None:
+    busy = Fault(Reply(503, {"Retry-After": "200"}), path="/app/manifests/", times=None, before_auth=True)
+    with (
+        FaultyRegistry(tmp_path / "served", busy, auth=Basic("user", "secret")) as registry,
+        ThreadPoolExecutor() as pool,
+    ):
+        headers = basic("user", "secret")
+        seed(layout, small_image(layout, name="app"), registry.host, "other", "1", headers=headers)
+        cancelled = threading.Event()
+        with ocistream.Client(credentials=ocistream.Credential("user", "secret")) as client:
+            waiting = pool.submit(client.copy, f"{registry.host}/app:1", tmp_path / "app.tar", cancelled=cancelled)
+            while not registry.asked(path="/app/manifests/"):
+                time.sleep(0.01)
+            cancelled.set()
+            assert isinstance(waiting.exception(timeout=100), ocistream.CancelledError)
+            assert client.copy(f"{registry.host}/other:1", tmp_path / "other.tar").images
 
 
 def test_errors_have_the_exit_codes_and_hints_of_the_command(tmp_path: Path, registry: FaultyRegistry) -> None:
