@@ -100,24 +100,19 @@ class CopyPlan:
         Raises:
             OcistreamError: a location cannot be opened, or the configuration forbids the push.
         """
-        check_push, target = destination_context.check_push, self.target
+        check_push, selection = destination_context.check_push, self.selection
         if self.destination.reference is not None:
             check_push(self.destination.reference)
-        source = open_sources(self.sources, source_context, self.selection)
-
-        def find_permitted(root: Root) -> Reference:
-            assert target is not None  # noqa: S101 - it is used only then
-            reference = target(root)
-            check_push(reference)
-            return reference
-
+        elif self.target is not None:
+            selection = replace(selection, select=_check_each_push(selection.select, self.target, check_push))
+        source = open_sources(self.sources, source_context, selection)
         try:
             destination = open_destination(
                 self.destination,
                 replace(
                     destination_context,
                     mount_from=self.mount_from,
-                    find_reference=find_permitted if target is not None else None,
+                    find_reference=self.target,
                     volume_size=self.options.split,
                 ),
             )
@@ -288,6 +283,20 @@ def _build_selection(
         referrers="along" if options.referrers else "left",
         tags=tags,
     )
+
+
+def _check_each_push(
+    select: ImageSelector, target: Callable[[Root], Reference], check_push: Callable[[Reference], None]
+) -> ImageSelector:
+    """Return the selection with a check that the configuration allows the push of each selected image."""
+
+    def selected(roots: Sequence[Root]) -> Sequence[Root]:
+        chosen = select(roots)
+        for root in chosen:
+            check_push(target(root))
+        return chosen
+
+    return selected
 
 
 def _check_one_image(sources: Sequence[Location], destination: Location, options: CopyOptions) -> None:

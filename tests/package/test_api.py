@@ -306,6 +306,21 @@ def test_a_mirror_is_asked_first_and_gets_no_credential_of_the_registry(tmp_path
         assert not mirror.requests
 
 
+def test_a_registry_that_the_configuration_blocks_is_not_asked(
+    tmp_path: Path, layout: Layout, registry: FaultyRegistry
+) -> None:
+    small_image(layout, name="example.com/app:1")
+    config = tmp_path / "registries.conf"
+    config.write_text(f'[[registry]]\nlocation = "{registry.host}"\nblocked = true\n')
+    source = f"oci:{layout.path}"
+    with ocistream.Client(environment=isolated(tmp_path, CONTAINERS_REGISTRIES_CONF=str(config))) as client:
+        with pytest.raises(ocistream.AuthenticationError, match="is blocked"):
+            client.copy(source, f"{registry.host}/app:1")
+        with pytest.raises(ocistream.AuthenticationError, match="is blocked"):
+            client.copy(source, to=f"{registry.host}/mirror")
+    assert not registry.requests
+
+
 @pytest.mark.parametrize(
     "settings",
     [
