@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 
 import ocistream
 from tests.certificates import Certificate
+from tests.cli.commands import options
 from tests.fault_actions import Reply, Stall
 from tests.faulty_auth import Basic
 from tests.faulty_registry import Fault, FaultyRegistry
@@ -61,6 +63,38 @@ class Progress:
     def done(self, descriptor: ocistream.Descriptor, how: str) -> None:
         """Note what became of a blob."""
         self.statuses[descriptor.digest] = how
+
+
+#: Options of the command that a call has in another form: what the form is.
+OTHER_FORM = {
+    "--platform": "platforms",
+    "--image": "images",
+    "--no-referrers": "referrers",
+    "--no-mirrors": "mirrors",
+    "--ca-cert": "tls",
+    "--client-cert": "tls",
+    "--client-key": "tls",
+    "--username": "credentials",
+    "--password-stdin": "credentials",
+    "--password-file": "credentials",
+    "--authfile": "environment",
+    "--progress": "observer",
+    "--input": "source",
+    "--output": "destination",
+}
+#: What is for a command line only, by the page's word or because it is about the terminal.
+COMMAND_ONLY = {"--have", "--base", "--only", "--via", "--via-program", "--from-byte"} | {
+    *("--help", "--quiet", "--verbose", "--log-format", "--result", "--cert-dir"),
+}
+
+
+@pytest.mark.parametrize("name", ["pull", "push", "copy"])
+def test_each_option_of_the_command_is_an_argument(name: str) -> None:
+    arguments = {*inspect.signature(ocistream.Client).parameters, *inspect.signature(ocistream.copy).parameters}
+    for option in options(name):
+        if option.startswith(("--src-", "--dest-")) or not option.startswith("--") or option in COMMAND_ONLY:
+            continue
+        assert OTHER_FORM.get(option, option[2:].replace("-", "_")) in arguments, option
 
 
 # -- copy -------------------------------------------------------------------------------------------------
