@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import IO, TYPE_CHECKING
 
 from ocistream.streams import files
@@ -52,7 +53,11 @@ class FileObjectOutput:
         view = memoryview(chunk)
         with files.disk_errors(self._operation):
             while view:
-                view = view[self._file.write(view) :]
+                count: int | None = self._file.write(view)
+                if count is None:
+                    # The answer of a file that does not block and has no room.
+                    raise BlockingIOError(errno.EAGAIN, "the file object does not block")
+                view = view[count:]
 
     def finish(self) -> None:
         """Flush the file."""

@@ -215,6 +215,14 @@ def test_a_reader_that_has_gone_is_a_broken_pipe(layout: Layout) -> None:
     assert caught.value.exit_code == 141
 
 
+def test_a_pipe_that_does_not_block_loses_no_bytes_silently(layout: Layout) -> None:
+    layout.image([os.urandom(3_000_000)], name="app")
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with open(read, "rb"), open(write, "wb", buffering=0) as pipe, pytest.raises(ocistream.LocalDiskError):  # noqa: PTH123
+        ocistream.copy(f"oci:{layout.path}:app", pipe)
+
+
 def test_the_command_and_a_call_write_the_same_bytes(tmp_path: Path, layout: Layout, registry: FaultyRegistry) -> None:
     seed(layout, two_platforms(layout, name="app"), registry.host, "app", "1")
     image = f"{registry.host}/app:1"
