@@ -3,16 +3,7 @@
 The names in `__all__` are the public Python API, imported on first use; see docs/api.md. Other names may change. Pull
 an image into an archive and recompress its layers::
 
-    context = ocistream.create_context()
-    source = ocistream.open_source(
-        ocistream.parse_location("localhost:5000/app:1"), context, ocistream.Selection()
-    )
-    destination = ocistream.open_destination(ocistream.parse_location("oci-archive:app.tar"), context)
-    try:
-        report = ocistream.copy(source, destination, recompression=ocistream.parse_recompression("zstd"))
-    finally:
-        destination.close()
-        source.close()
+    ocistream.copy("localhost:5000/app:1", "oci-archive:app.tar", compress="zstd")
 
 """
 
@@ -20,68 +11,96 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # not typing's: importing typing takes longer than the rest of this module
 if TYPE_CHECKING:
-    from ocistream.api import create_context
+    from ocistream.api.client import Client, copy, inspect, verify
+    from ocistream.api.results import CopyResult, ImageResult
+    from ocistream.api.settings import RegistrySettings, TlsFiles
+    from ocistream.api.verification import VerifyResult
     from ocistream.auth.docker_config import Credential
-    from ocistream.errors import OcistreamError
-    from ocistream.http.client import HttpClient, HttpSettings
-    from ocistream.locations import Location, OpenContext, Selection, open_destination, open_source, parse_location
-    from ocistream.oci.descriptor import Descriptor, Platform, parse_platform
-    from ocistream.oci.graph import Graph, Root
-    from ocistream.oci.platforms import PlatformChoice
+    from ocistream.errors import (
+        ArchiveError,
+        AuthenticationError,
+        CancelledError,
+        IntegrityError,
+        InvalidNameError,
+        LocalDiskError,
+        NetworkError,
+        NotFoundError,
+        OcistreamError,
+        OutputClosedError,
+        RegistryError,
+        UnsupportedError,
+        UsageError,
+    )
+    from ocistream.oci.descriptor import Descriptor, Platform
+    from ocistream.oci.graph import Graph
     from ocistream.oci.reference import Reference, parse_reference
-    from ocistream.transfer.copy import Report, copy
-    from ocistream.transfer.interfaces import Blob, Destination, Observer, Source
-    from ocistream.transfer.recompress import Recompression, parse_recompression
-    from ocistream.transfer.verify import Findings, verify
+    from ocistream.transfer.interfaces import Observer
+    from ocistream.transfer.report import BlobResult
+    from ocistream.transfer.verify import Findings
 
 __version__ = "0.1.0"
 
 _EXPORTS_BY_MODULE = {
-    "api": ("create_context",),
+    "api.client": ("Client", "copy", "inspect", "verify"),
+    "api.results": ("CopyResult", "ImageResult"),
+    "api.settings": ("RegistrySettings", "TlsFiles"),
+    "api.verification": ("VerifyResult",),
     "auth.docker_config": ("Credential",),
-    "transfer.recompress": ("Recompression", "parse_recompression"),
-    "errors": ("OcistreamError",),
-    "oci.graph": ("Graph", "Root"),
-    "transfer.interfaces": ("Blob", "Observer", "Destination", "Source"),
-    "oci.descriptor": ("Descriptor", "Platform", "parse_platform"),
-    "oci.platforms": ("PlatformChoice",),
+    "errors": (
+        "ArchiveError",
+        "AuthenticationError",
+        "CancelledError",
+        "IntegrityError",
+        "InvalidNameError",
+        "LocalDiskError",
+        "NetworkError",
+        "NotFoundError",
+        "OcistreamError",
+        "OutputClosedError",
+        "RegistryError",
+        "UnsupportedError",
+        "UsageError",
+    ),
+    "oci.descriptor": ("Descriptor", "Platform"),
+    "oci.graph": ("Graph",),
     "oci.reference": ("Reference", "parse_reference"),
-    "locations": ("Location", "OpenContext", "Selection", "open_destination", "open_source", "parse_location"),
-    "transfer.copy": ("Report", "copy"),
-    "http.client": ("HttpClient", "HttpSettings"),
-    "transfer.verify": ("Findings", "verify"),
+    "transfer.interfaces": ("Observer",),
+    "transfer.report": ("BlobResult",),
+    "transfer.verify": ("Findings",),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS_BY_MODULE.items() for name in names}
 
 __all__ = [
-    "Blob",
+    "ArchiveError",
+    "AuthenticationError",
+    "BlobResult",
+    "CancelledError",
+    "Client",
+    "CopyResult",
     "Credential",
     "Descriptor",
-    "Destination",
     "Findings",
     "Graph",
-    "HttpClient",
-    "HttpSettings",
-    "Location",
+    "ImageResult",
+    "IntegrityError",
+    "InvalidNameError",
+    "LocalDiskError",
+    "NetworkError",
+    "NotFoundError",
     "Observer",
     "OcistreamError",
-    "OpenContext",
+    "OutputClosedError",
     "Platform",
-    "PlatformChoice",
-    "Recompression",
     "Reference",
-    "Report",
-    "Root",
-    "Selection",
-    "Source",
+    "RegistryError",
+    "RegistrySettings",
+    "TlsFiles",
+    "UnsupportedError",
+    "UsageError",
+    "VerifyResult",
     "__version__",
     "copy",
-    "create_context",
-    "open_destination",
-    "open_source",
-    "parse_location",
-    "parse_platform",
-    "parse_recompression",
+    "inspect",
     "parse_reference",
     "verify",
 ]

@@ -47,7 +47,7 @@ class OcistreamError(Exception):
 
 
 class UsageError(OcistreamError):
-    """The command line asks for something that is malformed or contradictory."""
+    """The caller asks for something that is malformed or contradictory."""
 
     exit_code = 2
 
@@ -167,4 +167,4 @@ class OutputClosedError(OcistreamError):
 
 
 class CancelledError(OcistreamError):
-    """The transfer failed or was cancelled elsewhere. It ends a thread and is never shown to the user."""
+    """The transfer was cancelled, or failed in another thread. The command line never shows this error."""

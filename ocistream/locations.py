@@ -156,6 +156,10 @@ class OpenContext:
     records: Callable[[], UploadRecords] | None = None
     #: Cancels one transfer, while others with the same client continue.
     cancelled: threading.Event | None = None
+    #: Raises AuthenticationError if the configuration forbids pushes to a reference.
+    check_push: Callable[[Reference], None] = field(default=lambda _reference: None)
+    #: Opens the output of a stream location; None is stdout.
+    output: Callable[[], Output] | None = None
 
     def repository_opener(self) -> RepositoryOpener:
         """Return the opener for repositories to read from."""
@@ -193,14 +197,16 @@ def open_source(location: Location, context: OpenContext, selection: Selection) 
 
 
 def open_sources(locations: Sequence[Location], context: OpenContext, selection: Selection) -> Source:
-    """Open one location to read from, or several archives and layouts as one source.
+    """Open one location to read from, or as one source several images in registries, or several archives and layouts.
 
     Raises:
-        UsageError: one of several locations can be read only once, or names an image.
+        UsageError: one of several archives can be read only once, or names an image.
         NotFoundError, ArchiveError, LocalDiskError, UnsupportedError: depending on the kind of location.
     """
     if len(locations) == 1:
         return open_source(locations[0], context, selection)
+    if all(location.kind == "docker" for location in locations):
+        return _open_references([reference_of(location) for location in locations], context, selection)
     from ocistream.archive.joined_source import open_joined_source
 
     return open_joined_source(
@@ -216,7 +222,10 @@ def _check_joinable(location: Location) -> Path:
     from ocistream.archive.decompression import is_compressed
 
     kind = _source_kind(location)
-    path = path_of(location)
+    if location.path is None:
+        msg = f"{printable(location.text)} is in a registry, and the other sources are files"
+        raise UsageError(msg, hint="copy images of registries and of files one after the other")
+    path = location.path
     problem = None
     if location.name is not None:
         problem = "names an image in it: choose with --image"
@@ -300,11 +309,15 @@ def open_registry_source(location: Location, context: OpenContext, selection: Se
     Raises:
         NotFoundError, UnsupportedError: the repository does not exist, or has too many tags to select from.
     """
-    from ocistream.registry.source import RegistrySource
-
     references = [reference_of(location)]
     if selection.tags is not None:
         references = _select_tags(references[0], context.repository_opener(), selection.tags)
+    return _open_references(references, context, selection)
+
+
+def _open_references(references: Sequence[Reference], context: OpenContext, selection: Selection) -> Source:
+    from ocistream.registry.source import RegistrySource
+
     return RegistrySource(
         context.client(),
         references,
@@ -328,18 +341,13 @@ def _select_tags(
 
 
 def open_registry_destination(location: Location, context: OpenContext) -> Destination:
-    """Open a registry to push to."""
+    """Open a registry to push to. The location needs no reference if the context finds one for each image."""
     from ocistream.registry.destination import RegistryDestination
-
-    reference = reference_of(location)
-
-    def one(_: Root) -> Reference:
-        return reference
 
     return RegistryDestination(
         context.client(),
-        context.find_reference or one,
-        early_target=reference,
+        context.find_reference or (lambda _root: reference_of(location)),
+        early_target=location.reference,
         mount_from=context.mount_from,
         mount_candidates=context.mount_candidates,
         strategy=context.upload_strategy() if context.upload_strategy is not None else None,
@@ -395,7 +403,7 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
     as_docker = location.kind == "docker-archive"
     _check_not_directory(location)
     if location.is_stream:
-        label = "the archive on stdin"
+        label = "the archive on stdin" if str(path) == "-" else location.text
         file = decompress_input(context.stdin(), label, selection.max_ratio)
     elif paths.is_file(path) and not is_compressed(path):
         return ArchiveFileSource(
@@ -434,7 +442,7 @@ def _open_output(location: Location, context: OpenContext) -> Output:
     path = path_of(location)
     _check_not_directory(location)
     if location.is_stream:
-        output = open_stream_output(context.stdout(), "to stdout")
+        output = context.output() if context.output is not None else open_stream_output(context.stdout(), "to stdout")
     else:
         output = open_special_file_output(path) if paths.is_special(path) else open_file_output(path)
     return build_tail_output(output, context.from_byte) if context.from_byte else output

@@ -32,7 +32,7 @@ def set_listener(listener: Listener) -> None:
 
 def notify(message: str, *, level: int = 0) -> None:
     """Send a notice, from any thread; each message once."""
-    if message not in _reported:
+    if _listeners and message not in _reported:
         _reported.add(message)
         for listener in _listeners:
             listener(message, level=level)

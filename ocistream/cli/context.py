@@ -13,14 +13,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream import notices
+from ocistream.api.registries import (
+    RegistryAccess,
+    build_host_settings_lookup,
+    find_home,
+    find_state_directory,
+    load_host_rules,
+    read_source_date_epoch,
+)
 from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials
 from ocistream.cli.registry_options import (
     build_hint_translator,
-    build_host_settings_lookup,
     build_http_settings,
-    load_host_rules,
     options_for_side,
 )
 from ocistream.cli.standard_streams import (
@@ -36,7 +41,6 @@ from ocistream.oci.reference import printable
 from ocistream.streams import files
 from ocistream.streams.paths import real_path
 from ocistream.streams.workers import DEFAULT_JOBS
-from ocistream.streams.xdg import state_home
 
 if TYPE_CHECKING:
     import io
@@ -51,10 +55,8 @@ if TYPE_CHECKING:
     from ocistream.layout.cache import Cache
     from ocistream.oci.reference import Reference
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
-    from ocistream.registry.opener import RepositoryOpener
     from ocistream.registry.upload_record import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
-    from ocistream.transfer.recompress import Recompression
 
 __all__ = [
     "PASSWORD_ON_STDIN",
@@ -131,12 +133,8 @@ class CommandContext:
         if self._upload_records is None:
             from ocistream.registry.upload_record import UploadRecords
 
-            home = home_directory() if os.environ.get("HOME") else None
-            if (state := state_home(os.environ, home)) is None:
-                reason = "neither HOME nor XDG_STATE_HOME is set"
-                notices.notify(f"{reason}: no later run can resume an upload of this one", level=1)
-            directory = state / "ocistream" / "uploads" if state is not None else None
-            self._upload_records = UploadRecords(directory, self._report_if_verbose)
+            directory = find_state_directory(os.environ)
+            self._upload_records = UploadRecords(directory / "uploads" if directory else None, self._report_if_verbose)
         return self._upload_records
 
     @property
@@ -164,39 +162,25 @@ class CommandContext:
         # One keychain for both clients: stdin can be read for a password only once.
         keychain = functools.cache(build_keychain or functools.partial(self._build_keychain, side, registries))
 
-        @functools.cache
-        def transport() -> HttpClient:
-            return self._build_transport(keychain(), side, hint)
-
-        @functools.cache
-        def mirrors() -> HttpClient:
-            # Mirrors stand in for the registry, so the options of its side apply. Their own client has fewer retries
-            # and shorter timeouts, since another place can be asked.
-            return self._build_transport(keychain(), side, hint, mirrors=True)
-
-        @functools.cache
-        def reading() -> RepositoryOpener:
-            from ocistream.registry.opener import RepositoryOpener
-
-            find_sources, report = self.host_rules().find_pull_sources, self._report_fallback
-            if (cache := self.cache) is None:
-                return RepositoryOpener(transport(), mirrors, find_sources, report)
-            from ocistream.layout.cached_repository import CachedRepository
-
-            return RepositoryOpener(
-                transport(), mirrors, find_sources, report, functools.partial(CachedRepository, cache)
-            )
-
+        access = RegistryAccess(
+            create_client=lambda is_for_mirrors: self._create_client(
+                keychain(), side, hint, is_for_mirrors=is_for_mirrors
+            ),
+            rules=self.host_rules,
+            report=self._report_fallback,
+            cache=lambda: self.cache,
+        )
         return OpenContext(
-            client=transport,
+            client=access.client,
             stdin=self.open_stdin,
             stdout=self._open_stdout,
-            mtime=_read_source_date_epoch(os.environ),
-            opener=reading,
+            mtime=read_source_date_epoch(os.environ),
+            opener=access.opener,
             jobs=int(self.options.get("jobs", DEFAULT_JOBS)),
             upload_strategy=lambda: self.upload_strategy,
             records=self.upload_records,
             cancelled=self.cancelled,
+            check_push=self.check_push,
         )
 
     def check_push(self, reference: Reference | None) -> None:
@@ -210,7 +194,12 @@ class CommandContext:
         The files are read on the first call: a command that contacts no registry does not fail for a malformed file.
         """
         if self._host_rules is None:
-            self._host_rules = load_host_rules(self.options, os.environ, home_directory(), self.rule_overrides)
+            self._host_rules = load_host_rules(
+                self.options.get("config"),
+                os.environ,
+                self.rule_overrides,
+                use_mirrors=not self.options.get("no_mirrors"),
+            )
         return self._host_rules
 
     def check_result_path(self, *locations: Location) -> None:
@@ -225,16 +214,6 @@ class CommandContext:
         if result is not None and real_path(result) in paths:
             msg = f"--result {result} is the archive itself"
             raise UsageError(msg, hint="name another file: it would be written over")
-
-    def recompression(self, default: str | None = None) -> Recompression | None:
-        """Return what --compress asks for, else `default`; None where layers stay as they are."""
-        option = self.options["compress"]
-        text = default if option is None else option
-        if text is None:
-            return None
-        from ocistream.transfer.recompress import parse_recompression
-
-        return parse_recompression(text, int(self.options["max_ratio"]))
 
     def check_credentials(self, registries: Collection[str]) -> None:
         """Raise UsageError if several registries could ask for the one user name and password given."""
@@ -263,8 +242,8 @@ class CommandContext:
             auth_file=self.explicit_credentials.find_auth_file(side),
         )
 
-    def _build_transport(
-        self, keychain: Keychain, side: str, hint: Callable[[str], str] | None, *, mirrors: bool = False
+    def _create_client(
+        self, keychain: Keychain, side: str, hint: Callable[[str], str] | None, *, is_for_mirrors: bool
     ) -> HttpClient:
         from ocistream.http.client import HttpClient
 
@@ -272,7 +251,8 @@ class CommandContext:
         settings = replace(
             build_http_settings(options, os.environ), format_hint=hint or build_hint_translator(self.options, side)
         )
-        if mirrors:
+        if is_for_mirrors:
+            # Mirrors stand in for the registry, so the options of its side apply.
             from ocistream.registry.mirrors import shorten_timeouts
 
             settings = shorten_timeouts(settings)
@@ -280,7 +260,7 @@ class CommandContext:
             settings,
             keychain.find,
             find_host_settings=build_host_settings_lookup(
-                options, os.environ, home_directory(), self.host_rules().settings
+                os.environ, self.host_rules().settings, use_certs_d=not options["cert_dir"]
             ),
             on_retry=self._report_retry,
             cancelled=self.cancelled,
@@ -353,16 +333,4 @@ class CommandContext:
 
 def home_directory() -> Path:
     """Return the user's home directory, or the root if HOME is not set (an empty container)."""
-    return Path(os.environ.get("HOME") or "/")
-
-
-def _read_source_date_epoch(env: Mapping[str, str]) -> int:
-    """Return SOURCE_DATE_EPOCH, in seconds since 1970; 0 if it is not set.
-
-    The limit is what 11 octal digits of a tar header hold.
-    """
-    text = env.get("SOURCE_DATE_EPOCH") or "0"
-    if not text.isascii() or not text.isdigit() or int(text) >= 8**11:
-        msg = f"SOURCE_DATE_EPOCH is not a number of seconds: {text[:40]!r}"
-        raise UsageError(msg)
-    return int(text)
+    return find_home(os.environ)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import platform as machine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,36 +13,29 @@ import click
 from click.core import ParameterSource
 
 from ocistream import limits
+from ocistream.api import settings
 from ocistream.cli.context import PASSWORD_ON_STDIN, CommandContext
 from ocistream.cli.parameter_types import WholeNumber, check_number, parse_memory, parse_rate
 from ocistream.cli.registry_options import SIDE_OPTIONS
 from ocistream.cli.signals import InterruptibleEvent
 from ocistream.cli.standard_streams import result_on_stdout_error
 from ocistream.errors import UsageError
-from ocistream.locations import is_layout_destination
-from ocistream.oci.descriptor import Platform, parse_platform
-from ocistream.oci.platforms import PlatformChoice
-from ocistream.oci.reference import printable
-from ocistream.oci.volumes import is_template, parse_template
+from ocistream.oci.platforms import parse_platform_choice
 from ocistream.registry.upload_strategy import parse_upload_method
-from ocistream.sizes import parse_size
 from ocistream.streams.memory import return_large_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from ocistream.api.copy_plan import CopyOptions
     from ocistream.cli.console import Console
-    from ocistream.locations import Location
-    from ocistream.oci.referrers import ReferrerMode
     from ocistream.registry.upload_strategy import UploadMethod
 
 __all__ = [
     "cache_option",
-    "check_split_size",
-    "default_platform",
     "memory_option",
-    "parse_platform_choice",
     "platform_option",
+    "read_copy_options",
     "referrers_option",
     "split_option",
     "transfer_options",
@@ -97,14 +89,18 @@ def network_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --retries, time-outs, limits, --config, --no-mirrors, and the options of `tls_options`."""
     return _combine_decorators(
         click.option(
-            "--retries", type=WholeNumber(0, 20), default=5, show_default=True, help="Tries after the first one."
+            "--retries",
+            type=WholeNumber(0, settings.MAX_RETRIES),
+            default=settings.RETRIES,
+            show_default=True,
+            help="Tries after the first one.",
         ),
         click.option(
             "--connect-timeout",
             type=_TIMEOUT_SECONDS,
             callback=check_number,
             metavar="SECONDS",
-            default=15,
+            default=settings.CONNECT_TIMEOUT,
             show_default=True,
             help="How long connecting may take.",
         ),
@@ -113,7 +109,7 @@ def network_options(command: Callable[..., None]) -> Callable[..., None]:
             type=_TIMEOUT_SECONDS,
             callback=check_number,
             metavar="SECONDS",
-            default=60,
+            default=settings.STALL_TIMEOUT,
             show_default=True,
             help="Give a connection up when no byte has moved for so long. There is no limit for the whole.",
         ),
@@ -175,8 +171,8 @@ def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
     return _combine_decorators(
         click.option(
             "--jobs",
-            type=WholeNumber(1, 32),
-            default=4,
+            type=WholeNumber(1, settings.MAX_JOBS),
+            default=settings.JOBS,
             show_default=True,
             help="Blobs moved at once, and connections over which they are fetched ahead.",
         ),
@@ -271,9 +267,29 @@ def referrers_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-def choose_referrers_mode(context: CommandContext) -> ReferrerMode:
-    """Return the referrers mode that --no-referrers selects."""
-    return "left" if context.options["no_referrers"] else "along"
+def read_copy_options(
+    context: CommandContext,
+    platforms: Sequence[str],
+    *,
+    images: Sequence[str] = (),
+    all_tags: bool = False,
+    tags: Sequence[str] = (),
+) -> CopyOptions:
+    """Return the options of a copy that a command got."""
+    from ocistream.api.copy_plan import CopyOptions
+
+    options = context.options
+    return CopyOptions(
+        platforms=platforms,
+        images=images,
+        all_tags=all_tags,
+        tags=tags,
+        referrers=not options["no_referrers"],
+        compress=options["compress"],
+        max_ratio=int(options["max_ratio"]),
+        split=int(options.get("split", 0)),
+        mount_from=options.get("mount_from", ()),
+    )
 
 
 def compression_options(note: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -411,18 +427,6 @@ def _combine_decorators(*decorators: Callable[..., Any]) -> Callable[[Callable[.
     return decorate
 
 
-_ARCHITECTURES: Final = {
-    "x86_64": "amd64",
-    "amd64": "amd64",
-    "aarch64": "arm64",
-    "arm64": "arm64",
-    "armv7l": "arm",
-    "armv6l": "arm",
-    "i386": "386",
-    "i686": "386",
-}
-
-
 def platform_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command --platform; `default` is the default that --help shows."""
     return click.option(
@@ -435,35 +439,10 @@ def platform_option(default: str) -> Callable[[Callable[..., None]], Callable[..
     )
 
 
-def parse_platform_choice(platforms: tuple[str, ...], default: Platform | None) -> PlatformChoice:
-    """Return the platforms that --platform selects; without it, `default`, or all if that is None."""
-    if "all" in platforms:
-        if others := [platform for platform in platforms if platform != "all"]:
-            msg = f"--platform all leaves nothing to choose, and {printable(others[0])!r} is chosen as well"
-            raise UsageError(msg, hint="give either `all` or the platforms to take")
-        return PlatformChoice()
-    if platforms:
-        return PlatformChoice(tuple(dict.fromkeys(map(parse_platform, platforms))))
-    return PlatformChoice((default,), explicit=False) if default else PlatformChoice()
-
-
-def default_platform() -> Platform:
-    """Return linux on this machine's architecture, the default of `pull`.
-
-    A pulled image is mostly for one kind of machine. `copy` defaults to all platforms: between registries, a digest
-    must not change.
-    """
-    name = machine.machine().lower()
-    return Platform("linux", _ARCHITECTURES.get(name, name), "v6" if name == "armv6l" else "")
-
-
 def _check_platforms(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     """Return the values of --platform after a check of their syntax."""
-    parse_platform_choice(value, None)
+    parse_platform_choice(value)
     return value
-
-
-_SPLIT_HINT = "name an OCI archive by a template, as in app.%03d.tar"
 
 
 def split_option(command: Callable[..., None]) -> Callable[..., None]:
@@ -479,34 +458,4 @@ def split_option(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parse_split_size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int:
     """Return the bytes of --split; 0 without --split."""
-    if value is None:
-        return 0
-    size = parse_size(value, fractions=True)
-    if not size:
-        msg = f"--split {printable(value, 40)!r} is no size"
-        raise UsageError(msg, hint="write it as in --split 700MiB, or --split 4294967295, which is FAT32's limit")
-    return size
-
-
-def check_split_size(context: CommandContext, location: Location, *, from_byte: bool = False) -> int:
-    """Return the bytes of --split, 0 without it; raise UsageError for combinations that cannot work."""
-    size = int(context.options["split"])
-    name = location.path.name if location.path is not None and not location.is_stream else ""
-    if not size:
-        if name and not is_layout_destination(location) and is_template(name):
-            msg = f"{printable(location.text)} has a place for a volume's number, and nothing is cut into volumes"
-            raise UsageError(msg, hint="give --split SIZE as well, or another name")
-        return 0
-    if location.is_stream or not name or is_layout_destination(location) or location.kind == "docker-archive":
-        msg = f"--split makes several files of one OCI archive, and {printable(location.text)} is none"
-        raise UsageError(msg, hint=_SPLIT_HINT)
-    if from_byte or context.options["compress"] is not None:
-        what = "--from-byte" if from_byte else "--compress"
-        msg = f"--split does not go with {what}: where it cuts depends on the size of all blobs, before the first one"
-        raise UsageError(msg, hint="leave one of them away")
-    template = parse_template(name)
-    result = context.options["result"]
-    if result is not None and template.parse_number(result.name) is not None:
-        msg = f"--result {result} has the name of a volume"
-        raise UsageError(msg, hint="name another file: it would be written over")
-    return size
+    return 0 if value is None else settings.parse_split(value)

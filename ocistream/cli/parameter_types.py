@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream import limits
+from ocistream.api import settings
 from ocistream.errors import InvalidNameError, UsageError
 from ocistream.locations import parse_location
 from ocistream.notices import add_failure_hint
@@ -113,20 +113,12 @@ def parse_rate(_context: click.Context, _parameter: click.Parameter, value: str 
     """Return bytes per second, written as for curl's --limit-rate: `500k`, `10M`, `1G`."""
     if value is None:
         return None
-    size = parse_size(value, fractions=True)
-    if not size:
-        msg = f"--limit-rate {printable(value, 40)!r} is no rate in bytes a second"
-        raise UsageError(msg, hint="such as 500k, 10M or 1G")
-    return float(size)
+    return settings.parse_limit_rate(value)
 
 
 def parse_memory(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
     """Return the bytes of --memory."""
-    size = parse_size(value, fractions=True)
-    if size is None or not limits.MIB <= size <= limits.MAX_PREFETCH_MEMORY:
-        msg = f"--memory {printable(value, 40)!r} is no size from 1MiB to {limits.MAX_PREFETCH_MEMORY >> 30}GiB"
-        raise UsageError(msg, hint="write it as in --memory 64MiB")
-    return size
+    return settings.parse_memory(value)
 
 
 def parse_byte_size(_context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:

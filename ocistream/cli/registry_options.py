@@ -7,34 +7,29 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.core import ParameterSource
 
-from ocistream import __version__
-from ocistream.errors import NotFoundError, UsageError
-from ocistream.streams.paths import exists
+from ocistream.api import registries
+from ocistream.api.settings import CONNECT_TIMEOUT, STALL_TIMEOUT, TlsFiles
+from ocistream.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping
 
     from ocistream.http.client import HttpSettings
-    from ocistream.http.host_settings import HostSettings
     from ocistream.http.tls import TlsSettings
-    from ocistream.registry.configuration import HostRule, RegistryConfiguration
 
 __all__ = [
     "SIDE_OPTIONS",
     "build_hint_translator",
-    "build_host_settings_lookup",
     "build_http_settings",
     "build_sync_hint_translator",
     "describe_unused_side_options",
     "has_credential",
-    "load_host_rules",
     "options_for_side",
     "side_options",
     "suggest_option",
@@ -169,102 +164,25 @@ def build_sync_hint_translator(options: Mapping[str, Any]) -> Callable[[str], st
     return named
 
 
-_PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-
-
 def build_http_settings(
     options: Mapping[str, Any], env: Mapping[str, str], *, attempts: int | None = None
 ) -> HttpSettings:
     """Return the HTTP settings for all hosts; `attempts` is for commands without --retries."""
-    from ocistream.http.client import HttpSettings
-    from ocistream.http.retry import RetryPolicy
-
-    http_settings = HttpSettings(
+    return registries.build_http_settings(
+        env,
         plain_http=bool(options["plain_http"]),
-        retry_policy=RetryPolicy(attempts=int(options["retries"]) + 1 if attempts is None else attempts),
-        ca_file=_read_ca_file(env),
         tls=_read_tls_options(options),
-        requests_per_second=options.get("max_requests_per_second"),
-        proxies=_read_proxies(env),
-        user_agent=f"ocistream/{__version__}",
+        attempts=int(options["retries"]) + 1 if attempts is None else attempts,
+        connect_timeout=options.get("connect_timeout", CONNECT_TIMEOUT),
+        stall_timeout=options.get("stall_timeout", STALL_TIMEOUT),
+        max_requests_per_second=options.get("max_requests_per_second"),
     )
-    if "stall_timeout" not in options:
-        return http_settings
-    return replace(http_settings, connect_timeout=options["connect_timeout"], stall_timeout=options["stall_timeout"])
-
-
-def build_host_settings_lookup(
-    options: Mapping[str, Any], env: Mapping[str, str], home: Path, configured: Callable[[str, str], HostSettings]
-) -> Callable[[str, str], HostSettings]:
-    """Return the function that finds the settings of a host: those `configured`, and `certs.d`.
-
-    --cert-dir replaces `certs.d`. A client certificate that is configured for a host overrides one found there.
-    """
-    from ocistream.config.certs_d import certs_directories
-
-    return functools.partial(
-        _find_host_settings, () if options["cert_dir"] else certs_directories(env, home), configured
-    )
-
-
-def _find_host_settings(
-    directories: Sequence[Path], configured: Callable[[str, str], HostSettings], registry: str, repository: str
-) -> HostSettings:
-    from ocistream.config.certs_d import read_registry_certs
-
-    settings = configured(registry, repository)
-    certs = read_registry_certs(registry, directories)
-    return replace(
-        settings,
-        ca_files=settings.ca_files + certs.ca_files,
-        client_certificates=settings.client_certificates or certs.client_certificates,
-    )
-
-
-def load_host_rules(
-    options: Mapping[str, Any], env: Mapping[str, str], home: Path, rules: Mapping[str, HostRule] | None = None
-) -> RegistryConfiguration:
-    """Return the rules of the configuration files, ours and containers'; `rules`, by host, override them."""
-    from ocistream.config.config_toml import read_host_rules
-    from ocistream.config.registries_conf import load_namespaces
-    from ocistream.registry.configuration import HostRule, RegistryConfiguration
-
-    host_rules = read_host_rules(options.get("config"), env, home)
-    for host, rule in (rules or {}).items():
-        host_rules[host] = rule.apply_to(host_rules.get(host, HostRule()))
-    return RegistryConfiguration(host_rules, load_namespaces(env, home), use_mirrors=not options.get("no_mirrors"))
 
 
 def _read_tls_options(options: Mapping[str, Any]) -> TlsSettings:
     """Return the certificates that the command line names."""
     from ocistream.config.certs_d import read_certs_directory
-    from ocistream.http.tls import TlsSettings
 
-    folder = read_certs_directory(Path(options["cert_dir"])) if options["cert_dir"] else TlsSettings()
-    authority, certificate, key = options["ca_cert"], options["client_cert"], options["client_key"]
-    if key and not certificate:
-        msg = "--client-key needs --client-cert"
-        raise UsageError(msg)
-    return TlsSettings(
-        ((authority,) if authority else ()) + folder.ca_files,
-        ((certificate, key),) if certificate else folder.client_certificates,
-        bool(options["insecure"]),
-    )
-
-
-def _read_ca_file(env: Mapping[str, str]) -> str | None:
-    """Return SSL_CERT_FILE. A missing file is an error here, before connections fail and are retried."""
-    path = env.get("SSL_CERT_FILE") or None
-    if path is not None and not exists(path):
-        msg = f"SSL_CERT_FILE: {path}: no such file"
-        raise NotFoundError(msg, hint="correct that variable, or leave it away: the system's CAs are trusted then")
-    return path
-
-
-def _read_proxies(env: Mapping[str, str]) -> dict[str, str]:
-    """Return the proxies of the environment; lower-case variables come first, as in curl."""
-    proxies: dict[str, str] = {}
-    for name in _PROXY_VARIABLES:
-        if value := env.get(name) or env.get(name.upper()):
-            proxies[name.removesuffix("_proxy") if name != "no_proxy" else name] = value
-    return proxies
+    directory = read_certs_directory(Path(options["cert_dir"])) if options["cert_dir"] else None
+    names = TlsFiles(ca_cert=options["ca_cert"], client_cert=options["client_cert"], client_key=options["client_key"])
+    return names.to_settings(insecure=bool(options["insecure"]), directory=directory)

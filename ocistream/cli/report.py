@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from io import FileIO
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,11 +20,11 @@ from ocistream.transfer.incomplete_indexes import read_exported_platforms
 from ocistream.transfer.interfaces import IncompleteSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from ocistream.api.results import ImageResult
     from ocistream.cli.console import Console
-    from ocistream.locations import Location
     from ocistream.oci.graph import IncompleteIndex, Root
     from ocistream.oci.platforms import ChosenPlatforms
     from ocistream.oci.referrers import SkippedReferrer
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import Source
 
 __all__ = [
-    "ImageResult",
-    "build_results",
     "check_result_writable",
     "format_result_line",
     "print_results",
@@ -58,75 +56,16 @@ _MAX_NAME: Final = 1024
 _MAX_PLATFORMS: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
-class ImageResult:
-    """One image of a finished transfer: `digest` exists under `name` at the destination.
-
-    Between docker-archives no side has a manifest: then `digest` is None and `image_id` replaces it.
-    """
-
-    name: str
-    digest: str | None
-    image_id: str | None = None
-
-    def __str__(self) -> str:
-        """Return the result line; a name from an archive cannot add a second line."""
-        return sanitize_line(format_result_line(self.name, self.digest, self.image_id))
-
-
 def format_result_line(name: str, digest: str | None, image_id: str | None) -> str:
     """Return `NAME@sha256:...`, or the name and the image ID if there is no manifest."""
     shown = printable(name, _MAX_NAME)
     return f"{shown}@{digest}" if digest is not None else f"{shown} image ID {image_id}"
 
 
-def build_results(
-    report: Report, label: Callable[[Root], str], destination_location: Location | None
-) -> list[ImageResult]:
-    """Return the results in order. `label` names an image; `destination_location` is None for a registry.
-
-    A docker-archive has no manifests: a result there has the source's digest, and the source's name if the image got a
-    new one.
-    """
-    pairs = list(zip(report.source_graph.roots, report.graph.roots, strict=True))
-    if destination_location is None or destination_location.kind != "docker-archive":
-        return [
-            ImageResult(_result_name(source, root, label, destination_location), root.descriptor.digest)
-            for source, root in pairs
-        ]
-    results = []
-    for source, root in pairs:
-        name = (
-            root.origin
-            if destination_location.name is not None and root.origin and not root.is_synthesized
-            else label(root)
-        )
-        results.append(
-            ImageResult(name, None if root.is_synthesized else source.descriptor.digest, report.graph.image_id(root))
-        )
-    return results
-
-
-def _result_name(source: Root, root: Root, label: Callable[[Root], str], destination_location: Location | None) -> str:
-    """Return the name of a result.
-
-    A new digest without a name exists only in the archive or layout that was written, so that is named.
-    """
-    if (
-        destination_location is None
-        or destination_location.kind == "docker"
-        or root.name
-        or root.origin
-        or root.descriptor.digest == source.descriptor.digest
-    ):
-        return label(root)
-    return destination_location.text
-
-
 def print_results(results: Iterable[ImageResult]) -> None:
-    """Print one line per image on stdout."""
+    """Print one line per image on stdout; a name from an archive cannot add a second line."""
     for result in results:
-        click.echo(str(result))
+        click.echo(sanitize_line(format_result_line(result.name, result.digest, result.image_id)))
 
 
 def report_image_ids(console: Console, report: Report, results: Iterable[ImageResult], *, printed: bool) -> None:

@@ -5,6 +5,7 @@ This module knows nothing of manifests and blobs. A request body is sent again o
 
 from __future__ import annotations
 
+import copy
 import threading
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -68,6 +69,8 @@ class HttpClient:
         self._endpoints: dict[tuple[str, HostSettings, bool], Endpoint] = {}
         self._lock = threading.Lock()
         self.cancelled = cancelled or threading.Event()
+        #: Sends the requests for tokens, which all transfers share.
+        self._token_client = self
         self._check_tls_files(settings.tls)
         rate_limits = rate_limits or RateLimits()
         self._connections = Connections(
@@ -92,6 +95,16 @@ class HttpClient:
         """Close all idle connections."""
         self._connections.close()
 
+    def for_transfer(self, cancelled: threading.Event) -> HttpClient:
+        """Return a client for one transfer, whose waits and requests end when `cancelled` is set.
+
+        It shares connections, tokens and limits with this client, which alone is closed.
+        """
+        other = copy.copy(self)
+        other.cancelled = cancelled
+        other._redirects = self._redirects.for_transfer(other.wait, cancelled)  # noqa: SLF001 - same class
+        return other
+
     def endpoint(self, registry: str, repository: str = "", *, is_explicit: bool = True) -> Endpoint:
         """Return the endpoint of a registry such as `localhost:5000`.
 
@@ -114,7 +127,7 @@ class HttpClient:
                 endpoint.authenticator = Authenticator(
                     registry,
                     lambda repository: self._find(registry, repository),
-                    lambda request: self._send_token_request(endpoint, request),
+                    lambda request: self._token_client._send_token_request(endpoint, request),  # noqa: SLF001 - same class
                 )
                 self._endpoints[key] = endpoint
             return self._endpoints[key]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -79,6 +80,12 @@ class RedirectFollower:
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str], HostSettings] = {}
         self._not_before: dict[str, float] = {}
+
+    def for_transfer(self, wait: Callable[[float], None], cancelled: threading.Event) -> RedirectFollower:
+        """Return a follower that ends when `cancelled` is set, and shares all else with this one."""
+        other = copy.copy(self)
+        other._wait, other._cancelled = wait, cancelled  # noqa: SLF001 - same class
+        return other
 
     def host_settings(self, registry: str, repository: str = "") -> HostSettings:
         """Return the settings of a host, for one of its repositories."""

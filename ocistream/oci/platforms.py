@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream.errors import NotFoundError
+from ocistream.errors import NotFoundError, UsageError
+from ocistream.oci.descriptor import Platform, parse_platform
 from ocistream.oci.documents import parse_config_platform
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, parse_json
@@ -16,7 +17,7 @@ from ocistream.oci.strict_json import canonical_json, canonical_json_with_items,
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocistream.oci.descriptor import Descriptor, Manifest, Platform
+    from ocistream.oci.descriptor import Descriptor, Manifest
 
 __all__ = [
     "ALL_PLATFORMS",
@@ -27,8 +28,21 @@ __all__ = [
     "check_config_platform",
     "check_platform_matches",
     "choose_manifests",
+    "default_platform",
     "describe_choice",
+    "parse_platform_choice",
 ]
+
+_ARCHITECTURES: Final = {
+    "x86_64": "amd64",
+    "amd64": "amd64",
+    "aarch64": "arm64",
+    "arm64": "arm64",
+    "armv7l": "arm",
+    "armv6l": "arm",
+    "i386": "386",
+    "i686": "386",
+}
 
 
 #: At most this many platforms that were not selected are printed.
@@ -48,6 +62,31 @@ class PlatformChoice:
 
 
 ALL_PLATFORMS = PlatformChoice()
+
+
+def parse_platform_choice(texts: Sequence[str], default: Platform | None = None) -> PlatformChoice:
+    """Return the choice that texts such as `linux/amd64` or `all` make; without texts, `default`, or all if it is None.
+
+    Raises:
+        InvalidNameError: a text is not a platform.
+        UsageError: `all` and a platform are chosen together.
+    """
+    if "all" in texts:
+        if others := [text for text in texts if text != "all"]:
+            msg = f"--platform all leaves nothing to choose, and {printable(others[0])!r} is chosen as well"
+            raise UsageError(msg, hint="give either `all` or the platforms to take")
+        return PlatformChoice()
+    if texts:
+        return PlatformChoice(tuple(dict.fromkeys(map(parse_platform, texts))))
+    return PlatformChoice((default,), explicit=False) if default else PlatformChoice()
+
+
+def default_platform() -> Platform:
+    """Return linux on this machine's architecture."""
+    import platform
+
+    name = platform.machine().lower()
+    return Platform("linux", _ARCHITECTURES.get(name, name), "v6" if name == "armv6l" else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ _AREAS: Final = {
     "serve": r"/serve/",
     "sync": r"/sync/|cli/commands/sync",
     "command line": r"/cli/",
+    "Python API": r"/api/",
     "auth and configuration": r"/(auth|config)/",
     "upload": r"/registry/(upload|replay_buffer|profiles|blob_push)|/open_uploads",
     "HTTP": r"/http/|/transfer/prefetch",

@@ -1,29 +1,311 @@
-"""What a program gets in one line: registries, with the credentials and CAs that the command line would find."""
+"""What a program can do with `import ocistream`: each test uses public names only."""
 
 from __future__ import annotations
 
+import inspect
+import io
 import json
-from contextlib import closing
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import ocistream
 from tests.certificates import Certificate
+from tests.cli.commands import options
+from tests.fault_actions import Reply, Stall
 from tests.faulty_auth import Basic
-from tests.faulty_registry import FaultyRegistry
-from tests.images import Layout, small_image
-from tests.registry_http import basic, seed
+from tests.faulty_registry import Fault, FaultyRegistry
+from tests.images import Layout, small_image, two_platforms
+from tests.registry_http import basic, manifest_digest, seed, tags
+from tests.runner import ocistream as command
 
 AUTH = "auth.json"
+BLOBS = r"/blobs/sha256:"
 
 
-def pulled(around: ocistream.OpenContext, image: str, folder: Path) -> list[str]:
-    """Copy an image into a layout, and return the digests of what is there then."""
-    source = ocistream.open_source(ocistream.parse_location(image), around, ocistream.Selection())
-    sink = ocistream.open_destination(ocistream.parse_location(f"oci:{folder}/out:app"), around)
-    with closing(around.client()), closing(source), closing(sink):
-        return [root.descriptor.digest for root in ocistream.copy(source, sink).graph.roots]
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[FaultyRegistry]:
+    """Return a registry without a password."""
+    with FaultyRegistry(tmp_path / "served") as started:
+        yield started
+
+
+def isolated(folder: Path, **variables: str) -> dict[str, str]:
+    """Return an environment in which nothing of the user is found."""
+    return {"HOME": str(folder), **variables}
+
+
+class Progress:
+    """An observer that adds up what it is told."""
+
+    def __init__(self) -> None:
+        self.total = self.moved = 0
+        self.statuses: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def planned(self, graph: ocistream.Graph) -> None:
+        """Note the total."""
+        self.total = graph.size
+
+    def advance(self, size: int, descriptor: ocistream.Descriptor | None = None) -> None:
+        """Add up."""
+        del descriptor
+        with self._lock:
+            self.moved += size
+
+    def done(self, descriptor: ocistream.Descriptor, how: str) -> None:
+        """Note what became of a blob."""
+        self.statuses[descriptor.digest] = how
+
+
+#: Options of the command that a call has in another form: what the form is.
+OTHER_FORM = {
+    "--platform": "platforms",
+    "--image": "images",
+    "--no-referrers": "referrers",
+    "--no-mirrors": "mirrors",
+    "--ca-cert": "tls",
+    "--client-cert": "tls",
+    "--client-key": "tls",
+    "--username": "credentials",
+    "--password-stdin": "credentials",
+    "--password-file": "credentials",
+    "--authfile": "environment",
+    "--progress": "observer",
+    "--input": "source",
+    "--output": "destination",
+}
+#: What is for a command line only, by the page's word or because it is about the terminal.
+COMMAND_ONLY = {"--have", "--base", "--only", "--via", "--via-program", "--from-byte"} | {
+    *("--help", "--quiet", "--verbose", "--log-format", "--result", "--cert-dir"),
+}
+
+
+@pytest.mark.parametrize("name", ["pull", "push", "copy"])
+def test_each_option_of_the_command_is_an_argument(name: str) -> None:
+    arguments = {*inspect.signature(ocistream.Client).parameters, *inspect.signature(ocistream.copy).parameters}
+    for option in options(name):
+        if option.startswith(("--src-", "--dest-")) or not option.startswith("--") or option in COMMAND_ONLY:
+            continue
+        assert OTHER_FORM.get(option, option[2:].replace("-", "_")) in arguments, option
+
+
+# -- copy -------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_copied_in_one_line(tmp_path: Path, layout: Layout, registry: FaultyRegistry) -> None:
+    digest = seed(layout, two_platforms(layout, name="app"), registry.host, "app", "1")
+    progress = Progress()
+    result = ocistream.copy(f"{registry.host}/app:1", f"oci-archive:{tmp_path}/app.tar:renamed", observer=progress)
+    assert result.images == (ocistream.ImageResult("renamed", digest),)
+    assert {blob.descriptor.digest: blob.status for blob in result.blobs} == progress.statuses
+    assert set(progress.statuses.values()) == {"copied"}
+    assert result.size() == result.size("copied") == progress.total == progress.moved > 0
+    assert result.seconds > 0
+    again = ocistream.copy(tmp_path / "app.tar", f"{registry.host}/app:2")
+    assert manifest_digest(registry.host, "app", "2") == digest
+    assert {blob.status for blob in again.blobs} == {"skipped"}
+    # Within one registry no blob moves.
+    mounted = ocistream.copy(f"{registry.host}/app:1", f"{registry.host}/other:1")
+    assert {blob.status for blob in mounted.blobs} == {"mounted"}
+
+
+def test_platforms_have_the_defaults_of_the_command_line(
+    tmp_path: Path, layout: Layout, registry: FaultyRegistry
+) -> None:
+    digest = seed(layout, two_platforms(layout, name="app"), registry.host, "app", "1")
+    image, count = f"{registry.host}/app:1", len(ocistream.copy(f"{registry.host}/app:1", tmp_path / "all.tar").blobs)
+    assert ocistream.inspect(tmp_path / "all.tar")["images"][0]["digest"] == digest
+    choices: list[str | ocistream.Platform] = ["linux/arm64", ocistream.Platform("linux", "arm64")]
+    for choice in choices:
+        result = ocistream.copy(image, tmp_path / "one.tar", platforms=choice)
+        assert result.images[0].digest != digest
+        assert len(result.blobs) < count
+    # Docker knows one image per name: this machine's.
+    loaded = ocistream.copy(image, f"docker-archive:{tmp_path}/docker.tar:app:1", platforms="linux/amd64")
+    assert loaded.images[0].image_id
+    with pytest.raises(ocistream.UsageError, match="leaves nothing to choose"):
+        ocistream.copy(image, tmp_path / "none.tar", platforms=["all", "linux/amd64"])
+
+
+def test_images_keep_their_names_tags_are_chosen_and_several_sources_are_one(
+    tmp_path: Path, layout: Layout, registry: FaultyRegistry
+) -> None:
+    for tag in ("1", "2", "2-rc"):
+        seed(layout, layout.image([tag.encode()], name=tag), registry.host, "app", tag)
+    with ocistream.Client() as client:
+        result = client.copy(f"{registry.host}/app", f"oci:{tmp_path}/tags", tags=["*", "!*-rc"])
+        assert [image.name for image in result.images] == [f"{registry.host}/app:1", f"{registry.host}/app:2"]
+        both = client.copy([f"{registry.host}/app:1", f"{registry.host}/app:2"], tmp_path / "both.tar")
+        assert len(both.images) == 2
+        client.copy(tmp_path / "both.tar", to=f"{registry.host}/mirror")
+        assert tags(registry.host, "mirror/app") == ["1", "2"]
+        client.copy(tmp_path / "both.tar", f"{registry.host}/one:x", images=f"{registry.host}/app:2")
+        assert tags(registry.host, "one") == ["x"]
+        with pytest.raises(ocistream.UsageError, match="there are 2 images"):
+            client.copy(tmp_path / "both.tar", f"{registry.host}/one:x")
+        with pytest.raises(ocistream.UsageError, match="either a destination"):
+            client.copy(tmp_path / "both.tar")
+
+
+def test_volumes_are_written_and_pushed_together(tmp_path: Path, layout: Layout, registry: FaultyRegistry) -> None:
+    image = layout.image([os.urandom(300_000), os.urandom(300_000)], name="app")
+    ocistream.copy(f"oci:{layout.path}:app", tmp_path / "app.%d.tar", split="256KiB")
+    volumes = sorted(tmp_path.glob("app.*.tar"))
+    assert len(volumes) > 2
+    verified = ocistream.verify(volumes)
+    assert verified.ok
+    assert verified.volumes is not None
+    assert len(verified.volumes.present) == len(volumes)
+    ocistream.copy(volumes, f"{registry.host}/app:1")
+    assert manifest_digest(registry.host, "app", "1") == image["digest"]
+
+
+def test_layers_are_recompressed(tmp_path: Path, layout: Layout) -> None:
+    small_image(layout, name="app")
+    result = ocistream.copy(f"oci:{layout.path}:app", tmp_path / "app.tar", compress="zstd:3")
+    assert {blob.status for blob in result.blobs} >= {"converted"}
+    (image,) = ocistream.inspect(tmp_path / "app.tar")["images"]
+    assert {layer["compression"] for layer in image["layers"]} == {"zstd"}
+
+
+def test_file_objects_are_read_and_written_once_and_stay_open(
+    tmp_path: Path, layout: Layout, registry: FaultyRegistry
+) -> None:
+    digest = seed(layout, small_image(layout, name="app"), registry.host, "app", "1")
+    memory = io.BytesIO()
+    ocistream.copy(f"{registry.host}/app:1", memory)
+    assert ocistream.verify(io.BytesIO(memory.getvalue())).ok
+    with (tmp_path / "docker.tar").open("wb") as file:
+        ocistream.copy(f"{registry.host}/app:1", file, format="docker-archive", name="app:1")
+        assert not file.closed
+    assert ocistream.inspect(tmp_path / "docker.tar")["images"][0]["name"] == "docker.io/library/app:1"
+    # A pipe in both directions, as between this program and another one.
+    with subprocess.Popen(["gzip", "-1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as gzip:
+        assert gzip.stdin is not None
+        assert gzip.stdout is not None
+        ocistream.copy(io.BytesIO(memory.getvalue()), gzip.stdin)
+        gzip.stdin.close()
+        ocistream.copy(gzip.stdout, ocistream.Reference(registry.host, "piped", "1"))
+    assert manifest_digest(registry.host, "piped", "1") == digest
+
+
+def test_a_dash_is_stdin_and_stdout(tmp_path: Path, layout: Layout) -> None:
+    small_image(layout, name="app")
+    write = f"import ocistream; ocistream.copy('oci:{layout.path}:app', '-')"
+    read = f"import ocistream; ocistream.copy('-', 'oci:{tmp_path}/out:app')"
+    archive = subprocess.run([sys.executable, "-P", "-c", write], capture_output=True, check=True).stdout
+    subprocess.run([sys.executable, "-P", "-c", read], input=archive, check=True)
+    assert ocistream.verify(tmp_path / "out").ok
+
+
+def test_a_reader_that_has_gone_is_a_broken_pipe(layout: Layout) -> None:
+    layout.image([os.urandom(1_000_000)], name="app")
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb", buffering=0) as pipe, pytest.raises(ocistream.OutputClosedError) as caught:  # noqa: PTH123
+        ocistream.copy(f"oci:{layout.path}:app", pipe)
+    assert caught.value.exit_code == 141
+
+
+def test_a_pipe_that_does_not_block_loses_no_bytes_silently(layout: Layout) -> None:
+    layout.image([os.urandom(3_000_000)], name="app")
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with open(read, "rb"), open(write, "wb", buffering=0) as pipe, pytest.raises(ocistream.LocalDiskError):  # noqa: PTH123
+        ocistream.copy(f"oci:{layout.path}:app", pipe)
+
+
+def test_the_command_and_a_call_write_the_same_bytes(tmp_path: Path, layout: Layout, registry: FaultyRegistry) -> None:
+    seed(layout, two_platforms(layout, name="app"), registry.host, "app", "1")
+    image = f"{registry.host}/app:1"
+    assert command("copy", image, f"oci-archive:{tmp_path}/command.tar").code == 0
+    ocistream.copy(image, f"oci-archive:{tmp_path}/call.tar")
+    assert (tmp_path / "command.tar").read_bytes() == (tmp_path / "call.tar").read_bytes()
+
+
+# -- verify and inspect -----------------------------------------------------------------------------------
+
+
+def test_verify_returns_what_is_wrong_and_raises_it_on_request(tmp_path: Path, layout: Layout) -> None:
+    image = small_image(layout, name="app")
+    assert ocistream.verify(layout.path, deep=True).ok
+    layer = layout.read(image["digest"])["layers"][0]["digest"]
+    layout.file(layer).write_bytes(b"x" * layout.file(layer).stat().st_size)
+    result = ocistream.verify(layout.path)
+    assert not result.ok
+    assert [failure.digest for failure in result.findings.failures] == [layer]
+    printed = command("verify", "--json", str(layout.path))
+    assert json.loads(printed.out) == result.document()
+    with pytest.raises(ocistream.IntegrityError) as caught:
+        result.raise_for_findings()
+    assert caught.value.exit_code == printed.code == 5
+    (tmp_path / "cut.tar").write_bytes(b"\0" * 100)
+    with pytest.raises(ocistream.ArchiveError):
+        ocistream.verify(tmp_path / "cut.tar")
+    with pytest.raises(ocistream.UsageError, match="is in a registry"):
+        ocistream.verify(ocistream.parse_reference("app:1"))
+
+
+def test_inspect_returns_what_the_command_prints(layout: Layout, registry: FaultyRegistry) -> None:
+    seed(layout, two_platforms(layout, name="app"), registry.host, "app", "1")
+    for location in (f"{registry.host}/app:1", f"{registry.host}/app", f"oci:{layout.path}"):
+        assert ocistream.inspect(location) == json.loads(command("inspect", "--json", location).out)
+    assert ocistream.inspect(ocistream.Reference(registry.host, "app"))["tags"] == ["1"]
+
+
+# -- credentials and settings -----------------------------------------------------------------------------
+
+
+def test_two_registries_have_credentials_and_settings_of_their_own(
+    tmp_path: Path, layout: Layout, certificate: Certificate
+) -> None:
+    with (
+        FaultyRegistry(tmp_path / "from", auth=Basic("reader", "secret")) as source,
+        FaultyRegistry(tmp_path / "to", auth=Basic("writer", "other"), tls=certificate) as destination,
+    ):
+        digest = seed(
+            layout, small_image(layout, name="app"), source.host, "app", "1", headers=basic("reader", "secret")
+        )
+        credentials = {
+            source.host: ocistream.Credential("reader", "secret"),
+            destination.host: ocistream.Credential("writer", "other"),
+        }
+        arguments = f"{source.host}/app:1", f"{destination.host}/copy:1"
+        settings = {destination.host: ocistream.RegistrySettings(tls=ocistream.TlsFiles(ca_cert=str(certificate.file)))}
+        with ocistream.Client(credentials=credentials, registries=settings) as client:
+            assert client.copy(*arguments).images[0].digest == digest
+
+        def find(registry: str, repository: str) -> ocistream.Credential | None:
+            asked.append((registry, repository))
+            return credentials[registry]
+
+        asked: list[tuple[str, str]] = []
+        settings = {destination.host: ocistream.RegistrySettings(insecure=True)}
+        with ocistream.Client(credentials=find, registries=settings) as client:
+            client.copy(*arguments)
+        assert set(asked) == {(source.host, "app"), (destination.host, "copy")}
+        with (
+            ocistream.Client(credentials={}, registries=settings, environment=isolated(tmp_path)) as client,
+            pytest.raises(ocistream.AuthenticationError) as caught,
+        ):
+            client.copy(*arguments)
+        assert caught.value.exit_code == 3
+        trusting = isolated(tmp_path, SSL_CERT_FILE=str(certificate.file))
+        with ocistream.Client(credentials=credentials, environment=trusting) as client:
+            client.copy(*arguments)
+        with (
+            ocistream.Client(credentials=credentials, retries=0) as client,
+            pytest.raises(ocistream.NetworkError, match="certificate"),
+        ):
+            client.copy(*arguments)
 
 
 def test_a_credential_is_found_where_the_environment_says(tmp_path: Path, layout: Layout) -> None:
@@ -31,41 +313,175 @@ def test_a_credential_is_found_where_the_environment_says(tmp_path: Path, layout
         headers = basic("user", "secret")
         digest = seed(layout, small_image(layout, name="app"), registry.host, "app", "1", headers=headers)
         image = f"{registry.host}/app:1"
-        with pytest.raises(ocistream.OcistreamError) as caught:
-            pulled(ocistream.create_context(environment={}), image, tmp_path)
-        assert caught.value.exit_code == 3
         token = headers["Authorization"].removeprefix("Basic ")
         (tmp_path / AUTH).write_text(json.dumps({"auths": {registry.host: {"auth": token}}}))
-        environment = {"REGISTRY_AUTH_FILE": str(tmp_path / AUTH)}
-        assert pulled(ocistream.create_context(environment=environment), image, tmp_path) == [digest]
-
-
-def test_a_programs_own_credential_comes_before_others(tmp_path: Path, layout: Layout) -> None:
-    with FaultyRegistry(tmp_path / "served", auth=Basic("user", "secret")) as registry:
-        headers = basic("user", "secret")
-        digest = seed(layout, small_image(layout, name="app"), registry.host, "app", "1", headers=headers)
-        around = ocistream.create_context(
-            credential=ocistream.Credential("user", "secret"),
-            environment={"OCISTREAM_USERNAME": "other", "OCISTREAM_PASSWORD": "wrong"},
-        )
-        assert pulled(around, f"{registry.host}/app:1", tmp_path) == [digest]
-
-
-def test_authorities_are_those_of_the_settings_or_else_of_the_environment(
-    tmp_path: Path, layout: Layout, certificate: Certificate
-) -> None:
-    small_image(layout, name="app")
-    with FaultyRegistry(tmp_path / "served", tls=certificate) as registry:
-        target = ocistream.parse_location(f"localhost:{registry.host.rpartition(':')[2]}/app:1")
-        nothing = tmp_path / "nothing.pem"
-        given = ocistream.HttpSettings(ca_file=str(certificate.file))
-        for around in (
-            ocistream.create_context(environment={"SSL_CERT_FILE": str(certificate.file)}),
-            ocistream.create_context(given, environment={"SSL_CERT_FILE": str(nothing)}),
+        for variables in (
+            {"REGISTRY_AUTH_FILE": str(tmp_path / AUTH)},
+            {"OCISTREAM_USERNAME": "user", "OCISTREAM_PASSWORD": "secret"},
         ):
-            source = ocistream.open_source(
-                ocistream.parse_location(f"oci:{layout.path}:app"), around, ocistream.Selection()
-            )
-            sink = ocistream.open_destination(target, around)
-            with closing(around.client()), closing(source), closing(sink):
-                assert ocistream.copy(source, sink).graph.roots
+            with ocistream.Client(environment=isolated(tmp_path, **variables)) as client:
+                assert client.copy(image, f"oci:{tmp_path}/out:app").images[0].digest == digest
+        wrong = isolated(tmp_path, OCISTREAM_USERNAME="other", OCISTREAM_PASSWORD="wrong")
+        with ocistream.Client(credentials=ocistream.Credential("user", "secret"), environment=wrong) as client:
+            assert client.inspect(image)["images"][0]["digest"] == digest
+
+
+def test_a_mirror_is_asked_first_and_gets_no_credential_of_the_registry(tmp_path: Path, layout: Layout) -> None:
+    with (
+        FaultyRegistry(tmp_path / "origin", auth=Basic("user", "secret")) as origin,
+        FaultyRegistry(tmp_path / "mirror") as mirror,
+    ):
+        headers = basic("user", "secret")
+        digest = seed(layout, small_image(layout, name="app"), origin.host, "app", "1", headers=headers)
+        seed(layout, small_image(layout, name="app"), mirror.host, "app", "1")
+        config = tmp_path / "config.toml"
+        config.write_text(f'[registry."{origin.host}"]\nmirrors = [{{ location = "{mirror.host}" }}]\n')
+        given = ocistream.Credential("user", "secret")
+        with ocistream.Client(credentials=given, config=config, environment=isolated(tmp_path)) as client:
+            assert client.copy(f"{origin.host}/app:1", tmp_path / "app.tar").images[0].digest == digest
+        assert mirror.asked("GET", BLOBS)
+        assert not origin.asked("GET", BLOBS)
+        assert all("Authorization" not in request.headers for request in mirror.requests)
+        mirror.requests.clear()
+        with ocistream.Client(credentials=given, config=config, mirrors=False) as client:
+            client.inspect(f"{origin.host}/app:1")
+        assert not mirror.requests
+
+
+def test_a_registry_that_the_configuration_blocks_is_not_asked(
+    tmp_path: Path, layout: Layout, registry: FaultyRegistry
+) -> None:
+    small_image(layout, name="example.com/app:1")
+    config = tmp_path / "registries.conf"
+    config.write_text(f'[[registry]]\nlocation = "{registry.host}"\nblocked = true\n')
+    source = f"oci:{layout.path}"
+    with ocistream.Client(environment=isolated(tmp_path, CONTAINERS_REGISTRIES_CONF=str(config))) as client:
+        with pytest.raises(ocistream.AuthenticationError, match="is blocked"):
+            client.copy(source, f"{registry.host}/app:1")
+        with pytest.raises(ocistream.AuthenticationError, match="is blocked"):
+            client.copy(source, to=f"{registry.host}/mirror")
+    assert not registry.requests
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"jobs": 0},
+        {"memory": "1"},
+        {"limit_rate": "fast"},
+        {"upload": "slowly"},
+        {"tls": ocistream.TlsFiles(client_key="key.pem")},
+    ],
+)
+def test_settings_are_checked_at_once(settings: dict[str, object]) -> None:
+    with pytest.raises(ocistream.UsageError) as caught:
+        ocistream.Client(**settings)  # type: ignore[arg-type]
+    assert caught.value.exit_code == 2
+
+
+def test_settings_reach_the_requests(tmp_path: Path, layout: Layout) -> None:
+    with FaultyRegistry(tmp_path / "served", Fault(Reply(503), times=None)) as registry:
+        for retries in (0, 1):
+            registry.requests.clear()
+            with ocistream.Client(retries=retries) as client, pytest.raises(ocistream.RegistryError) as caught:
+                client.inspect(f"{registry.host}/app:1")
+            assert caught.value.status == 503
+            assert len(registry.asked("GET|HEAD", "/manifests/1")) == retries + 1
+    del layout
+
+
+# -- several calls, and their end ---------------------------------------------------------------------------
+
+
+def test_one_client_serves_several_threads(tmp_path: Path, layout: Layout, registry: FaultyRegistry) -> None:
+    names = [f"app{number}" for number in range(8)]
+    for name in names:
+        seed(layout, layout.image([os.urandom(200_000)], name=name), registry.host, name, "1")
+    with ocistream.Client() as client, ThreadPoolExecutor(4) as pool:
+        copies = [pool.submit(client.copy, f"{registry.host}/{name}:1", tmp_path / f"{name}.tar") for name in names]
+        failing = pool.submit(client.copy, f"{registry.host}/nothing:1", tmp_path / "nothing.tar")
+        written = [
+            pool.submit(client.copy, f"{registry.host}/{name}:1", f"oci:{tmp_path}/all:{name}") for name in names
+        ]
+        assert isinstance(failing.exception(), ocistream.NotFoundError)
+        for name, archived, added in zip(names, copies, written, strict=True):
+            assert archived.result().images[0].digest == added.result().images[0].digest
+            assert ocistream.verify(tmp_path / f"{name}.tar").ok
+    assert len(ocistream.inspect(f"oci:{tmp_path}/all")["images"]) == len(names)
+
+
+def test_a_copy_is_cancelled_from_another_thread_and_others_go_on(
+    tmp_path: Path, layout: Layout, registry: FaultyRegistry
+) -> None:
+    seed(layout, layout.image([os.urandom(4_000_000)], name="app"), registry.host, "app", "1")
+    image = f"{registry.host}/app:1"
+    registry.faults.append(Fault(Stall(after=1_000_000), "GET", BLOBS, times=None, skip=1))
+    cancelled = threading.Event()
+
+    class Stopper(Progress):
+        """Cancels when bytes have moved, and lets the registry go on."""
+
+        def advance(self, size: int, descriptor: ocistream.Descriptor | None = None) -> None:
+            super().advance(size, descriptor)
+            if self.moved > 100_000:
+                cancelled.set()
+                registry.release()
+
+    with ocistream.Client() as client:
+        with pytest.raises(ocistream.CancelledError):
+            client.copy(image, tmp_path / "app.tar", observer=Stopper(), cancelled=cancelled)
+        assert not (tmp_path / "app.tar").exists()
+        # A failure is no reason to cancel other copies of the same event.
+        unset = threading.Event()
+        with pytest.raises(ocistream.NotFoundError):
+            client.copy(f"{registry.host}/nothing:1", tmp_path / "nothing.tar", cancelled=unset)
+        assert not unset.is_set()
+        registry.faults.clear()
+        client.copy(image, tmp_path / "app.tar", cancelled=unset)
+        assert client.verify(tmp_path / "app.tar").ok
+    with pytest.raises(ocistream.UsageError, match="closed"):
+        client.inspect(image)
+
+
+def test_a_copy_that_waits_for_a_registry_is_cancelled_alone(tmp_path: Path, layout: Layout) -> None:
+    busy = Fault(Reply(503, {"Retry-After": "200"}), path="/app/manifests/", times=None, before_auth=True)
+    with (
+        FaultyRegistry(tmp_path / "served", busy, auth=Basic("user", "secret")) as registry,
+        ThreadPoolExecutor() as pool,
+    ):
+        headers = basic("user", "secret")
+        seed(layout, small_image(layout, name="app"), registry.host, "other", "1", headers=headers)
+        cancelled = threading.Event()
+        with ocistream.Client(credentials=ocistream.Credential("user", "secret")) as client:
+            waiting = pool.submit(client.copy, f"{registry.host}/app:1", tmp_path / "app.tar", cancelled=cancelled)
+            while not registry.asked(path="/app/manifests/"):
+                time.sleep(0.01)
+            cancelled.set()
+            assert isinstance(waiting.exception(timeout=100), ocistream.CancelledError)
+            assert client.copy(f"{registry.host}/other:1", tmp_path / "other.tar").images
+
+
+def test_errors_have_the_exit_codes_and_hints_of_the_command(tmp_path: Path, registry: FaultyRegistry) -> None:
+    with pytest.raises(ocistream.NotFoundError) as caught:
+        ocistream.copy(f"{registry.host}/nothing:1", tmp_path / "x.tar")
+    assert caught.value.exit_code == command("pull", f"{registry.host}/nothing:1", "-o", str(tmp_path / "x.tar")).code
+    with pytest.raises(ocistream.InvalidNameError) as malformed:
+        ocistream.copy("UPPER:1", tmp_path / "x.tar")
+    assert malformed.value.exit_code == 2
+    assert malformed.value.message
+    assert not list(tmp_path.glob("x.tar*"))
+
+
+def test_a_copy_works_in_a_thread_of_an_async_program(tmp_path: Path, layout: Layout) -> None:
+    small_image(layout, name="app")
+    script = f"""
+import asyncio, ocistream
+async def main():
+    with ocistream.Client() as client:
+        await asyncio.gather(*(
+            asyncio.to_thread(client.copy, "oci:{layout.path}:app", f"oci-archive:{tmp_path}/{{number}}.tar")
+            for number in range(3)))
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-P", "-W", "error", "-c", script], check=True)
+    assert len(list(tmp_path.glob("?.tar"))) == 3

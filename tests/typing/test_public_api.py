@@ -21,25 +21,23 @@ pytest.importorskip("mypy", reason="mypy belongs to the lint extra")
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "api.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 USER = """\
-from typing import assert_type
+from typing import Any, assert_type
 
 import ocistream
 
 assert_type(ocistream.__version__, str)
 
-around = ocistream.OpenContext()
-source = ocistream.open_source(ocistream.parse_location("oci:build:app"), around, ocistream.Selection())
-sink = ocistream.open_destination(ocistream.parse_location("oci-archive:app.tar"), around)
-try:
-    report = ocistream.copy(source, sink, recompression=ocistream.parse_recompression("zstd"))
-except ocistream.OcistreamError as error:
-    assert_type(error.exit_code, int)
-else:
-    assert_type(report, ocistream.Report)
-    assert_type(report.graph.roots[0].descriptor, ocistream.Descriptor)
-finally:
-    sink.close()
-    source.close()
+assert_type(ocistream.inspect("oci:build:app"), dict[str, Any])
+with ocistream.Client(jobs=2) as client:
+    try:
+        result = client.copy("oci:build:app", "oci-archive:app.tar", compress="zstd")
+    except ocistream.OcistreamError as error:
+        assert_type(error.exit_code, int)
+    else:
+        assert_type(result, ocistream.CopyResult)
+        assert_type(result.blobs[0].descriptor, ocistream.Descriptor)
+assert_type(ocistream.verify("app.tar").findings, ocistream.Findings)
+assert_type(ocistream.copy(["oci-archive:app.tar"], "oci:out", platforms=["all"]).seconds, float)
 """
 
 
@@ -62,10 +60,19 @@ def test_a_users_script_passes_mypy_strict(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout
 
 
-def test_a_users_mistake_is_found(tmp_path: Path) -> None:
-    result = check(tmp_path, USER + "\nwrong: int = ocistream.__version__\n")
+@pytest.mark.parametrize(
+    ("mistake", "error"),
+    [
+        ("wrong: int = ocistream.__version__", 'expression has type "str"'),
+        ('ocistream.copy("app:1", "x", platform="all")', 'Unexpected keyword argument "platform"'),
+        ('ocistream.copy(1, "x")', "has incompatible type"),
+        ('ocistream.Client(credentials="me")', "has incompatible type"),
+    ],
+)
+def test_a_users_mistake_is_found(tmp_path: Path, mistake: str, error: str) -> None:
+    result = check(tmp_path, f"{USER}\n{mistake}\n")
     assert result.returncode == 1
-    assert 'expression has type "str"' in result.stdout
+    assert error in result.stdout
 
 
 def test_each_public_name_is_there_and_no_other_is_promised() -> None:
@@ -109,15 +116,16 @@ def test_the_examples_run_one_after_the_other(tmp_path: Path, layout: Layout) ->
             )
             assert done.returncode == 0, f"{script}\n{done.stderr}"
             said.append(done.stdout)
-    pulled, _, pushed, converted, verified = said
-    assert re.search(r"app:1@sha256:[0-9a-f]{64}\n\d+ bytes of blobs", pulled)
-    assert re.search(r"^copied sha256:", pushed, re.MULTILINE)
-    assert "converted sha256:" in converted
-    assert verified.startswith("4 ")
+    copied, pushed, shared, observed, verified = said
+    assert re.search(r"app:1@sha256:[0-9a-f]{64}\n\d+ bytes copied\n2 platforms", copied)
+    assert re.search(r"^converted sha256:", pushed, re.MULTILINE)
+    assert len(shared.splitlines()) == 2
+    assert "converted sha256:" in observed
+    assert re.search(r"^\d+ \[\] \[\]\n4 ", verified)
 
 
 def test_the_example_of_the_package_itself_runs(tmp_path: Path, layout: Layout) -> None:
-    example = re.search(r"::\n\n((?: {4}.*\n|\n)+)", inspect.getdoc(ocistream) or "")
+    example = re.search(r"::\n\n((?: {4}.*(?:\n|\Z)|\n)+)", inspect.getdoc(ocistream) or "")
     assert example
     with FaultyRegistry(tmp_path / "served") as registry:
         seed(layout, small_image(layout, name="app"), registry.host, "app", "1")
@@ -129,7 +137,7 @@ def test_the_example_of_the_package_itself_runs(tmp_path: Path, layout: Layout) 
 
 
 def test_the_page_says_of_each_name_what_its_docstring_says() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", PAGE, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", PAGE.partition("## The names")[2], re.MULTILINE))
     assert set(rows) == set(ocistream.__all__) - {"__version__"}
     for name, text in rows.items():
         assert text == (getattr(ocistream, name).__doc__ or "").strip().splitlines()[0]

@@ -11,7 +11,7 @@ from ocistream.cli.registry_options import options_for_side
 from ocistream.cli.signals import InterruptibleEvent
 from ocistream.cli.transfers import run_transfer
 from ocistream.errors import ArchiveError, IntegrityError, PartialBlobLostError, TerminatedError, UsageError
-from ocistream.locations import open_source, parse_location
+from ocistream.locations import open_source
 from ocistream.oci.omitted_blobs import HAVE, OmissionReason
 from ocistream.oci.reference import is_digest, printable
 from ocistream.oci.volumes import part_name
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import IO
 
+    from ocistream.api.copy_plan import CopyPlan
     from ocistream.cli.context import CommandContext
-    from ocistream.locations import Location, Selection
-    from ocistream.oci.graph import Graph, Root
+    from ocistream.locations import Location
+    from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Destination, Source, VerifiedBlob
 
@@ -52,10 +53,8 @@ _OPTIONS_NOT_WITH_VIA: Final = {
 }
 
 
-def copy_via(
-    context: CommandContext, source_location: Location, destination: str, selection: Selection, via: tuple[str, str]
-) -> None:
-    """Copy `source_location` to a destination of the remote ocistream; `via` are --via and --via-program.
+def copy_via(context: CommandContext, plan: CopyPlan, via: tuple[str, str]) -> None:
+    """Copy to a destination of the remote ocistream; `via` are --via and --via-program.
 
     Raise an OcistreamError if it fails on either side; then nothing is visible at the destination.
     """
@@ -63,7 +62,8 @@ def copy_via(
         if context.options.get(option):
             msg = f"--{option.replace('_', '-')} cannot be had with --via"
             raise UsageError(msg, hint=hint)
-    remote_location = _RemoteLocation(destination)
+    (source_location,) = plan.sources
+    remote_location = _RemoteLocation(plan.destination)
     command, program = via
     remote = _RemoteOcistream(
         context, [*split_command(command), *map(check_shell_safe, program.split())], remote_location
@@ -71,28 +71,11 @@ def copy_via(
 
     def open_ends() -> tuple[Source, Destination]:
         registries = () if source_location.reference is None else (source_location.reference.registry,)
-        return open_source(
-            source_location, context.build_open_context("SRC", registries=registries), selection
-        ), remote.open_destination()
-
-    def label(root: Root) -> str:
-        reference = remote_location.location.reference
-        return (
-            reference.name
-            if reference
-            else remote_location.location.name or root.name or root.origin or source_location.text
-        )
+        open_context = context.build_open_context("SRC", registries=registries)
+        return open_source(source_location, open_context, plan.selection), remote.open_destination()
 
     def send() -> None:
-        run_transfer(
-            context,
-            open_ends,
-            label,
-            source_location=source_location,
-            destination_location=remote_location.location,
-            omission_rule=remote.find_omitted,
-            is_remote=True,
-        )
+        run_transfer(context, plan, open_ends, omission_rule=remote.find_omitted)
 
     try:
         send()
@@ -110,8 +93,8 @@ def copy_via(
 class _RemoteLocation:
     """A location of the remote ocistream: what to query, and which command writes to it."""
 
-    def __init__(self, text: str) -> None:
-        self.location = location = parse_location(text)
+    def __init__(self, location: Location) -> None:
+        self.location, text = location, location.text
         #: The location to query for stored blobs; None if the destination is replaced, not added to.
         self.query_location: str | None = None
         if location.reference is not None:

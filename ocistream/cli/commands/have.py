@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from ocistream.api.copy_plan import parse_mount_sources
+from ocistream.api.settings import JOBS, MAX_JOBS
 from ocistream.cli.options import context_options, credential_options, max_ratio_option, network_options
 from ocistream.cli.parameter_types import WholeNumber, parse_location_argument
-from ocistream.cli.transfers import parse_mount_sources
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.locations import Selection
 
@@ -42,7 +43,11 @@ _LINES_PER_WRITE: Final = 4096
     help="With --among: what this repository of the same registry has counts too, as a push can mount it; repeats.",
 )
 @click.option(
-    "--jobs", type=WholeNumber(1, 32), default=4, show_default=True, help="Questions asked of a registry at once."
+    "--jobs",
+    type=WholeNumber(1, MAX_JOBS),
+    default=JOBS,
+    show_default=True,
+    help="Questions asked of a registry at once.",
 )
 @max_ratio_option
 @credential_options

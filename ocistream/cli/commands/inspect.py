@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 from typing import TYPE_CHECKING, Any, Final
@@ -15,23 +14,17 @@ from ocistream.cli.options import (
     credential_options,
     max_ratio_option,
     network_options,
-    parse_platform_choice,
     platform_option,
 )
 from ocistream.cli.parameter_types import parse_location_argument
 from ocistream.cli.progress import format_count, format_size
-from ocistream.locations import Selection, open_source, reference_of
+from ocistream.oci.platforms import parse_platform_choice
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
-    from ocistream.cli.console import Console
     from ocistream.cli.context import CommandContext
-    from ocistream.locations import Location
-    from ocistream.oci.descriptor import Descriptor
-    from ocistream.oci.graph import Graph
-    from ocistream.transfer.interfaces import Blob, EarlyBlobs, Source
 
 #: The most characters of an annotation in text; the JSON is complete.
 _MAX_SHOWN: Final = 200
@@ -59,132 +52,29 @@ def inspect(context: CommandContext, end: str, platforms: tuple[str, ...], *, as
     ocistream inspect registry.example.com/app
     ssh build cat app.tar | ocistream inspect - --json
     """
+    from ocistream.api.inspection import inspect_location
+
     location = parse_location_argument(end)
-    # Here a name without tag and digest is a repository; most commands take it for the tag `latest`, as Docker does.
-    if location.is_repository:
-        _show_tags(context, location, as_json=as_json)
-    else:
-        _show_images(context, location, platforms, as_json=as_json)
-
-
-def _show_tags(context: CommandContext, location: Location, *, as_json: bool) -> None:
-    reference = reference_of(location)
-    repository = f"{reference.registry}/{reference.repository}"
-    tag_list = context.build_open_context(registries=[reference.registry]).repository_opener().list_tags(reference)
-    if as_json:
-        document = {
-            "end": location.text,
-            "repository": repository,
-            "tags": tag_list.tags,
-            "complete": tag_list.incomplete_reason is None,
-        }
-        click.echo(escape_ci_commands(json.dumps(document, indent=2)))
-    else:
-        # Writing in pieces would save nothing: the list is in memory.
-        click.echo("".join(f"{tag}\n" for tag in tag_list.tags), nl=False)
-    if tag_list.incomplete_reason:
-        context.console.info(f"{repository} has further tags: {tag_list.incomplete_reason}")
-    elif not tag_list.tags:
-        context.console.info(f"{repository} has no tags")
-
-
-def _show_images(context: CommandContext, location: Location, platforms: tuple[str, ...], *, as_json: bool) -> None:
-    from ocistream.transfer.inventory import describe_images, list_needed_configs
-    from ocistream.transfer.verify import DiscardedBlobs
-
-    choice = parse_platform_choice(platforms, None)
-    selection = Selection(platforms=choice, max_ratio=int(context.options["max_ratio"]), referrers="listed")
-    with contextlib.ExitStack() as stack:
-        registries = {location.reference.registry} if location.reference else set()
-        source = open_source(location, context.build_open_context(registries=registries), selection)
-        stack.callback(source.close)
-        discarded = stack.enter_context(contextlib.closing(DiscardedBlobs(context.cancelled)))
-        graph = source.resolve(discarded)
-        sized_source = _wrap_sized_source(source)
-        needed_configs = [
-            config for config in list_needed_configs(graph) if not sized_source or sized_source.can_have_blob(config)
-        ]
-        configs = discarded.read_contents(sized_source or source, needed_configs)
-        missing = [
-            blob
-            for blob in graph.blobs
-            if sized_source and not sized_source.has_blob(blob) and blob.digest not in graph.embedded
-        ]
-        digests = [manifest.descriptor.digest for manifest in graph.manifests]
-        # The registry modules need megabytes, and seconds on a slow disk: import them only for a registry.
-        referrers = _find_referrers(source, digests, context.console) if location.reference else {}
-    names = {root.descriptor.digest: location.reference.name for root in graph.roots if location.reference}
-    document = {"end": location.text, **describe_images(graph, configs, referrers, names, missing)}
+    document = inspect_location(
+        location,
+        context.build_open_context(registries={location.reference.registry} if location.reference else ()),
+        platforms=parse_platform_choice(platforms),
+        max_ratio=int(context.options["max_ratio"]),
+        cancelled=context.cancelled,
+        report=context.console.info,
+    )
     # Write in pieces: the joined text of ten thousand layers would need tens of megabytes.
     pieces = json.JSONEncoder(indent=2).iterencode(document) if as_json else _format_lines(document)
     while piece := "".join(itertools.islice(pieces, _PIECES_PER_WRITE)):
         # A piece never ends inside a string.
         click.echo(escape_ci_commands(piece) if as_json else piece, nl=False)
-    click.echo()
-
-
-class _SizedSource:
-    """A source that knows, without reading it, which blobs it has and their sizes."""
-
-    def __init__(self, source: Source, size: Callable[[str], int | None]) -> None:
-        """`size` returns the bytes stored under a digest, or None; in a stream, of blobs read so far."""
-        self._source = source
-        self._size = size
-        self.concurrent = source.concurrent
-
-    def has_blob(self, descriptor: Descriptor) -> bool:
-        """Return whether a blob exists with the right size."""
-        return self._size(descriptor.digest) == descriptor.size
-
-    def can_have_blob(self, descriptor: Descriptor) -> bool:
-        """Return whether a blob exists with the right size, or may still come."""
-        return self._size(descriptor.digest) in {None, descriptor.size}
-
-    def resolve(self, early_blobs: EarlyBlobs) -> Graph:
-        """Return the graph of the source."""
-        return self._source.resolve(early_blobs)
-
-    def blobs(self, selected: Sequence[Descriptor]) -> Iterator[Blob]:
-        """Return the selected blobs, except those of a wrong size: they count as missing, and would end the run."""
-        for blob in self._source.blobs(selected):
-            if self.has_blob(blob.descriptor):
-                yield blob
-
-    def close(self) -> None:
-        """Close the source."""
-        self._source.close()
-
-
-def _wrap_sized_source(source: Source) -> _SizedSource | None:
-    """Return a source that knows the sizes of its blobs; None for a registry, which is not asked for each.
-
-    None for a docker-archive too: its images are made from what it has, so nothing can be missing.
-    """
-    from ocistream.layout.source import LayoutSource
-
-    if isinstance(source, LayoutSource):
-        return _SizedSource(source, source.layout.blob_size)
-    from ocistream.archive.file_source import ArchiveFileSource
-    from ocistream.archive.stream_source import ArchiveStreamSource
-
-    if not isinstance(source, ArchiveFileSource | ArchiveStreamSource) or source.contents.is_docker_archive:
-        return None
-    entries = source.contents.blobs
-    return _SizedSource(source, lambda digest: entries[digest].size if digest in entries else None)
-
-
-def _find_referrers(source: Source, digests: Sequence[str], console: Console) -> Mapping[str, Sequence[Descriptor]]:
-    """Ask a registry for the referrers of an image's manifests; an archive has all its referrers in itself."""
-    from ocistream.registry.source import RegistrySource
-
-    referrers = source.list_referrers(digests) if isinstance(source, RegistrySource) else {}
-    for digest, result in referrers.items():
-        if result.incomplete_reason:
-            console.info(f"not all that refers to {digest} is shown: {result.incomplete_reason}")
-    return {digest: result.descriptors for digest, result in referrers.items()}
+    if as_json or "tags" not in document:
+        click.echo()
 
 
 def _format_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    if "tags" in document:
+        return (f"{tag}\n" for tag in document["tags"])
     return (f"{sanitize_line(line)}\n" for line in _document_lines(document))
 
 

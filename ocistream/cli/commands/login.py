@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ocistream.api.registries import build_host_settings_lookup, load_host_rules
 from ocistream.cli.context import home_directory
 from ocistream.cli.credentials import ExplicitCredentials
 from ocistream.cli.options import apply_verbosity, config_option, tls_options, user_options, verbosity_options
-from ocistream.cli.registry_options import build_host_settings_lookup, build_http_settings, load_host_rules
+from ocistream.cli.registry_options import build_http_settings
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.oci.reference import parse_registry
 
@@ -97,7 +98,9 @@ def _check_credential(host: str, credential: Credential, options: Mapping[str, A
         build_http_settings(options, os.environ, attempts=_MAX_ATTEMPTS),
         lambda registry, _: credential if registry == host else None,
         find_host_settings=build_host_settings_lookup(
-            options, os.environ, home_directory(), load_host_rules(options, os.environ, home_directory()).settings
+            os.environ,
+            load_host_rules(options.get("config"), os.environ).settings,
+            use_certs_d=not options["cert_dir"],
         ),
     )
     endpoint = client.endpoint(host)

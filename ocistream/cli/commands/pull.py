@@ -7,33 +7,28 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ocistream.api.copy_plan import plan_copy
 from ocistream.cli.omission_options import build_omission_rule, find_queried_registries, omission_options
 from ocistream.cli.options import (
     cache_option,
-    check_split_size,
-    choose_referrers_mode,
     compression_options,
     credential_options,
-    default_platform,
     memory_option,
-    parse_platform_choice,
     platform_option,
+    read_copy_options,
     referrers_option,
     split_option,
     transfer_options,
 )
 from ocistream.cli.parameter_types import WholeNumber, parse_image
 from ocistream.cli.standard_streams import resolve_stdout
-from ocistream.cli.transfers import build_rename, run_transfer
+from ocistream.cli.transfers import run_transfer
 from ocistream.errors import UsageError
-from ocistream.locations import open_destination, parse_location
+from ocistream.locations import Location, parse_location, reference_of
 from ocistream.streams import paths
 
 if TYPE_CHECKING:
     from ocistream.cli.context import CommandContext
-    from ocistream.locations import Location
-    from ocistream.oci.graph import Root
-    from ocistream.transfer.interfaces import Destination, Source
 
 FORMATS = ("oci", "oci-archive", "docker-archive")
 _OUTPUT_HINT = "pull reads from registries; the file to write is -o PATH; `ocistream copy SRC DST` reads files too"
@@ -87,45 +82,23 @@ def pull(
     ocistream pull --split 4GiB -o '/media/stick/app.%03d.tar' app:2
     ocistream pull --from-byte "$(ssh host stat -c %s x.tar)" nginx:1 | ssh host 'cat >> x.tar'
     """
-    references = [parse_image(image, _OUTPUT_HINT) for image in images]
-    context.check_credentials({reference.registry for reference in references} | find_queried_registries(context))
-    choice = parse_platform_choice(platforms, default_platform())
+    sources = [Location("docker", image, reference=parse_image(image, _OUTPUT_HINT)) for image in images]
+    registries = {reference_of(source).registry for source in sources}
+    context.check_credentials(registries | find_queried_registries(context))
     location = parse_output(output, kind)
     if location.is_stream and location.kind == "oci":
         msg = "a layout directory cannot be written to stdout"
         raise UsageError(msg, hint="name a directory with -o")
     if from_byte is not None:
-        check_from_byte(location)
-    if location.name and len(references) > 1:
-        msg = f"{len(references)} images cannot all be called {location.name!r}"
-        raise UsageError(msg)
+        check_from_byte(location, context.options["split"])
     context.check_result_path(location)
-    split = check_split_size(context, location, from_byte=from_byte is not None)
-    omission_rule = build_omission_rule(context, choice, location)
-    open_context = context.build_open_context(registries={reference.registry for reference in references})
-    referrers = choose_referrers_mode(context)
-
-    def open_ends() -> tuple[Source, Destination]:
-        from ocistream.registry.source import RegistrySource
-
-        # The destination comes last: it creates a file, which would stay if opening the source failed.
-        source = RegistrySource(
-            open_context.client(),
-            references,
-            platforms=choice,
-            referrers=referrers,
-            open_repository=open_context.repository_opener().open_repository,
-            jobs=open_context.jobs,
-        )
-        return source, open_destination(location, replace(open_context, from_byte=from_byte or 0, volume_size=split))
-
+    plan = plan_copy(sources, location, read_copy_options(context, platforms), only_this_platform=True)
+    open_context = context.build_open_context(registries=registries)
     run_transfer(
         context,
-        open_ends,
-        image_label,
-        destination_location=location,
-        rename=build_rename(location.name, location.kind) if location.name else None,
-        omission_rule=omission_rule,
+        plan,
+        lambda: plan.open(open_context, replace(open_context, from_byte=from_byte or 0)),
+        omission_rule=build_omission_rule(context, plan.selection.platforms, location),
     )
 
 
@@ -135,14 +108,14 @@ def parse_output(output: str, kind: str | None) -> Location:
     return replace(location, kind=kind) if kind else location
 
 
-def check_from_byte(location: Location) -> None:
+def check_from_byte(location: Location, split: int) -> None:
     """Raise UsageError if the rest of an archive would be written to a file, where it looks like a complete one."""
+    if split:
+        msg = (
+            "--split does not go with --from-byte: where it cuts depends on the size of all blobs, before the first one"
+        )
+        raise UsageError(msg, hint="leave one of them away")
     is_special = location.path is not None and paths.is_special(location.path)
     if location.kind == "oci" or not (location.is_stream or is_special):
         msg = "--from-byte writes the rest of an archive to stdout"
         raise UsageError(msg, hint="a file or layout goes on by itself: run the same command without it once more")
-
-
-def image_label(root: Root) -> str:
-    """Return the name of an image in the results."""
-    return root.name or root.origin

@@ -6,31 +6,25 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.cli.options import (
-    choose_referrers_mode,
     compression_options,
     credential_options,
-    parse_platform_choice,
     platform_option,
+    read_copy_options,
     referrers_option,
     transfer_options,
     upload_options,
 )
 from ocistream.cli.parameter_types import parse_image
-from ocistream.cli.transfers import parse_mount_sources, require_distinct_targets, run_transfer
-from ocistream.errors import InvalidNameError, UsageError
-from ocistream.layout.image_selection import select_all_images
-from ocistream.layout.index import has_full_name, select_existing_images, select_named_images, select_only_image
-from ocistream.locations import Selection, open_sources, parse_location
-from ocistream.oci.reference import Reference, parse_reference, parse_registry, printable
+from ocistream.cli.transfers import run_transfer
+from ocistream.errors import UsageError
+from ocistream.layout.index import select_only_image
+from ocistream.locations import Location, parse_location, reference_of
+from ocistream.oci.reference import parse_registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from ocistream.cli.context import CommandContext
-    from ocistream.layout.index import ImageSelector
-    from ocistream.oci.graph import Root
-    from ocistream.transfer.interfaces import Destination, Source
 
 _INPUT_HINT = "the archive is -i PATH, and IMAGE is where it goes, such as HOST/REPOSITORY:TAG"
 
@@ -88,104 +82,16 @@ def push(
         raise UsageError(msg, hint=hint)
     locations = [parse_location(path, bare_is_path=True) for path in paths or ("-",)]
     context.check_result_path(*locations)
+    options = read_copy_options(context, platforms, images=chosen)
     if image is not None:
         if len(chosen) > 1:
             msg = "one IMAGE can stand for one --image only"
             raise UsageError(msg, hint="push several with --to HOST[/PREFIX]")
-        reference = parse_image(image, _INPUT_HINT)
-        target, early_target, registry = _build_fixed_target(reference), reference, reference.registry
-        select = select_named_images(chosen) if chosen else select_only_image
+        destination = Location("docker", image, reference=parse_image(image, _INPUT_HINT))
+        plan = plan_copy(locations, destination, options, select_one=select_only_image)
+        registry = reference_of(destination).registry
     else:
-        registry = _parse_prefix_registry(prefix or "")
-        target, early_target = _check_each_push(context, _build_prefix_target(prefix or "")), None
-        select = require_distinct_targets(target, _select_full_names(chosen))
-    choice = parse_platform_choice(platforms, None)
-    selection = Selection(select, choice, int(context.options["max_ratio"]), referrers=choose_referrers_mode(context))
-    mount_from = parse_mount_sources(context.options["mount_from"], registry)
+        plan = plan_copy_to_prefix(locations, prefix or "", options)
+        registry = parse_registry((prefix or "").partition("/")[0])
     open_context = context.build_open_context(registries=[registry])
-
-    def open_ends() -> tuple[Source, Destination]:
-        from ocistream.registry.destination import RegistryDestination
-
-        context.check_push(early_target)
-        source = open_sources(locations, open_context, selection)
-        try:
-            destination = RegistryDestination(
-                open_context.client(),
-                target,
-                early_target=early_target,
-                mount_from=mount_from,
-                strategy=context.upload_strategy,
-                records=context.upload_records(),
-                jobs=open_context.jobs,
-                cancelled=open_context.cancelled,
-            )
-        except BaseException:
-            source.close()
-            raise
-        return source, destination
-
-    run_transfer(
-        context,
-        open_ends,
-        lambda root: target(root).name,
-        source_location=locations[0] if len(locations) == 1 else None,
-    )
-
-
-def _build_fixed_target(reference: Reference) -> Callable[[Root], Reference]:
-    return lambda _: reference
-
-
-def _build_prefix_target(prefix: str) -> Callable[[Root], Reference]:
-    """Return the function that names images under `HOST[/PREFIX]`: each keeps its repository and tag."""
-    host, _, path = prefix.rstrip("/").partition("/")
-    registry = _parse_prefix_registry(prefix)
-    if {":", "@"} & set(path):
-        msg = f"--to {printable(prefix)!r} has a tag or a digest"
-        hint = f"write HOST[/PREFIX]: images keep their own tags; to push one by another name, push {printable(prefix)}"
-        raise InvalidNameError(msg, hint=hint)
-    if parse_reference(f"{registry}/x/y").registry != registry:
-        # In an image name this host would be a part of a repository on Docker Hub, and the images would go there.
-        msg = f"--to {printable(host)!r} does not look like a registry's host"
-        raise InvalidNameError(msg, hint=f"write its port as well, such as {printable(host)}:443, or its full domain")
-
-    def target(root: Root) -> Reference:
-        reference = parse_reference(root.name or "")
-        repository = (
-            reference.repository.removeprefix("library/") if reference.registry == "docker.io" else reference.repository
-        )
-        return parse_reference(f"{registry}/{path + '/' if path else ''}{repository}:{reference.tag}")
-
-    if path:
-        parse_reference(f"{registry}/{path}/x")
-    return target
-
-
-def _parse_prefix_registry(prefix: str) -> str:
-    """Return the registry of `HOST[/PREFIX]`."""
-    return parse_registry(prefix.partition("/")[0])
-
-
-def _check_each_push(context: CommandContext, target: Callable[[Root], Reference]) -> Callable[[Root], Reference]:
-    """Return `target` with a check: it raises AuthenticationError if the configuration forbids the push."""
-
-    def permitted(root: Root) -> Reference:
-        reference = target(root)
-        context.check_push(reference)
-        return reference
-
-    return permitted
-
-
-def _select_full_names(chosen: Sequence[str]) -> ImageSelector:
-    """Return a selection of the images of --image, else of all images, that requires full names."""
-    select, description = (
-        (select_named_images(chosen, all_names=True), "chosen")
-        if chosen
-        else (select_existing_images, "in the archive or layout")
-    )
-    hint = (
-        "--to needs a full name for every image; push this one alone: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
-    )
-    return lambda roots: select_all_images(select(roots), has_full_name, "full name", hint, description=description)
+    run_transfer(context, plan, lambda: plan.open(open_context, open_context))

@@ -1,0 +1,327 @@
+"""`Client`, and the functions `copy`, `verify` and `inspect`, each of which uses a client of its own."""
+
+from __future__ import annotations
+
+import functools
+import inspect as signatures
+import os
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from ocistream import limits
+from ocistream.api import settings
+from ocistream.api.cancellation import LinkedEvent
+from ocistream.api.client_registries import ClientRegistries
+from ocistream.api.copy_plan import CopyOptions, plan_copy, plan_copy_to_prefix
+from ocistream.api.location_arguments import LocationArgument, list_locations
+from ocistream.api.registries import build_http_settings, load_host_rules
+from ocistream.api.results import CopyResult, build_result
+from ocistream.api.settings import RegistrySettings, TlsFiles
+from ocistream.errors import UsageError
+from ocistream.oci.descriptor import Platform
+from ocistream.oci.platforms import parse_platform_choice
+from ocistream.oci.reference import parse_registry
+from ocistream.registry.upload_strategy import parse_upload_method
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from ocistream.api.client_registries import Credentials
+    from ocistream.api.location_arguments import LocationLike
+    from ocistream.api.verification import VerifyResult
+    from ocistream.locations import OpenContext
+    from ocistream.transfer.interfaces import Observer
+
+__all__ = ["Client", "copy", "inspect", "verify"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class Client:
+    """Copies, verifies and inspects images. Its calls share settings, connections and tokens, from any thread.
+
+    Options have the names, meanings and defaults of the command line. Sizes and rates are numbers of bytes, or text
+    such as "4GiB"; times are in seconds.
+
+    `credentials` is one for every registry that a call names, a mapping of hosts to credentials, or a function of
+    registry and repository, which returns None for anonymous access. Hosts without a credential in a mapping, and all
+    hosts without `credentials`, use the variables and files of the command line. `registries` has the settings of
+    single hosts, which replace `plain_http`, `insecure` and `tls`. `config` is a configuration file in place of
+    ocistream's own. `environment` replaces the variables of the process.
+
+    The client is a context manager that closes the connections at the end.
+    """
+
+    def __init__(  # noqa: PLR0913 - options, given by name
+        self,
+        *,
+        credentials: Credentials | None = None,
+        registries: Mapping[str, RegistrySettings] | None = None,
+        plain_http: bool = False,
+        insecure: bool = False,
+        tls: TlsFiles | None = None,
+        retries: int = settings.RETRIES,
+        connect_timeout: float = settings.CONNECT_TIMEOUT,
+        stall_timeout: float = settings.STALL_TIMEOUT,
+        limit_rate: str | float | None = None,
+        max_requests_per_second: float | None = None,
+        mirrors: bool = True,
+        upload: str = "auto",
+        jobs: int = settings.JOBS,
+        memory: str | int = limits.PREFETCH_MEMORY,
+        cache: str | os.PathLike[str] | None = None,
+        config: str | os.PathLike[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Check the settings; read no file, and send no request.
+
+        Raises:
+            UsageError: a setting is malformed or out of range.
+        """
+        _check_range("jobs", jobs, 1, settings.MAX_JOBS)
+        _check_range("retries", retries, 0, settings.MAX_RETRIES)
+        rate = None if limit_rate is None else settings.parse_limit_rate(limit_rate)
+        env = os.environ if environment is None else environment
+        self._jobs = jobs
+        # One connection may already be too fast for a limited rate.
+        self._memory = settings.parse_memory(memory) if rate is None else 0
+        self._closed = threading.Event()
+        self._registries = ClientRegistries(
+            env=env,
+            credentials=credentials,
+            build_settings=functools.partial(
+                build_http_settings,
+                env,
+                plain_http=plain_http,
+                tls=(tls or TlsFiles()).to_settings(insecure=insecure),
+                attempts=retries + 1,
+                connect_timeout=connect_timeout,
+                stall_timeout=stall_timeout,
+                max_requests_per_second=max_requests_per_second,
+            ),
+            load_rules=functools.partial(
+                load_host_rules,
+                None if config is None else Path(config),
+                env,
+                {host: own.to_rule() for host, own in (registries or {}).items()},
+                use_mirrors=mirrors,
+            ),
+            limit_rate=rate,
+            upload_method=parse_upload_method(upload),
+            jobs=jobs,
+            cache=None if cache is None else Path(cache),
+            closed=self._closed,
+        )
+
+    def __enter__(self) -> Self:
+        """Return the client."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the client."""
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections. Calls in other threads end with a CancelledError."""
+        self._closed.set()
+        self._registries.close()
+
+    def copy(  # noqa: PLR0913 - all but two are options, given by name
+        self,
+        source: LocationLike | Sequence[LocationLike],
+        destination: LocationLike | None = None,
+        *,
+        to: str | None = None,
+        name: str | None = None,
+        format: str | None = None,  # noqa: A002 - the option's name
+        platforms: str | Platform | Iterable[str | Platform] = (),
+        images: str | Iterable[str] = (),
+        all_tags: bool = False,
+        tags: str | Iterable[str] = (),
+        referrers: bool = True,
+        compress: str | None = None,
+        max_ratio: int = limits.MAX_RATIO,
+        split: str | int | None = None,
+        mount_from: str | Iterable[str] = (),
+        observer: Observer | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> CopyResult:
+        """Copy images from one or several locations to another. Nothing becomes visible before all blobs are verified.
+
+        A location is text as on the command line, a path, a `Reference`, or a binary file object, which is read or
+        written once and stays open. Several sources are images in registries, or archives and layouts that
+        belong together. `to` replaces the destination by HOST[/PREFIX], below which each image keeps its name.
+
+        `name` is the image's name at the destination, `format` what to write to a path or file object: "oci",
+        "oci-archive" or "docker-archive". `platforms` may be "all"; the default is all, or into a docker-archive linux
+        on this machine's architecture. `images` chooses images of an archive or layout. The other options are those of
+        `ocistream copy`.
+
+        The observer is called from several threads. To stop the copy, set `cancelled` in another thread.
+
+        Raises:
+            CancelledError: `cancelled` was set, or the client was closed.
+            OcistreamError: the first failure; nothing new is visible at the destination.
+        """
+        options = CopyOptions(
+            platforms=_list_platforms(platforms),
+            images=_list(images),
+            all_tags=all_tags,
+            tags=_list(tags),
+            referrers=referrers,
+            compress=compress,
+            max_ratio=max_ratio,
+            split=0 if split is None else settings.parse_split(split),
+            mount_from=_list(mount_from),
+        )
+        event = self._begin(cancelled)
+        sources = list_locations(source)
+        locations = [argument.location for argument in sources]
+        if (destination is None) == (to is None):
+            msg = "give either a destination, or `to` for images that keep their names"
+            raise UsageError(msg)
+        if destination is None:
+            plan = plan_copy_to_prefix(locations, to or "", options)
+            registries = {parse_registry((to or "").partition("/")[0])}
+            destination_context = self._registries.build_context(registries, event)
+        else:
+            target = LocationArgument(destination)
+            target.rename(name, format)
+            plan = plan_copy(locations, target.location, options)
+            registries = _list_registries([target])
+            destination_context = self._open_context([target], event)
+        source_context = self._open_context(sources, event)
+        self._registries.check_environment_credential(registries | _list_registries(sources))
+        opened_source, opened_destination = plan.open(source_context, destination_context)
+        try:
+            report = plan.run(
+                opened_source,
+                opened_destination,
+                observer,
+                jobs=self._jobs,
+                prefetch_memory=self._memory,
+                cancelled=event,
+            )
+        finally:
+            opened_destination.close()
+            opened_source.close()
+        return build_result(report, plan)
+
+    def verify(
+        self,
+        source: LocationLike | Sequence[LocationLike],
+        *,
+        deep: bool = False,
+        max_ratio: int = limits.MAX_RATIO,
+        observer: Observer | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> VerifyResult:
+        """Verify an archive or layout offline, or several that belong together. Text is a path.
+
+        Every blob is hashed, and with `deep` layers are decompressed and checked against their configs. Wrong, missing
+        and malformed content is in the result; `raise_for_findings()` raises it as the command does.
+
+        Raises:
+            CancelledError: `cancelled` was set, or the client was closed.
+            OcistreamError: reading cannot continue.
+        """
+        from ocistream.api.verification import open_locations, verify_source
+
+        event = self._begin(cancelled)
+        sources = list_locations(source, bare_is_path=True)
+        locations = [argument.location for argument in sources]
+        with closing(open_locations(locations, self._open_context(sources, event), max_ratio=max_ratio)) as opened:
+            return verify_source(
+                opened,
+                [location.text for location in locations],
+                deep=deep,
+                max_ratio=max_ratio,
+                observer=observer,
+                cancelled=event,
+            )
+
+    def inspect(
+        self,
+        source: LocationLike,
+        *,
+        platforms: str | Platform | Iterable[str | Platform] = (),
+        max_ratio: int = limits.MAX_RATIO,
+        cancelled: threading.Event | None = None,
+    ) -> dict[str, Any]:
+        """Return what `ocistream inspect --json` prints: images with platforms and layers, or a repository's tags.
+
+        No layer is fetched from a registry.
+
+        Raises:
+            CancelledError: `cancelled` was set, or the client was closed.
+            OcistreamError: the location cannot be read.
+        """
+        from ocistream.api.inspection import inspect_location
+
+        event = self._begin(cancelled)
+        argument = LocationArgument(source)
+        return inspect_location(
+            argument.location,
+            self._open_context([argument], event),
+            platforms=parse_platform_choice(_list_platforms(platforms)),
+            max_ratio=max_ratio,
+            cancelled=event,
+        )
+
+    def _begin(self, cancelled: threading.Event | None) -> threading.Event:
+        """Return the event that cancels one call."""
+        if self._closed.is_set():
+            msg = "the client is closed"
+            raise UsageError(msg)
+        return LinkedEvent([self._closed, cancelled] if cancelled is not None else [self._closed])
+
+    def _open_context(self, arguments: Sequence[LocationArgument], cancelled: threading.Event) -> OpenContext:
+        context = self._registries.build_context(_list_registries(arguments), cancelled)
+        for argument in arguments:
+            context = argument.bind(context)
+        return context
+
+
+def _with_new_client(method: Callable[Concatenate[Client, _P], _R]) -> Callable[_P, _R]:
+    """Return the method as a function that opens a client, and closes it at the end."""
+
+    @functools.wraps(method)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with Client() as client:
+            return method(client, *args, **kwargs)
+
+    signature = signatures.signature(method)
+    call.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[parameter for name, parameter in signature.parameters.items() if name != "self"]
+    )
+    return call
+
+
+copy = _with_new_client(Client.copy)
+verify = _with_new_client(Client.verify)
+inspect = _with_new_client(Client.inspect)
+
+
+def _list_registries(arguments: Sequence[LocationArgument]) -> set[str]:
+    return {argument.location.reference.registry for argument in arguments if argument.location.reference}
+
+
+def _check_range(name: str, value: int, lowest: int, highest: int) -> None:
+    if not lowest <= value <= highest:
+        msg = f"--{name} {value} is not from {lowest} to {highest}"
+        raise UsageError(msg)
+
+
+def _list(value: str | Iterable[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _list_platforms(value: str | Platform | Iterable[str | Platform]) -> tuple[str, ...]:
+    return tuple(map(str, [value] if isinstance(value, str | Platform) else value))

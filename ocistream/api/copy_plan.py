@@ -1,0 +1,391 @@
+"""Plan a copy: which images of which locations are copied, by which names, and what the options mean.
+
+`pull`, `push`, `copy` and the Python API run these plans, so that options mean the same and have the same defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ocistream import limits
+from ocistream.api.copy_targets import (
+    build_prefix_target,
+    build_rename,
+    build_tag_target,
+    require_distinct_targets,
+    select_all_by_tag,
+    select_full_names,
+    select_single_image,
+    select_tagged,
+)
+from ocistream.errors import InvalidNameError, UsageError
+from ocistream.layout.index import select_existing_images, select_named_images
+from ocistream.locations import (
+    Location,
+    Selection,
+    is_directory,
+    is_layout_destination,
+    open_destination,
+    open_sources,
+)
+from ocistream.oci.platforms import default_platform, parse_platform_choice
+from ocistream.oci.reference import is_repository, parse_registry, printable
+from ocistream.oci.tag_filters import glob_filter
+from ocistream.oci.volumes import is_template
+from ocistream.transfer import copy as transfer
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ocistream.layout.index import ImageSelector
+    from ocistream.locations import OpenContext
+    from ocistream.oci.graph import Graph, Root
+    from ocistream.oci.omitted_blobs import OmissionReason
+    from ocistream.oci.reference import Reference
+    from ocistream.transfer.copy import Report
+    from ocistream.transfer.interfaces import Destination, Observer, Source
+    from ocistream.transfer.recompress import Recompression
+
+__all__ = ["CopyOptions", "CopyPlan", "parse_mount_sources", "plan_copy", "plan_copy_to_prefix"]
+
+_SPLIT_HINT = "name an OCI archive by a template, as in app.%03d.tar"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyOptions:
+    """Options of a copy, with the names, meanings and defaults of the command line."""
+
+    platforms: Sequence[str] = ()
+    #: Names of images of an archive or layout; all if empty.
+    images: Sequence[str] = ()
+    all_tags: bool = False
+    #: Shell patterns for tags; they imply `all_tags`.
+    tags: Sequence[str] = ()
+    referrers: bool = True
+    compress: str | None = None
+    max_ratio: int = limits.MAX_RATIO
+    #: The maximum size of a volume, in bytes; 0 writes one file.
+    split: int = 0
+    mount_from: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyPlan:
+    """A copy whose options are checked and whose locations are not open yet."""
+
+    sources: tuple[Location, ...]
+    #: A registry location without a reference if `target` names every image (`push --to`).
+    destination: Location
+    options: CopyOptions
+    selection: Selection
+    #: Returns the reference of each image in a registry; None if all use the destination's.
+    target: Callable[[Root], Reference] | None = None
+    #: Gives the only image its name at the destination.
+    rename: Callable[[Graph], Graph] | None = None
+    mount_from: tuple[str, ...] = ()
+    recompression: Recompression | None = None
+    #: Whether another ocistream writes the destination (`copy --via`), with its own names and layers.
+    is_remote: bool = False
+
+    @property
+    def local_source(self) -> Location | None:
+        """The archive or layout that is the only source; None for registries and joined archives."""
+        return self.sources[0] if len(self.sources) == 1 and self.sources[0].kind != "docker" else None
+
+    def open(self, source_context: OpenContext, destination_context: OpenContext) -> tuple[Source, Destination]:
+        """Open the source, then the destination, which creates a file.
+
+        Raises:
+            OcistreamError: a location cannot be opened, or the configuration forbids the push.
+        """
+        check_push, selection = destination_context.check_push, self.selection
+        if self.destination.reference is not None:
+            check_push(self.destination.reference)
+        elif self.target is not None:
+            selection = replace(selection, select=_check_each_push(selection.select, self.target, check_push))
+        source = open_sources(self.sources, source_context, selection)
+        try:
+            destination = open_destination(
+                self.destination,
+                replace(
+                    destination_context,
+                    mount_from=self.mount_from,
+                    find_reference=self.target,
+                    volume_size=self.options.split,
+                ),
+            )
+        except BaseException:
+            source.close()
+            raise
+        return source, destination
+
+    def run(
+        self,
+        source: Source,
+        destination: Destination,
+        observer: Observer | None = None,
+        *,
+        jobs: int,
+        prefetch_memory: int,
+        cancelled: threading.Event,
+        omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
+        on_resolved: Callable[[Graph], None] = lambda _graph: None,
+    ) -> Report:
+        """Copy between the opened locations, which stay open.
+
+        `omit` returns the blobs to omit from the output. `on_resolved` receives the source's graph before a blob moves.
+
+        Raises:
+            OcistreamError: the first failure; nothing new is visible in the destination.
+        """
+
+        def rename(graph: Graph) -> Graph:
+            on_resolved(graph)
+            return self.rename(graph) if self.rename is not None else graph
+
+        plain_layers = None
+        if self.compresses_plain_layers(source, omits=omit is not None):
+            plain_layers = _parse_recompression(self.options, self.options.compress or "gzip")
+        return transfer.copy(
+            source,
+            destination,
+            observer,
+            jobs=jobs,
+            prefetch_memory=prefetch_memory,
+            cancelled=cancelled,
+            rename=rename,
+            omit=omit,
+            recompression=self.recompression,
+            plain_layers=plain_layers,
+        )
+
+    def compresses_plain_layers(self, source: Source, *, omits: bool) -> bool:
+        """Return whether plain layers are recompressed if `docker save` wrote the source or one of several archives.
+
+        If the copy `omits` blobs, they keep their digests, since blobs are omitted by digest.
+        """
+        location = self.local_source
+        may_be_saved = hasattr(source, "inputs") or (
+            location is not None and location.kind != "oci" and not is_directory(location)
+        )
+        return may_be_saved and (self.is_remote or not omits)
+
+    def label(self, root: Root) -> str:
+        """Return the name of an image in the results."""
+        if self.target is not None:
+            return self.target(root).name
+        if self.destination.reference is not None:
+            return self.destination.reference.name
+        if self.is_remote and self.destination.name:
+            return self.destination.name
+        return root.name or root.origin or self.sources[0].text
+
+
+def plan_copy(
+    sources: Sequence[Location],
+    destination: Location,
+    options: CopyOptions,
+    *,
+    only_this_platform: bool = False,
+    select_one: ImageSelector = select_single_image,
+    is_remote: bool = False,
+) -> CopyPlan:
+    """Plan a copy to a destination.
+
+    Without platforms in the options, all are copied; with `only_this_platform`, as for `pull`, and into a
+    docker-archive, which has one image per name, linux on this machine's architecture. `select_one` selects the image
+    where only one can be written. With `is_remote`, another ocistream writes the destination.
+
+    Raises:
+        UsageError: options or locations contradict each other.
+        InvalidNameError: a name, platform or repository is malformed.
+    """
+    if options.images and any(location.kind == "docker" for location in sources):
+        msg = "--image is for images of archives and layouts"
+        raise UsageError(msg, hint="name the image in the registry")
+    is_one_platform = only_this_platform or (destination.kind == "docker-archive" and not is_remote)
+    target = None
+    select: ImageSelector = select_existing_images
+    choose = None
+    if options.all_tags or options.tags:
+        _check_repositories(sources, destination, options)
+        choose = glob_filter(options.tags)
+        select = (
+            select_tagged(choose)
+            if options.tags
+            else select_all_by_tag(choose, _untagged_hint(sources[0], destination))
+        )
+        if destination.reference is not None:
+            target = build_tag_target(destination.reference)
+            select = require_distinct_targets(target, select)
+    else:
+        is_one_image = destination.kind == "docker" or destination.name is not None
+        if is_one_image:
+            _check_one_image(sources, destination, options)
+        if options.images:
+            select = select_named_images(options.images)
+        elif is_one_image:
+            select = select_one
+    if not is_remote:
+        _check_split(options, destination)
+    return CopyPlan(
+        sources=tuple(sources),
+        destination=destination,
+        options=options,
+        selection=_build_selection(options, select, choose, is_one_platform=is_one_platform),
+        target=target,
+        rename=build_rename(destination.name, destination.kind) if destination.name and not is_remote else None,
+        # A remote ocistream gets the option as it is.
+        mount_from=()
+        if is_remote
+        else parse_mount_sources(options.mount_from, destination.reference.registry if destination.reference else None),
+        recompression=None if is_remote else _choose_recompression(options, destination),
+        is_remote=is_remote,
+    )
+
+
+def plan_copy_to_prefix(sources: Sequence[Location], prefix: str, options: CopyOptions) -> CopyPlan:
+    """Plan a copy of images under their own repositories and tags to `HOST[/PREFIX]`, as `push --to`.
+
+    Raises:
+        InvalidNameError: the prefix, a platform or a repository is malformed.
+        UsageError: options contradict each other.
+    """
+    if any(location.kind == "docker" for location in sources):
+        msg = "--to is for images of archives and layouts"
+        raise UsageError(msg, hint="copy images of registries one by one")
+    target = build_prefix_target(prefix)
+    select = require_distinct_targets(target, select_full_names(options.images))
+    return CopyPlan(
+        sources=tuple(sources),
+        destination=Location("docker", prefix),
+        options=options,
+        selection=_build_selection(options, select),
+        target=target,
+        mount_from=parse_mount_sources(options.mount_from, parse_registry(prefix.partition("/")[0])),
+        recompression=_parse_recompression(options, options.compress),
+    )
+
+
+def _build_selection(
+    options: CopyOptions,
+    select: ImageSelector,
+    tags: Callable[[Sequence[str]], Sequence[str]] | None = None,
+    *,
+    is_one_platform: bool = False,
+) -> Selection:
+    return Selection(
+        select,
+        parse_platform_choice(options.platforms, default_platform() if is_one_platform else None),
+        options.max_ratio,
+        referrers="along" if options.referrers else "left",
+        tags=tags,
+    )
+
+
+def _check_each_push(
+    select: ImageSelector, target: Callable[[Root], Reference], check_push: Callable[[Reference], None]
+) -> ImageSelector:
+    """Return the selection with a check that the configuration allows the push of each selected image."""
+
+    def selected(roots: Sequence[Root]) -> Sequence[Root]:
+        chosen = select(roots)
+        for root in chosen:
+            check_push(target(root))
+        return chosen
+
+    return selected
+
+
+def _check_one_image(sources: Sequence[Location], destination: Location, options: CopyOptions) -> None:
+    """Raise UsageError if several images would get one name."""
+    count = max(len(options.images), sum(location.kind == "docker" for location in sources))
+    if count > 1:
+        name = destination.name or destination.text
+        msg = f"{count} images cannot all be called {printable(name)!r}"
+        raise UsageError(msg, hint="copy them one by one, or to a destination without a name")
+
+
+def _check_repositories(sources: Sequence[Location], destination: Location, options: CopyOptions) -> None:
+    """Raise UsageError if a location of a copy of many images names a single image."""
+    if len(sources) > 1 or options.images:
+        msg = "--all-tags and --tags are for one source, without a choice of images"
+        raise UsageError(msg, hint="copy the sources one by one")
+    for location in (*sources, destination):
+        if location.name is not None or (location.reference is not None and not location.is_repository):
+            msg = f"{printable(location.text)} is one image, and many are to be copied"
+            raise UsageError(msg, hint="leave the tag, digest or name away, or --all-tags and --tags")
+
+
+def _untagged_hint(source: Location, destination: Location) -> str:
+    """Return how to copy images that have no tag."""
+    if destination.reference is None:
+        return "leave --all-tags away: without it all images are copied, whatever their names are"
+    kind = "oci" if is_directory(source) else "oci-archive"
+    text = printable(source.text if source.kind != "path" else f"{kind}:{source.text}")
+    return f"copy them one by one, by digest: `ocistream copy {text}:DIGEST {printable(destination.text)}:TAG`"
+
+
+def _check_split(options: CopyOptions, location: Location) -> None:
+    """Raise UsageError if the archive cannot be cut into volumes, or its name has a place for a volume's number."""
+    name = location.path.name if location.path is not None and not location.is_stream else ""
+    if not options.split:
+        if name and not is_layout_destination(location) and is_template(name):
+            msg = f"{printable(location.text)} has a place for a volume's number, and nothing is cut into volumes"
+            raise UsageError(msg, hint="give --split SIZE as well, or another name")
+        return
+    if location.is_stream or not name or is_layout_destination(location) or location.kind == "docker-archive":
+        msg = f"--split makes several files of one OCI archive, and {printable(location.text)} is none"
+        raise UsageError(msg, hint=_SPLIT_HINT)
+    if options.compress is not None:
+        msg = (
+            "--split does not go with --compress: where it cuts depends on the size of all blobs, before the first one"
+        )
+        raise UsageError(msg, hint="leave one of them away")
+
+
+def _choose_recompression(options: CopyOptions, destination: Location) -> Recompression | None:
+    """Return how to recompress layers, or None; the layers of a docker-archive are always uncompressed."""
+    if destination.kind != "docker-archive":
+        return _parse_recompression(options, options.compress)
+    if options.compress not in {None, "none"}:
+        msg = "the layers of a docker-archive are not compressed"
+        raise UsageError(msg, hint="leave --compress away, or write an oci-archive: `docker load` takes that too")
+    return _parse_recompression(options, "none")
+
+
+def _parse_recompression(options: CopyOptions, text: str | None) -> Recompression | None:
+    if text is None:
+        return None
+    from ocistream.transfer.recompress import parse_recompression
+
+    return parse_recompression(text, options.max_ratio)
+
+
+def parse_mount_sources(texts: Sequence[str], registry: str | None) -> tuple[str, ...]:
+    """Return the repositories of --mount-from, each `REPO` or `HOST/REPO` in `registry`.
+
+    `registry` is the destination's registry; None if the destination is not a registry.
+    """
+    if texts and registry is None:
+        msg = "--mount-from is for what goes to a registry"
+        raise UsageError(msg, hint="leave it away: here blobs are copied")
+    return tuple(dict.fromkeys(_parse_mount_source(text, registry or "") for text in texts))
+
+
+def _parse_mount_source(text: str, registry: str) -> str:
+    first, slash, rest = text.partition("/")
+    if slash and first and (first == registry or {".", ":"} & set(first) or first == "localhost"):
+        # As in an image name: a first part that looks like a host is a host.
+        if parse_registry(first) != registry:
+            msg = f"--mount-from {printable(text)} is not in {registry}: blobs are mounted within one registry"
+            raise UsageError(
+                msg, hint=f"if it is, and its name only looks like a host, write {registry}/{printable(text)}"
+            )
+        text = rest
+    if not is_repository(text):
+        msg = f"--mount-from {printable(text)!r} is no repository"
+        raise InvalidNameError(msg, hint="write REPO or HOST/REPO, without a tag")
+    return text

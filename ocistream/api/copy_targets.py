@@ -1,0 +1,164 @@
+"""Select the images of a copy, and name them at the destination: by tag, below a prefix, or by a new name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ocistream.errors import IntegrityError, InvalidNameError, UsageError
+from ocistream.layout.image_selection import report_untagged, select_all_images
+from ocistream.layout.index import (
+    format_image_names,
+    has_full_name,
+    is_printable_name,
+    select_existing_images,
+    select_named_images,
+    select_only_image,
+    tag_of,
+)
+from ocistream.oci.reference import Reference, is_digest, parse_reference, parse_registry, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ocistream.layout.index import ImageSelector
+    from ocistream.oci.graph import Graph, Root
+
+__all__ = [
+    "build_prefix_target",
+    "build_rename",
+    "build_tag_target",
+    "require_distinct_targets",
+    "select_all_by_tag",
+    "select_full_names",
+    "select_single_image",
+    "select_tagged",
+]
+
+
+def build_rename(name: str, kind: str) -> Callable[[Graph], Graph]:
+    """Return the function that gives the graph's only root its name at a destination of this kind.
+
+    The caller has checked that there is one root. The function raises IntegrityError if the name has the digest of
+    another image.
+    """
+    if not is_printable_name(name):
+        msg = f"malformed name {printable(name)!r}"
+        raise InvalidNameError(msg, hint="write it without blanks, as in app:1")
+    digest = name.rpartition("@")[2]
+    if kind == "docker-archive":
+        reference = parse_reference(name)
+        if reference.digest:
+            msg = f"{name!r} has a digest, and images in a docker-archive are called by tags only"
+            raise InvalidNameError(msg, hint="write it as app:1")
+        name = reference.name
+
+    def rename(graph: Graph) -> Graph:
+        (root,) = graph.roots
+        if is_digest(digest) and digest != root.descriptor.digest:
+            msg = f"{printable(name)} was asked for, the image is {root.descriptor.digest}"
+            raise IntegrityError(msg)
+        # Keep the name at the source: hints may need it.
+        return replace(graph, roots=(replace(root, name=name, origin=root.origin or root.name or ""),))
+
+    return rename
+
+
+def select_single_image(roots: Sequence[Root]) -> Sequence[Root]:
+    """Return the only image, as `select_only_image`; if there are several, say how to choose one for `copy`."""
+    try:
+        return select_only_image(roots)
+    except UsageError as error:
+        hint = f"choose one, as in oci:DIR:NAME or oci-archive:FILE:NAME: {format_image_names(roots)}"
+        raise UsageError(error.message, hint=hint) from error
+
+
+def require_distinct_targets(target: Callable[[Root], Reference], select: ImageSelector) -> ImageSelector:
+    """Return `select` with a check that no two images get the same target: the second would replace the first.
+
+    The selection raises UsageError if two do.
+    """
+
+    def chosen(roots: Sequence[Root]) -> Sequence[Root]:
+        selected = select(roots)
+        roots_by_target: dict[Reference, Root] = {}
+        for root in selected:
+            reference = target(root)
+            if roots_by_target.setdefault(reference, root).descriptor.digest != root.descriptor.digest:
+                both = f"{printable(roots_by_target[reference].name or '')} and {printable(root.name or '')}"
+                msg = f"{both} would both become {reference.name}"
+                raise UsageError(msg, hint="push one of them with `ocistream push HOST/REPOSITORY:TAG --image NAME`")
+        return selected
+
+    return chosen
+
+
+def select_all_by_tag(choose: Callable[[Sequence[str]], Sequence[str]], hint: str) -> ImageSelector:
+    """Return a selection of all images of an archive or layout by their tags, which `choose` may restrict.
+
+    The selection raises UsageError, with this hint, if an image has no tag.
+    """
+
+    def select(roots: Sequence[Root]) -> Sequence[Root]:
+        return select_tagged(choose)(select_all_images(roots, lambda root: tag_of(root.name) is not None, "tag", hint))
+
+    return select
+
+
+def select_tagged(choose: Callable[[Sequence[str]], Sequence[str]]) -> ImageSelector:
+    """Return a selection of images of an archive or layout by their tags; a notice names the images without a tag."""
+
+    def select(roots: Sequence[Root]) -> Sequence[Root]:
+        tags = [tag for root in roots if (tag := tag_of(root.name))]
+        chosen = set(choose(list(dict.fromkeys(tags))))
+        report_untagged(roots)
+        return [root for root in roots if tag_of(root.name) in chosen]
+
+    return select
+
+
+def build_tag_target(repository: Reference) -> Callable[[Root], Reference]:
+    """Return the function that names images within one repository: each keeps its tag."""
+
+    def target(root: Root) -> Reference:
+        return Reference(repository.registry, repository.repository, tag_of(root.name))
+
+    return target
+
+
+def build_prefix_target(prefix: str) -> Callable[[Root], Reference]:
+    """Return the function that names images under `HOST[/PREFIX]`: each keeps its repository and tag."""
+    host, _, path = prefix.rstrip("/").partition("/")
+    registry = parse_registry(host)
+    if {":", "@"} & set(path):
+        msg = f"--to {printable(prefix)!r} has a tag or a digest"
+        hint = f"write HOST[/PREFIX]: images keep their own tags; to push one by another name, push {printable(prefix)}"
+        raise InvalidNameError(msg, hint=hint)
+    if parse_reference(f"{registry}/x/y").registry != registry:
+        # In an image name this host would be a part of a repository on Docker Hub, and the images would go there.
+        msg = f"--to {printable(host)!r} does not look like a registry's host"
+        raise InvalidNameError(msg, hint=f"write its port as well, such as {printable(host)}:443, or its full domain")
+
+    def target(root: Root) -> Reference:
+        reference = parse_reference(root.name or "")
+        repository = (
+            reference.repository.removeprefix("library/") if reference.registry == "docker.io" else reference.repository
+        )
+        return parse_reference(f"{registry}/{path + '/' if path else ''}{repository}:{reference.tag}")
+
+    if path:
+        parse_reference(f"{registry}/{path}/x")
+    return target
+
+
+def select_full_names(chosen: Sequence[str]) -> ImageSelector:
+    """Return a selection of the images of --image, else of all images, that requires full names."""
+    select, description = (
+        (select_named_images(chosen, all_names=True), "chosen")
+        if chosen
+        else (select_existing_images, "in the archive or layout")
+    )
+    hint = (
+        "--to needs a full name for every image; push this one alone: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
+    )
+    return lambda roots: select_all_images(select(roots), has_full_name, "full name", hint, description=description)

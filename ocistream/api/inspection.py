@@ -1,0 +1,142 @@
+"""Describe the images or tags of a location as a JSON document, without fetching a layer from a registry."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from ocistream.locations import Selection, open_source, reference_of
+from ocistream.transfer.inventory import describe_images, list_needed_configs
+from ocistream.transfer.verify import DiscardedBlobs
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from ocistream.locations import Location, OpenContext
+    from ocistream.oci.descriptor import Descriptor
+    from ocistream.oci.graph import Graph
+    from ocistream.oci.platforms import PlatformChoice
+    from ocistream.transfer.interfaces import Blob, EarlyBlobs, Source
+
+__all__ = ["inspect_location"]
+
+
+def inspect_location(
+    location: Location,
+    context: OpenContext,
+    *,
+    platforms: PlatformChoice,
+    max_ratio: int,
+    cancelled: threading.Event,
+    report: Callable[[str], None] = lambda _message: None,
+) -> dict[str, Any]:
+    """Return what `ocistream inspect --json` prints; `report` receives what a registry does not list.
+
+    Of a repository, named without tag and digest, the tags are listed; most commands take the tag `latest`, as Docker
+    does.
+
+    Raises:
+        OcistreamError: the location cannot be read.
+    """
+    if location.is_repository:
+        return _list_tags(location, context, report)
+    with contextlib.ExitStack() as stack:
+        source = open_source(location, context, Selection(platforms=platforms, max_ratio=max_ratio, referrers="listed"))
+        stack.callback(source.close)
+        discarded = stack.enter_context(contextlib.closing(DiscardedBlobs(cancelled)))
+        graph = source.resolve(discarded)
+        sized_source = _wrap_sized_source(source)
+        needed_configs = [
+            config for config in list_needed_configs(graph) if not sized_source or sized_source.can_have_blob(config)
+        ]
+        configs = discarded.read_contents(sized_source or source, needed_configs)
+        missing = [
+            blob
+            for blob in graph.blobs
+            if sized_source and not sized_source.has_blob(blob) and blob.digest not in graph.embedded
+        ]
+        digests = [manifest.descriptor.digest for manifest in graph.manifests]
+        # The registry modules need megabytes, and seconds on a slow disk: import them only for a registry.
+        referrers = _find_referrers(source, digests, report) if location.reference else {}
+    names = {root.descriptor.digest: location.reference.name for root in graph.roots if location.reference}
+    return {"end": location.text, **describe_images(graph, configs, referrers, names, missing)}
+
+
+def _list_tags(location: Location, context: OpenContext, report: Callable[[str], None]) -> dict[str, Any]:
+    reference = reference_of(location)
+    repository = f"{reference.registry}/{reference.repository}"
+    tag_list = context.repository_opener().list_tags(reference)
+    if tag_list.incomplete_reason:
+        report(f"{repository} has further tags: {tag_list.incomplete_reason}")
+    elif not tag_list.tags:
+        report(f"{repository} has no tags")
+    return {
+        "end": location.text,
+        "repository": repository,
+        "tags": list(tag_list.tags),
+        "complete": tag_list.incomplete_reason is None,
+    }
+
+
+class _SizedSource:
+    """A source that knows, without reading it, which blobs it has and their sizes."""
+
+    def __init__(self, source: Source, size: Callable[[str], int | None]) -> None:
+        """`size` returns the bytes stored under a digest, or None; in a stream, of blobs read so far."""
+        self._source = source
+        self._size = size
+        self.concurrent = source.concurrent
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Return whether a blob exists with the right size."""
+        return self._size(descriptor.digest) == descriptor.size
+
+    def can_have_blob(self, descriptor: Descriptor) -> bool:
+        """Return whether a blob exists with the right size, or may still come."""
+        return self._size(descriptor.digest) in {None, descriptor.size}
+
+    def resolve(self, early_blobs: EarlyBlobs) -> Graph:
+        """Return the graph of the source."""
+        return self._source.resolve(early_blobs)
+
+    def blobs(self, selected: Sequence[Descriptor]) -> Iterator[Blob]:
+        """Return the selected blobs, except those of a wrong size: they count as missing, and would end the run."""
+        for blob in self._source.blobs(selected):
+            if self.has_blob(blob.descriptor):
+                yield blob
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+
+def _wrap_sized_source(source: Source) -> _SizedSource | None:
+    """Return a source that knows the sizes of its blobs; None for a registry, which is not asked for each.
+
+    None for a docker-archive too: its images are made from what it has, so nothing can be missing.
+    """
+    from ocistream.layout.source import LayoutSource
+
+    if isinstance(source, LayoutSource):
+        return _SizedSource(source, source.layout.blob_size)
+    from ocistream.archive.file_source import ArchiveFileSource
+    from ocistream.archive.stream_source import ArchiveStreamSource
+
+    if not isinstance(source, ArchiveFileSource | ArchiveStreamSource) or source.contents.is_docker_archive:
+        return None
+    entries = source.contents.blobs
+    return _SizedSource(source, lambda digest: entries[digest].size if digest in entries else None)
+
+
+def _find_referrers(
+    source: Source, digests: Sequence[str], report: Callable[[str], None]
+) -> Mapping[str, Sequence[Descriptor]]:
+    """Ask a registry for the referrers of an image's manifests; an archive has all its referrers in itself."""
+    from ocistream.registry.source import RegistrySource
+
+    referrers = source.list_referrers(digests) if isinstance(source, RegistrySource) else {}
+    for digest, result in referrers.items():
+        if result.incomplete_reason:
+            report(f"not all that refers to {digest} is shown: {result.incomplete_reason}")
+    return {digest: result.descriptors for digest, result in referrers.items()}

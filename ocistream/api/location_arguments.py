@@ -1,0 +1,94 @@
+"""Locations as a program passes them: text, paths, references and binary file objects."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Final, TypeAlias
+
+from ocistream.api.file_objects import FileObjectInput, FileObjectOutput
+from ocistream.errors import UsageError
+from ocistream.locations import Location, OpenContext, parse_location
+from ocistream.oci.reference import DEFAULT_TAG, Reference, printable
+
+__all__ = ["LocationArgument", "LocationLike", "list_locations"]
+
+LocationLike: TypeAlias = "str | os.PathLike[str] | Reference | IO[bytes]"
+
+_FORMATS: Final = ("oci", "oci-archive", "docker-archive")
+
+
+class LocationArgument:
+    """A location, and the file object that it stands for, if it does."""
+
+    def __init__(self, value: LocationLike, *, bare_is_path: bool = False) -> None:
+        """Parse the value. With `bare_is_path`, text that could be an image's name is a path.
+
+        Raises:
+            InvalidNameError, UnsupportedError: text is not a location.
+        """
+        self._file: IO[bytes] | None = None
+        if isinstance(value, Reference):
+            is_repository = value.tag is None and value.digest is None
+            reference = replace(value, tag=DEFAULT_TAG) if is_repository else value
+            self.location = Location("docker", str(value), reference=reference, is_repository=is_repository)
+        elif isinstance(value, str):
+            self.location = parse_location(value, bare_is_path=bare_is_path and not value.startswith("docker://"))
+        elif isinstance(value, os.PathLike):
+            path = os.fspath(value)
+            self.location = Location("path", path, path=Path(path))
+        else:
+            self._file = value
+            name = getattr(value, "name", None)
+            description = printable(name, 1024) if isinstance(name, str) else "the file object"
+            self.location = Location("path", description, path=Path(description), is_stream=True)
+
+    def rename(self, name: str | None, kind: str | None) -> None:
+        """Set the image's name at this destination, and what to write to it.
+
+        Raises:
+            UsageError: the location is in a registry, or the kind is unknown.
+        """
+        if kind is not None and (kind not in _FORMATS or self.location.reference is not None):
+            msg = f"--format {printable(kind)!r} is not one of {', '.join(_FORMATS)}, for a path"
+            raise UsageError(msg)
+        if name is not None and self.location.reference is not None:
+            msg = f"{printable(self.location.text)} is in a registry, where it is the image's name"
+            raise UsageError(msg, hint="leave `name` away")
+        self.location = replace(self.location, kind=kind or self.location.kind, name=name or self.location.name)
+        if self.location.is_stream and self.location.kind == "oci":
+            msg = "a layout directory cannot be written to a file object or stdout"
+            raise UsageError(msg, hint="name a directory")
+
+    def bind(self, context: OpenContext) -> OpenContext:
+        """Return the context with the file object of this location, or with stdin and stdout for `-`."""
+        if not self.location.is_stream:
+            return context
+        file, name = self._file, self.location.text
+        if file is None:
+            return replace(
+                context,
+                stdin=lambda: FileObjectInput(sys.stdin.buffer, "stdin"),
+                output=lambda: FileObjectOutput(sys.stdout.buffer, "stdout"),
+            )
+        return replace(context, stdin=lambda: FileObjectInput(file, name), output=lambda: FileObjectOutput(file, name))
+
+
+def list_locations(
+    value: LocationLike | Sequence[LocationLike], *, bare_is_path: bool = False
+) -> list[LocationArgument]:
+    """Return the locations of an argument that is one location or a sequence of them.
+
+    Raises:
+        UsageError: there is no location.
+        InvalidNameError, UnsupportedError: text is not a location.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return [LocationArgument(value, bare_is_path=bare_is_path)]
+    if not value:
+        msg = "there is no source"
+        raise UsageError(msg)
+    return [LocationArgument(item, bare_is_path=bare_is_path) for item in value]

@@ -1,0 +1,248 @@
+"""Verify archives and layouts: what is wrong, missing or malformed, as values and as a JSON document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from ocistream.errors import (
+    ArchiveError,
+    IntegrityError,
+    InvalidNameError,
+    MissingContentError,
+    UnsupportedError,
+    UsageError,
+)
+from ocistream.layout.index import entry_name_of, is_printable_name, subject_of, tag_of
+from ocistream.locations import Selection, open_sources
+from ocistream.oci.reference import parse_reference, printable
+from ocistream.oci.referrers import cosign_subject
+from ocistream.transfer import verify as verification
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Sequence
+
+    from ocistream.errors import OcistreamError
+    from ocistream.locations import Location, OpenContext
+    from ocistream.oci.graph import Root
+    from ocistream.oci.volumes import Volume
+    from ocistream.transfer.interfaces import Observer, Source
+    from ocistream.transfer.verify import Findings
+
+__all__ = ["VerifyResult", "VolumeSet", "format_paths", "open_locations", "verify_source"]
+
+_DOCKER_ARCHIVE: Final = "docker-archive"
+
+
+def open_locations(locations: Sequence[Location], context: OpenContext, *, max_ratio: int) -> Source:
+    """Open an archive or layout, or several that belong together, to verify everything in it.
+
+    Raises:
+        UsageError: a location is in a registry.
+        OcistreamError: a location cannot be opened.
+    """
+    for location in locations:
+        if location.kind == "docker":
+            msg = f"{printable(location.text)!r} is in a registry"
+            raise UsageError(msg, hint="pull it first: `ocistream pull IMAGE | ocistream verify`")
+    return open_sources(locations, context, Selection(all_blobs=True, max_ratio=max_ratio, referrers="listed"))
+
+
+def verify_source(
+    source: Source,
+    paths: Sequence[str],
+    *,
+    deep: bool,
+    max_ratio: int,
+    observer: Observer | None = None,
+    cancelled: threading.Event,
+) -> VerifyResult:
+    """Verify a source of `open_locations`, whose locations are named `paths`.
+
+    Raises:
+        OcistreamError: reading cannot continue.
+    """
+    findings = verification.verify(source, observer, deep=deep, max_ratio=max_ratio, cancelled=cancelled)
+    kind, other_files, illegal = _describe_source(source)
+    is_legal = _is_docker_name if kind == _DOCKER_ARCHIVE else is_printable_name
+    names = dict.fromkeys(root.name for root in findings.graph.roots if root.name)
+    return VerifyResult(
+        paths=tuple(paths),
+        findings=findings,
+        format=kind,
+        other_files=other_files,
+        illegal_names=(*illegal, *(name for name in names if not is_legal(name))),
+        volumes=VolumeSet.from_source(source),
+        deep=deep,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyResult:
+    """The result of a verification: the findings, the format, and names that no image archive has.
+
+    `other_files` counts files that belong to no image. `volumes` are the verified files of a split archive.
+    """
+
+    paths: tuple[str, ...]
+    findings: Findings
+    format: str
+    other_files: int
+    illegal_names: tuple[str, ...]
+    volumes: VolumeSet | None
+    deep: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything that the images need exists and is right."""
+        return not (self.findings.missing or self.findings.failures or self.illegal_names)
+
+    def document(self) -> dict[str, Any]:
+        """Return what `ocistream verify --json` prints."""
+        findings = self.findings
+        omitted_reasons = findings.graph.omitted_from_source
+        return {
+            "path": format_paths(self.paths),
+            "format": self.format,
+            "ok": self.ok,
+            "deep": self.deep,
+            "images": [
+                {
+                    "name": root.name,
+                    **(
+                        {"imageId": findings.graph.image_id(root)}
+                        if root.is_synthesized
+                        else {"digest": root.descriptor.digest, "mediaType": root.descriptor.media_type}
+                    ),
+                    **({"subject": subject} if (subject := self.subject(root)) else {}),
+                }
+                for root in findings.graph.roots
+            ],
+            "blobs": findings.blobs,
+            "bytes": findings.size,
+            "unneeded": findings.unreferenced,
+            "unpacked": findings.unpacked,
+            **({"volumes": self.volumes.document(findings.parts)} if self.volumes else {}),
+            "missing": [
+                {"digest": descriptor.digest, "mediaType": descriptor.media_type, "size": descriptor.size}
+                for descriptor in findings.missing
+            ],
+            "leftOut": [
+                {
+                    "digest": blob.digest,
+                    "mediaType": blob.media_type,
+                    "size": blob.size,
+                    "why": str(omitted_reasons[blob.digest]),
+                }
+                for blob in findings.omitted
+            ],
+            "incomplete": [
+                {
+                    **({"name": index.name} if index.name else {}),
+                    "digest": index.digest,
+                    "platforms": list(index.platforms),
+                    "missing": list(index.missing),
+                }
+                for index in findings.incomplete
+            ],
+            "wrong": [{"digest": failure.digest, "problem": failure.error.message} for failure in findings.failures],
+            "illegalNames": list(self.illegal_names),
+            "otherFiles": self.other_files,
+        }
+
+    def raise_for_findings(self) -> None:
+        """Raise the gravest problem as an error; do nothing if there is none.
+
+        Raises:
+            IntegrityError: bytes are wrong.
+            ArchiveError: content is missing or malformed, or a name is illegal.
+        """
+        findings = self.findings
+        errors: list[OcistreamError] = [failure.error for failure in findings.failures]
+        integrity = [error for error in errors if isinstance(error, IntegrityError)]
+        target = "the archive on stdin" if self.paths == ("-",) else printable(" ".join(self.paths), 1024)
+        if integrity:
+            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+            msg = f"{target}: {integrity[0].message}{more}"
+            raise IntegrityError(msg)
+        if errors:
+            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+            msg = f"{target}: {errors[0].message}{more}"
+            raise ArchiveError(msg, hint=errors[0].hint)
+        if findings.missing:
+            more = f" and {len(findings.missing) - 1} more" if len(findings.missing) > 1 else ""
+            msg = f"{target} lacks {findings.missing[0].digest}{more}"
+            raise MissingContentError(msg, hint="it can still be pushed to a registry that has what is missing")
+        if self.illegal_names:
+            msg = f"{target} has a name that no image archive has: {printable(self.illegal_names[0])!r}"
+            raise ArchiveError(msg)
+
+    def subject(self, root: Root) -> str | None:
+        """Return the subject of an entry without a name; None for an image."""
+        document = self.findings.graph.documents.get(root.descriptor.digest)
+        if root.name is not None:
+            return None
+        if document is not None and document.subject is not None:
+            return document.subject.digest
+        return subject_of(root.descriptor) or cosign_subject(tag_of(entry_name_of(root.descriptor)) or "")
+
+
+class VolumeSet(NamedTuple):
+    """The volumes of a set that were verified."""
+
+    present: Sequence[Volume]
+
+    @classmethod
+    def from_source(cls, source: Source) -> VolumeSet | None:
+        """Return the volumes of a source, or None if it has none."""
+        volume = getattr(source, "volume", None)
+        volumes = [volume] if volume is not None else getattr(source, "volumes", None)
+        return cls(volumes) if volumes else None
+
+    @property
+    def absent_names(self) -> list[str]:
+        """The names of the other volumes of the set."""
+        first, numbers = self.present[0], {volume.number for volume in self.present}
+        return [first.template.format_name(number) for number in range(first.total) if number not in numbers]
+
+    def document(self, parts: int) -> dict[str, Any]:
+        """Return the volumes as JSON; `parts` is how many parts of blobs were verified."""
+        names = [volume.name for volume in self.present]
+        return {"here": names, "total": self.present[0].total, "elsewhere": self.absent_names, "parts": parts}
+
+
+def format_paths(paths: tuple[str, ...]) -> str | list[str]:
+    """Return the paths as the JSON document shows them: a single one is no list."""
+    return paths[0] if len(paths) == 1 else list(paths)
+
+
+def _is_docker_name(name: str) -> bool:
+    try:
+        parse_reference(name)
+    except (InvalidNameError, UnsupportedError):
+        return False
+    return True
+
+
+def _describe_source(source: Source) -> tuple[str, int, list[str]]:
+    """Return the kind of a source, how many files belong to no image, and the illegal names."""
+    from ocistream.layout.source import LayoutSource
+
+    if isinstance(source, LayoutSource):
+        return "OCI layout", 0, list(source.layout.list_foreign_files())
+    from ocistream.archive.file_source import ArchiveFileSource
+    from ocistream.archive.joined_source import JoinedSource
+    from ocistream.archive.stream_source import ArchiveStreamSource
+
+    if isinstance(source, JoinedSource):
+        descriptions = [_describe_source(archive) for archive in source.inputs]
+        kinds = " and ".join(sorted({kind for kind, _, _ in descriptions}))
+        illegal = [name for _, _, names in descriptions for name in names]
+        return f"{kinds}, put together", sum(foreign for _, foreign, _ in descriptions), illegal
+    assert isinstance(source, ArchiveFileSource | ArchiveStreamSource), source  # noqa: S101 - there are no others
+    contents = source.contents
+    illegal = [contents.first_illegal_name] if contents.illegal_count else []
+    if contents.is_docker_archive:
+        return _DOCKER_ARCHIVE, 0, illegal
+    return "OCI archive", contents.foreign_count, illegal
