@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sized
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from ocistream import notices, open_uploads
@@ -61,11 +62,14 @@ def run_in_thread(work: Callable[[], _T], cancelled: threading.Event) -> _T:
 
 
 def run_each(work: Callable[[_T], None], items: Iterable[_T], *, jobs: int, cancelled: threading.Event) -> None:
-    """Call a function for each item: in this thread if `jobs` is 1, else in `jobs` other threads.
+    """Call a function for each item: in this thread if there is one job or one item, else in up to `jobs` threads.
 
-    The first failure sets `cancelled`, which stops the other threads, and is raised here.
+    The first failure is raised here; in another thread it sets `cancelled`, which stops the others. There are never
+    more threads than items, except for an iterator, whose length is unknown.
     """
-    if jobs == 1:
+    if isinstance(items, Sized):
+        jobs = min(jobs, len(items))
+    if jobs <= 1:
         for item in items:
             work(item)
         return
