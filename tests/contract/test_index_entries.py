@@ -328,6 +328,7 @@ class TestLimits:
             calls.append(calls_of(lambda: listing_of(layout, Wanted(referrers=choice, images="only"))))
         assert calls[1] < 2.2 * calls[0]
 
+    @pytest.mark.uncounted
     def test_the_work_for_a_long_chain_grows_with_its_length(self, layout: Layout) -> None:
         end = small_image(layout, name="v1")
         left = Wanted(referrers="left", images="only")

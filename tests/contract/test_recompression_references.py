@@ -104,6 +104,7 @@ class TestReferences:
         assert first == {**image, **pick(first), "mine": "stays"}
         assert second == same
 
+    @pytest.mark.uncounted
     def test_a_long_index_can_be_rewritten(self, layout: Layout, tmp_path: Path) -> None:
         image = layout.image([TAR])
         annotated = {**image, "annotations": {f"key-{n}": "v" * 20 for n in range(8)}}

@@ -183,6 +183,7 @@ class TestLargeIndexes:
         assert ask("DELETE", f"/v2/app/manifests/{index}").status == 202
         assert ask("DELETE", f"/v2/app/manifests/{digests[1]}").status == 405
 
+    @pytest.mark.uncounted
     def test_entries_that_are_only_listed_take_little_memory(self, layout: Layout) -> None:
         absent = [
             [{"mediaType": OCI_MANIFEST, "digest": digest_of(b"%d %d" % (n, m)), "size": 1} for m in range(2000)]

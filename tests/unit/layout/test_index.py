@@ -74,6 +74,7 @@ class TestParsing:
         validate(raw, "index")
         assert parse_index_entries(raw) == entries
 
+    @pytest.mark.uncounted
     def test_a_long_index_keeps_what_others_wrote_and_one_that_is_too_long_is_refused(self) -> None:
         others = {"data": "e30=", "urls": [], "platform": {"os": "linux", "architecture": "arm", "os.features": ["x"]}}
         entry = {**descriptor(**{REF_NAME: "v1"}).to_json(), **others, "artifactType": None}

@@ -185,6 +185,7 @@ def test_too_many_lines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(f"{A}\n\n\n\n".encode(), "more than 3 lines", error=UnsupportedError)
 
 
+@pytest.mark.uncounted
 def test_memory_does_not_grow_with_the_list() -> None:
     def many(count: int) -> Iterator[bytes]:
         for number in range(count):

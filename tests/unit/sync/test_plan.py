@@ -101,6 +101,7 @@ def test_the_same_twice_is_done_once(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.uncounted
 def test_of_many_images_little_more_than_the_names_is_held(tmp_path: Path) -> None:
     (tmp_path / "sync.toml").write_text("[[sync]]\nfrom = 'a.example/x'\nto = ['b.example/x', 'c.example/x']")
     [only] = read_sync_file(tmp_path / "sync.toml").entries
@@ -115,6 +116,7 @@ def test_of_many_images_little_more_than_the_names_is_held(tmp_path: Path) -> No
     assert peak < 4_000_000
 
 
+@pytest.mark.uncounted
 def test_a_file_of_ten_thousand_entries(tmp_path: Path) -> None:
     number, start = 10_000, "[[sync]]\nfrom = 'registry.example.com/team-{0}/application:stable'\n"
     text = "".join(
