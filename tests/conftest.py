@@ -69,16 +69,23 @@ _COUNTED_WITH_ALL_PARAMETERS: Final = frozenset(
         *("registries_conf", "strict_json", "volumes"),
     )
 )
+_UNIT_TESTS: Final = Path(__file__).with_name("unit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that divides tests between a run that counts branches and one that does not."""
+    """Add options that select tests: those whose branches are counted, and those that run with a second Python."""
     text = "only tests whose branches are counted (see _is_counted), or only the others"
     parser.addoption("--counted", choices=["only", "others"], help=text)
+    text = "of a test with parameters only the first, except for unit tests and tests of signals"
+    parser.addoption("--first-parameters", action="store_true", help=text)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Select tests as `--counted` asks for."""
+    """Select tests as `--counted` and `--first-parameters` ask for."""
+    if config.getoption("--first-parameters"):
+        repeated = {item for item in items if not (_has_first_parameters(item) or _runs_with_all_parameters(item))}
+        items[:] = [item for item in items if item not in repeated]
+        config.hook.pytest_deselected(items=list(repeated))
     if (wanted := config.getoption("--counted")) is not None:
         parts: dict[str, list[pytest.Item]] = {"only": [], "others": []}
         for item in items:
@@ -103,6 +110,10 @@ def _is_counted(item: Any) -> bool:
     if item.path.parent.name == "self":
         return False
     return _has_first_parameters(item) or item.path.stem in _COUNTED_WITH_ALL_PARAMETERS
+
+
+def _runs_with_all_parameters(item: pytest.Item) -> bool:
+    return item.path.is_relative_to(_UNIT_TESTS) or item.path.stem == "test_signals"
 
 
 def _has_first_parameters(item: Any) -> bool:
