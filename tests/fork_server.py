@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ocistream
 import ocistream.cli
-from ocistream.serve import Registry
 from ocistream.streams import clock
 
 if TYPE_CHECKING:
@@ -214,6 +213,11 @@ def _warm_up() -> None:
 
     This saves each fork a tenth of its time. The commands leave no state: `main` resets its modules and handlers.
     """
+    # Not `ocistream.serve`, which stands in for no registry (tests/self/test_imports.py).
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.registry import Registry  # noqa: PLC0415 - the path must not stay
+
+    del sys.path[0]
     hook, null = sys.unraisablehook, os.open(os.devnull, os.O_RDWR)
     kept = [os.dup(number) for number in range(3)]
     for number in range(3):

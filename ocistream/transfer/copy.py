@@ -276,7 +276,7 @@ class _Copy:
                 break
             # Configs come first where blobs are read concurrently. Each is buffered completely and may have megabytes.
             self.pipeline.transfer_blob(blob)
-        run_each(self.pipeline.transfer_blob, blobs, jobs=jobs, cancelled=self._cancelled)
+        run_each(self.pipeline.transfer_blob, blobs, jobs=self.pipeline.concurrency, cancelled=self._cancelled)
 
     # -- settle ------------------------------------------------------------------------------------------
 
