@@ -133,7 +133,7 @@ class Upload:
         self._is_closed = False
         #: Confirmed bytes when the retry counter was last reset.
         self._progress_mark = 0
-        #: How far this run has sent into this session; the buffer loses that when it reads again from the beginning.
+        #: How far this run has sent into this session.
         self._sent = 0
         #: The request with a body that is being sent or has failed.
         self._request: _Request | None = None
@@ -313,7 +313,6 @@ class Upload:
         completely before it is sent, because its length must be stated.
         """
         offset, end = self.acknowledged, self._content.end
-        self._sent = max(self._sent, self._buffer.end)
         self._buffer.seek(offset)
         if self._buffer.is_empty or (end is not None and offset >= end):
             return None
@@ -354,12 +353,17 @@ class Upload:
 
     def _patch(self, request: _Request) -> None:
         self._request = request
-        stated = self._session.patch(request.body, request.span, self._retries, stored_size=request.size or math.inf)
+        try:
+            stated = self._session.patch(
+                request.body, request.span, self._retries, stored_size=request.size or math.inf
+            )
+        finally:
+            sent = min(self._buffer.end, request.span[1]) if request.span else self._buffer.end
+            self._sent = max(self._sent, sent)
         self._request = None
         end = request.span[1] if request.span else self._buffer.end
         if request.body.failure is not None:
             # The request was ended properly, so the registry has the bytes that were sent.
-            sent = self._buffer.end
             self.acknowledged = max(self.acknowledged, sent if stated is None else min(stated, sent))
             raise request.body.failure
         if self._buffer.truncation is not None:
@@ -536,7 +540,7 @@ class Upload:
         if offset is None and self._can_resume and not _is_session_lost(failure):
             offset = self._query_offset()
         if offset is None or not self._can_resume:
-            sent = max(self._sent, self._buffer.end)
+            sent = self._sent
             self._restart(failure)
             self._report(f"cannot resume the upload of {{blob}}: sending {format_size(sent)} of {{size}} again", sent)
             return
@@ -553,7 +557,7 @@ class Upload:
         """
         offset = self._session.query_offset(self._retries)
         is_from_earlier_run = self._session.is_from_earlier_run
-        max_offset = self._content.blob().size if is_from_earlier_run else max(self._sent, self._buffer.end)
+        max_offset = self._content.blob().size if is_from_earlier_run else self._sent
         if offset is None or not self.acknowledged <= offset <= max_offset:
             return None
         # An offset before the content is a gap between two parts.

@@ -13,6 +13,7 @@ import pytest
 
 from ocistream import limits, open_uploads
 from ocistream.errors import CancelledError, IntegrityError, NetworkError, RegistryError
+from ocistream.http.retry import RetryPolicy
 from ocistream.oci.reference import parse_reference
 from ocistream.registry.destination import RegistryDestination
 from ocistream.registry.profiles import CHUNK, STREAM
@@ -92,6 +93,15 @@ class TestAWayThatIsRefused:
             {registry.host: (1, len(CONTENT))},
             {},
         )
+
+
+def test_bytes_are_not_called_stored_after_a_request_without_an_answer(faulty: Faulty, quick: Quick, run: Run) -> None:
+    # All of the second chunk was sent.
+    registry = faulty(Fault(StopReading(MIB), "PATCH", skip=1, times=None))
+    ladder = UploadStrategy(explicit_method=UploadMethod(CHUNK, MIB))
+    with pytest.raises(NetworkError):
+        run.uploader(quick(ladder=ladder, patience=RetryPolicy(attempts=1)), registry).upload(Source().blob)
+    assert (open_uploads.count_resumable(), open_uploads.count_unconfirmed()) == ({}, {registry.host: 1})
 
 
 class TestDeletingThatIsNotAnswered:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from ocistream import limits
-from ocistream.errors import CancelledError, NetworkError
+from ocistream.errors import CancelledError, NetworkError, RegistryError
 from ocistream.registry.profiles import CHUNK, PUT
 from ocistream.registry.upload_strategy import UploadMethod, UploadStrategy
 from tests.faulty_registry import Action, Fault, FaultyHandler, HangUp, Header, Reset, StopReading, refusal
@@ -169,6 +169,26 @@ class TestChunks:
         assert len(registry.asked("PATCH")) == (5 if isinstance(failure, StopReading) else 6)
         assert source.opened == 1
         assert is_stored(registry)
+
+
+def test_no_more_is_believed_of_a_new_session_than_was_sent_into_it(faulty: Faulty, quick: Quick) -> None:
+    registry = faulty(
+        Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH", skip=3),
+        Fault(refusal(503), "PATCH", skip=3),
+        Fault(Header("Range", f"0-{3 * MIB - 1}"), "GET", "/uploads/"),
+    )
+    ladder = UploadStrategy(explicit_method=UploadMethod(CHUNK, MIB))
+    uploader(quick(ladder=ladder), registry).upload(Source().blob)
+    assert len(registry.asked("POST")) == 3
+    assert [first for first, _ in spans(registry)] == [0, MIB, 2 * MIB, 3 * MIB, 0, 0, MIB, 2 * MIB, 3 * MIB, 4 * MIB]
+    assert is_stored(registry)
+
+
+def test_a_refused_end_after_a_broken_body_says_nothing_of_the_method(faulty: Faulty, quick: Quick) -> None:
+    registry = faulty(Fault(StopReading(len(CONTENT)), "PATCH"), Fault(refusal(405), "PUT", times=None))
+    with pytest.raises(RegistryError, match="405"):
+        uploader(quick(), registry).upload(Source().blob)
+    assert [method for method in methods(registry) if method in {"POST", "PATCH", "PUT"}] == ["POST", "PATCH", "PUT"]
 
 
 class TestOnePut:

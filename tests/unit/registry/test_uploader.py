@@ -183,6 +183,20 @@ class TestSourcesThatFail:
         assert not is_stored(registry)
         eventually(lambda: is_clean(registry))
 
+    def test_one_that_cannot_be_opened_is_not_tried_again(self, faulty: Faulty, quick: Quick) -> None:
+        opened: list[int] = []
+
+        def fail() -> Iterator[Chunk]:
+            opened.append(0)
+            msg = "the source is down"
+            raise NetworkError(msg)
+
+        registry = faulty()
+        with pytest.raises(NetworkError, match="the source is down"):
+            uploader(quick(), registry).upload(Blob(BLOB, fail))
+        assert len(opened) == 1
+        assert registry.requests == []
+
     def test_the_last_chunk_of_a_wrong_blob_is_never_sent(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
         source = Source()
