@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.archives import small_first, tar_of
+from tests.archives import check_blobs, files_in, index_in, items_of, small_first, tar_of
 from tests.cli import assertions
 from tests.cli.privileges import without_privileges
 from tests.faulty_auth import Basic
@@ -273,6 +273,30 @@ def test_5_on_both_sides_of_a_pipe(registry: FaultyRegistry, start: Callable[...
     assertions.no_image(other)
 
 
+@pytest.mark.parametrize("content", [b"stray " * 1000, b'{"stray": 1}'])
+def test_5_for_a_corrupt_blob_of_no_image_where_it_is_already_in_the_next_pipe(
+    layout: Layout, image: Descriptor, folder: Path, content: bytes
+) -> None:
+    """The index comes last, so the blob is passed on before it is known that no image needs it."""
+    stray = layout.blob(content, "application/octet-stream")["digest"]
+    layout.file(stray).write_bytes(content.replace(b"stray", b"other"))
+    items = items_of(layout)
+    assert items[-1][0] == "oci-layout"
+    piped = tar_of(items)
+    result = ocistream("copy", "-", "oci-archive:-", stdin=piped)
+    assert result.code == 5, result.err
+    assert stray in result.err
+    assert "Traceback" not in result.err
+    # What did arrive is recognized as unfinished.
+    (folder / "cut.tar").write_bytes(result.out)
+    assert ocistream("verify", folder / "cut.tar").code == 6
+    # A file can be rewound, so there the blob does no harm.
+    assertions.success(ocistream("copy", "-", folder / "app.tar", stdin=piped))
+    files = files_in((folder / "app.tar").read_bytes())
+    assert stray not in check_blobs(files)
+    assert [entry["digest"] for entry in index_in(files)] == [image["digest"]]
+
+
 def test_5_for_a_manifest_that_is_not_what_was_asked_for(
     registry: FaultyRegistry, image: Descriptor, folder: Path
 ) -> None:
@@ -343,6 +367,19 @@ def test_6_for_blobs_that_neither_side_has(served: FaultyRegistry, layout: Layou
     layout.file(lost).unlink()
     assertions.failure(ocistream("push", "-i", layout.path, f"{served.host}/app:1"), 6, lost)
     assertions.no_image(served)
+
+
+@pytest.mark.parametrize(
+    "end", ["oci:FOLDER/new", "-", "oci-archive:-", "FOLDER/new.tar", "docker-archive:FOLDER/new.tar"]
+)
+def test_6_for_a_missing_layer_before_anything_is_written(
+    layout: Layout, image: Descriptor, folder: Path, end: str
+) -> None:
+    lost = layout.read(image["digest"])["layers"][1]["digest"]
+    layout.file(lost).unlink()
+    result = ocistream("copy", f"oci:{layout.path}", end.replace("FOLDER", str(folder)))
+    assertions.failure(result, 6, lost)
+    assertions.nothing_left(folder)
 
 
 # 7 -----------------------------------------------------------------------------------------------------------

@@ -328,6 +328,25 @@ class TestOtherCommands:
         # A docker-archive holds no attestation, whatever the platforms.
         assert "left behind: 1 attestation; a docker-archive has no place for them\n" in result.err
 
+    @pytest.mark.parametrize("keep_manifests", [False, True])
+    @pytest.mark.parametrize("is_file", [True, False])
+    def test_all_platforms_of_which_there_is_one_are_a_docker_archive_of_that_one(
+        self, made: Made, tmp_path: Path, keep_manifests: bool, is_file: bool
+    ) -> None:
+        made.remove("linux/arm64", "linux/s390x", keep_manifests=keep_manifests)
+        given = tmp_path / "x.tar" if is_file else made.layout.path
+        if is_file:
+            given.write_bytes(tar_of(items_of(made.layout)))
+        target = tmp_path / "y.tar"
+        result = ocistream("copy", given, f"docker-archive:{target}:app:1", "--platform", "all")
+        assertions.success(result)
+        said = f"ocistream: {NAME}: the source has only linux/amd64 of this index, not linux/arm64, linux/s390x: "
+        assert len([line for line in result.err.splitlines() if line.startswith(said)]) == 1, result.err
+        (entry,) = json.loads(files_in(target.read_bytes())["manifest.json"])
+        document = made.layout.read(made.images["linux/amd64"]["digest"])
+        assert document["config"]["digest"].partition(":")[2] in entry["Config"]
+        assert len(entry["Layers"]) == len(document["layers"])
+
     def test_a_docker_archive_of_a_platform_that_is_missing_names_the_others(self, made: Made, tmp_path: Path) -> None:
         made.remove("linux/arm64")
         target = f"docker-archive:{tmp_path / 'a.tar'}:app:1"

@@ -17,7 +17,7 @@ from tests.faulty_auth import Basic
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, tar_layer, two_platforms
 from tests.registry_http import basic, manifest_digest, seed, tags
-from tests.runner import Result, ocistream, pipe
+from tests.runner import Argument, Result, ocistream, pipe
 
 NOTE = "vnd.ocistream.left-out"
 
@@ -84,6 +84,30 @@ def said_in(archive: Path) -> str:
 def pulled(releases: Releases, archive: Path, *options: str | Path, **run: Any) -> Result:
     """Pull the new release into an archive."""
     return ocistream("pull", f"{releases.near.host}/app:2", "-o", archive, *options, **run)
+
+
+class TestAnotherDigest:
+    @pytest.mark.parametrize("how", ["file", "pipe", "copy"])
+    def test_is_refused_before_the_registry_changes(
+        self, releases: Releases, listed: Path, tmp_path: Path, how: str
+    ) -> None:
+        """The registry could mount the omitted blobs from another of its repositories."""
+        archive = tmp_path / "delta.tar"
+        assertions.success(pulled(releases, archive, "--have", listed))
+        releases.far.requests.clear()
+        target = f"{releases.far.host}/other@sha256:{'0' * 64}"
+        lines: dict[str, list[Argument]] = {
+            "file": ["push", target, "-i", archive],
+            "pipe": ["push", target],
+            "copy": ["copy", archive, target],
+        }
+        result = ocistream(*lines[how], stdin=archive)
+        assertions.failure(result, 5, "0" * 64, releases.new["digest"])
+        assert releases.far.asked("POST|PUT|PATCH|DELETE") == []
+        # With the digest of the image, they are mounted.
+        right = ocistream("push", f"{releases.far.host}/other@{releases.new['digest']}", "-i", archive)
+        assertions.success(right)
+        assert len(releases.far.asked("POST", "mount=")) == len(releases.shared)
 
 
 class TestWhatIsLeftOut:

@@ -15,7 +15,7 @@ import pytest
 from tests.cli import assertions
 from tests.cli.terminal import on_terminal
 from tests.faulty_auth import Basic
-from tests.faulty_registry import Fault, FaultyRegistry, Reply, Stall, StopReading
+from tests.faulty_registry import Fault, FaultyRegistry, Reply, Stall, StopReading, refusal
 from tests.http_doubles import unused_port
 from tests.images import Layout, small_image, two_platforms
 from tests.registry_http import basic, manifest, manifest_digest, seed, tags
@@ -314,6 +314,33 @@ class TestSeveralDestinations:
         again = sync(tmp_path, text)
         assert (again.code, "1 unchanged" in again.err) == (0, True)
         assert manifest(other.host, "big", "1") == manifest(source.host, "big", "1")
+
+    @pytest.mark.parametrize("failing_first", [False, True])
+    def test_one_that_cannot_say_what_it_has_does_not_stop_the_other(
+        self, source: FaultyRegistry, other: FaultyRegistry, tmp_path: Path, failing_first: bool
+    ) -> None:
+        layout = Layout(tmp_path / "big")
+        image = layout.image([3 << 20, 2 << 20, 300_000])
+        seed(layout, image, source.host, "big", "1")
+        other.faults.append(Fault(refusal(500), method="HEAD", path="/blobs/", times=None))
+        out = tmp_path / "out"
+        targets = [f"{other.host}/big", f"oci:{out}"]
+        text = entry(f"{source.host}/big:1", *(targets if failing_first else reversed(targets)))
+        result = sync(tmp_path, text, "--result", tmp_path / "result.json", no_waits=True)
+        assert result.code == 7, result.err
+        assert len(result.lines()) == 1
+        assert result.lines()[0].endswith(f"@{image['digest']}")
+        assertions.success(ocistream("verify", out))
+        assert [found["digest"] for found in assertions.index_of(out)] == [image["digest"]]
+        errors = [line for line in result.err.splitlines() if line.startswith("ocistream: error: ")]
+        assert len(errors) == 1, result.err
+        assert other.host in errors[0]
+        assert "500" in errors[0]
+        assert str(out) not in errors[0]
+        document = json.loads((tmp_path / "result.json").read_bytes())
+        validate_ours(document, "sync-result")
+        assert sorted(found["outcome"] for found in document["images"]) == ["copied", "failed"]
+        assert manifest(other.host, "big", "1") is None
 
     def test_one_that_breaks_once_goes_on_by_itself(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.archives import check_blobs, files_in
 from tests.cli import assertions
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
@@ -181,6 +182,33 @@ class TestWhatIsWrong:
         assert not (tmp_path / "there/index.json").exists() or where == "registry"
         # Nor is what was right lost by it.
         assertions.success(copy(layout, end, line))
+
+
+class TestIntoAnArchive:
+    def test_what_arrived_is_kept_and_completed_by_the_next_run(
+        self, layout: Layout, image: Descriptor, line: Line, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "there"
+        folder.mkdir()
+        end = f"oci-archive:{folder / 'image.tar'}:v1"
+        line.breaks_after(CUT)
+        broken = copy(layout, end, line)
+        assert broken.code == 7, broken.err
+        # A far archive is written from its beginning, so nobody asks what it has.
+        assert line.passed() == [("copy", CUT, 6)]
+        (partial,) = folder.iterdir()
+        assert partial.name != "image.tar"
+        kept = partial.read_bytes()
+        assert CUT - SMALL < len(kept) <= CUT
+        again = copy(layout, end, line)
+        assertions.success(again)
+        assert f"far: {CUT / 1e6:.1f} MB had been transferred before" in again.err
+        assertions.nothing_left(folder, "image.tar")
+        archive = (folder / "image.tar").read_bytes()
+        assert archive.startswith(kept)
+        files = files_in(archive)
+        document = layout.read(image["digest"])
+        assert check_blobs(files) == {image["digest"], document["config"]["digest"], document["layers"][0]["digest"]}
 
 
 class TestIntoALayout:

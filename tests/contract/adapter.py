@@ -169,6 +169,16 @@ class Destination:
         """Whether several blobs can be written at a time."""
         return self.native.traits.concurrent
 
+    @property
+    def accepts_early(self) -> bool:
+        """Whether blobs can be written before the images are known."""
+        return self.native.traits.accepts_early
+
+    @property
+    def keeps_blobs(self) -> bool:
+        """Whether blobs stay without their images."""
+        return self.native.traits.keeps_blobs
+
     def begin(self, listing: Listing) -> None:
         """Announce what will be written."""
         self.native.expect(listing.native)

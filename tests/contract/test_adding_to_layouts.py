@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import threading
@@ -41,6 +43,16 @@ def made_of(content: bytes, *, left: int = 0, fails: bool = False) -> Blob:
             raise IntegrityError("wrong")
 
     return Blob(Piece("application/octet-stream", digest_of(content), len(content)), chunks)
+
+
+def open_descriptors(path: Path) -> int:
+    """Count the descriptors of this process that refer to `path`."""
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        # The descriptor of this listing may be closed by now.
+        with contextlib.suppress(FileNotFoundError):
+            found += link.readlink() == path
+    return found
 
 
 class TestAdding:
@@ -168,6 +180,36 @@ class TestTogether:
         out = Layout(tmp_path / "out")
         assert {entry["digest"] for entry in named_in(out)} == {image["digest"] for image in made}
         assert validate_layout(out.path) == 10
+
+    def test_the_first_blobs_of_several_threads_take_one_lock_which_is_released(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "out"
+        other_thread = threading.Barrier(2)
+        locks: list[int] = []
+        flock = fcntl.flock
+
+        def waits(descriptor: int, operation: int) -> None:
+            if operation & fcntl.LOCK_SH and Path(f"/proc/self/fd/{descriptor}").readlink() == out / "blobs":
+                locks.append(descriptor)
+                # Time for the other thread to come here too.
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    other_thread.wait(0.5)
+            flock(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", waits)
+        destination = layout_destination(out)
+        blobs = [made_of(b"one"), made_of(b"another")]
+        threads = [threading.Thread(target=destination.write, args=[blob]) for blob in blobs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [(out / blob_name(blob.digest)).read_bytes() for blob in blobs] == [b"one", b"another"]
+        assert len(locks) == 1
+        destination.close()
+        # `gc` removes nothing while the lock is held.
+        assert open_descriptors(out / "blobs") == 0
 
 
 def test_an_index_of_another_tool_keeps_its_entries(layout: Layout, tmp_path: Path) -> None:

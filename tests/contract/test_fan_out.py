@@ -10,7 +10,15 @@ import pytest
 
 from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError
 from tests.archives import blob_name
-from tests.contract.adapter import Destination, FanOut, copy, layout_destination, layout_source, registry_destination
+from tests.contract.adapter import (
+    Destination,
+    FanOut,
+    archive_destination,
+    copy,
+    layout_destination,
+    layout_source,
+    registry_destination,
+)
 from tests.contract.image_shapes import parts_of
 from tests.faulty_registry import Fault, FaultyRegistry, StopReading, refusal
 from tests.images import Layer, Layout, tar_layer
@@ -164,3 +172,22 @@ def test_a_destination_that_begins_a_blob_again_reads_it_by_itself(
     total = sum(map(len, blobs.values()))
     # Once for both, and one layer once more for the registry.
     assert total + 2 * MIB <= fan.fetched <= total + 2 * MIB + 1
+
+
+def test_no_blob_is_accepted_before_it_is_known_which_destination_needs_it(
+    out: list[Destination], tmp_path: Path
+) -> None:
+    archive = archive_destination(tmp_path / "image.tar")
+    assert all(one.accepts_early for one in (*out, archive))
+    assert not FanOut(out).accepts_early
+    assert not FanOut([*out, archive]).accepts_early
+    archive.close()
+
+
+def test_blobs_are_kept_without_their_image_only_where_all_destinations_keep_them(
+    out: list[Destination], tmp_path: Path
+) -> None:
+    archive = archive_destination(tmp_path / "image.tar")
+    assert FanOut(out).keeps_blobs
+    assert not FanOut([*out, archive]).keeps_blobs
+    archive.close()

@@ -1,0 +1,115 @@
+"""Work in threads: what cancels it, what a failure cancels, and that no item is left out without an error."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import pytest
+
+from ocistream.errors import CancelledError, NetworkError
+from ocistream.streams.workers import run_each
+
+#: Seconds after which a test that hangs fails.
+PATIENCE = 60.0
+#: Seconds in which a thread that does nothing must have stopped.
+TIME_TO_STOP = 10.0
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_items_that_are_left_after_a_cancellation_are_an_error(jobs: int) -> None:
+    cancelled = threading.Event()
+    done: list[int] = []
+
+    def work(item: int) -> None:
+        done.append(item)
+        if item == 4:
+            cancelled.set()
+        elif item > 4:
+            cancelled.wait(PATIENCE)
+
+    with pytest.raises(CancelledError):
+        run_each(work, range(100), jobs=jobs, cancelled=cancelled)
+    assert set(done) >= {0, 1, 2, 3, 4}
+    # Each of the other threads may have taken one item more.
+    assert len(done) <= 4 + jobs
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_work_that_is_already_cancelled_does_nothing_and_says_so(jobs: int) -> None:
+    cancelled = threading.Event()
+    cancelled.set()
+    done: list[int] = []
+    with pytest.raises(CancelledError):
+        run_each(done.append, range(3), jobs=jobs, cancelled=cancelled)
+    assert done == []
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_cancellation_after_the_last_item_is_not_an_error(jobs: int) -> None:
+    """With two threads, one has found that no item is left before the other cancels."""
+    cancelled = threading.Event()
+    both = threading.Barrier(jobs)
+    threads: dict[int, threading.Thread] = {}
+
+    def work(item: int) -> None:
+        threads[item] = threading.current_thread()
+        both.wait(PATIENCE)
+        if item == 1:
+            if jobs == 2:
+                threads[0].join(PATIENCE)
+            cancelled.set()
+
+    run_each(work, [0, 1], jobs=jobs, cancelled=cancelled)
+    assert set(threads) == {0, 1}
+    assert cancelled.is_set()
+
+
+@pytest.mark.parametrize("jobs", [1, 3, 8])
+@pytest.mark.parametrize("sized", [False, True])
+def test_all_items_are_done_once_and_nothing_is_cancelled(jobs: int, sized: bool) -> None:
+    cancelled = threading.Event()
+    done: list[int] = []
+    run_each(done.append, range(5) if sized else iter(range(5)), jobs=jobs, cancelled=cancelled)
+    assert sorted(done) == [0, 1, 2, 3, 4]
+    assert not cancelled.is_set()
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_failure_that_is_not_to_cancel_leaves_the_event_unset(jobs: int) -> None:
+    cancelled = threading.Event()
+
+    def work(item: int) -> None:
+        if item == 2:
+            raise NetworkError("item 2")
+
+    with pytest.raises(NetworkError, match="item 2"):
+        run_each(work, range(100), jobs=jobs, cancelled=cancelled, sets_cancelled=False)
+    assert not cancelled.is_set()
+
+
+@pytest.mark.parametrize("sets_cancelled", [False, True])
+def test_a_failure_stops_the_other_threads(sets_cancelled: bool) -> None:
+    cancelled, over = threading.Event(), threading.Event()
+    all_started = threading.Barrier(3)
+    threads: set[threading.Thread] = set()
+
+    def work(item: int) -> None:
+        if over.is_set():
+            raise NetworkError("the test is over")
+        if item < 3:
+            threads.add(threading.current_thread())
+            all_started.wait(PATIENCE)
+        if item == 2:
+            raise NetworkError("item 2")
+
+    # The items never end, so only the failure ends the threads.
+    with pytest.raises(NetworkError, match="item 2"):
+        run_each(work, itertools.count(), jobs=3, cancelled=cancelled, sets_cancelled=sets_cancelled)
+    for thread in threads:
+        thread.join(TIME_TO_STOP)
+    alive = [thread for thread in threads if thread.is_alive()]
+    over.set()
+    assert len(threads) == 3
+    assert alive == []
+    assert cancelled.is_set() == sets_cancelled
