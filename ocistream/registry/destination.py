@@ -185,11 +185,7 @@ class RegistryDestination:
         """Compute which repository needs which digest, before digests of recompressed images are known.
 
         Return the graph without referrers whose cosign tag has other content at the destination.
-
-        Raises:
-            IntegrityError: the destination names a digest, and the image has another one.
         """
-        self._check_digests(graph)
         self._find_targets(graph)
         return self._cosign_tags.skip_conflicting_referrers(graph) if graph.referrers else graph
 
@@ -199,10 +195,6 @@ class RegistryDestination:
         Raises:
             IntegrityError: the destination names a digest, and the image has another one.
         """
-        self._check_digests(graph)
-        self._find_targets(graph)
-
-    def _check_digests(self, graph: Graph) -> None:
         for root in graph.roots:
             reference = self._target(root)
             if reference.digest and reference.digest != root.descriptor.digest:
@@ -214,6 +206,7 @@ class RegistryDestination:
                     else None
                 )
                 raise IntegrityError(msg, hint=hint)
+        self._find_targets(graph)
 
     def _find_targets(self, graph: Graph) -> None:
         self._omitted = graph.omitted_from_source

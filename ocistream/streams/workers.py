@@ -77,7 +77,7 @@ def run_each(
     length is unknown.
 
     Raises:
-        CancelledError: `cancelled` was set before the last item.
+        CancelledError: `cancelled` was set, and items may be left.
     """
     if isinstance(items, Sized):
         jobs = min(jobs, len(items))

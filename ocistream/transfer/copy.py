@@ -119,9 +119,10 @@ class _Copy:
         check = ExistenceCheck(
             self._source, self._destination, self.pipeline.add_result, jobs=self._jobs, cancelled=self._cancelled
         )
-        # Before anything is written: a copy that cannot succeed changes nothing.
-        missing, pending = check.split_missing(graph, self._list_pending(graph))
+        # Before anything is written or mounted: a copy that cannot succeed changes nothing.
+        lacking, pending = check.split_lacking(graph, self._list_pending(graph))
         self._begin(graph)
+        missing = check.find_missing(graph, lacking)
         wanted = self._plan(graph, pending, check)
         self._move(wanted)
         graph = self._settle(graph, wanted, missing)
@@ -264,12 +265,12 @@ class _Copy:
         blobs = self._source.blobs(wanted)
         memory = self.prefetch_memory - self._destination.traits.buffer_size * self.pipeline.concurrency
         if memory <= 0 or not self._source.concurrent or self._jobs == 1 or are_recompressed:
-            self._move_each(blobs, jobs)
+            self._move_each(blobs)
             return
         with closing(Prefetcher(self._jobs, memory, self._cancelled)) as prefetcher:
-            self._move_each(prefetcher.in_order(blobs) if jobs == 1 else prefetcher.concurrently(blobs), jobs)
+            self._move_each(prefetcher.in_order(blobs) if jobs == 1 else prefetcher.concurrently(blobs))
 
-    def _move_each(self, blobs: Iterator[Blob], jobs: int) -> None:
+    def _move_each(self, blobs: Iterator[Blob]) -> None:
         for blob in blobs:
             if blob.descriptor.digest not in self.pipeline.configs:
                 blobs = itertools.chain([blob], blobs)

@@ -62,28 +62,39 @@ class ExistenceCheck:
         self._mounting = destination if isinstance(destination, MountingDestination) else None
         self._jobs = jobs
         self._cancelled = cancelled
+        #: Manifests that neither side has, and digests of the lacking blobs that the destination has.
+        self._absent: list[Descriptor] = []
+        self._stored: set[str] = set()
 
-    def split_missing(self, graph: Graph, pending: Sequence[Descriptor]) -> tuple[list[Descriptor], list[Descriptor]]:
-        """Split `pending` into blobs that only other volumes have, and blobs that the source may have.
+    def split_lacking(self, graph: Graph, pending: Sequence[Descriptor]) -> tuple[list[Descriptor], list[Descriptor]]:
+        """Split `pending` into blobs that the source is known to lack, and blobs that it may have. Change nothing.
 
         Raises:
-            MissingBlobsError: neither side nor another volume has a blob. Nothing was sent or mounted.
+            MissingBlobsError: neither side nor another volume has a blob.
         """
         incomplete_source = self._source if isinstance(self._source, IncompleteSource) else None
-        missing_at_source: list[Descriptor] = []
+        lacking: list[Descriptor] = []
         remaining: list[Descriptor] = []
         for blob in pending:
             is_missing = incomplete_source.is_missing(blob) if incomplete_source else None
             is_missing = blob.digest in graph.omitted_from_source if is_missing is None else is_missing
-            (missing_at_source if is_missing and blob.digest not in graph.embedded else remaining).append(blob)
-        absent = find_absent_manifests(graph, self._destination)
-        stored = list_stored(self._destination, missing_at_source)
-        unstored = [blob for blob in missing_at_source if blob.digest not in stored]
-        self._check_missing(graph, [*absent, *self._list_unmountable(unstored)])
-        existing = self.skip_or_mount(missing_at_source, stored)
-        missing = [*absent, *(blob for blob in missing_at_source if blob.digest not in existing)]
+            (lacking if is_missing and blob.digest not in graph.embedded else remaining).append(blob)
+        self._absent = find_absent_manifests(graph, self._destination)
+        self._stored = list_stored(self._destination, lacking)
+        unstored = [blob for blob in lacking if blob.digest not in self._stored]
+        self._check_missing(graph, [*self._absent, *self._list_unmountable(unstored)])
+        return lacking, remaining
+
+    def find_missing(self, graph: Graph, lacking: Sequence[Descriptor]) -> list[Descriptor]:
+        """Skip or mount the blobs that the source lacks; return those that only other volumes have.
+
+        Raises:
+            MissingBlobsError: a blob could not be mounted after all.
+        """
+        existing = self.skip_or_mount(lacking, self._stored)
+        missing = [*self._absent, *(blob for blob in lacking if blob.digest not in existing)]
         self._check_missing(graph, missing)
-        return missing, remaining
+        return missing
 
     def skip_or_mount(self, blobs: Sequence[Descriptor], stored: set[str] | None = None) -> set[str]:
         """Skip blobs that exist at the destination, mount those that can be mounted; return the digests of both.

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, cast
 
-from ocistream.errors import CancelledError, OcistreamError
+from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
 from ocistream.streams.workers import wait_for_threads
 from ocistream.transfer.interfaces import MountingDestination, Traits
 from ocistream.transfer.verified_blobs import map_chunks, require_complete
@@ -135,6 +135,9 @@ class FanOutDestination:
     def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
         """Write a blob to all destinations that lack it."""
         require_complete(blob, offset)
+        if any(branch.graph is None for branch in self._active()):
+            msg = "the archive's index comes after its layers, so it is not known yet which destination needs them"
+            raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
         branches = self._active_without(blob.descriptor)
         if not branches:
             return 0

@@ -193,7 +193,7 @@ class TestSourcesThatFail:
 
         registry = faulty()
         with pytest.raises(NetworkError, match="the source is down"):
-            uploader(quick(), registry).upload(Blob(BLOB, fail))
+            uploader(quick(), registry).upload(VerifiedBlob(BLOB, fail))
         assert len(opened) == 1
         assert registry.requests == []
 
