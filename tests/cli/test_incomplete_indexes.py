@@ -167,6 +167,14 @@ class TestOnePlatform:
         result = ocistream("push", f"{served.host}/app@{made.index['digest']}", "-i", made.layout.path)
         assertions.failure(result, 5, "the source has only some platforms of this index")
 
+    def test_its_own_digest_can_be_asked_for(self, made: Made, served: FaultyRegistry) -> None:
+        made.remove("linux/arm64", "linux/s390x")
+        image = made.images["linux/amd64"]["digest"]
+        result = ocistream("push", f"{served.host}/app@{image}", "-i", made.layout.path)
+        assertions.success(result)
+        assert result.lines() == [f"{served.host}/app@{image}"]
+        assert manifest_digest(served.host, "app", image) == image
+
 
 class TestSeveralPlatforms:
     def test_they_are_the_index_that_a_choice_of_them_makes(

@@ -524,3 +524,12 @@ def test_what_only_says_how_a_layer_was_compressed_is_left_out(layout: Layout, t
     out = Layout(tmp_path / "out")
     (entry,) = json.loads((out.path / "index.json").read_bytes())["manifests"]
     assert [layer["annotations"] for layer in out.read(entry["digest"])["layers"]] == [{"org.example.kept": "yes"}] * 2
+
+
+def test_the_digest_that_an_image_gets_can_be_asked_for(served: FaultyRegistry, layout: Layout) -> None:
+    layout.image([200_000], name="app")
+    assertions.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path, "--compress", "zstd"))
+    digest = manifest_digest(served.host, "app", "1")
+    result = ocistream("push", f"{served.host}/other@{digest}", "-i", layout.path, "--compress", "zstd")
+    assertions.success(result)
+    assert manifest_digest(served.host, "other", str(digest)) == digest

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError
-from tests.archives import blob_name
+from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, UnsupportedError
+from tests.archives import Item, blob_name, items_of, small_first, tar_of
 from tests.contract.adapter import (
     Destination,
     FanOut,
@@ -17,9 +17,11 @@ from tests.contract.adapter import (
     copy,
     layout_destination,
     layout_source,
+    pipe_source,
     registry_destination,
 )
 from tests.contract.image_shapes import parts_of
+from tests.contract.pipes import Pipe
 from tests.faulty_registry import Fault, FaultyRegistry, StopReading, refusal
 from tests.images import Layer, Layout, tar_layer
 
@@ -191,3 +193,25 @@ def test_blobs_are_kept_without_their_image_only_where_all_destinations_keep_the
     assert FanOut(out).keeps_blobs
     assert not FanOut([*out, archive]).keeps_blobs
     archive.close()
+
+
+@pytest.mark.parametrize("order", [items_of, small_first])
+def test_a_pipe_arrives_complete_or_not_at_all(
+    layout: Layout,
+    blobs: dict[str, bytes],
+    out: list[Destination],
+    tmp_path: Path,
+    order: Callable[[Layout], Sequence[Item]],
+) -> None:
+    """Where the index comes last, nobody knows in time which destination needs which blob."""
+    del blobs
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(pipe_source(Pipe(stack).opened_to_read(tar_of(order(layout)))))
+        if order is items_of:
+            with pytest.raises(UnsupportedError):
+                copy(source, FanOut(out))
+        else:
+            copy(source, FanOut(out))
+    for name in ("0", "1"):
+        assert (tmp_path / name / "index.json").exists() == (order is small_first)
+        assert order is items_of or is_complete(tmp_path / name, layout)
