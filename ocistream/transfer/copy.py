@@ -123,6 +123,7 @@ class _Copy:
         lacking, pending = check.split_lacking(graph, self._list_pending(graph))
         self._begin(graph)
         missing = check.find_missing(graph, lacking)
+        self._check_recompressible()
         wanted = self._plan(graph, pending, check)
         self._move(wanted)
         graph = self._settle(graph, wanted, missing)
@@ -193,7 +194,6 @@ class _Copy:
     # -- begin -------------------------------------------------------------------------------------------
 
     def _begin(self, graph: Graph) -> None:
-        self._check_recompressible()
         if self.pipeline.layers:
             # The destination begins when the digests of the new layers are known (`_rewrite`).
             self.pipeline.new_blob_destination()

@@ -100,6 +100,8 @@ class FanOutDestination:
         partial: bool = False,  # noqa: ARG002 - parts go to one destination only
     ) -> dict[str, int]:
         """Return the sizes of the blobs that all destinations have that need them."""
+        if not are_manifests and not self._is_expecting():
+            return {}
         found = {blob.digest: blob.size for blob in blobs}
         for branch in self._active():
             wanted = blobs
@@ -135,7 +137,7 @@ class FanOutDestination:
     def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
         """Write a blob to all destinations that lack it."""
         require_complete(blob, offset)
-        if any(branch.graph is None for branch in self._active()):
+        if not self._is_expecting():
             msg = "the archive's index comes after its layers, so it is not known yet which destination needs them"
             raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
         branches = self._active_without(blob.descriptor)
@@ -187,6 +189,10 @@ class FanOutDestination:
 
     def _active(self) -> list[FanOutBranch]:
         return [branch for branch in self.branches if branch.failure is None]
+
+    def _is_expecting(self) -> bool:
+        """Return whether it is known which blobs each destination needs."""
+        return all(branch.graph is not None for branch in self._active())
 
     def _active_without(self, descriptor: Descriptor) -> list[FanOutBranch]:
         return [branch for branch in self._active() if self._lacks(branch, descriptor)]
