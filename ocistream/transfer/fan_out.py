@@ -220,7 +220,7 @@ class FanOutDestination:
 
     def _write_task(self, shared: _Broadcast, branch: FanOutBranch, number: int) -> Callable[[], None]:
         def put() -> None:
-            with self._failure_scope(branch, shared.failures, last=False):
+            with self._failure_scope(branch, shared.source_failures, last=False):
                 branch.destination.write(shared.blob_for(number))
                 self._mark_stored(branch, shared.blob.descriptor)
 
@@ -289,6 +289,8 @@ class _Broadcast:
         self.blob = blob
         #: What ended the shared reading: a failure of the source, or a cancelled transfer.
         self.failures: list[BaseException] = []
+        #: Those, and the failures of the source towards readers that have left the shared reading.
+        self.source_failures: list[BaseException] = []
         self._cancelled = cancelled
         self._changed = threading.Condition()
         self._sequence = 0
@@ -321,8 +323,8 @@ class _Broadcast:
             self._end(error)
             wait_for_threads(threads, self._cancelled)
             raise
-        for broken in self._unexpected:
-            raise broken
+        for failure in (*self._unexpected, *self.source_failures):
+            raise failure
 
     def blob_for(self, number: int) -> VerifiedBlob:
         """Return the blob for one of the readers. Only its first `open` shares the reading with the others.
@@ -336,17 +338,25 @@ class _Broadcast:
             nonlocal is_open
             if is_open or offset:
                 self._leave(number)
-                return self.blob.open(offset, stored)
+                return self._read_alone(self.blob.open(offset, stored))
             is_open = True
             return self._read(number)
 
         return replace(self.blob, open=opened, can_resume=False)
 
+    def _read_alone(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        with closing(cast("Closeable", chunks)):
+            try:
+                yield from chunks
+            except Exception as error:
+                self.source_failures.append(error)
+                raise
+
     def _run_one(self, number: int, task: Callable[[], None]) -> None:
         try:
             task()
         except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
-            if error not in self.failures:
+            if error not in self.source_failures:
                 self._unexpected.append(error)
         finally:
             self._leave(number)
@@ -402,5 +412,6 @@ class _Broadcast:
         with self._changed:
             if error is not None:
                 self.failures.append(error)
+                self.source_failures.append(error)
             self._has_ended = True
             self._changed.notify_all()

@@ -113,6 +113,8 @@ class _PrefetchQueue:
         #: The blob that is read, and following blobs that were already taken from the iterator.
         self._queue: deque[Blob] = deque()
         self._planned: deque[tuple[Blob, Segment]] = deque()
+        #: Digests of the blobs that somebody reads through this queue.
+        self._being_read: set[str] = set()
         #: Where the next segment begins: index of the blob in the queue, and byte offset.
         self._frontier: tuple[int, int] | None = None
 
@@ -129,7 +131,17 @@ class _PrefetchQueue:
             return self._queue[0] if self._queue else None
 
     def chunks(self, blob: Blob, offset: int = 0) -> Iterator[Chunk]:
-        """Read a blob from byte `offset` on, unverified, as its own `open` does."""
+        """Read a blob from byte `offset` on, unverified, as its own `open` does.
+
+        A second reader of the same blob, such as one of several destinations that restarts, gets no prefetched bytes:
+        the plan follows the first one.
+        """
+        with self._fetcher.changed:
+            is_second = blob.descriptor.digest in self._being_read
+            self._being_read.add(blob.descriptor.digest)
+        if is_second:
+            yield from blob.open(offset)
+            return
         position, size = offset, blob.descriptor.size
         self._start_blob(blob, offset)
         try:
@@ -147,6 +159,7 @@ class _PrefetchQueue:
                     return
         finally:
             with self._fetcher.changed:
+                self._being_read.discard(blob.descriptor.digest)
                 self._meter.readers -= 1
                 self._discard_blob(blob)
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import random
 import threading
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,8 @@ from ocistream.transfer.interfaces import Blob, RecoverableBlob
 from ocistream.transfer.prefetch import Prefetcher, Segment, SegmentFetcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Iterator
+
 
 CHUNK = limits.CHUNK_SIZE
 #: A chunk between the one at which a slow connection is seen to be slow, and the one at which others take over.
@@ -206,6 +208,19 @@ class TestWhatComesOut:
         contents = [some(40 * CHUNK, seed) for seed in range(2)]
         found = [(read(blob), read(blob)) for blob in registry.reading().in_order(map(registry.blob, contents))]
         assert found == [(content, content) for content in contents]
+
+    def test_a_second_reader_of_the_same_blob_takes_nothing_from_the_first(self) -> None:
+        registry = Registry(meets_at=MEETING)
+        content = some(60 * CHUNK)
+        (blob,) = registry.reading().concurrently([registry.blob(content)])
+        found: list[bytes] = []
+
+        def keep(_: int) -> None:
+            found.append(read(blob))
+
+        run_each(keep, range(12), jobs=3, cancelled=threading.Event())
+        assert found == [content] * 12
+        assert registry.parts
 
     def test_side_by_side_each_comes_whole(self) -> None:
         registry = Registry(meets_at=MEETING)

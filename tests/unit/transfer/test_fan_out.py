@@ -1,0 +1,77 @@
+"""Several destinations at once: a reader that begins a blob again, and what its source does wrong then."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+from ocistream.errors import IntegrityError
+from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.graph import Graph
+from ocistream.streams.chunks import Chunk, compute_digest
+from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
+from ocistream.transfer.interfaces import RecoverableBlob, Traits, VerifiedBlob
+from ocistream.transfer.verified_blobs import use_verified
+
+CONTENT = b"first half, second half"
+BLOB = Descriptor("application/octet-stream", compute_digest(CONTENT), len(CONTENT))
+GRAPH = Graph((), (), (BLOB,))
+
+
+class Memory:
+    """A destination in memory, which reads the first chunk of a blob `restarts` times before it reads all of it."""
+
+    traits = Traits(concurrent=True)
+
+    def __init__(self, restarts: int) -> None:
+        self.restarts = restarts
+        self.content = b""
+
+    def expect(self, graph: Graph) -> Graph:
+        return graph
+
+    def begin(self, graph: Graph) -> None: ...
+
+    def stored(
+        self, blobs: Sequence[Descriptor], *, are_manifests: bool = False, partial: bool = False
+    ) -> Mapping[str, int]:
+        del are_manifests, partial
+        return {blob.digest: blob.size for blob in blobs if self.content}
+
+    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+        assert not offset
+        while self.restarts:
+            self.restarts -= 1
+            next(blob.open())
+        self.content = b"".join(map(bytes, blob.open()))
+        return 0
+
+    def commit(self, graph: Graph) -> None: ...
+
+    def discard(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_wrong_bytes_for_a_reader_that_begins_again_are_told_to_the_source() -> None:
+    opened: list[int] = []
+    told: list[bool] = []
+
+    def chunks(offset: int = 0) -> Iterator[Chunk]:
+        assert not offset
+        opened.append(len(opened))
+        # The first reading is shared, the second is of the reader that begins again.
+        content = b"wrong half, wrong half." if len(opened) == 2 else CONTENT
+        yield from (content[:11], content[11:])
+
+    def on_corrupt(_error: IntegrityError, again: bool) -> None:
+        told.append(again)
+
+    plain, restarting = Memory(0), Memory(1)
+    fan = FanOutDestination([FanOutBranch(plain), FanOutBranch(restarting)], threading.Event())
+    fan.begin(fan.expect(GRAPH))
+    use_verified(RecoverableBlob(BLOB, chunks, on_corrupt=on_corrupt), fan.write, can_retry=True)
+    assert told == [True]
+    assert [branch.failure for branch in fan.branches] == [None, None]
+    assert [plain.content, restarting.content] == [CONTENT, CONTENT]
+    assert len(opened) == 3
