@@ -103,7 +103,9 @@ def test_the_token_of_a_mount_is_for_both_repositories_the_target_first(
     auth.requests.clear()
     # Who has no login: the user of this one would be asked for by name.
     mover(env={}).copy(f"{registry.host}/team/app:v1", f"{registry.host}/copied:v1")
-    assert mounted(registry)[-3:] == [201] * 3
+    # Two threads may both be asked for a token before the first one has it.
+    assert mounted(registry).count(201) == 3
+    assert set(mounted(registry)) <= {201, 401}
     assert ("repository:copied:pull,push", "repository:team/app:pull") in [request.scopes for request in auth.requests]
 
 
