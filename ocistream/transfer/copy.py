@@ -10,7 +10,7 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
@@ -69,21 +69,29 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     Raises:
         OcistreamError: the first failure; nothing new is visible in the destination.
     """
-    transfer = _Transfer(source, destination, observer or NullObserver(), jobs, cancelled or threading.Event())
-    transfer.prefetch_memory = prefetch_memory
-    transfer.omit = omit
-    transfer.pipeline.plain_layers = plain_layers
+    run = _Copy(source, destination, observer or NullObserver(), jobs, cancelled or threading.Event())
+    run.prefetch_memory = prefetch_memory
+    run.rename = rename or run.rename
+    run.omit = omit
+    run.pipeline.plain_layers = plain_layers
     if recompression is not None:
-        transfer.pipeline.enable_recompression(recompression)
+        run.pipeline.enable_recompression(recompression)
     try:
-        return transfer.run(rename)
+        return run.run()
     except (IntegrityError, ArchiveError):
         destination.discard()
         raise
 
 
-class _Transfer:
-    """The state of one copy."""
+class _Plan(NamedTuple):
+    """What a copy has to move: blobs of the source, and blobs of which it has parts or nothing (`missing`)."""
+
+    wanted: list[Descriptor]
+    missing: list[Descriptor]
+
+
+class _Copy:
+    """One copy, from top to bottom: resolve, select, begin, plan, move, settle, commit, report."""
 
     def __init__(
         self, source: Source, destination: Destination, observer: Observer, jobs: int, cancelled: threading.Event
@@ -97,97 +105,29 @@ class _Transfer:
         self.pipeline = BlobPipeline(destination, observer, cancelled)
         #: Memory for prefetching, in bytes.
         self.prefetch_memory = 0
+        self.rename: Callable[[Graph], Graph] = lambda graph: graph
         self.omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None
 
-    def run(self, rename: Callable[[Graph], Graph] | None) -> Report:
+    def run(self) -> Report:
         started_at = time.monotonic()
         if self._destination.traits.is_remote:
-            graph, source, origins = run_in_thread(lambda: self._copy_blobs(rename), self._cancelled)
+            graph, source_graph, origins = run_in_thread(self._move_all, self._cancelled)
         else:
-            graph, source, origins = self._copy_blobs(rename)
+            graph, source_graph, origins = self._move_all()
         # Commit in this thread, not in the other one: after an interruption nothing may become visible.
         self._destination.commit(graph)
-        return Report(graph, source, self._blob_results(graph), time.monotonic() - started_at, origins)
+        return Report(graph, source_graph, self._blob_results(graph), time.monotonic() - started_at, origins)
 
-    def _copy_blobs(self, rename: Callable[[Graph], Graph] | None) -> tuple[Graph, Graph, Mapping[str, str]]:
-        """Copy all blobs; return the written graph, the source's graph, and the source digest of each new manifest."""
-        graph = self._resolve()
-        if rename is not None:
-            graph = rename(graph)
-        graph = source = self._omit_blobs(self._skip_referrers(graph))
-        self.pipeline.config_checker.find_configs(graph)
-        self._observer.planned(graph)
-        if self.pipeline.plan_recompression(graph):
-            # The destination begins with the digests of the new layers.
-            self.pipeline.new_blob_destination()
-        else:
-            self._destination.begin(graph)
-        for blob in graph.blobs if graph.omitted_from_output else ():
-            if blob.digest in graph.omitted_from_output:
-                self.pipeline.add_result(blob, "left out")
-        existence_check = ExistenceCheck(
-            self._source, self._destination, self.pipeline.add_result, jobs=self._jobs, cancelled=self._cancelled
-        )
-        missing, pending = existence_check.split_missing(graph, self._list_pending(graph))
-        self._check_recompressible()
-        # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
-        existence_check.skip_or_mount([blob for blob in pending if blob.digest not in self.pipeline.layers])
-        # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
-        configs = self.pipeline.configs
-        wanted = [blob for blob in pending if blob.digest not in self.pipeline.results or blob.digest in configs]
-        # Even if no blob is missing any more, a pipe must be read to its end.
-        wanted = self._write_manifests_as_blobs(graph, wanted)
-        self._write_all(wanted)
-        needed = self._write_parts(missing, graph) if missing else None
-        missing = [blob for blob in missing if blob.digest not in self.pipeline.results]
-        if unavailable := [*missing, *(blob for blob in wanted if blob.digest not in self.pipeline.results)]:
-            graph = source = self._drop_missing(unavailable, graph, needed)
-        origins: Mapping[str, str] = {}
-        if self.pipeline.layers and (recompressor := self.pipeline.recompressor) is not None:
-            for blob in graph.blobs:
-                # A config that came before the graph was not recognised as one.
-                if blob.digest in configs and not recompressor.has_config(blob.digest):
-                    recompressor.add_config(blob.digest, self.pipeline.read_back(blob))
-            graph, origins = recompressor.rewrite_graph(graph)
-            self._destination.begin(graph)
-        return graph, source, origins
+    def _move_all(self) -> tuple[Graph, Graph, Mapping[str, str]]:
+        """Move all blobs; return the written graph, the source's graph, and the source digest of each new manifest."""
+        graph = self._select(self._resolve())
+        self._begin(graph)
+        plan = self._plan(graph)
+        self._move(plan.wanted)
+        graph = self._settle(graph, plan)
+        return self._rewrite(graph)
 
-    def _check_recompressible(self) -> None:
-        """Refuse to recompress a layer that the source omits: only the destination has its bytes."""
-        for digest in self.pipeline.layers:
-            result = self.pipeline.results.get(digest)
-            if result is not None and result.status in {"skipped", "mounted"}:
-                msg = f"{digest} is to be compressed anew, and only the destination has it"
-                raise UnsupportedError(msg, hint="leave --compress away: some layers were left out here")
-
-    def _omit_blobs(self, graph: Graph) -> Graph:
-        """Decide which blobs are omitted from the output.
-
-        Manifests are never omitted: they are small, they list the omitted blobs, and a name needs their bytes.
-        """
-        if self.omit is None:
-            return graph
-        omitted = self.omit(graph)
-        # Early blobs are already written, even if the remote side has them.
-        remaining = [b.digest for b in graph.blobs if b.digest in omitted and b.digest not in self.pipeline.results]
-        return replace(graph, omitted_from_output={digest: omitted[digest] for digest in remaining})
-
-    def _blob_results(self, graph: Graph) -> list[BlobResult]:
-        """List the result of each blob that was written."""
-        recompressed = {}
-        if self.pipeline.recompressor is not None:
-            recompressed = {
-                layer.result.digest: layer
-                for digest in self.pipeline.layers
-                if (layer := self.pipeline.recompressor.find_result(digest))
-            }
-        # For early blobs only the digest was known, so report the graph's descriptor.
-        return [
-            BlobResult(blob, "converted", recompressed[blob.digest].source.digest)
-            if blob.digest in recompressed
-            else replace(self.pipeline.results[blob.digest], descriptor=blob)
-            for blob in graph.blobs
-        ]
+    # -- resolve -----------------------------------------------------------------------------------------
 
     def _resolve(self) -> Graph:
         """Resolve the source's graph; after that it is known whether `docker save` wrote the source."""
@@ -201,21 +141,6 @@ class _Transfer:
             self.pipeline.restore_plain_layers(graph)
         return graph
 
-    # -- the steps ---------------------------------------------------------------------------------------
-
-    def _skip_referrers(self, graph: Graph) -> Graph:
-        """Skip referrers that the destination cannot store, or whose subject changes.
-
-        An image that is recompressed gets another digest, so its signatures would refer to one that does not arrive. A
-        tag of cosign's that the registry uses for something else is not overwritten.
-        """
-        if graph.referrers and self.pipeline.recompressor is not None and self.pipeline.plan_recompression(graph):
-            changed = self.pipeline.recompressor.find_changed_manifests(graph, self.pipeline.layers)
-            graph = graph.without_referrers(
-                lambda referrer: referrer.subject in changed or referrer.descriptor.digest in changed, RECOMPRESSED
-            )
-        return self._destination.expect(graph)
-
     def _limit_to_exported(self, graph: Graph) -> Graph:
         """Reduce an index to the platforms that the source has, unless the destination has the others."""
         incomplete_source = self._source if isinstance(self._source, IncompleteSource) else None
@@ -226,6 +151,145 @@ class _Transfer:
         self._destination.expect(graph)
         stored = list_stored(self._destination, missing, are_manifests=True)
         return limit_to_exported(graph, {manifest.digest for manifest in missing if manifest.digest not in stored})
+
+    # -- select ------------------------------------------------------------------------------------------
+
+    def _select(self, graph: Graph) -> Graph:
+        """Return the part of a graph that is copied, under its new names."""
+        return self._omit_blobs(self._destination.expect(self._skip_changed_referrers(self.rename(graph))))
+
+    def _skip_changed_referrers(self, graph: Graph) -> Graph:
+        """Skip referrers of images that are recompressed: these get another digest, and the old one does not arrive."""
+        recompressor = self.pipeline.recompressor
+        if not graph.referrers or recompressor is None or not self.pipeline.plan_recompression(graph):
+            return graph
+        changed = recompressor.find_changed_manifests(graph, self.pipeline.layers)
+        return graph.without_referrers(
+            lambda referrer: referrer.subject in changed or referrer.descriptor.digest in changed, RECOMPRESSED
+        )
+
+    def _omit_blobs(self, graph: Graph) -> Graph:
+        """Decide which blobs are omitted from the output.
+
+        Manifests are never omitted: they are small, they list the omitted blobs, and a name needs their bytes.
+        """
+        if self.omit is None:
+            return graph
+        omitted = self.omit(graph)
+        # Early blobs are already written, even if the remote side has them.
+        remaining = [b.digest for b in graph.blobs if b.digest in omitted and b.digest not in self.pipeline.results]
+        return replace(graph, omitted_from_output={digest: omitted[digest] for digest in remaining})
+
+    # -- begin -------------------------------------------------------------------------------------------
+
+    def _begin(self, graph: Graph) -> None:
+        self.pipeline.config_checker.find_configs(graph)
+        self._observer.planned(graph)
+        if self.pipeline.plan_recompression(graph):
+            # The destination begins when the digests of the new layers are known (`_rewrite`).
+            self.pipeline.new_blob_destination()
+        else:
+            self._destination.begin(graph)
+
+    # -- plan --------------------------------------------------------------------------------------------
+
+    def _plan(self, graph: Graph) -> _Plan:
+        """Decide which blobs move: those that are not stored, cannot be mounted, and are not in memory."""
+        for blob in graph.blobs:
+            if blob.digest in graph.omitted_from_output:
+                self.pipeline.add_result(blob, "left out")
+        check = ExistenceCheck(
+            self._source, self._destination, self.pipeline.add_result, jobs=self._jobs, cancelled=self._cancelled
+        )
+        missing, pending = check.split_missing(graph, self._list_pending(graph))
+        self._check_recompressible()
+        # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
+        check.skip_or_mount([blob for blob in pending if blob.digest not in self.pipeline.layers])
+        # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
+        configs = self.pipeline.configs
+        wanted = [blob for blob in pending if blob.digest not in self.pipeline.results or blob.digest in configs]
+        return _Plan(self._write_from_memory(graph, wanted), missing)
+
+    def _list_pending(self, graph: Graph) -> list[Descriptor]:
+        """List the blobs that did not come early, and check those that did."""
+        pending: list[Descriptor] = []
+        for blob in graph.blobs:
+            result = self.pipeline.results.get(blob.digest)
+            if blob.digest in graph.omitted_from_output:
+                continue
+            if result is None:
+                pending.append(blob)
+            elif result.status == "converted" and blob.digest not in self.pipeline.layers:
+                # The media type of an early blob was unknown, so it was recompressed by its first bytes. Fail rather
+                # than write a blob that was not asked for.
+                msg = f"{blob.digest} looked like a layer, and was compressed anew, before it was known to be none"
+                raise UnsupportedError(msg, hint="read the archive from a file instead of a pipe")
+            elif result.descriptor.size != blob.size:
+                raise size_error(blob, result.descriptor.size)
+            else:
+                self.pipeline.config_checker.check_early(blob)
+        return pending
+
+    def _check_recompressible(self) -> None:
+        """Refuse to recompress a layer that the source omits: only the destination has its bytes."""
+        for digest in self.pipeline.layers:
+            result = self.pipeline.results.get(digest)
+            if result is not None and result.status in {"skipped", "mounted"}:
+                msg = f"{digest} is to be compressed anew, and only the destination has it"
+                raise UnsupportedError(msg, hint="leave --compress away: some layers were left out here")
+
+    def _write_from_memory(self, graph: Graph, wanted: list[Descriptor]) -> list[Descriptor]:
+        """Write blobs that are also manifests of the graph, or are embedded in a descriptor, from memory.
+
+        Return the blobs that are still to be copied.
+        """
+        raws = {**graph.embedded, **{manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}}
+        for descriptor in wanted:
+            if descriptor.digest in raws:
+                self.pipeline.transfer_blob(blob_from_bytes(descriptor, raws[descriptor.digest]))
+        return [descriptor for descriptor in wanted if descriptor.digest not in raws]
+
+    # -- move --------------------------------------------------------------------------------------------
+
+    def _move(self, wanted: Sequence[Descriptor]) -> None:
+        """Move blobs, several at once where both sides allow it. If none is wanted, a pipe is still read to its end."""
+        are_recompressed = bool(self.pipeline.layers)
+        jobs = self._jobs if self._source.concurrent and self._destination.traits.concurrent else 1
+        # Recompressing a layer takes memory of its own, and more than one core.
+        jobs = min(jobs, _RECOMPRESS_JOBS) if are_recompressed else jobs
+        self.pipeline.concurrency = min(jobs, len(wanted))
+        blobs = self._source.blobs(wanted)
+        memory = self.prefetch_memory - self._destination.traits.buffer_size * self.pipeline.concurrency
+        if memory <= 0 or not self._source.concurrent or self._jobs == 1 or are_recompressed:
+            self._move_each(blobs, jobs)
+            return
+        with closing(Prefetcher(self._jobs, memory, self._cancelled)) as prefetcher:
+            self._move_each(prefetcher.in_order(blobs) if jobs == 1 else prefetcher.concurrently(blobs), jobs)
+
+    def _move_each(self, blobs: Iterator[Blob], jobs: int) -> None:
+        for blob in blobs:
+            if blob.descriptor.digest not in self.pipeline.configs:
+                blobs = itertools.chain([blob], blobs)
+                break
+            # Configs come first where blobs are read concurrently. Each is buffered completely and may have megabytes.
+            self.pipeline.transfer_blob(blob)
+        run_each(self.pipeline.transfer_blob, blobs, jobs=jobs, cancelled=self._cancelled)
+
+    # -- settle ------------------------------------------------------------------------------------------
+
+    def _settle(self, graph: Graph, plan: _Plan) -> Graph:
+        """Write what there is of blobs that the source has in part; return the graph without what is missing."""
+        needed = self._write_parts(plan.missing, graph) if plan.missing else None
+        unavailable = [blob for blob in (*plan.missing, *plan.wanted) if blob.digest not in self.pipeline.results]
+        return self._drop_missing(unavailable, graph, needed) if unavailable else graph
+
+    def _write_parts(self, missing: Sequence[Descriptor], graph: Graph) -> NeededVolumes:
+        """Write the available parts of blobs that continue in other volumes; return the volumes that have the rest."""
+        # Imported here because few archives are split into volumes.
+        from ocistream.transfer.partial_blobs import PartWriter
+
+        parts = PartWriter(self._source, self._destination, self._observer, self.pipeline.add_result, self._cancelled)
+        return parts.write(missing, graph)
 
     def _drop_missing(self, unavailable: Sequence[Descriptor], graph: Graph, needed: NeededVolumes | None) -> Graph:
         """Reduce the graph to what a pipe really had, if only platforms that were not exported are missing.
@@ -249,63 +313,34 @@ class _Transfer:
                 return exported
         raise MissingBlobsError(unavailable, graph, is_untouched=False, needed=needed)
 
-    def _list_pending(self, graph: Graph) -> list[Descriptor]:
-        """List the blobs that did not come early, and check those that did."""
-        pending: list[Descriptor] = []
+    def _rewrite(self, graph: Graph) -> tuple[Graph, Graph, Mapping[str, str]]:
+        """Return the graph with the new layers and manifests if layers were recompressed, and begin with it."""
+        recompressor = self.pipeline.recompressor
+        if not self.pipeline.layers or recompressor is None:
+            return graph, graph, {}
         for blob in graph.blobs:
-            result = self.pipeline.results.get(blob.digest)
-            if blob.digest in graph.omitted_from_output:
-                continue
-            if result is None:
-                pending.append(blob)
-            elif result.status == "converted" and blob.digest not in self.pipeline.layers:
-                # The media type of an early blob was unknown, so it was recompressed by its first bytes. Fail rather
-                # than write a blob that was not asked for.
-                msg = f"{blob.digest} looked like a layer, and was compressed anew, before it was known to be none"
-                raise UnsupportedError(msg, hint="read the archive from a file instead of a pipe")
-            elif result.descriptor.size != blob.size:
-                raise size_error(blob, result.descriptor.size)
-            else:
-                self.pipeline.config_checker.check_early(blob)
-        return pending
+            # A config that came before the graph was not recognised as one.
+            if blob.digest in self.pipeline.configs and not recompressor.has_config(blob.digest):
+                recompressor.add_config(blob.digest, self.pipeline.read_back(blob))
+        rewritten, origins = recompressor.rewrite_graph(graph)
+        self._destination.begin(rewritten)
+        return rewritten, graph, origins
 
-    def _write_manifests_as_blobs(self, graph: Graph, wanted: list[Descriptor]) -> list[Descriptor]:
-        """Write blobs that are also manifests of the graph, or are embedded in a descriptor, from memory.
+    # -- report ------------------------------------------------------------------------------------------
 
-        Return the blobs that are still to be copied.
-        """
-        raws = {**graph.embedded, **{manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}}
-        for descriptor in wanted:
-            if descriptor.digest in raws:
-                self.pipeline.transfer_blob(blob_from_bytes(descriptor, raws[descriptor.digest]))
-        return [descriptor for descriptor in wanted if descriptor.digest not in raws]
-
-    def _write_all(self, wanted: list[Descriptor]) -> None:
-        jobs = self._jobs if self._source.concurrent and self._destination.traits.concurrent else 1
-        # Recompressing a layer takes memory of its own, and more than one core.
-        jobs = min(jobs, _RECOMPRESS_JOBS) if self.pipeline.layers else jobs
-        self.pipeline.concurrency = min(jobs, len(wanted))
-        blobs = self._source.blobs(wanted)
-        memory = self.prefetch_memory - self._destination.traits.buffer_size * self.pipeline.concurrency
-        if not (memory > 0 and self._source.concurrent and self._jobs > 1) or self.pipeline.layers:
-            self._write_each(blobs, jobs)
-            return
-        with closing(Prefetcher(self._jobs, memory, self._cancelled)) as prefetcher:
-            self._write_each(prefetcher.in_order(blobs) if jobs == 1 else prefetcher.concurrently(blobs), jobs)
-
-    def _write_each(self, blobs: Iterator[Blob], jobs: int) -> None:
-        for blob in blobs:
-            if blob.descriptor.digest not in self.pipeline.configs:
-                blobs = itertools.chain([blob], blobs)
-                break
-            # Configs come first where blobs are read concurrently. Each is buffered completely and may have megabytes.
-            self.pipeline.transfer_blob(blob)
-        run_each(self.pipeline.transfer_blob, blobs, jobs=jobs, cancelled=self._cancelled)
-
-    def _write_parts(self, missing: Sequence[Descriptor], graph: Graph) -> NeededVolumes:
-        """Write the available parts of blobs that continue in other volumes; return the volumes that have the rest."""
-        # Imported here because few archives are split into volumes.
-        from ocistream.transfer.partial_blobs import PartWriter
-
-        parts = PartWriter(self._source, self._destination, self._observer, self.pipeline.add_result, self._cancelled)
-        return parts.write(missing, graph)
+    def _blob_results(self, graph: Graph) -> list[BlobResult]:
+        """List the result of each blob that was written."""
+        recompressed = {}
+        if self.pipeline.recompressor is not None:
+            recompressed = {
+                layer.result.digest: layer
+                for digest in self.pipeline.layers
+                if (layer := self.pipeline.recompressor.find_result(digest))
+            }
+        # For early blobs only the digest was known, so report the graph's descriptor.
+        return [
+            BlobResult(blob, "converted", recompressed[blob.digest].source.digest)
+            if blob.digest in recompressed
+            else replace(self.pipeline.results[blob.digest], descriptor=blob)
+            for blob in graph.blobs
+        ]
