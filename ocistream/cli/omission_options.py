@@ -153,7 +153,7 @@ def _build_have_rule(context: CommandContext, text: str, source_location: Locati
 
         with contextlib.closing(DiscardedBlobs(context.cancelled)) as discarded:
             stored_blobs = open_stored_blobs(location, _open_context_for(context, location, source_location), discarded)
-            stored = stored_blobs.find_stored(graph.blobs)
+            stored = stored_blobs.stored(graph.blobs)
         return _report_if_empty(context, dict.fromkeys(sorted(stored), OmissionReason(HAVE, stored_blobs.origin)), text)
 
     return leaving

@@ -7,7 +7,6 @@ the caller asks for some; a list of all blobs reads none.
 from __future__ import annotations
 
 import itertools
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -55,20 +54,18 @@ class StoredBlobs(Protocol):
             OcistreamError: the location cannot be read.
         """
 
-    def find_stored(self, blobs: Sequence[Descriptor]) -> set[str]:
-        """Return the digests of those blobs that are stored. The size must match, unless it is `UNKNOWN_SIZE`.
+    def stored(self, blobs: Sequence[Descriptor], *, partial: bool = False) -> Mapping[str, int]:
+        """Return how many bytes of each blob are stored, by digest, as `Destination.stored` does.
+
+        A complete blob has the size of its descriptor. That must match, unless it is `UNKNOWN_SIZE`. With `partial`,
+        blobs that interrupted runs of this user left are returned too: those that another run can resume, if that is
+        certain and saves enough.
 
         A repository or a layout that does not exist has none of them: this is the first question before a push to it.
 
         Raises:
             NotFoundError: the image or the archive does not exist.
             OcistreamError: the location cannot be read.
-        """
-
-    def find_partial_blobs(self, digests: Sequence[str]) -> Mapping[str, int]:
-        """Return how many bytes interrupted runs of this user left of these blobs, which are not stored, by digest.
-
-        Only blobs that another run can resume are returned, if that is certain and saves enough.
         """
 
 
@@ -85,7 +82,7 @@ def open_stored_blobs(
 
     `early_blobs` receives blobs of a pipe that come before its index. With `records`, which stores unfinished uploads,
     a registry is asked with push rights, because a push follows. Blobs of the repositories in `context.mount_from`
-    count for `find_stored`. `warn` receives what is not listed.
+    count for `stored`. `warn` receives what is not listed.
     """
     if location.reference is not None:
         query = _RepositoryQuery(context, location.reference, early_blobs, records)
@@ -124,30 +121,31 @@ class _RepositoryQuery:
         client = self._context.client()
         return RegistrySource(client, references, referrers="along", jobs=self._context.jobs).resolve(self._early)
 
-    def find_stored(self, blobs: Iterable[Descriptor], *, include_mountable: bool = False) -> set[str]:
-        """Check each blob. A blob of unknown size may also be a manifest.
+    def stored(
+        self, blobs: Iterable[Descriptor], *, include_mountable: bool = False, partial: bool = False
+    ) -> dict[str, int]:
+        """Ask for each blob. A blob of unknown size may also be a manifest.
 
-        With `include_mountable`, blobs of the repositories that can be mounted from count too.
+        With `include_mountable`, blobs of the repositories that can be mounted from count too. With `partial`,
+        unfinished uploads of earlier runs count with the bytes that they have.
         """
         repositories = [self._repository(self.reference.repository, writes=self._is_for_push)]
         repositories += [self._repository(name) for name in self._context.mount_from if include_mountable]
-        stored: set[str] = set()
-        lock = threading.Lock()
+        blobs = list(blobs)
+        found: dict[str, int] = {}
 
         def ask(blob: Descriptor) -> None:
             if any(_has_content(repository, blob) for repository in repositories):
-                with lock:
-                    stored.add(blob.digest)
+                found[blob.digest] = blob.size
 
         run_each(ask, blobs, jobs=self._context.jobs, cancelled=self._context.client().cancelled)
-        return stored
+        if partial:
+            from ocistream.registry.blob_push import BlobPusher
 
-    def find_partial_blobs(self, digests: Sequence[str]) -> dict[str, int]:
-        """Return how many bytes unfinished uploads of earlier runs have of each blob."""
-        from ocistream.registry.blob_push import BlobPusher
-
-        pusher = BlobPusher(self._repository(self.reference.repository, writes=True), self._records)
-        return _select_resumable((digest, pusher.partial_size(digest)) for digest in digests)
+            pusher = BlobPusher(self._repository(self.reference.repository, writes=True), self._records)
+            lacking = [blob.digest for blob in blobs if blob.digest not in found]
+            found |= _select_resumable((digest, pusher.partial_size(digest)) for digest in lacking)
+        return found
 
     def _repository(self, name: str, *, writes: bool = False) -> Repository:
         from ocistream.registry.repository import Repository
@@ -192,16 +190,13 @@ class _RepositoryBlobs:
                 needed += len(graph.blobs)
                 # Free the manifests: for thousands of blobs they take megabytes.
                 del graph
-                digests |= self._query.find_stored(new)
+                digests |= self._query.stored(new).keys()
             start += at_once
             at_once = min(2 * at_once, _MAX_TAGS_AT_ONCE) if needed < _MANY_BLOBS else 1
         return digests
 
-    def find_stored(self, blobs: Sequence[Descriptor]) -> set[str]:
-        return self._query.find_stored(blobs, include_mountable=True)
-
-    def find_partial_blobs(self, digests: Sequence[str]) -> Mapping[str, int]:
-        return self._query.find_partial_blobs(digests)
+    def stored(self, blobs: Sequence[Descriptor], *, partial: bool = False) -> Mapping[str, int]:
+        return self._query.stored(blobs, include_mountable=True, partial=partial)
 
     def _build_graphs(self, references: Sequence[Reference]) -> Iterable[Graph]:
         """Yield the graphs of some tags; after a failure one by one, so that a bad tag does not affect the others.
@@ -227,17 +222,15 @@ class _ImageBlobs:
 
     def list_digests(self) -> set[str]:
         graph = self._build_graph()
-        return self._query.find_stored(graph.blobs) | {manifest.descriptor.digest for manifest in graph.manifests}
+        return self._query.stored(graph.blobs).keys() | {manifest.descriptor.digest for manifest in graph.manifests}
 
-    def find_stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+    def stored(self, blobs: Sequence[Descriptor], *, partial: bool = False) -> Mapping[str, int]:
         graph = self._build_graph()
         manifests = {manifest.descriptor.digest for manifest in graph.manifests}
         needed = {blob.digest for blob in graph.blobs}
-        stored = self._query.find_stored([blob for blob in blobs if blob.digest in needed], include_mountable=True)
-        return stored | (manifests & {blob.digest for blob in blobs})
-
-    def find_partial_blobs(self, digests: Sequence[str]) -> Mapping[str, int]:
-        return self._query.find_partial_blobs(digests)
+        wanted = [blob for blob in blobs if blob.digest in needed]
+        found = self._query.stored(wanted, include_mountable=True, partial=partial)
+        return found | {blob.digest: blob.size for blob in blobs if blob.digest in manifests}
 
     def _build_graph(self) -> Graph:
         return self._query.build_graph([self._query.reference])
@@ -262,27 +255,24 @@ class _LayoutBlobs:
         stored = {digest for digest in layout.list_blobs() if layout.blob_size(digest) is not None}
         return stored if self._location.name is None else stored & _graph_digests(source.resolve(self._early))
 
-    def find_stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+    def stored(self, blobs: Sequence[Descriptor], *, partial: bool = False) -> Mapping[str, int]:
         from ocistream.layout.directory import LayoutDirectory
 
         assert self._location.path is not None  # noqa: S101 - parse_location sets it
         # An unfinished layout has blobs, but no index yet.
         layout = LayoutDirectory(self._location.path)
-        stored: set[str] = set()
+        found: dict[str, int] = {}
         for blob in blobs:
             size = layout.blob_size(blob.digest)
             if size is not None and _has_size(blob, size) and layout.has_blob(replace(blob, size=size)):
-                stored.add(blob.digest)
-        if self._location.name is None:
-            return stored
-        return stored & _graph_digests(open_source(self._location, self._context, self._selection).resolve(self._early))
-
-    def find_partial_blobs(self, digests: Sequence[str]) -> Mapping[str, int]:
-        from ocistream.layout.directory import LayoutDirectory
-
-        assert self._location.path is not None  # noqa: S101 - parse_location sets it
-        layout = LayoutDirectory(self._location.path)
-        return _select_resumable((digest, layout.find_partial_size(digest)) for digest in digests)
+                found[blob.digest] = blob.size
+        if self._location.name is not None:
+            needed = _graph_digests(open_source(self._location, self._context, self._selection).resolve(self._early))
+            found = {digest: size for digest, size in found.items() if digest in needed}
+        if partial:
+            lacking = [blob.digest for blob in blobs if blob.digest not in found]
+            found |= _select_resumable((digest, layout.find_partial_size(digest)) for digest in lacking)
+        return found
 
 
 class _ArchiveBlobs:
@@ -301,12 +291,9 @@ class _ArchiveBlobs:
     def list_digests(self) -> set[str]:
         return set(self._read_sizes())
 
-    def find_stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+    def stored(self, blobs: Sequence[Descriptor], *, partial: bool = False) -> Mapping[str, int]:  # noqa: ARG002 - nothing in a finished archive is partial
         sizes = self._read_sizes()
-        return {blob.digest for blob in blobs if _has_size(blob, sizes.get(blob.digest))}
-
-    def find_partial_blobs(self, digests: Sequence[str]) -> Mapping[str, int]:  # noqa: ARG002 - archives do not resume
-        return {}
+        return {blob.digest: blob.size for blob in blobs if _has_size(blob, sizes.get(blob.digest))}
 
     def _read_sizes(self) -> dict[str, int]:
         source = open_source(self._location, self._context, self._selection)

@@ -75,12 +75,10 @@ def have(context: CommandContext, ends: tuple[str, ...], among: str | None) -> N
             digests = _read_all_digests(stores)
         else:
             queried = _read_among_list(context, among)
-            digests = _find_listed_digests(stores, queried, context.console)
-            if len(stores) == 1:
-                # With several locations, the list could not say which one has the partial blobs.
-                partial_blobs = stores[0].find_partial_blobs(
-                    [blob.digest for blob in queried if blob.digest not in digests]
-                )
+            # With several locations, the list could not say which one has the partial blobs.
+            sizes = _find_listed(stores, queried, context.console, partial=len(stores) == 1)
+            digests = {blob.digest for blob in queried if sizes.get(blob.digest) == blob.size}
+            partial_blobs = {digest: size for digest, size in sizes.items() if digest not in digests}
     # Nothing was written before, so a reader gets a complete list or none.
     text = format_have_list(
         [store.origin for store in stores], digests, version=__version__, partial_blobs=partial_blobs
@@ -126,17 +124,19 @@ def _read_all_digests(stores: Sequence[StoredBlobs]) -> set[str]:
     return set[str]().union(*(store.list_digests() for store in stores))
 
 
-def _find_listed_digests(stores: Sequence[StoredBlobs], queried: Sequence[Descriptor], console: Console) -> set[str]:
-    """Return which of the queried blobs the locations store."""
-    stored: set[str] = set()
+def _find_listed(
+    stores: Sequence[StoredBlobs], queried: Sequence[Descriptor], console: Console, *, partial: bool
+) -> Mapping[str, int]:
+    """Return how many bytes the locations store of the queried blobs, by digest."""
+    found: dict[str, int] = {}
     for store in stores:
         try:
-            stored |= store.find_stored([blob for blob in queried if blob.digest not in stored])
+            found |= store.stored([blob for blob in queried if blob.digest not in found], partial=partial)
         except NotFoundError as error:
             # A repository that does not exist yet has no blobs: that is an answer before a first push, unless the name
             # is misspelt.
             console.info(f"{error.message}: it has none of these blobs", level=1)
-    return stored
+    return found
 
 
 def _read_among_list(context: CommandContext, among: str) -> list[Descriptor]:
