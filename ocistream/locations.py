@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ocistream.http.client import HttpClient
     from ocistream.oci.graph import Root
     from ocistream.oci.referrers import ReferrerMode
-    from ocistream.registry.mirrors import RepositoryOpener
+    from ocistream.registry.opener import RepositoryOpener
     from ocistream.registry.upload_records import UploadRecords
     from ocistream.transfer.interfaces import Destination, Source
 
@@ -156,7 +156,7 @@ class OpenContext:
 
     def repository_opener(self) -> RepositoryOpener:
         """Return the opener for repositories to read from."""
-        from ocistream.registry.mirrors import RepositoryOpener
+        from ocistream.registry.opener import RepositoryOpener
 
         return self.opener() if self.opener is not None else RepositoryOpener(self.client())
 

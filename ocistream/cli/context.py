@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from ocistream.layout.cache import Cache
     from ocistream.oci.reference import Reference
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
-    from ocistream.registry.mirrors import RepositoryOpener
+    from ocistream.registry.opener import RepositoryOpener
     from ocistream.registry.upload_records import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.transfer.recompress import Recompression
@@ -174,7 +174,7 @@ class CommandContext:
 
         @functools.cache
         def reading() -> RepositoryOpener:
-            from ocistream.registry.mirrors import RepositoryOpener
+            from ocistream.registry.opener import RepositoryOpener
 
             find_sources, report = self.host_rules().find_pull_sources, self._report_fallback
             if (cache := self.cache) is None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ocistream.http.client import Endpoint
     from ocistream.layout.cache import Cache
-    from ocistream.registry.mirrors import ReadableRepository
+    from ocistream.registry.opener import ReadableRepository
     from ocistream.registry.referrers import ReferrerList
     from ocistream.streams.chunks import Chunk
 

@@ -405,9 +405,7 @@ class RegistryDestination:
                 elif (name, digest) not in tagged and repository.find_digest(digest) is None:
                     repository.push_manifest(digest, manifest)
         for (name, digest), referrers in unlisted.items():
-            from ocistream.registry.referrers import RepositoryReferrers
-
-            RepositoryReferrers(self._pushers[name][0]).add_to_fallback_index(digest, referrers)
+            self._pushers[name][0].referrers.add_to_fallback_index(digest, referrers)
 
     def _push_tag(
         self, reference: Reference, manifest: Manifest, *, can_replace: Callable[[str], bool] = lambda _: True

@@ -1,16 +1,15 @@
 """Read a repository from its mirrors first, and from the registry itself when the mirrors fail.
 
-Provides the opener that turns an image name into a repository, and the health of each mirror during one run.
-A digest from a mirror is verified; for a tag, the mirror is trusted.
+The health of each mirror is remembered during one run. A digest from a mirror is verified; for a tag, the mirror is
+trusted.
 """
 
 from __future__ import annotations
 
-import copy
 import threading
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ocistream.errors import (
     ArchiveError,
@@ -22,20 +21,18 @@ from ocistream.errors import (
 )
 from ocistream.notices import notify
 from ocistream.oci.reference import is_digest, printable
-from ocistream.registry.configuration import PullSource
 from ocistream.registry.download import BlobRedirect
-from ocistream.registry.referrers import ReferrerList, RepositoryReferrers
-from ocistream.registry.repository import Repository
+from ocistream.registry.referrers import ReferrerList
 from ocistream.streams.chunks import read_all, verify_chunks
 from ocistream.transfer.interfaces import RecoverableBlob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from ocistream.http.client import Endpoint, HttpClient, HttpSettings
+    from ocistream.http.client import HttpSettings
     from ocistream.oci.descriptor import Descriptor, Manifest
-    from ocistream.oci.reference import Reference
-    from ocistream.registry.tags import TagList
+    from ocistream.registry.configuration import PullSource
+    from ocistream.registry.repository import Repository
     from ocistream.streams.chunks import Chunk
 
 __all__ = [
@@ -43,8 +40,6 @@ __all__ = [
     "MirrorHealth",
     "MirroredRepository",
     "PullCandidate",
-    "ReadableRepository",
-    "RepositoryOpener",
     "shorten_timeouts",
 ]
 
@@ -107,33 +102,6 @@ CANDIDATE_FAILURES: Final = (NetworkError, AuthenticationError, NotFoundError, I
 _T = TypeVar("_T")
 
 
-class ReadableRepository(Protocol):
-    """The read operations of a repository, implemented by one repository or by several locations together."""
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The registry itself, never a mirror."""
-
-    @property
-    def name(self) -> str:
-        """The repository's name in that registry."""
-
-    def resolve(self, target: str) -> Manifest:
-        """Return the manifest of a tag or a digest."""
-
-    def fetch_manifest(self, descriptor: Descriptor) -> bytes:
-        """Return the bytes of a manifest that another document lists; the caller verifies them."""
-
-    def blob(self, descriptor: Descriptor) -> RecoverableBlob:
-        """Return a blob; the download starts when the caller opens it."""
-
-    def list_referrers(self, digest: str) -> ReferrerList:
-        """Return the referrers of a manifest."""
-
-    def find_digest(self, target: str) -> str | None:
-        """Return the digest of a tag, or None if the tag does not exist."""
-
-
 @dataclass(slots=True, eq=False)
 class PullCandidate:
     """One location to read from, and the results of requests to it."""
@@ -142,17 +110,12 @@ class PullCandidate:
     repository: Repository
     #: The same repository with the normal retries and time-outs.
     fallback_repository: Repository
-    referrers: RepositoryReferrers = field(init=False)
     #: Whether the location served anything.
     has_served: bool = False
     #: Whether the location lacks the image, or denies access to it.
     is_excluded: bool = False
     #: Whether no other location is left, so that its failure is the result.
     is_last: bool = False
-
-    def __post_init__(self) -> None:
-        """Create the reader of referrers."""
-        self.referrers = RepositoryReferrers(self.repository)
 
 
 class MirroredRepository:
@@ -221,7 +184,7 @@ class MirroredRepository:
         """
 
         def ask(candidate: PullCandidate) -> ReferrerList | None:
-            referrers = candidate.referrers.list_referrers(digest)
+            referrers = candidate.repository.list_referrers(digest)
             return referrers if referrers.descriptors or referrers.incomplete_reason else None
 
         answer = self._find_in_any(ask, by_digest=True)
@@ -420,11 +383,6 @@ _MIRROR_STALL_TIMEOUT: Final = 20.0
 _MIRROR_RETRY_AFTER: Final = 3.0
 
 
-def default_pull_sources(reference: Reference) -> tuple[PullSource, ...]:
-    """Return the registry's own repository only."""
-    return (PullSource(reference.registry, reference.repository),)
-
-
 def shorten_timeouts(settings: HttpSettings) -> HttpSettings:
     """Return settings for mirrors: those of the registry with fewer attempts and shorter time-outs."""
     retry_policy = replace(
@@ -438,109 +396,3 @@ def shorten_timeouts(settings: HttpSettings) -> HttpSettings:
         connect_timeout=min(settings.connect_timeout, _MIRROR_CONNECT_TIMEOUT),
         stall_timeout=min(settings.stall_timeout, _MIRROR_STALL_TIMEOUT),
     )
-
-
-class RepositoryOpener:
-    """Open the repository, with its mirrors, that an image is read from. Safe for several threads.
-
-    `client` sends requests to registries, the client from `mirror_transport` to mirrors. `find_pull_sources` maps an
-    image to its locations. `report(message, level)` receives each fallback: level 0, or 1 if it is nothing unusual.
-    `wrap` puts another repository, such as a cache, around a repository and all its mirrors.
-    """
-
-    def __init__(
-        self,
-        client: HttpClient,
-        mirror_transport: Callable[[], HttpClient] | None = None,
-        find_pull_sources: Callable[[Reference], Sequence[PullSource]] = default_pull_sources,
-        report: Callable[[str, int], None] = lambda _message, _level: None,
-        wrap: Callable[[ReadableRepository], ReadableRepository] = lambda repository: repository,
-    ) -> None:
-        """Take the clients and the rules. Without rules no mirror is used."""
-        self._client = client
-        self._mirror_transport = mirror_transport or (lambda: client)
-        self._find_pull_sources = find_pull_sources
-        self._health = MirrorHealth(report)
-        self._wrap = wrap
-
-    def wrapped_by(self, wrap: Callable[[ReadableRepository], ReadableRepository]) -> RepositoryOpener:
-        """Return an opener that adds another wrapper around each repository."""
-        other, inner = copy.copy(self), self._wrap
-        other._wrap = lambda repository: wrap(inner(repository))  # noqa: SLF001 - same class
-        return other
-
-    def open_repository(self, reference: Reference) -> ReadableRepository:
-        """Return the repository that an image is read from.
-
-        Raises:
-            AuthenticationError: the configuration blocks it.
-        """
-        display_name = f"{reference.registry}/{reference.repository}"
-        # A tag-only mirror is used neither for an image named by digest nor for anything it needs.
-        candidates = self._open_candidates(reference, by_digest=reference.digest is not None)
-        return self._wrap(
-            MirroredRepository(
-                display_name, candidates, self._health, self._open_quick_candidate(candidates, reference)
-            )
-        )
-
-    def list_tags(self, reference: Reference) -> TagList:
-        """List the tags of a repository from the registry itself.
-
-        Mirrors are asked only if the registry is unreachable: a cache lists only the tags that it happens to have.
-
-        Raises:
-            OcistreamError: the error of the registry itself, if no mirror answered.
-        """
-        from ocistream.registry.tags import list_tags
-
-        *mirrors, primary = self._open_candidates(reference, by_digest=False)
-        try:
-            return list_tags(primary.repository)
-        except NetworkError as error:
-            for mirror in mirrors:
-                if not mirror.pull_source.can_pull(by_digest=False) or self._health.is_disabled(mirror.pull_source):
-                    continue
-                self._health.report(f"{error.message}; asking the mirror {mirror.pull_source} for the tags", 0)
-                try:
-                    listed = list_tags(mirror.repository)
-                except CANDIDATE_FAILURES as failure:
-                    self._health.report(f"the mirror {mirror.pull_source}: {failure.message}", 0)
-                else:
-                    incomplete_reason = (
-                        listed.incomplete_reason
-                        or f"these are those of the mirror {mirror.pull_source}, which may lack some"
-                    )
-                    return replace(listed, incomplete_reason=incomplete_reason)
-            raise
-
-    def _open_candidates(self, reference: Reference, *, by_digest: bool) -> list[PullCandidate]:
-        *mirrors, primary = self._find_pull_sources(reference)
-        mirror_candidates = [
-            PullCandidate(
-                pull_source,
-                self._open_mirror(self._mirror_transport(), pull_source),
-                self._open_mirror(self._client, pull_source),
-            )
-            for pull_source in mirrors
-            if not by_digest or pull_source.can_pull(by_digest=True)
-        ]
-        repository = self._open_own(self._client, primary, reference)
-        return [*mirror_candidates, PullCandidate(primary, repository, repository)]
-
-    @staticmethod
-    def _open_mirror(client: HttpClient, pull_source: PullSource) -> Repository:
-        return Repository(client, pull_source.registry, pull_source.repository, is_explicit=False)
-
-    @staticmethod
-    def _open_own(client: HttpClient, primary: PullSource, reference: Reference) -> Repository:
-        """Open the registry's own repository. With another `location` the configuration named the host."""
-        is_explicit = primary.registry.lower() == reference.registry.lower()
-        return Repository(client, primary.registry, primary.repository, is_explicit=is_explicit)
-
-    def _open_quick_candidate(self, candidates: Sequence[PullCandidate], reference: Reference) -> PullCandidate:
-        """Return the registry's own location; if it has mirrors, with the short time-outs of a mirror."""
-        *mirrors, primary = candidates
-        if not mirrors:
-            return primary
-        return replace(primary, repository=self._open_own(self._mirror_transport(), primary.pull_source, reference))

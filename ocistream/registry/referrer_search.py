@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ocistream.errors import OcistreamError
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.documents import Document
-    from ocistream.registry.mirrors import ReadableRepository
+    from ocistream.registry.opener import ReadableRepository
     from ocistream.transfer.graph_builder import GraphBuilder
 
 __all__ = ["ReferrerSearch"]

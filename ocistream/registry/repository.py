@@ -5,6 +5,7 @@ Knows URLs, media types and statuses. Manifests are verified here; downloaded bl
 
 from __future__ import annotations
 
+import functools
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from ocistream.http.client import Endpoint, HttpClient
     from ocistream.http.connections import Response
     from ocistream.http.retry import Retries
+    from ocistream.registry.referrers import ReferrerList, RepositoryReferrers
     from ocistream.streams.chunks import Chunk
 
 __all__ = ["Repository"]
@@ -238,6 +240,23 @@ class Repository:
             raise ArchiveError(msg)
         media_type = (response.header("Content-Type") or "").partition(";")[0].strip()
         return raw, media_type, response.header("Docker-Content-Digest") or ""
+
+    @functools.cached_property
+    def referrers(self) -> RepositoryReferrers:
+        """The lists of referrers in this repository."""
+        from ocistream.registry.referrers import RepositoryReferrers
+
+        return RepositoryReferrers(self)
+
+    def list_referrers(self, digest: str) -> ReferrerList:
+        """Return the referrers of a manifest.
+
+        Raises:
+            AuthenticationError: the registry denies access.
+            RegistryError: the registry failed.
+            ArchiveError: the list is malformed.
+        """
+        return self.referrers.list_referrers(digest)
 
     # -- blobs ------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from ocistream.errors import (
 )
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
-from ocistream.registry.mirrors import RepositoryOpener
+from ocistream.registry.opener import RepositoryOpener
 from ocistream.registry.referrer_search import ReferrerSearch
 from ocistream.registry.repository import Repository, image_not_found_error
 from ocistream.streams.chunks import read_all
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.reference import Reference
     from ocistream.oci.referrers import ReferrerMode
-    from ocistream.registry.mirrors import ReadableRepository
+    from ocistream.registry.opener import ReadableRepository
     from ocistream.registry.referrers import ReferrerList
     from ocistream.transfer.interfaces import Blob, EarlyBlobs
 

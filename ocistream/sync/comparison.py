@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, IncompleteIndex
     from ocistream.oci.reference import Reference
     from ocistream.oci.referrers import SkippedReferrer
-    from ocistream.registry.mirrors import ReadableRepository
+    from ocistream.registry.opener import ReadableRepository
     from ocistream.registry.referrers import ReferrerList
     from ocistream.streams.chunks import Chunk
     from ocistream.sync.plan import CopyDestination, ImageCopy, SyncEntry, SyncLocation

@@ -21,7 +21,7 @@ from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.mirrors import ReadableRepository, RepositoryOpener
+from ocistream.registry.opener import ReadableRepository, RepositoryOpener
 from ocistream.registry.source import RegistrySource
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks

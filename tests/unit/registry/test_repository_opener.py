@@ -14,7 +14,8 @@ from ocistream.http.retry import RetryPolicy
 from ocistream.http.tls import TlsSettings
 from ocistream.oci.reference import parse_reference
 from ocistream.registry.configuration import PullSource
-from ocistream.registry.mirrors import RepositoryOpener, shorten_timeouts
+from ocistream.registry.mirrors import shorten_timeouts
+from ocistream.registry.opener import RepositoryOpener
 from ocistream.registry.referrers import ReferrerList
 from tests.certificates import Certificate, make_certificate
 from tests.http_doubles import CountingRegistry, QuickTransport

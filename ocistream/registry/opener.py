@@ -1,0 +1,186 @@
+"""Open the repository that an image is read from: the registry's own, or one with mirrors or a cache around it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from ocistream.errors import NetworkError
+from ocistream.registry.configuration import PullSource
+from ocistream.registry.repository import Repository
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ocistream.http.client import Endpoint, HttpClient
+    from ocistream.oci.descriptor import Descriptor, Manifest
+    from ocistream.oci.reference import Reference
+    from ocistream.registry.mirrors import MirrorHealth, PullCandidate
+    from ocistream.registry.referrers import ReferrerList
+    from ocistream.registry.tags import TagList
+    from ocistream.transfer.interfaces import RecoverableBlob
+
+__all__ = ["ReadableRepository", "RepositoryOpener"]
+
+
+class ReadableRepository(Protocol):
+    """The read operations of a repository, implemented by one repository or by several locations together."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The registry itself, never a mirror."""
+
+    @property
+    def name(self) -> str:
+        """The repository's name in that registry."""
+
+    def resolve(self, target: str) -> Manifest:
+        """Return the manifest of a tag or a digest."""
+
+    def fetch_manifest(self, descriptor: Descriptor) -> bytes:
+        """Return the bytes of a manifest that another document lists; the caller verifies them."""
+
+    def blob(self, descriptor: Descriptor) -> RecoverableBlob:
+        """Return a blob; the download starts when the caller opens it."""
+
+    def list_referrers(self, digest: str) -> ReferrerList:
+        """Return the referrers of a manifest."""
+
+    def find_digest(self, target: str) -> str | None:
+        """Return the digest of a tag, or None if the tag does not exist."""
+
+
+def _default_pull_sources(reference: Reference) -> tuple[PullSource, ...]:
+    """Return the registry's own repository only."""
+    return (PullSource(reference.registry, reference.repository),)
+
+
+class RepositoryOpener:
+    """Open the repository, with its mirrors, that an image is read from. Safe for several threads.
+
+    `client` sends requests to registries, the client from `mirror_transport` to mirrors. `find_pull_sources` maps an
+    image to its locations. `report(message, level)` receives each fallback: level 0, or 1 if it is nothing unusual.
+    `wrap` puts another repository, such as a cache, around a repository and all its mirrors.
+    """
+
+    def __init__(
+        self,
+        client: HttpClient,
+        mirror_transport: Callable[[], HttpClient] | None = None,
+        find_pull_sources: Callable[[Reference], Sequence[PullSource]] = _default_pull_sources,
+        report: Callable[[str, int], None] = lambda _message, _level: None,
+        wrap: Callable[[ReadableRepository], ReadableRepository] = lambda repository: repository,
+    ) -> None:
+        """Take the clients and the rules. Without rules no mirror is used."""
+        self._client = client
+        self._mirror_transport = mirror_transport or (lambda: client)
+        self._find_pull_sources = find_pull_sources
+        # Created when a mirror is used, and shared with `wrapped_by`.
+        self._health = functools.cache(functools.partial(_create_health, report))
+        self._wrap = wrap
+
+    def wrapped_by(self, wrap: Callable[[ReadableRepository], ReadableRepository]) -> RepositoryOpener:
+        """Return an opener that adds another wrapper around each repository."""
+        other, inner = copy.copy(self), self._wrap
+        other._wrap = lambda repository: wrap(inner(repository))  # noqa: SLF001 - same class
+        return other
+
+    def open_repository(self, reference: Reference) -> ReadableRepository:
+        """Return the repository that an image is read from.
+
+        Raises:
+            AuthenticationError: the configuration blocks it.
+        """
+        # A tag-only mirror is used neither for an image named by digest nor for anything it needs.
+        mirrors, own = self._find_locations(reference, by_digest=reference.digest is not None)
+        repository = self._open_own(self._client, own, reference)
+        display_name = f"{reference.registry}/{reference.repository}"
+        if not mirrors and str(repository) == display_name:
+            return self._wrap(repository)
+        from ocistream.registry.mirrors import MirroredRepository
+
+        candidates = self._open_candidates(mirrors, own, repository)
+        quick_candidate = candidates[-1]
+        if mirrors:
+            # With the short time-outs of a mirror.
+            quick_repository = self._open_own(self._mirror_transport(), own, reference)
+            quick_candidate = replace(quick_candidate, repository=quick_repository)
+        return self._wrap(MirroredRepository(display_name, candidates, self._health(), quick_candidate))
+
+    def list_tags(self, reference: Reference) -> TagList:
+        """List the tags of a repository from the registry itself.
+
+        Mirrors are asked only if the registry is unreachable: a cache lists only the tags that it happens to have.
+
+        Raises:
+            OcistreamError: the error of the registry itself, if no mirror answered.
+        """
+        from ocistream.registry.tags import list_tags
+
+        mirrors, own = self._find_locations(reference, by_digest=False)
+        repository = self._open_own(self._client, own, reference)
+        try:
+            return list_tags(repository)
+        except NetworkError as error:
+            if mirrors and (tag_list := self._list_tags_of_mirrors(mirrors, own, repository, error)) is not None:
+                return tag_list
+            raise
+
+    def _list_tags_of_mirrors(
+        self, mirrors: Sequence[PullSource], own: PullSource, repository: Repository, error: NetworkError
+    ) -> TagList | None:
+        """Return the tags of the first mirror that lists any; `error` is the registry's own."""
+        from ocistream.registry.mirrors import CANDIDATE_FAILURES
+        from ocistream.registry.tags import list_tags
+
+        health = self._health()
+        for mirror in self._open_candidates(mirrors, own, repository)[:-1]:
+            if not mirror.pull_source.can_pull(by_digest=False) or health.is_disabled(mirror.pull_source):
+                continue
+            health.report(f"{error.message}; asking the mirror {mirror.pull_source} for the tags", 0)
+            try:
+                tag_list = list_tags(mirror.repository)
+            except CANDIDATE_FAILURES as failure:
+                health.report(f"the mirror {mirror.pull_source}: {failure.message}", 0)
+            else:
+                reason = f"these are those of the mirror {mirror.pull_source}, which may lack some"
+                return replace(tag_list, incomplete_reason=tag_list.incomplete_reason or reason)
+        return None
+
+    def _find_locations(self, reference: Reference, *, by_digest: bool) -> tuple[list[PullSource], PullSource]:
+        """Return the mirrors of an image that may be asked by digest, or by tag, and the registry's own location."""
+        *mirrors, own = self._find_pull_sources(reference)
+        return [mirror for mirror in mirrors if not by_digest or mirror.can_pull(by_digest=True)], own
+
+    def _open_candidates(
+        self, mirrors: Sequence[PullSource], own: PullSource, repository: Repository
+    ) -> list[PullCandidate]:
+        from ocistream.registry.mirrors import PullCandidate
+
+        candidates = [
+            PullCandidate(
+                mirror,
+                self._open_mirror(self._mirror_transport(), mirror),
+                self._open_mirror(self._client, mirror),
+            )
+            for mirror in mirrors
+        ]
+        return [*candidates, PullCandidate(own, repository, repository)]
+
+    @staticmethod
+    def _open_mirror(client: HttpClient, pull_source: PullSource) -> Repository:
+        return Repository(client, pull_source.registry, pull_source.repository, is_explicit=False)
+
+    @staticmethod
+    def _open_own(client: HttpClient, primary: PullSource, reference: Reference) -> Repository:
+        """Open the registry's own repository. With another `location` the configuration named the host."""
+        is_explicit = primary.registry.lower() == reference.registry.lower()
+        return Repository(client, primary.registry, primary.repository, is_explicit=is_explicit)
+
+
+def _create_health(report: Callable[[str, int], None]) -> MirrorHealth:
+    from ocistream.registry.mirrors import MirrorHealth
+
+    return MirrorHealth(report)
