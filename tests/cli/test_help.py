@@ -35,11 +35,12 @@ RARE = {
     "ocistream.transfer.verify",
     "ocistream.serve",
     "ocistream.archive.tar",
+    "ocistream.registry.mirrors",
     "ocistream.registry.tags",
 }
 #: What only a pull needs, and what only a push.
 PULLING = {
-    "ocistream.registry.mirrors",
+    "ocistream.registry.opener",
     "ocistream.registry.referrer_search",
     "ocistream.registry.source",
 }
