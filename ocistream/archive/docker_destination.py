@@ -17,7 +17,7 @@ from ocistream.oci.descriptor import CONFIG_TYPES
 from ocistream.oci.graph import is_image
 from ocistream.oci.omitted_blobs import refuse_omissions
 from ocistream.oci.reference import printable
-from ocistream.oci.referrers import NOT_IN_DOCKER_ARCHIVE, PLATFORM_FILTERED
+from ocistream.oci.referrers import NOT_IN_DOCKER_ARCHIVE, PLATFORM_FILTERED, RECOMPRESSED
 from ocistream.oci.strict_json import canonical_json
 from ocistream.streams import layer_media_types
 from ocistream.streams.layer_media_types import is_probably_json
@@ -59,9 +59,12 @@ class DockerArchiveDestination:
         for root in graph.roots:
             _find_image(graph, root)
         graph = graph.without_referrers(lambda _: True, NOT_IN_DOCKER_ARCHIVE)
-        # This format could not store the referrers of other platforms either, so give that reason.
+        # This format could not store the referrers of other platforms either, nor of layers that stay compressed, so
+        # give that reason.
         skipped = (
-            replace(referrer, why=NOT_IN_DOCKER_ARCHIVE) if referrer.why == PLATFORM_FILTERED else referrer
+            replace(referrer, why=NOT_IN_DOCKER_ARCHIVE)
+            if referrer.why in {PLATFORM_FILTERED, RECOMPRESSED}
+            else referrer
             for referrer in graph.skipped_referrers
         )
         return replace(graph, skipped_referrers=tuple(skipped))

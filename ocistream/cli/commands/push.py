@@ -116,6 +116,8 @@ def push(
                 early_target=early_target,
                 mount_from=mount_from,
                 records=context.upload_records(),
+                jobs=open_context.jobs,
+                cancelled=open_context.cancelled,
             )
         except BaseException:
             source.close()
