@@ -15,12 +15,12 @@ from ocistream.errors import ArchiveError, IntegrityError, InvalidNameError, Not
 from ocistream.layout.image_selection import UNKNOWN_SIZE, UnknownDigestError, report_duplicate_names
 from ocistream.layout.index import build_entry
 from ocistream.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, Descriptor, Manifest
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import parse_diff_ids
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.oci.strict_json import canonical_json, check_keys, parse_json
 from ocistream.streams import layer_media_types
-from ocistream.streams.chunks import compute_digest
 from ocistream.transfer.graph_builder import GraphBuilder
 
 if TYPE_CHECKING:

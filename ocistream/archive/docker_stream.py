@@ -17,9 +17,10 @@ from ocistream.archive.docker_archive import ManifestSynthesizer, build_docker_g
 from ocistream.archive.index_comparison import IndexComparison
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.reference import printable
 from ocistream.streams import layer_media_types
-from ocistream.streams.chunks import compute_digest, read_all
+from ocistream.streams.chunks import read_all
 from ocistream.streams.compression import NONE, Codec
 from ocistream.streams.layer_media_types import is_probably_json, is_probably_layer
 

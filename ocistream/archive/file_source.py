@@ -30,11 +30,12 @@ from ocistream.layout.image_selection import report_duplicate_names
 from ocistream.layout.index import ImageSelector, LayoutIndex, check_layout_file, parse_index_json, select_every_image
 from ocistream.layout.index_graph import IndexGraphBuilder
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import parse_volume
 from ocistream.streams import files, layer_media_types
-from ocistream.streams.chunks import HashedChunks, compute_digest, read_all, read_chunks, verify_chunks
+from ocistream.streams.chunks import HashedChunks, read_all, read_chunks, verify_chunks
 from ocistream.streams.compression import NONE, detect_codec
 from ocistream.streams.layer_media_types import is_probably_json
 from ocistream.transfer.interfaces import Blob

@@ -13,9 +13,9 @@ from ocistream.archive.docker_archive import expand_docker_name
 from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.layout.index import FULL_NAME, REF_NAME
 from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import parse_document
 from ocistream.oci.reference import printable
-from ocistream.streams.chunks import compute_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.index import build_roots, entry_name_of, subject_of, tag_of
+from ocistream.oci.digest import size_error
 from ocistream.oci.documents import parse_document
 from ocistream.oci.graph import Root
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, VOLUME, parse_omitted
@@ -34,7 +35,6 @@ from ocistream.oci.referrers import (
     is_fallback_tag,
     referrer_descriptor,
 )
-from ocistream.streams.chunks import size_error
 from ocistream.transfer.graph_builder import GraphBuilder
 
 if TYPE_CHECKING:

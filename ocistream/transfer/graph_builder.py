@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
+from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor, Manifest
+from ocistream.oci.digest import check_content, compute_digest
 from ocistream.oci.documents import Document, parse_document
 from ocistream.oci.graph import Graph, Root, is_image
 from ocistream.oci.platforms import (
@@ -33,7 +34,6 @@ from ocistream.oci.referrers import (
     referrer_descriptor,
     strip_descriptor,
 )
-from ocistream.streams.chunks import compute_digest, size_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -164,11 +164,7 @@ class GraphBuilder:
             NotFoundError: the index lacks a wanted platform.
         """
         descriptor = self.needs.pop(digest)
-        if len(raw) != descriptor.size:
-            raise size_error(descriptor, len(raw))
-        if (actual := compute_digest(raw, digest.partition(":")[0])) != digest:
-            msg = f"{digest}: the bytes have the digest {actual}"
-            raise IntegrityError(msg)
+        check_content(descriptor, raw)
         if (root := self._configs.get(digest)) is not None:
             check_config_platform(self._choice, _display_name(root), raw)
             return

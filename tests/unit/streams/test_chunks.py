@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from ocistream.errors import IntegrityError
 from ocistream.limits import CHUNK_SIZE
 from ocistream.oci.descriptor import Descriptor
-from ocistream.streams.chunks import (
-    Chunk,
-    check_chunks_size,
-    compute_digest,
-    count_chunks,
-    new_hash,
-    read_chunks,
-    verify_chunks,
-)
+from ocistream.oci.digest import compute_digest
+from ocistream.streams.chunks import Chunk, check_chunks_size, count_chunks, new_hash, read_chunks, verify_chunks
 
 
 def descriptor_of(content: bytes, algorithm: str = "sha256") -> Descriptor:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from ocistream.transfer.blob_wrappers import BlobProgress
 
 from ocistream import limits
 from ocistream.archive.destination import ArchiveDestination
@@ -32,10 +33,10 @@ from ocistream.errors import (
 from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.graph import Graph
-from ocistream.streams.chunks import Chunk, compute_digest
+from ocistream.streams.chunks import Chunk
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.blob_wrappers import BlobProgress
 from ocistream.transfer.interfaces import Blob, Destination, EarlyBlobs
 from ocistream.transfer.recompress import parse_recompression
 from ocistream.transfer.report import Report
