@@ -17,8 +17,8 @@ from ocistream.oci.documents import parse_document
 from ocistream.oci.graph import IncompleteIndex
 from ocistream.oci.platforms import attestation_subject, build_smaller_index
 from ocistream.oci.referrers import EXCLUDED, NOT_EXPORTED, NOT_FOUND, Referrer, SkippedReferrer, referrer_descriptor
+from ocistream.oci.walk import leaves_of, nested_indexes
 from ocistream.streams.chunks import read_all, verify_chunks
-from ocistream.transfer.graph_builder import leaves_of, nested_indexes
 from ocistream.transfer.interfaces import IncompleteSource
 
 if TYPE_CHECKING:

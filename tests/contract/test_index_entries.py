@@ -272,19 +272,13 @@ class TestReferrers:
 
 
 class TestLimits:
-    def test_manifests_that_may_be_images_are_limited_in_bytes(
-        self, layout: Layout, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_manifests_that_may_be_images_are_not_kept(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         small_image(layout, name="v1")
         more = [layout.image([bytes([number])]) for number in range(3)]
         enter(layout, *more)
-        size = sum(int(image["size"]) for image in more)
-        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", size)
+        # A layout is read again where the manifest is an image. A pipe buffers as much as other JSON.
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 0)
         assert len(listing_of(layout, IMAGES).images) == 4
-        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", size - 1)
-        with pytest.raises(ArchiveError, match="manifests that may be images"):
-            listing_of(layout, IMAGES)
-        # Manifests of images that are not chosen are dropped instead.
         assert len(listing_of(layout, named("v1")).images) == 1
 
     def test_referrers_are_limited_in_number(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
