@@ -15,6 +15,7 @@ from ocistream import limits
 from ocistream.archive.contents import ArchiveContents, parse_blob_name
 from ocistream.archive.docker_archive import ManifestSynthesizer, build_docker_graph, is_docker_save
 from ocistream.archive.index_comparison import IndexComparison
+from ocistream.archive.streamed_walk import StreamedWalk
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
 from ocistream.oci.digest import compute_digest
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from ocistream.archive.docker_archive import DockerImage
     from ocistream.layout.index import ImageSelector
-    from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
     from ocistream.oci.platforms import PlatformChoice
     from ocistream.streams.chunks import Chunk
@@ -69,7 +69,8 @@ class DockerStreamReader:
         self._buffer = buffer
         self.images: list[DockerImage] | None = None
         #: The images of `index.json`, once that file was read.
-        self.comparison: IndexComparison | None = None
+        self.comparison = IndexComparison(())
+        self._comparison_walk = self._walk_comparison()
         self._compared_revision = -1, -1
         self._lists_more_images = False
         #: By name: small JSON in memory, and descriptors of the files that were written to the destination.
@@ -134,20 +135,22 @@ class DockerStreamReader:
     def start_comparison(self, entries: Sequence[Descriptor]) -> None:
         """Start the comparison with the entries of `index.json`."""
         self.comparison = IndexComparison(entries)
-        self._supply_buffered(list(self.comparison.needs))
+        self._comparison_walk = self._walk_comparison()
+
+    def _walk_comparison(self) -> StreamedWalk[None]:
+        walk = StreamedWalk(self.comparison.run(), lambda need: self._buffer.buffered.get(need.digest))
+        walk.answer_found()
+        return walk
 
     def is_needed_for_comparison(self, digest: str, size: int) -> bool:
         """Return whether a blob of `size` bytes is a manifest that the comparison needs."""
-        return self.comparison is not None and digest in (needs := self.comparison.needs) and needs[digest].size == size
+        need = self._comparison_walk.needs.get(digest)
+        return need is not None and need.descriptor.size == size
 
-    def add_manifest(self, digest: str, raw: bytes, document: Document | None = None) -> None:
-        """Pass a manifest to the comparison if it needs the manifest. `document` is the parsed manifest, if known."""
-        if self.comparison is None or digest not in self.comparison.needs:
-            return
-        if document is None:
-            self._supply_buffered(self.comparison.supply(digest, raw))
-        else:
-            self._supply_buffered(self.comparison.supply_document(digest, document))
+    def add_manifest(self, digest: str, raw: bytes) -> None:
+        """Pass a manifest to the comparison if it needs the manifest."""
+        if (need := self._comparison_walk.needs.get(digest)) is not None:
+            self._comparison_walk.answer(need, raw)
 
     def may_list_more_images(self) -> bool:
         """Return whether `manifest.json` may list images that `index.json` does not, as far as is known now.
@@ -155,7 +158,7 @@ class DockerStreamReader:
         Raises:
             ArchiveError: the two files contradict each other.
         """
-        if not self.comparison or not self.images:
+        if not self.images:
             return False
         if self._compared_revision != self.comparison.revision:
             self._compared_revision = self.comparison.revision
@@ -194,26 +197,15 @@ class DockerStreamReader:
         manifests = ManifestSynthesizer(partial(self._read_config, early_blobs), self._describe_layer)
         return manifests.build_entries(images), manifests.manifests
 
-    def _supply_buffered(self, digests: list[str]) -> None:
-        while digests:
-            digest = digests.pop()
-            raw = self._buffer.buffered.get(digest)
-            if self.comparison is not None and raw is not None and digest in self.comparison.needs:
-                digests += self.comparison.supply(digest, raw)
-
     def _finish_comparison(self, early_blobs: EarlyBlobs | None) -> IndexComparison:
         """Read back the manifests that were written to the destination. The others count as missing."""
-        comparison = self.comparison or IndexComparison(())
-        pending = list(comparison.needs)
-        while pending:
-            digest = pending.pop()
-            if digest in self._buffer.buffered:
-                pending += comparison.supply(digest, self._buffer.buffered[digest])
-            elif early_blobs is not None and digest in self._buffer.spilled:
-                pending += comparison.supply(digest, early_blobs.read_back(self._buffer.spilled[digest]))
-            else:
-                del comparison.needs[digest]
-        return comparison
+        needs = self._comparison_walk.needs
+        while needs:
+            need = next(iter(needs.values()))
+            spilled = self._buffer.spilled.get(need.digest)
+            raw = early_blobs.read_back(spilled) if early_blobs is not None and spilled is not None else None
+            self._comparison_walk.answer(need, raw)
+        return self.comparison
 
     # -- files that manifest.json names ------------------------------------------------------------------
 

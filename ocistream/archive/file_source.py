@@ -268,15 +268,14 @@ class ArchiveFileSource:
     def _compare_indexes(self, entries: Sequence[Descriptor]) -> IndexComparison:
         """Read all manifests below the entries of `index.json` that exist."""
         comparison = IndexComparison(entries)
-        pending = list(comparison.needs)
-        while pending:
-            digest = pending.pop()
-            extent = self._contents.blobs.get(digest)
-            if extent is None or extent.size != comparison.needs[digest].size:
-                del comparison.needs[digest]
-            else:
-                pending += comparison.supply(digest, self._read(extent, limits.MAX_MANIFEST))
+        run_walk(comparison.run(), self._read_for_comparison)
         return comparison
+
+    def _read_for_comparison(self, need: Need) -> bytes | None:
+        extent = self._contents.blobs.get(need.digest)
+        if extent is None or extent.size != need.descriptor.size:
+            return None
+        return self._read(extent, limits.MAX_MANIFEST)
 
     def _find_manifest(self, comparison: IndexComparison, image: DockerImage) -> Manifest | None:
         """Read the manifest that the archive has of an image of `manifest.json`, or return None."""

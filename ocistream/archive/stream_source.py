@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections import deque
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from ocistream.archive.docker_archive import (
     report_only_in_manifest_json,
 )
 from ocistream.archive.docker_stream import READ_FROM_FILE_HINT, DockerStreamReader, StreamBuffer
+from ocistream.archive.streamed_walk import StreamedWalk
 from ocistream.archive.tar import InputStream, TarEntry, TarReader
 from ocistream.archive.volume_parts import StreamedPartChecker, check_parts
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
@@ -63,66 +63,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ArchiveStreamSource",
     "BufferedManifests",
-    "StreamedWalk",
     "open_input_stream",
 ]
-
-
-class StreamedWalk:
-    """A walk whose documents arrive in the order of a stream.
-
-    `needs` are the needs without an answer, by digest. Each is checked once when it is new, so that thousands of needs
-    are not checked again for each entry. `graph` is set when the walk has ended.
-    """
-
-    def __init__(self, walk: IndexWalk, find: Callable[[Need], bytes | None]) -> None:
-        """Start the walk. `find` returns a document that was read already, or None.
-
-        Raises:
-            NotFoundError, UsageError: the selection of images failed.
-        """
-        self.index_walk = walk
-        self.needs: dict[str, Need] = {}
-        self.graph: Graph | None = None
-        self._find = find
-        self._walk = walk.run()
-        self._unchecked = deque(self._advance(lambda: next(self._walk)))
-
-    def answer_found(self) -> None:
-        """Answer the new needs whose documents were read already."""
-        while self._unchecked:
-            need = self._unchecked.popleft()
-            self.needs[need.digest] = need
-            if (raw := self._find(need)) is not None:
-                self._send(need, raw)
-
-    def answer(self, need: Need, raw: bytes | None) -> None:
-        """Answer a need, and the new needs whose documents were read already."""
-        self._send(need, raw)
-        self.answer_found()
-
-    def skip_candidates(self) -> list[str]:
-        """Stop waiting for possible referrers if the chosen images are complete.
-
-        Return the digests of these candidates. If one of them arrives later, the graph is wrong.
-        """
-        candidates = [need for need in self.needs.values() if need.is_candidate]
-        if not self.index_walk.is_chosen or len(candidates) < len(self.needs):
-            return []
-        for need in candidates:
-            self.answer(need, None)
-        return [need.digest for need in candidates]
-
-    def _send(self, need: Need, raw: bytes | None) -> None:
-        del self.needs[need.digest]
-        self._unchecked.extend(self._advance(lambda: self._walk.send((need, raw))))
-
-    def _advance(self, step: Callable[[], Sequence[Need]]) -> Sequence[Need]:
-        try:
-            return step()
-        except StopIteration as end:
-            self.graph = end.value
-            return ()
 
 
 class BufferedManifests:
@@ -224,7 +166,8 @@ class ArchiveStreamSource:
         self._as_docker = as_docker
         self._contents = ArchiveContents(as_docker=as_docker)
         self._index = LayoutIndex([], {})
-        self._walk: StreamedWalk | None = None
+        self._index_walk = IndexWalk(self._index, select, platforms, referrers)
+        self._walk: StreamedWalk[Graph] | None = None
         self._is_index_last = False
         #: The error of the selection from `index.json`. `manifest.json` may still list the image.
         self._selection_error: OcistreamError | None = None
@@ -288,10 +231,13 @@ class ArchiveStreamSource:
             raise ArchiveError(msg)
 
     def _finish_graph(self, synthesized: Collection[str] = ()) -> Graph:
-        graph = self._walk.graph if self._walk is not None else None
+        graph = self._walk.result if self._walk is not None else None
         if self._selection_error is not None or graph is None:
             raise self._selection_error or no_image_error()
         self._manifests.clear()
+        # The walk has more memory than the graph.
+        self._index = LayoutIndex([], {})
+        self._index_walk, self._walk = IndexWalk(self._index, self._select, self._platforms, self._referrers), None
         graph = replace(graph, has_plain_layers=self._docker.is_docker_save, resume_offsets=self._tail_offsets)
         # Synthesized manifests are known only after all blobs were read.
         valid_digests = self._contents.blobs.keys() - self._buffer.corrupt.keys()
@@ -312,7 +258,7 @@ class ArchiveStreamSource:
 
     def _is_incomplete(self) -> bool:
         """Return whether the graph needs further documents."""
-        return self._walk is not None and self._walk.graph is None
+        return self._walk is not None and self._walk.result is None
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Yield the wanted blobs as they arrive. The archive is always read to its end.
@@ -403,8 +349,7 @@ class ArchiveStreamSource:
 
     def find_entries_with(self, image_id: str) -> list[Descriptor]:
         """Return the entries of `index.json` that lead to an image with this ID, as far as is known now."""
-        comparison = self._docker.comparison
-        return comparison.find_entries_with(image_id) if comparison is not None else []
+        return self._docker.comparison.find_entries_with(image_id)
 
     @property
     def is_docker_save(self) -> bool:
@@ -443,10 +388,12 @@ class ArchiveStreamSource:
 
         A failed selection is final only after `manifest.json` was read.
         """
-        walk = IndexWalk(self._index, self._select, self._platforms, self._referrers, image_digests=image_digests)
+        self._index_walk = IndexWalk(
+            self._index, self._select, self._platforms, self._referrers, image_digests=image_digests
+        )
         self._walk = None
         try:
-            self._walk = StreamedWalk(walk, partial(self._manifests.find, early_blobs))
+            self._walk = StreamedWalk(self._index_walk.run(), partial(self._manifests.find, early_blobs))
         except (NotFoundError, UsageError) as error:
             self._selection_error = error
         else:
@@ -478,7 +425,7 @@ class ArchiveStreamSource:
             raw = self._read(entry, limits.MAX_MANIFEST)
             self._manifests.keep(digest, raw)
             self._walk.answer(need, raw)
-            self._docker.add_manifest(digest, raw, self._walk.index_walk.document(digest))
+            self._docker.add_manifest(digest, raw)
 
     def _buffer_or_write(self, entry: TarEntry, digest: str, early_blobs: EarlyBlobs) -> None:
         descriptor = Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)
@@ -499,9 +446,9 @@ class ArchiveStreamSource:
                 self._buffer.buffered_bytes += entry.size
                 self._docker.add_manifest(digest, self._buffer.buffered[digest])
             return
-        if self._walk is not None and self._walk.index_walk.selection_error is not None:
+        if self._index_walk.selection_error is not None:
             # The selection from the named images failed, and the other entries cannot be awaited.
-            raise self._walk.index_walk.selection_error
+            raise self._index_walk.selection_error
         if self._can_finish_early(early_blobs):
             self._started_blob = entry, digest, itertools.chain([first_chunk], chunks)
             return
@@ -549,7 +496,7 @@ class ArchiveStreamSource:
                 msg = "manifest.json lists images that index.json does not, and their repositories are not known yet"
                 raise UnsupportedError(msg, hint="name one IMAGE to push to, or push from a file instead of a pipe")
             return False
-        if must_begin and self._walk is not None:
+        if must_begin and self._walk is not None and self._index_walk.is_chosen:
             self._abandoned.update(self._walk.skip_candidates())
         return not self._is_incomplete()
 

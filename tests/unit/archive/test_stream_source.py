@@ -9,20 +9,22 @@ import pytest
 from ocistream import limits
 from ocistream.archive.contents import ArchiveContents
 from ocistream.archive.docker_stream import StreamBuffer
-from ocistream.archive.stream_source import BufferedManifests, StreamedWalk
+from ocistream.archive.stream_source import BufferedManifests
+from ocistream.archive.streamed_walk import StreamedWalk
 from ocistream.layout.index import parse_index_json, select_every_image
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
+from ocistream.oci.graph import Graph
 from ocistream.oci.platforms import ALL_PLATFORMS
 from ocistream.transfer.interfaces import EarlyBlobs
 from tests.images import Layout, small_image, two_platforms
 from tests.observers import NothingEarly
 
 
-def streamed_walk(layout: Layout, manifests: BufferedManifests, early_blobs: EarlyBlobs) -> StreamedWalk:
+def streamed_walk(layout: Layout, manifests: BufferedManifests, early_blobs: EarlyBlobs) -> StreamedWalk[Graph]:
     index = parse_index_json((layout.path / "index.json").read_bytes())
     walk = IndexWalk(index, select_every_image, ALL_PLATFORMS, "listed")
-    streamed = StreamedWalk(walk, partial(manifests.find, early_blobs))
+    streamed = StreamedWalk(walk.run(), partial(manifests.find, early_blobs))
     streamed.answer_found()
     return streamed
 
@@ -63,7 +65,7 @@ def test_manifests_that_the_destination_read_back_are_reported(layout: Layout) -
             return layout.file(descriptor.digest).read_bytes()
 
     manifests = BufferedManifests(buffer, set(), on_recalled=lambda digest, found: recalled.append((digest, found)))
-    assert streamed_walk(layout, manifests, ReadsBack()).graph is not None
+    assert streamed_walk(layout, manifests, ReadsBack()).result is not None
     assert recalled == [(image["digest"], raw)]
 
 
@@ -72,10 +74,10 @@ def test_each_need_is_searched_once_however_many_documents_arrive(layout: Layout
     index = parse_index_json((layout.path / "index.json").read_bytes())
     searched: list[str] = []
     walk = IndexWalk(index, select_every_image, ALL_PLATFORMS, "listed")
-    streamed = StreamedWalk(walk, lambda need: searched.append(need.digest))
+    streamed = StreamedWalk(walk.run(), lambda need: searched.append(need.digest))
     streamed.answer_found()
     for digest in reversed(digests):
         streamed.answer(streamed.needs[digest], layout.file(digest).read_bytes())
     assert searched == digests
-    assert streamed.graph is not None
-    assert [root.descriptor.digest for root in streamed.graph.roots] == digests
+    assert streamed.result is not None
+    assert [root.descriptor.digest for root in streamed.result.roots] == digests
