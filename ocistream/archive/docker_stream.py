@@ -7,55 +7,37 @@ the graph is built at the end. `stream_source` provides the entries.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.archive.contents import ArchiveContents, parse_blob_name
+from ocistream.archive.contents import parse_blob_name
 from ocistream.archive.docker_archive import ManifestSynthesizer, build_docker_graph, is_docker_save
 from ocistream.archive.index_comparison import IndexComparison
 from ocistream.archive.streamed_walk import StreamedWalk
-from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
+from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.reference import printable
 from ocistream.streams import layer_media_types
 from ocistream.streams.chunks import read_all
-from ocistream.streams.compression import NONE, Codec
+from ocistream.streams.compression import NONE
 from ocistream.streams.layer_media_types import is_probably_json, is_probably_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ocistream.archive.docker_archive import DockerImage
+    from ocistream.archive.stream_buffer import StreamBuffer
     from ocistream.layout.index import ImageSelector
     from ocistream.oci.graph import Graph
     from ocistream.oci.platforms import PlatformChoice
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import EarlyBlobs
 
-__all__ = ["READ_FROM_FILE_HINT", "DockerStreamReader", "StreamBuffer"]
+__all__ = ["READ_FROM_FILE_HINT", "DockerStreamReader"]
 
 READ_FROM_FILE_HINT: Final = "read it from a file instead of a pipe: there the order does not matter"
-
-
-@dataclass(slots=True)
-class StreamBuffer:
-    """The blobs of an archive that were read before its graph is known.
-
-    `buffered_bytes` is the size of those in memory.
-    """
-
-    contents: ArchiveContents
-    buffered_bytes: int = 0
-    #: By digest: JSON in memory, JSON beyond the memory limit that was written to the destination, and the codecs of
-    #: compressed blobs that were written there.
-    buffered: dict[str, bytes] = field(default_factory=dict)
-    spilled: dict[str, Descriptor] = field(default_factory=dict)
-    codecs: dict[str, Codec] = field(default_factory=dict)
-    #: Blobs whose bytes do not match the digest in their name.
-    corrupt: dict[str, IntegrityError] = field(default_factory=dict)
 
 
 class DockerStreamReader:

@@ -20,7 +20,8 @@ from ocistream.archive.docker_archive import (
     report_no_manifest_json,
     report_only_in_manifest_json,
 )
-from ocistream.archive.docker_stream import READ_FROM_FILE_HINT, DockerStreamReader, StreamBuffer
+from ocistream.archive.docker_stream import READ_FROM_FILE_HINT, DockerStreamReader
+from ocistream.archive.stream_buffer import StreamBuffer
 from ocistream.archive.streamed_walk import StreamedWalk
 from ocistream.archive.tar import InputStream, TarEntry, TarReader
 from ocistream.archive.volume_parts import StreamedPartChecker, check_parts
@@ -49,7 +50,7 @@ from ocistream.transfer.verified_blobs import blob_from_bytes
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from ocistream.errors import OcistreamError
@@ -62,73 +63,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArchiveStreamSource",
-    "BufferedManifests",
     "open_input_stream",
 ]
-
-
-class BufferedManifests:
-    """Finds the documents of a walk that were already read from the stream.
-
-    Every manifest that was found is kept, up to a limit: a second graph may be built from the same stream.
-    """
-
-    def __init__(
-        self,
-        buffer: StreamBuffer,
-        delivered: set[str],
-        *,
-        on_recalled: Callable[[str, bytes], None] = lambda _digest, _raw: None,
-    ) -> None:
-        """Share `buffer` and `delivered` with the reader of the stream.
-
-        `on_recalled` is called with each manifest that the destination read back.
-        """
-        self._on_recalled = on_recalled
-        self._buffer = buffer
-        self._delivered = delivered
-        self._kept: dict[str, bytes] = {}
-        self._size = 0
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every manifest that was found is still kept."""
-        return self._size <= limits.MAX_GRAPH_BYTES
-
-    def keep(self, digest: str, raw: bytes) -> None:
-        """Keep a manifest. If the total is too large, no manifest is kept."""
-        self._size += len(raw)
-        if self.is_complete:
-            self._kept[digest] = raw
-        else:
-            self._kept.clear()
-
-    def add(self, synthesized: Mapping[str, bytes]) -> None:
-        """Add manifests that are not in the stream."""
-        self._kept |= synthesized
-
-    def clear(self) -> None:
-        """Drop all kept manifests: no other graph will be built."""
-        self._kept.clear()
-
-    def find(self, early_blobs: EarlyBlobs, need: Need) -> bytes | None:
-        """Return a document, or None if it was not read yet."""
-        digest = need.digest
-        if (raw := self._buffer.buffered.get(digest)) is not None:
-            # A config is also a blob of the graph, and a candidate may be a manifest of it: both are needed again.
-            if not need.is_config and not need.is_candidate:
-                del self._buffer.buffered[digest]
-                self._buffer.buffered_bytes -= len(raw)
-                self._delivered.add(digest)
-                self.keep(digest, raw)
-            return raw
-        if digest in self._kept:
-            return self._kept[digest]
-        if digest not in self._buffer.spilled:
-            return None
-        raw = early_blobs.read_back(self._buffer.spilled[digest])
-        self._on_recalled(digest, raw)
-        return raw
 
 
 class ArchiveStreamSource:
@@ -175,8 +111,6 @@ class ArchiveStreamSource:
         self._is_compared = False
         self._buffer = StreamBuffer(self._contents)
         self._docker = DockerStreamReader(self._buffer)
-        self._delivered: set[str] = set()
-        self._manifests = BufferedManifests(self._buffer, self._delivered, on_recalled=self._docker.add_manifest)
         #: Whether every entry was read.
         self._has_ended = False
         #: Blobs of which the archive has only the tail, by digest: the offset where it starts. None if the archive was
@@ -205,12 +139,12 @@ class ArchiveStreamSource:
         self._contents.require_index()
         synthesized: dict[str, bytes] = {}
         if additional := self._docker.find_additional_images(early_blobs):
-            if not self._manifests.is_complete:
+            if not self._buffer.has_all_manifests:
                 msg = f"more than {limits.MAX_GRAPH_BYTES} bytes of manifests come before manifest.json"
                 raise UnsupportedError(msg, hint=READ_FROM_FILE_HINT)
             entries, synthesized = self._docker.synthesize_manifests(additional, early_blobs)
             report_only_in_manifest_json(additional)
-            self._manifests.add(synthesized)
+            self._buffer.add_synthesized(synthesized)
             self._index = LayoutIndex([*self._index.entries, *entries], self._index.annotations)
             self._start_walk(early_blobs, synthesized)
         elif self._as_docker:
@@ -222,9 +156,17 @@ class ArchiveStreamSource:
             self._walk.answer(need, None)
         return self._finish_graph(synthesized)
 
+    def _find(self, early_blobs: EarlyBlobs, need: Need) -> bytes | None:
+        """Return a document that was read already, or None."""
+        raw = self._buffer.find(need)
+        if raw is None and (spilled := self._buffer.spilled.get(need.digest)) is not None:
+            raw = early_blobs.read_back(spilled)
+            self._docker.add_manifest(need.digest, raw)
+        return raw
+
     def _check_missing(self, need: Need) -> None:
         self._check_not_corrupt([need.digest])
-        if need.digest in self._delivered and not need.is_candidate:
+        if need.digest in self._buffer.delivered and not need.is_candidate:
             # The blob did not look like a JSON object, and went to the destination as a blob.
             kind = "config" if need.is_config else "manifest"
             msg = f"{need.digest} is listed as a {kind}, and is not a JSON object"
@@ -234,8 +176,8 @@ class ArchiveStreamSource:
         graph = self._walk.result if self._walk is not None else None
         if self._selection_error is not None or graph is None:
             raise self._selection_error or no_image_error()
-        self._manifests.clear()
-        # The walk has more memory than the graph.
+        self._buffer.drop_manifests()
+        # The walk uses more memory than the graph.
         self._index = LayoutIndex([], {})
         self._index_walk, self._walk = IndexWalk(self._index, self._select, self._platforms, self._referrers), None
         graph = replace(graph, has_plain_layers=self._docker.is_docker_save, resume_offsets=self._tail_offsets)
@@ -247,9 +189,7 @@ class ArchiveStreamSource:
 
     def _is_ready(self) -> bool:
         """Return whether the graph is complete, and `manifest.json` cannot add images any more."""
-        if self._contents.index_json is None or self._as_docker:
-            return False
-        if self._is_incomplete():
+        if self._contents.index_json is None or self._as_docker or self._is_incomplete():
             return False
         if self._started_blob is not None or self.volume is not None or self._tail_offsets:
             return True
@@ -273,7 +213,7 @@ class ArchiveStreamSource:
         by_digest = {descriptor.digest: descriptor for descriptor in wanted}
         self._check_not_corrupt(by_digest)
         for digest, content in self._buffer.buffered.items():
-            self._delivered.add(digest)
+            self._buffer.delivered.add(digest)
             if digest in by_digest or self._includes_unneeded:
                 unknown = Descriptor(UNKNOWN_MEDIA_TYPE, digest, len(content))
                 yield blob_from_bytes(by_digest.get(digest, unknown), content)
@@ -287,7 +227,7 @@ class ArchiveStreamSource:
             descriptor = by_digest.get(digest)
             if self._consume_internally(entry, digest, is_wanted=descriptor is not None or self._includes_unneeded):
                 continue
-            self._delivered.add(digest)
+            self._buffer.delivered.add(digest)
             if descriptor is None and self._includes_unneeded:
                 descriptor = Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)
             if descriptor is not None:
@@ -306,12 +246,12 @@ class ArchiveStreamSource:
 
     def _consume_internally(self, entry: TarEntry, digest: str, *, is_wanted: bool) -> bool:
         """Consume a duplicate blob, or a manifest for the comparison of the indexes. Return False for other blobs."""
-        if digest in self._delivered:
+        if digest in self._buffer.delivered:
             self._check_duplicate(entry, digest)
             return True
         if is_wanted or not self._docker.is_needed_for_comparison(digest, entry.size):
             return False
-        self._delivered.add(digest)
+        self._buffer.delivered.add(digest)
         self._docker.add_manifest(digest, self._read(entry, limits.MAX_MANIFEST))
         return True
 
@@ -393,7 +333,7 @@ class ArchiveStreamSource:
         )
         self._walk = None
         try:
-            self._walk = StreamedWalk(self._index_walk.run(), partial(self._manifests.find, early_blobs))
+            self._walk = StreamedWalk(self._index_walk.run(), partial(self._find, early_blobs))
         except (NotFoundError, UsageError) as error:
             self._selection_error = error
         else:
@@ -410,20 +350,19 @@ class ArchiveStreamSource:
     def _handle_early_blob(self, entry: TarEntry, digest: str, early_blobs: EarlyBlobs) -> None:
         """Answer a need with a blob that arrives before the graph is known, or buffer or write the blob."""
         need = self._walk.needs.get(digest) if self._walk is not None else None
-        if digest in self._delivered or digest in self._buffer.buffered:
+        if digest in self._buffer.delivered or digest in self._buffer.buffered:
             self._check_duplicate(entry, digest)
         elif self._walk is None or need is None:
             self._buffer_or_write(entry, digest, early_blobs)
         elif need.is_config or need.is_candidate:
             self._buffer_or_write(entry, digest, early_blobs)
-            if (raw := self._manifests.find(early_blobs, need)) is not None:
+            if (raw := self._find(early_blobs, need)) is not None:
                 self._walk.answer(need, raw)
         else:
-            self._delivered.add(digest)
             if entry.size != need.descriptor.size:
                 raise size_error(need.descriptor, entry.size)
             raw = self._read(entry, limits.MAX_MANIFEST)
-            self._manifests.keep(digest, raw)
+            self._buffer.deliver_manifest(digest, raw)
             self._walk.answer(need, raw)
             self._docker.add_manifest(digest, raw)
 
@@ -473,7 +412,7 @@ class ArchiveStreamSource:
 
         If the destination cannot remove the blob again, the IntegrityError is raised at once.
         """
-        self._delivered.add(blob.descriptor.digest)
+        self._buffer.delivered.add(blob.descriptor.digest)
         try:
             early_blobs.write(blob, can_be_plain_layer=can_be_plain_layer)
         except IntegrityError as error:

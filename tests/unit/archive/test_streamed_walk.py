@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 
 from ocistream import limits
 from ocistream.archive.contents import ArchiveContents
-from ocistream.archive.docker_stream import StreamBuffer
-from ocistream.archive.stream_source import BufferedManifests
+from ocistream.archive.stream_buffer import StreamBuffer
 from ocistream.archive.streamed_walk import StreamedWalk
 from ocistream.layout.index import parse_index_json, select_every_image
 from ocistream.layout.index_walk import IndexWalk
-from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.oci.platforms import ALL_PLATFORMS
-from ocistream.transfer.interfaces import EarlyBlobs
-from tests.images import Layout, small_image, two_platforms
-from tests.observers import NothingEarly
+from tests.images import Layout, two_platforms
 
 
-def streamed_walk(layout: Layout, manifests: BufferedManifests, early_blobs: EarlyBlobs) -> StreamedWalk[Graph]:
+def streamed_walk(layout: Layout, buffer: StreamBuffer) -> StreamedWalk[Graph]:
     index = parse_index_json((layout.path / "index.json").read_bytes())
     walk = IndexWalk(index, select_every_image, ALL_PLATFORMS, "listed")
-    streamed = StreamedWalk(walk.run(), partial(manifests.find, early_blobs))
+    streamed = StreamedWalk(walk.run(), buffer.find)
     streamed.answer_found()
     return streamed
 
@@ -34,39 +28,22 @@ def test_a_second_graph_is_made_of_the_manifests_of_the_first_one(
 ) -> None:
     index = two_platforms(layout, name="app")
     digests = [index["digest"], *(child["digest"] for child in layout.read(index["digest"])["manifests"])]
-    buffer, delivered = StreamBuffer(ArchiveContents()), set[str]()
+    buffer = StreamBuffer(ArchiveContents())
     buffer.buffered = {digest: layout.file(digest).read_bytes() for digest in digests}
-    manifests = BufferedManifests(buffer, delivered)
 
     def missing() -> list[str]:
-        return list(streamed_walk(layout, manifests, NothingEarly()).needs)
+        return list(streamed_walk(layout, buffer).needs)
 
     assert missing() == []
-    assert delivered == set(digests)
+    assert buffer.delivered == set(digests)
     assert buffer.buffered == {}
-    assert (manifests.is_complete, missing()) == (True, [])
+    assert (buffer.has_all_manifests, missing()) == (True, [])
     # With more than a graph may have, nothing is kept.
     monkeypatch.setattr(limits, "MAX_GRAPH_BYTES", 1)
-    manifests.keep("sha256:x", b"more")
-    keeps_nothing = not manifests.is_complete
+    buffer.deliver_manifest("sha256:x", b"more")
+    keeps_nothing = not buffer.has_all_manifests
     monkeypatch.undo()
     assert (keeps_nothing, missing()) == (True, [index["digest"]])
-
-
-def test_manifests_that_the_destination_read_back_are_reported(layout: Layout) -> None:
-    image = small_image(layout, name="app")
-    raw = layout.file(image["digest"]).read_bytes()
-    buffer = StreamBuffer(ArchiveContents())
-    buffer.spilled = {image["digest"]: Descriptor(UNKNOWN_MEDIA_TYPE, image["digest"], len(raw))}
-    recalled: list[tuple[str, bytes]] = []
-
-    class ReadsBack(NothingEarly):
-        def read_back(self, descriptor: Descriptor) -> bytes:
-            return layout.file(descriptor.digest).read_bytes()
-
-    manifests = BufferedManifests(buffer, set(), on_recalled=lambda digest, found: recalled.append((digest, found)))
-    assert streamed_walk(layout, manifests, ReadsBack()).result is not None
-    assert recalled == [(image["digest"], raw)]
 
 
 def test_each_need_is_searched_once_however_many_documents_arrive(layout: Layout) -> None:
