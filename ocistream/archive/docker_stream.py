@@ -25,11 +25,12 @@ from ocistream.streams.compression import NONE
 from ocistream.streams.layer_media_types import is_probably_json, is_probably_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ocistream.archive.docker_archive import DockerImage
     from ocistream.archive.stream_buffer import StreamBuffer
     from ocistream.layout.index import ImageSelector
+    from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
     from ocistream.oci.platforms import PlatformChoice
     from ocistream.streams.chunks import Chunk
@@ -114,9 +115,9 @@ class DockerStreamReader:
 
     # -- comparison with index.json ----------------------------------------------------------------------
 
-    def start_comparison(self, entries: Sequence[Descriptor]) -> None:
-        """Start the comparison with the entries of `index.json`."""
-        self.comparison = IndexComparison(entries)
+    def start_comparison(self, entries: Sequence[Descriptor], find_document: Callable[[str], Document | None]) -> None:
+        """Compare with the entries of `index.json`. `find_document` returns a manifest that is already parsed."""
+        self.comparison = IndexComparison(entries, find_document)
         self._comparison_walk = self._walk_comparison()
 
     def _walk_comparison(self) -> StreamedWalk[None]:

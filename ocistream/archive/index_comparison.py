@@ -19,7 +19,7 @@ from ocistream.oci.reference import printable
 from ocistream.oci.walk import Need
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ocistream.archive.docker_archive import DockerImage
     from ocistream.oci.documents import Document
@@ -36,9 +36,14 @@ class IndexComparison:
     `run` walks to the manifests below the entries. The images are compared as far as their manifests are known.
     """
 
-    def __init__(self, entries: Sequence[Descriptor]) -> None:
-        """Compare with these entries of `index.json`."""
+    def __init__(
+        self,
+        entries: Sequence[Descriptor],
+        find_document: Callable[[str], Document | None] = lambda _digest: None,
+    ) -> None:
+        """Compare with these entries of `index.json`. `find_document` returns a manifest that is already parsed."""
         self._entries = entries
+        self._find_document = find_document
         #: Manifests and indexes without an answer, by digest, and those that `run` has not yielded yet.
         self._needs: dict[str, Need] = {}
         self._new: list[Need] = []
@@ -71,8 +76,10 @@ class IndexComparison:
             new, self._new = self._new, []
             need, raw = yield new
             del self._needs[need.digest]
-            if raw is not None and (document := _parse(need.descriptor, raw)) is not None:
-                self._add_document(need.descriptor, document)
+            if raw is not None:
+                document = self._find_document(need.digest) or _parse(need.descriptor, raw)
+                if document is not None:
+                    self._add_document(need.descriptor, document)
 
     def _add_document(self, descriptor: Descriptor, document: Document) -> None:
         digest = descriptor.digest

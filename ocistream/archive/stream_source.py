@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocistream.errors import OcistreamError
+    from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
     from ocistream.oci.referrers import ReferrerMode
     from ocistream.oci.volumes import Volume
@@ -163,6 +164,9 @@ class ArchiveStreamSource:
             raw = early_blobs.read_back(spilled)
             self._docker.add_manifest(need.digest, raw)
         return raw
+
+    def _find_document(self, digest: str) -> Document | None:
+        return self._index_walk.document(digest)
 
     def _check_missing(self, need: Need) -> None:
         self._check_not_corrupt([need.digest])
@@ -312,7 +316,7 @@ class ArchiveStreamSource:
             self._index = index = parse_index_json(self._read(entry, limits.MAX_MANIFEST))
             self.volume = parse_volume(index.annotations) if index.annotations else None
             self._tail_offsets = parse_partial_blobs(index.annotations) if index.annotations else None
-            self._docker.start_comparison(index.entries)
+            self._docker.start_comparison(index.entries, self._find_document)
             self._is_index_last = bool(self._contents.blobs)
             if not self._as_docker:
                 self._start_walk(early_blobs)

@@ -54,6 +54,9 @@ class StreamedWalk(Generic[T]):
 
     def _send(self, need: Need, raw: bytes | None) -> None:
         del self.needs[need.digest]
+        if not self.needs:
+            # A dict that has become empty keeps its memory.
+            self.needs.clear()
         self._new.extend(self._advance(lambda: self._walk.send((need, raw))))
 
     def _advance(self, step: Callable[[], Sequence[Need]]) -> Sequence[Need]:

@@ -355,6 +355,10 @@ class IndexWalk:
             self._resolver.skip_strays()
         return self._build()
 
+    def document(self, digest: str) -> Document | None:
+        """Return a manifest of the graph that was read, or None."""
+        return self._graph_walk.document(digest)
+
     def _build(self) -> Graph:
         graph = self._graph_walk.build()
         omitted_text = self._annotations.get(OMITTED_ANNOTATION)

@@ -219,6 +219,8 @@ class GraphWalk:
                 self._mark_missing(need)
             else:
                 self._add_document(need, raw)
+        # A dict that has become empty keeps its memory.
+        self._needs.clear()
 
     def _add_document(self, need: Need, raw: bytes) -> None:
         descriptor = need.descriptor
