@@ -367,8 +367,10 @@ class ArchiveStreamSource:
                 raise size_error(need.descriptor, entry.size)
             raw = self._read(entry, limits.MAX_MANIFEST)
             self._buffer.deliver_manifest(digest, raw)
-            self._walk.answer(need, raw)
+            self._walk.send(need, raw)
+            # The comparison finds children in the buffer, from which the walk then takes them.
             self._docker.add_manifest(digest, raw)
+            self._walk.answer_found()
 
     def _buffer_or_write(self, entry: TarEntry, digest: str, early_blobs: EarlyBlobs) -> None:
         descriptor = Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)

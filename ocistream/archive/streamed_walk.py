@@ -36,11 +36,19 @@ class StreamedWalk(Generic[T]):
             need = self._new.popleft()
             self.needs[need.digest] = need
             if (raw := self._find(need)) is not None:
-                self._send(need, raw)
+                self.send(need, raw)
+
+    def send(self, need: Need, raw: bytes | None) -> None:
+        """Answer a need. Call `answer_found` next."""
+        del self.needs[need.digest]
+        if not self.needs:
+            # A dict that has become empty keeps its memory.
+            self.needs.clear()
+        self._new.extend(self._advance(lambda: self._walk.send((need, raw))))
 
     def answer(self, need: Need, raw: bytes | None) -> None:
         """Answer a need, and the new needs whose documents were read already."""
-        self._send(need, raw)
+        self.send(need, raw)
         self.answer_found()
 
     def skip_candidates(self) -> list[str]:
@@ -51,13 +59,6 @@ class StreamedWalk(Generic[T]):
         for need in candidates:
             self.answer(need, None)
         return [need.digest for need in candidates]
-
-    def _send(self, need: Need, raw: bytes | None) -> None:
-        del self.needs[need.digest]
-        if not self.needs:
-            # A dict that has become empty keeps its memory.
-            self.needs.clear()
-        self._new.extend(self._advance(lambda: self._walk.send((need, raw))))
 
     def _advance(self, step: Callable[[], Sequence[Need]]) -> Sequence[Need]:
         try:

@@ -178,7 +178,7 @@ class _Verification:
 
     def _check_config(self, blob: Blob) -> None:
         descriptor = blob.descriptor
-        # Its size is at most `MAX_CONFIG`: the graph builder has checked that.
+        # Its size is at most `MAX_CONFIG`: the walk has checked that.
         content = io.BytesIO()
 
         def keeping() -> Iterator[Chunk]:
