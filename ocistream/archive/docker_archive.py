@@ -15,13 +15,13 @@ from ocistream.errors import ArchiveError, IntegrityError, InvalidNameError, Not
 from ocistream.layout.image_selection import UNKNOWN_SIZE, UnknownDigestError, report_duplicate_names
 from ocistream.layout.index import build_entry
 from ocistream.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, Descriptor, Manifest
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import parse_diff_ids
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.oci.strict_json import canonical_json, check_keys, parse_json
+from ocistream.oci.walk import Need, run_walk, walk_images
 from ocistream.streams import layer_media_types
-from ocistream.streams.chunks import compute_digest
-from ocistream.transfer.graph_builder import GraphBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -162,15 +162,7 @@ def build_docker_graph(
         IntegrityError: a plain layer has another digest than the config says.
     """
     manifests = ManifestSynthesizer(config, layer, manifest)
-    builder = GraphBuilder(platforms)
-    for root in _select_roots(images, select, manifests):
-        builder.add_root(root)
-    while builder.needs:
-        digest = next(iter(builder.needs))
-        builder.supply(
-            digest, manifests.read_config(digest) if builder.is_config(digest) else manifests.manifests[digest]
-        )
-    graph = builder.build()
+    graph = run_walk(walk_images(_select_roots(images, select, manifests), platforms), manifests.read)
     report_duplicate_names(graph)
     return replace(
         graph,
@@ -267,10 +259,12 @@ class ManifestSynthesizer:
         """Build manifests, and return their `index.json` entries: one for each name."""
         return [build_entry(root) for image in images for root in _build_roots(image, self.synthesize(image))]
 
-    def read_config(self, digest: str) -> bytes:
-        """Return a config again."""
+    def read(self, need: Need) -> bytes:
+        """Return a manifest that was built, or a config again."""
+        if not need.is_config:
+            return self.manifests[need.digest]
         last_digest, raw = self._last_config
-        return raw if last_digest == digest else self._read_config_file(self._config_names[digest])
+        return raw if last_digest == need.digest else self._read_config_file(self._config_names[need.digest])
 
     def _build_manifest(self, image: DockerImage) -> dict[str, Any]:
         self._last_config = "", b""

@@ -7,26 +7,28 @@ the graph is built at the end. `stream_source` provides the entries.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.archive.contents import ArchiveContents, parse_blob_name
+from ocistream.archive.contents import parse_blob_name
 from ocistream.archive.docker_archive import ManifestSynthesizer, build_docker_graph, is_docker_save
 from ocistream.archive.index_comparison import IndexComparison
-from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
+from ocistream.archive.streamed_walk import StreamedWalk
+from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.reference import printable
 from ocistream.streams import layer_media_types
-from ocistream.streams.chunks import compute_digest, read_all
-from ocistream.streams.compression import NONE, Codec
+from ocistream.streams.chunks import read_all
+from ocistream.streams.compression import NONE
 from ocistream.streams.layer_media_types import is_probably_json, is_probably_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ocistream.archive.docker_archive import DockerImage
+    from ocistream.archive.stream_buffer import StreamBuffer
     from ocistream.layout.index import ImageSelector
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
@@ -34,27 +36,9 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import EarlyBlobs
 
-__all__ = ["READ_FROM_FILE_HINT", "DockerStreamReader", "StreamBuffer"]
+__all__ = ["READ_FROM_FILE_HINT", "DockerStreamReader"]
 
 READ_FROM_FILE_HINT: Final = "read it from a file instead of a pipe: there the order does not matter"
-
-
-@dataclass(slots=True)
-class StreamBuffer:
-    """The blobs of an archive that were read before its graph is known.
-
-    `buffered_bytes` is the size of those in memory.
-    """
-
-    contents: ArchiveContents
-    buffered_bytes: int = 0
-    #: By digest: JSON in memory, JSON beyond the memory limit that was written to the destination, and the codecs of
-    #: compressed blobs that were written there.
-    buffered: dict[str, bytes] = field(default_factory=dict)
-    spilled: dict[str, Descriptor] = field(default_factory=dict)
-    codecs: dict[str, Codec] = field(default_factory=dict)
-    #: Blobs whose bytes do not match the digest in their name.
-    corrupt: dict[str, IntegrityError] = field(default_factory=dict)
 
 
 class DockerStreamReader:
@@ -68,7 +52,8 @@ class DockerStreamReader:
         self._buffer = buffer
         self.images: list[DockerImage] | None = None
         #: The images of `index.json`, once that file was read.
-        self.comparison: IndexComparison | None = None
+        self.comparison = IndexComparison(())
+        self._comparison_walk = self._walk_comparison()
         self._compared_revision = -1, -1
         self._lists_more_images = False
         #: By name: small JSON in memory, and descriptors of the files that were written to the destination.
@@ -130,23 +115,25 @@ class DockerStreamReader:
 
     # -- comparison with index.json ----------------------------------------------------------------------
 
-    def start_comparison(self, entries: Sequence[Descriptor]) -> None:
-        """Start the comparison with the entries of `index.json`."""
-        self.comparison = IndexComparison(entries)
-        self._supply_buffered(list(self.comparison.needs))
+    def start_comparison(self, entries: Sequence[Descriptor], find_document: Callable[[str], Document | None]) -> None:
+        """Compare with the entries of `index.json`. `find_document` returns a manifest that is already parsed."""
+        self.comparison = IndexComparison(entries, find_document)
+        self._comparison_walk = self._walk_comparison()
+
+    def _walk_comparison(self) -> StreamedWalk[None]:
+        walk = StreamedWalk(self.comparison.run(), lambda need: self._buffer.buffered.get(need.digest))
+        walk.answer_found()
+        return walk
 
     def is_needed_for_comparison(self, digest: str, size: int) -> bool:
         """Return whether a blob of `size` bytes is a manifest that the comparison needs."""
-        return self.comparison is not None and digest in (needs := self.comparison.needs) and needs[digest].size == size
+        need = self._comparison_walk.needs.get(digest)
+        return need is not None and need.descriptor.size == size
 
-    def add_manifest(self, digest: str, raw: bytes, document: Document | None = None) -> None:
-        """Pass a manifest to the comparison if it needs the manifest. `document` is the parsed manifest, if known."""
-        if self.comparison is None or digest not in self.comparison.needs:
-            return
-        if document is None:
-            self._supply_buffered(self.comparison.supply(digest, raw))
-        else:
-            self._supply_buffered(self.comparison.supply_document(digest, document))
+    def add_manifest(self, digest: str, raw: bytes) -> None:
+        """Pass a manifest to the comparison if it needs the manifest."""
+        if (need := self._comparison_walk.needs.get(digest)) is not None:
+            self._comparison_walk.answer(need, raw)
 
     def may_list_more_images(self) -> bool:
         """Return whether `manifest.json` may list images that `index.json` does not, as far as is known now.
@@ -154,7 +141,7 @@ class DockerStreamReader:
         Raises:
             ArchiveError: the two files contradict each other.
         """
-        if not self.comparison or not self.images:
+        if not self.images:
             return False
         if self._compared_revision != self.comparison.revision:
             self._compared_revision = self.comparison.revision
@@ -193,26 +180,15 @@ class DockerStreamReader:
         manifests = ManifestSynthesizer(partial(self._read_config, early_blobs), self._describe_layer)
         return manifests.build_entries(images), manifests.manifests
 
-    def _supply_buffered(self, digests: list[str]) -> None:
-        while digests:
-            digest = digests.pop()
-            raw = self._buffer.buffered.get(digest)
-            if self.comparison is not None and raw is not None and digest in self.comparison.needs:
-                digests += self.comparison.supply(digest, raw)
-
     def _finish_comparison(self, early_blobs: EarlyBlobs | None) -> IndexComparison:
         """Read back the manifests that were written to the destination. The others count as missing."""
-        comparison = self.comparison or IndexComparison(())
-        pending = list(comparison.needs)
-        while pending:
-            digest = pending.pop()
-            if digest in self._buffer.buffered:
-                pending += comparison.supply(digest, self._buffer.buffered[digest])
-            elif early_blobs is not None and digest in self._buffer.spilled:
-                pending += comparison.supply(digest, early_blobs.read_back(self._buffer.spilled[digest]))
-            else:
-                del comparison.needs[digest]
-        return comparison
+        needs = self._comparison_walk.needs
+        while needs:
+            need = next(iter(needs.values()))
+            spilled = self._buffer.spilled.get(need.digest)
+            raw = early_blobs.read_back(spilled) if early_blobs is not None and spilled is not None else None
+            self._comparison_walk.answer(need, raw)
+        return self.comparison
 
     # -- files that manifest.json names ------------------------------------------------------------------
 

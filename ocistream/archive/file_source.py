@@ -28,13 +28,15 @@ from ocistream.archive.volume_parts import find_parts
 from ocistream.errors import ArchiveError
 from ocistream.layout.image_selection import report_duplicate_names
 from ocistream.layout.index import ImageSelector, LayoutIndex, check_layout_file, parse_index_json, select_every_image
-from ocistream.layout.index_graph import IndexGraphBuilder
+from ocistream.layout.index_walk import IndexWalk
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
+from ocistream.oci.digest import compute_digest, size_error
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import parse_volume
+from ocistream.oci.walk import Need, run_walk
 from ocistream.streams import files, layer_media_types
-from ocistream.streams.chunks import HashedChunks, compute_digest, read_all, read_chunks, verify_chunks
+from ocistream.streams.chunks import HashedChunks, read_all, read_chunks, verify_chunks
 from ocistream.streams.compression import NONE, detect_codec
 from ocistream.streams.layer_media_types import is_probably_json
 from ocistream.transfer.interfaces import Blob
@@ -109,12 +111,11 @@ class ArchiveFileSource:
             return docker_graph
         if self._as_docker:
             report_no_manifest_json()
-        builder = IndexGraphBuilder(self._select, self._platforms, self._referrers)
-        builder.begin(*self.read_complete_index(), self.synthesized_manifests)
-        while (needed := builder.next_needed()) is not None:
-            if not self.supply(builder, needed):
-                builder.mark_missing(needed.digest)
-        graph = replace(builder.build(), has_plain_layers=self._is_docker_save)
+        index = self.read_complete_index()
+        walk = IndexWalk(
+            index, self._select, self._platforms, self._referrers, image_digests=self.synthesized_manifests
+        )
+        graph = replace(run_walk(walk.run(), self.read), has_plain_layers=self._is_docker_save)
         graph = mark_synthesized(
             graph, [digest for digest, raw in self.synthesized_manifests.items() if not self._has_content(digest, raw)]
         )
@@ -177,16 +178,20 @@ class ArchiveFileSource:
         """Whether `docker save` wrote the archive. Known after `read_complete_index`."""
         return self._is_docker_save
 
-    def supply(self, builder: IndexGraphBuilder, needed: Descriptor) -> bool:
-        """Supply a manifest that a graph needs. Return whether the archive has it."""
-        if (synthesized := self.synthesized_manifests.get(needed.digest)) is not None:
-            builder.supply(needed.digest, synthesized)
-            return True
-        extent = self._contents.blobs.get(needed.digest)
-        if extent is not None:
-            builder.check_size(needed.digest, extent.size)
-            builder.supply(needed.digest, self._read(extent, limits.MAX_CONFIG))
-        return extent is not None
+    def read(self, need: Need) -> bytes | None:
+        """Return a document that a graph needs, or None if the archive does not have it.
+
+        Raises:
+            IntegrityError: the document has another size.
+        """
+        if (synthesized := self.synthesized_manifests.get(need.digest)) is not None:
+            return synthesized
+        extent = self._contents.blobs.get(need.digest)
+        if extent is None:
+            return None
+        if extent.size != need.descriptor.size:
+            raise size_error(need.descriptor, extent.size)
+        return self._read(extent, limits.MAX_CONFIG)
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Yield the wanted blobs that exist, in the order of `wanted`.
@@ -263,15 +268,14 @@ class ArchiveFileSource:
     def _compare_indexes(self, entries: Sequence[Descriptor]) -> IndexComparison:
         """Read all manifests below the entries of `index.json` that exist."""
         comparison = IndexComparison(entries)
-        pending = list(comparison.needs)
-        while pending:
-            digest = pending.pop()
-            extent = self._contents.blobs.get(digest)
-            if extent is None or extent.size != comparison.needs[digest].size:
-                del comparison.needs[digest]
-            else:
-                pending += comparison.supply(digest, self._read(extent, limits.MAX_MANIFEST))
+        run_walk(comparison.run(), self._read_for_comparison)
         return comparison
+
+    def _read_for_comparison(self, need: Need) -> bytes | None:
+        extent = self._contents.blobs.get(need.digest)
+        if extent is None or extent.size != need.descriptor.size:
+            return None
+        return self._read(extent, limits.MAX_MANIFEST)
 
     def _find_manifest(self, comparison: IndexComparison, image: DockerImage) -> Manifest | None:
         """Read the manifest that the archive has of an image of `manifest.json`, or return None."""

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.archive.contents import parse_blob_name
 from ocistream.archive.docker_archive import expand_docker_name
-from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.layout.index import FULL_NAME, REF_NAME
 from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.digest import check_content, compute_digest
 from ocistream.oci.documents import parse_document
 from ocistream.oci.reference import printable
-from ocistream.streams.chunks import compute_digest
+from ocistream.oci.walk import Need
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ocistream.archive.docker_archive import DockerImage
     from ocistream.oci.documents import Document
+    from ocistream.oci.walk import Walk
 
 __all__ = ["IndexComparison"]
 
@@ -31,14 +33,20 @@ _DISAGREEMENT_HINT: Final = "tools disagree on what this archive holds; to use m
 class IndexComparison:
     """The images of an `index.json`, compared with the images of a `manifest.json`.
 
-    `needs` are manifests and indexes that are not known yet, by digest. `supply` answers a need. A manifest that the
-    archive lacks is never supplied.
+    `run` walks to the manifests below the entries. The images are compared as far as their manifests are known.
     """
 
-    def __init__(self, entries: Sequence[Descriptor]) -> None:
-        """Compare with these entries of `index.json`."""
-        self.needs: dict[str, Descriptor] = {}
+    def __init__(
+        self,
+        entries: Sequence[Descriptor],
+        find_document: Callable[[str], Document | None] = lambda _digest: None,
+    ) -> None:
+        """Compare with these entries of `index.json`. `find_document` returns a manifest that is already parsed."""
         self._entries = entries
+        self._find_document = find_document
+        #: Manifests and indexes without an answer, by digest, and those that `run` has not yielded yet.
+        self._needs: dict[str, Need] = {}
+        self._new: list[Need] = []
         self._known: set[str] = set()
         self._children: dict[str, tuple[str, ...]] = {}
         #: By the digest of a manifest: the digest of its config, and its layers as `_layers_key` returns them.
@@ -54,38 +62,40 @@ class IndexComparison:
     @property
     def revision(self) -> tuple[int, int]:
         """A value that changes whenever a manifest becomes known or needed."""
-        return len(self._known), len(self.needs)
+        return len(self._known), len(self._needs)
 
-    def supply(self, digest: str, raw: bytes) -> list[str]:
-        """Answer a need, and return the digests of the new needs.
+    def run(self) -> Walk[None]:
+        """Walk to all manifests below the entries.
 
         A document that is corrupt or malformed counts as missing: the images that use the document report that.
-        """
-        if compute_digest(raw, digest.partition(":")[0]) != digest:
-            del self.needs[digest]
-            return []
-        try:
-            document = parse_document(self.needs[digest], raw)
-        except (ArchiveError, UnsupportedError):
-            del self.needs[digest]
-            return []
-        return self.supply_document(digest, document)
 
-    def supply_document(self, digest: str, document: Document) -> list[str]:
-        """Answer a need with a parsed document, and return the digests of the new needs."""
-        descriptor = self.needs.pop(digest)
+        Raises:
+            UnsupportedError: there are too many manifests.
+        """
+        while self._needs:
+            new, self._new = self._new, []
+            need, raw = yield new
+            del self._needs[need.digest]
+            if raw is not None:
+                document = self._find_document(need.digest) or _parse(need.descriptor, raw)
+                if document is not None:
+                    self._add_document(need.descriptor, document)
+
+    def _add_document(self, descriptor: Descriptor, document: Document) -> None:
+        digest = descriptor.digest
         if document.config is not None:
             self._configs[digest] = document.config.digest
             bare = Descriptor(descriptor.media_type, digest, descriptor.size)
             self._manifests.setdefault(document.config.digest, []).append(bare)
             self._layers[digest] = _layers_key(document.layers)
-            return []
+            return
         self._listed_count += len(document.manifests)
         if self._listed_count > limits.MAX_PLATFORM_CANDIDATES:
             msg = f"the indexes list more than {limits.MAX_PLATFORM_CANDIDATES} manifests to compare manifest.json with"
             raise UnsupportedError(msg, hint=_DISAGREEMENT_HINT)
         self._children[digest] = tuple(child.digest for child in document.manifests)
-        return [child.digest for child in document.manifests if self._need(child)]
+        for child in document.manifests:
+            self._need(child)
 
     def find_entries_with(self, image_id: str) -> list[Descriptor]:
         """Return the entries of `index.json` that lead to an image with this ID, as far as is known now."""
@@ -101,7 +111,7 @@ class IndexComparison:
     def find_only_in_manifest_json(self, images: Sequence[DockerImage], *, by_name: bool = False) -> list[DockerImage]:
         """Return the images of `manifest.json` that `index.json` does not list.
 
-        While there are `needs`, the result may be too long. With `by_name`, only the images that have the same name
+        While manifests are needed, the result may be too long. With `by_name`, only the images that have the same name
         in both files are compared.
 
         Raises:
@@ -125,24 +135,24 @@ class IndexComparison:
                 first = self._manifests[config][0].digest
                 msg = f"manifest.json lists other layers for the image {config} than its manifest {first}"
                 raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
-        if additional and len(additional) == len(images) and self._configs and not self.needs:
+        if additional and len(additional) == len(images) and self._configs and not self._needs:
             image_id = parse_blob_name(additional[0].config)
             msg = f"manifest.json and index.json list different images ({image_id} is only in manifest.json)"
             raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
         return additional
 
-    def _need(self, descriptor: Descriptor) -> bool:
-        """Add a need for a manifest or an index, unless it was seen before. Return whether it is new."""
+    def _need(self, descriptor: Descriptor) -> None:
+        """Add a need for a manifest or an index, unless it was seen before."""
         digest = descriptor.digest
         is_document = descriptor.is_index or descriptor.is_manifest
         if not is_document or digest in self._known or descriptor.size > limits.MAX_MANIFEST:
-            return False
+            return
         if len(self._known) >= limits.MAX_MANIFESTS:
             msg = f"more than {limits.MAX_MANIFESTS} manifests to compare manifest.json with"
             raise UnsupportedError(msg, hint=_DISAGREEMENT_HINT)
         self._known.add(digest)
-        self.needs[digest] = descriptor
-        return True
+        self._needs[digest] = need = Need(descriptor)
+        self._new.append(need)
 
     def _group_entries_by_name(self) -> dict[str, list[str]]:
         """Return the digests of the entries by their full names."""
@@ -176,7 +186,7 @@ class IndexComparison:
         pending = [digest]
         while pending:
             current = pending.pop()
-            is_known = is_known and current not in self.needs
+            is_known = is_known and current not in self._needs
             if current in self._configs:
                 configs.add(self._configs[current])
             new = [child for child in self._children.get(current, ()) if child not in seen]
@@ -187,6 +197,14 @@ class IndexComparison:
             msg = f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} manifests, each its own"
             raise UnsupportedError(msg, hint=_DISAGREEMENT_HINT)
         return configs, is_known
+
+
+def _parse(descriptor: Descriptor, raw: bytes) -> Document | None:
+    try:
+        check_content(descriptor, raw)
+        return parse_document(descriptor, raw)
+    except (ArchiveError, IntegrityError, UnsupportedError):
+        return None
 
 
 def _layers_key(layers: Sequence[Descriptor]) -> str | tuple[str, ...]:

@@ -15,11 +15,12 @@ from ocistream.archive.file_source import ArchiveFileSource
 from ocistream.archive.volume_parts import assemble_blob, is_corrupt_part, merge_parts
 from ocistream.errors import ArchiveError, IntegrityError, UsageError
 from ocistream.layout.image_selection import report_duplicate_names
-from ocistream.layout.index import entry_name_of, image_name_of
-from ocistream.layout.index_graph import IndexGraphBuilder
+from ocistream.layout.index import LayoutIndex, entry_name_of, image_name_of
+from ocistream.layout.index_walk import IndexWalk
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, VOLUME, OmissionReason, parse_omitted
 from ocistream.oci.reference import printable
+from ocistream.oci.walk import Need, run_walk
 from ocistream.streams import files
 from ocistream.streams.paths import is_directory
 from ocistream.transfer.interfaces import RecoverableBlob
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ocistream.layout.index import ImageSelector, LayoutIndex
+    from ocistream.layout.index import ImageSelector
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.platforms import PlatformChoice
@@ -73,8 +74,8 @@ def open_joined_source(
 class JoinedSource:
     """Reads images from several archives and layouts as one source.
 
-    One builder walks over the manifests of all inputs. Joining the graphs of the inputs would keep the manifests of
-    each volume in memory. All inputs must list the selected images.
+    One walk reads the manifests of all inputs. Joining the graphs of the inputs would keep the manifests of each volume
+    in memory. All inputs must list the selected images.
     """
 
     concurrent = True
@@ -139,12 +140,8 @@ class JoinedSource:
         if len(entries) > limits.MAX_LIST_ENTRIES:
             msg = f"together they list more than {limits.MAX_LIST_ENTRIES} images"
             raise ArchiveError(msg)
-        builder = IndexGraphBuilder(self._select, self._platforms, self._referrers)
-        builder.begin(entries)
-        while (needed := builder.next_needed()) is not None:
-            if not any(source.supply(builder, needed) for _, source in self._inputs):
-                builder.mark_missing(needed.digest)
-        graph = builder.build()
+        walk = IndexWalk(LayoutIndex(entries, {}), self._select, self._platforms, self._referrers)
+        graph = run_walk(walk.run(), self._read)
         report_duplicate_names(graph)
         self._check_same_images(listed_digests)
         is_saved = any(isinstance(source, ArchiveFileSource) and source.is_docker_save for source in self.inputs)
@@ -207,6 +204,11 @@ class JoinedSource:
             if part.blob is not None and is_corrupt_part(part.blob):
                 raise _damaged_error(self._names.get(part.volume, part.volume), error)
         raise error
+
+    def _read(self, need: Need) -> bytes | None:
+        """Return a document from the first input that has it."""
+        documents = (source.read(need) for source in self.inputs)
+        return next((raw for raw in documents if raw is not None), None)
 
     # -- checks that the inputs belong together ----------------------------------------------------------
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections import deque
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,14 +20,24 @@ from ocistream.archive.docker_archive import (
     report_no_manifest_json,
     report_only_in_manifest_json,
 )
-from ocistream.archive.docker_stream import READ_FROM_FILE_HINT, DockerStreamReader, StreamBuffer
+from ocistream.archive.docker_stream import READ_FROM_FILE_HINT, DockerStreamReader
+from ocistream.archive.stream_buffer import StreamBuffer
+from ocistream.archive.streamed_walk import StreamedWalk
 from ocistream.archive.tar import InputStream, TarEntry, TarReader
 from ocistream.archive.volume_parts import StreamedPartChecker, check_parts
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import report_duplicate_names
-from ocistream.layout.index import ImageSelector, LayoutIndex, check_layout_file, parse_index_json, select_every_image
-from ocistream.layout.index_graph import IndexGraphBuilder
+from ocistream.layout.index import (
+    ImageSelector,
+    LayoutIndex,
+    check_layout_file,
+    no_image_error,
+    parse_index_json,
+    select_every_image,
+)
+from ocistream.layout.index_walk import IndexWalk
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
+from ocistream.oci.digest import size_error
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import parse_part_name, parse_volume
@@ -41,109 +50,22 @@ from ocistream.transfer.verified_blobs import blob_from_bytes
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from ocistream.errors import OcistreamError
+    from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
     from ocistream.oci.referrers import ReferrerMode
     from ocistream.oci.volumes import Volume
+    from ocistream.oci.walk import Need
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import BlobPart, EarlyBlobs
 
 __all__ = [
     "ArchiveStreamSource",
-    "BufferedManifests",
     "open_input_stream",
 ]
-
-
-class BufferedManifests:
-    """Supplies a graph builder with manifests that were already read from the stream.
-
-    Every supplied manifest is kept, up to a limit: a second graph may be built from the same stream.
-    """
-
-    def __init__(
-        self,
-        buffer: StreamBuffer,
-        delivered: set[str],
-        *,
-        on_recalled: Callable[[str, bytes], None] = lambda _digest, _raw: None,
-    ) -> None:
-        """Share `buffer` and `delivered` with the reader of the stream.
-
-        `on_recalled` is called with each manifest that the destination read back.
-        """
-        self._on_recalled = on_recalled
-        self._buffer = buffer
-        self._delivered = delivered
-        self._supplied: dict[str, bytes] = {}
-        self._size = 0
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every supplied manifest is still kept."""
-        return self._size <= limits.MAX_GRAPH_BYTES
-
-    def next_needed(self, builder: IndexGraphBuilder, early_blobs: EarlyBlobs) -> Descriptor | None:
-        """Return the next needed document that was not read yet, or None. Referrers are needed after the images."""
-        while (needed := builder.next_needed()) is not None:
-            if not self._is_available(needed.digest):
-                break
-            self.supply_buffered(builder, early_blobs)
-        return needed
-
-    def supply_buffered(
-        self, builder: IndexGraphBuilder, early_blobs: EarlyBlobs, last_digest: str | None = None
-    ) -> None:
-        """Supply the builder with documents that it needs and that were already read.
-
-        Only `last_digest`, and needs that are new since the last call, can be supplied now. Thousands of other needs
-        are not checked again for each entry.
-        """
-        pending = deque([last_digest] if last_digest else [])
-        pending.extend(builder.new_needs())
-        while pending:
-            digest = pending.popleft()
-            if builder.is_needed(digest) and self._is_available(digest):
-                builder.supply(digest, self._take_buffered(builder, digest, early_blobs))
-                pending.extend(builder.new_needs())
-
-    def keep(self, digest: str, raw: bytes) -> None:
-        """Keep a supplied manifest. If the total is too large, no manifest is kept."""
-        self._size += len(raw)
-        if self.is_complete:
-            self._supplied[digest] = raw
-        else:
-            self._supplied.clear()
-
-    def add(self, synthesized: Mapping[str, bytes]) -> None:
-        """Add manifests that are not in the stream."""
-        self._supplied |= synthesized
-
-    def clear(self) -> None:
-        """Drop all kept manifests: no other graph will be built."""
-        self._supplied.clear()
-
-    def _is_available(self, digest: str) -> bool:
-        return digest in self._buffer.buffered or digest in self._buffer.spilled or digest in self._supplied
-
-    def _take_buffered(self, builder: IndexGraphBuilder, digest: str, early_blobs: EarlyBlobs) -> bytes:
-        if digest in self._buffer.buffered:
-            if builder.is_config(digest):
-                # The config is also a blob of the graph, and is requested again.
-                return self._buffer.buffered[digest]
-            content = self._buffer.buffered.pop(digest)
-            self._buffer.buffered_bytes -= len(content)
-            self._delivered.add(digest)
-            self.keep(digest, content)
-            return content
-        if digest in self._supplied:
-            return self._supplied[digest]
-        raw = early_blobs.read_back(self._buffer.spilled[digest])
-        self._on_recalled(digest, raw)
-        return raw
 
 
 class ArchiveStreamSource:
@@ -181,6 +103,8 @@ class ArchiveStreamSource:
         self._as_docker = as_docker
         self._contents = ArchiveContents(as_docker=as_docker)
         self._index = LayoutIndex([], {})
+        self._index_walk = IndexWalk(self._index, select, platforms, referrers)
+        self._walk: StreamedWalk[Graph] | None = None
         self._is_index_last = False
         #: The error of the selection from `index.json`. `manifest.json` may still list the image.
         self._selection_error: OcistreamError | None = None
@@ -188,8 +112,6 @@ class ArchiveStreamSource:
         self._is_compared = False
         self._buffer = StreamBuffer(self._contents)
         self._docker = DockerStreamReader(self._buffer)
-        self._delivered: set[str] = set()
-        self._manifests = BufferedManifests(self._buffer, self._delivered, on_recalled=self._docker.add_manifest)
         #: Whether every entry was read.
         self._has_ended = False
         #: Blobs of which the archive has only the tail, by digest: the offset where it starts. None if the archive was
@@ -204,58 +126,66 @@ class ArchiveStreamSource:
 
         Images that only `manifest.json` lists are known after the whole archive was read.
         """
-        builder = IndexGraphBuilder(self._select, self._platforms, self._referrers)
         for entry in self._read_entries():
             digest = self._contents.add(entry)
             if digest is not None:
-                self._handle_early_blob(builder, entry, digest, early_blobs)
+                self._handle_early_blob(entry, digest, early_blobs)
             else:
-                self._read_document(builder, entry, early_blobs)
-            if self._is_ready(builder, early_blobs, digest):
-                return self._finish_graph(builder)
+                self._read_document(entry, early_blobs)
+            if self._is_ready():
+                return self._finish_graph()
         self._is_compared = True
         if self._contents.is_docker_archive:
             return self._docker.build_graph(self._select, self._platforms, early_blobs)
         self._contents.require_index()
         synthesized: dict[str, bytes] = {}
         if additional := self._docker.find_additional_images(early_blobs):
-            if not self._manifests.is_complete:
+            if not self._buffer.has_all_manifests:
                 msg = f"more than {limits.MAX_GRAPH_BYTES} bytes of manifests come before manifest.json"
                 raise UnsupportedError(msg, hint=READ_FROM_FILE_HINT)
             entries, synthesized = self._docker.synthesize_manifests(additional, early_blobs)
             report_only_in_manifest_json(additional)
-            self._manifests.add(synthesized)
-            builder = IndexGraphBuilder(self._select, self._platforms, self._referrers)
-            builder.begin([*self._index.entries, *entries], self._index.annotations, synthesized)
-            self._selection_error = None
+            self._buffer.add_synthesized(synthesized)
+            self._index = LayoutIndex([*self._index.entries, *entries], self._index.annotations)
+            self._start_walk(early_blobs, synthesized)
         elif self._as_docker:
             report_no_manifest_json()
-            builder.begin(*self._index)
-        while (
-            self._selection_error is None and (needed := self._manifests.next_needed(builder, early_blobs)) is not None
-        ):
-            self._check_missing(builder, needed)
-            builder.mark_missing(needed.digest)
-            # With one index missing, it may become clear which buffered manifests are needed.
-            self._manifests.supply_buffered(builder, early_blobs)
-        return self._finish_graph(builder, synthesized)
+            self._start_walk(early_blobs)
+        while self._walk is not None and self._walk.needs:
+            need = next(iter(self._walk.needs.values()))
+            self._check_missing(need)
+            self._walk.answer(need, None)
+        return self._finish_graph(synthesized)
 
-    def _check_missing(self, builder: IndexGraphBuilder, needed: Descriptor) -> None:
-        self._check_not_corrupt([needed.digest])
-        if needed.digest in self._delivered:
+    def _find(self, early_blobs: EarlyBlobs, need: Need) -> bytes | None:
+        """Return a document that was read already, or None."""
+        raw = self._buffer.find(need)
+        if raw is None and (spilled := self._buffer.spilled.get(need.digest)) is not None:
+            raw = early_blobs.read_back(spilled)
+            self._docker.add_manifest(need.digest, raw)
+        return raw
+
+    def _find_document(self, digest: str) -> Document | None:
+        return self._index_walk.document(digest)
+
+    def _check_missing(self, need: Need) -> None:
+        self._check_not_corrupt([need.digest])
+        if need.digest in self._buffer.delivered and not need.is_candidate:
             # The blob did not look like a JSON object, and went to the destination as a blob.
-            kind = "config" if builder.is_config(needed.digest) else "manifest"
-            msg = f"{needed.digest} is listed as a {kind}, and is not a JSON object"
+            kind = "config" if need.is_config else "manifest"
+            msg = f"{need.digest} is listed as a {kind}, and is not a JSON object"
             raise ArchiveError(msg)
 
-    def _finish_graph(self, builder: IndexGraphBuilder, synthesized: Collection[str] = ()) -> Graph:
-        if self._selection_error is not None:
-            raise self._selection_error
-        self._manifests.clear()
+    def _finish_graph(self, synthesized: Collection[str] = ()) -> Graph:
+        graph = self._walk.result if self._walk is not None else None
+        if self._selection_error is not None or graph is None:
+            raise self._selection_error or no_image_error()
+        self._buffer.drop_manifests()
+        # The walk uses more memory than the graph.
+        self._index = LayoutIndex([], {})
+        self._index_walk, self._walk = IndexWalk(self._index, self._select, self._platforms, self._referrers), None
         graph = replace(
-            builder.build(),
-            has_plain_layers=self._docker.is_docker_save,
-            is_interruptible=self._tail_offsets is not None,
+            graph, has_plain_layers=self._docker.is_docker_save, is_interruptible=self._tail_offsets is not None
         )
         # Synthesized manifests are known only after all blobs were read.
         valid_digests = self._contents.blobs.keys() - self._buffer.corrupt.keys()
@@ -263,18 +193,18 @@ class ArchiveStreamSource:
         report_duplicate_names(graph)
         return graph
 
-    def _is_ready(self, builder: IndexGraphBuilder, early_blobs: EarlyBlobs, last_digest: str | None) -> bool:
+    def _is_ready(self) -> bool:
         """Return whether the graph is complete, and `manifest.json` cannot add images any more."""
-        if self._contents.index_json is None or self._as_docker:
+        if self._contents.index_json is None or self._as_docker or self._is_incomplete():
             return False
-        if self._selection_error is None:
-            self._manifests.supply_buffered(builder, early_blobs, last_digest)
-            if self._manifests.next_needed(builder, early_blobs) is not None:
-                return False
         if self._started_blob is not None or self.volume is not None or self._tail_offsets:
             return True
         # Our own archives begin with both files. Those of `docker save` end with a file named `repositories`.
         return not self._is_index_last and self._docker.images is not None and not self._docker.may_list_more_images()
+
+    def _is_incomplete(self) -> bool:
+        """Return whether the graph needs further documents."""
+        return self._walk is not None and self._walk.result is None
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Yield the wanted blobs as they arrive. The archive is always read to its end.
@@ -289,7 +219,7 @@ class ArchiveStreamSource:
         by_digest = {descriptor.digest: descriptor for descriptor in wanted}
         self._check_not_corrupt(by_digest)
         for digest, content in self._buffer.buffered.items():
-            self._delivered.add(digest)
+            self._buffer.delivered.add(digest)
             if digest in by_digest or self._includes_unneeded:
                 unknown = Descriptor(UNKNOWN_MEDIA_TYPE, digest, len(content))
                 yield blob_from_bytes(by_digest.get(digest, unknown), content)
@@ -303,7 +233,7 @@ class ArchiveStreamSource:
             descriptor = by_digest.get(digest)
             if self._consume_internally(entry, digest, is_wanted=descriptor is not None or self._includes_unneeded):
                 continue
-            self._delivered.add(digest)
+            self._buffer.delivered.add(digest)
             if descriptor is None and self._includes_unneeded:
                 descriptor = Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)
             if descriptor is not None:
@@ -322,12 +252,12 @@ class ArchiveStreamSource:
 
     def _consume_internally(self, entry: TarEntry, digest: str, *, is_wanted: bool) -> bool:
         """Consume a duplicate blob, or a manifest for the comparison of the indexes. Return False for other blobs."""
-        if digest in self._delivered:
+        if digest in self._buffer.delivered:
             self._check_duplicate(entry, digest)
             return True
         if is_wanted or not self._docker.is_needed_for_comparison(digest, entry.size):
             return False
-        self._delivered.add(digest)
+        self._buffer.delivered.add(digest)
         self._docker.add_manifest(digest, self._read(entry, limits.MAX_MANIFEST))
         return True
 
@@ -365,8 +295,7 @@ class ArchiveStreamSource:
 
     def find_entries_with(self, image_id: str) -> list[Descriptor]:
         """Return the entries of `index.json` that lead to an image with this ID, as far as is known now."""
-        comparison = self._docker.comparison
-        return comparison.find_entries_with(image_id) if comparison is not None else []
+        return self._docker.comparison.find_entries_with(image_id)
 
     @property
     def is_docker_save(self) -> bool:
@@ -382,17 +311,17 @@ class ArchiveStreamSource:
         """Close the file."""
         self._file.close()
 
-    def _read_document(self, builder: IndexGraphBuilder, entry: TarEntry, early_blobs: EarlyBlobs) -> None:
+    def _read_document(self, entry: TarEntry, early_blobs: EarlyBlobs) -> None:
         """Read a file that names images or belongs to a docker-archive, and skip other files."""
         name = normalize_name(entry.name)
         if entry is self._contents.index_json:
             self._index = index = parse_index_json(self._read(entry, limits.MAX_MANIFEST))
             self.volume = parse_volume(index.annotations) if index.annotations else None
             self._tail_offsets = parse_partial_blobs(index.annotations) if index.annotations else None
-            self._docker.start_comparison(index.entries)
+            self._docker.start_comparison(index.entries, self._find_document)
             self._is_index_last = bool(self._contents.blobs)
             if not self._as_docker:
-                self._begin_graph(builder)
+                self._start_walk(early_blobs)
         elif entry is self._contents.manifest_json:
             self._docker.images = parse_manifest_json(self._read(entry, limits.MAX_MANIFEST))
         elif entry.kind == "file" and name in self._contents.docker_files:
@@ -400,12 +329,22 @@ class ArchiveStreamSource:
         else:
             self._check_other_entry(entry)
 
-    def _begin_graph(self, builder: IndexGraphBuilder) -> None:
-        """Select images of `index.json`. A failure is final only after `manifest.json` was read."""
+    def _start_walk(self, early_blobs: EarlyBlobs, image_digests: Collection[str] = ()) -> None:
+        """Select images of `index.json`, and walk to the manifests that were already read.
+
+        A failed selection is final only after `manifest.json` was read.
+        """
+        self._index_walk = IndexWalk(
+            self._index, self._select, self._platforms, self._referrers, image_digests=image_digests
+        )
+        self._walk = None
         try:
-            builder.begin(*self._index)
+            self._walk = StreamedWalk(self._index_walk.run(), partial(self._find, early_blobs))
         except (NotFoundError, UsageError) as error:
             self._selection_error = error
+        else:
+            self._selection_error = None
+            self._walk.answer_found()
 
     def _check_other_entry(self, entry: TarEntry) -> None:
         """Check a file that may come at any place: `oci-layout`, or a part of a blob that is split over volumes."""
@@ -414,25 +353,28 @@ class ArchiveStreamSource:
         elif self._includes_unneeded and entry.kind == "file":
             self._parts.check_entry(normalize_name(entry.name), self._content(entry)())
 
-    def _handle_early_blob(
-        self, builder: IndexGraphBuilder, entry: TarEntry, digest: str, early_blobs: EarlyBlobs
-    ) -> None:
-        """Supply, buffer or write a blob that arrives before the graph is known."""
-        if digest in self._delivered or digest in self._buffer.buffered:
+    def _handle_early_blob(self, entry: TarEntry, digest: str, early_blobs: EarlyBlobs) -> None:
+        """Answer a need with a blob that arrives before the graph is known, or buffer or write the blob."""
+        need = self._walk.needs.get(digest) if self._walk is not None else None
+        if digest in self._buffer.delivered or digest in self._buffer.buffered:
             self._check_duplicate(entry, digest)
-        elif builder.is_needed(digest) and not builder.is_config(digest):
-            self._delivered.add(digest)
-            builder.check_size(digest, entry.size)
-            raw = self._read(entry, limits.MAX_MANIFEST)
-            builder.supply(digest, raw)
-            self._manifests.keep(digest, raw)
-            self._docker.add_manifest(digest, raw, builder.document(digest))
+        elif self._walk is None or need is None:
+            self._buffer_or_write(entry, digest, early_blobs)
+        elif need.is_config or need.is_candidate:
+            self._buffer_or_write(entry, digest, early_blobs)
+            if (raw := self._find(early_blobs, need)) is not None:
+                self._walk.answer(need, raw)
         else:
-            self._buffer_or_write(builder, entry, digest, early_blobs)
+            if entry.size != need.descriptor.size:
+                raise size_error(need.descriptor, entry.size)
+            raw = self._read(entry, limits.MAX_MANIFEST)
+            self._buffer.deliver_manifest(digest, raw)
+            self._walk.send(need, raw)
+            # The comparison finds children in the buffer, from which the walk then takes them.
+            self._docker.add_manifest(digest, raw)
+            self._walk.answer_found()
 
-    def _buffer_or_write(
-        self, builder: IndexGraphBuilder, entry: TarEntry, digest: str, early_blobs: EarlyBlobs
-    ) -> None:
+    def _buffer_or_write(self, entry: TarEntry, digest: str, early_blobs: EarlyBlobs) -> None:
         descriptor = Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)
         chunks = self._content(entry)()
         first_chunk = bytes(next(chunks, b""))
@@ -451,8 +393,10 @@ class ArchiveStreamSource:
                 self._buffer.buffered_bytes += entry.size
                 self._docker.add_manifest(digest, self._buffer.buffered[digest])
             return
-        builder.check_choice()
-        if self._can_finish_early(builder, early_blobs):
+        if self._index_walk.selection_error is not None:
+            # The selection from the named images failed, and the other entries cannot be awaited.
+            raise self._index_walk.selection_error
+        if self._can_finish_early(early_blobs):
             self._started_blob = entry, digest, itertools.chain([first_chunk], chunks)
             return
         if (codec := detect_codec(first_chunk[: limits.KIB])) is not NONE:
@@ -476,7 +420,7 @@ class ArchiveStreamSource:
 
         If the destination cannot remove the blob again, the IntegrityError is raised at once.
         """
-        self._delivered.add(blob.descriptor.digest)
+        self._buffer.delivered.add(blob.descriptor.digest)
         try:
             early_blobs.write(blob, can_be_plain_layer=can_be_plain_layer)
         except IntegrityError as error:
@@ -484,7 +428,7 @@ class ArchiveStreamSource:
                 raise
             self._buffer.corrupt[blob.descriptor.digest] = error
 
-    def _can_finish_early(self, builder: IndexGraphBuilder, early_blobs: EarlyBlobs) -> bool:
+    def _can_finish_early(self, early_blobs: EarlyBlobs) -> bool:
         """Return whether the graph is complete if no referrer and no other image follows.
 
         An entry of the index may belong to an image that the archive lacks, so candidates may never arrive. A
@@ -499,11 +443,9 @@ class ArchiveStreamSource:
                 msg = "manifest.json lists images that index.json does not, and their repositories are not known yet"
                 raise UnsupportedError(msg, hint="name one IMAGE to push to, or push from a file instead of a pipe")
             return False
-        if self._selection_error is not None:
-            return True
-        if must_begin:
-            self._abandoned |= builder.skip_candidates()
-        return self._manifests.next_needed(builder, early_blobs) is None
+        if must_begin and self._walk is not None and self._index_walk.is_chosen:
+            self._abandoned.update(self._walk.skip_candidates())
+        return not self._is_incomplete()
 
     def _read_remaining(self) -> Iterator[tuple[TarEntry, str, Callable[[], Iterator[Chunk]]]]:
         if self._started_blob is not None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 from ocistream import notices
 from ocistream.errors import AuthenticationError, IntegrityError, OcistreamError, RegistryError
 from ocistream.oci.descriptor import Descriptor, Manifest
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.reference import is_digest
 from ocistream.registry.repository import determine_media_type
-from ocistream.streams.chunks import compute_digest
 from ocistream.transfer.interfaces import RecoverableBlob
 
 if TYPE_CHECKING:

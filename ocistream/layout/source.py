@@ -10,9 +10,10 @@ from ocistream import notices
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.image_selection import report_duplicate_names
 from ocistream.layout.index import ImageSelector, select_every_image
-from ocistream.layout.index_graph import IndexGraphBuilder
+from ocistream.layout.index_walk import IndexWalk
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.oci.walk import Need, run_walk
 from ocistream.transfer.interfaces import Blob
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ class LayoutSource:
 
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - blobs can be read in any order
         """Read `index.json` and every manifest below the selected images."""
-        builder = IndexGraphBuilder(self._select, self._platforms, self._referrers)
         index = self._layout.read_index()
         manifest_json = self._layout.path / "manifest.json"
         if not index.entries and os.path.lexists(manifest_json):
@@ -64,20 +64,13 @@ class LayoutSource:
                 f"index.json lists no image, and {manifest_json} is not read in a directory; "
                 f"to use it: `tar -C {self._layout.path} -cf x.tar .`, then push x.tar"
             )
-        builder.begin(*index)
-        while (descriptor := builder.next_needed()) is not None:
-            if not self.supply(builder, descriptor):
-                builder.mark_missing(descriptor.digest)
-        graph = builder.build()
+        graph = run_walk(IndexWalk(index, self._select, self._platforms, self._referrers).run(), self.read)
         report_duplicate_names(graph)
         return graph
 
-    def supply(self, builder: IndexGraphBuilder, needed: Descriptor) -> bool:
-        """Supply a manifest that a graph needs. Return whether the layout has it."""
-        if self._layout.blob_size(needed.digest) is None:
-            return False
-        builder.supply(needed.digest, self._layout.read_blob(needed))
-        return True
+    def read(self, need: Need) -> bytes | None:
+        """Return a document that a graph needs, or None if the layout does not have it."""
+        return None if self.is_missing(need.descriptor) else self._layout.read_blob(need.descriptor)
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Yield the wanted blobs that exist, in the order of `wanted`."""

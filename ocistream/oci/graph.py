@@ -1,4 +1,4 @@
-"""The image graph: root images, their manifests, blobs and referrers. `transfer.graph_builder` builds graphs."""
+"""The image graph: root images, their manifests, blobs and referrers. `oci.walk` builds graphs."""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits, notices
 from ocistream.errors import IntegrityError, NetworkError, PartialBlobLostError, RegistryError, UnsupportedError
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.graph import children_of
 from ocistream.oci.referrers import referrer_descriptor
 from ocistream.registry.blob_push import BlobPusher
 from ocistream.registry.referrers import CosignTags
 from ocistream.registry.repository import Repository, is_canonical_digest
 from ocistream.registry.upload_strategy import UploadStrategy
-from ocistream.streams.chunks import compute_digest
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
 from ocistream.transfer.interfaces import Traits
 

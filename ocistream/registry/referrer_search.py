@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from ocistream.errors import OcistreamError
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.documents import Document
+    from ocistream.oci.walk import GraphWalk
     from ocistream.registry.opener import ReadableRepository
-    from ocistream.transfer.graph_builder import GraphBuilder
 
 __all__ = ["ReferrerSearch"]
 
@@ -62,25 +62,25 @@ class _FoundReferrer:
 
 
 class ReferrerSearch:
-    """Search for referrers and add them to a graph builder.
+    """Search for referrers and add them to a graph.
 
-    `fetch_children(repository, digest)` fetches what the builder needs for a manifest of the repository. `jobs` queries
-    run at the same time. `cancelled` is the event of the transfer: it stops the queries, and a failed query sets it.
+    `settle(repository, manifest)` fetches what the graph needs for a manifest of the repository. `jobs` queries run at
+    the same time. `cancelled` is the event of the transfer: it stops the queries, and a failed query sets it.
     """
 
     def __init__(
         self,
-        builder: GraphBuilder,
-        fetch_children: Callable[[ReadableRepository, str], None],
+        walk: GraphWalk,
+        settle: Callable[[ReadableRepository, Manifest], None],
         *,
         jobs: int,
         cancelled: threading.Event,
     ) -> None:
-        """Take the builder of the graph. Send no request."""
+        """Take the walk that builds the graph. Send no request."""
         self._jobs = jobs
         self._cancelled = cancelled
-        self._builder = builder
-        self._fetch_children = fetch_children
+        self._walk = walk
+        self._settle = settle
         #: One object for each repository: it remembers whether its registry has the referrers API.
         self._repositories: dict[str, ReadableRepository] = {}
         self._queried: set[tuple[str, str]] = set()
@@ -113,7 +113,7 @@ class ReferrerSearch:
             msg = f"signatures, SBOMs and the like hang on each other more than {limits.MAX_REFERRER_DEPTH} deep"
             raise UnsupportedError(msg, hint="leave them behind with --no-referrers")
         for skipped in _summarize(self._skipped):
-            self._builder.add_skipped_referrer(skipped)
+            self._walk.add_skipped_referrer(skipped)
 
     def _query_all(self, queries: Sequence[_ReferrerQuery]) -> None:
         by_location = {(str(query.repository), query.digest): query for query in queries}
@@ -218,7 +218,7 @@ class ReferrerSearch:
             self._skipped[SkippedReferrer(subject, reason, kind, descriptor.digest if descriptor else None, tag)] = None
 
     def _move_to_graph(self, queries: Sequence[_ReferrerQuery]) -> list[_ReferrerQuery]:
-        """Add the found referrers to the builder in the order of the queries; return queries for their referrers."""
+        """Add the found referrers to the graph in the order of the queries; return queries for their referrers."""
         positions = {id(query): position for position, query in enumerate(queries)}
         sorted_items = sorted(self._found, key=lambda item: (positions[id(item.query)], *item.referrer.sort_key))
         self._found = []
@@ -228,10 +228,8 @@ class ReferrerSearch:
             if referrer.tag and self._digests_by_tag.setdefault((referrer.subject, referrer.tag), digest) != digest:
                 self._skipped[SkippedReferrer.from_referrer(referrer, DUPLICATE_TAG)] = None
                 continue
-            self._builder.add_referrer(referrer)
-            if digest in self._builder.needs:
-                self._builder.supply(digest, item.manifest.raw)
-            self._fetch_children(item.query.repository, digest)
+            self._walk.add_referrer(referrer)
+            self._settle(item.query.repository, item.manifest)
             next_queries.append(_ReferrerQuery(item.query.repository, digest))
         return next_queries
 

@@ -34,10 +34,10 @@ from ocistream.oci.descriptor import (
     Manifest,
     is_media_type,
 )
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import guess_media_type, parse_outline
 from ocistream.oci.reference import is_digest, printable
 from ocistream.registry.download import BlobDownload, BlobRedirect, has_excess_length, read_range
-from ocistream.streams.chunks import compute_digest
 from ocistream.transfer.interfaces import RecoverableBlob
 
 if TYPE_CHECKING:

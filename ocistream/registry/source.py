@@ -8,18 +8,15 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ocistream.errors import (
-    AuthenticationError,
-    NotFoundError,
-)
+from ocistream.errors import AuthenticationError, NotFoundError
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.oci.walk import GraphWalk, Need, run_walk
 from ocistream.registry.opener import RepositoryOpener
 from ocistream.registry.referrer_search import ReferrerSearch
 from ocistream.registry.repository import Repository, image_not_found_error
 from ocistream.streams.chunks import read_all
 from ocistream.streams.workers import DEFAULT_JOBS
-from ocistream.transfer.graph_builder import GraphBuilder
 from ocistream.transfer.verified_blobs import use_verified
 
 if TYPE_CHECKING:
@@ -27,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ocistream.http.client import HttpClient
-    from ocistream.oci.descriptor import Descriptor
+    from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.reference import Reference
     from ocistream.oci.referrers import ReferrerMode
     from ocistream.registry.opener import ReadableRepository
@@ -81,15 +78,17 @@ class RegistrySource:
         return self._graph
 
     def _build_graph(self) -> Graph:
-        builder = GraphBuilder(self._platforms, skip_referrers=self._referrers == "left")
+        walk = GraphWalk(self._platforms, skip_referrers=self._referrers == "left")
         repositories = []
         for reference in self._references:
             repository = self._open_repository(reference)
             repositories.append(repository)
-            self._collect_image(reference, repository, builder)
+            manifest = self._resolve_image(reference, repository)
+            walk.add_root(Root(reference.name if reference.tag else None, manifest.descriptor, str(repository)))
+            self._settle(walk, repository, manifest)
         if self._referrers == "along":
-            self._collect_referrers(repositories, builder)
-        graph = builder.build()
+            self._collect_referrers(repositories, walk)
+        graph = walk.build()
         for digest, document in graph.documents.items():
             # An index that was narrowed to some platforms is new: no repository has it, and it has no blobs.
             repository_of_digest = self._repositories.get(digest)
@@ -127,9 +126,9 @@ class RegistrySource:
     def close(self) -> None:
         """Do nothing: the caller owns the client."""
 
-    def _collect_image(self, reference: Reference, repository: ReadableRepository, builder: GraphBuilder) -> None:
+    def _resolve_image(self, reference: Reference, repository: ReadableRepository) -> Manifest:
         try:
-            manifest = repository.resolve(reference.target)
+            return repository.resolve(reference.target)
         except NotFoundError as error:
             is_one_of_many = len(self._references) > 1
             not_found = image_not_found_error(repository, reference.target, error, one_of_many=is_one_of_many)
@@ -137,11 +136,6 @@ class RegistrySource:
             if reference.digest is None and not is_one_of_many:
                 not_found.hint = self._suggest_tags(reference, repository) or not_found.hint
             raise not_found from error
-        descriptor = manifest.descriptor
-        builder.add_root(Root(reference.name if reference.tag else None, descriptor, str(repository)))
-        if descriptor.digest in builder.needs:
-            builder.supply(descriptor.digest, manifest.raw)
-        self._fetch_children(builder, repository, descriptor.digest)
 
     def _suggest_tags(self, reference: Reference, repository: ReadableRepository) -> str | None:
         """Ask the registry which tag the user may have meant."""
@@ -153,31 +147,32 @@ class RegistrySource:
             Repository(self._client, registry, repository.name, is_explicit=is_explicit), reference.target
         )
 
-    def _collect_referrers(self, repositories: Sequence[ReadableRepository], builder: GraphBuilder) -> None:
+    def _collect_referrers(self, repositories: Sequence[ReadableRepository], walk: GraphWalk) -> None:
         """Collect the referrers of the images from each repository that has one of them."""
-        graph = builder.build()
+        graph = walk.build()
         selected = [
             (repository, digest)
             for root, repository in zip(graph.roots, repositories, strict=True)
             for digest in sorted(graph.reachable(root) & graph.documents.keys() & self._repositories.keys())
         ]
-        narrowed = [(self._repositories[digest], digest) for digest in builder.list_narrowed()]
-        fetch_children = partial(self._fetch_children, builder)
-        ReferrerSearch(builder, fetch_children, jobs=self._jobs, cancelled=self._cancelled).collect(selected, narrowed)
+        narrowed = [(self._repositories[digest], digest) for digest in walk.list_narrowed()]
+        settle = partial(self._settle, walk)
+        ReferrerSearch(walk, settle, jobs=self._jobs, cancelled=self._cancelled).collect(selected, narrowed)
 
-    def _fetch_children(self, builder: GraphBuilder, repository: ReadableRepository, digest: str) -> None:
-        """Fetch everything that the builder needs for a manifest of the repository."""
-        self._repositories.setdefault(digest, repository)
-        while builder.needs:
-            child = next(iter(builder.needs.values()))
-            self._repositories.setdefault(child.digest, repository)
-            try:
-                raw = self._fetch_config(child) if builder.is_config(child.digest) else repository.fetch_manifest(child)
-            except NotFoundError:
-                builder.mark_missing(child.digest)
-            else:
-                builder.supply(child.digest, raw)
+    def _settle(self, walk: GraphWalk, repository: ReadableRepository, manifest: Manifest) -> None:
+        """Fetch everything that the graph needs for a manifest of the repository."""
+        self._repositories.setdefault(manifest.descriptor.digest, repository)
+        run_walk(walk.settle(), partial(self._read, repository, manifest))
 
-    def _fetch_config(self, descriptor: Descriptor) -> bytes:
-        blob = self._repositories[descriptor.digest].blob(descriptor)
-        return use_verified(blob, lambda checked: read_all(checked.open()), can_retry=True)
+    def _read(self, repository: ReadableRepository, known: Manifest, need: Need) -> bytes | None:
+        if need.digest == known.descriptor.digest:
+            return known.raw
+        first_repository = self._repositories.setdefault(need.digest, repository)
+        try:
+            if need.is_config:
+                return use_verified(
+                    first_repository.blob(need.descriptor), lambda checked: read_all(checked.open()), can_retry=True
+                )
+            return repository.fetch_manifest(need.descriptor)
+        except NotFoundError:
+            return None

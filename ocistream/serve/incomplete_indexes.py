@@ -9,7 +9,7 @@ from ocistream import notices
 from ocistream.errors import NotFoundError, OcistreamError
 from ocistream.oci.graph import Root
 from ocistream.oci.reference import printable
-from ocistream.transfer.graph_builder import GraphBuilder
+from ocistream.oci.walk import Need, run_walk, walk_images
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
 
 if TYPE_CHECKING:
@@ -61,16 +61,14 @@ class IncompleteIndexes:
         self._storage.check_not_corrupt(blob.digest)
         return True
 
+    def _read(self, need: Need) -> bytes | None:
+        try:
+            return self._storage.read_blob(need.descriptor)
+        except NotFoundError:
+            return None
+
     def _build_smaller_index(self, index: Descriptor) -> Manifest | None:
-        builder = GraphBuilder()
-        builder.add_root(Root(None, index))
-        while builder.needs:
-            needed = next(iter(builder.needs.values()))
-            try:
-                builder.supply(needed.digest, self._storage.read_blob(needed))
-            except NotFoundError:
-                builder.mark_missing(needed.digest)
-        graph = builder.build()
+        graph = run_walk(walk_images([Root(None, index)]), self._read)
         missing = find_not_exported(graph, self._is_missing)
         exported = limit_to_exported(graph, {item.digest for item in missing})
         root = exported.roots[0].descriptor

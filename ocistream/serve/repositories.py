@@ -15,6 +15,7 @@ from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.layout.index import FULL_NAME, REF_NAME, SUBJECT, entry_name_of
 from ocistream.oci.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import Document, guess_media_type, parse_document, parse_outline
 from ocistream.oci.graph import children_of
 from ocistream.oci.reference import is_digest, is_tag
@@ -28,7 +29,6 @@ from ocistream.serve.image_names import (
     served_names_of,
 )
 from ocistream.serve.incomplete_indexes import IncompleteIndexes
-from ocistream.streams.chunks import compute_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -20,6 +20,7 @@ from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.index import REF_NAME, build_entries, entry_name_of
 from ocistream.layout.index_cache import IndexCache
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION
 from ocistream.oci.volumes import VOLUME_ANNOTATION
 from ocistream.serve.commit_queue import CommitQueue, CommitResult
@@ -27,7 +28,7 @@ from ocistream.serve.errors import RequestRejectedError
 from ocistream.serve.http_handler import FileSection
 from ocistream.serve.image_names import repository_of_directory
 from ocistream.streams import files
-from ocistream.streams.chunks import compute_digest, read_all, read_chunks, verify_chunks
+from ocistream.streams.chunks import read_all, read_chunks, verify_chunks
 from ocistream.streams.paths import real_path
 
 if TYPE_CHECKING:

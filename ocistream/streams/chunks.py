@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 from ocistream.errors import CancelledError, IntegrityError, OcistreamError
 from ocistream.limits import CHUNK_SIZE, MIN_THREADED_HASH
+from ocistream.oci.digest import size_error
 from ocistream.oci.reference import parse_digest
 from ocistream.streams.hashing import Hasher, ThreadedHasher
 from ocistream.streams.memory import is_double_buffered
@@ -33,7 +34,6 @@ __all__ = [
     "check_chunks_size",
     "chunks_from",
     "closing_chunks",
-    "compute_digest",
     "count_chunks",
     "new_hash",
     "read_all",
@@ -49,11 +49,6 @@ Chunk: TypeAlias = "bytes | memoryview"
 def new_hash(digest: str) -> Hasher:
     """Return a hash object for the algorithm of `digest`."""
     return hashlib.new(parse_digest(digest).algorithm, usedforsecurity=True)
-
-
-def compute_digest(content: bytes, algorithm: str = "sha256") -> str:
-    """Return the digest of small content in memory."""
-    return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
 
 
 def verify_chunks(
@@ -143,12 +138,6 @@ class Closeable(Protocol):
 
     def close(self) -> object:
         """Release the resources below."""
-
-
-def size_error(descriptor: Descriptor, size: int) -> IntegrityError:
-    """Return the error for a blob of the wrong size, of which `size` bytes were read."""
-    more = "or more " if size > descriptor.size else ""
-    return IntegrityError(f"{descriptor.digest}: expected {descriptor.size} bytes, got {size} {more}".rstrip())
 
 
 def check_digest(descriptor: Descriptor, hasher: Hasher) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, TruncatedError, UnsupportedError
+from ocistream.oci.digest import size_error
 from ocistream.oci.referrers import RECOMPRESSED
-from ocistream.streams.chunks import size_error
 from ocistream.streams.workers import DEFAULT_JOBS, run_each, run_in_thread
 from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported

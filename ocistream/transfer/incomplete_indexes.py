@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor, Manifest
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import parse_document
 from ocistream.oci.graph import IncompleteIndex
 from ocistream.oci.platforms import attestation_subject, build_smaller_index
 from ocistream.oci.referrers import EXCLUDED, NOT_EXPORTED, NOT_FOUND, Referrer, SkippedReferrer, referrer_descriptor
-from ocistream.streams.chunks import compute_digest, read_all, verify_chunks
-from ocistream.transfer.graph_builder import leaves_of, nested_indexes
+from ocistream.oci.walk import leaves_of, nested_indexes
+from ocistream.streams.chunks import read_all, verify_chunks
 from ocistream.transfer.interfaces import IncompleteSource
 
 if TYPE_CHECKING:

@@ -23,12 +23,13 @@ from ocistream.oci.descriptor import (
     Descriptor,
     Manifest,
 )
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import Document, parse_diff_ids, parse_document
 from ocistream.oci.graph import Graph, is_image
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, parse_json
 from ocistream.streams import layer_media_types
-from ocistream.streams.chunks import FailureTracker, HashedChunks, compute_digest
+from ocistream.streams.chunks import FailureTracker, HashedChunks
 from ocistream.streams.compression import CODECS, NONE, Codec, decompress, detect_codec
 from ocistream.transfer.interfaces import NewBlob
 

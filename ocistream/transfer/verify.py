@@ -16,18 +16,12 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.digest import size_error
 from ocistream.oci.documents import check_config, parse_diff_ids
 from ocistream.oci.graph import is_image
 from ocistream.oci.volumes import part_error
 from ocistream.streams import files, layer_media_types
-from ocistream.streams.chunks import (
-    FailureTracker,
-    HashedChunks,
-    cancellable_chunks,
-    count_chunks,
-    size_error,
-    verify_chunks,
-)
+from ocistream.streams.chunks import FailureTracker, HashedChunks, cancellable_chunks, count_chunks, verify_chunks
 from ocistream.streams.compression import decompress, detect_codec
 from ocistream.streams.layer_media_types import is_probably_layer
 from ocistream.streams.workers import run_each
@@ -184,7 +178,7 @@ class _Verification:
 
     def _check_config(self, blob: Blob) -> None:
         descriptor = blob.descriptor
-        # Its size is at most `MAX_CONFIG`: the graph builder has checked that.
+        # Its size is at most `MAX_CONFIG`: the walk has checked that.
         content = io.BytesIO()
 
         def keeping() -> Iterator[Chunk]:

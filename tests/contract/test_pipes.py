@@ -205,6 +205,18 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     return layout
 
 
+def test_children_that_come_before_their_index_are_compared_with_manifest_json(layout: Layout, tmp_path: Path) -> None:
+    two_platforms(layout, name="both")
+    destination = archive_destination(tmp_path / "x.tar")
+    with layout_source(layout.path) as source:
+        copy(source, destination)
+    destination.close()
+    content = (tmp_path / "x.tar").read_bytes()
+    assert b"manifest.json" in content
+    with piped(Pipe(content)) as source:
+        assert len(source.list().images) == 1
+
+
 class TestBudget:
     """JSON is buffered until the index comes, up to a limit in total; the rest is written early and read back."""
 

@@ -87,7 +87,7 @@ LIMITS: Final[dict[int, Limit]] = {
     6: Limit(
         "Manifests and lists have at most 4 MiB and 10,000 entries, configs 8 MiB, indexes 8 levels; totals "
         "are limited too",
-        ("transfer.graph_builder", "oci.documents", "oci.strict_json"),
+        ("oci.documents", "oci.strict_json", "oci.walk"),
         archives=("*-huge", "*-mib*", "*-10*,*", "manifests-*", "indexes-*", "size-claim-exbibyte"),
     ),
     7: Limit(
@@ -115,7 +115,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     8: Limit(
         "A document must have the type that it was referenced as, and must not be both an image and an index",
-        ("oci.documents", "transfer.graph_builder"),
+        ("oci.documents", "oci.walk"),
         archives=(
             "manifest-both*",
             "keys-manifests",

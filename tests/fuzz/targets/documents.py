@@ -21,6 +21,7 @@ from ocistream.auth.tokens import Authenticator, TokenRequest, TokenResponse
 from ocistream.errors import ArchiveError, OcistreamError, UsageError
 from ocistream.layout.index import build_index_json, build_roots, check_layout_file, parse_index_entries
 from ocistream.oci.descriptor import ACCEPTED_TYPES, UNKNOWN_MEDIA_TYPE, Descriptor
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import (
     guess_media_type,
     parse_config_platform,
@@ -30,7 +31,6 @@ from ocistream.oci.documents import (
 )
 from ocistream.oci.strict_json import canonical_json, parse_json
 from ocistream.registry.upload_record import SessionLocation, UploadKey, UploadRecords, can_store_location
-from ocistream.streams.chunks import compute_digest
 from tests.fuzz.broken_images import layout_items
 from tests.fuzz.engine import Check, Target
 from tests.fuzz.mutation import json_bytes, json_mutated

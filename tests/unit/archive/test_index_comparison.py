@@ -14,6 +14,7 @@ from ocistream.archive.index_comparison import IndexComparison
 from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.documents import parse_descriptor
+from ocistream.oci.walk import run_walk
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, digest_of
 
 FULL_NAME = "io.containerd.image.name"
@@ -57,13 +58,7 @@ def compared(entries: Sequence[Descriptor], *documents: bytes) -> IndexCompariso
     """Return a comparison that was given all documents that it needs."""
     comparison = IndexComparison(entries)
     known = {digest_of(document): document for document in documents}
-    todo = list(comparison.needs)
-    while todo:
-        digest = todo.pop()
-        if digest in known:
-            todo += comparison.supply(digest, known[digest])
-        else:
-            del comparison.needs[digest]
+    run_walk(comparison.run(), lambda need: known.get(need.digest))
     return comparison
 
 
@@ -110,10 +105,13 @@ def test_while_something_is_needed_nothing_is_a_contradiction_yet() -> None:
     whole = index(A, B)
     comparison = IndexComparison([entry(whole, "app:1", OCI_INDEX)])
     assert comparison.find_only_in_manifest_json([LISTED_A]) == [LISTED_A]
-    comparison.supply(digest_of(whole), whole)
-    comparison.supply(digest_of(B), B)
+    walk = comparison.run()
+    (need,) = next(walk)
+    a, b = walk.send((need, whole))
+    walk.send((b, B))
     assert comparison.find_only_in_manifest_json([LISTED_A]) == [LISTED_A]
-    comparison.supply(digest_of(A), A)
+    with pytest.raises(StopIteration):
+        walk.send((a, A))
     assert comparison.find_only_in_manifest_json([LISTED_A]) == []
 
 
@@ -153,8 +151,9 @@ def test_a_config_that_is_no_blob_cannot_be_compared() -> None:
 @pytest.mark.parametrize("raw", [A + b" ", b"{}", A.replace(b"a", b"b", 1)])
 def test_a_corrupt_or_malformed_manifest_is_lacking(raw: bytes) -> None:
     comparison = IndexComparison([entry(A, "app:1")])
-    assert comparison.supply(digest_of(A), raw) == []
-    assert not comparison.needs
+    run_walk(comparison.run(), lambda _: raw)
+    unnamed = listed(b"a", b"1", b"2")
+    assert comparison.find_only_in_manifest_json([unnamed]) == [unnamed]
     malformed = b'{"schemaVersion":2,"layers":1}'
     assert compared([entry(malformed)], malformed).find_only_in_manifest_json([LISTED_A]) == [LISTED_A]
 

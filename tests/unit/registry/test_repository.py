@@ -29,9 +29,10 @@ from ocistream.oci.descriptor import (
     Descriptor,
     Manifest,
 )
+from ocistream.oci.digest import compute_digest
 from ocistream.registry.download import BlobRedirect
 from ocistream.registry.repository import Repository
-from ocistream.streams.chunks import compute_digest, verify_chunks
+from ocistream.streams.chunks import verify_chunks
 from tests.faulty_auth import Bearer
 from tests.faulty_registry import (
     Action,

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ocistream.errors import IntegrityError
 from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.graph import Graph
-from ocistream.streams.chunks import Chunk, compute_digest
+from ocistream.streams.chunks import Chunk
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
 from ocistream.transfer.interfaces import RecoverableBlob, Traits, VerifiedBlob
 from ocistream.transfer.verified_blobs import use_verified

@@ -32,8 +32,9 @@ from ocistream.errors import (
 from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.graph import Graph
-from ocistream.streams.chunks import Chunk, compute_digest
+from ocistream.streams.chunks import Chunk
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.interfaces import Blob, Destination, EarlyBlobs, RecoverableBlob, VerifiedBlob
 from ocistream.transfer.recompress import parse_recompression

@@ -1,17 +1,20 @@
-"""Build the graph of a transfer: from the requested roots to all manifests and blobs, in order. Does no I/O.
+"""Walk from images to everything that they need, and build the graph. Does no I/O.
 
-Sources supply manifests to GraphBuilder, and it selects the platforms of an index.
+A walk is a generator. It yields the documents that it needs, and is sent their bytes. `run_walk` runs one for a source
+that can be read in any order.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
+from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor, Manifest
+from ocistream.oci.digest import check_content, compute_digest
 from ocistream.oci.documents import Document, parse_document
 from ocistream.oci.graph import Graph, Root, is_image
 from ocistream.oci.platforms import (
@@ -33,34 +36,84 @@ from ocistream.oci.referrers import (
     referrer_descriptor,
     strip_descriptor,
 )
-from ocistream.streams.chunks import compute_digest, size_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 __all__ = [
-    "GraphBuilder",
+    "GraphWalk",
+    "Need",
     "NestedIndexes",
+    "Walk",
     "leaves_of",
     "nested_indexes",
+    "run_walk",
+    "walk_images",
 ]
 
+T = TypeVar("T")
 
-class GraphBuilder:
-    """Collects manifests until nothing more is needed, then builds the `Graph`.
 
-    `needs` are the manifests that are still needed, the oldest first. The caller answers each with `supply` (its bytes)
-    or `mark_missing`. If only some platforms are wanted, the builder chooses them once all nested indexes are known. So
-    manifests of other platforms are never requested.
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A document that a walk needs.
+
+    `is_config`: an image's config, which the graph counts as a blob. `is_candidate`: a manifest that may be an image or
+    a referrer. If so, it is needed once more, and belongs to the graph only then.
+    """
+
+    descriptor: Descriptor
+    is_config: bool = False
+    is_candidate: bool = False
+
+    @property
+    def digest(self) -> str:
+        """The digest of the document."""
+        return self.descriptor.digest
+
+
+#: Yields the needs that are new since the last answer, perhaps none, and each of them once. Is sent an answer to one of
+#: the needs so far: its bytes, or None if the source lacks the document. Ends when every need was answered.
+#: A pipe answers in the order in which documents arrive, so that a walk must tell all its needs at once.
+Walk: TypeAlias = Generator[Sequence[Need], tuple[Need, bytes | None], T]
+
+
+def run_walk(walk: Walk[T], read: Callable[[Need], bytes | None]) -> T:
+    """Run a walk to its end and return its result. `read` returns a document, or None if the source lacks it."""
+    try:
+        needs = deque(next(walk))
+        while True:
+            need = needs.popleft()
+            needs.extend(walk.send((need, read(need))))
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+def walk_images(roots: Iterable[Root], choice: PlatformChoice = ALL_PLATFORMS) -> Walk[Graph]:
+    """Walk to everything that these images need, without referrers. The result is the graph."""
+    walk = GraphWalk(choice)
+    for root in roots:
+        walk.add_root(root)
+    yield from walk.settle()
+    return walk.build()
+
+
+class GraphWalk:
+    """Collects the manifests of images and referrers, and builds the `Graph`.
+
+    `settle` walks to everything that was added, and `build` returns the graph. If only some platforms are wanted, they
+    are chosen once all nested indexes are known. So manifests of other platforms are never requested.
     """
 
     def __init__(self, choice: PlatformChoice = ALL_PLATFORMS, *, skip_referrers: bool = False) -> None:
         """Start without roots; `choice` applies to each root. With `skip_referrers`, no referrers are wanted."""
         self._skip_referrers = skip_referrers
-        self.needs: dict[str, Descriptor] = {}
+        #: Needs without an answer, by digest, and those that `settle` has not yielded yet.
+        self._needs: dict[str, Need] = {}
+        self._new: list[Need] = []
         self._choice = choice
         self._roots: list[Root] = []
-        self._new: list[str] = []
         #: By the digest of an index: positions of the roots that wait until its nested indexes are known.
         self._narrowing: dict[str, list[int]] = {}
         self._nesting = NestedIndexes()
@@ -87,7 +140,7 @@ class GraphBuilder:
         self._bytes = 0
 
     def add_root(self, root: Root) -> None:
-        """Add an image; the manifests that it needs appear in `needs`.
+        """Add an image. `settle` walks to the manifests that it needs.
 
         Raises:
             NotFoundError: this is a single image, for another platform than the requested ones.
@@ -109,7 +162,7 @@ class GraphBuilder:
                 self._narrow([digest])
 
     def add_referrer(self, referrer: Referrer) -> None:
-        """Add a referrer of a manifest in the graph; the manifests that it needs appear in `needs`.
+        """Add a referrer of a manifest in the graph. `settle` walks to the manifests that it needs.
 
         A referrer is not a root: names and results are about the requested images.
 
@@ -150,46 +203,43 @@ class GraphBuilder:
         """Return the parsed form of a supplied manifest."""
         return self._documents.get(digest)
 
-    def new_needs(self) -> list[str]:
-        """List the digests added to `needs` since the last call; some may be answered by now."""
-        new, self._new = self._new, []
-        return new
-
-    def supply(self, digest: str, raw: bytes) -> None:
-        """Answer a need with the manifest's bytes.
+    def settle(self) -> Walk[None]:
+        """Walk to everything that the images and referrers need, until each manifest is known or missing.
 
         Raises:
-            IntegrityError: the bytes do not match the descriptor.
-            ArchiveError: the manifest, or a config, is malformed or exceeds a limit.
-            NotFoundError: the index lacks a wanted platform.
+            IntegrityError: the bytes of a document do not match the descriptor.
+            ArchiveError: a manifest, or a config, is malformed or exceeds a limit.
+            NotFoundError: an index lacks a wanted platform.
         """
-        descriptor = self.needs.pop(digest)
-        if len(raw) != descriptor.size:
-            raise size_error(descriptor, len(raw))
-        if (actual := compute_digest(raw, digest.partition(":")[0])) != digest:
-            msg = f"{digest}: the bytes have the digest {actual}"
-            raise IntegrityError(msg)
-        if (root := self._configs.get(digest)) is not None:
-            check_config_platform(self._choice, _display_name(root), raw)
+        while self._needs:
+            new, self._new = self._new, []
+            need, raw = yield new
+            del self._needs[need.digest]
+            if raw is None:
+                self._mark_missing(need)
+            else:
+                self._add_document(need, raw)
+        # A dict that has become empty keeps its memory.
+        self._needs.clear()
+
+    def _add_document(self, need: Need, raw: bytes) -> None:
+        descriptor = need.descriptor
+        check_content(descriptor, raw)
+        if need.is_config:
+            check_config_platform(self._choice, _display_name(self._configs[need.digest]), raw)
             return
         self._add_manifest(Manifest(descriptor, raw))
         self._update_roots(descriptor)
-        self._need_children(digest)
-        self._need_config(digest)
+        self._need_children(need.digest)
+        self._need_config(need.digest)
 
-    def is_config(self, digest: str) -> bool:
-        """Return whether a need is an image's config, which registries serve and the graph counts as a blob."""
-        return digest in self._configs
-
-    def mark_missing(self, digest: str) -> None:
-        """Answer a need with "not found": a layout may lack what it references."""
-        descriptor = self.needs.pop(digest)
-        if digest not in self._configs:
-            self._absent[digest] = descriptor
-            self._update_roots(descriptor)
+    def _mark_missing(self, need: Need) -> None:
+        if not need.is_config:
+            self._absent[need.digest] = need.descriptor
+            self._update_roots(need.descriptor)
 
     def build(self) -> Graph:
-        """Return the graph, once `needs` is empty."""
+        """Return the graph of what `settle` has found."""
         manifests = self._in_order()
         referrers = {
             digest: subject_referrers
@@ -232,17 +282,20 @@ class GraphBuilder:
                 )
         return graph
 
+    def _add_need(self, need: Need) -> None:
+        self._needs[need.digest] = need
+        self._new.append(need)
+
     def _need(self, descriptor: Descriptor, depth: int) -> None:
         digest = descriptor.digest
         _check_depth(digest, depth)
-        manifest = self._raw.get(digest)
-        known_descriptor = manifest.descriptor if manifest else self.needs.get(digest) or self._absent.get(digest)
+        known = self._raw.get(digest) or self._needs.get(digest)
+        known_descriptor = known.descriptor if known else self._absent.get(digest)
         if known_descriptor is None:
             if descriptor.size > limits.MAX_MANIFEST:
                 msg = f"manifest {digest} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
-            self.needs[digest] = descriptor
-            self._new.append(digest)
+            self._add_need(Need(descriptor))
             self._depths[digest] = depth
         elif (known_descriptor.media_type, known_descriptor.size) != (descriptor.media_type, descriptor.size):
             msg = (
@@ -297,18 +350,17 @@ class GraphBuilder:
     def _need_config(self, digest: str) -> None:
         """Need the config of a single image if a platform was requested, since only the config has its platform.
 
-        It is a need like the manifests, so every source checks it, a pipe too.
+        The config is a need like the manifests, so every source checks it, a pipe too.
         """
         document = self._documents[digest]
         root = self._unlabelled.get(digest)
         if not (self._choice.platforms and self._choice.explicit and root and is_image(document)):
             return
         config = document.config
-        if config is None or config.digest in self._raw or config.digest in self.needs:
+        if config is None or config.digest in self._raw or config.digest in self._needs:
             return
         self._configs[config.digest] = root
-        self.needs[config.digest] = config
-        self._new.append(config.digest)
+        self._add_need(Need(config, is_config=True))
 
     def _need_children(self, digest: str) -> None:
         """Need the manifests that this one lists; if only some platforms are wanted, `_narrow` adds those later."""

@@ -1,7 +1,7 @@
-"""Build the graph of the images chosen from an `index.json`, with their referrers (signatures, SBOMs).
+"""Walk from the images chosen from an `index.json` to everything that they need, with referrers (signatures, SBOMs).
 
 An entry without a name may be an image or a referrer: its manifest, its tag or a referrers list decides.
-This module opens no files: the sources supply the manifests.
+This module opens no files: the sources answer the needs of the walk.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.index import build_roots, entry_name_of, subject_of, tag_of
+from ocistream.oci.digest import check_content
 from ocistream.oci.documents import parse_document
 from ocistream.oci.graph import Root
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, VOLUME, parse_omitted
@@ -34,21 +35,21 @@ from ocistream.oci.referrers import (
     is_fallback_tag,
     referrer_descriptor,
 )
-from ocistream.streams.chunks import size_error
-from ocistream.transfer.graph_builder import GraphBuilder
+from ocistream.oci.walk import GraphWalk, Need
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
-    from ocistream.layout.index import ImageSelector
+    from ocistream.layout.index import ImageSelector, LayoutIndex
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
     from ocistream.oci.platforms import PlatformChoice
+    from ocistream.oci.walk import Walk
 
 __all__ = [
-    "IndexGraphBuilder",
+    "IndexWalk",
     "ReferrerCandidate",
     "ReferrerResolver",
 ]
@@ -74,9 +75,9 @@ class ReferrerCandidate:
 class ReferrerResolver:
     """Decides which `candidates` are referrers of the images of one graph, and attaches or skips these."""
 
-    def __init__(self, builder: GraphBuilder, referrers: ReferrerMode) -> None:
-        """Attach referrers to the graph of `builder`, as the mode `referrers` says."""
-        self._builder = builder
+    def __init__(self, graph_walk: GraphWalk, referrers: ReferrerMode) -> None:
+        """Attach referrers to the graph, as the mode `referrers` says."""
+        self._graph_walk = graph_walk
         self._referrers = referrers
         self.candidates: list[ReferrerCandidate] = []
         #: The digests of the candidates; by digest, the tags of candidates that may be referrers lists.
@@ -91,8 +92,9 @@ class ReferrerResolver:
         #: The number of levels of referrers of referrers.
         self._depth = 0
 
-    def begin(self) -> list[Descriptor]:
-        """Return the descriptors to read: those of all candidates. Only referrers lists can add further ones."""
+    def begin(self, candidates: list[ReferrerCandidate]) -> list[Descriptor]:
+        """Set the candidates and return their descriptors, to be read. Only referrers lists can add further ones."""
+        self.candidates = candidates
         self._known = {candidate.digest for candidate in self.candidates}
         self._lists = {
             candidate.digest: candidate.tag
@@ -121,7 +123,7 @@ class ReferrerResolver:
         The keys are the ids of the stray roots that these replace. A child of an index of which some or all platforms
         are copied belongs to that image, and is not an image of its own.
         """
-        children = {*self._builder.list_included(), *self._narrowed_digests()}
+        children = {*self._graph_walk.list_included(), *self._narrowed_digests()}
         images: dict[int, Root] = {}
         for index, candidate in enumerate(self.candidates):
             is_referrer = (
@@ -139,7 +141,7 @@ class ReferrerResolver:
 
     def skip_strays(self) -> None:
         """Record each stray entry that is not copied as skipped. All images of the source were chosen before."""
-        children = {*self._builder.list_included(), *self._narrowed_digests()}
+        children = {*self._graph_walk.list_included(), *self._narrowed_digests()}
         for candidate in self.candidates:
             if candidate.root.is_stray and not candidate.listed_by and candidate.digest not in children:
                 subject, tag = next(
@@ -188,7 +190,7 @@ class ReferrerResolver:
         Raises:
             UnsupportedError: the referrers of referrers are too deep.
         """
-        included, narrowed = self._builder.list_included(), self._narrowed_digests()
+        included, narrowed = self._graph_walk.list_included(), self._narrowed_digests()
         self._remove_referrer_lists((*included, *narrowed, *self._skipped))
         if self._referrers == "along" and self._attach_to(set(included)):
             self._depth += 1
@@ -205,8 +207,8 @@ class ReferrerResolver:
 
         A smaller index has another digest, so referrers of the original index have no subject in the destination.
         """
-        narrowed = set(self._builder.list_narrowed())
-        for document in filter(None, map(self._builder.document, tuple(narrowed))):
+        narrowed = set(self._graph_walk.list_narrowed())
+        for document in filter(None, map(self._graph_walk.document, tuple(narrowed))):
             # Referrers of another platform's image are not copied either.
             narrowed.update(child.digest for child in document.manifests)
         return narrowed
@@ -229,7 +231,7 @@ class ReferrerResolver:
                 if tag is not None and self._tags.setdefault((subject, tag), candidate.digest) != candidate.digest:
                     self._skip(candidate, subject, tag, DUPLICATE_TAG)
                 else:
-                    self._builder.add_referrer(Referrer(candidate.root.descriptor, subject, tag))
+                    self._graph_walk.add_referrer(Referrer(candidate.root.descriptor, subject, tag))
                     attached = True
             if not references:
                 remaining.append(candidate)
@@ -280,186 +282,89 @@ class ReferrerResolver:
     def _skip(self, candidate: ReferrerCandidate, subject: str | None, tag: str | None, reason: str) -> None:
         self._skipped[candidate.digest] = reason
         kind = self._descriptors.get(candidate.digest, candidate.root.descriptor).artifact_type
-        self._builder.add_skipped_referrer(
+        self._graph_walk.add_skipped_referrer(
             SkippedReferrer(subject, reason, classify_referrer(kind, tag), candidate.digest, tag)
         )
 
 
-class IndexGraphBuilder:
-    """Builds the graph of the chosen images and their referrers, while a source supplies the manifests.
+class IndexWalk:
+    """Walks to everything that the chosen images of an `index.json` need, and to their referrers."""
 
-    After `begin`, `next_needed` returns the next needed document. `supply` or `mark_missing` answers each need.
-    """
+    def __init__(
+        self,
+        index: LayoutIndex,
+        select: ImageSelector,
+        platforms: PlatformChoice,
+        referrers: ReferrerMode,
+        *,
+        image_digests: Container[str] = (),
+    ) -> None:
+        """Walk to the images that `select` chooses from the entries of `index`.
 
-    def __init__(self, select: ImageSelector, platforms: PlatformChoice, referrers: ReferrerMode) -> None:
-        """Build a graph of the images that `select` chooses."""
-        self._builder = GraphBuilder(platforms, skip_referrers=referrers == "left")
-        self._resolver = ReferrerResolver(self._builder, referrers)
+        `image_digests` are the digests of entries that are images even without a name, because their manifests were
+        built here.
+        """
+        self._annotations = index.annotations
         self._select = select
         self._referrers = referrers
-        self._all: list[Root] = []
-        self._images: list[Root] = []
+        self._graph_walk = GraphWalk(platforms, skip_referrers=referrers == "left")
+        self._resolver = ReferrerResolver(self._graph_walk, referrers)
+        self._all = [
+            replace(root, is_synthesized=root.descriptor.digest in image_digests) for root in build_roots(index.entries)
+        ]
         #: The ids of the chosen roots: two entries may be equal.
         self._chosen: set[int] = set()
         self._chosen_digests: set[str] = set()
-        self._is_chosen = False
-        #: The digests that `select` would choose if all entries were images.
-        self._prospective: set[str] = set()
-        self._needed_candidates: dict[str, Descriptor] = {}
-        self._buffered: dict[str, bytes] = {}
-        self._buffered_bytes = 0
-        #: Our annotations of the index, and the text of the one with omitted blobs.
-        self._annotations: Mapping[str, str] = {}
-        self._omitted_text = ""
-        self._new: list[str] = []
-        self._must_choose_again = True
-        self._has_reported_strays = False
-        self._selection_error: UsageError | None = None
+        #: Possible images and referrers that were not read yet.
+        self._unread: deque[Descriptor] = deque()
+        #: Whether images were chosen. If not, candidates are awaited, because they may be images.
+        self.is_chosen = False
+        #: Why the choice from the named images failed, while it is not known which other entries are images.
+        self.selection_error: UsageError | None = None
 
-    def begin(
-        self,
-        entries: Sequence[Descriptor],
-        annotations: Mapping[str, str] | None = None,
-        image_digests: Container[str] = (),
-    ) -> None:
-        """Take the entries of the index, and choose the images if that is possible already.
-
-        `annotations` are our annotations of the index. `image_digests` are the digests of entries that are images even
-        without a name, because their manifests were built here.
+    def run(self) -> Walk[Graph]:
+        """Run the walk. The result is the graph.
 
         Raises:
             NotFoundError, UsageError: the selection failed.
+            OcistreamError: as `GraphWalk.settle`.
+            ArchiveError: the annotation of omitted blobs is malformed.
         """
-        self._annotations = annotations or {}
-        self._omitted_text = self._annotations.get(OMITTED_ANNOTATION, "")
-        self._all = [
-            replace(root, is_synthesized=root.descriptor.digest in image_digests) for root in build_roots(entries)
-        ]
         if self._referrers == "listed":
-            self._must_choose_again, self._has_reported_strays, self._images = False, True, self._all
             self._choose()
-            return
-        tags = [tag_of(entry_name_of(root.descriptor)) for root in self._all]
-        has_referrer_tag = [
-            tag is not None and (is_fallback_tag(tag) or cosign_subject(tag) is not None) for tag in tags
-        ]
-        if len({root.descriptor.digest for root in self._all}) > 1:
-            # The manifest of an entry without an image's name shows whether it is an image.
-            self._all = [
-                root
-                if root.is_synthesized or (root.name and not is_referrer_tag and subject_of(root.descriptor) is None)
-                else replace(root, is_stray=True)
-                for root, is_referrer_tag in zip(self._all, has_referrer_tag, strict=True)
-            ]
-        self._images = [root for root in self._all if not root.is_stray]
-        candidates = [
-            ReferrerCandidate(root, tag if is_referrer_tag else None)
-            for root, tag, is_referrer_tag in zip(self._all, tags, has_referrer_tag, strict=True)
-            if root.is_stray
-        ]
-        self._resolver.candidates = candidates
-        self._prospective = {root.descriptor.digest for root in self._try_select(self._all) or ()}
-        if self._images or not candidates:
+            yield from self._graph_walk.settle()
+            return self._build()
+        self._find_candidates()
+        if self._named_images() or not self._resolver.candidates:
             try:
                 self._choose()
             except UsageError as error:
-                if not candidates:
+                if not self._resolver.candidates:
                     raise
                 # Raised once it is known which other entries are images.
-                self._selection_error = error
-        for entry in self._resolver.begin():
-            self._need_candidate(entry)
-
-    def next_needed(self) -> Descriptor | None:
-        """Return a manifest or config that is needed, or None once the graph is complete."""
-        while True:
-            if self._builder.needs:
-                return next(iter(self._builder.needs.values()))
-            if self._needed_candidates:
-                return next(iter(self._needed_candidates.values()))
-            if not self._take_next_step():
-                return None
-
-    def check_choice(self) -> None:
-        """Raise a pending selection error. Call this before blobs are written that arrive before the graph is complete.
-
-        Raises:
-            UsageError: the selection from the named images failed, whatever the other entries are.
-        """
-        if self._selection_error is not None:
-            raise self._selection_error
-
-    def is_needed(self, digest: str) -> bool:
-        """Return whether this document is needed."""
-        return digest in self._builder.needs or digest in self._needed_candidates
-
-    def check_size(self, digest: str, size: int) -> None:
-        """Check the size in bytes of a document that an image needs, before it is read.
-
-        Raises:
-            IntegrityError: the descriptor has another size.
-        """
-        descriptor = self._builder.needs.get(digest)
-        if descriptor is not None and descriptor.size != size:
-            raise size_error(descriptor, size)
-
-    def is_config(self, digest: str) -> bool:
-        """Return whether a need is an image's config, which the graph counts as a blob."""
-        return self._builder.is_config(digest)
+                self.selection_error = error
+        if not self.is_chosen:
+            yield from self._read_candidates()
+            self._find_images()
+            self._choose()
+            self.selection_error = None
+        yield from self._attach_referrers()
+        if self._choose_again():
+            yield from self._attach_referrers()
+        if {root.descriptor.digest for root in self._named_images()} <= self._chosen_digests:
+            self._resolver.skip_strays()
+        return self._build()
 
     def document(self, digest: str) -> Document | None:
-        """Return the parsed manifest that was supplied for an image, or None."""
-        return self._builder.document(digest)
+        """Return a manifest of the graph that was read, or None."""
+        return self._graph_walk.document(digest)
 
-    def new_needs(self) -> list[str]:
-        """Return the digests that became needed since the last call."""
-        new, self._new = self._new, []
-        return new
-
-    def supply(self, digest: str, raw: bytes) -> None:
-        """Answer a need with bytes.
-
-        Raises:
-            OcistreamError: as `GraphBuilder.supply`. The bytes of a possible referrer are not checked yet.
-        """
-        entry = self._needed_candidates.pop(digest, None)
-        if digest in self._builder.needs:
-            self._builder.supply(digest, raw)
-            if entry is not None and (document := self._builder.document(digest)) is not None:
-                self._add_document(entry, document)
-        elif entry is not None:
-            self._buffer(digest, raw)
-            self._read_candidate(entry, raw)
-        self._supply_buffered()
-
-    def mark_missing(self, digest: str) -> None:
-        """Answer a need: the source does not have the document."""
-        self._needed_candidates.pop(digest, None)
-        if digest in self._builder.needs:
-            self._builder.mark_missing(digest)
-        self._supply_buffered()
-
-    def skip_candidates(self) -> set[str]:
-        """Stop waiting for possible referrers if the chosen images are complete.
-
-        Return the digests of these candidates. If one of them arrives later, the graph is wrong.
-        """
-        if not self._is_chosen or self._builder.needs:
-            return set()
-        abandoned = set(self._needed_candidates)
-        self._needed_candidates.clear()
-        return abandoned
-
-    def build(self) -> Graph:
-        """Return the graph, once nothing is needed.
-
-        Raises:
-            ArchiveError: the annotation of omitted blobs is malformed.
-        """
-        graph = self._builder.build()
-        if not self._omitted_text:
+    def _build(self) -> Graph:
+        graph = self._graph_walk.build()
+        omitted_text = self._annotations.get(OMITTED_ANNOTATION)
+        if not omitted_text:
             return graph
-        omitted = parse_omitted(self._omitted_text, {blob.digest for blob in graph.blobs})
+        omitted = parse_omitted(omitted_text, {blob.digest for blob in graph.blobs})
         self._check_volumes({reason.name for reason in omitted.values() if reason.kind == VOLUME})
         return replace(graph, omitted_from_source=omitted)
 
@@ -481,17 +386,53 @@ class IndexGraphBuilder:
 
     # -- choosing images ---------------------------------------------------------------------------------
 
+    def _named_images(self) -> list[Root]:
+        """Return the entries that are certainly images."""
+        return [root for root in self._all if not root.is_stray]
+
+    def _find_candidates(self) -> None:
+        """Find the entries that may be images or referrers: those without an image's name."""
+        tags = [tag_of(entry_name_of(root.descriptor)) for root in self._all]
+        referrer_tags = [
+            tag if tag is not None and (is_fallback_tag(tag) or cosign_subject(tag) is not None) else None
+            for tag in tags
+        ]
+        if len({root.descriptor.digest for root in self._all}) > 1:
+            # The manifest of an entry without an image's name shows whether it is an image.
+            self._all = [
+                root
+                if root.is_synthesized or (root.name and not referrer_tag and subject_of(root.descriptor) is None)
+                else replace(root, is_stray=True)
+                for root, referrer_tag in zip(self._all, referrer_tags, strict=True)
+            ]
+        self._unread += self._resolver.begin(
+            [
+                ReferrerCandidate(root, referrer_tag)
+                for root, referrer_tag in zip(self._all, referrer_tags, strict=True)
+                if root.is_stray
+            ]
+        )
+
     def _choose(self) -> None:
         """Choose among entries that are certainly images. If that fails, choose among all entries."""
         try:
-            chosen = self._select(self._images)
+            chosen = self._select(self._named_images() or self._all)
         except (NotFoundError, UsageError):
             chosen_of_all = self._try_select(self._all)
             if chosen_of_all is None:
                 raise
             chosen = chosen_of_all
-        self._is_chosen = True
+        self.is_chosen = True
         self._add(chosen)
+
+    def _choose_again(self) -> bool:
+        """Choose again, now that it is known which entries are images. Return whether another image was chosen."""
+        self._find_images()
+        candidate_ids = self._chosen.union(map(id, self._named_images()), map(id, self._resolver.listed_roots()))
+        chosen = self._select([root for root in self._all if id(root) in candidate_ids])
+        if new := [root for root in chosen if id(root) not in self._chosen]:
+            self._add(new)
+        return bool(new)
 
     def _add(self, chosen: Sequence[Root]) -> None:
         digests = {root.descriptor.digest for root in chosen}
@@ -499,8 +440,7 @@ class IndexGraphBuilder:
         self._chosen_digests |= digests
         self._resolver.remove_chosen(self._chosen, digests)
         for root in chosen:
-            self._builder.add_root(root)
-        self._supply_buffered()
+            self._graph_walk.add_root(root)
 
     def _try_select(self, roots: Sequence[Root]) -> Sequence[Root] | None:
         try:
@@ -508,86 +448,52 @@ class IndexGraphBuilder:
         except (NotFoundError, UsageError):
             return None
 
-    # -- reading possible referrers ----------------------------------------------------------------------
+    def _find_images(self) -> None:
+        images = self._resolver.find_images()
+        self._all = [images.get(id(root), root) for root in self._all]
 
-    def _need_candidate(self, entry: Descriptor) -> None:
-        digest = entry.digest
-        may_be_referrer = (entry.is_index or entry.is_manifest) and entry.size <= limits.MAX_MANIFEST
-        if may_be_referrer and not self._resolver.is_known(digest) and self._builder.document(digest) is None:
-            self._needed_candidates[digest] = entry
-            self._new.append(digest)
+    # -- reading and attaching referrers -----------------------------------------------------------------
+
+    def _attach_referrers(self) -> Walk[None]:
+        """Walk to the chosen images, then to their referrers, and to the referrers of those."""
+        yield from self._graph_walk.settle()
+        if self._referrers == "along":
+            for attestation, image in self._graph_walk.new_attestations():
+                self._resolver.add_attestation(attestation, image)
+                self._unread.append(attestation)
+        yield from self._read_candidates()
+        while self._resolver.attach_next():
+            yield from self._graph_walk.settle()
+
+    def _read_candidates(self) -> Walk[None]:
+        """Read all candidates, to know their subjects. A referrers list may name further candidates."""
+        awaited = 0
+        while True:
+            new: dict[str, Need] = {}
+            while self._unread:
+                entry = self._unread.popleft()
+                if self._resolver.is_known(entry.digest):
+                    continue
+                if (document := self._graph_walk.document(entry.digest)) is not None:
+                    self._add_document(entry, document)
+                elif (entry.is_index or entry.is_manifest) and entry.size <= limits.MAX_MANIFEST:
+                    new[entry.digest] = Need(entry, is_candidate=True)
+            awaited += len(new)
+            if not awaited:
+                return
+            need, raw = yield tuple(new.values())
+            awaited -= 1
+            if raw is not None:
+                self._read_candidate(need.descriptor, raw)
 
     def _read_candidate(self, entry: Descriptor, raw: bytes) -> None:
+        check_content(entry, raw)
         try:
             document = parse_document(entry, raw)
         except (ArchiveError, UnsupportedError):
-            # The builder reports the error if the manifest is copied.
+            # Reported if the manifest is copied.
             return
         self._add_document(entry, document)
 
     def _add_document(self, entry: Descriptor, document: Document) -> None:
-        for child in self._resolver.add_document(entry, document):
-            self._need_candidate(child)
-
-    def _buffer(self, digest: str, raw: bytes) -> None:
-        """Keep a manifest that cannot be read again and may be needed later."""
-        if self._buffered_bytes + len(raw) > limits.MAX_BUFFERED_JSON:
-            if self._is_chosen and digest not in self._prospective:
-                return
-            msg = f"more than {limits.MAX_BUFFERED_JSON} bytes of manifests that may be images, or hang on one"
-            raise ArchiveError(msg, hint="move fewer images at a time")
-        self._buffered[digest] = raw
-        self._buffered_bytes += len(raw)
-
-    def _supply_buffered(self) -> None:
-        """Supply the builder with buffered manifests that it needs. Its other needs are new."""
-        while new := self._builder.new_needs():
-            for digest in new:
-                if digest not in self._builder.needs:
-                    continue
-                if digest in self._buffered and not self._builder.is_config(digest):
-                    raw = self._buffered.pop(digest)
-                    self._buffered_bytes -= len(raw)
-                    self._builder.supply(digest, raw)
-                else:
-                    self._new.append(digest)
-
-    # -- steps to complete the graph ---------------------------------------------------------------------
-
-    def _take_next_step(self) -> bool:
-        """Choose images or attach referrers. Return False once nothing is new and everything is chosen."""
-        if not self._is_chosen:
-            self._find_images()
-            self._images = [root for root in self._all if not root.is_stray] or self._all
-            self._choose()
-            return True
-        if self._referrers == "along" and (attestations := self._builder.new_attestations()):
-            for attestation, image in attestations:
-                self._resolver.add_attestation(attestation, image)
-                self._need_candidate(attestation)
-            return True
-        if self._resolver.attach_next():
-            self._supply_buffered()
-            return True
-        if self._must_choose_again:
-            self._must_choose_again = False
-            if self._choose_again():
-                return True
-        images = {root.descriptor.digest for root in self._all if not root.is_stray}
-        if not self._has_reported_strays and images <= self._chosen_digests:
-            self._has_reported_strays = True
-            self._resolver.skip_strays()
-        return False
-
-    def _choose_again(self) -> bool:
-        """Choose again, now that it is known which entries are images. Return whether another image was chosen."""
-        self._find_images()
-        candidate_ids = self._chosen.union(map(id, self._images), map(id, self._resolver.listed_roots()))
-        chosen = self._select([root for root in self._all if id(root) in candidate_ids])
-        if new := [root for root in chosen if id(root) not in self._chosen]:
-            self._add(new)
-        return bool(new)
-
-    def _find_images(self) -> None:
-        images = self._resolver.find_images()
-        self._all = [images.get(id(root), root) for root in self._all]
+        self._unread += self._resolver.add_document(entry, document)
