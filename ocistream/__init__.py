@@ -106,13 +106,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name on first use (PEP 562), so that `import ocistream` is fast."""
-    if name not in _MODULE_OF:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    # importlib would be imported before the command has installed its signal handlers.
-    return getattr(__import__(f"{__name__}.{_MODULE_OF[name]}", fromlist=[name]), name)
+if not TYPE_CHECKING:  # a type checker must see misspelt names
+
+    def __getattr__(name: str) -> object:
+        """Import a public name on first use (PEP 562), so that `import ocistream` is fast."""
+        if name not in _MODULE_OF:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        # importlib would be imported before the command has installed its signal handlers.
+        return getattr(__import__(f"{__name__}.{_MODULE_OF[name]}", fromlist=[name]), name)
 
 
 def __dir__() -> list[str]:

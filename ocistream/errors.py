@@ -45,6 +45,17 @@ class OcistreamError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copy and pickle the error by its attributes, for programs with several processes."""
+        return _restore_error, (type(self), self.args), self.__dict__
+
+
+def _restore_error(kind: type[OcistreamError], args: tuple[object, ...]) -> OcistreamError:
+    """Return an error of a class whose constructor may need more than the arguments of an exception."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
+
 
 class UsageError(OcistreamError):
     """The caller asks for something that is malformed or contradictory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect as signatures
+import math
 import os
 import threading
 from contextlib import closing
@@ -22,7 +23,7 @@ from ocistream.api.settings import RegistrySettings, TlsFiles
 from ocistream.errors import UsageError
 from ocistream.oci.descriptor import Platform
 from ocistream.oci.platforms import parse_platform_choice
-from ocistream.oci.reference import parse_registry
+from ocistream.oci.reference import parse_registry, printable
 from ocistream.registry.upload_strategy import parse_upload_method
 
 if TYPE_CHECKING:
@@ -85,6 +86,10 @@ class Client:
         """
         _check_range("jobs", jobs, 1, settings.MAX_JOBS)
         _check_range("retries", retries, 0, settings.MAX_RETRIES)
+        _check_positive("connect-timeout", connect_timeout)
+        _check_positive("stall-timeout", stall_timeout)
+        if max_requests_per_second is not None:
+            _check_positive("max-requests-per-second", max_requests_per_second)
         rate = None if limit_rate is None else settings.parse_limit_rate(limit_rate)
         env = os.environ if environment is None else environment
         self._jobs = jobs
@@ -313,7 +318,16 @@ def _list_registries(arguments: Sequence[LocationArgument]) -> set[str]:
     return {argument.location.reference.registry for argument in arguments if argument.location.reference}
 
 
-def _check_range(name: str, value: int, lowest: int, highest: int) -> None:
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        msg = f"--{name} {printable(repr(value))} is not a number above 0"
+        raise UsageError(msg)
+
+
+def _check_range(name: str, value: object, lowest: int, highest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"--{name} {printable(repr(value))} is not a whole number"
+        raise UsageError(msg)
     if not lowest <= value <= highest:
         msg = f"--{name} {value} is not from {lowest} to {highest}"
         raise UsageError(msg)

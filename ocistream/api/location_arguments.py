@@ -40,6 +40,10 @@ class LocationArgument:
         elif isinstance(value, os.PathLike):
             path = os.fspath(value)
             self.location = Location("path", path, path=Path(path))
+        elif not hasattr(value, "read") and not hasattr(value, "write"):
+            # Not None for stdin: a variable that is not set must not read a terminal.
+            msg = f"a location is text, a path, a Reference or a binary file object, and not {type(value).__name__}"
+            raise UsageError(msg)
         else:
             self._file = value
             name = getattr(value, "name", None)
@@ -52,6 +56,10 @@ class LocationArgument:
         Raises:
             UsageError: the location is in a registry, or the kind is unknown.
         """
+        own = self.location.kind
+        if kind is not None and own not in {"path", kind} and own in _FORMATS:
+            msg = f"{printable(self.location.text)} says what to write, and `format` is {printable(kind)!r}"
+            raise UsageError(msg, hint="leave one of both away")
         if kind is not None and (kind not in _FORMATS or self.location.reference is not None):
             msg = f"--format {printable(kind)!r} is not one of {', '.join(_FORMATS)}, for a path"
             raise UsageError(msg)

@@ -37,6 +37,8 @@ _OTHER_DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+\Z")
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*\Z")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}\Z")
+#: A user with a password before a host, as URLs have it. What follows the `@` of a name is a digest.
+_USER_INFO = re.compile(r"(^|//)[^/@\s]*:[^/@\s]*@(?!sha[0-9])")
 _DIGEST_TAG = re.compile(r"sha(?:256|512)-[0-9a-f]{64}(?:\.(?:sig|att|sbom))?\Z")
 _HOST = re.compile(
     r"(?:(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*"
@@ -117,6 +119,11 @@ def printable(text: str, limit: int = 200) -> str:
     return clean[:limit] + "…" if len(clean) > limit else clean
 
 
+def _without_password(text: str) -> str:
+    """Return a name for messages, without the user and password that a URL may have before its host."""
+    return _USER_INFO.sub(r"\1...@", text)
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """The full name of an image in a registry.
@@ -161,7 +168,7 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
         InvalidNameError: the text is not a reference. The message says which part is wrong.
     """
     rest = text.removeprefix("docker://")
-    printed_text = printable(text)
+    printed_text = printable(_without_password(text))
     if "://" in rest:
         msg = f"malformed image name {printed_text!r}: a URL is not a name"
         raise InvalidNameError(msg, hint="write HOST[:PORT]/REPOSITORY[:TAG][@DIGEST], without http:// or https://")
@@ -273,7 +280,7 @@ def parse_registry(text: str) -> str:
     host = text.removeprefix("https://").removeprefix("http://").rstrip("/")
     host = host.removesuffix("/v1").removesuffix("/v2")
     try:
-        host = _parse_host(host, f"malformed registry {printable(text)!r}")
+        host = _parse_host(host, f"malformed registry {printable(_without_password(text))!r}")
     except InvalidNameError as error:
         raise InvalidNameError(
             error.message, hint="write HOST[:PORT]" if error.hint == _HOST_HINT else error.hint

@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -485,3 +486,55 @@ asyncio.run(main())
 """
     subprocess.run([sys.executable, "-P", "-W", "error", "-c", script], check=True)
     assert len(list(tmp_path.glob("?.tar"))) == 3
+
+
+class TestMistakes:
+    @pytest.mark.parametrize("value", [None, 5, {}, [None]])
+    def test_a_value_that_is_no_location_is_refused_and_stdin_is_not_read(self, value: object, tmp_path: Path) -> None:
+        target = tmp_path / "copied.tar"
+        for call in (lambda: ocistream.copy(value, target), lambda: ocistream.verify(value)):  # type: ignore[arg-type]
+            with pytest.raises(ocistream.UsageError, match="a location is text, a path"):
+                call()
+        assert not target.exists()
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("connect_timeout", 0),
+            ("stall_timeout", -1),
+            ("stall_timeout", float("nan")),
+            ("connect_timeout", "5"),
+            ("max_requests_per_second", 0),
+            ("jobs", 2.5),
+            ("retries", "3"),
+        ],
+    )
+    def test_a_setting_out_of_range_is_refused_when_it_is_given(self, name: str, value: object) -> None:
+        with pytest.raises(ocistream.UsageError, match=name.replace("_", "-")):
+            ocistream.Client(**{name: value})  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("text", ["https://ada:hunter2@registry.test/app:1", "ada:hunter2@registry.test/app:1"])
+    def test_a_password_in_a_name_is_not_repeated(self, text: str) -> None:
+        with pytest.raises(ocistream.InvalidNameError) as caught:
+            ocistream.inspect(text)
+        assert "hunter2" not in f"{caught.value} {caught.value.hint}"
+
+    def test_two_formats_for_one_destination_are_refused(self, layout: Layout, tmp_path: Path) -> None:
+        small_image(layout, name="app")
+        with pytest.raises(ocistream.UsageError, match="says what to write"):
+            ocistream.copy(f"oci:{layout.path}", f"oci:{tmp_path}/copied", format="docker-archive")
+        assert not (tmp_path / "copied").exists()
+
+    def test_errors_pass_between_processes(self, layout: Layout, tmp_path: Path) -> None:
+        small_image(layout, name="app")
+        found: list[ocistream.OcistreamError] = []
+        for source, images in ((f"oci:{layout.path}", "nothing"), (f"oci:{tmp_path}/none", ()), ("no such name", ())):
+            with pytest.raises(ocistream.OcistreamError) as caught:
+                ocistream.copy(source, f"oci:{tmp_path}/copied", images=images)
+            found.append(caught.value)
+        found.append(ocistream.RegistryError("refused", status=418, codes=("TEAPOT",)))
+        for error in found:
+            again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+            assert type(again) is type(error)
+            assert (str(again), again.hint, again.exit_code) == (str(error), error.hint, error.exit_code)
+            assert vars(again).keys() == vars(error).keys()
