@@ -303,6 +303,7 @@ def _with_new_client(method: Callable[Concatenate[Client, _P], _R]) -> Callable[
             return method(client, *args, **kwargs)
 
     signature = signatures.signature(method)
+    # `inspect` and `help` read this attribute; the type of functions does not declare it.
     call.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[parameter for name, parameter in signature.parameters.items() if name != "self"]
     )

@@ -116,7 +116,7 @@ class CopyPlan:
                     volume_size=self.options.split,
                 ),
             )
-        except BaseException:
+        except BaseException:  # Ctrl-C included: the source holds open files and connections
             source.close()
             raise
         return source, destination
@@ -315,14 +315,14 @@ def _check_repositories(sources: Sequence[Location], destination: Location, opti
         raise UsageError(msg, hint="copy the sources one by one")
     for location in (*sources, destination):
         if location.name is not None or (location.reference is not None and not location.is_repository):
-            msg = f"{printable(location.text)} is one image, and many are to be copied"
+            msg = f"{printable(location.text)} names one image, but several images would be copied"
             raise UsageError(msg, hint="leave the tag, digest or name away, or --all-tags and --tags")
 
 
 def _untagged_hint(source: Location, destination: Location) -> str:
     """Return how to copy images that have no tag."""
     if destination.reference is None:
-        return "leave --all-tags away: without it all images are copied, whatever their names are"
+        return "leave --all-tags away: without it, every image is copied, with any name or none"
     kind = "oci" if is_directory(source) else "oci-archive"
     text = printable(source.text if source.kind != "path" else f"{kind}:{source.text}")
     return f"copy them one by one, by digest: `ocistream copy {text}:DIGEST {printable(destination.text)}:TAG`"

@@ -313,7 +313,7 @@ class RegistryDestination:
             self._partial_sizes[descriptor.digest] = stored
             self._blob_exists[first, descriptor.digest] = stored == descriptor.size
             if blob.end is None and stored != descriptor.size:
-                # Neither side has read the complete blob, so nobody knows which side is wrong.
+                # Neither side has read the complete blob, so the wrong side is unknown.
                 msg = f"{descriptor.digest}: the registry does not have the first {offset} bytes of it any more"
                 raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then")
             return 0

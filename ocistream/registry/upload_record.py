@@ -216,7 +216,7 @@ class UploadRecords:
                 record.remove()
 
     def find(self, registry: str, repository: str, digest: str) -> SessionLocation | None:
-        """Return the unused session of a blob, whatever its size, or None; the record does not change."""
+        """Return the unused session of a blob of any size, or None; the record does not change."""
         if self._directory is None:
             return None
         path = self._directory / _file_name(UploadKey(registry, repository, digest, 0))

@@ -239,7 +239,7 @@ class _Copy:
         for digest in self.pipeline.layers:
             result = self.pipeline.results.get(digest)
             if result is not None and result.status in {"skipped", "mounted"}:
-                msg = f"{digest} is to be compressed anew, and only the destination has it"
+                msg = f"{digest} must be recompressed, but only the destination has it"
                 raise UnsupportedError(msg, hint="leave --compress away: some layers were left out here")
 
     def _write_from_memory(self, graph: Graph, wanted: list[Descriptor]) -> list[Descriptor]:

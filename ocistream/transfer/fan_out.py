@@ -69,7 +69,7 @@ class FanOutDestination:
         self.traits = Traits(
             concurrent=all(each.concurrent for each in traits),
             keeps_blobs=all(each.keeps_blobs for each in traits),
-            # Before the graph is known, nobody knows which destination needs a blob.
+            # Before the graph is known, it is unknown which destination needs a blob.
             accepts_early=False,
             can_omit=all(each.can_omit for each in traits),
             can_retry=all(each.can_retry for each in traits),

@@ -113,7 +113,7 @@ class _PrefetchQueue:
         #: The blob that is read, and following blobs that were already taken from the iterator.
         self._queue: deque[Blob] = deque()
         self._planned: deque[tuple[Blob, Segment]] = deque()
-        #: Digests of the blobs that somebody reads through this queue.
+        #: Digests of the blobs that are read through this queue.
         self._being_read: set[str] = set()
         #: Where the next segment begins: index of the blob in the queue, and byte offset.
         self._frontier: tuple[int, int] | None = None
