@@ -1,4 +1,4 @@
-"""Each common failure gives one line that says what failed and one that says what to do. The table in docs/errors.md is true."""
+"""Each common failure gives one line that says what failed and one that says what to do; docs/errors.md lists them."""
 
 from __future__ import annotations
 
