@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ocistream import limits
 from ocistream.errors import ArchiveError
 from ocistream.oci.reference import printable
-from ocistream.oci.volumes import parse_part_name
+from ocistream.oci.volumes import checksum_name, parse_part_name, part_name
 
 if TYPE_CHECKING:
     from ocistream.archive.tar import TarEntry
+    from ocistream.oci.volumes import Volume, VolumePart
 
 __all__ = ["ArchiveContents", "Extent", "check_document_size", "normalize_name", "parse_blob_name"]
 
@@ -164,6 +165,33 @@ class ArchiveContents:
         if (self.checksums if is_checksum else self.parts).setdefault((digest, offset), extent) is not extent:
             msg = f"{printable(name)!r} stands twice in the archive"
             raise ArchiveError(msg)
+
+    def find_part(self, volume: Volume, digest: str, part: VolumePart) -> tuple[Extent, Extent]:
+        """Return the extents of a part of a blob and of its checksum.
+
+        Raises:
+            ArchiveError: one of them is missing, or the part has another size.
+        """
+        name = part_name(digest, part.offset)
+        extent, checksum = self.parts.get((digest, part.offset)), self.checksums.get((digest, part.offset))
+        if extent is None or checksum is None:
+            msg = f"{volume} lacks {name if extent is None else checksum_name(name)}, which its index says it has"
+            raise ArchiveError(msg)
+        if extent.size != part.size:
+            msg = f"{volume}: {name} has {extent.size} bytes, and its index says {part.size}"
+            raise ArchiveError(msg)
+        return extent, checksum
+
+    def check_parts(self, volume: Volume) -> None:
+        """Check that the archive has all parts that its index lists.
+
+        Raises:
+            ArchiveError: a part is missing or has another size.
+        """
+        for digest, parts in volume.parts.items():
+            for part in parts:
+                if part.volume == volume.number:
+                    self.find_part(volume, digest, part)
 
     def resolve_docker_file(self, name: str) -> tuple[str, Extent]:
         """Return the name and the extent of a file of a docker-archive. At most one link is followed.

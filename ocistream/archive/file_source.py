@@ -11,13 +11,14 @@ from ocistream import limits
 from ocistream.archive.contents import Extent, check_document_size
 from ocistream.archive.source import ArchiveOptions, ArchiveSource, describe_layer_blob
 from ocistream.archive.tar import TarEntry, TarReader
-from ocistream.archive.volume_parts import find_parts
+from ocistream.errors import ArchiveError
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
+from ocistream.oci.volumes import parse_checksum_line, part_name
 from ocistream.streams import files
 from ocistream.streams.chunks import HashedChunks, read_all, read_chunks, verify_chunks
 from ocistream.streams.compression import NONE, detect_codec
 from ocistream.streams.layer_media_types import is_probably_json
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import Blob, BlobPart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocistream.oci.graph import Graph
+    from ocistream.oci.volumes import Volume, VolumePart
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import BlobPart, EarlyBlobs
+    from ocistream.transfer.interfaces import EarlyBlobs
 
 __all__ = ["ArchiveFileSource"]
 
@@ -108,9 +110,27 @@ class ArchiveFileSource(ArchiveSource):
         Raises:
             ArchiveError: a part is missing or has another size.
         """
-        if self.volume is None:
+        volume = self.volume
+        if volume is None:
             return ()
-        return find_parts(self.volume, self.contents, descriptor, self._read, self._chunks)
+        parts = volume.parts.get(descriptor.digest, ())
+        if parts and sum(part.size for part in parts) != descriptor.size:
+            msg = f"{volume}: its parts of {descriptor.digest} do not make up the {descriptor.size} bytes of that"
+            raise ArchiveError(msg)
+        name_of = volume.template.format_name
+        return [
+            BlobPart(part.offset, part.size, name_of(part.volume), self._open_part(volume, descriptor.digest, part))
+            for part in parts
+        ]
+
+    def _open_part(self, volume: Volume, digest: str, part: VolumePart) -> Blob | None:
+        """Return a part of a blob as a blob with a digest of its own, or None if another volume has it."""
+        if part.volume != volume.number:
+            return None
+        extent, checksum = self.contents.find_part(volume, digest, part)
+        line = self._read(checksum, limits.MAX_LAYOUT_FILE)
+        part_digest = parse_checksum_line(part_name(digest, part.offset), line)
+        return Blob(Descriptor(UNKNOWN_MEDIA_TYPE, part_digest, part.size), partial(self._chunks, extent))
 
     def close(self) -> None:
         """Close the file."""
@@ -146,8 +166,8 @@ class ArchiveFileSource(ArchiveSource):
         return chunks.digest
 
     def _chunks(self, extent: TarEntry | Extent, offset: int = 0) -> Iterator[Chunk]:
-        with files.disk_errors(self._what):
-            yield from read_chunks(files.OffsetReader(self.file.fileno(), extent.offset + offset), extent.size - offset)
+        file = files.OffsetReader(self.file.fileno(), extent.offset + offset, self._what)
+        return read_chunks(file, extent.size - offset)
 
 
 class _SeekingTarReader(TarReader):
@@ -160,8 +180,8 @@ class _SeekingTarReader(TarReader):
         self._size = os.fstat(file.fileno()).st_size
 
     def _skip(self, size: int) -> None:
-        self._position += size
-        if self._position > self._size:
-            self._position = self._size
+        position = self._file.position + size
+        self._file.position = min(position, self._size)
+        if position > self._size:
             raise self._truncated_error("in the middle of an entry")
-        self._seekable.seek(self._position)
+        self._seekable.seek(self._file.position)

@@ -17,14 +17,13 @@ from ocistream import limits
 from ocistream.archive.contents import normalize_name
 from ocistream.archive.source import ArchiveOptions, ArchiveSource, describe_layer_blob
 from ocistream.archive.tar import InputStream, TarEntry, TarReader
-from ocistream.archive.volume_parts import StreamedPartChecker, check_parts
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.index import LayoutIndex, no_image_error
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.reference import printable
-from ocistream.oci.volumes import parse_part_name
+from ocistream.oci.volumes import parse_checksum_line, parse_part_name, part_error, part_name
 from ocistream.streams import files
-from ocistream.streams.chunks import chunks_from, read_all, verify_chunks
+from ocistream.streams.chunks import HashedChunks, chunks_from, read_all, verify_chunks
 from ocistream.streams.compression import NONE, detect_codec
 from ocistream.streams.layer_media_types import is_probably_json, is_probably_layer
 from ocistream.transfer.interfaces import Blob, TailBlob
@@ -66,8 +65,9 @@ class ArchiveStreamSource(ArchiveSource):
         self._file = file
         self._reader = TarReader(file, what)
         self._entries = iter(self._reader)
-        self._what = f"cannot read {what}"
-        self._parts = StreamedPartChecker(what)
+        self._what = what
+        #: The digests of parts of blobs that are split, until their checksums arrive.
+        self._part_digests: dict[tuple[str, int], str] = {}
         #: Accepts blobs while the graph is not known.
         self._early_blobs: EarlyBlobs | None = None
         #: By the offset of an entry: JSON in memory; manifests in memory that the graph has too; JSON that was written
@@ -154,10 +154,9 @@ class ArchiveStreamSource(ArchiveSource):
                 yield self._blob(descriptor, entry, chunks)
             else:
                 self._compare_manifest(entry, digest)
-        with files.disk_errors(self._what):
-            self._reader.drain()
+        self._reader.drain()
         if self.volume is not None and self._includes_unneeded:
-            check_parts(self.volume, self.contents)
+            self.contents.check_parts(self.volume)
         if not self._is_compared:
             self._check_late_manifest_json()
 
@@ -240,7 +239,7 @@ class ArchiveStreamSource(ArchiveSource):
         name = normalize_name(entry.name)
         if self.contents.documents.get(name) is entry:
             limit = limits.MAX_LAYOUT_FILE if name == "oci-layout" else limits.MAX_MANIFEST
-            self._parse_document(entry, self._read(entry, limit))
+            self._parse_document(entry, self._reader.read(entry, limit))
             if self._index is not None and name == "index.json":
                 self._start_walks(self._index)
         elif entry.kind != "file":
@@ -248,7 +247,29 @@ class ArchiveStreamSource(ArchiveSource):
         elif self._early_blobs is not None and name in self.contents.docker_files:
             self._keep_docker_file(entry, self._early_blobs)
         elif self._includes_unneeded:
-            self._parts.check_entry(name, self._content(entry))
+            self._check_part(name)
+
+    def _check_part(self, name: str) -> None:
+        """Read an entry if it is a part of a blob, or the checksum that follows a part.
+
+        Raises:
+            IntegrityError: a part does not match its checksum.
+            ArchiveError: the checksum is malformed.
+        """
+        if (part := parse_part_name(name)) is None:
+            return
+        digest, offset, is_checksum = part
+        if not is_checksum:
+            chunks = HashedChunks(self._reader.read_chunks())
+            for _ in chunks:
+                pass
+            self._part_digests[digest, offset] = chunks.digest
+        elif (actual := self._part_digests.pop((digest, offset), None)) is not None:
+            line = read_all(itertools.islice(self._reader.read_chunks(), 1))
+            expected = parse_checksum_line(part_name(digest, offset), line)
+            if expected != actual:
+                mismatch = IntegrityError(f"{expected}: the bytes have the digest {actual}")
+                raise part_error(digest, offset, self._what, mismatch)
 
     def _start_walks(self, index: LayoutIndex) -> None:
         """Start the walks to the manifests below `index.json`. A failed selection is not final yet."""
@@ -270,7 +291,7 @@ class ArchiveStreamSource(ArchiveSource):
         Raises:
             UnsupportedError: there are too many layers.
         """
-        chunks = self._content(entry)
+        chunks = self._reader.read_chunks()
         first_chunk = bytes(next(chunks, b""))
         content = itertools.chain([first_chunk], chunks)
         is_json = is_probably_json(first_chunk)
@@ -302,7 +323,7 @@ class ArchiveStreamSource(ArchiveSource):
             self._buffer_or_write(entry, digest)
         elif entry.size == need.descriptor.size:
             # The walk verifies the manifest. It refuses another size below.
-            self._manifests[entry.offset] = self._read(entry, limits.MAX_MANIFEST)
+            self._manifests[entry.offset] = self._reader.read(entry, limits.MAX_MANIFEST)
         if self._walk is not None:
             self._walk.search(digest)
         if self._comparison_walk is not None:
@@ -310,7 +331,7 @@ class ArchiveStreamSource(ArchiveSource):
 
     def _buffer_or_write(self, entry: TarEntry, digest: str) -> None:
         descriptor = Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)
-        chunks = self._content(entry)
+        chunks = self._reader.read_chunks()
         first_chunk = bytes(next(chunks, b""))
         is_complete = len(first_chunk) == entry.size
         looks_like_json = first_chunk.lstrip()[:1] == b"{" and entry.size <= limits.MAX_CONFIG
@@ -361,7 +382,7 @@ class ArchiveStreamSource(ArchiveSource):
             self._corrupt[entry.offset] = error
 
     def _check_duplicate(self, entry: TarEntry, digest: str) -> None:
-        for _ in verify_chunks(self._content(entry), Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)):
+        for _ in verify_chunks(self._reader.read_chunks(), Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)):
             pass
 
     # -- whether the graph is complete -----------------------------------------------------------------------
@@ -423,7 +444,7 @@ class ArchiveStreamSource(ArchiveSource):
             if digest is None and (tail := self._find_tail(entry)) is not None:
                 digest, _ = tail
             if digest is not None:
-                yield entry, digest, self._content(entry)
+                yield entry, digest, self._reader.read_chunks()
             else:
                 self._read_other(entry)
 
@@ -451,7 +472,7 @@ class ArchiveStreamSource(ArchiveSource):
         """Pass a manifest that no image needs to the comparison of `manifest.json` with `index.json`."""
         need = self._comparison_walk.needs.get(digest) if self._comparison_walk is not None else None
         if self._comparison_walk is not None and need is not None and need.descriptor.size == entry.size:
-            self._comparison_walk.answer(need, self._read(entry, limits.MAX_MANIFEST))
+            self._comparison_walk.answer(need, self._reader.read(entry, limits.MAX_MANIFEST))
 
     def _check_late_manifest_json(self) -> None:
         """Check a `manifest.json` that came after the graph was built.
@@ -471,21 +492,9 @@ class ArchiveStreamSource(ArchiveSource):
     def _read_entries(self) -> Iterator[TarEntry]:
         # Not `yield from`: that would close the reader with this generator, and a second generator continues to read
         # it.
-        while True:
-            with files.disk_errors(self._what):
-                entry = next(self._entries, None)
-            if entry is None:
-                self._has_ended = True
-                return
+        while (entry := next(self._entries, None)) is not None:
             yield entry
-
-    def _content(self, entry: TarEntry) -> Iterator[Chunk]:
-        with files.disk_errors(self._what):
-            yield from self._reader.read_chunks(entry)
-
-    def _read(self, entry: TarEntry, limit: int) -> bytes:
-        with files.disk_errors(self._what):
-            return self._reader.read(entry, limit)
+        self._has_ended = True
 
 
 def open_input_stream(path: Path, cancelled: threading.Event) -> InputStream:
