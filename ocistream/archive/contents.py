@@ -157,7 +157,8 @@ class ArchiveContents:
 
     def is_duplicate(self, digest: str, entry: TarEntry) -> bool:
         """Return whether another entry has the same digest and comes first."""
-        return self.blobs[digest].offset != entry.offset
+        first = self.blobs.get(digest)
+        return first is not None and first.offset != entry.offset
 
     def _add_part(self, name: str, part: tuple[str, int, bool], entry: TarEntry) -> None:
         extent = Extent(entry.offset, entry.size)
