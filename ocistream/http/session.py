@@ -318,7 +318,8 @@ class Response:
         self._adapter.release(self._response)
 
     def _append_to(self, content: bytearray, limit: int) -> None:
-        size = min(limit, self._raw.missing or limit, limits.MIN_READ - 1) + 1
+        length = self._raw.length
+        size = min(limit if length is None else length, limit, limits.MIN_READ - 1) + 1
         buffer = memoryview(bytearray(size))
         with contextlib.closing(self):
             while len(content) <= limit and (count := self._fill(buffer)):
