@@ -35,7 +35,7 @@ from ocistream.http.tls import TlsContexts
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from _typeshed import WriteableBuffer
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from ocistream.http.rate_limits import BlockingThrottle
     from ocistream.http.settings import HttpSettings
     from ocistream.streams.chunks import Chunk
+
+    Body = bytes | Iterable[Chunk] | None
 
 __all__ = ["Adapter", "BoundedResponse", "EndlessResponseError", "Route"]
 
@@ -318,16 +320,29 @@ class _Connection(HTTPConnection):
         if self.forward_headers is not None:
             target = requests.utils.urldefragauth(cast("str", request.url))
             headers = headers | self.forward_headers
-        body = cast("Any", request.body)
-        is_chunked = body is not None and "Content-Length" not in headers
         # If the server has closed the connection, it may have sent a response before.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.request(cast("str", request.method), target, body, headers, chunked=is_chunked)
+            self._send_request(cast("str", request.method), target, headers, cast("Body", request.body))
         self.sock.settimeout(timeout)
         early_response, self._early_response = self._early_response, None
         # http.client's response: urllib3's own creates an object for each chunk of the body.
         self.response_class = functools.partial(BoundedResponse, early_response=early_response)  # type: ignore[assignment]
         return cast("BoundedResponse", http.client.HTTPConnection.getresponse(self))
+
+    def _send_request(self, method: str, target: str, headers: Mapping[str, str], body: Body) -> None:
+        """Send a request step by step, as http.client documents; a body without a Content-Length is sent in chunks."""
+        self.putrequest(method, target, skip_accept_encoding=True)
+        for name, value in headers.items():
+            self.putheader(name, value)
+        is_chunked = body is not None and "Content-Length" not in headers
+        if is_chunked:
+            self.putheader("Transfer-Encoding", "chunked")
+        self.endheaders()
+        for chunk in (body,) if isinstance(body, bytes) else body or ():
+            if chunk:
+                self.send(b"%x\r\n%b\r\n" % (len(chunk), cast("bytes", chunk)) if is_chunked else chunk)
+        if is_chunked:
+            self.send(b"0\r\n\r\n")
 
     def __del__(self) -> None:
         """Close a connection whose response the caller has dropped."""
@@ -468,14 +483,18 @@ class BoundedResponse(http.client.HTTPResponse):
 
     def begin(self) -> None:
         """Read the head of the final response, and find out where its body ends (RFC 9112, section 6.3)."""
-        version, self.status, self.reason = self._read_status()  # type: ignore[attr-defined]
-        while 100 <= self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
-            self._read_headers()
+        for _ in range(_MAX_INTERIM + 1):
             version, self.status, self.reason = self._read_status()  # type: ignore[attr-defined]
+            self.headers = self.msg = headers = self._read_headers()
+            if not 100 <= self.status < 200 or self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                break
+            self.fp.raw.restart_head()
+        else:
+            msg = f"more than {_MAX_INTERIM} interim answers"
+            raise EndlessResponseError(msg)
         if not version.startswith("HTTP/1."):
             raise http.client.UnknownProtocol(version)
         self.code, self.version = self.status, 10 if version == "HTTP/1.0" else 11
-        self.headers = self.msg = headers = self._read_headers()
         connection = headers.get("Connection", "").lower()
         self.will_close = "close" in connection or (self.version == 10 and "keep-alive" not in connection)
         self.chunked = headers.get("Transfer-Encoding", "").lower() == "chunked"
@@ -605,7 +624,6 @@ class _BoundedReader(io.BufferedReader):
 
     def __init__(self, raw: _HeadReader) -> None:
         super().__init__(raw)
-        self._heads = 0
         self._line_bytes_left = _MAX_LINE_BYTES
         #: Return fewer bytes than requested instead of waiting for more.
         self.allows_short_reads = False
@@ -617,12 +635,6 @@ class _BoundedReader(io.BufferedReader):
         if self._line_bytes_left < 0:
             msg = f"more than {_MAX_LINE_BYTES} bytes of headers, or between the chunks of the answer's body"
             raise EndlessResponseError(msg)
-        if self.raw.is_head and line in {b"\r\n", b"\n"}:
-            self._heads += 1
-            self.raw.restart_head()
-            if self._heads > _MAX_INTERIM + 1:
-                msg = f"more than {_MAX_INTERIM} interim answers"
-                raise EndlessResponseError(msg)
         return line
 
     def read(self, size: int | None = -1) -> bytes:

@@ -30,7 +30,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _METADATA_ADDRESSES: Final = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "fd00:ec2::254")))
 #: The end of the error messages for a target that is refused.
 _INTERNAL_ADDRESS: Final = "an address inside of this machine or network: not followed"
-#: Size of the cache of origins: one request asks for the origin of each URL several times.
+#: Size of the cache of origins: one request asks for the origin of its URL several times.
 _CACHED_ORIGINS: Final = 32
 #: Characters that are not allowed in a request line.
 _UNSENDABLE: Final = re.compile(r"[^\x21-\x7e]+")
@@ -53,7 +53,8 @@ class Origin:
         Raises:
             NetworkError: it is not an http or https URL with a host.
         """
-        return _origin_of(url)
+        # Scheme and authority end before the third slash. Few of them are parsed again and again.
+        return _parse_origin("/".join(url.split("/", 3)[:3]))
 
     def __str__(self) -> str:
         """Return the URL of the origin, without a path."""
@@ -67,7 +68,7 @@ class Origin:
 
 
 @lru_cache(maxsize=_CACHED_ORIGINS)
-def _origin_of(url: str) -> Origin:
+def _parse_origin(url: str) -> Origin:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

@@ -120,9 +120,9 @@ class Session(requests.Session):
         self._read_buffers = ReadBuffers()
         self._answered: set[Origin] = set()
 
-    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - requests calls it by name
+    def resolve_redirects(self, *_arguments: object, **_options: object) -> Iterator[requests.Response]:
         """Follow no redirect: requests would read the redirect's body completely, and check no target."""
-        return
+        return iter(())
 
     def exchange(
         self,
@@ -262,6 +262,10 @@ class Response:
         Raises:
             NetworkError: the body broke off or stalled. It is permanent if the body never ends.
         """
+        if self._raw.length is not None and self._raw.length <= limits.MIN_READ:
+            if chunk := self.read(self._raw.length):
+                yield chunk
+            return
         with contextlib.closing(self), self._read_buffers.borrow() as buffers:
             # At the end no further buffer is needed. If the body is short, one more read reports that.
             while self._raw.missing or not self._raw.isclosed():
