@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from ocistream.auth.credentials import parse_credential_source
 from ocistream.config.toml_files import TomlTable, read_toml
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
-from ocistream.http.host_settings import HostSettings
+from ocistream.http.settings import HostSettings
 from ocistream.oci.reference import parse_registry, printable
 from ocistream.registry.configuration import PULL_MODES, HostRule, Mirror, parse_registry_location
 from ocistream.registry.profiles import PROFILES_BY_NAME

@@ -10,7 +10,7 @@ from ocistream import limits
 from ocistream.auth.credentials import CredentialSource
 from ocistream.config.config_toml import read_host_rules
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.http.host_settings import HostSettings
+from ocistream.http.settings import HostSettings
 from ocistream.registry.configuration import HostRule, Mirror
 
 NOWHERE = Path("/nowhere/config.toml")
