@@ -15,9 +15,10 @@ from ocistream.locations import Location, parse_location
 from ocistream.oci.descriptor import parse_platform
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import parse_registry, printable
-from ocistream.oci.tag_filters import TagFilter, glob_filter, regex_filter, version_filter
+from ocistream.oci.tag_filters import TagFilter, glob_filter, version_filter
 from ocistream.streams.paths import is_file
 from ocistream.sync.plan import Login, SyncEntry, SyncLocation, SyncPlan, is_layout_location, is_single_image
+from ocistream.sync.tag_regex import regex_filter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
