@@ -399,6 +399,17 @@ class _Adapter(requests.adapters.HTTPAdapter):
         self._options = socket_options(settings.rate_limits.socket_buffer)
         super().__init__(pool_connections=_MAX_IDLE_HOSTS, pool_maxsize=_IDLE_CONNECTIONS, max_retries=0)
 
+    def close(self) -> None:
+        """Close all idle connections, and others once they are idle.
+
+        urllib3 closes them only when a pool is deallocated, and the frames of an error keep a pool for long.
+        """
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in manager.pools.keys():  # noqa: SIM118 - it cannot be iterated
+                if (pool := manager.pools.get(key)) is not None:
+                    pool.close()
+        super().close()
+
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: object) -> None:
         super().init_poolmanager(connections, maxsize, block, **options, socket_options=self._options)
         self.poolmanager.pool_classes_by_scheme = self._pools
