@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
@@ -20,7 +21,7 @@ from ocistream.transfer.interfaces import Blob, RecoverableBlob, VerifiedBlob
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.streams.chunks import Chunk
@@ -169,6 +170,8 @@ def use_verified(
                 raise
             else:
                 recoverable.on_corrupt(error, can_retry)
+        finally:
+            attempt.close()
 
 
 class _Attempt:
@@ -179,6 +182,7 @@ class _Attempt:
         self._hash_in_thread = hash_in_thread
         self.failures: list[IntegrityError] = []
         self.was_resumed = False
+        self._opened: list[Generator[Chunk, None, None]] = []
 
     def open(self, offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
         """Return verified chunks, as `VerifiedBlob.open` does."""
@@ -186,17 +190,29 @@ class _Attempt:
         chunks = self._read_from(offset) if offset else self._blob.open()
         self.was_resumed = bool(offset) and stored is not None
         if offset and stored is None:
-            return self._record_failure(check_chunks_size(chunks, descriptor, offset))
+            return self._track(check_chunks_size(chunks, descriptor, offset))
         verified = verify_chunks(chunks, descriptor, stored or (), hash_in_thread=self._hash_in_thread)
         # Only a blob that is read completely can be cached.
-        return self._record_failure(verified if offset or self._blob.cache is None else self._blob.cache(verified))
+        return self._track(verified if offset or self._blob.cache is None else self._blob.cache(verified))
 
     def _read_from(self, offset: int) -> Iterator[Chunk]:
         """Read from an offset; request nothing if all bytes are stored."""
         if offset < self._blob.descriptor.size:
             yield from self._blob.open(offset)
 
-    def _record_failure(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    def close(self) -> None:
+        """Close what `open` returned: after a failure the error's frames would keep its connections open."""
+        for chunks in self._opened:
+            # A cancelled thread that does not end in time still reads: it closes them itself.
+            with contextlib.suppress(ValueError):
+                chunks.close()
+
+    def _track(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        tracked = self._record_failure(chunks)
+        self._opened.append(tracked)
+        return tracked
+
+    def _record_failure(self, chunks: Iterable[Chunk]) -> Generator[Chunk, None, None]:
         try:
             yield from chunks
         except IntegrityError as error:
