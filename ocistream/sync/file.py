@@ -83,7 +83,7 @@ class _NamedLocation:
 
 def _location(table: TomlTable, key: str, value: object) -> Location:
     try:
-        location = parse_location(toml.text(table, key, value))
+        location = parse_location(toml.text(table, key, value), folder=table.folder)
     except (InvalidNameError, UnsupportedError) as error:
         raise table.key_error(key, f"is no end: {error.message}", error.hint) from error
     if location.is_stream or location.kind not in _LOCATION_KINDS:
