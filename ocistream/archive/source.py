@@ -175,13 +175,8 @@ class ArchiveSource(ABC):
         return self._read_document(extent, limits.MAX_CONFIG)
 
     def is_missing(self, descriptor: Descriptor) -> bool | None:
-        """Return whether the archive does not have the blob, or None before the whole archive was read.
-
-        A docker-archive has its own names for blobs, and its graph is built from the blobs that it has.
-        """
-        if not self._has_ended or self.contents.index_json is None or self.contents.is_docker_archive:
-            return None
-        return descriptor.digest not in self.contents.blobs
+        """Return whether the archive does not have the blob, or None before the whole archive was read."""
+        return descriptor.digest not in self.contents.blobs if self._has_ended else None
 
     # -- the graph, after every entry was added --------------------------------------------------------------
 
