@@ -72,6 +72,9 @@ class ArchiveSource(ABC):
     `synthesized_manifests` are manifests built here for images that only `manifest.json` lists, by digest.
     """
 
+    #: What to do about a layer that is not recognized.
+    _no_layer_hint: str | None = None
+
     def __init__(
         self,
         *,
@@ -101,9 +104,6 @@ class ArchiveSource(ABC):
         self._comparison: IndexComparison | None = None
         #: Layers of a docker-archive, by their names in the tar.
         self._layers: dict[str, Descriptor] = {}
-
-    #: What to do about a layer that is not recognized.
-    _no_layer_hint: str | None = None
 
     # -- what a subclass does ------------------------------------------------------------------------------
 

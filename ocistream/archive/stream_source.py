@@ -201,12 +201,15 @@ class ArchiveStreamSource(ArchiveSource):
         extent = self.contents.blobs.get(need.digest)
         if extent is None or extent.size != need.descriptor.size:
             return None
+        return self._find_in_memory(extent)
+
+    def _find_in_memory(self, extent: Extent) -> bytes | None:
         return self._buffered.get(extent.offset) or self._manifests.get(extent.offset)
 
     def _read_extent(self, extent: Extent) -> bytes | None:
         if extent.offset in self._corrupt:
             raise self._corrupt[extent.offset]
-        raw = self._buffered.get(extent.offset) or self._manifests.get(extent.offset)
+        raw = self._find_in_memory(extent)
         if raw is None and self._early_blobs is not None and (spilled := self._spilled.get(extent.offset)) is not None:
             return self._early_blobs.read_back(spilled)
         return raw
