@@ -172,8 +172,7 @@ class Registry:
     def stop(self) -> None:
         """Stop listening, cut all connections and discard unfinished uploads. May be called twice.
 
-        Do not call it from a signal handler in the serving thread, which would wait for itself: raise an exception
-        there.
+        Do not call it from a signal handler in the serving thread, which would wait for itself.
         """
         if self._serving:
             # On Linux this wakes the accepting thread; elsewhere it may fail.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import CancelledError
 from ocistream.streams.memory import allocate_buffer
+from ocistream.streams.workers import start
 from ocistream.transfer.interfaces import RecoverableBlob
 
 if TYPE_CHECKING:
@@ -406,8 +407,7 @@ class Segment:
 class SegmentFetcher:
     """Fetches segments over parallel connections, each with a buffer that is allocated when first needed.
 
-    `on_failure` is called, in a worker thread, when a segment could not be fetched. Threads start when needed and are
-    daemons: an interrupted process does not wait for a socket.
+    `on_failure` is called, in a worker thread, when a segment could not be fetched. Workers start when needed.
     """
 
     def __init__(self, connections: int, size: int, cancelled: threading.Event, on_failure: Callable[[], None]) -> None:
@@ -443,7 +443,7 @@ class SegmentFetcher:
         self._waiting.append(segment)
         if len(self._waiting) > self._idle and self._threads < self.connections:
             self._threads += 1
-            threading.Thread(target=self._work, name=f"lane {self._threads}", daemon=True).start()
+            start(self._work, "prefetch")
         self._work_available.notify()
 
     def discard(self, segment: Segment) -> None:
@@ -475,8 +475,7 @@ class SegmentFetcher:
         """
         with self.changed:
             while segment.filled == taken and not segment.is_done:
-                # `wait(0)` instead of `is_set`: the main thread waits here and handles signals (`cli.signals`).
-                if self._cancelled.wait(0):
+                if self._cancelled.is_set():
                     msg = "cancelled"
                     raise CancelledError(msg)
                 segment.is_awaited = True

@@ -107,7 +107,8 @@ def serve(
         for line in registry.operator_notices():
             console.info(line)
         click.echo(registry.host)
-        registry.serve_forever()
+        registry.start()
+        console.cancelled.wait()
 
 
 def _parse_address(listen: str) -> tuple[str, int]:
