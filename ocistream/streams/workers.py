@@ -65,10 +65,15 @@ class Task(Generic[_T]):
         return self._ended.wait(timeout)
 
     def result(self) -> _T:
-        """Wait for the end; return the result of the work or raise its exception."""
+        """Wait for the end; return the result of the work or raise its exception. Call it once."""
         self._ended.wait()
-        if self._failure is not None:
-            raise self._failure
+        # The traceback refers to this object: a cycle would keep sockets open until the next garbage collection.
+        failure, self._failure = self._failure, None
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure
         return self._results[0]
 
 
