@@ -12,7 +12,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream import open_uploads
+from ocistream import forced_exit
 from ocistream.streams.workers import start
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ __all__ = ["TERMINATION_SIGNALS", "SignalReceivedError", "run_until_signal"]
 
 #: The signals that end a run.
 TERMINATION_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Seconds for the command to end after the first signal, or after its last upload was settled.
+#: Seconds for the command to end after the first signal, or after the last block that delays the exit.
 _GRACE: Final = 1.0
 #: Seconds after which a second signal forces the exit. An earlier one may be the same ^C twice (from the terminal, and
 #: from a wrapper that passes it on), or from `timeout` and `systemctl`, which send two.
@@ -105,7 +105,7 @@ class _Signals:
                     return self._first
                 timeout = 0
             elif self._first is not None:
-                if not cancelled.is_set() or now - self._first_at < open_uploads.settle_timeout():
+                if not cancelled.is_set() or now - self._first_at < forced_exit.find_delay():
                     busy_at = now
                 cancelled.set()
                 if now - busy_at >= _GRACE:

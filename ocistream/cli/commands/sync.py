@@ -28,6 +28,7 @@ from ocistream.cli.report import (
 )
 from ocistream.cli.standard_streams import read_password_file
 from ocistream.errors import UsageError
+from ocistream.forced_exit import delayed_exit
 from ocistream.oci.reference import printable
 from ocistream.streams.paths import real_path
 from ocistream.streams.workers import run_in_thread
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from ocistream.sync.run import SyncResult
 
 _SYNC_FILE: Final = "the sync file"
+#: Seconds to report the outcomes after a signal.
+_REPORT_TIMEOUT: Final = 5.0
 
 
 @click.command()
@@ -104,10 +107,11 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
         is_complete = True
     finally:
         # A stopped run reports its outcomes too.
-        if is_complete or reporter.has_outcomes:
-            reporter.summarize(shard)
-        if result is not None:
-            write_result_pieces(result, reporter.document(shard, is_complete=is_complete))
+        with delayed_exit(_REPORT_TIMEOUT):
+            if is_complete or reporter.has_outcomes:
+                reporter.summarize(shard)
+            if result is not None:
+                write_result_pieces(result, reporter.document(shard, is_complete=is_complete))
     if reporter.exit_code:
         raise click.exceptions.Exit(reporter.exit_code)
 

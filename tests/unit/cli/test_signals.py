@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from ocistream import open_uploads
+from ocistream import forced_exit, open_uploads
 from ocistream.cli import signals
 from ocistream.cli.signals import SignalReceivedError, run_until_signal
 
@@ -94,6 +94,22 @@ def test_a_command_has_time_while_an_upload_is_in_progress(monkeypatch: pytest.M
         time.sleep(0.5)
         upload.remove()
         ended.append(True)
+
+    with pytest.raises(SignalReceivedError):
+        run_until_signal(command, cancelled, restores_handlers=True)
+    assert ended == [True]
+
+
+def test_a_command_has_time_for_a_block_that_delays_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_GRACE", 0.05)
+    cancelled, ended = threading.Event(), []
+
+    def command() -> None:
+        with forced_exit.delayed_exit(PATIENCE):
+            strike(signal.SIGTERM)
+            cancelled.wait(PATIENCE)
+            time.sleep(0.5)
+            ended.append(True)
 
     with pytest.raises(SignalReceivedError):
         run_until_signal(command, cancelled, restores_handlers=True)
