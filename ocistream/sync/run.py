@@ -357,20 +357,17 @@ class _StoredBlobs:
     """A repository of each registry that has a blob, for the newest blobs of this run."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         #: By a hash of registry and digest. If two collide, a mount fails, and the blob is sent.
         self._repositories: dict[int, str] = {}
 
     def add(self, reference: Reference, blobs: Sequence[Descriptor]) -> None:
-        with self._lock:
-            for blob in blobs:
-                self._repositories.setdefault(hash((reference.registry, blob.digest)), reference.repository)
-            while len(self._repositories) > limits.MAX_TRACKED_BLOBS:
-                del self._repositories[next(iter(self._repositories))]
+        for blob in blobs:
+            self._repositories.setdefault(hash((reference.registry, blob.digest)), reference.repository)
+        while len(self._repositories) > limits.MAX_TRACKED_BLOBS:
+            del self._repositories[next(iter(self._repositories))]
 
     def find_repositories(self, reference: Reference, digest: str) -> Sequence[str]:
-        with self._lock:
-            repository = self._repositories.get(hash((reference.registry, digest)))
+        repository = self._repositories.get(hash((reference.registry, digest)))
         return () if repository is None else (repository,)
 
 
