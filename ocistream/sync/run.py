@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import threading
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -36,6 +35,7 @@ from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
 from ocistream.transfer.incomplete_indexes import limit_to_source
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterable, Sequence
 
     from ocistream.locations import OpenContext
