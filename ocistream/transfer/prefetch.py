@@ -416,14 +416,11 @@ class SegmentFetcher:
         self.connections = connections
         self._cancelled = cancelled
         self._on_failure = on_failure
-        lock = threading.RLock()
-        #: One condition for readers, another for the threads, which should not wake at every byte.
-        self.changed = threading.Condition(lock)
-        self._work_available = threading.Condition(lock)
+        #: Readers wait for bytes. It is locked recursively.
+        self.changed = threading.Condition()
         self._free: list[memoryview] = []
         self._buffer_count = 0
-        self._idle = 0
-        self._threads = 0
+        self._workers = 0
         self._waiting: list[Segment] = []
         self._is_closed = False
 
@@ -441,10 +438,9 @@ class SegmentFetcher:
             segment.view = allocate_buffer(self.segment_size)
             self._buffer_count += 1
         self._waiting.append(segment)
-        if len(self._waiting) > self._idle and self._threads < self.connections:
-            self._threads += 1
+        if self._workers < self.connections:
+            self._workers += 1
             start(self._work, "prefetch")
-        self._work_available.notify()
 
     def discard(self, segment: Segment) -> None:
         """Discard a segment in any state, so that its buffer is free for another."""
@@ -490,7 +486,6 @@ class SegmentFetcher:
         with self.changed:
             self._is_closed = True
             self._waiting.clear()
-            self._work_available.notify_all()
 
     # -- the threads --------------------------------------------------------------------------------------
 
@@ -513,16 +508,10 @@ class SegmentFetcher:
 
     def _next(self) -> Segment | None:
         with self.changed:
-            self._idle += 1
-            try:
-                while not self._waiting:
-                    if self._is_closed or self._cancelled.is_set():
-                        self._threads -= 1
-                        return None
-                    self._work_available.wait(_POLL_INTERVAL)
+            if self._waiting and not self._cancelled.is_set():
                 return self._waiting.pop(0)
-            finally:
-                self._idle -= 1
+            self._workers -= 1
+            return None
 
     def _fill(self, segment: Segment) -> None:
         """Fetch a segment, as far as it arrives and is wanted."""
