@@ -238,7 +238,7 @@ def _warm_up() -> None:
     for descriptor in (null, *kept):
         os.close(descriptor)
     sys.unraisablehook = hook
-    # Only a process with one thread may fork: the thread of `main` that watches for signals ends a little later.
+    # Only a process with one thread may fork: worker threads end a little later than their work.
     while _thread._count():  # noqa: SLF001 - `threading` does not know that thread
         time.sleep(0.001)
 

@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, IntegrityError, TruncatedError, UnsupportedError
+from ocistream.errors import ArchiveError, CancelledError, IntegrityError, TruncatedError, UnsupportedError
 from ocistream.oci.digest import size_error
 from ocistream.oci.referrers import RECOMPRESSED
-from ocistream.streams.workers import DEFAULT_JOBS, run_each, run_in_thread
+from ocistream.streams.workers import DEFAULT_JOBS, run_each
 from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
 from ocistream.transfer.interfaces import Blob, IncompleteSource, NullObserver
@@ -105,11 +105,10 @@ class _Copy:
 
     def run(self) -> Report:
         started_at = time.monotonic()
-        if self._destination.traits.is_remote:
-            graph, source_graph, origins = run_in_thread(self._move_all, self._cancelled)
-        else:
-            graph, source_graph, origins = self._move_all()
-        # Commit in this thread, not in the other one: after an interruption nothing may become visible.
+        graph, source_graph, origins = self._move_all()
+        if self._cancelled.is_set():
+            # After an interruption nothing may become visible.
+            raise CancelledError("cancelled")
         self._destination.commit(graph)
         return Report(graph, source_graph, self._blob_results(graph), time.monotonic() - started_at, origins)
 

@@ -6,7 +6,6 @@ Which blobs are copied, and when, is decided in copy.py; nothing here asks a sou
 from __future__ import annotations
 
 import functools
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -36,6 +35,7 @@ from ocistream.transfer.report import BlobResult
 from ocistream.transfer.verified_blobs import BlobProgress, blob_from_bytes, peek, use_verified
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator
 
     from ocistream.oci.graph import Graph
@@ -64,7 +64,6 @@ class BlobPipeline:
         self._destination = destination
         self._observer = observer
         self._cancelled = cancelled
-        self._lock = threading.Lock()
         self.results: dict[str, BlobResult] = {}
         #: Whether the source is a connection that may break (`Graph.is_interruptible`).
         self.is_interruptible = False
@@ -317,8 +316,7 @@ class BlobPipeline:
 
     def add_result(self, descriptor: Descriptor, how: str, counted: int = 0, *, resumed: int = 0) -> None:
         """Store the result of a blob. `counted` is how many of its bytes were counted while they were read."""
-        with self._lock:
-            self.results[descriptor.digest] = BlobResult(descriptor, how, resumed_size=resumed)
+        self.results[descriptor.digest] = BlobResult(descriptor, how, resumed_size=resumed)
         # Bytes that were not read count as moved too, so that the total is reached.
         self._observer.advance(descriptor.size - counted)
         self._observer.done(descriptor, how)

@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -272,6 +274,60 @@ def test_asking_again_while_an_upload_is_deleted_does_no_harm(
     assertions.no_image(registry)
 
 
+@pytest.mark.parametrize(("number", "code"), ENDED)
+def test_a_signal_at_the_password_prompt_shows_again_what_is_typed(number: signal.Signals, code: int) -> None:
+    terminal, theirs = pty.openpty()
+    try:
+        line = [*command(), "login", "-u", "me", "registry.test"]
+        # In a session of its own the process has no other terminal.
+        with subprocess.Popen(
+            line, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        ) as process:
+            assertions.wait_for(lambda: not termios.tcgetattr(theirs)[3] & termios.ECHO)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (code, b"")
+        assert b"Traceback" not in err
+        assert termios.tcgetattr(theirs)[3] & termios.ECHO
+    finally:
+        os.close(terminal)
+        os.close(theirs)
+
+
+def test_a_signal_ends_a_credential_helper(tmp_path: Path) -> None:
+    helper, pid = tmp_path / "docker-credential-slow", tmp_path / "pid"
+    helper.write_text(f"#!/bin/sh\necho $$ > {pid}.part; mv {pid}.part {pid}; exec sleep 600\n")
+    helper.chmod(0o755)
+    (tmp_path / "config.json").write_text('{"credsStore": "slow"}')
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DOCKER_CONFIG": str(tmp_path)}
+    with started("logout", "registry.test", env=env) as process:
+        assertions.wait_for(pid.exists)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+
+    def is_gone() -> bool:
+        try:
+            os.kill(int(pid.read_text()), 0)
+        except ProcessLookupError:
+            return True
+        # A process that nobody has waited for yet.
+        return Path(f"/proc/{int(pid.read_text())}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+    assertions.wait_for(is_gone)
+
+
+def test_a_signal_ends_a_pull_whose_reader_does_not_read(stalling: FaultyRegistry) -> None:
+    stalling.faults = []
+    with started("pull", f"{stalling.host}/app:1") as process:
+        assert process.stdout
+        assert process.stdout.read(1000)
+        # Its pipe is full now, or soon.
+        assertions.wait_for(lambda: stalling.asked("GET", "/blobs/"))
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        assert process.returncode == 143
+
+
 def test_a_wait_for_another_try_can_be_interrupted(stalling: FaultyRegistry, tmp_path: Path) -> None:
     stalling.faults = [Fault(too_many_requests(299), "GET", "/blobs/", times=None)]
     for jobs in (1, 2):
@@ -357,25 +413,21 @@ run()
     assertions.failure(result, 4, "nowhere")
 
 
-def test_one_that_came_before_the_end_counts() -> None:
+def test_a_signal_after_the_work_and_before_the_end_of_the_command_counts() -> None:
     program = """
-import os, signal, sys
-from types import FunctionType
-from ocistream.cli import entry_point
+import os, sys
+from ocistream.cli import entry_point, run
 
-run = entry_point._run
-kill = FunctionType((lambda: act()).__code__, {"__name__": "threading", "act": lambda: os.kill(os.getpid(), 15)})
+invoke = entry_point._invoke
 
-def run_and_kill(*arguments):
-    code = run(*arguments)
-    # Where nothing is raised.
-    kill()
-    return code
+def invoke_and_kill(context):
+    invoke(context)
+    os.kill(os.getpid(), 15)
 
-entry_point._run = run_and_kill
-sys.argv[1:] = ["--version"]
-from ocistream.cli import run as whole
-whole()
+entry_point._invoke = invoke_and_kill
+sys.argv[1:] = ["completion", "bash"]
+run()
 """
     result = run([sys.executable, "-P", "-c", program])
     assert (result.code, result.err) == (143, "ocistream: error: terminated\n")
+    assert "complete" in result.out.decode()
