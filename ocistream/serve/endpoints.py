@@ -300,34 +300,40 @@ class RegistryHandler(HTTPRequestHandler):
         if is_digest(reference):
             self._touch_blob(reference)
         try:
-            stored = self.registry.repositories.find_manifest(repository, reference)
+            manifest = self.registry.repositories.find_manifest(repository, reference)
         except IntegrityError as error:
             if self.command == "HEAD":
                 message = f"the manifest {reference} in {repository} is corrupt"
                 raise RequestRejectedError(404, "MANIFEST_UNKNOWN", message) from error
             raise
-        tag = f'"{stored.digest}"'
-        headers = {"Content-Type": stored.media_type, "Docker-Content-Digest": stored.digest, "ETag": tag}
+        digest = manifest.descriptor.digest
+        tag = f'"{digest}"'
+        headers = {"Content-Type": manifest.descriptor.media_type, "Docker-Content-Digest": digest, "ETag": tag}
         if _matches_etag(tag, self.headers.get("If-None-Match")):
             self.respond(ServerResponse(304, headers))
             return
         with contextlib.ExitStack() as stack:
-            response = ServerResponse(200, headers, stored.raw)
+            response = ServerResponse(200, headers, manifest.raw)
             if response.size > limits.LARGE_MANIFEST:
                 # Send it from its file, because many clients may read it slowly. A synthesized manifest is in memory
                 # anyway.
                 with contextlib.suppress(NotFoundError):
                     response = ServerResponse(
-                        200, headers, stack.enter_context(self.registry.storage.open_blob_section(stored.digest))
+                        200, headers, stack.enter_context(self.registry.storage.open_blob_section(digest))
                     )
-            del stored
+            del manifest
             self.respond(response)
 
     def _put_manifest(self, repository: str, reference: str) -> None:
         with contextlib.ExitStack() as stack:
             slots = self.registry.large_push_slots
-            raw = self.read_small_body(limits.MAX_MANIFEST, lambda: stack.enter_context(slots.acquire()))
-            self._push_manifest(repository, reference, raw)
+
+            def wait_for_slot() -> None:
+                if not slots.acquire(timeout=limits.LARGE_PUSH_QUEUE_TIMEOUT):
+                    raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many large manifests are being pushed")
+                stack.callback(slots.release)
+
+            self._push_manifest(repository, reference, self.read_small_body(limits.MAX_MANIFEST, wait_for_slot))
 
     def _push_manifest(self, repository: str, reference: str, raw: bytes | None) -> None:
         if raw is None:

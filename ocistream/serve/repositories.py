@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.layout.index import FULL_NAME, REF_NAME, SUBJECT, entry_name_of
-from ocistream.oci.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
+from ocistream.oci.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Manifest
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import Document, guess_media_type, parse_document, parse_outline
 from ocistream.oci.graph import children_of
@@ -34,24 +34,14 @@ from ocistream.serve.storage import DirectoryStorage
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ocistream.oci.descriptor import Manifest
     from ocistream.serve.image_index import ImageIndex
     from ocistream.serve.storage import Storage
 
-__all__ = ["PushResult", "Repositories", "StoredManifest"]
+__all__ = ["PushResult", "Repositories"]
 
 #: How many manifests without a name are read at the start, to tell images from referrers.
 _MAX_UNNAMED_READ: Final = 100
 _DOCUMENT_TYPES: Final = INDEX_TYPES | MANIFEST_TYPES
-
-
-@dataclass(frozen=True, slots=True)
-class StoredManifest:
-    """A manifest or index to serve: its exact bytes and its media type."""
-
-    media_type: str
-    digest: str
-    raw: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +114,7 @@ class Repositories:
             raise RequestRejectedError(404, "NAME_UNKNOWN", f"there is no repository {repository}")
         return tags
 
-    def find_manifest(self, repository: str, reference: str) -> StoredManifest:
+    def find_manifest(self, repository: str, reference: str) -> Manifest:
         """Return the manifest of a tag or a digest.
 
         Raises:
@@ -134,12 +124,12 @@ class Repositories:
         with self._parse_slots:
             return self._read_manifest(repository, reference)
 
-    def _read_manifest(self, repository: str, reference: str) -> StoredManifest:
+    def _read_manifest(self, repository: str, reference: str) -> Manifest:
         unknown = RequestRejectedError(404, "MANIFEST_UNKNOWN", f"there is no manifest {reference} in {repository}")
         try:
             if is_digest(reference):
                 if (synthesized := self._incomplete_indexes.find_synthesized(reference)) is not None:
-                    return StoredManifest(synthesized.descriptor.media_type, reference, synthesized.raw)
+                    return synthesized
                 raw = self._read(reference)
                 media_type = (
                     _read_declared_type(raw)
@@ -148,23 +138,20 @@ class Repositories:
                 )
                 if media_type is None:
                     raise unknown
-                return StoredManifest(media_type, reference, raw)
+                return Manifest(Descriptor(media_type, reference, len(raw)), raw)
             entry = self._storage.index().find(repository, reference)
             if entry is None:
                 raise unknown
             if entry.size > limits.MAX_MANIFEST:
                 msg = f"{reference} in {repository} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
-            if entry.is_index and (replacement := self.find_replacement(entry)) is not None:
-                return StoredManifest(replacement.descriptor.media_type, replacement.descriptor.digest, replacement.raw)
+            # A smaller index, if platforms are missing.
+            if entry.is_index and (replacement := self._incomplete_indexes.find_replacement(entry)) is not None:
+                return replacement
             raw = self._storage.read_blob(entry)
-            return StoredManifest(_read_declared_type(raw) or entry.media_type, entry.digest, raw)
+            return Manifest(replace(entry, media_type=_read_declared_type(raw) or entry.media_type), raw)
         except NotFoundError as error:
             raise unknown from error
-
-    def find_replacement(self, index: Descriptor) -> Manifest | None:
-        """Return the manifest to serve by tag in place of an index with missing platforms; None for any other."""
-        return self._incomplete_indexes.find_replacement(index)
 
     def push(
         self,
@@ -217,9 +204,9 @@ class Repositories:
                 index = self._add_entry(index, new, repository, name)
             return index
 
-        self._remember_references(digest, document)
         # Before the change is queued: threads write manifests in parallel, but change the index one by one.
         store()
+        self._remember_references(digest, document)
         try:
             layout.update_index(change)
         except UnsupportedError as error:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from dataclasses import replace
+from collections import deque
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
@@ -22,7 +23,6 @@ from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION
 from ocistream.oci.volumes import VOLUME_ANNOTATION
-from ocistream.serve.commit_queue import CommitQueue, CommitResult
 from ocistream.serve.http_handler import FileSection
 from ocistream.serve.image_index import ImageIndex, repository_of_directory
 from ocistream.streams import files
@@ -161,15 +161,14 @@ class Storage(Protocol):
         """
 
 
-class _IndexChange(CommitResult):
-    """A queued change of the entries; see `DirectoryStorage.update_index`."""
+@dataclass(eq=False)
+class _IndexChange:
+    """A queued change of the entries; see `DirectoryStorage.update_index`. `error` is raised in the caller's thread."""
 
-    def __init__(
-        self, change: Callable[[ImageIndex], ImageIndex], on_committed: Callable[[ImageIndex], None] | None
-    ) -> None:
-        super().__init__()
-        self.change = change
-        self.on_committed = on_committed
+    change: Callable[[ImageIndex], ImageIndex]
+    on_committed: Callable[[ImageIndex], None] | None
+    error: BaseException | None = None
+    is_done: bool = False
 
 
 class DirectoryStorage(LayoutDirectory):
@@ -184,7 +183,8 @@ class DirectoryStorage(LayoutDirectory):
         self._index_lock = threading.Lock()
         #: The version of the file, and its entries.
         self._index: tuple[tuple[int, ...], ImageIndex] | None = None
-        self._changes: CommitQueue[_IndexChange] = CommitQueue(self._commit)
+        self._queue: deque[_IndexChange] = deque()
+        self._writing = threading.Lock()
         self._verifications = VerificationCache()
 
     def operator_notices(self) -> list[str]:
@@ -219,40 +219,73 @@ class DirectoryStorage(LayoutDirectory):
 
         `on_committed` is called with the new entries before they can change again.
         """
-        self._changes.submit(_IndexChange(change, on_committed))
+        own = _IndexChange(change, on_committed)
+        self._queue.append(own)
+        # The thread that gets this lock writes the changes of all that wait for it.
+        with self._writing:
+            if not own.is_done:
+                self._write_queued()
+        if own.error is not None:
+            raise own.error
 
-    def _commit(self, take: Callable[[], Sequence[_IndexChange]]) -> None:
-        """Write a group of changes as one new `index.json`.
+    def _write_queued(self) -> None:
+        """Write the queued changes as one new `index.json`: a group costs one rewrite."""
+        group: list[_IndexChange] = []
+        try:
+            with self.lock_index():
+                # Only now: changes that arrived while another process had the lock are in the group.
+                self._take_queued(group)
+                self._commit(group)
+        except BaseException as error:  # noqa: BLE001 - each caller raises it
+            if not group:
+                # There was no lock. The queued changes wait for the same one, so they fail too.
+                self._take_queued(group)
+            for change in group:
+                change.error = change.error or error
+        finally:
+            for change in group:
+                change.is_done = True
 
-        Each change gets the entries that the previous one returned.
+    def _take_queued(self, group: list[_IndexChange]) -> None:
+        while self._queue:
+            group.append(self._queue.popleft())
+
+    def _commit(self, group: Sequence[_IndexChange]) -> None:
+        """Apply each change to the entries that the previous one returned, and write the result.
+
+        A change that fails alone does not stop the others.
         """
-        with self.lock_index():
-            # Not by `index` alone: size, mtime and inode may be equal after two quick changes by another process.
-            index, raw = self.index(), self.read_raw_index()
-            if not index.is_content(raw):
-                index = self._parse(raw)
-            del raw
-            applied = []
-            for change in take():
-                with change, files.disk_errors(f"cannot write {self.index_path}"):
+        # Not by `index` alone: size, mtime and inode may be equal after two quick changes by another process.
+        index, raw = self.index(), self.read_raw_index()
+        if not index.is_content(raw):
+            index = self._parse(raw)
+        applied = []
+        for change in group:
+            try:
+                with files.disk_errors(f"cannot write {self.index_path}"):
                     changed = change.change(index)
-                    self.check_index_size(len(changed.entries), changed.size)
-                    index = changed
-                    applied.append(change)
-            if not applied:
-                return
-            raw = index.raw()
-            self.check_index_size(len(index.entries), len(raw))
-            self.sync_blobs()
-            with files.atomic_file(self.index_path) as file:
-                files.write_all(file, raw)
-                version = _file_state(os.fstat(file.fileno()))
-            with self._index_lock:
-                self._index = version, index
-            for change in applied:
-                if change.on_committed is not None:
-                    with change:
-                        change.on_committed(index)
+                self.check_index_size(len(changed.entries), changed.size)
+            except Exception as error:  # noqa: BLE001 - its caller raises it
+                change.error = error
+            else:
+                index = changed
+                applied.append(change)
+        if not applied:
+            return
+        raw = index.raw()
+        self.check_index_size(len(index.entries), len(raw))
+        self.sync_blobs()
+        with files.atomic_file(self.index_path) as file:
+            files.write_all(file, raw)
+            version = _file_state(os.fstat(file.fileno()))
+        with self._index_lock:
+            self._index = version, index
+        for change in applied:
+            if change.on_committed is not None:
+                try:
+                    change.on_committed(index)
+                except Exception as error:  # noqa: BLE001 - its caller raises it
+                    change.error = error
 
     def blob_size(self, digest: str) -> int | None:
         """Return a blob's size in bytes; None if it does not exist or is known to be corrupt."""
