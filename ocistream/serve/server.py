@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, cast
 from ocistream import limits
 from ocistream.errors import NetworkError, UsageError
 from ocistream.oci.reference import printable
-from ocistream.serve.capacity import MemorySlots, limit_by_descriptors
+from ocistream.serve.capacity import limit_by_descriptors
 from ocistream.serve.endpoints import RegistryHandler
 from ocistream.serve.repositories import Repositories
 from ocistream.serve.storage import ArchiveStorage, DirectoryStorage
@@ -92,7 +92,7 @@ class Registry:
         """
         self.log = log
         self.auth = auth
-        self.large_push_slots = MemorySlots(limits.MAX_LARGE_PUSHES, limits.LARGE_PUSH_QUEUE_TIMEOUT)
+        self.large_push_slots = threading.BoundedSemaphore(limits.MAX_LARGE_PUSHES)
         self._tls = tls
         self._task: Task[None] | None = None
         self._serving = False
