@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 from typing import TYPE_CHECKING, Final, cast
 
 import requests
@@ -249,12 +250,12 @@ class Response:
 
     def header(self, name: str) -> str | None:
         """Return the value of a header, or None."""
-        values = self._raw.headers.get_all(name)
-        return ", ".join(values) if values else None
+        values = self._raw.fields.get(name.lower())
+        return ", ".join(values) if values is not None else None
 
     def challenges(self) -> Sequence[str]:
         """Return the values of all WWW-Authenticate headers."""
-        return self._raw.headers.get_all("WWW-Authenticate", [])
+        return self._raw.fields.get("www-authenticate", [])
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the body in chunks of whatever has arrived; a chunk is valid until the next one is requested.
@@ -262,11 +263,7 @@ class Response:
         Raises:
             NetworkError: the body broke off or stalled. It is permanent if the body never ends.
         """
-        if self._raw.length is not None and self._raw.length <= limits.MIN_READ:
-            if chunk := self.read(self._raw.length):
-                yield chunk
-            return
-        with contextlib.closing(self), self._read_buffers.borrow() as buffers:
+        with contextlib.closing(self), self._borrow_buffers() as buffers:
             # At the end no further buffer is needed. If the body is short, one more read reports that.
             while self._raw.missing or not self._raw.isclosed():
                 buffer = next(buffers)
@@ -320,6 +317,13 @@ class Response:
     def close(self) -> None:
         """Keep the connection for other requests if the body was read to its end; else close it."""
         self._adapter.release(self._response)
+
+    def _borrow_buffers(self) -> contextlib.AbstractContextManager[Iterator[memoryview]]:
+        if self._raw.length is not None and self._raw.length <= limits.MIN_READ:
+            # A small body needs no large buffers, and most often one read.
+            size = max(self._raw.length, 1)
+            return contextlib.nullcontext(memoryview(bytearray(size)) for _ in itertools.count())
+        return self._read_buffers.borrow()
 
     def _append_to(self, content: bytearray, limit: int) -> None:
         length = self._raw.length
