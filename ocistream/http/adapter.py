@@ -216,13 +216,9 @@ class Adapter(requests.adapters.BaseAdapter):
             connection.connect()
             self._check_open()
         except BaseException as error:
-            has_reached_proxy = connection.has_connected_to_proxy
+            is_proxy_at_fault = proxy is not None and not connection.has_connected_to_proxy
             connection.close()
-            if (
-                proxy is not None
-                and not has_reached_proxy
-                and isinstance(error, (OSError, urllib3.exceptions.HTTPError))
-            ):
+            if is_proxy_at_fault and isinstance(error, OSError | urllib3.exceptions.HTTPError):
                 raise requests.exceptions.ProxyError(error) from error
             raise
         return connection
@@ -336,7 +332,7 @@ class _Connection(HTTPConnection):
         """Send a request step by step, as http.client documents; a body without a Content-Length is sent in chunks."""
         self.putrequest(method, target, skip_accept_encoding=True)
         for name, value in headers.items():
-            # Not urllib3's method, which looks for headers to skip.
+            # Not urllib3's method, which looks for headers to skip: that takes a tenth of the CPU time of a request.
             http.client.HTTPConnection.putheader(self, name, value)
         is_chunked = body is not None and "Content-Length" not in headers
         if is_chunked:

@@ -113,7 +113,6 @@ class Session(requests.Session):
         self.mount("https://", self._adapter)
         self.mount("http://", self._adapter)
         self.is_external = self._adapter.is_external
-        self._default_timeout = (settings.connect_timeout, settings.stall_timeout)
         # A CDN that gzips a blob breaks its length and digest (quay#1310).
         self._default_headers = {"User-Agent": settings.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
         self._format_hint = settings.format_hint
@@ -132,7 +131,7 @@ class Session(requests.Session):
         headers: Mapping[str, str],
         body: bytes | StreamedBody | None,
         route: Route,
-        timeout: tuple[float, float] | None = None,
+        timeout: tuple[float, float],
     ) -> Response:
         """Send a request and wait for the head of the response, whatever its status.
 
@@ -149,7 +148,6 @@ class Session(requests.Session):
         # `prepare` would decode and encode the URL, which may be signed, and look for cookies and a netrc.
         request = requests.PreparedRequest()
         request.method, request.url, request.body = method, url, body or None  # type: ignore[assignment]
-        request.hooks = {}
         all_headers = {**self._default_headers, **headers}
         if isinstance(body, bytes | FixedLengthBody) or (body is None and method not in {"GET", "HEAD"}):
             all_headers["Content-Length"] = str(len(body)) if body is not None else "0"
@@ -158,7 +156,7 @@ class Session(requests.Session):
             response = self.send(
                 request,
                 stream=True,
-                timeout=timeout or self._default_timeout,
+                timeout=timeout,
                 proxies={},
                 allow_redirects=False,
                 route=route,
