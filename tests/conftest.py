@@ -79,14 +79,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add options that order tests by whether their branches are counted, and select those for a second Python."""
     text = "first the tests whose branches are counted (see _is_counted); stop counting after them"
     parser.addoption("--counted-first", action="store_true", help=text)
-    text = "of a test with parameters only the first, except for unit tests and tests of signals"
+    text = "no property tests; of a test with parameters only the first, except for unit tests and tests of signals"
     parser.addoption("--first-parameters", action="store_true", help=text)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Select and order tests as `--first-parameters` and `--counted-first` ask for."""
     if config.getoption("--first-parameters"):
-        repeated = {item for item in items if not (_has_first_parameters(item) or _runs_with_all_parameters(item))}
+        repeated = {item for item in items if _is_repetition(item)}
         items[:] = [item for item in items if item not in repeated]
         config.hook.pytest_deselected(items=list(repeated))
     if config.getoption("--counted-first"):
@@ -105,15 +105,28 @@ def _is_counted(item: Any) -> bool:
 
     Property tests, tests marked `uncounted` and the tests of the tests' own helpers reach few further branches.
     """
-    if item.get_closest_marker("uncounted") or getattr(item.obj, "is_hypothesis_test", False):
+    if item.get_closest_marker("uncounted") or _is_property_test(item):
         return False
     if item.path.parent.name == "self":
         return False
     return _has_first_parameters(item) or item.path.stem in _COUNTED_WITH_ALL_PARAMETERS
 
 
-def _runs_with_all_parameters(item: pytest.Item) -> bool:
-    return item.path.is_relative_to(_UNIT_TESTS) or item.path.stem == "test_signals"
+def _is_repetition(item: Any) -> bool:
+    """Return whether a test shows nothing with a second Python that it, or another test, has not shown with the first.
+
+    Tests of compression take long, and their other parameters are levels and libraries, not Python's.
+    """
+    if _is_property_test(item):
+        return True
+    runs_with_all = item.path.stem == "test_signals" or (
+        item.path.is_relative_to(_UNIT_TESTS) and item.path.stem != "test_compression"
+    )
+    return not (runs_with_all or _has_first_parameters(item))
+
+
+def _is_property_test(item: Any) -> bool:
+    return bool(getattr(item.obj, "is_hypothesis_test", False))
 
 
 def _has_first_parameters(item: Any) -> bool:
