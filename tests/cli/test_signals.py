@@ -20,7 +20,7 @@ from tests.cli import assertions
 from tests.faulty_registry import Fault, FaultyRegistry, Stall, too_many_requests
 from tests.images import Layout
 from tests.registry_http import seed, tags
-from tests.runner import Argument, Running, ocistream, real, run, started, started_fork
+from tests.runner import Argument, Running, command, ocistream, real, run, started, started_fork
 
 MIB = 1 << 20
 #: How a run is ended -> its exit code.
