@@ -1,0 +1,112 @@
+"""`scripts/image` adds ocistream to a base image, for each of its platforms, and any user may run it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+import ocistream
+from tests.images import Layout, tar_layer
+from tests.package.conftest import run
+
+#: The machine of each architecture, in the names of compiled modules.
+_MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+class Archive:
+    """The entries of an OCI archive, by name."""
+
+    def __init__(self, path: Path) -> None:
+        """Read all entries."""
+        with tarfile.open(path) as tar:
+            self._entries = {entry.name: file.read() for entry in tar if (file := tar.extractfile(entry)) is not None}
+
+    def manifests(self) -> list[Any]:
+        """Return the manifests of the only image's index, each with its platform."""
+        (image,) = json.loads(self._entries["index.json"])["manifests"]
+        assert image["annotations"]["org.opencontainers.image.ref.name"] == f"ocistream:{ocistream.__version__}"
+        return [{**item, **self.document(item)} for item in self.document(image)["manifests"]]
+
+    def document(self, descriptor: dict[str, Any]) -> Any:
+        """Return a blob, which is JSON."""
+        return json.loads(self.blob(descriptor))
+
+    def blob(self, descriptor: dict[str, Any]) -> bytes:
+        """Return a blob."""
+        return self._entries["blobs/" + descriptor["digest"].replace(":", "/")]
+
+    def files(self, descriptor: dict[str, Any]) -> dict[str, tarfile.TarInfo]:
+        """Return the entries of a layer."""
+        with tarfile.open(fileobj=io.BytesIO(self.blob(descriptor))) as tar:
+            return {entry.name: entry for entry in tar}
+
+
+@pytest.fixture(scope="module")
+def made(zipapp: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the archive of an image for two platforms, made from a small base."""
+    folder = tmp_path_factory.mktemp("image")
+    layout = Layout(folder / "base")
+    environment = [f"PYTHON_VERSION={sys.version_info.major}.{sys.version_info.minor}.9", "HOME=/root", "A=b"]
+    config = {"Env": environment, "Cmd": ["python3"], "User": "root"}
+    images = [
+        layout.image([tar_layer({"etc/base": name.encode()})], platform=f"linux/{name}", config=config)
+        for name in _MACHINES
+    ]
+    layout.index(images, name="base")
+    output = folder / "made.tar"
+    words: list[str | Path] = ["--output", output, "--zipapp", zipapp, f"oci:{layout.path}:base"]
+    run(sys.executable, "-m", "scripts.release.image", *words)
+    return output
+
+
+def test_the_image_has_each_platform_of_the_base_and_one_more_layer(made: Path) -> None:
+    archive = Archive(made)
+    manifests = archive.manifests()
+    assert [manifest["platform"]["architecture"] for manifest in manifests] == list(_MACHINES)
+    for manifest in manifests:
+        assert len(manifest["layers"]) == len(archive.document(manifest["config"])["rootfs"]["diff_ids"]) == 2
+        machine = _MACHINES[manifest["platform"]["architecture"]]
+        compiled = [name for name in archive.files(manifest["layers"][1]) if name.endswith(".so")]
+        assert compiled
+        assert all(f"-{machine}-" in name for name in compiled)
+
+
+def test_its_program_runs_without_root(made: Path) -> None:
+    archive = Archive(made)
+    for manifest in archive.manifests():
+        settings = archive.document(manifest["config"])["config"]
+        assert (settings["User"], settings["Entrypoint"], settings["Cmd"]) == ("65532:65532", ["ocistream"], ["--help"])
+        assert settings["WorkingDir"] == "/home/ocistream"
+        assert {"A=b", "HOME=/home/ocistream"} <= set(settings["Env"])
+        assert settings["Labels"]["org.opencontainers.image.version"] == ocistream.__version__
+        files = archive.files(manifest["layers"][1])
+        home, program = files["home/ocistream"], files["usr/local/bin/ocistream"]
+        assert (home.isdir(), home.uid, home.mode) == (True, 65532, 0o755)
+        assert program.mode == 0o755
+
+
+def test_its_program_finds_zstandard(made: Path, tmp_path: Path) -> None:
+    archive = Archive(made)
+    (manifest,) = [
+        manifest
+        for manifest in archive.manifests()
+        if _MACHINES[manifest["platform"]["architecture"]] == os.uname().machine
+    ]
+    layer = archive.blob(manifest["layers"][1])
+    subprocess.run(["tar", "-xz", "--no-same-owner", "-C", str(tmp_path)], input=layer, check=True)
+    program, packages = str(tmp_path / "usr/local/bin/ocistream"), str(tmp_path / "usr/local/lib/ocistream")
+    line = [sys.executable, "-S", "-P", program, "verify", "--deep", str(made)]
+    done = subprocess.run(line, env={"PYTHONPATH": packages}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"ocistream:{ocistream.__version__}@sha256:")
+    line = [sys.executable, "-S", "-P", "-c", "import zstandard; print(zstandard.__file__)"]
+    done = subprocess.run(line, env={"PYTHONPATH": packages}, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(packages)
