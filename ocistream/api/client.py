@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect as signatures
-import math
 import os
 import threading
 from contextlib import closing
@@ -12,19 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from ocistream import limits
-from ocistream.api import settings
 from ocistream.api.cancellation import LinkedEvent
 from ocistream.api.client_registries import ClientRegistries
-from ocistream.api.copy_plan import CopyOptions, plan_copy, plan_copy_to_prefix
+from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.api.location_arguments import LocationArgument, list_locations
-from ocistream.api.registries import build_http_settings, load_host_rules
+from ocistream.api.options import ClientOptions, CopyOptions, parse_client_options, parse_split
+from ocistream.api.registries import load_host_rules
 from ocistream.api.results import CopyResult, build_result
 from ocistream.api.settings import RegistrySettings, TlsFiles
 from ocistream.errors import UsageError
 from ocistream.oci.descriptor import Platform
 from ocistream.oci.platforms import parse_platform_choice
-from ocistream.oci.reference import parse_registry, printable
-from ocistream.registry.upload_strategy import parse_upload_method
+from ocistream.oci.reference import parse_registry
 from ocistream.streams.workers import run_in_thread
 
 if TYPE_CHECKING:
@@ -68,15 +66,15 @@ class Client:
         plain_http: bool = False,
         insecure: bool = False,
         tls: TlsFiles | None = None,
-        retries: int = settings.RETRIES,
-        connect_timeout: float = settings.CONNECT_TIMEOUT,
-        stall_timeout: float = settings.STALL_TIMEOUT,
+        retries: int = ClientOptions.retries,
+        connect_timeout: float = ClientOptions.connect_timeout,
+        stall_timeout: float = ClientOptions.stall_timeout,
         limit_rate: str | float | None = None,
         max_requests_per_second: float | None = None,
         mirrors: bool = True,
         upload: str = "auto",
-        jobs: int = settings.JOBS,
-        memory: str | int = limits.PREFETCH_MEMORY,
+        jobs: int = ClientOptions.jobs,
+        memory: str | int = ClientOptions.memory,
         cache: str | os.PathLike[str] | None = None,
         config: str | os.PathLike[str] | None = None,
         environment: Mapping[str, str] | None = None,
@@ -86,31 +84,23 @@ class Client:
         Raises:
             UsageError: a setting is malformed or out of range.
         """
-        _check_range("jobs", jobs, 1, settings.MAX_JOBS)
-        _check_range("retries", retries, 0, settings.MAX_RETRIES)
-        _check_positive("connect-timeout", connect_timeout)
-        _check_positive("stall-timeout", stall_timeout)
-        if max_requests_per_second is not None:
-            _check_positive("max-requests-per-second", max_requests_per_second)
-        rate = None if limit_rate is None else settings.parse_limit_rate(limit_rate)
+        self._options = parse_client_options(
+            jobs=jobs,
+            memory=memory,
+            cache=cache,
+            retries=retries,
+            connect_timeout=connect_timeout,
+            stall_timeout=stall_timeout,
+            limit_rate=limit_rate,
+            max_requests_per_second=max_requests_per_second,
+            upload=upload,
+        )
         env = os.environ if environment is None else environment
-        self._jobs = jobs
-        # One connection may already be too fast for a limited rate.
-        self._memory = settings.parse_memory(memory) if rate is None else 0
         self._closed = threading.Event()
         self._registries = ClientRegistries(
+            self._options,
             env=env,
             credentials=credentials,
-            build_settings=functools.partial(
-                build_http_settings,
-                env,
-                plain_http=plain_http,
-                tls=(tls or TlsFiles()).to_settings(insecure=insecure),
-                attempts=retries + 1,
-                connect_timeout=connect_timeout,
-                stall_timeout=stall_timeout,
-                max_requests_per_second=max_requests_per_second,
-            ),
             load_rules=functools.partial(
                 load_host_rules,
                 None if config is None else Path(config),
@@ -118,10 +108,8 @@ class Client:
                 {host: own.to_rule() for host, own in (registries or {}).items()},
                 use_mirrors=mirrors,
             ),
-            limit_rate=rate,
-            upload_method=parse_upload_method(upload),
-            jobs=jobs,
-            cache=None if cache is None else Path(cache),
+            plain_http=plain_http,
+            tls=(tls or TlsFiles()).to_settings(insecure=insecure),
             closed=self._closed,
         )
 
@@ -183,10 +171,10 @@ class Client:
             images=_list(images),
             all_tags=all_tags,
             tags=_list(tags),
-            referrers=referrers,
+            no_referrers=not referrers,
             compress=compress,
             max_ratio=max_ratio,
-            split=0 if split is None else settings.parse_split(split),
+            split=0 if split is None else parse_split(split),
             mount_from=_list(mount_from),
         )
         event = self._begin(cancelled)
@@ -215,8 +203,8 @@ class Client:
                     opened_source,
                     opened_destination,
                     observer,
-                    jobs=self._jobs,
-                    prefetch_memory=self._memory,
+                    jobs=self._options.jobs,
+                    prefetch_memory=self._options.prefetch_memory,
                     cancelled=event,
                 )
 
@@ -326,21 +314,6 @@ inspect = _with_new_client(Client.inspect)
 
 def _list_registries(arguments: Sequence[LocationArgument]) -> set[str]:
     return {argument.location.reference.registry for argument in arguments if argument.location.reference}
-
-
-def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        msg = f"--{name} {printable(repr(value))} is not a number above 0"
-        raise UsageError(msg)
-
-
-def _check_range(name: str, value: object, lowest: int, highest: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"--{name} {printable(repr(value))} is not a whole number"
-        raise UsageError(msg)
-    if not lowest <= value <= highest:
-        msg = f"--{name} {value} is not from {lowest} to {highest}"
-        raise UsageError(msg)
 
 
 def _list(value: str | Iterable[str]) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ocistream import limits
 from ocistream.api.copy_targets import (
     build_prefix_target,
     build_rename,
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Mapping, Sequence
 
+    from ocistream.api.options import CopyOptions
     from ocistream.layout.index import ImageSelector
     from ocistream.locations import OpenContext
     from ocistream.oci.graph import Graph, Root
@@ -48,27 +48,9 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import Destination, Observer, Source
     from ocistream.transfer.recompress import Recompression
 
-__all__ = ["CopyOptions", "CopyPlan", "parse_mount_sources", "plan_copy", "plan_copy_to_prefix"]
+__all__ = ["CopyPlan", "parse_mount_sources", "plan_copy", "plan_copy_to_prefix"]
 
 _SPLIT_HINT = "name an OCI archive by a template, as in app.%03d.tar"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CopyOptions:
-    """Options of a copy, with the names, meanings and defaults of the command line."""
-
-    platforms: Sequence[str] = ()
-    #: Names of images of an archive or layout; all if empty.
-    images: Sequence[str] = ()
-    all_tags: bool = False
-    #: Shell patterns for tags; they imply `all_tags`.
-    tags: Sequence[str] = ()
-    referrers: bool = True
-    compress: str | None = None
-    max_ratio: int = limits.MAX_RATIO
-    #: The maximum size of a volume, in bytes; 0 writes one file.
-    split: int = 0
-    mount_from: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +75,20 @@ class CopyPlan:
     def local_source(self) -> Location | None:
         """The archive or layout that is the only source; None for registries and joined archives."""
         return self.sources[0] if len(self.sources) == 1 and self.sources[0].kind != "docker" else None
+
+    @property
+    def source_registries(self) -> set[str]:
+        """The registries of the sources."""
+        return {location.reference.registry for location in self.sources if location.reference}
+
+    @property
+    def destination_registries(self) -> set[str]:
+        """The registry of the destination, if it is in one."""
+        if self.destination.reference is not None:
+            return {self.destination.reference.registry}
+        if self.destination.kind == "docker":
+            return {parse_registry(self.destination.text.partition("/")[0])}
+        return set()
 
     def open(self, source_context: OpenContext, destination_context: OpenContext) -> tuple[Source, Destination]:
         """Open the source, then the destination, which creates a file.
@@ -280,7 +276,7 @@ def _build_selection(
         select,
         parse_platform_choice(options.platforms, default_platform() if is_one_platform else None),
         options.max_ratio,
-        referrers="along" if options.referrers else "left",
+        referrers="left" if options.no_referrers else "along",
         tags=tags,
     )
 

@@ -1,4 +1,4 @@
-"""Reach registries: HTTP clients, mirrors and the cache, with the settings of the environment and of files.
+"""Reach registries: HTTP clients, mirrors, uploads and the cache, with settings of options, environment and files.
 
 The command line and the Python API open registries through `RegistryAccess`.
 """
@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import functools
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from ocistream import notices
 from ocistream.errors import NotFoundError, UsageError
+from ocistream.locations import OpenContext
 from ocistream.streams.paths import exists
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ocistream.api.options import ClientOptions
+    from ocistream.auth.credentials import Credential
     from ocistream.http.client import HttpClient
+    from ocistream.http.retry import RetryEvent
     from ocistream.http.settings import HostSettings, HttpSettings, TlsSettings
     from ocistream.layout.cache import Cache
+    from ocistream.oci.reference import Reference
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
     from ocistream.registry.opener import RepositoryOpener
+    from ocistream.registry.upload_record import UploadRecords
+    from ocistream.registry.upload_strategy import UploadStrategy
 
 __all__ = [
     "RegistryAccess",
@@ -34,28 +41,167 @@ __all__ = [
     "read_source_date_epoch",
 ]
 
+_T = TypeVar("_T")
+
 _PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
-@dataclass(slots=True, kw_only=True)
 class RegistryAccess:
+    """What all requests of a client, or of a run of the command line, share. Safe for several threads.
+
+    The rules of the configuration, the rate limits, the upload strategy, the records of uploads and the cache are
+    created on first use, and files are read then. `report(message, level)` receives fallbacks, and what happens to
+    uploads.
+    """
+
+    def __init__(
+        self,
+        options: ClientOptions,
+        env: Mapping[str, str],
+        load_rules: Callable[[], RegistryConfiguration],
+        report: Callable[[str, int], None] = lambda _message, _level: None,
+    ) -> None:
+        """Take the settings; no file is read yet."""
+        self._options = options
+        self._env = env
+        self._load_rules = load_rules
+        self._report = report
+        self._lock = threading.RLock()
+        self._shared: dict[str, Any] = {}
+
+    def _once(self, name: str, create: Callable[[], _T]) -> _T:
+        """Return the object of this name, which the first call creates."""
+        with self._lock:
+            if name not in self._shared:
+                self._shared[name] = create()
+            return cast("_T", self._shared[name])
+
+    def rules(self) -> RegistryConfiguration:
+        """Return the rules of the configuration files, ours and containers'."""
+        return self._once("rules", self._load_rules)
+
+    def check_push(self, reference: Reference | None) -> None:
+        """Raise AuthenticationError if the configuration forbids a push to `reference`; None is not a registry."""
+        if reference is not None:
+            self.rules().check_push(reference)
+
+    def upload_strategy(self) -> UploadStrategy:
+        """Return how registries accept uploads, by the options or as this run learns it."""
+        from ocistream.registry.upload_strategy import UploadStrategy
+
+        return self._once(
+            "upload strategy",
+            lambda: UploadStrategy(
+                explicit_method=self._options.upload,
+                jobs=self._options.jobs,
+                report=self._report,
+                configured_profile=lambda host: self.rules().profile(host),
+            ),
+        )
+
+    def upload_records(self) -> UploadRecords:
+        """Return the records of uploads that a later run may resume."""
+        from ocistream.registry.upload_record import UploadRecords
+
+        def create() -> UploadRecords:
+            directory = find_state_directory(self._env)
+            return UploadRecords(directory / "uploads" if directory else None, lambda message: self._report(message, 1))
+
+        return self._once("upload records", create)
+
+    def cache(self) -> Cache | None:
+        """Return the cache, which is read before registries; None without one."""
+        if not (path := self._options.cache):
+            return None
+        from ocistream.layout.cache import Cache
+
+        return self._once("cache", lambda: Cache(Path(path)))
+
+    def cached_sizes(self) -> Mapping[str, int]:
+        """Return how many bytes of each blob came from the cache, by digest; nothing if the cache was not used."""
+        cache = self._shared.get("cache")
+        return cache.bytes_read if cache is not None else {}
+
+    def create_client(
+        self,
+        find_credential: Callable[[str, str], Credential | None],
+        *,
+        plain_http: bool,
+        tls: TlsSettings,
+        is_for_mirrors: bool = False,
+        use_certs_d: bool = True,
+        format_hint: Callable[[str], str] = str,
+        on_retry: Callable[[RetryEvent], None] = lambda _event: None,
+        cancelled: threading.Event,
+    ) -> HttpClient:
+        """Return an HTTP client for registries, or for mirrors of them.
+
+        Raises:
+            NotFoundError: SSL_CERT_FILE names a file that does not exist.
+        """
+        from ocistream.http.client import HttpClient
+        from ocistream.http.rate_limits import RateLimits
+
+        settings = build_http_settings(self._env, self._options, plain_http=plain_http, tls=tls)
+        settings = replace(settings, format_hint=format_hint)
+        if is_for_mirrors:
+            from ocistream.registry.mirrors import shorten_timeouts
+
+            settings = shorten_timeouts(settings)
+        return HttpClient(
+            settings,
+            find_credential,
+            find_host_settings=build_host_settings_lookup(self._env, self.rules().settings, use_certs_d=use_certs_d),
+            on_retry=on_retry,
+            cancelled=cancelled,
+            rate_limits=self._once("rate limits", lambda: RateLimits(self._options.limit_rate)),
+            on_response=self.upload_strategy().observe_headers,
+        )
+
+    def build_context(self, create_client: Callable[[bool], HttpClient], cancelled: threading.Event) -> OpenContext:
+        """Return what opening a location needs.
+
+        `create_client` creates the client for registries that the user names, or with True the one for mirrors.
+
+        Raises:
+            UsageError: SOURCE_DATE_EPOCH is malformed.
+        """
+        clients = _Clients(create_client, self.rules, self._report, self.cache)
+        return OpenContext(
+            client=clients.client,
+            mtime=read_source_date_epoch(self._env),
+            opener=clients.opener,
+            jobs=self._options.jobs,
+            upload_strategy=self.upload_strategy,
+            records=self.upload_records,
+            cancelled=cancelled,
+            check_push=self.check_push,
+        )
+
+
+class _Clients:
     """The HTTP clients for registries and for their mirrors, created on first use. Safe for several threads."""
 
-    #: Creates the client for registries that the user names, or with True the one for mirrors.
-    create_client: Callable[[bool], HttpClient]
-    rules: Callable[[], RegistryConfiguration]
-    #: Receives each fallback to another mirror, with its verbosity.
-    report: Callable[[str, int], None] = lambda _message, _level: None
-    cache: Callable[[], Cache | None] = lambda: None
-    _lock: threading.RLock = field(default_factory=threading.RLock)
-    _clients: dict[bool, HttpClient] = field(default_factory=dict)
-    _opener: RepositoryOpener | None = None
+    def __init__(
+        self,
+        create_client: Callable[[bool], HttpClient],
+        rules: Callable[[], RegistryConfiguration],
+        report: Callable[[str, int], None],
+        cache: Callable[[], Cache | None],
+    ) -> None:
+        self._create_client = create_client
+        self._rules = rules
+        self._report = report
+        self._cache = cache
+        self._lock = threading.RLock()
+        self._clients: dict[bool, HttpClient] = {}
+        self._opener: RepositoryOpener | None = None
 
     def client(self, *, is_for_mirrors: bool = False) -> HttpClient:
         """Return the client for registries that the user names, or the one for mirrors."""
         with self._lock:
             if is_for_mirrors not in self._clients:
-                self._clients[is_for_mirrors] = self.create_client(is_for_mirrors)
+                self._clients[is_for_mirrors] = self._create_client(is_for_mirrors)
             return self._clients[is_for_mirrors]
 
     def opener(self) -> RepositoryOpener:
@@ -67,10 +213,10 @@ class RegistryAccess:
                 self._opener = RepositoryOpener(
                     self.client(),
                     functools.partial(self.client, is_for_mirrors=True),
-                    self.rules().find_pull_sources,
-                    self.report,
+                    self._rules().find_pull_sources,
+                    self._report,
                 )
-                if (cache := self.cache()) is not None:
+                if (cache := self._cache()) is not None:
                     from ocistream.layout.cached_repository import CachedRepository
 
                     self._opener = self._opener.wrapped_by(functools.partial(CachedRepository, cache))
@@ -78,14 +224,7 @@ class RegistryAccess:
 
 
 def build_http_settings(
-    env: Mapping[str, str],
-    *,
-    plain_http: bool,
-    tls: TlsSettings,
-    attempts: int,
-    connect_timeout: float,
-    stall_timeout: float,
-    max_requests_per_second: float | None,
+    env: Mapping[str, str], options: ClientOptions, *, plain_http: bool, tls: TlsSettings
 ) -> HttpSettings:
     """Return the settings for all hosts; proxies and the system's CAs come from the environment `env`.
 
@@ -97,12 +236,12 @@ def build_http_settings(
 
     return HttpSettings(
         plain_http=plain_http,
-        connect_timeout=connect_timeout,
-        stall_timeout=stall_timeout,
-        retry_policy=RetryPolicy(attempts=attempts),
+        connect_timeout=options.connect_timeout,
+        stall_timeout=options.stall_timeout,
+        retry_policy=RetryPolicy(attempts=options.retries + 1),
         ca_file=_read_ca_file(env),
         tls=tls,
-        requests_per_second=max_requests_per_second,
+        requests_per_second=options.max_requests_per_second,
         proxies=_read_proxies(env),
         user_agent=f"ocistream/{__version__}",
     )

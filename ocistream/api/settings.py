@@ -1,43 +1,17 @@
-"""Settings of a client: the values of options, with the command line's names, meanings and defaults."""
+"""Settings of single registries in the Python API: certificates, and what replaces the client's settings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from ocistream import limits
 from ocistream.errors import UsageError
-from ocistream.oci.reference import printable
-from ocistream.sizes import parse_size
 
 if TYPE_CHECKING:
     from ocistream.http.settings import TlsSettings
     from ocistream.registry.configuration import HostRule
 
-__all__ = [
-    "CONNECT_TIMEOUT",
-    "JOBS",
-    "MAX_JOBS",
-    "MAX_RETRIES",
-    "RETRIES",
-    "STALL_TIMEOUT",
-    "RegistrySettings",
-    "TlsFiles",
-    "parse_limit_rate",
-    "parse_memory",
-    "parse_split",
-]
-
-#: Attempts after the first one.
-RETRIES: Final = 5
-MAX_RETRIES: Final = 20
-#: Seconds.
-CONNECT_TIMEOUT: Final = 15
-#: Seconds without a byte.
-STALL_TIMEOUT: Final = 60
-#: Blobs that move at once, and connections that prefetch them.
-JOBS: Final = 4
-MAX_JOBS: Final = 32
+__all__ = ["RegistrySettings", "TlsFiles"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,42 +76,3 @@ class RegistrySettings:
             ),
             insecure=self.insecure,
         )
-
-
-def parse_limit_rate(value: str | float) -> float:
-    """Return bytes per second, written as for curl's --limit-rate: `500k`, `10M`, `1G`.
-
-    Raises:
-        UsageError: the value is not a rate.
-    """
-    size = parse_size(value, fractions=True) if isinstance(value, str) else value
-    if not size or size < 0:
-        msg = f"--limit-rate {printable(str(value), 40)!r} is no rate in bytes a second"
-        raise UsageError(msg, hint="such as 500k, 10M or 1G")
-    return float(size)
-
-
-def parse_memory(value: str | int) -> int:
-    """Return the bytes of --memory.
-
-    Raises:
-        UsageError: the value is not a size, or out of range.
-    """
-    size = parse_size(value, fractions=True) if isinstance(value, str) else value
-    if size is None or not limits.MIB <= size <= limits.MAX_PREFETCH_MEMORY:
-        msg = f"--memory {printable(str(value), 40)!r} is no size from 1MiB to {limits.MAX_PREFETCH_MEMORY >> 30}GiB"
-        raise UsageError(msg, hint="write it as in --memory 64MiB")
-    return size
-
-
-def parse_split(value: str | int) -> int:
-    """Return the bytes of --split.
-
-    Raises:
-        UsageError: the value is not a size.
-    """
-    size = parse_size(value, fractions=True) if isinstance(value, str) else value
-    if not size or size < 0:
-        msg = f"--split {printable(str(value), 40)!r} is no size"
-        raise UsageError(msg, hint="write it as in --split 700MiB, or --split 4294967295, which is FAT32's limit")
-    return size

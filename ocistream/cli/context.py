@@ -11,23 +11,12 @@ import os
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from ocistream.api.registries import (
-    RegistryAccess,
-    build_host_settings_lookup,
-    find_home,
-    find_state_directory,
-    load_host_rules,
-    read_source_date_epoch,
-)
+from ocistream.api.registries import RegistryAccess, find_home, load_host_rules
 from ocistream.cli.console import is_pipe
-from ocistream.cli.credentials import ExplicitCredentials
-from ocistream.cli.registry_options import (
-    build_hint_translator,
-    build_http_settings,
-    options_for_side,
-)
+from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
+from ocistream.cli.registry_options import build_hint_translator
 from ocistream.cli.standard_streams import (
     STDIN_HINT,
     is_visible_on_stdout,
@@ -36,113 +25,65 @@ from ocistream.cli.standard_streams import (
     result_on_stdout_error,
 )
 from ocistream.errors import UsageError
-from ocistream.locations import Location, OpenContext
 from ocistream.oci.reference import printable
 from ocistream.streams import files
 from ocistream.streams.paths import real_path
-from ocistream.streams.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
     import io
     import threading
     from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from ocistream.api.options import CopyOptions
     from ocistream.auth.credentials import Keychain
     from ocistream.cli.console import Console
+    from ocistream.cli.options import OmissionOptions, RunOptions
+    from ocistream.cli.registry_options import RegistryOptions
     from ocistream.http.client import HttpClient
-    from ocistream.http.rate_limits import RateLimits
     from ocistream.http.retry import RetryEvent
-    from ocistream.layout.cache import Cache
-    from ocistream.oci.reference import Reference
+    from ocistream.locations import Location, OpenContext
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
-    from ocistream.registry.upload_record import UploadRecords
-    from ocistream.registry.upload_strategy import UploadStrategy
 
-__all__ = [
-    "PASSWORD_ON_STDIN",
-    "CommandContext",
-    "home_directory",
-]
+__all__ = ["CommandContext", "home_directory"]
 
 #: Shorter waits, in seconds, are reported only with -v.
 _MIN_REPORTED_WAIT: Final = 5.0
 #: Default name, in errors, of the input that is read from stdin.
 ARCHIVE_INPUT: Final = "archive"
-#: Options that read a password from stdin.
-PASSWORD_ON_STDIN: Final = ("password_stdin", "src_password_stdin", "dest_password_stdin")
 
 
-@dataclass(slots=True)
+@dataclass(kw_only=True)
 class CommandContext:
-    """The shared options of one run, the console, and the objects a transfer needs, created on first use."""
+    """The shared options of one run, the console, and the objects that a transfer needs, created on first use."""
 
     console: Console
-    options: Mapping[str, Any]
+    options: RunOptions
+    registry: RegistryOptions
+    #: The options of `copy` for one side alone, by side: "src" and "dest". Empty for other commands.
+    sides: Mapping[str, RegistryOptions]
+    copy: CopyOptions
+    omission: OmissionOptions
     cancelled: threading.Event
-    #: How many requests were retried.
-    retry_count: int = 0
-    _rate_limits: RateLimits | None = None
-    _upload_strategy: UploadStrategy | None = None
-    _host_rules: RegistryConfiguration | None = None
-    _upload_records: UploadRecords | None = None
-    _cache: Cache | None = None
-    _explicit_credentials: ExplicitCredentials | None = None
     #: Rules for hosts from the sync file of this run; they override the configuration.
     rule_overrides: Mapping[str, HostRule] = field(default_factory=dict)
+    #: How many requests were retried.
+    retry_count: int = 0
 
-    @property
-    def jobs(self) -> int:
-        """How many blobs move at once."""
-        return int(self.options["jobs"])
+    def __post_init__(self) -> None:
+        """Prepare what all locations share; no file is read yet."""
+        # The files of the configuration are read on first use: a command that contacts no registry does not fail for a
+        # malformed file.
+        self.access = RegistryAccess(self.options, os.environ, self.load_rules, self._report)
+        self.credentials = ExplicitCredentials({"": self.registry, **self.sides}, os.environ)
 
-    @property
-    def prefetch_memory(self) -> int:
-        """Bytes that may be prefetched; 0 with --limit-rate, where one connection may already be too fast."""
-        return 0 if self.options.get("limit_rate") else int(self.options.get("memory", 0))
+    def load_rules(self) -> RegistryConfiguration:
+        """Read the rules for registries from the configuration files."""
+        use_mirrors = not self.options.no_mirrors
+        return load_host_rules(self.options.config, os.environ, self.rule_overrides, use_mirrors=use_mirrors)
 
-    @property
-    def upload_strategy(self) -> UploadStrategy:
-        """How registries accept uploads, by --upload or as this run learns it."""
-        if self._upload_strategy is None:
-            from ocistream.registry.upload_strategy import UploadStrategy
-
-            self._upload_strategy = UploadStrategy(
-                explicit_method=self.options.get("upload"),
-                jobs=int(self.options.get("jobs", 1)),
-                report=self._report_fallback,
-                configured_profile=lambda host: self.host_rules().profile(host),
-            )
-        return self._upload_strategy
-
-    @property
-    def cache(self) -> Cache | None:
-        """The cache of --cache, which is read before registries; None without --cache."""
-        if self._cache is None and (path := self.options.get("cache")):
-            from ocistream.layout.cache import Cache
-
-            self._cache = Cache(Path(path))
-        return self._cache
-
-    @property
-    def cached_sizes(self) -> Mapping[str, int]:
-        """How many bytes of each blob came from the cache, by digest."""
-        return self._cache.bytes_read if self._cache is not None else {}
-
-    def upload_records(self) -> UploadRecords:
-        """Return the records of uploads that a later run may resume."""
-        if self._upload_records is None:
-            from ocistream.registry.upload_record import UploadRecords
-
-            directory = find_state_directory(os.environ)
-            self._upload_records = UploadRecords(directory / "uploads" if directory else None, self._report_if_verbose)
-        return self._upload_records
-
-    @property
-    def explicit_credentials(self) -> ExplicitCredentials:
-        """The credentials that options provide."""
-        if self._explicit_credentials is None:
-            self._explicit_credentials = ExplicitCredentials(self.options, os.environ)
-        return self._explicit_credentials
+    def registry_options(self, side: str) -> RegistryOptions:
+        """Return the options that apply to one side: "src", "dest", or "" for a command without sides."""
+        return self.registry.for_side(side, self.sides[side]) if side else self.registry
 
     def build_open_context(
         self,
@@ -152,7 +93,7 @@ class CommandContext:
         build_keychain: Callable[[], Keychain] | None = None,
         hint: Callable[[str], str] | None = None,
     ) -> OpenContext:
-        """Return what opening a location needs; `side` is "SRC" or "DEST" if the sides have separate credentials.
+        """Return what opening a location needs; `side` is "src" or "dest" if the sides have separate options.
 
         `registries` are the registries that the command line names: its user name is for them. `build_keychain`
         replaces the credentials of the command line. `hint` rewrites option names in hints.
@@ -162,49 +103,26 @@ class CommandContext:
         # One keychain for both clients: stdin can be read for a password only once.
         keychain = functools.cache(build_keychain or functools.partial(self._build_keychain, side, registries))
 
-        access = RegistryAccess(
-            create_client=lambda is_for_mirrors: self._create_client(
-                keychain(), side, hint, is_for_mirrors=is_for_mirrors
-            ),
-            rules=self.host_rules,
-            report=self._report_fallback,
-            cache=lambda: self.cache,
-        )
-        return OpenContext(
-            client=access.client,
-            stdin=self.open_stdin,
-            stdout=self._open_stdout,
-            mtime=read_source_date_epoch(os.environ),
-            opener=access.opener,
-            jobs=int(self.options.get("jobs", DEFAULT_JOBS)),
-            upload_strategy=lambda: self.upload_strategy,
-            records=self.upload_records,
-            cancelled=self.cancelled,
-            check_push=self.check_push,
-        )
-
-    def check_push(self, reference: Reference | None) -> None:
-        """Raise AuthenticationError if the configuration forbids a push to `reference`; None is not a registry."""
-        if reference is not None:
-            self.host_rules().check_push(reference)
-
-    def host_rules(self) -> RegistryConfiguration:
-        """Return the rules of the configuration files, ours and containers'.
-
-        The files are read on the first call: a command that contacts no registry does not fail for a malformed file.
-        """
-        if self._host_rules is None:
-            self._host_rules = load_host_rules(
-                self.options.get("config"),
-                os.environ,
-                self.rule_overrides,
-                use_mirrors=not self.options.get("no_mirrors"),
+        def create_client(is_for_mirrors: bool) -> HttpClient:
+            # Mirrors stand in for the registry, so the options of its side apply.
+            options = self.registry_options(side)
+            return self.access.create_client(
+                keychain().find,
+                plain_http=options.plain_http,
+                tls=options.tls_settings(self.options.cert_dir),
+                is_for_mirrors=is_for_mirrors,
+                use_certs_d=not self.options.cert_dir,
+                format_hint=hint or build_hint_translator(self.registry, side),
+                on_retry=self._report_retry,
+                cancelled=self.cancelled,
             )
-        return self._host_rules
+
+        context = self.access.build_context(create_client, self.cancelled)
+        return replace(context, stdin=self.open_stdin, stdout=self._open_stdout)
 
     def check_result_path(self, *locations: Location) -> None:
         """Raise UsageError if --result would overwrite one of the locations, or mix with the output on stdout."""
-        result = self.options["result"]
+        result = self.options.result
         if result is not None and is_visible_on_stdout(result):
             raise result_on_stdout_error(str(result))
         # A circle of links is reported where the path is opened.
@@ -217,65 +135,36 @@ class CommandContext:
 
     def check_credentials(self, registries: Collection[str]) -> None:
         """Raise UsageError if several registries could ask for the one user name and password given."""
-        origin = "--username" if self.options.get("username") is not None else ""
+        origin = "--username" if self.registry.username is not None else ""
         if not origin and os.environ.get("OCISTREAM_USERNAME"):
             sides = ("OCISTREAM_SRC_USERNAME", "OCISTREAM_DEST_USERNAME")
             origin = "" if any(os.environ.get(name) for name in sides) else "OCISTREAM_USERNAME"
         if origin and len(registries) > 1:
             msg = f"{origin} cannot be for {' and '.join(sorted(registries))} at once"
             hint = "use `ocistream login` for each"
-            if "src_username" in self.options:
+            if self.sides:
                 hint += ", or --src-username and --dest-username, or OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
             raise UsageError(msg, hint=hint)
+
+    def check_password_options(self) -> None:
+        """Raise UsageError if two passwords would come on stdin."""
+        if sum(options.password_stdin for options in (self.registry, *self.sides.values())) > 1:
+            msg = "only one password can come on stdin"
+            others = "--src-password-file, --dest-password-file, OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD"
+            raise UsageError(msg, hint=f"give the other one with {others}")
 
     def _build_keychain(self, side: str, registries: Collection[str]) -> Keychain:
         from ocistream.auth.credentials import Keychain
 
-        prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
         return Keychain(
             os.environ,
             home=home_directory(),
-            explicit=self.explicit_credentials.find_credential(side),
-            prefix=prefix,
+            explicit=self.credentials.find_credential(side),
+            prefix=variable_prefix(side),
             named=registries,
-            configured=self.host_rules().credentials,
-            auth_file=self.explicit_credentials.find_auth_file(side),
+            configured=self.access.rules().credentials,
+            auth_file=self.credentials.find_auth_file(side),
         )
-
-    def _create_client(
-        self, keychain: Keychain, side: str, hint: Callable[[str], str] | None, *, is_for_mirrors: bool
-    ) -> HttpClient:
-        from ocistream.http.client import HttpClient
-
-        options = options_for_side(self.options, side)
-        settings = replace(
-            build_http_settings(options, os.environ), format_hint=hint or build_hint_translator(self.options, side)
-        )
-        if is_for_mirrors:
-            # Mirrors stand in for the registry, so the options of its side apply.
-            from ocistream.registry.mirrors import shorten_timeouts
-
-            settings = shorten_timeouts(settings)
-        return HttpClient(
-            settings,
-            keychain.find,
-            find_host_settings=build_host_settings_lookup(
-                os.environ, self.host_rules().settings, use_certs_d=not options["cert_dir"]
-            ),
-            on_retry=self._report_retry,
-            cancelled=self.cancelled,
-            rate_limits=self.rate_limits,
-            on_response=self.upload_strategy.observe_headers,
-        )
-
-    @property
-    def rate_limits(self) -> RateLimits:
-        """The rate limits of the run, which both sides of a copy share."""
-        if self._rate_limits is None:
-            from ocistream.http.rate_limits import RateLimits
-
-            self._rate_limits = RateLimits(self.options["limit_rate"])
-        return self._rate_limits
 
     def _report_retry(self, retry: RetryEvent) -> None:
         self.retry_count += 1
@@ -285,10 +174,7 @@ class CommandContext:
             level=0 if retry.wait >= _MIN_REPORTED_WAIT else 1,
         )
 
-    def _report_if_verbose(self, message: str) -> None:
-        self.console.info(message, level=1)
-
-    def _report_fallback(self, message: str, level: int) -> None:
+    def _report(self, message: str, level: int) -> None:
         self.console.info(message, level=level)
 
     @contextlib.contextmanager
@@ -311,17 +197,16 @@ class CommandContext:
         The console becomes terse if an archive comes by a pipe and stderr is not a terminal, unless the user asked for
         more output.
         """
-        if password_option := next((name for name in PASSWORD_ON_STDIN if self.options.get(name)), None):
-            option = f"--{password_option.replace('_', '-').removesuffix('stdin')}file"
-            msg = f"stdin cannot be both the {what} and the password"
-            raise UsageError(msg, hint=f"give {option}, or read the {what} from a file")
+        for side, options in {"": self.registry, **self.sides}.items():
+            if options.password_stdin:
+                msg = f"stdin cannot be both the {what} and the password"
+                option = f"--{side}-password-file" if side else "--password-file"
+                raise UsageError(msg, hint=f"give {option}, or read the {what} from a file")
         file = open_stdin(what, hint, self.cancelled)
         self.console.other_programs.add_pipe(file.fileno())
         if what == ARCHIVE_INPUT:
             has_terminal = sys.stderr is not None and sys.stderr.isatty()
-            wants_more_output = (
-                self.options.get("progress", "auto") not in {"auto", "none"} or self.console.verbosity > 0
-            )
+            wants_more_output = self.options.progress not in {"auto", "none"} or self.console.verbosity > 0
             self.console.is_terse = is_pipe(file.fileno()) and not has_terminal and not wants_more_output
         return file
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ocistream.cli.registry_options import has_credential
 from ocistream.cli.standard_streams import read_password, read_password_file
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.oci.reference import printable
@@ -15,14 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ocistream.auth.credentials import Credential
+    from ocistream.cli.registry_options import RegistryOptions
 
-__all__ = ["ExplicitCredentials"]
+__all__ = ["ExplicitCredentials", "variable_prefix"]
 
 
 class ExplicitCredentials:
-    """The credentials of one run; `side` is "SRC" or "DEST" for the sides of `copy`, else ""."""
+    """The credentials of one run, from options and environment variables.
 
-    def __init__(self, options: Mapping[str, Any], env: Mapping[str, str]) -> None:
+    `options` are those of a registry, by side: "" for both sides, "src" and "dest" for the sides of `copy`.
+    """
+
+    def __init__(self, options: Mapping[str, RegistryOptions], env: Mapping[str, str]) -> None:
         """Take the options of a command and the environment."""
         self._options = options
         self._env = env
@@ -41,18 +44,14 @@ class ExplicitCredentials:
             self._credentials[side] = self._read_credential(side)
         return self._credentials[side]
 
-    def read_password(self) -> str | None:
-        """Return the password that an option gives, or None."""
-        return self._read_password("", self._find_source(""))
-
     def find_auth_file(self, side: str) -> tuple[Path, str] | None:
         """Return the file that --authfile or its form for one side names, and the name of that option.
 
         No other credential file is read then, as in skopeo: a login found elsewhere would be a silent choice.
         """
-        for key in dict.fromkeys((_option_prefix(side), "")):
-            if (path := self._options.get(f"{key}authfile")) is not None:
-                option = _option_name(key, "authfile")
+        for owner in dict.fromkeys((side, "")):
+            if (path := self._options[owner].authfile) is not None:
+                option = _option_name(owner, "authfile")
                 if not path:
                     msg = f"{option} is empty"
                     raise UsageError(msg, hint="is it a variable that is not set?")
@@ -65,65 +64,60 @@ class ExplicitCredentials:
                 return Path(path), option
         return None
 
+    def read_password(self, side: str = "") -> str | None:
+        """Return the password that an option of a side gives, or None; raise UsageError if two options give one."""
+        options = self._options[side]
+        self._check_password_options(side)
+        if options.password_file is not None:
+            return read_password_file(options.password_file, _option_name(side, "password-file"))
+        if options.password_stdin and self._stdin_password is None:
+            self._stdin_password = read_password()
+        return self._stdin_password if options.password_stdin else None
+
+    def _check_password_options(self, side: str) -> None:
+        options = self._options[side]
+        if options.password_file is not None and options.password_stdin:
+            both = f"{_option_name(side, 'password-file')} and {_option_name(side, 'password-stdin')}"
+            msg = f"{both} both give the password"
+            raise UsageError(msg, hint="give one of them")
+
     def _read_credential(self, side: str) -> Credential | None:
-        prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
-        owner = next(
-            (candidate for candidate in dict.fromkeys((side, "")) if has_credential(self._options, candidate)), None
-        )
+        prefix = variable_prefix(side)
+        owner = next((owner for owner in dict.fromkeys((side, "")) if self._options[owner].has_credential), None)
         if owner is None:
             return None
-        key = _option_prefix(owner)
-        if self._options.get(f"{key}username") == "":
-            msg = f"{_option_name(key, 'username')} is empty"
+        options, own_prefix = self._options[owner], prefix if owner else "OCISTREAM"
+        if options.username == "":
+            msg = f"{_option_name(owner, 'username')} is empty"
             raise UsageError(msg, hint="is it a variable that is not set?")
-        password_option = self._find_source(key)
+        self._check_password_options(owner)
         # A password for one side may belong to the user name for both.
         names = {
-            _option_name(key, "username"): self._options.get(f"{key}username"),
-            "--username": self._options.get("username"),
+            _option_name(owner, "username"): options.username,
+            "--username": self._options[""].username,
             f"{prefix}_USERNAME": self._env.get(f"{prefix}_USERNAME"),
             "OCISTREAM_USERNAME": self._env.get("OCISTREAM_USERNAME"),
         }
         usernames = [(name, value) for name, value in names.items() if value]
         if not usernames:
-            msg = f"{_option_name(key, password_option or 'password')} needs {_option_name(key, 'username')}"
-            raise UsageError(msg, hint=f"or set {prefix if key else 'OCISTREAM'}_USERNAME")
-        secret = (
-            self._read_password(key, password_option)
-            or self._env.get(f"{prefix}_PASSWORD")
-            or self._env.get("OCISTREAM_PASSWORD")
-        )
+            password_option = "password-stdin" if options.password_stdin else "password-file"
+            msg = f"{_option_name(owner, password_option)} needs {_option_name(owner, 'username')}"
+            raise UsageError(msg, hint=f"or set {own_prefix}_USERNAME")
+        secret = self.read_password(owner) or self._env.get(f"{prefix}_PASSWORD") or self._env.get("OCISTREAM_PASSWORD")
         if not secret:
-            msg = f"{_option_name(key, 'username')} needs a password"
-            others = f"{_option_name(key, 'password-file')} or {_option_name(key, 'password-stdin')}"
-            raise UsageError(msg, hint=f"set {prefix if key else 'OCISTREAM'}_PASSWORD, or give {others}")
+            msg = f"{_option_name(owner, 'username')} needs a password"
+            others = f"{_option_name(owner, 'password-file')} or {_option_name(owner, 'password-stdin')}"
+            raise UsageError(msg, hint=f"set {own_prefix}_PASSWORD, or give {others}")
         from ocistream.auth.credentials import Credential
 
         source, username = usernames[0]
         return Credential(username, secret, source=source)
 
-    def _find_source(self, key: str) -> str | None:
-        """Return the option that gives the password, or None; raise UsageError if two do."""
-        options = {
-            name: self._options.get(key + name.replace("-", "_")) for name in ("password-file", "password-stdin")
-        }
-        names = [name for name, value in options.items() if value not in {None, False}]
-        if len(names) > 1:
-            msg = f"{_option_name(key, names[0])} and {_option_name(key, names[1])} both give the password"
-            raise UsageError(msg, hint="give one of them")
-        return names[0] if names else None
 
-    def _read_password(self, key: str, source: str | None) -> str | None:
-        if source == "password-file":
-            return read_password_file(self._options[f"{key}password_file"], _option_name(key, source))
-        if source == "password-stdin" and self._stdin_password is None:
-            self._stdin_password = read_password()
-        return self._stdin_password if source else None
+def variable_prefix(side: str) -> str:
+    """Return the prefix of the environment variables of a side."""
+    return f"OCISTREAM_{side.upper()}" if side else "OCISTREAM"
 
 
-def _option_prefix(side: str) -> str:
-    return f"{side.lower()}_" if side else ""
-
-
-def _option_name(key: str, name: str) -> str:
-    return f"--{key.replace('_', '-')}{name}"
+def _option_name(side: str, name: str) -> str:
+    return f"--{side}-{name}" if side else f"--{name}"

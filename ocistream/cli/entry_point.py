@@ -91,15 +91,9 @@ def _has_settings(arguments: Sequence[str]) -> bool:
 class LazyGroup(click.Group):
     """A group that imports a command when it is called."""
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         """Import a command; None if there is none of that name."""
-        command = load_command(name) if name in COMMANDS else None
-        if command is not None and ctx.resilient_parsing:
-            # A shell asks for completions.
-            from ocistream.cli.commands.completion import mark_path_parameters
-
-            mark_path_parameters(command)
-        return command
+        return load_command(name) if name in COMMANDS else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

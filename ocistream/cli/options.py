@@ -1,460 +1,290 @@
-"""Options that several commands share, each declared once: network, TLS, credentials, platform, upload, split.
+"""Options of several commands, declared once in a class for each group, and the decorators that add them to a command.
 
-`transfer_options` decorates a command and passes it one `CommandContext` in place of all shared options.
+`command` makes a function a command: it passes the values of all groups as one `CommandContext`, and the command's own
+options by name. Options of a single command are declared with `cls=Option` beside that command.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from ocistream import limits
-from ocistream.api import settings
-from ocistream.cli.context import PASSWORD_ON_STDIN, CommandContext
-from ocistream.cli.parameter_types import WholeNumber, check_number, parse_memory, parse_rate
-from ocistream.cli.registry_options import SIDE_OPTIONS
-from ocistream.cli.standard_streams import result_on_stdout_error
-from ocistream.errors import UsageError
-from ocistream.oci.platforms import parse_platform_choice
-from ocistream.registry.upload_strategy import parse_upload_method
+from ocistream.api.options import (
+    FOR_ONE_RUN,
+    PATH,
+    SELECTS_CONTENT,
+    ClientOptions,
+    CopyOptions,
+    Positive,
+    Whole,
+    declaration,
+    option,
+)
+from ocistream.cli.context import CommandContext
+from ocistream.cli.parameter_types import FilePath, PositiveNumber, ResultPath, WholeNumber
+from ocistream.cli.registry_options import SIDES, RegistryOptions
 from ocistream.streams.memory import return_large_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator
 
-    from ocistream.api.copy_plan import CopyOptions
     from ocistream.cli.console import Console
-    from ocistream.registry.upload_strategy import UploadMethod
 
 __all__ = [
-    "cache_option",
-    "memory_option",
+    "GROUPS",
+    "SELECTS_OUTPUT",
+    "MessageOptions",
+    "OmissionOptions",
+    "Option",
+    "RunOptions",
+    "command",
+    "compression_options",
+    "credential_options",
+    "dry_run_option",
+    "json_option",
+    "make_options",
+    "network_options",
+    "options",
     "platform_option",
-    "read_copy_options",
-    "referrers_option",
-    "split_option",
+    "side_options",
+    "tls_options",
     "transfer_options",
+    "upload_options",
+    "user_options",
 ]
 
-#: At most a day; a socket accepts no more.
-_TIMEOUT_SECONDS: Final = click.FloatRange(0, 86_400, min_open=True)
+_T = TypeVar("_T")
+#: What click's decorators take and return.
+_Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+SELECTS_OUTPUT: Final = "it decides what is printed: give the option"
+#: The type of an option that counts how often it is given.
+_COUNT: Final = "count"
 
 
-def tls_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --ca-cert, --client-cert, --client-key, --cert-dir, --insecure and --plain-http."""
-    return _combine_decorators(
-        click.option(
-            "--ca-cert",
-            metavar="FILE",
-            help="Trust these CAs (PEM) too, beside the system's or those of SSL_CERT_FILE, for all hosts.",
-        ),
-        click.option(
-            "--client-cert",
-            metavar="FILE",
-            help="Show this client certificate (PEM) to a registry that is named here and asks for one, and to no "
-            "other host.",
-        ),
-        click.option("--client-key", metavar="FILE", help="Its key, if it is not in the same file."),
-        click.option(
-            "--cert-dir",
-            metavar="DIR",
-            help="Take *.crt, *.cert and *.key from here for every registry that is named, and not from certs.d.",
-        ),
-        click.option(
-            "--insecure",
-            is_flag=True,
-            help="Do not check the certificates of the registries that are named. Other hosts to which they lead are "
-            "checked.",
-        ),
-        click.option("--plain-http", is_flag=True, help="Speak HTTP, not HTTPS, to hosts other than this one."),
-    )(command)
+class Option(click.Option):
+    """An option of a command.
+
+    `no_default` is why neither a variable nor the configuration file may set the option; "" if they may.
+    """
+
+    def __init__(self, *arguments: Any, no_default: str = "", **attributes: Any) -> None:
+        """Take the arguments of click, and the reason."""
+        super().__init__(*arguments, **attributes)
+        self.no_default = no_default
 
 
-def config_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --config."""
-    return click.option(
-        "--config",
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(ClientOptions):
+    """Options of all requests and transfers of one run."""
+
+    cert_dir: str | None = option(
+        type=PATH,
+        metavar="DIR",
+        help="Take *.crt, *.cert and *.key from here for every registry that is named, and not from certs.d.",
+    )
+    config: Path | None = option(
         type=click.Path(path_type=Path),
         metavar="FILE",
+        no_default="a file cannot name another one; the variable OCISTREAM_CONFIG can",
         help="Configuration of registries and mirrors.  [default: ~/.config/ocistream/config.toml]",
-    )(command)
-
-
-def network_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --retries, time-outs, limits, --config, --no-mirrors, and the options of `tls_options`."""
-    return _combine_decorators(
-        click.option(
-            "--retries",
-            type=WholeNumber(0, settings.MAX_RETRIES),
-            default=settings.RETRIES,
-            show_default=True,
-            help="Tries after the first one.",
-        ),
-        click.option(
-            "--connect-timeout",
-            type=_TIMEOUT_SECONDS,
-            callback=check_number,
-            metavar="SECONDS",
-            default=settings.CONNECT_TIMEOUT,
-            show_default=True,
-            help="How long connecting may take.",
-        ),
-        click.option(
-            "--stall-timeout",
-            type=_TIMEOUT_SECONDS,
-            callback=check_number,
-            metavar="SECONDS",
-            default=settings.STALL_TIMEOUT,
-            show_default=True,
-            help="Give a connection up when no byte has moved for so long. There is no limit for the whole.",
-        ),
-        click.option(
-            "--limit-rate",
-            metavar="RATE",
-            callback=parse_rate,
-            help="Bytes in a second, in each direction, over all connections together: 500k, 10M, 1G; k is 1024.",
-        ),
-        click.option(
-            "--max-requests-per-second",
-            type=click.FloatRange(0, 10_000, min_open=True),
-            callback=check_number,
-            metavar="N",
-            help="Begin no more than N requests in a second, to each host.",
-        ),
-        tls_options,
-        config_option,
-        click.option("--no-mirrors", is_flag=True, help="Ask the registry itself only, no mirror of it."),
-    )(command)
-
-
-def progress_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --progress."""
-    return click.option(
-        "--progress",
+    )
+    no_mirrors: bool = option(default=False, help="Ask the registry itself only, no mirror of it.")
+    progress: str = option(
+        "auto",
         type=click.Choice(["auto", "bar", "plain", "json", "none"]),
-        default="auto",
-        show_default=True,
         help="How progress is shown on stderr; json makes the messages there JSON as well.",
-    )(command)
+    )
+    result: Path | None = option(
+        type=ResultPath(dir_okay=False, path_type=Path),
+        no_default=FOR_ONE_RUN,
+        help="Write what was done as JSON.",
+    )
 
 
-def memory_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that reads from registries --memory."""
-    return click.option(
-        "--memory",
-        default=f"{limits.PREFETCH_MEMORY // limits.MIB}MiB",
-        show_default=True,
-        callback=parse_memory,
-        metavar="SIZE",
-        help="What may be fetched ahead where a registry sends slowly, over up to --jobs connections. More of it is "
-        "faster there.",
-    )(command)
+@dataclass(frozen=True, kw_only=True)
+class OmissionOptions:
+    """Which blobs an archive or layout omits."""
+
+    have: tuple[str, ...] = option(
+        (),
+        type=PATH,
+        metavar="FILE|-|END",
+        no_default=SELECTS_CONTENT,
+        help="Leave out blobs that the other side has: those of a list that `ocistream have` wrote there, or of "
+        "END (a repository HOST/REPO, an image of it, oci:DIR, an archive); repeats.",
+    )
+    base: tuple[str, ...] = option(
+        (),
+        metavar="IMAGE",
+        no_default=SELECTS_CONTENT,
+        help="Leave out the blobs of an image that the other side is known to have; repeats.",
+    )
+    only: tuple[str, ...] = option(
+        (),
+        type=PATH,
+        metavar="DIGEST|FILE",
+        no_default=SELECTS_CONTENT,
+        help="Leave out all blobs but these; repeats.",
+    )
 
 
-def cache_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that reads from registries --cache."""
-    return click.option(
-        "--cache",
-        metavar="DIR",
-        help="A layout directory, made where there is none: what is in it is not fetched, and what is fetched is kept "
-        "there. Several runs may share it; `ocistream gc --max-size` trims it.",
-    )(command)
+@dataclass(frozen=True, kw_only=True)
+class MessageOptions:
+    """Which messages are printed on stderr, and how."""
+
+    quiet: bool = option(default=False, flags=["-q", "--quiet"], help="Say nothing but errors.")
+    verbose: int = option(0, type=_COUNT, flags=["-v", "--verbose"], help="Say more; twice: with tracebacks.")
+    log_format: str | None = option(
+        type=click.Choice(["text", "json"]), help="How messages are written on stderr.  [default: text]"
+    )
+
+    def apply(self, console: Console, progress: str) -> None:
+        """Set what a console prints."""
+        source = click.get_current_context().get_parameter_source
+        # The command line overrides a default for all runs.
+        given = {name for name in ("quiet", "verbose") if source(name) is ParameterSource.COMMANDLINE}
+        console.verbosity = -1 if self.quiet and given != {"verbose"} else self.verbose
+        console.as_json = console.is_json(self.log_format, progress)
 
 
-def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of every transfer, and pass it a `CommandContext`."""
-    return _combine_decorators(
-        click.option(
-            "--jobs",
-            type=WholeNumber(1, settings.MAX_JOBS),
-            default=settings.JOBS,
-            show_default=True,
-            help="Blobs moved at once, and connections over which they are fetched ahead.",
-        ),
-        network_options,
-        progress_option,
-        click.option(
-            "--result",
-            type=click.Path(dir_okay=False),
-            callback=_parse_result_path,
-            help="Write what was done as JSON.",
-        ),
-        context_options,
-    )(command)
+#: The groups. Their options are known without an import of any command.
+GROUPS: Final = (CopyOptions, OmissionOptions, RunOptions, RegistryOptions, MessageOptions)
 
 
-def _parse_result_path(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Path | None:
-    """Return the path of --result; stdout is an error.
+def make_options(group: type, *names: str, side: str = "", help_text: str = "{}") -> Iterator[Option]:
+    """Return the options of a group: those with these field names, or all; with `side`, the forms for one side.
 
-    A file called `-` must be written `./-`. A `Path` drops the `./`, so the text is checked here.
+    `help_text` replaces the declared help; {} in it is the declared help.
     """
-    if value == "-":
-        raise result_on_stdout_error(value)
-    if value == "":
-        msg = "--result '' is no path"
-        raise UsageError(msg)
-    return None if value is None else Path(value)
+    fields = {field.name: field for field in dataclasses.fields(group)}
+    for name in names or fields:
+        declared, annotation = declaration(fields[name]), str(fields[name].type)
+        flags = declared.flags or (f"--{name.replace('_', '-')}",)
+        shown_help = help_text.format(declared.help)
+        if side:
+            flags, shown_help = (f"--{side}-{flags[-1][2:]}",), declared.side_help.format(SIDES[side])
+        yield Option(
+            [*flags, f"{side}_{name}" if side else name],
+            type=_click_type(declared.type),
+            is_flag=annotation == "bool",
+            multiple=annotation.startswith(("tuple", "Sequence")),
+            count=declared.type == _COUNT,
+            metavar=declared.metavar,
+            # click has defaults of its own for switches and counts.
+            **({} if declared.text is None else {"default": declared.text, "show_default": True}),
+            callback=None if declared.check is None else functools.partial(_check, declared.check),
+            help=shown_help,
+            no_default=declared.no_default,
+        )
 
 
-def context_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the common options, and pass it a `CommandContext` of them and of the options above."""
-
-    @verbosity_options
-    @click.pass_obj
-    @functools.wraps(command)
-    def wrapped(console: Console, /, **options: Any) -> None:
-        apply_verbosity(console, options)
-        context_options = {key: options.pop(key) for key in list(options) if key in _CONTEXT_OPTIONS}
-        if sum(bool(context_options.get(name)) for name in PASSWORD_ON_STDIN) > 1:
-            msg = "only one password can come on stdin"
-            others = "--src-password-file, --dest-password-file, OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD"
-            raise UsageError(msg, hint=f"give the other one with {others}")
-        return_large_blocks()
-        command(CommandContext(console, context_options, console.cancelled), **options)
-
-    return wrapped
+def _click_type(declared: object) -> Any:
+    if isinstance(declared, Whole):
+        return WholeNumber(declared.lowest, declared.highest)
+    if isinstance(declared, Positive):
+        return PositiveNumber(0, declared.highest, min_open=True)
+    if declared == PATH:
+        return FilePath()
+    return None if declared == _COUNT else declared
 
 
-_CONTEXT_OPTIONS: Final = frozenset(
-    {
-        "jobs",
-        "memory",
-        "cache",
-        "retries",
-        "connect_timeout",
-        "stall_timeout",
-        "limit_rate",
-        "max_requests_per_second",
-        "ca_cert",
-        "client_cert",
-        "client_key",
-        "cert_dir",
-        "insecure",
-        "plain_http",
-        "config",
-        "no_mirrors",
-        "progress",
-        "result",
-        "compress",
-        "max_ratio",
-        "upload",
-        "mount_from",
-        "have",
-        "base",
-        "only",
-        "no_referrers",
-        "split",
-        "username",
-        "password_stdin",
-        "password_file",
-        "authfile",
-        *SIDE_OPTIONS,
-    }
-)
-
-
-def referrers_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --no-referrers."""
-    return click.option(
-        "--no-referrers",
-        is_flag=True,
-        help="Leave behind what hangs on an image: signatures, SBOMs, attestations.",
-    )(command)
-
-
-def read_copy_options(
-    context: CommandContext,
-    platforms: Sequence[str],
-    *,
-    images: Sequence[str] = (),
-    all_tags: bool = False,
-    tags: Sequence[str] = (),
-) -> CopyOptions:
-    """Return the options of a copy that a command got."""
-    from ocistream.api.copy_plan import CopyOptions
-
-    options = context.options
-    return CopyOptions(
-        platforms=platforms,
-        images=images,
-        all_tags=all_tags,
-        tags=tags,
-        referrers=not options["no_referrers"],
-        compress=options["compress"],
-        max_ratio=int(options["max_ratio"]),
-        split=int(options.get("split", 0)),
-        mount_from=options.get("mount_from", ()),
-    )
-
-
-def compression_options(note: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command --compress and --max-ratio; `note` is appended to the help text."""
-    return _combine_decorators(
-        click.option(
-            "--compress",
-            metavar="gzip|zstd|none[:LEVEL]",
-            callback=_check_compression,
-            help="Compress layers anew that are not so already, which changes the image's digest. "
-            f"High levels of zstd take hundreds of MB. {note}",
-        ),
-        max_ratio_option,
-    )
-
-
-def max_ratio_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --max-ratio."""
-    return click.option(
-        "--max-ratio",
-        type=WholeNumber(1, 1_000_000),
-        default=limits.MAX_RATIO,
-        show_default=True,
-        help="How much larger than itself anything compressed may become, above the first GiB.",
-    )(command)
-
-
-def upload_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --upload and --mount-from."""
-    return _combine_decorators(
-        click.option(
-            "--upload",
-            metavar="auto|stream|put|chunk=SIZE",
-            default="auto",
-            show_default=True,
-            callback=_parse_upload_method,
-            help="How blobs go up: in one streamed request, in one PUT, or in chunks of SIZE such as 4MiB at the most; "
-            "auto finds out what the registry takes.",
-        ),
-        click.option(
-            "--mount-from",
-            multiple=True,
-            metavar="REPO",
-            help="A repository of the same registry that may have blobs, so that they need not be sent; repeats.",
-        ),
-    )(command)
-
-
-def via_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --via and --via-program."""
-    return _combine_decorators(
-        click.option(
-            "--via",
-            metavar="COMMAND",
-            help="Have an ocistream behind COMMAND (`ssh host`, `kubectl exec -i pod --`) write DST there; send only "
-            "what it lacks.",
-        ),
-        click.option(
-            "--via-program",
-            metavar="PROGRAM",
-            default="ocistream",
-            show_default=True,
-            help="What runs ocistream there: its path, or `python3 -m ocistream`.",
-        ),
-    )(command)
-
-
-def _check_compression(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    """Return the value of --compress after a check of its syntax."""
-    if value is not None:
-        from ocistream.transfer.recompress import parse_recompression
-
-        parse_recompression(value, limits.MAX_RATIO)
+def _check(check: Callable[[_T], object], _context: click.Context, _parameter: click.Parameter, value: _T) -> _T:
+    check(value)
     return value
 
 
-def _parse_upload_method(_context: click.Context, _parameter: click.Parameter, value: str) -> UploadMethod | None:
-    """Return the upload method of --upload; None for `auto`."""
-    return parse_upload_method(value)
+def options(group: type, *names: str, side: str = "", help_text: str = "{}") -> _Decorator:
+    """Give a command options of a group, as `make_options` returns them."""
 
-
-def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command -q, -v and --log-format."""
-    return _combine_decorators(
-        click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
-        click.option("-v", "--verbose", count=True, help="Say more; twice: with tracebacks."),
-        click.option(
-            "--log-format",
-            type=click.Choice(["text", "json"]),
-            help="How messages are written on stderr.  [default: text]",
-        ),
-    )(command)
-
-
-def apply_verbosity(console: Console, options: dict[str, Any]) -> None:
-    """Remove the options of `verbosity_options` from `options` and apply them to the console."""
-    quiet, verbose = options.pop("quiet"), options.pop("verbose")
-    source = click.get_current_context().get_parameter_source
-    if source("verbose") is ParameterSource.COMMANDLINE and source("quiet") is not ParameterSource.COMMANDLINE:
-        # The command line overrides a default for all runs.
-        quiet = False
-    console.verbosity = -1 if quiet else int(verbose)
-    console.as_json = console.is_json(options.pop("log_format"), options.get("progress"))
-
-
-def credential_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --username, --password-stdin, --password-file and --authfile."""
-    return _combine_decorators(user_options, authfile_option)(command)
-
-
-def user_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --username, --password-stdin and --password-file."""
-    return _combine_decorators(
-        click.option("-u", "--username", metavar="USER", help="User name."),
-        click.option("--password-stdin", is_flag=True, help="Read the password from stdin."),
-        click.option("--password-file", metavar="FILE", help="Read the password from FILE."),
-    )(command)
-
-
-def authfile_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --authfile."""
-    return click.option(
-        "--authfile",
-        metavar="FILE",
-        help="Read credentials (Docker's format) from FILE only.",
-    )(command)
-
-
-def _combine_decorators(*decorators: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Join decorators into one, so that --help lists their options in this order."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        return functools.reduce(lambda inner, outer: outer(inner), reversed(decorators), command)
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        made = list(make_options(group, *names, side=side, help_text=help_text))
+        # As click's own decorators, which apply from the last to the first.
+        function.__dict__.setdefault("__click_params__", []).extend(reversed(made))
+        return function
 
     return decorate
 
 
-def platform_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(function: Callable[..., None]) -> click.Command:
+    """Make a command that passes a `CommandContext` and its own arguments to a function."""
+
+    @click.pass_obj
+    @functools.wraps(function)
+    def run(console: Console, /, **values: Any) -> None:
+        run_options = _collect(RunOptions, values)
+        _collect(MessageOptions, values).apply(console, run_options.progress)
+        context = CommandContext(
+            console=console,
+            options=run_options,
+            registry=_collect(RegistryOptions, values),
+            sides={side: _collect(RegistryOptions, values, side) for side in SIDES if f"{side}_username" in values},
+            copy=_collect(CopyOptions, values),
+            omission=_collect(OmissionOptions, values),
+            cancelled=console.cancelled,
+        )
+        context.check_password_options()
+        return_large_blocks()
+        function(context, **values)
+
+    made = click.command(run)
+    made.params += make_options(MessageOptions)
+    return made
+
+
+def _collect(group: type[_T], values: dict[str, Any], side: str = "") -> _T:
+    """Remove the values of a group from the parameters; a command without an option of the group has its default."""
+    names = {field.name: f"{side}_{field.name}" if side else field.name for field in dataclasses.fields(group)}  # type: ignore[arg-type]
+    found = {name: values.pop(key) for name, key in names.items() if key in values}
+    return group(**{name: value for name, value in found.items() if value is not None})
+
+
+def _combine(*decorators: _Decorator) -> _Decorator:
+    """Join decorators into one, so that --help lists their options in this order."""
+    return lambda function: functools.reduce(lambda inner, outer: outer(inner), reversed(decorators), function)
+
+
+user_options: Final = options(RegistryOptions, "username", "password_stdin", "password_file")
+credential_options: Final = options(RegistryOptions, "username", "password_stdin", "password_file", "authfile")
+side_options: Final = _combine(*(options(RegistryOptions, side=side) for side in SIDES))
+tls_options: Final = _combine(
+    options(RegistryOptions, "ca_cert", "client_cert", "client_key"),
+    options(RunOptions, "cert_dir"),
+    options(RegistryOptions, "insecure", "plain_http"),
+)
+network_options: Final = _combine(
+    options(RunOptions, "retries", "connect_timeout", "stall_timeout", "limit_rate", "max_requests_per_second"),
+    tls_options,
+    options(RunOptions, "config", "no_mirrors"),
+)
+transfer_options: Final = _combine(
+    options(RunOptions, "jobs"), network_options, options(RunOptions, "progress", "result")
+)
+upload_options: Final = _combine(options(RunOptions, "upload"), options(CopyOptions, "mount_from"))
+
+
+def compression_options(note: str) -> _Decorator:
+    """Give a command --compress, with a note in its help, and --max-ratio."""
+    return _combine(options(CopyOptions, "compress", help_text=f"{{}} {note}"), options(CopyOptions, "max_ratio"))
+
+
+def platform_option(default: str) -> _Decorator:
     """Give a command --platform; `default` is the default that --help shows."""
-    return click.option(
-        "--platform",
-        "platforms",
-        multiple=True,
-        metavar="OS/ARCH[/VARIANT]|all",
-        callback=_check_platforms,
-        help=f"Platform of an index to take; repeats; `all` keeps the index as it is.  [default: {default}]",
-    )
+    return options(CopyOptions, "platforms", help_text=f"{{}}  [default: {default}]")
 
 
-def _check_platforms(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the values of --platform after a check of their syntax."""
-    parse_platform_choice(value)
-    return value
+def json_option(help_text: str) -> _Decorator:
+    """Give a command --json."""
+    return click.option("--json", "as_json", cls=Option, is_flag=True, help=help_text, no_default=SELECTS_OUTPUT)
 
 
-def split_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --split."""
-    return click.option(
-        "--split",
-        metavar="SIZE",
-        callback=_parse_split_size,
-        help="Cut the archive into files of at most SIZE bytes, such as 4GiB; in their names %d, or %03d, stands for "
-        "their number. `push` takes them in any order.",
-    )(command)
-
-
-def _parse_split_size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int:
-    """Return the bytes of --split; 0 without --split."""
-    return 0 if value is None else settings.parse_split(value)
+def dry_run_option(help_text: str) -> _Decorator:
+    """Give a command --dry-run."""
+    return click.option("--dry-run", cls=Option, is_flag=True, help=help_text, no_default=FOR_ONE_RUN)

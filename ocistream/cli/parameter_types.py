@@ -1,4 +1,4 @@
-"""Parse values of arguments and options: image names, locations, whole numbers, sizes, rates and durations.
+"""Parse values of arguments and options: image names, locations, numbers, paths, sizes and durations.
 
 The functions reject text that Python's own conversions accept, such as `1_000` or `nan`.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream.api import settings
+from ocistream.cli.standard_streams import result_on_stdout_error
 from ocistream.errors import InvalidNameError, UsageError
 from ocistream.locations import is_archive_name, parse_location
 from ocistream.notices import add_failure_hint
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from ocistream.oci.reference import Reference
 
 __all__ = [
+    "FilePath",
+    "PositiveNumber",
+    "ResultPath",
     "WholeNumber",
-    "check_number",
-    "parse_byte_size",
-    "parse_duration",
+    "parse_age",
     "parse_image",
     "parse_location_argument",
-    "parse_memory",
-    "parse_rate",
+    "parse_max_size",
 ]
 
 #: Transports before a colon that are not registries, and the beginnings of paths.
@@ -97,43 +97,52 @@ class WholeNumber(click.IntRange):
         self.fail(f"{printable(value, 40)!r} {problem}", param, ctx)
 
 
-def check_number(_context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """Return a number; `nan`, which click accepts, is an error."""
-    if value is not None and math.isnan(value):
-        msg = f"{parameter.opts[0]} {value} is no number"
-        raise UsageError(msg)
-    return value
+class PositiveNumber(click.FloatRange):
+    """A number in a range. `nan`, which click accepts, is an error."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            msg = f"{param.opts[0] if param is not None else 'the value'} {number} is no number"
+            raise UsageError(msg)
+        return number
 
 
-def parse_rate(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
-    """Return bytes per second, written as for curl's --limit-rate: `500k`, `10M`, `1G`."""
-    if value is None:
-        return None
-    return settings.parse_limit_rate(value)
+class FilePath(click.Path):
+    """The text of a path, or of an image in its place. The shell completes file names; the file need not exist."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
+        """Return the text as it is."""
+        return value
 
 
-def parse_memory(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
-    """Return the bytes of --memory."""
-    return settings.parse_memory(value)
+class ResultPath(click.Path):
+    """The path of --result; stdout is an error."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path. A `Path` drops the `./` of a file called `./-`, so the text is checked."""
+        if value == "-":
+            raise result_on_stdout_error(value)
+        if value == "":
+            msg = "--result '' is no path"
+            raise UsageError(msg)
+        return super().convert(value, param, ctx)
 
 
-def parse_byte_size(_context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """Return a size in bytes, written as for --memory; 0 is allowed."""
-    if value is None:
-        return None
-    size = parse_size(value, fractions=True)
+def parse_max_size(text: str) -> int:
+    """Return the bytes of --max-size; 0 is allowed."""
+    size = parse_size(text, fractions=True)
     if size is None:
-        msg = f"{parameter.opts[0]} {printable(value, 40)!r} is no size"
+        msg = f"--max-size {printable(text, 40)!r} is no size"
         raise UsageError(msg, hint="such as 500M or 20G")
     return size
 
 
-def parse_duration(_context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
-    """Return seconds, from text in seconds, minutes, hours or days: `90`, `30m`, `12h`, `7d`."""
-    if value is None:
-        return None
-    match = _DURATION.match(value)
+def parse_age(text: str) -> float:
+    """Return the seconds of --older-than, in seconds, minutes, hours or days: `90`, `30m`, `12h`, `7d`."""
+    match = _DURATION.match(text)
     if match is None:
-        msg = f"{parameter.opts[0]} {printable(value, 40)!r} is no time"
+        msg = f"--older-than {printable(text, 40)!r} is no time"
         raise UsageError(msg, hint="such as 90 (seconds), 30m, 12h or 7d")
     return float(int(match[1]) * _UNIT_SECONDS[match[2]])

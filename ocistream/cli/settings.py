@@ -5,6 +5,7 @@ Every value passes the option's own checks. Unknown variables are reported by na
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
+from ocistream.api.options import FOR_ONE_RUN
 from ocistream.cli.console import Console
 from ocistream.cli.context import home_directory
+from ocistream.cli.options import GROUPS, Option, make_options
 from ocistream.config.config_toml import read_configuration
 from ocistream.config.toml_files import flag, resolve_path
 from ocistream.errors import NotFoundError, UsageError
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from ocistream.config.toml_files import TomlTable
 
 __all__ = [
-    "OPTIONS_WITHOUT_DEFAULT",
     "VARIABLE_PREFIX",
     "Setting",
     "apply_defaults",
@@ -42,84 +44,6 @@ __all__ = [
 ]
 
 VARIABLE_PREFIX: Final = "OCISTREAM_"
-_FOR_ONE_RUN: Final = "it is for one run: give the option"
-_SELECTS_CONTENT: Final = "it decides what moves: give the option"
-_SELECTS_OUTPUT: Final = "it decides what is printed: give the option"
-_USE_LOGIN: Final = "use `ocistream login`, or OCISTREAM_USERNAME and OCISTREAM_PASSWORD"
-_USE_AUTH_FILE: Final = 'use the variable REGISTRY_AUTH_FILE, or credentials = "file:PATH" in [registry."HOST"]'
-_FOR_ONE_REGISTRY: Final = (
-    'it is for one registry: give the option, or set it in [registry."HOST"] of the configuration'
-)
-#: Options that users cannot set a default for, and the hint that says why.
-OPTIONS_WITHOUT_DEFAULT: Final = {
-    "output": _SELECTS_CONTENT,
-    "input": _SELECTS_CONTENT,
-    "image": _SELECTS_CONTENT,
-    "to": _SELECTS_CONTENT,
-    "tags": _SELECTS_CONTENT,
-    "all-tags": _SELECTS_CONTENT,
-    "via": _SELECTS_CONTENT,
-    "have": _SELECTS_CONTENT,
-    "base": _SELECTS_CONTENT,
-    "only": _SELECTS_CONTENT,
-    "among": _SELECTS_CONTENT,
-    "from-byte": _FOR_ONE_RUN,
-    "split": _FOR_ONE_RUN,
-    "result": _FOR_ONE_RUN,
-    "dry-run": _FOR_ONE_RUN,
-    "shard": _FOR_ONE_RUN,
-    "access-log": _SELECTS_OUTPUT,
-    "json": _SELECTS_OUTPUT,
-    "username": _USE_LOGIN,
-    "src-username": _USE_LOGIN,
-    "dest-username": _USE_LOGIN,
-    "password-stdin": _USE_LOGIN,
-    "src-password-stdin": _USE_LOGIN,
-    "dest-password-stdin": _USE_LOGIN,
-    "password-file": _USE_LOGIN,
-    "src-password-file": _USE_LOGIN,
-    "dest-password-file": _USE_LOGIN,
-    "authfile": _USE_AUTH_FILE,
-    "src-authfile": _USE_AUTH_FILE,
-    "dest-authfile": _USE_AUTH_FILE,
-    "client-cert": _FOR_ONE_REGISTRY,
-    "client-key": _FOR_ONE_REGISTRY,
-    # Without a default: nobody wants these options for every registry at once.
-    "insecure": _FOR_ONE_REGISTRY,
-    "plain-http": _FOR_ONE_REGISTRY,
-    **{
-        f"{side}-{name}": _FOR_ONE_REGISTRY
-        for side in ("src", "dest")
-        for name in ("client-cert", "client-key", "insecure", "plain-http")
-    },
-    "config": "a file cannot name another one; the variable OCISTREAM_CONFIG can",
-    "help": _FOR_ONE_RUN,
-}
-#: Options of at least one command. For other names all commands must be imported, which takes 20 ms.
-_COMMON_OPTIONS: Final = frozenset(
-    {
-        "ca-cert",
-        "cache",
-        "cert-dir",
-        "compress",
-        "connect-timeout",
-        "jobs",
-        "limit-rate",
-        "log-format",
-        "max-ratio",
-        "max-requests-per-second",
-        "memory",
-        "no-mirrors",
-        "no-referrers",
-        "platform",
-        "progress",
-        "retries",
-        "stall-timeout",
-        "upload",
-    }
-)
-#: Options whose values in the file are paths relative to the file's directory.
-_PATH_OPTIONS: Final = frozenset({"cache", "ca-cert", "src-ca-cert", "dest-ca-cert", "cert-dir", "tls-cert", "tls-key"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +73,7 @@ def apply_defaults(group: click.Context, name: str, command: click.Command, argu
     # `config` reports the errors of the file it checks, not those of the configured file.
     table = None if name == "config" else read_configuration_file(given.get("config"), os.environ)
     settings = read_settings(name, command, table, os.environ)
-    by_parameter = {
-        option.name: settings[key].value for key, option in configurable_options(command).items() if key in settings
-    }
+    by_parameter = {option.name: settings[key].value for key, option in _own_options(command) if key in settings}
     if name != "config" and (config_variable := os.environ.get(variable_name("config"))):
         by_parameter["config"] = config_variable
     group.default_map = {name: by_parameter}
@@ -188,10 +110,21 @@ def variable_name(name: str) -> str:
     return VARIABLE_PREFIX + name.upper().replace("-", "_")
 
 
+def _own_options(command: click.Command) -> Iterator[tuple[str, click.Option]]:
+    """Return the options of a command by long name, in the order of --help, which is the last."""
+    for option in command.get_params(click.Context(command)):
+        if isinstance(option, click.Option):
+            yield option_name(option), option
+
+
+def _reason_against_default(option: click.Option) -> str:
+    """Return why neither a variable nor the file sets an option, or "". `--help` is click's own."""
+    return option.no_default if isinstance(option, Option) else FOR_ONE_RUN
+
+
 def configurable_options(command: click.Command) -> dict[str, click.Option]:
-    """Return the options of a command that may have a default, by long name, in the order of --help."""
-    options = {option_name(option): option for option in command.params if isinstance(option, click.Option)}
-    return {name: option for name, option in options.items() if name not in OPTIONS_WITHOUT_DEFAULT}
+    """Return the options of a command that a variable or the file may set, by long name, in the order of --help."""
+    return {name: option for name, option in _own_options(command) if not _reason_against_default(option)}
 
 
 def read_settings(
@@ -227,8 +160,8 @@ def _read_file_settings(
             _check_command_table(shared, key)
         elif key in options:
             yield key, _build_setting(shared, key, options[key], directory, f"{table.label} [defaults]")
-        elif key not in _COMMON_OPTIONS:
-            # It may be an option of another command.
+        elif key not in _group_options():
+            # It may be an option of another command. To import all commands takes 20 ms.
             _check_option_name(shared, key, load_all_options())
     command_table = shared.table(name)
     for key in command_table.values:
@@ -253,8 +186,8 @@ def _check_command_table(table: TomlTable, key: str) -> None:
 def _check_option_name(table: TomlTable, key: str, known: Mapping[str, Any], of: str = "any command") -> None:
     if key in known:
         return
-    if key in OPTIONS_WITHOUT_DEFAULT:
-        raise table.key_error(key, "has no default", OPTIONS_WITHOUT_DEFAULT[key])
+    if reason := _reasons_against_defaults().get(key):
+        raise table.key_error(key, "has no default", reason)
     raise table.key_error(key, f"is no option of {of}", _suggest_name(key, known))
 
 
@@ -265,16 +198,33 @@ def _suggest_name(key: str, known: Mapping[str, Any]) -> str:
     return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(known))}"
 
 
-def load_all_options() -> dict[str, click.Option]:
-    """Return the options of all commands that may have a default, by long name."""
+@functools.cache
+def _group_options() -> dict[str, click.Option]:
+    """Return the options of all groups that a variable or the file may set, by long name, without any command."""
+    options = {option_name(option): option for group in GROUPS for option in make_options(group)}
+    return {name: option for name, option in options.items() if not option.no_default}
+
+
+def _load_commands() -> Iterator[click.Command]:
     from ocistream.cli.entry_point import COMMANDS, load_command
 
-    return {key: option for name in COMMANDS for key, option in configurable_options(load_command(name)).items()}
+    return map(load_command, COMMANDS)
+
+
+def load_all_options() -> dict[str, click.Option]:
+    """Return the options of all commands that a variable or the file may set, by long name."""
+    return {key: option for command in _load_commands() for key, option in configurable_options(command).items()}
+
+
+def _reasons_against_defaults() -> dict[str, str]:
+    """Return the options of all commands that neither a variable nor the file sets, with the reasons."""
+    options = {key: option for command in _load_commands() for key, option in _own_options(command)}
+    return {key: reason for key, option in options.items() if (reason := _reason_against_default(option))}
 
 
 def _build_setting(table: TomlTable, key: str, option: click.Option, directory: Path, where: str) -> Setting:
     value = _convert_toml_value(table, key, option)
-    if key in _PATH_OPTIONS and isinstance(value, str) and value:
+    if isinstance(option.type, click.Path) and isinstance(value, str) and value:
         value = str(resolve_path(directory, value, home_directory()))
     return Setting(value, "file", where)
 
@@ -367,7 +317,7 @@ def _describe_unused(names: Collection[str], used: Collection[str]) -> Iterator[
     unused = [name for name in names if name not in used_variables and not _KUBERNETES_VARIABLE.match(name)]
     if not unused:
         return
-    refused = {variable_name(key): reason for key, reason in OPTIONS_WITHOUT_DEFAULT.items()}
+    refused = {variable_name(key): reason for key, reason in _reasons_against_defaults().items()}
     known = {variable_name(key) for key in load_all_options()}
     for name in unused:
         if name in refused:

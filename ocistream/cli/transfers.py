@@ -1,13 +1,17 @@
-"""The run that pull, push and copy share: open source and destination, copy, report, close."""
+"""The run of a plan that pull, push and copy share: check, open source and destination, copy, report, close."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream.api.results import list_images
 from ocistream.cli.error_hints import add_image_id_hint, add_missing_blobs_hint
+from ocistream.cli.omission_rules import build_omission_rule, find_queried_registries
 from ocistream.cli.progress import format_count, show_progress
+from ocistream.cli.registry_options import describe_unused_side_options
 from ocistream.cli.report import (
     check_result_writable,
     print_results,
@@ -34,12 +38,57 @@ if TYPE_CHECKING:
     from ocistream.archive.contents import ArchiveContents
     from ocistream.cli.console import Console
     from ocistream.cli.context import CommandContext
-    from ocistream.cli.omission_options import OmissionRule
+    from ocistream.cli.omission_rules import OmissionRule
     from ocistream.locations import Location
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Destination, Source
 
-__all__ = ["run_transfer"]
+__all__ = ["run_plan", "run_transfer"]
+
+
+def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> None:
+    """Copy images by the plan of a command, then print and write the results.
+
+    `from_byte` is the first byte of the archive to write. Raise an OcistreamError if the copy fails; then nothing is
+    visible at the destination.
+    """
+    context.check_result_path(*plan.sources, plan.destination)
+    _check_registries(context, plan)
+    omission_rule = build_omission_rule(context, plan)
+    sides = list(context.sides) or ["", ""]
+
+    def open_locations() -> tuple[Source, Destination]:
+        source_context = context.build_open_context(sides[0], registries=plan.source_registries)
+        destination_context = context.build_open_context(sides[1], registries=plan.destination_registries)
+        return plan.open(source_context, replace(destination_context, from_byte=from_byte))
+
+    run_transfer(context, plan, open_locations, omission_rule=omission_rule)
+
+
+def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
+    """Raise UsageError if options of one side contradict each other, or a credential could be for two registries."""
+    queried = find_queried_registries(context)
+    named = plan.source_registries | plan.destination_registries
+    if not context.sides:
+        context.check_credentials(named | queried)
+        return
+    for side in context.sides:
+        context.registry_options(side)
+    destination_user = context.sides["dest"].username is not None or os.environ.get("OCISTREAM_DEST_USERNAME")
+    if destination_user and len(queried - named) > 1:
+        msg = f"the destination's user name cannot be for {' and '.join(sorted(queried - named))} at once"
+        raise UsageError(msg, hint="use `ocistream login` for each")
+    registries = {
+        "src": plan.source_registries,
+        "dest": plan.destination_registries | (queried - plan.source_registries),
+    }
+    shared: set[str] = set()
+    for side, side_registries in registries.items():
+        if not side_registries and (message := describe_unused_side_options(side)):
+            context.console.info(message)
+        if not context.sides[side].has_credential:
+            shared |= side_registries
+    context.check_credentials(shared)
 
 
 def run_transfer(
@@ -56,7 +105,7 @@ def run_transfer(
 
     Raise an OcistreamError if the transfer fails; then nothing is visible at the destination.
     """
-    result = context.options["result"]
+    result = context.options.result
     into_docker_archive = plan.destination.kind == "docker-archive"
     if result is not None:
         _check_not_volume(result, plan)
@@ -73,29 +122,28 @@ def run_transfer(
             add_missing_blobs_hint(context.console, plan.local_source, plan.destination),
             add_image_id_hint(plan.local_source, source),
             _add_path_hint(plan.local_source),
-            show_progress(context.options["progress"], context.console) as observer,
+            show_progress(context.options.progress, context.console) as observer,
         ):
             report = plan.run(
                 source,
                 destination,
                 observer,
-                jobs=context.jobs,
-                prefetch_memory=context.prefetch_memory,
+                jobs=context.options.jobs,
+                prefetch_memory=context.options.prefetch_memory,
                 cancelled=context.cancelled,
                 omit=omission_rule,
                 on_resolved=announce,
             )
     results = list_images(report, plan)
     if result is not None:
-        methods_used = context.upload_strategy.methods_used
-        write_result(
-            result, report, results, retried=context.retry_count, upload=methods_used, cached=context.cached_sizes
-        )
+        methods_used = context.access.upload_strategy().methods_used
+        cached = context.access.cached_sizes()
+        write_result(result, report, results, retried=context.retry_count, upload=methods_used, cached=cached)
     printed = not plan.destination.is_stream
     if printed:
         print_results(results)
     report_resumed(context.console, report)
-    report_summary(context.console, report, context.cached_sizes)
+    report_summary(context.console, report, context.access.cached_sizes())
     report_incomplete_indexes(context.console, report.graph.incomplete_indexes, report.origins)
     if plan.options.compress is None and not into_docker_archive:
         is_saved = getattr(source, "is_docker_save", False)

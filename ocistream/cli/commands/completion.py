@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["COMPLETION_VARIABLE", "complete_commands", "completion", "mark_path_parameters", "print_completions"]
+__all__ = ["COMPLETION_VARIABLE", "complete_commands", "completion", "print_completions"]
 
 #: The variable that click uses for a program of this name.
 COMPLETION_VARIABLE: Final = "_OCISTREAM_COMPLETE"
@@ -25,8 +25,6 @@ _FILE_COMPLETION_FIXES: Final = {
     ),
 }
 _SHELLS: Final = ("bash", "zsh", "fish")
-#: Parts of a metavar that mean a file or directory. (END, SRC and DST may be images too.)
-_PATH_METAVARS: Final = ("DIR", "DST", "END", "FILE", "PATH", "SRC")
 
 
 @click.command()
@@ -87,14 +85,3 @@ def complete_commands(table: Iterable[tuple[str, str]], prefix: str) -> list[Com
     click would import every command to list them.
     """
     return [CompletionItem(name, help=help_line) for name, help_line in table if name.startswith(prefix)]
-
-
-def mark_path_parameters(command: click.Command) -> None:
-    """Mark the parameters of a command that accept files, so that the shell completes file names.
-
-    They are plain text to us, since they may be image names too.
-    """
-    for parameter in command.params:
-        metavar = parameter.metavar or ""
-        if parameter.type is click.STRING and any(word in metavar for word in _PATH_METAVARS):
-            parameter.type = click.Path()

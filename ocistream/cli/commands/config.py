@@ -10,7 +10,8 @@ import click
 
 from ocistream.cli.context import home_directory
 from ocistream.cli.entry_point import COMMANDS, load_command
-from ocistream.cli.options import apply_verbosity, config_option, verbosity_options
+from ocistream.cli.options import RunOptions, command, json_option, options
+from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.settings import (
     check_all_defaults,
     configurable_options,
@@ -25,9 +26,9 @@ from ocistream.streams import paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from ocistream.cli.console import Console
+    from ocistream.cli.context import CommandContext
     from ocistream.config.toml_files import TomlTable
     from ocistream.registry.configuration import HostRule, RegistryNamespace
 
@@ -36,16 +37,12 @@ _NUMBER_TYPES: Final = (type(click.INT), type(click.FLOAT))
 _CONFIGURABLE_COMMANDS: Final = tuple(name for name in COMMANDS if name != "config")
 
 
-@click.command()
+@command
 @click.argument("action", type=click.Choice(["show", "check"]))
-@click.argument("of", metavar="[COMMAND|FILE]", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print it as one JSON document.")
-@config_option
-@verbosity_options
-@click.pass_obj
-def config(
-    console: Console, /, *, action: str, of: str | None, as_json: bool, config: Path | None, **options: Any
-) -> None:
+@click.argument("of", metavar="[COMMAND|FILE]", required=False, type=FilePath())
+@json_option("Print it as one JSON document.")
+@options(RunOptions, "config")
+def config(context: CommandContext, *, action: str, of: str | None, as_json: bool) -> None:
     """Show what options and registries are set to, and by what; or check a configuration file.
 
     `show` prints a configuration file that says the same, with where each value came from. With COMMAND, it is what
@@ -57,31 +54,32 @@ def config(
     ocistream config show pull --json
     ocistream config check ./config.toml
     """
-    apply_verbosity(console, options)
+    console = context.console
+    config_file = None if context.options.config is None else str(context.options.config)
     if action == "check":
         if as_json:
             msg = "--json is for `config show`"
             raise UsageError(msg)
-        _check_file(console, of, None if config is None else str(config))
+        _check_file(console, of, config_file)
         return
     if of is not None and of not in _CONFIGURABLE_COMMANDS:
         msg = f"{printable(of)!r} is no command"
         raise UsageError(msg, hint=f"there are: {', '.join(_CONFIGURABLE_COMMANDS)}")
-    table = read_configuration_file(None if config is None else str(config), os.environ)
+    table = read_configuration_file(config_file, os.environ)
     warn_unused_variables(console, os.environ, find_credential_variables(table))
     view = _SettingsView(table, of)
     click.echo(json.dumps(view.document(), indent=2) if as_json else "\n".join(view.lines()))
 
 
-def _check_file(console: Console, of: str | None, config_option: str | None) -> None:
+def _check_file(console: Console, of: str | None, config_file: str | None) -> None:
     """Check a complete configuration file; raise UsageError for the first error."""
-    if of is not None and config_option is not None:
+    if of is not None and config_file is not None:
         msg = "the file is named twice, by FILE and by --config"
         raise UsageError(msg)
     if of is not None and not paths.exists(of):
         msg = f"{printable(of)}: no such file"
         raise NotFoundError(msg)
-    table = read_configuration_file(config_option if of is None else of, os.environ)
+    table = read_configuration_file(config_file if of is None else of, os.environ)
     warn_unused_variables(console, os.environ, find_credential_variables(table))
     if table is None:
         console.info("there is no configuration file")

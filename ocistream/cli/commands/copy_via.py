@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import __version__, limits
+from ocistream.api.copy_plan import plan_copy
 from ocistream.archive.destination import ArchiveDestination
-from ocistream.cli.registry_options import options_for_side
+from ocistream.cli.parameter_types import parse_location_argument
+from ocistream.cli.registry_options import describe_unused_side_options
 from ocistream.cli.transfers import run_transfer
 from ocistream.errors import ArchiveError, IntegrityError, PartialBlobLostError, UsageError
 from ocistream.locations import open_source
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import IO
 
-    from ocistream.api.copy_plan import CopyPlan
     from ocistream.cli.context import CommandContext
     from ocistream.locations import Location
     from ocistream.oci.graph import Graph
@@ -34,33 +35,26 @@ __all__ = ["copy_via"]
 
 _LOG_IN_REMOTELY: Final = "`ocistream login` there: no password goes by this way"
 _CONFIGURE_REMOTELY: Final = "this file is on this machine: set it in the remote ocistream's configuration"
-#: Options that have no meaning, or a misleading one, if a remote ocistream writes the destination; and the hint.
-_OPTIONS_NOT_WITH_VIA: Final = {
-    "dest_username": _LOG_IN_REMOTELY,
-    "dest_password_stdin": _LOG_IN_REMOTELY,
-    "dest_password_file": _LOG_IN_REMOTELY,
-    "dest_authfile": _LOG_IN_REMOTELY,
-    "dest_ca_cert": _CONFIGURE_REMOTELY,
-    "dest_client_cert": _CONFIGURE_REMOTELY,
-    "dest_client_key": _CONFIGURE_REMOTELY,
-    "compress": "make the layers anew before, or there: what is not made yet cannot be known there",
-    "split": "leave it away: what goes there is one stream",
-    "have": "leave it away: the far side is asked what it has",
-    "base": "leave it away: the far side is asked what it has",
-    "only": "leave it away: the far side is asked what it has",
-}
+_ASKED_REMOTELY: Final = "leave it away: the far side is asked what it has"
 
 
-def copy_via(context: CommandContext, plan: CopyPlan, via: tuple[str, str]) -> None:
+def copy_via(context: CommandContext, source: str, destination: str, via: tuple[str, str]) -> None:
     """Copy to a destination of the remote ocistream; `via` are --via and --via-program.
 
     Raise an OcistreamError if it fails on either side; then nothing is visible at the destination.
     """
-    for option, hint in _OPTIONS_NOT_WITH_VIA.items():
-        if context.options.get(option):
-            msg = f"--{option.replace('_', '-')} cannot be had with --via"
-            raise UsageError(msg, hint=hint)
-    (source_location,) = plan.sources
+    if context.copy.all_tags or context.copy.tags:
+        msg = "--all-tags and --tags cannot be had with --via"
+        raise UsageError(msg, hint="copy the images one by one")
+    check_shell_safe(destination)
+    context.registry_options("src")
+    source_location = parse_location_argument(source)
+    remote_destination = parse_location_argument(destination)
+    context.check_result_path(source_location)
+    if source_location.reference is None and (message := describe_unused_side_options("src")):
+        context.console.info(message)
+    plan = plan_copy([source_location], remote_destination, context.copy, is_remote=True)
+    _check_options(context)
     remote_location = _RemoteLocation(plan.destination)
     command, program = via
     remote = _RemoteOcistream(
@@ -68,8 +62,7 @@ def copy_via(context: CommandContext, plan: CopyPlan, via: tuple[str, str]) -> N
     )
 
     def open_ends() -> tuple[Source, Destination]:
-        registries = () if source_location.reference is None else (source_location.reference.registry,)
-        open_context = context.build_open_context("SRC", registries=registries)
+        open_context = context.build_open_context("src", registries=plan.source_registries)
         return open_source(source_location, open_context, plan.selection), remote.open_destination()
 
     def send() -> None:
@@ -86,6 +79,32 @@ def copy_via(context: CommandContext, plan: CopyPlan, via: tuple[str, str]) -> N
         context.console.info(f"{error.message}; now all of it is sent")
         remote.can_resume = False
         send()
+
+
+def _check_options(context: CommandContext) -> None:
+    """Raise UsageError for an option without a meaning, or with a misleading one, if the remote side writes."""
+    own = context.sides["dest"]
+    refused: dict[str, tuple[object, str]] = {
+        "dest-username": (own.username, _LOG_IN_REMOTELY),
+        "dest-password-stdin": (own.password_stdin, _LOG_IN_REMOTELY),
+        "dest-password-file": (own.password_file, _LOG_IN_REMOTELY),
+        "dest-authfile": (own.authfile, _LOG_IN_REMOTELY),
+        "dest-ca-cert": (own.ca_cert, _CONFIGURE_REMOTELY),
+        "dest-client-cert": (own.client_cert, _CONFIGURE_REMOTELY),
+        "dest-client-key": (own.client_key, _CONFIGURE_REMOTELY),
+        "compress": (
+            context.copy.compress,
+            "make the layers anew before, or there: what is not made yet cannot be known there",
+        ),
+        "split": (context.copy.split, "leave it away: what goes there is one stream"),
+        "have": (context.omission.have, _ASKED_REMOTELY),
+        "base": (context.omission.base, _ASKED_REMOTELY),
+        "only": (context.omission.only, _ASKED_REMOTELY),
+    }
+    for name, (value, hint) in refused.items():
+        if value:
+            msg = f"--{name} cannot be had with --via"
+            raise UsageError(msg, hint=hint)
 
 
 class _RemoteLocation:
@@ -200,25 +219,25 @@ class _RemoteOcistream:
         Its messages are JSON, errors with their exit codes too: what runs it (ssh, kubectl, docker) has other exit
         codes and messages of its own.
         """
-        context = self._session
-        destination_options = options_for_side(context.options, "DEST")
-        options = [f"--{name.replace('_', '-')}" for name in ("plain_http", "insecure") if destination_options[name]]
-        for name in ("retries", "connect_timeout", "stall_timeout"):
-            options += [f"--{name.replace('_', '-')}", f"{context.options[name]:g}"]
+        context, run = self._session, self._session.options
+        registry = context.registry_options("dest")
+        options = ["--plain-http"] if registry.plain_http else []
+        options += ["--insecure"] if registry.insecure else []
+        options += ["--retries", f"{run.retries}", "--connect-timeout", f"{run.connect_timeout:g}"]
+        options += ["--stall-timeout", f"{run.stall_timeout:g}"]
         if self._target.location.reference is not None:
-            for repository in context.options["mount_from"]:
+            for repository in context.copy.mount_from:
                 options += ["--mount-from", repository]
         verbosity = context.console.verbosity
         return [*options, "--log-format", "json", *(["-q"] if verbosity < 0 else ["-v"] * verbosity)]
 
     def _push_options(self) -> list[str]:
-        context = self._session
-        options = self._query_options()
-        if context.options["upload"] is not None:
-            options += ["--upload", str(context.options["upload"])]
-        if context.options["limit_rate"]:
-            options += ["--limit-rate", str(max(1, int(context.options["limit_rate"])))]
-        return [*options, "--progress", "json" if context.options["progress"] == "json" else "none"]
+        options, run = self._query_options(), self._session.options
+        if run.upload is not None:
+            options += ["--upload", str(run.upload)]
+        if run.limit_rate:
+            options += ["--limit-rate", str(max(1, int(run.limit_rate)))]
+        return [*options, "--progress", "json" if run.progress == "json" else "none"]
 
     # -- messages from the remote side ----------------------------------------------------------------
 
@@ -229,7 +248,7 @@ class _RemoteOcistream:
             self._print_message(message, 0)
         elif isinstance(message.get("message"), str):
             self._print_message(message["message"], 1 if message.get("level") == "debug" else 0)
-        elif self._session.options["progress"] == "json" and "event" in message:
+        elif self._session.options.progress == "json" and "event" in message:
             console.emit_event(**{**message, "side": "far"})
 
     def _print_message(self, message: str, level: int) -> None:

@@ -3,49 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.options import apply_verbosity, verbosity_options
-from ocistream.cli.parameter_types import parse_byte_size, parse_duration
+from ocistream.cli.options import Option, command, dry_run_option
+from ocistream.cli.parameter_types import parse_age, parse_max_size
 from ocistream.cli.progress import format_count, format_size
 
 if TYPE_CHECKING:
-    from ocistream.cli.console import Console
+    from ocistream.cli.context import CommandContext
     from ocistream.layout.gc import GCResult
 
 
-@click.command()
+@command
 @click.argument("path", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--max-size",
-    callback=parse_byte_size,
+    cls=Option,
+    type=parse_max_size,
     metavar="SIZE",
     help="Drop no more than it takes for all blobs together to have no more than SIZE (500M, 20G): those first that "
     "were not used for longest.",
 )
 @click.option(
     "--older-than",
-    callback=parse_duration,
+    cls=Option,
+    type=parse_age,
     metavar="TIME",
     help="Spare what was used or written in the last so many seconds, or 30m, 12h, 7d.  [default: 1h, since a push or "
     "pull into DIR may be under way that has not named its image yet; with --max-size only if there is one; of "
     "unfinished files 7d]",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be dropped, and drop nothing.")
-@verbosity_options
-@click.pass_obj
-def gc(
-    console: Console,
-    /,
-    path: Path,
-    *,
-    max_size: int | None,
-    older_than: float | None,
-    dry_run: bool,
-    **options: Any,
-) -> None:
+@dry_run_option("Say what would be dropped, and drop nothing.")
+def gc(context: CommandContext, path: Path, *, max_size: int | None, older_than: float | None, dry_run: bool) -> None:
     """Drop what no image in the layout directory DIR needs: blobs, and parts of them and uploads that were left.
 
     An image is what its index.json lists; a cache (--cache) lists none, so that all of it may go. It may be used
@@ -58,7 +49,7 @@ def gc(
     from ocistream.layout.directory import LayoutDirectory
     from ocistream.layout.gc import collect_garbage
 
-    apply_verbosity(console, options)
+    console = context.console
     result = collect_garbage(LayoutDirectory(path), max_size=max_size, older_than=older_than, dry_run=dry_run)
     for digest in result.deleted:
         click.echo(digest)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ocistream.api.copy_plan import parse_mount_sources
-from ocistream.api.settings import JOBS, MAX_JOBS
-from ocistream.cli.options import context_options, credential_options, max_ratio_option, network_options
-from ocistream.cli.parameter_types import WholeNumber, parse_location_argument
+from ocistream.api.options import SELECTS_CONTENT, CopyOptions
+from ocistream.cli.options import Option, RunOptions, command, credential_options, network_options, options
+from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.locations import Selection
 
@@ -29,30 +29,26 @@ if TYPE_CHECKING:
 _LINES_PER_WRITE: Final = 4096
 
 
-@click.command()
-@click.argument("ends", metavar="END...", nargs=-1, required=True)
+@command
+@click.argument("ends", metavar="END...", nargs=-1, required=True, type=FilePath())
 @click.option(
     "--among",
+    cls=Option,
+    type=FilePath(),
     metavar="FILE",
+    no_default=SELECTS_CONTENT,
     help="List only those of this list's digests (- is stdin) that are there; where there is no END, that is none.",
 )
-@click.option(
-    "--mount-from",
-    multiple=True,
-    metavar="REPO",
-    help="With --among: what this repository of the same registry has counts too, as a push can mount it; repeats.",
+@options(
+    CopyOptions,
+    "mount_from",
+    help_text="With --among: what this repository of the same registry has counts too, as a push can mount it; "
+    "repeats.",
 )
-@click.option(
-    "--jobs",
-    type=WholeNumber(1, MAX_JOBS),
-    default=JOBS,
-    show_default=True,
-    help="Questions asked of a registry at once.",
-)
-@max_ratio_option
+@options(RunOptions, "jobs", help_text="Questions asked of a registry at once.")
+@options(CopyOptions, "max_ratio")
 @credential_options
 @network_options
-@context_options
 def have(context: CommandContext, ends: tuple[str, ...], among: str | None) -> None:
     """List the digests that each END holds: a repository, an image, a layout directory, an archive, also on stdin (-).
 
@@ -69,7 +65,7 @@ def have(context: CommandContext, ends: tuple[str, ...], among: str | None) -> N
 
     locations = [parse_location_argument(location) for location in ends]
     _check_stdin([*(location.text for location in locations if location.is_stream), *([among] if among == "-" else [])])
-    if context.options["mount_from"] and among is None:
+    if context.copy.mount_from and among is None:
         msg = "--mount-from is for --among"
         raise UsageError(msg, hint="without it, name those repositories beside the others: ocistream have REPO REPO")
     context.check_credentials({location.reference.registry for location in locations if location.reference})
@@ -106,18 +102,18 @@ def _open_holdings(
     from ocistream.remote.stored_blobs import open_stored_blobs
     from ocistream.transfer.verify import DiscardedBlobs
 
-    selection = Selection(max_ratio=int(context.options["max_ratio"]), referrers="listed")
+    selection = Selection(max_ratio=context.copy.max_ratio, referrers="listed")
 
     def opened(location: Location) -> StoredBlobs:
         registry = location.reference.registry if location.reference else None
-        mounts = parse_mount_sources(context.options["mount_from"], registry)
+        mounts = parse_mount_sources(context.copy.mount_from, registry)
         open_context = context.build_open_context(registries={registry} if registry else ())
         return open_stored_blobs(
             location,
             replace(open_context, mount_from=mounts),
             discarded,
             selection=selection,
-            records=context.upload_records() if writes else None,
+            records=context.access.upload_records() if writes else None,
             warn=context.console.info,
         )
 

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ocistream.api.options import CopyOptions
 from ocistream.cli.console import escape_ci_commands, sanitize_line
 from ocistream.cli.options import (
-    context_options,
+    command,
     credential_options,
-    max_ratio_option,
+    json_option,
     network_options,
+    options,
     platform_option,
 )
-from ocistream.cli.parameter_types import parse_location_argument
+from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.cli.progress import format_count, format_size
 from ocistream.oci.platforms import parse_platform_choice
 from ocistream.oci.reference import printable
@@ -32,15 +34,14 @@ _MAX_SHOWN: Final = 200
 _PIECES_PER_WRITE: Final = 4096
 
 
-@click.command()
-@click.argument("end")
-@click.option("--json", "as_json", is_flag=True, help="Print it as one JSON document.")
+@command
+@click.argument("end", type=FilePath())
+@json_option("Print it as one JSON document.")
 @platform_option("all")
-@max_ratio_option
+@options(CopyOptions, "max_ratio")
 @credential_options
 @network_options
-@context_options
-def inspect(context: CommandContext, end: str, platforms: tuple[str, ...], *, as_json: bool) -> None:
+def inspect(context: CommandContext, end: str, *, as_json: bool) -> None:
     """Show what END holds: an image in a registry, a layout directory, or an archive, also one on stdin (-).
 
     For each image its platforms, digests, layers with their compression, sizes and annotations, what refers to it, and
@@ -58,8 +59,8 @@ def inspect(context: CommandContext, end: str, platforms: tuple[str, ...], *, as
     document = inspect_location(
         location,
         context.build_open_context(registries={location.reference.registry} if location.reference else ()),
-        platforms=parse_platform_choice(platforms),
-        max_ratio=int(context.options["max_ratio"]),
+        platforms=parse_platform_choice(context.copy.platforms),
+        max_ratio=context.copy.max_ratio,
         cancelled=context.cancelled,
         report=context.console.info,
     )

@@ -6,44 +6,42 @@ import getpass
 import os
 import sys
 import termios
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from ocistream.api.registries import build_host_settings_lookup, load_host_rules
+from ocistream.api.registries import RegistryAccess
 from ocistream.cli.context import home_directory
-from ocistream.cli.credentials import ExplicitCredentials
-from ocistream.cli.options import apply_verbosity, config_option, tls_options, user_options, verbosity_options
-from ocistream.cli.registry_options import build_http_settings
+from ocistream.cli.options import RunOptions, command, options, tls_options, user_options
+from ocistream.cli.registry_options import RegistryOptions
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.forced_exit import called_at_forced_exit
 from ocistream.oci.reference import parse_registry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ocistream.auth.credentials import Credential, Keychain
-    from ocistream.cli.console import Console
+    from ocistream.cli.context import CommandContext
 
 #: Fewer than for a transfer: a person waits at the terminal.
-_MAX_ATTEMPTS: Final = 3
+_RETRIES: Final = 2
 
 
-_authfile_option: Final = click.option(
-    "--authfile", metavar="FILE", help="Keep credentials in FILE, in Docker's format, not in ~/.docker/config.json."
+_authfile_option: Final = options(
+    RegistryOptions,
+    "authfile",
+    help_text="Keep credentials in FILE, in Docker's format, not in ~/.docker/config.json.",
 )
 
 
-@click.command()
+@command
 @click.argument("registry", default="docker.io")
 @user_options
 @_authfile_option
-@config_option
+@options(RunOptions, "config")
 @tls_options
-@verbosity_options
-@click.pass_obj
-def login(console: Console, /, registry: str, username: str | None, **options: Any) -> None:
+def login(context: CommandContext, registry: str) -> None:
     """Check a registry's credential, and keep it where `docker login` would (default: Docker Hub).
 
     \b
@@ -52,58 +50,51 @@ def login(console: Console, /, registry: str, username: str | None, **options: A
     """
     from ocistream.auth.credentials import Credential
 
-    apply_verbosity(console, options)
     host = parse_registry(registry)
-    keychain = _open_keychain(options)
-    option_password = ExplicitCredentials(options, os.environ).read_password()
-    username = username or os.environ.get("OCISTREAM_USERNAME") or _prompt("Username: ")
+    keychain = _open_keychain(context)
+    option_password = context.credentials.read_password()
+    username = context.registry.username or os.environ.get("OCISTREAM_USERNAME") or _prompt("Username: ")
     secret = option_password or os.environ.get("OCISTREAM_PASSWORD") or _prompt("Password: ", secret=True)
     credential = Credential(username, secret, source="the given user name and password")
-    _check_credential(host, credential, options)
+    _check_credential(context, host, credential)
     store = keychain.save(host, credential)
-    console.info(f"logged in to {host}; the credential is kept in {store}")
+    context.console.info(f"logged in to {host}; the credential is kept in {store}")
 
 
-@click.command()
+@command
 @click.argument("registry", default="docker.io")
 @_authfile_option
-@verbosity_options
-@click.pass_obj
-def logout(console: Console, /, registry: str, **options: Any) -> None:
+def logout(context: CommandContext, registry: str) -> None:
     """Forget a registry's credential (default: Docker Hub's).
 
     \b
     ocistream logout registry.example.com
     """
-    apply_verbosity(console, options)
     host = parse_registry(registry)
-    store = _open_keychain(options).erase(host)
-    console.info(f"removed the credential of {host} from {store}" if store else f"not logged in to {host}")
+    store = _open_keychain(context).erase(host)
+    context.console.info(f"removed the credential of {host} from {store}" if store else f"not logged in to {host}")
 
 
-def _open_keychain(options: Mapping[str, Any]) -> Keychain:
+def _open_keychain(context: CommandContext) -> Keychain:
     """Return the keychain that stores credentials in the file of --authfile, or where Docker stores them."""
     from ocistream.auth.credentials import Keychain
 
-    path = options["authfile"]
+    path = context.registry.authfile
     if path == "":
         msg = "--authfile is empty"
         raise UsageError(msg, hint="is it a variable that is not set?")
     return Keychain(os.environ, home=home_directory(), auth_file=(Path(path), "--authfile") if path else None)
 
 
-def _check_credential(host: str, credential: Credential, options: Mapping[str, Any]) -> None:
+def _check_credential(context: CommandContext, host: str, credential: Credential) -> None:
     """Try the credential; raise AuthenticationError if the registry refuses it."""
-    from ocistream.http.client import HttpClient
-
-    client = HttpClient(
-        build_http_settings(options, os.environ, attempts=_MAX_ATTEMPTS),
+    options = replace(context.options, retries=_RETRIES)
+    client = RegistryAccess(options, os.environ, context.load_rules).create_client(
         lambda registry, _: credential if registry == host else None,
-        find_host_settings=build_host_settings_lookup(
-            os.environ,
-            load_host_rules(options.get("config"), os.environ).settings,
-            use_certs_d=not options["cert_dir"],
-        ),
+        plain_http=context.registry.plain_http,
+        tls=context.registry.tls_settings(options.cert_dir),
+        use_certs_d=not options.cert_dir,
+        cancelled=context.cancelled,
     )
     endpoint = client.endpoint(host)
     try:

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING
 import click
 
 from ocistream.api.copy_plan import plan_copy
-from ocistream.cli.omission_options import build_omission_rule, find_queried_registries, omission_options
+from ocistream.api.options import FOR_ONE_RUN, SELECTS_CONTENT, CopyOptions
 from ocistream.cli.options import (
-    cache_option,
+    OmissionOptions,
+    Option,
+    RunOptions,
+    command,
     compression_options,
     credential_options,
-    memory_option,
+    options,
     platform_option,
-    read_copy_options,
-    referrers_option,
-    split_option,
     transfer_options,
 )
-from ocistream.cli.parameter_types import WholeNumber, parse_image
+from ocistream.cli.parameter_types import FilePath, WholeNumber, parse_image
 from ocistream.cli.standard_streams import resolve_stdout
-from ocistream.cli.transfers import run_transfer
+from ocistream.cli.transfers import run_plan
 from ocistream.errors import UsageError
-from ocistream.locations import Location, parse_location, reference_of
+from ocistream.locations import Location, parse_location
 from ocistream.streams import paths
 
 if TYPE_CHECKING:
@@ -34,41 +34,41 @@ FORMATS = ("oci", "oci-archive", "docker-archive")
 _OUTPUT_HINT = "pull reads from registries; the file to write is -o PATH; `ocistream copy SRC DST` reads files too"
 
 
-@click.command()
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@command
+@click.argument("sources", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "-o",
     "--output",
+    cls=Option,
+    type=FilePath(),
     default="-",
     metavar="PATH",
+    no_default=SELECTS_CONTENT,
     help="Where to; a directory (or PATH/) is a layout.  [default: stdout]",
 )
-@click.option("--format", "kind", type=click.Choice(FORMATS), help="What to write, whatever PATH looks like.")
+@click.option(
+    "--format", "kind", cls=Option, type=click.Choice(FORMATS), help="What to write, whatever PATH looks like."
+)
 @click.option(
     "--from-byte",
+    cls=Option,
     # A whole number of bytes, not a size such as `1GiB`: a byte more or less is another archive.
     type=WholeNumber(min=0),
     metavar="N",
+    no_default=FOR_ONE_RUN,
     help="Write the archive from byte N on, to stdout, where a pipe broke. Of the blob that N is in only the size is "
     "checked: verify the whole where it is put together. Files and layouts go on by themselves.",
 )
-@split_option
+@options(CopyOptions, "split")
 @platform_option("linux on this machine's architecture")
-@omission_options
-@referrers_option
+@options(OmissionOptions)
+@options(CopyOptions, "no_referrers")
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @credential_options
-@memory_option
-@cache_option
+@options(RunOptions, "memory", "cache")
 @transfer_options
 def pull(
-    context: CommandContext,
-    images: tuple[str, ...],
-    output: str,
-    kind: str | None,
-    platforms: tuple[str, ...],
-    *,
-    from_byte: int | None,
+    context: CommandContext, sources: tuple[str, ...], output: str, kind: str | None, *, from_byte: int | None
 ) -> None:
     """Write images from registries into one archive, a layout directory, or stdout.
 
@@ -82,24 +82,15 @@ def pull(
     ocistream pull --split 4GiB -o '/media/stick/app.%03d.tar' app:2
     ocistream pull --from-byte "$(ssh host stat -c %s x.tar)" nginx:1 | ssh host 'cat >> x.tar'
     """
-    sources = [Location("docker", image, reference=parse_image(image, _OUTPUT_HINT)) for image in images]
-    registries = {reference_of(source).registry for source in sources}
-    context.check_credentials(registries | find_queried_registries(context))
-    location = parse_output(output, kind)
-    if location.is_stream and location.kind == "oci":
+    images = [Location("docker", text, reference=parse_image(text, _OUTPUT_HINT)) for text in sources]
+    destination = parse_output(output, kind)
+    if destination.is_stream and destination.kind == "oci":
         msg = "a layout directory cannot be written to stdout"
         raise UsageError(msg, hint="name a directory with -o")
     if from_byte is not None:
-        check_from_byte(location, context.options["split"])
-    context.check_result_path(location)
-    plan = plan_copy(sources, location, read_copy_options(context, platforms), only_this_platform=True)
-    open_context = context.build_open_context(registries=registries)
-    run_transfer(
-        context,
-        plan,
-        lambda: plan.open(open_context, replace(open_context, from_byte=from_byte or 0)),
-        omission_rule=build_omission_rule(context, plan.selection.platforms, location),
-    )
+        check_from_byte(destination, context.copy.split)
+    plan = plan_copy(images, destination, context.copy, only_this_platform=True)
+    run_plan(context, plan, from_byte=from_byte or 0)
 
 
 def parse_output(output: str, kind: str | None) -> Location:

@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING
 import click
 
 from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
+from ocistream.api.options import SELECTS_CONTENT, CopyOptions
 from ocistream.cli.options import (
+    Option,
+    command,
     compression_options,
     credential_options,
+    options,
     platform_option,
-    read_copy_options,
-    referrers_option,
     transfer_options,
     upload_options,
 )
-from ocistream.cli.parameter_types import parse_image
-from ocistream.cli.transfers import run_transfer
+from ocistream.cli.parameter_types import FilePath, parse_image
+from ocistream.cli.transfers import run_plan
 from ocistream.errors import UsageError
 from ocistream.layout.index import select_only_image
-from ocistream.locations import Location, parse_location, reference_of
-from ocistream.oci.reference import parse_registry
+from ocistream.locations import Location, parse_location
 
 if TYPE_CHECKING:
     from ocistream.cli.context import CommandContext
@@ -29,34 +30,35 @@ if TYPE_CHECKING:
 _INPUT_HINT = "the archive is -i PATH, and IMAGE is where it goes, such as HOST/REPOSITORY:TAG"
 
 
-@click.command()
+@command
 @click.argument("image", required=False)
 @click.option(
     "-i",
     "--input",
     "paths",
+    cls=Option,
+    type=FilePath(),
     multiple=True,
     metavar="PATH",
+    no_default=SELECTS_CONTENT,
     help="The archive or layout; repeats, for volumes and other archives of the same images.  [default: stdin]",
 )
-@click.option("--image", "chosen", multiple=True, metavar="NAME", help="Which of its images; repeats with --to.")
+@options(CopyOptions, "images")
 @click.option(
-    "--to", "prefix", metavar="HOST[/PREFIX]", help="Push every image to HOST under its own repository and tag."
+    "--to",
+    "prefix",
+    cls=Option,
+    metavar="HOST[/PREFIX]",
+    no_default=SELECTS_CONTENT,
+    help="Push every image to HOST under its own repository and tag.",
 )
 @platform_option("all that is there")
-@referrers_option
+@options(CopyOptions, "no_referrers")
 @compression_options("The plain layers of a `docker save` become gzip without being asked to.")
 @upload_options
 @credential_options
 @transfer_options
-def push(
-    context: CommandContext,
-    image: str | None,
-    paths: tuple[str, ...],
-    chosen: tuple[str, ...],
-    prefix: str | None,
-    platforms: tuple[str, ...],
-) -> None:
+def push(context: CommandContext, image: str | None, paths: tuple[str, ...], prefix: str | None) -> None:
     """Push the images of an archive to a registry, in one pass, without temporary space.
 
     What the registry has is not sent. No manifest and no tag appears before every blob it needs is there.
@@ -80,18 +82,13 @@ def push(
             "IMAGE, such as HOST/REPOSITORY:TAG, is for one; with --to each keeps the name that it has in the archive"
         )
         raise UsageError(msg, hint=hint)
-    locations = [parse_location(path, bare_is_path=True) for path in paths or ("-",)]
-    context.check_result_path(*locations)
-    options = read_copy_options(context, platforms, images=chosen)
-    if image is not None:
-        if len(chosen) > 1:
+    archives = [parse_location(path, bare_is_path=True) for path in paths or ("-",)]
+    if image is None:
+        plan = plan_copy_to_prefix(archives, prefix or "", context.copy)
+    else:
+        if len(context.copy.images) > 1:
             msg = "one IMAGE can stand for one --image only"
             raise UsageError(msg, hint="push several with --to HOST[/PREFIX]")
         destination = Location("docker", image, reference=parse_image(image, _INPUT_HINT))
-        plan = plan_copy(locations, destination, options, select_one=select_only_image)
-        registry = reference_of(destination).registry
-    else:
-        plan = plan_copy_to_prefix(locations, prefix or "", options)
-        registry = parse_registry((prefix or "").partition("/")[0])
-    open_context = context.build_open_context(registries=[registry])
-    run_transfer(context, plan, lambda: plan.open(open_context, open_context))
+        plan = plan_copy(archives, destination, context.copy, select_one=select_only_image)
+    run_plan(context, plan)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.options import apply_verbosity, verbosity_options
+from ocistream.cli.options import command, dry_run_option
 from ocistream.cli.progress import format_count
 
 if TYPE_CHECKING:
-    from ocistream.cli.console import Console
+    from ocistream.cli.context import CommandContext
 
 
-@click.command()
+@command
 @click.argument("path", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
-@verbosity_options
-@click.pass_obj
-def rm(console: Console, /, path: Path, names: tuple[str, ...], dry_run: bool, **options: Any) -> None:
+@dry_run_option("Say what would be removed, and remove nothing.")
+def rm(context: CommandContext, path: Path, names: tuple[str, ...], *, dry_run: bool) -> None:
     """Remove the images called NAME from the layout directory DIR, and what hangs on them and on nothing that stays.
 
     NAME is a full name, its short form, a tag, or a digest, which stands for all names that it has. All are removed, or
@@ -33,7 +31,6 @@ def rm(console: Console, /, path: Path, names: tuple[str, ...], dry_run: bool, *
     from ocistream.layout.index import entry_name_of
     from ocistream.layout.removal import remove_images
 
-    apply_verbosity(console, options)
     # The blobs stay for `gc`, which knows what a concurrent pull may still need.
     removed = remove_images(LayoutDirectory(path), names, dry_run=dry_run)
     for entry in (*removed.images, *removed.referrers):
@@ -43,4 +40,4 @@ def rm(console: Console, /, path: Path, names: tuple[str, ...], dry_run: bool, *
     if removed.referrers:
         summary += f", and {len(removed.referrers)} that hung on " + ("it" if len(removed.images) == 1 else "them")
     message = f"would remove {summary}" if dry_run else f"removed {summary}; blobs stay until `ocistream gc`"
-    console.info(message)
+    context.console.info(message)

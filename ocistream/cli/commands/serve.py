@@ -11,15 +11,15 @@ import threading
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, quote, urlencode
 
 import click
 
 from ocistream import limits
-from ocistream.cli.credentials import ExplicitCredentials
-from ocistream.cli.options import apply_verbosity, verbosity_options
+from ocistream.cli.options import SELECTS_OUTPUT, Option, command, options
 from ocistream.cli.progress import format_count
+from ocistream.cli.registry_options import RegistryOptions
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.forced_exit import delayed_exit
 from ocistream.http.origins import is_loopback
@@ -28,9 +28,10 @@ from ocistream.streams import files, paths
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from ocistream.cli.console import Console
+    from ocistream.cli.context import CommandContext
     from ocistream.serve import AccessLogEntry, BasicAuth
 
 #: Seconds for the server to stop after a signal.
@@ -44,32 +45,44 @@ _ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 _PATH_TYPE: Final = click.Path(path_type=Path)
 
 
-@click.command()
+@command
 @click.argument("path", type=_PATH_TYPE, default=Path())
-@click.option("--listen", default=_DEFAULT_ADDRESS, show_default=True, metavar="HOST:PORT", help="Port 0 takes any.")
-@click.option("--read-only", is_flag=True, help="Refuse every push and delete. An archive is never changed.")
 @click.option(
-    "-u",
-    "--username",
-    metavar="USER",
-    help="Require a login as USER, with the password of --password-stdin, --password-file or OCISTREAM_PASSWORD. "
+    "--listen", cls=Option, default=_DEFAULT_ADDRESS, show_default=True, metavar="HOST:PORT", help="Port 0 takes any."
+)
+@click.option(
+    "--read-only", cls=Option, is_flag=True, help="Refuse every push and delete. An archive is never changed."
+)
+@options(
+    RegistryOptions,
+    "username",
+    help_text="Require a login as USER, with the password of --password-stdin, --password-file or OCISTREAM_PASSWORD. "
     "Without this, HOST must be this machine.",
 )
-@click.option("--password-stdin", is_flag=True, help="Read that password from stdin.")
-@click.option("--password-file", metavar="FILE", help="Read that password from FILE.")
-@click.option("--tls-cert", type=_PATH_TYPE, metavar="FILE", help="Speak TLS, with this certificate (PEM).")
-@click.option("--tls-key", type=_PATH_TYPE, metavar="FILE", help="Its key.  [default: in the certificate's file]")
+@options(RegistryOptions, "password_stdin", help_text="Read that password from stdin.")
+@options(RegistryOptions, "password_file", help_text="Read that password from FILE.")
+@click.option("--tls-cert", cls=Option, type=_PATH_TYPE, metavar="FILE", help="Speak TLS, with this certificate (PEM).")
+@click.option(
+    "--tls-key", cls=Option, type=_PATH_TYPE, metavar="FILE", help="Its key.  [default: in the certificate's file]"
+)
 @click.option(
     "--access-log",
+    cls=Option,
     type=_PATH_TYPE,
     metavar="FILE",
+    no_default=SELECTS_OUTPUT,
     help="Append a line for each request to FILE, `-` is stderr: in the common log format, or as JSON with "
     "--log-format json.",
 )
-@verbosity_options
-@click.pass_obj
 def serve(
-    console: Console, /, path: Path, listen: str, read_only: bool, access_log: Path | None, **options: Any
+    context: CommandContext,
+    path: Path,
+    listen: str,
+    access_log: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    *,
+    read_only: bool,
 ) -> None:
     """Serve PATH as a registry: a layout directory (default: this one) for reading and writing, an archive for reading.
 
@@ -83,13 +96,12 @@ def serve(
     """
     from ocistream.serve import Registry
     from ocistream.serve.capacity import limit_by_descriptors, raise_descriptor_limit
-    from ocistream.streams.memory import return_large_blocks
 
-    apply_verbosity(console, options)
+    console = context.console
     address = _parse_address(listen)
     _check_path(path)
-    auth = _build_basic_auth(options)
-    tls = _build_tls_context(options["tls_cert"], options["tls_key"])
+    auth = _build_basic_auth(context)
+    tls = _build_tls_context(tls_cert, tls_key)
     # A note, not an error: a proxy or a tunnel may add TLS.
     if auth is not None and tls is None and not is_loopback(address[0]):
         console.info(
@@ -101,7 +113,6 @@ def serve(
             f"at most {format_count(clients, 'client')} at a time, in place of {limits.MAX_CLIENTS}: "
             "this process may open too few files (`ulimit -n`)"
         )
-    return_large_blocks()
     console.is_server = True
     with ExitStack() as stack:
         log = _build_request_log(console, access_log, stack)
@@ -142,22 +153,23 @@ def _check_path(path: Path) -> None:
         raise NotFoundError(msg, hint="is it misspelt? to make a layout directory of that name, `mkdir` it first")
 
 
-def _build_basic_auth(options: Mapping[str, Any]) -> BasicAuth | None:
+def _build_basic_auth(context: CommandContext) -> BasicAuth | None:
     """Return the check of user and password, or None without --username; raise UsageError if one is missing."""
     from ocistream.serve import BasicAuth
 
-    if options["username"] is None:
-        option = "--password-stdin" if options["password_stdin"] else "--password-file"
-        if options["password_stdin"] or options["password_file"]:
+    options = context.registry
+    if options.username is None:
+        option = "--password-stdin" if options.password_stdin else "--password-file"
+        if options.password_stdin or options.password_file:
             msg = f"{option} without --username"
             raise UsageError(msg, hint="name the user who is to log in with that password")
         return None
-    password = ExplicitCredentials(options, os.environ).read_password() or os.environ.get("OCISTREAM_PASSWORD")
+    password = context.credentials.read_password() or os.environ.get("OCISTREAM_PASSWORD")
     if not password:
         msg = "--username needs a password"
         raise UsageError(msg, hint="give it with --password-stdin or --password-file, or in OCISTREAM_PASSWORD")
     # One user and no htpasswd file: bcrypt would be a dependency, and Python alone checks only unsalted SHA-1.
-    return BasicAuth(options["username"], password)
+    return BasicAuth(options.username, password)
 
 
 def _build_tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:

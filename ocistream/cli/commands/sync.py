@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ocistream.api.cancellation import LinkedEvent
+from ocistream.api.options import FOR_ONE_RUN
 from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.context import home_directory
 from ocistream.cli.error_hints import add_sync_hint
-from ocistream.cli.options import authfile_option, memory_option, transfer_options
+from ocistream.cli.options import Option, RunOptions, command, dry_run_option, options, transfer_options
 from ocistream.cli.progress import format_count, format_size, show_progress
-from ocistream.cli.registry_options import build_sync_hint_translator
+from ocistream.cli.registry_options import RegistryOptions, build_sync_hint_translator
 from ocistream.cli.report import (
     check_result_writable,
     report_incomplete_indexes,
@@ -47,18 +48,20 @@ _SYNC_FILE: Final = "the sync file"
 _REPORT_TIMEOUT: Final = 5.0
 
 
-@click.command()
+@command
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Show what would be copied, with bytes, and write nothing.")
+@dry_run_option("Show what would be copied, with bytes, and write nothing.")
 @click.option(
     "--shard",
     "part",
+    cls=Option,
     metavar="I/N",
     default="0/1",
+    no_default=FOR_ONE_RUN,
     help="Do only the I-th of N parts, counted from 0; each image is in one of them, by a hash of its name.",
 )
-@authfile_option
-@memory_option
+@options(RegistryOptions, "authfile")
+@options(RunOptions, "memory")
 @transfer_options
 def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> None:
     """Copy many images, from anywhere to anywhere, as a TOML FILE has it; only what differs is moved.
@@ -79,7 +82,7 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     context.rule_overrides = plan.registries
     _report_unused_tables(context, plan)
     _warn_unused_variables(context, plan)
-    result = context.options["result"]
+    result = context.options.result
     context.check_result_path(
         *(sync_location.location for entry in plan.entries for sync_location in (entry.source, *entry.destinations))
     )
@@ -92,16 +95,16 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     reporter = _OutcomeReporter(context, dry_run=dry_run, keeps=result is not None)
     is_complete = False
     try:
-        with show_progress(context.options["progress"], context.console) as observer:
+        with show_progress(context.options.progress, context.console) as observer:
             run = SyncRun(
                 open_contexts,
                 reporter,
-                jobs=context.jobs,
-                prefetch_memory=context.prefetch_memory,
+                jobs=context.options.jobs,
+                prefetch_memory=context.options.prefetch_memory,
                 # One event per image: cancelling one transfer must not cancel the next.
                 create_cancel_event=lambda: LinkedEvent([context.cancelled]),
                 observer=observer,
-                check_push=context.check_push,
+                check_push=context.access.check_push,
             )
             run_in_thread(lambda: run.run(plan, shard, dry_run=dry_run), context.cancelled, abandons=True)
         is_complete = True
@@ -146,7 +149,7 @@ def _warn_unused_variables(context: CommandContext, plan: SyncPlan) -> None:
     used_variables |= {
         f"{source.name}_{word}" for source in sources if source.kind == "env" for word in ("USERNAME", "PASSWORD")
     }
-    config = context.options.get("config")
+    config = context.options.config
     used_variables |= find_credential_variables(
         read_configuration_file(None if config is None else str(config), os.environ)
     )
@@ -183,7 +186,7 @@ class _OpenContexts:
     def _build_context(self, login: Login | None, secret: str, registries: Collection[str]) -> OpenContext:
         build_keychain = functools.partial(self._build_keychain, login, secret, registries)
         return self._session.build_open_context(
-            build_keychain=build_keychain, hint=build_sync_hint_translator(self._session.options)
+            build_keychain=build_keychain, hint=build_sync_hint_translator(self._session.registry)
         )
 
     def _build_keychain(self, login: Login | None, secret: str, registries: Collection[str]) -> Keychain:
@@ -194,10 +197,10 @@ class _OpenContexts:
         from ocistream.auth.credentials import Credential, Keychain
         from ocistream.auth.docker_config import with_named_source
 
-        env, configured = dict(os.environ), self._session.host_rules().credentials
+        env, configured = dict(os.environ), self._session.access.rules().credentials
         # A user name without a registry (OCISTREAM_USERNAME) is for none of the file's registries.
         no_registries: tuple[str, ...] = ()
-        auth_file = self._session.explicit_credentials.find_auth_file("")
+        auth_file = self._session.credentials.find_auth_file("")
         if login is None:
             return Keychain(env, home=home_directory(), named=no_registries, configured=configured, auth_file=auth_file)
         if login.auth_file is not None:

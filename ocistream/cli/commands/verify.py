@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from ocistream.api.options import CopyOptions
 from ocistream.cli.console import escape_ci_commands, sanitize_line
-from ocistream.cli.options import context_options, max_ratio_option, progress_option
+from ocistream.cli.options import Option, RunOptions, command, json_option, options
+from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.progress import format_count, format_size, show_progress
 from ocistream.cli.report import format_result_line
 from ocistream.errors import OcistreamError
@@ -29,13 +31,14 @@ _MAX_LINES: Final = 100
 _MAX_NAMES: Final = 20
 
 
-@click.command()
-@click.argument("paths", nargs=-1, metavar="[PATH]...")
-@click.option("--deep", is_flag=True, help="Unpack layers as well, and hold them against their configs' diff_ids.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as one JSON document.")
-@max_ratio_option
-@progress_option
-@context_options
+@command
+@click.argument("paths", nargs=-1, metavar="[PATH]...", type=FilePath())
+@click.option(
+    "--deep", cls=Option, is_flag=True, help="Unpack layers as well, and hold them against their configs' diff_ids."
+)
+@json_option("Print the outcome as one JSON document.")
+@options(CopyOptions, "max_ratio")
+@options(RunOptions, "progress")
 def verify(context: CommandContext, paths: tuple[str, ...], *, deep: bool, as_json: bool) -> None:
     """Check the archive or layout PATH (default: stdin), offline and in one pass; or several that belong together.
 
@@ -54,7 +57,7 @@ def verify(context: CommandContext, paths: tuple[str, ...], *, deep: bool, as_js
 
     paths = paths or ("-",)
     locations = [parse_location(path, bare_is_path=not path.startswith("docker://")) for path in paths]
-    max_ratio = int(context.options["max_ratio"])
+    max_ratio = context.copy.max_ratio
     with contextlib.ExitStack() as stack:
         if as_json:
             stack.enter_context(_print_error_as_json(paths))
@@ -62,7 +65,7 @@ def verify(context: CommandContext, paths: tuple[str, ...], *, deep: bool, as_js
             contextlib.closing(open_locations(locations, context.build_open_context(), max_ratio=max_ratio))
         )
         # Opening stdin may silence the display.
-        observer = stack.enter_context(show_progress(context.options["progress"], context.console))
+        observer = stack.enter_context(show_progress(context.options.progress, context.console))
         result = verify_source(
             source, paths, deep=deep, max_ratio=max_ratio, observer=observer, cancelled=context.cancelled
         )

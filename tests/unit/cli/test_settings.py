@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-import click
-
-from ocistream.cli.entry_point import COMMANDS, load_command
-from ocistream.cli.settings import _COMMON_OPTIONS, OPTIONS_WITHOUT_DEFAULT, configurable_options, option_name
+from ocistream.cli.settings import _group_options, load_all_options
 
 
-def test_what_has_no_default_is_an_option_that_there_is() -> None:
-    found = {
-        option_name(option)
-        for name in COMMANDS
-        for option in load_command(name).params
-        if isinstance(option, click.Option)
-    }
-    assert set(OPTIONS_WITHOUT_DEFAULT) - {"help"} <= found
-
-
-def test_options_that_are_known_without_imports_are_some_commands() -> None:
-    found = {key for name in COMMANDS if name != "config" for key in configurable_options(load_command(name))}
-    assert found >= _COMMON_OPTIONS
+def test_every_option_of_a_group_is_an_option_of_a_command() -> None:
+    assert set(load_all_options()) >= set(_group_options())

@@ -6,8 +6,6 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import click
-
 from ocistream.errors import ArchiveError, NotFoundError, UsageError
 from ocistream.locations import Selection, open_source, parse_location
 from ocistream.oci.omitted_blobs import BASE, HAVE, NOT_SELECTED, OmissionReason
@@ -17,40 +15,18 @@ from ocistream.streams import files, paths
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from ocistream.api.copy_plan import CopyPlan
     from ocistream.cli.context import CommandContext
     from ocistream.locations import Location, OpenContext
     from ocistream.oci.graph import Graph
     from ocistream.oci.platforms import PlatformChoice
 
-__all__ = ["OmissionRule", "build_omission_rule", "find_queried_registries", "omission_options"]
+__all__ = ["OmissionRule", "build_omission_rule", "find_queried_registries"]
 
 OmissionRule: TypeAlias = "Callable[[Graph], Mapping[str, OmissionReason]]"
 
 
-def omission_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --have, --base and --only."""
-    options = (
-        click.option(
-            "--have",
-            multiple=True,
-            metavar="FILE|-|END",
-            help="Leave out blobs that the other side has: those of a list that `ocistream have` wrote there, or of "
-            "END (a repository HOST/REPO, an image of it, oci:DIR, an archive); repeats.",
-        ),
-        click.option(
-            "--base",
-            multiple=True,
-            metavar="IMAGE",
-            help="Leave out the blobs of an image that the other side is known to have; repeats.",
-        ),
-        click.option("--only", multiple=True, metavar="DIGEST|FILE", help="Leave out all blobs but these; repeats."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _open_context_for(context: CommandContext, location: Location, source_location: Location | None) -> OpenContext:
+def _open_context_for(context: CommandContext, location: Location, source_location: Location) -> OpenContext:
     """Return the open context for a location that is queried or read.
 
     The sides of `copy` have separate credentials. A location in the source's registry uses those of the source; any
@@ -58,41 +34,31 @@ def _open_context_for(context: CommandContext, location: Location, source_locati
     """
     registry = location.reference.registry if location.reference else None
     side = ""
-    if "src_username" in context.options:
-        is_source = (
-            source_location is not None
-            and source_location.reference is not None
-            and source_location.reference.registry == registry
-        )
-        side = "SRC" if is_source else "DEST"
+    if context.sides:
+        is_source = source_location.reference is not None and source_location.reference.registry == registry
+        side = "src" if is_source else "dest"
     return context.build_open_context(side, registries={registry} if registry else ())
 
 
 def find_queried_registries(context: CommandContext) -> set[str]:
     """Return the registries that --have and --base query: a user name on the command line is for them too."""
-    have, base, _ = _omission_values(context)
+    have, base = context.omission.have, context.omission.base
     # An existing path is an archive, a layout or a list.
     locations = [parse_location(text) for text in (*have, *base) if text != "-" and not paths.is_existing_path(text)]
     return {location.reference.registry for location in locations if location.reference}
 
 
-def build_omission_rule(
-    context: CommandContext,
-    choice: PlatformChoice,
-    destination_location: Location,
-    *,
-    source_location: Location | None = None,
-) -> OmissionRule | None:
+def build_omission_rule(context: CommandContext, plan: CopyPlan) -> OmissionRule | None:
     """Return the function that selects the blobs to omit from the destination; None to omit none.
 
-    Manifests are never omitted. Calling the function reads the lists and locations, and raises their errors. `choice`
-    also selects the platforms of each --base. `source_location` is where the images come from, if its credentials
-    differ from those of all other locations.
+    Manifests are never omitted. Calling the function reads the lists and locations, and raises their errors. The
+    platforms of the plan are also those of each --base.
     """
-    have, base, only = _omission_values(context)
+    have, base, only = context.omission.have, context.omission.base, context.omission.only
     if not (have or base or only):
         return None
-    _check_omissions(context, have, destination_location, source_location)
+    source_location, choice = plan.sources[0], plan.selection.platforms
+    _check_omissions(context, plan)
     holders = [_build_have_rule(context, text, source_location) for text in have] + [
         _build_base_rule(context, text, choice, source_location) for text in base
     ]
@@ -112,30 +78,24 @@ def build_omission_rule(
     return left_out
 
 
-def _omission_values(context: CommandContext) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
-    return context.options["have"], context.options["base"], context.options["only"]
-
-
-def _check_omissions(
-    context: CommandContext, have: Sequence[str], destination_location: Location, source_location: Location | None
-) -> None:
-    if destination_location.kind in {"docker", "docker-archive"}:
-        description = "a docker-archive" if destination_location.kind == "docker-archive" else "what goes to a registry"
+def _check_omissions(context: CommandContext, plan: CopyPlan) -> None:
+    if plan.destination.kind in {"docker", "docker-archive"}:
+        description = "a docker-archive" if plan.destination.kind == "docker-archive" else "what goes to a registry"
         msg = f"nothing can be left out of {description}"
         raise UsageError(msg, hint="--have, --base and --only are for OCI archives and layouts")
-    if context.options["compress"] is not None:
+    if plan.options.compress is not None:
         # A recompressed layer has a new digest, which no list has.
         msg = "--compress makes layers of which nobody can say yet whether they are there"
         raise UsageError(msg, hint="leave --compress away where some blobs are left out")
-    if have.count("-") > 1:
+    if context.omission.have.count("-") > 1:
         msg = "stdin can be one list only"
         raise UsageError(msg)
-    if "-" in have and source_location is not None and source_location.is_stream:
+    if "-" in context.omission.have and plan.sources[0].is_stream:
         msg = "stdin cannot be both the archive and the list"
         raise UsageError(msg, hint="read one of them from a file")
 
 
-def _build_have_rule(context: CommandContext, text: str, source_location: Location | None) -> OmissionRule:
+def _build_have_rule(context: CommandContext, text: str, source_location: Location) -> OmissionRule:
     """Parse a value of --have: a list, or a location that stores blobs."""
     if text == "-" or _is_list_file(Path(text)):
         return lambda graph: _read_have_list(context, text, graph)
@@ -208,7 +168,7 @@ def _report_if_empty(
 
 
 def _build_base_rule(
-    context: CommandContext, text: str, choice: PlatformChoice, source_location: Location | None
+    context: CommandContext, text: str, choice: PlatformChoice, source_location: Location
 ) -> OmissionRule:
     """Parse a value of --base: an image, or any other location."""
     location = parse_location(text, bare_is_path=paths.is_existing_path(text))
@@ -226,7 +186,7 @@ def _build_base_rule(
 
 
 def _read_graph(
-    context: CommandContext, location: Location, choice: PlatformChoice, source_location: Location | None
+    context: CommandContext, location: Location, choice: PlatformChoice, source_location: Location
 ) -> Graph:
     from ocistream.transfer.verify import DiscardedBlobs
 

@@ -1,0 +1,280 @@
+"""The options of a client and of a copy. Each is declared once: name, type, default, bounds and help.
+
+The Python API takes defaults and checks from these declarations. The command line (`ocistream.cli.options`) makes
+click's options of them, and reads variables, the configuration file, help and shell completion from those.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from ocistream import limits
+from ocistream.errors import UsageError
+from ocistream.oci.platforms import parse_platform_choice
+from ocistream.oci.reference import printable
+from ocistream.registry.upload_strategy import UploadMethod, parse_upload_method
+from ocistream.sizes import parse_size
+from ocistream.streams.workers import DEFAULT_JOBS
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+__all__ = [
+    "FOR_ONE_RUN",
+    "PATH",
+    "SELECTS_CONTENT",
+    "ClientOptions",
+    "CopyOptions",
+    "Declaration",
+    "Positive",
+    "Whole",
+    "declaration",
+    "option",
+    "parse_client_options",
+    "parse_split",
+]
+
+#: Reasons why neither a variable nor the configuration file sets an option.
+FOR_ONE_RUN: Final = "it is for one run: give the option"
+SELECTS_CONTENT: Final = "it decides what moves: give the option"
+#: The type of an option that takes a file or a directory.
+PATH: Final = "path"
+
+
+class Whole(NamedTuple):
+    """A whole number in a range."""
+
+    lowest: int
+    highest: int
+
+    def check(self, name: str, value: object) -> None:
+        """Raise UsageError if the value of an option is not in the range."""
+        if isinstance(value, bool) or not isinstance(value, int):
+            msg = f"--{name} {printable(repr(value))} is not a whole number"
+            raise UsageError(msg)
+        if not self.lowest <= value <= self.highest:
+            msg = f"--{name} {value} is not from {self.lowest} to {self.highest}"
+            raise UsageError(msg)
+
+
+class Positive(NamedTuple):
+    """A number above 0. Only the command line enforces `highest`."""
+
+    highest: int
+
+    def check(self, name: str, value: object) -> None:
+        """Raise UsageError if the value of an option is not a number above 0."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            msg = f"--{name} {printable(repr(value))} is not a number above 0"
+            raise UsageError(msg)
+
+
+class Declaration(NamedTuple):
+    """What a field of an options class declares, beside its name, its type and its default."""
+
+    help: str
+    #: `Whole`, `Positive`, PATH, a tuple of choices, or a function that parses text; None for text and switches.
+    type: object
+    #: Spellings on the command line, if they are not the field's name.
+    flags: tuple[str, ...]
+    metavar: str | None
+    #: The default as the command line writes it; None if the command line has no default.
+    text: object
+    #: Checks the parsed value.
+    check: Callable[[Any], object] | None
+    #: Why neither a variable nor the configuration file sets the option; "" if they do.
+    no_default: str
+    #: The help of the option's form for one side of `copy`; {} is the side.
+    side_help: str
+
+
+def option(  # noqa: PLR0913 - what a declaration has, given by name
+    default: object = None,
+    *,
+    help: str,  # noqa: A002 - click's name
+    type: object = None,  # noqa: A002 - click's name
+    flags: Sequence[str] = (),
+    metavar: str | None = None,
+    text: object = None,
+    check: Callable[[Any], object] | None = None,
+    no_default: str = "",
+    side_help: str = "",
+) -> Any:  # noqa: ANN401 - the type of the field
+    """Declare an option as a field of a dataclass. A boolean field is a switch, a tuple is an option that repeats."""
+    shown = text if text is not None or default in {None, False, ()} else default
+    declared = Declaration(help, type, tuple(flags), metavar, shown or None, check, no_default, side_help)
+    return dataclasses.field(default=default, metadata={"option": declared})
+
+
+def declaration(field: dataclasses.Field[Any]) -> Declaration:
+    """Return what `option` declared for a field."""
+    declared = field.metadata["option"]
+    assert isinstance(declared, Declaration), field.name  # noqa: S101 - all fields of options classes are options
+    return declared
+
+
+def parse_rate(value: str | float) -> float:
+    """Return bytes per second, written as for curl's --limit-rate: `500k`, `10M`, `1G`."""
+    size = parse_size(value, fractions=True) if isinstance(value, str) else value
+    if not size or size < 0:
+        msg = f"--limit-rate {printable(str(value), 40)!r} is no rate in bytes a second"
+        raise UsageError(msg, hint="such as 500k, 10M or 1G")
+    return float(size)
+
+
+def parse_memory(value: str | int) -> int:
+    """Return the bytes of --memory."""
+    size = parse_size(value, fractions=True) if isinstance(value, str) else value
+    if size is None or not limits.MIB <= size <= limits.MAX_PREFETCH_MEMORY:
+        msg = f"--memory {printable(str(value), 40)!r} is no size from 1MiB to {limits.MAX_PREFETCH_MEMORY >> 30}GiB"
+        raise UsageError(msg, hint="write it as in --memory 64MiB")
+    return size
+
+
+def parse_split(value: str | int) -> int:
+    """Return the bytes of --split."""
+    size = parse_size(value, fractions=True) if isinstance(value, str) else value
+    if not size or size < 0:
+        msg = f"--split {printable(str(value), 40)!r} is no size"
+        raise UsageError(msg, hint="write it as in --split 700MiB, or --split 4294967295, which is FAT32's limit")
+    return size
+
+
+def _check_compression(text: str | None) -> None:
+    if text is not None:
+        from ocistream.transfer.recompress import parse_recompression
+
+        parse_recompression(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientOptions:
+    """Options of all requests and transfers of one client, or of one run of the command line."""
+
+    jobs: int = option(
+        DEFAULT_JOBS, type=Whole(1, 32), help="Blobs moved at once, and connections over which they are fetched ahead."
+    )
+    memory: int = option(
+        limits.PREFETCH_MEMORY,
+        type=parse_memory,
+        text=f"{limits.PREFETCH_MEMORY // limits.MIB}MiB",
+        metavar="SIZE",
+        help="What may be fetched ahead where a registry sends slowly, over up to --jobs connections. More of it is "
+        "faster there.",
+    )
+    cache: str | os.PathLike[str] | None = option(
+        type=PATH,
+        metavar="DIR",
+        help="A layout directory, made where there is none: what is in it is not fetched, and what is fetched is kept "
+        "there. Several runs may share it; `ocistream gc --max-size` trims it.",
+    )
+    retries: int = option(5, type=Whole(0, 20), help="Tries after the first one.")
+    # At most a day, because a socket accepts no more.
+    connect_timeout: float = option(15, type=Positive(86_400), metavar="SECONDS", help="How long connecting may take.")
+    stall_timeout: float = option(
+        60,
+        type=Positive(86_400),
+        metavar="SECONDS",
+        help="Give a connection up when no byte has moved for so long. There is no limit for the whole.",
+    )
+    limit_rate: float | None = option(
+        type=parse_rate,
+        metavar="RATE",
+        help="Bytes in a second, in each direction, over all connections together: 500k, 10M, 1G; k is 1024.",
+    )
+    max_requests_per_second: float | None = option(
+        type=Positive(10_000), metavar="N", help="Begin no more than N requests in a second, to each host."
+    )
+    upload: UploadMethod | None = option(
+        type=parse_upload_method,
+        text="auto",
+        metavar="auto|stream|put|chunk=SIZE",
+        help="How blobs go up: in one streamed request, in one PUT, or in chunks of SIZE such as 4MiB at the most; "
+        "auto finds out what the registry takes.",
+    )
+
+    @property
+    def prefetch_memory(self) -> int:
+        """Bytes that may be prefetched; 0 with a limited rate, for which one connection may already be too fast."""
+        return 0 if self.limit_rate else self.memory
+
+
+def parse_client_options(**values: Any) -> ClientOptions:  # noqa: ANN401 - the types of the fields
+    """Return the options after checks of types and bounds. Sizes, rates and the upload method may be text.
+
+    Raises:
+        UsageError: a value is malformed or out of range.
+    """
+    fields = ClientOptions.__dataclass_fields__
+    for name, value in values.items():
+        kind = declaration(fields[name]).type
+        if value is None:
+            continue
+        if isinstance(kind, Whole | Positive):
+            kind.check(name.replace("_", "-"), value)
+        elif callable(kind):
+            values[name] = kind(value)
+    return ClientOptions(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyOptions:
+    """Options of one copy, or of another command that reads images."""
+
+    platforms: Sequence[str] = option(
+        (),
+        flags=["--platform"],
+        metavar="OS/ARCH[/VARIANT]|all",
+        check=parse_platform_choice,
+        help="Platform of an index to take; repeats; `all` keeps the index as it is.",
+    )
+    images: Sequence[str] = option(
+        (),
+        flags=["--image"],
+        metavar="NAME",
+        no_default=SELECTS_CONTENT,
+        help="Which of its images; repeats with --to.",
+    )
+    all_tags: bool = option(
+        default=False,
+        no_default=SELECTS_CONTENT,
+        help="Copy every tag of a repository, or every image of a layout or archive by its tag.",
+    )
+    tags: Sequence[str] = option(
+        (),
+        metavar="GLOB",
+        no_default=SELECTS_CONTENT,
+        help="Only tags like this (`1.*`), or unlike it (`!*-rc*`); repeats, and means --all-tags.",
+    )
+    no_referrers: bool = option(
+        default=False, help="Leave behind what hangs on an image: signatures, SBOMs, attestations."
+    )
+    compress: str | None = option(
+        metavar="gzip|zstd|none[:LEVEL]",
+        check=_check_compression,
+        help="Compress layers anew that are not so already, which changes the image's digest. "
+        "High levels of zstd take hundreds of MB.",
+    )
+    max_ratio: int = option(
+        limits.MAX_RATIO,
+        type=Whole(1, 1_000_000),
+        help="How much larger than itself anything compressed may become, above the first GiB.",
+    )
+    #: The maximum size of a volume, in bytes; 0 writes one file.
+    split: int = option(
+        0,
+        type=parse_split,
+        metavar="SIZE",
+        no_default=FOR_ONE_RUN,
+        help="Cut the archive into files of at most SIZE bytes, such as 4GiB; in their names %d, or %03d, stands for "
+        "their number. `push` takes them in any order.",
+    )
+    mount_from: Sequence[str] = option(
+        (),
+        metavar="REPO",
+        help="A repository of the same registry that may have blobs, so that they need not be sent; repeats.",
+    )
