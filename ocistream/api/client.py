@@ -22,11 +22,10 @@ from ocistream.api.settings import RegistrySettings, TlsFiles
 from ocistream.errors import UsageError
 from ocistream.oci.descriptor import Platform
 from ocistream.oci.platforms import parse_platform_choice
-from ocistream.oci.reference import parse_registry
 from ocistream.streams.workers import run_in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -183,18 +182,17 @@ class Client:
         if (destination is None) == (to is None):
             msg = "give either a destination, or `to` for images that keep their names"
             raise UsageError(msg)
-        if destination is None:
-            plan = plan_copy_to_prefix(locations, to or "", options)
-            registries = {parse_registry((to or "").partition("/")[0])}
-            destination_context = self._registries.build_context(registries, event)
-        else:
-            target = LocationArgument(destination)
+        targets = [] if destination is None else [LocationArgument(destination)]
+        for target in targets:
             target.rename(name, format)
-            plan = plan_copy(locations, target.location, options)
-            registries = _list_registries([target])
-            destination_context = self._open_context([target], event)
-        source_context = self._open_context(sources, event)
-        self._registries.check_environment_credential(registries | _list_registries(sources))
+        plan = (
+            plan_copy(locations, targets[0].location, options)
+            if targets
+            else plan_copy_to_prefix(locations, to or "", options)
+        )
+        destination_context = self._open_context(plan.destination_registries, targets, event)
+        source_context = self._open_context(plan.source_registries, sources, event)
+        self._registries.check_environment_credential(plan.source_registries | plan.destination_registries)
         opened_source, opened_destination = plan.open(source_context, destination_context)
 
         def run() -> Report:
@@ -233,7 +231,7 @@ class Client:
         event = self._begin(cancelled)
         sources = list_locations(source, bare_is_path=True)
         locations = [argument.location for argument in sources]
-        context = self._open_context(sources, event)
+        context = self._open_context((), sources, event)
 
         def run() -> VerifyResult:
             with closing(open_locations(locations, context, max_ratio=max_ratio)) as opened:
@@ -269,7 +267,8 @@ class Client:
         event = self._begin(cancelled)
         argument = LocationArgument(source)
         choice = parse_platform_choice(_list_platforms(platforms))
-        context = self._open_context([argument], event)
+        reference = argument.location.reference
+        context = self._open_context({reference.registry} if reference else (), [argument], event)
         return run_in_thread(
             lambda: inspect_location(
                 argument.location, context, platforms=choice, max_ratio=max_ratio, cancelled=event
@@ -284,8 +283,10 @@ class Client:
             raise UsageError(msg)
         return LinkedEvent([self._closed, cancelled] if cancelled is not None else [self._closed])
 
-    def _open_context(self, arguments: Sequence[LocationArgument], cancelled: threading.Event) -> OpenContext:
-        context = self._registries.build_context(_list_registries(arguments), cancelled)
+    def _open_context(
+        self, registries: Collection[str], arguments: Sequence[LocationArgument], cancelled: threading.Event
+    ) -> OpenContext:
+        context = self._registries.build_context(registries, cancelled)
         for argument in arguments:
             context = argument.bind(context)
         return context
@@ -310,10 +311,6 @@ def _with_new_client(method: Callable[Concatenate[Client, _P], _R]) -> Callable[
 copy = _with_new_client(Client.copy)
 verify = _with_new_client(Client.verify)
 inspect = _with_new_client(Client.inspect)
-
-
-def _list_registries(arguments: Sequence[LocationArgument]) -> set[str]:
-    return {argument.location.reference.registry for argument in arguments if argument.location.reference}
 
 
 def _list(value: str | Iterable[str]) -> tuple[str, ...]:

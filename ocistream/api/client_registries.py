@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ocistream.api.options import ClientOptions
     from ocistream.auth.credentials import Credential
     from ocistream.http.client import HttpClient
-    from ocistream.http.tls import TlsSettings
+    from ocistream.http.settings import TlsSettings
     from ocistream.locations import OpenContext
     from ocistream.registry.configuration import RegistryConfiguration
 

@@ -1,4 +1,4 @@
-"""Add hints to errors: which blobs are missing and how to fetch them, and which image has a given image ID."""
+"""Add hints to errors of a copy: how to get missing blobs, which image has a given ID, which file is damaged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ocistream.cli.progress import format_count, format_size
-from ocistream.errors import OcistreamError
+from ocistream.errors import IntegrityError, OcistreamError
 from ocistream.layout.index import (
     NoSuchImageError,
     format_image_names,
@@ -28,17 +28,14 @@ from ocistream.transfer.report import MissingBlobsError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ocistream.api.copy_plan import CopyPlan
     from ocistream.cli.console import Console
     from ocistream.locations import Location
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Source
     from ocistream.transfer.report import NeededVolumes
 
-__all__ = [
-    "add_image_id_hint",
-    "add_missing_blobs_hint",
-    "add_sync_hint",
-]
+__all__ = ["add_copy_hints", "add_sync_hint"]
 
 #: At most this many digests in an error or a command; for more, the hint is to ask the other side again.
 _MAX_IN_COMMAND: Final = 20
@@ -47,13 +44,9 @@ _MAX_LISTED: Final = 1000
 
 
 @contextlib.contextmanager
-def add_missing_blobs_hint(
-    console: Console, source_location: Location | None, destination_location: Location | None = None
-) -> Iterator[None]:
-    """Add to an error which blobs neither side has, and how to get them.
-
-    `source_location` is where the images come from. `destination_location` is where they go, None for a registry.
-    """
+def add_copy_hints(console: Console, plan: CopyPlan, source: Source) -> Iterator[None]:
+    """Add to the error of a copy what the user can do about it."""
+    location = plan.local_source
     try:
         yield
     except MissingBlobsError as error:
@@ -61,10 +54,22 @@ def add_missing_blobs_hint(
             error.hint = _volumes_hint(error.needed, is_untouched=error.is_untouched)
         elif any(missing.digest in error.graph.omitted_from_source for missing in error.missing):
             error.message = _missing_blobs_message(error)
-            error.hint = _fetch_hint(error, source_location, destination_location)
+            error.hint = _fetch_hint(error, location, plan.destination)
             _list_missing_blobs(console, error)
-        elif error.graph.is_platform_filtered and source_location is not None:
-            _add_platforms_hint(error, source_location)
+        elif error.graph.is_platform_filtered and location is not None:
+            _add_platforms_hint(error, location)
+        raise
+    except NoSuchImageError as error:
+        if is_digest(error.wanted) and (images := _find_images_by_id(error.wanted, location, source)):
+            shown = printable(error.wanted)
+            error.hint = f"{shown} is an image ID; use the name or digest instead: {format_image_names(images)}"
+        raise
+    except IntegrityError as error:
+        # Other errors of this class are about an image that differs from the requested one.
+        is_blob_error = is_digest(error.message.partition(": ")[0])
+        if is_blob_error and not error.hint and location is not None and location.path and not location.is_stream:
+            path = printable(str(location.path), 1024)
+            error.hint = f"{path} is damaged, or was changed while it was read: `ocistream verify {path}` says which"
         raise
 
 
@@ -160,13 +165,11 @@ def _format_input_options(names: Sequence[str]) -> str:
     return f"{shown} ..." if len(names) > _MAX_IN_COMMAND else shown
 
 
-def _fetch_hint(
-    error: MissingBlobsError, source_location: Location | None, destination_location: Location | None
-) -> str:
+def _fetch_hint(error: MissingBlobsError, source_location: Location | None, destination: Location) -> str:
     digests = [missing.digest for missing in error.missing]
     images = [root for root in error.graph.roots if error.graph.reachable(root) & set(digests)]
     pull = f"ocistream pull {' '.join(dict.fromkeys(map(_source_name, images)))}{_format_platform_options(images)}"
-    if destination_location is not None and destination_location.kind != "docker":
+    if destination.kind != "docker":
         explanation = "--have and --base leave out what an OCI archive or a layout is to be without"
         return f"get the whole image: `{pull}`; {explanation}"
     if len(digests) > _MAX_IN_COMMAND:
@@ -195,20 +198,6 @@ def _format_platform_options(images: list[Root]) -> str:
         return " --platform all"
     platforms = {str(root.descriptor.platform) for root in images if root.descriptor.platform}
     return "".join(f" --platform {platform}" for platform in sorted(platforms))
-
-
-@contextlib.contextmanager
-def add_image_id_hint(source_location: Location | None, source: Source) -> Iterator[None]:
-    """Add to the error about an image that does not exist which images have the given ID."""
-    try:
-        yield
-    except NoSuchImageError as error:
-        image_id = error.wanted
-        if is_digest(image_id) and (images := _find_images_by_id(image_id, source_location, source)):
-            error.hint = (
-                f"{printable(image_id)} is an image ID; use the name or digest instead: {format_image_names(images)}"
-            )
-        raise
 
 
 def _find_images_by_id(image_id: str, source_location: Location | None, source: Source) -> list[Root]:

@@ -164,7 +164,7 @@ def make_options(group: type, *names: str, side: str = "", help_text: str = "{}"
 
     `help_text` replaces the declared help; {} in it is the declared help.
     """
-    fields = {field.name: field for field in dataclasses.fields(group)}
+    fields = _fields(group)
     for name in names or fields:
         declared, annotation = declaration(fields[name]), str(fields[name].type)
         flags = declared.flags or (f"--{name.replace('_', '-')}",)
@@ -174,7 +174,8 @@ def make_options(group: type, *names: str, side: str = "", help_text: str = "{}"
         yield Option(
             [*flags, f"{side}_{name}" if side else name],
             type=_click_type(declared.type),
-            is_flag=annotation == "bool",
+            # Not False: click would then take an option whose value begins with a hyphen for a switch.
+            is_flag=annotation == "bool" or None,
             multiple=annotation.startswith(("tuple", "Sequence")),
             count=declared.type == _COUNT,
             metavar=declared.metavar,
@@ -184,6 +185,10 @@ def make_options(group: type, *names: str, side: str = "", help_text: str = "{}"
             help=shown_help,
             no_default=declared.no_default,
         )
+
+
+def _fields(group: type) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(group)}
 
 
 def _click_type(declared: object) -> Any:
@@ -241,7 +246,7 @@ def command(function: Callable[..., None]) -> click.Command:
 
 def _collect(group: type[_T], values: dict[str, Any], side: str = "") -> _T:
     """Remove the values of a group from the parameters; a command without an option of the group has its default."""
-    names = {field.name: f"{side}_{field.name}" if side else field.name for field in dataclasses.fields(group)}  # type: ignore[arg-type]
+    names = {name: f"{side}_{name}" if side else name for name in _fields(group)}
     found = {name: values.pop(key) for name, key in names.items() if key in values}
     return group(**{name: value for name, value in found.items() if value is not None})
 

@@ -1,6 +1,6 @@
-"""Choose and run the progress display: bar, lines, JSON events (docs/progress.schema.json) or none.
+"""Progress of a transfer: the observer that counts, and its displays as lines or as JSON events.
 
-Each display is an `Observer` of a transfer; any thread may call it.
+Each display is an observer that adds its output to the numbers of `Progress`. The bar is in `progress_bar.py`.
 """
 
 from __future__ import annotations
@@ -10,24 +10,57 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ocistream.cli.console import can_draw
-from ocistream.cli.progress_state import format_count, format_size
+from ocistream.limits import MAX_CONFIG
+from ocistream.sizes import format_size
 from ocistream.transfer.interfaces import NullObserver
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ocistream.cli.console import Console
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Observer
 
-__all__ = ["format_count", "format_size", "show_progress"]
+__all__ = [
+    "LINE_INTERVAL",
+    "LinePrinter",
+    "Progress",
+    "ProgressSnapshot",
+    "TransferRate",
+    "format_count",
+    "format_size",
+    "human_duration",
+    "percentage",
+    "show_progress",
+]
 
-#: Seconds between two progress events.
+#: Seconds over which a rate is measured, and between two samples.
+_RATE_WINDOW: Final = 10.0
+_SAMPLE_EVERY: Final = 0.25
+#: Least seconds of data for an estimate of the remaining time.
+_MIN_RATE_TIME: Final = 1.0
+#: No chunk is larger. A larger count is data that was stored before; it does not count for the rate.
+_LARGEST_CHUNK: Final = MAX_CONFIG
+#: Seconds between two lines, and before the first one: a short run prints only its summary.
+LINE_INTERVAL: Final = 5.0
+#: Seconds between two JSON events of progress.
 _EVENT_INTERVAL: Final = 1.0
+#: The beginning and end of a section in the logs of CIs that support them; the fields are a unique name, seconds and a
+#: title.
+_LOG_SECTIONS: Final = {
+    # docs.github.com, "Workflow commands for GitHub Actions", "Grouping log lines".
+    "GITHUB_ACTIONS": ("::group::{title}", "::endgroup::"),
+    # docs.gitlab.com, "CI/CD job logs", "Custom collapsible sections".
+    "GITLAB_CI": (
+        "\x1b[0Ksection_start:{now}:{name}[collapsed=true]\r\x1b[0K{title}",
+        "\x1b[0Ksection_end:{now}:{name}\r\x1b[0K",
+    ),
+}
 
 
 @contextlib.contextmanager
@@ -48,10 +81,7 @@ def show_progress(kind: str, console: Console) -> Iterator[Observer]:
         with ProgressBar(console, is_explicit=is_explicit) as bar:
             yield bar
     elif kind == "plain":
-        from ocistream.cli.progress_state import ProgressLog, find_log_section
-
-        section = find_log_section(os.environ) if console.verbosity >= 0 and not console.as_json else None
-        with ProgressLog(console, section) as lines:
+        with _ProgressLines(console) as lines:
             yield lines
     elif kind == "json":
         yield _JsonProgress(console)
@@ -59,45 +89,306 @@ def show_progress(kind: str, console: Console) -> Iterator[Observer]:
         yield NullObserver()
 
 
-class _JsonProgress:
-    """One JSON object a line: `planned`, `progress` (at most one a second, and one at the total), `blob`."""
+def human_duration(seconds: float) -> str:
+    """Return a remaining time for people: `95 s`, `12 min`, `3 h 20 min`, `5 days`; at least `1 s`."""
+    if seconds < 120:
+        return f"{max(1, seconds):.0f} s"
+    if seconds < 7_200:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 172_800:
+        return f"{seconds // 3_600:.0f} h {seconds % 3_600 // 60:.0f} min"
+    return f"{seconds / 86_400:.0f} days"
+
+
+def format_count(number: int, singular: str, plural: str = "") -> str:
+    """Return a number of things for people: `1 blob`, `2 blobs`, `2 indexes`."""
+    return f"{number} {singular}" if number == 1 else f"{number} {plural or singular + 's'}"
+
+
+def percentage(moved: int, total: int) -> int:
+    """Return a percentage, rounded down."""
+    return 100 * moved // total if total else 100
+
+
+class TransferRate:
+    """Bytes per second over the last ten seconds. Bytes that are taken back still count as moved."""
+
+    def __init__(self) -> None:
+        """Start the measurement at the first byte, without the wait for it."""
+        self._total_bytes = 0
+        #: Pairs of a time (seconds) and how many bytes had moved by then.
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def add_bytes(self, now: float, size: int) -> None:
+        """Record that bytes moved, or were taken back (negative `size`)."""
+        if not self._samples or now - self._samples[-1][0] >= _SAMPLE_EVERY:
+            self._samples.append((now, self._total_bytes))
+            self._drop_old_samples(now)
+        if 0 < size <= _LARGEST_CHUNK:
+            self._total_bytes += size
+
+    def is_reliable(self, now: float) -> bool:
+        """Return whether there is enough data to estimate the remaining time."""
+        return bool(self._samples) and now - self._samples[0][0] >= _MIN_RATE_TIME
+
+    def bytes_per_second(self, now: float) -> float:
+        """Return the rate at the time `now`."""
+        if not self._samples:
+            return 0.0
+        self._drop_old_samples(now)
+        start, start_bytes = self._samples[0]
+        return (self._total_bytes - start_bytes) / max(now - start, _SAMPLE_EVERY)
+
+    def _drop_old_samples(self, now: float) -> None:
+        while len(self._samples) > 1 and self._samples[1][0] <= now - _RATE_WINDOW:
+            self._samples.popleft()
+
+
+class _ActiveBlob:
+    """A blob that moves now: bytes `moved` so far, and when it was started (monotonic seconds)."""
+
+    def __init__(self, descriptor: Descriptor, started_at: float) -> None:
+        self.descriptor = descriptor
+        self.started_at = started_at
+        self.moved = 0
+        self.rate = TransferRate()
+
+    def snapshot(self, now: float) -> tuple[str, int, int, float]:
+        size = self.descriptor.size
+        moved = max(0, min(self.moved, size or self.moved))
+        return self.descriptor.digest, size, moved, self.rate.bytes_per_second(now)
+
+
+class ProgressSnapshot(NamedTuple):
+    """The state of a transfer: sizes in bytes, `rate` in bytes per second, `seconds_left` None if unknown.
+
+    `total` and `blob_count` are None before the total is known. `outcomes` counts finished blobs by outcome.
+    `active_blobs` are digest ("" if not known yet), size, bytes moved and rate of the blobs that move now. `images` is
+    how many images are done, and of how many, where there are many.
+    """
+
+    moved: int
+    total: int | None
+    rate: float
+    seconds_left: float | None
+    blob_count: int | None
+    outcomes: dict[str, int]
+    active_blobs: list[tuple[str, int, int, float]]
+    images: tuple[int, int] | None = None
+
+    @property
+    def percent(self) -> int:
+        """The percentage of the total that has moved, rounded down: 100 means complete."""
+        return percentage(self.moved, self.total or 0)
+
+    @property
+    def done_count(self) -> int:
+        """How many blobs are finished, whatever the outcome."""
+        return sum(self.outcomes.values())
+
+
+class Progress:
+    """An observer that counts what has moved, what moves now and how fast. Any thread may call it.
+
+    A display is a subclass. Its `tick` is called every `interval` seconds within the `with` block, in a thread of its
+    own, so a terminal that is paused (^S) does not block the threads that move bytes.
+    """
+
+    interval = 0.0
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._lock = threading.Lock()
+        self._total: int | None = None
+        self._blob_count: int | None = None
+        self._moved = 0
+        self._outcomes: Counter[str] = Counter()
+        self._active_blobs: dict[str, _ActiveBlob] = {}
+        self._rate = TransferRate()
+        self._images: tuple[int, int] | None = None
+        self.has_started = False
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Self:
+        # If the system allows no more threads, nothing is displayed.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self._tick_until_closed, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+
+    def tick(self) -> None:
+        """Update the display."""
+
+    def _tick_until_closed(self) -> None:
+        while not self._stop.wait(self.interval):
+            self.tick()
+
+    def planned(self, graph: Graph) -> None:
+        """Set the total."""
+        with self._lock:
+            self._total, self._blob_count = graph.size, len(graph.blobs)
+            self.has_started = True
+
+    def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
+        """Add bytes, or take some back (negative `size`)."""
+        now = time.monotonic()
+        with self._lock:
+            self.has_started = True
+            self._moved += size
+            if descriptor is not None:
+                self._rate.add_bytes(now, size)
+                active_blob = self._active_blobs.get(descriptor.digest)
+                if active_blob is None:
+                    active_blob = self._active_blobs[descriptor.digest] = _ActiveBlob(descriptor, now)
+                active_blob.moved += size
+                active_blob.rate.add_bytes(now, size)
+
+    def done(self, descriptor: Descriptor, how: str) -> None:
+        """Count a finished blob."""
+        with self._lock:
+            self._outcomes[how] += 1
+            # A blob that had no digest yet moves alone, and has its digest now.
+            active_blob = self._active_blobs.pop(descriptor.digest, None) or self._active_blobs.pop("", None)
+        seconds = time.monotonic() - active_blob.started_at if active_blob is not None else 0.0
+        self.show_blob(descriptor, how, seconds)
+
+    def show_blob(self, descriptor: Descriptor, how: str, seconds: float) -> None:
+        """Show a finished blob, which was active for so many seconds."""
+
+    def report_images(self, number: int, count: int) -> None:
+        """Set how many images are done, and of how many."""
+        self._images = number, count
+
+    def snapshot(self) -> ProgressSnapshot:
+        """Return the current state. Numbers stay within 0 and the total, whatever was counted twice."""
+        now = time.monotonic()
+        with self._lock:
+            total = self._total
+            moved = max(0, self._moved if total is None else min(self._moved, total))
+            rate = self._rate.bytes_per_second(now)
+            seconds_left = None
+            if total is not None and ((rate > 0 and self._rate.is_reliable(now)) or moved == total):
+                seconds_left = (total - moved) / rate if moved < total else 0.0
+            active_blobs = [active_blob.snapshot(now) for active_blob in self._active_blobs.values()]
+            return ProgressSnapshot(
+                moved, total, rate, seconds_left, self._blob_count, dict(self._outcomes), active_blobs, self._images
+            )
+
+
+class LinePrinter:
+    """Prints progress as lines: the total once, then the bytes moved."""
 
     def __init__(self, console: Console) -> None:
+        """Print nothing yet."""
         self._console = console
-        self._lock = threading.Lock()
-        self._total = 0
-        self._moved = 0
+        self._has_printed_total = False
+
+    def print_line(self, state: ProgressSnapshot) -> None:
+        """Print one line, and the total before the first one."""
+        if state.total is not None and not self._has_printed_total:
+            self._has_printed_total = True
+            self._console.info(f"{format_count(state.blob_count or 0, 'blob')}, {format_size(state.total)} in all")
+        parts = [format_size(state.moved)]
+        if state.total is not None:
+            parts = [f"{parts[0]} of {format_size(state.total)}", f"{state.percent} %"]
+            parts.append(f"{state.done_count} of {format_count(max(state.blob_count or 0, state.done_count), 'blob')}")
+        if state.images is not None:
+            parts.append(f"{state.images[0]} of {format_count(state.images[1], 'image')}")
+        parts.append(f"{format_size(state.rate)}/s")
+        if state.seconds_left:
+            parts.append(f"{human_duration(state.seconds_left)} left")
+        self._console.info(", ".join(parts), bytes=state.moved, total=state.total or 0)
+
+
+class _ProgressLines(Progress):
+    """A line every few seconds without control characters, for logs; a shorter run has no lines.
+
+    In a CI with foldable log sections, a section at the end has a line for each blob. Folded lines would not show
+    progress during the run.
+    """
+
+    interval = LINE_INTERVAL
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self._printer = LinePrinter(console)
+        #: The beginning and end of a log section, or None.
+        self._section = _find_log_section(os.environ) if console.verbosity >= 0 and not console.as_json else None
+        self._blob_lines: list[str] = []
+
+    def tick(self) -> None:
+        if self.has_started:
+            self._printer.print_line(self.snapshot())
+
+    def show_blob(self, descriptor: Descriptor, how: str, seconds: float) -> None:
+        text = f"{how} {descriptor.digest} ({format_size(descriptor.size)}"
+        if self._section is None:
+            self._console.info(f"{text})", level=1)
+        else:
+            rate = f", {seconds:.1f} s, {format_size(descriptor.size / seconds)}/s" if seconds > 0 else ""
+            self._blob_lines.append(f"{text}{rate})")
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        if self._section is not None and self._blob_lines:
+            begin, end = self._section
+            now, title = int(time.time()), f"ocistream: {format_count(len(self._blob_lines), 'blob')}"
+            name = f"ocistream_{now}_{os.getpid()}"
+            self._console.print_raw(begin.format(now=now, name=name, title=title))
+            for line in self._blob_lines:
+                self._console.print_raw(f"  {line}")
+            self._console.print_raw(end.format(now=int(time.time()), name=name))
+
+
+def _find_log_section(environment: Mapping[str, str]) -> tuple[str, str] | None:
+    return next((marks for name, marks in _LOG_SECTIONS.items() if environment.get(name) == "true"), None)
+
+
+class _JsonProgress(Progress):
+    """One JSON object a line: `planned`, `progress` (at most one a second, and one at the total), `blob`.
+
+    docs/progress.schema.json has the fields.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        #: Held while an event of progress is printed, so that the numbers appear in order.
+        self._event_lock = threading.Lock()
         self._has_reported_total = False
         self._next_event = time.monotonic()
 
     def planned(self, graph: Graph) -> None:
-        self._total = graph.size
+        super().planned(graph)
         images = [{"name": root.name, "digest": root.descriptor.digest} for root in graph.roots]
-        self._console.emit_event(event="planned", images=images, blobs=len(graph.blobs), total=self._total)
+        self._console.emit_event(event="planned", images=images, blobs=len(graph.blobs), total=graph.size)
 
-    def advance(self, size: int, descriptor: Descriptor | None = None) -> None:  # noqa: ARG002 - all counts
-        with self._lock:
-            self._moved += size
+    def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
+        super().advance(size, descriptor)
+        with self._event_lock:
             # Bytes that are taken back move again, and the total is then reported again.
-            self._has_reported_total = self._has_reported_total and self._moved >= self._total
+            self._has_reported_total = self._has_reported_total and self._is_complete()
             now = time.monotonic()
-            if now < self._next_event or self._has_reported_total:
-                return
-            self._next_event = now + _EVENT_INTERVAL
-            self._emit_progress()
+            if now >= self._next_event and not self._has_reported_total:
+                self._next_event = now + _EVENT_INTERVAL
+                self._emit_progress()
 
-    def done(self, descriptor: Descriptor, how: str) -> None:
+    def show_blob(self, descriptor: Descriptor, how: str, seconds: float) -> None:  # noqa: ARG002 - a display's method
         self._console.emit_event(event="blob", digest=descriptor.digest, size=descriptor.size, how=how)
-        with self._lock:
-            if self._moved >= self._total > 0 and not self._has_reported_total:
+        with self._event_lock:
+            if self._is_complete() and not self._has_reported_total:
                 self._emit_progress()
 
     def report_images(self, number: int, count: int) -> None:
         self._console.emit_event(event="images", done=number, images=count)
 
+    def _is_complete(self) -> bool:
+        return self._moved >= (self._total or 0) > 0
+
     def _emit_progress(self) -> None:
-        # The caller has the lock, so the numbers appear in order. They are limited to the total: `verify` also reads
-        # blobs that no image needs.
-        self._has_reported_total = self._moved >= self._total > 0
-        moved = max(0, min(self._moved, self._total) if self._total else self._moved)
-        self._console.emit_event(event="progress", bytes=moved, total=self._total)
+        self._has_reported_total = self._is_complete()
+        state = self.snapshot()
+        self._console.emit_event(event="progress", bytes=state.moved, total=state.total or 0)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final, Self
 from tqdm import tqdm
 
 from ocistream.cli.console import TerminalLock
-from ocistream.cli.progress_state import (
+from ocistream.cli.progress import (
     LINE_INTERVAL,
-    ProgressCounter,
-    ProgressLinePrinter,
+    LinePrinter,
+    Progress,
     format_count,
     format_size,
     human_duration,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ocistream.cli.console import Console
-    from ocistream.cli.progress_state import ProgressSnapshot
+    from ocistream.cli.progress import ProgressSnapshot
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
 
@@ -51,19 +51,17 @@ _ERASE_END: Final = "\x1b[K"
 _ERASE_LINE: Final = "\x1b[2K"
 
 
-class ProgressBar:
-    """An observer that draws a bar within its `with` block.
+class ProgressBar(Progress):
+    """An observer that draws a bar within its `with` block, in a thread of its own."""
 
-    A thread draws, and `advance` only adds to a counter. So a terminal that is paused (^S) does not block the threads
-    that move bytes, and a stalled transfer is still displayed.
-    """
+    interval = _DRAW_INTERVAL
 
     def __init__(self, console: Console, *, is_explicit: bool = True) -> None:
         """Draw nothing yet. Unless `is_explicit`, lines replace the bar while other programs may write."""
+        super().__init__()
         self._console = console
         self._is_explicit = is_explicit
-        self._counter = ProgressCounter()
-        self._line_printer = ProgressLinePrinter(console, self._counter)
+        self._printer = LinePrinter(console)
         #: When the next line is due (monotonic seconds), and how many bytes had moved by then.
         self._next_line = time.monotonic() + LINE_INTERVAL
         self._moved_when_due: int | None = None
@@ -72,62 +70,51 @@ class ProgressBar:
         self._ascii = not _can_encode_blocks()
         #: One bar a terminal: only the process that has the lock draws.
         self._terminal_lock = TerminalLock()
-        #: The lines on the terminal; the cursor is at their beginning. Hold `_lock` to write to stderr.
+        #: The lines on the terminal; the cursor is at their beginning. Hold `_drawing` to write to stderr.
         self._drawn_lines: list[str] = []
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._draw_until_closed, daemon=True)
+        self._drawing = threading.Lock()
 
     def __enter__(self) -> Self:
         self._console.display = self
-        # If the system allows no more threads, there is no bar.
-        with contextlib.suppress(RuntimeError):
-            self._thread.start()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def planned(self, graph: Graph) -> None:
         """Set the total."""
-        self._counter.planned(graph)
+        super().planned(graph)
         self._draw()
 
-    def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
-        """Count bytes; the drawing thread reads the counter later."""
-        self._counter.advance(size, descriptor)
-
-    def done(self, descriptor: Descriptor, how: str) -> None:
-        """Count a blob, and print a line for it with -v."""
-        self._counter.done(descriptor, how)
+    def show_blob(self, descriptor: Descriptor, how: str, seconds: float) -> None:  # noqa: ARG002 - a display's method
+        """Print a line for a finished blob with -v."""
         self._console.info(f"{how} {descriptor.digest} ({format_size(descriptor.size)})", level=1)
 
-    def report_images(self, number: int, count: int) -> None:
-        """Set the counts of images, where there are many."""
-        self._counter.images = number, count
+    def tick(self) -> None:
+        """Draw, or print a line where nothing may be drawn."""
+        self._draw()
+        if self._is_line_due():
+            self._printer.print_line(self.snapshot())
 
     def print_above(self, text: str) -> None:
         """Print lines that stay, and the bar below them."""
-        with self._lock:
+        with self._drawing:
             was_drawn = bool(self._drawn_lines)
-            # Where another process draws, the cursor is at the beginning of one of its lines. An echoed ^C has moved
-            # the cursor.
-            prefix = (
-                self._erase_sequence(_terminal_size())
-                if was_drawn
-                else self._console.fresh_line() or f"\r{_ERASE_LINE}"
-            )
-            self._write(f"{prefix}{text}\n")
-            self._drawn_lines = []
+            if was_drawn:
+                self._erase(f"{text}\n")
+            else:
+                # Where another process draws, the cursor is at the beginning of one of its lines. An echoed ^C has
+                # moved the cursor.
+                start = self._console.fresh_line() or f"\r{_ERASE_LINE}"
+                self._write(f"{start}{text}\n")
         if was_drawn:
             self._draw()
 
     @contextlib.contextmanager
     def suspend(self) -> Iterator[None]:
         """Erase the bar while the block writes to the same terminal."""
-        with self._lock:
-            self._write(self._erase_sequence(_terminal_size()))
-            self._drawn_lines = []
+        with self._drawing:
+            self._erase()
             yield
 
     def close(self) -> None:
@@ -135,25 +122,18 @@ class ProgressBar:
         if self._stop.is_set():
             return
         self._draw()
-        with self._lock:
+        with self._drawing:
             self._stop.set()
             self._console.display = None
-            self._write(self._erase_sequence(_terminal_size()))
-            self._drawn_lines = []
+            self._erase()
             self._terminal_lock.release()
-
-    def _draw_until_closed(self) -> None:
-        while not self._stop.wait(_DRAW_INTERVAL):
-            self._draw()
-            if self._is_line_due():
-                self._line_printer.print_line()
 
     def _is_line_due(self) -> bool:
         """Return whether to print a line: while nothing moves, the other program may ask for a password."""
         now = time.monotonic()
         if not self._is_suppressed or now < self._next_line:
             return False
-        moved = self._counter.snapshot().moved
+        moved = self.snapshot().moved
         if self._moved_when_due is None:
             self._moved_when_due = moved
         if moved == self._moved_when_due:
@@ -162,18 +142,17 @@ class ProgressBar:
         return True
 
     def _draw(self) -> None:
-        with self._lock:
-            if self._stop.is_set() or not self._counter.has_started or not self._terminal_lock.acquire():
+        with self._drawing:
+            if self._stop.is_set() or not self.has_started or not self._terminal_lock.acquire():
                 self._is_suppressed = False
                 return
             size = _terminal_size()
             # An explicit --progress draws beside the other end of a pipe too, but not into a password prompt of ssh.
             self._is_suppressed = self._console.other_programs.can_write(commands_only=self._is_explicit)
             if self._is_suppressed:
-                self._write(self._erase_sequence(size))
-                self._drawn_lines = []
+                self._erase()
                 return
-            lines = render_lines(self._counter.snapshot(), size, ascii_only=self._ascii)
+            lines = render_lines(self.snapshot(), size, ascii_only=self._ascii)
             can_overwrite = len(self._drawn_lines) == self._count_rows(size) <= len(lines)
             prefix = "\r" if can_overwrite else self._erase_sequence(size)
             self._write(prefix + f"{_ERASE_END}\r\n".join(lines) + _ERASE_END + _move_to_top(len(lines)))
@@ -187,6 +166,11 @@ class ProgressBar:
         """Return text that erases the drawn lines and moves the cursor to where they began."""
         rows = self._count_rows(size)
         return f"\r{_ERASE_LINE}" + f"\n{_ERASE_LINE}" * (rows - 1) + _move_to_top(rows) if self._drawn_lines else ""
+
+    def _erase(self, text: str = "") -> None:
+        """Erase the drawn lines, and write text in their place."""
+        self._write(self._erase_sequence(_terminal_size()) + text)
+        self._drawn_lines = []
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
@@ -210,62 +194,45 @@ def render_lines(state: ProgressSnapshot, size: os.terminal_size, *, ascii_only:
     blobs = state.active_blobs[:shown]
     lines = []
     for digest, total, moved, rate in blobs:
-        name = digest.partition(":")[2][:_SHORT_DIGEST] or "a layer"
-        sizes, speed = f"{format_size(moved)} of {format_size(total)}", f"{format_size(rate)}/s"
+        name = f"{digest.partition(':')[2][:_SHORT_DIGEST] or 'a layer':{_SHORT_DIGEST}}"
+        speed = f"{format_size(rate)}/s"
         if total:
-            texts = [f"{sizes}, {speed}", sizes, format_size(total), ""]
-            lines.append(
-                _format_meter(
-                    f"{name:{_SHORT_DIGEST}} {percentage(moved, total):3}%", texts, moved, total, width, ascii_only
-                )
-            )
+            sizes = f"{format_size(moved)} of {format_size(total)}"
+            texts = [f"{sizes}, {speed}", sizes, format_size(total)]
+            lines.append(_format_bar(f"{name} ", texts, moved, total, width, ascii_only))
         else:
-            lines.append(f"{name:{_SHORT_DIGEST}}      {format_size(moved)}, {speed}"[:width])
+            lines.append(f"{name}      {format_size(moved)}, {speed}"[:width])
     if size.lines > _OTHER_LINES:
         lines.append(_format_counts(state, len(state.active_blobs) - len(blobs))[:width])
-    lines.append(_format_total(state, width, ascii_only=ascii_only))
-    return lines
+    speed = f"{format_size(state.rate)}/s"
+    if state.total is None:
+        return [*lines, f"{format_size(state.moved)}, {speed}"[:width]]
+    sizes = f"{format_size(state.moved)} of {format_size(state.total)}"
+    left = [f"{human_duration(state.seconds_left)} left"] if state.seconds_left else []
+    texts = [", ".join(parts) for parts in ([sizes, speed, *left], [sizes, *left], [sizes], left)]
+    return [*lines, _format_bar("", texts, state.moved, state.total, width, ascii_only)]
 
 
 def _format_counts(state: ProgressSnapshot, hidden: int) -> str:
-    total = (
-        f" of {format_count(max(state.blob_count, state.done_count), 'blob')}" if state.blob_count is not None else ""
-    )
+    """Return the line of finished blobs; `hidden` blobs move without a line of their own."""
+    text = f"{state.done_count} blobs"
+    if state.blob_count is not None:
+        text = f"{state.done_count} of {format_count(max(state.blob_count, state.done_count), 'blob')}"
     parts = [f"{state.outcomes[how]} {how}" for how in _OUTCOME_ORDER if state.outcomes.get(how)]
     if state.images is not None:
-        parts = [*parts, f"{state.images[0]} of {format_count(state.images[1], 'image')}"]
-    hidden_text = [f"{hidden} more under way"] if hidden else []
-    return ", ".join(
-        [f"{state.done_count}{total or ' blobs'}" + (f": {parts[0]}" if parts else ""), *parts[1:], *hidden_text]
+        parts.append(f"{state.images[0]} of {format_count(state.images[1], 'image')}")
+    text = ": ".join([text, *parts[:1]])
+    return ", ".join([text, *parts[1:], *([f"{hidden} more under way"] if hidden else [])])
+
+
+def _format_bar(name: str, texts: Sequence[str], moved: int, total: int, width: int, ascii_only: bool) -> str:
+    """Return a name, a percentage, a bar, and the first of `texts` that leaves space for the bar, if any."""
+    start = f"{name}{percentage(moved, total):3}%|"
+    chosen = next((text for text in texts if len(start) + len(text) + _MIN_BAR_WIDTH + 2 <= width), "")
+    # tqdm draws no bar without a total.
+    text: str = tqdm.format_meter(
+        moved if total else 1, total or 1, 0, ncols=width, ascii=ascii_only, bar_format=f"{start}{{bar}}| {chosen}"
     )
-
-
-def _format_total(state: ProgressSnapshot, width: int, *, ascii_only: bool) -> str:
-    speed = f"{format_size(state.rate)}/s"
-    if state.total is None:
-        return f"{format_size(state.moved)}, {speed}"[:width]
-    sizes = f"{format_size(state.moved)} of {format_size(state.total)}"
-    left = f"{human_duration(state.seconds_left)} left" if state.seconds_left else ""
-    joined_texts = [
-        ", ".join(text for text in texts if text) for texts in ((sizes, speed, left), (sizes, left), (sizes,), (left,))
-    ]
-    return _format_meter(f"{state.percent:3}%", [*joined_texts, ""], state.moved, state.total, width, ascii_only)
-
-
-def _format_meter(
-    name: str,
-    texts: Sequence[str],
-    moved: int,
-    total: int,
-    width: int,
-    ascii_only: bool,
-) -> str:
-    """Return a name, a bar, and the first of `texts` that leaves space for a bar."""
-    chosen = next(text for text in texts if not text or len(name) + len(text) + _MIN_BAR_WIDTH + 3 <= width)
-    template = f"{name}|{{bar}}| {chosen}"
-    if not total:
-        moved = total = 1
-    text: str = tqdm.format_meter(moved, total, 0, ncols=width, ascii=ascii_only, bar_format=template)
     return text[:width].rstrip()
 
 

@@ -1,55 +1,47 @@
-"""Report a finished transfer: result lines on stdout, the document of --result, notes and a summary on stderr."""
+"""Report a finished copy: result lines on stdout, notes and a summary on stderr."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from io import FileIO
-from typing import TYPE_CHECKING, Any, Final
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from ocistream import notices
-from ocistream.cli.console import escape_ci_commands, sanitize_line
+from ocistream.cli.console import sanitize_line
 from ocistream.cli.progress import format_count, format_size
+from ocistream.layout.index import docker_tag
 from ocistream.oci.omitted_blobs import group_by_reason
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import classify_referrer, format_kind_counts
-from ocistream.streams import files, paths
 from ocistream.transfer.incomplete_indexes import read_exported_platforms
 from ocistream.transfer.interfaces import IncompleteSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
+    from ocistream.api.copy_plan import CopyPlan
     from ocistream.api.results import ImageResult
+    from ocistream.archive.contents import ArchiveContents
     from ocistream.cli.console import Console
-    from ocistream.oci.graph import IncompleteIndex, Root
+    from ocistream.oci.graph import Graph, IncompleteIndex, Root
     from ocistream.oci.platforms import ChosenPlatforms
     from ocistream.oci.referrers import SkippedReferrer
     from ocistream.transfer.copy import Report
     from ocistream.transfer.interfaces import Source
+    from ocistream.transfer.report import BlobResult
 
 __all__ = [
-    "check_result_writable",
+    "cached_size",
     "format_result_line",
     "print_results",
-    "report_image_ids",
+    "report_copy",
     "report_incomplete_indexes",
-    "report_omitted",
-    "report_recompressed",
-    "report_resumed",
     "report_selected_platforms",
     "report_skipped_referrers",
-    "report_summary",
-    "write_result",
-    "write_result_document",
+    "total_size",
 ]
 
-
-#: The outcomes of a blob.
-_BLOB_OUTCOMES: Final = ("copied", "converted", "skipped", "mounted", "left out")
 #: The most characters of a name in a result line; names in registries are shorter.
 _MAX_NAME: Final = 1024
 #: The most platforms that a line names.
@@ -68,21 +60,50 @@ def print_results(results: Iterable[ImageResult]) -> None:
         click.echo(sanitize_line(format_result_line(result.name, result.digest, result.image_id)))
 
 
-def report_image_ids(console: Console, report: Report, results: Iterable[ImageResult], *, printed: bool) -> None:
+def report_copy(
+    console: Console,
+    plan: CopyPlan,
+    source: Source,
+    report: Report,
+    images: Sequence[ImageResult],
+    cached: Mapping[str, int],
+    *,
+    omits: bool,
+) -> None:
+    """Print on stderr what a copy moved, and what became of images and blobs that were not copied as they are.
+
+    `cached` is how many bytes came from the cache, by digest. `omits` says that blobs could be omitted by digest.
+    """
+    into_docker_archive = plan.destination.kind == "docker-archive"
+    _report_resumed(console, report)
+    _report_summary(console, report, cached)
+    report_incomplete_indexes(console, report.graph.incomplete_indexes, report.origins)
+    if plan.options.compress is None and not into_docker_archive:
+        is_saved = getattr(source, "is_docker_save", False)
+        excludes = not plan.compresses_plain_layers(source, omits=omits)
+        _report_recompressed(console, report, is_saved=is_saved, excludes=excludes)
+    _report_omitted(console, report)
+    report_skipped_referrers(console, report.graph.skipped_referrers)
+    _report_unused_entries(console, source)
+    if into_docker_archive:
+        _report_image_ids(console, report, images, printed=not plan.destination.is_stream)
+        _warn_unnamed_images(console, report.graph)
+
+
+def _report_image_ids(console: Console, report: Report, images: Iterable[ImageResult], *, printed: bool) -> None:
     """Print the image ID that `docker images` will show for each image of a docker-archive.
 
     `printed` says that the result lines are on stdout: some of them already have the image ID.
     """
-    for root, result in zip(report.graph.roots, results, strict=True):
-        if not (printed and result.digest is None):
-            console.info(f"{printable(root.name or result.name, _MAX_NAME)}: image ID {result.image_id}")
+    for root, image in zip(report.graph.roots, images, strict=True):
+        if not (printed and image.digest is None):
+            console.info(f"{printable(root.name or image.name, _MAX_NAME)}: image ID {image.image_id}")
 
 
-def report_summary(console: Console, report: Report, cached: Mapping[str, int]) -> None:
-    """Print one line on stderr: what was moved and how fast. `cached` is bytes from the cache, by digest."""
-    sizes = {outcome: _total_size(report, outcome) for outcome in _BLOB_OUTCOMES}
-    counts = {outcome: sum(1 for blob in report.blobs if blob.status == outcome) for outcome in _BLOB_OUTCOMES}
-    written = sizes["copied"] + sizes["converted"]
+def _report_summary(console: Console, report: Report, cached: Mapping[str, int]) -> None:
+    """Print one line: what was moved and how fast."""
+    counts = Counter(blob.status for blob in report.blobs)
+    written = total_size(report, "copied") + total_size(report, "converted")
     resumed = sum(blob.resumed_size for blob in report.blobs)
     rate = (written - resumed) / report.seconds if report.seconds else 0.0
     moved = format_count(counts["copied"] + counts["converted"], "blob")
@@ -91,10 +112,10 @@ def report_summary(console: Console, report: Report, cached: Mapping[str, int]) 
         parts.append(f"{counts['converted']} of them converted")
     if resumed:
         parts.append(f"{format_size(resumed)} had been transferred before")
-    if from_cache := sum(_cached_sizes(report, cached)):
+    if from_cache := sum(cached_size(blob, cached) for blob in report.blobs):
         parts.append(f"{format_size(from_cache)} of it came from the cache")
     parts += [
-        f"{counts[outcome]} {outcome} ({format_size(sizes[outcome])})"
+        f"{counts[outcome]} {outcome} ({format_size(total_size(report, outcome))})"
         for outcome in ("mounted", "skipped")
         if counts[outcome]
     ]
@@ -170,7 +191,7 @@ def _describe_selected(
     return f"{selected} of the {available_count} platforms that the source has; the index lists {listed_count}{advice}"
 
 
-def report_resumed(console: Console, report: Report) -> None:
+def _report_resumed(console: Console, report: Report) -> None:
     """Print with -v which blobs were resumed."""
     for blob in report.blobs:
         if blob.resumed_size:
@@ -178,7 +199,7 @@ def report_resumed(console: Console, report: Report) -> None:
             console.info(f"went on with {digest} after {format_size(blob.resumed_size)} of {total}", level=1)
 
 
-def report_recompressed(console: Console, report: Report, *, is_saved: bool, excludes: bool) -> None:
+def _report_recompressed(console: Console, report: Report, *, is_saved: bool, excludes: bool) -> None:
     """Print what became of the layers that `docker save` left uncompressed, if it may surprise the user.
 
     `is_saved` says that the source was written by `docker save`, perhaps recognized too late to compress its layers.
@@ -221,7 +242,7 @@ def report_recompressed(console: Console, report: Report, *, is_saved: bool, exc
         console.info(f"{len(plain)} {stay} uncompressed: {reason}")
 
 
-def report_omitted(console: Console, report: Report) -> None:
+def _report_omitted(console: Console, report: Report) -> None:
     """Print how much was omitted from the output, one line for each reason."""
     sizes = {blob.descriptor.digest: blob.descriptor.size for blob in report.blobs if blob.status == "left out"}
     for reason, digests in group_by_reason(report.graph.omitted_from_output).items():
@@ -266,140 +287,37 @@ def report_skipped_referrers(console: Console, skipped: Iterable[SkippedReferrer
         console.info(f"left behind: {kinds or 'what hangs on the images, if anything does'}; {printable(reason)}")
 
 
-def check_result_writable(path: Path) -> None:
-    """Check before the transfer that --result can be written: afterwards it is too late to fail."""
-    import tempfile
-
-    if paths.is_special(path):
-        return
-    with files.disk_errors(f"cannot write {path}"), tempfile.TemporaryFile(dir=paths.write_target(path).parent):
-        pass
-
-
-def write_result(
-    path: Path,
-    report: Report,
-    results: Sequence[ImageResult],
-    *,
-    retried: int,
-    upload: Mapping[str, str],
-    cached: Mapping[str, int],
-) -> None:
-    """Write the JSON document of --result: names, digests, sizes in bytes, outcome of each blob, seconds.
-
-    `from` is the digest of the original of a converted blob or manifest. `resumed` is how many bytes the destination
-    had before, `cached` how many came from the cache. `upload` is the upload method by registry.
-    """
-    document = {
-        "images": [
-            {
-                "name": result.name,
-                **({"digest": result.digest} if result.digest is not None else {}),
-                **({"imageId": result.image_id} if result.image_id is not None else {}),
-                **(_origin_json(source.descriptor.digest, result.digest) if result.digest is not None else {}),
-                "mediaType": source.descriptor.media_type if result.image_id else root.descriptor.media_type,
-                "size": sum(blob.size for blob in report.graph.blobs if blob.digest in reachable),
-                **_platforms_json(root),
-            }
-            for source, root, result in zip(report.source_graph.roots, report.graph.roots, results, strict=True)
-            for reachable in [report.graph.reachable(root, alone=True)]
-        ],
-        "manifests": [
-            {
-                **_descriptor_json(item.descriptor.media_type, item.descriptor.digest, item.descriptor.size),
-                **_origin_json(report.origins.get(item.descriptor.digest), item.descriptor.digest),
-            }
-            for item in report.graph.manifests
-            # A docker-archive has no manifests.
-            if not any(result.image_id for result in results)
-        ],
-        "blobs": [
-            {
-                **_descriptor_json(item.descriptor.media_type, item.descriptor.digest, item.descriptor.size),
-                "how": _json_key(item.status),
-                **(
-                    {"why": str(report.graph.omitted_from_output[item.descriptor.digest])}
-                    if item.status == "left out"
-                    else {}
-                ),
-                **({"resumed": item.resumed_size} if item.resumed_size else {}),
-                **({"cached": from_cache} if from_cache else {}),
-                **_origin_json(item.source_digest, item.descriptor.digest),
-            }
-            for item, from_cache in zip(report.blobs, _cached_sizes(report, cached), strict=True)
-        ],
-        "referrers": [
-            {
-                "subject": referrer.subject,
-                "digest": referrer.descriptor.digest,
-                **({"artifactType": referrer.descriptor.artifact_type} if referrer.descriptor.artifact_type else {}),
-                **({"tag": referrer.tag} if referrer.tag else {}),
-                "kind": classify_referrer(referrer.descriptor.artifact_type, referrer.tag),
-            }
-            for referrer in report.graph.all_referrers
-        ],
-        "leftBehind": [
-            {key: value for key, value in asdict(skipped).items() if value is not None}
-            for skipped in report.graph.skipped_referrers
-        ],
-        "incomplete": [
-            {key: value for key, value in asdict(index).items() if value is not None}
-            for index in report.graph.incomplete_indexes
-        ],
-        "foreign": [_descriptor_json(layer.media_type, layer.digest, layer.size) for layer in report.graph.foreign],
-        "bytes": {_json_key(outcome): _total_size(report, outcome) for outcome in _BLOB_OUTCOMES},
-        "resumed": sum(item.resumed_size for item in report.blobs),
-        "cached": sum(_cached_sizes(report, cached)),
-        "retried": retried,
-        "upload": dict(upload),
-        "seconds": round(report.seconds, 3),
-    }
-    write_result_document(path, document)
+def _report_unused_entries(console: Console, source: Source) -> None:
+    """Print which entries of an archive were not used: illegal names, and with -v files of other tools."""
+    for archive in getattr(source, "inputs", [source]):
+        contents: ArchiveContents | None = getattr(archive, "contents", None)
+        if contents is None or contents.index_json is None or contents.is_docker_archive:
+            continue
+        if contents.illegal_count:
+            entries = format_count(contents.illegal_count, "entry", "entries")
+            console.info(f"not used: {entries} of the archive, such as {printable(contents.first_illegal_name)!r}")
+        if (unused_count := contents.foreign_count - contents.illegal_count) > 0:
+            console.info(f"not used: {format_count(unused_count, 'other file')} of the archive", level=1)
 
 
-def write_result_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Write the document of --result."""
-    write_result_pieces(path, [escape_ci_commands(json.dumps(document, indent=2)).encode(), b"\n"])
+def _warn_unnamed_images(console: Console, graph: Graph) -> None:
+    """Print which images of a docker-archive get no name in Docker, although they have one here."""
+    named = {root.descriptor.digest for root in graph.roots if root.name and docker_tag(root.name)}
+    for root in graph.roots:
+        if root.descriptor.digest not in named:
+            named.add(root.descriptor.digest)
+            description = printable(root.name) if root.name else root.descriptor.digest
+            console.info(
+                f"{description} is no name for Docker, which will show the image as <none>; "
+                "give it one as in docker-archive:FILE:NAME"
+            )
 
 
-def write_result_pieces(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a document of --result that comes in pieces."""
-    # Write to a device or FIFO (/dev/null, `>(command)`) directly. For a link, replace the file that it leads to.
-    is_special = paths.is_special(path)
-    with (
-        files.disk_errors(f"cannot write {path}"),
-        FileIO(path, "w") if is_special else files.atomic_file(paths.write_target(path)) as file,
-    ):
-        for piece in pieces:
-            files.write_all(file, piece)
-
-
-def _platforms_json(root: Root) -> dict[str, Any]:
-    if (chosen := root.chosen_platforms) is None:
-        return {}
-    shown = {"taken": chosen.platforms, "offered": chosen.available, "byDefault": not chosen.explicit}
-    return {"platforms": {"index": chosen.index, **shown}}
-
-
-def _cached_sizes(report: Report, cached: Mapping[str, int]) -> list[int]:
-    """Return how many bytes of each blob came from the cache; for a converted blob, of its original."""
-    return [
-        cached.get(blob.source_digest or blob.descriptor.digest, 0) if blob.status in {"copied", "converted"} else 0
-        for blob in report.blobs
-    ]
-
-
-def _descriptor_json(media_type: str, digest: str, size: int) -> dict[str, Any]:
-    return {"mediaType": media_type, "digest": digest, "size": size}
-
-
-def _json_key(outcome: str) -> str:
-    return "leftOut" if outcome == "left out" else outcome
-
-
-def _origin_json(source: str | None, result: str) -> dict[str, str]:
-    return {"from": source} if source is not None and source != result else {}
-
-
-def _total_size(report: Report, outcome: str) -> int:
+def total_size(report: Report, outcome: str) -> int:
+    """Return the bytes of the blobs with an outcome."""
     return sum(blob.descriptor.size for blob in report.blobs if blob.status == outcome)
+
+
+def cached_size(blob: BlobResult, cached: Mapping[str, int]) -> int:
+    """Return how many bytes of a blob came from the cache; for a converted blob, of its original."""
+    return cached.get(blob.source_digest or blob.descriptor.digest, 0) if blob.status in {"copied", "converted"} else 0

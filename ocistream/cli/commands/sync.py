@@ -21,12 +21,8 @@ from ocistream.cli.error_hints import add_sync_hint
 from ocistream.cli.options import Option, RunOptions, command, dry_run_option, options, transfer_options
 from ocistream.cli.progress import format_count, format_size, show_progress
 from ocistream.cli.registry_options import RegistryOptions, build_sync_hint_translator
-from ocistream.cli.report import (
-    check_result_writable,
-    report_incomplete_indexes,
-    report_skipped_referrers,
-    write_result_pieces,
-)
+from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers
+from ocistream.cli.result_document import check_result_writable, write_result_pieces
 from ocistream.cli.standard_streams import read_password_file
 from ocistream.errors import UsageError
 from ocistream.forced_exit import delayed_exit

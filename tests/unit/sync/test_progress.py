@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from ocistream.cli.progress import Progress
 from ocistream.cli.progress_bar import render_lines
-from ocistream.cli.progress_state import ProgressCounter
 from ocistream.oci.descriptor import Descriptor
 from ocistream.sync.progress import SyncProgress
 
@@ -28,20 +28,13 @@ class Image:
         self.roots = ()
 
 
-class Shown(ProgressCounter):
-    """Keeps what is told, as renderers do."""
-
-    def report_images(self, number: int, count: int) -> None:
-        self.images = number, count
+@pytest.fixture
+def shown() -> Progress:
+    return Progress()
 
 
 @pytest.fixture
-def shown() -> Shown:
-    return Shown()
-
-
-@pytest.fixture
-def whole(shown: Shown) -> SyncProgress:
+def whole(shown: Progress) -> SyncProgress:
     found: Any = shown
     return SyncProgress(found)
 
@@ -55,7 +48,7 @@ def move(whole: SyncProgress, image: Any, *, only: int | None = None, known: boo
     whole.end_image()
 
 
-def test_the_total_is_there_before_the_first_byte(whole: SyncProgress, shown: Shown) -> None:
+def test_the_total_is_there_before_the_first_byte(whole: SyncProgress, shown: Progress) -> None:
     images = [Image(blob(1, 100), blob(2, 200)), Image(blob(3, 700))]
     whole.add_expected(1000, 3)
     assert (shown.snapshot().total, shown.snapshot().blob_count) == (1000, 3)
@@ -65,7 +58,7 @@ def test_the_total_is_there_before_the_first_byte(whole: SyncProgress, shown: Sh
     assert (shown.snapshot().moved, shown.snapshot().done_count) == (1000, 3)
 
 
-def test_what_failed_is_not_waited_for(whole: SyncProgress, shown: Shown) -> None:
+def test_what_failed_is_not_waited_for(whole: SyncProgress, shown: Progress) -> None:
     failing, other = Image(blob(1, 100), blob(2, 200)), Image(blob(3, 700))
     whole.add_expected(1000, 3)
     move(whole, failing, only=1)
@@ -74,7 +67,7 @@ def test_what_failed_is_not_waited_for(whole: SyncProgress, shown: Shown) -> Non
     assert (shown.snapshot().moved, shown.snapshot().total) == (800, 800)
 
 
-def test_an_image_that_nobody_had_looked_into_adds_to_it(whole: SyncProgress, shown: Shown) -> None:
+def test_an_image_that_nobody_had_looked_into_adds_to_it(whole: SyncProgress, shown: Progress) -> None:
     whole.add_expected(0, 0)
     assert shown.snapshot().total is None
     move(whole, Image(blob(1, 100)), known=False)
@@ -82,7 +75,7 @@ def test_an_image_that_nobody_had_looked_into_adds_to_it(whole: SyncProgress, sh
     assert (shown.snapshot().moved, shown.snapshot().total, shown.snapshot().blob_count) == (150, 150, 2)
 
 
-def test_the_bar_says_how_many_images_are_done(whole: SyncProgress, shown: Shown) -> None:
+def test_the_bar_says_how_many_images_are_done(whole: SyncProgress, shown: Progress) -> None:
     whole.add_expected(1000, 3)
     move(whole, Image(blob(1, 100), blob(2, 200)))
     whole.report_images(1, 2)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ocistream.cli.progress import Progress, ProgressSnapshot, TransferRate, human_duration
 from ocistream.cli.progress_bar import render_lines
-from ocistream.cli.progress_state import ProgressCounter, ProgressSnapshot, TransferRate, human_duration
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.sizes import format_size
@@ -55,12 +55,12 @@ class TestPace:
 
 class TestAccount:
     @pytest.fixture
-    def account(self) -> ProgressCounter:
-        account = ProgressCounter()
+    def account(self) -> Progress:
+        account = Progress()
         account.planned(Graph((), (), (BLOB, OTHER)))
         return account
 
-    def test_a_retry_rolls_back_and_no_number_leaves_its_bounds(self, account: ProgressCounter) -> None:
+    def test_a_retry_rolls_back_and_no_number_leaves_its_bounds(self, account: Progress) -> None:
         account.advance(9 * MIB, BLOB)
         account.advance(-9 * MIB, BLOB)
         account.advance(-MIB, BLOB)
@@ -72,7 +72,7 @@ class TestAccount:
         assert (state.moved, state.percent, state.seconds_left) == (40 * MIB, 100, 0)
         assert state.active_blobs[0][2] == BLOB.size
 
-    def test_the_last_state_is_all_of_it(self, account: ProgressCounter) -> None:
+    def test_the_last_state_is_all_of_it(self, account: Progress) -> None:
         account.advance(BLOB.size, BLOB)
         account.done(BLOB, "copied")
         account.advance(OTHER.size - 1, None)
@@ -85,7 +85,7 @@ class TestAccount:
         assert state.outcomes == {"copied": 1, "skipped": 1}
 
     def test_nothing_is_said_of_the_time_left_by_the_first_bytes(
-        self, account: ProgressCounter, monkeypatch: pytest.MonkeyPatch
+        self, account: Progress, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = time.monotonic()
         monkeypatch.setattr(time, "monotonic", lambda: now)
@@ -95,7 +95,7 @@ class TestAccount:
         assert account.snapshot().seconds_left == 2 * 39
 
     def test_a_layer_that_gets_its_digest_at_the_end_is_done_then(self) -> None:
-        account = ProgressCounter()
+        account = Progress()
         account.advance(5, Descriptor("text/plain", "", 0))
         state = account.snapshot()
         assert (state.total, state.blob_count, state.active_blobs[0][:3]) == (None, None, ("", 0, 5))
