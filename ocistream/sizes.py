@@ -1,11 +1,11 @@
-"""Parse and format sizes in bytes: input uses powers of 1024, output uses powers of 1000."""
+"""Parse and format sizes in bytes, and format counts. Input uses powers of 1024, output uses powers of 1000."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-__all__ = ["format_size", "parse_size"]
+__all__ = ["format_count", "format_size", "parse_size"]
 
 _SIZE: Final = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))? ?((?:[kmg](?:i?b)?|b)?)\Z", re.IGNORECASE | re.ASCII)
 _BITS: Final = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30}
@@ -30,3 +30,8 @@ def format_size(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def format_count(number: int, singular: str, plural: str = "") -> str:
+    """Return a number of things for people: `1 blob`, `2 blobs`, `2 indexes`."""
+    return f"{number} {singular}" if number == 1 else f"{number} {plural or singular + 's'}"

@@ -9,7 +9,7 @@ import functools
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ocistream import notices
 from ocistream.errors import NotFoundError, UsageError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ocistream.api.options import ClientOptions
     from ocistream.auth.credentials import Credential
     from ocistream.http.client import HttpClient
+    from ocistream.http.rate_limits import RateLimits
     from ocistream.http.retry import RetryEvent
     from ocistream.http.settings import HostSettings, HttpSettings, TlsSettings
     from ocistream.layout.cache import Cache
@@ -46,6 +47,20 @@ _T = TypeVar("_T")
 _PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
+def once(create: Callable[[], _T]) -> Callable[[], _T]:
+    """Return a function whose first call creates an object, which all calls return. Safe for several threads."""
+    lock = threading.RLock()
+    created: list[_T] = []
+
+    def get() -> _T:
+        with lock:
+            if not created:
+                created.append(create())
+            return created[0]
+
+    return get
+
+
 class RegistryAccess:
     """What all requests of a client, or of a run of the command line, share. Safe for several threads.
 
@@ -64,63 +79,52 @@ class RegistryAccess:
         """Take the settings; no file is read yet."""
         self._options = options
         self._env = env
-        self._load_rules = load_rules
         self._report = report
-        self._lock = threading.RLock()
-        self._shared: dict[str, Any] = {}
-
-    def _once(self, name: str, create: Callable[[], _T]) -> _T:
-        """Return the object of this name, which the first call creates."""
-        with self._lock:
-            if name not in self._shared:
-                self._shared[name] = create()
-            return cast("_T", self._shared[name])
-
-    def rules(self) -> RegistryConfiguration:
-        """Return the rules of the configuration files, ours and containers'."""
-        return self._once("rules", self._load_rules)
+        #: How many bytes of each blob came from the cache, by digest.
+        self.cached_sizes: Mapping[str, int] = {}
+        #: The rules of the configuration files, ours and containers'.
+        self.rules = once(load_rules)
+        #: How registries accept uploads, by the options or as this run learns it.
+        self.upload_strategy = once(self._create_upload_strategy)
+        #: The records of uploads that a later run may resume.
+        self.upload_records = once(self._open_upload_records)
+        self._cache = once(self._open_cache)
+        self._rate_limits = once(self._create_rate_limits)
 
     def check_push(self, reference: Reference | None) -> None:
         """Raise AuthenticationError if the configuration forbids a push to `reference`; None is not a registry."""
         if reference is not None:
             self.rules().check_push(reference)
 
-    def upload_strategy(self) -> UploadStrategy:
-        """Return how registries accept uploads, by the options or as this run learns it."""
+    def _create_upload_strategy(self) -> UploadStrategy:
         from ocistream.registry.upload_strategy import UploadStrategy
 
-        return self._once(
-            "upload strategy",
-            lambda: UploadStrategy(
-                explicit_method=self._options.upload,
-                jobs=self._options.jobs,
-                report=self._report,
-                configured_profile=lambda host: self.rules().profile(host),
-            ),
+        return UploadStrategy(
+            explicit_method=self._options.upload,
+            jobs=self._options.jobs,
+            report=self._report,
+            configured_profile=lambda host: self.rules().profile(host),
         )
 
-    def upload_records(self) -> UploadRecords:
-        """Return the records of uploads that a later run may resume."""
+    def _open_upload_records(self) -> UploadRecords:
         from ocistream.registry.upload_record import UploadRecords
 
-        def create() -> UploadRecords:
-            directory = find_state_directory(self._env)
-            return UploadRecords(directory / "uploads" if directory else None, lambda message: self._report(message, 1))
+        directory = find_state_directory(self._env)
+        return UploadRecords(directory / "uploads" if directory else None, lambda message: self._report(message, 1))
 
-        return self._once("upload records", create)
-
-    def cache(self) -> Cache | None:
-        """Return the cache, which is read before registries; None without one."""
-        if not (path := self._options.cache):
+    def _open_cache(self) -> Cache | None:
+        if not self._options.cache:
             return None
         from ocistream.layout.cache import Cache
 
-        return self._once("cache", lambda: Cache(Path(path)))
+        cache = Cache(Path(self._options.cache))
+        self.cached_sizes = cache.bytes_read
+        return cache
 
-    def cached_sizes(self) -> Mapping[str, int]:
-        """Return how many bytes of each blob came from the cache, by digest; nothing if the cache was not used."""
-        cache = self._shared.get("cache")
-        return cache.bytes_read if cache is not None else {}
+    def _create_rate_limits(self) -> RateLimits:
+        from ocistream.http.rate_limits import RateLimits
+
+        return RateLimits(self._options.limit_rate)
 
     def create_client(
         self,
@@ -140,7 +144,6 @@ class RegistryAccess:
             NotFoundError: SSL_CERT_FILE names a file that does not exist.
         """
         from ocistream.http.client import HttpClient
-        from ocistream.http.rate_limits import RateLimits
 
         settings = build_http_settings(self._env, self._options, plain_http=plain_http, tls=tls)
         settings = replace(settings, format_hint=format_hint)
@@ -154,7 +157,7 @@ class RegistryAccess:
             find_host_settings=build_host_settings_lookup(self._env, self.rules().settings, use_certs_d=use_certs_d),
             on_retry=on_retry,
             cancelled=cancelled,
-            rate_limits=self._once("rate limits", lambda: RateLimits(self._options.limit_rate)),
+            rate_limits=self._rate_limits(),
             on_response=self.upload_strategy().observe_headers,
         )
 
@@ -166,61 +169,29 @@ class RegistryAccess:
         Raises:
             UsageError: SOURCE_DATE_EPOCH is malformed.
         """
-        clients = _Clients(create_client, self.rules, self._report, self.cache)
+        client = once(lambda: create_client(False))
+        mirror_client = once(lambda: create_client(True))
+
+        def create_opener() -> RepositoryOpener:
+            from ocistream.registry.opener import RepositoryOpener
+
+            opener = RepositoryOpener(client(), mirror_client, self.rules().find_pull_sources, self._report)
+            if (cache := self._cache()) is None:
+                return opener
+            from ocistream.layout.cached_repository import CachedRepository
+
+            return opener.wrapped_by(functools.partial(CachedRepository, cache))
+
         return OpenContext(
-            client=clients.client,
+            client=client,
             mtime=read_source_date_epoch(self._env),
-            opener=clients.opener,
+            opener=once(create_opener),
             jobs=self._options.jobs,
             upload_strategy=self.upload_strategy,
             records=self.upload_records,
             cancelled=cancelled,
             check_push=self.check_push,
         )
-
-
-class _Clients:
-    """The HTTP clients for registries and for their mirrors, created on first use. Safe for several threads."""
-
-    def __init__(
-        self,
-        create_client: Callable[[bool], HttpClient],
-        rules: Callable[[], RegistryConfiguration],
-        report: Callable[[str, int], None],
-        cache: Callable[[], Cache | None],
-    ) -> None:
-        self._create_client = create_client
-        self._rules = rules
-        self._report = report
-        self._cache = cache
-        self._lock = threading.RLock()
-        self._clients: dict[bool, HttpClient] = {}
-        self._opener: RepositoryOpener | None = None
-
-    def client(self, *, is_for_mirrors: bool = False) -> HttpClient:
-        """Return the client for registries that the user names, or the one for mirrors."""
-        with self._lock:
-            if is_for_mirrors not in self._clients:
-                self._clients[is_for_mirrors] = self._create_client(is_for_mirrors)
-            return self._clients[is_for_mirrors]
-
-    def opener(self) -> RepositoryOpener:
-        """Return the opener of repositories, with their mirrors and the cache."""
-        with self._lock:
-            if self._opener is None:
-                from ocistream.registry.opener import RepositoryOpener
-
-                self._opener = RepositoryOpener(
-                    self.client(),
-                    functools.partial(self.client, is_for_mirrors=True),
-                    self._rules().find_pull_sources,
-                    self._report,
-                )
-                if (cache := self._cache()) is not None:
-                    from ocistream.layout.cached_repository import CachedRepository
-
-                    self._opener = self._opener.wrapped_by(functools.partial(CachedRepository, cache))
-            return self._opener
 
 
 def build_http_settings(

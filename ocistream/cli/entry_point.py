@@ -247,8 +247,7 @@ def _registry_resume_hint() -> str | None:
     stored, uncertain = open_uploads.count_resumable(), open_uploads.count_unconfirmed()
     if not stored and not uncertain:
         return None
-    from ocistream.cli.progress import format_count
-    from ocistream.sizes import format_size
+    from ocistream.sizes import format_count, format_size
 
     texts = [
         f"{registry} has stored {format_size(size)} of {format_count(count, 'unfinished blob')}: "
@@ -266,7 +265,7 @@ def _file_resume_hint() -> str | None:
     sizes = partial_files.kept_files()
     if not sizes:
         return None
-    from ocistream.cli.progress import format_size
+    from ocistream.sizes import format_size
 
     path, *others = sizes
     where = f"{len(sizes)} files in {path.parent}" if others else f"{path}"

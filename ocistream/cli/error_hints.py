@@ -8,7 +8,6 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from ocistream.cli.progress import format_count, format_size
 from ocistream.errors import IntegrityError, OcistreamError
 from ocistream.layout.index import (
     NoSuchImageError,
@@ -21,6 +20,7 @@ from ocistream.layout.index import (
 from ocistream.locations import OpenContext, Selection, open_source, parse_location
 from ocistream.oci.graph import Root
 from ocistream.oci.reference import is_digest, printable
+from ocistream.sizes import format_count, format_size
 from ocistream.transfer.incomplete_indexes import find_exported_platforms
 from ocistream.transfer.interfaces import IncompleteSource
 from ocistream.transfer.report import MissingBlobsError

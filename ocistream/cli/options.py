@@ -159,32 +159,52 @@ class MessageOptions:
 GROUPS: Final = (CopyOptions, OmissionOptions, RunOptions, RegistryOptions, MessageOptions)
 
 
-def make_options(group: type, *names: str, side: str = "", help_text: str = "{}") -> Iterator[Option]:
-    """Return the options of a group: those with these field names, or all; with `side`, the forms for one side.
+def make_options(group: type) -> Iterator[Option]:
+    """Return all options of a group, in their form for no side."""
+    for flags, attributes in _describe_options(group):
+        yield Option(flags, **attributes)
+
+
+def options(group: type, *names: str, side: str = "", help_text: str = "{}") -> _Decorator:
+    """Give a command options of a group: those with these field names, or all; with `side`, the forms for one side.
 
     `help_text` replaces the declared help; {} in it is the declared help.
     """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        # click's decorators apply from the last to the first.
+        for flags, attributes in reversed(list(_describe_options(group, *names, side=side, help_text=help_text))):
+            function = click.option(*flags, cls=Option, **attributes)(function)
+        return function
+
+    return decorate
+
+
+def _describe_options(
+    group: type, *names: str, side: str = "", help_text: str = "{}"
+) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Return the spellings of each option, with its parameter's name, and its attributes for click."""
     fields = _fields(group)
     for name in names or fields:
         declared, annotation = declaration(fields[name]), str(fields[name].type)
         flags = declared.flags or (f"--{name.replace('_', '-')}",)
-        shown_help = help_text.format(declared.help)
-        if side:
-            flags, shown_help = (f"--{side}-{flags[-1][2:]}",), declared.side_help.format(SIDES[side])
-        yield Option(
-            [*flags, f"{side}_{name}" if side else name],
-            type=_click_type(declared.type),
+        attributes: dict[str, Any] = {
+            "type": _click_type(declared.type),
             # Not False: click would then take an option whose value begins with a hyphen for a switch.
-            is_flag=annotation == "bool" or None,
-            multiple=annotation.startswith(("tuple", "Sequence")),
-            count=declared.type == _COUNT,
-            metavar=declared.metavar,
-            # click has defaults of its own for switches and counts.
-            **({} if declared.text is None else {"default": declared.text, "show_default": True}),
-            callback=None if declared.check is None else functools.partial(_check, declared.check),
-            help=shown_help,
-            no_default=declared.no_default,
-        )
+            "is_flag": annotation == "bool" or None,
+            "multiple": annotation.startswith(("tuple", "Sequence")),
+            "count": declared.type == _COUNT,
+            "metavar": declared.metavar,
+            "callback": None if declared.check is None else functools.partial(_check, declared.check),
+            "help": help_text.format(declared.help),
+            "no_default": declared.no_default,
+        }
+        if declared.text is not None:
+            # Otherwise click has defaults of its own, such as False for a switch.
+            attributes |= {"default": declared.text, "show_default": True}
+        if side:
+            flags, attributes["help"] = (f"--{side}-{flags[-1][2:]}",), declared.side_help.format(SIDES[side])
+        yield [*flags, f"{side}_{name}" if side else name], attributes
 
 
 def _fields(group: type) -> dict[str, dataclasses.Field[Any]]:
@@ -204,18 +224,6 @@ def _click_type(declared: object) -> Any:
 def _check(check: Callable[[_T], object], _context: click.Context, _parameter: click.Parameter, value: _T) -> _T:
     check(value)
     return value
-
-
-def options(group: type, *names: str, side: str = "", help_text: str = "{}") -> _Decorator:
-    """Give a command options of a group, as `make_options` returns them."""
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        made = list(make_options(group, *names, side=side, help_text=help_text))
-        # As click's own decorators, which apply from the last to the first.
-        function.__dict__.setdefault("__click_params__", []).extend(reversed(made))
-        return function
-
-    return decorate
 
 
 def command(function: Callable[..., None]) -> click.Command:

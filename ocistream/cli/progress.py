@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ocistream.cli.console import can_draw
 from ocistream.limits import MAX_CONFIG
-from ocistream.sizes import format_size
+from ocistream.sizes import format_count, format_size
 from ocistream.transfer.interfaces import NullObserver
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ __all__ = [
     "Progress",
     "ProgressSnapshot",
     "TransferRate",
-    "format_count",
-    "format_size",
     "human_duration",
     "percentage",
     "show_progress",
@@ -98,11 +96,6 @@ def human_duration(seconds: float) -> str:
     if seconds < 172_800:
         return f"{seconds // 3_600:.0f} h {seconds % 3_600 // 60:.0f} min"
     return f"{seconds / 86_400:.0f} days"
-
-
-def format_count(number: int, singular: str, plural: str = "") -> str:
-    """Return a number of things for people: `1 blob`, `2 blobs`, `2 indexes`."""
-    return f"{number} {singular}" if number == 1 else f"{number} {plural or singular + 's'}"
 
 
 def percentage(moved: int, total: int) -> int:

@@ -16,11 +16,10 @@ from ocistream.cli.progress import (
     LINE_INTERVAL,
     LinePrinter,
     Progress,
-    format_count,
-    format_size,
     human_duration,
     percentage,
 )
+from ocistream.sizes import format_count, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

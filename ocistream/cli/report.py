@@ -9,11 +9,11 @@ import click
 
 from ocistream import notices
 from ocistream.cli.console import sanitize_line
-from ocistream.cli.progress import format_count, format_size
 from ocistream.layout.index import docker_tag
 from ocistream.oci.omitted_blobs import group_by_reason
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import classify_referrer, format_kind_counts
+from ocistream.sizes import format_count, format_size
 from ocistream.transfer.incomplete_indexes import read_exported_platforms
 from ocistream.transfer.interfaces import IncompleteSource
 

@@ -117,7 +117,7 @@ def run_transfer(
                 on_resolved=announce,
             )
     images = list_images(report, plan)
-    cached_sizes = context.access.cached_sizes()
+    cached_sizes = context.access.cached_sizes
     if result is not None:
         methods_used = context.access.upload_strategy().methods_used
         write_result(result, report, images, retried=context.retry_count, upload=methods_used, cached=cached_sizes)

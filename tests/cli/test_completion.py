@@ -137,6 +137,7 @@ def test_options_of_the_group_and_of_no_command_are_offered() -> None:
 def test_where_a_file_or_an_image_may_stand_files_are_offered() -> None:
     assert asked("ocistream copy ", 2) == ["file,"]
     assert asked("ocistream verify x", 2) == ["file,x"]
+    assert asked("ocistream inspect ./", 2) == ["file,./"]
     assert asked("ocistream pull --jobs ", 3) == [""]
 
 

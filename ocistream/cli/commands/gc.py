@@ -9,7 +9,7 @@ import click
 
 from ocistream.cli.options import Option, command, dry_run_option
 from ocistream.cli.parameter_types import parse_age, parse_max_size
-from ocistream.cli.progress import format_count, format_size
+from ocistream.sizes import format_count, format_size
 
 if TYPE_CHECKING:
     from ocistream.cli.context import CommandContext

@@ -19,9 +19,9 @@ from ocistream.cli.options import (
     platform_option,
 )
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
-from ocistream.cli.progress import format_count, format_size
 from ocistream.oci.platforms import parse_platform_choice
 from ocistream.oci.reference import printable
+from ocistream.sizes import format_count, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

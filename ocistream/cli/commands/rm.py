@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ocistream.cli.options import command, dry_run_option
-from ocistream.cli.progress import format_count
+from ocistream.sizes import format_count
 
 if TYPE_CHECKING:
     from ocistream.cli.context import CommandContext

@@ -18,12 +18,12 @@ import click
 
 from ocistream import limits
 from ocistream.cli.options import SELECTS_OUTPUT, Option, command, options
-from ocistream.cli.progress import format_count
 from ocistream.cli.registry_options import RegistryOptions
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.forced_exit import delayed_exit
 from ocistream.http.origins import is_loopback
 from ocistream.oci.reference import printable
+from ocistream.sizes import format_count
 from ocistream.streams import files, paths
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.context import home_directory
 from ocistream.cli.error_hints import add_sync_hint
 from ocistream.cli.options import Option, RunOptions, command, dry_run_option, options, transfer_options
-from ocistream.cli.progress import format_count, format_size, show_progress
+from ocistream.cli.progress import show_progress
 from ocistream.cli.registry_options import RegistryOptions, build_sync_hint_translator
 from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers
 from ocistream.cli.result_document import check_result_writable, write_result_pieces
@@ -27,6 +27,7 @@ from ocistream.cli.standard_streams import read_password_file
 from ocistream.errors import UsageError
 from ocistream.forced_exit import delayed_exit
 from ocistream.oci.reference import printable
+from ocistream.sizes import format_count, format_size
 from ocistream.streams.paths import real_path
 from ocistream.streams.workers import run_in_thread
 

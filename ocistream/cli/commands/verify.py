@@ -12,12 +12,13 @@ from ocistream.api.options import CopyOptions
 from ocistream.cli.console import escape_ci_commands, sanitize_line
 from ocistream.cli.options import Option, RunOptions, command, json_option, options
 from ocistream.cli.parameter_types import FilePath
-from ocistream.cli.progress import format_count, format_size, show_progress
+from ocistream.cli.progress import show_progress
 from ocistream.cli.report import format_result_line
 from ocistream.errors import OcistreamError
 from ocistream.locations import parse_location
 from ocistream.oci.omitted_blobs import VOLUME, group_by_reason
 from ocistream.oci.reference import printable
+from ocistream.sizes import format_count, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
