@@ -21,7 +21,7 @@ import pytest
 import ocistream
 from tests.certificates import Certificate
 from tests.cli.commands import options
-from tests.fault_actions import Reply, Stall
+from tests.fault_actions import Header, Reply, Stall, refusal
 from tests.faulty_auth import Basic
 from tests.faulty_registry import Fault, FaultyRegistry
 from tests.images import Layout, small_image, two_platforms
@@ -393,6 +393,19 @@ def test_settings_reach_the_requests(tmp_path: Path, layout: Layout) -> None:
 
 
 # -- several calls, and their end ---------------------------------------------------------------------------
+
+
+def test_a_registry_is_recognized_by_its_answers(layout: Layout, registry: FaultyRegistry) -> None:
+    small_image(layout, name="app")
+    # This product takes no blob in one PUT, so the client does not try that after the refusal.
+    registry.faults = [
+        Fault(refusal(405), "PATCH", larger_than=0, times=None),
+        Fault(Header("X-JFrog-Version", "7.1"), times=None),
+    ]
+    with pytest.raises(ocistream.OcistreamError, match="405"):
+        ocistream.copy(str(layout.path), f"{registry.host}/app:1")
+    assert registry.asked("PATCH")
+    assert not any(request.received for request in registry.asked("PUT"))
 
 
 def test_one_client_serves_several_threads(tmp_path: Path, layout: Layout, registry: FaultyRegistry) -> None:
