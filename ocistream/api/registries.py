@@ -17,7 +17,7 @@ from ocistream.locations import OpenContext
 from ocistream.streams.paths import exists
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from ocistream.api.options import ClientOptions
     from ocistream.auth.credentials import Credential
@@ -34,12 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RegistryAccess",
-    "build_host_settings_lookup",
     "build_http_settings",
     "find_home",
-    "find_state_directory",
     "load_host_rules",
-    "read_source_date_epoch",
+    "once",
 ]
 
 _T = TypeVar("_T")
@@ -108,9 +106,14 @@ class RegistryAccess:
 
     def _open_upload_records(self) -> UploadRecords:
         from ocistream.registry.upload_record import UploadRecords
+        from ocistream.streams.xdg import state_home
 
-        directory = find_state_directory(self._env)
-        return UploadRecords(directory / "uploads" if directory else None, lambda message: self._report(message, 1))
+        state = state_home(self._env, find_home(self._env) if self._env.get("HOME") else None)
+        if state is None:
+            reason = "neither HOME nor XDG_STATE_HOME is set"
+            notices.notify(f"{reason}: no later run can resume an upload of this one", level=1)
+        directory = None if state is None else state / "ocistream" / "uploads"
+        return UploadRecords(directory, lambda message: self._report(message, 1))
 
     def _open_cache(self) -> Cache | None:
         if not self._options.cache:
@@ -145,8 +148,9 @@ class RegistryAccess:
         """
         from ocistream.http.client import HttpClient
 
-        settings = build_http_settings(self._env, self._options, plain_http=plain_http, tls=tls)
-        settings = replace(settings, format_hint=format_hint)
+        settings = build_http_settings(
+            self._env, self._options, plain_http=plain_http, tls=tls, format_hint=format_hint
+        )
         if is_for_mirrors:
             from ocistream.registry.mirrors import shorten_timeouts
 
@@ -154,7 +158,7 @@ class RegistryAccess:
         return HttpClient(
             settings,
             find_credential,
-            find_host_settings=build_host_settings_lookup(self._env, self.rules().settings, use_certs_d=use_certs_d),
+            find_host_settings=_build_host_settings_lookup(self._env, self.rules().settings, use_certs_d=use_certs_d),
             on_retry=on_retry,
             cancelled=cancelled,
             rate_limits=self._rate_limits(),
@@ -184,7 +188,7 @@ class RegistryAccess:
 
         return OpenContext(
             client=client,
-            mtime=read_source_date_epoch(self._env),
+            mtime=_read_source_date_epoch(self._env),
             opener=once(create_opener),
             jobs=self._options.jobs,
             upload_strategy=self.upload_strategy,
@@ -195,7 +199,12 @@ class RegistryAccess:
 
 
 def build_http_settings(
-    env: Mapping[str, str], options: ClientOptions, *, plain_http: bool, tls: TlsSettings
+    env: Mapping[str, str],
+    options: ClientOptions,
+    *,
+    plain_http: bool,
+    tls: TlsSettings,
+    format_hint: Callable[[str], str] = str,
 ) -> HttpSettings:
     """Return the settings for all hosts; proxies and the system's CAs come from the environment `env`.
 
@@ -215,6 +224,7 @@ def build_http_settings(
         requests_per_second=options.max_requests_per_second,
         proxies=_read_proxies(env),
         user_agent=f"ocistream/{__version__}",
+        format_hint=format_hint,
     )
 
 
@@ -246,19 +256,7 @@ def find_home(env: Mapping[str, str]) -> Path:
     return Path(env.get("HOME") or "/")
 
 
-def find_state_directory(env: Mapping[str, str]) -> Path | None:
-    """Return the directory for records of uploads; None, with a notice, if the environment names none."""
-    from ocistream.streams.xdg import state_home
-
-    state = state_home(env, find_home(env) if env.get("HOME") else None)
-    if state is None:
-        reason = "neither HOME nor XDG_STATE_HOME is set"
-        notices.notify(f"{reason}: no later run can resume an upload of this one", level=1)
-        return None
-    return state / "ocistream"
-
-
-def read_source_date_epoch(env: Mapping[str, str]) -> int:
+def _read_source_date_epoch(env: Mapping[str, str]) -> int:
     """Return SOURCE_DATE_EPOCH, in seconds since 1970; 0 if it is not set.
 
     The limit is what 11 octal digits of a tar header hold.
@@ -273,32 +271,26 @@ def read_source_date_epoch(env: Mapping[str, str]) -> int:
     return int(text)
 
 
-def build_host_settings_lookup(
-    env: Mapping[str, str], configured: Callable[[str, str], HostSettings], *, use_certs_d: bool = True
+def _build_host_settings_lookup(
+    env: Mapping[str, str], configured: Callable[[str, str], HostSettings], *, use_certs_d: bool
 ) -> Callable[[str, str], HostSettings]:
     """Return the function that finds the settings of a host: those `configured`, and its `certs.d`.
 
     A client certificate that is configured for a host overrides one found there.
     """
-    from ocistream.config.certs_d import certs_directories
+    from ocistream.config.certs_d import certs_directories, read_registry_certs
 
-    return functools.partial(
-        _find_host_settings, certs_directories(env, find_home(env)) if use_certs_d else (), configured
-    )
+    directories = certs_directories(env, find_home(env)) if use_certs_d else ()
 
+    def find(registry: str, repository: str) -> HostSettings:
+        settings, certs = configured(registry, repository), read_registry_certs(registry, directories)
+        return replace(
+            settings,
+            ca_files=settings.ca_files + certs.ca_files,
+            client_certificates=settings.client_certificates or certs.client_certificates,
+        )
 
-def _find_host_settings(
-    directories: Sequence[Path], configured: Callable[[str, str], HostSettings], registry: str, repository: str
-) -> HostSettings:
-    from ocistream.config.certs_d import read_registry_certs
-
-    settings = configured(registry, repository)
-    certs = read_registry_certs(registry, directories)
-    return replace(
-        settings,
-        ca_files=settings.ca_files + certs.ca_files,
-        client_certificates=settings.client_certificates or certs.client_certificates,
-    )
+    return find
 
 
 def _read_ca_file(env: Mapping[str, str]) -> str | None:

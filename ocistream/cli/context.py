@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ocistream.api.registries import RegistryAccess, find_home, load_host_rules
+from ocistream.api.registries import RegistryAccess, find_home, load_host_rules, once
 from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
 from ocistream.cli.registry_options import build_hint_translator
@@ -101,7 +101,7 @@ class CommandContext:
         Each side has an HTTP client of its own: a copy may reach one registry in two ways at once.
         """
         # One keychain for both clients: stdin can be read for a password only once.
-        keychain = functools.cache(build_keychain or functools.partial(self._build_keychain, side, registries))
+        keychain = once(build_keychain or functools.partial(self._build_keychain, side, registries))
 
         def create_client(is_for_mirrors: bool) -> HttpClient:
             # Mirrors stand in for the registry, so the options of its side apply.
