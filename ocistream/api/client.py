@@ -197,14 +197,7 @@ class Client:
 
         def run() -> Report:
             with closing(opened_source), closing(opened_destination):
-                return plan.run(
-                    opened_source,
-                    opened_destination,
-                    observer,
-                    jobs=self._options.jobs,
-                    prefetch_memory=self._options.prefetch_memory,
-                    cancelled=event,
-                )
+                return plan.run(opened_source, opened_destination, observer, client=self._options, cancelled=event)
 
         return build_result(run_in_thread(run, event), plan)
 

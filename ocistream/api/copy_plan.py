@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Mapping, Sequence
 
-    from ocistream.api.options import CopyOptions
+    from ocistream.api.options import ClientOptions, CopyOptions
     from ocistream.layout.index import ImageSelector
     from ocistream.locations import OpenContext
     from ocistream.oci.graph import Graph, Root
@@ -123,8 +123,7 @@ class CopyPlan:
         destination: Destination,
         observer: Observer | None = None,
         *,
-        jobs: int,
-        prefetch_memory: int,
+        client: ClientOptions,
         cancelled: threading.Event,
         omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
         on_resolved: Callable[[Graph], None] = lambda _graph: None,
@@ -148,8 +147,8 @@ class CopyPlan:
             source,
             destination,
             observer,
-            jobs=jobs,
-            prefetch_memory=prefetch_memory,
+            jobs=client.jobs,
+            prefetch_memory=client.prefetch_memory,
             cancelled=cancelled,
             rename=rename,
             omit=omit,
