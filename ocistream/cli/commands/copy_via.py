@@ -132,7 +132,7 @@ class _RemoteOcistream:
     """The remote ocistream: first queried for stored blobs, then sent the others."""
 
     def __init__(self, context: CommandContext, line: Sequence[str], target: _RemoteLocation) -> None:
-        self._session = context
+        self._context = context
         self._command_line = line
         self._target = target
         self._destination: _RemoteArchiveDestination | None = None
@@ -144,7 +144,7 @@ class _RemoteOcistream:
         output = _RemoteOutput(
             self._build_command, lambda remote: self._start(remote, self._target.arguments, self._push_options())
         )
-        self._destination = _RemoteArchiveDestination(output, mtime=self._session.build_open_context().mtime)
+        self._destination = _RemoteArchiveDestination(output, mtime=self._context.build_open_context().mtime)
         return self._destination
 
     def find_omitted(self, graph: Graph) -> Mapping[str, OmissionReason]:
@@ -162,7 +162,7 @@ class _RemoteOcistream:
         if self.can_resume and self._destination is not None:
             self._destination.partial_blobs = _find_resumable_blobs(graph, answer.partial_blobs)
             for digest, offset in self._destination.partial_blobs.items():
-                self._session.console.info(f"{digest} goes on at byte {offset}, to which the far side has come")
+                self._context.console.info(f"{digest} goes on at byte {offset}, to which the far side has come")
         return dict.fromkeys(sorted(stored), OmissionReason(HAVE, self._target.query_location))
 
     def _query(self, digests: Sequence[str]) -> tuple[set[str], HaveListReader]:
@@ -188,7 +188,7 @@ class _RemoteOcistream:
     def _report_version(self, reader: HaveListReader) -> None:
         other_versions = [version for version in reader.writers if version != __version__]
         if other_versions:
-            self._session.console.info(
+            self._context.console.info(
                 f"the far side has ocistream {printable(other_versions[0])}, this is {__version__}"
             )
 
@@ -205,12 +205,12 @@ class _RemoteOcistream:
         """
         safe_arguments = [check_shell_safe(word) for word in (*arguments, *options)]
         # Only the first word of the command: others may be a password.
-        self._session.console.info(
+        self._context.console.info(
             f"running {printable(self._command_line[0])} ... {' '.join(safe_arguments)}", level=1
         )
         # Its output is printed here line by line; only prompts of the command itself go straight to the terminal.
-        self._session.console.other_programs.add_command(lambda: remote.is_connecting)
-        with self._session.console.suspend_display():
+        self._context.console.other_programs.add_command(lambda: remote.is_connecting)
+        with self._context.console.suspend_display():
             remote.start([*self._command_line, *safe_arguments])
 
     def _query_options(self) -> list[str]:
@@ -219,7 +219,7 @@ class _RemoteOcistream:
         Its messages are JSON, errors with their exit codes too: what runs it (ssh, kubectl, docker) has other exit
         codes and messages of its own.
         """
-        context, run = self._session, self._session.options
+        context, run = self._context, self._context.options
         registry = context.registry_options("dest")
         options = ["--plain-http"] if registry.plain_http else []
         options += ["--insecure"] if registry.insecure else []
@@ -232,7 +232,7 @@ class _RemoteOcistream:
         return [*options, "--log-format", "json", *(["-q"] if verbosity < 0 else ["-v"] * verbosity)]
 
     def _push_options(self) -> list[str]:
-        options, run = self._query_options(), self._session.options
+        options, run = self._query_options(), self._context.options
         if run.upload is not None:
             options += ["--upload", str(run.upload)]
         if run.limit_rate:
@@ -243,16 +243,16 @@ class _RemoteOcistream:
 
     def _handle_message(self, message: Mapping[str, Any] | str) -> None:
         """Print a message of the remote side. The progress bar is drawn on this side only."""
-        console = self._session.console
+        console = self._context.console
         if isinstance(message, str):
             self._print_message(message, 0)
         elif isinstance(message.get("message"), str):
             self._print_message(message["message"], 1 if message.get("level") == "debug" else 0)
-        elif self._session.options.progress == "json" and "event" in message:
+        elif self._context.options.progress == "json" and "event" in message:
             console.emit_event(**{**message, "side": "far"})
 
     def _print_message(self, message: str, level: int) -> None:
-        console = self._session.console
+        console = self._context.console
         console.info(message if console.as_json else f"far: {message}", level=level, side="far")
 
 

@@ -164,7 +164,7 @@ class _OpenContexts:
     """
 
     def __init__(self, context: CommandContext, plan: SyncPlan) -> None:
-        self._session = context
+        self._context = context
         registries: dict[Login | None, set[str]] = {}
         for entry in plan.entries:
             for sync_location in (entry.source, *entry.destinations):
@@ -182,8 +182,8 @@ class _OpenContexts:
 
     def _build_context(self, login: Login | None, secret: str, registries: Collection[str]) -> OpenContext:
         build_keychain = functools.partial(self._build_keychain, login, secret, registries)
-        return self._session.build_open_context(
-            build_keychain=build_keychain, hint=build_sync_hint_translator(self._session.registry)
+        return self._context.build_open_context(
+            build_keychain=build_keychain, hint=build_sync_hint_translator(self._context.registry)
         )
 
     def _build_keychain(self, login: Login | None, secret: str, registries: Collection[str]) -> Keychain:
@@ -194,10 +194,10 @@ class _OpenContexts:
         from ocistream.auth.credentials import Credential, Keychain
         from ocistream.auth.docker_config import with_named_source
 
-        env, configured = dict(os.environ), self._session.access.rules().credentials
+        env, configured = dict(os.environ), self._context.access.rules().credentials
         # A user name without a registry (OCISTREAM_USERNAME) is for none of the file's registries.
         no_registries: tuple[str, ...] = ()
-        auth_file = self._session.credentials.find_auth_file("")
+        auth_file = self._context.credentials.find_auth_file("")
         if login is None:
             return Keychain(env, home=home_directory(), named=no_registries, configured=configured, auth_file=auth_file)
         if login.auth_file is not None:
@@ -231,7 +231,7 @@ class _OutcomeReporter:
     """Prints a line for each outcome, sums them up, and keeps them for --result."""
 
     def __init__(self, context: CommandContext, *, dry_run: bool, keeps: bool) -> None:
-        self._session = context
+        self._context = context
         self._dry_run = dry_run
         self._started_at = monotonic()
         self._counts: Counter[str] = Counter()
@@ -251,18 +251,18 @@ class _OutcomeReporter:
             error = outcome.error
             add_sync_hint(error, outcome.source)
             message = f"{printable(outcome.source)} to {printable(outcome.destination)}: {error.message}"
-            self._session.console.error(message, hint=error.hint, code=error.exit_code)
+            self._context.console.error(message, hint=error.hint, code=error.exit_code)
             self.exit_code = self.exit_code or error.exit_code
         elif self._dry_run:
             action = "copy" if outcome.status == "to copy" else outcome.status
             self._print(f"{action} {outcome.size} {printable(outcome.source)} {_format_result(outcome)}")
         else:
             self._print(_format_result(outcome))
-        report_incomplete_indexes(self._session.console, outcome.incomplete)
-        report_skipped_referrers(self._session.console, outcome.skipped_referrers)
+        report_incomplete_indexes(self._context.console, outcome.incomplete)
+        report_skipped_referrers(self._context.console, outcome.skipped_referrers)
 
     def _print(self, line: str) -> None:
-        with self._session.console.suspend_display():
+        with self._context.console.suspend_display():
             click.echo(line)
 
     @property
@@ -281,14 +281,14 @@ class _OutcomeReporter:
         if failed:
             parts.append(f"{failed} failed")
         prefix = f"shard {shard}: " if shard.count > 1 else ""
-        self._session.console.info(f"{prefix}{'; '.join(parts)}; in {monotonic() - self._started_at:.1f} s")
+        self._context.console.info(f"{prefix}{'; '.join(parts)}; in {monotonic() - self._started_at:.1f} s")
 
     def document(self, shard: Shard, *, is_complete: bool) -> Iterator[bytes]:
         """Return the document of --result in pieces; sizes in bytes. `complete` is false for a stopped run."""
         head = {"complete": is_complete, "dryRun": self._dry_run, "shard": str(shard)}
         tail = {
             "bytes": {"sent": self._size, "fetched": self._fetched},
-            "retried": self._session.retry_count,
+            "retried": self._context.retry_count,
             "seconds": round(monotonic() - self._started_at, 3),
         }
         yield json.dumps(head, indent=2).removesuffix("\n}").encode() + b',\n  "images": ['

@@ -29,7 +29,7 @@ def test_limits_reach_the_transport(stall: float, longest: float) -> None:
 
 def test_both_sides_of_a_copy_share_the_limits() -> None:
     none = RegistryOptions()
-    session = CommandContext(
+    context = CommandContext(
         console=Console(),
         options=RunOptions(limit_rate=1000.0, max_requests_per_second=3.0),
         registry=none,
@@ -40,7 +40,7 @@ def test_both_sides_of_a_copy_share_the_limits() -> None:
     )
     with contextlib.ExitStack() as stack:
         sides = [
-            stack.enter_context(contextlib.closing(session.build_open_context(side).client()))
+            stack.enter_context(contextlib.closing(context.build_open_context(side).client()))
             for side in ("src", "dest")
         ]
     source, target = (side._rate_limits for side in sides)  # noqa: SLF001 - nobody but a test wants to know
