@@ -32,7 +32,6 @@ __all__ = [
     "Declaration",
     "Positive",
     "Whole",
-    "declaration",
     "option",
     "parse_client_options",
     "parse_split",
@@ -104,17 +103,13 @@ def option(  # noqa: PLR0913 - what a declaration has, given by name
     no_default: str = "",
     side_help: str = "",
 ) -> Any:  # noqa: ANN401 - the type of the field
-    """Declare an option as a field of a dataclass. A boolean field is a switch, a tuple is an option that repeats."""
+    """Declare an option as a field of a dataclass, whose metadata has the `Declaration`.
+
+    A boolean field is a switch. A tuple or a sequence is an option that repeats.
+    """
     shown = text if text is not None or default in {None, False, ()} else default
     declared = Declaration(help, type, tuple(flags), metavar, shown or None, check, no_default, side_help)
     return dataclasses.field(default=default, metadata={"option": declared})
-
-
-def declaration(field: dataclasses.Field[Any]) -> Declaration:
-    """Return what `option` declared for a field."""
-    declared = field.metadata["option"]
-    assert isinstance(declared, Declaration), field.name  # noqa: S101 - all fields of options classes are options
-    return declared
 
 
 def parse_rate(value: str | float) -> float:
@@ -211,7 +206,7 @@ def parse_client_options(**values: Any) -> ClientOptions:  # noqa: ANN401 - the 
     """
     fields = ClientOptions.__dataclass_fields__
     for name, value in values.items():
-        kind = declaration(fields[name]).type
+        kind = fields[name].metadata["option"].type
         if value is None:
             continue
         if isinstance(kind, Whole | Positive):

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ocistream.locations import Location, OpenContext
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
 
-__all__ = ["CommandContext", "home_directory"]
+__all__ = ["CommandContext"]
 
 #: Shorter waits, in seconds, are reported only with -v.
 _MIN_REPORTED_WAIT: Final = 5.0
@@ -158,7 +158,7 @@ class CommandContext:
 
         return Keychain(
             os.environ,
-            home=home_directory(),
+            home=find_home(os.environ),
             explicit=self.credentials.find_credential(side),
             prefix=variable_prefix(side),
             named=registries,
@@ -214,8 +214,3 @@ class CommandContext:
         file = open_stdout()
         self.console.other_programs.add_pipe(file.fileno())
         return file
-
-
-def home_directory() -> Path:
-    """Return the user's home directory, or the root if HOME is not set (an empty container)."""
-    return find_home(os.environ)

@@ -22,9 +22,9 @@ from ocistream.api.options import (
     SELECTS_CONTENT,
     ClientOptions,
     CopyOptions,
+    Declaration,
     Positive,
     Whole,
-    declaration,
     option,
 )
 from ocistream.cli.context import CommandContext
@@ -34,6 +34,8 @@ from ocistream.streams.memory import return_large_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from _typeshed import DataclassInstance
 
     from ocistream.cli.console import Console
 
@@ -61,6 +63,7 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+_Group = TypeVar("_Group", bound="DataclassInstance")
 #: What click's decorators take and return.
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -159,13 +162,13 @@ class MessageOptions:
 GROUPS: Final = (CopyOptions, OmissionOptions, RunOptions, RegistryOptions, MessageOptions)
 
 
-def make_options(group: type) -> Iterator[Option]:
+def make_options(group: type[DataclassInstance]) -> Iterator[Option]:
     """Return all options of a group, in their form for no side."""
     for flags, attributes in _describe_options(group):
         yield Option(flags, **attributes)
 
 
-def options(group: type, *names: str, side: str = "", help_text: str = "{}") -> _Decorator:
+def options(group: type[DataclassInstance], *names: str, side: str = "", help_text: str = "{}") -> _Decorator:
     """Give a command options of a group: those with these field names, or all; with `side`, the forms for one side.
 
     `help_text` replaces the declared help; {} in it is the declared help.
@@ -181,12 +184,13 @@ def options(group: type, *names: str, side: str = "", help_text: str = "{}") -> 
 
 
 def _describe_options(
-    group: type, *names: str, side: str = "", help_text: str = "{}"
+    group: type[DataclassInstance], *names: str, side: str = "", help_text: str = "{}"
 ) -> Iterator[tuple[list[str], dict[str, Any]]]:
     """Return the spellings of each option, with its parameter's name, and its attributes for click."""
-    fields = _fields(group)
+    fields = {field.name: field for field in dataclasses.fields(group)}
     for name in names or fields:
-        declared, annotation = declaration(fields[name]), str(fields[name].type)
+        declared: Declaration = fields[name].metadata["option"]
+        annotation = str(fields[name].type)
         flags = declared.flags or (f"--{name.replace('_', '-')}",)
         attributes: dict[str, Any] = {
             "type": _click_type(declared.type),
@@ -205,10 +209,6 @@ def _describe_options(
         if side:
             flags, attributes["help"] = (f"--{side}-{flags[-1][2:]}",), declared.side_help.format(SIDES[side])
         yield [*flags, f"{side}_{name}" if side else name], attributes
-
-
-def _fields(group: type) -> dict[str, dataclasses.Field[Any]]:
-    return {field.name: field for field in dataclasses.fields(group)}
 
 
 def _click_type(declared: object) -> Any:
@@ -252,9 +252,9 @@ def command(function: Callable[..., None]) -> click.Command:
     return made
 
 
-def _collect(group: type[_T], values: dict[str, Any], side: str = "") -> _T:
+def _collect(group: type[_Group], values: dict[str, Any], side: str = "") -> _Group:
     """Remove the values of a group from the parameters; a command without an option of the group has its default."""
-    names = {name: f"{side}_{name}" if side else name for name in _fields(group)}
+    names = {field.name: f"{side}_{field.name}" if side else field.name for field in dataclasses.fields(group)}
     found = {name: values.pop(key) for name, key in names.items() if key in values}
     return group(**{name: value for name, value in found.items() if value is not None})
 

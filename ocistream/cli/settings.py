@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import click
 
 from ocistream.api.options import FOR_ONE_RUN
+from ocistream.api.registries import find_home
 from ocistream.cli.console import Console
-from ocistream.cli.context import home_directory
 from ocistream.cli.options import GROUPS, Option, make_options
 from ocistream.config.config_toml import read_configuration
 from ocistream.config.toml_files import flag, resolve_path
@@ -97,7 +97,7 @@ def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> Tom
             msg = f"{variable_name('config')}: {printable(path)}: no such file"
             raise NotFoundError(msg, hint="correct that variable, or leave it away")
         explicit = path
-    return read_configuration(None if explicit is None else Path(explicit), env, home_directory())
+    return read_configuration(None if explicit is None else Path(explicit), env, find_home(os.environ))
 
 
 def option_name(option: click.Option) -> str:
@@ -225,7 +225,7 @@ def _reasons_against_defaults() -> dict[str, str]:
 def _build_setting(table: TomlTable, key: str, option: click.Option, directory: Path, where: str) -> Setting:
     value = _convert_toml_value(table, key, option)
     if isinstance(option.type, click.Path) and isinstance(value, str) and value:
-        value = str(resolve_path(directory, value, home_directory()))
+        value = str(resolve_path(directory, value, find_home(os.environ)))
     return Setting(value, "file", where)
 
 

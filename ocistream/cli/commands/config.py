@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream.cli.context import home_directory
+from ocistream.api.registries import find_home
 from ocistream.cli.entry_point import COMMANDS, load_command
 from ocistream.cli.options import RunOptions, command, json_option, options
 from ocistream.cli.parameter_types import FilePath
@@ -105,10 +105,10 @@ class _SettingsView:
         self._file_name = "" if table is None else table.label
         self._commands = {name: load_command(name) for name in _CONFIGURABLE_COMMANDS}
         self._rules: Mapping[str, HostRule] = {} if table is None else parse_host_rules(table)
-        self._namespaces = load_namespaces(os.environ, home_directory())
-        self._folders = certs_directories(os.environ, home_directory())
+        self._namespaces = load_namespaces(os.environ, find_home(os.environ))
+        self._folders = certs_directories(os.environ, find_home(os.environ))
         self._keychain = Keychain(
-            os.environ, home=home_directory(), configured=lambda host: self._host_rule(host).credentials
+            os.environ, home=find_home(os.environ), configured=lambda host: self._host_rule(host).credentials
         )
 
     def document(self) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def _convert_number(value: object) -> object:
 
 def _short_path(where: str) -> str:
     """Return a path for a comment, with `~` for the home directory."""
-    home = f"{home_directory()}/"
+    home = f"{find_home(os.environ)}/"
     return printable(f"~/{where.removeprefix(home)}" if home != "//" and where.startswith(home) else where, 1024)
 
 

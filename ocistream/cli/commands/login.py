@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ocistream.api.registries import RegistryAccess
-from ocistream.cli.context import home_directory
+from ocistream.api.registries import RegistryAccess, find_home
 from ocistream.cli.options import RunOptions, command, options, tls_options, user_options
 from ocistream.cli.registry_options import RegistryOptions
 from ocistream.errors import AuthenticationError, UsageError
@@ -83,7 +82,7 @@ def _open_keychain(context: CommandContext) -> Keychain:
     if path == "":
         msg = "--authfile is empty"
         raise UsageError(msg, hint="is it a variable that is not set?")
-    return Keychain(os.environ, home=home_directory(), auth_file=(Path(path), "--authfile") if path else None)
+    return Keychain(os.environ, home=find_home(os.environ), auth_file=(Path(path), "--authfile") if path else None)
 
 
 def _check_credential(context: CommandContext, host: str, credential: Credential) -> None:

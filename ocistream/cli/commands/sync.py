@@ -15,8 +15,8 @@ import click
 
 from ocistream.api.cancellation import LinkedEvent
 from ocistream.api.options import FOR_ONE_RUN
+from ocistream.api.registries import find_home
 from ocistream.cli.console import escape_ci_commands
-from ocistream.cli.context import home_directory
 from ocistream.cli.error_hints import add_sync_hint
 from ocistream.cli.options import Option, RunOptions, command, dry_run_option, options, transfer_options
 from ocistream.cli.progress import show_progress
@@ -75,7 +75,7 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     from ocistream.sync.plan import parse_shard
     from ocistream.sync.run import SyncRun
 
-    shard, plan = parse_shard(part), read_sync_file(file, home_directory())
+    shard, plan = parse_shard(part), read_sync_file(file, find_home(os.environ))
     context.rule_overrides = plan.registries
     _report_unused_tables(context, plan)
     _warn_unused_variables(context, plan)
@@ -194,23 +194,22 @@ class _OpenContexts:
         from ocistream.auth.credentials import Credential, Keychain
         from ocistream.auth.docker_config import with_named_source
 
-        env, configured = dict(os.environ), self._context.access.rules().credentials
-        # A user name without a registry (OCISTREAM_USERNAME) is for none of the file's registries.
-        no_registries: tuple[str, ...] = ()
         auth_file = self._context.credentials.find_auth_file("")
-        if login is None:
-            return Keychain(env, home=home_directory(), named=no_registries, configured=configured, auth_file=auth_file)
-        if login.auth_file is not None:
+        credential: Credential | None = None
+        # A user name without a registry (OCISTREAM_USERNAME) is for none of the file's registries.
+        named: Collection[str] = ()
+        if login is not None and login.auth_file is not None:
             auth_file = login.auth_file, _SYNC_FILE
-            return Keychain(env, home=home_directory(), named=no_registries, configured=configured, auth_file=auth_file)
-        source = login.password_env or str(login.password_file)
-        credential = with_named_source(Credential(login.username, secret, source=source), _SYNC_FILE)
+        elif login is not None:
+            source = login.password_env or str(login.password_file)
+            credential = with_named_source(Credential(login.username, secret, source=source), _SYNC_FILE)
+            named = registries
         return Keychain(
-            env,
-            home=home_directory(),
+            dict(os.environ),
+            home=find_home(os.environ),
             explicit=credential,
-            named=registries,
-            configured=configured,
+            named=named,
+            configured=self._context.access.rules().credentials,
             auth_file=auth_file,
         )
 
