@@ -36,7 +36,6 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> 
     `from_byte` is the first byte of the archive to write. Raise an OcistreamError if the copy fails; then nothing is
     visible at the destination.
     """
-    context.check_result_path(*plan.sources, plan.destination)
     _check_registries(context, plan)
     omission_rule = build_omission_rule(context, plan)
     sides = list(context.sides) or ["", ""]

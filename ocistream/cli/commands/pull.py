@@ -89,6 +89,7 @@ def pull(
         raise UsageError(msg, hint="name a directory with -o")
     if from_byte is not None:
         check_from_byte(destination, context.copy.split)
+    context.check_result_path(destination)
     plan = plan_copy(images, destination, context.copy, only_this_platform=True)
     run_plan(context, plan, from_byte=from_byte or 0)
 

@@ -83,6 +83,7 @@ def push(context: CommandContext, image: str | None, paths: tuple[str, ...], pre
         )
         raise UsageError(msg, hint=hint)
     archives = [parse_location(path, bare_is_path=True) for path in paths or ("-",)]
+    context.check_result_path(*archives)
     if image is None:
         plan = plan_copy_to_prefix(archives, prefix or "", context.copy)
     else:
