@@ -49,7 +49,7 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
     check_shell_safe(destination)
     context.registry_options("src")
     source_location = parse_location_argument(source)
-    remote_destination = parse_location_argument(destination)
+    remote_destination = parse_location_argument(destination, is_remote=True)
     context.check_result_path(source_location)
     if source_location.reference is None and (message := describe_unused_side_options("src")):
         context.console.info(message)
