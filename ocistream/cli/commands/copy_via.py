@@ -195,7 +195,7 @@ class _RemoteOcistream:
     # -- commands and options ------------------------------------------------------------------------------
 
     def _build_command(self) -> RemoteCommand:
-        return RemoteCommand(self._handle_message, self._session.cancelled)
+        return RemoteCommand(self._handle_message, self._context.cancelled)
 
     def _start(self, remote: RemoteCommand, arguments: Sequence[str], options: Sequence[str]) -> None:
         """Start the remote command.
