@@ -13,7 +13,6 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import forced_exit
-from ocistream.streams.workers import start
 
 if TYPE_CHECKING:
     import threading
@@ -54,6 +53,9 @@ def run_until_signal(command: Callable[[], None], cancelled: threading.Event, *,
     Raises:
         SignalReceivedError: a signal came before the command ended.
     """
+    # `--version` does not need it.
+    from ocistream.streams.workers import start
+
     signals = _Signals()
     try:
         task = start(command, "command", on_end=signals.report_end)

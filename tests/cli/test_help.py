@@ -71,6 +71,8 @@ def test_version_imports_no_command() -> None:
     assert modules & SLOW == set()
     rooms = {name for name in modules if name.startswith("ocistream.cli.")}
     assert rooms == {f"ocistream.cli.{name}" for name in ("console", "entry_point", "signals")}
+    # It starts no worker thread.
+    assert "ocistream.streams.workers" not in modules
 
 
 def test_what_just_moves_an_image_imports_no_more_than_that(
