@@ -135,6 +135,7 @@ def test_what_has_no_name_beside_what_has_one_is_no_choice(served: FaultyRegistr
     assert manifest_digest(served.host, "app", "1") == image["digest"]
 
 
+@pytest.mark.uncounted
 def test_a_tag_that_meant_another_image_is_said_to_who_wants_to_know_more(
     served: FaultyRegistry, tmp_path: Path
 ) -> None:
@@ -318,6 +319,7 @@ def test_to_refuses_two_images_for_one_place(served: FaultyRegistry, layout: Lay
 # What is not sent ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("how", ["file", "pipe"])
 def test_what_the_registry_has_is_not_sent(served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str) -> None:
     small_image(layout, name="app")
