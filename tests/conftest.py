@@ -52,13 +52,13 @@ _LEADING_OUT = (
 _OF_TESTS = ("OCISTREAM_FUZZ_SEED", "OCISTREAM_TEST_MACHINE")
 #: The files of tests/cli in whose runs branches are counted: together with what tox's `unit` counts they leave little
 #: for the others to reach. A run that is counted takes three times as long, so that of a test with parameters only the
-#: first counts.
+#: first counts, and of those marked `uncounted` none.
 _COUNTED: Final = frozenset(
     f"test_{name}"
     for name in (
-        *("cache", "completion", "config", "copy", "docker_save", "exit_codes", "gc", "have", "image_ids"),
-        *("incomplete_indexes", "inspect", "locations", "login", "mirrors", "network_options", "omitted_blobs"),
-        *("planted_symlinks", "progress", "push", "referrers", "results", "rm", "serve", "serve_options", "streams"),
+        *("cache", "completion", "config", "docker_save", "exit_codes", "gc", "have", "image_ids"),
+        *("incomplete_indexes", "inspect", "login", "mirrors", "network_options", "omitted_blobs"),
+        *("planted_symlinks", "progress", "push", "referrers", "rm", "serve", "serve_options", "streams"),
         *("sync", "sync_missing_blobs", "sync_registries", "tags", "upload", "verify", "via", "volumes"),
     )
 )
@@ -162,7 +162,9 @@ def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS_")]:
         monkeypatch.delenv(name)
     settings = os.environ.get("TESTS_COVERAGE")
-    if settings and request.path.stem in _COUNTED and _has_first_parameters(request.node):
+    if not settings or request.path.stem not in _COUNTED or request.node.get_closest_marker("uncounted"):
+        return
+    if _has_first_parameters(request.node):
         monkeypatch.setenv("COVERAGE_PROCESS_START", settings)
 
 

@@ -2,8 +2,8 @@
 
 `ocistream`, `pipe` and `started_fork` run it in forks of a process that has it imported (tests/fork_runner.py), which
 takes a tenth of the time; programs that start ocistream themselves do so with `forking_command`. `real`, `measured`,
-`measured_pipe`, `started` and `run` start the installed command: for signals, terminals, memory, open descriptors,
-imports, and what counts only when a process starts.
+`measured_pipe`, `started` and `run` start the installed command: for memory, open descriptors, imports, and what counts
+only when a process starts, such as a signal at that moment.
 """
 
 from __future__ import annotations

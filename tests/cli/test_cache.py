@@ -87,6 +87,7 @@ def test_a_blob_that_is_used_is_not_old(
     assert [file for file in files if file.stat().st_mtime == 1] == []
 
 
+@pytest.mark.uncounted
 def test_a_second_pull_fetches_nothing_and_writes_the_same_bytes(
     registry: FaultyRegistry, image: Descriptor, blobs: list[str], cache: Path
 ) -> None:
@@ -179,6 +180,7 @@ def test_what_hangs_on_an_image_is_asked_for_and_not_fetched_again(
     assert (tmp_path / "first").read_bytes() != (tmp_path / "unsigned").read_bytes()
 
 
+@pytest.mark.uncounted
 def test_the_environment_names_it_and_the_option_has_the_last_word(
     registry: FaultyRegistry, cache: Path, tmp_path: Path
 ) -> None:
@@ -402,6 +404,7 @@ def test_one_that_cannot_be_read_costs_nothing_but_a_note(registry: FaultyRegist
 # Several at once, and what breaks off ---------------------------------------------------------------------------
 
 
+@pytest.mark.uncounted
 def test_two_that_fetch_the_same_at_the_same_time_are_both_right(
     registry: FaultyRegistry, cache: Path, tmp_path: Path, blobs: list[str], image: Descriptor
 ) -> None:

@@ -134,6 +134,7 @@ def test_options_of_the_group_and_of_no_command_are_offered() -> None:
     assert asked("ocistream gc --m", 2) == ["plain,--max-size"]
 
 
+@pytest.mark.uncounted
 def test_where_a_file_or_an_image_may_stand_files_are_offered() -> None:
     assert asked("ocistream copy ", 2) == ["file,"]
     assert asked("ocistream verify x", 2) == ["file,x"]

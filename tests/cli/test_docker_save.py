@@ -119,6 +119,7 @@ def test_an_image_that_only_manifest_json_lists_counts_too(
     assert image_id(images[1]) in result.err
 
 
+@pytest.mark.uncounted
 @both
 @pytest.mark.parametrize("first", ORDERS, ids=lambda names: " ".join(names) or "last")
 def test_it_is_one_of_several_to_push(
@@ -161,6 +162,7 @@ def test_without_a_manifest_it_is_called_by_its_image_id(how: str, images: list[
     assert f"{digest(images[1])}: the bytes have the digest" in result.err
 
 
+@pytest.mark.uncounted
 @both
 def test_inspect_copy_and_have_know_it(how: str, images: list[Saved], give: Give, tmp_path: Path) -> None:
     archive = archive_of(of_docker_25(images))
@@ -292,6 +294,7 @@ def no_blob(images: list[Saved]) -> list[Entry]:
 CONTRADICTIONS: Final = [same_name, other_name, other_layers, no_blob]
 
 
+@pytest.mark.uncounted
 @both
 @pytest.mark.parametrize("made", CONTRADICTIONS)
 def test_two_lists_that_contradict_each_other_are_refused(
@@ -402,6 +405,7 @@ def test_where_blobs_are_left_out_by_their_digests_they_stay_plain_and_that_is_s
     assert assertions.index_of(tmp_path / "x.tar")[0]["digest"] == digest(images[0])
 
 
+@pytest.mark.uncounted
 def test_layers_that_stay_plain_since_manifest_json_comes_late_are_counted(
     images: list[Saved], give: Give, served: FaultyRegistry, tmp_path: Path
 ) -> None:
@@ -436,6 +440,7 @@ def test_layers_of_several_archives_are_compressed_too(
     assert manifest_digest(served.host, "app", "plain") == digest(images[0])
 
 
+@pytest.mark.uncounted
 @both
 def test_plain_layers_of_other_tools_stay_as_they_are(
     how: str, images: list[Saved], give: Give, served: FaultyRegistry, tmp_path: Path

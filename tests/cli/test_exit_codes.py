@@ -478,6 +478,7 @@ def test_9_for_a_full_disk_behind_the_result_lines(layout: Layout, image: Descri
     assertions.failure(result, 9, "stdout", "No space left on device")
 
 
+@pytest.mark.uncounted
 def test_9_for_a_full_disk_behind_help_and_version() -> None:
     for argv in (["--version"], ["--help"], ["pull", "--help"]):
         assertions.failure(ocistream(*argv, stdout=Path("/dev/full")), 9, "stdout", "No space left on device")

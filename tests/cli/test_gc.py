@@ -239,6 +239,7 @@ def is_stalled(registry: FaultyRegistry) -> bool:
     return any(request.fault for request in registry.requests)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("argv", [[], ["--max-size=0"]])
 def test_a_pull_into_the_same_layout_loses_nothing(registry: FaultyRegistry, tmp_path: Path, argv: list[str]) -> None:
     target = tmp_path / "out"
@@ -255,6 +256,7 @@ def test_a_pull_into_the_same_layout_loses_nothing(registry: FaultyRegistry, tmp
     assertions.success(ocistream("verify", target))
 
 
+@pytest.mark.uncounted
 def test_what_a_pull_has_found_there_is_in_use(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     target = Layout(tmp_path / "out")
     first = layout.read(str(assertions.index_of(registry.layout.path)[0]["digest"]))["layers"][0]["digest"]
@@ -286,6 +288,7 @@ def test_a_pull_whose_blob_was_removed_names_no_image(registry: FaultyRegistry, 
     assertions.success(ocistream("verify", target))
 
 
+@pytest.mark.uncounted
 def test_a_pull_goes_on_without_what_was_dropped_from_its_cache(registry: FaultyRegistry, tmp_path: Path) -> None:
     registry.faults = []
     pull = ["pull", f"{registry.host}/app:1", "--no-referrers", "--cache", f"{tmp_path}/cache", "-o"]

@@ -64,6 +64,7 @@ def test_in_an_oci_archive_the_error_names_the_image(images: list[Saved], push: 
     assertions.failure(result, 4, f"{said}: registry.example.com/app:0")
 
 
+@pytest.mark.uncounted
 def test_an_image_that_only_manifest_json_lists_is_named_by_its_digest(images: list[Saved], tmp_path: Path) -> None:
     archive = tmp_path / "archive.tar"
     archive.write_bytes(archive_of(of_docker_25(images)))

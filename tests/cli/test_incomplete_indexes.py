@@ -395,6 +395,7 @@ class TestOtherCommands:
 
 
 class TestSync:
+    @pytest.mark.uncounted
     def test_says_what_is_missing_and_then_finds_it_unchanged(
         self, made: Made, served: FaultyRegistry, tmp_path: Path
     ) -> None:
@@ -552,6 +553,7 @@ class TestBlobsInAnIndex:
         layout.name(index, NAME)
         return index
 
+    @pytest.mark.uncounted
     def test_go_byte_for_byte(
         self, cache: Descriptor, layout: Layout, push: Push, served: FaultyRegistry, tmp_path: Path
     ) -> None:

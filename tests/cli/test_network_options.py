@@ -103,6 +103,7 @@ def test_without_the_ca_the_error_names_the_option(
     assertions.failure(result, 7, "the certificate is not trusted", "--ca-cert", "certs.d", "SSL_CERT_FILE")
 
 
+@pytest.mark.uncounted
 def test_own_cas_do_not_take_the_place_of_ssl_cert_file(
     start: Start, ids: Ids, certificate: Certificate, layout: Layout, image: Descriptor
 ) -> None:
@@ -223,6 +224,7 @@ def test_files_that_cannot_be_used_are_told_before_anything_moves(
     assert served.requests == []
 
 
+@pytest.mark.uncounted
 def test_login_has_them_too(start: Start, ids: Ids, tmp_path: Path) -> None:
     registry = start(tls=ids.server, client_authority=ids.authority, auth=Basic("me", "right"))
     login = ["login", registry.host, "-u", "me", "--password-stdin"]

@@ -87,6 +87,7 @@ def pulled(releases: Releases, archive: Path, *options: str | Path, **run: Any) 
 
 
 class TestAnotherDigest:
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("how", ["file", "pipe", "copy"])
     def test_is_refused_before_the_registry_changes(
         self, releases: Releases, listed: Path, tmp_path: Path, how: str
@@ -136,6 +137,7 @@ class TestWhatIsLeftOut:
         left = {blob["digest"]: blob["why"] for blob in written["blobs"] if blob["how"] == "leftOut"}
         assert left == dict.fromkeys(releases.shared, f"had by {releases.far.host}/app")
 
+    @pytest.mark.uncounted
     def test_is_the_same_by_list_on_stdin_by_looking_and_by_an_image(
         self, releases: Releases, listed: Path, tmp_path: Path
     ) -> None:
@@ -166,6 +168,7 @@ class TestWhatIsLeftOut:
         assert blobs_in(tmp_path / "all.tar") == releases.blobs(releases.new) | {releases.new["digest"]}
         assert said_in(tmp_path / "all.tar") == ""
 
+    @pytest.mark.uncounted
     def test_makes_the_same_archive_each_time(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         for name in ("a.tar", "b.tar"):
             assertions.success(pulled(releases, tmp_path / name, "--have", listed))
@@ -191,6 +194,7 @@ class TestWhatIsLeftOut:
         assert f"list.txt: 1 of its {count} digests are in none of the images" in result.err
         assert blobs_in(tmp_path / "two.tar") == {*releases.shared, releases.new["digest"]}
 
+    @pytest.mark.uncounted
     def test_copy_does_it_too(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         assertions.success(ocistream("pull", f"{releases.near.host}/app:2", "-o", tmp_path / "all.tar"))
         copied = ocistream("copy", tmp_path / "all.tar", f"oci-archive:{tmp_path / 'delta.tar'}", "--have", listed)
@@ -203,6 +207,7 @@ class TestWhatIsLeftOut:
         assertions.success(ocistream("copy", f"{releases.near.host}/app:2", *argv))
         assert blobs_in(tmp_path / "delta.tar") == releases.delta
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("to", ["oci-archive:{}", "oci:{}:2"])
     def test_is_not_what_came_before_it_was_known(
         self, releases: Releases, listed: Path, tmp_path: Path, to: str
@@ -341,6 +346,7 @@ class TestCredentials:
 
 
 class TestVerify:
+    @pytest.mark.uncounted
     def test_calls_it_complete_without_them(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
         for result in (
@@ -352,6 +358,7 @@ class TestVerify:
             assert f"left out 2 blobs, {size} B: had by {releases.far.host}/app" in result.out.decode()
             assert result.lines()[-1].startswith("ok: OCI archive, 1 image, 3 blobs")
 
+    @pytest.mark.uncounted
     def test_lists_them_as_json(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
         found = json.loads(ocistream("verify", "--json", tmp_path / "delta.tar").out)
@@ -360,6 +367,7 @@ class TestVerify:
         assert {blob["digest"] for blob in found["leftOut"]} == releases.shared
         assert {blob["why"] for blob in found["leftOut"]} == {f"had by {releases.far.host}/app"}
 
+    @pytest.mark.uncounted
     def test_finds_what_is_missing_beside_them(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
         (lost, *_) = sorted(releases.delta - {releases.new["digest"]})
@@ -381,6 +389,7 @@ class TestVerify:
 
 
 class TestPush:
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("how", ["file", "pipe", "layout"])
     def test_asks_first_and_sends_only_what_is_new(
         self, releases: Releases, listed: Path, tmp_path: Path, how: str
@@ -398,6 +407,7 @@ class TestPush:
         for digest in releases.shared:
             assert any(digest in path for path in asked[:first_upload])
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("how", ["file", "pipe", "layout"])
     def test_refuses_what_the_registry_lacks_before_anything_is_sent(
         self, releases: Releases, listed: Path, tmp_path: Path, how: str, start: Callable[..., FaultyRegistry]
@@ -415,6 +425,7 @@ class TestPush:
         assert not empty.asked("PATCH")
         assert tags(empty.host, "app") == []
 
+    @pytest.mark.uncounted
     def test_lists_just_what_is_missing_with_a_command_that_fetches_it(
         self, releases: Releases, listed: Path, tmp_path: Path, start: Callable[..., FaultyRegistry]
     ) -> None:
@@ -431,6 +442,7 @@ class TestPush:
         assertions.success(ocistream(*command[1:]))
         assert blobs_in(tmp_path / "missing.tar") == {lost, releases.new["digest"]}
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("said", ["# volume ../../etc/passwd", "# volume app.001.tar"])
     @pytest.mark.parametrize("how", ["file", "pipe"])
     def test_of_what_is_said_to_be_in_a_volume_of_nothing_is_refused_before_anything_is_sent(
@@ -451,6 +463,7 @@ class TestPush:
         assertions.failure(ocistream("push", f"{releases.far.host}/new:2", *options, stdin=stdin), 6, "no volume")
         assert not releases.far.asked("POST")
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("name", ["a delta; rm.tar", "missing.tar"])
     def test_gives_a_command_that_a_shell_can_run(
         self, releases: Releases, listed: Path, tmp_path: Path, start: Callable[..., FaultyRegistry], name: str
@@ -475,6 +488,7 @@ class TestPush:
         layers = releases.layout.read(releases.new["digest"])["layers"]
         return dict(next(layer for layer in layers if layer["digest"] == digest))
 
+    @pytest.mark.uncounted
     def test_of_a_lie_is_refused(self, releases: Releases, tmp_path: Path) -> None:
         # The list says that the registry has all of the new release.
         lie = ocistream("have", f"{releases.near.host}/app:2").out

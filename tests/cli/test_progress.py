@@ -70,6 +70,7 @@ def test_json_is_one_object_a_line_and_adds_up(registry: FaultyRegistry, total: 
         assert lines[-1]["message"].startswith("moved 4 blobs")
 
 
+@pytest.mark.uncounted
 def test_what_is_there_already_counts_as_moved(
     registry: FaultyRegistry, layout: Layout, total: int, tmp_path: Path
 ) -> None:
@@ -328,6 +329,7 @@ def test_no_name_of_strangers_is_a_command_to_a_ci_s_runner(layout: Layout, tmp_
         assert "add-mask" in "".join(lines) or "b]" in "".join(lines)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("name", ["##[x]", "##vso[x]"])
 def test_json_says_what_a_stranger_said_all_the_same(layout: Layout, tmp_path: Path, name: str) -> None:
     layout.image([b"layer"], name=name)

@@ -18,7 +18,7 @@ from tests.docker_archives import archive_of, of_docker, saved
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
-from tests.runner import command, ocistream, pipe
+from tests.runner import forking_command, ocistream, pipe
 
 MIB = 1 << 20
 #: A writer that notices whether all of what it wrote was read.
@@ -135,6 +135,7 @@ def test_what_has_no_name_beside_what_has_one_is_no_choice(served: FaultyRegistr
     assert manifest_digest(served.host, "app", "1") == image["digest"]
 
 
+@pytest.mark.uncounted
 def test_a_tag_that_meant_another_image_is_said_to_who_wants_to_know_more(
     served: FaultyRegistry, tmp_path: Path
 ) -> None:
@@ -318,6 +319,7 @@ def test_to_refuses_two_images_for_one_place(served: FaultyRegistry, layout: Lay
 # What is not sent ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("how", ["file", "pipe"])
 def test_what_the_registry_has_is_not_sent(served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str) -> None:
     small_image(layout, name="app")
@@ -412,7 +414,7 @@ def test_a_pipe_is_read_to_its_end_even_where_nothing_of_it_is_needed(
     writer = subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE)
     with writer:
         assert writer.stdout
-        line = [*command(), "push", f"{served.host}/app:1"]
+        line = [*forking_command(), "push", f"{served.host}/app:1"]
         done = subprocess.run(line, stdin=writer.stdout, capture_output=True, check=False)
         writer.stdout.close()
         assert writer.wait(60) == 0
@@ -423,7 +425,7 @@ def test_a_writer_that_is_slow_is_waited_for(served: FaultyRegistry, layout: Lay
     image = small_image(layout, name="app")
     content = tar_of(small_first(layout))
     read, write = os.pipe()
-    line = [*command(), "push", f"{served.host}/app:1"]
+    line = [*forking_command(), "push", f"{served.host}/app:1"]
     with subprocess.Popen(line, stdin=read, stdout=subprocess.PIPE) as process:
         os.close(read)
         for start in range(0, len(content), 700):

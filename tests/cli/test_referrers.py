@@ -91,6 +91,7 @@ class TestGoingAlong:
         done("push", f"{other.host}/app:1", stdin=tar_of(items(layout)))
         is_all_there(found, other)
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("end", ["oci:{}", "oci-archive:{}"])
     def test_copy_carries_it_from_anywhere_to_anywhere(
         self, served: FaultyRegistry, found: Signed, other: FaultyRegistry, tmp_path: Path, end: str
@@ -103,6 +104,7 @@ class TestGoingAlong:
         done("copy", f"{other.host}/app:1", f"{other.host}/promoted/app:2")
         is_all_there(found, other, "promoted/app", "2")
 
+    @pytest.mark.uncounted
     def test_an_archive_of_an_archive_is_the_same(self, archive: Path, tmp_path: Path) -> None:
         again, piped = tmp_path / "again.tar", tmp_path / "piped.tar"
         done("copy", archive, f"oci-archive:{again}")
@@ -117,6 +119,7 @@ class TestGoingAlong:
         assert pushed.lines() == [f"{other.host}/mirror/app:1@{found.image['digest']}"]
         is_all_there(found, other, "mirror/app")
 
+    @pytest.mark.uncounted
     def test_only_what_hangs_on_the_chosen_image_goes(
         self, layout: Layout, other: FaultyRegistry, tmp_path: Path
     ) -> None:
@@ -132,6 +135,7 @@ class TestGoingAlong:
         done("copy", layout.path, f"oci-archive:{copied}")
         assert len(assertions.index_of(copied)) == 2 * 5
 
+    @pytest.mark.uncounted
     def test_a_signature_is_an_image_for_who_asks_for_it(
         self, served: FaultyRegistry, archive: Path, found: Signed, other: FaultyRegistry
     ) -> None:
@@ -156,6 +160,7 @@ class TestGoingAlong:
         is_all_there(found, other)
         assert sorted(registry_http.tags(other.host, "app")) == sorted(["1", found.cosign_tag])
 
+    @pytest.mark.uncounted
     def test_a_layout_that_is_pulled_into_twice_lists_it_once_and_serves_it(
         self, served: FaultyRegistry, found: Signed, other: FaultyRegistry, tmp_path: Path
     ) -> None:
@@ -262,6 +267,7 @@ class TestLeavingBehind:
         assert served.asked(path="/referrers/|/sha256-") == []
         assert "with" not in pulled.err
 
+    @pytest.mark.uncounted
     def test_no_referrers_leaves_it_in_an_archive_and_says_so(
         self, archive: Path, found: Signed, other: FaultyRegistry, tmp_path: Path
     ) -> None:
@@ -416,6 +422,7 @@ class TestResults:
         assert {image["digest"] for image in document["images"]} == {found.image["digest"], *found.hanging}
         done("verify", archive)
 
+    @pytest.mark.uncounted
     def test_help_tells_of_it(self) -> None:
         for command in ("pull", "push", "copy"):
             assert "--no-referrers" in done(command, "--help").out.decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -165,6 +166,29 @@ def test_a_fork_has_the_umask_of_the_tests(umask: int, layout: Layout, tmp_path:
     finally:
         os.umask(before)
     assert (tmp_path / "x.tar").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize(("number", "argv"), [(0, ["verify"]), (1, ["copy", "LAYOUT", "-"]), (2, ["--version"])])
+def test_a_fork_with_a_closed_stream_ends_as_a_real_process_does(number: int, argv: list[str], layout: Layout) -> None:
+    layout.image([b"layer"], name="app")
+    argv = [word.replace("LAYOUT", str(layout.path)) for word in argv]
+    forked = run.ocistream(*argv, closed=[number])
+    real = run.run(["sh", "-c", f'exec "$@" {number}>&-', "-", *run.command(), *argv])
+    assert (forked.code, forked.out, forked.err) == (real.code, real.out, real.err)
+    assert forked.code == (0 if number == 2 else 2)
+
+
+def test_a_fork_without_privileges_cannot_read_every_file(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    result = run.ocistream("verify", closed / "x", unprivileged=True)
+    assert (result.code, os.strerror(errno.EACCES) in result.err) == (9, True)
+
+
+def test_a_fork_can_delete_its_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    assert run.ocistream("--version", cwd=tmp_path / "gone", deletes_cwd=True).code == 0
+    assert not (tmp_path / "gone").exists()
 
 
 def test_forks_make_a_pipe_that_can_be_cut(archive: Path) -> None:

@@ -44,6 +44,7 @@ def really_serving(*argv: Argument, env: Environment | None = None) -> Iterator[
         yield process, process.stdout.readline().decode().rstrip("\n")
 
 
+@pytest.mark.uncounted
 def test_the_first_line_is_where_it_is_and_it_is_read_and_written(layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout, name="app")
     with serving(tmp_path / "store") as (process, host):

@@ -36,6 +36,7 @@ def archive(layout: Layout, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.uncounted
 def test_an_archive_is_pulled_from_and_not_pushed_to(archive: Path, tmp_path: Path) -> None:
     before = archive.read_bytes()
     with serving(archive) as (_, host):
@@ -58,6 +59,7 @@ def test_what_cannot_be_served_is_refused(archive: Path, tmp_path: Path) -> None
     assertions.failure(ocistream("serve", cut, listen), 6, "cut.tar")
 
 
+@pytest.mark.uncounted
 def test_with_a_password_only_who_knows_it_is_served(archive: Path, tmp_path: Path) -> None:
     env = {"OCISTREAM_PASSWORD": PASSWORD}
     with started_fork("serve", archive, "--listen=127.0.0.1:0", "--username=ada", env=env) as process:

@@ -26,6 +26,7 @@ def registry(served: FaultyRegistry, layout: Layout) -> FaultyRegistry:
     return served
 
 
+@pytest.mark.uncounted
 def test_an_archive_on_stdout_is_all_that_is_there(registry: FaultyRegistry, dev_stdout: Path, tmp_path: Path) -> None:
     image = f"{registry.host}/app:1"
     assertions.success(real("pull", image, "-o", tmp_path / "app.tar"))
@@ -130,6 +131,7 @@ def test_a_transfer_says_one_line_at_its_end(registry: FaultyRegistry, tmp_path:
     assert result.err.startswith("ocistream: moved 3 blobs, ")
 
 
+@pytest.mark.uncounted
 def test_quiet_says_nothing_but_errors(registry: FaultyRegistry, tmp_path: Path) -> None:
     result = ocistream("pull", "-q", f"{registry.host}/app:1", "-o", tmp_path / "app.tar")
     assert (result.code, result.err) == (0, "")

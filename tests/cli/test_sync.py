@@ -130,6 +130,7 @@ class TestWhatIsMoved:
         assertions.success(sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/app", tags=choice)))
         same(source, target, "app", expected)
 
+    @pytest.mark.uncounted
     def test_an_archive_that_is_replaced_is_named(self, source: FaultyRegistry, tmp_path: Path) -> None:
         text = entry(f"{source.host}/app:1.0", "oci-archive:app.tar")
         assertions.success(sync(tmp_path, text))
@@ -220,6 +221,7 @@ class TestWhatIsMoved:
         assert "1 unchanged" in again.err
         assert target.asked("PUT|POST|PATCH") == []
 
+    @pytest.mark.uncounted
     def test_a_signature_that_came_later(
         self, source: FaultyRegistry, target: FaultyRegistry, layout: Layout, tmp_path: Path
     ) -> None:
@@ -600,6 +602,7 @@ def test_a_result_is_not_written_over_the_file(tmp_path: Path) -> None:
 
 
 class TestShards:
+    @pytest.mark.uncounted
     def test_together_they_are_the_whole_and_none_does_what_another_does(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
     ) -> None:

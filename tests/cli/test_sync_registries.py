@@ -71,6 +71,7 @@ def test_hints_name_the_key_and_the_table(world: World) -> None:
     assert f"leave out --plain-http (or set plain-http = false in {where})" in both.err
 
 
+@pytest.mark.uncounted
 def test_a_table_comes_before_the_options_and_the_configuration(world: World) -> None:
     plain_by_option = sync(world, "--plain-http", secure=f"{CA}\nplain-http = false", plain="")
     assertions.success(plain_by_option)
@@ -92,6 +93,7 @@ def test_insecure_is_for_the_one_registry(world: World) -> None:
     assertions.success(sync(world, secure="insecure = true"))
 
 
+@pytest.mark.uncounted
 def test_a_client_certificate_is_for_the_one_registry_and_comes_before_the_option(world: World) -> None:
     client = world.authority.issue(world.folder / "client", common_name="me")
     other = world.fake.issue(world.folder / "other", common_name="other")
@@ -133,6 +135,7 @@ def test_credentials_are_those_of_the_end_then_of_its_registry(world: World) -> 
     assert "a-third-secret" not in refused.err
 
 
+@pytest.mark.uncounted
 def test_a_registry_s_table_is_not_for_its_mirror(world: World) -> None:
     world.open_both()
     mirror = world.start()

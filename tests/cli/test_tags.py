@@ -148,6 +148,7 @@ class TestCopy:
         assert "one.example/app:1 and two.example/app:1 would both become" in result.err
         assert tags(other.host, "app") == []
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("how", ["layout", "archive", "pipe"])
     def test_an_image_without_a_tag_is_not_dropped(
         self, layout: Layout, other: FaultyRegistry, tmp_path: Path, how: str

@@ -124,6 +124,7 @@ def sorted_largest(registry: FaultyRegistry) -> str:
 
 
 class TestMountFrom:
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("source", ["base/image", "HOST/base/image"])
     @pytest.mark.parametrize("to", [False, True])
     def test_what_is_there_already_is_mounted_and_said_so(
@@ -142,6 +143,7 @@ class TestMountFrom:
         assert {blob["how"] for blob in json.loads(result.read_bytes())["blobs"]} == {"mounted"}
         assert served.asked("POST", "from=base/image")
 
+    @pytest.mark.uncounted
     def test_on_copy_from_an_archive_too(self, start: Start, archive: Path) -> None:
         served = start()
         assertions.success(ocistream("push", f"{served.host}/base/image:1", stdin=archive))

@@ -21,7 +21,7 @@ from tests.fault_actions import Flip
 from tests.faulty_registry import Fault, FaultyRegistry, Reply, refusal
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
-from tests.runner import Argument, Result, command, forking_command, measured, ocistream, started
+from tests.runner import Argument, Result, command, forking_command, measured, ocistream, started_fork
 
 MIB = 1 << 20
 
@@ -134,12 +134,14 @@ def is_json(path: Path) -> bool:
 
 
 class TestWhatIsSent:
+    @pytest.mark.uncounted
     def test_an_image_arrives_as_it_is(self, images: Images, there: FaultyRegistry, far: str) -> None:
         result = copy(images.v1, f"{there.host}/copies/app:v1", far)
         assertions.success(result)
         assert result.lines() == [f"{there.host}/copies/app:v1@{images.first['digest']}"]
         assert manifest_digest(there.host, "copies/app", "v1") == images.first["digest"]
 
+    @pytest.mark.uncounted
     def test_only_what_is_lacking_is_sent(
         self, images: Images, there: FaultyRegistry, far: str, tmp_path: Path
     ) -> None:
@@ -159,6 +161,7 @@ class TestWhatIsSent:
         assert document["images"][0]["digest"] == images.second["digest"]
         assert f"left out 2 blobs, 2.1 MB: had by {there.host}/app" in result.err
 
+    @pytest.mark.uncounted
     def test_twice_sends_nothing(self, images: Images, there: FaultyRegistry, far: str) -> None:
         for _ in range(2):
             assertions.success(copy(images.v2, f"{there.host}/app:v2", far))
@@ -167,6 +170,7 @@ class TestWhatIsSent:
         assert uploaded(there) == 0
         assert {request.method for request in there.requests} == {"HEAD"}
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("end", ["oci:{}/out:v2", "{}/out/"])
     def test_into_a_layout(self, end: str, images: Images, far: str, tmp_path: Path) -> None:
         assertions.success(ocistream("copy", images.v1, f"oci:{tmp_path}/out:v1"))
@@ -185,6 +189,7 @@ class TestWhatIsSent:
         assert assertions.names_in(tmp_path / "out.tar") == ["app"]
         assertions.success(ocistream("verify", tmp_path / "out.tar"))
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("kind", ["layout", "file", "pipe", "docker"])
     def test_out_of_any_end(
         self, kind: str, layout: Layout, start: Callable[..., FaultyRegistry], far: str, tmp_path: Path
@@ -217,6 +222,7 @@ class TestWhatIsSent:
             assert manifest_digest(there.host, "app", "1") == image["digest"]
         assert results[1].lines() == [f"{there.host}/app:1@{manifest_digest(there.host, 'app', '1')}"]
 
+    @pytest.mark.uncounted
     def test_what_hangs_on_it_goes_along(self, images: Images, there: FaultyRegistry, far: str) -> None:
         parts = images.layout.artifact(b"a list of parts", subject=images.first)
         seed(images.layout, parts, images.registry.host, "app")
@@ -245,6 +251,7 @@ class TestWhatIsSent:
 
 
 class TestWhatIsSaid:
+    @pytest.mark.uncounted
     def test_the_far_side_is_told_apart(self, images: Images, there: FaultyRegistry, far: str) -> None:
         # What it has moved is what was sent, and said by this side.
         assertions.success(quiet := copy(images.v1, f"{there.host}/app:v0", far))
@@ -257,6 +264,7 @@ class TestWhatIsSaid:
             assert moved.startswith(f"ocistream: {side}moved 2 blobs, 525.0 kB, in ")
         assert copy(images.v1, f"{there.host}/app:v1", far, "-q").err == ""
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("option", [["--log-format", "json", "-v"], ["--progress", "json"]])
     def test_and_as_json(self, option: list[str], images: Images, there: FaultyRegistry, far: str) -> None:
         result = copy(images.v1, f"{there.host}/app:v1", far, *option)
@@ -519,14 +527,14 @@ class TestFailures:
 
 class TestInterruption:
     @pytest.mark.usefixtures("interruptible")
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    @pytest.mark.parametrize("verb", ["have", "push"])
+    # It does not depend on the signal which command is ended.
+    @pytest.mark.parametrize(("number", "verb"), [(signal.SIGINT, "have"), (signal.SIGTERM, "push")])
     def test_nothing_is_left_running(
         self, verb: str, number: signal.Signals, images: Images, faked: Callable[..., str], tmp_path: Path
     ) -> None:
         hangs = f"echo $$ > {tmp_path}/pid.part; mv {tmp_path}/pid.part {tmp_path}/pid; exec sleep 600"
         via = faked(**{"have": NOTHING, verb: hangs})
-        with started("copy", images.v2, "registry.local/app:v2", "--via", via) as process:
+        with started_fork("copy", images.v2, "registry.local/app:v2", "--via", via) as process:
             assertions.wait_for((tmp_path / "pid").exists)
             pid = int((tmp_path / "pid").read_text())
             # It alone: what a terminal would have told both.

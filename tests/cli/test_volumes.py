@@ -236,6 +236,7 @@ def test_copy_by_way_of_another_host_cuts_nothing() -> None:
     assertions.failure(ocistream(*argv), 2, "--split", "--via")
 
 
+@pytest.mark.uncounted
 def test_copy_cuts_too(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
     paths = split(registry, folder)
     whole = tmp_path / "whole.tar"
@@ -249,6 +250,7 @@ def test_copy_cuts_too(registry: FaultyRegistry, folder: Path, tmp_path: Path) -
     read_volumes(sorted(again.glob("b.*")))
 
 
+@pytest.mark.uncounted
 def test_what_the_other_side_has_is_in_no_volume(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry, tmp_path: Path
 ) -> None:
@@ -336,6 +338,7 @@ def test_volumes_are_pushed_in_every_order(
     is_there(target, cut.image, cut.layout)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("order", ORDERS)
 def test_volumes_are_pushed_one_by_one_in_every_order(
     cut: CutOnce,
@@ -352,6 +355,7 @@ def test_volumes_are_pushed_one_by_one_in_every_order(
     is_there(target, cut.image, cut.layout)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
     cut: CutOnce,
@@ -379,6 +383,7 @@ def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
     assert sum(int(request.headers["Content-Length"] or 0) for request in sent) <= sum(LAYERS) + 4 * KIB
 
 
+@pytest.mark.uncounted
 def test_a_part_of_a_blob_is_sent_again_after_a_failure(cut: CutOnce, target: FaultyRegistry) -> None:
     target.faults = [Fault(refusal(503), "PATCH", larger_than=LAYERS[0])]
     assertions.failure(push(target, cut.paths[0]), 6, "still needed: app.001.tar, app.002.tar")
@@ -399,6 +404,7 @@ def test_an_interrupted_part_is_reported_and_resumed(cut: CutOnce, target: Fault
     is_there(target, cut.image, cut.layout)
 
 
+@pytest.mark.uncounted
 def test_a_volume_that_is_missing_is_asked_for_by_name(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
 ) -> None:
@@ -448,6 +454,7 @@ def test_a_volume_of_another_image_is_refused_by_name(
     assert not target.asked("POST", "/uploads/")
 
 
+@pytest.mark.uncounted
 def test_volumes_of_another_cut_are_refused(registry: FaultyRegistry, folder: Path, target: FaultyRegistry) -> None:
     paths = split(registry, folder)
     other = split(registry, folder, size=SIZE + 4096, name="other")
@@ -474,6 +481,7 @@ def test_what_was_left_out_and_what_brings_it_are_put_together(
     assertions.failure(refused, 6, f"{some} is not of {registry.host}/other:1")
 
 
+@pytest.mark.uncounted
 def test_a_lost_volume_is_replaced_by_an_archive_of_what_was_in_it(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
 ) -> None:
@@ -499,6 +507,7 @@ def test_only_what_can_be_read_anywhere_is_put_together(
     assertions.failure(push(target, paths[0], tmp_path / "none.tar"), 4, "none.tar")
 
 
+@pytest.mark.uncounted
 def test_one_volume_alone_may_come_from_a_pipe(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
 ) -> None:
