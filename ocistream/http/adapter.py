@@ -26,7 +26,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
 
 from ocistream import limits
 from ocistream.errors import CancelledError, UnsupportedError
-from ocistream.http.origins import internal_address_error, is_internal_address, is_proxy_bypassed
+from ocistream.http.origins import internal_address_error, is_internal_address, is_proxy_bypassed, url_target
 from ocistream.http.response import BoundedResponse
 from ocistream.http.settings import TlsSettings
 from ocistream.http.tls import TlsContexts
@@ -300,10 +300,11 @@ class _Connection(HTTPConnection):
 
     def exchange(self, request: requests.PreparedRequest, timeout: float) -> BoundedResponse:
         """Send a request and read the head of its response, waiting for data for at most `timeout` seconds."""
-        target, headers = request.path_url, cast("dict[str, str]", request.headers)
-        if self.forward_headers is not None:
-            target = requests.utils.urldefragauth(cast("str", request.url))
-            headers = headers | self.forward_headers
+        url, headers = cast("str", request.url), cast("dict[str, str]", request.headers)
+        if self.forward_headers is None:
+            target = url_target(url)
+        else:
+            target, headers = requests.utils.urldefragauth(url), headers | self.forward_headers
         # If the server has closed the connection, it may have sent a response before.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._send_request(cast("str", request.method), target, headers, cast("Body", request.body))
