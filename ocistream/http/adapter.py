@@ -3,7 +3,6 @@
 - The address of a connection is checked before a byte is sent (DNS rebinding).
 - Each host has its own TLS settings.
 - A body is not sent further once the response has arrived; each wait for the network has a timeout.
-- The head of a response is bounded; its body is read into buffers of the caller.
 """
 
 from __future__ import annotations
@@ -12,13 +11,10 @@ import contextlib
 import errno
 import functools
 import http.client
-import io
-import re
 import select
 import socket
 import ssl
 import threading
-import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import requests
@@ -30,15 +26,14 @@ from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
 
 from ocistream import limits
 from ocistream.errors import CancelledError, UnsupportedError
-from ocistream.http.origins import internal_address_error, is_internal_address, is_proxy_bypassed
+from ocistream.http.origins import internal_address_error, is_internal_address, is_proxy_bypassed, url_target
+from ocistream.http.response import BoundedResponse
 from ocistream.http.settings import TlsSettings
 from ocistream.http.tls import TlsContexts
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    from _typeshed import WriteableBuffer
 
     from ocistream.http.origins import Origin
     from ocistream.http.rate_limits import BlockingThrottle
@@ -47,7 +42,7 @@ if TYPE_CHECKING:
 
     Body = bytes | Iterable[Chunk] | None
 
-__all__ = ["Adapter", "BoundedResponse", "EndlessResponseError", "Route"]
+__all__ = ["Adapter", "Route"]
 
 #: Idle connections to all hosts: more than `--jobs` allows at once.
 _MAX_IDLE: Final = 64
@@ -58,16 +53,6 @@ _MAX_UNSENT: Final = 512 * limits.KIB
 #: The length of `HTTP/1.1 413`: these bytes tell a final response from an interim one (RFC 9112, section 4).
 _STATUS_LENGTH: Final = 12
 _FIRST_DIGIT: Final = slice(9, 10)
-#: Maximum number of interim responses (RFC 9110, section 15.2); few servers send even one.
-_MAX_INTERIM: Final = 10
-#: Maximum size of all lines of a response in bytes: interim responses, headers, chunk sizes and trailers. Most clients
-#: and proxies accept at most 64 KiB of headers.
-_MAX_LINE_BYTES: Final = 256 * limits.KIB
-#: Each byte of the body allows this many more bytes of lines: a chunk of one byte needs three.
-_LINE_BYTES_PER_BODY_BYTE: Final = 16
-#: A valid Content-Length; with any other, the body ends with its connection.
-_LENGTH: Final = re.compile(r"[0-9]{1,18}\Z")
-_STATUSES_WITHOUT_BODY: Final = frozenset({101, 204, 304})
 
 
 class Route(NamedTuple):
@@ -315,17 +300,20 @@ class _Connection(HTTPConnection):
 
     def exchange(self, request: requests.PreparedRequest, timeout: float) -> BoundedResponse:
         """Send a request and read the head of its response, waiting for data for at most `timeout` seconds."""
-        target, headers = request.path_url, cast("dict[str, str]", request.headers)
-        if self.forward_headers is not None:
-            target = requests.utils.urldefragauth(cast("str", request.url))
-            headers = headers | self.forward_headers
+        url, headers = cast("str", request.url), cast("dict[str, str]", request.headers)
+        if self.forward_headers is None:
+            target = url_target(url)
+        else:
+            target, headers = requests.utils.urldefragauth(url), headers | self.forward_headers
         # If the server has closed the connection, it may have sent a response before.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._send_request(cast("str", request.method), target, headers, cast("Body", request.body))
         self.sock.settimeout(timeout)
-        early_response, self._early_response = self._early_response, None
-        # http.client's response: urllib3's own creates an object for each chunk of the body.
-        self.response_class = functools.partial(BoundedResponse, early_response=early_response)  # type: ignore[assignment]
+        early_response, self._early_response = self._early_response or _EarlyResponse(), None
+        self.response_class = functools.partial(  # type: ignore[assignment]
+            BoundedResponse, beginning=bytes(early_response.beginning), is_early=early_response.is_final
+        )
+        # http.client's method: the response of urllib3 creates an object for each chunk of the body.
         return cast("BoundedResponse", http.client.HTTPConnection.getresponse(self))
 
     def _send_request(self, method: str, target: str, headers: Mapping[str, str], body: Body) -> None:
@@ -445,216 +433,3 @@ def _send_all(
             sent += connection.send(view[sent:])
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
             raise BrokenPipeError(errno.EPIPE, "the other side has closed the connection") from error
-
-
-# -- responses ----------------------------------------------------------------------------------------------
-
-
-class EndlessResponseError(Exception):
-    """A response that would never end."""
-
-
-class BoundedResponse(http.client.HTTPResponse):
-    """http.client's response, with a limit on the sum of all lines, which http.client does not have.
-
-    Its head is read here, because http.client parses it as e-mail, which takes a third of the CPU time of a request,
-    and takes an interim response other than 100 for the final one. http.client reads the body. This relies on its
-    internals: `response_class` of a connection; `fp`, the buffered file of a tunnel's response too; `_read_status`; and
-    the attributes that `begin` sets.
-    """
-
-    fp: _BoundedReader
-    #: Headers by their names in lower case.
-    fields: dict[str, list[str]]
-
-    def __init__(
-        self,
-        sock: socket.socket,
-        debuglevel: int = 0,
-        method: str | None = None,
-        *,
-        early_response: _EarlyResponse | None = None,
-    ) -> None:
-        """Read from a socket. An early response has the first bytes already; its connection is not reused."""
-        super().__init__(sock, debuglevel, method)
-        self.fp = _BoundedReader(_HeadReader(self.fp.detach(), early_response.beginning if early_response else b""))
-        self._is_early = early_response is not None and early_response.is_final
-        #: TLS delivers 16 KiB at a time: the buffered reader collects them in C. Decrypting in memory would save a
-        #: quarter of the CPU time, but would need our own transport in place of urllib3's sockets.
-        self._fills_buffer = hasattr(sock, "version")
-
-    def begin(self) -> None:
-        """Read the head of the final response, and find out where its body ends (RFC 9112, section 6.3)."""
-        for _ in range(_MAX_INTERIM + 1):
-            version, self.status, self.reason = self._read_status()  # type: ignore[attr-defined]
-            self.fields = self._read_fields()
-            if not 100 <= self.status < 200 or self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
-                break
-            self.fp.raw.restart_head()
-        else:
-            msg = f"more than {_MAX_INTERIM} interim answers"
-            raise EndlessResponseError(msg)
-        if not version.startswith("HTTP/1."):
-            raise http.client.UnknownProtocol(version)
-        self.code, self.version = self.status, 10 if version == "HTTP/1.0" else 11
-        connection = self.field("connection").lower()
-        self.will_close = "close" in connection or (self.version == 10 and "keep-alive" not in connection)
-        self.chunked = self.field("transfer-encoding").lower() == "chunked"
-        self.chunk_left = None
-        length, *_ = self.fields.get("content-length", [""])
-        if self._method == "HEAD" or self.status in _STATUSES_WITHOUT_BODY:  # type: ignore[attr-defined]
-            self.length = 0
-        elif not self.chunked and _LENGTH.match(length):
-            self.length = int(length)
-        else:
-            self.length = None
-            # Without a length the body ends with its connection.
-            self.will_close = self.will_close or not self.chunked
-        if self._is_early:
-            # The server still waits for the rest of the request.
-            self.will_close = True
-        self.fp.raw.end_head()
-        self.fp.allows_short_reads = not (self.chunked or self._fills_buffer)
-
-    def field(self, name: str) -> str:
-        """Return the value of a header, by its name in lower case; several values are joined, and "" is for none."""
-        return ", ".join(self.fields.get(name, ()))
-
-    def _read_fields(self) -> dict[str, list[str]]:
-        """Read header lines up to the empty one; skip malformed lines."""
-        fields: dict[str, list[str]] = {}
-        values: list[str] = []
-        while (line := self.fp.readline().decode("latin-1")) not in {"\r\n", "\n"}:
-            if not line:
-                msg = "the head of the answer broke off"
-                raise ConnectionError(msg)
-            name, colon, value = line.partition(":")
-            if line[0] in " \t" and values:
-                # A folded line (RFC 9112, section 5.2).
-                values[-1] += f" {line.strip()}"
-            elif colon and name and " " not in name:
-                values = fields.setdefault(name.lower(), [])
-                values.append(value.strip())
-            else:
-                values = []
-        return fields
-
-    @property
-    def read_size(self) -> int:
-        """How many bytes to request at once.
-
-        1 MiB from a TCP socket costs a quarter of the system calls of 256 KiB. With TLS or chunked encoding a read
-        waits until all its bytes have arrived, so it asks for less.
-        """
-        return limits.READ_BUFFER if not self.isclosed() and self.fp.allows_short_reads else limits.CHUNK_SIZE
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        """Read some of the body and return its size in bytes; 0 at the end.
-
-        Over TCP it returns what has arrived, without waiting. The body may end early: then `missing` is not 0.
-        """
-        return super().readinto(buffer)
-
-    @property
-    def missing(self) -> int:
-        """How many bytes of the body are still to come, or were when the server closed the connection; 0 if unknown."""
-        return self.length or 0
-
-    def _read_next_chunk_size(self) -> int:
-        try:
-            size: int = super()._read_next_chunk_size()  # type: ignore[misc]
-        except ValueError:
-            msg = "what stands between two chunks of the answer's body is no size"
-            raise ConnectionError(msg) from None
-        if size < 0:
-            msg = "a chunk of the answer's body has a negative size"
-            raise EndlessResponseError(msg)
-        return size
-
-
-class _HeadReader(io.RawIOBase):
-    """The raw bytes of a socket. A head may take `limits.RESPONSE_HEAD_TIMEOUT` seconds from its first byte to its end.
-
-    Otherwise a server could send a byte now and then, which is not a stall, and keep the connection forever.
-    """
-
-    def __init__(self, raw: io.RawIOBase, beginning: bytes | bytearray) -> None:
-        super().__init__()
-        self._raw = raw
-        self._beginning = beginning
-        self._deadline: float | None = None
-        self.is_head = True
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int | None:
-        if self._beginning:
-            # They fit: the buffered reader asks for more than these few bytes.
-            count = len(self._beginning)
-            memoryview(buffer).cast("B")[:count] = self._beginning
-            self._beginning = b""
-            return count
-        received = self._raw.readinto(buffer)
-        if self.is_head:
-            now = time.monotonic()
-            if self._deadline is None:
-                self._deadline = now + limits.RESPONSE_HEAD_TIMEOUT
-            elif now > self._deadline:
-                msg = f"the head of the answer took more than {limits.RESPONSE_HEAD_TIMEOUT:g} s"
-                raise TimeoutError(msg)
-        return received
-
-    def restart_head(self) -> None:
-        """Reset the deadline after an interim response: the final one may take its time to start."""
-        self._deadline = None
-
-    def end_head(self) -> None:
-        """Remove the deadline: the body has none."""
-        self.is_head = False
-        self.readinto = self._raw.readinto  # type: ignore[method-assign]
-
-    def readable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._raw.fileno()
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _BoundedReader(io.BufferedReader):
-    """A buffered reader of one response that limits its lines."""
-
-    raw: _HeadReader
-
-    def __init__(self, raw: _HeadReader) -> None:
-        super().__init__(raw)
-        self._line_bytes_left = _MAX_LINE_BYTES
-        #: Return fewer bytes than requested instead of waiting for more.
-        self.allows_short_reads = False
-
-    def readline(self, size: int | None = -1) -> bytes:
-        limit = self._line_bytes_left + 1
-        line = super().readline(limit if size is None or size < 0 else min(size, limit))
-        self._line_bytes_left -= len(line)
-        if self._line_bytes_left < 0:
-            msg = f"more than {_MAX_LINE_BYTES} bytes of headers, or between the chunks of the answer's body"
-            raise EndlessResponseError(msg)
-        return line
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or size < 0:
-            # http.client always reads a known size, except for a chunk of negative size: that would read everything.
-            msg = "a chunk of the answer's body has a negative size"
-            raise EndlessResponseError(msg)
-        content = super().read(size)
-        self._count_body(len(content))
-        return content
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        count = super().readinto1(buffer) if self.allows_short_reads else super().readinto(buffer)
-        self._count_body(count)
-        return count
-
-    def _count_body(self, count: int) -> None:
-        self._line_bytes_left = min(self._line_bytes_left + _LINE_BYTES_PER_BODY_BYTE * count, _MAX_LINE_BYTES)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from ocistream.auth.credentials import Credential
     from ocistream.errors import OcistreamError
-    from ocistream.http.session import Response
+    from ocistream.http.response import Response
 
 __all__ = ["Endpoint", "HttpClient", "HttpSettings"]
 

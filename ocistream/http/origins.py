@@ -23,6 +23,7 @@ __all__ = [
     "is_proxy_bypassed",
     "redact_url",
     "resolve_url",
+    "url_target",
 ]
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -34,6 +35,8 @@ _INTERNAL_ADDRESS: Final = "an address inside of this machine or network: not fo
 _CACHED_ORIGINS: Final = 32
 #: Characters that are not allowed in a request line.
 _UNSENDABLE: Final = re.compile(r"[^\x21-\x7e]+")
+#: Scheme and authority of a URL, and its path and query.
+_TARGET: Final = re.compile(r"[^:/]*://[^/?#]*([^#]*)")
 #: An entry of NO_PROXY that is not an address: a host or domain, optionally with a leading dot and a port.
 _NO_PROXY: Final = re.compile(r"\.?(\[[^\]]+\]|[^:]+)(?::([0-9]{1,5}))?\Z")
 
@@ -101,6 +104,13 @@ def resolve_url(base: str, location: str) -> str:
     except ValueError as error:
         msg = f"{redact_url(base)} leads to {redact_url(location)}"
         raise PermanentNetworkError(msg) from error
+
+
+def url_target(url: str) -> str:
+    """Return path and query of an http or https URL, byte for byte, for the request line."""
+    match = _TARGET.match(url)
+    target = match[1] if match else ""
+    return target if target.startswith("/") else f"/{target}"
 
 
 def redact_url(url: str) -> str:

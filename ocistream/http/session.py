@@ -1,4 +1,4 @@
-"""One session of requests for all hosts: send one request, and read the body of its response.
+"""One session of requests for all hosts: send one request, and wait for the head of its response.
 
 No redirects, retries or credentials here, and no cookies, netrc or environment variables.
 """
@@ -6,30 +6,31 @@ No redirects, retries or credentials here, and no cookies, netrc or environment 
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
-import itertools
 from typing import TYPE_CHECKING, Final, cast
 
 import requests
 import urllib3.exceptions
 
-from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError, OcistreamError, PermanentNetworkError
-from ocistream.http.adapter import Adapter, EndlessResponseError
-from ocistream.http.errors import describe_cause, network_error
+from ocistream.http.adapter import Adapter
+from ocistream.http.errors import network_error
 from ocistream.http.origins import Origin, redact_url
 from ocistream.http.rate_limits import BlockingThrottle
+from ocistream.http.response import EndlessResponseError, Response
 from ocistream.streams.memory import ReadBuffers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
-    from ocistream.http.adapter import BoundedResponse, Route
+    from ocistream.http.adapter import Route
     from ocistream.http.rate_limits import RateLimits, Throttle
+    from ocistream.http.response import BoundedResponse
     from ocistream.http.settings import HttpSettings
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["FixedLengthBody", "Response", "Session", "StreamedBody"]
+__all__ = ["FixedLengthBody", "Session", "StreamedBody"]
 
 
 #: What a request without a response raises. http.client raises ValueError for what it cannot send.
@@ -175,7 +176,9 @@ class Session(requests.Session):
         ) as error:
             raise self._convert_error(method, url, error) from error
         self._answered.add(route.origin)
-        return Response(response, method, url, self._adapter, self._read_buffers, self._download_throttle)
+        release = functools.partial(self._adapter.release, response)
+        raw = cast("BoundedResponse", response.raw)
+        return Response(raw, method, url, release, self._read_buffers, self._download_throttle)
 
     def handshake(self, url: str, timeout: float) -> None:
         """Open a TLS connection to the host of an https URL, through the same proxy, and close it again.
@@ -215,143 +218,3 @@ def _without_cancellation(sleep: Callable[[float], None]) -> Callable[[float], N
             sleep(seconds)
 
     return wait
-
-
-class Response:
-    """A response of requests whose body has not been read yet."""
-
-    def __init__(
-        self,
-        response: requests.Response,
-        method: str,
-        url: str,
-        adapter: Adapter,
-        read_buffers: ReadBuffers,
-        throttle: BlockingThrottle | None,
-    ) -> None:
-        """Read the body into `read_buffers`, at the rate that `throttle` allows."""
-        self._response = response
-        self._adapter = adapter
-        self._raw = cast("BoundedResponse", response.raw)
-        self._read_buffers = read_buffers
-        self._throttle = throttle
-        #: Bytes of the body received so far.
-        self._received = 0
-        self._error_body: bytes | None = None
-        self.method = method
-        self.url = url
-        self.status: int = response.status_code
-        #: The body, after `load`.
-        self.content = b""
-        #: How many redirects were followed to get this response.
-        self.hops = 0
-
-    def header(self, name: str) -> str | None:
-        """Return the value of a header, or None."""
-        values = self._raw.fields.get(name.lower())
-        return ", ".join(values) if values is not None else None
-
-    def challenges(self) -> Sequence[str]:
-        """Return the values of all WWW-Authenticate headers."""
-        return self._raw.fields.get("www-authenticate", [])
-
-    def chunks(self) -> Iterator[Chunk]:
-        """Yield the body in chunks of whatever has arrived; a chunk is valid until the next one is requested.
-
-        Raises:
-            NetworkError: the body broke off or stalled. It is permanent if the body never ends.
-        """
-        with contextlib.closing(self), self._borrow_buffers() as buffers:
-            # At the end no further buffer is needed. If the body is short, one more read reports that.
-            while self._raw.missing or not self._raw.isclosed():
-                buffer = next(buffers)
-                if not (count := self._fill(buffer)):
-                    return
-                yield buffer[:count]
-
-    def read_into(self, view: memoryview) -> Generator[int, None, None]:
-        """Read the body into `view`; yield the total number of bytes read, each time that it grows.
-
-        Raises:
-            NetworkError: the body broke off, stalled, or is longer than `view`. It is permanent if the body never ends.
-        """
-        filled = 0
-        with contextlib.closing(self):
-            while filled < len(view) and (count := self._fill(view[filled:])):
-                filled += count
-                yield filled
-            # Read up to the end of the body, so that the connection can be reused.
-            if filled == len(view) and self._fill(memoryview(bytearray(1))):
-                msg = f"{self.method} {redact_url(self.url)}: asked for {filled} bytes, and got more"
-                raise NetworkError(msg)
-
-    def read(self, limit: int) -> bytes:
-        """Return a small body, cut to `limit` + 1 bytes: a longer result shows that the body is too long.
-
-        Raises:
-            NetworkError: the body broke off.
-        """
-        content = bytearray()
-        self._append_to(content, limit)
-        return bytes(content[: limit + 1])
-
-    def load(self, limit: int) -> None:
-        """Read a small body into `content`, as `read` does."""
-        self.content = self.read(limit)
-
-    def read_error_body(self) -> bytes:
-        """Return the body of an error as far as it can be read: the status counts even if the body breaks off."""
-        if self._error_body is None:
-            content = bytearray()
-            with contextlib.suppress(NetworkError):
-                self._append_to(content, limits.MAX_ERROR_BODY)
-            self._error_body = bytes(content[: limits.MAX_ERROR_BODY])
-        return self._error_body
-
-    def drain(self) -> None:
-        """Read a small body so that the connection can be reused."""
-        self.read_error_body()
-
-    def close(self) -> None:
-        """Keep the connection for other requests if the body was read to its end; else close it."""
-        self._adapter.release(self._response)
-
-    def _borrow_buffers(self) -> contextlib.AbstractContextManager[Iterator[memoryview]]:
-        if self._raw.length is not None and self._raw.length <= limits.MIN_READ:
-            # A small body needs no large buffers, and most often one read.
-            size = max(self._raw.length, 1)
-            return contextlib.nullcontext(memoryview(bytearray(size)) for _ in itertools.count())
-        return self._read_buffers.borrow()
-
-    def _append_to(self, content: bytearray, limit: int) -> None:
-        length = self._raw.length
-        size = min(limit if length is None else length, limit, limits.MIN_READ - 1) + 1
-        buffer = memoryview(bytearray(size))
-        with contextlib.closing(self):
-            while len(content) <= limit and (count := self._fill(buffer)):
-                content += buffer[:count]
-
-    def _fill(self, view: memoryview) -> int:
-        """Read a piece of the body into the beginning of `view` and return its size in bytes; 0 at the end."""
-        raw = self._raw
-        max_size = min(len(view), raw.read_size if self._throttle is None else self._throttle.piece_size)
-        min_size = min(max_size, limits.MIN_READ)
-        filled = 0
-        try:
-            while filled < min_size and (count := raw.readinto(view[filled:max_size])):
-                filled += count
-        except EndlessResponseError as error:
-            msg = f"{self.method} {redact_url(self.url)}: {error}"
-            raise PermanentNetworkError(msg) from None
-        except (http.client.HTTPException, OSError, ValueError) as error:
-            # http.client raises ValueError for a malformed chunk size.
-            msg = f"{self.method} {redact_url(self.url)}: the answer broke off: {describe_cause(error)}"
-            raise NetworkError(msg) from error
-        if not filled and raw.missing:
-            came = f"{self._received} bytes came, {raw.missing} more were promised"
-            msg = f"{self.method} {redact_url(self.url)}: the answer broke off: {came}"
-            raise NetworkError(msg)
-        self._received += filled
-        if self._throttle is not None and filled:
-            self._throttle.spend(filled)
-        return filled

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from ocistream.http.client import Endpoint, HttpClient
+    from ocistream.http.response import Response
     from ocistream.http.retry import Retries
-    from ocistream.http.session import Response
     from ocistream.registry.referrers import ReferrerList, RepositoryReferrers
     from ocistream.streams.chunks import Chunk
 

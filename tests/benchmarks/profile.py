@@ -18,7 +18,7 @@ from ocistream.cli import entry_point
 from ocistream.cli.commands import pull
 
 # All that a pull imports, so that it is counted as what it takes to start.
-from ocistream.http import adapter, session
+from ocistream.http import response, session
 from ocistream.registry import destination
 from ocistream.streams import chunks, files
 from ocistream.transfer import copy as transfer
@@ -69,8 +69,8 @@ def main(reference: str) -> int:
             self.hexdigest = hasher.hexdigest
 
     chunks.new_hash = Hasher
-    read = clocks.timed("network", adapter.BoundedResponse.readinto)
-    adapter.BoundedResponse.readinto = read  # type: ignore[method-assign]
+    read = clocks.timed("network", response.BoundedResponse.readinto)
+    response.BoundedResponse.readinto = read  # type: ignore[method-assign]
     files.write_all = clocks.timed("write", files.write_all)
     try:
         entry_point.main(["pull", "--quiet", reference])

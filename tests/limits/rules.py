@@ -131,7 +131,7 @@ LIMITS: Final[dict[int, Limit]] = {
     9: Limit(
         "A token response has at most 128 KiB, an error body 64 KiB; printed text is one line without control "
         "characters",
-        ("http.client", "http.session", "oci.reference", "cli.console"),
+        ("http.client", "http.response", "oci.reference", "cli.console"),
         archives=("*-escapes",),
         tests=("cli/test_exit_codes.py::test_what_a_registry_says_cannot_drive_the_terminal",),
     ),

@@ -20,7 +20,8 @@ from ocistream.errors import (
     PermanentNetworkError,
     RegistryError,
 )
-from ocistream.http.session import FixedLengthBody, Response
+from ocistream.http.response import Response
+from ocistream.http.session import FixedLengthBody
 from ocistream.http.settings import RetryPolicy
 from tests.certificates import Certificate
 from tests.faulty_auth import Basic, Bearer

@@ -23,8 +23,8 @@ from ocistream.errors import (
     RegistryError,
 )
 from ocistream.http.errors import describe_cause, has_tls_peer, network_error, response_error
+from ocistream.http.response import Response
 from ocistream.http.retry import parse_retry_after
-from ocistream.http.session import Response
 
 Send = Callable[..., Response]
 SIGNED = "/v2/app/blobs/x?sig=secret"

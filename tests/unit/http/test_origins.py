@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream.errors import PermanentNetworkError
-from ocistream.http.origins import Origin, is_loopback, is_proxy_bypassed, redact_url, resolve_url
+from ocistream.http.origins import Origin, is_loopback, is_proxy_bypassed, redact_url, resolve_url, url_target
 
 PUBLIC = Origin("https", "registry.example", 443)
 
@@ -179,3 +179,17 @@ class TestProxies:
         for thread in threads:
             thread.join()
         assert failures == []
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("http://h", "/"),
+        ("http://h/", "/"),
+        ("https://h:1/a//b?c=%7e&d=/#e?f", "/a//b?c=%7e&d=/"),
+        ("http://user:word@h?a/b", "/?a/b"),
+        ("http://[::1]:5000/v2/#", "/v2/"),
+    ],
+)
+def test_the_target_of_a_request_is_path_and_query_byte_for_byte(url: str, target: str) -> None:
+    assert url_target(url) == target

@@ -8,7 +8,6 @@ import socket
 import threading
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -179,7 +178,8 @@ class TestRates:
             with RawServer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as server:
                 transport = quick(pace=pace)
                 answer = transport.request(transport.endpoint(server.host), "GET", f"{server.url}/v2/")
-                connection: Any = answer._response.connection  # noqa: SLF001 - nobody but a test wants to know
+                answer.drain()
+                (connection,) = transport._session._adapter._idle  # noqa: SLF001 - nobody but a test wants to know
                 sock = connection.sock
                 sizes.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
         # The kernel doubles what it is asked for (socket(7)).
