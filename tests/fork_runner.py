@@ -126,8 +126,11 @@ class Fork:
 class Server:
     """The process that forks. Thread-safe."""
 
-    def __init__(self, env: Mapping[str, str]) -> None:
-        """Start it; `env` counts only for how Python and its libraries start."""
+    def __init__(self, env: Mapping[str, str], within: Sequence[str] = ()) -> None:
+        """Start it; `env` counts only for how Python and its libraries start.
+
+        `within` is the start of a command line that runs it somewhere else, such as `peers.namespace` gives.
+        """
         self._requests, theirs = socket.socketpair()
         self._lock = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="forks-")
@@ -138,7 +141,7 @@ class Server:
             listener.listen()
             self._process = subprocess.Popen(
                 # -P: the folder of the script is not a place to import from.
-                [sys.executable, "-P", str(_SERVER), str(theirs.fileno()), str(listener.fileno())],
+                [*within, sys.executable, "-P", str(_SERVER), str(theirs.fileno()), str(listener.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=env,
@@ -159,7 +162,8 @@ class Server:
         return Fork(ours)
 
     def close(self) -> None:
-        """End the process."""
+        """End the process. It may be called again."""
+        atexit.unregister(self.close)
         self._requests.close()
         self._process.wait()
         self._folder.cleanup()

@@ -64,10 +64,13 @@ def command() -> list[str]:
     return [str(script)] if script.exists() else [sys.executable, "-P", "-m", "ocistream"]
 
 
-def forking_command() -> list[str]:
-    """Return a command line that does as `command` does, in a fork: for programs that start ocistream themselves."""
+def forking_command(address: str | None = None) -> list[str]:
+    """Return a command line that does as `command` does, in a fork: for programs that start ocistream themselves.
+
+    `address` is that of a `fork_runner.Server` of its own.
+    """
     # -I and -S: the smallest Python there is.
-    return [sys.executable, "-I", "-S", str(_FORK_CLIENT), server().address, *command()]
+    return [sys.executable, "-I", "-S", str(_FORK_CLIENT), address or server().address, *command()]
 
 
 def ocistream(

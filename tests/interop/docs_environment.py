@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Final
 
 from tests.certificates import Certificate
+from tests.fork_runner import Server
 from tests.images import Descriptor, Layout
 from tests.peers import docker_registry, dockerd, namespace, ssh_server
 from tests.registry_http import seed
-from tests.runner import command
+from tests.runner import command, forking_command
 
 #: Seconds that a block may take: far more than any does.
 TIMEOUT: Final = 120.0
@@ -95,7 +96,8 @@ def world(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_hosts(name))
         inside = stack.enter_context(namespace(name))
-        programs = _programs(folder / "bin")
+        forks = stack.enter_context(contextlib.closing(Server(os.environ, inside)))
+        programs = _programs(folder / "bin", forking_command(forks.address))
         env = {
             "PATH": f"{programs}:{os.environ['PATH']}",
             "SSL_CERT_FILE": str(certificate.file),
@@ -121,11 +123,16 @@ def world(
             stack.enter_context(docker_registry(there, tls=issued, within=inside, address=f"{address}:{port}"))
         # What is behind `ssh host` has a loopback of its own, and on it a registry.
         far = stack.enter_context(namespace(f"{name}-far"))
+        far_programs = _programs(folder / "far-bin", command())
         stack.enter_context(docker_registry(folder / "far", within=far, address="127.0.0.1:5000"))
         home = folder / "far-home"
         home.mkdir()
         enter = _program(programs / "enter", f'cd {home} && exec {" ".join(far)} sh -c "$SSH_ORIGINAL_COMMAND"')
-        homes = {"XDG_STATE_HOME": str(folder / "far-state"), "XDG_CONFIG_HOME": str(folder / "far-config")}
+        homes = {
+            "PATH": f"{far_programs}:{os.environ['PATH']}",
+            "XDG_STATE_HOME": str(folder / "far-state"),
+            "XDG_CONFIG_HOME": str(folder / "far-config"),
+        }
         ssh = stack.enter_context(
             ssh_server(folder / "ssh", name="host", env={**env, **homes}, program=enter, within=inside)
         )
@@ -178,10 +185,12 @@ def _hosts(name: str) -> Iterator[None]:
                 folder.parent.rmdir()
 
 
-def _programs(folder: Path) -> Path:
-    """Make a folder of programs, with the ocistream of these tests in it."""
+def _programs(folder: Path, ocistream: Sequence[str]) -> Path:
+    """Make a folder of programs, with `ocistream` in it."""
     folder.mkdir()
-    _program(folder / "ocistream", f'exec {" ".join(command())} "$@"')
+    # The process that a shell starts in the background must be the one that listens.
+    serve = f'[ "$1" != serve ] || exec {" ".join(command())} "$@"'
+    _program(folder / "ocistream", f'{serve}\nexec {" ".join(ocistream)} "$@"')
     return folder
 
 

@@ -195,6 +195,19 @@ def check_the_rest(place: Place, again: Result, image: Descriptor, tmp_path: Pat
     return size
 
 
+#: In one stream the registries differ; in chunks they do not.
+by_registry_or_way = pytest.mark.parametrize(
+    ("place", "way"),
+    [
+        ("docker-registry", "auto"),
+        ("serve", "auto"),
+        ("docker-registry", "chunk=2MiB"),
+        pytest.param("serve", "chunk=2MiB", marks=pytest.mark.nightly),
+    ],
+    indirect=["place"],
+)
+
+
 @pytest.mark.parametrize(("way", "number", "code"), [("auto", signal.SIGINT, 130), ("chunk=2MiB", signal.SIGTERM, 143)])
 def test_one_that_is_interrupted_ends_its_request_and_resumes_where_it_says(
     place: Place, push: Callable[..., Result], layout: Layout, image: Descriptor, tmp_path: Path,
@@ -228,7 +241,7 @@ def test_one_that_is_interrupted_while_it_resumes_loses_nothing_either(
     assert [blob.get("resumed") for blob in document["blobs"]] == [None, document["resumed"]]
 
 
-@pytest.mark.parametrize("way", ["auto", "chunk=2MiB"])
+@by_registry_or_way
 def test_one_that_is_killed_promises_nothing_and_the_next_says_what_is_sent_again(
     place: Place, push: Callable[..., Result], layout: Layout, image: Descriptor, tmp_path: Path, way: str
 ) -> None:
@@ -238,7 +251,7 @@ def test_one_that_is_killed_promises_nothing_and_the_next_says_what_is_sent_agai
         assert (size == 0) == place.loses
 
 
-@pytest.mark.parametrize("way", ["auto", "chunk=2MiB"])
+@by_registry_or_way
 def test_of_one_whose_line_is_cut_nothing_is_promised_for_sure(
     place: Place, push: Callable[..., Result], layout: Layout, image: Descriptor, tmp_path: Path, way: str
 ) -> None:

@@ -50,7 +50,8 @@ def test_a_real_image_crosses_a_pipe_unchanged_and_in_bounded_memory(
     assert registry.uploads("copies/debian") == []
 
 
-@pytest.mark.parametrize("way", ["copy", "pull", "push"])
+# tests/cli/test_memory_by_image_size.py measures all three with images that are made while they are read.
+@pytest.mark.parametrize("way", ["copy", *(pytest.param(way, marks=pytest.mark.nightly) for way in ("pull", "push"))])
 def test_layers_that_move_side_by_side_stay_within_the_budget_too(
     way: str,
     debian_name: str,
@@ -69,7 +70,7 @@ def test_layers_that_move_side_by_side_stay_within_the_budget_too(
     assert result.out.decode().strip().endswith(f"@{digest}")
 
 
-@pytest.mark.parametrize("percent", [50, 99])
+@pytest.mark.parametrize("percent", [50, pytest.param(99, marks=pytest.mark.nightly)])
 def test_a_pipe_that_is_cut_leaves_no_tag_and_no_manifest(
     percent: int, debian_name: str, debian_archive: Path, registry: DockerRegistry
 ) -> None:
@@ -100,7 +101,13 @@ def test_after_a_cut_the_next_push_completes_the_image(
     assert registry.tags("copies/debian") == {"v2": debian_image.manifest["digest"]}
 
 
-@pytest.mark.parametrize(("number", "position"), [(1, 0.5), (-1, 1.0)], ids=["in a layer", "at the end of the last"])
+@pytest.mark.parametrize(
+    ("number", "position"),
+    [
+        pytest.param(1, 0.5, id="in a layer", marks=pytest.mark.nightly),
+        pytest.param(-1, 1.0, id="at the end of the last"),
+    ],
+)
 def test_a_flipped_byte_is_refused_and_nothing_is_visible(
     number: int, position: float, debian_archive: Path, debian_image: DebianImage, registry: DockerRegistry
 ) -> None:

@@ -17,13 +17,13 @@ from tests.registry_http import seed
 from tests.runner import measured, ocistream, started
 
 REPOSITORIES = 4
-TAGS = 5
+TAGS = 3
 IMAGES = REPOSITORIES * TAGS
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
-    """Return a docker-registry with twenty images in four repositories, some of which share layers."""
+    """Return a docker-registry with images in four repositories, some of which share layers."""
     folder = tmp_path_factory.mktemp("from")
     layout = Layout(folder / "made")
     with docker_registry(folder / "registry") as registry:
@@ -132,7 +132,7 @@ def test_several_destinations_stay_within_the_memory_that_is_promised(tmp_path: 
         docker_registry(tmp_path / "one") as one,
         docker_registry(tmp_path / "two") as two,
     ):
-        seed(layout, layout.image([(24 << 20) + number for number in range(4)]), source.host, "app", "1")
+        seed(layout, layout.image([(16 << 20) + number for number in range(4)]), source.host, "app", "1")
         file = tmp_path / "sync.toml"
         file.write_text(f'[[sync]]\nfrom = "{source.host}/app"\nto = ["{one.host}/app", "{two.host}/app"]\n')
         result = measured("sync", file)

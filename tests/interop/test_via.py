@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
-from tests.debian_image import DebianImage
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.fault_actions import Stall
 from tests.faulty_registry import Fault, FaultyRegistry
-from tests.images import Descriptor, Layout
+from tests.images import Layout
 from tests.interop.process_limits import MIB
 from tests.interop.program_image import image_of_programs
 from tests.peers import Dockerd, DockerRegistry, docker_registry, namespace, ssh_server
@@ -62,32 +61,27 @@ def copy(source: Argument, destination: str, via: Sequence[str], *options: Argum
     return ocistream("copy", source, destination, "--via", shlex.join(via), *PROGRAM, *options)
 
 
-def test_a_real_image_goes_where_nobody_can_reach(
-    debian_name: str,
-    debian_image: DebianImage,
-    far: DockerRegistry,
-    inside: list[str],
-    via: list[str],
-    tmp_path: Path,
+def test_an_image_goes_where_nobody_can_reach(
+    registry: DockerRegistry, far: DockerRegistry, inside: list[str], via: list[str], layout: Layout, tmp_path: Path
 ) -> None:
+    # tests/interop/test_pipe.py moves a real image.
+    image = layout.image([2 * MIB, 3 * MIB, 100_000])
+    seed(layout, image, registry.host, "team/app", "v1")
+    source, name = f"{registry.host}/team/app:v1", f"{far.host}/team/app:v1"
     here: list[str] = []
-    for start, name in ((here, f"{far.host}/team/debian:v1"), (inside, debian_name)):
-        shown = run([*start, *command(), "inspect", name, "--retries", "0"])
+    for start, unreachable in ((here, name), (inside, source)):
+        shown = run([*start, *command(), "inspect", unreachable, "--retries", "0"])
         assert shown.code == 7, shown.err
-    name, digest = f"{far.host}/team/debian:v1", debian_image.manifest["digest"]
-    result = copy(debian_name, name, via)
+    result = copy(source, name, via)
     assertions.success(result)
-    assert result.lines() == [f"{name}@{digest}"]
-    assert far.tags("team/debian") == {"v1": digest}
-    result = copy(debian_name, name, via, "--result", tmp_path / "r.json")
+    assert result.lines() == [f"{name}@{image['digest']}"]
+    assert far.tags("team/app") == {"v1": image["digest"]}
+    result = copy(source, name, via, "--result", tmp_path / "r.json")
     assertions.success(result)
+    document = layout.read(image["digest"])
     sizes = json.loads((tmp_path / "r.json").read_text())["bytes"]
-    assert (sizes["copied"], sizes["leftOut"]) == (0, sum(b["size"] for b in blobs_of(debian_image)))
-
-
-def blobs_of(image: DebianImage) -> list[Descriptor]:
-    document = image.layout.read(image.manifest["digest"])
-    return [document["config"], *document["layers"]]
+    blobs = [document["config"], *document["layers"]]
+    assert (sizes["copied"], sizes["leftOut"]) == (0, sum(blob["size"] for blob in blobs))
 
 
 def children(pid: int) -> list[int]:

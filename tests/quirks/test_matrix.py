@@ -70,10 +70,15 @@ def there_and_back(registry: QuirkyRegistry, mover: Mover, layout: Layout, how: 
         assert list((registry.layout.path / "blobs").glob("*/.*")) == []
 
 
-#: Each habit with a file or a pipe, in turn: registries of every kind (below) get both. The nightly run has the others.
+#: Each quirk with a file or a pipe, in turn, and so each kind of registry (below). The nightly run has the others.
 _TURNS: Final = [
     pytest.param(habit, how, marks=quirk(number) if usual else pytest.mark.nightly, id=f"{number}-{habit}-{how}")
     for turn, (number, habit) in enumerate(ALONE)
+    for how, usual in ((WAYS[turn % 2], True), (WAYS[1 - turn % 2], False))
+]
+_TURNS_OF_KINDS: Final = [
+    pytest.param(kind, how, marks=() if usual else pytest.mark.nightly, id=f"{kind}-{how}")
+    for turn, kind in enumerate(KINDS)
     for how, usual in ((WAYS[turn % 2], True), (WAYS[1 - turn % 2], False))
 ]
 
@@ -85,8 +90,7 @@ def test_an_image_comes_back_as_it_was_pushed_from_a_registry_with_one_quirk(
     there_and_back(start(habit), mover(), layout, how)
 
 
-@pytest.mark.parametrize("how", WAYS)
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(("kind", "how"), _TURNS_OF_KINDS)
 def test_an_image_comes_back_as_it_was_pushed_from_a_registry_with_the_quirks_of(
     kind: Kind, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:

@@ -183,7 +183,7 @@ def test_of_a_large_image_that_exists_only_some_blobs_are_asked_about(
     start: Start, push: Push, layout: Layout, large: Descriptor
 ) -> None:
     registry = start()
-    push(registry)
+    seed(layout, large, registry.host, "app", "1")
     push(registry)
     assert {request.method for request in registry.requests} == {"HEAD"}
     found, blobs = asked(registry, "/blobs/"), blobs_of(layout, large)
@@ -199,7 +199,7 @@ def test_where_one_of_those_is_lost_every_blob_is_asked_about_once(
     place: int, start: Start, push: Push, layout: Layout, large: Descriptor
 ) -> None:
     registry = start()
-    push(registry)
+    seed(layout, large, registry.host, "app", "1")
     blobs = blobs_of(layout, large)
     # The other one would not have been asked about.
     registry.faults = lost(blobs[place], blobs[2])
@@ -215,7 +215,7 @@ def test_a_manifest_of_which_the_registry_does_not_say_that_it_is_that_one_is_no
     value: str | None, start: Start, push: Push, layout: Layout, large: Descriptor
 ) -> None:
     registry = start()
-    push(registry)
+    seed(layout, large, registry.host, "app", "1")
     unsure = Header("Docker-Content-Digest", value)
     registry.faults = [Fault(unsure, "HEAD", f"/manifests/{large['digest']}", times=None)]
     push(registry)
@@ -228,7 +228,7 @@ def test_a_large_image_that_does_not_exist_is_not_believed_for_the_blobs_that_do
     start: Start, push: Push, layout: Layout, large: Descriptor
 ) -> None:
     registry = start()
-    push(registry)
+    seed(layout, large, registry.host, "app", "1")
     blobs = blobs_of(layout, large)
     registry.faults = lost(large["digest"], blobs[2])
     push(registry)
@@ -242,7 +242,7 @@ def test_who_may_push_and_not_look_is_not_told_that_anything_exists(
     start: Start, push: Push, layout: Layout, large: Descriptor
 ) -> None:
     registry = start(registry_quirks.NO_LOOKING)
-    push(registry)
+    seed(layout, large, registry.host, "app", "1")
     push(registry)
     assert len(registry.asked("PUT", "/blobs/uploads/")) == len(blobs_of(layout, large))
 
@@ -254,8 +254,7 @@ def test_each_image_of_an_index_answers_for_itself(start: Start, push: Push, lay
         layout.image([b"%d" % (first + number) for number in range(MANY)], platform=platform)
         for first, platform in ((0, "linux/amd64"), (1000, "linux/arm64"))
     )
-    layout.index([one, other], name="app")
-    push(registry)
+    seed(layout, layout.index([one, other], name="app"), registry.host, "app", "1")
     gone = blobs_of(layout, other)[2]
     registry.faults = lost(other["digest"], gone)
     push(registry)
