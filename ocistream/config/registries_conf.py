@@ -31,7 +31,7 @@ _TARGET: Final = re.compile(r"(/[^/:@]+)(:[^/:@]+)?(@[^/@]+)?\Z")
 
 
 def _location(table: TomlTable, key: str, value: object) -> str:
-    """Read a location. An empty one is as good as none, here and below: as in containers' own parser."""
+    """Read a location. An empty location counts as missing, as in containers' own parser."""
     return registry_location(table, key, value) if value != "" else ""
 
 

@@ -70,7 +70,7 @@ class SyncRun:
         observer: Observer,
         check_push: Callable[[Reference | None], None] = lambda _: None,
     ) -> None:
-        """`context` returns the context of a location; `stop` creates the event that cancels one image's transfer."""
+        """`context` returns the context of a location; `create_cancel_event` an event to cancel one image."""
         self._context_of = context
         self._on_result = on_result
         self._jobs = jobs
@@ -98,11 +98,8 @@ class SyncRun:
         done = 0
         while batch := list(itertools.islice(selected, _BATCH_SIZE)):
             comparisons = [ImageComparison(copy) for copy in batch]
-            run_each(self._comparer.compare, comparisons, jobs=self._jobs, cancelled=self._create_cancel_event())
-            if dry_run:
-                self._dry_run(comparisons)
-                continue
-            run_each(self._comparer.prepare, comparisons, jobs=self._jobs, cancelled=self._create_cancel_event())
+            for step in (self._comparer.compare, self._copier.plan if dry_run else self._comparer.prepare):
+                run_each(step, comparisons, jobs=self._jobs, cancelled=self._create_cancel_event())
             self._progress.add_expected(
                 sum(comparison.size for comparison in comparisons),
                 sum(comparison.blob_count for comparison in comparisons),
@@ -110,16 +107,11 @@ class SyncRun:
             for comparison in comparisons:
                 self._report(comparison.results)
                 if comparison.pending:
-                    self._report(self._copier.copy(comparison))
+                    self._report(self._copier.list_planned(comparison) if dry_run else self._copier.copy(comparison))
                 self._comparer.release(comparison)
                 done += 1
-                self._progress.report_images(done, count)
-
-    def _dry_run(self, comparisons: Sequence[ImageComparison]) -> None:
-        run_each(self._copier.plan, comparisons, jobs=self._jobs, cancelled=self._create_cancel_event())
-        for comparison in comparisons:
-            self._report(comparison.results)
-            self._report(self._copier.list_planned(comparison))
+                if not dry_run:
+                    self._progress.report_images(done, count)
 
     def _report(self, results: Iterable[SyncResult]) -> None:
         for result in results:
