@@ -68,9 +68,9 @@ class ArchiveDestination:
         """Return the sizes of the blobs that were already written. Each digest is stored once."""
         return {blob.digest: blob.size for blob in blobs if blob.digest in self._written}
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+    def write(self, blob: VerifiedBlob) -> int:
         """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive has no end mark."""
-        require_complete(blob, offset)
+        require_complete(blob)
         self._start()
         digest = blob.descriptor.digest
         self._tar.add_blob(blob_name(digest), blob)

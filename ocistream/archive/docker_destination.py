@@ -81,9 +81,9 @@ class DockerArchiveDestination:
         """Return the sizes of the blobs that were already written."""
         return {blob.digest: blob.size for blob in blobs if blob.digest in self._names}
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+    def write(self, blob: VerifiedBlob) -> int:
         """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive has no end mark."""
-        require_complete(blob, offset)
+        require_complete(blob)
         chunks = blob.open()
         first = next(chunks, b"")
         # A blob that comes before its manifest has no known media type: only its bytes show what it is.

@@ -44,7 +44,7 @@ from ocistream.oci.volumes import parse_part_name, parse_volume
 from ocistream.streams import files
 from ocistream.streams.chunks import chunks_from, read_all, verify_chunks
 from ocistream.streams.compression import NONE, detect_codec
-from ocistream.transfer.interfaces import Blob, TailBlob
+from ocistream.transfer.interfaces import Blob, ByteRange
 from ocistream.transfer.partial_blobs import parse_partial_blobs
 from ocistream.transfer.verified_blobs import blob_from_bytes
 
@@ -267,10 +267,8 @@ class ArchiveStreamSource:
         if start and start + entry.size != descriptor.size:
             msg = f"{printable(entry.name)!r} in the archive is not the rest of a blob of {descriptor.size} bytes"
             raise ArchiveError(msg)
-        opened = partial(_chunks_from, content_of, start)
-        if start:
-            return TailBlob(descriptor, opened, reopenable=False, start=start)
-        return Blob(descriptor, opened, reopenable=False)
+        rest = ByteRange(start, descriptor.size) if start else None
+        return Blob(descriptor, partial(_chunks_from, content_of, start), reopenable=False, range=rest)
 
     def _find_start(self, entry: TarEntry) -> int:
         """Return where an entry starts in its blob: 0, unless the archive has only the tail of the blob."""

@@ -320,13 +320,13 @@ class VolumeSetDestination:
         """Return the sizes of the blobs that were already written. Only manifests are in every volume."""
         return {blob.digest: blob.size for blob in blobs if blob.digest in self._written}
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+    def write(self, blob: VerifiedBlob) -> int:
         """Append a blob to its volume, or its parts to their volumes.
 
         Raises:
             UnsupportedError: the blob arrives before the graph.
         """
-        require_complete(blob, offset)
+        require_complete(blob)
         if self._graph is None:
             msg = "the archive's index comes after its layers, so it is not known yet which volumes they belong in"
             raise UnsupportedError(msg, hint="read it from a file instead of a pipe")

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError
-from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.volumes import checksum_name, parse_checksum_line, parse_part_name, part_error, part_name
 from ocistream.streams.chunks import HashedChunks, read_all, verify_chunks
-from ocistream.transfer.interfaces import Blob, BlobPart
+from ocistream.transfer.interfaces import Blob, BlobPart, ByteRange, RecoverableBlob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ocistream.archive.contents import ArchiveContents, Extent
+    from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.volumes import Volume, VolumePart
     from ocistream.streams.chunks import Chunk
 
@@ -53,9 +53,25 @@ def find_parts(
             digest = parse_checksum_line(
                 part_name(descriptor.digest, piece.offset), read_extent(checksum, limits.MAX_LAYOUT_FILE)
             )
-            blob = Blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, piece.size), partial(open_extent, extent))
+            blob = RecoverableBlob(
+                descriptor,
+                partial(_open_part, partial(open_extent, extent), piece.offset),
+                range=ByteRange(piece.offset, piece.offset + piece.size, digest),
+                on_corrupt=partial(
+                    _raise_part_error, descriptor.digest, piece.offset, volume.template.format_name(piece.volume)
+                ),
+            )
         parts.append(BlobPart(piece.offset, piece.size, volume.template.format_name(piece.volume), blob))
     return parts
+
+
+def _open_part(open_extent: Callable[..., Iterator[Chunk]], start: int, offset: int = 0) -> Iterator[Chunk]:
+    """Return the bytes of a blob from byte `offset` on; the part begins at byte `start`."""
+    return open_extent(max(0, offset - start))
+
+
+def _raise_part_error(digest: str, offset: int, volume: str, error: IntegrityError, again: bool) -> None:  # noqa: ARG001 - there is no second copy
+    raise part_error(digest, offset, volume, error) from error
 
 
 def check_parts(volume: Volume, contents: ArchiveContents) -> None:
@@ -127,7 +143,7 @@ def assemble_blob(descriptor: Descriptor, parts: Sequence[BlobPart]) -> Blob | N
     def chunks(offset: int = 0) -> Iterator[Chunk]:
         for part in parts:
             if part.blob is not None and offset < part.offset + part.size:
-                yield from part.blob.open(max(0, offset - part.offset))
+                yield from part.blob.open(max(offset, part.offset))
 
     def opened(offset: int = 0) -> Iterator[Chunk]:
         return _with_large_first_chunk(chunks(offset))
@@ -150,9 +166,10 @@ def _with_large_first_chunk(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
 
 
 def is_corrupt_part(part: Blob) -> bool:
-    """Read a part, and return whether it does not match its descriptor."""
+    """Read a part, and return whether it does not match its own digest."""
+    assert part.range_descriptor is not None, "parts in volumes have digests"  # noqa: S101 - `find_parts` sets them
     try:
-        for _ in verify_chunks(part.open(), part.descriptor):
+        for _ in verify_chunks(part.open(), part.range_descriptor):
             pass
     except IntegrityError:
         return True

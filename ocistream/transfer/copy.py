@@ -290,10 +290,9 @@ class _Copy:
     def _write_parts(self, missing: Sequence[Descriptor], graph: Graph) -> NeededVolumes:
         """Write the available parts of blobs that continue in other volumes; return the volumes that have the rest."""
         # Imported here because few archives are split into volumes.
-        from ocistream.transfer.partial_blobs import PartWriter
+        from ocistream.transfer.partial_blobs import write_parts
 
-        parts = PartWriter(self._source, self._destination, self._observer, self.pipeline.add_result, self._cancelled)
-        return parts.write(missing, graph)
+        return write_parts(self._source, self._destination, missing, graph, self.pipeline.copy_parts)
 
     def _drop_missing(self, unavailable: Sequence[Descriptor], graph: Graph, needed: NeededVolumes | None) -> Graph:
         """Reduce the graph to what a pipe really had, if only platforms that were not exported are missing.

@@ -29,14 +29,13 @@ from ocistream.transfer.interfaces import (
     NewBlob,
     NewBlobDestination,
     ReadableDestination,
-    TailBlob,
     VerifiedBlob,
 )
 from ocistream.transfer.report import BlobResult
 from ocistream.transfer.verified_blobs import BlobProgress, blob_from_bytes, peek, use_verified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
@@ -221,8 +220,8 @@ class BlobPipeline:
             OcistreamError: the blob is not what it should be, or the source or the destination failed.
         """
         digest = blob.descriptor.digest
-        if isinstance(blob, TailBlob):
-            self._write_tail(blob)
+        if blob.range is not None:
+            self._copy_rest(blob)
         elif digest in self.layers and self.recompressor is not None:
             self._recompress(blob, self.recompressor)
         elif digest in self.configs:
@@ -238,18 +237,23 @@ class BlobPipeline:
         else:
             self.copy_blob(blob)
 
-    def _write_tail(self, blob: TailBlob) -> None:
+    def _copy_rest(self, blob: Blob) -> None:
         """Write the rest of a blob whose beginning the destination has."""
-        # Imported here because few archives contain the rest of a blob.
-        from ocistream.transfer.partial_blobs import write_tail
-
         digest = blob.descriptor.digest
         if digest in {*self.layers, *self.configs, *self._unchanged_layers, *self.config_checker.digests}:
             msg = f"{digest}: the source sends only the end of this blob, and all of it must be read"
             raise UnsupportedError(msg)
-        progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
-        write_tail(self._destination, blob, progress)
-        self.add_result(blob.descriptor, "copied", progress.counted, resumed=progress.resumed_size)
+        self.copy_blob(blob)
+
+    def copy_parts(self, blob: Descriptor, parts: Sequence[Blob]) -> int:
+        """Write some parts of a blob, in order; return how many bytes of the blob are stored then, from its first."""
+        progress = BlobProgress(self._observer, blob, self._cancelled)
+        for part in parts:
+            self._write(part, progress)
+        stored = self._destination.stored([blob], partial=True).get(blob.digest, 0)
+        if stored == blob.size and parts:
+            self.add_result(blob, "copied", progress.counted)
+        return stored
 
     def _read_existing(self, blob: Blob) -> None:
         """Read and verify a blob that the destination has."""
@@ -302,7 +306,16 @@ class BlobPipeline:
     def copy_blob(self, blob: Blob, read: Callable[[VerifiedBlob], VerifiedBlob] = lambda verified: verified) -> None:
         """Write a blob. Its chunks are verified, passed through `read`, counted and cancellable, in this order."""
         progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
-        resumed = use_verified(
+        resumed = self._write(blob, progress, read)
+        self.add_result(blob.descriptor, "copied", progress.counted, resumed=progress.resumed_size or resumed)
+
+    def _write(
+        self,
+        blob: Blob,
+        progress: BlobProgress,
+        read: Callable[[VerifiedBlob], VerifiedBlob] = lambda verified: verified,
+    ) -> int:
+        return use_verified(
             blob,
             lambda verified_blob: self._destination.write(progress.wrap(read(verified_blob))),
             can_retry=self._destination.traits.can_retry,
@@ -310,7 +323,6 @@ class BlobPipeline:
             hash_in_thread=self.concurrency < count_processors(),
             is_interruptible=self.is_interruptible,
         )
-        self.add_result(blob.descriptor, "copied", progress.counted, resumed=progress.resumed_size or resumed)
 
     def _is_stored(self, blob: Descriptor) -> bool:
         return bool(list_stored(self._destination, [blob]))

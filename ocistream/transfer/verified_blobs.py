@@ -30,7 +30,6 @@ __all__ = [
     "BlobProgress",
     "blob_from_bytes",
     "map_chunks",
-    "part_unsupported_error",
     "peek",
     "require_complete",
     "use_verified",
@@ -67,24 +66,20 @@ def map_chunks(blob: VerifiedBlob, wrap: Callable[[Iterator[Chunk]], Iterator[Ch
     return replace(blob, open=opened)
 
 
-def require_complete(blob: VerifiedBlob, offset: int) -> None:
-    """Refuse a part of a blob.
+def require_complete(blob: VerifiedBlob, *, or_rest: bool = False) -> None:
+    """Refuse a part of a blob; with `or_rest`, only a part after which the blob is not complete.
 
     Raises:
-        UnsupportedError: the blob begins at another byte than 0, or ends early.
+        UnsupportedError: the source has only a part of the blob.
     """
-    if offset or blob.end is not None:
-        raise part_unsupported_error(blob)
-
-
-def part_unsupported_error(blob: VerifiedBlob) -> UnsupportedError:
-    """Return the error of a destination that cannot store a part of a blob."""
-    digest = blob.descriptor.digest
-    return UnsupportedError(f"{digest}: the source sends only a part of this blob, and complete ones are needed here")
+    if blob.range is not None and not (or_rest and blob.end == blob.descriptor.size):
+        digest = blob.descriptor.digest
+        msg = f"{digest}: the source sends only a part of this blob, and complete ones are needed here"
+        raise UnsupportedError(msg)
 
 
 class BlobProgress:
-    """Counts the bytes of one blob for the observer, however often the blob is restarted.
+    """Counts the bytes of one blob for the observer, however often the blob is restarted, and over all of its parts.
 
     Bytes that the destination already has count as moved; `resumed_size` is their number.
     """
@@ -105,6 +100,7 @@ class BlobProgress:
 
         def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
             self._counter.restart()
+            offset = max(offset, blob.start)
             self.resumed_size = offset
             if stored is None:
                 self._counter.advance(offset)
@@ -131,7 +127,8 @@ def use_verified(
     """Pass the blob to `use` with verified chunks, and return the result of `use`.
 
     If a resumed blob is corrupt, the stored beginning may be the cause. `use` is then called once more with a blob that
-    cannot resume, before the source is told. If the blob is corrupt otherwise, `RecoverableBlob.on_corrupt` tells the
+    cannot resume, before the source is told. A blob that can be read only once, or of which the source has only the
+    rest, is lost: neither side has all of it. If the blob is corrupt otherwise, `RecoverableBlob.on_corrupt` tells the
     source, and `use` is called again if another mirror can supply it. Mirrors are not hashed separately: that would
     cost a second SHA-256 of every byte.
 
@@ -141,28 +138,33 @@ def use_verified(
 
     Raises:
         IntegrityError: the bytes are wrong, and there is no other source.
-        PartialBlobLostError: the bytes are wrong together with the stored beginning, and can be read only once.
+        PartialBlobLostError: the bytes are wrong together with the stored beginning, which cannot be read again.
         OcistreamError: raised by `use`.
     """
     can_resume = blob.reopenable or is_interruptible
-    recoverable = blob if isinstance(blob, RecoverableBlob) else RecoverableBlob(blob.descriptor, blob.open)
+    recoverable = (
+        blob if isinstance(blob, RecoverableBlob) else RecoverableBlob(blob.descriptor, blob.open, range=blob.range)
+    )
+    is_rest = recoverable.range_descriptor is None
     if not can_retry and recoverable.precheck is not None:
         recoverable.precheck()
     while True:
         attempt = _Attempt(recoverable, hash_in_thread=hash_in_thread)
-        verified = VerifiedBlob(blob.descriptor, attempt.open, blob.reopenable, can_resume, is_interruptible)
+        verified = VerifiedBlob(
+            blob.descriptor, attempt.open, blob.reopenable, blob.range, can_resume, is_interruptible
+        )
         try:
             return use(verified)
         except IntegrityError as error:
             # `use` may raise IntegrityError too, for a layer that does not match its config. Other bytes would not
             # help.
-            if error not in attempt.failures:
+            if error not in attempt.failures and not is_rest:
                 raise
-            if attempt.was_resumed:
+            if attempt.was_resumed or is_rest:
                 if not blob.reopenable:
                     msg = f"{error.message}: the beginning that an earlier run stored does not fit"
                     raise PartialBlobLostError(
-                        msg, hint="run the same command again: all of it is taken then"
+                        msg, hint="run the same command again: all of it is sent then"
                     ) from error
                 can_resume = False
             elif recoverable.on_corrupt is None:
@@ -182,18 +184,23 @@ class _Attempt:
 
     def open(self, offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
         """Return verified chunks, as `VerifiedBlob.open` does."""
-        descriptor = self._blob.descriptor
-        chunks = self._read_from(offset) if offset else self._blob.open()
-        self.was_resumed = bool(offset) and stored is not None
-        if offset and stored is None:
-            return self._record_failure(check_chunks_size(chunks, descriptor, offset))
-        verified = verify_chunks(chunks, descriptor, stored or (), hash_in_thread=self._hash_in_thread)
+        blob = self._blob
+        offset = max(offset, blob.start)
+        chunks = self._read_from(offset) if offset > blob.start else blob.open()
+        expected = blob.range_descriptor if offset == blob.start else None
+        self.was_resumed = expected is None and stored is not None
+        if expected is not None:
+            chunks = verify_chunks(chunks, expected, hash_in_thread=self._hash_in_thread)
+        elif stored is not None:
+            chunks = verify_chunks(chunks, blob.descriptor, stored, hash_in_thread=self._hash_in_thread)
+        else:
+            chunks = check_chunks_size(chunks, replace(blob.descriptor, size=blob.end), offset)
         # Only a blob that is read completely can be cached.
-        return self._record_failure(verified if offset or self._blob.cache is None else self._blob.cache(verified))
+        return self._record_failure(chunks if offset or blob.cache is None else blob.cache(chunks))
 
     def _read_from(self, offset: int) -> Iterator[Chunk]:
         """Read from an offset; request nothing if all bytes are stored."""
-        if offset < self._blob.descriptor.size:
+        if offset < self._blob.end:
             yield from self._blob.open(offset)
 
     def _record_failure(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:

@@ -164,13 +164,13 @@ class _Verification:
             if is_complete and blob.digest not in self._checker.errors:
                 continue
             for part in source.parts(blob):
-                if part.blob is None:
+                if part.blob is None or part.blob.range_descriptor is None:
                     continue
                 if not is_complete:
                     sizes.append(part.size)
                 try:
                     self._checker.read_complete(
-                        verify_chunks(part.blob.open(), part.blob.descriptor), blob, unpack=False
+                        verify_chunks(part.blob.open(), part.blob.range_descriptor), blob, unpack=False
                     )
                 except IntegrityError as error:
                     self._checker.errors[blob.digest] = part_error(blob.digest, part.offset, part.volume, error)

@@ -289,15 +289,15 @@ class _RemoteArchiveDestination(ArchiveDestination):
         """
         return {PARTIAL_BLOBS: format_partial_blobs(self.partial_blobs)}
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+    def write(self, blob: VerifiedBlob) -> int:
         """Send a blob, or the rest of it. The last chunk is sent after the whole blob was verified.
 
         The blob is read from its beginning even to resume: only that proves the digest, and the source is near.
         """
         digest, size = blob.descriptor.digest, blob.descriptor.size
         start = self.partial_blobs.get(digest, 0)
-        if offset or not start:
-            return super().write(blob, offset)
+        if blob.range is not None or not start:
+            return super().write(blob)
         self._tar.add(part_name(digest, start), size - start, chunks_from(blob.open(), start))
         self._written.add(digest)
         return 0

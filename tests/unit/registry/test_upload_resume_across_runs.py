@@ -33,7 +33,7 @@ from ocistream.registry.repository import Repository
 from ocistream.registry.upload_record import SessionLocation, UploadKey, UploadRecords
 from ocistream.registry.upload_strategy import UploadMethod, UploadStrategy
 from ocistream.streams.chunks import Chunk
-from ocistream.transfer.interfaces import VerifiedBlob
+from ocistream.transfer.interfaces import ByteRange, VerifiedBlob
 from tests.faulty_registry import Action, Fault, HangUp, Header, StopReading, refusal
 from tests.http_doubles import CountingRegistry, QuickTransport, eventually
 from tests.raw_http import Client
@@ -121,10 +121,10 @@ class TestGoingOn:
     ) -> None:
         registry = faulty()
         run.was_killed(registry)
-        assert run.uploader(quick(), registry).upload(Source().blob) == SENT
+        assert run.uploader(quick(), registry).upload(Source().blob).resumed == SENT
         other = faulty(Fault(refusal(400), "PATCH", skip=1))
         run.was_killed(other)
-        assert run.uploader(quick(), other).upload(Source().blob) == 0
+        assert run.uploader(quick(), other).upload(Source().blob).resumed == 0
 
     def test_of_one_that_has_all_only_the_end_is_missing(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty()
@@ -495,12 +495,12 @@ class TestOverALineThatMayBreakOff:
         registry = faulty()
         run.was_killed(registry, MIB)
         with pytest.raises(TruncatedError):
-            run.uploader(quick(), registry).upload_part(BLOB, MIB, rest(MIB, fails_at=3 * MIB))
+            run.uploader(quick(), registry).upload(rest(MIB, fails_at=3 * MIB))
         (patch,) = registry.asked("PATCH")
         assert (patch.status, patch.received) == (202, 2 * MIB)
         assert len(run.files()) == 1
         assert run.uploader(quick(), registry).partial_size(BLOB.digest) == 3 * MIB
-        assert run.uploader(quick(), registry).upload_part(BLOB, 3 * MIB, rest(3 * MIB)) == len(CONTENT)
+        assert run.uploader(quick(), registry).upload(rest(3 * MIB)).stored == len(CONTENT)
         assert received(registry) == len(CONTENT) - MIB
         assert is_stored(registry)
         assert run.files() == []
@@ -510,8 +510,8 @@ class TestOverALineThatMayBreakOff:
         self, faulty: Faulty, quick: Quick, run: Run, fault: Action
     ) -> None:
         registry = faulty(Fault(fault, "PATCH"))
-        reached = run.uploader(quick(), registry).upload_part(BLOB, 0, rest(0))
-        assert reached == len(CONTENT)
+        reached = run.uploader(quick(), registry).upload(rest(0))
+        assert reached.stored == len(CONTENT)
         assert is_stored(registry)
 
 
@@ -529,9 +529,8 @@ def rest(start: int, *, fails_at: int | None = None) -> VerifiedBlob:
                 raise TruncatedError("x")
             yield CONTENT[at : at + MIB]
 
-    return VerifiedBlob(
-        dataclasses.replace(BLOB, size=BLOB.size - start), chunks, reopenable=False, is_interruptible=True
-    )
+    part = ByteRange(start, BLOB.size)
+    return VerifiedBlob(BLOB, chunks, reopenable=False, range=part, is_interruptible=True)
 
 
 class TestHowFarItIs:

@@ -9,7 +9,7 @@ import pytest
 
 from ocistream.errors import IntegrityError, PartialBlobLostError, UnsupportedError
 from ocistream.streams.chunks import Chunk, read_all
-from ocistream.transfer.interfaces import Blob, RecoverableBlob, VerifiedBlob
+from ocistream.transfer.interfaces import Blob, ByteRange, RecoverableBlob, VerifiedBlob
 from ocistream.transfer.verified_blobs import blob_from_bytes, peek, require_complete, use_verified
 from tests.http_doubles import blob_of
 
@@ -78,10 +78,14 @@ def test_bytes_and_what_was_looked_into_begin_anywhere(offset: int) -> None:
 
 def test_only_from_its_first_byte_to_its_last_is_a_blob_complete() -> None:
     blob = VerifiedBlob(blob_of(RIGHT), lambda *_: iter([RIGHT]))
-    require_complete(blob, 0)
-    for part, offset in ((blob, 1), (dataclasses.replace(blob, end=4), 0)):
+    require_complete(blob)
+    rest, beginning = ByteRange(1, len(RIGHT)), ByteRange(0, 4)
+    for part in (rest, beginning):
         with pytest.raises(UnsupportedError, match=blob.descriptor.digest):
-            require_complete(part, offset)
+            require_complete(dataclasses.replace(blob, range=part))
+    require_complete(dataclasses.replace(blob, range=rest), or_rest=True)
+    with pytest.raises(UnsupportedError, match=blob.descriptor.digest):
+        require_complete(dataclasses.replace(blob, range=beginning), or_rest=True)
 
 
 class Resumable:
@@ -178,3 +182,34 @@ class TestResuming:
         for content in (b"", b"righ", b"rights"):
             with pytest.raises(IntegrityError):
                 use_verified(Resumable(content).blob, use, can_retry=False)
+
+
+class TestPartsOfBlobs:
+    """A source that has only some bytes of a blob: the part in a volume has a digest, the rest of a copy has none."""
+
+    @pytest.mark.parametrize("content", [b"igh", b"xgh", b"ig", b"igh!"])
+    def test_a_part_is_verified_by_its_own_digest(self, content: bytes) -> None:
+        part = Blob(blob_of(RIGHT), lambda: iter([content]), range=ByteRange(1, 4, blob_of(b"igh").digest))
+        if content == b"igh":
+            assert use_verified(part, read, can_retry=True) == content
+            return
+        with pytest.raises(IntegrityError, match=blob_of(b"igh").digest):
+            use_verified(part, read, can_retry=True)
+
+    def test_the_rest_is_verified_together_with_the_stored_beginning(self) -> None:
+        place = Resumable()
+        rest = Blob(blob_of(RIGHT), place.chunks, reopenable=False, range=ByteRange(2, len(RIGHT)))
+        assert use_verified(rest, resumed(b"rig"), can_retry=True, is_interruptible=True) == RIGHT
+        assert place.asked == [3]
+
+    def test_a_rest_that_does_not_fit_is_lost_and_not_the_source_wrong(self) -> None:
+        for use in (resumed(b"RI"), read, raise_integrity_error):
+            rest = Blob(blob_of(RIGHT), lambda *_: iter([b"wrong"]), reopenable=False, range=ByteRange(2, len(RIGHT)))
+            with pytest.raises(PartialBlobLostError):
+                use_verified(rest, use, can_retry=True, is_interruptible=True)
+
+
+def raise_integrity_error(checked: VerifiedBlob) -> bytes:
+    """Fail as a registry does that finds the complete blob wrong."""
+    del checked
+    raise IntegrityError("wrong together")
