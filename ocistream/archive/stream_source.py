@@ -44,7 +44,7 @@ from ocistream.oci.volumes import parse_part_name, parse_volume
 from ocistream.streams import files
 from ocistream.streams.chunks import chunks_from, read_all, verify_chunks
 from ocistream.streams.compression import NONE, detect_codec
-from ocistream.transfer.interfaces import Blob, ByteRange
+from ocistream.transfer.interfaces import Access, Blob, ByteRange
 from ocistream.transfer.partial_blobs import parse_partial_blobs
 from ocistream.transfer.verified_blobs import blob_from_bytes
 
@@ -184,9 +184,7 @@ class ArchiveStreamSource:
         # The walk uses more memory than the graph.
         self._index = LayoutIndex([], {})
         self._index_walk, self._walk = IndexWalk(self._index, self._select, self._platforms, self._referrers), None
-        graph = replace(
-            graph, has_plain_layers=self._docker.is_docker_save, is_interruptible=self._tail_offsets is not None
-        )
+        graph = replace(graph, has_plain_layers=self._docker.is_docker_save)
         # Synthesized manifests are known only after all blobs were read.
         valid_digests = self._contents.blobs.keys() - self._buffer.corrupt.keys()
         graph = mark_synthesized(graph, [digest for digest in synthesized if digest not in valid_digests])
@@ -268,7 +266,11 @@ class ArchiveStreamSource:
             msg = f"{printable(entry.name)!r} in the archive is not the rest of a blob of {descriptor.size} bytes"
             raise ArchiveError(msg)
         rest = ByteRange(start, descriptor.size) if start else None
-        return Blob(descriptor, partial(_chunks_from, content_of, start), reopenable=False, range=rest)
+        return Blob(descriptor, partial(_chunks_from, content_of, start), self._access, rest)
+
+    @property
+    def _access(self) -> Access:
+        return Access.ONCE if self._tail_offsets is None else Access.RESUMABLE
 
     def _find_start(self, entry: TarEntry) -> int:
         """Return where an entry starts in its blob: 0, unless the archive has only the tail of the blob."""
@@ -400,7 +402,7 @@ class ArchiveStreamSource:
         if (codec := detect_codec(first_chunk[: limits.KIB])) is not NONE:
             self._buffer.codecs[digest] = codec
         all_chunks = itertools.chain([first_chunk], chunks)
-        blob = Blob(descriptor, partial(_chunks_from, lambda: all_chunks, 0), reopenable=False)
+        blob = Blob(descriptor, partial(_chunks_from, lambda: all_chunks, 0), self._access)
         self._write_early(blob, early_blobs, can_be_plain_layer=self._may_be_bare(entry))
         if looks_like_json and digest not in self._buffer.corrupt:
             self._buffer.spilled[digest] = descriptor
@@ -419,11 +421,8 @@ class ArchiveStreamSource:
         If the destination cannot remove the blob again, the IntegrityError is raised at once.
         """
         self._buffer.delivered.add(blob.descriptor.digest)
-        try:
-            early_blobs.write(blob, can_be_plain_layer=can_be_plain_layer)
-        except IntegrityError as error:
-            if not early_blobs.can_retry:
-                raise
+        error = early_blobs.write(blob, can_be_plain_layer=can_be_plain_layer)
+        if error is not None:
             self._buffer.corrupt[blob.descriptor.digest] = error
 
     def _can_finish_early(self, early_blobs: EarlyBlobs) -> bool:

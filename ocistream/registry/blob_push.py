@@ -121,12 +121,10 @@ class BlobPusher:
         """
         if isinstance(blob, VerifiedBlob):
             descriptor = blob.descriptor
-            content = UploadContent(
-                blob.open, lambda: descriptor, blob.start, blob.end, blob.reopenable, blob.is_interruptible
-            )
+            content = UploadContent(blob.open, lambda: descriptor, blob.start, blob.end, blob.access)
             session = self._take_session(descriptor)
         else:
-            content = UploadContent(blob.open, blob.descriptor, reopenable=blob.reopenable)
+            content = UploadContent(blob.open, blob.descriptor, access=blob.access)
             session = self._create_session(None)
         upload = Upload(self._repository, self._strategy, session, content)
         return UploadedSizes(upload.run(), upload.resumed_size)

@@ -79,8 +79,8 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     try:
         return run.run()
     except (IntegrityError, ArchiveError) as error:
-        # A connection that broke proves nothing about the bytes before, and another run resumes it.
-        if not (isinstance(error, TruncatedError) and run.pipeline.is_interruptible):
+        # A source that ends too early proves nothing about the bytes before.
+        if not isinstance(error, TruncatedError):
             destination.discard()
         raise
 
@@ -134,7 +134,6 @@ class _Copy:
     def _resolve(self) -> Graph:
         """Resolve the source's graph; after that it is known whether `docker save` wrote the source."""
         graph = self._source.resolve(self.pipeline)
-        self.pipeline.is_interruptible = graph.is_interruptible
         if graph.has_plain_layers:
             self.pipeline.compress_plain_layers(graph)
         graph = self._limit_to_exported(graph)

@@ -6,6 +6,7 @@ Only types and an observer that does nothing: stores do not know each other, and
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ocistream import limits
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
 
 __all__ = [
+    "Access",
     "Blob",
     "BlobPart",
     "ByteRange",
@@ -48,13 +50,28 @@ class ByteRange:
     digest: str | None = None
 
 
+class Access(Enum):
+    """How a source gives the bytes of a blob. Only the source knows this, and three questions follow from it.
+
+    May the blob be read again in this run? May bytes that an earlier run has stored be used? Is an unfinished blob
+    worth keeping for another run?
+    """
+
+    #: A file or a registry: yes to all three.
+    REPEATABLE = auto()
+    #: A connection that may break, as of `copy --via`: it is read once, and another run resumes it.
+    RESUMABLE = auto()
+    #: A pipe: it is read once, and another run reads all of it.
+    ONCE = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Blob:
     """A descriptor and the way to its bytes.
 
     `open(offset)` returns the raw chunks from byte `offset` of the blob on, by default from the first byte that the
-    source has. Nothing is requested before the first chunk is needed. If the blob is not `reopenable`, as in a pipe,
-    `open` may be called only once; the bytes before `offset` are then read and dropped.
+    source has. Nothing is requested before the first chunk is needed. If the blob is not `reopenable`, `open` may be
+    called only once; the bytes before `offset` are then read and dropped.
 
     `range` says which bytes of the blob the source has, if it does not have all: the part in one volume of an archive,
     or the rest of a blob that an earlier run has sent in part. The rest has no digest of its own.
@@ -62,8 +79,13 @@ class Blob:
 
     descriptor: Descriptor
     open: Callable[..., Iterator[Chunk]]
-    reopenable: bool = True
+    access: Access = Access.REPEATABLE
     range: ByteRange | None = None
+
+    @property
+    def reopenable(self) -> bool:
+        """Whether the blob may be read again in this run."""
+        return self.access is Access.REPEATABLE
 
     @property
     def start(self) -> int:
@@ -114,19 +136,16 @@ class VerifiedBlob(Blob):
     `open(offset, stored)` is for a destination that has the first `offset` bytes from an earlier run; `stored` are
     these bytes, which are hashed first. A destination that cannot read them leaves `stored` out. Then only the size of
     the blob is checked here. After an IntegrityError the destination must delete the stored bytes, since the blob may
-    be written again. If `can_resume` is False, the blob must be read from its first byte.
-
-    `is_interruptible` means that the bytes come over a connection that may break, and that another run can resume. The
-    destination should then keep the bytes of an unfinished blob.
+    be written again. If `can_resume` is False, the blob must be read from its first byte: its `access` does not allow
+    another one, the stored bytes were wrong, or the first bytes are needed.
     """
 
     can_resume: bool = True
-    is_interruptible: bool = False
 
     @property
     def is_worth_keeping(self) -> bool:
-        """Whether unfinished bytes help a later run, which would read all of a pipe again."""
-        return (self.reopenable or self.is_interruptible) and self.descriptor.size >= limits.MIN_PARTIAL_SIZE
+        """Whether the destination should keep the bytes of an unfinished blob for another run."""
+        return self.access is not Access.ONCE and self.descriptor.size >= limits.MIN_PARTIAL_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +153,19 @@ class NewBlob:
     """A blob that is made while it is copied: its digest and size are known after its last chunk.
 
     `open()` returns the chunks; if `reopenable`, it may be called again and returns the same. `descriptor()` is valid
-    once they are used up. `replaces` is the blob of the graph that this one is made from, if known.
+    once they are used up. `replaces` is the blob of the graph that this one is made from, if known; `access` is how the
+    source gives that one.
     """
 
     open: Callable[[], Iterator[Chunk]]
     descriptor: Callable[[], Descriptor]
     replaces: Descriptor | None = None
-    reopenable: bool = True
+    access: Access = Access.REPEATABLE
+
+    @property
+    def reopenable(self) -> bool:
+        """Whether the chunks may be read again in this run."""
+        return self.access is Access.REPEATABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +184,14 @@ class BlobPart:
 class EarlyBlobs(Protocol):
     """Accepts blobs that come before the source knows its graph, as in an archive whose index comes last."""
 
-    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:
+    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> IntegrityError | None:
         """Accept a blob at once. Its bytes are verified and completely read when this returns.
 
-        `can_be_plain_layer` says that it may be a layer that `docker save` left uncompressed.
+        `can_be_plain_layer` says that it may be a layer that `docker save` left uncompressed. If the bytes are wrong
+        and nothing stays of the blob, return the error: it matters only if an image needs the blob.
+
+        Raises:
+            IntegrityError: the bytes are wrong, and cannot be taken back.
         """
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
@@ -177,10 +206,6 @@ class EarlyBlobs(Protocol):
     @property
     def accepts_early(self) -> bool:
         """Whether blobs are accepted; if not, `write` raises UnsupportedError."""
-
-    @property
-    def can_retry(self) -> bool:
-        """Whether nothing stays of a blob whose bytes were wrong."""
 
 
 class Source(Protocol):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ocistream import notices
-from ocistream.errors import UnsupportedError
+from ocistream.errors import IntegrityError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.chunks import (
     HashedChunks,
@@ -25,6 +25,7 @@ from ocistream.streams.hashing import count_processors
 from ocistream.transfer.config_checks import ConfigChecker, with_config_check
 from ocistream.transfer.existing_blobs import list_stored
 from ocistream.transfer.interfaces import (
+    Access,
     Blob,
     NewBlob,
     NewBlobDestination,
@@ -65,8 +66,6 @@ class BlobPipeline:
         self._cancelled = cancelled
         self._lock = threading.Lock()
         self.results: dict[str, BlobResult] = {}
-        #: Whether the source is a connection that may break (`Graph.is_interruptible`).
-        self.is_interruptible = False
         #: How many blobs move at once.
         self.concurrency = 1
         #: None if no layers are recompressed.
@@ -126,8 +125,17 @@ class BlobPipeline:
 
     # -- blobs that come before the graph (interfaces.EarlyBlobs) --------------------------------------------
 
-    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:
+    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> IntegrityError | None:
         """Copy a blob at once, or only read and verify it if the destination already has it."""
+        try:
+            self._write_early(blob, can_be_plain_layer=can_be_plain_layer)
+        except IntegrityError as error:
+            if not self._destination.traits.can_retry:
+                raise
+            return error
+        return None
+
+    def _write_early(self, blob: Blob, *, can_be_plain_layer: bool) -> None:
         blob = self.config_checker.watch_early(blob)
         if self.recompressor is not None:
             blob, beginning = peek(blob)
@@ -158,14 +166,14 @@ class BlobPipeline:
 
         recompressor = self.plain_layer_recompressor()
         unknown = Descriptor(layer_media_types.OCI_LAYER, "", 0)
-        blob, beginning = peek(Blob(unknown, lambda: chunks, reopenable=False))
+        blob, beginning = peek(Blob(unknown, lambda: chunks, Access.ONCE))
         if recompressor is not None and recompressor.can_recompress_layer(beginning):
             return self._recompress(blob, recompressor, is_known=False)
         count = functools.partial(self._observer.advance, descriptor=blob.descriptor)
         raw = HashedChunks(count_chunks(cancellable_chunks(blob.open(), self._cancelled), count))
         media_type = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, detect_codec(beginning).name)
         descriptor = self.new_blob_destination().write_new(
-            NewBlob(lambda: raw, lambda: Descriptor(media_type, raw.digest, raw.size), reopenable=False)
+            NewBlob(lambda: raw, lambda: Descriptor(media_type, raw.digest, raw.size), access=Access.ONCE)
         )
         self.add_result(descriptor, "copied", descriptor.size)
         return descriptor
@@ -198,11 +206,6 @@ class BlobPipeline:
     def accepts_early(self) -> bool:
         """Whether the destination accepts blobs before the graph is known."""
         return self._destination.traits.accepts_early
-
-    @property
-    def can_retry(self) -> bool:
-        """Whether the destination keeps nothing of a blob whose bytes were wrong."""
-        return self._destination.traits.can_retry
 
     def read_back(self, descriptor: Descriptor) -> bytes:
         """Read small content back from the destination."""
@@ -289,16 +292,14 @@ class BlobPipeline:
 
         def convert(verified: VerifiedBlob) -> Descriptor:
             chunks = progress.wrap(verified).open
-            recompression = recompressor.recompress(
-                chunks, blob.descriptor if is_known else None, reopenable=blob.reopenable
-            )
+            recompression = recompressor.recompress(chunks, blob.descriptor if is_known else None, access=blob.access)
             self.new_blob_destination().write_new(recompression.new_blob())
             return recompression.result.source
 
         source = (
             use_verified(blob, convert, can_retry=self._destination.traits.can_retry)
             if is_known
-            else convert(VerifiedBlob(blob.descriptor, lambda *_: blob.open(), reopenable=False))
+            else convert(VerifiedBlob(blob.descriptor, lambda *_: blob.open(), blob.access))
         )
         self.add_result(source, "converted", progress.counted)
         return source
@@ -321,7 +322,6 @@ class BlobPipeline:
             can_retry=self._destination.traits.can_retry,
             # Hash in a thread of its own only if cores are free: for blobs that move side by side it gains nothing.
             hash_in_thread=self.concurrency < count_processors(),
-            is_interruptible=self.is_interruptible,
         )
 
     def _is_stored(self, blob: Descriptor) -> bool:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Blob
+    from ocistream.transfer.interfaces import Access, Blob
 
 __all__ = [
     "GraphRewriter",
@@ -212,13 +212,13 @@ class Recompressor:
         return digest in self._result_digests
 
     def recompress(
-        self, open_raw: Callable[[], Iterator[Chunk]], source: Descriptor | None, *, reopenable: bool
+        self, open_raw: Callable[[], Iterator[Chunk]], source: Descriptor | None, *, access: Access
     ) -> LayerRecompression:
         """Return the recompression of a layer; `open_raw` returns the layer's own verified chunks.
 
         If `source` is None, the layer's digest and size are computed on the way.
         """
-        return LayerRecompression(self, open_raw, source, replayable=reopenable)
+        return LayerRecompression(self, open_raw, source, access)
 
     def rewrite_graph(self, graph: Graph) -> tuple[Graph, Mapping[str, str]]:
         """Return the graph with the recompressed layers, and with new manifests and indexes that refer to them.
@@ -279,15 +279,14 @@ class LayerRecompression:
         recompressor: Recompressor,
         open_raw: Callable[[], Iterator[Chunk]],
         source: Descriptor | None,
-        *,
-        replayable: bool,
+        access: Access,
     ) -> None:
         """Open nothing yet."""
         self._recompressor = recompressor
         self._settings = recompressor.settings
         self._open_raw = open_raw
         self._source = source
-        self._reopenable = replayable
+        self._access = access
         self._media_type = layer_media_types.OCI_LAYER
         self._result: RecompressedLayer | None = None
 
@@ -299,7 +298,7 @@ class LayerRecompression:
 
     def new_blob(self) -> NewBlob:
         """Return the recompressed layer as destinations accept it."""
-        return NewBlob(self._chunks, lambda: self.result.result, self._source, self._reopenable)
+        return NewBlob(self._chunks, lambda: self.result.result, self._source, self._access)
 
     def _chunks(self) -> Iterator[Chunk]:
         # A known digest need not be computed again.

@@ -16,7 +16,7 @@ from ocistream.streams.chunks import (
     count_chunks,
     verify_chunks,
 )
-from ocistream.transfer.interfaces import Blob, RecoverableBlob, VerifiedBlob
+from ocistream.transfer.interfaces import Access, Blob, RecoverableBlob, VerifiedBlob
 
 if TYPE_CHECKING:
     import threading
@@ -54,7 +54,8 @@ def peek(blob: Blob) -> tuple[Blob, bytes]:
     def opened(offset: int = 0) -> Iterator[Chunk]:
         return chunks_from(complete, offset) if offset else complete
 
-    return Blob(blob.descriptor, opened, reopenable=False), bytes(beginning[: limits.KIB])
+    access = Access.ONCE if blob.reopenable else blob.access
+    return Blob(blob.descriptor, opened, access), bytes(beginning[: limits.KIB])
 
 
 def map_chunks(blob: VerifiedBlob, wrap: Callable[[Iterator[Chunk]], Iterator[Chunk]]) -> VerifiedBlob:
@@ -122,7 +123,6 @@ def use_verified(
     *,
     can_retry: bool,
     hash_in_thread: bool = False,
-    is_interruptible: bool = False,
 ) -> _T:
     """Pass the blob to `use` with verified chunks, and return the result of `use`.
 
@@ -134,14 +134,14 @@ def use_verified(
 
     `can_retry` is False if `use` cannot be repeated, as with a pipe. `RecoverableBlob.precheck` then checks beforehand
     what can be checked. `hash_in_thread` hashes in another thread while the chunks are used
-    (`streams.chunks.verify_chunks`). `is_interruptible` is for a blob that can be read only once, as in `VerifiedBlob`.
+    (`streams.chunks.verify_chunks`).
 
     Raises:
         IntegrityError: the bytes are wrong, and there is no other source.
         PartialBlobLostError: the bytes are wrong together with the stored beginning, which cannot be read again.
         OcistreamError: raised by `use`.
     """
-    can_resume = blob.reopenable or is_interruptible
+    can_resume = blob.access is not Access.ONCE
     recoverable = (
         blob if isinstance(blob, RecoverableBlob) else RecoverableBlob(blob.descriptor, blob.open, range=blob.range)
     )
@@ -150,9 +150,7 @@ def use_verified(
         recoverable.precheck()
     while True:
         attempt = _Attempt(recoverable, hash_in_thread=hash_in_thread)
-        verified = VerifiedBlob(
-            blob.descriptor, attempt.open, blob.reopenable, blob.range, can_resume, is_interruptible
-        )
+        verified = VerifiedBlob(blob.descriptor, attempt.open, blob.access, blob.range, can_resume)
         try:
             return use(verified)
         except IntegrityError as error:

@@ -301,7 +301,6 @@ class BlobChecker:
     """
 
     accepts_early = True
-    can_retry = True
 
     def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event) -> None:
         """With `deep`, decompress layers, up to `max_ratio` times their size. Setting `cancelled` stops it."""
@@ -462,21 +461,21 @@ class DiscardedBlobs:
     """The `EarlyBlobs` of a source of which only the graph is needed: blobs are verified and discarded."""
 
     accepts_early = True
-    can_retry = True
 
     def __init__(self, cancelled: threading.Event) -> None:
         """Setting `cancelled` stops the reading."""
         self._checker = BlobChecker(NullObserver(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
 
-    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - nothing is compressed here
-        """Read and verify a blob.
-
-        Raises:
-            IntegrityError: the blob does not match its digest.
-        """
+    def write(
+        self,
+        blob: Blob,
+        *,
+        can_be_plain_layer: bool = False,  # noqa: ARG002 - nothing is compressed here
+    ) -> IntegrityError | None:
+        """Read and verify a blob; return the error if it does not match its digest."""
         self._checker.write(blob)
-        if (error := self._checker.errors.get(blob.descriptor.digest)) is not None:
-            raise error
+        error = self._checker.errors.get(blob.descriptor.digest)
+        return error if isinstance(error, IntegrityError) else None
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Read a layer to its end."""

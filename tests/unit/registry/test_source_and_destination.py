@@ -32,7 +32,7 @@ from ocistream.registry.destination import RegistryDestination
 from ocistream.registry.repository import Repository
 from ocistream.registry.source import RegistrySource
 from ocistream.transfer.copy import Report, copy
-from ocistream.transfer.interfaces import Blob, NewBlob, Source, VerifiedBlob
+from ocistream.transfer.interfaces import Access, Blob, NewBlob, Source, VerifiedBlob
 from ocistream.transfer.pipeline import BlobPipeline
 from tests.faulty_registry import Drop, Fault, FaultyHandler, Flip, HangUp, Header, refusal
 from tests.http_doubles import CountingRegistry, QuickTransport, blob_of, eventually
@@ -342,7 +342,7 @@ class Once(LayoutSource):
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         for blob in super().blobs(wanted):
-            yield Blob(blob.descriptor, blob.open, reopenable=False)
+            yield Blob(blob.descriptor, blob.open, access=Access.ONCE)
 
 
 @pytest.fixture
@@ -488,7 +488,7 @@ def test_a_signature_that_cannot_go_is_left_where_the_registry_has_the_platforms
 
 
 def unnamed(content: bytes) -> NewBlob:
-    return NewBlob(lambda: iter([content]), lambda: blob_of(content), reopenable=False)
+    return NewBlob(lambda: iter([content]), lambda: blob_of(content), access=Access.ONCE)
 
 
 class TestEarlyBlobs:
@@ -503,7 +503,7 @@ class TestEarlyBlobs:
         content = random.Random(3).randbytes(5000)
         blob = blob_of(content)
         assert put.stored([blob]) == {}
-        put.write(VerifiedBlob(blob, lambda: iter([content]), reopenable=False))
+        put.write(VerifiedBlob(blob, lambda: iter([content]), access=Access.ONCE))
         assert put.stored([blob]) == {blob.digest: blob.size}
         early = BlobPipeline(put, Nobody(), threading.Event())
         assert early.accepts_early

@@ -33,7 +33,7 @@ from ocistream.registry.repository import Repository
 from ocistream.registry.upload_record import SessionLocation, UploadKey, UploadRecords
 from ocistream.registry.upload_strategy import UploadMethod, UploadStrategy
 from ocistream.streams.chunks import Chunk
-from ocistream.transfer.interfaces import ByteRange, VerifiedBlob
+from ocistream.transfer.interfaces import Access, ByteRange, VerifiedBlob
 from tests.faulty_registry import Action, Fault, HangUp, Header, StopReading, refusal
 from tests.http_doubles import CountingRegistry, QuickTransport, eventually
 from tests.raw_http import Client
@@ -468,12 +468,12 @@ class TestOverALineThatMayBreakOff:
             source.before = functools.partial(_fail_at, at)
             with pytest.raises(TruncatedError):
                 run.uploader(quick(ladder=UploadStrategy(explicit_method=way)), registry).upload(
-                    dataclasses.replace(source.blob, is_interruptible=True)
+                    dataclasses.replace(source.blob, access=Access.RESUMABLE)
                 )
             assert {request.status for request in registry.asked("PATCH")} == {202}
             assert received(registry) == at
         run.uploader(quick(ladder=UploadStrategy(explicit_method=way)), registry).upload(
-            dataclasses.replace(Source(replayable=False).blob, is_interruptible=True)
+            dataclasses.replace(Source(replayable=False).blob, access=Access.RESUMABLE)
         )
         assert received(registry) == len(CONTENT)
         assert len(registry.asked("POST")) == 1
@@ -530,7 +530,7 @@ def rest(start: int, *, fails_at: int | None = None) -> VerifiedBlob:
             yield CONTENT[at : at + MIB]
 
     part = ByteRange(start, BLOB.size)
-    return VerifiedBlob(BLOB, chunks, reopenable=False, range=part, is_interruptible=True)
+    return VerifiedBlob(BLOB, chunks, access=Access.RESUMABLE, range=part)
 
 
 class TestHowFarItIs:

@@ -36,7 +36,7 @@ from ocistream.oci.digest import compute_digest
 from ocistream.oci.graph import Graph
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.interfaces import Blob, Destination, EarlyBlobs, RecoverableBlob, VerifiedBlob
+from ocistream.transfer.interfaces import Access, Blob, Destination, EarlyBlobs, RecoverableBlob, VerifiedBlob
 from ocistream.transfer.recompress import parse_recompression
 from ocistream.transfer.report import Report
 from ocistream.transfer.verified_blobs import BlobProgress
@@ -73,7 +73,7 @@ class Reading:
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         for blob in self._inner.blobs(wanted):
             chunks = partial(self._chunks, blob)
-            yield dataclasses.replace(blob, open=chunks, reopenable=not self._once)
+            yield dataclasses.replace(blob, open=chunks, access=Access.ONCE if self._once else Access.REPEATABLE)
 
     def _chunks(self, blob: Blob, offset: int = 0) -> Iterator[Chunk]:
         digest = blob.descriptor.digest
