@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Access, Blob
+    from ocistream.transfer.interfaces import Access, VerifiedBlob
 
 __all__ = [
     "GraphRewriter",
@@ -155,14 +155,15 @@ class Recompressor:
             if layer_media_types.codec_name(layer.media_type) == wanted
         }
 
-    def checked_chunks(self, blob: Blob) -> Iterator[Chunk]:
-        """Pass on the chunks of a layer that is kept as it is.
+    def with_compression_check(self, blob: VerifiedBlob) -> VerifiedBlob:
+        """Return a layer that is kept as it is, whose chunks raise ArchiveError if its media type is wrong.
 
-        A media type is trusted until it matters. Here it does: the result must have the requested compression.
-
-        Raises:
-            ArchiveError: the layer is not compressed as its media type says.
+        A media type is trusted until it matters. Here it does: the result must have the requested compression. The
+        first bytes show it, so they are read even if an earlier run has stored them.
         """
+        return replace(blob, open=lambda *_: self._check_compression(blob), can_resume=False)
+
+    def _check_compression(self, blob: VerifiedBlob) -> Iterator[Chunk]:
         chunks = blob.open()
         beginning = next(chunks, b"")
         codec = detect_codec(bytes(beginning[: limits.KIB]))

@@ -31,9 +31,11 @@ from ocistream.oci.referrers import TAG_EXISTS
 from ocistream.registry.destination import RegistryDestination
 from ocistream.registry.repository import Repository
 from ocistream.registry.source import RegistrySource
+from ocistream.transfer.blob_writer import BlobWriter
+from ocistream.transfer.config_checks import ConfigChecker
 from ocistream.transfer.copy import Report, copy
+from ocistream.transfer.early_blobs import EarlyBlobWriter
 from ocistream.transfer.interfaces import Access, Blob, NewBlob, Source, VerifiedBlob
-from ocistream.transfer.pipeline import BlobPipeline
 from tests.faulty_registry import Drop, Fault, FaultyHandler, Flip, HangUp, Header, refusal
 from tests.http_doubles import CountingRegistry, QuickTransport, blob_of, eventually
 from tests.images import Descriptor as Document
@@ -505,7 +507,7 @@ class TestEarlyBlobs:
         assert put.stored([blob]) == {}
         put.write(VerifiedBlob(blob, lambda: iter([content]), access=Access.ONCE))
         assert put.stored([blob]) == {blob.digest: blob.size}
-        early = BlobPipeline(put, Nobody(), threading.Event())
+        early = EarlyBlobWriter(BlobWriter(put, Nobody(), threading.Event()), ConfigChecker(), None, None)
         assert early.accepts_early
         assert early.read_back(blob) == content
         assert len(registry.asked("HEAD")) == 1
