@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from ocistream.errors import UnsupportedError
 from ocistream.oci.descriptor import Descriptor
-from ocistream.streams.chunks import HashedChunks, cancellable_chunks, read_all
+from ocistream.streams.chunks import HashedChunks, read_all
 from ocistream.streams.hashing import count_processors
-from ocistream.transfer.interfaces import NewBlob, NewBlobDestination, VerifiedBlob
+from ocistream.transfer.interfaces import NewBlob, NewBlobDestination, NullObserver, VerifiedBlob
 from ocistream.transfer.report import BlobResults
 from ocistream.transfer.verified_blobs import BlobProgress, use_verified
 
@@ -42,7 +42,7 @@ class BlobWriter:
         *,
         concurrency: int = 1,
     ) -> None:
-        """Write a blob. Its chunks are verified, passed through `check`, counted and cancellable, in this order.
+        """Write a blob. Its chunks are verified, counted and cancellable, and then passed through `check`.
 
         `concurrency` is how many blobs move at once.
 
@@ -65,25 +65,25 @@ class BlobWriter:
 
     def read(self, blob: Blob) -> bytes:
         """Return the verified bytes of a small blob."""
-        return use_verified(
-            blob, lambda verified: read_all(cancellable_chunks(verified.open(), self._cancelled)), can_retry=True
-        )
+        progress = BlobProgress(NullObserver(), blob.descriptor, self._cancelled)
+        return use_verified(blob, lambda verified: read_all(verified.open()), can_retry=True, progress=progress)
 
     def skip(self, blob: Blob) -> None:
         """Read and verify a blob that the destination has."""
 
         def use(verified: VerifiedBlob) -> None:
-            for _ in cancellable_chunks(verified.open(), self._cancelled):
+            for _ in verified.open():
                 pass
 
-        use_verified(blob, use, can_retry=True)
+        progress = BlobProgress(NullObserver(), blob.descriptor, self._cancelled)
+        use_verified(blob, use, can_retry=True, progress=progress)
         if self.results.find(blob.descriptor.digest) is None:
             self.results.add(blob.descriptor, "skipped")
 
     def write_new(self, blob: Blob, media_type: str) -> Descriptor:
         """Write a layer of unknown digest as it is; return its descriptor."""
         progress = self._start_progress(blob.descriptor)
-        raw = HashedChunks(progress.wrap(_unverified(blob)).open())
+        raw = HashedChunks(progress.count(blob.open()))
         descriptor = self.new_blob_destination().write_new(
             NewBlob(lambda: raw, lambda: Descriptor(media_type, raw.digest, raw.size), access=blob.access)
         )
@@ -98,13 +98,18 @@ class BlobWriter:
         progress = self._start_progress(blob.descriptor)
 
         def convert(verified: VerifiedBlob) -> Descriptor:
-            chunks = progress.wrap(verified).open
-            recompression = recompressor.recompress(chunks, blob.descriptor if is_known else None, access=blob.access)
+            recompression = recompressor.recompress(
+                verified.open, blob.descriptor if is_known else None, access=blob.access
+            )
             self.new_blob_destination().write_new(recompression.new_blob())
             return recompression.result.source
 
         can_retry = self.destination.traits.can_retry
-        source = use_verified(blob, convert, can_retry=can_retry) if is_known else convert(_unverified(blob))
+        source = (
+            use_verified(blob, convert, can_retry=can_retry, progress=progress)
+            if is_known
+            else convert(VerifiedBlob(blob.descriptor, lambda *_: progress.count(blob.open()), blob.access))
+        )
         self.results.add(source, "converted", progress.counted)
         return source
 
@@ -128,16 +133,12 @@ class BlobWriter:
     ) -> int:
         return use_verified(
             blob,
-            lambda verified: self.destination.write(progress.wrap(check(verified))),
+            lambda verified: self.destination.write(check(verified)),
             can_retry=self.destination.traits.can_retry,
+            progress=progress,
             # Hash in a thread of its own only if cores are free: for blobs that move side by side it gains nothing.
             hash_in_thread=concurrency < count_processors(),
         )
 
     def _start_progress(self, descriptor: Descriptor) -> BlobProgress:
         return BlobProgress(self._observer, descriptor, self._cancelled)
-
-
-def _unverified(blob: Blob) -> VerifiedBlob:
-    """Return a blob whose digest is not known yet in the form in which verified blobs are counted."""
-    return VerifiedBlob(blob.descriptor, lambda *_: blob.open(), blob.access)

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ocistream import limits
-from ocistream.errors import IntegrityError, PartialBlobLostError, UnsupportedError
-from ocistream.streams.chunks import (
-    ByteCounter,
-    cancellable_chunks,
-    check_chunks_size,
-    chunks_from,
-    count_chunks,
-    verify_chunks,
-)
-from ocistream.transfer.interfaces import Access, Blob, RecoverableBlob, VerifiedBlob
+from ocistream.errors import CancelledError, IntegrityError, PartialBlobLostError, UnsupportedError
+from ocistream.streams.chunks import check_chunks_size, chunks_from, verify_chunks
+from ocistream.transfer.interfaces import Access, Blob, NullObserver, RecoverableBlob, VerifiedBlob
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterable, Iterator
 
     from ocistream.oci.descriptor import Descriptor
@@ -82,36 +75,48 @@ def require_complete(blob: VerifiedBlob, *, or_rest: bool = False) -> None:
 class BlobProgress:
     """Counts the bytes of one blob for the observer, however often the blob is restarted, and over all of its parts.
 
+    It also stops a cancelled blob: one generator does both, because each of them costs time for each chunk.
+
     Bytes that the destination already has count as moved; `resumed_size` is their number.
     """
 
     def __init__(self, observer: Observer, descriptor: Descriptor, cancelled: threading.Event) -> None:
         """Start at 0. Every change is reported to `observer` for the blob `descriptor`."""
-        self._counter = ByteCounter(lambda size: observer.advance(size, descriptor))
+        self._observer = observer
+        self._descriptor = descriptor
         self._cancelled = cancelled
+        self.counted = 0
         self.resumed_size = 0
 
-    @property
-    def counted(self) -> int:
-        """The number of counted bytes."""
-        return self._counter.count
+    def restart(self, offset: int, *, is_moved: bool) -> None:
+        """Subtract all bytes counted so far, and start at byte `offset`; `is_moved` counts the bytes before it."""
+        self.resumed_size = offset
+        self._advance(-self.counted)
+        if is_moved:
+            self._advance(offset)
 
-    def wrap(self, blob: VerifiedBlob) -> VerifiedBlob:
-        """Return the blob with chunks that are counted and cancellable."""
+    def count(self, chunks: Iterable[Chunk], failures: list[IntegrityError] | None = None) -> Iterator[Chunk]:
+        """Yield chunks, and count each when the next one is requested. Add an IntegrityError of theirs to `failures`.
 
-        def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
-            self._counter.restart()
-            offset = max(offset, blob.start)
-            self.resumed_size = offset
-            if stored is None:
-                self._counter.advance(offset)
-                return self._count(blob.open(offset))
-            return self._count(blob.open(offset, self._count(stored)))
+        Raises:
+            CancelledError: the transfer was cancelled.
+        """
+        try:
+            for chunk in chunks:
+                if self._cancelled.is_set():
+                    msg = "cancelled"
+                    raise CancelledError(msg)
+                size = len(chunk)
+                yield chunk
+                self._advance(size)
+        except IntegrityError as error:
+            if failures is not None:
+                failures.append(error)
+            raise
 
-        return replace(blob, open=opened)
-
-    def _count(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        return count_chunks(cancellable_chunks(chunks, self._cancelled), self._counter.advance)
+    def _advance(self, size: int) -> None:
+        self.counted += size
+        self._observer.advance(size, self._descriptor)
 
 
 _T = TypeVar("_T")
@@ -122,9 +127,10 @@ def use_verified(
     use: Callable[[VerifiedBlob], _T],
     *,
     can_retry: bool,
+    progress: BlobProgress | None = None,
     hash_in_thread: bool = False,
 ) -> _T:
-    """Pass the blob to `use` with verified chunks, and return the result of `use`.
+    """Pass the blob to `use` with verified chunks, counted by `progress`, and return the result of `use`.
 
     If a resumed blob is corrupt, the stored beginning may be the cause. `use` is then called once more with a blob that
     cannot resume, before the source is told. A blob that can be read only once, or of which the source has only the
@@ -146,10 +152,11 @@ def use_verified(
         blob if isinstance(blob, RecoverableBlob) else RecoverableBlob(blob.descriptor, blob.open, range=blob.range)
     )
     is_rest = recoverable.range_descriptor is None
+    progress = progress or BlobProgress(NullObserver(), blob.descriptor, threading.Event())
     if not can_retry and recoverable.precheck is not None:
         recoverable.precheck()
     while True:
-        attempt = _Attempt(recoverable, hash_in_thread=hash_in_thread)
+        attempt = _Attempt(recoverable, progress, hash_in_thread=hash_in_thread)
         verified = VerifiedBlob(blob.descriptor, attempt.open, blob.access, blob.range, can_resume)
         try:
             return use(verified)
@@ -174,8 +181,9 @@ def use_verified(
 class _Attempt:
     """One use of a blob, and the failures found in its bytes."""
 
-    def __init__(self, blob: RecoverableBlob, *, hash_in_thread: bool) -> None:
+    def __init__(self, blob: RecoverableBlob, progress: BlobProgress, *, hash_in_thread: bool) -> None:
         self._blob = blob
+        self._progress = progress
         self._hash_in_thread = hash_in_thread
         self.failures: list[IntegrityError] = []
         self.was_resumed = False
@@ -184,26 +192,20 @@ class _Attempt:
         """Return verified chunks, as `VerifiedBlob.open` does."""
         blob = self._blob
         offset = max(offset, blob.start)
-        chunks = self._read_from(offset) if offset > blob.start else blob.open()
-        expected = blob.range_descriptor if offset == blob.start else None
+        is_first = offset == blob.start
+        # If all bytes are stored, nothing is requested.
+        chunks = blob.open() if is_first else blob.open(offset) if offset < blob.end else iter(())
+        expected = blob.range_descriptor if is_first else None
         self.was_resumed = expected is None and stored is not None
         if expected is not None:
             chunks = verify_chunks(chunks, expected, hash_in_thread=self._hash_in_thread)
         elif stored is not None:
-            chunks = verify_chunks(chunks, blob.descriptor, stored, hash_in_thread=self._hash_in_thread)
+            counted = self._progress.count(stored)
+            chunks = verify_chunks(chunks, blob.descriptor, counted, hash_in_thread=self._hash_in_thread)
         else:
             chunks = check_chunks_size(chunks, replace(blob.descriptor, size=blob.end), offset)
-        # Only a blob that is read completely can be cached.
-        return self._record_failure(chunks if offset or blob.cache is None else blob.cache(chunks))
-
-    def _read_from(self, offset: int) -> Iterator[Chunk]:
-        """Read from an offset; request nothing if all bytes are stored."""
-        if offset < self._blob.end:
-            yield from self._blob.open(offset)
-
-    def _record_failure(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        try:
-            yield from chunks
-        except IntegrityError as error:
-            self.failures.append(error)
-            raise
+        if blob.cache is not None and not offset:
+            # Only a blob that is read completely can be cached.
+            chunks = blob.cache(chunks)
+        self._progress.restart(offset, is_moved=stored is None)
+        return self._progress.count(chunks, self.failures)
