@@ -141,8 +141,10 @@ MAX_SYNC_FILE: Final = 4 * MIB
 MAX_PENDING_GRAPH_BYTES: Final = 1 * MIB
 #: Blobs of which a sync remembers where it has written them: 100 bytes each.
 MAX_TRACKED_BLOBS: Final = 32_768
-#: Steps to match a regular expression of such a file with one tag: a usual one takes some hundreds.
-MAX_REGEX_STEPS: Final = 1_000_000
+#: Characters of a regular expression in such a file, and seconds of CPU time to match all tags with it: Python's `re`
+#: matches a million tags in one second, and backtracks for hours with some expressions.
+MAX_REGEX_LENGTH: Final = 1000
+MAX_REGEX_SECONDS: Final = 10
 
 # Registries ------------------------------------------------------------------------------------------------
 #: The answer of a token server.

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from ocistream import limits
-from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
+from ocistream import limits, notices
+from ocistream.errors import InvalidNameError, LocalDiskError, UnsupportedError, UsageError
 from ocistream.layout.index import ImageSelector, select_every_image, select_named_images
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import Reference, parse_reference, printable
@@ -37,6 +37,7 @@ __all__ = [
     "Location",
     "OpenContext",
     "Selection",
+    "is_archive_name",
     "is_directory",
     "is_layout_destination",
     "open_archive_destination",
@@ -57,6 +58,7 @@ __all__ = [
 #: Transports of containers-transports(5) that are recognised to refuse them: a typo must not become an image's name.
 _FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "dir", "docker-daemon", "ostree", "sif"})
 _PATH_START = re.compile(r"(?:-|\.\.?|~)\Z|/|\.\.?/|~/|[A-Za-z]:\\")
+_ARCHIVE_NAME: Final = re.compile(r".+\.(?:tar|tgz|tar\.gz|tar\.zst)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,19 @@ class Location:
     is_repository: bool = False
 
 
-def parse_location(text: str, *, bare_is_path: bool = False) -> Location:
+def is_archive_name(text: str) -> bool:
+    """Return whether text is the name of an archive, such as `app.tar`. No registry is asked for it."""
+    return _ARCHIVE_NAME.fullmatch(text) is not None and not text.startswith("docker://")
+
+
+def parse_location(
+    text: str, *, bare_is_path: bool = False, folder: Path | None = None, is_remote: bool = False
+) -> Location:
     """Parse a location: an image, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, or a path.
 
-    With `bare_is_path`, as for -o and -i, text that could be an image's name is a path.
+    Text that is the name of an archive, or of an existing file or directory, is a path. If it could be an image's name
+    too, a notice says so. Relative paths start at `folder`, by default the current directory; with `is_remote` they are
+    on another machine. With `bare_is_path`, as for -o and -i, all text that could be an image's name is a path.
 
     Raises:
         InvalidNameError: the text is none of these.
@@ -103,7 +114,8 @@ def parse_location(text: str, *, bare_is_path: bool = False) -> Location:
     if colon and prefix in _FOREIGN_TRANSPORTS:
         msg = f"{printable(text)!r}: the transport {prefix} is not supported"
         raise UnsupportedError(msg, hint="save the image to a file and name that")
-    if bare_is_path or _PATH_START.match(text):
+    is_path = bare_is_path or _PATH_START.match(text) is not None or is_archive_name(text)
+    if is_path or (not is_remote and _names_existing_path(text, folder or Path())):
         return Location("path", text, path=_expand_user(text), is_stream=text == "-")
     reference = parse_reference(text, default_tag=False)
     return Location(
@@ -112,6 +124,21 @@ def parse_location(text: str, *, bare_is_path: bool = False) -> Location:
         reference=parse_reference(text),
         is_repository=reference.tag is None and reference.digest is None,
     )
+
+
+def _names_existing_path(text: str, folder: Path) -> bool:
+    """Return whether text that could be an image's name is an existing file or directory, and tell the user."""
+    try:
+        if not paths.is_existing_path(str(folder / text)):
+            return False
+    except LocalDiskError:
+        # A name does not have to be a path that this user may read.
+        return False
+    kind = "directory" if paths.is_directory(folder / text) else "file"
+    notices.notify(
+        f"{printable(text)} is the {kind} ./{printable(text)}; for the image, write docker://{printable(text)}"
+    )
+    return True
 
 
 def _expand_user(text: str) -> Path:

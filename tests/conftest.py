@@ -65,7 +65,7 @@ _COUNTED: Final = frozenset(
 _COUNTED_WITH_ALL_PARAMETERS: Final = frozenset(
     f"test_{name}"
     for name in (
-        *("ambiguous_requests", "config_toml", "docker_archive", "documents", "linear_regex", "origins", "reference"),
+        *("ambiguous_requests", "config_toml", "docker_archive", "documents", "origins", "reference"),
         *("registries_conf", "strict_json", "volumes"),
     )
 )

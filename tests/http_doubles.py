@@ -13,9 +13,9 @@ from typing import Any, Final, Self
 
 from ocistream.auth.credentials import Credential
 from ocistream.http.client import HttpClient, HttpSettings
-from ocistream.http.host_settings import HostSettings
 from ocistream.http.rate_limits import RateLimits
-from ocistream.http.retry import RetryEvent, RetryPolicy
+from ocistream.http.retry import RetryEvent
+from ocistream.http.settings import HostSettings, RetryPolicy
 from ocistream.oci.descriptor import Descriptor
 from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams.chunks import verify_chunks

@@ -120,10 +120,9 @@ def _wrap_sized_source(source: Source) -> _SizedSource | None:
 
     if isinstance(source, LayoutSource):
         return _SizedSource(source, source.layout.blob_size)
-    from ocistream.archive.file_source import ArchiveFileSource
-    from ocistream.archive.stream_source import ArchiveStreamSource
+    from ocistream.archive.source import ArchiveSource
 
-    if not isinstance(source, ArchiveFileSource | ArchiveStreamSource) or source.contents.is_docker_archive:
+    if not isinstance(source, ArchiveSource) or source.contents.is_docker_archive:
         return None
     entries = source.contents.blobs
     return _SizedSource(source, lambda digest: entries[digest].size if digest in entries else None)

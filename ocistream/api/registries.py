@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ocistream.http.client import HttpClient
-    from ocistream.http.host_settings import HostSettings
-    from ocistream.http.settings import HttpSettings
-    from ocistream.http.tls import TlsSettings
+    from ocistream.http.settings import HostSettings, HttpSettings, TlsSettings
     from ocistream.layout.cache import Cache
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
     from ocistream.registry.opener import RepositoryOpener
@@ -95,8 +93,7 @@ def build_http_settings(
         NotFoundError: SSL_CERT_FILE names a file that does not exist.
     """
     from ocistream import __version__
-    from ocistream.http.retry import RetryPolicy
-    from ocistream.http.settings import HttpSettings
+    from ocistream.http.settings import HttpSettings, RetryPolicy
 
     return HttpSettings(
         plain_http=plain_http,

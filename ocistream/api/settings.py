@@ -11,7 +11,7 @@ from ocistream.oci.reference import printable
 from ocistream.sizes import parse_size
 
 if TYPE_CHECKING:
-    from ocistream.http.tls import TlsSettings
+    from ocistream.http.settings import TlsSettings
     from ocistream.registry.configuration import HostRule
 
 __all__ = [
@@ -57,7 +57,7 @@ class TlsFiles:
         Raises:
             UsageError: a key has no certificate.
         """
-        from ocistream.http.tls import TlsSettings
+        from ocistream.http.settings import TlsSettings
 
         if self.client_key and not self.client_cert:
             msg = "--client-key needs --client-cert"
@@ -80,7 +80,7 @@ class RegistrySettings:
 
     def to_rule(self) -> HostRule:
         """Return the rule that overrides the configuration of the host."""
-        from ocistream.http.host_settings import HostSettings
+        from ocistream.http.settings import HostSettings
         from ocistream.registry.configuration import HostRule
 
         keys = set()

@@ -231,16 +231,15 @@ def _describe_source(source: Source) -> tuple[str, int, list[str]]:
 
     if isinstance(source, LayoutSource):
         return "OCI layout", 0, list(source.layout.list_foreign_files())
-    from ocistream.archive.file_source import ArchiveFileSource
     from ocistream.archive.joined_source import JoinedSource
-    from ocistream.archive.stream_source import ArchiveStreamSource
+    from ocistream.archive.source import ArchiveSource
 
     if isinstance(source, JoinedSource):
         descriptions = [_describe_source(archive) for archive in source.inputs]
         kinds = " and ".join(sorted({kind for kind, _, _ in descriptions}))
         illegal = [name for _, _, names in descriptions for name in names]
         return f"{kinds}, put together", sum(foreign for _, foreign, _ in descriptions), illegal
-    assert isinstance(source, ArchiveFileSource | ArchiveStreamSource), source  # noqa: S101 - there are no others
+    assert isinstance(source, ArchiveSource), source  # noqa: S101 - there are no others
     contents = source.contents
     illegal = [contents.first_illegal_name] if contents.illegal_count else []
     if contents.is_docker_archive:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ocistream import limits
 from ocistream.errors import ArchiveError
 from ocistream.oci.reference import printable
-from ocistream.oci.volumes import parse_part_name
+from ocistream.oci.volumes import checksum_name, parse_part_name, part_name
 
 if TYPE_CHECKING:
     from ocistream.archive.tar import TarEntry
+    from ocistream.oci.volumes import Volume, VolumePart
 
-__all__ = ["ArchiveContents", "Extent", "normalize_name", "parse_blob_name"]
+__all__ = ["ArchiveContents", "Extent", "check_document_size", "normalize_name", "parse_blob_name"]
 
 #: Files of Docker's first image format. A docker-archive has one of each for every layer.
 _DOCKER_V1_FILES: Final = frozenset({"VERSION", "json", "repositories"})
@@ -71,6 +72,17 @@ class Extent(NamedTuple):
     size: int
 
 
+def check_document_size(entry: Extent | TarEntry, limit: int) -> None:
+    """Check that a document is small enough to be read into memory.
+
+    Raises:
+        ArchiveError: the document is larger than `limit` bytes.
+    """
+    if entry.size > limit:
+        msg = f"the document at byte {entry.offset} of the archive is larger than {limit} bytes"
+        raise ArchiveError(msg)
+
+
 class ArchiveContents:
     """The entries that were read from an archive so far."""
 
@@ -79,9 +91,8 @@ class ArchiveContents:
         self._as_docker = as_docker
         #: Whether the archive has a file named `repositories`, which only `docker save` and similar tools write.
         self.has_repositories_file = False
-        self.oci_layout: TarEntry | None = None
-        self.index_json: TarEntry | None = None
-        self.manifest_json: TarEntry | None = None
+        #: `oci-layout`, `index.json` and `manifest.json`, by name.
+        self.documents: dict[str, TarEntry] = {}
         self.blobs: dict[str, Extent] = {}
         #: Possible files of a docker-archive by name: the extent of a file, or the target of a link.
         self.docker_files: dict[str, Extent | str] = {}
@@ -95,8 +106,8 @@ class ArchiveContents:
         #: Parts of blobs that are split over volumes, and the checksums of these parts, by blob digest and offset.
         self.parts: dict[tuple[str, int], Extent] = {}
         self.checksums: dict[tuple[str, int], Extent] = {}
-        #: Further entries of the same digest. Each is verified like the first one, and stored once.
-        self.duplicate_blobs: list[tuple[str, Extent]] = []
+        #: Further entries of the same digest, in order. Each is verified like the first one, and stored once.
+        self.duplicate_blobs: dict[tuple[str, Extent], None] = {}
         self._links = _LinkChecker()
 
     def add(self, entry: TarEntry) -> str | None:
@@ -127,16 +138,27 @@ class ArchiveContents:
             msg = f"{printable(entry.name)!r} in the archive is not a regular file"
             raise ArchiveError(msg)
         if digest is not None:
-            extent = Extent(entry.offset, entry.size)
-            first_extent = self.blobs.setdefault(digest, extent)
-            if first_extent is not extent:
-                self.duplicate_blobs.append((digest, extent))
-            if first_extent.size != entry.size:
+            self.add_blob(digest, Extent(entry.offset, entry.size))
+            if self.blobs[digest].size != entry.size:
                 msg = f"{printable(entry.name)!r} stands twice in the archive, with different sizes"
                 raise ArchiveError(msg)
             return digest
-        self._add_document(name, entry)
+        if name in self.documents:
+            # Some tools would use the first one, others the last one.
+            msg = f"{name} stands twice in the archive"
+            raise ArchiveError(msg)
+        self.documents[name] = entry
         return None
+
+    def add_blob(self, digest: str, extent: Extent) -> None:
+        """Add a blob. If another extent has the same digest, the new one is a duplicate."""
+        if self.blobs.setdefault(digest, extent) != extent:
+            self.duplicate_blobs[digest, extent] = None
+
+    def is_duplicate(self, digest: str, entry: TarEntry) -> bool:
+        """Return whether another entry has the same digest and comes first."""
+        first = self.blobs.get(digest)
+        return first is not None and first.offset != entry.offset
 
     def _add_part(self, name: str, part: tuple[str, int, bool], entry: TarEntry) -> None:
         extent = Extent(entry.offset, entry.size)
@@ -144,6 +166,33 @@ class ArchiveContents:
         if (self.checksums if is_checksum else self.parts).setdefault((digest, offset), extent) is not extent:
             msg = f"{printable(name)!r} stands twice in the archive"
             raise ArchiveError(msg)
+
+    def find_part(self, volume: Volume, digest: str, part: VolumePart) -> tuple[Extent, Extent]:
+        """Return the extents of a part of a blob and of its checksum.
+
+        Raises:
+            ArchiveError: one of them is missing, or the part has another size.
+        """
+        name = part_name(digest, part.offset)
+        extent, checksum = self.parts.get((digest, part.offset)), self.checksums.get((digest, part.offset))
+        if extent is None or checksum is None:
+            msg = f"{volume} lacks {name if extent is None else checksum_name(name)}, which its index says it has"
+            raise ArchiveError(msg)
+        if extent.size != part.size:
+            msg = f"{volume}: {name} has {extent.size} bytes, and its index says {part.size}"
+            raise ArchiveError(msg)
+        return extent, checksum
+
+    def check_parts(self, volume: Volume) -> None:
+        """Check that the archive has all parts that its index lists.
+
+        Raises:
+            ArchiveError: a part is missing or has another size.
+        """
+        for digest, parts in volume.parts.items():
+            for part in parts:
+                if part.volume == volume.number:
+                    self.find_part(volume, digest, part)
 
     def resolve_docker_file(self, name: str) -> tuple[str, Extent]:
         """Return the name and the extent of a file of a docker-archive. At most one link is followed.
@@ -165,21 +214,6 @@ class ArchiveContents:
             )
         raise ArchiveError(msg)
 
-    def _add_document(self, name: str, entry: TarEntry) -> None:
-        existing = {"oci-layout": self.oci_layout, "index.json": self.index_json, "manifest.json": self.manifest_json}[
-            name
-        ]
-        if existing is not None:
-            # A source that reads a file would use the last one, a source that reads a pipe the first one.
-            msg = f"{name} stands twice in the archive"
-            raise ArchiveError(msg)
-        if name == "oci-layout":
-            self.oci_layout = entry
-        elif name == "index.json":
-            self.index_json = entry
-        else:
-            self.manifest_json = entry
-
     def _find(self, name: str) -> Extent | str | None:
         if name in self._ambiguous:
             msg = f"{printable(name)!r} is in the archive twice (some tools treat another name as this one)"
@@ -197,8 +231,9 @@ class ArchiveContents:
             # It is unclear which of the two is meant. That is an error only if `manifest.json` names this path.
             self._ambiguous.add(path)
             return
-        is_oci = not self._as_docker and (self.oci_layout or self.index_json)
-        if is_oci or entry.kind not in {"file", "link"} or posixpath.basename(path) in _DOCKER_V1_FILES:
+        if self.is_oci and not self._as_docker:
+            return
+        if entry.kind not in {"file", "link"} or posixpath.basename(path) in _DOCKER_V1_FILES:
             return
         if self.blobs and not name.startswith("blobs/"):
             # Bazel's docker-archives have configs under blob names, and `.tar.gz` names for layers that follow these.
@@ -215,20 +250,29 @@ class ArchiveContents:
         )
 
     @property
+    def index_json(self) -> TarEntry | None:
+        """The entry of `index.json`."""
+        return self.documents.get("index.json")
+
+    @property
+    def is_oci(self) -> bool:
+        """Whether the archive has a file that only OCI archives have."""
+        return "oci-layout" in self.documents or "index.json" in self.documents
+
+    @property
     def is_docker_archive(self) -> bool:
         """Whether `manifest.json` and not `index.json` lists the images."""
-        return self.manifest_json is not None and (self._as_docker or self.index_json is None)
+        return "manifest.json" in self.documents and (self._as_docker or self.index_json is None)
 
-    def require_index(self) -> TarEntry:
-        """Return the entry of `index.json`.
+    def require_index(self) -> None:
+        """Check that the archive has an `index.json`.
 
         Raises:
             ArchiveError: the archive has no `index.json`.
         """
-        if self.index_json is not None:
-            return self.index_json
-        msg = "this is no image archive: it has neither an index.json nor a manifest.json"
-        raise ArchiveError(msg, hint="give one that `ocistream pull`, `docker save`, skopeo or podman has written")
+        if self.index_json is None:
+            msg = "this is no image archive: it has neither an index.json nor a manifest.json"
+            raise ArchiveError(msg, hint="give one that `ocistream pull`, `docker save`, skopeo or podman has written")
 
 
 class _LinkChecker:

@@ -6,6 +6,8 @@ ask its registry for missing blobs, before the first large byte.
 
 from __future__ import annotations
 
+import contextlib
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from ocistream.archive.tar_writer import TarWriter
@@ -23,23 +25,55 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
-__all__ = ["ArchiveDestination", "build_small_files"]
+__all__ = ["ArchiveDestination", "TarDestination", "build_small_files"]
 
 
-class ArchiveDestination:
-    """Writes images into one tar, from front to back."""
+class TarDestination(ABC):
+    """Writes images into new tars, which have no blobs of earlier runs. Each digest is stored once."""
 
-    def __init__(self, output: Output, *, mtime: int = 0) -> None:
-        """Write to `output`. `mtime` is the time of every entry, in seconds since 1970."""
-        self._tar = TarWriter(output, mtime)
-        # An unfinished entry can be removed again from a file, but not from a pipe.
-        self.traits = Traits(can_omit=True, can_retry=self._tar.can_roll_back)
+    def __init__(self) -> None:
+        """Start without blobs."""
+        #: The digests of the blobs and manifests that were written.
         self._written: set[str] = set()
-        self._started = False
 
     def expect(self, graph: Graph) -> Graph:
         """Return the graph: an OCI archive can hold anything."""
         return graph
+
+    def stored(
+        self, blobs: Sequence[Descriptor], *, are_manifests: bool = False, partial: bool = False
+    ) -> dict[str, int]:
+        """Return the sizes of the blobs that were already written."""
+        # Manifests are entries as blobs are, and an unfinished entry is found where it is written.
+        del are_manifests, partial
+        return {blob.digest: blob.size for blob in blobs if blob.digest in self._written}
+
+    def discard(self) -> None:
+        """Keep nothing that a later run could resume."""
+        for writer in self._writers():
+            writer.discard()
+
+    def close(self) -> None:
+        """Remove what was not committed. A partial file is kept, so that a later run can resume."""
+        with contextlib.ExitStack() as stack:
+            for writer in self._writers():
+                stack.callback(writer.close)
+
+    @abstractmethod
+    def _writers(self) -> Sequence[TarWriter]:
+        """Return the open tars."""
+
+
+class ArchiveDestination(TarDestination):
+    """Writes images into one tar, from front to back."""
+
+    def __init__(self, output: Output, *, mtime: int = 0) -> None:
+        """Write to `output`. `mtime` is the time of every entry, in seconds since 1970."""
+        super().__init__()
+        self._tar = TarWriter(output, mtime)
+        # An unfinished entry can be removed again from a file, but not from a pipe.
+        self.traits = Traits(can_omit=True, can_retry=self._tar.can_roll_back)
+        self._started = False
 
     def begin(self, graph: Graph) -> None:
         """Write the index and the manifests. `oci-layout` comes first, before any blob that was written early."""
@@ -57,16 +91,6 @@ class ArchiveDestination:
     def annotations(self) -> dict[str, str]:
         """Return annotations for `index.json`, in addition to the list of omitted blobs."""
         return {}
-
-    def stored(
-        self,
-        blobs: Sequence[Descriptor],
-        *,
-        are_manifests: bool = False,  # noqa: ARG002 - they are entries alike
-        partial: bool = False,  # noqa: ARG002 - unfinished entries are found where they are written
-    ) -> dict[str, int]:
-        """Return the sizes of the blobs that were already written. Each digest is stored once."""
-        return {blob.digest: blob.size for blob in blobs if blob.digest in self._written}
 
     def write(self, blob: VerifiedBlob) -> int:
         """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive has no end mark."""
@@ -90,13 +114,8 @@ class ArchiveDestination:
         """Write the end mark, and make the archive visible under its name."""
         self._tar.finish()
 
-    def discard(self) -> None:
-        """Keep nothing that a later run could resume."""
-        self._tar.discard()
-
-    def close(self) -> None:
-        """Remove an archive that was not committed. A partial file is kept, so that a later run can resume."""
-        self._tar.close()
+    def _writers(self) -> Sequence[TarWriter]:
+        return [self._tar]
 
     def _start(self) -> None:
         if not self._started:

@@ -7,12 +7,12 @@ conversion as `--compress`. The sources provide configs and layers; this module 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ocistream import limits, notices
 from ocistream.archive.contents import normalize_name, parse_blob_name
 from ocistream.errors import ArchiveError, IntegrityError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
-from ocistream.layout.image_selection import UNKNOWN_SIZE, UnknownDigestError, report_duplicate_names
+from ocistream.layout.image_selection import UNKNOWN_SIZE, UnknownDigestError
 from ocistream.layout.index import build_entry
 from ocistream.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, Descriptor, Manifest
 from ocistream.oci.digest import compute_digest
@@ -24,18 +24,17 @@ from ocistream.oci.walk import Need, run_walk, walk_images
 from ocistream.streams import layer_media_types
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection, Sequence
 
-    from ocistream.archive.contents import ArchiveContents
     from ocistream.layout.index import ImageSelector
     from ocistream.oci.platforms import PlatformChoice
 
 __all__ = [
+    "DockerFiles",
     "DockerImage",
     "ManifestSynthesizer",
     "build_docker_graph",
     "expand_docker_name",
-    "is_docker_save",
     "mark_synthesized",
     "parse_manifest_json",
     "report_no_manifest_json",
@@ -109,9 +108,17 @@ def _are_strings(items: object) -> bool:
     return isinstance(items, list) and all(isinstance(item, str) for item in items)
 
 
-def is_docker_save(images: Sequence[DockerImage], contents: ArchiveContents) -> bool:
-    """Return whether `docker save` wrote the archive: it alone lists `LayerSources`, or writes `repositories`."""
-    return contents.has_repositories_file or any(image.has_layer_sources for image in images)
+class DockerFiles(Protocol):
+    """The files of an archive that `manifest.json` names. Names are normalized."""
+
+    def read_config(self, name: str) -> bytes:
+        """Return a config."""
+
+    def describe_layer(self, name: str, diff_id: str) -> Descriptor:
+        """Return the descriptor of a layer. `diff_id` is the digest of the plain layer, as the config says."""
+
+    def find_manifest(self, image: DockerImage) -> Manifest | None:
+        """Return the manifest that the archive has of an image, or None."""
 
 
 def report_only_in_manifest_json(images: Sequence[DockerImage]) -> None:
@@ -142,31 +149,19 @@ def report_no_manifest_json() -> None:
 
 
 def build_docker_graph(
-    images: Sequence[DockerImage],
-    select: ImageSelector,
-    platforms: PlatformChoice,
-    *,
-    config: Callable[[str], bytes],
-    layer: Callable[[str, str], Descriptor],
-    manifest: Callable[[DockerImage], Manifest | None] = lambda _image: None,
-    is_docker_save: bool = False,
+    images: Sequence[DockerImage], select: ImageSelector, platforms: PlatformChoice, files: DockerFiles
 ) -> Graph:
     """Return the graph of the selected images. Nothing of the other images is read.
-
-    `config` returns a config's bytes by its name in the tar, `layer` a layer's descriptor by its name and its diff_id.
-    `manifest` returns the manifest that the archive has of an image, or None. `is_docker_save` says that `docker save`
-    wrote the archive.
 
     Raises:
         ArchiveError: a file that `manifest.json` names is missing, or a config does not match its layers.
         IntegrityError: a plain layer has another digest than the config says.
     """
-    manifests = ManifestSynthesizer(config, layer, manifest)
+    manifests = ManifestSynthesizer(files)
     graph = run_walk(walk_images(_select_roots(images, select, manifests), platforms), manifests.read)
-    report_duplicate_names(graph)
     return replace(
         graph,
-        has_plain_layers=is_docker_save or manifests.has_plain_layers,
+        has_plain_layers=manifests.has_plain_layers,
         synthesized=frozenset(manifests.manifests) - manifests.existing,
     )
 
@@ -203,16 +198,9 @@ class ManifestSynthesizer:
     A manifest is byte for byte the one that Docker 25.0.1 and later write, so that its digest is the same.
     """
 
-    def __init__(
-        self,
-        config: Callable[[str], bytes],
-        layer: Callable[[str, str], Descriptor],
-        manifest: Callable[[DockerImage], Manifest | None] = lambda _image: None,
-    ) -> None:
-        """Take the functions that read configs, layers and manifests (see `build_docker_graph`)."""
-        self._read_config_file = config
-        self._describe_layer = layer
-        self._find_existing = manifest
+    def __init__(self, files: DockerFiles) -> None:
+        """Build manifests from these files."""
+        self._files = files
         #: The digests of manifests that the archive has.
         self.existing: set[str] = set()
         self._descriptors: dict[tuple[str, tuple[str, ...]], Descriptor] = {}
@@ -230,23 +218,20 @@ class ManifestSynthesizer:
         """Return the descriptor of an image's manifest, and build the manifest on the first call."""
         key = image.config, image.layers
         if (descriptor := self._descriptors.get(key)) is None:
-            existing = self._find_existing(image)
-            raw = canonical_json(self._build_manifest(image)) if existing is None else existing.raw
-            self._bytes += len(raw)
+            if (manifest := self._files.find_manifest(image)) is not None:
+                self.existing.add(manifest.descriptor.digest)
+                image_id = parse_blob_name(image.config) or ""
+                self._config_names[image_id] = image.config
+            else:
+                manifest = self._build_manifest(image)
+                image_id = self._last_config[0]
+            self._bytes += len(manifest.raw)
             if self._bytes > limits.MAX_GRAPH_BYTES:
                 msg = f"the manifests of these images would have more than {limits.MAX_GRAPH_BYTES} bytes together"
                 raise ArchiveError(msg, hint="move fewer images at a time")
-            descriptor = (
-                Descriptor(OCI_MANIFEST, compute_digest(raw), len(raw)) if existing is None else existing.descriptor
-            )
-            self._descriptors[key] = descriptor
-            if existing is not None:
-                self.existing.add(descriptor.digest)
-                self._config_names[parse_blob_name(image.config) or ""] = image.config
-                self._image_ids[descriptor.digest] = parse_blob_name(image.config) or ""
-            else:
-                self._image_ids[descriptor.digest] = self._last_config[0]
-            self.manifests[descriptor.digest] = raw
+            self._descriptors[key] = descriptor = manifest.descriptor
+            self._image_ids[descriptor.digest] = image_id
+            self.manifests[descriptor.digest] = manifest.raw
         return descriptor
 
     def build_roots(self, image: DockerImage) -> list[Root]:
@@ -264,29 +249,31 @@ class ManifestSynthesizer:
         if not need.is_config:
             return self.manifests[need.digest]
         last_digest, raw = self._last_config
-        return raw if last_digest == need.digest else self._read_config_file(self._config_names[need.digest])
+        return raw if last_digest == need.digest else self._files.read_config(self._config_names[need.digest])
 
-    def _build_manifest(self, image: DockerImage) -> dict[str, Any]:
+    def _build_manifest(self, image: DockerImage) -> Manifest:
         self._last_config = "", b""
-        config, what = self._read_config_file(image.config), f"the config {printable(image.config)}"
+        config, what = self._files.read_config(image.config), f"the config {printable(image.config)}"
         diff_ids = parse_diff_ids(config, what)
         if len(diff_ids) != len(image.layers):
             msg = f"{what} names {len(diff_ids)} layers, manifest.json {len(image.layers)}"
             raise ArchiveError(msg)
         layers = [
-            _check_layer(name, self._describe_layer(name, id_), id_)
+            _check_layer(name, self._files.describe_layer(name, id_), id_)
             for name, id_ in zip(image.layers, diff_ids, strict=True)
         ]
         self.has_plain_layers = self.has_plain_layers or not all(map(parse_blob_name, image.layers))
         descriptor = Descriptor(OCI_CONFIG, compute_digest(config), len(config))
         self._config_names[descriptor.digest] = image.config
         self._last_config = descriptor.digest, config
-        return {
+        document = {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
             "config": descriptor.to_json(),
             "layers": [layer.to_json() for layer in layers],
         }
+        raw = canonical_json(document)
+        return Manifest(Descriptor(OCI_MANIFEST, compute_digest(raw), len(raw)), raw)
 
 
 def _check_layer(name: str, descriptor: Descriptor, diff_id: str) -> Descriptor:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
+from ocistream.archive.destination import TarDestination
 from ocistream.archive.tar_writer import TarWriter
 from ocistream.errors import UnsupportedError
 from ocistream.layout.index import docker_tag
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
 __all__ = ["DockerArchiveDestination"]
 
 
-class DockerArchiveDestination:
+class DockerArchiveDestination(TarDestination):
     """Writes images into one docker-archive. It takes only plain layers: `transfer` decompresses the others."""
 
     def __init__(self, output: Output, *, mtime: int = 0) -> None:
         """Write to `output`. `mtime` is the time of every entry, in seconds since 1970."""
+        super().__init__()
         self._tar = TarWriter(output, mtime)
         # An unfinished entry can be removed again from a file, but not from a pipe.
         self.traits = Traits(can_retry=self._tar.can_roll_back)
@@ -71,16 +73,6 @@ class DockerArchiveDestination:
     def begin(self, graph: Graph) -> None:
         """Do nothing: entries are written as they arrive."""
 
-    def stored(
-        self,
-        blobs: Sequence[Descriptor],
-        *,
-        are_manifests: bool = False,  # noqa: ARG002 - they are entries alike
-        partial: bool = False,  # noqa: ARG002 - unfinished entries are found where they are written
-    ) -> dict[str, int]:
-        """Return the sizes of the blobs that were already written."""
-        return {blob.digest: blob.size for blob in blobs if blob.digest in self._names}
-
     def write(self, blob: VerifiedBlob) -> int:
         """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive has no end mark."""
         require_complete(blob)
@@ -90,15 +82,15 @@ class DockerArchiveDestination:
         is_config = blob.descriptor.media_type in CONFIG_TYPES or is_probably_json(bytes(first[: limits.KIB]))
         name = _file_name(blob.descriptor.digest, ".json" if is_config else ".tar")
         self._tar.add(name, blob.descriptor.size, itertools.chain([first], chunks))
-        self._names[blob.descriptor.digest] = name
+        self._record(blob.descriptor.digest, name)
         return 0
 
     def write_new(self, blob: NewBlob) -> Descriptor:
         """Append a layer whose digest and size are known only after its last byte."""
         descriptor = self._tar.add_new(
-            blob, lambda stored: None if stored.digest in self._names else _file_name(stored.digest, ".tar")
+            blob, lambda stored: None if stored.digest in self._written else _file_name(stored.digest, ".tar")
         )
-        self._names.setdefault(descriptor.digest, _file_name(descriptor.digest, ".tar"))
+        self._record(descriptor.digest, _file_name(descriptor.digest, ".tar"))
         return descriptor
 
     def commit(self, graph: Graph) -> None:
@@ -117,12 +109,12 @@ class DockerArchiveDestination:
         self._tar.add_small("manifest.json", canonical_json(list(entries.values())))
         self._tar.finish()
 
-    def discard(self) -> None:
-        """Do nothing: nothing is kept for a later run."""
+    def _writers(self) -> Sequence[TarWriter]:
+        return [self._tar]
 
-    def close(self) -> None:
-        """Remove an archive that was not committed."""
-        self._tar.close()
+    def _record(self, digest: str, name: str) -> None:
+        self._written.add(digest)
+        self._names.setdefault(digest, name)
 
     def _build_entry(self, document: Document) -> dict[str, object]:
         config = document.config

@@ -114,8 +114,7 @@ class _FileOutput:
         return self._read(self._position, size)
 
     def _read(self, position: int, size: int) -> Iterator[Chunk]:
-        with files.disk_errors(self._what):
-            yield from read_chunks(files.OffsetReader(self._file.fileno(), position), size)
+        return read_chunks(files.OffsetReader(self._file.fileno(), position, self._what), size)
 
     def skip_existing(self, size: int) -> None:
         self._seek(self._position + size)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from ocistream import limits
 from ocistream.errors import ArchiveError, TruncatedError, UnsupportedError
 from ocistream.oci.reference import printable
+from ocistream.streams import files
 from ocistream.streams.chunks import read_all, read_chunks
 
 if TYPE_CHECKING:
@@ -201,6 +202,23 @@ class TarEntry:
     is_read_only: bool
 
 
+class _CountedInput:
+    """A file that counts the bytes that were read, and converts errors of the local disk."""
+
+    def __init__(self, file: InputStream, what: str) -> None:
+        self._file = file
+        self._what = what
+        self.position = 0
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        try:
+            count = self._file.readinto(buffer) or 0
+        except OSError as error:
+            raise files.disk_error(f"cannot read {self._what}", error) from error
+        self.position += count
+        return count
+
+
 class TarReader:
     """Reads entries in order. Understands ustar, GNU and pax headers, and checks all of them.
 
@@ -209,9 +227,10 @@ class TarReader:
 
     def __init__(self, file: InputStream, what: str = "the archive") -> None:
         """Read from the position of `file`. `what` names the archive in errors."""
-        self._file = file
+        self._file = _CountedInput(file, what)
         self._what = what
-        self._position = 0
+        #: The name of the current entry, and the numbers of its bytes and of its padding that were not read yet.
+        self._name = ""
         self._remaining = 0
         self._padding = 0
         self._block = bytearray(BLOCK_SIZE)
@@ -231,18 +250,25 @@ class TarReader:
         msg = f"the archive has more than {limits.MAX_ENTRIES} entries"
         raise ArchiveError(msg)
 
-    def read_chunks(self, entry: TarEntry) -> Iterator[Chunk]:
+    def read_chunks(self) -> Iterator[Chunk]:
         """Read the bytes of the current entry that were not read yet.
 
         Raises:
             ArchiveError: the archive ends before the entry does.
         """
-        for chunk in read_chunks(self._file, self._remaining):
-            self._position += len(chunk)
-            self._remaining -= len(chunk)
-            yield chunk
-        if self._remaining:
-            raise self._truncated_error(f"in the middle of {printable(entry.name)!r}")
+        return read_chunks(self, self._remaining)
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Read bytes of the current entry.
+
+        Raises:
+            ArchiveError: the archive ends before the entry does.
+        """
+        count = self._file.readinto(buffer)
+        if not count:
+            raise self._truncated_error(f"in the middle of {printable(self._name)!r}")
+        self._remaining -= count
+        return count
 
     def read(self, entry: TarEntry, limit: int) -> bytes:
         """Read all bytes of a small entry.
@@ -253,7 +279,7 @@ class TarReader:
         if entry.size > limit:
             msg = f"{printable(entry.name)!r} in the archive is larger than {limit} bytes"
             raise ArchiveError(msg)
-        return read_all(self.read_chunks(entry))
+        return read_all(self.read_chunks())
 
     def drain(self) -> None:
         """Read to the end of the file, so that the writer of a pipe does not find the pipe closed.
@@ -284,7 +310,6 @@ class TarReader:
 
     def _skip(self, size: int) -> None:
         for chunk in read_chunks(self._file, size):
-            self._position += len(chunk)
             size -= len(chunk)
         if size:
             raise self._truncated_error("in the middle of an entry")
@@ -329,10 +354,10 @@ class TarReader:
         if kind == "file" and name.endswith("/"):
             msg = f"{printable(name)!r} in the archive is a file to some tools, and a directory to others"
             raise ArchiveError(msg)
-        self._remaining, self._padding = size, -size % BLOCK_SIZE
+        self._name, self._remaining, self._padding = name, size, -size % BLOCK_SIZE
         target = extended.get("linkpath", info.linkname)
         is_symbolic = info.type == tarfile.SYMTYPE
-        return TarEntry(name, size, kind, self._position, target, is_symbolic, info.is_read_only)
+        return TarEntry(name, size, kind, self._file.position, target, is_symbolic, info.is_read_only)
 
     def _finish_entry(self) -> None:
         unread, self._remaining = self._remaining + self._padding, 0
@@ -344,16 +369,16 @@ class TarReader:
         try:
             info = parse_header(block)
         except tarfile.HeaderError as error:
-            if self._position == BLOCK_SIZE and (
+            if self._file.position == BLOCK_SIZE and (
                 kind := next((k for m, k in _COMPRESSION_MAGICS.items() if block.startswith(m)), None)
             ):
                 msg = f"the archive is compressed with {kind}, which is not supported"
                 raise UnsupportedError(
                     msg, hint=f"decompress it on the way: `{kind} -dc FILE | ocistream push ...`"
                 ) from None
-            msg = f"no tar header at byte {self._position - BLOCK_SIZE} of {self._what}: {printable(str(error))}"
+            msg = f"no tar header at byte {self._file.position - BLOCK_SIZE} of {self._what}: {printable(str(error))}"
             raise ArchiveError(
-                msg, hint=_build_format_hint(block) if self._position == BLOCK_SIZE else _DAMAGED_HINT
+                msg, hint=_build_format_hint(block) if self._file.position == BLOCK_SIZE else _DAMAGED_HINT
             ) from error
         if info.size < 0:
             msg = f"{printable(info.name)!r} in the archive has a negative size"
@@ -361,10 +386,13 @@ class TarReader:
         return info
 
     def _read_block(self) -> bytes:
-        count = self._file.readinto(memoryview(self._block)) or 0
-        self._position += count
+        count = self._file.readinto(memoryview(self._block))
         if count < BLOCK_SIZE:
-            if count and self._position == count and (hint := _build_format_hint(self._block)) != _NOT_AN_ARCHIVE_HINT:
+            if (
+                count
+                and self._file.position == count
+                and (hint := _build_format_hint(self._block)) != _NOT_AN_ARCHIVE_HINT
+            ):
                 # The file is too short for a header, and begins like another format.
                 msg = f"no tar header at byte 0 of {self._what}: {count} bytes are all of it"
                 raise ArchiveError(msg, hint=hint)
@@ -376,8 +404,7 @@ class TarReader:
             msg = f"{what} in the archive is larger than {limit} bytes"
             raise ArchiveError(msg)
         self._remaining, self._padding = size, -size % BLOCK_SIZE
-        content = b"".join(bytes(chunk) for chunk in read_chunks(self._file, size))
-        self._position += len(content)
+        content = read_all(read_chunks(self._file, size))
         self._remaining -= len(content)
         if self._remaining:
             raise self._truncated_error("in the middle of a header")
@@ -415,13 +442,13 @@ class TarReader:
             raise ArchiveError(msg)
 
     def _truncated_error(self, where: str) -> TruncatedError:
-        if self._position == 0:
+        if self._file.position == 0:
             return TruncatedError(
                 f"{self._what} is empty: it is truncated at byte 0",
                 hint="whatever was to write it has failed: look at what it said (in a shell, `set -o pipefail`)",
             )
         return TruncatedError(
-            f"{self._what} is truncated: it ends at byte {self._position}, {where}",
+            f"{self._what} is truncated: it ends at byte {self._file.position}, {where}",
             hint="whatever wrote it failed or was interrupted",
         )
 

@@ -11,12 +11,12 @@ import functools
 import tempfile
 from typing import TYPE_CHECKING
 
-from ocistream import limits
 from ocistream.archive import tar
 from ocistream.archive.outputs import ResumableOutput, RewritableOutput
 from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks
+from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -74,7 +74,7 @@ class TarWriter:
 
     def add_blob(self, name: str, blob: VerifiedBlob) -> None:
         """Write an entry as `add` does. Existing bytes are hashed or compared if necessary, but not fetched again."""
-        if not blob.is_worth_keeping and blob.descriptor.size >= limits.MIN_PARTIAL_SIZE:
+        if blob.access is Access.ONCE:
             self.discard()
         self._add(name, blob.descriptor.size, functools.partial(self._remaining_chunks, blob))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits, notices
 from ocistream.archive import tar
-from ocistream.archive.destination import build_small_files
+from ocistream.archive.destination import TarDestination, build_small_files
 from ocistream.archive.outputs import ResumableOutput, RewritableOutput, open_file_output
 from ocistream.archive.tar_writer import TarWriter
 from ocistream.errors import UnsupportedError, UsageError
@@ -34,14 +34,13 @@ from ocistream.oci.volumes import (
     volume_annotations,
 )
 from ocistream.streams import paths
-from ocistream.transfer.interfaces import Traits
+from ocistream.transfer.interfaces import Access, Traits
 from ocistream.transfer.verified_blobs import require_complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk, Hasher
     from ocistream.transfer.interfaces import VerifiedBlob
@@ -260,7 +259,7 @@ class _OpenVolume(NamedTuple):
     output: RewritableOutput
 
 
-class VolumeSetDestination:
+class VolumeSetDestination(TarDestination):
     """Writes images into as many tars as needed, none larger than a given size.
 
     All volumes are open until the end, each with its own partial file. So blobs may come in any order, as from a pipe,
@@ -278,6 +277,7 @@ class VolumeSetDestination:
         Raises:
             UsageError: the path has no `%d`, or another conversion.
         """
+        super().__init__()
         self._directory = path.parent
         self._template = parse_template(path.name)
         self._size = size
@@ -286,11 +286,6 @@ class VolumeSetDestination:
         #: None if everything fits into one volume, which is an ordinary archive.
         self._plan: VolumePlan | None = None
         self._volumes: dict[int, _OpenVolume] = {}
-        self._written: set[str] = set()
-
-    def expect(self, graph: Graph) -> Graph:
-        """Return the graph: volumes can hold anything."""
-        return graph
 
     def begin(self, graph: Graph) -> None:
         """Plan the volumes, and open the first one.
@@ -309,16 +304,6 @@ class VolumeSetDestination:
                 msg = f"{path} is no file, and a volume would have this name"
                 raise UsageError(msg)
         self._open_volume(0)
-
-    def stored(
-        self,
-        blobs: Sequence[Descriptor],
-        *,
-        are_manifests: bool = False,  # noqa: ARG002 - they are entries alike
-        partial: bool = False,  # noqa: ARG002 - unfinished entries are found where they are written
-    ) -> dict[str, int]:
-        """Return the sizes of the blobs that were already written. Only manifests are in every volume."""
-        return {blob.digest: blob.size for blob in blobs if blob.digest in self._written}
 
     def write(self, blob: VerifiedBlob) -> int:
         """Append a blob to its volume, or its parts to their volumes.
@@ -352,16 +337,8 @@ class VolumeSetDestination:
             volume.output.finish()
         self._report_unrelated_volumes()
 
-    def discard(self) -> None:
-        """Keep nothing that a later run could resume."""
-        for volume in self._volumes.values():
-            volume.tar.discard()
-
-    def close(self) -> None:
-        """Remove volumes that were not committed. Partial files are kept, so that a later run can resume."""
-        with contextlib.ExitStack() as stack:
-            for volume in self._volumes.values():
-                stack.callback(volume.tar.close)
+    def _writers(self) -> Sequence[TarWriter]:
+        return [volume.tar for volume in self._volumes.values()]
 
     @property
     def _total(self) -> int:
@@ -394,7 +371,7 @@ class VolumeSetDestination:
 
     def _write_parts(self, blob: VerifiedBlob, pieces: Sequence[VolumePart]) -> None:
         """Write a blob in parts, each followed by its checksum. Existing bytes are not fetched again."""
-        if not blob.is_worth_keeping and blob.descriptor.size >= limits.MIN_PARTIAL_SIZE:
+        if blob.access is Access.ONCE:
             self.discard()
         volumes = [self._open_volume(piece.volume) for piece in pieces]
         names = [part_name(blob.descriptor.digest, piece.offset) for piece in pieces]

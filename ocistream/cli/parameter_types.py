@@ -6,7 +6,6 @@ The functions reject text that Python's own conversions accept, such as `1_000` 
 from __future__ import annotations
 
 import math
-import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +13,7 @@ import click
 
 from ocistream.api import settings
 from ocistream.errors import InvalidNameError, UsageError
-from ocistream.locations import parse_location
+from ocistream.locations import is_archive_name, parse_location
 from ocistream.notices import add_failure_hint
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.sizes import parse_size
@@ -38,7 +37,6 @@ __all__ = [
 
 #: Transports before a colon that are not registries, and the beginnings of paths.
 _NOT_AN_IMAGE: Final = re.compile(r"(?:oci|oci-archive|docker-archive):|-\Z|\.{0,2}/|~/")
-_ARCHIVE_SUFFIX: Final = re.compile(r"\.(?:tar|tgz|tzst|zip|tar\.[a-z0-9]+)\Z")
 #: `HOST[:PORT]` alone. No repository in Docker Hub's library has a dot in its name.
 _HOST: Final = re.compile(r"(?:localhost|[^.:/@]+(?:\.[^.:/@]+)+)(?::[0-9]+)?\Z")
 
@@ -48,7 +46,7 @@ def parse_image(text: str, hint: str) -> Reference:
     if not text:
         msg = "malformed image name '': there is nothing in it"
         raise InvalidNameError(msg, hint="is the variable empty that it was to come from?")
-    if _NOT_AN_IMAGE.match(text):
+    if _NOT_AN_IMAGE.match(text) or is_archive_name(text):
         msg = f"{printable(text)!r} is a file or directory, and no image in a registry"
         raise InvalidNameError(msg, hint=hint)
     reference = parse_reference(text)
@@ -56,26 +54,24 @@ def parse_image(text: str, hint: str) -> Reference:
     return reference
 
 
-def parse_location_argument(text: str) -> Location:
-    """Parse a location, and prepare a hint if it is an image name that looks like a path or a host."""
-    location = parse_location(text)
+def parse_location_argument(text: str, *, is_remote: bool = False) -> Location:
+    """Parse a location, and prepare a hint if it is an image name that looks like a host."""
+    location = parse_location(text, is_remote=is_remote)
     if location.reference is not None:
-        _advise_ambiguous_name(text, location.reference, may_be_path=location.is_repository)
+        _advise_ambiguous_name(text, location.reference)
     return location
 
 
-def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool = False) -> None:
-    """Add a hint to a later failure if an image name of Docker Hub looks like a path or a host.
+def _advise_ambiguous_name(text: str, reference: Reference) -> None:
+    """Add a hint to a later failure if an image name of Docker Hub looks like a host.
 
     By the naming rules it is an image, and scripts use such names; so it is not an error.
     """
-    if "/" in text:
-        return
-    interpretation = f"{printable(text)} is taken for the image {reference.name}"
-    if _ARCHIVE_SUFFIX.search(text) or (may_be_path and os.path.exists(text)):  # noqa: PTH110 - it never raises
-        add_failure_hint(f"{interpretation}: the file or directory is written ./{printable(text)}")
-    elif _HOST.match(text):
-        add_failure_hint(f"{interpretation}: one in that registry is written {printable(text)}/REPOSITORY[:TAG]")
+    if _HOST.match(text):
+        add_failure_hint(
+            f"{printable(text)} means the image {reference.name}: "
+            f"write {printable(text)}/REPOSITORY[:TAG] for an image in that registry"
+        )
 
 
 #: Digits of 2^63 - 1, the largest possible size of a file.

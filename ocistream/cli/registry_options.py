@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from ocistream.http.client import HttpSettings
-    from ocistream.http.tls import TlsSettings
+    from ocistream.http.settings import TlsSettings
 
 __all__ = [
     "SIDE_OPTIONS",

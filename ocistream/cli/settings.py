@@ -15,7 +15,8 @@ import click
 
 from ocistream.cli.console import Console
 from ocistream.cli.context import home_directory
-from ocistream.config.config_toml import read_configuration, resolve_path
+from ocistream.config.config_toml import read_configuration
+from ocistream.config.toml_files import flag, resolve_path
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams.paths import exists
@@ -285,7 +286,7 @@ def _convert_toml_value(table: TomlTable, key: str, option: click.Option) -> str
     """
     value = table.values[key]
     if option.is_flag:
-        return bool(table.flag(key))
+        return flag(table, key, value)
     if option.count:
         if isinstance(value, bool) or not isinstance(value, int):
             raise table.key_error(key, "is no whole number")

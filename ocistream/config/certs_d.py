@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import notices
 from ocistream.errors import UsageError
-from ocistream.http.tls import TlsSettings
+from ocistream.http.settings import TlsSettings
 from ocistream.oci.reference import printable
 from ocistream.streams.files import disk_errors
 from ocistream.streams.paths import is_directory

@@ -6,18 +6,19 @@ Short names, aliases, search lists and credential helpers are ignored; unknown k
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from ocistream.config.toml_files import TomlTable, read_toml
-from ocistream.errors import InvalidNameError, NotFoundError
-from ocistream.registry.configuration import PULL_MODES, Mirror, RegistryNamespace, parse_registry_location
+from ocistream.config import toml_files as toml
+from ocistream.config.config_toml import registry_location
+from ocistream.config.toml_files import TomlTable
+from ocistream.errors import NotFoundError
+from ocistream.registry.configuration import PULL_MODES, Mirror, RegistryNamespace
 from ocistream.streams.files import disk_errors
 from ocistream.streams.paths import is_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 __all__ = ["SYSTEM_DIRECTORY", "load_namespaces"]
 
@@ -27,6 +28,116 @@ _DROP_INS: Final = "registries.conf.d"
 _WILDCARD: Final = "*."
 #: The last part of a repository's name in a prefix, with an optional tag and digest.
 _TARGET: Final = re.compile(r"(/[^/:@]+)(:[^/:@]+)?(@[^/@]+)?\Z")
+
+
+def _location(table: TomlTable, key: str, value: object) -> str:
+    """Read a location. An empty one is as good as none, here and below: as in containers' own parser."""
+    return registry_location(table, key, value) if value != "" else ""
+
+
+def _prefix(table: TomlTable, key: str, value: object) -> str:
+    prefix = toml.text(table, key, value)
+    if prefix.startswith(_WILDCARD):
+        # The rest must be a host without a path (containers/image, since 5.11).
+        domain = registry_location(table, key, prefix.removeprefix(_WILDCARD))
+        if "/" in domain:
+            raise table.key_error(key, "has a path behind its *.DOMAIN")
+        return f"{_WILDCARD}{domain}"
+    if not prefix:
+        return ""
+    # A prefix may end in a tag or a digest. No repository's name begins with it, so such an entry matches nothing.
+    name = _TARGET.sub(r"\1", prefix)
+    return registry_location(table, key, name) + prefix.removeprefix(name).rstrip("/")
+
+
+def _pull_mode(table: TomlTable, key: str, value: object) -> str:
+    return toml.choice(*PULL_MODES)(table, key, value) if value != "" else ""
+
+
+def _misplaced_pull_mode(table: TomlTable, key: str, _: object) -> NoReturn:
+    raise table.key_error(key, "belongs into a [[registry.mirror]]")
+
+
+class _MirrorTable(TomlTable):
+    ignores_unknown = True
+    location = toml.optional(_location, "")
+    insecure = toml.optional(toml.flag, False)
+    pull_from_mirror = toml.optional(_pull_mode, "")
+
+    def mirror(self, *, only_digests: bool) -> Mirror:
+        if not self.location:
+            raise self.key_error("location", "is missing")
+        if self.pull_from_mirror and only_digests:
+            raise self.key_error("pull-from-mirror", "and the registry's mirror-by-digest-only exclude each other")
+        return Mirror(
+            self.location, self.insecure, "digest-only" if only_digests else self.pull_from_mirror or PULL_MODES[0]
+        )
+
+
+class _RegistryTable(TomlTable):
+    ignores_unknown = True
+    location = toml.optional(_location, "")
+    prefix = toml.optional(_prefix, "")
+    insecure = toml.optional(toml.flag, False)
+    blocked = toml.optional(toml.flag, False)
+    mirror_by_digest_only = toml.optional(toml.flag, False)
+    pull_from_mirror = toml.optional(_misplaced_pull_mode)
+    mirror = toml.optional(toml.list_of(_MirrorTable.read), [])
+
+    def namespace(self, config_file: str) -> RegistryNamespace:
+        prefix = self.prefix or self.location
+        if not prefix:
+            raise self.key_error("location", "is missing, and so is prefix")
+        return RegistryNamespace(
+            prefix,
+            self.location if self.location not in {"", prefix} else None,
+            insecure=self.insecure,
+            blocked=self.blocked,
+            mirrors=tuple(mirror.mirror(only_digests=self.mirror_by_digest_only) for mirror in self.mirror),
+            config_file=config_file,
+        )
+
+
+class _DropIn(TomlTable):
+    ignores_unknown = True
+    registry = toml.optional(toml.list_of(_RegistryTable.read), [])
+
+    def namespaces(self) -> dict[str, RegistryNamespace]:
+        namespaces: dict[str, RegistryNamespace] = {}
+        for entry in self.registry:
+            namespace = entry.namespace(self.label)
+            first = namespaces.setdefault(namespace.prefix, namespace)
+            # Two entries for one prefix must not contradict each other; other tools refuse such a file too.
+            if first != namespace:
+                raise entry.key_error("prefix", f"is there twice, and says different things: {namespace.prefix}")
+        return namespaces
+
+
+class _LocationsTable(TomlTable):
+    ignores_unknown = True
+    registries = toml.optional(toml.list_of(registry_location), [])
+
+
+class _OlderTable(TomlTable):
+    """`[registries.block]` and `[registries.insecure]`, the format of older systems."""
+
+    ignores_unknown = True
+    block = toml.optional(_LocationsTable.read, {})
+    insecure = toml.optional(_LocationsTable.read, {})
+
+
+class _RegistriesConf(_DropIn):
+    registries = toml.optional(_OlderTable.read, {})
+
+    def namespaces(self) -> dict[str, RegistryNamespace]:
+        blocked, insecure = self.registries.block.registries, self.registries.insecure.registries
+        older = {
+            prefix: RegistryNamespace(
+                prefix, insecure=prefix in insecure, blocked=prefix in blocked, config_file=self.label
+            )
+            for prefix in (*blocked, *insecure)
+        }
+        return super().namespaces() | older
 
 
 def load_namespaces(
@@ -42,22 +153,19 @@ def load_namespaces(
     user = home / ".config" / "containers"
     folders = [system / _DROP_INS, user / _DROP_INS]
     if named := env.get("CONTAINERS_REGISTRIES_CONF"):
-        table = read_toml(Path(named))
+        table = toml.read_file(Path(named), _RegistriesConf, home)
         if table is None:
             msg = f"CONTAINERS_REGISTRIES_CONF: {named}: no such file"
             raise NotFoundError(msg)
-    elif (table := read_toml(user / _NAME)) is not None:
+    elif (table := toml.read_file(user / _NAME, _RegistriesConf, home)) is not None:
         folders = [user / _DROP_INS]
     else:
-        table = read_toml(system / _NAME)
-    namespaces: dict[str, RegistryNamespace] = {}
-    if table is not None:
-        namespaces |= _parse_namespaces(table)
-        namespaces |= _parse_v1(table)
+        table = toml.read_file(system / _NAME, _RegistriesConf, home)
+    namespaces = {} if table is None else table.namespaces()
     for folder in folders:
         for path in _list_drop_ins(folder):
-            if (table := read_toml(path)) is not None:
-                namespaces |= _parse_namespaces(table)
+            if (drop_in := toml.read_file(path, _DropIn, home)) is not None:
+                namespaces |= drop_in.namespaces()
     return tuple(namespaces.values())
 
 
@@ -68,88 +176,3 @@ def _list_drop_ins(folder: Path) -> list[Path]:
         except (FileNotFoundError, NotADirectoryError):
             return []
         return [path for path in names if is_file(path)]
-
-
-def _parse_namespaces(table: TomlTable) -> dict[str, RegistryNamespace]:
-    namespaces: dict[str, RegistryNamespace] = {}
-    for entry in table.tables("registry"):
-        namespace = replace(_parse_namespace(entry), config_file=table.label)
-        first = namespaces.setdefault(namespace.prefix, namespace)
-        # Two entries for one prefix must not contradict each other; other tools refuse such a file too.
-        if first != namespace:
-            raise entry.key_error("prefix", f"is there twice, and says different things: {namespace.prefix}")
-    return namespaces
-
-
-def _parse_namespace(entry: TomlTable) -> RegistryNamespace:
-    location = _parse_location(entry, "location")
-    prefix = entry.text("prefix") or ""
-    if prefix.startswith(_WILDCARD):
-        # The rest must be a host without a path (containers/image, since 5.11).
-        domain = _check_location(entry, "prefix", prefix.removeprefix(_WILDCARD))
-        if "/" in domain:
-            raise entry.key_error("prefix", "has a path behind its *.DOMAIN")
-        prefix = f"{_WILDCARD}{domain}"
-    elif prefix:
-        # A prefix may end in a tag or a digest. No repository's name begins with it, so such an entry matches nothing,
-        # as in podman.
-        name = _TARGET.sub(r"\1", prefix)
-        prefix = _check_location(entry, "prefix", name) + prefix.removeprefix(name).rstrip("/")
-    elif location is not None:
-        prefix = location
-    else:
-        raise entry.key_error("location", "is missing, and so is prefix")
-    only_digests = entry.flag("mirror-by-digest-only") or False
-    return RegistryNamespace(
-        prefix,
-        location if location != prefix else None,
-        insecure=entry.flag("insecure") or False,
-        blocked=entry.flag("blocked") or False,
-        mirrors=tuple(_parse_mirrors(entry, only_digests=only_digests)),
-    )
-
-
-def _parse_mirrors(entry: TomlTable, *, only_digests: bool) -> Iterator[Mirror]:
-    if "pull-from-mirror" in entry.values:
-        raise entry.key_error("pull-from-mirror", "belongs into a [[registry.mirror]]")
-    for mirror in entry.tables("mirror"):
-        location = _parse_location(mirror, "location")
-        if location is None:
-            raise mirror.key_error("location", "is missing")
-        pull = mirror.text("pull-from-mirror")
-        if pull and only_digests:
-            raise mirror.key_error("pull-from-mirror", "and the registry's mirror-by-digest-only exclude each other")
-        if pull and pull not in PULL_MODES:
-            raise mirror.key_error("pull-from-mirror", f"is not one of {', '.join(PULL_MODES)}")
-        yield Mirror(
-            location, mirror.flag("insecure") or False, "digest-only" if only_digests else pull or PULL_MODES[0]
-        )
-
-
-def _parse_v1(table: TomlTable) -> dict[str, RegistryNamespace]:
-    """Parse `[registries.block]` and `[registries.insecure]`, the format of older systems."""
-    older = table.table("registries")
-    namespaces: dict[str, RegistryNamespace] = {}
-    for kind in ("block", "insecure"):
-        section = older.table(kind)
-        for item in section.items("registries"):
-            if not isinstance(item, str):
-                raise section.key_error("registries", "has something that is not a string")
-            prefix = _check_location(section, "registries", item)
-            known = namespaces.get(prefix, RegistryNamespace(prefix, config_file=table.label))
-            namespaces[prefix] = replace(known, blocked=True) if kind == "block" else replace(known, insecure=True)
-    return namespaces
-
-
-def _parse_location(table: TomlTable, key: str) -> str | None:
-    text = table.text(key)
-    return _check_location(table, key, text) if text else None
-
-
-def _check_location(table: TomlTable, key: str, text: str) -> str:
-    """Check a location or a prefix, and return it in normal form."""
-    # Names of Docker Hub are full names (docker.io/...), as in containers' own parser.
-    try:
-        return parse_registry_location(text)
-    except InvalidNameError as error:
-        raise table.key_error(key, "is not HOST[:PORT][/PATH]", error.hint) from error

@@ -1,102 +1,255 @@
-"""Read TOML files of bounded size; errors name the file and the key."""
+"""Read TOML files as tables with declared keys. Each error names the file, the table and the key.
+
+A table is a subclass of `TomlTable`. Its keys are declared once, with their types and defaults:
+
+    class MirrorTable(TomlTable):
+        location = required(text)
+        insecure = optional(flag, False)
+
+A `MirrorTable` is complete and checked: its `location` is a `str`, its `insecure` a `bool`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar, overload
 
 from ocistream import limits
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams.files import disk_errors
+from ocistream.streams.paths import is_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
+    from typing import Self
 
-__all__ = ["TomlTable", "read_toml"]
+__all__ = [
+    "TomlTable",
+    "choice",
+    "dict_of",
+    "existing_file",
+    "flag",
+    "items",
+    "list_of",
+    "optional",
+    "positive_integer",
+    "read_file",
+    "required",
+    "resolve_path",
+    "text",
+]
+
+_T = TypeVar("_T")
+_Table = TypeVar("_Table", bound="TomlTable")
+#: Converts the value of a key in a table, or raises `table.key_error(key, ...)`.
+Reader: TypeAlias = "Callable[[TomlTable, str, Any], _T]"
+_SECRET: Final = re.compile(r"pass|secret|token|user|auth|credential", re.IGNORECASE)
+
+
+class _Key(Generic[_T]):
+    """A declared key. In a table that was read, the attribute is the value."""
+
+    if TYPE_CHECKING:
+
+        def __get__(self, table: TomlTable, kind: type[TomlTable]) -> _T: ...
+
+    def __init__(self, read: Reader[_T], name: str) -> None:
+        self.read = read
+        self.name = name
+        self.attribute = ""
+        self.is_required = False
+        #: The TOML value of a missing key.
+        self.default: object = None
+
+    def __set_name__(self, owner: type, attribute: str) -> None:
+        self.attribute = attribute
+        self.name = self.name or attribute.replace("_", "-")
+
+
+def required(read: Reader[_T], *, key: str = "") -> _Key[_T]:
+    """Declare a key that a table must have. Without `key`, its name is that of the attribute, with hyphens."""
+    declared = _Key(read, key)
+    declared.is_required = True
+    return declared
+
+
+@overload
+def optional(read: Reader[_T]) -> _Key[_T | None]: ...
+@overload
+def optional(read: Reader[_T], default: object) -> _Key[_T]: ...
+def optional(read: Reader[Any], default: object = None) -> _Key[Any]:
+    """Declare a key that a table may have. A missing key is read as if it had the TOML value `default`."""
+    declared = _Key(read, "")
+    declared.default = default
+    return declared
 
 
 class TomlTable:
-    """One table of a file. `label` names the table in errors: "FILE" or "FILE: registry.x"."""
+    """One table of a file. `label` names it in errors: "FILE" or "FILE: registry: x".
 
-    def __init__(self, label: str, values: Mapping[str, Any]) -> None:
-        """Take the label and the values of the table."""
+    A class without declared keys accepts all keys; their values are in `values`. Relative paths begin in `folder`, and
+    `~/` is `home`.
+    """
+
+    #: Whether other keys than the declared ones are ignored. Otherwise they are errors.
+    ignores_unknown: ClassVar[bool] = False
+    #: The hint for an unknown key whose name suggests a password.
+    sensitive_hint: ClassVar[str] = ""
+    #: The declared keys.
+    keys: ClassVar[Mapping[str, _Key[Any]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Collect the declared keys, also of base classes."""
+        declared = [key for base in reversed(cls.__mro__) for key in vars(base).values() if isinstance(key, _Key)]
+        cls.keys = {key.name: key for key in declared}
+
+    def __init__(self, label: str, values: Mapping[str, Any], folder: Path, home: Path) -> None:
+        """Check all keys and convert their values.
+
+        Raises:
+            UsageError: a key is unknown, missing, or has a wrong value.
+        """
         self.label = label
         self.values = values
+        self.folder = folder
+        self.home = home
+        for name in values:
+            if self.keys and name not in self.keys and not self.ignores_unknown:
+                hint = f"known: {', '.join(sorted(self.keys))}"
+                if self.sensitive_hint and _SECRET.search(name):
+                    hint = f"{self.sensitive_hint}; {hint}"
+                raise self.key_error(name, "is not known here", hint)
+        for name, key in self.keys.items():
+            value = values.get(name, key.default)
+            if value is None and key.is_required:
+                raise self.key_error(name, "is missing")
+            setattr(self, key.attribute, None if value is None else key.read(self, name, value))
+
+    @classmethod
+    def read(cls, parent: TomlTable, key: str, value: object) -> Self:
+        """Read a nested table of this class.
+
+        Raises:
+            UsageError: the value is not a table, or a key of it is wrong.
+        """
+        if not isinstance(value, dict):
+            raise parent.key_error(key, "is not a table")
+        return cls(f"{parent.label}: {printable(key)}", value, parent.folder, parent.home)
 
     def key_error(self, key: str, problem: str, hint: str | None = None) -> UsageError:
         """Build the error for a key of this table."""
         return UsageError(f"{self.label}: {printable(key)} {problem}", hint=hint)
 
-    def text(self, key: str) -> str | None:
-        """Return a string, or None if the key is missing.
-
-        Raises:
-            UsageError: the value has another type.
-        """
-        value = self.values.get(key)
-        if value is not None and not isinstance(value, str):
-            raise self.key_error(key, "is not a string")
-        return value
-
-    def flag(self, key: str) -> bool | None:
-        """Return a boolean, or None if the key is missing.
-
-        Raises:
-            UsageError: the value has another type.
-        """
-        value = self.values.get(key)
-        if value is not None and not isinstance(value, bool):
-            raise self.key_error(key, "is neither true nor false")
-        return value
-
-    def items(self, key: str) -> list[Any]:
-        """Return a list, empty if the key is missing.
-
-        Raises:
-            UsageError: the value has another type.
-        """
-        value = self.values.get(key)
-        if value is None:
-            return []
-        if not isinstance(value, list):
-            raise self.key_error(key, "is not a list")
-        return value
-
     def table(self, key: str) -> TomlTable:
-        """Return a nested table, empty if the key is missing.
+        """Return a nested table as it is, empty if the key is missing.
 
         Raises:
-            UsageError: the value has another type.
+            UsageError: the value is not a table.
         """
-        return self._child(key, self.values.get(key, {}))
-
-    def tables(self, key: str) -> Iterator[TomlTable]:
-        """Yield the tables of a list (`[[key]]`).
-
-        Raises:
-            UsageError: the value is not a list of tables.
-        """
-        for number, value in enumerate(self.items(key)):
-            yield self._child(f"{key}[{number}]", value)
-
-    def _child(self, key: str, value: object) -> TomlTable:
-        if not isinstance(value, dict):
-            raise self.key_error(key, "is not a table")
-        return TomlTable(f"{self.label}: {printable(key)}", value)
+        return TomlTable.read(self, key, self.values.get(key, {}))
 
 
-def read_toml(path: Path, bound: int = limits.MAX_CONFIG_FILE) -> TomlTable | None:
-    """Read a file of at most `bound` bytes; return None if it does not exist.
+# -- readers of values ---------------------------------------------------------------------------------------
+
+
+def text(table: TomlTable, key: str, value: object) -> str:
+    """Read a string."""
+    if not isinstance(value, str):
+        raise table.key_error(key, "is not a string")
+    return value
+
+
+def flag(table: TomlTable, key: str, value: object) -> bool:
+    """Read a boolean."""
+    if not isinstance(value, bool):
+        raise table.key_error(key, "is neither true nor false")
+    return value
+
+
+def positive_integer(table: TomlTable, key: str, value: object) -> int:
+    """Read a whole number above 0."""
+    # In Python, True is an int.
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise table.key_error(key, "is not a whole number above 0")
+    return value
+
+
+def existing_file(table: TomlTable, key: str, value: object) -> Path:
+    """Read the path of an existing file. With another path, each connection would fail and be retried."""
+    path = text(table, key, value)
+    try:
+        resolved = resolve_path(
+            table.folder, path if path.startswith("~/") else str(Path(path).expanduser()), table.home
+        )
+    except RuntimeError as error:
+        raise table.key_error(key, "begins with a home directory that is not known") from error
+    if not is_file(resolved):
+        raise table.key_error(key, f"names {printable(str(resolved))}: no such file")
+    return resolved
+
+
+def resolve_path(folder: Path, path: str, home: Path) -> Path:
+    """Return a path relative to `folder`, or, with `~/`, relative to the user's home."""
+    return home / path[2:] if path.startswith("~/") else folder / path
+
+
+def choice(*names: str) -> Reader[str]:
+    """Return a reader of one of some names."""
+
+    def read(table: TomlTable, key: str, value: object) -> str:
+        if text(table, key, value) not in names:
+            raise table.key_error(key, f"is not one of {', '.join(names)}")
+        return str(value)
+
+    return read
+
+
+def items(table: TomlTable, key: str, value: object) -> list[Any]:
+    """Read a list of any values."""
+    if not isinstance(value, list):
+        raise table.key_error(key, "is not a list")
+    return value
+
+
+def list_of(read_item: Reader[_T]) -> Reader[list[_T]]:
+    """Return a reader of a list. Errors name an item as `key[0]`."""
+    return lambda table, key, value: [
+        read_item(table, f"{key}[{number}]", item) for number, item in enumerate(items(table, key, value))
+    ]
+
+
+def dict_of(read_item: Reader[_T], read_name: Reader[str] = text) -> Reader[dict[str, _T]]:
+    """Return a reader of a table whose keys are names."""
+
+    def read(table: TomlTable, key: str, value: object) -> dict[str, _T]:
+        named, found = TomlTable.read(table, key, value), dict[str, _T]()
+        for key_name, item in named.values.items():
+            name = read_name(named, key_name, key_name)
+            if name in found:
+                raise named.key_error(key_name, f"is there twice, as another name of {printable(name)}")
+            found[name] = read_item(named, key_name, item)
+        return found
+
+    return read
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+def read_file(path: Path, kind: type[_Table], home: Path, bound: int = limits.MAX_CONFIG_FILE) -> _Table | None:
+    """Read a file of at most `bound` bytes as a table of this class; return None if the file does not exist.
 
     Raises:
-        UsageError: the file is too large or not TOML, or a string has a zero byte, which no name or path can have.
+        UsageError: the file is too large or not TOML, a key is wrong, or a string has a zero byte, which no name or
+            path can have.
         LocalDiskError: the file cannot be read.
     """
     with disk_errors(f"cannot read {path}"):
         try:
-            with path.open("rb") as file:
-                raw = file.read(bound + 1)
+            with path.open("rb") as opened:
+                raw = opened.read(bound + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
     import tomllib
@@ -105,7 +258,7 @@ def read_toml(path: Path, bound: int = limits.MAX_CONFIG_FILE) -> TomlTable | No
         msg = f"{path} is larger than {bound} bytes"
         raise UsageError(msg)
     try:
-        table = TomlTable(str(path), tomllib.loads(raw.decode()))
+        values = tomllib.loads(raw.decode())
     except UnicodeDecodeError as error:
         msg = f"{path} is not TOML: byte {error.start} is not UTF-8"
         raise UsageError(msg) from error
@@ -120,8 +273,8 @@ def read_toml(path: Path, bound: int = limits.MAX_CONFIG_FILE) -> TomlTable | No
         msg = f"{path} is nested too deeply"
         raise UsageError(msg) from error
     if b"\\" in raw:
-        _check_strings(table, table.values)
-    return table
+        _check_strings(TomlTable(str(path), {}, path.parent, home), values)
+    return kind(str(path), values, path.parent, home)
 
 
 def _check_strings(table: TomlTable, value: object, key: str = "") -> None:

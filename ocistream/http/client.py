@@ -1,43 +1,66 @@
-"""The HTTP client: send a request with authorization and retries until there is a final response.
+"""The HTTP client: send a request with authorization, redirects, rate limits and retries until there is an answer.
 
-This module knows nothing of manifests and blobs. A request body is sent again only if it has not started.
+`HttpClient.request` is the path of every request; read it from top to bottom. This module knows nothing of manifests
+and blobs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.auth.tokens import Authenticator, TokenRequest, TokenResponse
+from ocistream.auth.authenticator import Authenticator
+from ocistream.auth.tokens import TokenRequest, TokenResponse
 from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError, RegistryError, UsageError
-from ocistream.http.connections import Connections, ConnectionSettings, Response
-from ocistream.http.endpoints import Endpoint, SchemeState
+from ocistream.http.adapter import Route
+from ocistream.http.endpoints import Endpoint, SchemeState, choose_tls
 from ocistream.http.errors import has_tls_peer, response_error
-from ocistream.http.host_settings import HostSettings
-from ocistream.http.origins import Origin, redact_url
+from ocistream.http.origins import Origin, check_target, is_internal, redact_url, resolve_url
 from ocistream.http.rate_limits import RateLimits
-from ocistream.http.redirects import RedirectFollower, Request
 from ocistream.http.retry import Retries, RetryEvent, parse_retry_after
-from ocistream.http.settings import HttpSettings
-from ocistream.http.tls import TlsSettings, check_tls_files
+from ocistream.http.session import Session, StreamedBody
+from ocistream.http.settings import HostSettings, HttpSettings, TlsSettings
+from ocistream.http.tls import check_tls_files
 from ocistream.streams import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
 
     from ocistream.auth.credentials import Credential
     from ocistream.errors import OcistreamError
-    from ocistream.http.connections import StreamedBody
+    from ocistream.http.session import Response
 
 __all__ = ["Endpoint", "HttpClient", "HttpSettings"]
 
 #: Statuses that may succeed on a later attempt (seen at Quay, Docker Hub and ECR).
 _RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
+_REDIRECT_STATUSES: Final = frozenset({301, 302, 303, 307, 308})
+#: The statuses of a token server that the authenticator interprets.
+_TOKEN_STATUSES: Final = frozenset(range(100, 600)) - _RETRIED_STATUSES
 #: How long the deletion of an abandoned upload may take, in seconds. Nobody should have to wait for it.
 _CLEANUP_TIMEOUT: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What stays the same when a request is sent again or redirected. Times are in seconds."""
+
+    endpoint: Endpoint
+    method: str
+    headers: Mapping[str, str]
+    body: bytes | StreamedBody | None
+    #: The time to connect, and the time to wait for data of the response.
+    timeout: tuple[float, float]
+
+    @property
+    def is_started(self) -> bool:
+        """Whether a part of the body was sent already, so that the request cannot be sent again."""
+        return isinstance(self.body, StreamedBody) and self.body.is_started
 
 
 class HttpClient:
@@ -63,37 +86,23 @@ class HttpClient:
         """
         self._settings = settings
         self.retry_policy = settings.retry_policy
+        self.cancelled = cancelled or threading.Event()
         self._find = find
+        self._find_host_settings = find_host_settings
         self._on_retry = on_retry
         self._on_response = on_response
-        self._endpoints: dict[tuple[str, HostSettings, bool], Endpoint] = {}
+        self._rate_limits = rate_limits or RateLimits()
         self._lock = threading.Lock()
-        self.cancelled = cancelled or threading.Event()
+        self._host_settings: dict[tuple[str, str], HostSettings] = {}
+        self._endpoints: dict[tuple[str, HostSettings, bool], Endpoint] = {}
+        self._check_tls_files(settings.tls)
+        self._session = Session(settings, self._rate_limits, self.wait)
         #: Sends the requests for tokens, which all transfers share.
         self._token_client = self
-        self._check_tls_files(settings.tls)
-        rate_limits = rate_limits or RateLimits()
-        self._connections = Connections(
-            ConnectionSettings(
-                connect_timeout=settings.connect_timeout,
-                stall_timeout=settings.stall_timeout,
-                user_agent=settings.user_agent,
-                ca_bundle=settings.ca_file,
-                proxy_tls=TlsSettings(settings.tls.ca_files),
-                proxies=settings.proxies,
-                rate_limits=rate_limits,
-                format_hint=settings.format_hint,
-            ),
-            self.wait,
-        )
-        per_second = settings.requests_per_second
-        self._redirects = RedirectFollower(
-            self._connections, find_host_settings, rate_limits.requests, per_second, self.wait, self.cancelled
-        )
 
     def close(self) -> None:
-        """Close all idle connections."""
-        self._connections.close()
+        """Close all idle connections. No connection stays open after its response."""
+        self._session.close()
 
     def for_transfer(self, cancelled: threading.Event) -> HttpClient:
         """Return a client for one transfer, whose waits and requests end when `cancelled` is set.
@@ -102,7 +111,6 @@ class HttpClient:
         """
         other = copy.copy(self)
         other.cancelled = cancelled
-        other._redirects = self._redirects.for_transfer(other.wait, cancelled)  # noqa: SLF001 - same class
         return other
 
     def endpoint(self, registry: str, repository: str = "", *, is_explicit: bool = True) -> Endpoint:
@@ -115,9 +123,9 @@ class HttpClient:
         Raises:
             NotFoundError, LocalDiskError, UsageError: certificates configured for the registry cannot be used.
         """
+        settings = self._settings_of(registry, repository)
+        key = registry, settings, is_explicit
         with self._lock:
-            settings = self._redirects.host_settings(registry, repository)
-            key = registry, settings, is_explicit
             if key not in self._endpoints:
                 explicit_tls = self._settings.tls
                 if not is_explicit:
@@ -132,24 +140,29 @@ class HttpClient:
                 self._endpoints[key] = endpoint
             return self._endpoints[key]
 
+    # -- the path of a request: retries, authorization, redirects, rate limit -----------------------------
+
     def request(  # noqa: PLR0913 - all but three are options, given by name
         self,
         endpoint: Endpoint,
         method: str,
         url: str,
         *,
-        scopes: tuple[str, ...] = (),
+        scopes: tuple[str, ...] | None = (),
         headers: Mapping[str, str] | None = None,
         body: bytes | StreamedBody | None = None,
-        expected: Sequence[int] = (200,),
+        expected: Container[int] = (200,),
         retries: Retries | None = None,
         stored: float = 0,
+        read: Callable[[Response], None] | None = None,
     ) -> Response:
         """Send a request, with retries, and return a response with one of the `expected` statuses.
 
-        Authorization is sent to the endpoint's own origin only. A `StreamedBody` that has started is never sent again
-        by this method: the caller must decide from which byte to continue. `retries` counts the attempts of the work
-        that this request is a part of. `stored` is how many bytes the registry must move or hash before it can respond.
+        Authorization is sent to the endpoint's own origin only, and not at all if `scopes` is None. A `StreamedBody`
+        that has started is never sent again by this method: the caller must decide from which byte to continue.
+        `retries` counts the attempts of the work that this request is a part of. `stored` is how many bytes the
+        registry must move or hash before it can respond. `read` reads the body of the response: the request is sent
+        again if the body breaks off.
 
         Raises:
             AuthenticationError: 401 or 403 of the registry, after a fresh token was tried.
@@ -159,42 +172,116 @@ class HttpClient:
             NetworkError: no response, after all retries.
         """
         timeout = (self._settings.connect_timeout, self._settings.response_timeout(stored))
-        request = Request(method, headers or {}, body, timeout)
+        request = _Request(endpoint, method, headers or {}, body, timeout)
         retries = retries or self.start_retries()
         was_asked_again = False
         while True:
             url = self._with_scheme(endpoint, url)
             try:
-                response = self._send_authorized(endpoint, request, url, scopes)
+                response = self._send_authorized(request, url, scopes)
+                if response.status == HTTPStatus.BAD_REQUEST and self._can_change_scheme(request, url):
+                    response.close()
+                    continue
+                endpoint.confirm_scheme(encrypted=False)
+                if response.status in expected:
+                    if read is not None:
+                        read(response)
+                    return response
             except RegistryError:
                 # This is an error of the token server, which has been retried already.
                 raise
             except NetworkError as error:
-                if request.is_started or not (self._has_wrong_scheme(endpoint, url) or retries.wait_for_retry(error)):
+                if request.is_started or not (self._can_change_scheme(request, url) or retries.wait_for_retry(error)):
                     raise
                 continue
-            if (
-                response.status == HTTPStatus.BAD_REQUEST
-                and not request.is_started
-                and self._has_wrong_scheme(endpoint, url)
-            ):
-                response.close()
-                continue
-            endpoint.confirm_scheme(encrypted=False)
-            if response.status in expected:
-                return response
-            if response.status in _RETRIED_STATUSES and not request.is_started and retries.wait_for_retry(response):
-                continue
-            if (
-                response.status == HTTPStatus.FORBIDDEN
-                and _was_redirected_away(endpoint, url, response)
-                and not was_asked_again
-            ):
+            is_transient = response.status in _RETRIED_STATUSES
+            if response.status == HTTPStatus.FORBIDDEN and _is_elsewhere(response, endpoint) and not was_asked_again:
                 # Most likely a signed URL that has expired, perhaps from a cache. The registry gives a new one.
-                was_asked_again = True
-                if retries.wait_for_retry(response):
-                    continue
-            raise self._response_error(endpoint, response)
+                was_asked_again = is_transient = Origin.from_url(url) == endpoint.origin
+            if not is_transient or request.is_started or not retries.wait_for_retry(response):
+                raise self._response_error(endpoint, response)
+
+    def _send_authorized(self, request: _Request, url: str, scopes: tuple[str, ...] | None) -> Response:
+        """Send a request with the Authorization that its endpoint wants, and to no other origin."""
+        endpoint = request.endpoint
+        if scopes is None or Origin.from_url(url) != endpoint.origin:
+            self._check_target(endpoint.origin, url)
+            return self._follow_redirects(request, url, None)
+        with contextlib.closing(endpoint.authenticator.authorize(scopes)) as headers:
+            header = next(headers)
+            while True:
+                response = self._follow_redirects(request, url, header)
+                if _is_elsewhere(response, endpoint):
+                    return response
+                self._on_response(endpoint.registry, response.header)
+                challenges = None
+                if response.status == HTTPStatus.UNAUTHORIZED:
+                    challenges = response.challenges()
+                    response.drain()
+                    if not challenges and not endpoint.authenticator.has_challenge:
+                        challenges = self._fetch_challenges(request, url)
+                try:
+                    header = headers.send(challenges)
+                except StopIteration:
+                    return response
+                if request.is_started:
+                    msg = f"{request.method} {redact_url(url)}: the token ended before the body was sent"
+                    raise NetworkError(msg)
+
+    def _follow_redirects(self, request: _Request, url: str, authorization: str | None) -> Response:
+        """Send a request and follow at most five redirects, never from https to http.
+
+        Authorization, body and client certificate stay with the first URL's origin.
+        """
+        origin, endpoint = Origin.from_url(url), request.endpoint
+        is_trusted = origin == endpoint.origin
+        leader = None if is_trusted else endpoint.origin
+        for hops in range(limits.MAX_REDIRECTS + 1):
+            self._wait_for_rate_limit(endpoint, url)
+            response = self._exchange(request, url, authorization, is_trusted=is_trusted, leader=leader)
+            response.hops = hops
+            if response.status not in _REDIRECT_STATUSES or not (location := response.header("Location")):
+                return response
+            response.drain()
+            leader, target = Origin.from_url(url), resolve_url(url, location)
+            if Origin.from_url(target) != origin:
+                is_trusted, authorization = False, None
+                headers = {name: value for name, value in request.headers.items() if name != "Authorization"}
+                request = replace(request, headers=headers)
+                if request.body is not None:
+                    msg = f"was redirected to another host, {redact_url(target)}: not followed"
+                    raise PermanentNetworkError(f"{request.method} {redact_url(url)} {msg}")
+            if request.is_started:
+                msg = f"{request.method} {redact_url(url)} was redirected after its body was sent"
+                raise PermanentNetworkError(msg)
+            self._check_target(leader, target)
+            url = target
+        msg = f"{request.method} {redact_url(url)}: more than {limits.MAX_REDIRECTS} redirects"
+        raise PermanentNetworkError(msg)
+
+    def _wait_for_rate_limit(self, endpoint: Endpoint, url: str) -> None:
+        origin = Origin.from_url(url)
+        per_second = self._settings_at(endpoint, origin).requests_per_second or self._settings.requests_per_second
+        delay = self._rate_limits.requests.reserve(origin, per_second)
+        if delay > 0 or self.cancelled.is_set():
+            self.wait(delay)
+
+    def _exchange(
+        self, request: _Request, url: str, authorization: str | None, *, is_trusted: bool, leader: Origin | None
+    ) -> Response:
+        """Send one request. `leader` is the origin that led to this URL; None if the endpoint itself was asked.
+
+        Only a trusted request, which has stayed at the endpoint's own origin, shows the client certificate.
+        """
+        endpoint, target = request.endpoint, Origin.from_url(url)
+        tls = choose_tls(endpoint, target, self._settings_at(endpoint, target), trusted=is_trusted)
+        # `check_target` resolved the name before; the connection must check again, since the address may have changed.
+        is_external_only = leader is not None and leader.host != target.host and self._is_external(leader)
+        headers = request.headers if authorization is None else {**request.headers, "Authorization": authorization}
+        route = Route(target, tls, is_external_only)
+        return self._session.exchange(request.method, url, headers, request.body, route, request.timeout)
+
+    # -- other requests -----------------------------------------------------------------------------------
 
     def request_once(self, endpoint: Endpoint, method: str, url: str, *, scopes: tuple[str, ...] = ()) -> Response:
         """Send a cleanup request whose failure does not matter, even after a cancellation.
@@ -204,17 +291,51 @@ class HttpClient:
         Raises:
             OcistreamError: the request failed; it is not retried.
         """
-        request = Request(method, {}, timeout=(_CLEANUP_TIMEOUT, _CLEANUP_TIMEOUT))
+        request = _Request(endpoint, method, {}, None, (_CLEANUP_TIMEOUT, _CLEANUP_TIMEOUT))
         url = endpoint.current_url(url)
-        trusted = Origin.from_url(url) == endpoint.origin
-        if trusted:
-            request = request.with_authorization(endpoint.authenticator.authorization(scopes))
+        is_trusted = Origin.from_url(url) == endpoint.origin
+        authorization, leader = None, None
+        if is_trusted:
+            authorization = endpoint.authenticator.authorization(scopes)
         else:
-            self._redirects.check_target(endpoint.origin, url)
-        leader = None if trusted else endpoint.origin
-        response = self._redirects.send_once(endpoint, request, url, trusted=trusted, leader=leader)
+            leader = endpoint.origin
+            self._check_target(leader, url)
+        response = self._exchange(request, url, authorization, is_trusted=is_trusted, leader=leader)
         response.drain()
         return response
+
+    def _fetch_challenges(self, request: _Request, url: str) -> Sequence[str]:
+        """Return the challenges of `/v2/`: some registries, such as gcr.io, send them nowhere else."""
+        endpoint = request.endpoint
+        base = f"{endpoint.url}/v2/"
+        if url == base:
+            return []
+        response = self._follow_redirects(_Request(endpoint, "GET", {}, None, request.timeout), base, None)
+        response.drain()
+        # The challenge of another host is not the registry's.
+        return [] if _is_elsewhere(response, endpoint) else response.challenges()
+
+    def _send_token_request(self, endpoint: Endpoint, request: TokenRequest) -> TokenResponse:
+        """Send a request to a token server. It gets a credential, so the rules for redirect targets apply to it."""
+        try:
+            response = self.request(
+                endpoint,
+                request.method,
+                request.url,
+                scopes=None,
+                headers=request.headers,
+                body=request.body,
+                expected=_TOKEN_STATUSES,
+                read=lambda response: response.load(limits.MAX_TOKEN_RESPONSE),
+            )
+        except RegistryError as error:
+            return TokenResponse(error.status, b"")
+        except NetworkError as error:
+            # The token request has used up its attempts: the request that needs the token must not repeat them.
+            raise PermanentNetworkError(error.message, hint=error.hint) from error
+        return TokenResponse(response.status, response.content)
+
+    # -- waits --------------------------------------------------------------------------------------------
 
     def start_retries(self, attempts: int | None = None) -> Retries:
         """Return a new count of `attempts` for one piece of work; the default is the user's `--retries`."""
@@ -232,93 +353,33 @@ class HttpClient:
 
     def pause_host(self, url: str, seconds: float) -> None:
         """Send no request to this URL's host for `seconds`: it has responded with 429."""
-        self._redirects.pause_host(url, seconds)
+        self._rate_limits.requests.pause(Origin.from_url(url), seconds)
 
     def report_retry(self, retried: RetryEvent) -> None:
         """Call `on_retry` with a failure that is about to be retried."""
         self._on_retry(retried)
 
-    # -- one request, with its authorization and its redirects ------------------------------------------
+    # -- hosts: settings, addresses and schemes -----------------------------------------------------------
 
-    def _send_authorized(self, endpoint: Endpoint, request: Request, url: str, scopes: tuple[str, ...]) -> Response:
-        if Origin.from_url(url) != endpoint.origin:
-            self._redirects.check_target(endpoint.origin, url)
-            return self._redirects.send(endpoint, request, url)
-        sent_header = endpoint.authenticator.authorization(scopes)
-        response = self._send_with_header(endpoint, request, url, sent_header, scopes)
-        if Origin.from_url(response.url) == endpoint.origin:
-            self._on_response(endpoint.registry, response.header)
-        if response.status != HTTPStatus.UNAUTHORIZED or Origin.from_url(response.url) != endpoint.origin:
-            return response
-        challenges = response.challenges()
-        response.drain()
-        base = f"{endpoint.url}/v2/"
-        if not challenges and not endpoint.authenticator.has_challenge and url != base:
-            challenges = self._fetch_challenges(base, endpoint, request.timeout)
-        response, new_header = self._send_after_challenge(endpoint, request, url, scopes, challenges, sent_header)
-        refused = response.status == HTTPStatus.UNAUTHORIZED and Origin.from_url(response.url) == endpoint.origin
-        if (
-            refused
-            and sent_header is None
-            and endpoint.authenticator.is_token_expired(challenges := response.challenges())
-        ):
-            # The first token expired on its way, or is not valid yet by the registry's clock.
-            response.drain()
-            response, _ = self._send_after_challenge(endpoint, request, url, scopes, challenges, new_header)
-        elif refused and endpoint.authenticator.is_only_credential(new_header, scopes):
-            # The secret itself was refused: this call raises, and its error says where the secret came from.
-            endpoint.authenticator.answer_challenge(response.challenges(), scopes, new_header)
-        return response
+    def _settings_of(self, host: str, repository: str = "") -> HostSettings:
+        """Return the settings of a host, for one of its repositories."""
+        key = host, repository
+        if (settings := self._host_settings.get(key)) is None:
+            with self._lock:
+                if (settings := self._host_settings.get(key)) is None:
+                    settings = self._host_settings[key] = self._find_host_settings(host, repository)
+        return settings
 
-    def _send_after_challenge(
-        self,
-        endpoint: Endpoint,
-        request: Request,
-        url: str,
-        scopes: tuple[str, ...],
-        challenges: Sequence[str],
-        refused: str | None,
-    ) -> tuple[Response, str]:
-        """Send again with another Authorization than the `refused` one; return the response and that Authorization."""
-        new_header = endpoint.authenticator.answer_challenge(challenges, scopes, refused)
-        if request.is_started:
-            msg = f"{request.method} {redact_url(url)}: the token ended before the body was sent"
-            raise NetworkError(msg)
-        return self._send_with_header(endpoint, request, url, new_header, scopes), new_header
+    def _settings_at(self, endpoint: Endpoint, origin: Origin) -> HostSettings:
+        """Return the settings of the host at an origin, whichever host led to it."""
+        return endpoint.settings if origin == endpoint.origin else self._settings_of(origin.host_and_port)
 
-    def _send_with_header(
-        self, endpoint: Endpoint, request: Request, url: str, header: str | None, scopes: tuple[str, ...]
-    ) -> Response:
-        with endpoint.authenticator.try_header(header, scopes) as trial:
-            response = self._redirects.send(endpoint, request.with_authorization(header), url)
-            if Origin.from_url(response.url) == endpoint.origin:
-                trial.is_accepted = response.status != HTTPStatus.UNAUTHORIZED
-            return response
+    def _check_target(self, leader: Origin, url: str) -> None:
+        check_target(leader, url, is_external=self._session.is_external(leader.host))
 
-    def _fetch_challenges(self, base: str, endpoint: Endpoint, timeout: tuple[float, float] | None) -> Sequence[str]:
-        """Return the challenges of `/v2/`: some registries, such as gcr.io, send them nowhere else."""
-        response = self._redirects.send(endpoint, Request("GET", {}, timeout=timeout), base)
-        response.drain()
-        # The challenge of another host is not the registry's.
-        return response.challenges() if Origin.from_url(response.url) == endpoint.origin else []
-
-    def _send_token_request(self, endpoint: Endpoint, request: TokenRequest) -> TokenResponse:
-        """Send a request to a token server. It gets a credential, so the rules for redirect targets apply to it."""
-        self._redirects.check_target(endpoint.origin, request.url)
-        tries = self.start_retries()
-        while True:
-            try:
-                response = self._redirects.send(
-                    endpoint, Request(request.method, request.headers, request.body), request.url
-                )
-                if response.status not in _RETRIED_STATUSES or not tries.wait_for_retry(response):
-                    return TokenResponse(response.status, response.read(limits.MAX_TOKEN_RESPONSE))
-            except NetworkError as error:
-                if not tries.wait_for_retry(error):
-                    # The token request has used up its attempts: the request that needs the token must not repeat them.
-                    raise PermanentNetworkError(error.message, hint=error.hint) from error
-
-    # -- the scheme of a host -----------------------------------------------------------------------------
+    def _is_external(self, origin: Origin) -> bool:
+        is_external = self._session.is_external(origin.host)
+        return not is_internal(origin.host) if is_external is None else is_external
 
     def _with_scheme(self, endpoint: Endpoint, url: str) -> str:
         """Return a URL with the endpoint's scheme; detect the scheme first if it is unknown."""
@@ -326,9 +387,12 @@ class HttpClient:
             self._detect_scheme(endpoint)
         return endpoint.current_url(url)
 
-    def _has_wrong_scheme(self, endpoint: Endpoint, url: str) -> bool:
+    def _can_change_scheme(self, request: _Request, url: str) -> bool:
         """Return whether a request failed because it used plain HTTP and the host speaks TLS."""
-        if endpoint.scheme_state is not SchemeState.KNOWN:
+        endpoint = request.endpoint
+        if request.is_started:
+            return False
+        if endpoint.scheme_state is not SchemeState.KNOWN and Origin.from_url(url) == endpoint.origin:
             self._detect_scheme(endpoint)
         return endpoint.current_url(url) != url
 
@@ -341,18 +405,16 @@ class HttpClient:
             if endpoint.scheme_state is SchemeState.KNOWN:
                 return
             try:
-                self._connections.handshake(endpoint.https_url, self._settings.connect_timeout)
+                self._session.handshake(endpoint.https_url, self._settings.connect_timeout)
             except NetworkError as error:
                 if (encrypted := has_tls_peer(error)) is not None:
                     endpoint.confirm_scheme(encrypted=encrypted)
             else:
                 endpoint.confirm_scheme(encrypted=True)
 
-    # -- errors -----------------------------------------------------------------------------------------
+    # -- errors -------------------------------------------------------------------------------------------
 
     def _response_error(self, endpoint: Endpoint, response: Response) -> OcistreamError:
-        retry_after = parse_retry_after(response.header("Retry-After"))
-        is_elsewhere = Origin.from_url(response.url) != endpoint.origin
         return self._with_option_names(
             response_error(
                 endpoint.registry,
@@ -360,8 +422,8 @@ class HttpClient:
                 response.url,
                 response.status,
                 response.read_error_body(),
-                retry_after,
-                elsewhere=is_elsewhere,
+                parse_retry_after(response.header("Retry-After")),
+                elsewhere=_is_elsewhere(response, endpoint),
             )
         )
 
@@ -379,6 +441,6 @@ class HttpClient:
         return error
 
 
-def _was_redirected_away(endpoint: Endpoint, url: str, response: Response) -> bool:
-    """Return whether a request to the registry's own origin was redirected to another host, which responded."""
-    return Origin.from_url(url) == endpoint.origin != Origin.from_url(response.url)
+def _is_elsewhere(response: Response, endpoint: Endpoint) -> bool:
+    """Return whether another origin than the endpoint's has responded: it was redirected to."""
+    return Origin.from_url(response.url) != endpoint.origin

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 from ocistream import notices
 from ocistream.http.origins import Origin, is_loopback
-from ocistream.http.tls import TlsSettings
+from ocistream.http.settings import TlsSettings
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
-    from ocistream.auth.tokens import Authenticator
-    from ocistream.http.host_settings import HostSettings
+    from ocistream.auth.authenticator import Authenticator
+    from ocistream.http.settings import HostSettings
 
 __all__ = ["Endpoint", "SchemeState", "choose_tls"]
 

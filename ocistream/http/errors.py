@@ -36,8 +36,6 @@ __all__ = ["describe_cause", "has_tls_peer", "network_error", "response_error"]
 #: The messages of these exceptions contain the complete URL, with any password or signature in it.
 _MALFORMED: Final = (
     requests.exceptions.InvalidURL,
-    requests.exceptions.InvalidSchema,
-    requests.exceptions.MissingSchema,
     urllib3.exceptions.LocationValueError,
     http.client.InvalidURL,
 )
@@ -134,15 +132,13 @@ def _known_reason(cause: BaseException) -> str | None:
         text = f"the certificate is not trusted: {getattr(cause, 'verify_message', 'it does not verify')}"
     elif isinstance(cause, socket.gaierror):
         text = f"the host name cannot be resolved: {cause.strerror}"
-    elif isinstance(cause, urllib3.exceptions.IncompleteRead):
-        text = f"{cause.partial} bytes came, {cause.expected} more were promised"
     elif isinstance(cause, ssl.SSLError):
         reason = getattr(cause, "reason", None) or "the connection broke off"
         text = f"TLS failed: {'it is not what the other side speaks' if reason in _NOT_TLS_REASONS else reason}"
     elif isinstance(cause, urllib3.exceptions.NewConnectionError):
         # urllib3 derives it from its timeout exception, whatever the reason; the real reason is a deeper cause.
         text = None
-    elif isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError | requests.Timeout):
+    elif isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError):
         text = _TIMED_OUT
     elif isinstance(cause, _MALFORMED):
         text = "the URL, or that of a proxy, is malformed or of an unknown kind"
@@ -156,7 +152,8 @@ def network_error(method: str, url: str, error: Exception, *, known: bool = Fals
     that does not resolve (a VPN that reconnects) or a plain response of a load balancer is then temporary. A
     certificate that does not verify is always permanent.
     """
-    permanent = False
+    # http.client raises ValueError for a header that it cannot send.
+    permanent = isinstance(error, ValueError)
     hint = None
     prefix = ""
     for cause in _causes(error):
@@ -179,9 +176,8 @@ def network_error(method: str, url: str, error: Exception, *, known: bool = Fals
                 True,
                 "name the proxy's user and password too: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT",
             )
-        elif isinstance(cause, (*_MALFORMED, requests.exceptions.InvalidHeader)):
-            permanent = True
-            hint = _PROXY_HINT if isinstance(cause, _MALFORMED) else hint
+        elif isinstance(cause, _MALFORMED):
+            permanent, hint = True, _PROXY_HINT
     text = describe_cause(error)
     if hint is None:
         hint = _TIMEOUT_HINT if text == _TIMED_OUT else _connection_hint(error, url, known=known)

@@ -1,4 +1,4 @@
-"""Origins of URLs, internal addresses, hosts without a proxy; resolve and redact URLs."""
+"""Origins of URLs, and where an origin may lead: redirects, internal addresses, hosts without a proxy."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ocistream.errors import PermanentNetworkError
 from ocistream.oci.reference import printable
 
 __all__ = [
-    "INTERNAL_ADDRESS",
     "Origin",
+    "check_target",
     "internal_address_error",
     "is_internal",
     "is_internal_address",
@@ -29,8 +29,8 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 #: Addresses of instance metadata services outside of the link-local range: Alibaba's, and AWS's over IPv6.
 _METADATA_ADDRESSES: Final = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "fd00:ec2::254")))
 #: The end of the error messages for a target that is refused.
-INTERNAL_ADDRESS: Final = "an address inside of this machine or network: not followed"
-#: Size of the cache of origins: one request asks for the origin of each URL several times.
+_INTERNAL_ADDRESS: Final = "an address inside of this machine or network: not followed"
+#: Size of the cache of origins: one request asks for the origin of its URL several times.
 _CACHED_ORIGINS: Final = 32
 #: Characters that are not allowed in a request line.
 _UNSENDABLE: Final = re.compile(r"[^\x21-\x7e]+")
@@ -53,11 +53,22 @@ class Origin:
         Raises:
             NetworkError: it is not an http or https URL with a host.
         """
-        return _origin_of(url)
+        # Scheme and authority end before the third slash. Few of them are parsed again and again.
+        return _parse_origin("/".join(url.split("/", 3)[:3]))
+
+    def __str__(self) -> str:
+        """Return the URL of the origin, without a path."""
+        return f"{self.scheme}://{self.host_and_port}"
+
+    @property
+    def host_and_port(self) -> str:
+        """`HOST[:PORT]`, without the scheme's default port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 @lru_cache(maxsize=_CACHED_ORIGINS)
-def _origin_of(url: str) -> Origin:
+def _parse_origin(url: str) -> Origin:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -72,7 +83,7 @@ def _origin_of(url: str) -> Origin:
 
 def internal_address_error(host: str) -> PermanentNetworkError:
     """Return the error for an external host, or a redirect from one, that resolved to an internal address."""
-    return PermanentNetworkError(f"{host} is outside by its name, and now leads to {INTERNAL_ADDRESS}")
+    return PermanentNetworkError(f"{host} is outside by its name, and now leads to {_INTERNAL_ADDRESS}")
 
 
 def resolve_url(base: str, location: str) -> str:
@@ -155,6 +166,28 @@ def is_internal_address(text: str) -> bool:
     address = ipaddress.ip_address(text.partition("%")[0])
     address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA_ADDRESSES
+
+
+def check_target(origin: Origin, url: str, *, is_external: bool | None = None) -> None:
+    """Refuse a redirect, Location, Link or realm that leads to a forbidden place.
+
+    The connection checks the address again, because a name may resolve to another address by then. Behind a proxy this
+    check is the only one. `is_external` says whether `origin` responded from an external address. If it is None, the
+    name of `origin` is resolved.
+
+    Raises:
+        PermanentNetworkError: from https to http (CVE-2026-48978), or from an external host to an internal address.
+    """
+    target = Origin.from_url(url)
+    if origin.scheme == "https" and target.scheme != "https":
+        msg = f"{origin.host} leads from https to {redact_url(url)}: not followed"
+        hint = "a proxy in front of the registry does not tell it that it is reached by https (X-Forwarded-Proto)"
+        raise PermanentNetworkError(msg, hint=hint if target.host == origin.host else None)
+    if target.host == origin.host or not is_internal(target.host):
+        return
+    if not is_internal(origin.host) if is_external is None else is_external:
+        msg = f"{origin.host} leads to {target.host}, {_INTERNAL_ADDRESS}"
+        raise PermanentNetworkError(msg)
 
 
 def _is_address(host: str) -> bool:

@@ -6,15 +6,16 @@ These classes compute delays; the caller sleeps.
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.streams import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
-__all__ = ["RateLimits", "RequestThrottle", "Throttle"]
+__all__ = ["BlockingThrottle", "RateLimits", "RequestThrottle", "Throttle"]
 
 #: Minimum number of pieces per second. Each piece is waited for on its own, so pieces must be too small for a burst.
 _PIECES_PER_SECOND: Final = 16
@@ -50,24 +51,50 @@ class Throttle:
             return self._free_at - now
 
 
+@dataclass(frozen=True, slots=True)
+class BlockingThrottle:
+    """A throttle and the function that waits for it; `sleep` takes seconds, and may raise."""
+
+    throttle: Throttle
+    sleep: Callable[[float], None]
+
+    @property
+    def piece_size(self) -> int:
+        """How many bytes to move at once, at most."""
+        return self.throttle.piece_size
+
+    def spend(self, count: int) -> None:
+        """Count bytes that have moved, and wait if they moved too fast."""
+        self.sleep(self.throttle.spend(count))
+
+
 class RequestThrottle:
-    """Evenly spaced requests to each host. Safe for several threads."""
+    """Evenly spaced requests to each host, and none while a host asks for a pause. Safe for several threads."""
 
     def __init__(self, *, clock: Callable[[], float] = clock.now) -> None:
         """Start with no reservations."""
         self._clock = clock
         self._lock = threading.Lock()
-        self._next: dict[str, float] = {}
+        self._next: dict[Hashable, float] = {}
+        self._paused_until: dict[Hashable, float] = {}
 
-    def reserve(self, host: str, per_second: float | None) -> float:
+    def pause(self, host: Hashable, seconds: float) -> None:
+        """Allow no request to a host for `seconds`."""
+        with self._lock:
+            self._paused_until[host] = max(self._paused_until.get(host, 0.0), self._clock() + seconds)
+
+    def reserve(self, host: Hashable, per_second: float | None) -> float:
         """Reserve the next request to a host; return how many seconds to wait. None for `per_second` means no limit."""
-        if per_second is None:
+        if per_second is None and host not in self._paused_until:
             return 0.0
         with self._lock:
             now = self._clock()
-            reserved_at = max(self._next.get(host, now), now)
-            self._next[host] = reserved_at + 1.0 / per_second
-        return reserved_at - now
+            delay = self._paused_until.get(host, now) - now
+            if per_second is not None:
+                reserved_at = max(self._next.get(host, now), now)
+                self._next[host] = reserved_at + 1.0 / per_second
+                delay = max(delay, reserved_at - now)
+        return max(delay, 0.0)
 
 
 class RateLimits:

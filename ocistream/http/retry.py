@@ -1,4 +1,4 @@
-"""Retry policy: how often a failed request is retried, the backoff, and Retry-After."""
+"""Count attempts and wait between them: backoff with jitter, and Retry-After."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ocistream import limits
 from ocistream.errors import NetworkError, PermanentNetworkError, RegistryError
 from ocistream.http.origins import redact_url
 
-__all__ = ["Retries", "RetryEvent", "RetryPolicy", "parse_retry_after"]
+if TYPE_CHECKING:
+    from ocistream.http.settings import RetryPolicy
+
+__all__ = ["Retries", "RetryEvent", "parse_retry_after"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +27,6 @@ class RetryEvent:
     url: str
     reason: str
     wait: float
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How long to retry. Times are in seconds."""
-
-    #: Maximum number of attempts for one piece of work.
-    attempts: int = 6
-    #: The first wait. It doubles up to `backoff_limit`, with jitter.
-    backoff: float = 0.4
-    backoff_limit: float = 20.0
-    #: The longest `Retry-After` that is obeyed.
-    retry_after_limit: float = 300.0
 
 
 class RetryableResponse(Protocol):

@@ -1,4 +1,4 @@
-"""Network settings of the user that apply to all hosts: timeouts, retries, TLS, proxies."""
+"""Settings of the HTTP client: for all hosts, for one host, for TLS and for retries. Values only."""
 
 from __future__ import annotations
 
@@ -6,13 +6,64 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.http.retry import RetryPolicy
-from ocistream.http.tls import TlsSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["HttpSettings"]
+__all__ = ["HostSettings", "HttpSettings", "RetryPolicy", "TlsSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How long to retry. Times are in seconds."""
+
+    #: Maximum number of attempts for one piece of work.
+    attempts: int = 6
+    #: The first wait. It doubles up to `backoff_limit`, with jitter.
+    backoff: float = 0.4
+    backoff_limit: float = 20.0
+    #: The longest `Retry-After` that is obeyed.
+    retry_after_limit: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """TLS settings for the connections to one host. Equal settings share a context."""
+
+    #: Files of CA certificates (PEM), trusted in addition to the system's.
+    ca_files: tuple[str, ...] = ()
+    #: Files of client certificates and their keys (PEM); None if the key is in the certificate's file.
+    client_certificates: tuple[tuple[str, str | None], ...] = ()
+    #: Do not check the host's certificate.
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """Settings of one `HOST[:PORT]`; `insecure` and `has_http_fallback` may apply to some of its repositories only."""
+
+    #: Speak HTTP, not HTTPS.
+    plain_http: bool = False
+    #: Use HTTPS if the host speaks it, else HTTP. This is containers' `insecure = true`, and the rule for loopback
+    #: hosts.
+    has_http_fallback: bool = False
+    #: Do not check the host's certificate.
+    insecure: bool = False
+    #: Keys (`plain-http`, `insecure`, `client-cert`) that a sync file sets for this host. They override the command
+    #: line, which overrides the configuration.
+    explicit_keys: frozenset[str] = frozenset()
+    #: Files of CA certificates, trusted in addition to the system's.
+    ca_files: tuple[str, ...] = ()
+    #: Files of client certificates and their keys (PEM); the key may be in the certificate's file.
+    client_certificates: tuple[tuple[str, str | None], ...] = ()
+    #: The base URL of `/v2/` if it is not the host's root, such as `https://gateway.example.com/registry`.
+    url: str | None = None
+    #: Requests per second; None for no limit.
+    requests_per_second: float | None = None
+    #: The upload method, as in `--upload`; None to choose automatically.
+    upload: str | None = None
+    #: The registry's profile, a key of `registry.profiles.PROFILES_BY_NAME`; None to detect it.
+    profile: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +84,7 @@ class HttpSettings:
     #: A file or directory of CA certificates in place of the system's.
     ca_file: str | None = None
     #: TLS settings of the command line. Its CAs apply to all hosts. Its client certificates and `insecure` apply only
-    #: to registries that the command line names (`ocistream.http.endpoints`).
+    #: to registries that the command line names (`choose_tls`).
     tls: TlsSettings = field(default_factory=TlsSettings)
     #: Requests per second to each host whose own settings have no limit.
     requests_per_second: float | None = None

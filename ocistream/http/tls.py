@@ -1,19 +1,21 @@
-"""TLS settings and contexts: CA files, client certificates, and the system's CAs."""
+"""TLS contexts: CA files, client certificates, and the system's CAs."""
 
 from __future__ import annotations
 
 import ssl
 import threading
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ocistream import notices
 from ocistream.errors import UsageError
 from ocistream.streams import paths
 from ocistream.streams.files import disk_errors
 
-__all__ = ["TlsContexts", "TlsSettings", "check_tls_files"]
+if TYPE_CHECKING:
+    from ocistream.http.settings import TlsSettings
+
+__all__ = ["TlsContexts", "check_tls_files", "create_server_context"]
 
 #: Bundles of CA certificates of other systems, for a Python that was built elsewhere and looks in the wrong place.
 _BUNDLES: Final = (
@@ -22,18 +24,6 @@ _BUNDLES: Final = (
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TlsSettings:
-    """TLS settings for the connections to one host. Equal settings share a context."""
-
-    #: Files of CA certificates (PEM), trusted in addition to the system's.
-    ca_files: tuple[str, ...] = ()
-    #: Files of client certificates and their keys (PEM); None if the key is in the certificate's file.
-    client_certificates: tuple[tuple[str, str | None], ...] = ()
-    #: Do not check the host's certificate.
-    insecure: bool = False
 
 
 def check_tls_files(settings: TlsSettings) -> None:

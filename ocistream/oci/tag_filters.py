@@ -1,4 +1,4 @@
-"""Filter tags by shell patterns, by a regular expression, or by version range."""
+"""Filter tags by shell patterns or by version range."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeAlias
 
 from ocistream.errors import NotFoundError
-from ocistream.oci.linear_regex import compile_full_match
 from ocistream.oci.reference import is_digest_tag
 from ocistream.oci.tag_versions import parse_range, parse_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["TagFilter", "glob_filter", "regex_filter", "version_filter"]
+__all__ = ["TagFilter", "glob_filter", "require_some", "version_filter"]
 
 #: Returns the selected tags, and raises NotFoundError if no tag is selected.
 TagFilter: TypeAlias = "Callable[[Sequence[str]], list[str]]"
@@ -34,21 +33,7 @@ def glob_filter(globs: Sequence[str]) -> TagFilter:
             for tag in tags
             if _matches(tag, included or ["*"]) and not any(fnmatchcase(tag, glob) for glob in excluded)
         ]
-        return _require_some(chosen, tags)
-
-    return choose
-
-
-def regex_filter(pattern: str) -> TagFilter:
-    """Return a filter by a regular expression (Python's syntax) that must match the complete tag.
-
-    Raises:
-        UsageError: the expression is malformed, or has a back-reference.
-    """
-    matches = compile_full_match(pattern)
-
-    def choose(tags: Sequence[str]) -> list[str]:
-        return _require_some([tag for tag in tags if not is_digest_tag(tag) and matches(tag)], tags)
+        return require_some(chosen, tags)
 
     return choose
 
@@ -74,7 +59,7 @@ def version_filter(within: str | None = None, *, latest: int | None = None, suff
         # tags.
         versions.sort(key=lambda pair: (pair[0], len(pair[1]), pair[1]))
         selected = {tag for _, tag in (versions if latest is None else versions[-latest:])}
-        return _require_some([tag for tag in tags if tag in selected], tags)
+        return require_some([tag for tag in tags if tag in selected], tags)
 
     return choose
 
@@ -83,7 +68,12 @@ def _matches(tag: str, globs: Sequence[str]) -> bool:
     return any(fnmatchcase(tag, glob) and (not is_digest_tag(tag) or glob[:3] == tag[:3]) for glob in globs)
 
 
-def _require_some(chosen: list[str], tags: Sequence[str]) -> list[str]:
+def require_some(chosen: list[str], tags: Sequence[str]) -> list[str]:
+    """Return the selected tags.
+
+    Raises:
+        NotFoundError: no tag is selected.
+    """
     if not chosen:
         shown = ", ".join(tags[:10]) + (f" and {len(tags) - 10} more" if len(tags) > 10 else "")
         msg = f"none of {len(tags)} tags is chosen" if tags else "there are no tags"

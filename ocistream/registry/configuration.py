@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import notices
 from ocistream.errors import AuthenticationError, InvalidNameError
-from ocistream.http.host_settings import HostSettings
+from ocistream.http.settings import HostSettings
 from ocistream.oci.reference import is_repository, parse_registry, printable
 from ocistream.registry.profiles import PROFILES_BY_NAME
 

@@ -17,8 +17,8 @@ from ocistream.oci.reference import is_digest, printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from ocistream.http.connections import Response
     from ocistream.http.retry import Retries
+    from ocistream.http.session import Response
     from ocistream.oci.descriptor import Descriptor
     from ocistream.streams.chunks import Chunk
 

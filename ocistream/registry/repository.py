@@ -16,7 +16,6 @@ from ocistream.errors import (
     ArchiveError,
     AuthenticationError,
     IntegrityError,
-    NetworkError,
     NotFoundError,
     OcistreamError,
     RegistryError,
@@ -44,8 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from ocistream.http.client import Endpoint, HttpClient
-    from ocistream.http.connections import Response
     from ocistream.http.retry import Retries
+    from ocistream.http.session import Response
     from ocistream.registry.referrers import ReferrerList, RepositoryReferrers
     from ocistream.streams.chunks import Chunk
 
@@ -97,11 +96,8 @@ class Repository:
             NetworkError: the request failed, and retries did not help.
             IntegrityError: the registry announces more bytes than `size`.
         """
-        retries = self.client.start_retries()
-        while True:
-            response = self.client.request(
-                self.endpoint, "GET", url, scopes=self.scopes, headers={"Accept": accept}, retries=retries
-            )
+
+        def read(response: Response) -> None:
             if (
                 size != UNKNOWN_SIZE
                 and has_excess_length(response, size)
@@ -112,11 +108,11 @@ class Repository:
                 length = printable(response.header("Content-Length") or "")
                 msg = f"GET {redact_url(response.url)}: {length} bytes are announced, and not {size}"
                 raise IntegrityError(msg)
-            try:
-                return response, response.read(limits.MAX_MANIFEST)
-            except NetworkError as error:
-                if not retries.wait_for_retry(error):
-                    raise
+            response.load(limits.MAX_MANIFEST)
+
+        headers = {"Accept": accept}
+        response = self.client.request(self.endpoint, "GET", url, scopes=self.scopes, headers=headers, read=read)
+        return response, response.content
 
     # -- manifests --------------------------------------------------------------------------------------
 

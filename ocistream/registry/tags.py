@@ -17,7 +17,7 @@ from ocistream.oci.strict_json import parse_json
 from ocistream.registry.repository import next_page_url
 
 if TYPE_CHECKING:
-    from ocistream.http.connections import Response
+    from ocistream.http.session import Response
     from ocistream.registry.repository import Repository
 
 __all__ = ["TagList", "list_tags", "suggest_tags"]

@@ -25,8 +25,8 @@ from ocistream.registry.upload_record import SessionLocation, can_store_location
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from ocistream.http.connections import Response, StreamedBody
     from ocistream.http.retry import Retries
+    from ocistream.http.session import Response, StreamedBody
     from ocistream.oci.descriptor import Descriptor
     from ocistream.registry.repository import Repository
     from ocistream.registry.upload_record import LockedRecord, UploadRecords

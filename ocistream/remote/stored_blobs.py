@@ -303,10 +303,9 @@ class _ArchiveBlobs:
             source.close()
 
     def _read_sizes_of(self, source: Source) -> dict[str, int]:
-        from ocistream.archive.file_source import ArchiveFileSource
-        from ocistream.archive.stream_source import ArchiveStreamSource
+        from ocistream.archive.source import ArchiveSource
 
-        assert isinstance(source, ArchiveFileSource | ArchiveStreamSource)  # noqa: S101 - only archives get here
+        assert isinstance(source, ArchiveSource)  # noqa: S101 - only archives get here
         # Resolve a file too, although its headers would suffice: the caller relies on an archive that can be read.
         graph = source.resolve(self._early)
         for _ in source.blobs(()):

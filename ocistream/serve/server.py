@@ -9,6 +9,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import select
 import socket
 import socketserver
 import sys
@@ -29,7 +30,7 @@ from ocistream.streams import paths
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
     from types import TracebackType
     from typing import Any, Self, TypeAlias
@@ -52,6 +53,8 @@ _EVICTION_TIMEOUT: Final = 1.0
 #: How long, in seconds, to accept nothing if the process has no file descriptor left.
 _DESCRIPTOR_RETRY_DELAY: Final = 0.1
 _MAX_PORT: Final = 65535
+#: The event of a connection that the client has closed; outside Linux there is only one for both directions.
+_CLOSED: Final = getattr(select, "POLLRDHUP", select.POLLHUP)
 
 
 class Registry:
@@ -255,7 +258,7 @@ class ConnectionServer(ThreadingHTTPServer):
         with self._changed:
             limit = limit_by_descriptors(limits.MAX_CLIENTS)
             if len(self._connections) >= limit and self._waiting:
-                self._cut(self._find_longest_waiting())
+                self._make_room(limit)
                 self._changed.wait_for(lambda: len(self._connections) < limit, _EVICTION_TIMEOUT)
             if is_accepted := len(self._connections) < limit:
                 self._connections.add(request)
@@ -269,14 +272,19 @@ class ConnectionServer(ThreadingHTTPServer):
             # The system cannot start another thread.
             self.shutdown_request(request)
 
-    def _find_longest_waiting(self) -> Connection:
-        """Return the connection to close for a new one. The caller holds `_changed`, and some connection waits.
+    def _make_room(self, limit: int) -> None:
+        """Cut the connections that their clients have closed, and else one that waits. The caller holds `_changed`.
 
-        Connections that never had an admitted request come first: a flood of unknown clients displaces only such
-        clients.
+        Connections that never had an admitted request come before the others: a flood of unknown clients displaces
+        only such clients.
         """
-        never_admitted = (request for request in self._waiting if request not in self._admitted)
-        return next(never_admitted, next(iter(self._waiting)))
+        # Their threads may not have noticed yet.
+        closed = _find_closed(self._waiting)
+        for connection in closed:
+            self._cut(connection)
+        if len(self._connections) - len(closed) >= limit and self._waiting:
+            never_admitted = (request for request in self._waiting if request not in self._admitted)
+            self._cut(next(never_admitted, next(iter(self._waiting))))
 
     def set_waiting(self, request: Connection, is_waiting: bool) -> None:
         """Record that a connection waits, until its next request is admitted.
@@ -299,13 +307,13 @@ class ConnectionServer(ThreadingHTTPServer):
                 self._cut(request)
 
     def shutdown_request(self, request: Connection) -> None:
-        """Close a connection that has ended."""
-        super().shutdown_request(request)
+        """Close a connection that has ended. When its client learns of that, the connection counts no more."""
         with self._changed:
             self._connections.discard(request)
             self._waiting.pop(request, None)
             self._admitted.discard(request)
             self._changed.notify_all()
+        super().shutdown_request(request)
 
     def handle_error(self, request: Connection, client_address: object) -> None:
         """Ignore clients that disconnected; print our own bugs to stderr as Python does."""
@@ -325,6 +333,15 @@ class ConnectionServer(ThreadingHTTPServer):
         with contextlib.suppress(OSError):
             # The plain socket's `shutdown`: TLS's would remove the encryption while another thread uses it.
             socket.socket.shutdown(cast("socket.socket", connection), socket.SHUT_RDWR)
+
+
+def _find_closed(connections: Iterable[Connection]) -> list[Connection]:
+    """Return the connections that the client has closed."""
+    by_descriptor = {cast("socket.socket", connection).fileno(): connection for connection in connections}
+    poll = select.poll()
+    for descriptor in by_descriptor:
+        poll.register(descriptor, _CLOSED)
+    return [by_descriptor[descriptor] for descriptor, _ in poll.poll(0)]
 
 
 def _open_layout(layout: DirectoryStorage, *, read_only: bool) -> None:

@@ -292,14 +292,20 @@ def open_for_reading(path: Path) -> FileIO:
 class OffsetReader:
     """Reads an open file from its own offset, so that several readers and a writer can share the file."""
 
-    def __init__(self, descriptor: int, offset: int) -> None:
-        """Start at `offset`, in bytes."""
+    def __init__(self, descriptor: int, offset: int, operation: str | None = None) -> None:
+        """Start at `offset`, in bytes. With `operation`, errors are converted as `disk_errors` does."""
         self._descriptor = descriptor
         self._offset = offset
+        self._operation = operation
 
     def readinto(self, buffer: memoryview) -> int:
         """Read into the beginning of `buffer` and return the number of bytes; 0 at the end of the file."""
-        count = os.preadv(self._descriptor, [buffer], self._offset)
+        try:
+            count = os.preadv(self._descriptor, [buffer], self._offset)
+        except OSError as error:
+            if self._operation is None:
+                raise
+            raise disk_error(self._operation, error) from error
         self._offset += count
         return count
 

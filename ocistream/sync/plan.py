@@ -247,36 +247,23 @@ def drop_duplicates(copies_by_entry: Sequence[Iterable[ImageCopy]]) -> Iterator[
     Raises:
         UsageError: two images would get one name at a destination, and one would be lost.
     """
-    # Hashes only, to save memory.
-    image_by_destination: dict[int, int] = {}
-    repeated: set[int] = set()
+    #: Destination -> image, as hashes only, to save memory.
+    images: dict[int, int] = {}
     for copy in itertools.chain.from_iterable(copies_by_entry):
         image = hash((copy.name, copy.entry.platforms, copy.entry.referrers))
         for destination in copy.destinations:
-            destination_hash = hash(destination.name)
-            if destination_hash not in image_by_destination:
-                image_by_destination[destination_hash] = image
-            elif image_by_destination[destination_hash] == image:
-                repeated.add(destination_hash)
-            else:
+            if images.setdefault(hash(destination.name), image) != image:
                 raise _conflict_error(copies_by_entry, copy, destination)
-    return _drop_repeated(copies_by_entry, repeated)
+    return _take_each_once(copies_by_entry, set(images))
 
 
-def _drop_repeated(copies_by_entry: Sequence[Iterable[ImageCopy]], repeated: set[int]) -> Iterator[ImageCopy]:
-    written: set[int] = set()
+def _take_each_once(copies_by_entry: Sequence[Iterable[ImageCopy]], names: set[int]) -> Iterator[ImageCopy]:
+    """Yield the copies to the destinations whose hashed names are in `names`, and remove these names."""
     for copy in itertools.chain.from_iterable(copies_by_entry):
-        destinations = []
-        for destination in copy.destinations:
-            destination_hash = hash(destination.name)
-            if destination_hash not in written:
-                destinations.append(destination)
-            if destination_hash in repeated:
-                written.add(destination_hash)
+        destinations = tuple(target for target in copy.destinations if hash(target.name) in names)
+        names.difference_update(hash(target.name) for target in destinations)
         if destinations:
-            yield (
-                copy if len(destinations) == len(copy.destinations) else replace(copy, destinations=tuple(destinations))
-            )
+            yield replace(copy, destinations=destinations)
 
 
 def _conflict_error(

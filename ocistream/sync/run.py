@@ -1,19 +1,23 @@
 """Run a sync: list images, compare them in batches, and copy each one to the destinations that lack it.
 
-A failed image does not stop the others. Reports one progress for the whole run; also does dry runs.
+A failed image does not stop the others. A dry run finds out what would be copied instead.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
+import os
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
+from ocistream.archive.destination import ArchiveDestination
+from ocistream.archive.outputs import open_stream_output
 from ocistream.errors import OcistreamError, UnsupportedError
 from ocistream.layout.image_selection import report_untagged, select_all_images
 from ocistream.layout.index import select_existing_images, tag_of
@@ -22,21 +26,14 @@ from ocistream.notices import notify
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import SUBJECT_MISSING, UNREADABLE
 from ocistream.streams.workers import run_each
-from ocistream.sync.comparison import (
-    ImageComparer,
-    ImageComparison,
-    SyncResult,
-    open_rereadable,
-    read_graph,
-    select_for,
-)
+from ocistream.sync.comparison import ImageComparer, ImageComparison, SyncResult, select_for
 from ocistream.sync.plan import EntryCopies, drop_duplicates
+from ocistream.sync.progress import SyncProgress
+from ocistream.sync.sources import open_rereadable, read_graph
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.existing_blobs import find_absent_manifests, list_stored
+from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
 from ocistream.transfer.incomplete_indexes import limit_to_source
-from ocistream.transfer.interfaces import ImageCountObserver, IncompleteSource, MountingDestination
-from ocistream.transfer.report import MissingBlobsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -48,13 +45,7 @@ if TYPE_CHECKING:
     from ocistream.sync.plan import CopyDestination, Shard, SyncEntry, SyncLocation, SyncPlan
     from ocistream.transfer.interfaces import Destination, Observer, Source
 
-__all__ = [
-    "ImageCopier",
-    "PlannedCopy",
-    "SyncProgress",
-    "SyncResult",
-    "SyncRun",
-]
+__all__ = ["ImageCopier", "SyncResult", "SyncRun"]
 
 #: How many images are compared before the first of them is copied. Most are unchanged as a rule, and one HEAD to each
 #: side is enough for those, so comparing many in parallel is fast.
@@ -124,16 +115,10 @@ class SyncRun:
                 self._progress.report_images(done, count)
 
     def _dry_run(self, comparisons: Sequence[ImageComparison]) -> None:
-        plans = [PlannedCopy(comparison) for comparison in comparisons]
-        run_each(
-            self._copier.plan,
-            [p for p in plans if p.comparison.pending],
-            jobs=self._jobs,
-            cancelled=self._create_cancel_event(),
-        )
-        for planned in plans:
-            self._report(planned.comparison.results)
-            self._report(self._copier.list_results(planned))
+        run_each(self._copier.plan, comparisons, jobs=self._jobs, cancelled=self._create_cancel_event())
+        for comparison in comparisons:
+            self._report(comparison.results)
+            self._report(self._copier.list_planned(comparison))
 
     def _report(self, results: Iterable[SyncResult]) -> None:
         for result in results:
@@ -179,23 +164,11 @@ class SyncRun:
                 report_untagged(roots, "`tags`")
             return [root for root in roots if not root.is_stray]
 
-        with ExitStack() as stack:
-            source = open_rereadable(location, context, Selection(listing))
-            stack.callback(source.close)
+        with closing(open_rereadable(location, context, Selection(listing))) as source:
             for referrer in read_graph(source, location).skipped_referrers:
                 if referrer.why in {SUBJECT_MISSING, UNREADABLE}:
                     notify(f"left behind: {referrer.digest} in {printable(location.text)}; {referrer.why}")
         return names
-
-
-class PlannedCopy:
-    """A dry run's result for one image: for each destination the missing blobs, or the error."""
-
-    def __init__(self, comparison: ImageComparison) -> None:
-        """Start without results."""
-        self.comparison = comparison
-        self.error: OcistreamError | None = None
-        self.missing_blobs: dict[str, tuple[Graph, Sequence[Descriptor]] | OcistreamError] = {}
 
 
 class ImageCopier:
@@ -286,44 +259,38 @@ class ImageCopier:
             bytes_read = 0
         return results
 
-    def plan(self, planned: PlannedCopy) -> None:
+    def plan(self, comparison: ImageComparison) -> None:
         """Find out what would be copied; write nothing. May be called in any thread."""
-        comparison, cancelled = planned.comparison, self._create_cancel_event()
-        copy = comparison.copy
+        if not comparison.pending:
+            return
+        copy, cancelled = comparison.copy, self._create_cancel_event()
+        context = replace(self._cancellable_context(copy.entry.source, cancelled), jobs=1)
         try:
-            with ExitStack() as stack:
-                context = replace(self._cancellable_context(copy.entry.source, cancelled), jobs=1)
-                source = open_rereadable(copy.source, context, select_for(copy.entry))
-                stack.callback(source.close)
+            with closing(open_rereadable(copy.source, context, select_for(copy.entry))) as source:
                 graph = read_graph(source, copy.source)
                 for destination in comparison.pending:
                     try:
-                        planned.missing_blobs[destination.name] = self._find_missing(
-                            destination, graph, source, cancelled
-                        )
+                        comparison.missing[destination.name] = self._find_missing(destination, graph, source, cancelled)
                     except OcistreamError as error:
-                        planned.missing_blobs[destination.name] = error
+                        comparison.add_failure([destination], error)
         except OcistreamError as error:
-            planned.error = error
+            comparison.add_failure(comparison.pending, error)
 
-    def list_results(self, planned: PlannedCopy) -> list[SyncResult]:
-        """Return the planned results of an image; blobs that earlier images bring along are not counted again."""
-        name, results = planned.comparison.copy.name, []
+    def list_planned(self, comparison: ImageComparison) -> list[SyncResult]:
+        """Return what would be copied of an image; blobs that earlier images bring along are not counted again."""
+        results = []
         read_digests: set[str] = set()
-        for destination in planned.comparison.pending:
-            missing = planned.error or planned.missing_blobs[destination.name]
-            if isinstance(missing, OcistreamError):
-                results.append(SyncResult(name, destination.name, "failed", error=missing))
+        for destination in comparison.pending:
+            if destination.name not in comparison.missing:
                 continue
-            graph, blobs = missing
+            graph, blobs = comparison.missing[destination.name]
             new = [blob for blob in blobs if self._is_new(destination, blob)]
             bytes_read = sum(blob.size for blob in new if blob.digest not in read_digests)
             read_digests.update(blob.digest for blob in new)
-            size = sum(blob.size for blob in new)
             results.append(
                 SyncResult(
-                    *(name, destination.name, "to copy", graph.roots[0].descriptor.digest),
-                    size=size,
+                    *(comparison.copy.name, destination.name, "to copy", graph.roots[0].descriptor.digest),
+                    size=sum(blob.size for blob in new),
                     bytes_read=bytes_read,
                     incomplete=graph.incomplete_indexes,
                 )
@@ -344,28 +311,29 @@ class ImageCopier:
 
     def _find_missing(
         self, copy_destination: CopyDestination, graph: Graph, source: Source, cancelled: threading.Event
-    ) -> tuple[Graph, list[Descriptor]]:
-        """Return the graph without platforms that neither side has, and the blobs that the destination lacks."""
+    ) -> tuple[Graph, Sequence[Descriptor]]:
+        """Return the graph without platforms that neither side has, and the blobs that the destination lacks.
+
+        Raises:
+            MissingBlobsError: neither side has a blob.
+        """
         location = copy_destination.sync_location.location
-        if location.reference is None and not is_layout_destination(location):
-            graph = limit_to_source(source, graph)
-            _check_complete(graph, source, graph.absent, graph.blobs)
-            return graph, list(graph.blobs)
         with ExitStack() as stack:
-            destination = self._open_destination(copy_destination, cancelled)
+            if location.reference is None and not is_layout_destination(location):
+                # An archive is always written anew. To open it would create a file.
+                nowhere = stack.enter_context(io.FileIO(os.devnull, "w"))
+                destination: Destination = ArchiveDestination(open_stream_output(nowhere, "nowhere"))
+            else:
+                destination = self._open_destination(copy_destination, cancelled)
             stack.callback(destination.close)
             if location.reference is not None:
                 # For a registry this sends no request and writes nothing.
                 destination.begin(graph)
             graph = limit_to_source(source, graph, partial(list_stored, destination, are_manifests=True))
-            stored = list_stored(destination, graph.blobs)
-
-            def is_mountable(blob: Descriptor) -> bool:
-                return isinstance(destination, MountingDestination) and destination.can_mount(blob, source)
-
-            missing = [blob for blob in graph.blobs if blob.digest not in stored and not is_mountable(blob)]
-            _check_complete(graph, source, find_absent_manifests(graph, destination), missing)
-            return graph, missing
+            check = ExistenceCheck(source, destination, lambda *_: None, jobs=1, cancelled=cancelled)
+            _, pending = check.split_lacking(graph, graph.blobs)
+            stored = list_stored(destination, pending)
+            return graph, check.list_unmountable([blob for blob in pending if blob.digest not in stored])
 
     def _open_destination(self, copy_destination: CopyDestination, cancelled: threading.Event) -> Destination:
         location, reference = copy_destination.sync_location.location, copy_destination.reference
@@ -402,92 +370,8 @@ class _StoredBlobs:
         return () if repository is None else (repository,)
 
 
-def _check_complete(
-    graph: Graph, source: Source, absent: Sequence[Descriptor], missing_blobs: Sequence[Descriptor]
-) -> None:
-    """Fail as the transfer would: neither side has the `absent` manifests, and `missing_blobs` must be copied.
-
-    Raise MissingBlobsError for such manifests, and for blobs that the source lacks.
-    """
-    lacks = source.is_missing if isinstance(source, IncompleteSource) else lambda _: False
-    missing = [*absent, *(blob for blob in missing_blobs if blob.digest not in graph.embedded and lacks(blob))]
-    if missing:
-        raise MissingBlobsError(missing, graph, is_untouched=True)
-
-
 def _rename_roots(destination: CopyDestination) -> Callable[[Graph], Graph]:
     name = destination.sync_location.location.name
     if destination.reference is not None or name is None:
         return lambda graph: graph
     return lambda graph: replace(graph, roots=tuple(replace(root, name=name) for root in graph.roots))
-
-
-class _Total:
-    """The part of a graph that observers read: bytes and blobs of all images, and the newly added roots."""
-
-    def __init__(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
-        self.size = size
-        self.blobs = range(blobs)
-        self.roots = roots
-
-
-class SyncProgress:
-    """An observer of successive transfers that reports them as one."""
-
-    def __init__(self, observer: Observer) -> None:
-        """Report to `observer`."""
-        self._observer = observer
-        self._lock = threading.Lock()
-        self._size = self._blobs = 0
-        #: Bytes and blobs of the current image: those that are in the total, and those that have moved.
-        self._current = (0, 0)
-        self._moved = self._done = 0
-
-    def add_expected(self, size: int, blobs: int) -> None:
-        """Add the size of some images to the total before they are copied."""
-        if blobs:
-            self._add_total(size, blobs)
-
-    def report_images(self, number: int, count: int) -> None:
-        """Report that `number` of `count` images are finished."""
-        if isinstance(self._observer, ImageCountObserver):
-            self._observer.report_images(number, count)
-
-    def begin_image(self, size: int, blobs: int) -> None:
-        """Begin an image whose size and blobs are already in the total."""
-        with self._lock:
-            self._current = size, blobs
-            self._moved = self._done = 0
-
-    def end_image(self) -> None:
-        """End the image, also after a failure: what has not moved by now is removed from the total."""
-        with self._lock:
-            size, blobs = self._moved - self._current[0], self._done - self._current[1]
-        if size or blobs:
-            self._add_total(size, blobs)
-
-    def planned(self, graph: Graph) -> None:
-        """Replace the expected size of the image by its real size."""
-        with self._lock:
-            size, blobs = graph.size - self._current[0], len(graph.blobs) - self._current[1]
-            self._current = graph.size, len(graph.blobs)
-        self._add_total(size, blobs, graph.roots)
-
-    def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
-        """Count moved bytes."""
-        with self._lock:
-            self._moved += size
-        self._observer.advance(size, descriptor)
-
-    def done(self, descriptor: Descriptor, how: str) -> None:
-        """Count a finished blob."""
-        with self._lock:
-            self._done += 1
-        self._observer.done(descriptor, how)
-
-    def _add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
-        with self._lock:
-            self._size += size
-            self._blobs += blobs
-            total = _Total(self._size, self._blobs, roots)
-        self._observer.planned(cast("Graph", total))

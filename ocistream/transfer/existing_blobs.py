@@ -82,7 +82,7 @@ class ExistenceCheck:
         self._absent = find_absent_manifests(graph, self._destination)
         self._stored = list_stored(self._destination, lacking)
         unstored = [blob for blob in lacking if blob.digest not in self._stored]
-        self._check_missing(graph, [*self._absent, *self._list_unmountable(unstored)])
+        self._check_missing(graph, [*self._absent, *self.list_unmountable(unstored)])
         return lacking, remaining
 
     def find_missing(self, graph: Graph, lacking: Sequence[Descriptor]) -> list[Descriptor]:
@@ -127,7 +127,7 @@ class ExistenceCheck:
         if volumes and not self._destination.traits.keeps_blobs:
             raise MissingBlobsError(missing, graph, is_untouched=True, needed=NeededVolumes(volumes, {}))
 
-    def _list_unmountable(self, blobs: Sequence[Descriptor]) -> list[Descriptor]:
+    def list_unmountable(self, blobs: Sequence[Descriptor]) -> list[Descriptor]:
         """List the blobs that the destination cannot mount."""
         if (mounting := self._mounting) is None:
             return [*blobs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from dataclasses import replace
@@ -13,7 +14,7 @@ from ocistream.streams.chunks import check_chunks_size, chunks_from, verify_chun
 from ocistream.transfer.interfaces import Access, Blob, NullObserver, RecoverableBlob, VerifiedBlob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.streams.chunks import Chunk
@@ -95,7 +96,9 @@ class BlobProgress:
         if is_moved:
             self._advance(offset)
 
-    def count(self, chunks: Iterable[Chunk], failures: list[IntegrityError] | None = None) -> Iterator[Chunk]:
+    def count(
+        self, chunks: Iterable[Chunk], failures: list[IntegrityError] | None = None
+    ) -> Generator[Chunk, None, None]:
         """Yield chunks, and count each when the next one is requested. Add an IntegrityError of theirs to `failures`.
 
         Raises:
@@ -176,6 +179,8 @@ def use_verified(
                 raise
             else:
                 recoverable.on_corrupt(error, can_retry)
+        finally:
+            attempt.close()
 
 
 class _Attempt:
@@ -187,6 +192,7 @@ class _Attempt:
         self._hash_in_thread = hash_in_thread
         self.failures: list[IntegrityError] = []
         self.was_resumed = False
+        self._opened: list[Generator[Chunk, None, None]] = []
 
     def open(self, offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
         """Return verified chunks, as `VerifiedBlob.open` does."""
@@ -208,4 +214,13 @@ class _Attempt:
             # Only a blob that is read completely can be cached.
             chunks = blob.cache(chunks)
         self._progress.restart(offset, is_moved=stored is None)
-        return self._progress.count(chunks, self.failures)
+        opened = self._progress.count(chunks, self.failures)
+        self._opened.append(opened)
+        return opened
+
+    def close(self) -> None:
+        """Close what `open` returned: after a failure the error's frames would keep its connections open."""
+        for chunks in self._opened:
+            # A cancelled thread that does not end in time still reads: it closes them itself.
+            with contextlib.suppress(ValueError):
+                chunks.close()

@@ -18,7 +18,7 @@ from ocistream.cli import entry_point
 from ocistream.cli.commands import pull
 
 # All that a pull imports, so that it is counted as what it takes to start.
-from ocistream.http import connections, sockets
+from ocistream.http import adapter, session
 from ocistream.registry import destination
 from ocistream.streams import chunks, files
 from ocistream.transfer import copy as transfer
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_IMPORTED = (connections, transfer, pull, outputs, destination)
+_IMPORTED = (session, transfer, pull, outputs, destination)
 
 
 class Clocks:
@@ -69,8 +69,8 @@ def main(reference: str) -> int:
             self.hexdigest = hasher.hexdigest
 
     chunks.new_hash = Hasher
-    read = clocks.timed("network", sockets.BoundedResponse.readinto)
-    sockets.BoundedResponse.readinto = read  # type: ignore[method-assign]
+    read = clocks.timed("network", adapter.BoundedResponse.readinto)
+    adapter.BoundedResponse.readinto = read  # type: ignore[method-assign]
     files.write_all = clocks.timed("write", files.write_all)
     try:
         entry_point.main(["pull", "--quiet", reference])

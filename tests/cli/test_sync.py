@@ -567,7 +567,7 @@ class TestTheFile:
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\nplatforms = ['x']", ["platforms"]),
             ('[[sync]]\nfrom = "oci:\\u0000"\nto = "a/b"', ["sync.from", "zero byte"]),
             ('[[sync]]\n"a\\u0000" = 1', ["a?", "zero byte"]),
-            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { regex = '(a)\\1' }", ["tags", "groupref"]),
+            (f"[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = {{ regex = '{'a' * 1001}' }}", ["tags", "more than 1000"]),
             ("[[sync]]\nfrom = { end = 'a/b', credentials = 'x' }\nto = 'c/d'", ["'x': no table [credentials.x]"]),
             (
                 "[credentials.x]\nauth-file = 'none'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'",

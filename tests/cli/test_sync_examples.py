@@ -22,7 +22,7 @@ from tests.docs_examples import code_block
 from tests.runner import ocistream
 
 ROOT: Final = Path(__file__).parents[2]
-SHARDS: Final = (ROOT / "README.md").read_text().partition("\n## Many images, in shards\n")[2].partition("\n## ")[0]
+SHARDS: Final = (ROOT / "docs/ci.md").read_text().partition("\n## Sync in shards\n")[2]
 NAME: Final = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 63}
 #: kubernetes.io, "Job" and "Indexed Job": with an own limit for each index, pods are never restarted in place.
 JOB: Final = {

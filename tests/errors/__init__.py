@@ -1,1 +1,1 @@
-"""The commonest failures: what is said of each, and what to do; README's table of them is held to this one."""
+"""The commonest failures: what is said of each, and what to do; docs/errors.md has the same table."""

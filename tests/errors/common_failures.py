@@ -280,7 +280,7 @@ class Failure:
 
     @property
     def row(self) -> str:
-        """README's line."""
+        """Return the row of this failure in docs/errors.md."""
         says, do = (text.replace("|", "\\|") for text in (self.says, self.do))
         return f"| {self.what} | {self.code} | {says} | {do} |"
 

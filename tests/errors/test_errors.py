@@ -1,4 +1,4 @@
-"""Each of the commonest failures is said in a line, and in another one what to do; README's table of them is true."""
+"""Each common failure gives one line that says what failed and one that says what to do; docs/errors.md lists them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.errors.common_failures import FAILURES, SECRETS, Failure, Place
 
-_README: Final = Path(__file__).parents[2] / "README.md"
+_PAGE: Final = Path(__file__).parents[2] / "docs/errors.md"
 _BEGIN: Final = "<!-- tests/errors/common_failures.py: begin -->\n"
 _END: Final = "<!-- tests/errors/common_failures.py: end -->\n"
 #: Longer lines are not read.
@@ -28,8 +28,8 @@ def test_a_failure_is_a_line_of_what_and_one_of_what_to_do(failure: Failure, pla
     assert [secret for secret in SECRETS if secret in result.err] == []
 
 
-def test_the_readme_has_just_this_table() -> None:
-    table = _README.read_text().partition(_BEGIN)[2].partition(_END)[0]
+def test_the_page_of_errors_has_exactly_this_table() -> None:
+    table = _PAGE.read_text().partition(_BEGIN)[2].partition(_END)[0]
     head, line, *rows = table.splitlines()
     assert (head, line) == ("| failure | exit code | it says | and what to do |", "| --- | --- | --- | --- |")
     assert rows == [failure.row for failure in FAILURES]

@@ -14,7 +14,7 @@ from tests.errors.common_failures import Place
 from tests.faulty_auth import Basic
 from tests.faulty_registry import Action, Fault, HangUp, Reply, refusal
 from tests.http_doubles import unused_port
-from tests.images import Layout
+from tests.images import Layout, small_image
 from tests.runner import ocistream
 
 _DIGEST = "sha256:" + 64 * "a"
@@ -151,38 +151,57 @@ def test_what_ends_within_a_header_is_truncated_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "word"),
+    "argv",
     [
-        (["inspect", "app.tar"], "is written ./app.tar"),
-        (["inspect", "app.tar.gz"], "is written ./app.tar.gz"),
-        (["inspect", "folder"], "is written ./folder"),
-        (["copy", "folder", "oci:x"], "is written ./folder"),
-        (["have", "folder"], "is written ./folder"),
-        (["pull", "app.tar"], "is written ./app.tar"),
-        (["push", "app.tar"], "is written ./app.tar"),
-        (["push", "localhost:5000"], "is written localhost:5000/REPOSITORY"),
-        (["inspect", "registry.test"], "is written registry.test/REPOSITORY"),
-        (["inspect", "127.0.0.1:5000"], "is written 127.0.0.1:5000/REPOSITORY"),
+        ["push", "localhost:5000"],
+        ["inspect", "registry.test"],
+        ["inspect", "127.0.0.1:5000"],
     ],
 )
-def test_what_only_looks_like_a_file_or_a_host_is_an_image_and_that_is_said(
-    layout: Layout, tmp_path: Path, argv: Sequence[str], word: str
-) -> None:
-    layout.image([b"layer"])
-    tmp_path.joinpath("folder").mkdir()
-    # Nobody is asked: this proxy is not there.
+def test_an_image_name_that_looks_like_a_host_gets_a_hint(tmp_path: Path, argv: Sequence[str]) -> None:
+    # Nothing is requested: this proxy does not exist.
     proxy = f"http://127.0.0.1:{unused_port()}"
     stdin = b"" if argv[0] == "push" else None
     result = ocistream(*argv, cwd=tmp_path, stdin=stdin, env={"HTTPS_PROXY": proxy, "OCISTREAM_RETRIES": "0"})
-    # The error may be any: it is in its line of what to do.
     first, second = result.err.splitlines()
     assert first.startswith("ocistream: error: ")
-    assert f"{argv[1]} is taken for the image docker.io/library/{argv[1]}" in second
-    assert second.endswith(word if word.endswith(argv[1]) else f"{word}[:TAG]")
+    assert f"{argv[1]} means the image docker.io/library/{argv[1]}" in second
+    assert second.endswith(f"write {argv[1]}/REPOSITORY[:TAG] for an image in that registry")
 
 
-@pytest.mark.parametrize("name", ["folder:1", "nginx", "org/app.tar", "docker.io/library/app.tar", "localhost:5000/x"])
-def test_a_name_that_is_meant_as_one_is_not_doubted(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["folder:1", "nginx", "localhost:5000/x"])
+def test_an_ordinary_image_name_gets_no_hint(tmp_path: Path, name: str) -> None:
     tmp_path.joinpath("folder").mkdir()
     env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}", "OCISTREAM_RETRIES": "0"}
-    assert "is taken for" not in ocistream("inspect", name, cwd=tmp_path, env=env).err
+    assert "means the image" not in ocistream("inspect", name, cwd=tmp_path, env=env).err
+
+
+@pytest.mark.parametrize("name", ["app.tar", "org/app.tar.gz", "APP.TGZ", "registry.example.com/app.tar.zst"])
+@pytest.mark.parametrize("command", ["inspect", "copy", "have", "verify"])
+def test_the_name_of_an_archive_is_a_path_everywhere(tmp_path: Path, command: str, name: str) -> None:
+    result = ocistream(command, name, *(["oci:x"] if command == "copy" else []), cwd=tmp_path)
+    assertions.failure(result, 4, f"cannot read {name}: no such file or directory")
+
+
+@pytest.mark.parametrize("command", ["pull", "push"])
+def test_the_name_of_an_archive_is_no_image_of_a_registry(tmp_path: Path, command: str) -> None:
+    assertions.failure(
+        ocistream(command, "app.tar", cwd=tmp_path), 2, "app.tar", "-o PATH" if command == "pull" else "-i PATH"
+    )
+
+
+@pytest.mark.parametrize("command", ["inspect", "copy", "have"])
+def test_an_existing_directory_is_a_path_and_a_notice_says_so(layout: Layout, tmp_path: Path, command: str) -> None:
+    small_image(layout, name="app")
+    more = ["oci:x"] if command == "copy" else []
+    result = ocistream(command, "made", *more, cwd=tmp_path)
+    assertions.success(result)
+    assert "made is the directory ./made; for the image, write docker://made" in result.err
+    env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}", "OCISTREAM_RETRIES": "0"}
+    assertions.failure(ocistream(command, "docker://made", *more, cwd=tmp_path, env=env), 7, "/v2/library/made/")
+
+
+def test_what_exists_here_does_not_decide_what_a_remote_destination_is(layout: Layout, tmp_path: Path) -> None:
+    small_image(layout, name="app")
+    result = ocistream("copy", "./made", "made", "--via", "true", cwd=tmp_path)
+    assert "is the directory" not in result.err

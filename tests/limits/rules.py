@@ -217,7 +217,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     21: Limit(
         "Volumes must form one set of parts without gaps; the complete blob is hashed as always",
-        ("oci.volumes", "archive.volume_parts", "archive.joined_source"),
+        ("oci.volumes", "archive.contents", "archive.joined_source"),
         archives=("volume-*", "parts-*"),
         tests=("cli/test_volumes.py::test_a_volume_of_another_image_is_refused_by_name",),
     ),

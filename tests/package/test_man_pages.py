@@ -68,10 +68,10 @@ def test_a_page_has_every_option_and_every_example_of_the_help(man1: Path, name:
         assert line in text
 
 
-def test_exit_codes_are_those_of_the_readme_and_of_the_errors() -> None:
+def test_exit_codes_are_those_of_the_documents_and_of_the_errors() -> None:
     table = constant("EXIT_CODES")
-    readme = (ROOT / "README.md").read_text()
-    rows = dict(re.findall(r"^\| ([0-9, ]+) \| (.*) \|$", readme.partition("| exit code | when |")[2], re.MULTILINE))
+    page = (ROOT / "docs/errors.md").read_text()
+    rows = dict(re.findall(r"^\| ([0-9, ]+) \| (.*) \|$", page.partition("| exit code | when |")[2], re.MULTILINE))
     assert rows == table
     codes = {
         found.exit_code for name in errors.__all__ if issubclass(found := getattr(errors, name), errors.OcistreamError)

@@ -162,8 +162,8 @@ class Exchange(BaseHTTPRequestHandler):
                 self.dispatch()
             except RefusedError as refused:
                 self.answer(refused.answer)
-        except OSError:
-            # The connection is broken: nobody can be told.
+        except (OSError, RefusedError):
+            # The connection is broken, or its end was in the body: nobody can be told.
             self.close_connection = True
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = serve

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from ocistream import limits
+from ocistream.serve.endpoints import RegistryHandler
 from tests.certificates import make_certificate
 from tests.http_push import CONTENT, FIRST, SECOND, begin, closed
 from tests.raw_http import Client, connect, read_all
@@ -90,15 +94,35 @@ class TestWaiting:
 @contextlib.contextmanager
 def uploading(host: str) -> Iterator[None]:
     """Keep a connection in the middle of a request within the block."""
-    with Client(host) as busy, Client(host) as watcher:
+    with Client(host) as busy:
         location = begin(busy)
         busy.connection.putrequest("PATCH", location)
         busy.connection.putheader("Content-Length", "9")
         busy.connection.endheaders()
         busy.connection.send(b"part")
-        eventually(lambda: watcher("GET", location).headers["Range"] == "0-3")
-        watcher.connection.close()
+        eventually(lambda: has_received(host, location, 4))
         yield
+
+
+def has_received(host: str, location: str, size: int) -> bool:
+    """Return whether an upload has this size, over a connection that has ended for the registry too."""
+    with connect(host) as watcher:
+        watcher.sendall(f"GET {location} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        return f"Range: 0-{size - 1}\r\n".encode() in read_all(watcher)
+
+
+class InattentiveHandler(RegistryHandler):
+    """Ends when its client has closed the connection only after the registry cuts it."""
+
+    is_closed: ClassVar[threading.Event]
+
+    def set_waiting(self, is_waiting: bool) -> None:
+        super().set_waiting(is_waiting)
+        if is_waiting and not self.connection.recv(1, socket.MSG_PEEK):
+            self.is_closed.set()
+            cut = select.poll()
+            cut.register(self.connection, 0)
+            cut.poll()
 
 
 class TestRoom:
@@ -113,6 +137,19 @@ class TestRoom:
             assert read_all(old) == b""
             new.sendall(REQUEST)
             assert read_all(new).startswith(b"HTTP/1.1 200 ")
+
+    def test_a_new_client_displaces_a_client_that_has_gone_first(self, tmp_path: Path, set_limits: SetLimits) -> None:
+        InattentiveHandler.is_closed = threading.Event()
+        with Served(tmp_path / "layout", handler=InattentiveHandler) as served, connect(served.host) as old:
+            with Client(served.host) as gone:
+                begin(gone)
+            InattentiveHandler.is_closed.wait()
+            set_limits(MAX_CLIENTS=2)
+            with connect(served.host) as third:
+                third.sendall(REQUEST)
+                assert read_all(third).startswith(b"HTTP/1.1 200 ")
+            old.sendall(REQUEST)
+            assert read_all(old).startswith(b"HTTP/1.1 200 ")
 
     def test_many_incomplete_requests_do_not_block_a_client(self, served: Served, set_limits: SetLimits) -> None:
         set_limits(MAX_CLIENTS=5)

@@ -89,7 +89,7 @@ def _check_file(console: Console, of: str | None, config_option: str | None) -> 
     from ocistream.config.config_toml import parse_host_rules
 
     check_all_defaults(table, {name: load_command(name) for name in _CONFIGURABLE_COMMANDS})
-    parse_host_rules(table, home_directory())
+    parse_host_rules(table)
     console.info(f"{table.label} is right")
 
 
@@ -106,7 +106,7 @@ class _SettingsView:
         self._command = command
         self._file_name = "" if table is None else table.label
         self._commands = {name: load_command(name) for name in _CONFIGURABLE_COMMANDS}
-        self._rules: Mapping[str, HostRule] = {} if table is None else parse_host_rules(table, home_directory())
+        self._rules: Mapping[str, HostRule] = {} if table is None else parse_host_rules(table)
         self._namespaces = load_namespaces(os.environ, home_directory())
         self._folders = certs_directories(os.environ, home_directory())
         self._keychain = Keychain(

@@ -127,7 +127,8 @@ def _copy_via(
         raise UsageError(msg, hint="copy the images one by one")
     check_shell_safe(destination)
     options_for_side(context.options, "SRC")
-    source_location, destination_location = parse_location_argument(source), parse_location_argument(destination)
+    source_location = parse_location_argument(source)
+    destination_location = parse_location_argument(destination, is_remote=True)
     context.check_result_path(source_location)
     if source_location.reference is None and (message := describe_unused_side_options("src")):
         context.console.info(message)

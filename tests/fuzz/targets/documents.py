@@ -15,9 +15,9 @@ from unittest import mock
 
 from ocistream import limits
 from ocistream.archive.docker_archive import parse_manifest_json
-from ocistream.auth.challenges import parse_challenges
+from ocistream.auth.authenticator import Authenticator
 from ocistream.auth.docker_config import AuthFile, Credential, check_storable, encode_entry
-from ocistream.auth.tokens import Authenticator, TokenRequest, TokenResponse
+from ocistream.auth.tokens import TokenRequest, TokenResponse, parse_challenges
 from ocistream.errors import ArchiveError, OcistreamError, UsageError
 from ocistream.layout.index import build_index_json, build_roots, check_layout_file, parse_index_entries
 from ocistream.oci.descriptor import ACCEPTED_TYPES, UNKNOWN_MEDIA_TYPE, Descriptor

@@ -17,8 +17,7 @@ from ocistream.auth.docker_config import normalize_host
 from ocistream.cli import COMMANDS
 from ocistream.cli.console import Console
 from ocistream.errors import OcistreamError, UnsupportedError, UsageError
-from ocistream.http.origins import Origin, is_loopback, is_proxy_bypassed, redact_url, resolve_url
-from ocistream.http.redirects import check_target
+from ocistream.http.origins import Origin, check_target, is_loopback, is_proxy_bypassed, redact_url, resolve_url
 from ocistream.http.retry import parse_retry_after
 from ocistream.layout.index import docker_tag, parse_full_name, tag_of
 from ocistream.locations import parse_location

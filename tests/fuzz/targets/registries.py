@@ -13,7 +13,7 @@ from random import Random
 from typing import Final
 
 from ocistream.auth.credentials import Credential
-from ocistream.http.retry import RetryPolicy
+from ocistream.http.settings import RetryPolicy
 from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from ocistream.registry.blob_push import BlobPusher
 from ocistream.registry.referrers import RepositoryReferrers

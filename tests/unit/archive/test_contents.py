@@ -80,10 +80,11 @@ class TestContents:
         contents = ArchiveContents()
         entries = [entry(name) for name in ("oci-layout", "./index.json", "manifest.json", BLOB)]
         assert [contents.add(one) for one in entries] == [None, None, None, f"sha256:{HEX}"]
-        assert (contents.oci_layout, contents.index_json, contents.manifest_json) == tuple(entries[:3])
+        assert contents.documents == dict(zip(["oci-layout", "index.json", "manifest.json"], entries, strict=False))
         assert contents.blobs == {f"sha256:{HEX}": (512, 1)}
-        assert contents.duplicate_blobs == []
-        assert contents.require_index() is entries[1]
+        assert contents.duplicate_blobs == {}
+        assert contents.index_json is entries[1]
+        contents.require_index()
 
     @pytest.mark.parametrize(
         "name", ["repositories", "../x", "/x/index.json", "/etc/passwd", "blobs/sha256/../../x", "a/index.json"]
@@ -92,12 +93,7 @@ class TestContents:
     def test_what_does_not_is_passed_over(self, name: str, kind: str) -> None:
         contents = ArchiveContents()
         assert contents.add(entry(name, kind)) is None
-        assert (contents.oci_layout, contents.index_json, contents.manifest_json, contents.blobs) == (
-            None,
-            None,
-            None,
-            {},
-        )
+        assert (contents.documents, contents.blobs) == ({}, {})
 
     @pytest.mark.parametrize("name", ["blobs", "blobs/", "./", ".", "", "/", "blobs/sha256", "x/index.json"])
     def test_directories_mean_nothing(self, name: str) -> None:

@@ -37,7 +37,7 @@ def entries_of(archive: bytes) -> list[TarEntry]:
 
 def contents_of(archive: bytes) -> dict[str, bytes]:
     reader = TarReader(io.BytesIO(archive))
-    return {entry.name: b"".join(bytes(chunk) for chunk in reader.read_chunks(entry)) for entry in reader}
+    return {entry.name: b"".join(bytes(chunk) for chunk in reader.read_chunks()) for entry in reader}
 
 
 def changed(block: bytes, at: int, value: bytes) -> bytes:
@@ -95,7 +95,7 @@ class TestReading:
         for entry in reader:
             seen.append(entry.name)
             if entry.name == "b":
-                next(reader.read_chunks(entry))
+                next(reader.read_chunks())
         assert seen == ["a", "b", "c"]
 
     def test_what_follows_the_end_is_not_looked_at(self) -> None:
@@ -538,7 +538,7 @@ def test_short_reads_are_no_end() -> None:
             return len(part)
 
     reader = TarReader(io.BufferedReader(Pipe(), 64))
-    found = {entry.name: b"".join(bytes(chunk) for chunk in reader.read_chunks(entry)) for entry in reader}
+    found = {entry.name: b"".join(bytes(chunk) for chunk in reader.read_chunks()) for entry in reader}
     assert found == {"a": b"x" * 5000, "b": b"y"}
 
 

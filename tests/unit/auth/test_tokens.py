@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream.auth.challenges import Challenge, parse_challenges
+from ocistream.auth.authenticator import Authenticator
 from ocistream.auth.credentials import Credential
 from ocistream.auth.docker_config import with_named_source
-from ocistream.auth.tokens import Authenticator, TokenRequest, TokenResponse, repository_scope
+from ocistream.auth.tokens import Challenge, TokenRequest, TokenResponse, parse_challenges, repository_scope
 from ocistream.errors import AuthenticationError, RegistryError, UsageError
 
 PULL = ("repository:org/app:pull",)

@@ -10,7 +10,7 @@ import pytest
 
 from ocistream.config.certs_d import certs_directories, read_certs_directory, read_registry_certs
 from ocistream.errors import LocalDiskError, NotFoundError, UsageError
-from ocistream.http.tls import TlsSettings
+from ocistream.http.settings import TlsSettings
 
 Make = Callable[..., Path]
 

@@ -10,7 +10,7 @@ from ocistream import limits
 from ocistream.auth.credentials import CredentialSource
 from ocistream.config.config_toml import read_host_rules
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.http.host_settings import HostSettings
+from ocistream.http.settings import HostSettings
 from ocistream.registry.configuration import HostRule, Mirror
 
 NOWHERE = Path("/nowhere/config.toml")
@@ -117,18 +117,21 @@ def test_that_there_are_no_mirrors_is_not_to_say_nothing_of_them(tmp_path: Path)
     [
         ("mirors = []", "mirors is not known here"),
         ("mirrors = 'm.example'", "mirrors is not a list"),
-        ("mirrors = [1]", "mirrors has something that is neither a location nor a table"),
-        ("mirrors = ['https://m.example']", r"location is not HOST\[:PORT\]\[/PATH\]"),
-        ("mirrors = [{pull = 'all'}]", "location is not"),
-        ("mirrors = [{location = 'm.example', pull = 'never'}]", "pull is not one of all, digest-only, tag-only"),
-        ("mirrors = [{location = 'm.example', plain = true}]", "plain is not known here"),
-        ("mirrors = [{location = 'm.example', insecure = 1}]", "insecure is neither true nor false"),
+        ("mirrors = [1]", r"mirrors\[0\] is neither a location nor a table"),
+        ("mirrors = ['m.example', 'https://m.example']", r"mirrors\[1\] is not HOST\[:PORT\]\[/PATH\]"),
+        ("mirrors = [{pull = 'all'}]", r"mirrors\[0\]: location is missing"),
+        (
+            "mirrors = [{location = 'm.example', pull = 'never'}]",
+            r"mirrors\[0\]: pull is not one of all, digest-only, tag-only",
+        ),
+        ("mirrors = [{location = 'm.example', plain = true}]", r"mirrors\[0\]: plain is not known here"),
+        ("mirrors = [{location = 'm.example', insecure = 1}]", r"mirrors\[0\]: insecure is neither true nor false"),
         ("plain-http = 'yes'", "plain-http is neither true nor false"),
         ("insecure = 1", "insecure is neither true nor false"),
         ("ca-cert = 1", "ca-cert is neither a path nor a list of paths"),
         ("ca-cert = [1]", "ca-cert is neither a path nor a list of paths"),
         ("ca-cert = 'gone.pem'", r"ca-cert names .*/conf/gone\.pem: no such file"),
-        ("client-key = 'key.pem'", "client-key is there without a client-cert"),
+        ("client-key = 'config.toml'", "client-key is there without a client-cert"),
         ("client-cert = 1", "client-cert is not a string"),
         ("url = 'gateway.example.com'", "url is not"),
         ("url = 'ftp://gateway.example.com'", "url is not"),
@@ -151,7 +154,7 @@ def test_that_there_are_no_mirrors_is_not_to_say_nothing_of_them(tmp_path: Path)
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_file_and_the_key(text: str, words: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=rf"conf/config\.toml: registry: a\.example(: mirrors)?: {words}"):
+    with pytest.raises(UsageError, match=rf"conf/config\.toml: registry: a\.example: {words}"):
         of_a(tmp_path, text)
 
 

@@ -20,8 +20,8 @@ from ocistream.errors import (
     PermanentNetworkError,
     RegistryError,
 )
-from ocistream.http.connections import FixedLengthBody, Response
-from ocistream.http.retry import RetryPolicy
+from ocistream.http.session import FixedLengthBody, Response
+from ocistream.http.settings import RetryPolicy
 from tests.certificates import Certificate
 from tests.faulty_auth import Basic, Bearer
 from tests.faulty_registry import (

@@ -22,9 +22,9 @@ from ocistream.errors import (
     PermanentNetworkError,
     RegistryError,
 )
-from ocistream.http.connections import Response
 from ocistream.http.errors import describe_cause, has_tls_peer, network_error, response_error
 from ocistream.http.retry import parse_retry_after
+from ocistream.http.session import Response
 
 Send = Callable[..., Response]
 SIGNED = "/v2/app/blobs/x?sig=secret"

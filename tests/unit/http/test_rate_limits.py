@@ -8,15 +8,16 @@ import socket
 import threading
 from bisect import bisect_left
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from ocistream import limits
 from ocistream.errors import CancelledError, NotFoundError
 from ocistream.http.client import HttpClient, HttpSettings
-from ocistream.http.connections import FixedLengthBody
-from ocistream.http.host_settings import HostSettings
 from ocistream.http.rate_limits import RateLimits, RequestThrottle, Throttle
+from ocistream.http.session import FixedLengthBody
+from ocistream.http.settings import HostSettings
 from tests.faulty_registry import Fault, Reply, redirect
 from tests.http_doubles import CountingRegistry, QuickTransport, RawServer
 
@@ -178,9 +179,8 @@ class TestRates:
             with RawServer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as server:
                 transport = quick(pace=pace)
                 answer = transport.request(transport.endpoint(server.host), "GET", f"{server.url}/v2/")
-                raw = answer._response.raw  # noqa: SLF001 - nobody but a test wants to know
-                assert raw.connection is not None
-                sock = raw.connection.sock
+                connection: Any = answer._response.connection  # noqa: SLF001 - nobody but a test wants to know
+                sock = connection.sock
                 sizes.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
         # The kernel doubles what it is asked for (socket(7)).
         assert sizes[1:3] == [2 * (16 << 10), 2 * (64 << 10)]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError
-from ocistream.http.retry import Retries, RetryEvent, RetryPolicy, parse_retry_after
+from ocistream.http.retry import Retries, RetryEvent, parse_retry_after
+from ocistream.http.settings import RetryPolicy
 
 URL = "https://user:secret@registry.example/v2/app/blobs/x?sig=secret"
 

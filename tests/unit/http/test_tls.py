@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ocistream.http import tls
-from ocistream.http.tls import TlsContexts, TlsSettings
+from ocistream.http.settings import TlsSettings
+from ocistream.http.tls import TlsContexts
 from tests.certificates import Certificate
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ocistream.errors import AuthenticationError, InvalidNameError
-from ocistream.http.host_settings import HostSettings
+from ocistream.http.settings import HostSettings
 from ocistream.oci.reference import parse_reference
 from ocistream.registry.configuration import (
     HostRule,

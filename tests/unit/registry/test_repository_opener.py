@@ -10,8 +10,7 @@ import pytest
 
 from ocistream.errors import NetworkError, NotFoundError
 from ocistream.http.client import HttpSettings
-from ocistream.http.retry import RetryPolicy
-from ocistream.http.tls import TlsSettings
+from ocistream.http.settings import RetryPolicy, TlsSettings
 from ocistream.oci.reference import parse_reference
 from ocistream.registry.configuration import PullSource
 from ocistream.registry.mirrors import shorten_timeouts

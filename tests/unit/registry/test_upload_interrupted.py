@@ -13,7 +13,7 @@ import pytest
 
 from ocistream import limits, open_uploads
 from ocistream.errors import CancelledError, IntegrityError, NetworkError, RegistryError
-from ocistream.http.retry import RetryPolicy
+from ocistream.http.settings import RetryPolicy
 from ocistream.oci.reference import parse_reference
 from ocistream.registry.destination import RegistryDestination
 from ocistream.registry.profiles import CHUNK, STREAM

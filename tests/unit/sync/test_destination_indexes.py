@@ -9,7 +9,7 @@ import pytest
 
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.locations import parse_location
-from ocistream.sync.comparison import IndexCache
+from ocistream.sync.destination_state import IndexCache
 from tests.images import Descriptor, Layout, small_image
 
 

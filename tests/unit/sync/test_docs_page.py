@@ -26,8 +26,8 @@ def test_the_file_is_one(tmp_path: Path) -> None:
 
 def test_the_table_has_every_key() -> None:
     known: set[str] = set()
-    for name in ("_ENTRY_KEYS", "_DEFAULT_KEYS", "_TAG_KEYS", "_REGISTRY_KEYS"):
-        known |= getattr(sync_file, name)
+    for name in ("_EntryTable", "_DefaultsTable", "_VersionsTable", "_RegistryTable", "_LocationTable"):
+        known |= getattr(sync_file, name).keys.keys()
     rows = "\n".join(line for line in PAGE.splitlines() if line.startswith("|"))
     for key in known:
         assert re.search(rf"`{key}`|\b{key} = ", rows), key

@@ -10,7 +10,7 @@ import pytest
 from ocistream.cli.progress_bar import render_lines
 from ocistream.cli.progress_state import ProgressCounter
 from ocistream.oci.descriptor import Descriptor
-from ocistream.sync.run import SyncProgress
+from ocistream.sync.progress import SyncProgress
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ocistream.errors import IntegrityError, PartialBlobLostError, UnsupportedError
+from ocistream.errors import IntegrityError, NetworkError, PartialBlobLostError, UnsupportedError
 from ocistream.streams.chunks import Chunk, read_all
 from ocistream.transfer.interfaces import Access, Blob, ByteRange, RecoverableBlob, VerifiedBlob
 from ocistream.transfer.verified_blobs import blob_from_bytes, peek, require_complete, use_verified
@@ -66,6 +66,29 @@ def test_what_its_user_finds_wrong_is_not_the_places_fault() -> None:
     with pytest.raises(IntegrityError, match="not what its config says"):
         use_verified(places.blob, use, can_retry=True)
     assert places.contents == [RIGHT, b"another"]
+
+
+def test_an_error_that_is_kept_does_not_keep_the_chunks_open() -> None:
+    is_open = True
+
+    def chunks(_offset: int = 0) -> Iterator[Chunk]:
+        nonlocal is_open
+        try:
+            yield RIGHT[:2]
+            yield RIGHT[2:]
+        finally:
+            is_open = False
+
+    def use(checked: VerifiedBlob) -> None:
+        body = checked.open()
+        next(body)
+        msg = "the upload broke off"
+        raise NetworkError(msg)
+
+    with pytest.raises(NetworkError) as raised:
+        use_verified(Blob(blob_of(RIGHT), chunks), use, can_retry=True)
+    assert raised.value.__traceback__
+    assert not is_open
 
 
 @pytest.mark.parametrize("offset", range(len(RIGHT) + 1))

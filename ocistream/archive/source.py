@@ -1,0 +1,381 @@
+"""Read the images of an archive, whatever its format is, and however its entries are read.
+
+`ArchiveSource` has the rules. `file_source` reads entries at any offset; `stream_source` reads them in order, and keeps
+what may be needed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Generic, TypedDict, TypeVar, cast
+
+from ocistream import limits
+from ocistream.archive.contents import ArchiveContents, check_document_size, parse_blob_name
+from ocistream.archive.docker_archive import (
+    ManifestSynthesizer,
+    build_docker_graph,
+    mark_synthesized,
+    parse_manifest_json,
+    report_no_manifest_json,
+    report_only_in_manifest_json,
+)
+from ocistream.archive.index_comparison import IndexComparison
+from ocistream.errors import ArchiveError, IntegrityError
+from ocistream.layout.image_selection import report_duplicate_names
+from ocistream.layout.index import ImageSelector, LayoutIndex, check_layout_file, parse_index_json, select_every_image
+from ocistream.layout.index_walk import IndexWalk
+from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
+from ocistream.oci.digest import compute_digest, size_error
+from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.oci.reference import printable
+from ocistream.oci.volumes import Volume, parse_volume
+from ocistream.streams import layer_media_types
+from ocistream.streams.chunks import read_all, verify_chunks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ocistream.archive.contents import Extent
+    from ocistream.archive.docker_archive import DockerImage
+    from ocistream.archive.tar import TarEntry
+    from ocistream.oci.documents import Document
+    from ocistream.oci.graph import Graph
+    from ocistream.oci.referrers import ReferrerMode
+    from ocistream.oci.walk import Need, Walk
+    from ocistream.streams.compression import Codec
+
+__all__ = ["ArchiveOptions", "ArchiveSource", "StreamedWalk", "describe_layer_blob"]
+
+T = TypeVar("T")
+
+
+class ArchiveOptions(TypedDict, total=False):
+    """Options of an `ArchiveSource`.
+
+    `select`, `platforms` and `referrers` choose images, all by default. With `include_unneeded`, `blobs` also yields
+    blobs that no image needs. With `as_docker`, the images are those of `manifest.json`, even if the archive has an
+    `index.json` too.
+    """
+
+    select: ImageSelector
+    platforms: PlatformChoice
+    referrers: ReferrerMode
+    include_unneeded: bool
+    as_docker: bool
+
+
+class ArchiveSource(ABC):
+    """The images of an archive. A subclass feeds `contents` with entries, and reads them.
+
+    `contents` are the entries so far. `volume` is the volume that this archive is, known once the index was read.
+    `synthesized_manifests` are manifests built here for images that only `manifest.json` lists, by digest.
+    """
+
+    def __init__(
+        self,
+        *,
+        select: ImageSelector = select_every_image,
+        platforms: PlatformChoice = ALL_PLATFORMS,
+        referrers: ReferrerMode = "listed",
+        include_unneeded: bool = False,
+        as_docker: bool = False,
+    ) -> None:
+        """Take the options; see `ArchiveOptions`."""
+        self._select = select
+        self._platforms = platforms
+        self._referrers: ReferrerMode = referrers
+        self._includes_unneeded = include_unneeded
+        self._as_docker = as_docker
+        self.contents = ArchiveContents(as_docker=as_docker)
+        #: Whether every entry was added to `contents`.
+        self._has_ended = False
+        #: What `index.json` and `manifest.json` list, once they were read.
+        self._index: LayoutIndex | None = None
+        self._images: Sequence[DockerImage] | None = None
+        self.volume: Volume | None = None
+        self.synthesized_manifests: dict[str, bytes] = {}
+        #: The walk to the graph, and the walk that compares `manifest.json` with `index.json`, once they were started.
+        self._index_walk: IndexWalk | None = None
+        self._walk: StreamedWalk[Graph] | None = None
+        self._comparison: IndexComparison | None = None
+        self._comparison_walk: StreamedWalk[None] | None = None
+        #: Layers of a docker-archive, by their names in the tar.
+        self._layers: dict[str, Descriptor] = {}
+
+    #: What to do about a layer that is not recognized.
+    _no_layer_hint: str | None = None
+
+    # -- what a subclass does ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _read_extent(self, extent: Extent) -> bytes | None:
+        """Return the bytes of a small entry, or None if they cannot be read any more.
+
+        Raises:
+            IntegrityError: the entry is known to be corrupt.
+        """
+
+    @abstractmethod
+    def _identify_layer(self, extent: Extent, digest: str | None, diff_id: str) -> Descriptor | None:
+        """Return the descriptor of a layer that `manifest.json` names, or None if the entry is not a layer.
+
+        `digest` is the digest in the entry's name. If there is none, `diff_id` is the digest of a plain layer.
+        """
+
+    @abstractmethod
+    def _read_documents(self) -> None:
+        """Parse `index.json` and `manifest.json` if they were not parsed when they were added."""
+
+    # -- documents -----------------------------------------------------------------------------------------
+
+    def _parse_document(self, entry: TarEntry, raw: bytes) -> None:
+        """Parse `oci-layout`, `index.json` or `manifest.json`.
+
+        Raises:
+            ArchiveError: the document is malformed.
+        """
+        if entry is self.contents.index_json:
+            self._index = parse_index_json(raw)
+            self.volume = parse_volume(self._index.annotations) if self._index.annotations else None
+        elif entry is self.contents.documents.get("manifest.json"):
+            self._images = parse_manifest_json(raw)
+        else:
+            check_layout_file(raw)
+
+    def _read_document(self, extent: Extent, limit: int) -> bytes | None:
+        check_document_size(extent, limit)
+        return self._read_extent(extent)
+
+    @property
+    def is_docker_save(self) -> bool:
+        """Whether `docker save` is known to have written the archive.
+
+        It alone lists `LayerSources`, or writes `repositories`. From a pipe this may be known only after the graph.
+        """
+        return bool(self._images) and (
+            self.contents.has_repositories_file or any(image.has_layer_sources for image in self._images or ())
+        )
+
+    def read(self, need: Need) -> bytes | None:
+        """Return a document that a graph needs, or None if the archive does not have it.
+
+        Raises:
+            IntegrityError: the document has another size, or is known to be corrupt.
+        """
+        if (synthesized := self.synthesized_manifests.get(need.digest)) is not None:
+            return synthesized
+        extent = self.contents.blobs.get(need.digest)
+        if extent is None:
+            return None
+        if extent.size != need.descriptor.size:
+            raise size_error(need.descriptor, extent.size)
+        return self._read_document(extent, limits.MAX_CONFIG)
+
+    def is_missing(self, descriptor: Descriptor) -> bool | None:
+        """Return whether the archive does not have the blob, or None before the whole archive was read.
+
+        A docker-archive has its own names for blobs, and its graph is built from the blobs that it has.
+        """
+        if not self._has_ended or self.contents.index_json is None or self.contents.is_docker_archive:
+            return None
+        return descriptor.digest not in self.contents.blobs
+
+    # -- the graph, after every entry was added --------------------------------------------------------------
+
+    def _resolve(self) -> Graph:
+        """Return the graph of the selected images. Manifests of images that only `manifest.json` lists are built here.
+
+        Raises:
+            ArchiveError: the archive is malformed, or its `index.json` and `manifest.json` contradict each other.
+            NotFoundError, UsageError: the selection of images failed.
+        """
+        if (graph := self.build_docker_graph()) is not None:
+            return graph
+        index = self.read_complete_index()
+        if self._as_docker:
+            report_no_manifest_json()
+        if self._walk is None or index is not self._index:
+            self._walk = self._start_walk(index)
+        graph = self._walk.finish(self.read)
+        built = [digest for digest, raw in self.synthesized_manifests.items() if self._peek(digest, len(raw)) != raw]
+        return self._complete(mark_synthesized(graph, built))
+
+    def build_docker_graph(self) -> Graph | None:
+        """Return the graph of a docker-archive with manifests built here, or None for an OCI archive.
+
+        Raises:
+            ArchiveError: the archive is malformed, or its `index.json` has another image under the same name.
+        """
+        if not self.contents.is_docker_archive:
+            return None
+        self._read_documents()
+        images = self._images or ()
+        self._finish_comparison().find_only_in_manifest_json(images, by_name=True)
+        return self._complete(build_docker_graph(images, self._select, self._platforms, self))
+
+    def read_complete_index(self) -> LayoutIndex:
+        """Return `index.json`, and add the images that only `manifest.json` lists, with manifests built here.
+
+        Raises:
+            ArchiveError: a file is missing or malformed, or the two files contradict each other.
+        """
+        self.contents.require_index()
+        self._read_documents()
+        index = self._index or LayoutIndex([], {})
+        additional = self._finish_comparison().find_only_in_manifest_json(self._images) if self._images else []
+        if not additional:
+            return index
+        manifests = ManifestSynthesizer(self)
+        entries = manifests.build_entries(additional)
+        report_only_in_manifest_json(additional)
+        self.synthesized_manifests = manifests.manifests
+        return LayoutIndex([*index.entries, *entries], index.annotations)
+
+    def _start_walk(self, index: LayoutIndex) -> StreamedWalk[Graph]:
+        """Select images of an index, and start the walk to everything that they need."""
+        self._index_walk = IndexWalk(
+            index, self._select, self._platforms, self._referrers, image_digests=self.synthesized_manifests
+        )
+        return StreamedWalk(self._index_walk.run(), self.read)
+
+    def _complete(self, graph: Graph) -> Graph:
+        """Add to a graph what the archive says about all images, and report names that several images have."""
+        graph = replace(graph, has_plain_layers=graph.has_plain_layers or self.is_docker_save)
+        report_duplicate_names(graph)
+        return graph
+
+    # -- comparison of manifest.json with index.json ---------------------------------------------------------
+
+    def _start_comparison(self, find: Callable[[Need], bytes | None]) -> None:
+        """Start to walk to the manifests below `index.json`. `find` returns a manifest if it is in memory."""
+        self._comparison = IndexComparison(self._index.entries if self._index else (), self._find_document)
+        self._comparison_walk = StreamedWalk(self._comparison.run(), find)
+        self._comparison_walk.answer_found()
+
+    def _finish_comparison(self) -> IndexComparison:
+        """Read the rest of the manifests below `index.json`. Manifests that cannot be read count as missing."""
+        if self._comparison is None or self._comparison_walk is None:
+            self._start_comparison(lambda _need: None)
+            return self._finish_comparison()
+        self._comparison_walk.finish(lambda need: self._peek(need.digest, need.descriptor.size))
+        return self._comparison
+
+    def _find_document(self, digest: str) -> Document | None:
+        """Return a manifest that the walk to the graph has parsed, or None."""
+        return self._index_walk.document(digest) if self._index_walk is not None else None
+
+    def _peek(self, digest: str, size: int) -> bytes | None:
+        """Return a manifest, or None if the archive does not have it, or it is known to be corrupt."""
+        extent = self.contents.blobs.get(digest)
+        if extent is not None and extent.size == size:
+            with contextlib.suppress(IntegrityError):
+                return self._read_document(extent, limits.MAX_MANIFEST)
+        return None
+
+    # -- files that manifest.json names (docker_archive.DockerFiles) -----------------------------------------
+
+    def read_config(self, name: str) -> bytes:
+        """Return a config. It becomes a blob of the archive."""
+        name, extent = self.contents.resolve_docker_file(name)
+        raw = self._read_document(extent, limits.MAX_CONFIG)
+        if raw is None:
+            msg = f"{printable(name)} in the archive is no config, or is larger than {limits.MAX_CONFIG} bytes"
+            raise ArchiveError(msg)
+        if digest := parse_blob_name(name):
+            raw = read_all(verify_chunks([raw], Descriptor(UNKNOWN_MEDIA_TYPE, digest, extent.size)))
+        self.contents.add_blob(compute_digest(raw), extent)
+        return raw
+
+    def describe_layer(self, name: str, diff_id: str) -> Descriptor:
+        """Return the descriptor of a layer. It becomes a blob of the archive."""
+        name, extent = self.contents.resolve_docker_file(name)
+        if (descriptor := self._layers.get(name)) is None:
+            descriptor = self._identify_layer(extent, parse_blob_name(name), diff_id)
+            if descriptor is None:
+                msg = f"{printable(name)} in the archive is no layer"
+                raise ArchiveError(msg, hint=self._no_layer_hint)
+            self._layers[name] = descriptor
+            self.contents.add_blob(descriptor.digest, extent)
+        return descriptor
+
+    def find_manifest(self, image: DockerImage) -> Manifest | None:
+        """Return the manifest that `index.json` lists for an image of `manifest.json`, or None."""
+        descriptor = self._finish_comparison().find_manifest(image)
+        raw = self._peek(descriptor.digest, descriptor.size) if descriptor is not None else None
+        return Manifest(descriptor, raw) if descriptor is not None and raw is not None else None
+
+
+def describe_layer_blob(digest: str, size: int, codec: Codec) -> Descriptor:
+    """Return the descriptor of a layer that is compressed with `codec`."""
+    return Descriptor(layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec.name), digest, size)
+
+
+class StreamedWalk(Generic[T]):
+    """A walk whose documents may arrive later, in the order of a stream.
+
+    `needs` are the needs without an answer, by digest. Each is searched once, when it is new: to search thousands of
+    needs again for each entry would take minutes. `result` is set when the walk has ended.
+    """
+
+    def __init__(self, walk: Walk[T], find: Callable[[Need], bytes | None]) -> None:
+        """Start the walk. `find` returns a document that was read already, or None."""
+        self.needs: dict[str, Need] = {}
+        self.result: T | None = None
+        self._find = find
+        self._walk = walk
+        self._new = deque(self._advance(lambda: next(walk)))
+
+    def answer_found(self) -> None:
+        """Answer the new needs whose documents were read already."""
+        while self._new:
+            need = self._new.popleft()
+            if (raw := self._find(need)) is not None:
+                self._send(need, raw)
+            else:
+                self.needs[need.digest] = need
+
+    def search(self, digest: str) -> None:
+        """Answer the need for a document that was just read, if there is one."""
+        need = self.needs.get(digest)
+        if need is not None and (raw := self._find(need)) is not None:
+            self.answer(need, raw)
+
+    def answer(self, need: Need, raw: bytes | None) -> None:
+        """Answer a need, and the new needs whose documents were read already."""
+        del self.needs[need.digest]
+        if not self.needs:
+            # A dict that has become empty keeps its memory.
+            self.needs.clear()
+        self._send(need, raw)
+        self.answer_found()
+
+    def skip_candidates(self) -> list[str]:
+        """Stop waiting for candidates if nothing else is needed, and return their digests."""
+        candidates = [need for need in self.needs.values() if need.is_candidate]
+        if len(candidates) < len(self.needs):
+            return []
+        for need in candidates:
+            self.answer(need, None)
+        return [need.digest for need in candidates]
+
+    def finish(self, read: Callable[[Need], bytes | None]) -> T:
+        """Answer all needs in order, and return the result. `read` returns None for a document that is missing."""
+        self._new.extendleft(reversed(self.needs.values()))
+        self.needs.clear()
+        while self._new:
+            need = self._new.popleft()
+            self._send(need, read(need))
+        return cast("T", self.result)
+
+    def _send(self, need: Need, raw: bytes | None) -> None:
+        self._new.extend(self._advance(lambda: self._walk.send((need, raw))))
+
+    def _advance(self, step: Callable[[], Sequence[Need]]) -> Sequence[Need]:
+        try:
+            return step()
+        except StopIteration as end:
+            self.result = end.value
+            return ()

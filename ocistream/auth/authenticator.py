@@ -1,0 +1,366 @@
+"""Authorization headers for one registry: Basic credentials, and Bearer tokens that are fetched and kept.
+
+A secret that no server has accepted yet is sent by one request at a time, so that accounts are not locked.
+The HTTP client sends the requests and decides which origin may see a header.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from ocistream import limits, notices
+from ocistream.auth.tokens import (
+    VISIBLE_ASCII,
+    Challenge,
+    basic_header,
+    build_get_request,
+    build_oauth_request,
+    describe_credential,
+    missing_scopes,
+    parse_challenges,
+    parse_lifetime,
+    parse_token,
+    split_scope,
+)
+from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
+from ocistream.oci.reference import printable
+from ocistream.oci.strict_json import parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Hashable, Sequence
+
+    from ocistream.auth.docker_config import Credential
+    from ocistream.auth.tokens import TokenRequest, TokenResponse
+
+__all__ = ["Authenticator"]
+
+#: Renew a token when less than 10 s or a tenth of its lifetime is left, because the request with it takes time too.
+#: Never renew before half of its lifetime: a token of 60 s is used for 50 s, one of 4 s for 2 s.
+RENEWAL_SECONDS: Final = 10.0
+#: How many scopes a registry's challenges may add to those of the caller; real registries add one at most.
+MAX_ADDED_SCOPES: Final = 16
+
+#: Sources that are set for this run. They override the saved login, so a new login would not help.
+_EXPLICIT_SOURCES: Final = ("--", "OCISTREAM_", "DOCKER_AUTH_CONFIG")
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """A token as a header, and its scopes; `renew_at` is a time of the authenticator's clock."""
+
+    header: str = field(repr=False)
+    scopes: tuple[str, ...]
+    credential: Credential | None
+    renew_at: float
+
+
+class Authenticator:
+    """Provides the Authorization headers for one registry (one host and port).
+
+    Thread-safe: of several threads that need the same scopes, one fetches the token and the others wait for it. Threads
+    with different scopes do not wait for each other.
+    """
+
+    def __init__(
+        self,
+        registry: str,
+        find: Callable[[str], Credential | None],
+        send: Callable[[TokenRequest], TokenResponse],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Authenticate to `registry` ("docker.io", "localhost:5000"); no request is sent yet.
+
+        `find(repository)` returns the credential, or None for anonymous. It is called once for each repository, when a
+        challenge needs it. `send` sends a token request and returns the response. `clock` counts seconds.
+        """
+        self._registry = registry
+        self._find = find
+        self._send = send
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._locks: dict[Hashable, threading.Lock] = {}
+        self._challenge: Challenge | None = None
+        self._credentials: dict[str, Credential | None] = {}
+        self._tokens: dict[tuple[str, ...], _Token] = {}
+        self._added_scopes: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._refusals: dict[tuple[str, ...], str] = {}
+        #: Headers with a secret that the registry has accepted, and others that it has refused.
+        self._accepted: set[str] = set()
+        self._refused: set[str] = set()
+
+    @property
+    def has_challenge(self) -> bool:
+        """Whether the registry has sent a challenge."""
+        return self._challenge is not None
+
+    def authorize(self, scopes: tuple[str, ...]) -> Generator[str | None, Sequence[str] | None, None]:
+        """Yield the Authorization header of each attempt of one request; end when no other header would help.
+
+        The caller sends back the challenges of a 401, or None if the response has another status. It closes the
+        generator if there is no response of the registry.
+
+        Raises:
+            AuthenticationError, RegistryError, UsageError: as `authorization` and `answer_challenge`.
+        """
+        first = self.authorization(scopes)
+        challenges = yield from self._attempt(first, scopes)
+        if challenges is None:
+            return
+        second = self.answer_challenge(challenges, scopes, first)
+        challenges = yield from self._attempt(second, scopes)
+        if challenges is None:
+            return
+        if first is None and _is_token_expired(challenges):
+            # The first token expired on its way, or is not valid yet by the registry's clock.
+            yield from self._attempt(self.answer_challenge(challenges, scopes, second), scopes)
+        elif self._is_only_credential(second, scopes):
+            # The secret itself was refused: this call raises, and its error says where the secret came from.
+            self.answer_challenge(challenges, scopes, second)
+
+    def _attempt(
+        self, header: str | None, scopes: tuple[str, ...]
+    ) -> Generator[str | None, Sequence[str] | None, Sequence[str] | None]:
+        """Yield a header; return the challenges. Until a secret is accepted, other requests wait for its result.
+
+        Raises:
+            AuthenticationError: another request sent the secret meanwhile, and it was refused.
+        """
+        if header is None or header in self._accepted or not self._is_only_credential(header, scopes):
+            return (yield header)
+        with self._lock_of(header):
+            if header in self._refused:
+                raise self._refused_error(self._find_credential(scopes))
+            challenges = yield header
+            if header not in self._accepted:
+                (self._accepted if challenges is None else self._refused).add(header)
+            return challenges
+
+    def authorization(self, scopes: tuple[str, ...]) -> str | None:
+        """Return the header to send up front; None until the registry has sent a challenge.
+
+        After a Bearer challenge this is a token for `scopes`, stored or new, so that no body is sent only to be
+        refused. After Basic it is the credential, or None if there is none.
+
+        Raises:
+            AuthenticationError: the token server refused the credential.
+            RegistryError: the token server or its response is broken.
+            UsageError: the credential cannot be sent.
+        """
+        challenge = self._challenge
+        if challenge is None:
+            return None
+        if challenge.scheme == "bearer":
+            return self._bearer_header(challenge, scopes)
+        credential = self._find_credential(scopes)
+        return basic_header(credential) if credential and credential.registry_token is None else None
+
+    def answer_challenge(self, www_authenticate: Sequence[str], scopes: tuple[str, ...], refused: str | None) -> str:
+        """Return the header with which to repeat a request that got a 401.
+
+        `www_authenticate` are the header values of the 401; if it has none, the registry's last challenge applies
+        (gcr.io). `refused` is the header of that request: an equal token is discarded and replaced. The caller must
+        notice if the new token is refused too.
+
+        Raises:
+            AuthenticationError: there is no credential, or it was refused.
+            RegistryError: the challenge, the token server or its response is broken.
+            UsageError: the credential cannot be sent.
+        """
+        challenge = self._challenge = self._choose_challenge(parse_challenges(www_authenticate)) or self._challenge
+        if challenge is None:
+            msg = f"{self._registry} answers 401 and does not say how to authenticate"
+            hint = "is it a registry that answers there, or a web server or a proxy that stands before one?"
+            raise AuthenticationError(msg, hint=hint)
+        if challenge.scheme == "bearer":
+            requested_scopes = challenge.parameters.get("scope", "").split()[:MAX_ADDED_SCOPES]
+            with self._lock:
+                added_scopes = self._added_scopes.get(scopes, ())
+                self._added_scopes[scopes] = (added_scopes + missing_scopes(requested_scopes, scopes + added_scopes))[
+                    :MAX_ADDED_SCOPES
+                ]
+                self._tokens = {key: token for key, token in self._tokens.items() if token.header != refused}
+            header = self._bearer_header(challenge, scopes)
+            credential = self._find_credential(scopes)
+            if header == refused and credential is not None and credential.registry_token is not None:
+                # No server issues another token for a registry token.
+                raise self._refused_error(credential)
+            return header
+        return self._next_basic(refused, scopes)
+
+    def _is_only_credential(self, header: str, scopes: tuple[str, ...]) -> bool:
+        """Return whether a header cannot be replaced by another one if it is refused."""
+        credential = self._find_credential(scopes)
+        return header.startswith("Basic ") or (credential is not None and credential.registry_token is not None)
+
+    def _choose_challenge(self, challenges: list[Challenge]) -> Challenge | None:
+        """Return a Bearer challenge with a realm, else Basic; None if there is no challenge."""
+        bearer_challenges = [challenge for challenge in challenges if challenge.scheme == "bearer"]
+        basic_challenges = [challenge for challenge in challenges if challenge.scheme == "basic"]
+        for challenge in [bearer for bearer in bearer_challenges if bearer.parameters.get("realm")] + basic_challenges:
+            return challenge
+        if bearer_challenges:
+            msg = f"{self._registry} asks for a Bearer token without a realm to get one from"
+            raise RegistryError(msg, status=401)
+        if challenges:
+            schemes = ", ".join(dict.fromkeys(printable(challenge.scheme, 40) for challenge in challenges))
+            msg = f"{self._registry} wants authentication by {schemes}; only Basic and Bearer are known"
+            raise AuthenticationError(msg)
+        return None
+
+    def _find_credential(self, scopes: tuple[str, ...]) -> Credential | None:
+        """Return the credential for the first repository in `scopes`: for a mount, the one that is pushed to."""
+        resources = (split_scope(scope)[0] for scope in scopes)
+        names = (name.removeprefix("repository:") for name in resources if name.startswith("repository:"))
+        repository = next(names, "")
+        if repository in self._credentials:
+            return self._credentials[repository]
+        with self._lock_of("credential"):
+            if repository not in self._credentials:
+                credential = self._credentials[repository] = _check_credential(self._find(repository))
+                description = (
+                    f"with {describe_credential(credential)}"
+                    if credential
+                    else "anonymously: no credentials were found"
+                )
+                notices.notify(f"{self._registry}: asking {description}", level=1)
+            return self._credentials[repository]
+
+    def _next_basic(self, refused: str | None, scopes: tuple[str, ...]) -> str:
+        credential = self._find_credential(scopes)
+        if credential is None or credential.registry_token is not None:
+            msg = f"{self._registry} wants a user name and a password, and none were found"
+            raise self._login_error(msg)
+        header = basic_header(credential)
+        if header == refused:
+            raise self._refused_error(credential)
+        return header
+
+    def _refused_error(self, credential: Credential | None) -> AuthenticationError:
+        msg = f"{self._registry} refused {describe_credential(credential) if credential else 'the credentials'}"
+        return self._login_error(msg, credential)
+
+    def _login_error(self, message: str, credential: Credential | None = None) -> AuthenticationError:
+        hint = f"ocistream login {self._registry}"
+        if credential is not None and (credential.is_explicit or credential.source.startswith(_EXPLICIT_SOURCES)):
+            hint = f"correct {credential.source}, or leave it away: it comes before what `{hint}` keeps"
+        return AuthenticationError(message, hint=hint)
+
+    def _lock_of(self, key: Hashable) -> threading.Lock:
+        """Return the lock under which one thread sends a secret, fetches a token, or asks for a credential."""
+        with self._lock:
+            return self._locks.setdefault(key, threading.Lock())
+
+    # -- tokens -----------------------------------------------------------------------------------------
+
+    def _bearer_header(self, challenge: Challenge, scopes: tuple[str, ...]) -> str:
+        """Return the header of a stored token that covers `scopes`, or of a new one."""
+        credential = self._find_credential(scopes)
+        if credential is not None and credential.registry_token is not None:
+            return f"Bearer {credential.registry_token}"
+        with self._lock:
+            all_scopes = scopes + self._added_scopes.get(scopes, ())
+        if (stored_token := self._find_token(all_scopes, credential)) is not None:
+            return stored_token.header
+        with self._lock_of(all_scopes):
+            if (stored_token := self._find_token(all_scopes, credential)) is not None:
+                return stored_token.header
+            if all_scopes in self._refusals:
+                # Repeating a wrong password locks accounts, so parallel workers share the refusal.
+                raise self._login_error(self._refusals[all_scopes], credential)
+            new_token = self._fetch_token(challenge, all_scopes, credential)
+            with self._lock:
+                self._tokens[all_scopes] = new_token
+            return new_token.header
+
+    def _find_token(self, wanted: tuple[str, ...], credential: Credential | None) -> _Token | None:
+        """Return a valid token for exactly these scopes, else one that covers them.
+
+        Exact scopes come first, because some registries read only a token's first scope (ggcr). A token for another
+        credential does not count: it may have fewer rights.
+        """
+        now = self._clock()
+        with self._lock:
+            tokens = [self._tokens[wanted]] if wanted in self._tokens else []
+            tokens += self._tokens.values()
+        for token in tokens:
+            if now < token.renew_at and token.credential == credential and not missing_scopes(wanted, token.scopes):
+                return token
+        return None
+
+    def _fetch_token(self, challenge: Challenge, wanted: tuple[str, ...], credential: Credential | None) -> _Token:
+        realm, server = self._parse_realm(challenge)
+        service = challenge.parameters.get("service", "")
+        if credential is not None and credential.identity_token is not None:
+            response = self._send(build_oauth_request(realm, service, wanted, credential.identity_token))
+            if response.status in {404, 405}:
+                # Not every token server supports OAuth2 (distribution, "Oauth2 Token Authentication").
+                response = self._send(build_get_request(realm, service, wanted, credential))
+        else:
+            response = self._send(build_get_request(realm, service, wanted, credential))
+        if response.status in {401, 403}:
+            reason = (
+                f"refused {describe_credential(credential)}" if credential else "wants credentials, and none were found"
+            )
+            self._refusals[wanted] = f"the token server {server} of {self._registry} {reason}"
+            raise self._login_error(self._refusals[wanted], credential)
+        where = f"the answer of the token server {server} of {self._registry}"
+        if not 200 <= response.status < 300:
+            msg = f"the token server {server} of {self._registry} answered {response.status}"
+            raise RegistryError(msg, status=response.status)
+        try:
+            fields = parse_json(response.body, where, limits.MAX_TOKEN_RESPONSE)
+            token = parse_token(fields, where)
+        except ArchiveError as error:
+            # Without its cause, which contains the response with the token.
+            raise RegistryError(error.message, status=response.status) from None
+        lifetime = parse_lifetime(fields.get("expires_in"))
+        margin = min(max(RENEWAL_SECONDS, lifetime / 10), lifetime / 2)
+        return _Token(f"Bearer {token}", wanted, credential, self._clock() + lifetime - margin)
+
+    def _parse_realm(self, challenge: Challenge) -> tuple[str, str]:
+        """Check that the realm is an absolute http(s) URL; return it without fragment, and its host."""
+        realm = challenge.parameters["realm"]
+        host = None
+        try:
+            parts = urlsplit(realm)
+            if parts.scheme in {"http", "https"} and "@" not in parts.netloc and parts.port != 0:
+                host = parts.hostname
+        except ValueError:
+            pass
+        if not host or not VISIBLE_ASCII.match(realm):
+            msg = f"the realm that {self._registry} names for its tokens is not an absolute http(s) URL"
+            raise RegistryError(msg, status=401)
+        return realm.partition("#")[0], printable(host)
+
+
+def _is_token_expired(challenges: Sequence[str]) -> bool:
+    """Return whether a challenge says that the token is invalid (RFC 6750, section 3.1).
+
+    Then a new token may work. Without that error, or with one that names missing rights, a new token would not help.
+    """
+    return any(challenge.parameters.get("error") == "invalid_token" for challenge in parse_challenges(challenges))
+
+
+def _check_credential(credential: Credential | None) -> Credential | None:
+    """Refuse a credential that cannot be sent: with a lone surrogate, or with a line break in a token.
+
+    Raises:
+        UsageError: the credential cannot be sent.
+    """
+    if credential is not None:
+        try:
+            parts = credential.username, credential.secret, credential.identity_token or ""
+            "".join(parts).encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            msg = f"{describe_credential(credential)} are not text"
+            # Without its cause, which contains the password.
+            raise UsageError(msg) from None
+        if credential.registry_token is not None and not VISIBLE_ASCII.match(credential.registry_token):
+            msg = f"{describe_credential(credential)} have a token that cannot stand in a header"
+            raise UsageError(msg)
+    return credential

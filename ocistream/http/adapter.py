@@ -1,0 +1,655 @@
+"""The transport adapter below requests: urllib3's connections, kept open, with checks that requests does not have.
+
+- The address of a connection is checked before a byte is sent (DNS rebinding).
+- Each host has its own TLS settings.
+- A body is not sent further once the response has arrived; each wait for the network has a timeout.
+- The head of a response is bounded; its body is read into buffers of the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import http.client
+import io
+import select
+import socket
+import ssl
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+import requests
+import requests.adapters
+import requests.utils
+import urllib3.exceptions
+import urllib3.util
+from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
+
+from ocistream import limits
+from ocistream.errors import CancelledError, UnsupportedError
+from ocistream.http.origins import internal_address_error, is_internal_address, is_proxy_bypassed
+from ocistream.http.settings import TlsSettings
+from ocistream.http.tls import TlsContexts
+from ocistream.oci.reference import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from _typeshed import WriteableBuffer
+
+    from ocistream.http.origins import Origin
+    from ocistream.http.rate_limits import BlockingThrottle
+    from ocistream.http.settings import HttpSettings
+    from ocistream.streams.chunks import Chunk
+
+    Body = bytes | Iterable[Chunk] | None
+
+__all__ = ["Adapter", "BoundedResponse", "EndlessResponseError", "Route"]
+
+#: Idle connections to all hosts: more than `--jobs` allows at once.
+_MAX_IDLE: Final = 64
+#: Seconds of silence before the kernel sends keepalive probes.
+_KEEPALIVE: Final = 60
+#: Maximum bytes that wait in the kernel to be sent, besides those in flight.
+_MAX_UNSENT: Final = 512 * limits.KIB
+#: The length of `HTTP/1.1 413`: these bytes tell a final response from an interim one (RFC 9112, section 4).
+_STATUS_LENGTH: Final = 12
+_FIRST_DIGIT: Final = slice(9, 10)
+#: Maximum number of interim responses (RFC 9110, section 15.2); few servers send even one.
+_MAX_INTERIM: Final = 10
+#: Maximum size of all lines of a response in bytes: interim responses, headers, chunk sizes and trailers. Most clients
+#: and proxies accept at most 64 KiB of headers.
+_MAX_LINE_BYTES: Final = 256 * limits.KIB
+#: Each byte of the body allows this many more bytes of lines: a chunk of one byte needs three.
+_LINE_BYTES_PER_BODY_BYTE: Final = 16
+_STATUSES_WITHOUT_BODY: Final = frozenset({101, 204, 304})
+
+
+class Route(NamedTuple):
+    """Where and how a request is sent. Only requests with equal routes share connections."""
+
+    origin: Origin
+    #: Which CAs to trust and which client certificate to show over https.
+    tls: TlsSettings
+    #: Refuse an internal address: an external host led there. A connection to this machine that the user's own request
+    #: has opened is not reused for such a request.
+    is_external_only: bool = False
+
+
+class Adapter(requests.adapters.BaseAdapter):
+    """Send requests over connections that are kept open. Safe for several threads. Times are in seconds."""
+
+    def __init__(
+        self, settings: HttpSettings, socket_buffer: int | None, upload_throttle: BlockingThrottle | None
+    ) -> None:
+        """Open no connection yet. `socket_buffer` is the kernel's buffer size in bytes; None for its own choice."""
+        super().__init__()
+        self._stall_timeout = settings.stall_timeout
+        self._upload_throttle = upload_throttle
+        self._socket_options = _socket_options(socket_buffer)
+        self._proxies = {scheme: proxy for scheme, proxy in settings.proxies.items() if scheme != "no_proxy"}
+        self._no_proxy = settings.proxies.get("no_proxy", "")
+        # A proxy never gets a registry's client certificate.
+        self._proxy_tls = TlsSettings(settings.tls.ca_files)
+        self._contexts = TlsContexts(settings.ca_file, requests.utils.DEFAULT_CA_BUNDLE_PATH)
+        #: Host -> whether its address is outside of this machine and network.
+        self._external: dict[str, bool] = {}
+        self._lock = threading.Lock()
+        self._idle: list[_Connection] = []
+        self._is_closed = False
+
+    def send(  # type: ignore[override] # the base class has no route
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = True,  # noqa: ARG002 - the body of a response is always read later
+        timeout: tuple[float, float] | None = None,
+        verify: object = True,  # noqa: ARG002 - the route has the TLS settings
+        cert: object = None,  # noqa: ARG002 - the same
+        proxies: Mapping[str, str] | None = None,  # noqa: ARG002 - the settings have the proxies
+        *,
+        route: Route,
+    ) -> requests.Response:
+        """Send a request and read the head of its response.
+
+        `timeout` is the time to connect, and the time to wait for data of the response.
+
+        Raises:
+            OSError, HTTPError, HTTPException, ValueError: there is no response.
+            EndlessResponseError: the head of the response has no end.
+            PermanentNetworkError: the host has an address that is not allowed.
+            UnsupportedError: the proxy is of an unsupported kind.
+        """
+        connect_timeout, read_timeout = cast("tuple[float, float]", timeout)
+        connection = self._take_idle(route) or self._connect(route, connect_timeout)
+        try:
+            raw = connection.exchange(request, read_timeout)
+        except BaseException:
+            connection.close()
+            raise
+        response = requests.Response()
+        # Where requests keeps the adapter, `release` needs the connection.
+        response.status_code, response.raw = raw.status, raw
+        response.connection = cast("Any", connection)
+        return response
+
+    def release(self, response: requests.Response) -> None:
+        """Keep the connection of a response whose body was read to its end; close any other connection."""
+        raw, connection = cast("BoundedResponse", response.raw), cast("_Connection | None", response.connection)
+        response.connection = cast("Any", None)
+        surplus = connection
+        if connection is not None and raw.isclosed() and not raw.missing and not connection.is_closed:
+            with self._lock:
+                if not self._is_closed:
+                    self._idle.append(connection)
+                    surplus = self._idle.pop(0) if len(self._idle) > _MAX_IDLE else None
+        raw.close()
+        if surplus is not None:
+            surplus.close()
+
+    def close(self) -> None:
+        """Close all idle connections, and others as soon as their response is read. No connection is opened later."""
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def is_external(self, host: str) -> bool | None:
+        """Return whether a host has an external address; None without a connection yet, or only through a proxy."""
+        return self._external.get(host.lower())
+
+    def handshake(self, origin: Origin, timeout: float) -> None:
+        """Open a TLS connection through the same proxy as a request, and close it. No request is sent.
+
+        The certificate is not checked, and no client certificate is shown.
+
+        Raises:
+            OSError, HTTPError, HTTPException, ValueError: the handshake failed.
+            UnsupportedError: the proxy is of an unsupported kind.
+        """
+        self._connect(Route(origin, TlsSettings(insecure=True)), timeout).close()
+
+    # -- connections ------------------------------------------------------------------------------------
+
+    def _take_idle(self, route: Route) -> _Connection | None:
+        """Return an idle connection, the last one used, unless the server has closed it."""
+        while True:
+            with self._lock:
+                connection = next((idle for idle in reversed(self._idle) if idle.route == route), None)
+                if connection is None:
+                    return None
+                self._idle.remove(connection)
+            if connection.is_connected:
+                return connection
+            connection.close()
+
+    def _connect(self, route: Route, timeout: float) -> _Connection:
+        """Open a connection. A proxy opens a tunnel for https, and gets complete URLs for http."""
+        origin, proxy = route.origin, self._find_proxy(route.origin)
+        host, port = origin.host, origin.port
+        options: dict[str, Any] = {"timeout": timeout, "socket_options": self._socket_options}
+        is_encrypted = origin.scheme == "https"
+        if proxy is not None:
+            host, port = cast("str", proxy.host), proxy.port or (443 if proxy.scheme == "https" else 80)
+            # Without a context of its own for the proxy, urllib3 would choose the trusted CAs.
+            context = self._contexts.load(self._proxy_tls) if proxy.scheme == "https" else None
+            options |= {"proxy": proxy, "proxy_config": ProxyConfig(context, False, None, None)}
+        if is_encrypted:
+            options["ssl_context"] = self._contexts.load(route.tls)
+        kind = _TlsConnection if is_encrypted or (proxy is not None and proxy.scheme == "https") else _Connection
+        connection = kind(host, port, **options)
+        connection.adapter, connection.route = self, route
+        connection.response_class = BoundedResponse
+        if proxy is not None:
+            headers = _proxy_headers(proxy)
+            if is_encrypted:
+                connection.set_tunnel(origin.host, origin.port, headers, cast("str", proxy.scheme))
+            else:
+                connection.forward_headers = headers
+        try:
+            self._check_open()
+            connection.connect()
+            self._check_open()
+        except BaseException as error:
+            has_reached_proxy = connection.has_connected_to_proxy
+            connection.close()
+            if (
+                proxy is not None
+                and not has_reached_proxy
+                and isinstance(error, (OSError, urllib3.exceptions.HTTPError))
+            ):
+                raise requests.exceptions.ProxyError(error) from error
+            raise
+        return connection
+
+    def _check_open(self) -> None:
+        # A connection that is opened while the client is closed would stay open.
+        if self._is_closed:
+            msg = "cancelled"
+            raise CancelledError(msg)
+
+    def _find_proxy(self, origin: Origin) -> urllib3.util.Url | None:
+        if not self._proxies or is_proxy_bypassed(str(origin), self._no_proxy):
+            return None
+        proxy = requests.utils.select_proxy(str(origin), self._proxies)
+        if not proxy:
+            return None
+        scheme = proxy.partition(":")[0].lower()
+        if scheme.startswith("socks"):
+            msg = f"the proxy for this host is to be spoken to by {printable(scheme, 20)}, which is not supported"
+            raise UnsupportedError(msg, hint="HTTPS_PROXY, HTTP_PROXY and ALL_PROXY take http:// and https:// proxies")
+        parsed = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
+        if parsed.scheme not in {"http", "https"} or not parsed.host:
+            msg = "the URL of a proxy is malformed"
+            raise requests.exceptions.InvalidProxyURL(msg)
+        return parsed
+
+    def check_address(self, connection: _Connection, opened: socket.socket) -> None:
+        """Record the address of a host, and refuse an address that is not allowed.
+
+        A host that was external stays external: neither a redirect from it nor a changed DNS answer may lead to an
+        internal address.
+
+        Raises:
+            PermanentNetworkError: the address is internal, and the host is external or an external host led to it.
+        """
+        if connection.proxy is not None:
+            # Only the proxy knows the address.
+            return
+        host = connection.host.lower()
+        if not is_internal_address(str(opened.getpeername()[0])):
+            self._external[host] = True
+        elif connection.route.is_external_only or self._external.setdefault(host, False):
+            raise internal_address_error(host)
+
+    def send_bytes(self, connection: _Connection, data: Chunk, early_response: _EarlyResponse | None) -> None:
+        """Send bytes at the rate that is allowed; stop at an early response."""
+        throttle = self._upload_throttle
+        with memoryview(data) as view:
+            if throttle is None:
+                _send_all(connection.sock, view, self._stall_timeout, early_response)
+            elif early_response is None:
+                # The bytes of a head count, but without a wait: its response would stay unread meanwhile, and a kill
+                # would lose the session that it opens.
+                _send_all(connection.sock, view, self._stall_timeout, None)
+                throttle.throttle.spend(len(view))
+            else:
+                for start in range(0, len(view), throttle.piece_size):
+                    piece = view[start : start + throttle.piece_size]
+                    _send_all(connection.sock, piece, self._stall_timeout, early_response)
+                    throttle.spend(len(piece))
+
+
+def _socket_options(size: int | None) -> list[tuple[int, int, int]]:
+    """Return socket options that keep a connection alive while a registry stores a large blob.
+
+    Firewalls drop idle connections. `size` is the buffer size of the kernel in bytes, in each direction; None for its
+    own choice.
+    """
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        options.append((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE))
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        # Data in the kernel's buffer is lost when the connection breaks, and a pipe cannot be read again.
+        options.append((socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT))
+    if size is not None:
+        options += [(socket.SOL_SOCKET, kind, size) for kind in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
+    return options
+
+
+def _proxy_headers(proxy: urllib3.util.Url) -> dict[str, str]:
+    """Return the headers for a proxy: the user and password of its URL."""
+    user, password = requests.utils.get_auth_from_url(proxy.url)
+    return dict(urllib3.util.make_headers(proxy_basic_auth=f"{user}:{password}")) if user else {}
+
+
+class _Connection(HTTPConnection):
+    """A connection of urllib3 whose address is checked, and which stops sending a body when the response arrives."""
+
+    adapter: Adapter
+    route: Route
+    #: The proxy's own headers if it forwards requests; None if there is no proxy, or a tunnel.
+    forward_headers: dict[str, str] | None = None
+    _early_response: _EarlyResponse | None = None
+
+    def exchange(self, request: requests.PreparedRequest, timeout: float) -> BoundedResponse:
+        """Send a request and read the head of its response, waiting for data for at most `timeout` seconds."""
+        target, headers = request.path_url, cast("dict[str, str]", request.headers)
+        if self.forward_headers is not None:
+            target = requests.utils.urldefragauth(cast("str", request.url))
+            headers = headers | self.forward_headers
+        # If the server has closed the connection, it may have sent a response before.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._send_request(cast("str", request.method), target, headers, cast("Body", request.body))
+        self.sock.settimeout(timeout)
+        early_response, self._early_response = self._early_response, None
+        # http.client's response: urllib3's own creates an object for each chunk of the body.
+        self.response_class = functools.partial(BoundedResponse, early_response=early_response)  # type: ignore[assignment]
+        return cast("BoundedResponse", http.client.HTTPConnection.getresponse(self))
+
+    def _send_request(self, method: str, target: str, headers: Mapping[str, str], body: Body) -> None:
+        """Send a request step by step, as http.client documents; a body without a Content-Length is sent in chunks."""
+        self.putrequest(method, target, skip_accept_encoding=True)
+        for name, value in headers.items():
+            self.putheader(name, value)
+        is_chunked = body is not None and "Content-Length" not in headers
+        if is_chunked:
+            self.putheader("Transfer-Encoding", "chunked")
+        self.endheaders()
+        for chunk in (body,) if isinstance(body, bytes) else body or ():
+            if chunk:
+                self.send(b"%x\r\n%b\r\n" % (len(chunk), cast("bytes", chunk)) if is_chunked else chunk)
+        if is_chunked:
+            self.send(b"0\r\n\r\n")
+
+    def __del__(self) -> None:
+        """Close a connection whose response the caller has dropped."""
+        self.close()
+
+    def send(self, data: object) -> None:
+        """Send a part of a request, with timeout and rate of the adapter."""
+        self.adapter.send_bytes(self, cast("Chunk", data), self._early_response)
+
+    def endheaders(self, message_body: Any = None, *, encode_chunked: bool = False) -> None:  # noqa: ANN401 - http.client's
+        """Send the head. Meanwhile no response is expected: bytes that arrive belong to an earlier request."""
+        self._early_response = None
+        super().endheaders(message_body, encode_chunked=encode_chunked)
+        self._early_response = _EarlyResponse()
+
+    def _new_conn(self) -> socket.socket:
+        # A private method of urllib3, which urllib3's own support of SOCKS overrides too. `connect` calls it for every
+        # connection, before TLS; it has no public step between the two.
+        opened: socket.socket = super()._new_conn()
+        try:
+            self.adapter.check_address(self, opened)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+
+class _TlsConnection(_Connection, HTTPSConnection):
+    pass
+
+
+# -- sending ------------------------------------------------------------------------------------------------
+
+
+class _EarlyResponseError(BrokenPipeError):
+    """The response arrived before the request was sent completely."""
+
+
+class _EarlyResponse:
+    """Watches for a response while a request is sent. `beginning` has its first bytes, or those of an interim response.
+
+    The bytes are read, not peeked at, because TLS cannot peek. They are put back before the rest of the response.
+    """
+
+    def __init__(self) -> None:
+        self.beginning = bytearray()
+        self.is_final = False
+
+    def has_arrived(self, connection: socket.socket, timeout: float) -> bool:
+        """Wait until data can be sent; return whether the final response has started to arrive.
+
+        Raises:
+            TimeoutError: for `timeout` seconds nothing could be sent and nothing arrived.
+        """
+        if len(self.beginning) >= _STATUS_LENGTH:
+            return self.is_final
+        poll = select.poll()
+        poll.register(connection, select.POLLIN | select.POLLOUT)
+        ready = poll.poll(timeout * 1000)
+        if not ready:
+            msg = "timed out"
+            raise TimeoutError(msg)
+        if any(events & select.POLLIN for _, events in ready):
+            self._read(connection, timeout)
+        return self.is_final
+
+    def _read(self, connection: socket.socket, timeout: float) -> None:
+        connection.settimeout(0)
+        try:
+            self.beginning += connection.recv(_STATUS_LENGTH - len(self.beginning))
+        except (ssl.SSLError, OSError):
+            # There is no data yet (in TLS it may have been a session ticket), or the connection broke: the next send
+            # will fail.
+            pass
+        finally:
+            connection.settimeout(timeout)
+        if len(self.beginning) == _STATUS_LENGTH:
+            # An interim response says nothing about the body.
+            self.is_final = self.beginning[_FIRST_DIGIT] != b"1"
+
+
+def _send_all(
+    connection: socket.socket, view: memoryview, timeout: float, early_response: _EarlyResponse | None
+) -> None:
+    """Send all of `view`; abort if no byte of `view` moves for `timeout` seconds.
+
+    `sendall` would apply the timeout to the whole chunk: on a slow line every upload would fail.
+
+    Raises:
+        _EarlyResponseError: the response arrived already. Raised only if `early_response` is given.
+        OSError: the connection broke. There may still be a response to read.
+    """
+    if connection.gettimeout() != timeout:
+        connection.settimeout(timeout)
+    sent = 0
+    while sent < len(view):
+        if early_response is not None and early_response.has_arrived(connection, timeout):
+            raise _EarlyResponseError(errno.EPIPE, "the request was answered before all of it was sent")
+        try:
+            sent += connection.send(view[sent:])
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            raise BrokenPipeError(errno.EPIPE, "the other side has closed the connection") from error
+
+
+# -- responses ----------------------------------------------------------------------------------------------
+
+
+class EndlessResponseError(Exception):
+    """A response that would never end."""
+
+
+class BoundedResponse(http.client.HTTPResponse):
+    """http.client's response, with a limit on the sum of all lines, which http.client does not have.
+
+    Its head is read here, because http.client parses it as e-mail, which takes a third of the CPU time of a request,
+    and takes an interim response other than 100 for the final one. http.client reads the body. This relies on its
+    internals: `response_class` of a connection; `fp`, the buffered file of a tunnel's response too; `_read_status`; and
+    the attributes that `begin` sets.
+    """
+
+    fp: _BoundedReader
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        debuglevel: int = 0,
+        method: str | None = None,
+        *,
+        early_response: _EarlyResponse | None = None,
+    ) -> None:
+        """Read from a socket. An early response has the first bytes already; its connection is not reused."""
+        super().__init__(sock, debuglevel, method)
+        self.fp = _BoundedReader(_HeadReader(self.fp.detach(), early_response.beginning if early_response else b""))
+        self._is_early = early_response is not None and early_response.is_final
+        #: TLS delivers 16 KiB at a time: the buffered reader collects them in C. Decrypting in memory would save a
+        #: quarter of the CPU time, but would need our own transport in place of urllib3's sockets.
+        self._fills_buffer = hasattr(sock, "version")
+
+    def begin(self) -> None:
+        """Read the head of the final response, and find out where its body ends (RFC 9112, section 6.3)."""
+        for _ in range(_MAX_INTERIM + 1):
+            version, self.status, self.reason = self._read_status()  # type: ignore[attr-defined]
+            self.headers = self.msg = headers = self._read_headers()
+            if not 100 <= self.status < 200 or self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                break
+            self.fp.raw.restart_head()
+        else:
+            msg = f"more than {_MAX_INTERIM} interim answers"
+            raise EndlessResponseError(msg)
+        if not version.startswith("HTTP/1."):
+            raise http.client.UnknownProtocol(version)
+        self.code, self.version = self.status, 10 if version == "HTTP/1.0" else 11
+        connection = headers.get("Connection", "").lower()
+        self.will_close = "close" in connection or (self.version == 10 and "keep-alive" not in connection)
+        self.chunked = headers.get("Transfer-Encoding", "").lower() == "chunked"
+        self.chunk_left = None
+        length = headers.get("Content-Length", "")
+        if self._method == "HEAD" or self.status in _STATUSES_WITHOUT_BODY:  # type: ignore[attr-defined]
+            self.length = 0
+        elif not self.chunked and length.isascii() and length.isdigit():
+            self.length = int(length)
+        else:
+            self.length = None
+            # Without a length the body ends with its connection.
+            self.will_close = self.will_close or not self.chunked
+        if self._is_early:
+            # The server still waits for the rest of the request.
+            self.will_close = True
+        self.fp.raw.end_head()
+        self.fp.allows_short_reads = not (self.chunked or self._fills_buffer)
+
+    def _read_headers(self) -> http.client.HTTPMessage:
+        """Read header lines up to the empty one; skip malformed lines."""
+        headers = http.client.HTTPMessage()
+        name, value = "", ""
+        while (line := self.fp.readline().decode("latin-1")) not in {"\r\n", "\n"}:
+            if not line:
+                msg = "the head of the answer broke off"
+                raise ConnectionError(msg)
+            if line[0] in " \t":
+                # A folded line (RFC 9112, section 5.2).
+                value = f"{value} {line.strip()}"
+                continue
+            if name:
+                headers.set_raw(name, value)
+            name, _, value = line.partition(":")
+            name, value = "" if " " in name or "\n" in name else name, value.strip()
+        if name:
+            headers.set_raw(name, value)
+        return headers
+
+    @property
+    def read_size(self) -> int:
+        """How many bytes to request at once.
+
+        1 MiB from a TCP socket costs a quarter of the system calls of 256 KiB. With TLS or chunked encoding a read
+        waits until all its bytes have arrived, so it asks for less.
+        """
+        return limits.READ_BUFFER if not self.isclosed() and self.fp.allows_short_reads else limits.CHUNK_SIZE
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Read some of the body and return its size in bytes; 0 at the end.
+
+        Over TCP it returns what has arrived, without waiting. The body may end early: then `missing` is not 0.
+        """
+        return super().readinto(buffer)
+
+    @property
+    def missing(self) -> int:
+        """How many bytes of the body are still to come, or were when the server closed the connection; 0 if unknown."""
+        return self.length or 0
+
+    def _read_next_chunk_size(self) -> int:
+        try:
+            size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        except ValueError:
+            msg = "what stands between two chunks of the answer's body is no size"
+            raise ConnectionError(msg) from None
+        if size < 0:
+            msg = "a chunk of the answer's body has a negative size"
+            raise EndlessResponseError(msg)
+        return size
+
+
+class _HeadReader(io.RawIOBase):
+    """The raw bytes of a socket. A head may take `limits.RESPONSE_HEAD_TIMEOUT` seconds from its first byte to its end.
+
+    Otherwise a server could send a byte now and then, which is not a stall, and keep the connection forever.
+    """
+
+    def __init__(self, raw: io.RawIOBase, beginning: bytes | bytearray) -> None:
+        super().__init__()
+        self._raw = raw
+        self._beginning = beginning
+        self._deadline: float | None = None
+        self.is_head = True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int | None:
+        if self._beginning:
+            # They fit: the buffered reader asks for more than these few bytes.
+            count = len(self._beginning)
+            memoryview(buffer).cast("B")[:count] = self._beginning
+            self._beginning = b""
+            return count
+        received = self._raw.readinto(buffer)
+        if self.is_head:
+            now = time.monotonic()
+            if self._deadline is None:
+                self._deadline = now + limits.RESPONSE_HEAD_TIMEOUT
+            elif now > self._deadline:
+                msg = f"the head of the answer took more than {limits.RESPONSE_HEAD_TIMEOUT:g} s"
+                raise TimeoutError(msg)
+        return received
+
+    def restart_head(self) -> None:
+        """Reset the deadline after an interim response: the final one may take its time to start."""
+        self._deadline = None
+
+    def end_head(self) -> None:
+        """Remove the deadline: the body has none."""
+        self.is_head = False
+        self.readinto = self._raw.readinto  # type: ignore[method-assign]
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _BoundedReader(io.BufferedReader):
+    """A buffered reader of one response that limits its lines."""
+
+    raw: _HeadReader
+
+    def __init__(self, raw: _HeadReader) -> None:
+        super().__init__(raw)
+        self._line_bytes_left = _MAX_LINE_BYTES
+        #: Return fewer bytes than requested instead of waiting for more.
+        self.allows_short_reads = False
+
+    def readline(self, size: int | None = -1) -> bytes:
+        limit = self._line_bytes_left + 1
+        line = super().readline(limit if size is None or size < 0 else min(size, limit))
+        self._line_bytes_left -= len(line)
+        if self._line_bytes_left < 0:
+            msg = f"more than {_MAX_LINE_BYTES} bytes of headers, or between the chunks of the answer's body"
+            raise EndlessResponseError(msg)
+        return line
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            # http.client always reads a known size, except for a chunk of negative size: that would read everything.
+            msg = "a chunk of the answer's body has a negative size"
+            raise EndlessResponseError(msg)
+        content = super().read(size)
+        self._count_body(len(content))
+        return content
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        count = super().readinto1(buffer) if self.allows_short_reads else super().readinto(buffer)
+        self._count_body(count)
+        return count
+
+    def _count_body(self, count: int) -> None:
+        self._line_bytes_left = min(self._line_bytes_left + _LINE_BYTES_PER_BODY_BYTE * count, _MAX_LINE_BYTES)

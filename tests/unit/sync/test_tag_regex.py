@@ -1,0 +1,46 @@
+"""Tags are chosen by Python's regular expressions, and no tag makes that endless."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+
+from ocistream import limits
+from ocistream.errors import NotFoundError, UsageError
+from ocistream.sync.tag_regex import regex_filter
+
+TAGS = ["".join(letters) for n in range(1, 5) for letters in itertools.product("ab1", repeat=n)] + ["AB", "1.4", "1-b"]
+
+
+@pytest.mark.parametrize("pattern", ["a*?b+", "(?i)A[b-d]*", r"\ba\b.*", "(?<=a)b|ab(?<!b)", r"(a|b)\1", "(?>a*)b"])
+def test_it_chooses_the_tags_that_python_matches_completely(pattern: str) -> None:
+    expected = [tag for tag in TAGS if re.fullmatch(pattern, tag)]
+    if expected:
+        assert regex_filter(pattern)(TAGS) == expected
+    else:
+        with pytest.raises(NotFoundError, match="none of"):
+            regex_filter(pattern)(TAGS)
+
+
+def test_tags_of_signatures_and_text_that_is_no_tag_are_not_chosen() -> None:
+    assert regex_filter(".*")(["stable", f"sha256-{'a' * 64}.sig", "a" * 129, "\u0660"]) == ["stable"]
+
+
+def test_an_expression_that_python_warns_of_is_one() -> None:
+    assert regex_filter("[[a]x")(["[x", "ax", "b"]) == ["ax"]
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", r"([0-9]+\.?)+-alpine", "(1|1)*b", "1*" * 9 + "x"])
+def test_no_tag_makes_it_endless(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_REGEX_SECONDS", 1)
+    choose = regex_filter(pattern)
+    with pytest.raises(UsageError, match="was stopped after 1 seconds: it takes too long for one of the tags"):
+        choose(["a" * 127 + "-", "1" * 128])
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{99999999999}", "(" * 500, "(?u)a", "a" * 1001])
+def test_what_cannot_be_used_is_refused(pattern: str) -> None:
+    with pytest.raises(UsageError, match="regular expression"):
+        regex_filter(pattern)
