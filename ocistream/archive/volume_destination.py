@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ocistream import limits, notices
 from ocistream.archive import tar
 from ocistream.archive.destination import TarDestination, build_small_files
-from ocistream.archive.outputs import ResumableOutput, RewritableOutput, open_file_output
+from ocistream.archive.outputs import RewritableOutput, open_file_output
 from ocistream.archive.tar_writer import TarWriter
 from ocistream.errors import UnsupportedError, UsageError
 from ocistream.layout.index import OCI_LAYOUT, blob_name, build_entries, build_index_json
@@ -419,10 +419,8 @@ def _remaining_chunks(
     existing: list[Iterator[Chunk]] = []
     position = 0
     for piece, volume, hasher in zip(pieces, volumes, hashes, strict=True):
-        existing_size = (
-            min(volume.output.existing_size(), piece.size) if isinstance(volume.output, ResumableOutput) else 0
-        )
-        if not blob.can_resume or not existing_size or not isinstance(volume.output, ResumableOutput):
+        existing_size = min(volume.output.existing_size(), piece.size)
+        if not blob.can_resume or not existing_size:
             break
         existing.append(_hash_chunks(volume.output.read_existing(existing_size) or iter(()), hasher))
         volume.output.skip_existing(existing_size)

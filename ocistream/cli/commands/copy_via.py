@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import __version__, limits
 from ocistream.archive.destination import ArchiveDestination
+from ocistream.archive.outputs import Output
 from ocistream.cli.registry_options import options_for_side
 from ocistream.cli.signals import InterruptibleEvent
 from ocistream.cli.transfers import run_transfer
@@ -239,7 +240,7 @@ class _RemoteOcistream:
         console.info(message if console.as_json else f"far: {message}", level=level, side="far")
 
 
-class _RemoteOutput:
+class _RemoteOutput(Output):
     """The stdin of the remote ocistream, as the output of an archive."""
 
     def __init__(self, command: Callable[[], RemoteCommand], start: Callable[[RemoteCommand], None]) -> None:
