@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ocistream import limits
 from ocistream.errors import CancelledError, IntegrityError, PartialBlobLostError, UnsupportedError
-from ocistream.streams.chunks import check_chunks_size, chunks_from, verify_chunks
+from ocistream.streams.chunks import check_chunks_size, chunks_from, closing_chunks, verify_chunks
 from ocistream.transfer.interfaces import Access, Blob, NullObserver, RecoverableBlob, VerifiedBlob
 
 if TYPE_CHECKING:
@@ -105,13 +105,14 @@ class BlobProgress:
             CancelledError: the transfer was cancelled.
         """
         try:
-            for chunk in chunks:
-                if self._cancelled.is_set():
-                    msg = "cancelled"
-                    raise CancelledError(msg)
-                size = len(chunk)
-                yield chunk
-                self._advance(size)
+            with closing_chunks(chunks):
+                for chunk in chunks:
+                    if self._cancelled.is_set():
+                        msg = "cancelled"
+                        raise CancelledError(msg)
+                    size = len(chunk)
+                    yield chunk
+                    self._advance(size)
         except IntegrityError as error:
             if failures is not None:
                 failures.append(error)
