@@ -1,4 +1,4 @@
-"""Iterate over the bytes of a blob in chunks: read, verify, count, hash and cancel.
+"""Iterate over the bytes of a blob in chunks: read, verify and hash.
 
 A memoryview chunk is valid only until the next chunk is requested. Nothing here opens a file.
 """
@@ -10,7 +10,7 @@ import io
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
-from ocistream.errors import CancelledError, IntegrityError, OcistreamError
+from ocistream.errors import IntegrityError, OcistreamError
 from ocistream.limits import CHUNK_SIZE, MIN_THREADED_HASH
 from ocistream.oci.digest import size_error
 from ocistream.oci.reference import parse_digest
@@ -18,8 +18,7 @@ from ocistream.streams.hashing import Hasher, ThreadedHasher
 from ocistream.streams.memory import is_double_buffered
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from ocistream.oci.descriptor import Descriptor
@@ -29,11 +28,9 @@ __all__ = [
     "FailureTracker",
     "HashedChunks",
     "Hasher",
-    "cancellable_chunks",
     "check_chunks_size",
     "chunks_from",
     "closing_chunks",
-    "count_chunks",
     "new_hash",
     "read_all",
     "read_chunks",
@@ -163,33 +160,12 @@ def check_digest(descriptor: Descriptor, hasher: Hasher) -> None:
         raise IntegrityError(msg)
 
 
-def count_chunks(chunks: Iterable[Chunk], advance: Callable[[int], None]) -> Iterator[Chunk]:
-    """Yield chunks, and report the size of each in bytes when the caller requests the next one."""
-    for chunk in chunks:
-        size = len(chunk)
-        yield chunk
-        advance(size)
-
-
 def read_all(chunks: Iterable[Chunk]) -> bytes:
     """Return small content as bytes. Joining a list of chunks would need twice the memory."""
     content = io.BytesIO()
     for chunk in chunks:
         content.write(chunk)
     return content.getvalue()
-
-
-def cancellable_chunks(chunks: Iterable[Chunk], cancelled: threading.Event) -> Iterator[Chunk]:
-    """Yield chunks until `cancelled` is set.
-
-    Raises:
-        CancelledError: `cancelled` is set.
-    """
-    for chunk in chunks:
-        if cancelled.is_set():
-            msg = "cancelled"
-            raise CancelledError(msg)
-        yield chunk
 
 
 class FailureTracker:

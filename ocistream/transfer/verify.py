@@ -10,7 +10,6 @@ import itertools
 import tempfile
 import threading
 from dataclasses import dataclass, field
-from functools import partial
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from ocistream import limits
@@ -21,13 +20,14 @@ from ocistream.oci.documents import check_config, parse_diff_ids
 from ocistream.oci.graph import is_image
 from ocistream.oci.volumes import part_error
 from ocistream.streams import files, layer_media_types
-from ocistream.streams.chunks import FailureTracker, HashedChunks, cancellable_chunks, count_chunks, verify_chunks
+from ocistream.streams.chunks import FailureTracker, HashedChunks, verify_chunks
 from ocistream.streams.compression import decompress, detect_codec
 from ocistream.streams.layer_media_types import is_probably_layer
 from ocistream.streams.workers import run_each
 from ocistream.transfer.config_checks import ConfigChecker, can_be_json_object, not_json_error
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
 from ocistream.transfer.interfaces import IncompleteSource, NullObserver
+from ocistream.transfer.verified_blobs import BlobProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -381,8 +381,7 @@ class BlobChecker:
             _CannotUnpackError: the bytes are right, but not a well-formed compressed stream.
             OcistreamError: reading failed.
         """
-        count = partial(self._observer.advance, descriptor=descriptor)
-        raw = FailureTracker(count_chunks(cancellable_chunks(chunks, self._cancelled), count))
+        raw = FailureTracker(BlobProgress(self._observer, descriptor, self._cancelled).count(chunks))
         if not unpack:
             for _ in raw:
                 pass

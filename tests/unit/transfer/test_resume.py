@@ -591,6 +591,17 @@ class TestCounting:
 
         use_verified(blob, use, can_retry=True, progress=watched)
 
+    def test_a_chunk_counts_once_the_next_is_asked_for(self) -> None:
+        watched, _, advances = self.watched(threading.Event())
+        given: list[Chunk] = [b"12", memoryview(b"345")]
+        chunks = watched.count(given)
+        assert next(chunks) == b"12"
+        assert advances == []
+        assert bytes(next(chunks)) == b"345"
+        assert advances == [2]
+        assert next(chunks, None) is None
+        assert advances == [2, 3]
+
     def test_it_can_be_stopped_while_what_is_there_is_looked_at(self) -> None:
         cancelled = threading.Event()
         watched, blob, _ = self.watched(cancelled)
