@@ -22,7 +22,6 @@ __all__ = [
     "PartialBlobLostError",
     "PermanentNetworkError",
     "RegistryError",
-    "TerminatedError",
     "TruncatedError",
     "UnsupportedError",
     "UsageError",
@@ -160,15 +159,6 @@ class LocalDiskError(OcistreamError):
     """The local disk is full or read-only, or permission is denied."""
 
     exit_code = 9
-
-
-class TerminatedError(BaseException):
-    """SIGTERM or SIGHUP arrived. A BaseException like KeyboardInterrupt, so that no clean-up can swallow it."""
-
-    def __init__(self, exit_code: int = 143) -> None:
-        """Store the exit code: 128 plus the signal's number."""
-        super().__init__("terminated")
-        self.exit_code = exit_code
 
 
 class OutputClosedError(OcistreamError):

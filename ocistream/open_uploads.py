@@ -6,12 +6,26 @@ The end of a run reports them, since the same command can resume them.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["OpenUpload", "can_any_end", "count_resumable", "count_unconfirmed", "reset"]
+__all__ = [
+    "END_REQUEST_TIMEOUT",
+    "OpenUpload",
+    "can_any_end",
+    "count_resumable",
+    "count_unconfirmed",
+    "reset",
+    "settle_timeout",
+]
+
+
+#: Seconds for a cancelled upload to end, or to delete its session.
+_SETTLE_TIMEOUT: Final = 3.0
+#: The same for a request that can be ended so that the registry keeps its bytes.
+END_REQUEST_TIMEOUT: Final = 10.0
 
 
 class OpenUpload:
@@ -35,12 +49,18 @@ class OpenUpload:
         self.is_resumable = is_kept
         self.stored_size = stored
         self.can_end = can_end
+        self.is_in_progress = True
         _uploads[self] = None
 
     def leave_open(self) -> None:
         """Mark the upload as finished in this process and open at the registry."""
         stored_size = self.stored_size()
         self.is_resumable, self.stored_size, self.can_end = lambda: True, lambda: stored_size, lambda: False
+        self.is_in_progress = False
+
+    def abandon(self) -> None:
+        """Mark the upload as being deleted: no run will resume it."""
+        self.is_resumable, self.can_end = lambda: False, lambda: False
 
     def remove(self) -> None:
         """Remove the upload: nothing is left of it at the registry."""
@@ -69,6 +89,13 @@ def count_unconfirmed() -> Mapping[str, int]:
 def can_any_end() -> bool:
     """Return whether an upload is in progress whose request can be ended so that the registry keeps it."""
     return any(upload.can_end() for upload in list(_uploads))
+
+
+def settle_timeout() -> float:
+    """Return for how many seconds after an interruption uploads are worth waiting for; 0 if none is in progress."""
+    if can_any_end():
+        return END_REQUEST_TIMEOUT
+    return _SETTLE_TIMEOUT if any(upload.is_in_progress for upload in list(_uploads)) else 0.0
 
 
 def reset() -> None:

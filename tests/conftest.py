@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -69,51 +70,63 @@ _COUNTED_WITH_ALL_PARAMETERS: Final = frozenset(
         *("registries_conf", "strict_json", "volumes"),
     )
 )
+#: The first test whose branches are not counted, if there is one.
+_NOT_COUNTED: Final = pytest.StashKey[pytest.Item | None]()
 _UNIT_TESTS: Final = Path(__file__).with_name("unit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add options that select tests: those whose branches are counted, and those that run with a second Python."""
-    text = "only tests whose branches are counted (see _is_counted), or only the others"
-    parser.addoption("--counted", choices=["only", "others"], help=text)
-    text = "of a test with parameters only the first, except for unit tests and tests of signals"
+    """Add options that order tests by whether their branches are counted, and select those for a second Python."""
+    text = "first the tests whose branches are counted (see _is_counted); stop counting after them"
+    parser.addoption("--counted-first", action="store_true", help=text)
+    text = "no property tests; of a test with parameters only the first, except for unit tests and tests of signals"
     parser.addoption("--first-parameters", action="store_true", help=text)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Select tests as `--counted` and `--first-parameters` ask for."""
+    """Select and order tests as `--first-parameters` and `--counted-first` ask for."""
     if config.getoption("--first-parameters"):
-        repeated = {item for item in items if not (_has_first_parameters(item) or _runs_with_all_parameters(item))}
+        repeated = {item for item in items if _is_repetition(item)}
         items[:] = [item for item in items if item not in repeated]
         config.hook.pytest_deselected(items=list(repeated))
-    if (wanted := config.getoption("--counted")) is not None:
-        parts: dict[str, list[pytest.Item]] = {"only": [], "others": []}
-        for item in items:
-            parts["only" if _is_counted(item) else "others"].append(item)
-        items[:] = parts.pop(wanted)
-        config.hook.pytest_deselected(items=[item for part in parts.values() for item in part])
+    if config.getoption("--counted-first"):
+        items.sort(key=_is_counted, reverse=True)
+        config.stash[_NOT_COUNTED] = next((item for item in items if not _is_counted(item)), None)
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Let a run with `--counted` succeed without a test: the other run has them."""
-    if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.getoption("--counted"):
-        session.exitstatus = pytest.ExitCode.OK
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Stop counting branches, with `--counted-first` before the first test whose branches are not counted."""
+    if item.config.stash.get(_NOT_COUNTED, None) is item and (coverage := sys.modules.get("coverage")) is not None:
+        coverage.Coverage.current().stop()
 
 
 def _is_counted(item: Any) -> bool:
-    """Return whether `--counted=only` selects a test: most tests with their first parameters.
+    """Return whether the branches that a test reaches are counted: of most tests with their first parameters.
 
     Property tests, tests marked `uncounted` and the tests of the tests' own helpers reach few further branches.
     """
-    if item.get_closest_marker("uncounted") or getattr(item.obj, "is_hypothesis_test", False):
+    if item.get_closest_marker("uncounted") or _is_property_test(item):
         return False
     if item.path.parent.name == "self":
         return False
     return _has_first_parameters(item) or item.path.stem in _COUNTED_WITH_ALL_PARAMETERS
 
 
-def _runs_with_all_parameters(item: pytest.Item) -> bool:
-    return item.path.is_relative_to(_UNIT_TESTS) or item.path.stem == "test_signals"
+def _is_repetition(item: Any) -> bool:
+    """Return whether a test shows nothing with a second Python that it, or another test, has not shown with the first.
+
+    Tests of compression take long, and their other parameters are levels and libraries, not Python's.
+    """
+    if _is_property_test(item):
+        return True
+    runs_with_all = item.path.stem == "test_signals" or (
+        item.path.is_relative_to(_UNIT_TESTS) and item.path.stem != "test_compression"
+    )
+    return not (runs_with_all or _has_first_parameters(item))
+
+
+def _is_property_test(item: Any) -> bool:
+    return bool(getattr(item.obj, "is_hypothesis_test", False))
 
 
 def _has_first_parameters(item: Any) -> bool:

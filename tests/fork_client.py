@@ -21,7 +21,7 @@ def main(address: str, *argv: str) -> int:
     server.sendmsg([b"+"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array("i", (0, 1, 2)))])
     umask = os.umask(0)
     request = {"argv": argv, "env": dict(os.environ), "cwd": os.getcwd(), "umask": umask}  # noqa: PTH109 - no pathlib
-    server.sendall(json.dumps({**request, "no_waits": False, "names": None, "astray": None}).encode() + b"\n")
+    server.sendall(json.dumps(request).encode() + b"\n")
     # Only the run has the streams from here on: who reads or writes them sees when it closes one.
     for descriptor in (0, 1, 2):
         os.close(descriptor)

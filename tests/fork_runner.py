@@ -53,7 +53,9 @@ class Request:
 
     With `names`, these `*.test` names resolve to this machine: to the port given, or with None to the URL's port. A
     name with an address resolves to that address, such as one outside this network. With `no_waits` the pauses between
-    attempts are recorded and not slept.
+    attempts are recorded and not slept. Descriptors that are `closed` (of 0, 1 and 2) are closed, as after `<&-`. One
+    that is `unprivileged` has no privilege to read and write every file, even as root. With `deletes_cwd` it first
+    deletes its working directory, which is empty.
     """
 
     argv: Sequence[str]
@@ -62,6 +64,9 @@ class Request:
     no_waits: bool = False
     names: Mapping[str, int | str | None] | None = None
     astray: Astray | None = None
+    closed: Sequence[int] = ()
+    unprivileged: bool = False
+    deletes_cwd: bool = False
 
 
 class Fork:

@@ -2,16 +2,18 @@
 
 Each run is a process of its own, with the streams, environment, working directory, exit code and memory of its own, and
 takes a tenth of the time of a new Python. The protocol: the client sends one byte with four descriptors (a socket for
-this run, stdin, stdout, stderr). Over the run's socket the client sends a line of JSON (`forks.Request`); back come
-lines of JSON: `{"pid"}`, one `{"wait"}` for each pause between attempts, one `{"connected"}` for each connection to a
-name of the test, and at last `{"code"}`. Any other process (fork_client.py) connects to a Unix socket, which is the
-run's socket, and sends one byte with three descriptors.
+this run, stdin, stdout, stderr). Over the run's socket the client sends a line of JSON (`fork_runner.Request`
+and the umask; keys with a default may be absent); back come lines of JSON: `{"pid"}`, one `{"wait"}` for each pause
+between attempts, one `{"connected"}` for each connection to a name of the test, and at last `{"code"}`. Any other
+process (fork_client.py) connects to a Unix socket, which is the run's socket, and sends one byte with three
+descriptors.
 """
 
 from __future__ import annotations
 
 import _thread
 import contextlib
+import ctypes
 import gc
 import hashlib
 import importlib
@@ -23,6 +25,7 @@ import pkgutil
 import selectors
 import signal
 import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -44,9 +47,13 @@ _REFUSALS: Final = {
 }
 #: What the command line imports only when it is needed. Imported here, it costs a run nothing.
 _LAZY: Final = (
-    *("ctypes", "email.parser", "encodings.idna", "getpass", "idna", "mimetypes", "netrc", "requests"),
+    *("email.parser", "encodings.idna", "getpass", "idna", "mimetypes", "netrc", "requests"),
     *("stringprep", "tomllib", "tqdm"),
 )
+#: From linux/capability.h and linux/prctl.h: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP.
+_CAPABILITY_VERSION: Final = 0x20080522
+_FILE_CAPABILITIES: Final = (1, 2)
+_DROP_FROM_BOUNDING_SET: Final = 24
 _real_resolve = socket.getaddrinfo
 _real_sleep = clock.sleep
 
@@ -129,16 +136,37 @@ def _read_line(source: socket.socket) -> bytes:
     return bytes(line)
 
 
-def _open_streams(descriptors: list[int]) -> None:
-    """Make these descriptors 0, 1 and 2 and open Python's streams on them."""
+def _open_streams(descriptors: list[int], closed: list[int]) -> None:
+    """Make these descriptors 0, 1 and 2 and open Python's streams on them; those `closed` are as after `<&-`."""
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     for number, (name, mode) in enumerate((("stdin", "rb"), ("stdout", "wb"), ("stderr", "wb"))):
         ours = getattr(sys, name)
+        if number in closed:
+            os.close(number)
+            setattr(sys, name, None)
+            setattr(sys, f"__{name}__", None)
+            continue
         raw = open(number, mode, closefd=False)  # noqa: SIM115 - it is the process's
         stream = io.TextIOWrapper(raw, encoding=ours.encoding, errors=ours.errors, line_buffering=ours.line_buffering)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+
+
+def _drop_privileges() -> None:
+    """Give up root's privilege to read and write every file, for this process and the programs that it starts."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
+    # For each 32 capabilities: effective, permitted, inheritable.
+    sets = ctypes.create_string_buffer(struct.calcsize("6I"))
+    failed = libc.capget(header, sets)
+    mask = ~sum(1 << number for number in _FILE_CAPABILITIES)
+    words = [word & mask if index < 3 else word for index, word in enumerate(struct.unpack("6I", sets.raw))]
+    for number in _FILE_CAPABILITIES:
+        failed |= libc.prctl(_DROP_FROM_BOUNDING_SET, number, 0, 0, 0)
+    failed |= libc.capset(header, struct.pack("6I", *words))
+    if failed:
+        raise OSError(ctypes.get_errno(), "cannot drop capabilities")
 
 
 def _set_environment(env: dict[str, str]) -> None:
@@ -158,15 +186,19 @@ def _run(run: socket.socket, descriptors: list[int], counted: Counted) -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     request = json.loads(_read_line(run))
-    _open_streams(descriptors)
+    _open_streams(descriptors, request.get("closed", []))
+    if request.get("unprivileged") and os.geteuid() == 0:
+        _drop_privileges()
     os.closerange(3, run.fileno())
     os.closerange(run.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
     os.umask(request["umask"])
     os.chdir(request["cwd"])
+    if request.get("deletes_cwd"):
+        os.rmdir(request["cwd"])  # noqa: PTH106 - pathlib takes longer
     _set_environment(request["env"])
     counted.begin(os.environ.get("TESTS_CONTEXT"))
-    clock.sleep = Clock(run, slow=not request["no_waits"]).sleep
-    if request["names"] is not None:
+    clock.sleep = Clock(run, slow=not request.get("no_waits")).sleep
+    if request.get("names") is not None:
         socket.getaddrinfo = Resolver(run, request["names"], request["astray"])
         _lead_home({given for given in request["names"].values() if isinstance(given, str)})
     sys.argv = request["argv"]
@@ -238,7 +270,7 @@ def _warm_up() -> None:
     for descriptor in (null, *kept):
         os.close(descriptor)
     sys.unraisablehook = hook
-    # Only a process with one thread may fork: the thread of `main` that watches for signals ends a little later.
+    # Only a process with one thread may fork: worker threads end a little later than their work.
     while _thread._count():  # noqa: SLF001 - `threading` does not know that thread
         time.sleep(0.001)
 

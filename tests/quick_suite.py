@@ -15,8 +15,10 @@ from typing import Final
 
 _BIN: Final = Path(sys.executable).parent
 _LINT: Final = (["ruff", "check"], ["ruff", "format", "--check"], ["lint-imports"])
-_QUIRKS: Final = ("credentials_stay", "manifests_and_rates", "mirrors_stay", "mounts_and_auth", "reading", "uploads")
-_COMMANDS: Final = ("exit_codes", "gc", "incomplete_indexes", "push", "sides", "verify")
+_QUIRKS: Final = (
+    *("credential_isolation", "manifests_and_rates", "mirror_credentials", "mounts_and_auth", "pulls", "uploads"),
+)
+_COMMANDS: Final = ("exit_codes", "gc", "incomplete_indexes", "push", "source_and_destination_options", "verify")
 #: These run at the same time. One more than most machines' two cores, since they often wait.
 _PARTS: Final = (
     ["tests/contract", "--ignore=tests/contract/test_killed.py", "--ignore=tests/contract/test_properties.py"],

@@ -73,26 +73,33 @@ def forking_command() -> list[str]:
 def ocistream(
     *argv: Argument,
     stdin: bytes | Path | None = None,
-    stdout: Path | None = None,
+    stdout: Path | int | None = None,
     env: Environment | None = None,
     cwd: Path | None = None,
     timeout: float = TIMEOUT,
     no_waits: bool = False,
     names: Mapping[str, int | str | None] | None = None,
     astray: Astray | None = None,
+    closed: Sequence[int] = (),
+    unprivileged: bool = False,
+    deletes_cwd: bool = False,
     machine: Path | None = None,
 ) -> Result:
     """Run `ocistream *argv` to its end, in a fork; if `env` names what is read when a process starts, in a real one.
 
-    `stdin` is bytes for a pipe, or a file to read from (None: nothing). `stdout` is a file to write to; `Result.out` is
-    then empty. `env` is laid over the tests' environment, None takes a variable away. `no_waits`, `names` and `astray`
-    are described in `forks.Request`; `machine` is a folder whose `sitecustomize.py` Python imports first.
+    `stdin` is bytes for a pipe, or a file to read from (None: nothing). `stdout` is a file to write to, or a
+    descriptor; `Result.out` is then empty. `env` is laid over the tests' environment, None takes a variable away.
+    `no_waits`, `names`, `astray`, `closed`, `unprivileged` and `deletes_cwd` are described in `fork_runner.Request`;
+    `machine` is a folder whose `sitecustomize.py` Python imports first.
     """
     if _counts_at_start(env or {}):
-        assert (no_waits, names, astray, machine) == (False, None, None, None), "not in a real process"
+        given = (no_waits, names, astray, closed, unprivileged, deletes_cwd, machine)
+        assert given == (False, None, None, (), False, False, None), "not in a real process"
+        assert not isinstance(stdout, int)
         return real(*argv, stdin=stdin, stdout=stdout, env=env, cwd=cwd, timeout=timeout)
     line = [*command(), *map(str, argv)]
-    request = Request(line, _environment(env), str(cwd or Path.cwd()), no_waits, names, astray)
+    folder = str(cwd or Path.cwd())
+    request = Request(line, _environment(env), folder, no_waits, names, astray, closed, unprivileged, deletes_cwd)
     with contextlib.ExitStack() as stack:
         feed: tuple[int, bytes] | None = None
         if isinstance(stdin, bytes):
@@ -102,7 +109,9 @@ def ocistream(
             source = os.open(stdin or os.devnull, os.O_RDONLY)
         err, said = os.pipe()
         outputs = [err]
-        if stdout:
+        if isinstance(stdout, int):
+            target = os.dup(stdout)
+        elif stdout:
             target = os.open(stdout, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         else:
             out, target = os.pipe()
@@ -254,7 +263,9 @@ class Running:
     def send_signal(self, number: int) -> None:
         """Send a signal to the run, if it has not ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            # It may have ended since, and its server has reaped it.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         """Send SIGTERM."""

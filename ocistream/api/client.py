@@ -25,6 +25,7 @@ from ocistream.oci.descriptor import Platform
 from ocistream.oci.platforms import parse_platform_choice
 from ocistream.oci.reference import parse_registry, printable
 from ocistream.registry.upload_strategy import parse_upload_method
+from ocistream.streams.workers import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ocistream.api.location_arguments import LocationLike
     from ocistream.api.verification import VerifyResult
     from ocistream.locations import OpenContext
+    from ocistream.transfer.copy import Report
     from ocistream.transfer.interfaces import Observer
 
 __all__ = ["Client", "copy", "inspect", "verify"]
@@ -169,7 +171,8 @@ class Client:
         on this machine's architecture. `images` chooses images of an archive or layout. The other options are those of
         `ocistream copy`.
 
-        The observer is called from several threads. To stop the copy, set `cancelled` in another thread.
+        The observer is called from several threads, never from the caller's. To stop the copy, set `cancelled` in
+        another thread.
 
         Raises:
             CancelledError: `cancelled` was set, or the client was closed.
@@ -205,19 +208,19 @@ class Client:
         source_context = self._open_context(sources, event)
         self._registries.check_environment_credential(registries | _list_registries(sources))
         opened_source, opened_destination = plan.open(source_context, destination_context)
-        try:
-            report = plan.run(
-                opened_source,
-                opened_destination,
-                observer,
-                jobs=self._jobs,
-                prefetch_memory=self._memory,
-                cancelled=event,
-            )
-        finally:
-            opened_destination.close()
-            opened_source.close()
-        return build_result(report, plan)
+
+        def run() -> Report:
+            with closing(opened_source), closing(opened_destination):
+                return plan.run(
+                    opened_source,
+                    opened_destination,
+                    observer,
+                    jobs=self._jobs,
+                    prefetch_memory=self._memory,
+                    cancelled=event,
+                )
+
+        return build_result(run_in_thread(run, event), plan)
 
     def verify(
         self,
@@ -242,15 +245,20 @@ class Client:
         event = self._begin(cancelled)
         sources = list_locations(source, bare_is_path=True)
         locations = [argument.location for argument in sources]
-        with closing(open_locations(locations, self._open_context(sources, event), max_ratio=max_ratio)) as opened:
-            return verify_source(
-                opened,
-                [location.text for location in locations],
-                deep=deep,
-                max_ratio=max_ratio,
-                observer=observer,
-                cancelled=event,
-            )
+        context = self._open_context(sources, event)
+
+        def run() -> VerifyResult:
+            with closing(open_locations(locations, context, max_ratio=max_ratio)) as opened:
+                return verify_source(
+                    opened,
+                    [location.text for location in locations],
+                    deep=deep,
+                    max_ratio=max_ratio,
+                    observer=observer,
+                    cancelled=event,
+                )
+
+        return run_in_thread(run, event)
 
     def inspect(
         self,
@@ -272,12 +280,13 @@ class Client:
 
         event = self._begin(cancelled)
         argument = LocationArgument(source)
-        return inspect_location(
-            argument.location,
-            self._open_context([argument], event),
-            platforms=parse_platform_choice(_list_platforms(platforms)),
-            max_ratio=max_ratio,
-            cancelled=event,
+        choice = parse_platform_choice(_list_platforms(platforms))
+        context = self._open_context([argument], event)
+        return run_in_thread(
+            lambda: inspect_location(
+                argument.location, context, platforms=choice, max_ratio=max_ratio, cancelled=event
+            ),
+            event,
         )
 
     def _begin(self, cancelled: threading.Event | None) -> threading.Event:

@@ -16,7 +16,7 @@ from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.digest import check_content, compute_digest
 from ocistream.oci.documents import parse_document
 from ocistream.oci.reference import printable
-from ocistream.oci.walk import Need
+from ocistream.oci.walk import Need, StreamedWalk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,23 +30,31 @@ __all__ = ["IndexComparison"]
 _DISAGREEMENT_HINT: Final = "tools disagree on what this archive holds; to use manifest.json, write docker-archive:FILE"
 
 
-class IndexComparison:
+class IndexComparison(StreamedWalk[None]):
     """The images of an `index.json`, compared with the images of a `manifest.json`.
 
-    `run` walks to the manifests below the entries. The images are compared as far as their manifests are known.
+    This is a walk to the manifests below the entries. The images are compared as far as their manifests are known. A
+    document that is corrupt or malformed counts as missing: the images that use the document report that.
     """
 
     def __init__(
         self,
         entries: Sequence[Descriptor],
         find_document: Callable[[str], Document | None] = lambda _digest: None,
+        find: Callable[[Need], bytes | None] = lambda _need: None,
     ) -> None:
-        """Compare with these entries of `index.json`. `find_document` returns a manifest that is already parsed."""
+        """Compare with these entries of `index.json`.
+
+        `find_document` returns a manifest that is already parsed, `find` the bytes of one that was read already.
+
+        Raises:
+            UnsupportedError: there are too many manifests.
+        """
         self._entries = entries
         self._find_document = find_document
-        #: Manifests and indexes without an answer, by digest, and those that `run` has not yielded yet.
-        self._needs: dict[str, Need] = {}
-        self._new: list[Need] = []
+        #: The digests of manifests and indexes without an answer, and those that the walk has not yielded yet.
+        self._unanswered: set[str] = set()
+        self._unyielded: list[Need] = []
         self._known: set[str] = set()
         self._children: dict[str, tuple[str, ...]] = {}
         #: By the digest of a manifest: the digest of its config, and its layers as `_layers_key` returns them.
@@ -56,26 +64,19 @@ class IndexComparison:
         self._manifests: dict[str, list[Descriptor]] = {}
         self._listed_count = 0
         self._steps = 0
+        #: The last answer of `may_list_more`, and the numbers of known and unanswered manifests at that time.
+        self._may_list_more = False
+        self._revision = -1, -1
         for entry in entries:
             self._need(entry)
+        super().__init__(self._run(), find)
+        self.answer_found()
 
-    @property
-    def revision(self) -> tuple[int, int]:
-        """A value that changes whenever a manifest becomes known or needed."""
-        return len(self._known), len(self._needs)
-
-    def run(self) -> Walk[None]:
-        """Walk to all manifests below the entries.
-
-        A document that is corrupt or malformed counts as missing: the images that use the document report that.
-
-        Raises:
-            UnsupportedError: there are too many manifests.
-        """
-        while self._needs:
-            new, self._new = self._new, []
+    def _run(self) -> Walk[None]:
+        while self._unanswered:
+            new, self._unyielded = self._unyielded, []
             need, raw = yield new
-            del self._needs[need.digest]
+            self._unanswered.remove(need.digest)
             if raw is not None:
                 document = self._find_document(need.digest) or _parse(need.descriptor, raw)
                 if document is not None:
@@ -135,11 +136,23 @@ class IndexComparison:
                 first = self._manifests[config][0].digest
                 msg = f"manifest.json lists other layers for the image {config} than its manifest {first}"
                 raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
-        if additional and len(additional) == len(images) and self._configs and not self._needs:
+        if additional and len(additional) == len(images) and self._configs and not self._unanswered:
             image_id = parse_blob_name(additional[0].config)
             msg = f"manifest.json and index.json list different images ({image_id} is only in manifest.json)"
             raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
         return additional
+
+    def may_list_more(self, images: Sequence[DockerImage]) -> bool:
+        """Return whether `manifest.json` may list images that `index.json` does not, as far as is known now.
+
+        Raises:
+            ArchiveError: the two files contradict each other.
+        """
+        revision = len(self._known), len(self._unanswered)
+        if self._revision != revision:
+            self._revision = revision
+            self._may_list_more = bool(self.find_only_in_manifest_json(images))
+        return self._may_list_more
 
     def _need(self, descriptor: Descriptor) -> None:
         """Add a need for a manifest or an index, unless it was seen before."""
@@ -151,8 +164,8 @@ class IndexComparison:
             msg = f"more than {limits.MAX_MANIFESTS} manifests to compare manifest.json with"
             raise UnsupportedError(msg, hint=_DISAGREEMENT_HINT)
         self._known.add(digest)
-        self._needs[digest] = need = Need(descriptor)
-        self._new.append(need)
+        self._unanswered.add(digest)
+        self._unyielded.append(Need(descriptor))
 
     def _group_entries_by_name(self) -> dict[str, list[str]]:
         """Return the digests of the entries by their full names."""
@@ -186,7 +199,7 @@ class IndexComparison:
         pending = [digest]
         while pending:
             current = pending.pop()
-            is_known = is_known and current not in self._needs
+            is_known = is_known and current not in self._unanswered
             if current in self._configs:
                 configs.add(self._configs[current])
             new = [child for child in self._children.get(current, ()) if child not in seen]

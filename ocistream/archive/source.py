@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, TypedDict
 
 from ocistream import limits
 from ocistream.archive.contents import ArchiveContents, check_document_size, parse_blob_name
@@ -32,6 +31,7 @@ from ocistream.oci.digest import compute_digest, size_error
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import Volume, parse_volume
+from ocistream.oci.walk import StreamedWalk
 from ocistream.streams import layer_media_types
 from ocistream.streams.chunks import read_all, verify_chunks
 
@@ -44,12 +44,10 @@ if TYPE_CHECKING:
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
     from ocistream.oci.referrers import ReferrerMode
-    from ocistream.oci.walk import Need, Walk
+    from ocistream.oci.walk import Need
     from ocistream.streams.compression import Codec
 
-__all__ = ["ArchiveOptions", "ArchiveSource", "StreamedWalk", "describe_layer_blob"]
-
-T = TypeVar("T")
+__all__ = ["ArchiveOptions", "ArchiveSource", "describe_layer_blob"]
 
 
 class ArchiveOptions(TypedDict, total=False):
@@ -74,6 +72,9 @@ class ArchiveSource(ABC):
     `synthesized_manifests` are manifests built here for images that only `manifest.json` lists, by digest.
     """
 
+    #: What to do about a layer that is not recognized.
+    _no_layer_hint: str | None = None
+
     def __init__(
         self,
         *,
@@ -97,16 +98,12 @@ class ArchiveSource(ABC):
         self._images: Sequence[DockerImage] | None = None
         self.volume: Volume | None = None
         self.synthesized_manifests: dict[str, bytes] = {}
-        #: The walk to the graph, and the walk that compares `manifest.json` with `index.json`, once they were started.
+        #: The walk to the graph, and the comparison of `manifest.json` with `index.json`, once they were started.
         self._index_walk: IndexWalk | None = None
         self._walk: StreamedWalk[Graph] | None = None
         self._comparison: IndexComparison | None = None
-        self._comparison_walk: StreamedWalk[None] | None = None
         #: Layers of a docker-archive, by their names in the tar.
         self._layers: dict[str, Descriptor] = {}
-
-    #: What to do about a layer that is not recognized.
-    _no_layer_hint: str | None = None
 
     # -- what a subclass does ------------------------------------------------------------------------------
 
@@ -175,13 +172,8 @@ class ArchiveSource(ABC):
         return self._read_document(extent, limits.MAX_CONFIG)
 
     def is_missing(self, descriptor: Descriptor) -> bool | None:
-        """Return whether the archive does not have the blob, or None before the whole archive was read.
-
-        A docker-archive has its own names for blobs, and its graph is built from the blobs that it has.
-        """
-        if not self._has_ended or self.contents.index_json is None or self.contents.is_docker_archive:
-            return None
-        return descriptor.digest not in self.contents.blobs
+        """Return whether the archive does not have the blob, or None before the whole archive was read."""
+        return descriptor.digest not in self.contents.blobs if self._has_ended else None
 
     # -- the graph, after every entry was added --------------------------------------------------------------
 
@@ -249,19 +241,17 @@ class ArchiveSource(ABC):
 
     # -- comparison of manifest.json with index.json ---------------------------------------------------------
 
-    def _start_comparison(self, find: Callable[[Need], bytes | None]) -> None:
-        """Start to walk to the manifests below `index.json`. `find` returns a manifest if it is in memory."""
-        self._comparison = IndexComparison(self._index.entries if self._index else (), self._find_document)
-        self._comparison_walk = StreamedWalk(self._comparison.run(), find)
-        self._comparison_walk.answer_found()
+    def _start_comparison(self, find: Callable[[Need], bytes | None]) -> IndexComparison:
+        """Start to compare with the manifests below `index.json`. `find` returns a manifest if it is in memory."""
+        entries = self._index.entries if self._index is not None else ()
+        self._comparison = IndexComparison(entries, self._find_document, find)
+        return self._comparison
 
     def _finish_comparison(self) -> IndexComparison:
         """Read the rest of the manifests below `index.json`. Manifests that cannot be read count as missing."""
-        if self._comparison is None or self._comparison_walk is None:
-            self._start_comparison(lambda _need: None)
-            return self._finish_comparison()
-        self._comparison_walk.finish(lambda need: self._peek(need.digest, need.descriptor.size))
-        return self._comparison
+        comparison = self._comparison or self._start_comparison(lambda _need: None)
+        comparison.finish(lambda need: self._peek(need.digest, need.descriptor.size))
+        return comparison
 
     def _find_document(self, digest: str) -> Document | None:
         """Return a manifest that the walk to the graph has parsed, or None."""
@@ -311,71 +301,3 @@ class ArchiveSource(ABC):
 def describe_layer_blob(digest: str, size: int, codec: Codec) -> Descriptor:
     """Return the descriptor of a layer that is compressed with `codec`."""
     return Descriptor(layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec.name), digest, size)
-
-
-class StreamedWalk(Generic[T]):
-    """A walk whose documents may arrive later, in the order of a stream.
-
-    `needs` are the needs without an answer, by digest. Each is searched once, when it is new: to search thousands of
-    needs again for each entry would take minutes. `result` is set when the walk has ended.
-    """
-
-    def __init__(self, walk: Walk[T], find: Callable[[Need], bytes | None]) -> None:
-        """Start the walk. `find` returns a document that was read already, or None."""
-        self.needs: dict[str, Need] = {}
-        self.result: T | None = None
-        self._find = find
-        self._walk = walk
-        self._new = deque(self._advance(lambda: next(walk)))
-
-    def answer_found(self) -> None:
-        """Answer the new needs whose documents were read already."""
-        while self._new:
-            need = self._new.popleft()
-            if (raw := self._find(need)) is not None:
-                self._send(need, raw)
-            else:
-                self.needs[need.digest] = need
-
-    def search(self, digest: str) -> None:
-        """Answer the need for a document that was just read, if there is one."""
-        need = self.needs.get(digest)
-        if need is not None and (raw := self._find(need)) is not None:
-            self.answer(need, raw)
-
-    def answer(self, need: Need, raw: bytes | None) -> None:
-        """Answer a need, and the new needs whose documents were read already."""
-        del self.needs[need.digest]
-        if not self.needs:
-            # A dict that has become empty keeps its memory.
-            self.needs.clear()
-        self._send(need, raw)
-        self.answer_found()
-
-    def skip_candidates(self) -> list[str]:
-        """Stop waiting for candidates if nothing else is needed, and return their digests."""
-        candidates = [need for need in self.needs.values() if need.is_candidate]
-        if len(candidates) < len(self.needs):
-            return []
-        for need in candidates:
-            self.answer(need, None)
-        return [need.digest for need in candidates]
-
-    def finish(self, read: Callable[[Need], bytes | None]) -> T:
-        """Answer all needs in order, and return the result. `read` returns None for a document that is missing."""
-        self._new.extendleft(reversed(self.needs.values()))
-        self.needs.clear()
-        while self._new:
-            need = self._new.popleft()
-            self._send(need, read(need))
-        return cast("T", self.result)
-
-    def _send(self, need: Need, raw: bytes | None) -> None:
-        self._new.extend(self._advance(lambda: self._walk.send((need, raw))))
-
-    def _advance(self, step: Callable[[], Sequence[Need]]) -> Sequence[Need]:
-        try:
-            return step()
-        except StopIteration as end:
-            self.result = end.value
-            return ()

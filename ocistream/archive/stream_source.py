@@ -83,8 +83,6 @@ class ArchiveStreamSource(ArchiveSource):
         self._is_index_last = False
         #: The error of the selection from `index.json`. `manifest.json` may still list the image.
         self._selection_error: OcistreamError | None = None
-        self._compared_revision = -1, -1
-        self._lists_more_images = False
         #: Whether the graph has all images of `manifest.json`.
         self._is_compared = False
         #: Blobs of which the archive has only the tail, by digest: the offset where it starts. None if the archive was
@@ -101,10 +99,10 @@ class ArchiveStreamSource(ArchiveSource):
         """
         self._early_blobs = early_blobs
         graph = self._read_graph()
-        if (comparison_walk := self._comparison_walk) is not None:
+        if self._comparison is not None:
             # The graph may have manifests that were read back from the destination.
-            for digest in tuple(comparison_walk.needs):
-                comparison_walk.search(digest)
+            for digest in tuple(self._comparison.needs):
+                self._comparison.search(digest)
         # The walk uses more memory than the graph, and no other graph will be built.
         self._manifests.clear()
         self._index_walk = self._walk = self._early_blobs = None
@@ -202,12 +200,15 @@ class ArchiveStreamSource(ArchiveSource):
         extent = self.contents.blobs.get(need.digest)
         if extent is None or extent.size != need.descriptor.size:
             return None
+        return self._find_in_memory(extent)
+
+    def _find_in_memory(self, extent: Extent) -> bytes | None:
         return self._buffered.get(extent.offset) or self._manifests.get(extent.offset)
 
     def _read_extent(self, extent: Extent) -> bytes | None:
         if extent.offset in self._corrupt:
             raise self._corrupt[extent.offset]
-        raw = self._buffered.get(extent.offset) or self._manifests.get(extent.offset)
+        raw = self._find_in_memory(extent)
         if raw is None and self._early_blobs is not None and (spilled := self._spilled.get(extent.offset)) is not None:
             return self._early_blobs.read_back(spilled)
         return raw
@@ -325,8 +326,8 @@ class ArchiveStreamSource(ArchiveSource):
             self._manifests[entry.offset] = self._reader.read(entry, limits.MAX_MANIFEST)
         if self._walk is not None:
             self._walk.search(digest)
-        if self._comparison_walk is not None:
-            self._comparison_walk.search(digest)
+        if self._comparison is not None:
+            self._comparison.search(digest)
 
     def _buffer_or_write(self, entry: TarEntry, digest: str) -> None:
         descriptor = Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)
@@ -416,17 +417,10 @@ class ArchiveStreamSource(ArchiveSource):
         return not self._is_incomplete()
 
     def _may_list_more_images(self) -> bool:
-        """Return whether `manifest.json` may list images that `index.json` does not, as far as is known now.
-
-        Raises:
-            ArchiveError: the two files contradict each other.
-        """
-        if not self._images or self._comparison is None:
-            return False
-        if self._compared_revision != self._comparison.revision:
-            self._compared_revision = self._comparison.revision
-            self._lists_more_images = bool(self._comparison.find_only_in_manifest_json(self._images))
-        return self._lists_more_images
+        """Return whether `manifest.json` may list images that `index.json` does not, as far as is known now."""
+        return (
+            bool(self._images) and self._comparison is not None and self._comparison.may_list_more(self._images or ())
+        )
 
     # -- blobs that come after the graph ---------------------------------------------------------------------
 
@@ -471,9 +465,10 @@ class ArchiveStreamSource(ArchiveSource):
 
     def _compare_manifest(self, entry: TarEntry, digest: str) -> None:
         """Pass a manifest that no image needs to the comparison of `manifest.json` with `index.json`."""
-        need = self._comparison_walk.needs.get(digest) if self._comparison_walk is not None else None
-        if self._comparison_walk is not None and need is not None and need.descriptor.size == entry.size:
-            self._comparison_walk.answer(need, self._reader.read(entry, limits.MAX_MANIFEST))
+        comparison = self._comparison
+        need = comparison.needs.get(digest) if comparison is not None else None
+        if comparison is not None and need is not None and need.descriptor.size == entry.size:
+            comparison.answer(need, self._reader.read(entry, limits.MAX_MANIFEST))
 
     def _check_late_manifest_json(self) -> None:
         """Check a `manifest.json` that came after the graph was built.

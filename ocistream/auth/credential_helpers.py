@@ -19,6 +19,7 @@ from subprocess import DEVNULL, PIPE
 from typing import IO, TYPE_CHECKING, Final, cast
 
 from ocistream.errors import ArchiveError, AuthenticationError, UsageError
+from ocistream.forced_exit import called_at_forced_exit
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import parse_json
 
@@ -120,7 +121,7 @@ class CredentialHelper:
             )
         except OSError as error:
             raise self._failed(error.strerror or "it cannot be run") from error
-        with process:
+        with process, called_at_forced_exit(process.kill):
             try:
                 output = _exchange(process, request, deadline)
                 if len(output) > MAX_HELPER_ANSWER:

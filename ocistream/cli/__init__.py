@@ -38,9 +38,9 @@ def run() -> NoReturn:
     # The run is over: a late signal must not interrupt Python's shutdown.
     for number in _TERMINATION_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # The streams are flushed. Do not wait for threads: the signal watcher is always inside a call. Python's own
-    # shutdown frees objects that such threads use: in about one of a hundred interrupted runs that was a segmentation
-    # fault in place of exit code 130. `os._exit` also skips a last garbage collection.
+    # The streams are flushed. Do not wait for threads: after a signal, some may be blocked. Python's own shutdown frees
+    # objects that such threads use: in about one of a hundred interrupted runs that was a segmentation fault in place
+    # of exit code 130. `os._exit` also skips a last garbage collection.
     os._exit(code)
 
 

@@ -70,6 +70,8 @@ class Console:
         #: Whether to print only results, warnings and errors. True on the receiving side of a pipe without a terminal:
         #: its messages appear on the terminal of the sending side.
         self.is_terse = False
+        #: Set by the first signal: the command must end.
+        self.cancelled = threading.Event()
         self._lock = threading.Lock()
 
     @classmethod

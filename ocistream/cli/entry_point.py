@@ -9,6 +9,7 @@ import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
 import traceback
 from functools import partial
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ocistream import __version__, notices, open_uploads
+from ocistream import __version__, forced_exit, notices, open_uploads
 from ocistream.cli.console import Console
-from ocistream.cli.signals import SignalHandler
-from ocistream.errors import IntegrityError, OcistreamError, TerminatedError, UsageError
+from ocistream.cli.signals import SignalReceivedError, run_until_signal
+from ocistream.errors import IntegrityError, OcistreamError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams import files, partial_files
 
@@ -55,7 +56,6 @@ COMMANDS: Final = {
     ),
 }
 
-_SIGINT_EXIT: Final = 130
 #: Python's message if the system allows no more threads.
 _NO_THREAD_MESSAGE: Final = "can't start new thread"
 _THREAD_LIMIT_HINT: Final = (
@@ -147,8 +147,8 @@ def cli() -> None:
 def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     """Run a command line and return its exit code (README, "Commands").
 
-    Call it in the main thread: it handles signals. If `ends_process`, the caller ends the process with the code, and
-    the signal handlers are not restored.
+    Call it in the main thread, which handles signals. If `ends_process`, the caller ends the process with the code: the
+    signal handlers are not restored.
     """
     console = Console.from_arguments(arguments)
     # Only without arguments, so that a variable left in the environment does no harm.
@@ -162,75 +162,54 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     partial_files.reset()
     open_uploads.reset()
     notices.set_listener(console.info)
-    interruption = SignalHandler(partial(_finish_without_main_thread, console))
-    # A signal may interrupt a constructor of a library; then the deletion of the incomplete object fails. Users need
-    # not see that.
-    sys.unraisablehook = partial(_report_unraisable, console, interruption)
-    interruption.install()
+    # An error that Python cannot raise, such as in `__del__`, would otherwise be printed on stderr.
+    sys.unraisablehook = partial(_report_unraisable, console)
     try:
-        return _run_to_exit_code(arguments, console, interruption)
-    except (KeyboardInterrupt, TerminatedError) as error:
-        # The signal was raised while another error was being reported. There is no second one.
-        return _handle_failure(console, interruption, error)
+        return _run(arguments, console, ends_process=ends_process)
+    except Exception as error:  # noqa: BLE001 - no traceback reaches a user
+        return _handle_failure(console, error, ends_process=ends_process)
     finally:
         _flush_streams()
-        if not ends_process:
-            interruption.restore()
 
 
-def _run_to_exit_code(arguments: Sequence[str], console: Console, interruption: SignalHandler) -> int:
-    """Run the command line and return the exit code, for every way it can end."""
-    try:
-        interruption.enable()
-        code = _run(arguments, console)
-        # A signal that came before the end counts, whatever the result of the run.
-        interruption.check()
-        interruption.finish()
-    except (Exception, KeyboardInterrupt, TerminatedError) as error:  # noqa: BLE001 - no traceback reaches a user
-        return _handle_failure(console, interruption, error)
-    return code
-
-
-def _run(arguments: Sequence[str], console: Console) -> int:
+def _run(arguments: Sequence[str], console: Console, *, ends_process: bool) -> int:
     """Parse and run, without click's own `main`, which has other exit codes for Ctrl-C and for a closed pipe."""
-    code = 0
     try:
+        # `--help` and `--version` end here, without a worker thread.
         with cli.make_context(_NAME, list(arguments), obj=console) as context:
-            cli.invoke(context)
+            run_until_signal(lambda: _invoke(context), console.cancelled, restores_handlers=not ends_process)
     except click.exceptions.Exit as end:
-        code = end.exit_code
-    # Flush here, so that a full disk or a closed pipe behind stdout is a failure of the run.
+        _flush_stdout()
+        return end.exit_code
+    return 0
+
+
+def _invoke(context: click.Context) -> None:
+    """Run the command, in the worker thread."""
+    cli.invoke(context)
+    _flush_stdout()
+
+
+def _flush_stdout() -> None:
+    """Flush stdout, so that a full disk or a closed pipe behind it is a failure of the run."""
     if sys.stdout is not None:
         sys.stdout.flush()
-    return code
 
 
-def _handle_failure(console: Console, interruption: SignalHandler, error: BaseException) -> int:
-    """Clean up, report the error and return the exit code.
-
-    Once a signal has come, every later error is taken for a consequence of it.
-    """
-    interruption.disable()
-    files.clean_up_unfinished()
-    interruption.finish()
-    code = _report_error(console, interruption.build_error() or error)
+def _handle_failure(console: Console, error: Exception, *, ends_process: bool) -> int:
+    """Clean up for threads that still run, report the error and return the exit code."""
+    if isinstance(error, SignalReceivedError):
+        forced_exit.run_callbacks()
+    files.clean_up_unfinished(ends_process=ends_process)
+    code = _report_error(console, error)
     console.print_traceback(partial(_format_traceback, error))
     return code
 
 
-def _finish_without_main_thread(console: Console, error: BaseException) -> None:
-    """Clean up and report without the main thread, which is still blocked."""
-    files.clean_up_unfinished()
-    _report_error(console, error)
-
-
 def _report_error(console: Console, error: BaseException) -> int:
     """Print an error and return its exit code. Exit codes of our errors are attributes of their classes."""
-    if isinstance(error, KeyboardInterrupt):
-        _report_signal(console, "interrupted", _SIGINT_EXIT)
-        return _SIGINT_EXIT
-    if isinstance(error, TerminatedError):
-        _report_signal(console, "terminated", error.exit_code)
+    if isinstance(error, SignalReceivedError):
+        _report_signal(console, "interrupted" if error.number == signal.SIGINT else "terminated", error.exit_code)
         return error.exit_code
     if isinstance(error, click.ClickException):
         # Some messages of click have a line for each choice.
@@ -314,9 +293,8 @@ def _format_traceback(error: BaseException) -> str:
     return "".join(lines)
 
 
-def _report_unraisable(console: Console, interruption: SignalHandler, problem: sys.UnraisableHookArgs) -> None:
+def _report_unraisable(console: Console, problem: sys.UnraisableHookArgs) -> None:
     """Print a traceback of an error that Python could not raise, at verbosity 2."""
-    interruption.raise_again(problem.exc_value)
     if problem.exc_value is not None:
         console.print_traceback(partial(_format_traceback, problem.exc_value))
 

@@ -17,7 +17,6 @@ from ocistream.api import settings
 from ocistream.cli.context import PASSWORD_ON_STDIN, CommandContext
 from ocistream.cli.parameter_types import WholeNumber, check_number, parse_memory, parse_rate
 from ocistream.cli.registry_options import SIDE_OPTIONS
-from ocistream.cli.signals import InterruptibleEvent
 from ocistream.cli.standard_streams import result_on_stdout_error
 from ocistream.errors import UsageError
 from ocistream.oci.platforms import parse_platform_choice
@@ -215,7 +214,7 @@ def context_options(command: Callable[..., None]) -> Callable[..., None]:
             others = "--src-password-file, --dest-password-file, OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD"
             raise UsageError(msg, hint=f"give the other one with {others}")
         return_large_blocks()
-        command(CommandContext(console, context_options, InterruptibleEvent()), **options)
+        command(CommandContext(console, context_options, console.cancelled), **options)
 
     return wrapped
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 from typing import TYPE_CHECKING, Final, cast
 
 import requests
@@ -112,7 +113,6 @@ class Session(requests.Session):
         self.mount("https://", self._adapter)
         self.mount("http://", self._adapter)
         self.is_external = self._adapter.is_external
-        self._default_timeout = (settings.connect_timeout, settings.stall_timeout)
         # A CDN that gzips a blob breaks its length and digest (quay#1310).
         self._default_headers = {"User-Agent": settings.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
         self._format_hint = settings.format_hint
@@ -131,7 +131,7 @@ class Session(requests.Session):
         headers: Mapping[str, str],
         body: bytes | StreamedBody | None,
         route: Route,
-        timeout: tuple[float, float] | None = None,
+        timeout: tuple[float, float],
     ) -> Response:
         """Send a request and wait for the head of the response, whatever its status.
 
@@ -148,7 +148,6 @@ class Session(requests.Session):
         # `prepare` would decode and encode the URL, which may be signed, and look for cookies and a netrc.
         request = requests.PreparedRequest()
         request.method, request.url, request.body = method, url, body or None  # type: ignore[assignment]
-        request.hooks = {}
         all_headers = {**self._default_headers, **headers}
         if isinstance(body, bytes | FixedLengthBody) or (body is None and method not in {"GET", "HEAD"}):
             all_headers["Content-Length"] = str(len(body)) if body is not None else "0"
@@ -157,7 +156,7 @@ class Session(requests.Session):
             response = self.send(
                 request,
                 stream=True,
-                timeout=timeout or self._default_timeout,
+                timeout=timeout,
                 proxies={},
                 allow_redirects=False,
                 route=route,
@@ -249,12 +248,12 @@ class Response:
 
     def header(self, name: str) -> str | None:
         """Return the value of a header, or None."""
-        values = self._raw.headers.get_all(name)
-        return ", ".join(values) if values else None
+        values = self._raw.fields.get(name.lower())
+        return ", ".join(values) if values is not None else None
 
     def challenges(self) -> Sequence[str]:
         """Return the values of all WWW-Authenticate headers."""
-        return self._raw.headers.get_all("WWW-Authenticate", [])
+        return self._raw.fields.get("www-authenticate", [])
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the body in chunks of whatever has arrived; a chunk is valid until the next one is requested.
@@ -262,11 +261,7 @@ class Response:
         Raises:
             NetworkError: the body broke off or stalled. It is permanent if the body never ends.
         """
-        if self._raw.length is not None and self._raw.length <= limits.MIN_READ:
-            if chunk := self.read(self._raw.length):
-                yield chunk
-            return
-        with contextlib.closing(self), self._read_buffers.borrow() as buffers:
+        with contextlib.closing(self), self._borrow_buffers() as buffers:
             # At the end no further buffer is needed. If the body is short, one more read reports that.
             while self._raw.missing or not self._raw.isclosed():
                 buffer = next(buffers)
@@ -320,6 +315,13 @@ class Response:
     def close(self) -> None:
         """Keep the connection for other requests if the body was read to its end; else close it."""
         self._adapter.release(self._response)
+
+    def _borrow_buffers(self) -> contextlib.AbstractContextManager[Iterator[memoryview]]:
+        if self._raw.length is not None and self._raw.length <= limits.MIN_READ:
+            # A small body needs no large buffers, and most often one read.
+            size = max(self._raw.length, 1)
+            return contextlib.nullcontext(memoryview(bytearray(size)) for _ in itertools.count())
+        return self._read_buffers.borrow()
 
     def _append_to(self, content: bytearray, limit: int) -> None:
         length = self._raw.length

@@ -50,6 +50,9 @@ class BlobDirectory:
     def __init__(self, path: Path) -> None:
         """Take the directory of the layout. Nothing is read or created yet."""
         self.path = path
+        self._blobs = path / "blobs"
+        # A manifest may list ten thousand blobs, and pathlib takes longer to join a path than the kernel to look it up.
+        self._folders = {algorithm: self._blobs / algorithm for algorithm in DIGEST_HEX_LENGTHS}
 
     def blob_path(self, digest: str) -> Path:
         """Return the path of a blob. Symbolic links out of the layout are refused.
@@ -66,7 +69,8 @@ class BlobDirectory:
         Raises:
             ArchiveError: `blobs` or `blobs/<algorithm>` is a link.
         """
-        return reject_symlink(reject_symlink(self.path / "blobs") / algorithm)
+        reject_symlink(self._blobs)
+        return reject_symlink(self._folders[algorithm])
 
     def list_blobs(self) -> Iterator[str]:
         """Yield the digests that directory entries are named after, whatever these entries are."""

@@ -35,10 +35,12 @@ def canonical_json_with_items(fields: Mapping[str, Any], key: str, items: Iterab
 
     The items are canonical JSON already, so that thousands of them need not be dicts.
     """
-    members = {name: canonical_json(value) for name, value in fields.items() if name != key}
-    order = dict.fromkeys((*fields, key))
-    joined = b"[" + b",".join(items) + b"]"
-    return b"{" + b",".join(canonical_json(name) + b":" + members.get(name, joined) for name in order) + b"}"
+    names = list(dict.fromkeys((*fields, key)))
+    members = {name: canonical_json(name) + b":" + canonical_json(fields[name]) for name in fields if name != key}
+    head = b"".join(members[name] + b"," for name in names[: names.index(key)])
+    tail = b"".join(b"," + members[name] for name in names[names.index(key) + 1 :])
+    # The items may have megabytes, so they are copied only once more.
+    return b"".join((b"{", head, canonical_json(key), b":[", b",".join(items), b"]", tail, b"}"))
 
 
 def discard_item(index: int, value: object) -> None:

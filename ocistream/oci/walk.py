@@ -1,7 +1,7 @@
 """Walk from images to everything that they need, and build the graph. Does no I/O.
 
 A walk is a generator. It yields the documents that it needs, and is sent their bytes. `run_walk` runs one for a source
-that can be read in any order.
+that can be read in any order, `StreamedWalk` for a stream.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar, cast
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, UnsupportedError
@@ -44,6 +44,7 @@ __all__ = [
     "GraphWalk",
     "Need",
     "NestedIndexes",
+    "StreamedWalk",
     "Walk",
     "leaves_of",
     "nested_indexes",
@@ -80,14 +81,75 @@ Walk: TypeAlias = Generator[Sequence[Need], tuple[Need, bytes | None], T]
 
 def run_walk(walk: Walk[T], read: Callable[[Need], bytes | None]) -> T:
     """Run a walk to its end and return its result. `read` returns a document, or None if the source lacks it."""
-    try:
-        needs = deque(next(walk))
-        while True:
-            need = needs.popleft()
-            needs.extend(walk.send((need, read(need))))
-    except StopIteration as end:
-        result: T = end.value
-        return result
+    return StreamedWalk(walk).finish(read)
+
+
+class StreamedWalk(Generic[T]):
+    """A walk whose documents may arrive later, in the order of a stream.
+
+    `needs` are the needs without an answer, by digest. Each is searched once, when it is new: to search thousands of
+    needs again for each entry would take minutes. `result` is set when the walk has ended.
+    """
+
+    def __init__(self, walk: Walk[T], find: Callable[[Need], bytes | None] = lambda _need: None) -> None:
+        """Start the walk. `find` returns a document that was read already, or None."""
+        self.needs: dict[str, Need] = {}
+        self.result: T | None = None
+        self._find = find
+        self._walk = walk
+        self._new = deque(self._advance(lambda: next(walk)))
+
+    def answer_found(self) -> None:
+        """Answer the new needs whose documents were read already."""
+        while self._new:
+            need = self._new.popleft()
+            if (raw := self._find(need)) is not None:
+                self._send(need, raw)
+            else:
+                self.needs[need.digest] = need
+
+    def search(self, digest: str) -> None:
+        """Answer the need for a document that was just read, if there is one."""
+        need = self.needs.get(digest)
+        if need is not None and (raw := self._find(need)) is not None:
+            self.answer(need, raw)
+
+    def answer(self, need: Need, raw: bytes | None) -> None:
+        """Answer a need, and the new needs whose documents were read already."""
+        del self.needs[need.digest]
+        if not self.needs:
+            # A dict that has become empty keeps its memory.
+            self.needs.clear()
+        self._send(need, raw)
+        self.answer_found()
+
+    def skip_candidates(self) -> list[str]:
+        """Stop waiting for candidates if nothing else is needed, and return their digests."""
+        candidates = [need for need in self.needs.values() if need.is_candidate]
+        if len(candidates) < len(self.needs):
+            return []
+        for need in candidates:
+            self.answer(need, None)
+        return [need.digest for need in candidates]
+
+    def finish(self, read: Callable[[Need], bytes | None]) -> T:
+        """Answer all needs in order, and return the result. `read` returns None for a document that is missing."""
+        self._new.extendleft(reversed(self.needs.values()))
+        self.needs.clear()
+        while self._new:
+            need = self._new.popleft()
+            self._send(need, read(need))
+        return cast("T", self.result)
+
+    def _send(self, need: Need, raw: bytes | None) -> None:
+        self._new.extend(self._advance(lambda: self._walk.send((need, raw))))
+
+    def _advance(self, step: Callable[[], Sequence[Need]]) -> Sequence[Need]:
+        try:
+            return step()
+        except StopIteration as end:
+            self.result = end.value
+            return ()
 
 
 def walk_images(roots: Iterable[Root], choice: PlatformChoice = ALL_PLATFORMS) -> Walk[Graph]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -64,8 +63,7 @@ class BlobPusher:
         self._records = records or UploadRecords(None)
         #: Digest -> the session that the registry opened instead of a mount (status 202).
         self._sessions: dict[str, UploadSession] = {}
-        self._lock = threading.Lock()
-        #: Repository -> number of missing blobs in a row.
+        #: Repository -> number of missing blobs in a row. If two threads count at once, one more mount is tried.
         self._misses: dict[str, int] = {}
 
     def mount(self, descriptor: Descriptor, source: str) -> bool:
@@ -149,8 +147,7 @@ class BlobPusher:
 
     def _take_session(self, descriptor: Descriptor) -> UploadSession:
         """Return the session of a blob: of a refused mount, of an earlier run, or one that is not open yet."""
-        with self._lock:
-            session = self._sessions.pop(descriptor.digest, None)
+        session = self._sessions.pop(descriptor.digest, None)
         return session or self._create_session(descriptor)
 
     def _create_session(self, descriptor: Descriptor | None) -> UploadSession:
@@ -177,9 +174,8 @@ class BlobPusher:
 
         The next run deletes those that are left.
         """
-        with self._lock:
-            unused = list(self._sessions.values())
-            self._sessions.clear()
+        unused = list(self._sessions.values())
+        self._sessions.clear()
         # Stop at the first failure, to avoid waiting for many time-outs.
         with contextlib.suppress(OcistreamError):
             for session in unused:
@@ -210,8 +206,7 @@ class BlobPusher:
 
         A session of an earlier run takes precedence over one that was just opened.
         """
-        with self._lock:
-            session = self._sessions.pop(descriptor.digest, None)
+        session = self._sessions.pop(descriptor.digest, None)
         if location is None:
             if session is not None:
                 session.try_delete()
@@ -222,17 +217,15 @@ class BlobPusher:
                 delete_session(self._repository, location)
         else:
             session.replace(location)
-        with self._lock:
-            self._sessions[descriptor.digest] = session
+        self._sessions[descriptor.digest] = session
 
     def _miss_count(self, source: str) -> int:
         return self._misses.get(source, 0)
 
     def _record_mount(self, source: str, is_mounted: bool | None) -> None:
-        with self._lock:
-            self._misses[source] = misses = (
-                0 if is_mounted else _MAX_MISSES if is_mounted is None else self._miss_count(source) + 1
-            )
+        self._misses[source] = misses = (
+            0 if is_mounted else _MAX_MISSES if is_mounted is None else self._miss_count(source) + 1
+        )
         name = f"{self._repository.endpoint.registry}/{source}"
         if is_mounted is None:
             notify(f"the registry refuses to mount blobs from {printable(name)}: they are uploaded", level=1)

@@ -155,7 +155,6 @@ class RegistryDestination:
             keeps_blobs=True,
             accepts_early=early_target is not None,
             accepts_parts=True,
-            is_remote=True,
             buffer_size=limits.MIB,
         )
         self._jobs = jobs

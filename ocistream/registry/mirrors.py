@@ -6,7 +6,6 @@ trusted.
 
 from __future__ import annotations
 
-import threading
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -54,12 +53,12 @@ class MirrorHealth:
     def __init__(self, report: Callable[[str, int], None]) -> None:
         """Start with all mirrors enabled."""
         self._report = report
-        self._lock = threading.Lock()
-        #: Mirror hosts that are not asked again; `_down` has those that failed without sending wrong bytes.
-        self._disabled: set[str] = set()
+        #: Mirror hosts that are not asked again, and the first reason; `_down` has those that failed without sending
+        #: wrong bytes.
+        self._disabled: dict[str, str] = {}
         self._down: set[str] = set()
-        #: Registries that have mirrors, and that did not answer.
-        self._unreachable: set[str] = set()
+        #: Registries that have mirrors, and that did not answer, and the first reason.
+        self._unreachable: dict[str, str] = {}
 
     def is_unreachable(self, pull_source: PullSource) -> bool:
         """Return whether a registry did not answer an optional request in this run."""
@@ -67,9 +66,8 @@ class MirrorHealth:
 
     def mark_unreachable(self, pull_source: PullSource, reason: str) -> None:
         """Stop optional requests to a registry for this run, and report the reason."""
-        with self._lock:
-            is_new = pull_source.registry not in self._unreachable
-            self._unreachable.add(pull_source.registry)
+        # `setdefault` is atomic: one of several threads is the first.
+        is_new = self._unreachable.setdefault(pull_source.registry, reason) is reason
         self.report(reason, 0 if is_new else 1)
 
     def is_disabled(self, pull_source: PullSource) -> bool:
@@ -82,13 +80,11 @@ class MirrorHealth:
 
     def disable(self, pull_source: PullSource, reason: str, *, is_corrupt: bool) -> None:
         """Stop requests to a mirror for this run, and report the reason."""
-        with self._lock:
-            is_new = pull_source.registry not in self._disabled
-            self._disabled.add(pull_source.registry)
-            if is_corrupt:
-                self._down.discard(pull_source.registry)
-            elif is_new:
-                self._down.add(pull_source.registry)
+        is_new = self._disabled.setdefault(pull_source.registry, reason) is reason
+        if is_corrupt:
+            self._down.discard(pull_source.registry)
+        elif is_new:
+            self._down.add(pull_source.registry)
         self.report(reason, 0 if is_new else 1)
 
     def report(self, message: str, level: int) -> None:

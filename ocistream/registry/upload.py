@@ -20,7 +20,6 @@ from ocistream.errors import (
     OcistreamError,
     PermanentNetworkError,
     RegistryError,
-    TerminatedError,
     TruncatedError,
     UnsupportedError,
 )
@@ -58,10 +57,8 @@ _AUTH_STATUSES: Final = frozenset({401, 403, 407})
 _INTERRUPTIONS: Final = (
     AuthenticationError,
     CancelledError,
-    KeyboardInterrupt,
     LocalDiskError,
     NetworkError,
-    TerminatedError,
     TruncatedError,
 )
 _PIPE_HINT: Final = (
@@ -167,16 +164,18 @@ class Upload:
             with self._buffer:
                 self._run()
         except _PartRefusedError:
-            open_upload.remove()
+            open_upload.abandon()
             self._session.try_delete()
+            open_upload.remove()
             return 0
         except BaseException as error:
             if error is not self._refusal and _is_interruption(error) and self._is_worth_resuming():
                 self._session.release()
                 open_upload.leave_open()
             else:
-                open_upload.remove()
+                open_upload.abandon()
                 self._session.try_delete()
+                open_upload.remove()
             raise
         finally:
             self._session.delete_spare()

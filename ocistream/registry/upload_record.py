@@ -1,7 +1,6 @@
 """Records of open upload sessions: one locked file for each in the state directory, for a later run to resume.
 
 A Location is stored only if each of its parts is known to be no secret. An error here never fails an upload.
-Must stay a module of its own: `cli.signals` never interrupts its functions, which hold locks.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ methods to try after a refusal. No request is sent here.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -138,7 +137,6 @@ class UploadStrategy:
         self._configured_profile = configured_profile
         self._explicit_method = explicit_method
         self._jobs = max(jobs, 1)
-        self._lock = threading.Lock()
         self._profiles: dict[str, RegistryProfile] = {}
         #: (Host, whether the size is known) -> the method that this run found.
         self._methods: dict[tuple[str, bool], UploadMethod] = {}
@@ -164,10 +162,9 @@ class UploadStrategy:
 
     def profile(self, host: str) -> RegistryProfile:
         """Return the profile of a host."""
-        with self._lock:
-            if host not in self._profiles:
-                self._profiles[host] = self._configured_profile(host) or find_profile(host)
-            return self._profiles[host]
+        if (profile := self._profiles.get(host)) is None:
+            profile = self._profiles.setdefault(host, self._configured_profile(host) or find_profile(host))
+        return profile
 
     def observe_headers(self, host: str, header: Callable[[str], str | None]) -> None:
         """Learn from the headers of a host's response; `header` returns a header by its name.
@@ -183,8 +180,7 @@ class UploadStrategy:
             and self._configured_profile(host) is None
             and (profile := find_profile_by_headers(header)) is not None
         ):
-            with self._lock:
-                self._profiles[host] = profile
+            self._profiles[host] = profile
 
     def explicit_method(self, configured: str | None) -> UploadMethod | None:
         """Return the method that the user chose by option or configuration; None to choose automatically.
@@ -196,8 +192,7 @@ class UploadStrategy:
 
     def choose_method(self, host: str, *, is_size_known: bool) -> UploadMethod:
         """Return the method to try first for a blob of known or unknown size."""
-        with self._lock:
-            method = self._methods.get((host, is_size_known)) or self._methods.get((host, True))
+        method = self._methods.get((host, is_size_known)) or self._methods.get((host, True))
         if method is None or (method.kind == PUT and not is_size_known):
             # One PUT needs the digest in advance.
             method = self._initial_method(host, is_size_known=is_size_known)
@@ -242,13 +237,11 @@ class UploadStrategy:
 
     def set_method(self, host: str, method: UploadMethod, *, is_size_known: bool) -> None:
         """Use this method first for all later blobs."""
-        with self._lock:
-            self._methods[host, is_size_known] = method
+        self._methods[host, is_size_known] = method
 
     def record_success(self, host: str, method: UploadMethod) -> None:
         """Record how a blob was uploaded, for `methods_used`."""
-        with self._lock:
-            self._methods_used[host] = str(method)
+        self._methods_used[host] = str(method)
 
     def _initial_method(self, host: str, *, is_size_known: bool) -> UploadMethod:
         """Return the first method of the host's profile."""

@@ -12,7 +12,7 @@ import re
 import shlex
 import signal
 import subprocess
-import threading
+import time
 from io import BufferedReader
 from subprocess import PIPE
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -21,6 +21,7 @@ from ocistream import limits
 from ocistream.errors import (
     ArchiveError,
     AuthenticationError,
+    CancelledError,
     IntegrityError,
     LocalDiskError,
     NetworkError,
@@ -30,21 +31,29 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
+from ocistream.forced_exit import called_at_forced_exit
 from ocistream.oci.reference import printable
-from ocistream.streams import files
+from ocistream.streams import files, workers
+from ocistream.streams.files import CancellableInput
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from io import FileIO
     from typing import IO
+
+    from ocistream.streams.workers import Task
 
 __all__ = ["RemoteCommand", "check_shell_safe", "split_command"]
 
 #: A word that no shell changes, expands or splits, and that is not an unexpected option.
 _SHELL_SAFE = re.compile(r"(?:[A-Za-z0-9_/.][A-Za-z0-9_./:@=+,-]*|-{0,2}(?:[a-z][a-z-]*)?)\Z")
-#: Seconds for the remote command to clean up after its stdin is closed, and then to end after each signal.
+#: Seconds for the remote command to clean up after its stdin is closed, and then to end after each signal. The second
+#: one is shorter than the time that `cli.signals` gives a command to end.
 _STOP_TIMEOUT: Final = 10.0
-_KILL_TIMEOUT: Final = 3.0
+_KILL_TIMEOUT: Final = 0.4
+#: Seconds between two checks whether the transfer was cancelled.
+_POLL_INTERVAL: Final = 0.1
 #: No pipe buffers more bytes: 16 pages of at most 64 KiB. After more were written, the remote side is reading.
 _LARGEST_PIPE: Final = 1 << 20
 #: Seconds to wait for the end of the streams after the command ended: ssh may leave a process that keeps them open
@@ -112,18 +121,18 @@ class RemoteCommand:
     """One run of the remote command. The caller writes to its stdin and reads its stdout.
 
     `on_message` receives each stderr line from another thread: a JSON object of the remote ocistream, or a printable
-    line of the command itself. Error objects are raised instead. `ended` is set when the command has ended.
+    line of the command itself. Error objects are raised instead. Waits for the command end when `cancelled` is set.
 
     The remote ocistream sends all its messages and errors as JSON, with exit codes, because ssh, docker and kubectl
     have exit codes and messages of their own. There is no time-out: a remote registry may be retried for minutes
     without output. Users who want one set ssh's `ServerAliveInterval`.
     """
 
-    def __init__(self, on_message: Callable[[Mapping[str, Any] | str], None], ended: threading.Event) -> None:
-        """Take the receivers. Run nothing yet: a signal handler must be able to stop the command from its start."""
-        self._is_started = False
+    def __init__(self, on_message: Callable[[Mapping[str, Any] | str], None], cancelled: threading.Event) -> None:
+        """Run nothing yet."""
         self._on_message = on_message
-        self._ended = ended
+        self._cancelled = cancelled
+        self._end: Task[None] | None = None
         self._is_stopped = False
         self._error: Mapping[str, Any] | None = None
         #: The last stderr line that is not JSON. It is not reported yet, as it may be the reason of the failure.
@@ -135,7 +144,7 @@ class RemoteCommand:
     @property
     def is_connecting(self) -> bool:
         """Whether the command runs and no remote ocistream has answered: ssh may be asking for a password."""
-        return self._is_started and not self._has_answered and not self._ended.is_set()
+        return self._end is not None and not self._has_answered and not self._end.is_done
 
     def start(self, command: Sequence[str]) -> None:
         """Run a command line.
@@ -144,34 +153,21 @@ class RemoteCommand:
             NotFoundError, LocalDiskError: the command does not exist, or cannot be run.
         """
         self._name = printable(command[0])
-        failures: list[OSError] = []
-
-        def run() -> None:
-            try:
-                self._run(command)
-            except OSError as error:
-                failures.append(error)
-
-        # In another thread: a signal's exception in this one could lose the process that was just started.
-        self._start_thread(run).join()
-        if failures:
-            error = failures[0]
-            if isinstance(error, FileNotFoundError):
-                msg = f"cannot run {self._name}: there is no such command"
-                raise NotFoundError(msg, hint="--via is a command of this machine") from error
+        try:
+            process = subprocess.Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        except FileNotFoundError as error:
+            msg = f"cannot run {self._name}: there is no such command"
+            raise NotFoundError(msg, hint="--via is a command of this machine") from error
+        except OSError as error:
             msg = f"cannot run {self._name}: {error.strerror or error}"
             raise LocalDiskError(msg) from error
-
-    def _run(self, line: Sequence[str]) -> None:
-        process = subprocess.Popen(line, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=PIPE)
         self._process = process
         # Pipes without a buffer are FileIO objects.
         self._stdin = cast("FileIO", process.stdin)
         self._stdout = cast("FileIO", process.stdout)
         self._stderr = cast("FileIO", process.stderr)
-        self._threads = [self._start_thread(self._read_messages)]
-        threading.Thread(target=self._wait, daemon=True).start()
-        self._is_started = True
+        self._readers = [workers.start(self._read_messages)]
+        self._end = workers.start(self._wait)
 
     # -- operations --------------------------------------------------------------------------------------
 
@@ -181,9 +177,9 @@ class RemoteCommand:
         Raises:
             OcistreamError: the remote side failed, or `read` raised.
         """
-        self._start_thread(lambda: self._write_all(query))
+        workers.start(lambda: self._write_all(query))
         try:
-            with BufferedReader(self._stdout) as output:
+            with self._stdout, BufferedReader(CancellableInput(self._stdout.fileno(), self._cancelled)) as output:
                 result = read(output)
                 self._has_answered = True
         except OcistreamError:
@@ -197,7 +193,7 @@ class RemoteCommand:
 
     def start_reading(self) -> None:
         """Start to read stdout; `finish` returns its lines."""
-        self._threads.append(self._start_thread(self._read_output))
+        self._readers.append(workers.start(self._read_output))
 
     def write(self, chunk: bytes | memoryview) -> None:
         """Write a complete chunk to stdin.
@@ -213,7 +209,7 @@ class RemoteCommand:
             self._has_answered = self._has_answered or self._written_bytes > _LARGEST_PIPE
         except BrokenPipeError:
             self._close_stdin()
-            if not self._ended.wait(_STOP_TIMEOUT):
+            if not self._wait_for_end(_STOP_TIMEOUT):
                 self.stop()
             if self._wait_exit_code():
                 raise self._build_error() from None
@@ -231,40 +227,49 @@ class RemoteCommand:
             raise self._build_error()
         return self._output.decode(errors="replace").splitlines()
 
-    def stop(self, *, immediately: bool = False) -> None:
+    def stop(self) -> None:
         """Stop the command: close stdin, ignore further messages, and kill the command if it does not end.
 
         If the source fails, the remote side so gets an incomplete archive, and refuses it. Its complaint would only
-        repeat the failure, and is not shown.
+        repeat the failure, and is not shown. After a cancellation there is no time for that.
         """
-        if not self._is_started:
+        if self._end is None:
             return
         self._is_stopped = True
         self._close_stdin()
-        if not immediately and self._ended.wait(_STOP_TIMEOUT):
+        if not self._cancelled.is_set() and self._end.wait(_STOP_TIMEOUT):
             return
         for send_signal in (self._process.terminate, self._process.kill):
             if self._process.returncode is None:
                 send_signal()
-            if self._ended.wait(_KILL_TIMEOUT):
+            if self._end.wait(_KILL_TIMEOUT):
                 return
 
     # -- streams -----------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _start_thread(work: Callable[[], None]) -> threading.Thread:
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        return thread
-
     def _wait(self) -> None:
-        self._process.wait()
-        for thread in self._threads:
-            thread.join(_STREAM_END_TIMEOUT)
-        self._ended.set()
+        with called_at_forced_exit(self.stop):
+            self._process.wait()
+        for reader in self._readers:
+            reader.wait(_STREAM_END_TIMEOUT)
+
+    def _wait_for_end(self, timeout: float | None = None) -> bool:
+        """Wait until the command has ended; return False after `timeout` seconds.
+
+        Raises:
+            CancelledError: the transfer was cancelled.
+        """
+        assert self._end is not None, "it was started"  # noqa: S101 - the caller starts it
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._end.wait(_POLL_INTERVAL):
+            if self._cancelled.is_set():
+                raise CancelledError("cancelled")
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+        return True
 
     def _wait_exit_code(self) -> int:
-        self._ended.wait()
+        self._wait_for_end()
         if self._process.returncode == 0 and self._last_line:
             self._on_message(self._last_line)
             self._last_line = ""

@@ -1,20 +1,14 @@
-"""Limit what many clients use at once: file descriptors for connections and uploads, memory for large pushes."""
+"""How many connections and uploads the limit of file descriptors allows."""
 
 from __future__ import annotations
 
 import contextlib
 import resource
-import threading
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ocistream import limits
-from ocistream.serve.errors import RequestRejectedError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = [
-    "MemorySlots",
     "limit_by_descriptors",
     "raise_descriptor_limit",
 ]
@@ -42,26 +36,3 @@ def raise_descriptor_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < needed:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-class MemorySlots:
-    """Limits how many threads use much memory to `count`. A thread waits up to `seconds` for a slot."""
-
-    def __init__(self, count: int, seconds: float) -> None:
-        """Start with all slots free."""
-        self._free = threading.BoundedSemaphore(count)
-        self._seconds = seconds
-
-    @contextlib.contextmanager
-    def acquire(self) -> Iterator[None]:
-        """Occupy a slot during the block.
-
-        Raises:
-            RequestRejectedError: no slot became free in time (429).
-        """
-        if not self._free.acquire(timeout=self._seconds):
-            raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many large manifests are being pushed")
-        try:
-            yield
-        finally:
-            self._free.release()

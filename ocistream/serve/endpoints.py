@@ -5,10 +5,12 @@ No part of a path is used before it was checked to be a repository, a tag or a d
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import re
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 from urllib.parse import quote
 
 from ocistream import limits
@@ -19,11 +21,10 @@ from ocistream.oci.strict_json import canonical_json
 from ocistream.serve.access_control import is_from_web_page
 from ocistream.serve.errors import RequestRejectedError
 from ocistream.serve.http_handler import AccessLogEntry, FileSection, HTTPRequestHandler, ServerResponse
-from ocistream.serve.pagination import paginate_names, paginate_referrers
 from ocistream.serve.request import parse_content_range, parse_range_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import TypeAlias
 
     from ocistream.serve.server import ConnectionServer, Registry
@@ -123,7 +124,7 @@ class RegistryHandler(HTTPRequestHandler):
         self.respond(ServerResponse(200, _JSON, b"{}"))
 
     def _list_repositories(self) -> None:
-        page, link = paginate_names(self.registry.repositories.list_repositories(), self.parameters)
+        page, link = _paginate_names(self.registry.repositories.list_repositories(), self.parameters)
         self._respond_page("/v2/_catalog", {"repositories": page}, link)
 
     # Blobs -------------------------------------------------------------------------------------------------
@@ -181,11 +182,11 @@ class RegistryHandler(HTTPRequestHandler):
     def _touch_blob(self, digest: str) -> None:
         """Protect a blob from `gc` if a client asks whether it exists before a push."""
         if self.command != "GET" and not self.registry.read_only:
-            self.registry.storage.touch(digest)
+            self.registry.layout.touch(digest)
 
     def _delete_blob(self, digest: str) -> None:
         try:
-            self.registry.storage.delete_blob(digest)
+            self.registry.layout.delete_blob(digest)
         except NotFoundError as error:
             raise _unknown_blob_error(digest) from error
         self.respond(ServerResponse(202))
@@ -299,34 +300,40 @@ class RegistryHandler(HTTPRequestHandler):
         if is_digest(reference):
             self._touch_blob(reference)
         try:
-            stored = self.registry.repositories.find_manifest(repository, reference)
+            manifest = self.registry.repositories.find_manifest(repository, reference)
         except IntegrityError as error:
             if self.command == "HEAD":
                 message = f"the manifest {reference} in {repository} is corrupt"
                 raise RequestRejectedError(404, "MANIFEST_UNKNOWN", message) from error
             raise
-        tag = f'"{stored.digest}"'
-        headers = {"Content-Type": stored.media_type, "Docker-Content-Digest": stored.digest, "ETag": tag}
+        digest = manifest.descriptor.digest
+        tag = f'"{digest}"'
+        headers = {"Content-Type": manifest.descriptor.media_type, "Docker-Content-Digest": digest, "ETag": tag}
         if _matches_etag(tag, self.headers.get("If-None-Match")):
             self.respond(ServerResponse(304, headers))
             return
         with contextlib.ExitStack() as stack:
-            response = ServerResponse(200, headers, stored.raw)
+            response = ServerResponse(200, headers, manifest.raw)
             if response.size > limits.LARGE_MANIFEST:
                 # Send it from its file, because many clients may read it slowly. A synthesized manifest is in memory
                 # anyway.
                 with contextlib.suppress(NotFoundError):
                     response = ServerResponse(
-                        200, headers, stack.enter_context(self.registry.storage.open_blob_section(stored.digest))
+                        200, headers, stack.enter_context(self.registry.storage.open_blob_section(digest))
                     )
-            del stored
+            del manifest
             self.respond(response)
 
     def _put_manifest(self, repository: str, reference: str) -> None:
         with contextlib.ExitStack() as stack:
             slots = self.registry.large_push_slots
-            raw = self.read_small_body(limits.MAX_MANIFEST, lambda: stack.enter_context(slots.acquire()))
-            self._push_manifest(repository, reference, raw)
+
+            def wait_for_slot() -> None:
+                if not slots.acquire(timeout=limits.LARGE_PUSH_QUEUE_TIMEOUT):
+                    raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many large manifests are being pushed")
+                stack.callback(slots.release)
+
+            self._push_manifest(repository, reference, self.read_small_body(limits.MAX_MANIFEST, wait_for_slot))
 
     def _push_manifest(self, repository: str, reference: str, raw: bytes | None) -> None:
         if raw is None:
@@ -355,7 +362,7 @@ class RegistryHandler(HTTPRequestHandler):
     # Lists -------------------------------------------------------------------------------------------------
 
     def _list_tags(self, repository: str) -> None:
-        page, link = paginate_names(self.registry.repositories.list_tags(repository), self.parameters)
+        page, link = _paginate_names(self.registry.repositories.list_tags(repository), self.parameters)
         self._respond_page(f"/v2/{repository}/tags/list", {"name": repository, "tags": page}, link)
 
     def _list_referrers(self, repository: str, digest: str) -> None:
@@ -364,7 +371,7 @@ class RegistryHandler(HTTPRequestHandler):
         referrers = self.registry.repositories.list_referrers(digest)
         if artifact_type:
             referrers = [entry for entry in referrers if entry.get("artifactType") == artifact_type]
-        page, last = paginate_referrers(referrers, self._parameter("last"))
+        page, last = _paginate_referrers(referrers, self._parameter("last"))
         link = None
         if last:
             link = f"last={last}" + (f"&artifactType={quote(artifact_type, safe='')}" if artifact_type else "")
@@ -415,3 +422,46 @@ def _matches_etag(tag: str, header: str | None) -> bool:
     """Return whether an entity tag is in `If-None-Match` (RFC 9110, section 13.1.2: weak comparison)."""
     tags = [item.strip().removeprefix("W/") for item in (header or "").split(",")]
     return tag in tags or tags == ["*"]
+
+
+# -- pages ---------------------------------------------------------------------------------------------------
+
+_COUNT: Final = re.compile(r"[0-9]{1,9}\Z")
+#: Bytes of the index around a page of referrers.
+_INDEX_OVERHEAD: Final = limits.KIB
+
+
+def _paginate_names(names: list[str], parameters: Mapping[str, list[str]]) -> tuple[list[str], str | None]:
+    """Return up to `n` of the sorted `names` after `last`, and the query of the next page or None.
+
+    Raises:
+        RequestRejectedError: `n` is not a number (400).
+    """
+    last, count = parameters.get("last", [""])[0], parameters.get("n", [""])[0]
+    remaining = names[bisect.bisect_right(names, last) :] if last else names
+    if not count:
+        return remaining, None
+    if not _COUNT.match(count):
+        raise RequestRejectedError(400, "UNSUPPORTED", "n is not a number")
+    page = remaining[: int(count)]
+    has_more = page and len(page) < len(remaining)
+    return page, f"n={int(count)}&last={quote(page[-1], safe='')}" if has_more else None
+
+
+def _paginate_referrers(
+    descriptors: Sequence[Mapping[str, Any]], last: str
+) -> tuple[list[Mapping[str, Any]], str | None]:
+    """Return the descriptors after the digest `last` that fit into one manifest, at least one.
+
+    Also return the value of `last` for the next page, or None.
+    """
+    digests = [descriptor["digest"] for descriptor in descriptors]
+    start = digests.index(last) + 1 if last in digests else 0
+    page: list[Mapping[str, Any]] = []
+    size = _INDEX_OVERHEAD
+    for descriptor in descriptors[start:]:
+        size += len(canonical_json(descriptor)) + 1
+        if page and size > limits.MAX_MANIFEST:
+            return page, page[-1]["digest"]
+        page.append(descriptor)
+    return page, None

@@ -153,30 +153,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         finally:
             self.rfile = stream
 
-    def do_GET(self) -> None:
-        """Serve a GET."""
-        self.serve_request()
-
-    def do_HEAD(self) -> None:
-        """Serve a HEAD: a GET whose response is sent without its body."""
-        self.serve_request()
-
-    def do_POST(self) -> None:
-        """Serve a POST."""
-        self.serve_request()
-
-    def do_PUT(self) -> None:
-        """Serve a PUT."""
-        self.serve_request()
-
-    def do_PATCH(self) -> None:
-        """Serve a PATCH."""
-        self.serve_request()
-
-    def do_DELETE(self) -> None:
-        """Serve a DELETE."""
-        self.serve_request()
-
     @property
     def buffer(self) -> memoryview:
         """The connection's only buffer, into which bodies are read."""
@@ -204,6 +180,9 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             self.close_connection = True
         finally:
             self._log_request()
+
+    # The names that `http.server` calls. The response to a HEAD is sent without its body.
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = serve_request
 
     def _dispatch_request(self) -> None:
         try:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.layout.index import FULL_NAME, REF_NAME, SUBJECT, entry_name_of
-from ocistream.oci.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
+from ocistream.oci.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Manifest
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import Document, guess_media_type, parse_document, parse_outline
 from ocistream.oci.graph import children_of
 from ocistream.oci.reference import is_digest, is_tag
 from ocistream.oci.referrers import referrer_descriptor, tagged_subject
 from ocistream.serve.errors import RequestRejectedError
-from ocistream.serve.image_names import (
+from ocistream.serve.image_index import (
     choose_full_name,
     describe_name_conflicts,
     describe_unnamed,
@@ -29,27 +29,19 @@ from ocistream.serve.image_names import (
     served_names_of,
 )
 from ocistream.serve.incomplete_indexes import IncompleteIndexes
+from ocistream.serve.storage import DirectoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ocistream.oci.descriptor import Manifest
+    from ocistream.serve.image_index import ImageIndex
     from ocistream.serve.storage import Storage
 
-__all__ = ["PushResult", "Repositories", "StoredManifest"]
+__all__ = ["PushResult", "Repositories"]
 
 #: How many manifests without a name are read at the start, to tell images from referrers.
 _MAX_UNNAMED_READ: Final = 100
 _DOCUMENT_TYPES: Final = INDEX_TYPES | MANIFEST_TYPES
-
-
-@dataclass(frozen=True, slots=True)
-class StoredManifest:
-    """A manifest or index to serve: its exact bytes and its media type."""
-
-    media_type: str
-    digest: str
-    raw: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,28 +63,14 @@ class _ManifestReferences:
     manifest_types: Mapping[str, str] | None = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Snapshot:
-    """The contents of one version of `index.json`. `reachable` is computed on first use."""
-
-    version: tuple[int, ...]
-    entries: list[Descriptor]
-    images: dict[str, dict[str, Descriptor]]
-    repositories: list[str]
-    reachable: dict[str, str] | None = None
-
-
 class Repositories:
     """The repositories of one layout. Safe for several threads."""
 
     def __init__(self, storage: Storage) -> None:
         """Read from `storage` when something is requested."""
         self._storage = storage
-        self._default_repository = storage.default_repository
-        self._lock = threading.Lock()
         #: Limits how many threads parse manifests at once, because parsing takes much memory.
         self._parse_slots = threading.BoundedSemaphore(limits.MAX_CONCURRENT_PARSES)
-        self._snapshot: _Snapshot | None = None
         self._incomplete_indexes = IncompleteIndexes(storage)
         # Cached by digest, so the entries stay valid. Unreachable digests are dropped. References that exceed the limit
         # are read again when needed.
@@ -102,7 +80,7 @@ class Repositories:
 
     def list_repositories(self) -> list[str]:
         """Return the repositories that have tags, sorted, each by the first of its names."""
-        return self._current_snapshot().repositories
+        return self._storage.index().repositories()
 
     def operator_notices(self) -> list[str]:
         """Return lines for the operator about the images and their names.
@@ -110,8 +88,9 @@ class Repositories:
         Raises:
             OcistreamError: the index, or a manifest without a name, cannot be read.
         """
-        entries = self._current_snapshot().entries
-        lines = [*self._storage.operator_notices(), *describe_name_conflicts(entries, self._default_repository)]
+        index = self._storage.index()
+        entries = index.entries
+        lines = [*self._storage.operator_notices(), *describe_name_conflicts(entries, index.default_repository)]
         unnamed = find_unnamed_entries(entries)
         kind = "images or referrers"
         if len(unnamed) <= _MAX_UNNAMED_READ:
@@ -130,12 +109,12 @@ class Repositories:
         Raises:
             RequestRejectedError: the repository does not exist (404).
         """
-        images = self._current_snapshot().images.get(repository)
-        if images is None:
+        tags = self._storage.index().tags(repository)
+        if tags is None:
             raise RequestRejectedError(404, "NAME_UNKNOWN", f"there is no repository {repository}")
-        return sorted(images)
+        return tags
 
-    def find_manifest(self, repository: str, reference: str) -> StoredManifest:
+    def find_manifest(self, repository: str, reference: str) -> Manifest:
         """Return the manifest of a tag or a digest.
 
         Raises:
@@ -145,37 +124,34 @@ class Repositories:
         with self._parse_slots:
             return self._read_manifest(repository, reference)
 
-    def _read_manifest(self, repository: str, reference: str) -> StoredManifest:
+    def _read_manifest(self, repository: str, reference: str) -> Manifest:
         unknown = RequestRejectedError(404, "MANIFEST_UNKNOWN", f"there is no manifest {reference} in {repository}")
         try:
             if is_digest(reference):
                 if (synthesized := self._incomplete_indexes.find_synthesized(reference)) is not None:
-                    return StoredManifest(synthesized.descriptor.media_type, reference, synthesized.raw)
+                    return synthesized
                 raw = self._read(reference)
                 media_type = (
                     _read_declared_type(raw)
-                    or self._reachable_from_snapshot(self._current_snapshot()).get(reference)
+                    or self._reachable_from(self._storage.index()).get(reference)
                     or _guess_media_type(raw)
                 )
                 if media_type is None:
                     raise unknown
-                return StoredManifest(media_type, reference, raw)
-            entry = self._current_snapshot().images.get(repository, {}).get(reference)
+                return Manifest(Descriptor(media_type, reference, len(raw)), raw)
+            entry = self._storage.index().find(repository, reference)
             if entry is None:
                 raise unknown
             if entry.size > limits.MAX_MANIFEST:
                 msg = f"{reference} in {repository} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
-            if entry.is_index and (replacement := self.find_replacement(entry)) is not None:
-                return StoredManifest(replacement.descriptor.media_type, replacement.descriptor.digest, replacement.raw)
+            # A smaller index, if platforms are missing.
+            if entry.is_index and (replacement := self._incomplete_indexes.find_replacement(entry)) is not None:
+                return replacement
             raw = self._storage.read_blob(entry)
-            return StoredManifest(_read_declared_type(raw) or entry.media_type, entry.digest, raw)
+            return Manifest(replace(entry, media_type=_read_declared_type(raw) or entry.media_type), raw)
         except NotFoundError as error:
             raise unknown from error
-
-    def find_replacement(self, index: Descriptor) -> Manifest | None:
-        """Return the manifest to serve by tag in place of an index with missing platforms; None for any other."""
-        return self._incomplete_indexes.find_replacement(index)
 
     def push(
         self,
@@ -214,23 +190,25 @@ class Repositories:
         if entry.media_type not in _DOCUMENT_TYPES:
             raise RequestRejectedError(400, "MANIFEST_INVALID", "the media type is none of a manifest or an index")
         named_entries = {tag: _with_name(entry, choose_full_name(hosts, repository, tag), tag) for tag in tags}
+        layout = self._layout()
 
         def store() -> None:
-            self._check_children(document)
-            if not self._storage.has_blob(entry):
-                self._storage.write_blob(digest, [raw])
+            self._check_children(layout, document)
+            if not layout.has_blob(entry):
+                layout.write_blob(digest, [raw])
 
-        def change(entries: list[Descriptor]) -> list[Descriptor]:
+        def change(index: ImageIndex) -> ImageIndex:
             # Again under the lock, which `gc` also takes: it may have deleted blobs since.
             store()
             for name, new in (named_entries or {reference: _without_name(entry, document)}).items():
-                entries = self._add_entry(entries, new, repository, name)
-            return entries
+                index = self._add_entry(index, new, repository, name)
+            return index
 
         # Before the change is queued: threads write manifests in parallel, but change the index one by one.
         store()
+        self._remember_references(digest, document)
         try:
-            self._storage.change_index(change)
+            layout.update_index(change)
         except UnsupportedError as error:
             raise RequestRejectedError(
                 400, "MANIFEST_INVALID", "the registry's index.json has no room for more"
@@ -249,11 +227,11 @@ class Repositories:
             self._delete_tag(repository, reference)
             return
         self.find_manifest(repository, reference)
-        self._storage.change_index(
-            lambda entries: self._remove_entries(entries, repository, reference),
+        self._layout().update_index(
+            lambda index: self._remove_entries(index, repository, reference),
             # Only after the new `index.json` is durable, and under the same lock: a full disk must not leave an entry
             # without its manifest.
-            lambda entries: self._delete_unneeded(entries, reference),
+            lambda index: self._delete_unneeded(index, reference),
         )
 
     def list_referrers(self, subject: str) -> list[dict[str, Any]]:
@@ -266,7 +244,7 @@ class Repositories:
 
     def _find_referrers(self, subject: str) -> list[dict[str, Any]]:
         descriptors = []
-        for digest, media_type in self._reachable_from_snapshot(self._current_snapshot()).items():
+        for digest, media_type in self._reachable_from(self._storage.index()).items():
             if self._read_references(digest, media_type, complete=False).subject == subject:
                 # Another process may have deleted the manifest since.
                 with contextlib.suppress(NotFoundError):
@@ -275,7 +253,8 @@ class Repositories:
                     descriptors.append(referrer_descriptor(descriptor, parse_document(descriptor, raw)).to_json())
         return descriptors
 
-    def _check_children(self, document: Document) -> None:
+    @staticmethod
+    def _check_children(layout: DirectoryStorage, document: Document) -> None:
         """Reject a manifest whose blobs or manifests do not exist: a pull of it would fail.
 
         The conformance suite calls such manifests sparse, and pushes them only if it is configured to.
@@ -284,8 +263,8 @@ class Repositories:
         for child in children_of(document):
             if child.is_foreign:
                 continue
-            size = self._storage.blob_size(child.digest)
-            if size is not None and size != child.size and not self._storage.is_intact(child.digest):
+            size = layout.blob_size(child.digest)
+            if size is not None and size != child.size and not layout.is_intact(child.digest):
                 size = None
             if size is None:
                 missing[child.digest] = None
@@ -296,81 +275,66 @@ class Repositories:
             details = [{"digest": digest} for digest in missing]
             raise RequestRejectedError(400, "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry", details=details)
 
-    def _add_entry(
-        self, entries: Sequence[Descriptor], new: Descriptor, repository: str, reference: str
-    ) -> list[Descriptor]:
-        """Return the entries with a pushed manifest added.
+    def _layout(self) -> DirectoryStorage:
+        if not isinstance(self._storage, DirectoryStorage):
+            raise RequestRejectedError(405, "UNSUPPORTED", "what is served lies in an archive, which cannot be changed")
+        return self._storage
+
+    def _add_entry(self, index: ImageIndex, new: Descriptor, repository: str, reference: str) -> ImageIndex:
+        """Return the index with a pushed manifest added.
 
         A manifest without a tag gets an entry too: it may be a referrer, or an image known by its digest. It gets none
         if another entry leads to it, as for the images of an index that was pushed.
         """
-        reachable = self._find_reachable([new])
-        other_entries = [
-            entry
-            for entry in entries
-            if (repository, reference) not in served_names_of(entry, self._default_repository)
-            and (entry.digest not in reachable or entry_name_of(entry))
+        below = self._find_reachable([new])
+        unnamed = [
+            entry for digest in below for entry in index.entries_with_digest(digest) if entry_name_of(entry) is None
         ]
-        if entry_name_of(new) is None and new.digest in self._find_reachable(other_entries):
-            return other_entries
-        return [*other_entries, new]
+        replaced = index.entries_named(repository, reference)
+        if entry_name_of(new) is None and self._is_needed(index, new.digest, without=unnamed):
+            return index.replace(unnamed)
+        changed = index.replace([*replaced, *unnamed], [new])
+        if index.reachable is not None and not replaced:
+            # The new entry leads to all that the removed ones led to.
+            changed.reachable = index.reachable | below
+        return changed
+
+    def _is_needed(self, index: ImageIndex, digest: str, *, without: Sequence[Descriptor]) -> bool:
+        """Return whether an entry leads to a manifest, not counting some entries."""
+        # Most manifests are new, and the search through all entries is done once for many of them.
+        return digest in self._reachable_from(index) and digest in self._find_reachable(index.replace(without).entries)
 
     def _delete_tag(self, repository: str, tag: str) -> None:
-        def change(entries: list[Descriptor]) -> list[Descriptor]:
-            other_entries = [
-                entry for entry in entries if (repository, tag) not in served_names_of(entry, self._default_repository)
-            ]
-            if len(other_entries) == len(entries):
+        def change(index: ImageIndex) -> ImageIndex:
+            if not (removed := index.entries_named(repository, tag)):
                 raise RequestRejectedError(404, "MANIFEST_UNKNOWN", f"there is no tag {tag} in {repository}")
-            return other_entries
+            return index.replace(removed)
 
-        self._storage.change_index(change)
+        self._layout().update_index(change)
 
-    def _remove_entries(self, entries: Sequence[Descriptor], repository: str, digest: str) -> list[Descriptor]:
-        other_entries = [
-            entry for entry in entries if entry.digest != digest or not self._is_in_repository(entry, repository)
+    def _remove_entries(self, index: ImageIndex, repository: str, digest: str) -> ImageIndex:
+        removed = [
+            entry
+            for entry in index.entries_with_digest(digest)
+            if not (names := served_names_of(entry, index.default_repository))
+            or any(path == repository for path, _ in names)
         ]
-        if len(other_entries) == len(entries) and digest in self._find_reachable(other_entries):
+        if not removed and digest in self._reachable_from(index):
             message = "an index, or a tag of another repository, still needs this manifest: delete that first"
             raise RequestRejectedError(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD, PUT"})
-        return other_entries
+        return index.replace(removed)
 
-    def _delete_unneeded(self, entries: Sequence[Descriptor], digest: str) -> None:
+    def _delete_unneeded(self, index: ImageIndex, digest: str) -> None:
         """Delete the blob of a manifest that no entry leads to."""
-        if digest not in self._find_reachable(entries):
+        if digest not in self._reachable_from(index):
             with contextlib.suppress(NotFoundError):
-                self._storage.delete_blob(digest)
+                self._layout().delete_blob(digest)
 
-    def _is_in_repository(self, entry: Descriptor, repository: str) -> bool:
-        names = served_names_of(entry, self._default_repository)
-        return not names or any(path == repository for path, _ in names)
-
-    def _current_snapshot(self) -> _Snapshot:
-        """Return the contents of `index.json`; the file is parsed only if its version has changed."""
-        with self._lock:
-            version = self._storage.index_version()
-            if self._snapshot is None or self._snapshot.version != version:
-                self._snapshot = self._take_snapshot(version)
-            return self._snapshot
-
-    def _take_snapshot(self, version: tuple[int, ...]) -> _Snapshot:
-        entries = self._storage.list_entries()
-        images: dict[str, dict[str, Descriptor]] = {}
-        listed: set[str] = set()
-        for entry in entries:
-            names = served_names_of(entry, self._default_repository)
-            listed.update(path for path, _ in names[:1])
-            for path, tag in names:
-                # Of two entries with the same name, the later one was added later.
-                images.setdefault(path, {})[tag] = entry
-        return _Snapshot(version, entries, images, sorted(listed))
-
-    def _reachable_from_snapshot(self, snapshot: _Snapshot) -> dict[str, str]:
-        if snapshot.reachable is None:
-            snapshot.reachable = self._find_reachable(snapshot.entries)
-            self._references = {
-                digest: self._references[digest] for digest in snapshot.reachable if digest in self._references
-            }
+    def _reachable_from(self, index: ImageIndex) -> dict[str, str]:
+        """Return the result of `_find_reachable` for all entries, and forget the references of other manifests."""
+        if index.reachable is None:
+            index.reachable = reachable = self._find_reachable(index.entries)
+            self._references = {digest: self._references[digest] for digest in reachable if digest in self._references}
             self._reference_count = sum(
                 len(references.manifest_types or ()) for references in self._references.values()
             )
@@ -379,7 +343,7 @@ class Repositories:
                 for references in self._references.values()
                 for digest_object in references.manifest_types or ()
             }
-        return snapshot.reachable
+        return index.reachable
 
     def _find_reachable(self, entries: Iterable[Descriptor]) -> dict[str, str]:
         """Return digest and media type of every manifest that the entries lead to; the entries come first.
@@ -407,17 +371,21 @@ class Repositories:
             except OcistreamError:
                 # Missing, malformed or damaged: it has no references. This must not stop the others from being served.
                 return _ManifestReferences()
-            subject = document.subject.digest if document.subject else None
-            has_room = self._reference_count + len(document.manifests) <= limits.MAX_CACHED_INDEX_ENTRIES
-            # Many indexes list the same digests, so they share one object for each. (Not `sys.intern`, see
-            # `documents.intern_string`.)
-            shared_digests = self._shared_digests if has_room else {}
-            manifests = {
-                shared_digests.setdefault(child.digest, child.digest): child.media_type for child in document.manifests
-            }
-            references = _ManifestReferences(subject, manifests)
-            self._reference_count += len(manifests) if has_room else 0
-            self._references[digest] = references if has_room else _ManifestReferences(subject, None)
+            references = self._remember_references(digest, document)
+        return references
+
+    def _remember_references(self, digest: str, document: Document) -> _ManifestReferences:
+        subject = document.subject.digest if document.subject else None
+        has_room = self._reference_count + len(document.manifests) <= limits.MAX_CACHED_INDEX_ENTRIES
+        # Many indexes list the same digests, so they share one object for each. (Not `sys.intern`, see
+        # `documents.intern_string`.)
+        shared_digests = self._shared_digests if has_room else {}
+        manifests = {
+            shared_digests.setdefault(child.digest, child.digest): child.media_type for child in document.manifests
+        }
+        references = _ManifestReferences(subject, manifests)
+        self._reference_count += len(manifests) if has_room else 0
+        self._references[digest] = references if has_room else _ManifestReferences(subject, None)
         return references
 
     def _read(self, digest: str) -> bytes:

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Final, cast
 from ocistream import limits
 from ocistream.errors import NetworkError, UsageError
 from ocistream.oci.reference import printable
-from ocistream.serve.capacity import MemorySlots, limit_by_descriptors
+from ocistream.serve.capacity import limit_by_descriptors
 from ocistream.serve.endpoints import RegistryHandler
 from ocistream.serve.repositories import Repositories
 from ocistream.serve.storage import ArchiveStorage, DirectoryStorage
 from ocistream.serve.uploads import Uploads
 from ocistream.streams import paths
+from ocistream.streams.workers import start
 
 if TYPE_CHECKING:
     import ssl
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ocistream.serve.access_control import BasicAuth
     from ocistream.serve.http_handler import AccessLogEntry
     from ocistream.serve.storage import Storage
+    from ocistream.streams.workers import Task
 
     #: The type in socketserver's methods; its datagram servers use a tuple.
     Connection: TypeAlias = socket.socket | tuple[bytes, socket.socket]
@@ -90,9 +92,9 @@ class Registry:
         """
         self.log = log
         self.auth = auth
-        self.large_push_slots = MemorySlots(limits.MAX_LARGE_PUSHES, limits.LARGE_PUSH_QUEUE_TIMEOUT)
+        self.large_push_slots = threading.BoundedSemaphore(limits.MAX_LARGE_PUSHES)
         self._tls = tls
-        self._thread: threading.Thread | None = None
+        self._task: Task[None] | None = None
         self._serving = False
         family, resolved = _resolve_listen_address(address, has_password=auth is not None)
         try:
@@ -156,33 +158,31 @@ class Registry:
     def start(self) -> None:
         """Serve in a separate thread, until `stop`."""
         self._serving = True
-        self._thread = threading.Thread(target=self._serve, name=f"registry {self.host}", daemon=True)
-        self._thread.start()
+        self._task = start(self._serve, f"registry {self.host}")
 
     def serve_forever(self) -> None:
         """Serve until an exception interrupts this thread, or another thread calls `stop`.
 
         After `start` it only waits: the other thread serves.
         """
-        if self._thread is not None:
-            self._thread.join()
+        if self._task is not None:
+            self._task.wait()
         else:
             self._serve()
 
     def stop(self) -> None:
         """Stop listening, cut all connections and discard unfinished uploads. May be called twice.
 
-        Do not call it from a signal handler in the serving thread, which would wait for itself: raise an exception
-        there.
+        Do not call it from a signal handler in the serving thread, which would wait for itself.
         """
         if self._serving:
             # On Linux this wakes the accepting thread; elsewhere it may fail.
             with contextlib.suppress(OSError):
                 self._server.socket.shutdown(socket.SHUT_RDWR)
             self._server.shutdown()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._task is not None:
+            self._task.wait()
+            self._task = None
         self._server.server_close()
         self._server.cut_connections()
         self.uploads.close()

@@ -8,34 +8,31 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from dataclasses import replace
+from collections import deque
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from ocistream import limits, notices
 from ocistream.archive.decompression import is_compressed
 from ocistream.archive.file_source import ArchiveFileSource
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.layout.index import REF_NAME, build_entries, entry_name_of
-from ocistream.layout.index_cache import IndexCache
+from ocistream.layout.index import REF_NAME, build_entries, build_index_fields, entry_name_of
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION
 from ocistream.oci.volumes import VOLUME_ANNOTATION
-from ocistream.serve.commit_queue import CommitQueue, CommitResult
-from ocistream.serve.errors import RequestRejectedError
 from ocistream.serve.http_handler import FileSection
-from ocistream.serve.image_names import repository_of_directory
+from ocistream.serve.image_index import ImageIndex, repository_of_directory
 from ocistream.streams import files
 from ocistream.streams.chunks import read_all, read_chunks, verify_chunks
 from ocistream.streams.paths import real_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from ocistream.streams.chunks import Chunk
 
 __all__ = [
     "ArchiveStorage",
@@ -120,39 +117,22 @@ _DEFAULT_TAG = "latest"
 
 
 class Storage(Protocol):
-    """Blobs by digest, and the entries of an `index.json`. Safe for several threads.
-
-    Methods that change the storage are called only if it is writable.
-    """
-
-    @property
-    def default_repository(self) -> str:
-        """The repository of images whose name states no repository."""
+    """Blobs by digest, and the entries of an `index.json`. Safe for several threads."""
 
     def operator_notices(self) -> list[str]:
         """Return lines for the operator about the storage."""
 
-    def index_version(self) -> tuple[int, ...]:
-        """Return a value that changes whenever the entries may have changed.
+    def index(self) -> ImageIndex:
+        """Return the present entries.
 
         Raises:
-            LocalDiskError: the index cannot be accessed.
+            LocalDiskError, ArchiveError: the index cannot be read.
         """
-
-    def list_entries(self) -> list[Descriptor]:
-        """Return the entries of `index.json`, in order."""
 
     def blob_size(self, digest: str) -> int | None:
         """Return a blob's size in bytes; None if it does not exist or is known to be corrupt.
 
         A corrupt blob counts as missing, so that a client that pushes it sends it again.
-        """
-
-    def is_intact(self, digest: str) -> bool:
-        """Return whether a blob matches its digest; it is hashed, unless that was done before.
-
-        Raises:
-            NotFoundError, ArchiveError, LocalDiskError: as `open_blob_section`.
         """
 
     def check_not_corrupt(self, digest: str) -> None:
@@ -180,44 +160,15 @@ class Storage(Protocol):
             IntegrityError: size or digest is wrong.
         """
 
-    def has_blob(self, descriptor: Descriptor) -> bool:
-        """Return whether the complete blob exists."""
 
-    def touch(self, digest: str) -> None:
-        """Protect a blob from `gc` while a client that needs it has not pushed the manifest yet."""
+@dataclass(eq=False)
+class _IndexChange:
+    """A queued change of the entries; see `DirectoryStorage.update_index`. `error` is raised in the caller's thread."""
 
-    def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> None:
-        """Store a blob."""
-
-    def delete_blob(self, digest: str) -> None:
-        """Delete a blob.
-
-        Raises:
-            NotFoundError: it does not exist.
-        """
-
-    def change_index(
-        self,
-        change: Callable[[list[Descriptor]], Sequence[Descriptor]],
-        on_committed: Callable[[Sequence[Descriptor]], None] | None = None,
-    ) -> None:
-        """Replace the entries by the result of `change`.
-
-        `on_committed` is called with the new entries once they are durable, before they can change again.
-        """
-
-
-class _IndexChange(CommitResult):
-    """A queued change of the entries; see `Storage.change_index`."""
-
-    def __init__(
-        self,
-        change: Callable[[list[Descriptor]], Sequence[Descriptor]],
-        on_committed: Callable[[Sequence[Descriptor]], None] | None,
-    ) -> None:
-        super().__init__()
-        self.change = change
-        self.then = on_committed
+    change: Callable[[ImageIndex], ImageIndex]
+    on_committed: Callable[[ImageIndex], None] | None
+    error: BaseException | None = None
+    is_done: bool = False
 
 
 class DirectoryStorage(LayoutDirectory):
@@ -229,61 +180,112 @@ class DirectoryStorage(LayoutDirectory):
     def __init__(self, path: Path) -> None:
         """Use the directory at `path`; nothing is read yet."""
         super().__init__(path)
-        self._index_cache = IndexCache(self)
-        self._changes: CommitQueue[_IndexChange] = CommitQueue(self._commit)
+        self._index_lock = threading.Lock()
+        #: The version of the file, and its entries.
+        self._index: tuple[tuple[int, ...], ImageIndex] | None = None
+        self._queue: deque[_IndexChange] = deque()
+        self._writing = threading.Lock()
         self._verifications = VerificationCache()
-
-    @property
-    def default_repository(self) -> str:
-        """The directory's name, converted to a repository name."""
-        return repository_of_directory(real_path(self.path).name)
 
     def operator_notices(self) -> list[str]:
         """Return a line if there is no image."""
-        return [] if self.list_entries() else [f"there is no image in {self.path} yet"]
+        return [] if self.index().entries else [f"there is no image in {self.path} yet"]
 
-    def index_version(self) -> tuple[int, ...]:
-        """Return the mtime, size and inode of `index.json`."""
-        path = self.path / "index.json"
-        with files.disk_errors(f"cannot read {path}"):
+    def index(self) -> ImageIndex:
+        """Return the entries of `index.json`; the file is read only if another process has changed it."""
+        with self._index_lock:
+            version = self._index_version()
+            if self._index is None or self._index[0] != version:
+                self._index = version, self._parse(self.read_raw_index())
+            return self._index[1]
+
+    def _index_version(self) -> tuple[int, ...]:
+        with files.disk_errors(f"cannot read {self.index_path}"):
             try:
-                status = path.lstat()
+                return _file_state(self.index_path.lstat())
             except FileNotFoundError:
                 return ()
-        return status.st_mtime_ns, status.st_size, status.st_ino
 
-    def list_entries(self) -> list[Descriptor]:
-        """Return the entries of `index.json`; the file is parsed only if another process has changed it."""
-        return list(self._index_cache.load().entries)
+    def _parse(self, raw: bytes | None) -> ImageIndex:
+        default_repository = repository_of_directory(real_path(self.path).name)
+        return ImageIndex(self.parse_index(raw).entries, default_repository, build_index_fields(raw), raw)
 
-    def change_index(
+    def update_index(
         self,
-        change: Callable[[list[Descriptor]], Sequence[Descriptor]],
-        on_committed: Callable[[Sequence[Descriptor]], None] | None = None,
+        change: Callable[[ImageIndex], ImageIndex],
+        on_committed: Callable[[ImageIndex], None] | None = None,
     ) -> None:
-        """Queue a change of the entries, and return when it is durable."""
-        self._changes.submit(_IndexChange(change, on_committed))
+        """Replace the entries by the result of `change`. When this returns, the new file is durable.
 
-    def _commit(self, take: Callable[[], Sequence[_IndexChange]]) -> None:
-        """Write a group of changes as one new `index.json`.
-
-        Each change gets the entries that the previous one returned.
+        `on_committed` is called with the new entries before they can change again.
         """
-        with self.lock_index():
-            index = self._index_cache.load()
-            applied = []
-            for change in take():
-                with change, files.disk_errors(f"cannot write {self.index_path}"):
-                    index = self._index_cache.with_entries(index, change.change(list(index.entries)))
-                    applied.append(change)
-            if not applied:
-                return
-            self.sync_blobs()
-            self._index_cache.write(index)
-            for change in applied:
-                if change.then is not None:
-                    with change:
-                        change.then(index.entries)
+        own = _IndexChange(change, on_committed)
+        self._queue.append(own)
+        # The thread that gets this lock writes the changes of all that wait for it.
+        with self._writing:
+            if not own.is_done:
+                self._write_queued()
+        if own.error is not None:
+            raise own.error
+
+    def _write_queued(self) -> None:
+        """Write the queued changes as one new `index.json`: a group costs one rewrite."""
+        group: list[_IndexChange] = []
+        try:
+            with self.lock_index():
+                # Only now: changes that arrived while another process had the lock are in the group.
+                self._take_queued(group)
+                self._commit(group)
+        except BaseException as error:  # noqa: BLE001 - each caller raises it
+            if not group:
+                # There was no lock. The queued changes wait for the same one, so they fail too.
+                self._take_queued(group)
+            for change in group:
+                change.error = change.error or error
+        finally:
+            for change in group:
+                change.is_done = True
+
+    def _take_queued(self, group: list[_IndexChange]) -> None:
+        while self._queue:
+            group.append(self._queue.popleft())
+
+    def _commit(self, group: Sequence[_IndexChange]) -> None:
+        """Apply each change to the entries that the previous one returned, and write the result.
+
+        A change that fails alone does not stop the others.
+        """
+        # Not by `index` alone: size, mtime and inode may be equal after two quick changes by another process.
+        index, raw = self.index(), self.read_raw_index()
+        if not index.is_content(raw):
+            index = self._parse(raw)
+        applied = []
+        for change in group:
+            try:
+                with files.disk_errors(f"cannot write {self.index_path}"):
+                    changed = change.change(index)
+                self.check_index_size(len(changed.entries), changed.size)
+            except Exception as error:  # noqa: BLE001 - its caller raises it
+                change.error = error
+            else:
+                index = changed
+                applied.append(change)
+        if not applied:
+            return
+        raw = index.raw()
+        self.check_index_size(len(index.entries), len(raw))
+        self.sync_blobs()
+        with files.atomic_file(self.index_path) as file:
+            files.write_all(file, raw)
+            version = _file_state(os.fstat(file.fileno()))
+        with self._index_lock:
+            self._index = version, index
+        for change in applied:
+            if change.on_committed is not None:
+                try:
+                    change.on_committed(index)
+                except Exception as error:  # noqa: BLE001 - its caller raises it
+                    change.error = error
 
     def blob_size(self, digest: str) -> int | None:
         """Return a blob's size in bytes; None if it does not exist or is known to be corrupt."""
@@ -388,7 +390,7 @@ class ArchiveStorage:
         self._synthesized: dict[str, bytes] = {}
         self._operator_notices: list[str] = []
         try:
-            self._entries = self._name_only_image(self._read_entries())
+            self._index = ImageIndex(self._name_only_image(self._read_entries()), self.default_repository)
         except BaseException:
             self._source.close()
             raise
@@ -401,13 +403,9 @@ class ArchiveStorage:
         """Return the line about an image that got its name here."""
         return self._operator_notices
 
-    def index_version(self) -> tuple[int, ...]:
-        """Return a constant: an archive never changes."""
-        return ()
-
-    def list_entries(self) -> list[Descriptor]:
+    def index(self) -> ImageIndex:
         """Return the entries of the archive."""
-        return self._entries
+        return self._index
 
     def blob_size(self, digest: str) -> int | None:
         """Return a blob's size in bytes, or None."""
@@ -436,39 +434,8 @@ class ArchiveStorage:
             raise self._blob_not_found_error(descriptor.digest)
         return read_all(verify_chunks(blob.open(), descriptor))
 
-    def has_blob(self, descriptor: Descriptor) -> bool:
-        """Return whether a blob of this size exists."""
-        return self.blob_size(descriptor.digest) == descriptor.size
-
-    def is_intact(self, digest: str) -> NoReturn:
-        """Raise: only a push asks for this."""
-        del digest
-        raise _read_only_error()
-
     def check_not_corrupt(self, digest: str) -> None:
         """Do nothing: every read of an archive is verified, and no result is stored."""
-
-    def touch(self, digest: str) -> None:
-        """Do nothing: no blob is ever deleted."""
-
-    def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> NoReturn:
-        """Raise: an archive is read-only."""
-        del digest, verified_chunks
-        raise _read_only_error()
-
-    def delete_blob(self, digest: str) -> NoReturn:
-        """Raise: an archive is read-only."""
-        del digest
-        raise _read_only_error()
-
-    def change_index(
-        self,
-        change: Callable[[list[Descriptor]], Sequence[Descriptor]],
-        on_committed: Callable[[Sequence[Descriptor]], None] | None = None,
-    ) -> NoReturn:
-        """Raise: an archive is read-only."""
-        del change, on_committed
-        raise _read_only_error()
 
     def _read_entries(self) -> list[Descriptor]:
         if (graph := self._source.build_docker_graph()) is not None:
@@ -509,7 +476,3 @@ class ArchiveStorage:
 
     def _blob_not_found_error(self, digest: str) -> NotFoundError:
         return NotFoundError(f"there is no blob {digest} in {self._what}")
-
-
-def _read_only_error() -> RequestRejectedError:
-    return RequestRejectedError(405, "UNSUPPORTED", "what is served lies in an archive, which cannot be changed")

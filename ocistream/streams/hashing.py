@@ -7,6 +7,8 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
+from ocistream.streams.workers import start
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -46,12 +48,10 @@ class ThreadedHasher:
         #: Chunks passed to `update` and not hashed yet.
         self._pending = 0
         self._is_closed = False
-        # A daemon thread, so that an interrupted process does not wait for it.
-        self._thread = threading.Thread(target=self._work, name="hash", daemon=True)
 
     def __enter__(self) -> Self:
         """Start the thread."""
-        self._thread.start()
+        start(self._work, "hash")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -47,8 +47,8 @@ class ReadBuffers:
 
     def __init__(self) -> None:
         """Start without readers."""
-        self._lock = threading.Lock()
-        self._is_large_in_use = False
+        #: Locked while a reader has the large buffers.
+        self._large = threading.Lock()
 
     @contextlib.contextmanager
     def borrow(self) -> Iterator[Iterator[memoryview]]:
@@ -57,14 +57,12 @@ class ReadBuffers:
         No other reader reuses them: after a failure the last chunk may still be hashed. The memory is freed with the
         last view.
         """
-        with self._lock:
-            is_alone, self._is_large_in_use = not self._is_large_in_use, True
+        is_alone = self._large.acquire(blocking=False)
         try:
             yield _alternate(limits.READ_BUFFER if is_alone else limits.CHUNK_SIZE)
         finally:
             if is_alone:
-                with self._lock:
-                    self._is_large_in_use = False
+                self._large.release()
 
 
 def _alternate(size: int) -> Iterator[memoryview]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import math
 import os
 import re
 import stat
@@ -297,12 +296,18 @@ def _shorten(name: str, extra: int) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def clean_up_unfinished() -> None:
-    """Keep or remove the files of threads that cannot do it: the process ends without waiting for them."""
-    with _lock:
-        unfinished = list(_unfinished)
-    for partial in unfinished:
-        partial.keep_or_remove()
+def clean_up_unfinished(*, ends_process: bool = False) -> None:
+    """Keep or remove the files of threads that cannot do it: the caller does not wait for them.
+
+    If `ends_process`, no thread can create a file afterwards: it waits until the process ends.
+    """
+    _lock.acquire()
+    try:
+        for partial in _unfinished:
+            partial.keep_or_remove()
+    finally:
+        if not ends_process:
+            _lock.release()
 
 
 def kept_files() -> dict[Path, int]:
@@ -321,17 +326,9 @@ def _open_partial(path: Path, flags: int, mode: int, *, is_resumable: bool) -> P
     Raises:
         OSError: as `os.open` does.
     """
-    try:
+    with _lock:
         partial = PartialFile(path, FileIO(os.open(path, flags, mode), "r+b"), is_resumable)
-        with _lock:
-            _unfinished.add(partial)
-    except OSError:
-        raise
-    except BaseException:
-        # A signal came after the file was created and before it was registered, so find it by its path.
-        with contextlib.suppress(OSError):
-            _remove_unlocked(path, below=limits.MIN_PARTIAL_SIZE)
-        raise
+        _unfinished.add(partial)
     return partial
 
 
@@ -364,19 +361,12 @@ def _is_same_file(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _remove_unlocked(
-    path: Path, *, older_than: float = 0.0, below: float = math.inf, dry_run: bool = False
-) -> int | None:
-    """Remove a file that no process is writing, if it is old and small enough; return its size in bytes.
-
-    `older_than` is in seconds, `below` in bytes.
-    """
+def _remove_unlocked(path: Path, *, older_than: float, dry_run: bool) -> int | None:
+    """Remove a file that no process is writing, if it is older than so many seconds; return its size in bytes."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
-        is_removable = (
-            status.st_mtime <= time.time() - older_than and status.st_size < below and not _refusal_reason(status)
-        )
+        is_removable = status.st_mtime <= time.time() - older_than and not _refusal_reason(status)
         if not is_removable or not _try_lock(descriptor) or not _is_same_file(path, descriptor):
             return None
         if not dry_run:

@@ -39,7 +39,9 @@ def status(path: str | Path, *, follow: bool = True) -> os.stat_result | None:
         UsageError: the path has a NUL.
     """
     try:
-        return Path(path).stat(follow_symlinks=follow)
+        path = path if isinstance(path, Path) else Path(path)
+        # Not `Path.stat`, which takes longer than the kernel: a manifest may list ten thousand blobs.
+        return os.stat(path, follow_symlinks=follow)  # noqa: PTH116 - see above
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -1,6 +1,7 @@
-"""Run work in threads: one function for many items, or one function in a thread of its own.
+"""Worker threads: the only place that starts threads, and the waits for them.
 
-The first failure cancels all threads.
+Workers are daemons: a process does not wait for one that is blocked on a socket. Not a ThreadPoolExecutor: at exit
+Python waits for its threads, so a stalled socket would delay the exit by a minute.
 """
 
 from __future__ import annotations
@@ -16,50 +17,98 @@ from ocistream.errors import CancelledError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["DEFAULT_JOBS", "run_each", "run_in_thread", "wait_for_threads"]
+__all__ = ["DEFAULT_JOBS", "Task", "run_each", "run_in_thread", "start", "wait_to_settle"]
 
 #: Number of parallel jobs. More connections cost memory and gain little on one line.
 DEFAULT_JOBS: Final = 4
-#: Seconds for threads to clean up after a failure or an interruption.
-_CLEANUP_TIMEOUT = 3.0
-#: The same while an upload can be ended so that the registry keeps the bytes that it has.
-_UPLOAD_CLEANUP_TIMEOUT = 10.0
+#: Seconds for workers to clean up after a failure or a cancellation; a worker that needs longer is blocked.
+_CLEANUP_TIMEOUT: Final = 3.0
+#: The same for work that is abandoned at an interruption.
+_ABANDON_TIMEOUT: Final = 0.5
 #: Seconds before the user is told why the process waits.
-_NOTICE_DELAY = 1.0
-#: Seconds between two checks whether another thread has failed.
-_POLL_INTERVAL = 0.2
+_NOTICE_DELAY: Final = 1.0
+#: Seconds between two checks whether another thread has failed, or the work was cancelled.
+_POLL_INTERVAL: Final = 0.1
 
 _T = TypeVar("_T")
 
 
-def run_in_thread(work: Callable[[], _T], cancelled: threading.Event) -> _T:
-    """Run a function in a thread of its own, and return its result or raise its exception.
+class Task(Generic[_T]):
+    """Work in a worker thread, and its result."""
 
-    An interruption is raised here: it sets `cancelled`, and the function has a few seconds to end in order.
-    """
-    results: list[_T] = []
-    failures: list[BaseException] = []
+    def __init__(self, work: Callable[[], _T], on_end: Callable[[], None] | None) -> None:
+        """Take the work; `start` runs it."""
+        self._work = work
+        self._on_end = on_end
+        self._ended = threading.Event()
+        self._results: list[_T] = []
+        self._failure: BaseException | None = None
 
-    def run() -> None:
+    def run(self) -> None:
+        """Do the work in this thread."""
         try:
-            results.append(work())
+            self._results.append(self._work())
         except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
-            failures.append(error)
+            self._failure = error
+        del self._work
+        self._ended.set()
+        if self._on_end is not None:
+            self._on_end()
 
-    thread = threading.Thread(target=run, daemon=True)
+    @property
+    def is_done(self) -> bool:
+        """Whether the work has ended."""
+        return self._ended.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the work has ended, or `timeout` seconds; return whether it has ended."""
+        return self._ended.wait(timeout)
+
+    def result(self) -> _T:
+        """Wait for the end; return the result of the work or raise its exception. Call it once."""
+        self._ended.wait()
+        # The traceback refers to this object: a cycle would keep sockets open until the next garbage collection.
+        failure, self._failure = self._failure, None
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure
+        return self._results[0]
+
+
+def start(work: Callable[[], _T], name: str = "worker", *, on_end: Callable[[], None] | None = None) -> Task[_T]:
+    """Run a function in a worker thread of this name. `on_end` is called there after the work has ended.
+
+    Raises:
+        RuntimeError: the system allows no more threads.
+    """
+    task = Task(work, on_end)
+    threading.Thread(target=task.run, name=name, daemon=True).start()
+    return task
+
+
+def run_in_thread(work: Callable[[], _T], cancelled: threading.Event, *, abandons: bool = False) -> _T:
+    """Run a function in a worker thread; return its result or raise its exception.
+
+    Ctrl-C is raised here, not in the work: then `cancelled` is set, and the work has a moment to end in order. With
+    `abandons` the same holds if another thread sets `cancelled`; otherwise the work is then waited for.
+
+    Raises:
+        CancelledError: the work was abandoned.
+    """
+    task = start(work)
     try:
-        thread.start()
-        while thread.is_alive():
-            _join(thread, _POLL_INTERVAL, cancelled)
-        # The thread may have ended before the first check: raise an interruption that waits for this call.
-        cancelled.wait(0)
-    except BaseException:
+        while not task.wait(_POLL_INTERVAL if abandons else None):
+            if cancelled.is_set():
+                wait_to_settle([task], _ABANDON_TIMEOUT)
+                if not task.is_done:
+                    raise CancelledError("cancelled")
+    except KeyboardInterrupt:
         cancelled.set()
-        wait_for_threads([thread], cancelled)
+        wait_to_settle([task], _ABANDON_TIMEOUT)
         raise
-    for failure in failures:
-        raise failure
-    return results[0]
+    return task.result()
 
 
 def run_each(
@@ -87,42 +136,31 @@ def run_each(
                 raise CancelledError("cancelled")
             work(item)
         return
-    _Workers(work, iter(items), cancelled, sets_cancelled=sets_cancelled).run(jobs)
+    _SharedItems(work, iter(items), cancelled, sets_cancelled=sets_cancelled).run(jobs)
 
 
-def wait_for_threads(threads: Sequence[threading.Thread], cancelled: threading.Event) -> None:
-    """Wait a few seconds for cancelled threads to clean up; do not wait for threads that are blocked on a socket.
+def wait_to_settle(tasks: Sequence[Task[_T]], timeout: float = _CLEANUP_TIMEOUT) -> None:
+    """Wait a moment for cancelled tasks to clean up; do not wait for tasks that are blocked on a socket.
 
     An upload that can end its request has longer: the registry's response says where the next run resumes.
     """
-    started_at = time.monotonic()
-    for thread in threads:
-        while thread.is_alive():
-            can_end = open_uploads.can_any_end()
-            waited = time.monotonic() - started_at
-            if can_end and waited >= _NOTICE_DELAY:
-                notices.notify(
-                    f"ending uploads so that they can be resumed (at most {_UPLOAD_CLEANUP_TIMEOUT:.0f} s; "
-                    "interrupt again to stop at once)"
-                )
-            if (remaining := (_UPLOAD_CLEANUP_TIMEOUT if can_end else _CLEANUP_TIMEOUT) - waited) <= 0:
-                return
-            _join(thread, min(remaining, _POLL_INTERVAL), cancelled)
+    started_at = busy_at = time.monotonic()
+    while pending := [task for task in tasks if not task.is_done]:
+        now = time.monotonic()
+        if now - started_at < open_uploads.settle_timeout():
+            busy_at = now
+        elif now - busy_at >= timeout:
+            return
+        if now - started_at >= _NOTICE_DELAY and open_uploads.can_any_end():
+            notices.notify(
+                f"ending uploads so that they can be resumed (at most {open_uploads.END_REQUEST_TIMEOUT:.0f} s; "
+                "interrupt again to stop at once)"
+            )
+        pending[0].wait(_POLL_INTERVAL)
 
 
-def _join(thread: threading.Thread, seconds: float, cancelled: threading.Event) -> None:
-    """Wait for the end of a thread, then raise an interruption if there was one."""
-    thread.join(seconds)
-    # Not during `join`: the exception would make it treat the thread as ended (Python 3.11 and 3.12).
-    cancelled.wait(0)
-
-
-class _Workers(Generic[_T]):
-    """Threads that share one iterator of items.
-
-    They are daemons, so that an interrupted process does not wait for a socket. Not a ThreadPoolExecutor: at exit
-    Python waits for its threads, even if they are cancelled, so a stalled socket would delay Ctrl-C by a minute.
-    """
+class _SharedItems(Generic[_T]):
+    """Items that several workers take from one iterator."""
 
     def __init__(
         self, work: Callable[[_T], None], items: Iterator[_T], cancelled: threading.Event, *, sets_cancelled: bool
@@ -136,24 +174,22 @@ class _Workers(Generic[_T]):
         self._failure: BaseException | None = None
 
     def run(self, jobs: int) -> None:
-        threads = [threading.Thread(target=self._loop, daemon=True) for _ in range(jobs)]
+        tasks: list[Task[None]] = []
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                # Stop waiting for a stalled thread when another one has failed.
-                while thread.is_alive() and self._failure is None:
-                    _join(thread, _POLL_INTERVAL, self._cancelled)
-            # All threads may have ended before the loop: raise an interruption that waits for this call.
-            self._cancelled.wait(0)
-        except BaseException:
+            for _ in range(jobs):
+                tasks.append(start(self._loop))  # noqa: PERF401 - if one cannot start, the others are stopped
+        except RuntimeError:
             self._cancelled.set()
-            wait_for_threads(threads, self._cancelled)
+            wait_to_settle(tasks)
             raise
+        for task in tasks:
+            # Stop waiting for a stalled worker when another one has failed.
+            while not task.wait(_POLL_INTERVAL) and self._failure is None and not self._cancelled.is_set():
+                pass
+        wait_to_settle(tasks)
         if self._failure is not None:
-            wait_for_threads(threads, self._cancelled)
             raise self._failure
-        if not self._is_exhausted:
+        if not self._is_exhausted or not all(task.is_done for task in tasks):
             raise CancelledError("cancelled")
 
     def _loop(self) -> None:

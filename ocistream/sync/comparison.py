@@ -259,7 +259,6 @@ class _UnreachableRegistries:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         #: Failures in a row, the time of the last one or of the next try (monotonic seconds), and the last error.
         self._failures: dict[str, tuple[int, float, NetworkError]] = {}
 
@@ -287,20 +286,19 @@ class _UnreachableRegistries:
             self._add_result(registry, None)
 
     def _check(self, registry: str) -> None:
-        with self._lock:
-            count, since, error = self._failures.get(registry, (0, 0.0, None))
-            if count < _MAX_FAILURES or error is None:
-                return
-            now = monotonic()
-            if now - since < _SKIP_SECONDS:
-                msg = f"{registry} is left alone: it could not be reached for {count} images in a row: {error.message}"
-                raise NetworkError(msg, hint="run the same command again when it can be")
-            # This image checks whether the registry can be reached again.
-            self._failures[registry] = (count, now, error)
+        count, since, error = self._failures.get(registry, (0, 0.0, None))
+        if count < _MAX_FAILURES or error is None:
+            return
+        now = monotonic()
+        if now - since < _SKIP_SECONDS:
+            msg = f"{registry} is left alone: it could not be reached for {count} images in a row: {error.message}"
+            raise NetworkError(msg, hint="run the same command again when it can be")
+        # This image checks whether the registry can be reached again.
+        self._failures[registry] = (count, now, error)
 
     def _add_result(self, registry: str, error: NetworkError | None) -> None:
-        with self._lock:
-            if error is None:
-                self._failures.pop(registry, None)
-            else:
-                self._failures[registry] = (self._failures.get(registry, (0,))[0] + 1, monotonic(), error)
+        # Not locked: if a failure is not counted, one more image is tried.
+        if error is None:
+            self._failures.pop(registry, None)
+        else:
+            self._failures[registry] = (self._failures.get(registry, (0,))[0] + 1, monotonic(), error)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import threading
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.archive.destination import ArchiveDestination
 from ocistream.archive.outputs import open_stream_output
-from ocistream.errors import OcistreamError, UnsupportedError
+from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
 from ocistream.layout.image_selection import report_untagged, select_all_images
 from ocistream.layout.index import select_existing_images, tag_of
 from ocistream.locations import Selection, is_layout_destination, open_destination
@@ -36,6 +35,7 @@ from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
 from ocistream.transfer.incomplete_indexes import limit_to_source
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterable, Sequence
 
     from ocistream.locations import OpenContext
@@ -75,6 +75,7 @@ class SyncRun:
         self._on_result = on_result
         self._jobs = jobs
         self._create_cancel_event = create_cancel_event
+        self._cancelled = create_cancel_event()
         self._comparer = ImageComparer(context, create_cancel_event=create_cancel_event, check_push=check_push)
         self._progress = SyncProgress(observer)
         self._copier = ImageCopier(
@@ -122,6 +123,9 @@ class SyncRun:
 
     def _report(self, results: Iterable[SyncResult]) -> None:
         for result in results:
+            if self._cancelled.is_set():
+                # A failure may be the consequence of the cancellation.
+                raise CancelledError("cancelled")
             self._on_result(result)
 
     # -- list images ---------------------------------------------------------------------------------------
@@ -136,10 +140,10 @@ class SyncRun:
             try:
                 copies.append(EntryCopies(entry, () if entry.has_one_image else self._list_names(entry)))
             except OcistreamError as error:
-                for destination in entry.destinations:
-                    self._on_result(
-                        SyncResult(entry.source.location.text, destination.location.text, "failed", error=error)
-                    )
+                self._report(
+                    SyncResult(entry.source.location.text, destination.location.text, "failed", error=error)
+                    for destination in entry.destinations
+                )
         return copies
 
     def _list_names(self, entry: SyncEntry) -> Sequence[str]:
@@ -353,20 +357,17 @@ class _StoredBlobs:
     """A repository of each registry that has a blob, for the newest blobs of this run."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         #: By a hash of registry and digest. If two collide, a mount fails, and the blob is sent.
         self._repositories: dict[int, str] = {}
 
     def add(self, reference: Reference, blobs: Sequence[Descriptor]) -> None:
-        with self._lock:
-            for blob in blobs:
-                self._repositories.setdefault(hash((reference.registry, blob.digest)), reference.repository)
-            while len(self._repositories) > limits.MAX_TRACKED_BLOBS:
-                del self._repositories[next(iter(self._repositories))]
+        for blob in blobs:
+            self._repositories.setdefault(hash((reference.registry, blob.digest)), reference.repository)
+        while len(self._repositories) > limits.MAX_TRACKED_BLOBS:
+            del self._repositories[next(iter(self._repositories))]
 
     def find_repositories(self, reference: Reference, digest: str) -> Sequence[str]:
-        with self._lock:
-            repository = self._repositories.get(hash((reference.registry, digest)))
+        repository = self._repositories.get(hash((reference.registry, digest)))
         return () if repository is None else (repository,)
 
 

@@ -14,9 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, IntegrityError, TruncatedError, UnsupportedError
+from ocistream.errors import ArchiveError, CancelledError, IntegrityError, TruncatedError, UnsupportedError
 from ocistream.oci.referrers import RECOMPRESSED
-from ocistream.streams.workers import DEFAULT_JOBS, run_each, run_in_thread
+from ocistream.streams.workers import DEFAULT_JOBS, run_each
 from ocistream.transfer.blob_plan import Action, find_recompressed, plan_blobs
 from ocistream.transfer.blob_writer import BlobWriter
 from ocistream.transfer.config_checks import ConfigChecker, with_config_check
@@ -118,9 +118,10 @@ class _Copy:
 
     def run(self) -> Report:
         started_at = time.monotonic()
-        is_remote = self.destination.traits.is_remote
-        report = run_in_thread(self.move_all, self.cancelled) if is_remote else self.move_all()
-        # Commit in this thread, not in the other one: after an interruption nothing may become visible.
+        report = self.move_all()
+        if self.cancelled.is_set():
+            # After an interruption nothing may become visible.
+            raise CancelledError("cancelled")
         self.destination.commit(report.graph)
         report.seconds = time.monotonic() - started_at
         return report

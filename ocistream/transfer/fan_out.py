@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
-from ocistream.streams.workers import wait_for_threads
+from ocistream.streams.workers import start, wait_to_settle
 from ocistream.transfer.interfaces import MountingDestination, Traits
 from ocistream.transfer.verified_blobs import map_chunks, require_complete
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk, Closeable
+    from ocistream.streams.workers import Task
     from ocistream.transfer.interfaces import Destination, Source, VerifiedBlob
 
 __all__ = ["FanOutBranch", "FanOutDestination"]
@@ -73,7 +75,6 @@ class FanOutDestination:
             accepts_early=False,
             can_omit=all(each.can_omit for each in traits),
             can_retry=all(each.can_retry for each in traits),
-            is_remote=any(each.is_remote for each in traits),
             buffer_size=sum(each.buffer_size for each in traits),
         )
 
@@ -306,22 +307,17 @@ class _Broadcast:
 
         Raise the source's error, or an unexpected one of a reader.
         """
-        threads = [
-            threading.Thread(target=self._run_one, args=(number, task), daemon=True)
-            for number, task in enumerate(tasks)
-        ]
+        readers: list[Task[None]] = []
         try:
-            for thread in threads:
-                thread.start()
+            for number, task in enumerate(tasks):
+                readers.append(start(partial(self._run_one, number, task)))
             self._publish_all()
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(_POLL_INTERVAL)
-                    # An interruption raises here, in the main thread.
-                    self._cancelled.wait(0)
+            for reader in readers:
+                while not reader.wait(_POLL_INTERVAL):
+                    self._check_cancelled()
         except BaseException as error:
             self._end(error)
-            wait_for_threads(threads, self._cancelled)
+            wait_to_settle(readers)
             raise
         for failure in (*self._unexpected, *self.source_failures):
             raise failure
@@ -380,8 +376,11 @@ class _Broadcast:
                 if not self._busy:
                     return bool(self._readers)
                 self._changed.wait(_POLL_INTERVAL)
-            if self._cancelled.wait(0):
-                raise CancelledError("stopped")
+            self._check_cancelled()
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise CancelledError("stopped")
 
     def _read(self, number: int) -> Iterator[Chunk]:
         sequence = 0

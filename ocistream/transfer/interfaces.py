@@ -240,8 +240,6 @@ class Traits:
     `accepts_parts`: a blob may be written part by part, in order, in several runs.
     `can_retry`: nothing stays of a blob whose chunks raised, so that it can be written again. A pipe takes nothing
     back.
-    `is_remote`: it loses less if it is told of an interruption instead of being torn down. It is written to in a thread
-    of its own, where signals do not raise.
     `buffer_size`: bytes of memory for each blob under way, which prefetching must not use.
     """
 
@@ -251,7 +249,6 @@ class Traits:
     can_omit: bool = False
     accepts_parts: bool = False
     can_retry: bool = True
-    is_remote: bool = False
     buffer_size: int = 0
 
 

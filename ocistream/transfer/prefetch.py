@@ -17,6 +17,7 @@ from ocistream import limits
 from ocistream.errors import CancelledError
 from ocistream.streams.chunks import closing_chunks
 from ocistream.streams.memory import allocate_buffer
+from ocistream.streams.workers import start
 from ocistream.transfer.interfaces import RecoverableBlob
 
 if TYPE_CHECKING:
@@ -396,8 +397,7 @@ class Segment:
 class SegmentFetcher:
     """Fetches segments over parallel connections, each with a buffer that is allocated when first needed.
 
-    `on_failure` is called, in a worker thread, when a segment could not be fetched. Threads start when needed and are
-    daemons: an interrupted process does not wait for a socket.
+    `on_failure` is called, in a worker thread, when a segment could not be fetched. Workers start when needed.
     """
 
     def __init__(self, connections: int, size: int, cancelled: threading.Event, on_failure: Callable[[], None]) -> None:
@@ -406,14 +406,11 @@ class SegmentFetcher:
         self.connections = connections
         self._cancelled = cancelled
         self._on_failure = on_failure
-        lock = threading.RLock()
-        #: One condition for readers, another for the threads, which should not wake at every byte.
-        self.changed = threading.Condition(lock)
-        self._work_available = threading.Condition(lock)
+        #: Readers wait for bytes. It is locked recursively.
+        self.changed = threading.Condition()
         self._free: list[memoryview] = []
         self._buffer_count = 0
-        self._idle = 0
-        self._threads = 0
+        self._workers = 0
         self._waiting: list[Segment] = []
         self._is_closed = False
 
@@ -431,10 +428,9 @@ class SegmentFetcher:
             segment.view = allocate_buffer(self.segment_size)
             self._buffer_count += 1
         self._waiting.append(segment)
-        if len(self._waiting) > self._idle and self._threads < self.connections:
-            self._threads += 1
-            threading.Thread(target=self._work, name=f"lane {self._threads}", daemon=True).start()
-        self._work_available.notify()
+        if self._workers < self.connections:
+            self._workers += 1
+            start(self._work, "prefetch")
 
     def discard(self, segment: Segment) -> None:
         """Discard a segment in any state, so that its buffer is free for another."""
@@ -465,8 +461,7 @@ class SegmentFetcher:
         """
         with self.changed:
             while segment.filled == taken and not segment.is_done:
-                # `wait(0)` instead of `is_set`: the main thread waits here and handles signals (`cli.signals`).
-                if self._cancelled.wait(0):
+                if self._cancelled.is_set():
                     msg = "cancelled"
                     raise CancelledError(msg)
                 segment.is_awaited = True
@@ -481,7 +476,6 @@ class SegmentFetcher:
         with self.changed:
             self._is_closed = True
             self._waiting.clear()
-            self._work_available.notify_all()
 
     # -- the threads --------------------------------------------------------------------------------------
 
@@ -504,16 +498,10 @@ class SegmentFetcher:
 
     def _next(self) -> Segment | None:
         with self.changed:
-            self._idle += 1
-            try:
-                while not self._waiting:
-                    if self._is_closed or self._cancelled.is_set():
-                        self._threads -= 1
-                        return None
-                    self._work_available.wait(_POLL_INTERVAL)
+            if self._waiting and not self._cancelled.is_set():
                 return self._waiting.pop(0)
-            finally:
-                self._idle -= 1
+            self._workers -= 1
+            return None
 
     def _fill(self, segment: Segment) -> None:
         """Fetch a segment, as far as it arrives and is wanted."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -98,7 +97,6 @@ class Recompressor:
         self._results: dict[str, RecompressedLayer] = {}
         self._result_digests: set[str] = set()
         self._diff_ids: dict[str, tuple[str, ...]] = {}
-        self._lock = threading.Lock()
 
     def find_layers(self, graph: Graph) -> dict[str, Descriptor]:
         """Return the layers to recompress, by digest.
@@ -204,9 +202,8 @@ class Recompressor:
 
     def add_result(self, result: RecompressedLayer) -> None:
         """Store the result of a layer."""
-        with self._lock:
-            self._results[result.source.digest] = result
-            self._result_digests.add(result.result.digest)
+        self._results[result.source.digest] = result
+        self._result_digests.add(result.result.digest)
 
     def is_result(self, digest: str) -> bool:
         """Return whether a layer was recompressed into this blob."""

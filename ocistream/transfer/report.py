@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,7 +44,6 @@ class BlobResults:
     def __init__(self, observer: Observer) -> None:
         """Start without results."""
         self._observer = observer
-        self._lock = threading.Lock()
         self._by_digest: dict[str, BlobResult] = {}
 
     def find(self, digest: str) -> BlobResult | None:
@@ -54,8 +52,7 @@ class BlobResults:
 
     def add(self, descriptor: Descriptor, status: str, counted: int = 0, *, resumed: int = 0) -> None:
         """Add the result of a blob. `counted` is how many of its bytes were counted while they were read."""
-        with self._lock:
-            self._by_digest[descriptor.digest] = BlobResult(descriptor, status, resumed_size=resumed)
+        self._by_digest[descriptor.digest] = BlobResult(descriptor, status, resumed_size=resumed)
         # Bytes that were not read count as moved too, so that the total is reached.
         self._observer.advance(descriptor.size - counted)
         self._observer.done(descriptor, status)

@@ -308,7 +308,6 @@ class BlobChecker:
         self._deep = deep
         self._max_ratio = max_ratio
         self._cancelled = cancelled
-        self._lock = threading.Lock()
         self._spill_file = _SpillFile()
         self.sizes: dict[str, int] = {}
         self.errors: dict[str, OcistreamError] = {}
@@ -406,12 +405,11 @@ class BlobChecker:
     ) -> None:
         if isinstance(error, ArchiveError | UnsupportedError):
             error = type(error)(f"{descriptor.digest}: {error.message}", hint=error.hint)
-        with self._lock:
-            self.sizes[descriptor.digest] = descriptor.size
-            if error is not None:
-                self.errors[descriptor.digest] = error
-            if plain is not None:
-                self.plain_layers[descriptor.digest] = plain
+        self.sizes[descriptor.digest] = descriptor.size
+        if error is not None:
+            self.errors[descriptor.digest] = error
+        if plain is not None:
+            self.plain_layers[descriptor.digest] = plain
         self._observer.done(descriptor, "verified")
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -460,6 +461,29 @@ def test_a_copy_that_waits_for_a_registry_is_cancelled_alone(tmp_path: Path, lay
             cancelled.set()
             assert isinstance(waiting.exception(timeout=100), ocistream.CancelledError)
             assert client.copy(f"{registry.host}/other:1", tmp_path / "other.tar").images
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_in_a_script_is_raised_where_the_script_waits(
+    tmp_path: Path, layout: Layout, registry: FaultyRegistry
+) -> None:
+    seed(layout, layout.image([os.urandom(4_000_000)], name="app"), registry.host, "app", "1")
+    registry.faults.append(Fault(Stall(after=1_000_000), "GET", BLOBS, times=None, skip=1))
+    program = f"""
+import ocistream
+
+try:
+    ocistream.copy("{registry.host}/app:1", "{tmp_path}/app.tar")
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-P", "-c", program], stdout=subprocess.PIPE) as process:
+        while not [request for request in registry.requests if request.fault]:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, b"interrupted\n")
+    assert not (tmp_path / "app.tar").exists()
 
 
 def test_errors_have_the_exit_codes_and_hints_of_the_command(tmp_path: Path, registry: FaultyRegistry) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from tests.runner import TIMEOUT, Argument, command
+from tests.runner import TIMEOUT, Argument, forking_command
 
 _SIZE: Final = (24, 100)
 #: Seconds until a moment must have come: far more than it takes.
@@ -41,7 +41,7 @@ def on_terminal(
     piped_into: Sequence[Argument] | None = None,
     piped_into_program: Sequence[Argument] | None = None,
 ) -> Seen:
-    """Run `ocistream *argv` with a terminal as its `streams`; the others are a pipe (stdout) or nothing.
+    """Run `ocistream *argv` in a fork with a terminal as its `streams`; the others are a pipe (stdout) or nothing.
 
     With `piped_into` it is `ocistream *argv | ocistream *piped_into`, as a shell has it, on one terminal; with
     `piped_into_program` the second is any other program.
@@ -52,9 +52,9 @@ def on_terminal(
     """
     ours, theirs = pty.openpty()
     resize(theirs, *size)
-    line = [*command(), *map(str, argv)]
+    line = [*forking_command(), *map(str, argv)]
     if piped_into is not None:
-        piped_into_program = [*command(), *piped_into]
+        piped_into_program = [*forking_command(), *piped_into]
     if piped_into_program is not None:
         line = ["sh", "-c", f"{shlex.join(line)} | {shlex.join(map(str, piped_into_program))}"]
     process = subprocess.Popen(

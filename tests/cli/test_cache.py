@@ -12,7 +12,6 @@ from typing import Final
 import pytest
 
 from tests.cli import assertions
-from tests.cli.privileges import without_privileges
 from tests.faulty_registry import Fault, FaultyRegistry, Flip, Header, Stall, refusal
 from tests.images import Descriptor, Layout, two_platforms
 from tests.registry_http import seed
@@ -373,7 +372,7 @@ def test_one_that_cannot_be_written_costs_nothing_but_a_note(
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o555)
     name, target = f"{registry.host}/app:1", tmp_path / "x.tar"
-    result = without_privileges("pull", name, "--no-referrers", "--cache", cache, "-o", target)
+    result = ocistream("pull", name, "--no-referrers", "--cache", cache, "-o", target, unprivileged=True)
     assertions.success(result)
     assert result.err.count("nothing more is kept in the cache") == 1
     assert target.read_bytes() == pull(registry).out
@@ -385,7 +384,7 @@ def test_one_that_cannot_be_written_is_read(registry: FaultyRegistry, cache: Pat
     for path in (cache, *cache.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     registry.requests.clear()
-    result = without_privileges("pull", f"{registry.host}/app:1", "--no-referrers", "--cache", cache)
+    result = ocistream("pull", f"{registry.host}/app:1", "--no-referrers", "--cache", cache, unprivileged=True)
     assert (result.code, result.out, fetched(registry)) == (0, plain, [blobs[1]])
 
 
@@ -393,7 +392,7 @@ def test_one_that_cannot_be_read_costs_nothing_but_a_note(registry: FaultyRegist
     plain = pull(registry, "--cache", cache).out
     cache.chmod(0)
     try:
-        result = without_privileges("pull", f"{registry.host}/app:1", "--no-referrers", "--cache", cache)
+        result = ocistream("pull", f"{registry.host}/app:1", "--no-referrers", "--cache", cache, unprivileged=True)
     finally:
         cache.chmod(0o755)
     assert (result.code, result.out) == (0, plain)

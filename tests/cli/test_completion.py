@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from tests.cli import assertions
 from tests.cli.commands import commands
 from tests.peers import need
-from tests.runner import command, ocistream
+from tests.runner import forking_command, ocistream
 
 #: How each begins without files of its user's, and what loads the script there. What is typed is shown by the terminal
 #: as it is, so the prompt is something that only a shell can have made up.
@@ -37,9 +38,12 @@ def typed(shell: str, folder: Path, dialogue: Sequence[tuple[str, str]]) -> None
     need(shell)
     options, setup = SHELLS[shell]
     terminal, theirs = pty.openpty()
-    ours = str(Path(command()[0]).parent)
+    (folder / "bin").mkdir()
+    program = folder / "bin" / "ocistream"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(forking_command())} "$@"\n')
+    program.chmod(0o755)
     # "dumb": no colours, and nothing is drawn in advance. setsid makes the terminal the shell's own, and becomes it.
-    environment = {**os.environ, "PATH": f"{ours}:{os.environ['PATH']}", "TERM": "dumb", "HISTFILE": ""}
+    environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "TERM": "dumb", "HISTFILE": ""}
     line = ["setsid", "--ctty", shell, *options]
     process = subprocess.Popen(line, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=environment)
     os.close(theirs)

@@ -691,7 +691,7 @@ def test_a_config_that_promises_other_layers_leaves_no_file(layout: Layout, tmp_
 
 
 def test_large_layers_pass_in_little_memory(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
-    seed(layout, layout.image([56 * MIB, 4 * MIB + 1]), served.host, "large", "1")
+    seed(layout, layout.image([24 * MIB, 4 * MIB + 1]), served.host, "large", "1")
     name = f"{served.host}/large:1"
     pulled = measured("pull", name, "--format", "docker-archive", "-o", tmp_path / "large.tar")
     assertions.success(pulled)

@@ -503,3 +503,15 @@ def test_an_attestation_in_the_index_vouches_for_the_new_image_as_with_compress(
     assert found["saved"] == found["asked"]
     entry, attestation = found["saved"]["manifests"]
     assert attestation["annotations"][VOUCHES_FOR] == entry["digest"] != image["digest"]
+
+
+@both
+def test_a_layer_that_neither_side_has_is_missed_before_any_blob_of_the_image_is_written(
+    how: str, images: list[Saved], give: Give, tmp_path: Path
+) -> None:
+    lost = digest_of(images[0].layers[1])
+    archive = archive_of([entry for entry in of_docker_25(images[:1]) if not entry[0].endswith(lost.partition(":")[2])])
+    result = give(archive, how, "copy", "{}", f"oci:{tmp_path / 'out'}", prefix="docker-archive:")
+    assertions.failure(result, 6, lost)
+    config = tmp_path / "out/blobs" / image_id(images[0]).replace(":", "/")
+    assert not config.exists()

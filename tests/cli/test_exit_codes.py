@@ -14,7 +14,6 @@ import pytest
 
 from tests.archives import check_blobs, files_in, index_in, items_of, small_first, tar_of
 from tests.cli import assertions
-from tests.cli.privileges import without_privileges
 from tests.faulty_auth import Basic
 from tests.faulty_registry import Drop, Fault, FaultyRegistry, Flip, Resize, refusal, too_many_requests
 from tests.images import Descriptor, Layout, small_image, two_platforms
@@ -523,14 +522,14 @@ def closed_folder(folder: Path) -> Iterator[Path]:
 
 def test_9_for_a_folder_that_may_not_be_written_to(registry: FaultyRegistry, closed_folder: Path) -> None:
     for end in ("app.tar", "layout/"):
-        result = without_privileges("pull", f"{registry.host}/app:1", "-o", f"{closed_folder}/{end}")
+        result = ocistream("pull", f"{registry.host}/app:1", "-o", f"{closed_folder}/{end}", unprivileged=True)
         assertions.failure(result, 9, "Permission denied", "check the permissions")
     assertions.nothing_left(closed_folder)
 
 
 def test_9_for_a_file_that_may_not_be_read(layout: Layout, image: Descriptor, served: FaultyRegistry) -> None:
     layout.file(image["digest"]).chmod(0)
-    result = without_privileges("push", "-i", layout.path, f"{served.host}/app:1")
+    result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", unprivileged=True)
     assertions.failure(result, 9, image["digest"], "Permission denied")
     assertions.no_image(served)
 

@@ -313,7 +313,7 @@ def many_blobs(layout: Layout, count: int) -> list[Descriptor]:
 
 
 @pytest.mark.parametrize(
-    "count", [limits.MAX_BLOBS // 8, pytest.param(limits.MAX_BLOBS - 10, marks=pytest.mark.nightly)]
+    "count", [limits.MAX_BLOBS // 16, pytest.param(limits.MAX_BLOBS - 10, marks=pytest.mark.nightly)]
 )
 def test_memory_stays_as_promised(
     count: int, layout: Layout, start: Callable[..., FaultyRegistry], tmp_path: Path

@@ -26,7 +26,9 @@ FLAT: Final = 1 * MIB
 DESCRIPTOR: Final = 2 << 10
 #: Bytes of an image's layers: of the one that others are compared with, and of these. What grows has grown at the last.
 SMALL: Final = 64 * MIB
-LARGE: Final = 256 * MIB
+LARGE: Final = 128 * MIB
+#: An image that is still in transfer when the client opens further connections to a slow registry.
+LONG: Final = 256 * MIB
 HUGE: Final = 8192 * MIB
 #: Seconds that a slow registry takes for each MiB on each connection.
 SLOW: Final = 0.02
@@ -157,7 +159,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
         (verified, one_layer, LARGE),
         (out_of_an_archive, four_layers, LARGE),
         (into_an_archive, one_layer, LARGE),
-        (over_several_connections, one_layer, LARGE),
+        (over_several_connections, one_layer, LONG),
         pytest.param(through_a_pipe, one_layer, HUGE, marks=pytest.mark.nightly),
         pytest.param(side_by_side, four_layers, HUGE, marks=pytest.mark.nightly),
         pytest.param(verified, one_layer, HUGE, marks=pytest.mark.nightly),

@@ -403,7 +403,7 @@ def uncovered() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def plain() -> list[bytes]:
     """Return large layers."""
-    return [tar_layer({f"{n}": os.urandom(3 * MIB) + b"many words " * MIB}, compression="") for n in range(4)]
+    return [tar_layer({f"{n}": os.urandom(2 * MIB) + b"many words " * (MIB // 2)}, compression="") for n in range(4)]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from tests.cli import assertions
-from tests.cli.privileges import without_privileges
 from tests.faulty_registry import Fault, FaultyRegistry, Flip, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import seed
@@ -273,7 +272,9 @@ def test_a_document_that_cannot_be_written_is_found_out_before_anything_is_done(
     assert registry.requests == []
     closed = tmp_path / "closed"
     closed.mkdir(0o555)
-    result = without_privileges("push", "-i", layout.path, f"{registry.host}/app:2", "--result", closed / "r.json")
+    result = ocistream(
+        "push", "-i", layout.path, f"{registry.host}/app:2", "--result", closed / "r.json", unprivileged=True
+    )
     assertions.failure(result, 9, "closed/r.json", "Permission denied")
     assert registry.requests == []
 

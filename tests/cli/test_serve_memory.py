@@ -20,9 +20,9 @@ from tests.raw_http import Client, connect
 pytestmark = pytest.mark.usefixtures("interruptible")
 
 MIB: Final = 1 << 20
-CLIENTS: Final = 24
-#: Less than what the manifests of all clients have together; a server takes a quarter of it when nobody asks.
-BOUND: Final = CLIENTS * limits.MAX_MANIFEST * 7 // 8
+CLIENTS: Final = 14
+#: The server takes some 75 MiB for any number of clients, and 90 MiB or more if it keeps every client's manifest.
+BOUND: Final = 84 * MIB
 
 
 def index(note: str) -> bytes:

@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,11 +20,13 @@ from tests.cli import assertions
 from tests.faulty_registry import Fault, FaultyRegistry, Stall, too_many_requests
 from tests.images import Layout
 from tests.registry_http import seed, tags
-from tests.runner import Argument, command, real, run, started
+from tests.runner import Argument, Running, command, ocistream, real, run, started, started_fork
 
 MIB = 1 << 20
 #: How a run is ended -> its exit code.
 ENDED = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+#: How a process starts the command line: as the console script does, and as `python -m ocistream`.
+_RUN, _MODULE = "from ocistream.cli import run; run()", "runpy.run_module('ocistream', run_name='__main__')"
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -48,7 +52,7 @@ def stopped_in_the_middle(
     registry: FaultyRegistry, number: signal.Signals, *argv: Argument, until: Callable[[], bool] = lambda: True
 ) -> Iterator[Callable[[], tuple[int, bytes, str]]]:
     """Send a signal once a transfer has come to a halt, and something is so, and give the way to how it ended."""
-    with started(*argv) as process:
+    with started_fork(*argv) as process:
         assertions.wait_for(lambda: [request for request in registry.requests if request.fault])
         assertions.wait_for(until)
         process.send_signal(number)
@@ -120,7 +124,7 @@ def test_a_pull_to_stdout_that_is_stopped_leaves_the_archive_without_an_end(
         got, out, _ = end()
     assert got == code
     assert 0 < len(out) < 5 * MIB
-    pushed = real("push", f"{stalling.host}/other:1", stdin=out)
+    pushed = ocistream("push", f"{stalling.host}/other:1", stdin=out)
     assertions.failure(pushed, 6, "truncated")
     assert tags(stalling.host, "other") == []
 
@@ -182,11 +186,10 @@ def test_result_lines_that_nobody_reads_are_a_closed_stdout(layout: Layout, tmp_
     layout.image([b"layer"], name="app")
     read, write = os.pipe()
     os.close(read)
-    line = [*command(), "copy", f"oci:{layout.path}:app", str(tmp_path / "app.tar")]
-    with os.fdopen(write, "wb") as nobody:
-        done = subprocess.run(line, stdout=nobody, stderr=subprocess.PIPE, check=False)
-    assert done.returncode == 141
-    assert done.stderr.count(b"\n") == 1
+    with os.fdopen(write, "wb"):
+        result = ocistream("copy", f"oci:{layout.path}:app", tmp_path / "app.tar", stdout=write)
+    assert result.code == 141
+    assert result.err.count("\n") == 1
 
 
 def test_the_second_of_two_ends_when_the_first_is_killed(stalling: FaultyRegistry, served: FaultyRegistry) -> None:
@@ -225,7 +228,7 @@ sys.exit(code)
     assert "Exception ignored" not in result.err
 
 
-def stopped_again_and_again(process: subprocess.Popen[bytes], first: signal.Signals, others: signal.Signals) -> str:
+def stopped_again_and_again(process: Running, first: signal.Signals, others: signal.Signals) -> str:
     """Send a signal, and then others until the process has ended; return what it wrote to stderr."""
     process.send_signal(first)
     while process.poll() is None:
@@ -245,7 +248,7 @@ def test_signals_that_follow_the_first_do_no_harm(
     (tmp_path / "new").mkdir()
     stalling.faults = [dataclasses.replace(stalling.faults[0], action=Stall(after=1000))]
     to = end if end == "-" else f"{tmp_path}/new/{end}"
-    with started("pull", "--jobs=1", f"{stalling.host}/app:1", "-o", to, env=uncounted()) as process:
+    with started_fork("pull", "--jobs=1", f"{stalling.host}/app:1", "-o", to) as process:
         assertions.wait_for(lambda: [request for request in stalling.requests if request.fault])
         said = stopped_again_and_again(process, first, others)
     # Of two that are there at once, nobody can tell which came first.
@@ -263,13 +266,67 @@ def test_asking_again_while_an_upload_is_deleted_does_no_harm(
     registry = start(Fault(Stall(), "DELETE", times=None))
     # To send the layer takes seconds at this rate: the signal comes in the middle.
     push = ("push", "--jobs=1", "--stall-timeout=1000", "--limit-rate=1k", "-i", layout.path, f"{registry.host}/app:1")
-    with started(*push, env=uncounted()) as process:
+    with started_fork(*push) as process:
         assertions.wait_for(lambda: registry.asked("PATCH"))
         process.send_signal(signal.SIGINT)
         assertions.wait_for(lambda: registry.asked("DELETE"))
         said = stopped_again_and_again(process, signal.SIGINT, signal.SIGINT)
     assert (process.returncode, said) == (130, "ocistream: error: interrupted\n")
     assertions.no_image(registry)
+
+
+@pytest.mark.parametrize(("number", "code"), ENDED)
+def test_a_signal_at_the_password_prompt_shows_again_what_is_typed(number: signal.Signals, code: int) -> None:
+    terminal, theirs = pty.openpty()
+    try:
+        line = [*command(), "login", "-u", "me", "registry.test"]
+        # In a session of its own the process has no other terminal.
+        with subprocess.Popen(
+            line, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        ) as process:
+            assertions.wait_for(lambda: not termios.tcgetattr(theirs)[3] & termios.ECHO)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (code, b"")
+        assert b"Traceback" not in err
+        assert termios.tcgetattr(theirs)[3] & termios.ECHO
+    finally:
+        os.close(terminal)
+        os.close(theirs)
+
+
+def test_a_signal_ends_a_credential_helper(tmp_path: Path) -> None:
+    helper, pid = tmp_path / "docker-credential-slow", tmp_path / "pid"
+    helper.write_text(f"#!/bin/sh\necho $$ > {pid}.part; mv {pid}.part {pid}; exec sleep 600\n")
+    helper.chmod(0o755)
+    (tmp_path / "config.json").write_text('{"credsStore": "slow"}')
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DOCKER_CONFIG": str(tmp_path)}
+    with started("logout", "registry.test", env=env) as process:
+        assertions.wait_for(pid.exists)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+
+    def is_gone() -> bool:
+        try:
+            os.kill(int(pid.read_text()), 0)
+        except ProcessLookupError:
+            return True
+        # A process that nobody has waited for yet.
+        return Path(f"/proc/{int(pid.read_text())}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+    assertions.wait_for(is_gone)
+
+
+def test_a_signal_ends_a_pull_whose_reader_does_not_read(stalling: FaultyRegistry) -> None:
+    stalling.faults = []
+    with started("pull", f"{stalling.host}/app:1") as process:
+        assert process.stdout
+        assert process.stdout.read(1000)
+        # Its pipe is full now, or soon.
+        assertions.wait_for(lambda: stalling.asked("GET", "/blobs/"))
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        assert process.returncode == 143
 
 
 def test_a_wait_for_another_try_can_be_interrupted(stalling: FaultyRegistry, tmp_path: Path) -> None:
@@ -282,13 +339,20 @@ def test_a_wait_for_another_try_can_be_interrupted(stalling: FaultyRegistry, tmp
         assert (code, err.splitlines()[-1]) == (130, "ocistream: error: interrupted")
 
 
+# Of these, any two values are together in some run: one function handles all signals.
 @pytest.mark.parametrize(
-    "begin", ["from ocistream.cli import run; run()", "runpy.run_module('ocistream', run_name='__main__')"]
+    ("number", "code", "begin", "module", "in_json"),
+    [
+        (*ENDED[0], _RUN, "click", False),
+        (*ENDED[0], _MODULE, "ocistream.cli.console", True),
+        (*ENDED[1], _RUN, "ocistream.cli.console", True),
+        (*ENDED[1], _MODULE, "click", False),
+        (*ENDED[2], _RUN, "ocistream.cli.console", False),
+        (*ENDED[2], _MODULE, "click", True),
+    ],
 )
-@pytest.mark.parametrize(("number", "code"), ENDED)
-@pytest.mark.parametrize("module", ["click", "ocistream.cli.console"])
 def test_one_that_comes_before_anything_was_begun_ends_it_without_a_traceback(
-    begin: str, number: signal.Signals, code: int, module: str
+    number: signal.Signals, code: int, begin: str, module: str, *, in_json: bool
 ) -> None:
     program = f"""
 import os, runpy, sys
@@ -301,18 +365,21 @@ class Struck:
 sys.meta_path.insert(0, Struck())
 {begin}
 """
-    for argv in ([], ["--log-format", "json"]):
-        result = run([sys.executable, "-P", "-c", program, "--version", *argv])
-        assert (result.code, result.out) == (code, b"")
-        (said,) = result.err.splitlines()
-        word = "interrupted" if number == signal.SIGINT else "terminated"
-        if argv:
-            assert json.loads(said) == {"level": "error", "message": word, "exit_code": code}
-        else:
-            assert said == f"ocistream: error: {word}"
+    argv = ["--log-format", "json"] if in_json else []
+    result = run([sys.executable, "-P", "-c", program, "--version", *argv])
+    assert (result.code, result.out) == (code, b"")
+    (said,) = result.err.splitlines()
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    if in_json:
+        assert json.loads(said) == {"level": "error", "message": word, "exit_code": code}
+    else:
+        assert said == f"ocistream: error: {word}"
 
 
-@pytest.mark.parametrize(("number", "code"), ENDED)
+# At each place one of the signals, which take turns; a nightly run has each at each place.
+@pytest.mark.parametrize(
+    "first", [0, pytest.param(1, marks=pytest.mark.nightly), pytest.param(2, marks=pytest.mark.nightly)]
+)
 @pytest.mark.parametrize(
     ("verb", "places"), [("--version", (0, 1, 2, 3, 5, 9, 20, 40)), ("pull", (0, 30, 90, 150, 200))]
 )
@@ -320,14 +387,14 @@ def test_one_that_comes_at_any_import_has_its_exit_code(
     served: FaultyRegistry,
     layout: Layout,
     tmp_path: Path,
-    number: signal.Signals,
-    code: int,
+    first: int,
     verb: str,
     places: tuple[int, ...],
 ) -> None:
     seed(layout, layout.image([4000]), served.host, "app", "1")
     argv = [verb] if verb == "--version" else [verb, f"{served.host}/app:1", "-o", tmp_path / "app.tar"]
-    for place in places:
+    for turn, place in enumerate(places, first):
+        number, code = ENDED[turn % len(ENDED)]
         told = tmp_path / f"struck at {place}"
         strike = {"STRIKE_WITH": str(int(number)), "STRIKE_AT": str(place), "STRIKE_TELLS": str(told)}
         path = str(Path(__file__).with_name("signal_on_import"))
@@ -357,25 +424,21 @@ run()
     assertions.failure(result, 4, "nowhere")
 
 
-def test_one_that_came_before_the_end_counts() -> None:
+def test_a_signal_after_the_work_and_before_the_end_of_the_command_counts() -> None:
     program = """
-import os, signal, sys
-from types import FunctionType
-from ocistream.cli import entry_point
+import os, sys
+from ocistream.cli import entry_point, run
 
-run = entry_point._run
-kill = FunctionType((lambda: act()).__code__, {"__name__": "threading", "act": lambda: os.kill(os.getpid(), 15)})
+invoke = entry_point._invoke
 
-def run_and_kill(*arguments):
-    code = run(*arguments)
-    # Where nothing is raised.
-    kill()
-    return code
+def invoke_and_kill(context):
+    invoke(context)
+    os.kill(os.getpid(), 15)
 
-entry_point._run = run_and_kill
-sys.argv[1:] = ["--version"]
-from ocistream.cli import run as whole
-whole()
+entry_point._invoke = invoke_and_kill
+sys.argv[1:] = ["completion", "bash"]
+run()
 """
     result = run([sys.executable, "-P", "-c", program])
     assert (result.code, result.err) == (143, "ocistream: error: terminated\n")
+    assert "complete" in result.out.decode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import errno
 import os
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -14,12 +13,11 @@ import pytest
 
 from tests.archives import items_of, tar_of
 from tests.cli import assertions
-from tests.cli.privileges import without_privileges
 from tests.docs_examples import ROOT
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.registry_http import seed
-from tests.runner import Argument, command, ocistream, run
+from tests.runner import Argument, ocistream
 
 #: What is run: HOST has app:1, LAYOUT and FILE hold it, OUT may be written, and PATH is what cannot be examined.
 COMMANDS: Final = [
@@ -85,7 +83,7 @@ def test_a_path_below_a_closed_directory(
 ) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
-    result = without_privileges(*words(line, closed / "x"))
+    result = ocistream(*words(line, closed / "x"), unprivileged=True)
     closed.chmod(0o700)
     assertions.failure(result, 9, f"{closed / 'x'}", os.strerror(errno.EACCES), "check the permissions")
     assert list(closed.iterdir()) == []
@@ -115,7 +113,7 @@ def test_a_variable_that_names_a_path_below_a_closed_directory(
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
     monkeypatch.setenv(variable, str(closed / "x"))
-    result = without_privileges(*words("pull HOST/app:1 -o OUT", closed))
+    result = ocistream(*words("pull HOST/app:1 -o OUT", closed), unprivileged=True)
     closed.chmod(0o700)
     assert result.code == code, result.err
     assert f"{closed / 'x'}" in result.err
@@ -127,14 +125,13 @@ def test_a_working_directory_that_was_deleted(
     line: str, words: Callable[[str, Argument], list[str]], tmp_path: Path
 ) -> None:
     # There is neither the path nor a directory in which to make it.
-    argv = shlex.join([*command(), *words(line, "./x")])
-    gone = shlex.quote(str(tmp_path / "gone"))
-    result = run(["sh", "-c", f"mkdir {gone} && cd {gone} && rmdir {gone} && exec {argv}"])
+    (tmp_path / "gone").mkdir()
+    result = ocistream(*words(line, "./x"), cwd=tmp_path / "gone", deletes_cwd=True)
     is_misused = "--from-byte" in line
     missing = 3 if "--authfile" in line else 4
     assert result.code in ({2} if is_misused else {missing, 9}), result.err
     assert "internal error" not in result.err
-    if " -o ./x" in argv and not is_misused:
+    if " -o PATH" in line and not is_misused:
         assert "the working directory was deleted" in result.err
 
 

@@ -16,7 +16,6 @@ from typing import Final
 
 from tests.archives import tar_of
 from tests.certificates import Certificate
-from tests.cli.privileges import without_privileges
 from tests.cli.proxy import tunnelling_to
 from tests.cli.terminal import on_terminal
 from tests.faulty_auth import Basic
@@ -178,7 +177,7 @@ def _disk_full(place: Place) -> Result:
 def _no_permission(place: Place) -> Result:
     place.folder.chmod(0o555)
     try:
-        return without_privileges("pull", place.app, "-o", place.out)
+        return ocistream("pull", place.app, "-o", place.out, unprivileged=True)
     finally:
         place.folder.chmod(0o755)
 

@@ -131,7 +131,7 @@ LIMITS: Final[dict[int, Limit]] = {
     9: Limit(
         "A token response has at most 128 KiB, an error body 64 KiB; printed text is one line without control "
         "characters",
-        ("http.client", "http.connections", "oci.reference", "cli.console"),
+        ("http.client", "http.session", "oci.reference", "cli.console"),
         archives=("*-escapes",),
         tests=("cli/test_exit_codes.py::test_what_a_registry_says_cannot_drive_the_terminal",),
     ),
@@ -148,7 +148,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     12: Limit(
         "At most five redirects, never from https to http; Authorization and bodies stay within scheme, host and port",
-        ("http.redirects", "http.origins"),
+        ("http.client", "http.origins"),
         tests=(
             "quirks/test_credential_isolation.py::test_a_redirect_of_blobs_takes_nothing_along",
             "quirks/test_credential_isolation.py::test_another_port_of_the_same_host_is_another_host",
@@ -156,7 +156,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     13: Limit(
         "Realms, Locations and Links follow the same rules; a realm over http is only for registries over http",
-        ("http.redirects",),
+        ("http.origins",),
         tests=(
             "quirks/test_credential_isolation.py::test_a_realm_over_http_gets_nothing_from_who_speaks_https",
             "quirks/test_credential_isolation.py::test_a_link_to_another_host_is_not_followed_with_anything",
@@ -165,7 +165,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     14: Limit(
         "A public registry must not lead to loopback, link-local or metadata addresses, by number or by name",
-        ("http.redirects", "http.sockets"),
+        ("http.origins", "http.adapter"),
         tests=("quirks/test_credential_isolation.py::test_a_public_registry_cannot_send_a_password_to_this_machine",),
     ),
     15: Limit(
@@ -175,7 +175,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     16: Limit(
         "Credentials belong to one host and never come from netrc; helpers need an absolute PATH and a name of a-z0-9-",
-        ("auth.credentials", "auth.credential_helpers", "http.connections"),
+        ("auth.credentials", "auth.credential_helpers", "http.session"),
         tests=("quirks/test_credential_isolation.py::test_neither_messages_nor_results_hold_a_secret",),
     ),
     17: Limit(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ocistream.serve import AccessLogEntry
+from ocistream.serve import AccessLogEntry, image_index
 from tests.http_push import entries, image
 from tests.images import OCI_MANIFEST, digest_of
 from tests.raw_http import Client
@@ -96,6 +96,27 @@ class TestMany:
             assert [answer.result() for answer in deleted] == [["MANIFEST_UNKNOWN"]] * 2
             assert [answer.result() for answer in pushed] == [201] * 2
         assert len(entries(served.path)) == 2
+
+
+def test_a_push_parses_and_formats_no_entry_but_its_own(
+    served: Served, put: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(served, 2_000)
+    assert put(0) == 201
+    calls: list[object] = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            calls.append(arguments)
+            return function(*arguments)
+
+        return call
+
+    for name in ("served_names_of", "canonical_json"):
+        monkeypatch.setattr(image_index, name, counted(getattr(image_index, name)))
+    assert put(1) == 201
+    assert 0 < len(calls) < 10
+    assert len(entries(served.path)) == 2_002
 
 
 class TestLock:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import __version__, limits
 from ocistream.archive.destination import ArchiveDestination
 from ocistream.archive.outputs import Output
 from ocistream.cli.registry_options import options_for_side
-from ocistream.cli.signals import InterruptibleEvent
 from ocistream.cli.transfers import run_transfer
-from ocistream.errors import ArchiveError, IntegrityError, PartialBlobLostError, TerminatedError, UsageError
+from ocistream.errors import ArchiveError, IntegrityError, PartialBlobLostError, UsageError
 from ocistream.locations import open_source
 from ocistream.oci.omitted_blobs import HAVE, OmissionReason
 from ocistream.oci.reference import is_digest, printable
@@ -166,7 +164,7 @@ class _RemoteOcistream:
             self._start(remote, ["have", "--among", "-", self._target.query_location or ""], self._query_options())
             return remote.query(_join_lines(lines), read)
         except BaseException:
-            _stop_command(remote)
+            remote.stop()
             raise
 
     def _report_version(self, reader: HaveListReader) -> None:
@@ -179,7 +177,7 @@ class _RemoteOcistream:
     # -- commands and options ------------------------------------------------------------------------------
 
     def _build_command(self) -> RemoteCommand:
-        return RemoteCommand(self._handle_message, InterruptibleEvent())
+        return RemoteCommand(self._handle_message, self._session.cancelled)
 
     def _start(self, remote: RemoteCommand, arguments: Sequence[str], options: Sequence[str]) -> None:
         """Start the remote command.
@@ -266,7 +264,7 @@ class _RemoteOutput(Output):
         # Without the end of the archive, the remote side discards it.
         if self._remote is not None:
             remote, self._remote = self._remote, None
-            _stop_command(remote)
+            remote.stop()
 
 
 class _RemoteArchiveDestination(ArchiveDestination):
@@ -320,11 +318,6 @@ def _find_resumable_blobs(graph: Graph, stored_sizes: Mapping[str, int]) -> dict
         for blob in graph.blobs
         if limits.MIN_PARTIAL_SIZE <= stored_sizes.get(blob.digest, 0) <= blob.size and blob.digest not in configs
     }
-
-
-def _stop_command(remote: RemoteCommand) -> None:
-    """End the remote command; at once if a signal stopped this run."""
-    remote.stop(immediately=isinstance(sys.exc_info()[1], KeyboardInterrupt | TerminatedError))
 
 
 def _check_results(graph: Graph, lines: Sequence[str]) -> None:

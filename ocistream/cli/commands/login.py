@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import sys
+import termios
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from ocistream.cli.credentials import ExplicitCredentials
 from ocistream.cli.options import apply_verbosity, config_option, tls_options, user_options, verbosity_options
 from ocistream.cli.registry_options import build_http_settings
 from ocistream.errors import AuthenticationError, UsageError
+from ocistream.forced_exit import called_at_forced_exit
 from ocistream.oci.reference import parse_registry
 
 if TYPE_CHECKING:
@@ -122,10 +124,13 @@ def _prompt(prompt: str, *, secret: bool = False) -> str:
             msg, hint="give --username, and the password with --password-file, --password-stdin or OCISTREAM_PASSWORD"
         )
     if secret:
-        try:
-            answer = getpass.getpass(prompt, stream=sys.stderr)
-        except EOFError:
-            answer = ""
+        attributes = termios.tcgetattr(sys.stdin)
+        # An interruption does not wait for `getpass`, which would show again what is typed.
+        with called_at_forced_exit(lambda: termios.tcsetattr(sys.stdin, termios.TCSANOW, attributes)):
+            try:
+                answer = getpass.getpass(prompt, stream=sys.stderr)
+            except EOFError:
+                answer = ""
     else:
         click.echo(prompt, nl=False, err=True)
         answer = sys.stdin.readline().strip()

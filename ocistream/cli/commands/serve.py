@@ -21,6 +21,7 @@ from ocistream.cli.credentials import ExplicitCredentials
 from ocistream.cli.options import apply_verbosity, verbosity_options
 from ocistream.cli.progress import format_count
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
+from ocistream.forced_exit import delayed_exit
 from ocistream.http.origins import is_loopback
 from ocistream.oci.reference import printable
 from ocistream.streams import files, paths
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from ocistream.cli.console import Console
     from ocistream.serve import AccessLogEntry, BasicAuth
 
+#: Seconds for the server to stop after a signal.
+_STOP_TIMEOUT: Final = 6.0
 #: The port of Docker's own registry.
 _DEFAULT_ADDRESS: Final = "127.0.0.1:5000"
 _MAX_LOGGED: Final = 2000
@@ -107,7 +110,10 @@ def serve(
         for line in registry.operator_notices():
             console.info(line)
         click.echo(registry.host)
-        registry.serve_forever()
+        registry.start()
+        console.cancelled.wait()
+        with delayed_exit(_STOP_TIMEOUT):
+            registry.stop()
 
 
 def _parse_address(listen: str) -> tuple[str, int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ocistream.api.cancellation import LinkedEvent
 from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.context import home_directory
 from ocistream.cli.error_hints import add_sync_hint
@@ -25,11 +26,12 @@ from ocistream.cli.report import (
     report_skipped_referrers,
     write_result_pieces,
 )
-from ocistream.cli.signals import InterruptibleEvent
 from ocistream.cli.standard_streams import read_password_file
 from ocistream.errors import UsageError
+from ocistream.forced_exit import delayed_exit
 from ocistream.oci.reference import printable
 from ocistream.streams.paths import real_path
+from ocistream.streams.workers import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from ocistream.sync.run import SyncResult
 
 _SYNC_FILE: Final = "the sync file"
+#: Seconds to report the outcomes after a signal.
+_REPORT_TIMEOUT: Final = 5.0
 
 
 @click.command()
@@ -95,18 +99,19 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
                 jobs=context.jobs,
                 prefetch_memory=context.prefetch_memory,
                 # One event per image: cancelling one transfer must not cancel the next.
-                create_cancel_event=InterruptibleEvent,
+                create_cancel_event=lambda: LinkedEvent([context.cancelled]),
                 observer=observer,
                 check_push=context.check_push,
             )
-            run.run(plan, shard, dry_run=dry_run)
+            run_in_thread(lambda: run.run(plan, shard, dry_run=dry_run), context.cancelled, abandons=True)
         is_complete = True
     finally:
         # A stopped run reports its outcomes too.
-        if is_complete or reporter.has_outcomes:
-            reporter.summarize(shard)
-        if result is not None:
-            write_result_pieces(result, reporter.document(shard, is_complete=is_complete))
+        with delayed_exit(_REPORT_TIMEOUT):
+            if is_complete or reporter.has_outcomes:
+                reporter.summarize(shard)
+            if result is not None:
+                write_result_pieces(result, reporter.document(shard, is_complete=is_complete))
     if reporter.exit_code:
         raise click.exceptions.Exit(reporter.exit_code)
 

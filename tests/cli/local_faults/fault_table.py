@@ -46,15 +46,19 @@ REASONS: Final = frozenset({WRITES_NOTHING, READS_NO_FILE, THE_SHELLS, ALONE})
 
 @dataclasses.dataclass(frozen=True)
 class Trouble:
-    """One fault. `plan` is for faulty_machine/sitecustomize.py, `redirect` is for the shell, `disk` says what DISK is.
+    """One fault. `plan` is for faulty_machine/sitecustomize.py, `disk` says what DISK is.
 
-    `visible` is whether the work is done although it ends with a code: only its last line was lost.
+    `closed` is a stream (0, 1 or 2) that is closed. With `unread` the reader of stdout has gone. `together` names what
+    a second run does at the same time. `visible` is whether the work is done although it ends with a code: only its
+    last line was lost.
     """
 
     name: str
     outcomes: Mapping[str, Outcome]
     plan: Mapping[str, Any] | None = None
-    redirect: str = ""
+    closed: int | None = None
+    unread: bool = False
+    together: str = ""
     disk: str = "folder"
     visible: bool = False
 
@@ -91,16 +95,16 @@ TROUBLES: Final = [
     Trouble("source grows", _by((READS_NO_FILE, PULLS), (5, FROM_DIR), (6, (PUSH_IN,)), others=UNSEEN),
             plan={"at": "read", "after": MIB, "do": "grow"}),
     Trouble("source replaced", _by((READS_NO_FILE, PULLS)), plan={"at": "read", "after": MIB, "do": "replace"}),
-    Trouble("stdout closed", _by((2, (PULL_OUT,))), redirect=">&-"),
-    Trouble("stdout unread", _by(others=141), redirect="UNREAD", visible=True),
-    Trouble("stdin closed", _by((2, (PUSH_IN,))), redirect="<&-"),
-    Trouble("stderr closed", _by(), redirect="2>&-"),
+    Trouble("stdout closed", _by((2, (PULL_OUT,))), closed=1),
+    Trouble("stdout unread", _by(others=141), unread=True, visible=True),
+    Trouble("stdin closed", _by((2, (PUSH_IN,))), closed=0),
+    Trouble("stderr closed", _by(), closed=2),
     *_interrupted("SIGINT at once", "SIGINT", 130, 0),
     *_interrupted("SIGINT midway", "SIGINT", 130, MIB),
     *_interrupted("SIGTERM midway", "SIGTERM", 143, MIB),
     *_interrupted("SIGPIPE midway", "SIGPIPE", UNSEEN, MIB),
     # Who writes to one file of the shell's twice has only one to blame.
-    Trouble("two at once", _by((THE_SHELLS, (PULL_OUT,))), redirect="TWICE"),
-    Trouble("two images", _by((UNSEEN, (PULL_DIR, COPY_DIR)), others=ALONE), redirect="TWO IMAGES"),
-    Trouble("two of one name", _by((UNSEEN, (PULL_DIR, COPY_DIR)), others=ALONE), redirect="ONE NAME"),
+    Trouble("two at once", _by((THE_SHELLS, (PULL_OUT,))), together="TWICE"),
+    Trouble("two images", _by((UNSEEN, (PULL_DIR, COPY_DIR)), others=ALONE), together="TWO IMAGES"),
+    Trouble("two of one name", _by((UNSEEN, (PULL_DIR, COPY_DIR)), others=ALONE), together="ONE NAME"),
 ]  # fmt: skip

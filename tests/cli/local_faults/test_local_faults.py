@@ -33,10 +33,9 @@ from tests.faulty_registry import Fault, FaultyRegistry, Stall
 from tests.images import Layout
 from tests.peers import need
 from tests.registry_http import seed
-from tests.runner import Result, command, ocistream, run, started_fork
+from tests.runner import Result, ocistream, started_fork
 
 _MACHINE: Final = Path(__file__).with_name("faulty_machine")
-_TOGETHER: Final = {"TWICE", "TWO IMAGES", "ONE NAME"}
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -60,7 +59,7 @@ def cells(*, together: bool) -> list[Any]:
     return [
         pytest.param(trouble, name, outcome, id=f"{trouble.name}-{name}".replace(" ", "_"))
         for trouble in TROUBLES
-        if (trouble.redirect in _TOGETHER) is together
+        if bool(trouble.together) is together
         for name, outcome in trouble.outcomes.items()
         if outcome not in REASONS
     ]
@@ -93,26 +92,20 @@ def disk_of(trouble: Trouble, place: Place) -> Iterator[None]:
 
 def run_in(trouble: Trouble, name: str, place: Place) -> Result:
     """Run a command as its user does, in trouble."""
-    line = [*command(), *place.argv(name)]
+    argv = place.argv(name)
     stdin = place.file if name == PUSH_IN else None
-    stdout = place.disk / "out.tar" if name == PULL_OUT and trouble.redirect != ">&-" else None
-    if trouble.redirect == "UNREAD":
-        return unread(line, stdin)
-    if trouble.redirect:
-        return run(["sh", "-c", f'exec "$@" {trouble.redirect}', "-", *line], stdin=stdin, stdout=stdout)
+    stdout = place.disk / "out.tar" if name == PULL_OUT else None
+    if trouble.unread:
+        read, write = os.pipe()
+        os.close(read)
+        with os.fdopen(write, "wb"):
+            return ocistream(*argv, stdin=stdin, stdout=write)
+    if trouble.closed is not None:
+        return ocistream(*argv, stdin=stdin, stdout=stdout, closed=[trouble.closed])
     if trouble.plan is None:
-        return ocistream(*place.argv(name), stdin=stdin, stdout=stdout)
+        return ocistream(*argv, stdin=stdin, stdout=stdout)
     plan = {"OCISTREAM_TEST_MACHINE": json.dumps(trouble.plan)}
-    return ocistream(*place.argv(name), stdin=stdin, stdout=stdout, env=plan, machine=_MACHINE)
-
-
-def unread(line: list[str], stdin: Path | None) -> Result:
-    """Run a command whose stdout nobody reads."""
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "wb") as nobody, (stdin or Path(os.devnull)).open("rb") as source:
-        done = subprocess.run(line, stdin=source, stdout=nobody, stderr=subprocess.PIPE, check=False)
-    return Result(line, done.returncode, b"", done.stderr.decode())
+    return ocistream(*argv, stdin=stdin, stdout=stdout, env=plan, machine=_MACHINE)
 
 
 @pytest.mark.parametrize(("trouble", "name", "outcome"), cells(together=False))
@@ -159,12 +152,12 @@ def test_two_runs_at_once_do_not_see_each_other(
     note(request, trouble.name, name, outcome)
     first, second = place.argv(name), place.argv(name)
     digests = [place.digest]
-    if trouble.redirect != "TWICE":
+    if trouble.together != "TWICE":
         other = layout.image([MIB, b"another one"])
-        image = {"TWO IMAGES": "app:2", "ONE NAME": "other:1"}[trouble.redirect]
+        image = {"TWO IMAGES": "app:2", "ONE NAME": "other:1"}[trouble.together]
         seed(layout, other, place.registry.host, *image.split(":"))
         digests.append(other["digest"])
-        to = f"oci:{place.disk}/out" + (":one" if trouble.redirect == "ONE NAME" else "")
+        to = f"oci:{place.disk}/out" + (":one" if trouble.together == "ONE NAME" else "")
         first, second = ["copy", first[1], to], ["copy", f"{place.registry.host}/{image}", to]
     if name == PULL_DIR:
         # Both are in the middle of it before either ends.
@@ -179,11 +172,11 @@ def test_two_runs_at_once_do_not_see_each_other(
         errors = [process.communicate(timeout=60)[1].decode() for process in (one, two)]
     assert [one.returncode, two.returncode] == [0, 0], errors
     assert place.strays(done=True) == []
-    if trouble.redirect == "TWICE":
+    if trouble.together == "TWICE":
         place.check_done(name)
         return
     there = [entry["digest"] for entry in assertions.index_of(place.disk / "out")]
-    if trouble.redirect == "ONE NAME":
+    if trouble.together == "ONE NAME":
         assert len(there) == 1
         assert there[0] in digests
     else:

@@ -14,7 +14,6 @@ from ocistream.archive.index_comparison import IndexComparison
 from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.documents import parse_descriptor
-from ocistream.oci.walk import run_walk
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, digest_of
 
 FULL_NAME = "io.containerd.image.name"
@@ -58,7 +57,7 @@ def compared(entries: Sequence[Descriptor], *documents: bytes) -> IndexCompariso
     """Return a comparison that was given all documents that it needs."""
     comparison = IndexComparison(entries)
     known = {digest_of(document): document for document in documents}
-    run_walk(comparison.run(), lambda need: known.get(need.digest))
+    comparison.finish(lambda need: known.get(need.digest))
     return comparison
 
 
@@ -105,13 +104,12 @@ def test_while_something_is_needed_nothing_is_a_contradiction_yet() -> None:
     whole = index(A, B)
     comparison = IndexComparison([entry(whole, "app:1", OCI_INDEX)])
     assert comparison.find_only_in_manifest_json([LISTED_A]) == [LISTED_A]
-    walk = comparison.run()
-    (need,) = next(walk)
-    a, b = walk.send((need, whole))
-    walk.send((b, B))
+    (need,) = comparison.needs.values()
+    comparison.answer(need, whole)
+    a, b = comparison.needs.values()
+    comparison.answer(b, B)
     assert comparison.find_only_in_manifest_json([LISTED_A]) == [LISTED_A]
-    with pytest.raises(StopIteration):
-        walk.send((a, A))
+    comparison.answer(a, A)
     assert comparison.find_only_in_manifest_json([LISTED_A]) == []
 
 
@@ -151,7 +149,7 @@ def test_a_config_that_is_no_blob_cannot_be_compared() -> None:
 @pytest.mark.parametrize("raw", [A + b" ", b"{}", A.replace(b"a", b"b", 1)])
 def test_a_corrupt_or_malformed_manifest_is_lacking(raw: bytes) -> None:
     comparison = IndexComparison([entry(A, "app:1")])
-    run_walk(comparison.run(), lambda _: raw)
+    comparison.finish(lambda _: raw)
     unnamed = listed(b"a", b"1", b"2")
     assert comparison.find_only_in_manifest_json([unnamed]) == [unnamed]
     malformed = b'{"schemaVersion":2,"layers":1}'

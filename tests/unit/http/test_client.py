@@ -492,3 +492,24 @@ def test_closing_ends_the_connections(faulty: Faulty, quick: Quick) -> None:
     assert registry.open_connections == 1
     transport.close()
     eventually(lambda: registry.open_connections == 0)
+
+
+def test_a_connection_that_is_busy_while_the_client_is_closed_ends_with_its_response(
+    faulty: Faulty, quick: Quick
+) -> None:
+    registry = faulty()
+    transport = quick()
+    answer = send(transport, registry)
+    transport.close()
+    assert answer.read(1 << 20) is not None
+    eventually(lambda: registry.open_connections == 0)
+
+
+def test_a_closed_client_opens_no_connection(faulty: Faulty, quick: Quick) -> None:
+    registry = faulty()
+    transport = quick()
+    transport.close()
+    with pytest.raises(CancelledError):
+        ask(transport, registry)
+    eventually(lambda: registry.open_connections == 0)
+    assert registry.requests == []

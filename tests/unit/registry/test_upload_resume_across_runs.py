@@ -24,7 +24,6 @@ from ocistream.errors import (
     NotFoundError,
     PermanentNetworkError,
     RegistryError,
-    TerminatedError,
     TruncatedError,
 )
 from ocistream.registry.blob_push import BlobPusher
@@ -180,8 +179,6 @@ KEPT = [
     AuthenticationError("the token is no more"),
     LocalDiskError("cannot read the layer"),
     CancelledError("cancelled"),
-    KeyboardInterrupt(),
-    TerminatedError(),
 ]
 DROPPED = [
     IntegrityError("wrong"),

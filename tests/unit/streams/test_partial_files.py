@@ -18,7 +18,7 @@ import pytest
 
 from ocistream import limits
 from ocistream.cli import main
-from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, NetworkError, OcistreamError, TerminatedError
+from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, NetworkError, OcistreamError
 from ocistream.notices import set_listener
 from ocistream.streams import partial_files
 from ocistream.streams.files import atomic_file, atomic_file_named_later, resumable_file, write_all
@@ -55,7 +55,7 @@ def interrupted(path: Path, content: bytes, error: BaseException | None = None) 
 
 class TestGoingOn:
     @pytest.mark.parametrize(
-        "error", [NetworkError("x"), LocalDiskError("x"), OcistreamError("x"), KeyboardInterrupt(), TerminatedError()]
+        "error", [NetworkError("x"), LocalDiskError("x"), OcistreamError("x"), KeyboardInterrupt()]
     )
     def test_what_an_interruption_leaves_is_there_the_next_time(self, tmp_path: Path, error: BaseException) -> None:
         interrupted(tmp_path / "a", b"begin", error)
@@ -350,29 +350,19 @@ class TestLongNames:
         assert names_in(tmp_path) == [path.name]
 
 
-class TestSignals:
-    """A signal may come between the making of a file and the knowing of it."""
-
-    @pytest.mark.parametrize("size", [0, 5])
-    @pytest.mark.parametrize("write", [resumable_file, atomic_file])
-    def test_nothing_is_left_then_but_what_was_worth_keeping(
-        self,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        size: int,
-        write: Callable[[Path], contextlib.AbstractContextManager[object]],
+class TestEndOfTheProcess:
+    def test_no_thread_creates_a_file_after_the_final_clean_up(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        if size:
-            interrupted(tmp_path / "a", b"begin")
-        before = names_in(tmp_path)
-
-        def strike(*_: object) -> None:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr("ocistream.streams.partial_files.FileIO", strike)
-        with pytest.raises(KeyboardInterrupt), write(tmp_path / "a"):
-            pass
-        assert names_in(tmp_path) == before
+        monkeypatch.setattr(partial_files, "_lock", threading.Lock())
+        thread = threading.Thread(target=interrupted, args=(tmp_path / "a", b"begin"), daemon=True)
+        partial_files.clean_up_unfinished(ends_process=True)
+        thread.start()
+        thread.join(0.2)
+        assert names_in(tmp_path) == []
+        partial_files._lock.release()  # noqa: SLF001 - the process does not end here
+        thread.join()
+        assert names_in(tmp_path) == [NAME]
 
 
 class TestSweeping:

@@ -52,8 +52,9 @@ def test_what_cannot_be_examined_is_the_disks_error(
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(Path, "stat", fail)
-    with pytest.raises(LocalDiskError, match=f"^cannot access /somewhere: {os.strerror(number)}"):
+    refused = pytest.raises(LocalDiskError, match=f"^cannot access /somewhere: {os.strerror(number)}")
+    with refused, monkeypatch.context() as patch:
+        patch.setattr(os, "stat", fail)
         examine(Path("/somewhere"))
 
 

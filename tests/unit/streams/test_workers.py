@@ -7,8 +7,10 @@ import threading
 
 import pytest
 
+from ocistream import notices, open_uploads
 from ocistream.errors import CancelledError, NetworkError
-from ocistream.streams.workers import run_each
+from ocistream.streams import workers
+from ocistream.streams.workers import run_each, run_in_thread, start, wait_to_settle
 
 #: Seconds after which a test that hangs fails.
 PATIENCE = 60.0
@@ -113,3 +115,59 @@ def test_a_failure_stops_the_other_threads(sets_cancelled: bool) -> None:
     assert len(threads) == 3
     assert alive == []
     assert cancelled.is_set() == sets_cancelled
+
+
+class TestOneFunction:
+    def test_its_result_and_its_failure_are_the_callers(self) -> None:
+        cancelled = threading.Event()
+        assert run_in_thread(threading.current_thread, cancelled) is not threading.current_thread()
+
+        def fail() -> None:
+            raise NetworkError("reason")
+
+        with pytest.raises(NetworkError, match="reason"):
+            run_in_thread(fail, cancelled)
+        assert not cancelled.is_set()
+
+    def test_cancelled_work_is_waited_for(self) -> None:
+        cancelled = threading.Event()
+
+        def work() -> str:
+            cancelled.set()
+            threading.Event().wait(0.5)
+            return "ended"
+
+        assert run_in_thread(work, cancelled) == "ended"
+
+    def test_work_that_may_be_abandoned_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(workers, "_ABANDON_TIMEOUT", 0.05)
+        open_uploads.reset()
+        cancelled, released = threading.Event(), threading.Event()
+
+        def work() -> None:
+            cancelled.set()
+            released.wait(PATIENCE)
+
+        with pytest.raises(CancelledError):
+            run_in_thread(work, cancelled, abandons=True)
+        released.set()
+
+
+@pytest.mark.parametrize("can_end", [True, False])
+def test_blocked_work_is_given_up_later_while_an_upload_can_be_ended(
+    monkeypatch: pytest.MonkeyPatch, can_end: bool
+) -> None:
+    said: list[str] = []
+    notices.set_listener(lambda message, *, level: said.append(message) if level == 0 else None)
+    monkeypatch.setattr(workers, "_NOTICE_DELAY", 0.2)
+    monkeypatch.setattr(open_uploads, "END_REQUEST_TIMEOUT", 0.6)
+    monkeypatch.setattr(open_uploads, "_SETTLE_TIMEOUT", 0.1)
+    open_uploads.reset()
+    upload = open_uploads.OpenUpload("registry.test", lambda: True, can_end=lambda: can_end)
+    released = threading.Event()
+    task = start(lambda: released.wait(PATIENCE))
+    wait_to_settle([task], 0.05)
+    assert not task.is_done
+    released.set()
+    upload.remove()
+    assert bool(said) == can_end

@@ -26,6 +26,7 @@ from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.omitted_blobs import VOLUME, OmissionReason
+from ocistream.streams.workers import run_in_thread
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.interfaces import Blob, EarlyBlobs, Traits, VerifiedBlob
 from ocistream.transfer.prefetch import Prefetcher
@@ -303,7 +304,10 @@ class TestSideBySide:
         sink.take = take
         try:
             with pytest.raises(KeyboardInterrupt):
-                transfer.copy(LayoutSource(layout.path), sink, Watch(), jobs=3, cancelled=cancelled)
+                run_in_thread(
+                    lambda: transfer.copy(LayoutSource(layout.path), sink, Watch(), jobs=3, cancelled=cancelled),
+                    cancelled,
+                )
         finally:
             signal.signal(signal.SIGINT, before)
         assert all(stopped.acquire(timeout=PATIENCE) for _ in range(3))

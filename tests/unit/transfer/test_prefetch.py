@@ -19,7 +19,7 @@ from ocistream.errors import CancelledError, NetworkError, NotFoundError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.workers import run_each
 from ocistream.transfer.interfaces import Access, Blob, RecoverableBlob
-from ocistream.transfer.prefetch import Prefetcher, Segment, SegmentFetcher
+from ocistream.transfer.prefetch import Prefetcher, SegmentFetcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -348,28 +348,11 @@ class TestWhatComesInTheWay:
         over.set()
 
 
-class Stopped(threading.Event):
-    """As the command line's: whoever waits for it hears of signals, and whoever looks at it does not."""
-
-    def wait(self, timeout: float | None = None) -> bool:
-        raise KeyboardInterrupt(timeout)
-
-    def is_set(self) -> bool:
-        msg = "nobody is told of a signal here"
-        raise AssertionError(msg)
-
-
 def nothing(_start: int, _view: memoryview) -> Generator[int, None, None]:
     yield from ()
 
 
 class TestSegments:
-    def test_who_waits_for_one_hears_of_a_signal(self) -> None:
-        lanes = SegmentFetcher(1, CHUNK, Stopped(), lambda: None)
-        segment = Segment(nothing, 0, CHUNK)
-        with pytest.raises(KeyboardInterrupt):
-            lanes.read(segment, 0, CHUNK)
-
     @pytest.mark.parametrize(("memory", "connections"), [(CHUNK, 1), (3 * CHUNK, 3), (4 * CHUNK, 4), (9 * CHUNK, 4)])
     def test_no_more_memory_is_taken_than_there_may_be(
         self, monkeypatch: pytest.MonkeyPatch, memory: int, connections: int

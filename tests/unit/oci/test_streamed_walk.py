@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ocistream.archive.source import StreamedWalk
 from ocistream.layout.index import parse_index_json, select_every_image
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.oci.platforms import ALL_PLATFORMS
+from ocistream.oci.walk import StreamedWalk
 from tests.images import Layout
 
 
