@@ -15,7 +15,6 @@ class NothingEarly:
     """For sources that know their graph before any blob: fails if one is put."""
 
     accepts_early = True
-    can_retry = True
 
     def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - it fails in any case
         """Fail."""

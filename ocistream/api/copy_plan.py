@@ -18,7 +18,7 @@ from ocistream.api.copy_targets import (
     select_single_image,
     select_tagged,
 )
-from ocistream.errors import InvalidNameError, UsageError
+from ocistream.errors import IntegrityError, InvalidNameError, UsageError
 from ocistream.layout.index import select_existing_images, select_named_images
 from ocistream.locations import (
     Location,
@@ -138,6 +138,7 @@ class CopyPlan:
 
         def rename(graph: Graph) -> Graph:
             on_resolved(graph)
+            self._check_digest_stays(graph)
             return self.rename(graph) if self.rename is not None else graph
 
         plain_layers = None
@@ -155,6 +156,21 @@ class CopyPlan:
             recompression=self.recompression,
             plain_layers=plain_layers,
         )
+
+    def _check_digest_stays(self, graph: Graph) -> None:
+        """Refuse to recompress an image whose own digest the destination names, before a blob moves.
+
+        The digest of the recompressed image may be named: the registry's destination checks that at the end.
+        """
+        digest = self.destination.reference.digest if self.destination.reference is not None else None
+        if self.recompression is None or digest is None:
+            return
+        from ocistream.transfer.recompress import Recompressor
+
+        recompressor = Recompressor(self.recompression)
+        if digest in recompressor.find_changed_manifests(graph, recompressor.find_layers(graph)):
+            msg = f"{self.destination.text}: {digest} was asked for, and recompressed layers give the image another one"
+            raise IntegrityError(msg, hint="leave --compress away, or push to a tag")
 
     def compresses_plain_layers(self, source: Source, *, omits: bool) -> bool:
         """Return whether plain layers are recompressed if `docker save` wrote the source or one of several archives.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import IO, TYPE_CHECKING
 
+from ocistream.archive.outputs import Output
 from ocistream.streams import files
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class FileObjectInput:
         """Leave the caller's file open."""
 
 
-class FileObjectOutput:
+class FileObjectOutput(Output):
     """Writes an archive to a file object. Written bytes cannot be taken back."""
 
     def __init__(self, file: IO[bytes], description: str) -> None:

@@ -92,9 +92,9 @@ class ArchiveDestination(TarDestination):
         """Return annotations for `index.json`, in addition to the list of omitted blobs."""
         return {}
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+    def write(self, blob: VerifiedBlob) -> int:
         """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive has no end mark."""
-        require_complete(blob, offset)
+        require_complete(blob)
         self._start()
         digest = blob.descriptor.digest
         self._tar.add_blob(blob_name(digest), blob)

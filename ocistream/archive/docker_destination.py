@@ -73,9 +73,9 @@ class DockerArchiveDestination(TarDestination):
     def begin(self, graph: Graph) -> None:
         """Do nothing: entries are written as they arrive."""
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+    def write(self, blob: VerifiedBlob) -> int:
         """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive has no end mark."""
-        require_complete(blob, offset)
+        require_complete(blob)
         chunks = blob.open()
         first = next(chunks, b"")
         # A blob that comes before its manifest has no known media type: only its bytes show what it is.

@@ -11,14 +11,14 @@ from ocistream import limits
 from ocistream.archive.contents import Extent, check_document_size
 from ocistream.archive.source import ArchiveOptions, ArchiveSource, describe_layer_blob
 from ocistream.archive.tar import TarEntry, TarReader
-from ocistream.errors import ArchiveError
+from ocistream.errors import ArchiveError, IntegrityError
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
-from ocistream.oci.volumes import parse_checksum_line, part_name
+from ocistream.oci.volumes import parse_checksum_line, part_error, part_name
 from ocistream.streams import files
 from ocistream.streams.chunks import HashedChunks, read_all, read_chunks, verify_chunks
 from ocistream.streams.compression import NONE, detect_codec
 from ocistream.streams.layer_media_types import is_probably_json
-from ocistream.transfer.interfaces import Blob, BlobPart
+from ocistream.transfer.interfaces import Blob, BlobPart, ByteRange, RecoverableBlob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -119,18 +119,27 @@ class ArchiveFileSource(ArchiveSource):
             raise ArchiveError(msg)
         name_of = volume.template.format_name
         return [
-            BlobPart(part.offset, part.size, name_of(part.volume), self._open_part(volume, descriptor.digest, part))
+            BlobPart(part.offset, part.size, name_of(part.volume), self._open_part(volume, descriptor, part))
             for part in parts
         ]
 
-    def _open_part(self, volume: Volume, digest: str, part: VolumePart) -> Blob | None:
-        """Return a part of a blob as a blob with a digest of its own, or None if another volume has it."""
+    def _open_part(self, volume: Volume, descriptor: Descriptor, part: VolumePart) -> Blob | None:
+        """Return the part of a blob that this volume has, with a digest of its own; None if another volume has it."""
         if part.volume != volume.number:
             return None
-        extent, checksum = self.contents.find_part(volume, digest, part)
+        extent, checksum = self.contents.find_part(volume, descriptor.digest, part)
         line = self._read(checksum, limits.MAX_LAYOUT_FILE)
-        part_digest = parse_checksum_line(part_name(digest, part.offset), line)
-        return Blob(Descriptor(UNKNOWN_MEDIA_TYPE, part_digest, part.size), partial(self._chunks, extent))
+        part_digest = parse_checksum_line(part_name(descriptor.digest, part.offset), line)
+
+        def opened(offset: int = 0) -> Iterator[Chunk]:
+            return self._chunks(extent, max(0, offset - part.offset))
+
+        def raise_corrupt(error: IntegrityError, again: bool) -> None:  # noqa: ARG001 - there is no second copy
+            name = volume.template.format_name(part.volume)
+            raise part_error(descriptor.digest, part.offset, name, error) from error
+
+        part_range = ByteRange(part.offset, part.offset + part.size, part_digest)
+        return RecoverableBlob(descriptor, opened, range=part_range, on_corrupt=raise_corrupt)
 
     def close(self) -> None:
         """Close the file."""

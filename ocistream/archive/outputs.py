@@ -10,8 +10,9 @@ import errno
 import fcntl
 import functools
 import os
+from abc import ABC, abstractmethod
 from io import FileIO
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.errors import UsageError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Output",
-    "ResumableOutput",
     "RewritableOutput",
     "build_tail_output",
     "open_file_output",
@@ -35,57 +35,64 @@ __all__ = [
 ]
 
 
-class Output(Protocol):
-    """A place that an archive is written to, and the steps that make it visible there."""
+class Output(ABC):
+    """A place that an archive is written to, and the steps that make it visible there.
 
+    By default no bytes exist yet, and written bytes cannot be taken back.
+    """
+
+    @abstractmethod
     def write(self, chunk: Chunk) -> None:
         """Write all bytes of a chunk."""
 
+    @abstractmethod
     def finish(self) -> None:
         """Make the written bytes durable, and give the file its name."""
 
+    @abstractmethod
     def close(self) -> None:
         """Remove an unfinished file. A partial file that a later run can resume is kept."""
 
-
-@runtime_checkable
-class ResumableOutput(Output, Protocol):
-    """An output that may already have some of the bytes. These are skipped, not written again."""
-
     def existing_size(self) -> int:
-        """Return how many bytes from the current position on exist, or may exist."""
+        """Return how many bytes from the current position on exist, or may exist. They are skipped, not written."""
+        return 0
 
-    def read_existing(self, size: int) -> Iterator[Chunk] | None:
+    def read_existing(self, size: int) -> Iterator[Chunk] | None:  # noqa: ARG002 - for outputs that have some
         """Return the next `size` existing bytes, or None if they cannot be read."""
+        return None
 
-    def skip_existing(self, size: int) -> None:
+    def skip_existing(self, size: int) -> None:  # noqa: B027 - by default there are none
         """Skip the next `size` existing bytes."""
 
+    def discard(self) -> None:  # noqa: B027 - by default there is none
+        """Do not keep a partial file."""
 
-@runtime_checkable
-class RewritableOutput(Output, Protocol):
+
+class RewritableOutput(Output):
     """An output whose written bytes can be changed. Positions are in bytes."""
 
+    @abstractmethod
     def position(self) -> int:
         """Return the number of bytes written."""
 
+    @abstractmethod
     def rewrite(self, position: int, content: bytes) -> None:
         """Overwrite the bytes at a position."""
 
+    @abstractmethod
     def truncate(self, position: int) -> None:
         """Remove everything from a position on."""
 
+    @abstractmethod
     def rewind(self, position: int) -> None:
         """Return to a position, to write the same bytes again."""
 
+    @abstractmethod
     def sync(self) -> None:
         """Sync the written bytes to disk, and remove later bytes. The file does not get its name yet."""
 
-    def discard(self) -> None:
-        """Do not keep the partial file."""
 
-
-class _FileOutput:
+class _FileOutput(RewritableOutput):
     """A file that gets its name when it is complete, and resumes the partial file of an earlier run.
 
     The partial file may have any content: of another image, of other options, or damaged by a power failure. So
@@ -188,7 +195,7 @@ class _DiscardSignal(Exception):  # noqa: N818 - a signal to the file's own cont
     """Ends the context of an unfinished file."""
 
 
-class _StreamOutput:
+class _StreamOutput(Output):
     """A pipe, or another existing file that cannot be renamed. Written bytes cannot be taken back."""
 
     def __init__(self, file: FileIO, what: str) -> None:
@@ -223,7 +230,7 @@ class _SpecialFileOutput(_StreamOutput):
             self._file.close()
 
 
-class _TailOutput:
+class _TailOutput(Output):
     """Passes on the bytes from `start` on, to continue a pipe that broke (`--from-byte`).
 
     The bytes before `start` cannot be checked: the other side is trusted to have them.

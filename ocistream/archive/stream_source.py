@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import itertools
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Unpack
 
@@ -26,7 +25,7 @@ from ocistream.streams import files
 from ocistream.streams.chunks import HashedChunks, chunks_from, read_all, verify_chunks
 from ocistream.streams.compression import NONE, detect_codec
 from ocistream.streams.layer_media_types import is_probably_json, is_probably_layer
-from ocistream.transfer.interfaces import Blob, TailBlob
+from ocistream.transfer.interfaces import Access, Blob, ByteRange
 from ocistream.transfer.partial_blobs import parse_partial_blobs
 from ocistream.transfer.verified_blobs import blob_from_bytes
 
@@ -107,7 +106,7 @@ class ArchiveStreamSource(ArchiveSource):
         # The walk uses more memory than the graph, and no other graph will be built.
         self._manifests.clear()
         self._index_walk = self._walk = self._early_blobs = None
-        return replace(graph, is_interruptible=self._tail_offsets is not None)
+        return graph
 
     def _read_graph(self) -> Graph:
         for entry in self._read_entries():
@@ -357,7 +356,7 @@ class ArchiveStreamSource(ArchiveSource):
             return
         if (codec := detect_codec(first_chunk[: limits.KIB])) is not NONE:
             self._codecs[entry.offset] = codec
-        blob = Blob(descriptor, partial(_skip_to, all_chunks), reopenable=False)
+        blob = Blob(descriptor, partial(_skip_to, all_chunks), self._access)
         self._write_early(entry, blob, can_be_plain_layer=self._may_be_plain_layer(entry))
         if looks_like_json and entry.offset not in self._corrupt:
             self._spilled[entry.offset] = descriptor
@@ -375,11 +374,8 @@ class ArchiveStreamSource(ArchiveSource):
         If the destination cannot remove the blob again, the IntegrityError is raised at once.
         """
         assert self._early_blobs is not None  # noqa: S101 - `resolve` has set it
-        try:
-            self._early_blobs.write(blob, can_be_plain_layer=can_be_plain_layer)
-        except IntegrityError as error:
-            if not self._early_blobs.can_retry:
-                raise
+        error = self._early_blobs.write(blob, can_be_plain_layer=can_be_plain_layer)
+        if error is not None:
             self._corrupt[entry.offset] = error
 
     def _check_duplicate(self, entry: TarEntry, digest: str) -> None:
@@ -445,12 +441,17 @@ class ArchiveStreamSource(ArchiveSource):
     def _blob(self, descriptor: Descriptor, entry: TarEntry, chunks: Iterator[Chunk]) -> Blob:
         """Return a blob, or the tail of a blob."""
         if (tail := self._find_tail(entry)) is None:
-            return Blob(descriptor, partial(_skip_to, chunks), reopenable=False)
+            return Blob(descriptor, partial(_skip_to, chunks), self._access)
         _, start = tail
         if start + entry.size != descriptor.size:
             msg = f"{printable(entry.name)!r} in the archive is not the rest of a blob of {descriptor.size} bytes"
             raise ArchiveError(msg)
-        return TailBlob(descriptor, lambda offset=0: _skip_to(chunks, offset - start), reopenable=False, start=start)
+        rest = ByteRange(start, descriptor.size)
+        return Blob(descriptor, lambda offset=0: _skip_to(chunks, offset - start), self._access, rest)
+
+    @property
+    def _access(self) -> Access:
+        return Access.ONCE if self._tail_offsets is None else Access.RESUMABLE
 
     def _find_tail(self, entry: TarEntry) -> tuple[str, int] | None:
         """Return the digest of a blob and the offset where an entry starts in it, if the archive has only its tail."""

@@ -11,12 +11,12 @@ import functools
 import tempfile
 from typing import TYPE_CHECKING
 
-from ocistream import limits
 from ocistream.archive import tar
-from ocistream.archive.outputs import ResumableOutput, RewritableOutput
+from ocistream.archive.outputs import RewritableOutput
 from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks
+from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -74,7 +74,7 @@ class TarWriter:
 
     def add_blob(self, name: str, blob: VerifiedBlob) -> None:
         """Write an entry as `add` does. Existing bytes are hashed or compared if necessary, but not fetched again."""
-        if not blob.is_worth_keeping and blob.descriptor.size >= limits.MIN_PARTIAL_SIZE:
+        if blob.access is Access.ONCE:
             self.discard()
         self._add(name, blob.descriptor.size, functools.partial(self._remaining_chunks, blob))
 
@@ -88,13 +88,11 @@ class TarWriter:
     def _remaining_chunks(self, blob: VerifiedBlob) -> Iterator[Chunk]:
         """Skip the existing bytes of a blob, and return the chunks of the rest."""
         output = self._output
-        existing_size = min(output.existing_size(), blob.descriptor.size) if isinstance(output, ResumableOutput) else 0
-        if not existing_size or not isinstance(output, ResumableOutput):
-            return blob.open()
-        existing = output.read_existing(existing_size)
-        if not blob.can_resume:
+        existing_size = min(output.existing_size(), blob.descriptor.size)
+        if not existing_size or not blob.can_resume:
             # The output compares the chunks with its existing bytes, or drops these.
             return blob.open()
+        existing = output.read_existing(existing_size)
         output.skip_existing(existing_size)
         return blob.open(existing_size, existing)
 
@@ -128,8 +126,7 @@ class TarWriter:
 
     def discard(self) -> None:
         """Keep nothing that a later run could resume."""
-        if isinstance(self._output, RewritableOutput):
-            self._output.discard()
+        self._output.discard()
 
     def close(self) -> None:
         """Remove an unfinished archive. A partial file that a later run can resume is kept."""

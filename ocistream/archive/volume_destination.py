@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ocistream import limits, notices
 from ocistream.archive import tar
 from ocistream.archive.destination import TarDestination, build_small_files
-from ocistream.archive.outputs import ResumableOutput, RewritableOutput, open_file_output
+from ocistream.archive.outputs import RewritableOutput, open_file_output
 from ocistream.archive.tar_writer import TarWriter
 from ocistream.errors import UnsupportedError, UsageError
 from ocistream.layout.index import OCI_LAYOUT, blob_name, build_entries, build_index_json
@@ -34,7 +34,7 @@ from ocistream.oci.volumes import (
     volume_annotations,
 )
 from ocistream.streams import paths
-from ocistream.transfer.interfaces import Traits
+from ocistream.transfer.interfaces import Access, Traits
 from ocistream.transfer.verified_blobs import require_complete
 
 if TYPE_CHECKING:
@@ -305,13 +305,13 @@ class VolumeSetDestination(TarDestination):
                 raise UsageError(msg)
         self._open_volume(0)
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+    def write(self, blob: VerifiedBlob) -> int:
         """Append a blob to its volume, or its parts to their volumes.
 
         Raises:
             UnsupportedError: the blob arrives before the graph.
         """
-        require_complete(blob, offset)
+        require_complete(blob)
         if self._graph is None:
             msg = "the archive's index comes after its layers, so it is not known yet which volumes they belong in"
             raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
@@ -371,7 +371,7 @@ class VolumeSetDestination(TarDestination):
 
     def _write_parts(self, blob: VerifiedBlob, pieces: Sequence[VolumePart]) -> None:
         """Write a blob in parts, each followed by its checksum. Existing bytes are not fetched again."""
-        if not blob.is_worth_keeping and blob.descriptor.size >= limits.MIN_PARTIAL_SIZE:
+        if blob.access is Access.ONCE:
             self.discard()
         volumes = [self._open_volume(piece.volume) for piece in pieces]
         names = [part_name(blob.descriptor.digest, piece.offset) for piece in pieces]
@@ -419,10 +419,8 @@ def _remaining_chunks(
     existing: list[Iterator[Chunk]] = []
     position = 0
     for piece, volume, hasher in zip(pieces, volumes, hashes, strict=True):
-        existing_size = (
-            min(volume.output.existing_size(), piece.size) if isinstance(volume.output, ResumableOutput) else 0
-        )
-        if not blob.can_resume or not existing_size or not isinstance(volume.output, ResumableOutput):
+        existing_size = min(volume.output.existing_size(), piece.size)
+        if not blob.can_resume or not existing_size:
             break
         existing.append(_hash_chunks(volume.output.read_existing(existing_size) or iter(()), hasher))
         volume.output.skip_existing(existing_size)

@@ -18,7 +18,7 @@ from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted, pars
 from ocistream.oci.reference import printable
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
 from ocistream.transfer.interfaces import Traits
-from ocistream.transfer.verified_blobs import part_unsupported_error
+from ocistream.transfer.verified_blobs import require_complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -107,16 +107,15 @@ class LayoutDestination:
                     found[blob.digest] = size
         return found
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+    def write(self, blob: VerifiedBlob) -> int:
         """Write the blob under a temporary name, and rename the file after all of it was verified.
 
-        A partial file of an earlier run is resumed; it must have the first `offset` bytes.
+        A partial file of an earlier run is resumed; it must have the bytes before the first one of the source.
         """
-        if blob.end is not None:
-            raise part_unsupported_error(blob)
+        require_complete(blob, or_rest=True)
         if not self._created:
             self._create()
-        self._layout.store_blob(blob, offset)
+        self._layout.store_blob(blob)
         self._stored[blob.descriptor.digest] = blob.descriptor.size
         return 0
 

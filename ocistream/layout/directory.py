@@ -202,22 +202,22 @@ class BlobDirectory:
                     writer.write(chunk)
                 name(path)
 
-    def store_blob(self, blob: VerifiedBlob, offset: int = 0) -> None:
-        """Store a blob; a partial file of an earlier run is resumed, and must have the first `offset` bytes.
+    def store_blob(self, blob: VerifiedBlob) -> None:
+        """Store a blob; a partial file of an earlier run is resumed, and must have the bytes before `blob.start`.
 
         Raises:
             PartialBlobLostError: the source sends only the tail, and the bytes before it do not exist here.
             LocalDiskError: the disk is full or read-only, or the path cannot be written.
         """
         digest = blob.descriptor.digest
-        if not offset and not blob.is_worth_keeping:
+        if not blob.start and not blob.is_worth_keeping:
             self.write_blob(digest, blob.open())
             return
         path = self.blob_path(digest)
         with files.disk_errors(f"cannot write the blob {digest} in {self.path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.resumable_file(path, durable=False) as partial:
-                remaining = self._remaining_chunks(blob, offset, partial)
+                remaining = self._remaining_chunks(blob, partial)
                 writer = files.WritebackWriter(partial.file)
                 for chunk in remaining:
                     writer.write(chunk)
@@ -231,12 +231,12 @@ class BlobDirectory:
         return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
     @staticmethod
-    def _remaining_chunks(blob: VerifiedBlob, offset: int, partial: PartialFile) -> Iterator[Chunk]:
+    def _remaining_chunks(blob: VerifiedBlob, partial: PartialFile) -> Iterator[Chunk]:
         """Seek to the end of the partial file, and return the remaining chunks of the blob."""
         file, size = partial.file, blob.descriptor.size
         partial_size = min(partial.size(), size) if blob.can_resume else 0
-        if partial_size < offset:
-            msg = f"{blob.descriptor.digest}: only {partial_size} bytes of it are there, and {offset} were"
+        if partial_size < blob.start:
+            msg = f"{blob.descriptor.digest}: only {partial_size} bytes of it are there, and {blob.start} were"
             raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then")
         file.truncate(partial_size)
         file.seek(partial_size)

@@ -71,8 +71,6 @@ class Graph:
     that the written archive or layout omits on purpose. `embedded` are blobs, by digest, whose bytes are in their
     descriptors' `data` (image-spec, descriptor.md).
 
-    `is_interruptible` says that the source is a connection that may break, and that another run can resume.
-
     `is_platform_filtered` says that the user asked for platforms, and `is_skipping_referrers` that no referrers are
     copied. `incomplete_indexes` are indexes of which the source has only some platforms
     (transfer/incomplete_indexes.py).
@@ -91,7 +89,6 @@ class Graph:
     omitted_from_source: Mapping[str, OmissionReason] = field(default_factory=dict)
     omitted_from_output: Mapping[str, OmissionReason] = field(default_factory=dict)
     embedded: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    is_interruptible: bool = False
     is_platform_filtered: bool = field(default=False, compare=False)
     is_skipping_referrers: bool = field(default=False, compare=False)
     incomplete_indexes: tuple[IncompleteIndex, ...] = ()

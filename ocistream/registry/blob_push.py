@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream.errors import AuthenticationError, CancelledError, NotFoundError, OcistreamError, RegistryError
 from ocistream.notices import notify
@@ -35,13 +35,20 @@ if TYPE_CHECKING:
     from ocistream.registry.upload_record import SessionLocation
     from ocistream.transfer.interfaces import NewBlob
 
-__all__ = ["BlobPusher"]
+__all__ = ["BlobPusher", "UploadedSizes"]
 
 #: After this many missing blobs in a row a repository is not asked again. The layers of a base image come first, so
 #: its repository is found early.
 _MAX_MISSES: Final = 8
 #: If a mount fails with one of these, the blob is uploaded (ggcr#1404, #1679).
 _MOUNT_REFUSALS: Final = (AuthenticationError, NotFoundError, RegistryError)
+
+
+class UploadedSizes(NamedTuple):
+    """How many bytes of a blob the registry has after an upload, and how many of them it had before."""
+
+    stored: int
+    resumed: int
 
 
 class BlobPusher:
@@ -100,39 +107,25 @@ class BlobPusher:
                     return True
         return False
 
-    def upload(self, blob: VerifiedBlob | NewBlob) -> int:
-        """Upload a blob, resuming the session of an earlier run; return how many bytes the registry had of it.
+    def upload(self, blob: VerifiedBlob | NewBlob) -> UploadedSizes:
+        """Upload a blob, or the part of it that the source has; resume the session of an earlier run.
+
+        The registry verifies the blob when it closes the upload. A wrong part deletes the upload, because the registry
+        may have stored some of its bytes.
 
         Raises:
-            NetworkError, AuthenticationError: the registry failed or refused.
+            NetworkError, AuthenticationError: the registry failed or refused; the upload may be resumed.
             OcistreamError: an error of the blob's own chunks; the session is deleted.
         """
         if isinstance(blob, VerifiedBlob):
             descriptor = blob.descriptor
-            content = UploadContent(
-                blob.open, lambda: descriptor, 0, descriptor.size, blob.reopenable, blob.is_interruptible
-            )
+            content = UploadContent(blob.open, lambda: descriptor, blob.start, blob.end, blob.access)
             session = self._take_session(descriptor)
         else:
-            content = UploadContent(blob.open, blob.descriptor, reopenable=blob.reopenable)
+            content = UploadContent(blob.open, blob.descriptor, access=blob.access)
             session = self._create_session(None)
         upload = Upload(self._repository, self._strategy, session, content)
-        upload.run()
-        return upload.resumed_size
-
-    def upload_part(self, descriptor: Descriptor, offset: int, part: VerifiedBlob) -> int:
-        """Upload the part of a blob that begins at `offset`; return how many bytes of the blob the registry has.
-
-        The client verifies the part by its own digest; the registry verifies the blob when it closes the upload. A
-        wrong part deletes the upload, because the registry may have stored some of its bytes.
-
-        Raises:
-            NetworkError, AuthenticationError: the registry failed or refused; the upload can be resumed.
-            OcistreamError: an error of the part's own chunks; the session is deleted.
-        """
-        end = offset + part.descriptor.size
-        content = UploadContent(part.open, lambda: descriptor, offset, end, part.reopenable, part.is_interruptible)
-        return Upload(self._repository, self._strategy, self._take_session(descriptor), content).run()
+        return UploadedSizes(upload.run(), upload.resumed_size)
 
     def partial_size(self, digest: str) -> int:
         """Return how many bytes of a blob an unfinished upload of earlier runs has; 0 if that is not certain.

@@ -7,7 +7,6 @@ MANIFEST_BLOB_UNKNOWN).
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -287,14 +286,14 @@ class RegistryDestination:
             if name != target_name
         ]
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+    def write(self, blob: VerifiedBlob) -> int:
         """Upload a blob to the first repository that needs it, and mount it from there into the others.
 
         A part of a blob is kept in an open upload; the registry verifies the complete blob. That needs exactly one
         repository that lacks the blob: the part can be read only once.
 
         Raises:
-            PartialBlobLostError: the registry no longer has the bytes before `offset`.
+            PartialBlobLostError: the registry no longer has the bytes before the rest that the source sends.
         """
         descriptor = blob.descriptor
         names = self._repositories_without(descriptor)
@@ -302,22 +301,17 @@ class RegistryDestination:
             # Another thread may have recompressed a layer to the same blob after `stored` did not list it.
             return 0
         first, *other_names = names
-        if offset or blob.end is not None:
-            part = replace(
-                blob,
-                descriptor=replace(descriptor, size=(blob.end or descriptor.size) - offset),
-                open=partial(blob.open, offset),
-            )
-            stored = 0 if other_names else self._pushers[first][1].upload_part(descriptor, offset, part)
+        if blob.range is not None and other_names:
+            stored, resumed_size = 0, 0
+        else:
+            stored, resumed_size = self._pushers[first][1].upload(blob)
+        self._blob_exists[first, descriptor.digest] = stored == descriptor.size
+        if blob.range is not None:
             self._partial_sizes[descriptor.digest] = stored
-            self._blob_exists[first, descriptor.digest] = stored == descriptor.size
-            if blob.end is None and stored != descriptor.size:
-                # Neither side has read the complete blob, so the wrong side is unknown.
-                msg = f"{descriptor.digest}: the registry does not have the first {offset} bytes of it any more"
+            if blob.range_descriptor is None and stored != descriptor.size:
+                msg = f"{descriptor.digest}: the registry does not have the first {blob.start} bytes of it any more"
                 raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then")
             return 0
-        resumed_size = self._pushers[first][1].upload(blob)
-        self._blob_exists[first, descriptor.digest] = True
         for name in other_names:
             self._mount_or_upload(blob, descriptor, first, name)
         return resumed_size

@@ -64,29 +64,34 @@ class BlobDownload:
         discardable = 0 if self._strict else offset
         while True:
             try:
-                for chunk in self._read_from(offset, retries, discardable):
-                    offset += len(chunk)
-                    yield chunk
+                response, skip = self._request_from(offset, retries, discardable)
+                for chunk in response.chunks() if response is not None else ():
+                    if skip >= len(chunk):
+                        skip -= len(chunk)
+                        continue
+                    piece = chunk[skip:] if skip else chunk
+                    skip = 0
+                    offset += len(piece)
+                    yield piece
                     retries.reset()
                     if offset > size:
                         return
             except (RegistryError, PermanentNetworkError):
                 raise
             except NetworkError as error:
-                if not retries.wait_for_retry(error):
-                    raise
+                failure = error
             else:
                 if offset >= size:
                     return
                 # The body ended early without an error, as it does with a wrong Content-Length.
-                short = NetworkError(f"GET {self._url}: ended after {offset} of {size} bytes")
-                if not retries.wait_for_retry(short):
-                    raise short
+                failure = NetworkError(f"GET {self._url}: ended after {offset} of {size} bytes")
+            if not retries.wait_for_retry(failure):
+                raise failure
 
-    def _read_from(self, offset: int, retries: Retries, discardable: int) -> Iterator[Chunk]:
-        """Yield the bytes of one response from byte `offset` on; nothing after status 416.
+    def _request_from(self, offset: int, retries: Retries, discardable: int) -> tuple[Response | None, int]:
+        """Request the bytes from `offset` on. Return the response, and how many of its bytes must be dropped.
 
-        At most `discardable` bytes, and `MAX_DISCARD` more, may be read and dropped.
+        There is no response after status 416. At most `discardable` bytes, and `MAX_DISCARD` more, may be dropped.
         """
         response = self._request(offset, retries)
         if 0 < offset <= discardable and not _starts_at(response, offset):
@@ -94,15 +99,9 @@ class BlobDownload:
             response = self._request(0, retries)
         if response.status == 416:
             response.drain()
-            return
+            return None, 0
         self._check_headers(response, offset)
-        skip = _bytes_to_skip(response, offset, discardable + limits.MAX_DISCARD)
-        for chunk in response.chunks():
-            if skip >= len(chunk):
-                skip -= len(chunk)
-                continue
-            yield chunk[skip:] if skip else chunk
-            skip = 0
+        return response, _bytes_to_skip(response, offset, discardable + limits.MAX_DISCARD)
 
     def _check_headers(self, response: Response, offset: int) -> None:
         """Check the headers of a response with the blob's bytes from `offset` on.

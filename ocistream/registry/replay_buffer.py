@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import TruncatedError
+from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,15 +32,19 @@ class UploadContent:
 
     `open()` returns verified chunks, from `start` on; if `reopenable`, it may be called again. `blob()` returns the
     descriptor of the complete blob. If `end` is None, the size is not known yet, and `blob()` is valid only after the
-    last chunk. `is_interruptible` means that the chunks come over a connection that may break.
+    last chunk. `access` is how the source gives the chunks.
     """
 
     open: Callable[[], Iterator[Chunk]]
     blob: Callable[[], Descriptor]
     start: int = 0
     end: int | None = None
-    reopenable: bool = True
-    is_interruptible: bool = False
+    access: Access = Access.REPEATABLE
+
+    @property
+    def reopenable(self) -> bool:
+        """Whether the content may be read again."""
+        return self.access is Access.REPEATABLE
 
     @property
     def is_part(self) -> bool:

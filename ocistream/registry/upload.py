@@ -30,6 +30,7 @@ from ocistream.registry.replay_buffer import ReplayBuffer
 from ocistream.registry.upload_session import SessionLostError
 from ocistream.registry.upload_strategy import ALTERNATIVES, CHUNKED_CODING_REFUSALS, UNSIZED_STREAM, UploadMethod
 from ocistream.sizes import format_size
+from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
@@ -122,7 +123,7 @@ class Upload:
         #: deletes an upload after a broken request. An ordinary pipe keeps a stated length, so that a proxy can refuse
         #: a layer that is too large before its first byte.
         self._ends_requests = self._is_size_known and (
-            content.is_interruptible
+            content.access is Access.RESUMABLE
             or (self._explicit_method is not None and self._method.kind == CHUNK and not content.reopenable)
         )
         self.acknowledged = 0

@@ -1,4 +1,4 @@
-"""Iterate over the bytes of a blob in chunks: read, verify, count, hash and cancel.
+"""Iterate over the bytes of a blob in chunks: read, verify and hash.
 
 A memoryview chunk is valid only until the next chunk is requested. Nothing here opens a file.
 """
@@ -10,7 +10,7 @@ import io
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
-from ocistream.errors import CancelledError, IntegrityError, OcistreamError
+from ocistream.errors import IntegrityError, OcistreamError
 from ocistream.limits import CHUNK_SIZE, MIN_THREADED_HASH
 from ocistream.oci.digest import size_error
 from ocistream.oci.reference import parse_digest
@@ -18,23 +18,19 @@ from ocistream.streams.hashing import Hasher, ThreadedHasher
 from ocistream.streams.memory import is_double_buffered
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from ocistream.oci.descriptor import Descriptor
 
 __all__ = [
-    "ByteCounter",
     "Chunk",
     "FailureTracker",
     "HashedChunks",
     "Hasher",
-    "cancellable_chunks",
     "check_chunks_size",
     "chunks_from",
     "closing_chunks",
-    "count_chunks",
     "new_hash",
     "read_all",
     "read_chunks",
@@ -64,38 +60,49 @@ def verify_chunks(
     Raises:
         IntegrityError: the bytes do not have the size (in bytes) or digest of `descriptor`.
     """
-    hasher: Hasher = new_hash(descriptor.digest)
+    hasher = new_hash(descriptor.digest)
     thread = ThreadedHasher(hasher) if hash_in_thread and descriptor.size >= MIN_THREADED_HASH else None
-    size = 0
+    verification = _Verification(descriptor, thread or hasher)
     with closing_chunks(chunks), thread or nullcontext():
-        hasher = thread or hasher
-        for chunk, is_new in _join_chunks(stored, chunks):
-            if not chunk:
-                continue
-            size += len(chunk)
-            if size > descriptor.size:
-                raise size_error(descriptor, size)
-            hasher.update(chunk)
-            if size == descriptor.size:
-                check_digest(descriptor, hasher)
-            if is_new:
+        with closing_chunks(stored):
+            for chunk in stored:
+                verification.add(chunk)
+                verification.release(chunk)
+        for chunk in chunks:
+            if chunk:
+                verification.add(chunk)
                 yield chunk
-            if thread is not None and not isinstance(chunk, bytes):
-                # The next chunk, or with two buffers the one after it, overwrites this memory.
-                thread.wait(except_last=1 if is_double_buffered(chunk) else 0)
-    if size < descriptor.size:
-        raise size_error(descriptor, size)
-    if not size:
-        check_digest(descriptor, hasher)
+                verification.release(chunk)
+    verification.finish()
 
 
-def _join_chunks(stored: Iterable[Chunk], chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, bool]]:
-    """Yield the chunks of both, each with whether it comes from `chunks`."""
-    with closing_chunks(stored):
-        for chunk in stored:
-            yield chunk, False
-    for chunk in chunks:
-        yield chunk, True
+class _Verification:
+    """Compares the size and digest of a blob's bytes with its descriptor, at the latest with the last byte."""
+
+    def __init__(self, descriptor: Descriptor, hasher: Hasher) -> None:
+        self._descriptor = descriptor
+        self._hasher = hasher
+        self._thread = hasher if isinstance(hasher, ThreadedHasher) else None
+        self._size = 0
+
+    def add(self, chunk: Chunk) -> None:
+        self._size += len(chunk)
+        if self._size > self._descriptor.size:
+            raise size_error(self._descriptor, self._size)
+        self._hasher.update(chunk)
+        if self._size == self._descriptor.size:
+            check_digest(self._descriptor, self._hasher)
+
+    def release(self, chunk: Chunk) -> None:
+        """Wait until the memory of a chunk may be overwritten, with two buffers by the chunk after the next one."""
+        if self._thread is not None and not isinstance(chunk, bytes):
+            self._thread.wait(except_last=1 if is_double_buffered(chunk) else 0)
+
+    def finish(self) -> None:
+        if self._size < self._descriptor.size:
+            raise size_error(self._descriptor, self._size)
+        if not self._size:
+            check_digest(self._descriptor, self._hasher)
 
 
 def check_chunks_size(chunks: Iterable[Chunk], descriptor: Descriptor, offset: int) -> Iterator[Chunk]:
@@ -153,51 +160,12 @@ def check_digest(descriptor: Descriptor, hasher: Hasher) -> None:
         raise IntegrityError(msg)
 
 
-def count_chunks(chunks: Iterable[Chunk], advance: Callable[[int], None]) -> Iterator[Chunk]:
-    """Yield chunks, and report the size of each in bytes when the caller requests the next one."""
-    for chunk in chunks:
-        size = len(chunk)
-        yield chunk
-        advance(size)
-
-
-class ByteCounter:
-    """Counts the bytes of one blob, and subtracts them when the blob is read again from its beginning."""
-
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        """Start at 0; `advance` is called with every change."""
-        self._advance = advance
-        self.count = 0
-
-    def advance(self, size: int) -> None:
-        """Add `size` bytes."""
-        self.count += size
-        self._advance(size)
-
-    def restart(self) -> None:
-        """Subtract all bytes counted so far."""
-        self.advance(-self.count)
-
-
 def read_all(chunks: Iterable[Chunk]) -> bytes:
     """Return small content as bytes. Joining a list of chunks would need twice the memory."""
     content = io.BytesIO()
     for chunk in chunks:
         content.write(chunk)
     return content.getvalue()
-
-
-def cancellable_chunks(chunks: Iterable[Chunk], cancelled: threading.Event) -> Iterator[Chunk]:
-    """Yield chunks until `cancelled` is set.
-
-    Raises:
-        CancelledError: `cancelled` is set.
-    """
-    for chunk in chunks:
-        if cancelled.is_set():
-            msg = "cancelled"
-            raise CancelledError(msg)
-        yield chunk
 
 
 class FailureTracker:

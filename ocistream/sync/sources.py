@@ -62,7 +62,6 @@ class _NoEarlyBlobs:
     """The `EarlyBlobs` of sources that can be read repeatedly: their blobs never come before the graph."""
 
     accepts_early = False
-    can_retry = True
 
     def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - nothing is written
         raise UnsupportedError(f"{blob.descriptor.digest} comes before its image")

@@ -9,7 +9,7 @@ the same for each store.
 
 Why it is not simpler:
 
-- The destination chooses the byte at which it opens a blob, and `write` is told only the first byte that there is.
+- The destination chooses the byte at which it opens a blob, and the blob says only which bytes the source has.
   A tar finds what an earlier run left of an entry when it comes to it, not when it is asked in bulk.
 - Mirrors and the cache are wrapped around a repository, not around a source: manifests and referrers pass through them
   too. `RecoverableBlob` tells them that bytes were wrong. To hash there as well would cost a second SHA-256.

@@ -1,6 +1,6 @@
-"""Copy a source to a destination: resolve the graph, check existing blobs, copy the others, then commit.
+"""Copy a source to a destination: resolve the graph, plan, begin, move the blobs, commit, report.
 
-How one blob is copied is decided in pipeline.py.
+How one blob is written is decided in blob_writer.py.
 """
 
 from __future__ import annotations
@@ -9,20 +9,23 @@ import itertools
 import threading
 import time
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, CancelledError, IntegrityError, TruncatedError, UnsupportedError
-from ocistream.oci.digest import size_error
 from ocistream.oci.referrers import RECOMPRESSED
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
+from ocistream.transfer.blob_plan import Action, find_recompressed, plan_blobs
+from ocistream.transfer.blob_writer import BlobWriter
+from ocistream.transfer.config_checks import ConfigChecker, with_config_check
+from ocistream.transfer.early_blobs import EarlyBlobWriter
 from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
-from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
-from ocistream.transfer.interfaces import Blob, IncompleteSource, NullObserver
-from ocistream.transfer.pipeline import BlobPipeline
+from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported, limit_to_source
+from ocistream.transfer.interfaces import NullObserver
 from ocistream.transfer.prefetch import Prefetcher
-from ocistream.transfer.report import BlobResult, MissingBlobsError, Report
+from ocistream.transfer.report import MissingBlobsError, Report
 from ocistream.transfer.verified_blobs import blob_from_bytes
 
 if TYPE_CHECKING:
@@ -31,8 +34,9 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.oci.omitted_blobs import OmissionReason
-    from ocistream.transfer.interfaces import Destination, Observer, Source
-    from ocistream.transfer.recompress import Recompression
+    from ocistream.transfer.blob_plan import BlobPlan
+    from ocistream.transfer.interfaces import Blob, Destination, Observer, Source
+    from ocistream.transfer.recompress import Recompression, Recompressor
     from ocistream.transfer.report import NeededVolumes
 
 __all__ = ["Report", "copy"]
@@ -69,232 +73,245 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     Raises:
         OcistreamError: the first failure; nothing new is visible in the destination.
     """
-    run = _Copy(source, destination, observer or NullObserver(), jobs, cancelled or threading.Event())
-    run.prefetch_memory = prefetch_memory
-    run.rename = rename or run.rename
-    run.omit = omit
-    run.pipeline.plain_layers = plain_layers
-    if recompression is not None:
-        run.pipeline.enable_recompression(recompression)
     try:
-        return run.run()
+        return _Copy(
+            source=source,
+            destination=destination,
+            observer=observer or NullObserver(),
+            jobs=jobs,
+            prefetch_memory=prefetch_memory,
+            cancelled=cancelled or threading.Event(),
+            rename=rename or (lambda graph: graph),
+            omit=omit,
+            recompression=recompression,
+            plain_layers=plain_layers,
+        ).run()
     except (IntegrityError, ArchiveError) as error:
-        # A connection that broke proves nothing about the bytes before, and another run resumes it.
-        if not (isinstance(error, TruncatedError) and run.pipeline.is_interruptible):
+        # A source that ends too early proves nothing about the bytes before.
+        if not isinstance(error, TruncatedError):
             destination.discard()
         raise
 
 
+@dataclass(kw_only=True)
 class _Copy:
-    """One copy, from top to bottom: resolve, select, begin, plan, move, settle, commit, report."""
+    """One copy, from top to bottom: resolve, select, plan, begin, move, settle, rewrite, commit."""
 
-    def __init__(
-        self, source: Source, destination: Destination, observer: Observer, jobs: int, cancelled: threading.Event
-    ) -> None:
-        self._source = source
-        self._destination = destination
-        self._observer = observer
-        self._jobs = jobs
-        self._cancelled = cancelled
-        #: The path of each blob.
-        self.pipeline = BlobPipeline(destination, observer, cancelled)
-        #: Memory for prefetching, in bytes.
-        self.prefetch_memory = 0
-        self.rename: Callable[[Graph], Graph] = lambda graph: graph
-        self.omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None
+    source: Source
+    destination: Destination
+    observer: Observer
+    jobs: int
+    prefetch_memory: int
+    cancelled: threading.Event
+    rename: Callable[[Graph], Graph]
+    omit: Callable[[Graph], Mapping[str, OmissionReason]] | None
+    recompression: Recompression | None
+    plain_layers: Recompression | None
+
+    def __post_init__(self) -> None:
+        self.writer = BlobWriter(self.destination, self.observer, self.cancelled)
+        self.results = self.writer.results
+        self.configs = ConfigChecker()
+        self.early_blobs = EarlyBlobWriter(self.writer, self.configs, self.recompression, self.plain_layers)
+        #: None if no layers are recompressed. Known with the graph.
+        self.recompressor: Recompressor | None = None
 
     def run(self) -> Report:
         started_at = time.monotonic()
-        graph, source_graph, origins = self._move_all()
-        if self._cancelled.is_set():
+        report = self.move_all()
+        if self.cancelled.is_set():
             # After an interruption nothing may become visible.
             raise CancelledError("cancelled")
-        self._destination.commit(graph)
-        return Report(graph, source_graph, self._blob_results(graph), time.monotonic() - started_at, origins)
+        self.destination.commit(report.graph)
+        report.seconds = time.monotonic() - started_at
+        return report
 
-    def _move_all(self) -> tuple[Graph, Graph, Mapping[str, str]]:
-        """Move all blobs; return the written graph, the source's graph, and the source digest of each new manifest."""
-        graph = self._select(self._resolve())
+    def move_all(self) -> Report:
+        graph = self.select(self.resolve())
+        plan = self.plan(graph)
         check = ExistenceCheck(
-            self._source, self._destination, self.pipeline.add_result, jobs=self._jobs, cancelled=self._cancelled
+            self.source, self.destination, self.results.add, jobs=self.jobs, cancelled=self.cancelled
         )
         # Before anything is written or mounted: a copy that cannot succeed changes nothing.
-        lacking, pending = check.split_lacking(graph, self._list_pending(graph))
-        self._begin(graph)
+        lacking, pending = check.split_lacking(graph, plan.pending)
+        self.begin(graph, plan)
         missing = check.find_missing(graph, lacking)
-        self._check_recompressible()
-        wanted = self._plan(graph, pending, check)
-        self._move(wanted)
-        graph = self._settle(graph, wanted, missing)
-        return self._rewrite(graph)
+        self.check_recompressible(plan)
+        wanted = self.find_wanted(graph, plan, pending, check)
+        self.move(plan, wanted)
+        graph = self.settle(graph, plan, wanted, missing)
+        return self.rewrite(graph, plan)
 
     # -- resolve -----------------------------------------------------------------------------------------
 
-    def _resolve(self) -> Graph:
+    def resolve(self) -> Graph:
         """Resolve the source's graph; after that it is known whether `docker save` wrote the source."""
-        graph = self._source.resolve(self.pipeline)
-        self.pipeline.is_interruptible = graph.is_interruptible
-        if graph.has_plain_layers:
-            self.pipeline.compress_plain_layers(graph)
-        graph = self._limit_to_exported(graph)
-        if not graph.has_plain_layers:
-            self.pipeline.restore_plain_layers(graph)
+        graph = self.source.resolve(self.early_blobs)
+        self.recompressor = self.early_blobs.choose_recompressor(graph)
+        graph = limit_to_source(self.source, graph, partial(self.list_stored_manifests, graph))
+        self.early_blobs.restore_plain_layers(graph)
         return graph
 
-    def _limit_to_exported(self, graph: Graph) -> Graph:
-        """Reduce an index to the platforms that the source has, unless the destination has the others."""
-        incomplete_source = self._source if isinstance(self._source, IncompleteSource) else None
-        if incomplete_source is None or not any(root.descriptor.is_index for root in graph.roots):
-            return graph
-        if not (missing := find_not_exported(graph, lambda blob: bool(incomplete_source.is_missing(blob)))):
-            return graph
-        stored: set[str] = set()
-        if self._destination.traits.keeps_blobs:
-            # Only which manifests may come: referrers are expected when it is known which platforms are copied.
-            self._destination.expect(replace(graph, referrers={}))
-            stored = list_stored(self._destination, missing, are_manifests=True)
-        return limit_to_exported(graph, {manifest.digest for manifest in missing if manifest.digest not in stored})
+    def list_stored_manifests(self, graph: Graph, missing: Sequence[Descriptor]) -> set[str]:
+        """Return the digests of the missing manifests that the destination has."""
+        if not self.destination.traits.keeps_blobs:
+            return set()
+        # Only which manifests may come: referrers are expected when it is known which platforms are copied.
+        self.destination.expect(replace(graph, referrers={}))
+        return list_stored(self.destination, missing, are_manifests=True)
 
     # -- select ------------------------------------------------------------------------------------------
 
-    def _select(self, graph: Graph) -> Graph:
+    def select(self, graph: Graph) -> Graph:
         """Return the part of a graph that is copied, under its new names, and tell the observer of it."""
-        graph = self._omit_blobs(self._destination.expect(self._skip_changed_referrers(self.rename(graph))))
-        self.pipeline.config_checker.find_configs(graph)
-        self.pipeline.plan_recompression(graph)
-        self._observer.planned(graph)
+        graph = self.omit_blobs(self.destination.expect(self.skip_changed_referrers(self.rename(graph))))
+        self.observer.planned(graph)
         return graph
 
-    def _skip_changed_referrers(self, graph: Graph) -> Graph:
+    def skip_changed_referrers(self, graph: Graph) -> Graph:
         """Skip referrers of images that are recompressed: these get another digest, and the old one does not arrive."""
-        recompressor = self.pipeline.recompressor
-        if not graph.referrers or recompressor is None or not self.pipeline.plan_recompression(graph):
+        recompressed = find_recompressed(graph, self.recompressor, self.results) if graph.referrers else ()
+        if self.recompressor is None or not recompressed:
             return graph
-        changed = recompressor.find_changed_manifests(graph, self.pipeline.layers)
+        changed = self.recompressor.find_changed_manifests(graph, recompressed)
         return graph.without_referrers(
             lambda referrer: referrer.subject in changed or referrer.descriptor.digest in changed, RECOMPRESSED
         )
 
-    def _omit_blobs(self, graph: Graph) -> Graph:
+    def omit_blobs(self, graph: Graph) -> Graph:
         """Decide which blobs are omitted from the output.
 
         Manifests are never omitted: they are small, they list the omitted blobs, and a name needs their bytes.
         """
         if self.omit is None:
             return graph
-        if not self._destination.traits.can_omit:
+        if not self.destination.traits.can_omit:
             msg = "nothing can be left out of this destination"
             raise UnsupportedError(msg, hint="write an OCI archive or a layout")
         omitted = self.omit(graph)
         # Early blobs are already written, even if the remote side has them.
-        remaining = [b.digest for b in graph.blobs if b.digest in omitted and b.digest not in self.pipeline.results]
+        remaining = [b.digest for b in graph.blobs if b.digest in omitted and self.results.find(b.digest) is None]
         return replace(graph, omitted_from_output={digest: omitted[digest] for digest in remaining})
-
-    # -- begin -------------------------------------------------------------------------------------------
-
-    def _begin(self, graph: Graph) -> None:
-        if self.pipeline.layers:
-            # The destination begins when the digests of the new layers are known (`_rewrite`).
-            self.pipeline.new_blob_destination()
-        else:
-            self._destination.begin(graph)
 
     # -- plan --------------------------------------------------------------------------------------------
 
-    def _plan(self, graph: Graph, pending: Sequence[Descriptor], check: ExistenceCheck) -> list[Descriptor]:
-        """Return which blobs move: those that are not stored, cannot be mounted, and are not in memory."""
+    def plan(self, graph: Graph) -> BlobPlan:
+        """Plan what happens to each blob, and check the configs that came before the graph."""
+        self.configs.find_configs(graph)
+        plan = plan_blobs(graph, self.configs.digests, self.recompressor, self.results)
+        pending = {blob.digest for blob in plan.pending}
         for blob in graph.blobs:
-            if blob.digest in graph.omitted_from_output:
-                self.pipeline.add_result(blob, "left out")
-        # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
-        check.skip_or_mount([blob for blob in pending if blob.digest not in self.pipeline.layers])
-        # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
-        configs = self.pipeline.configs
-        wanted = [blob for blob in pending if blob.digest not in self.pipeline.results or blob.digest in configs]
-        return self._write_from_memory(graph, wanted)
+            if blob.digest not in pending and plan.actions[blob.digest] is not Action.OMIT:
+                self.configs.check_early(blob)
+        return plan
 
-    def _list_pending(self, graph: Graph) -> list[Descriptor]:
-        """List the blobs that did not come early, and check those that did."""
-        pending: list[Descriptor] = []
-        for blob in graph.blobs:
-            result = self.pipeline.results.get(blob.digest)
-            if blob.digest in graph.omitted_from_output:
-                continue
-            if result is None:
-                pending.append(blob)
-            elif result.status == "converted" and blob.digest not in self.pipeline.layers:
-                # The media type of an early blob was unknown, so it was recompressed by its first bytes. Fail rather
-                # than write a blob that was not asked for.
-                msg = f"{blob.digest} looked like a layer, and was compressed anew, before it was known to be none"
-                raise UnsupportedError(msg, hint="read the archive from a file instead of a pipe")
-            elif result.descriptor.size != blob.size:
-                raise size_error(blob, result.descriptor.size)
-            else:
-                self.pipeline.config_checker.check_early(blob)
-        return pending
+    # -- begin -------------------------------------------------------------------------------------------
 
-    def _check_recompressible(self) -> None:
+    def begin(self, graph: Graph, plan: BlobPlan) -> None:
+        if plan.recompressed:
+            # The destination begins when the digests of the new layers are known (`rewrite`).
+            self.writer.new_blob_destination()
+        else:
+            self.destination.begin(graph)
+
+    def check_recompressible(self, plan: BlobPlan) -> None:
         """Refuse to recompress a layer that the source omits: only the destination has its bytes."""
-        for digest in self.pipeline.layers:
-            result = self.pipeline.results.get(digest)
+        for digest in plan.recompressed:
+            result = self.results.find(digest)
             if result is not None and result.status in {"skipped", "mounted"}:
                 msg = f"{digest} must be recompressed, but only the destination has it"
                 raise UnsupportedError(msg, hint="leave --compress away: some layers were left out here")
 
-    def _write_from_memory(self, graph: Graph, wanted: list[Descriptor]) -> list[Descriptor]:
-        """Write blobs that are also manifests of the graph, or are embedded in a descriptor, from memory.
-
-        Return the blobs that are still to be copied.
-        """
-        raws = {**graph.embedded, **{manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}}
-        for descriptor in wanted:
-            if descriptor.digest in raws:
-                self.pipeline.transfer_blob(blob_from_bytes(descriptor, raws[descriptor.digest]))
-        return [descriptor for descriptor in wanted if descriptor.digest not in raws]
+    def find_wanted(
+        self, graph: Graph, plan: BlobPlan, pending: Sequence[Descriptor], check: ExistenceCheck
+    ) -> list[Descriptor]:
+        """Skip or mount existing blobs, write those that are in memory, and return those that the source must send."""
+        for blob in graph.blobs:
+            if plan.actions[blob.digest] is Action.OMIT:
+                self.results.add(blob, "left out")
+        # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
+        check.skip_or_mount([blob for blob in pending if plan.actions[blob.digest] is not Action.RECOMPRESS])
+        # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
+        wanted = [
+            blob
+            for blob in pending
+            if self.results.find(blob.digest) is None or plan.actions[blob.digest] is Action.READ
+        ]
+        for blob in wanted:
+            if blob.digest in plan.contents:
+                self.transfer(plan, 1, blob_from_bytes(blob, plan.contents[blob.digest]))
+        return [blob for blob in wanted if blob.digest not in plan.contents]
 
     # -- move --------------------------------------------------------------------------------------------
 
-    def _move(self, wanted: Sequence[Descriptor]) -> None:
+    def move(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
         """Move blobs, several at once where both sides allow it. If none is wanted, a pipe is still read to its end."""
-        are_recompressed = bool(self.pipeline.layers)
-        jobs = self._jobs if self._source.concurrent and self._destination.traits.concurrent else 1
+        are_recompressed = bool(plan.recompressed)
+        jobs = self.jobs if self.source.concurrent and self.destination.traits.concurrent else 1
         # Recompressing a layer takes memory of its own, and more than one core.
         jobs = min(jobs, _RECOMPRESS_JOBS) if are_recompressed else jobs
-        self.pipeline.concurrency = min(jobs, len(wanted))
-        blobs = self._source.blobs(wanted)
-        memory = self.prefetch_memory - self._destination.traits.buffer_size * self.pipeline.concurrency
-        if memory <= 0 or not self._source.concurrent or self._jobs == 1 or are_recompressed:
-            self._move_each(blobs)
+        concurrency = min(jobs, len(wanted))
+        blobs = self.source.blobs(wanted)
+        memory = self.prefetch_memory - self.destination.traits.buffer_size * concurrency
+        if memory <= 0 or not self.source.concurrent or self.jobs == 1 or are_recompressed:
+            self.move_each(plan, concurrency, blobs)
             return
-        with closing(Prefetcher(self._jobs, memory, self._cancelled)) as prefetcher:
-            self._move_each(prefetcher.in_order(blobs) if jobs == 1 else prefetcher.concurrently(blobs))
+        with closing(Prefetcher(self.jobs, memory, self.cancelled)) as prefetcher:
+            prefetched = prefetcher.in_order(blobs) if jobs == 1 else prefetcher.concurrently(blobs)
+            self.move_each(plan, concurrency, prefetched)
 
-    def _move_each(self, blobs: Iterator[Blob]) -> None:
+    def move_each(self, plan: BlobPlan, concurrency: int, blobs: Iterator[Blob]) -> None:
         for blob in blobs:
-            if blob.descriptor.digest not in self.pipeline.configs:
+            if plan.actions[blob.descriptor.digest] is not Action.READ:
                 blobs = itertools.chain([blob], blobs)
                 break
             # Configs come first where blobs are read concurrently. Each is buffered completely and may have megabytes.
-            self.pipeline.transfer_blob(blob)
-        run_each(self.pipeline.transfer_blob, blobs, jobs=self.pipeline.concurrency, cancelled=self._cancelled)
+            self.transfer(plan, concurrency, blob)
+        run_each(partial(self.transfer, plan, concurrency), blobs, jobs=concurrency, cancelled=self.cancelled)
+
+    def transfer(self, plan: BlobPlan, concurrency: int, blob: Blob) -> None:
+        """Do with one blob what is planned; `concurrency` blobs move at once."""
+        digest = blob.descriptor.digest
+        action, recompressor = plan.actions[digest], self.recompressor
+        if blob.range is not None and action is not Action.WRITE:
+            msg = f"{digest}: the source sends only the end of this blob, and all of it must be read"
+            raise UnsupportedError(msg)
+        if recompressor is not None and action is Action.RECOMPRESS:
+            self.writer.recompress(blob, recompressor)
+        elif recompressor is not None and action is Action.READ:
+            content = self.writer.read(blob)
+            recompressor.add_config(digest, content)
+            if self.results.find(digest) is None:
+                self.writer.write(blob_from_bytes(blob.descriptor, content), concurrency=concurrency)
+        elif recompressor is not None and recompressor.is_result(digest):
+            # A layer was recompressed into this blob after the destination was asked for it.
+            self.writer.skip(blob)
+        elif recompressor is not None and action is Action.CHECK_COMPRESSION:
+            self.writer.write(blob, recompressor.with_compression_check, concurrency=concurrency)
+        elif action is Action.CHECK_JSON:
+            with self.configs.reserve_memory(blob.descriptor):
+                self.writer.write(blob, with_config_check, concurrency=concurrency)
+        else:
+            self.writer.write(blob, concurrency=concurrency)
 
     # -- settle ------------------------------------------------------------------------------------------
 
-    def _settle(self, graph: Graph, wanted: Sequence[Descriptor], missing: Sequence[Descriptor]) -> Graph:
-        """Write what there is of blobs that the source has in part; return the graph without what is missing."""
-        needed = self._write_parts(missing, graph) if missing else None
-        unavailable = [blob for blob in (*missing, *wanted) if blob.digest not in self.pipeline.results]
-        return self._drop_missing(unavailable, graph, needed) if unavailable else graph
+    def settle(
+        self, graph: Graph, plan: BlobPlan, wanted: Sequence[Descriptor], missing: Sequence[Descriptor]
+    ) -> Graph:
+        """Write the parts of blobs that continue in other volumes; return the graph without what is missing."""
+        needed = None
+        if missing:
+            # Imported here because few archives are split into volumes.
+            from ocistream.transfer.partial_blobs import write_parts
 
-    def _write_parts(self, missing: Sequence[Descriptor], graph: Graph) -> NeededVolumes:
-        """Write the available parts of blobs that continue in other volumes; return the volumes that have the rest."""
-        # Imported here because few archives are split into volumes.
-        from ocistream.transfer.partial_blobs import PartWriter
+            needed = write_parts(self.source, self.destination, missing, graph, self.writer.write_parts)
+        unavailable = [blob for blob in (*missing, *wanted) if self.results.find(blob.digest) is None]
+        return self.drop_missing(graph, plan, unavailable, needed) if unavailable else graph
 
-        parts = PartWriter(self._source, self._destination, self._observer, self.pipeline.add_result, self._cancelled)
-        return parts.write(missing, graph)
-
-    def _drop_missing(self, unavailable: Sequence[Descriptor], graph: Graph, needed: NeededVolumes | None) -> Graph:
+    def drop_missing(
+        self, graph: Graph, plan: BlobPlan, unavailable: Sequence[Descriptor], needed: NeededVolumes | None
+    ) -> Graph:
         """Reduce the graph to what a pipe really had, if only platforms that were not exported are missing.
 
         A destination that has already written the index cannot change it, so this is an error there.
@@ -305,45 +322,29 @@ class _Copy:
         unavailable_digests = {blob.digest for blob in unavailable}
         if (
             needed is None
-            and self._destination.traits.keeps_blobs
+            and self.destination.traits.keeps_blobs
             and not graph.omitted_from_output
-            and not self.pipeline.layers
+            and not plan.recompressed
         ):
             missing = find_not_exported(graph, lambda blob: blob.digest in unavailable_digests)
             exported = limit_to_exported(graph, {manifest.digest for manifest in missing})
             if unavailable_digests.isdisjoint(blob.digest for blob in (*exported.blobs, *exported.absent)):
-                self._destination.begin(exported)
+                self.destination.begin(exported)
                 return exported
         raise MissingBlobsError(unavailable, graph, is_untouched=False, needed=needed)
 
-    def _rewrite(self, graph: Graph) -> tuple[Graph, Graph, Mapping[str, str]]:
-        """Return the graph with the new layers and manifests if layers were recompressed, and begin with it."""
-        recompressor = self.pipeline.recompressor
-        if not self.pipeline.layers or recompressor is None:
-            return graph, graph, {}
+    # -- rewrite -----------------------------------------------------------------------------------------
+
+    def rewrite(self, graph: Graph, plan: BlobPlan) -> Report:
+        """Begin with the new layers and manifests if layers were recompressed; return the report of what is written."""
+        if self.recompressor is None or not plan.recompressed:
+            return Report(graph, graph, self.results.list_for(graph, {}))
         for blob in graph.blobs:
             # A config that came before the graph was not recognised as one.
-            if blob.digest in self.pipeline.configs and not recompressor.has_config(blob.digest):
-                recompressor.add_config(blob.digest, self.pipeline.read_back(blob))
-        rewritten, origins = recompressor.rewrite_graph(graph)
-        self._destination.begin(rewritten)
-        return rewritten, graph, origins
-
-    # -- report ------------------------------------------------------------------------------------------
-
-    def _blob_results(self, graph: Graph) -> list[BlobResult]:
-        """List the result of each blob that was written."""
-        recompressed = {}
-        if self.pipeline.recompressor is not None:
-            recompressed = {
-                layer.result.digest: layer
-                for digest in self.pipeline.layers
-                if (layer := self.pipeline.recompressor.find_result(digest))
-            }
-        # For early blobs only the digest was known, so report the graph's descriptor.
-        return [
-            BlobResult(blob, "converted", recompressed[blob.digest].source.digest)
-            if blob.digest in recompressed
-            else replace(self.pipeline.results[blob.digest], descriptor=blob)
-            for blob in graph.blobs
-        ]
+            if plan.actions[blob.digest] is Action.READ and not self.recompressor.has_config(blob.digest):
+                self.recompressor.add_config(blob.digest, self.early_blobs.read_back(blob))
+        rewritten, origins = self.recompressor.rewrite_graph(graph)
+        self.destination.begin(rewritten)
+        layers = [layer for digest in plan.recompressed if (layer := self.recompressor.find_result(digest))]
+        source_digests = {layer.result.digest: layer.source.digest for layer in layers}
+        return Report(rewritten, graph, self.results.list_for(rewritten, source_digests), origins=origins)

@@ -135,9 +135,9 @@ class FanOutDestination:
 
         return all(self._ask_branch(branch, could) is not False for branch in self._active_without(descriptor))
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+    def write(self, blob: VerifiedBlob) -> int:
         """Write a blob to all destinations that lack it."""
-        require_complete(blob, offset)
+        require_complete(blob)
         if not self._is_expecting():
             msg = "the archive's index comes after its layers, so it is not known yet which destination needs them"
             raise UnsupportedError(msg, hint="read it from a file instead of a pipe")

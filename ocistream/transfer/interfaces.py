@@ -5,7 +5,8 @@ Only types and an observer that does nothing: stores do not know each other, and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ocistream import limits
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
 
 __all__ = [
+    "Access",
     "Blob",
     "BlobPart",
+    "ByteRange",
     "Destination",
     "EarlyBlobs",
     "ImageCountObserver",
@@ -33,24 +36,74 @@ __all__ = [
     "ReadableDestination",
     "RecoverableBlob",
     "Source",
-    "TailBlob",
     "Traits",
     "VerifiedBlob",
 ]
 
 
 @dataclass(frozen=True, slots=True)
+class ByteRange:
+    """The bytes from `start` to `end` of a blob. `digest` is the digest of these bytes alone, None if it is unknown."""
+
+    start: int
+    end: int
+    digest: str | None = None
+
+
+class Access(Enum):
+    """How a source gives the bytes of a blob. Only the source knows this, and three questions follow from it.
+
+    May the blob be read again in this run? May bytes that an earlier run has stored be used? Is an unfinished blob
+    worth keeping for another run?
+    """
+
+    #: A file or a registry: yes to all three.
+    REPEATABLE = auto()
+    #: A connection that may break, as of `copy --via`: it is read once, and another run resumes it.
+    RESUMABLE = auto()
+    #: A pipe: it is read once, and another run reads all of it.
+    ONCE = auto()
+
+
+@dataclass(frozen=True, slots=True)
 class Blob:
     """A descriptor and the way to its bytes.
 
-    `open(offset)` returns the raw chunks from byte `offset` on, from the first byte by default. Nothing is requested
-    before the first chunk is needed. If the blob is not `reopenable`, as in a pipe, `open` may be called only once; the
-    bytes before `offset` are then read and dropped.
+    `open(offset)` returns the raw chunks from byte `offset` of the blob on, by default from the first byte that the
+    source has. Nothing is requested before the first chunk is needed. If the blob is not `reopenable`, `open` may be
+    called only once; the bytes before `offset` are then read and dropped.
+
+    `range` says which bytes of the blob the source has, if it does not have all: the part in one volume of an archive,
+    or the rest of a blob that an earlier run has sent in part. The rest has no digest of its own.
     """
 
     descriptor: Descriptor
     open: Callable[..., Iterator[Chunk]]
-    reopenable: bool = True
+    access: Access = Access.REPEATABLE
+    range: ByteRange | None = None
+
+    @property
+    def reopenable(self) -> bool:
+        """Whether the blob may be read again in this run."""
+        return self.access is Access.REPEATABLE
+
+    @property
+    def start(self) -> int:
+        """The first byte that the source has."""
+        return self.range.start if self.range is not None else 0
+
+    @property
+    def end(self) -> int:
+        """The byte after the last one that the source has."""
+        return self.range.end if self.range is not None else self.descriptor.size
+
+    @property
+    def range_descriptor(self) -> Descriptor | None:
+        """The size and digest of the bytes that the source has; None if their digest is unknown."""
+        if self.range is None:
+            return self.descriptor
+        digest = self.range.digest
+        return replace(self.descriptor, digest=digest, size=self.end - self.start) if digest is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,35 +130,22 @@ class RecoverableBlob(Blob):
 
 
 @dataclass(frozen=True, slots=True)
-class TailBlob(Blob):
-    """A blob of which the source has only the bytes from `start` on, since the destination has the others."""
-
-    start: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class VerifiedBlob(Blob):
     """A blob as a destination gets it: the last chunk comes only if size and digest are right.
 
     `open(offset, stored)` is for a destination that has the first `offset` bytes from an earlier run; `stored` are
     these bytes, which are hashed first. A destination that cannot read them leaves `stored` out. Then only the size of
     the blob is checked here. After an IntegrityError the destination must delete the stored bytes, since the blob may
-    be written again. If `can_resume` is False, the blob must be read from its first byte.
-
-    `end` is the byte at which the chunks end, if the source has only a part of the blob; None if they end with it.
-
-    `is_interruptible` means that the bytes come over a connection that may break, and that another run can resume. The
-    destination should then keep the bytes of an unfinished blob.
+    be written again. If `can_resume` is False, the blob must be read from its first byte: its `access` does not allow
+    another one, the stored bytes were wrong, or the first bytes are needed.
     """
 
     can_resume: bool = True
-    is_interruptible: bool = False
-    end: int | None = None
 
     @property
     def is_worth_keeping(self) -> bool:
-        """Whether unfinished bytes help a later run, which would read all of a pipe again."""
-        return (self.reopenable or self.is_interruptible) and self.descriptor.size >= limits.MIN_PARTIAL_SIZE
+        """Whether the destination should keep the bytes of an unfinished blob for another run."""
+        return self.access is not Access.ONCE and self.descriptor.size >= limits.MIN_PARTIAL_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +153,26 @@ class NewBlob:
     """A blob that is made while it is copied: its digest and size are known after its last chunk.
 
     `open()` returns the chunks; if `reopenable`, it may be called again and returns the same. `descriptor()` is valid
-    once they are used up. `replaces` is the blob of the graph that this one is made from, if known.
+    once they are used up. `replaces` is the blob of the graph that this one is made from, if known; `access` is how the
+    source gives that one.
     """
 
     open: Callable[[], Iterator[Chunk]]
     descriptor: Callable[[], Descriptor]
     replaces: Descriptor | None = None
-    reopenable: bool = True
+    access: Access = Access.REPEATABLE
+
+    @property
+    def reopenable(self) -> bool:
+        """Whether the chunks may be read again in this run."""
+        return self.access is Access.REPEATABLE
 
 
 @dataclass(frozen=True, slots=True)
 class BlobPart:
-    """A range of a blob's bytes, from `offset` on, in the volume of an archive called `volume`.
+    """The part of a blob from byte `offset` on, in the volume of an archive called `volume`.
 
-    `blob` gives access to the bytes, and has a digest of its own; None if the source does not have this volume.
+    `blob` gives access to these bytes, and has their range; None if the source does not have this volume.
     """
 
     offset: int
@@ -138,10 +184,14 @@ class BlobPart:
 class EarlyBlobs(Protocol):
     """Accepts blobs that come before the source knows its graph, as in an archive whose index comes last."""
 
-    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:
+    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> IntegrityError | None:
         """Accept a blob at once. Its bytes are verified and completely read when this returns.
 
-        `can_be_plain_layer` says that it may be a layer that `docker save` left uncompressed.
+        `can_be_plain_layer` says that it may be a layer that `docker save` left uncompressed. If the bytes are wrong
+        and nothing stays of the blob, return the error: it matters only if an image needs the blob.
+
+        Raises:
+            IntegrityError: the bytes are wrong, and cannot be taken back.
         """
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
@@ -156,10 +206,6 @@ class EarlyBlobs(Protocol):
     @property
     def accepts_early(self) -> bool:
         """Whether blobs are accepted; if not, `write` raises UnsupportedError."""
-
-    @property
-    def can_retry(self) -> bool:
-        """Whether nothing stays of a blob whose bytes were wrong."""
 
 
 class Source(Protocol):
@@ -240,17 +286,17 @@ class Destination(Protocol):
         returned too. `are_manifests` is for manifests, which a registry keeps apart from blobs.
         """
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
-        """Store a blob that is not stored yet. If its iterator raises, nothing of it may become visible.
+    def write(self, blob: VerifiedBlob) -> int:
+        """Store a blob that is not stored yet, or the bytes of it that the source has, at their offset.
 
-        `offset` is the first byte that `blob` has: an earlier run should have stored those before. Its chunks may end
-        at `blob.end`, before the blob does; then what came is kept for another run. `stored` tells how far that is.
+        If its iterator raises, nothing of the blob may become visible. The bytes before `blob.start` should be stored.
+        A part that ends before the blob does is kept for another run; `stored` tells how many bytes there are then.
 
         Return how many bytes were not sent because an earlier run had sent them, if `blob` was read from its first byte
         all the same to verify it.
 
         Raises:
-            PartialBlobLostError: the bytes before `offset` are not stored.
+            PartialBlobLostError: the source has only the rest of the blob, and the bytes before it are not stored.
             UnsupportedError: this destination stores complete blobs only.
         """
 

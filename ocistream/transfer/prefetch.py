@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import CancelledError
+from ocistream.streams.chunks import closing_chunks
 from ocistream.streams.memory import allocate_buffer
 from ocistream.streams.workers import start
 from ocistream.transfer.interfaces import RecoverableBlob
@@ -143,18 +144,28 @@ class _PrefetchQueue:
         if is_second:
             yield from blob.open(offset)
             return
-        position, size = offset, blob.descriptor.size
+        position, size, clock = offset, blob.descriptor.size, self._meter.clock
         self._start_blob(blob, offset)
         try:
             while position < size:
                 segment = self._next_planned(blob, position)
-                chunks = self._read_segment(segment) if segment is not None else self._read_direct(blob, position)
-                with closing(chunks), closing(self._measure(chunks, is_ahead=segment is not None)) as measured:
-                    for chunk in measured:
-                        position += len(chunk)
-                        yield chunk
+                chunks = self._read_segment(segment) if segment is not None else blob.open(position)
+                with closing_chunks(chunks):
+                    requested_at = clock()
+                    for chunk in chunks:
+                        arrived_at, takeover = clock(), None
+                        if segment is None:
+                            takeover = self._find_takeover(blob, position, position + len(chunk))
+                        # The one connection ends where the first segment that has bytes begins.
+                        piece = chunk if takeover is None else memoryview(chunk)[: takeover - position]
+                        piece_size = len(piece)
+                        position += piece_size
+                        yield piece
                         if segment is None:
                             self._start_prefetch(blob, position)
+                        requested_at = self._record(piece_size, requested_at, arrived_at, is_ahead=segment is not None)
+                        if takeover is not None:
+                            break
                 if segment is None and position < size and not self._is_planned(blob, position):
                     # The blob ended early without an error; verification will report it.
                     return
@@ -180,21 +191,6 @@ class _PrefetchQueue:
             self._plan()
 
     # -- the one connection -------------------------------------------------------------------------------
-
-    def _read_direct(self, blob: Blob, position: int) -> Generator[Chunk, None, None]:
-        """Read over one connection, up to the start of the next planned segment that has bytes."""
-        chunks = blob.open(position)
-        try:
-            for chunk in chunks:
-                after = position + len(chunk)
-                takeover = self._find_takeover(blob, position, after)
-                if takeover is not None:
-                    yield memoryview(chunk)[: takeover - position]
-                    return
-                position = after
-                yield chunk
-        finally:
-            getattr(chunks, "close", lambda: None)()
 
     def _find_takeover(self, blob: Blob, position: int, after: int) -> int | None:
         """Return the byte offset from `position` to `after` at which other connections take over, if they do.
@@ -286,18 +282,12 @@ class _PrefetchQueue:
         while self._planned:
             self._fetcher.discard(self._planned.popleft()[1])
 
-    def _measure(self, chunks: Iterator[Chunk], *, is_ahead: bool) -> Generator[Chunk, None, None]:
-        """Pass chunks on, and measure the time that is spent waiting for them and using them."""
-        clock = self._meter.clock
-        requested_at = clock()
-        for chunk in chunks:
-            arrived_at = clock()
-            size = len(chunk)
-            yield chunk
-            with self._fetcher.changed:
-                returned_at = clock()
-                self._meter.record(size, arrived_at - requested_at, returned_at - requested_at, is_ahead=is_ahead)
-                requested_at = returned_at
+    def _record(self, size: int, requested_at: float, arrived_at: float, *, is_ahead: bool) -> float:
+        """Record the time that was spent waiting for a chunk and using it; return the time now."""
+        with self._fetcher.changed:
+            now = self._meter.clock()
+            self._meter.record(size, arrived_at - requested_at, now - requested_at, is_ahead=is_ahead)
+            return now
 
 
 class _ThroughputMeter:

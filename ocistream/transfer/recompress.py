@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Blob
+    from ocistream.transfer.interfaces import Access, VerifiedBlob
 
 __all__ = [
     "GraphRewriter",
@@ -153,14 +153,15 @@ class Recompressor:
             if layer_media_types.codec_name(layer.media_type) == wanted
         }
 
-    def checked_chunks(self, blob: Blob) -> Iterator[Chunk]:
-        """Pass on the chunks of a layer that is kept as it is.
+    def with_compression_check(self, blob: VerifiedBlob) -> VerifiedBlob:
+        """Return a layer that is kept as it is, whose chunks raise ArchiveError if its media type is wrong.
 
-        A media type is trusted until it matters. Here it does: the result must have the requested compression.
-
-        Raises:
-            ArchiveError: the layer is not compressed as its media type says.
+        A media type is trusted until it matters. Here it does: the result must have the requested compression. The
+        first bytes show it, so they are read even if an earlier run has stored them.
         """
+        return replace(blob, open=lambda *_: self._check_compression(blob), can_resume=False)
+
+    def _check_compression(self, blob: VerifiedBlob) -> Iterator[Chunk]:
         chunks = blob.open()
         beginning = next(chunks, b"")
         codec = detect_codec(bytes(beginning[: limits.KIB]))
@@ -209,13 +210,13 @@ class Recompressor:
         return digest in self._result_digests
 
     def recompress(
-        self, open_raw: Callable[[], Iterator[Chunk]], source: Descriptor | None, *, reopenable: bool
+        self, open_raw: Callable[[], Iterator[Chunk]], source: Descriptor | None, *, access: Access
     ) -> LayerRecompression:
         """Return the recompression of a layer; `open_raw` returns the layer's own verified chunks.
 
         If `source` is None, the layer's digest and size are computed on the way.
         """
-        return LayerRecompression(self, open_raw, source, replayable=reopenable)
+        return LayerRecompression(self, open_raw, source, access)
 
     def rewrite_graph(self, graph: Graph) -> tuple[Graph, Mapping[str, str]]:
         """Return the graph with the recompressed layers, and with new manifests and indexes that refer to them.
@@ -276,15 +277,14 @@ class LayerRecompression:
         recompressor: Recompressor,
         open_raw: Callable[[], Iterator[Chunk]],
         source: Descriptor | None,
-        *,
-        replayable: bool,
+        access: Access,
     ) -> None:
         """Open nothing yet."""
         self._recompressor = recompressor
         self._settings = recompressor.settings
         self._open_raw = open_raw
         self._source = source
-        self._reopenable = replayable
+        self._access = access
         self._media_type = layer_media_types.OCI_LAYER
         self._result: RecompressedLayer | None = None
 
@@ -296,7 +296,7 @@ class LayerRecompression:
 
     def new_blob(self) -> NewBlob:
         """Return the recompressed layer as destinations accept it."""
-        return NewBlob(self._chunks, lambda: self.result.result, self._source, self._reopenable)
+        return NewBlob(self._chunks, lambda: self.result.result, self._source, self._access)
 
     def _chunks(self) -> Iterator[Chunk]:
         # A known digest need not be computed again.

@@ -1,8 +1,8 @@
-"""The results of a transfer as values: the written graph, what became of each blob, and which blobs are missing."""
+"""The results of a transfer: what became of each blob, the written graph, and which blobs are missing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ocistream.errors import MissingContentError
@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
+    from ocistream.transfer.interfaces import Observer
 
 __all__ = [
     "BlobResult",
+    "BlobResults",
     "MissingBlobsError",
     "NeededVolumes",
     "Report",
@@ -34,6 +36,36 @@ class BlobResult:
     status: str
     source_digest: str | None = None
     resumed_size: int = 0
+
+
+class BlobResults:
+    """Collects the result of each blob of a copy, and tells the observer. Safe for several threads."""
+
+    def __init__(self, observer: Observer) -> None:
+        """Start without results."""
+        self._observer = observer
+        self._by_digest: dict[str, BlobResult] = {}
+
+    def find(self, digest: str) -> BlobResult | None:
+        """Return the result of a blob, or None if it has none yet."""
+        return self._by_digest.get(digest)
+
+    def add(self, descriptor: Descriptor, status: str, counted: int = 0, *, resumed: int = 0) -> None:
+        """Add the result of a blob. `counted` is how many of its bytes were counted while they were read."""
+        self._by_digest[descriptor.digest] = BlobResult(descriptor, status, resumed_size=resumed)
+        # Bytes that were not read count as moved too, so that the total is reached.
+        self._observer.advance(descriptor.size - counted)
+        self._observer.done(descriptor, status)
+
+    def list_for(self, graph: Graph, source_digests: Mapping[str, str]) -> list[BlobResult]:
+        """Return the result of each blob of the written graph; `source_digests` are those of recompressed layers."""
+        # For early blobs only the digest was known, so report the graph's descriptor.
+        return [
+            BlobResult(blob, "converted", source_digests[blob.digest])
+            if blob.digest in source_digests
+            else replace(self._by_digest[blob.digest], descriptor=blob)
+            for blob in graph.blobs
+        ]
 
 
 @dataclass(slots=True)

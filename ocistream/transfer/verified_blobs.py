@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ocistream import limits
-from ocistream.errors import IntegrityError, PartialBlobLostError, UnsupportedError
-from ocistream.streams.chunks import (
-    ByteCounter,
-    cancellable_chunks,
-    check_chunks_size,
-    chunks_from,
-    count_chunks,
-    verify_chunks,
-)
-from ocistream.transfer.interfaces import Blob, RecoverableBlob, VerifiedBlob
+from ocistream.errors import CancelledError, IntegrityError, PartialBlobLostError, UnsupportedError
+from ocistream.streams.chunks import check_chunks_size, chunks_from, closing_chunks, verify_chunks
+from ocistream.transfer.interfaces import Access, Blob, NullObserver, RecoverableBlob, VerifiedBlob
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Generator, Iterable, Iterator
 
     from ocistream.oci.descriptor import Descriptor
@@ -31,7 +24,6 @@ __all__ = [
     "BlobProgress",
     "blob_from_bytes",
     "map_chunks",
-    "part_unsupported_error",
     "peek",
     "require_complete",
     "use_verified",
@@ -56,7 +48,8 @@ def peek(blob: Blob) -> tuple[Blob, bytes]:
     def opened(offset: int = 0) -> Iterator[Chunk]:
         return chunks_from(complete, offset) if offset else complete
 
-    return Blob(blob.descriptor, opened, reopenable=False), bytes(beginning[: limits.KIB])
+    access = Access.ONCE if blob.reopenable else blob.access
+    return Blob(blob.descriptor, opened, access), bytes(beginning[: limits.KIB])
 
 
 def map_chunks(blob: VerifiedBlob, wrap: Callable[[Iterator[Chunk]], Iterator[Chunk]]) -> VerifiedBlob:
@@ -68,54 +61,66 @@ def map_chunks(blob: VerifiedBlob, wrap: Callable[[Iterator[Chunk]], Iterator[Ch
     return replace(blob, open=opened)
 
 
-def require_complete(blob: VerifiedBlob, offset: int) -> None:
-    """Refuse a part of a blob.
+def require_complete(blob: VerifiedBlob, *, or_rest: bool = False) -> None:
+    """Refuse a part of a blob; with `or_rest`, only a part after which the blob is not complete.
 
     Raises:
-        UnsupportedError: the blob begins at another byte than 0, or ends early.
+        UnsupportedError: the source has only a part of the blob.
     """
-    if offset or blob.end is not None:
-        raise part_unsupported_error(blob)
-
-
-def part_unsupported_error(blob: VerifiedBlob) -> UnsupportedError:
-    """Return the error of a destination that cannot store a part of a blob."""
-    digest = blob.descriptor.digest
-    return UnsupportedError(f"{digest}: the source sends only a part of this blob, and complete ones are needed here")
+    if blob.range is not None and not (or_rest and blob.end == blob.descriptor.size):
+        digest = blob.descriptor.digest
+        msg = f"{digest}: the source sends only a part of this blob, and complete ones are needed here"
+        raise UnsupportedError(msg)
 
 
 class BlobProgress:
-    """Counts the bytes of one blob for the observer, however often the blob is restarted.
+    """Counts the bytes of one blob for the observer, however often the blob is restarted, and over all of its parts.
+
+    It also stops a cancelled blob: one generator does both, because each of them costs time for each chunk.
 
     Bytes that the destination already has count as moved; `resumed_size` is their number.
     """
 
     def __init__(self, observer: Observer, descriptor: Descriptor, cancelled: threading.Event) -> None:
         """Start at 0. Every change is reported to `observer` for the blob `descriptor`."""
-        self._counter = ByteCounter(lambda size: observer.advance(size, descriptor))
+        self._observer = observer
+        self._descriptor = descriptor
         self._cancelled = cancelled
+        self.counted = 0
         self.resumed_size = 0
 
-    @property
-    def counted(self) -> int:
-        """The number of counted bytes."""
-        return self._counter.count
+    def restart(self, offset: int, *, is_moved: bool) -> None:
+        """Subtract all bytes counted so far, and start at byte `offset`; `is_moved` counts the bytes before it."""
+        self.resumed_size = offset
+        self._advance(-self.counted)
+        if is_moved:
+            self._advance(offset)
 
-    def wrap(self, blob: VerifiedBlob) -> VerifiedBlob:
-        """Return the blob with chunks that are counted and cancellable."""
+    def count(
+        self, chunks: Iterable[Chunk], failures: list[IntegrityError] | None = None
+    ) -> Generator[Chunk, None, None]:
+        """Yield chunks, and count each when the next one is requested. Add an IntegrityError of theirs to `failures`.
 
-        def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
-            self._counter.restart()
-            self.resumed_size = offset
-            if stored is None:
-                self._counter.advance(offset)
-                return self._count(blob.open(offset))
-            return self._count(blob.open(offset, self._count(stored)))
+        Raises:
+            CancelledError: the transfer was cancelled.
+        """
+        try:
+            with closing_chunks(chunks):
+                for chunk in chunks:
+                    if self._cancelled.is_set():
+                        msg = "cancelled"
+                        raise CancelledError(msg)
+                    size = len(chunk)
+                    yield chunk
+                    self._advance(size)
+        except IntegrityError as error:
+            if failures is not None:
+                failures.append(error)
+            raise
 
-        return replace(blob, open=opened)
-
-    def _count(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        return count_chunks(cancellable_chunks(chunks, self._cancelled), self._counter.advance)
+    def _advance(self, size: int) -> None:
+        self.counted += size
+        self._observer.advance(size, self._descriptor)
 
 
 _T = TypeVar("_T")
@@ -126,44 +131,49 @@ def use_verified(
     use: Callable[[VerifiedBlob], _T],
     *,
     can_retry: bool,
+    progress: BlobProgress | None = None,
     hash_in_thread: bool = False,
-    is_interruptible: bool = False,
 ) -> _T:
-    """Pass the blob to `use` with verified chunks, and return the result of `use`.
+    """Pass the blob to `use` with verified chunks, counted by `progress`, and return the result of `use`.
 
     If a resumed blob is corrupt, the stored beginning may be the cause. `use` is then called once more with a blob that
-    cannot resume, before the source is told. If the blob is corrupt otherwise, `RecoverableBlob.on_corrupt` tells the
+    cannot resume, before the source is told. A blob that can be read only once, or of which the source has only the
+    rest, is lost: neither side has all of it. If the blob is corrupt otherwise, `RecoverableBlob.on_corrupt` tells the
     source, and `use` is called again if another mirror can supply it. Mirrors are not hashed separately: that would
     cost a second SHA-256 of every byte.
 
     `can_retry` is False if `use` cannot be repeated, as with a pipe. `RecoverableBlob.precheck` then checks beforehand
     what can be checked. `hash_in_thread` hashes in another thread while the chunks are used
-    (`streams.chunks.verify_chunks`). `is_interruptible` is for a blob that can be read only once, as in `VerifiedBlob`.
+    (`streams.chunks.verify_chunks`).
 
     Raises:
         IntegrityError: the bytes are wrong, and there is no other source.
-        PartialBlobLostError: the bytes are wrong together with the stored beginning, and can be read only once.
+        PartialBlobLostError: the bytes are wrong together with the stored beginning, which cannot be read again.
         OcistreamError: raised by `use`.
     """
-    can_resume = blob.reopenable or is_interruptible
-    recoverable = blob if isinstance(blob, RecoverableBlob) else RecoverableBlob(blob.descriptor, blob.open)
+    can_resume = blob.access is not Access.ONCE
+    recoverable = (
+        blob if isinstance(blob, RecoverableBlob) else RecoverableBlob(blob.descriptor, blob.open, range=blob.range)
+    )
+    is_rest = recoverable.range_descriptor is None
+    progress = progress or BlobProgress(NullObserver(), blob.descriptor, threading.Event())
     if not can_retry and recoverable.precheck is not None:
         recoverable.precheck()
     while True:
-        attempt = _Attempt(recoverable, hash_in_thread=hash_in_thread)
-        verified = VerifiedBlob(blob.descriptor, attempt.open, blob.reopenable, can_resume, is_interruptible)
+        attempt = _Attempt(recoverable, progress, hash_in_thread=hash_in_thread)
+        verified = VerifiedBlob(blob.descriptor, attempt.open, blob.access, blob.range, can_resume)
         try:
             return use(verified)
         except IntegrityError as error:
             # `use` may raise IntegrityError too, for a layer that does not match its config. Other bytes would not
             # help.
-            if error not in attempt.failures:
+            if error not in attempt.failures and not is_rest:
                 raise
-            if attempt.was_resumed:
+            if attempt.was_resumed or is_rest:
                 if not blob.reopenable:
                     msg = f"{error.message}: the beginning that an earlier run stored does not fit"
                     raise PartialBlobLostError(
-                        msg, hint="run the same command again: all of it is taken then"
+                        msg, hint="run the same command again: all of it is sent then"
                     ) from error
                 can_resume = False
             elif recoverable.on_corrupt is None:
@@ -177,8 +187,9 @@ def use_verified(
 class _Attempt:
     """One use of a blob, and the failures found in its bytes."""
 
-    def __init__(self, blob: RecoverableBlob, *, hash_in_thread: bool) -> None:
+    def __init__(self, blob: RecoverableBlob, progress: BlobProgress, *, hash_in_thread: bool) -> None:
         self._blob = blob
+        self._progress = progress
         self._hash_in_thread = hash_in_thread
         self.failures: list[IntegrityError] = []
         self.was_resumed = False
@@ -186,19 +197,27 @@ class _Attempt:
 
     def open(self, offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
         """Return verified chunks, as `VerifiedBlob.open` does."""
-        descriptor = self._blob.descriptor
-        chunks = self._read_from(offset) if offset else self._blob.open()
-        self.was_resumed = bool(offset) and stored is not None
-        if offset and stored is None:
-            return self._track(check_chunks_size(chunks, descriptor, offset))
-        verified = verify_chunks(chunks, descriptor, stored or (), hash_in_thread=self._hash_in_thread)
-        # Only a blob that is read completely can be cached.
-        return self._track(verified if offset or self._blob.cache is None else self._blob.cache(verified))
-
-    def _read_from(self, offset: int) -> Iterator[Chunk]:
-        """Read from an offset; request nothing if all bytes are stored."""
-        if offset < self._blob.descriptor.size:
-            yield from self._blob.open(offset)
+        blob = self._blob
+        offset = max(offset, blob.start)
+        is_first = offset == blob.start
+        # If all bytes are stored, nothing is requested.
+        chunks = blob.open() if is_first else blob.open(offset) if offset < blob.end else iter(())
+        expected = blob.range_descriptor if is_first else None
+        self.was_resumed = expected is None and stored is not None
+        if expected is not None:
+            chunks = verify_chunks(chunks, expected, hash_in_thread=self._hash_in_thread)
+        elif stored is not None:
+            counted = self._progress.count(stored)
+            chunks = verify_chunks(chunks, blob.descriptor, counted, hash_in_thread=self._hash_in_thread)
+        else:
+            chunks = check_chunks_size(chunks, replace(blob.descriptor, size=blob.end), offset)
+        if blob.cache is not None and not offset:
+            # Only a blob that is read completely can be cached.
+            chunks = blob.cache(chunks)
+        self._progress.restart(offset, is_moved=stored is None)
+        opened = self._progress.count(chunks, self.failures)
+        self._opened.append(opened)
+        return opened
 
     def close(self) -> None:
         """Close what `open` returned: after a failure the error's frames would keep its connections open."""
@@ -206,15 +225,3 @@ class _Attempt:
             # A cancelled thread that does not end in time still reads: it closes them itself.
             with contextlib.suppress(ValueError):
                 chunks.close()
-
-    def _track(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        tracked = self._record_failure(chunks)
-        self._opened.append(tracked)
-        return tracked
-
-    def _record_failure(self, chunks: Iterable[Chunk]) -> Generator[Chunk, None, None]:
-        try:
-            yield from chunks
-        except IntegrityError as error:
-            self.failures.append(error)
-            raise

@@ -10,7 +10,6 @@ import itertools
 import tempfile
 import threading
 from dataclasses import dataclass, field
-from functools import partial
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from ocistream import limits
@@ -21,13 +20,14 @@ from ocistream.oci.documents import check_config, parse_diff_ids
 from ocistream.oci.graph import is_image
 from ocistream.oci.volumes import part_error
 from ocistream.streams import files, layer_media_types
-from ocistream.streams.chunks import FailureTracker, HashedChunks, cancellable_chunks, count_chunks, verify_chunks
+from ocistream.streams.chunks import FailureTracker, HashedChunks, verify_chunks
 from ocistream.streams.compression import decompress, detect_codec
 from ocistream.streams.layer_media_types import is_probably_layer
 from ocistream.streams.workers import run_each
 from ocistream.transfer.config_checks import ConfigChecker, can_be_json_object, not_json_error
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
 from ocistream.transfer.interfaces import IncompleteSource, NullObserver
+from ocistream.transfer.verified_blobs import BlobProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -164,13 +164,13 @@ class _Verification:
             if is_complete and blob.digest not in self._checker.errors:
                 continue
             for part in source.parts(blob):
-                if part.blob is None:
+                if part.blob is None or part.blob.range_descriptor is None:
                     continue
                 if not is_complete:
                     sizes.append(part.size)
                 try:
                     self._checker.read_complete(
-                        verify_chunks(part.blob.open(), part.blob.descriptor), blob, unpack=False
+                        verify_chunks(part.blob.open(), part.blob.range_descriptor), blob, unpack=False
                     )
                 except IntegrityError as error:
                     self._checker.errors[blob.digest] = part_error(blob.digest, part.offset, part.volume, error)
@@ -301,7 +301,6 @@ class BlobChecker:
     """
 
     accepts_early = True
-    can_retry = True
 
     def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event) -> None:
         """With `deep`, decompress layers, up to `max_ratio` times their size. Setting `cancelled` stops it."""
@@ -381,8 +380,7 @@ class BlobChecker:
             _CannotUnpackError: the bytes are right, but not a well-formed compressed stream.
             OcistreamError: reading failed.
         """
-        count = partial(self._observer.advance, descriptor=descriptor)
-        raw = FailureTracker(count_chunks(cancellable_chunks(chunks, self._cancelled), count))
+        raw = FailureTracker(BlobProgress(self._observer, descriptor, self._cancelled).count(chunks))
         if not unpack:
             for _ in raw:
                 pass
@@ -460,21 +458,21 @@ class DiscardedBlobs:
     """The `EarlyBlobs` of a source of which only the graph is needed: blobs are verified and discarded."""
 
     accepts_early = True
-    can_retry = True
 
     def __init__(self, cancelled: threading.Event) -> None:
         """Setting `cancelled` stops the reading."""
         self._checker = BlobChecker(NullObserver(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
 
-    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - nothing is compressed here
-        """Read and verify a blob.
-
-        Raises:
-            IntegrityError: the blob does not match its digest.
-        """
+    def write(
+        self,
+        blob: Blob,
+        *,
+        can_be_plain_layer: bool = False,  # noqa: ARG002 - nothing is compressed here
+    ) -> IntegrityError | None:
+        """Read and verify a blob; return the error if it does not match its digest."""
         self._checker.write(blob)
-        if (error := self._checker.errors.get(blob.descriptor.digest)) is not None:
-            raise error
+        error = self._checker.errors.get(blob.descriptor.digest)
+        return error if isinstance(error, IntegrityError) else None
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Read a layer to its end."""

@@ -167,6 +167,16 @@ def test_each_side_has_its_own_credential(
     )
 
 
+def test_of_an_archive_that_ends_too_early_in_a_pipe_nothing_is_kept(layout: Layout, tmp_path: Path) -> None:
+    layout.image([700_000, 600_000, 500_000], name="v1")
+    archive = ocistream("copy", layout.path, "-").out
+    folder = tmp_path / "out"
+    folder.mkdir()
+    result = ocistream("copy", "-", f"oci-archive:{folder / 'app.tar'}", stdin=archive[:-100_000])
+    assertions.failure(result, 6, "is truncated")
+    assertions.nothing_left(folder)
+
+
 class TestNamesGiven:
     """A NAME behind a layout or an archive."""
 

@@ -297,12 +297,23 @@ class TestUploads:
         assert served.asked("DELETE", "/blobs/uploads/")
         assert [path.name for path in (served.layout.path / "blobs").glob("*/*") if len(path.name) != 64] == []
 
+    def test_the_digest_of_the_source_is_refused_before_an_upload_from_a_pipe(
+        self, served: FaultyRegistry, layout: Layout
+    ) -> None:
+        image = layout.image([tar_layer({"a": b"b"})], name="1")
+        archive = ocistream("copy", layout.path, "-").out
+        target = f"{served.host}/app@{image['digest']}"
+        assertions.failure(ocistream("push", target, "--compress", "zstd", stdin=archive), 5, "was asked for")
+        assert not served.asked("POST", "/blobs/uploads/")
+        assertions.success(ocistream("push", target, "--compress", "gzip", stdin=archive))
+
     def test_a_digest_that_was_asked_for_is_that_of_the_result(self, served: FaultyRegistry, layout: Layout) -> None:
         image = layout.image([tar_layer({"a": b"b"})], name="1")
         push: list[str | Path] = ["push", "-i", layout.path, "--compress", "zstd"]
         result = ocistream(*push, f"{served.host}/app:1@{image['digest']}")
         assertions.failure(result, 5, "was asked for")
         assert not served.asked("PUT", "/manifests/")
+        assert not served.asked("POST", "/blobs/uploads/")
         (line,) = ocistream(*push, f"{served.host}/app:1").lines()
         assertions.success(ocistream(*push, f"{served.host}/app:1@{line.rpartition('@')[2]}"))
 

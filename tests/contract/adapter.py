@@ -21,7 +21,7 @@ from ocistream.archive.joined_source import open_joined_source
 from ocistream.archive.outputs import open_file_output, open_stream_output
 from ocistream.archive.stream_source import ArchiveStreamSource
 from ocistream.archive.volume_destination import VolumeSetDestination
-from ocistream.errors import OcistreamError, UsageError
+from ocistream.errors import IntegrityError, OcistreamError, UsageError
 from ocistream.http.client import HttpClient, HttpSettings
 from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.index import (
@@ -44,9 +44,9 @@ from ocistream.streams.workers import DEFAULT_JOBS
 from ocistream.transfer import copy as transfer
 from ocistream.transfer import fan_out
 from ocistream.transfer.fan_out import FanOutBranch
+from ocistream.transfer.interfaces import Access, NewBlob, NewBlobDestination, ReadableDestination, VerifiedBlob
 from ocistream.transfer.interfaces import Blob as NativeBlob
 from ocistream.transfer.interfaces import Destination as NativeDestination
-from ocistream.transfer.interfaces import NewBlob, NewBlobDestination, ReadableDestination, VerifiedBlob
 from ocistream.transfer.interfaces import Source as NativeSource
 from ocistream.transfer.recompress import parse_recompression
 from tests.contract.adapter_types import (
@@ -207,7 +207,9 @@ class Destination:
         def opened(offset: int = 0, _stored: object = None) -> Iterator[Chunk]:
             return blob.open(offset)
 
-        self.native.write(VerifiedBlob(_descriptor(blob.piece), opened, blob.reopenable))
+        self.native.write(
+            VerifiedBlob(_descriptor(blob.piece), opened, Access.REPEATABLE if blob.reopenable else Access.ONCE)
+        )
 
     def write_unnamed(self, blob: Blob) -> None:
         """Store a layer whose digest is known only at its end."""
@@ -427,15 +429,23 @@ class _Early:
     """Takes blobs that come before a source knows its images, verified as a copy verifies them."""
 
     accepts_early = True
-    can_retry = True
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
         self.unnamed: set[str] = set()
 
-    def write(self, blob: NativeBlob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - all alike
+    def write(
+        self,
+        blob: NativeBlob,
+        *,
+        can_be_plain_layer: bool = False,  # noqa: ARG002 - all alike
+    ) -> IntegrityError | None:
         assert blob.descriptor.digest not in self.blobs, "a blob was delivered twice"
-        self.blobs[blob.descriptor.digest] = b"".join(map(bytes, verify_chunks(blob.open(), blob.descriptor)))
+        try:
+            self.blobs[blob.descriptor.digest] = b"".join(map(bytes, verify_chunks(blob.open(), blob.descriptor)))
+        except IntegrityError as error:
+            return error
+        return None
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         content = b"".join(map(bytes, chunks))

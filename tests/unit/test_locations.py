@@ -306,7 +306,6 @@ class _Forget:
     """Reads what comes early, and forgets it."""
 
     accepts_early = True
-    can_retry = True
 
     def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - all are forgotten
         for _ in blob.open():

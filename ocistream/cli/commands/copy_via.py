@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ocistream import __version__, limits
 from ocistream.api.copy_plan import plan_copy
 from ocistream.archive.destination import ArchiveDestination
+from ocistream.archive.outputs import Output
 from ocistream.cli.parameter_types import parse_location_argument
 from ocistream.cli.registry_options import describe_unused_side_options
 from ocistream.cli.transfers import run_transfer
@@ -256,7 +257,7 @@ class _RemoteOcistream:
         console.info(message if console.as_json else f"far: {message}", level=level, side="far")
 
 
-class _RemoteOutput:
+class _RemoteOutput(Output):
     """The stdin of the remote ocistream, as the output of an archive."""
 
     def __init__(self, command: Callable[[], RemoteCommand], start: Callable[[RemoteCommand], None]) -> None:
@@ -306,15 +307,15 @@ class _RemoteArchiveDestination(ArchiveDestination):
         """
         return {PARTIAL_BLOBS: format_partial_blobs(self.partial_blobs)}
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
+    def write(self, blob: VerifiedBlob) -> int:
         """Send a blob, or the rest of it. The last chunk is sent after the whole blob was verified.
 
         The blob is read from its beginning even to resume: only that proves the digest, and the source is near.
         """
         digest, size = blob.descriptor.digest, blob.descriptor.size
         start = self.partial_blobs.get(digest, 0)
-        if offset or not start:
-            return super().write(blob, offset)
+        if blob.range is not None or not start:
+            return super().write(blob)
         self._tar.add(part_name(digest, start), size - start, chunks_from(blob.open(), start))
         self._written.add(digest)
         return 0

@@ -98,9 +98,8 @@ class Shelf:
     ) -> dict[str, int]:
         return {blob.digest: blob.size for blob in blobs if blob.digest in self.blobs}
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
-        assert not offset
-        assert blob.end is None
+    def write(self, blob: VerifiedBlob) -> int:
+        assert blob.range is None
         self.blobs[blob.descriptor.digest] = b"".join(map(bytes, blob.open()))
         return 0
 

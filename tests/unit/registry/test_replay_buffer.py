@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ocistream.errors import IntegrityError
 from ocistream.registry.replay_buffer import ReplayBuffer, UploadContent
 from ocistream.streams.chunks import Chunk, verify_chunks
+from ocistream.transfer.interfaces import Access
 from tests.http_doubles import blob_of
 
 CONTENT = random.Random(7).randbytes(1000)
@@ -24,8 +25,9 @@ class Source:
         self.content = content
         self.chunk = chunk
         self.opened = self.closed = 0
-        self.blob = UploadContent(self.open, lambda: blob_of(content), 0, len(content), replayable)
-        self.unnamed = UploadContent(self.open, lambda: blob_of(content), reopenable=replayable)
+        access = Access.REPEATABLE if replayable else Access.ONCE
+        self.blob = UploadContent(self.open, lambda: blob_of(content), 0, len(content), access)
+        self.unnamed = UploadContent(self.open, lambda: blob_of(content), access=access)
 
     def open(self) -> Iterator[Chunk]:
         return verify_chunks(self._chunks(), self.blob.blob())

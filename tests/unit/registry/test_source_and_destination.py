@@ -30,9 +30,11 @@ from ocistream.oci.referrers import TAG_EXISTS
 from ocistream.registry.destination import RegistryDestination
 from ocistream.registry.repository import Repository
 from ocistream.registry.source import RegistrySource
+from ocistream.transfer.blob_writer import BlobWriter
+from ocistream.transfer.config_checks import ConfigChecker
 from ocistream.transfer.copy import Report, copy
-from ocistream.transfer.interfaces import Blob, NewBlob, Source, VerifiedBlob
-from ocistream.transfer.pipeline import BlobPipeline
+from ocistream.transfer.early_blobs import EarlyBlobWriter
+from ocistream.transfer.interfaces import Access, Blob, NewBlob, Source, VerifiedBlob
 from tests.faulty_registry import Drop, Fault, FaultyHandler, Flip, HangUp, Header, refusal
 from tests.http_doubles import CountingRegistry, QuickTransport, blob_of, eventually
 from tests.images import Descriptor as Document
@@ -341,7 +343,7 @@ class Once(LayoutSource):
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         for blob in super().blobs(wanted):
-            yield Blob(blob.descriptor, blob.open, reopenable=False)
+            yield Blob(blob.descriptor, blob.open, access=Access.ONCE)
 
 
 @pytest.fixture
@@ -487,7 +489,7 @@ def test_a_signature_that_cannot_go_is_left_where_the_registry_has_the_platforms
 
 
 def unnamed(content: bytes) -> NewBlob:
-    return NewBlob(lambda: iter([content]), lambda: blob_of(content), reopenable=False)
+    return NewBlob(lambda: iter([content]), lambda: blob_of(content), access=Access.ONCE)
 
 
 class TestEarlyBlobs:
@@ -502,9 +504,9 @@ class TestEarlyBlobs:
         content = random.Random(3).randbytes(5000)
         blob = blob_of(content)
         assert put.stored([blob]) == {}
-        put.write(VerifiedBlob(blob, lambda: iter([content]), reopenable=False))
+        put.write(VerifiedBlob(blob, lambda: iter([content]), access=Access.ONCE))
         assert put.stored([blob]) == {blob.digest: blob.size}
-        early = BlobPipeline(put, Nobody(), threading.Event())
+        early = EarlyBlobWriter(BlobWriter(put, Nobody(), threading.Event()), ConfigChecker(), None, None)
         assert early.accepts_early
         assert early.read_back(blob) == content
         assert len(registry.asked("HEAD")) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from ocistream.registry.profiles import CHUNK, PROFILES_BY_NAME, PUT, RegistryPr
 from ocistream.registry.repository import Repository
 from ocistream.registry.upload_record import UploadRecords
 from ocistream.registry.upload_strategy import UploadMethod, UploadStrategy
-from ocistream.streams.chunks import verify_chunks
-from ocistream.transfer.interfaces import VerifiedBlob
+from ocistream.streams.chunks import Chunk, verify_chunks
+from ocistream.transfer.interfaces import ByteRange, VerifiedBlob
 from tests.faulty_registry import Action, Fault, HangUp, Reply, refusal
 from tests.http_doubles import CountingRegistry, QuickTransport, blob_of
 from tests.images import Layout
@@ -36,6 +37,12 @@ from tests.unit.registry.test_uploader import (
 
 #: Where the parts begin, and where the last one ends.
 CUTS = [0, MIB, 3 * MIB, len(CONTENT)]
+
+
+def part(number: int, chunks: Callable[[], Iterator[Chunk]]) -> VerifiedBlob:
+    """Return one of the parts as a destination gets it."""
+    begin, end = CUTS[number], CUTS[number + 1]
+    return VerifiedBlob(BLOB, chunks, range=ByteRange(begin, end, blob_of(CONTENT[begin:end]).digest))
 
 
 class Runs:
@@ -67,9 +74,8 @@ class Runs:
         begin, end = CUTS[number], CUTS[number + 1]
         promised = blob_of(CONTENT[begin:end])
         content = self.wrong.get(number, CONTENT[begin:end])
-        return self.uploader().upload_part(
-            BLOB, begin, VerifiedBlob(promised, lambda: verify_chunks(iter([content[:1000], content[1000:]]), promised))
-        )
+        chunks = (content[:1000], content[1000:])
+        return self.uploader().upload(part(number, lambda: verify_chunks(iter(chunks), promised))).stored
 
     def received(self) -> int:
         return sum(request.received for request in self.registry.requests)
@@ -195,9 +201,8 @@ class TestWhatCannotBe:
         runs.put(0)
         runs.put(1)
         other = bytes(CUTS[3] - CUTS[2])
-        promised = blob_of(other)
         with pytest.raises(IntegrityError, match=f"{BLOB.digest}: its parts, put together by"):
-            runs.uploader().upload_part(BLOB, CUTS[2], VerifiedBlob(promised, lambda: iter([other])))
+            runs.uploader().upload(part(2, lambda: iter([other])))
         assert not is_stored(runs.registry)
         assert runs.records() == []
         assert is_clean(runs.registry)
@@ -205,11 +210,8 @@ class TestWhatCannotBe:
     def test_where_nothing_is_remembered_nothing_is_begun(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
         repository = Repository(quick(), registry.host, "app", for_push=True)
-        part = blob_of(CONTENT[: CUTS[1]])
-        sent = BlobPusher(repository, records=UploadRecords(None)).upload_part(
-            BLOB, 0, VerifiedBlob(part, lambda: iter([CONTENT[: CUTS[1]]]))
-        )
-        assert sent == 0
+        first = part(0, lambda: iter([CONTENT[: CUTS[1]]]))
+        assert BlobPusher(repository, records=UploadRecords(None)).upload(first).stored == 0
         assert not registry.asked("PATCH")
         assert is_clean(registry)
 
@@ -300,7 +302,8 @@ def test_several_repositories_get_no_parts(faulty: Faulty, quick: Quick, layout:
     )
     sink.begin(graph)
     (blob,) = (blob for blob in graph.blobs if blob.digest == BLOB.digest)
-    sink.write(VerifiedBlob(blob, lambda *_: iter([CONTENT[:MIB]]), end=MIB))
+    beginning = ByteRange(0, MIB, blob_of(CONTENT[:MIB]).digest)
+    sink.write(VerifiedBlob(blob, lambda *_: iter([CONTENT[:MIB]]), range=beginning))
     assert sink.stored([blob], partial=True) == {}
     assert not registry.asked("PATCH")
     sink.close()

@@ -32,7 +32,7 @@ from ocistream.registry.repository import Repository
 from ocistream.registry.upload_record import SessionLocation, UploadKey, UploadRecords
 from ocistream.registry.upload_strategy import UploadMethod, UploadStrategy
 from ocistream.streams.chunks import Chunk
-from ocistream.transfer.interfaces import VerifiedBlob
+from ocistream.transfer.interfaces import Access, ByteRange, VerifiedBlob
 from tests.faulty_registry import Action, Fault, HangUp, Header, StopReading, refusal
 from tests.http_doubles import CountingRegistry, QuickTransport, eventually
 from tests.raw_http import Client
@@ -120,10 +120,10 @@ class TestGoingOn:
     ) -> None:
         registry = faulty()
         run.was_killed(registry)
-        assert run.uploader(quick(), registry).upload(Source().blob) == SENT
+        assert run.uploader(quick(), registry).upload(Source().blob).resumed == SENT
         other = faulty(Fault(refusal(400), "PATCH", skip=1))
         run.was_killed(other)
-        assert run.uploader(quick(), other).upload(Source().blob) == 0
+        assert run.uploader(quick(), other).upload(Source().blob).resumed == 0
 
     def test_of_one_that_has_all_only_the_end_is_missing(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty()
@@ -465,12 +465,12 @@ class TestOverALineThatMayBreakOff:
             source.before = functools.partial(_fail_at, at)
             with pytest.raises(TruncatedError):
                 run.uploader(quick(ladder=UploadStrategy(explicit_method=way)), registry).upload(
-                    dataclasses.replace(source.blob, is_interruptible=True)
+                    dataclasses.replace(source.blob, access=Access.RESUMABLE)
                 )
             assert {request.status for request in registry.asked("PATCH")} == {202}
             assert received(registry) == at
         run.uploader(quick(ladder=UploadStrategy(explicit_method=way)), registry).upload(
-            dataclasses.replace(Source(replayable=False).blob, is_interruptible=True)
+            dataclasses.replace(Source(replayable=False).blob, access=Access.RESUMABLE)
         )
         assert received(registry) == len(CONTENT)
         assert len(registry.asked("POST")) == 1
@@ -492,12 +492,12 @@ class TestOverALineThatMayBreakOff:
         registry = faulty()
         run.was_killed(registry, MIB)
         with pytest.raises(TruncatedError):
-            run.uploader(quick(), registry).upload_part(BLOB, MIB, rest(MIB, fails_at=3 * MIB))
+            run.uploader(quick(), registry).upload(rest(MIB, fails_at=3 * MIB))
         (patch,) = registry.asked("PATCH")
         assert (patch.status, patch.received) == (202, 2 * MIB)
         assert len(run.files()) == 1
         assert run.uploader(quick(), registry).partial_size(BLOB.digest) == 3 * MIB
-        assert run.uploader(quick(), registry).upload_part(BLOB, 3 * MIB, rest(3 * MIB)) == len(CONTENT)
+        assert run.uploader(quick(), registry).upload(rest(3 * MIB)).stored == len(CONTENT)
         assert received(registry) == len(CONTENT) - MIB
         assert is_stored(registry)
         assert run.files() == []
@@ -507,8 +507,8 @@ class TestOverALineThatMayBreakOff:
         self, faulty: Faulty, quick: Quick, run: Run, fault: Action
     ) -> None:
         registry = faulty(Fault(fault, "PATCH"))
-        reached = run.uploader(quick(), registry).upload_part(BLOB, 0, rest(0))
-        assert reached == len(CONTENT)
+        reached = run.uploader(quick(), registry).upload(rest(0))
+        assert reached.stored == len(CONTENT)
         assert is_stored(registry)
 
 
@@ -526,9 +526,8 @@ def rest(start: int, *, fails_at: int | None = None) -> VerifiedBlob:
                 raise TruncatedError("x")
             yield CONTENT[at : at + MIB]
 
-    return VerifiedBlob(
-        dataclasses.replace(BLOB, size=BLOB.size - start), chunks, reopenable=False, is_interruptible=True
-    )
+    part = ByteRange(start, BLOB.size)
+    return VerifiedBlob(BLOB, chunks, access=Access.RESUMABLE, range=part)
 
 
 class TestHowFarItIs:

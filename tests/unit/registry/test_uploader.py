@@ -24,7 +24,7 @@ from ocistream.oci.descriptor import Descriptor
 from ocistream.registry.blob_push import BlobPusher
 from ocistream.registry.repository import Repository
 from ocistream.streams.chunks import Chunk, verify_chunks
-from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
+from ocistream.transfer.interfaces import Access, NewBlob, VerifiedBlob
 from tests.certificates import Certificate
 from tests.faulty_auth import Basic, Bearer
 from tests.faulty_registry import (
@@ -59,9 +59,10 @@ class Source:
         self.opened = 0
         self.closed = 0
         self.before: Callable[[int], None] = lambda _: None
-        self.blob = VerifiedBlob(blob_of(content, algorithm), self.open, replayable)
+        access = Access.REPEATABLE if replayable else Access.ONCE
+        self.blob = VerifiedBlob(blob_of(content, algorithm), self.open, access)
         #: The same as if nobody knew it before it has passed.
-        self.unnamed = NewBlob(self.open, self._descriptor, reopenable=replayable)
+        self.unnamed = NewBlob(self.open, self._descriptor, access=access)
 
     def open(self) -> Iterator[Chunk]:
         """Read, verified as everything is that reaches a sink."""

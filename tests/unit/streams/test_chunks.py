@@ -18,7 +18,6 @@ from ocistream.streams.chunks import (
     Chunk,
     check_chunks_size,
     chunks_from,
-    count_chunks,
     new_hash,
     read_chunks,
     verify_chunks,
@@ -177,19 +176,6 @@ class TestSized:
         chunks = Closing(b"too long")
         passed_on(check_chunks_size(chunks, descriptor_of(b"abcd"), 2))
         assert chunks.closed
-
-
-class TestCounted:
-    def test_a_chunk_counts_once_the_next_is_asked_for(self) -> None:
-        sizes: list[int] = []
-        given: list[Chunk] = [b"12", memoryview(b"345")]
-        chunks = count_chunks(given, sizes.append)
-        assert next(chunks) == b"12"
-        assert sizes == []
-        assert bytes(next(chunks)) == b"345"
-        assert sizes == [2]
-        assert next(chunks, None) is None
-        assert sizes == [2, 3]
 
 
 @given(st.lists(st.binary(max_size=5)), st.integers(0, 30))

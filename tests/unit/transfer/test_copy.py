@@ -66,8 +66,8 @@ class Memory:
     ) -> dict[str, int]:
         return {blob.digest: blob.size for blob in blobs if blob.digest in self.blobs}
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
-        assert not offset
+    def write(self, blob: VerifiedBlob) -> int:
+        assert blob.range is None
         self.threads.add(threading.get_ident())
         self.blobs[blob.descriptor.digest] = self.take(blob)
         self.diary.append("put")

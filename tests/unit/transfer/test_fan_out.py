@@ -39,8 +39,8 @@ class Memory:
         del are_manifests, partial
         return {blob.digest: blob.size for blob in blobs if self.content}
 
-    def write(self, blob: VerifiedBlob, offset: int = 0) -> int:
-        assert not offset
+    def write(self, blob: VerifiedBlob) -> int:
+        assert blob.range is None
         while self.restarts:
             self.restarts -= 1
             next(blob.open())

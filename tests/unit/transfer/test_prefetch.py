@@ -18,7 +18,7 @@ from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError, NotFoundError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.workers import run_each
-from ocistream.transfer.interfaces import Blob, RecoverableBlob
+from ocistream.transfer.interfaces import Access, Blob, RecoverableBlob
 from ocistream.transfer.prefetch import Prefetcher, SegmentFetcher
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ class TestWhatComesOut:
 
     def test_an_empty_blob_and_one_without_parts_are_left_as_they_are(self) -> None:
         registry = Registry()
-        blob = Blob(Descriptor("", "sha256:0", 3), lambda: iter([b"abc"]), reopenable=False)
+        blob = Blob(Descriptor("", "sha256:0", 3), lambda: iter([b"abc"]), access=Access.ONCE)
         found = list(map(read_once, registry.reading().in_order([registry.blob(b""), blob])))
         assert found == [b"", b"abc"]
 

@@ -10,7 +10,7 @@ import random
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -36,10 +36,10 @@ from ocistream.oci.digest import compute_digest
 from ocistream.oci.graph import Graph
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.interfaces import Blob, Destination, EarlyBlobs, RecoverableBlob, VerifiedBlob
+from ocistream.transfer.interfaces import Access, Blob, Destination, EarlyBlobs, RecoverableBlob, VerifiedBlob
 from ocistream.transfer.recompress import parse_recompression
 from ocistream.transfer.report import Report
-from ocistream.transfer.verified_blobs import BlobProgress
+from ocistream.transfer.verified_blobs import BlobProgress, use_verified
 from tests.archives import blob_name
 from tests.images import OCI_LAYER, Layout, small_image, tar_layer
 from tests.observers import NothingEarly, Watch
@@ -73,7 +73,7 @@ class Reading:
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         for blob in self._inner.blobs(wanted):
             chunks = partial(self._chunks, blob)
-            yield dataclasses.replace(blob, open=chunks, reopenable=not self._once)
+            yield dataclasses.replace(blob, open=chunks, access=Access.ONCE if self._once else Access.REPEATABLE)
 
     def _chunks(self, blob: Blob, offset: int = 0) -> Iterator[Chunk]:
         digest = blob.descriptor.digest
@@ -566,35 +566,48 @@ class TestWhatIsWrongElsewhere:
 class TestCounting:
     CONTENT = b"0123456789"
 
-    def watched(self, cancelled: threading.Event) -> tuple[BlobProgress, VerifiedBlob, list[int]]:
+    def watched(self, cancelled: threading.Event) -> tuple[BlobProgress, Blob, list[int]]:
         watch = Watch()
         descriptor = Descriptor("text/plain", compute_digest(self.CONTENT), 10)
-        watched = BlobProgress(watch, descriptor, cancelled)
 
-        def opened(offset: int = 0, held: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
-            assert held is None or b"".join(map(bytes, held)) == self.CONTENT[:offset]
+        def opened(offset: int = 0) -> Iterator[Chunk]:
             yield self.CONTENT[offset:]
 
-        return watched, watched.wrap(VerifiedBlob(descriptor, opened)), watch.advances
+        return BlobProgress(watch, descriptor, cancelled), Blob(descriptor, opened), watch.advances
 
     def test_what_is_there_counts_at_once_and_what_is_begun_again_is_taken_back(self) -> None:
         watched, blob, advances = self.watched(threading.Event())
-        for opening, there, counts in (
-            (partial(blob.open, 4, iter([b"01", b"23"])), 4, [2, 2, 6]),
-            (partial(blob.open, 3), 3, [-10, 3, 7]),
-            (blob.open, 0, [-10, 10]),
-        ):
-            advances.clear()
-            list(opening())
-            assert [count for count in advances if count] == counts
-            assert (watched.counted, watched.resumed_size) == (10, there)
+
+        def use(verified: VerifiedBlob) -> None:
+            for opening, there, counts in (
+                (partial(verified.open, 4, iter([b"01", b"23"])), 4, [2, 2, 6]),
+                (partial(verified.open, 3), 3, [-10, 3, 7]),
+                (verified.open, 0, [-10, 10]),
+            ):
+                advances.clear()
+                list(opening())
+                assert [count for count in advances if count] == counts
+                assert (watched.counted, watched.resumed_size) == (10, there)
+
+        use_verified(blob, use, can_retry=True, progress=watched)
+
+    def test_a_chunk_counts_once_the_next_is_asked_for(self) -> None:
+        watched, _, advances = self.watched(threading.Event())
+        given: list[Chunk] = [b"12", memoryview(b"345")]
+        chunks = watched.count(given)
+        assert next(chunks) == b"12"
+        assert advances == []
+        assert bytes(next(chunks)) == b"345"
+        assert advances == [2]
+        assert next(chunks, None) is None
+        assert advances == [2, 3]
 
     def test_it_can_be_stopped_while_what_is_there_is_looked_at(self) -> None:
         cancelled = threading.Event()
-        _, blob, _ = self.watched(cancelled)
+        watched, blob, _ = self.watched(cancelled)
         cancelled.set()
         with pytest.raises(CancelledError):
-            list(blob.open(2, iter([b"01"])))
+            use_verified(blob, lambda verified: list(verified.open(2, iter([b"01"]))), can_retry=True, progress=watched)
 
 
 class TestTheRest:

@@ -9,7 +9,7 @@ import pytest
 
 from ocistream.errors import IntegrityError, NetworkError, PartialBlobLostError, UnsupportedError
 from ocistream.streams.chunks import Chunk, read_all
-from ocistream.transfer.interfaces import Blob, RecoverableBlob, VerifiedBlob
+from ocistream.transfer.interfaces import Access, Blob, ByteRange, RecoverableBlob, VerifiedBlob
 from ocistream.transfer.verified_blobs import blob_from_bytes, peek, require_complete, use_verified
 from tests.http_doubles import blob_of
 
@@ -101,10 +101,14 @@ def test_bytes_and_what_was_looked_into_begin_anywhere(offset: int) -> None:
 
 def test_only_from_its_first_byte_to_its_last_is_a_blob_complete() -> None:
     blob = VerifiedBlob(blob_of(RIGHT), lambda *_: iter([RIGHT]))
-    require_complete(blob, 0)
-    for part, offset in ((blob, 1), (dataclasses.replace(blob, end=4), 0)):
+    require_complete(blob)
+    rest, beginning = ByteRange(1, len(RIGHT)), ByteRange(0, 4)
+    for part in (rest, beginning):
         with pytest.raises(UnsupportedError, match=blob.descriptor.digest):
-            require_complete(part, offset)
+            require_complete(dataclasses.replace(blob, range=part))
+    require_complete(dataclasses.replace(blob, range=rest), or_rest=True)
+    with pytest.raises(UnsupportedError, match=blob.descriptor.digest):
+        require_complete(dataclasses.replace(blob, range=beginning), or_rest=True)
 
 
 class Resumable:
@@ -177,20 +181,20 @@ class TestResuming:
         assert place.asked == [1, 0, 0]
 
     def test_what_can_only_be_read_from_its_beginning_cannot_be_resumed(self) -> None:
-        pipe = Blob(blob_of(RIGHT), lambda: iter([RIGHT]), reopenable=False)
+        pipe = Blob(blob_of(RIGHT), lambda: iter([RIGHT]), access=Access.ONCE)
         assert not use_verified(pipe, lambda checked: checked.can_resume, can_retry=True)
 
     def test_what_comes_over_a_line_that_may_break_can_although_it_comes_once(self) -> None:
         place = Resumable()
-        line = Blob(place.blob.descriptor, place.chunks, reopenable=False)
-        assert use_verified(line, resumed(b"ri"), can_retry=True, is_interruptible=True) == RIGHT
+        line = Blob(place.blob.descriptor, place.chunks, Access.RESUMABLE)
+        assert use_verified(line, resumed(b"ri"), can_retry=True) == RIGHT
         assert place.asked == [2]
 
     def test_where_it_is_wrong_then_it_cannot_be_begun_anew(self) -> None:
         place = Resumable()
-        line = Blob(place.blob.descriptor, place.chunks, reopenable=False)
+        line = Blob(place.blob.descriptor, place.chunks, Access.RESUMABLE)
         with pytest.raises(PartialBlobLostError):
-            use_verified(line, resumed(b"RI"), can_retry=True, is_interruptible=True)
+            use_verified(line, resumed(b"RI"), can_retry=True)
         assert place.asked == [2]
 
     def test_what_begins_in_the_middle_has_its_size_checked(self) -> None:
@@ -201,3 +205,34 @@ class TestResuming:
         for content in (b"", b"righ", b"rights"):
             with pytest.raises(IntegrityError):
                 use_verified(Resumable(content).blob, use, can_retry=False)
+
+
+class TestPartsOfBlobs:
+    """A source that has only some bytes of a blob: the part in a volume has a digest, the rest of a copy has none."""
+
+    @pytest.mark.parametrize("content", [b"igh", b"xgh", b"ig", b"igh!"])
+    def test_a_part_is_verified_by_its_own_digest(self, content: bytes) -> None:
+        part = Blob(blob_of(RIGHT), lambda: iter([content]), range=ByteRange(1, 4, blob_of(b"igh").digest))
+        if content == b"igh":
+            assert use_verified(part, read, can_retry=True) == content
+            return
+        with pytest.raises(IntegrityError, match=blob_of(b"igh").digest):
+            use_verified(part, read, can_retry=True)
+
+    def test_the_rest_is_verified_together_with_the_stored_beginning(self) -> None:
+        place = Resumable()
+        rest = Blob(blob_of(RIGHT), place.chunks, Access.RESUMABLE, range=ByteRange(2, len(RIGHT)))
+        assert use_verified(rest, resumed(b"rig"), can_retry=True) == RIGHT
+        assert place.asked == [3]
+
+    def test_a_rest_that_does_not_fit_is_lost_and_not_the_source_wrong(self) -> None:
+        for use in (resumed(b"RI"), read, raise_integrity_error):
+            rest = Blob(blob_of(RIGHT), lambda *_: iter([b"wrong"]), Access.RESUMABLE, range=ByteRange(2, len(RIGHT)))
+            with pytest.raises(PartialBlobLostError):
+                use_verified(rest, use, can_retry=True)
+
+
+def raise_integrity_error(checked: VerifiedBlob) -> bytes:
+    """Fail as a registry does that finds the complete blob wrong."""
+    del checked
+    raise IntegrityError("wrong together")

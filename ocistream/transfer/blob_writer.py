@@ -1,0 +1,144 @@
+"""Write one blob to the destination: verified, counted, cancellable, and checked or recompressed if that is asked.
+
+Which blobs are written, and when, is decided in copy.py; nothing here asks a source for a blob.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ocistream.errors import UnsupportedError
+from ocistream.oci.descriptor import Descriptor
+from ocistream.streams.chunks import HashedChunks, read_all
+from ocistream.streams.hashing import count_processors
+from ocistream.transfer.interfaces import NewBlob, NewBlobDestination, NullObserver, VerifiedBlob
+from ocistream.transfer.report import BlobResults
+from ocistream.transfer.verified_blobs import BlobProgress, use_verified
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Sequence
+
+    from ocistream.transfer.interfaces import Blob, Destination, Observer
+    from ocistream.transfer.recompress import Recompressor
+
+__all__ = ["BlobWriter"]
+
+
+class BlobWriter:
+    """Writes the blobs of one copy, and collects the result of each in `results`. Safe for several threads."""
+
+    def __init__(self, destination: Destination, observer: Observer, cancelled: threading.Event) -> None:
+        """Report progress to `observer`; stop once `cancelled` is set."""
+        self.destination = destination
+        self.results = BlobResults(observer)
+        self._observer = observer
+        self._cancelled = cancelled
+
+    def write(
+        self,
+        blob: Blob,
+        check: Callable[[VerifiedBlob], VerifiedBlob] = lambda verified: verified,
+        *,
+        concurrency: int = 1,
+    ) -> None:
+        """Write a blob. Its chunks are verified, counted and cancellable, and then passed through `check`.
+
+        `concurrency` is how many blobs move at once.
+
+        Raises:
+            OcistreamError: the blob is not what it should be, or the source or the destination failed.
+        """
+        progress = self._start_progress(blob.descriptor)
+        resumed = self._write(blob, progress, check, concurrency)
+        self.results.add(blob.descriptor, "copied", progress.counted, resumed=progress.resumed_size or resumed)
+
+    def write_parts(self, blob: Descriptor, parts: Sequence[Blob]) -> int:
+        """Write some parts of a blob, in order; return how many bytes of the blob are stored then, from its first."""
+        progress = self._start_progress(blob)
+        for part in parts:
+            self._write(part, progress)
+        stored = self.destination.stored([blob], partial=True).get(blob.digest, 0)
+        if stored == blob.size and parts:
+            self.results.add(blob, "copied", progress.counted)
+        return stored
+
+    def read(self, blob: Blob) -> bytes:
+        """Return the verified bytes of a small blob."""
+        progress = BlobProgress(NullObserver(), blob.descriptor, self._cancelled)
+        return use_verified(blob, lambda verified: read_all(verified.open()), can_retry=True, progress=progress)
+
+    def skip(self, blob: Blob) -> None:
+        """Read and verify a blob that the destination has."""
+
+        def use(verified: VerifiedBlob) -> None:
+            for _ in verified.open():
+                pass
+
+        progress = BlobProgress(NullObserver(), blob.descriptor, self._cancelled)
+        use_verified(blob, use, can_retry=True, progress=progress)
+        if self.results.find(blob.descriptor.digest) is None:
+            self.results.add(blob.descriptor, "skipped")
+
+    def write_new(self, blob: Blob, media_type: str) -> Descriptor:
+        """Write a layer of unknown digest as it is; return its descriptor."""
+        progress = self._start_progress(blob.descriptor)
+        raw = HashedChunks(progress.count(blob.open()))
+        descriptor = self.new_blob_destination().write_new(
+            NewBlob(lambda: raw, lambda: Descriptor(media_type, raw.digest, raw.size), access=blob.access)
+        )
+        self.results.add(descriptor, "copied", progress.counted)
+        return descriptor
+
+    def recompress(self, blob: Blob, recompressor: Recompressor, *, is_known: bool = True) -> Descriptor:
+        """Recompress a layer into the destination; its own chunks are verified, counted and cancellable.
+
+        Unless `is_known`, the blob's descriptor has no digest or size. Return the descriptor of the original layer.
+        """
+        progress = self._start_progress(blob.descriptor)
+
+        def convert(verified: VerifiedBlob) -> Descriptor:
+            recompression = recompressor.recompress(
+                verified.open, blob.descriptor if is_known else None, access=blob.access
+            )
+            self.new_blob_destination().write_new(recompression.new_blob())
+            return recompression.result.source
+
+        can_retry = self.destination.traits.can_retry
+        source = (
+            use_verified(blob, convert, can_retry=can_retry, progress=progress)
+            if is_known
+            else convert(VerifiedBlob(blob.descriptor, lambda *_: progress.count(blob.open()), blob.access))
+        )
+        self.results.add(source, "converted", progress.counted)
+        return source
+
+    def new_blob_destination(self) -> NewBlobDestination:
+        """Return the destination as one that accepts layers before their digests are known.
+
+        Raises:
+            UnsupportedError: the destination does not accept them.
+        """
+        if not isinstance(self.destination, NewBlobDestination):
+            msg = "layers cannot be compressed anew on the way to this destination"
+            raise UnsupportedError(msg)
+        return self.destination
+
+    def _write(
+        self,
+        blob: Blob,
+        progress: BlobProgress,
+        check: Callable[[VerifiedBlob], VerifiedBlob] = lambda verified: verified,
+        concurrency: int = 1,
+    ) -> int:
+        return use_verified(
+            blob,
+            lambda verified: self.destination.write(check(verified)),
+            can_retry=self.destination.traits.can_retry,
+            progress=progress,
+            # Hash in a thread of its own only if cores are free: for blobs that move side by side it gains nothing.
+            hash_in_thread=concurrency < count_processors(),
+        )
+
+    def _start_progress(self, descriptor: Descriptor) -> BlobProgress:
+        return BlobProgress(self._observer, descriptor, self._cancelled)

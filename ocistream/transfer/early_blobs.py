@@ -1,0 +1,170 @@
+"""Accept blobs that a pipe delivers before the graph is known: write, recompress or only verify each at once.
+
+Most archives whose layers come first are from `docker save`, so plain layers are compressed by default. If an archive
+turns out to be another one, `restore_plain_layers` writes the plain layers after all.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Final
+
+from ocistream import notices
+from ocistream.errors import IntegrityError, UnsupportedError
+from ocistream.oci.descriptor import Descriptor
+from ocistream.streams.chunks import chunks_from, read_all, verify_chunks
+from ocistream.transfer.existing_blobs import list_stored
+from ocistream.transfer.interfaces import Access, Blob, ReadableDestination
+from ocistream.transfer.verified_blobs import peek
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocistream.oci.graph import Graph
+    from ocistream.streams.chunks import Chunk
+    from ocistream.transfer.blob_writer import BlobWriter
+    from ocistream.transfer.config_checks import ConfigChecker
+    from ocistream.transfer.recompress import RecompressedLayer, Recompression, Recompressor
+
+__all__ = ["EarlyBlobWriter"]
+
+_SENT_TWICE_NOTICE: Final = (
+    "layers were sent compressed and then again uncompressed: this archive is not from `docker save`; "
+    "push from a file (-i FILE) to avoid this"
+)
+
+
+class EarlyBlobWriter:
+    """The early blobs of one copy (`interfaces.EarlyBlobs`)."""
+
+    def __init__(
+        self,
+        writer: BlobWriter,
+        configs: ConfigChecker,
+        recompression: Recompression | None,
+        plain_layers: Recompression | None,
+    ) -> None:
+        """Recompress layers by `recompression`; without it, those that `docker save` left plain by `plain_layers`."""
+        self._destination = writer.destination
+        self._writer = writer
+        self._configs = configs
+        self._recompressor = _create_recompressor(recompression) if recompression is not None else None
+        self._plain_layers = plain_layers
+        self._plain_recompressor: Recompressor | None = None
+        #: Layers that were compressed before it was known whether `docker save` wrote the archive.
+        self._compressed: set[str] = set()
+
+    # -- before the graph is known ---------------------------------------------------------------------------
+
+    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> IntegrityError | None:
+        """Copy a blob at once, or only read and verify it if the destination already has it."""
+        try:
+            self._write(self._configs.watch_early(blob), can_be_plain_layer=can_be_plain_layer)
+        except IntegrityError as error:
+            if not self._destination.traits.can_retry:
+                raise
+            return error
+        return None
+
+    def _write(self, blob: Blob, *, can_be_plain_layer: bool) -> None:
+        if self._recompressor is not None:
+            blob, beginning = peek(blob)
+            if self._recompressor.can_recompress(beginning):
+                self._writer.recompress(blob, self._recompressor)
+                return
+        elif (
+            can_be_plain_layer
+            and isinstance(self._destination, ReadableDestination)
+            and (recompressor := self._plain_layer_recompressor()) is not None
+        ):
+            blob, beginning = peek(blob)
+            if recompressor.can_compress_plain(beginning):
+                self._compressed.add(blob.descriptor.digest)
+                self._writer.recompress(blob, recompressor)
+                return
+        if self._writer.results.find(blob.descriptor.digest) is not None or self._is_stored(blob.descriptor):
+            self._writer.skip(blob)
+        else:
+            self._writer.write(blob)
+
+    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
+        """Copy a layer of unknown digest at once, recompressed if that is requested."""
+        from ocistream.streams import layer_media_types
+        from ocistream.streams.compression import detect_codec
+
+        recompressor = self._recompressor or self._plain_layer_recompressor()
+        unknown = Descriptor(layer_media_types.OCI_LAYER, "", 0)
+        blob, beginning = peek(Blob(unknown, lambda: chunks, Access.ONCE))
+        if recompressor is not None and recompressor.can_recompress_layer(beginning):
+            return self._writer.recompress(blob, recompressor, is_known=False)
+        codec = detect_codec(beginning).name
+        return self._writer.write_new(blob, layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec))
+
+    def read_back(self, descriptor: Descriptor) -> bytes:
+        """Read small content back from the destination."""
+        if not isinstance(self._destination, ReadableDestination):
+            msg = f"{descriptor.digest}: too many small blobs come before the archive's index to hold all of them"
+            raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
+        return read_all(verify_chunks(self._destination.read(descriptor), descriptor))
+
+    @property
+    def accepts_early(self) -> bool:
+        """Whether the destination accepts blobs before the graph is known."""
+        return self._destination.traits.accepts_early
+
+    # -- after the graph is known ----------------------------------------------------------------------------
+
+    def choose_recompressor(self, graph: Graph) -> Recompressor | None:
+        """Return what recompresses layers of the graph; None if all stay as they are.
+
+        Layers that `docker save` left plain are compressed, unless another compression was requested. In an OCI archive
+        a stray file may look like such a layer.
+        """
+        if self._recompressor is not None or not graph.has_plain_layers:
+            return self._recompressor
+        if (recompressor := self._plain_layer_recompressor()) is not None:
+            # An image with a manifest of its own keeps its compressed layers.
+            recompressor.plain_only = not all(root.descriptor.digest in graph.synthesized for root in graph.roots)
+        return recompressor
+
+    def restore_plain_layers(self, graph: Graph) -> None:
+        """Write the plain form of layers that were compressed early, if `docker save` did not write the archive.
+
+        The destination has only the compressed layers, so they are read back from it and decompressed.
+        """
+        recompressor, destination = self._plain_recompressor, self._destination
+        if graph.has_plain_layers or recompressor is None or not isinstance(destination, ReadableDestination):
+            return
+        for blob in graph.blobs:
+            if blob.digest in self._compressed and (result := recompressor.find_result(blob.digest)) is not None:
+                open_plain = functools.partial(_decompress_result, destination, result, recompressor)
+                if self._is_stored(blob):
+                    self._writer.results.add(blob, "skipped")
+                else:
+                    notices.notify(_SENT_TWICE_NOTICE)
+                    self._writer.write(Blob(blob, open_plain))
+
+    def _plain_layer_recompressor(self) -> Recompressor | None:
+        if self._plain_recompressor is None and self._plain_layers is not None:
+            self._plain_recompressor = _create_recompressor(self._plain_layers)
+        return self._plain_recompressor
+
+    def _is_stored(self, blob: Descriptor) -> bool:
+        return bool(list_stored(self._destination, [blob]))
+
+
+def _decompress_result(
+    destination: ReadableDestination, result: RecompressedLayer, recompressor: Recompressor, offset: int = 0
+) -> Iterator[Chunk]:
+    from ocistream.streams.compression import decompress
+
+    # The plain size is known and the reader checks it, so it bounds the expansion.
+    chunks = destination.read(result.result)
+    return chunks_from(decompress(recompressor.settings.codec, chunks, max(result.source.size, 1)), offset)
+
+
+def _create_recompressor(settings: Recompression) -> Recompressor:
+    # Imported here because few transfers recompress, and all would pay for the import.
+    from ocistream.transfer.recompress import Recompressor
+
+    return Recompressor(settings)
