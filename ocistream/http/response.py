@@ -148,8 +148,10 @@ class Response:
     def _append_to(self, content: bytearray, limit: int) -> None:
         length = self._raw.length
         size = min(limit if length is None else length, limit, limits.MIN_READ - 1) + 1
-        buffer = memoryview(bytearray(size))
         with contextlib.closing(self):
+            if length == 0:
+                return
+            buffer = memoryview(bytearray(size))
             while len(content) <= limit and (count := self._fill(buffer)):
                 content += buffer[:count]
 
@@ -246,6 +248,10 @@ class BoundedResponse(http.client.HTTPResponse):
         if self._is_early:
             # The server still waits for the rest of the request.
             self.will_close = True
+        if self.length == 0:
+            # There is nothing to read. The connection stays open.
+            self.close()
+            return
         self.fp.raw.end_head()
         self.fp.allows_short_reads = not (self.chunked or self._fills_buffer)
 
