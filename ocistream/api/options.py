@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FOR_ONE_RUN",
+    "OUTPUT",
     "PATH",
+    "PERFORMANCE",
+    "SELECTION",
     "SELECTS_CONTENT",
     "ClientOptions",
     "CopyOptions",
@@ -42,6 +45,10 @@ FOR_ONE_RUN: Final = "it is for one run: give the option"
 SELECTS_CONTENT: Final = "it decides what moves: give the option"
 #: The type of an option that takes a file or a directory.
 PATH: Final = "path"
+#: Headings of --help.
+SELECTION: Final = "Selection"
+OUTPUT: Final = "Output"
+PERFORMANCE: Final = "Performance and limits"
 
 
 class Whole(NamedTuple):
@@ -89,6 +96,8 @@ class Declaration(NamedTuple):
     no_default: str
     #: The help of the option's form for one side of `copy`; {} is the side.
     side_help: str
+    #: The heading that --help lists the option under.
+    section: str
 
 
 def option(  # noqa: PLR0913 - what a declaration has, given by name
@@ -102,13 +111,14 @@ def option(  # noqa: PLR0913 - what a declaration has, given by name
     check: Callable[[Any], object] | None = None,
     no_default: str = "",
     side_help: str = "",
+    section: str = PERFORMANCE,
 ) -> Any:  # noqa: ANN401 - the type of the field
     """Declare an option as a field of a dataclass, whose metadata has the `Declaration`.
 
     A boolean field is a switch. A tuple or a sequence is an option that repeats.
     """
     shown = text if text is not None or default in {None, False, ()} else default
-    declared = Declaration(help, type, tuple(flags), metavar, shown or None, check, no_default, side_help)
+    declared = Declaration(help, type, tuple(flags), metavar, shown or None, check, no_default, side_help, section)
     return dataclasses.field(default=default, metadata={"option": declared})
 
 
@@ -150,46 +160,41 @@ def _check_compression(text: str | None) -> None:
 class ClientOptions:
     """Options of all requests and transfers of one client, or of one run of the command line."""
 
-    jobs: int = option(
-        DEFAULT_JOBS, type=Whole(1, 32), help="Blobs moved at once, and connections over which they are fetched ahead."
-    )
+    jobs: int = option(DEFAULT_JOBS, type=Whole(1, 32), help="Parallel blobs and connections.")
     memory: int = option(
         limits.PREFETCH_MEMORY,
         type=parse_memory,
         text=f"{limits.PREFETCH_MEMORY // limits.MIB}MiB",
         metavar="SIZE",
-        help="What may be fetched ahead where a registry sends slowly, over up to --jobs connections. More of it is "
-        "faster there.",
+        help="Memory for prefetching from a slow registry, over at most --jobs connections.",
     )
     cache: str | os.PathLike[str] | None = option(
         type=PATH,
         metavar="DIR",
-        help="A layout directory, made where there is none: what is in it is not fetched, and what is fetched is kept "
-        "there. Several runs may share it; `ocistream gc --max-size` trims it.",
+        help="Layout directory that stores fetched blobs for later runs; runs may share it.",
     )
-    retries: int = option(5, type=Whole(0, 20), help="Tries after the first one.")
+    retries: int = option(5, type=Whole(0, 20), help="Retries of a request.")
     # At most a day, because a socket accepts no more.
-    connect_timeout: float = option(15, type=Positive(86_400), metavar="SECONDS", help="How long connecting may take.")
+    connect_timeout: float = option(15, type=Positive(86_400), metavar="SECONDS", help="Timeout for connecting.")
     stall_timeout: float = option(
         60,
         type=Positive(86_400),
         metavar="SECONDS",
-        help="Give a connection up when no byte has moved for so long. There is no limit for the whole.",
+        help="Abort a connection after SECONDS without data.",
     )
     limit_rate: float | None = option(
         type=parse_rate,
         metavar="RATE",
-        help="Bytes in a second, in each direction, over all connections together: 500k, 10M, 1G; k is 1024.",
+        help="Bytes per second in each direction, over all connections: 500k, 10M, 1G.",
     )
     max_requests_per_second: float | None = option(
-        type=Positive(10_000), metavar="N", help="Begin no more than N requests in a second, to each host."
+        type=Positive(10_000), metavar="N", help="Maximum requests per second to each host."
     )
     upload: UploadMethod | None = option(
         type=parse_upload_method,
         text="auto",
         metavar="auto|stream|put|chunk=SIZE",
-        help="How blobs go up: in one streamed request, in one PUT, or in chunks of SIZE such as 4MiB at the most; "
-        "auto finds out what the registry takes.",
+        help="How to upload blobs: one streamed request, one PUT, or chunks of SIZE (4MiB).",
     )
 
     @property
@@ -225,39 +230,45 @@ class CopyOptions:
         flags=["--platform"],
         metavar="OS/ARCH[/VARIANT]|all",
         check=parse_platform_choice,
-        help="Platform of an index to take; repeats; `all` keeps the index as it is.",
+        section=SELECTION,
+        help="Platform to take from an index, or `all`; repeatable.",
     )
     images: Sequence[str] = option(
         (),
         flags=["--image"],
         metavar="NAME",
         no_default=SELECTS_CONTENT,
-        help="Which of its images; repeats with --to.",
+        section=SELECTION,
+        help="Image of the archive to push; repeatable with --to.",
     )
     all_tags: bool = option(
         default=False,
         no_default=SELECTS_CONTENT,
-        help="Copy every tag of a repository, or every image of a layout or archive by its tag.",
+        section=SELECTION,
+        help="Copy all tags of a repository, or all tagged images of a layout or archive.",
     )
     tags: Sequence[str] = option(
         (),
         metavar="GLOB",
         no_default=SELECTS_CONTENT,
-        help="Only tags like this (`1.*`), or unlike it (`!*-rc*`); repeats, and means --all-tags.",
+        section=SELECTION,
+        help="Copy tags that match (`1.*`) or do not match (`!*-rc*`); repeatable.",
     )
     no_referrers: bool = option(
-        default=False, help="Leave behind what hangs on an image: signatures, SBOMs, attestations."
+        default=False,
+        section=SELECTION,
+        help="Do not copy referrers (signatures, SBOMs, attestations).",
     )
     compress: str | None = option(
         metavar="gzip|zstd|none[:LEVEL]",
         check=_check_compression,
-        help="Compress layers anew that are not so already, which changes the image's digest. "
-        "High levels of zstd take hundreds of MB.",
+        section=OUTPUT,
+        help="Recompress layers that use another format; this changes the digest.",
     )
     max_ratio: int = option(
         limits.MAX_RATIO,
         type=Whole(1, 1_000_000),
-        help="How much larger than itself anything compressed may become, above the first GiB.",
+        help="Maximum expansion of compressed data beyond 1 GiB.",
     )
     #: The maximum size of a volume, in bytes; 0 writes one file.
     split: int = option(
@@ -265,11 +276,11 @@ class CopyOptions:
         type=parse_split,
         metavar="SIZE",
         no_default=FOR_ONE_RUN,
-        help="Cut the archive into files of at most SIZE bytes, such as 4GiB; in their names %d, or %03d, stands for "
-        "their number. `push` takes them in any order.",
+        section=OUTPUT,
+        help="Split the archive into files of at most SIZE (4GiB); %03d in the name is the number.",
     )
     mount_from: Sequence[str] = option(
         (),
         metavar="REPO",
-        help="A repository of the same registry that may have blobs, so that they need not be sent; repeats.",
+        help="Mount blobs from REPO in the same registry instead of sending them; repeatable.",
     )

@@ -34,25 +34,25 @@ __all__ = ["COMMANDS", "load_command", "main"]
 _NAME: Final = "ocistream"
 #: Command name to "module:attribute" and the line of `ocistream --help`, which need not import the commands.
 COMMANDS: Final = {
-    "pull": ("ocistream.cli.commands.pull:pull", "Write images from registries into an archive (default: stdout)."),
+    "pull": ("ocistream.cli.commands.pull:pull", "Pull images from registries into an archive (default: stdout)."),
     "push": ("ocistream.cli.commands.push:push", "Push the images of an archive (default: stdin) to a registry."),
-    "copy": ("ocistream.cli.commands.copy:copy", "Copy an image from any end to any end."),
+    "copy": ("ocistream.cli.commands.copy:copy", "Copy images between registries, layouts and archives."),
     "verify": (
         "ocistream.cli.commands.verify:verify",
-        "Check an archive or a layout, offline, in one pass (default: stdin).",
+        "Verify archives and layouts offline, in one pass (default: stdin).",
     ),
-    "inspect": ("ocistream.cli.commands.inspect:inspect", "Show what an end holds: images, platforms, layers, sizes."),
-    "have": ("ocistream.cli.commands.have:have", "List the digests that an end holds, or which of a list it holds."),
-    "sync": ("ocistream.cli.commands.sync:sync", "Copy many images, as a TOML file has them; only what differs."),
-    "gc": ("ocistream.cli.commands.gc:gc", "Drop what no image in a layout needs, all of it or down to a size."),
-    "config": ("ocistream.cli.commands.config:config", "Show what is set by file and environment, or check a file."),
+    "inspect": ("ocistream.cli.commands.inspect:inspect", "Show images, platforms, layers and sizes of a location."),
+    "have": ("ocistream.cli.commands.have:have", "List the blobs that a location has, or which of a list."),
+    "sync": ("ocistream.cli.commands.sync:sync", "Copy the images that a TOML file lists; move only what differs."),
+    "gc": ("ocistream.cli.commands.gc:gc", "Delete blobs that no image in a layout needs."),
+    "config": ("ocistream.cli.commands.config:config", "Show the effective settings, or check a configuration file."),
     "rm": ("ocistream.cli.commands.rm:rm", "Remove images from a layout directory, by name."),
     "serve": ("ocistream.cli.commands.serve:serve", "Serve a layout directory, or an archive, as a registry."),
-    "login": ("ocistream.cli.commands.login:login", "Check a registry's credential and keep it in Docker's file."),
-    "logout": ("ocistream.cli.commands.login:logout", "Forget a registry's credential."),
+    "login": ("ocistream.cli.commands.login:login", "Check a credential for a registry, and store it."),
+    "logout": ("ocistream.cli.commands.login:logout", "Delete the stored credential of a registry."),
     "completion": (
         "ocistream.cli.commands.completion:completion",
-        "Print what makes a shell complete this command line.",
+        "Print the script for shell completion.",
     ),
 }
 

@@ -18,7 +18,10 @@ from click.core import ParameterSource
 
 from ocistream.api.options import (
     FOR_ONE_RUN,
+    OUTPUT,
     PATH,
+    PERFORMANCE,
+    SELECTION,
     SELECTS_CONTENT,
     ClientOptions,
     CopyOptions,
@@ -29,7 +32,7 @@ from ocistream.api.options import (
 )
 from ocistream.cli.context import CommandContext
 from ocistream.cli.parameter_types import FilePath, PositiveNumber, ResultPath, WholeNumber
-from ocistream.cli.registry_options import SIDES, RegistryOptions
+from ocistream.cli.registry_options import ACCESS, SIDES, TLS, RegistryOptions
 from ocistream.streams.memory import return_large_blocks
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GROUPS",
+    "MESSAGES",
+    "MISSING",
     "SELECTS_OUTPUT",
     "MessageOptions",
     "OmissionOptions",
@@ -72,16 +77,40 @@ SELECTS_OUTPUT: Final = "it decides what is printed: give the option"
 _COUNT: Final = "count"
 
 
+#: The headings of --help, in this order.
+MISSING: Final = "Only missing blobs"
+MESSAGES: Final = "Messages"
+_OTHERS: Final = "Options"
+_SECTIONS: Final = (_OTHERS, SELECTION, OUTPUT, MISSING, ACCESS, TLS, PERFORMANCE, MESSAGES)
+
+
 class Option(click.Option):
     """An option of a command.
 
-    `no_default` is why neither a variable nor the configuration file may set the option; "" if they may.
+    `no_default` is why neither a variable nor the configuration file may set the option; "" if they may. `section` is
+    the heading that --help lists the option under.
     """
 
-    def __init__(self, *arguments: Any, no_default: str = "", **attributes: Any) -> None:
-        """Take the arguments of click, and the reason."""
+    def __init__(self, *arguments: Any, no_default: str = "", section: str = _OTHERS, **attributes: Any) -> None:
+        """Take the arguments of click, the reason and the heading."""
         super().__init__(*arguments, **attributes)
         self.no_default = no_default
+        self.section = section
+
+
+class Command(click.Command):
+    """A command whose --help groups the options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options."""
+        sections: dict[str, list[tuple[str, str]]] = {section: [] for section in _SECTIONS}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                sections[parameter.section if isinstance(parameter, Option) else MESSAGES].append(record)
+        for section, records in sections.items():
+            if records:
+                with formatter.section(section):
+                    formatter.write_dl(records)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,24 +120,28 @@ class RunOptions(ClientOptions):
     cert_dir: str | None = option(
         type=PATH,
         metavar="DIR",
-        help="Take *.crt, *.cert and *.key from here for every registry that is named, and not from certs.d.",
+        section=TLS,
+        help="Read *.crt, *.cert and *.key from DIR instead of certs.d.",
     )
     config: Path | None = option(
         type=click.Path(path_type=Path),
         metavar="FILE",
         no_default="a file cannot name another one; the variable OCISTREAM_CONFIG can",
-        help="Configuration of registries and mirrors.  [default: ~/.config/ocistream/config.toml]",
+        section=ACCESS,
+        help="Configuration file.  [default: ~/.config/ocistream/config.toml]",
     )
-    no_mirrors: bool = option(default=False, help="Ask the registry itself only, no mirror of it.")
+    no_mirrors: bool = option(default=False, section=ACCESS, help="Do not use mirrors.")
     progress: str = option(
         "auto",
         type=click.Choice(["auto", "bar", "plain", "json", "none"]),
-        help="How progress is shown on stderr; json makes the messages there JSON as well.",
+        section=MESSAGES,
+        help="Progress on stderr; json also writes messages as JSON.",
     )
     result: Path | None = option(
         type=ResultPath(dir_okay=False, path_type=Path),
         no_default=FOR_ONE_RUN,
-        help="Write what was done as JSON.",
+        section=OUTPUT,
+        help="Write the result to FILE as JSON.",
     )
 
 
@@ -119,23 +152,25 @@ class OmissionOptions:
     have: tuple[str, ...] = option(
         (),
         type=PATH,
-        metavar="FILE|-|END",
+        metavar="FILE|-|LOCATION",
         no_default=SELECTS_CONTENT,
-        help="Leave out blobs that the other side has: those of a list that `ocistream have` wrote there, or of "
-        "END (a repository HOST/REPO, an image of it, oci:DIR, an archive); repeats.",
+        section=MISSING,
+        help="Omit blobs in a list of `ocistream have`, or that LOCATION has; repeatable.",
     )
     base: tuple[str, ...] = option(
         (),
         metavar="IMAGE",
         no_default=SELECTS_CONTENT,
-        help="Leave out the blobs of an image that the other side is known to have; repeats.",
+        section=MISSING,
+        help="Omit the blobs of IMAGE, which the destination has; repeatable.",
     )
     only: tuple[str, ...] = option(
         (),
         type=PATH,
         metavar="DIGEST|FILE",
         no_default=SELECTS_CONTENT,
-        help="Leave out all blobs but these; repeats.",
+        section=MISSING,
+        help="Include only these blobs; repeatable.",
     )
 
 
@@ -143,10 +178,12 @@ class OmissionOptions:
 class MessageOptions:
     """Which messages are printed on stderr, and how."""
 
-    quiet: bool = option(default=False, flags=["-q", "--quiet"], help="Say nothing but errors.")
-    verbose: int = option(0, type=_COUNT, flags=["-v", "--verbose"], help="Say more; twice: with tracebacks.")
+    quiet: bool = option(default=False, flags=["-q", "--quiet"], section=MESSAGES, help="Print only errors.")
+    verbose: int = option(
+        0, type=_COUNT, flags=["-v", "--verbose"], section=MESSAGES, help="Print more; twice: with tracebacks."
+    )
     log_format: str | None = option(
-        type=click.Choice(["text", "json"]), help="How messages are written on stderr.  [default: text]"
+        type=click.Choice(["text", "json"]), section=MESSAGES, help="Format of messages on stderr.  [default: text]"
     )
 
     def apply(self, console: Console, progress: str) -> None:
@@ -202,6 +239,7 @@ def _describe_options(
             "callback": None if declared.check is None else functools.partial(_check, declared.check),
             "help": help_text.format(declared.help),
             "no_default": declared.no_default,
+            "section": declared.section,
         }
         if declared.text is not None:
             # Otherwise click has defaults of its own, such as False for a switch.
@@ -247,7 +285,7 @@ def command(function: Callable[..., None]) -> click.Command:
         return_large_blocks()
         function(context, **values)
 
-    made = click.command(run)
+    made = click.command(cls=Command)(run)
     made.params += make_options(MessageOptions)
     return made
 
@@ -295,9 +333,11 @@ def platform_option(default: str) -> _Decorator:
 
 def json_option(help_text: str) -> _Decorator:
     """Give a command --json."""
-    return click.option("--json", "as_json", cls=Option, is_flag=True, help=help_text, no_default=SELECTS_OUTPUT)
+    return click.option(
+        "--json", "as_json", cls=Option, is_flag=True, section=OUTPUT, help=help_text, no_default=SELECTS_OUTPUT
+    )
 
 
 def dry_run_option(help_text: str) -> _Decorator:
     """Give a command --dry-run."""
-    return click.option("--dry-run", cls=Option, is_flag=True, help=help_text, no_default=FOR_ONE_RUN)
+    return click.option("--dry-run", cls=Option, is_flag=True, section=OUTPUT, help=help_text, no_default=FOR_ONE_RUN)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from ocistream.http.settings import TlsSettings
 
 __all__ = [
+    "ACCESS",
     "SIDES",
+    "TLS",
     "RegistryOptions",
     "build_hint_translator",
     "build_sync_hint_translator",
@@ -30,6 +32,9 @@ __all__ = [
 
 #: The sides of `copy`: the prefix of their options, and their names.
 SIDES: Final = {"src": "source", "dest": "destination"}
+#: Headings of --help.
+ACCESS: Final = "Registry access"
+TLS: Final = "TLS"
 _USE_LOGIN: Final = "use `ocistream login`, or OCISTREAM_USERNAME and OCISTREAM_PASSWORD"
 _USE_AUTH_FILE: Final = 'use the variable REGISTRY_AUTH_FILE, or credentials = "file:PATH" in [registry."HOST"]'
 _FOR_ONE_REGISTRY: Final = (
@@ -62,12 +67,14 @@ class RegistryOptions:
         flags=["-u", "--username"],
         metavar="USER",
         no_default=_USE_LOGIN,
+        section=ACCESS,
         help="User name.",
         side_help="User name for the {}.",
     )
     password_stdin: bool = option(
         default=False,
         no_default=_USE_LOGIN,
+        section=ACCESS,
         help="Read the password from stdin.",
         side_help="Read the password for the {} from stdin.",
     )
@@ -75,6 +82,7 @@ class RegistryOptions:
         type=PATH,
         metavar="FILE",
         no_default=_USE_LOGIN,
+        section=ACCESS,
         help="Read the password from FILE.",
         side_help="Read the password for the {} from FILE.",
     )
@@ -82,41 +90,45 @@ class RegistryOptions:
         type=PATH,
         metavar="FILE",
         no_default=_USE_AUTH_FILE,
-        help="Read credentials (Docker's format) from FILE only.",
-        side_help="Take the credentials for the {} from FILE.",
+        section=ACCESS,
+        help="Read credentials only from FILE (Docker's format).",
+        side_help="Read credentials for the {} only from FILE.",
     )
     plain_http: bool = option(
         default=False,
         no_default=_FOR_ONE_REGISTRY,
-        help="Speak HTTP, not HTTPS, to hosts other than this one.",
+        section=ACCESS,
+        help="Use HTTP, not HTTPS (the default for loopback hosts).",
         side_help="Use HTTP, not HTTPS, for the {}.",
     )
     insecure: bool = option(
         default=False,
         no_default=_FOR_ONE_REGISTRY,
-        help="Do not check the certificates of the registries that are named. Other hosts to which they lead are "
-        "checked.",
+        section=TLS,
+        help="Do not verify certificates of the registries of this command.",
         side_help="Do not verify the certificate of the {}.",
     )
     ca_cert: str | None = option(
         type=PATH,
         metavar="FILE",
-        help="Trust these CAs (PEM) too, beside the system's or those of SSL_CERT_FILE, for all hosts.",
-        side_help="Trust these CAs (PEM) for the {}, not those of --ca-cert.",
+        section=TLS,
+        help="Also trust the CAs in FILE (PEM).",
+        side_help="Trust the CAs in FILE (PEM) for the {}, not those of --ca-cert.",
     )
     client_cert: str | None = option(
         type=PATH,
         metavar="FILE",
         no_default=_FOR_ONE_REGISTRY,
-        help="Show this client certificate (PEM) to a registry that is named here and asks for one, and to no "
-        "other host.",
-        side_help="Show this client certificate (PEM) to the {}.",
+        section=TLS,
+        help="Client certificate (PEM) for the registries of this command.",
+        side_help="Client certificate (PEM) for the {}.",
     )
     client_key: str | None = option(
         type=PATH,
         metavar="FILE",
         no_default=_FOR_ONE_REGISTRY,
-        help="Its key, if it is not in the same file.",
+        section=TLS,
+        help="Key of the client certificate, if it is in another file.",
         side_help="Key of the client certificate for the {}, if it is in another file.",
     )
 

@@ -30,9 +30,9 @@ _SHELLS: Final = ("bash", "zsh", "fish")
 @click.command()
 @click.argument("shell", type=click.Choice(_SHELLS), metavar="bash|zsh|fish")
 def completion(shell: str) -> None:
-    """Print the script that makes a shell complete commands, options and files.
+    """Print the script that completes commands, options and files in a shell.
 
-    The script asks the `ocistream` that is in PATH, so that it need not be made anew when that one changes.
+    The script runs the `ocistream` in PATH, so it stays valid after an update.
 
     \b
     ocistream completion bash > ~/.local/share/bash-completion/completions/ocistream

@@ -43,11 +43,10 @@ _CONFIGURABLE_COMMANDS: Final = tuple(name for name in COMMANDS if name != "conf
 @json_option("Print it as one JSON document.")
 @options(RunOptions, "config")
 def config(context: CommandContext, *, action: str, of: str | None, as_json: bool) -> None:
-    """Show what options and registries are set to, and by what; or check a configuration file.
+    """Show the effective settings, or check a configuration file.
 
-    `show` prints a configuration file that says the same, with where each value came from. With COMMAND, it is what
-    holds for that. No secret is shown, and no credential helper is run. `check` looks at the whole of FILE, or of the
-    file that counts.
+    `show` prints a configuration file with the origin of each value, for all commands or one COMMAND. It prints no
+    secret and runs no credential helper. `check` checks FILE, or the file that is used.
 
     \b
     ocistream config show

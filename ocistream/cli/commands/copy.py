@@ -9,6 +9,7 @@ import click
 from ocistream.api.copy_plan import plan_copy
 from ocistream.api.options import SELECTS_CONTENT, CopyOptions
 from ocistream.cli.options import (
+    MISSING,
     OmissionOptions,
     Option,
     RunOptions,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="SRC", type=FilePath())
 @click.argument("destination", metavar="DST", type=FilePath())
 @options(CopyOptions, "all_tags", "tags")
-@platform_option("all, the index as it is; into a docker-archive, linux on this machine's architecture")
+@platform_option("all; docker-archive: this machine's")
 @options(CopyOptions, "split")
 @options(OmissionOptions)
 @click.option(
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
     cls=Option,
     metavar="COMMAND",
     no_default=SELECTS_CONTENT,
-    help="Have an ocistream behind COMMAND (`ssh host`, `kubectl exec -i pod --`) write DST there; send only "
-    "what it lacks.",
+    section=MISSING,
+    help="Write DST with the ocistream behind COMMAND (`ssh host`), and send only missing blobs.",
 )
 @click.option(
     "--via-program",
@@ -50,27 +51,27 @@ if TYPE_CHECKING:
     metavar="PROGRAM",
     default="ocistream",
     show_default=True,
-    help="What runs ocistream there: its path, or `python3 -m ocistream`.",
+    section=MISSING,
+    help="Name of ocistream there: a path, or `python3 -m ocistream`.",
 )
 @options(CopyOptions, "no_referrers")
-@compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
+@compression_options("Uses temporary space with stdout.")
 @upload_options
 @credential_options
 @side_options
 @options(RunOptions, "memory", "cache")
 @transfer_options
 def copy(context: CommandContext, source: str, destination: str, *, via: str | None, via_program: str) -> None:
-    """Copy between a registry's image, a layout `oci:DIR[:NAME]`, an archive and plain paths.
+    """Copy images between registries, layouts and archives.
 
-    Archives are written `oci-archive:FILE[:NAME]` and `docker-archive:FILE[:NAME]`. Within one registry blobs are
-    mounted, not sent. The plain layers of a docker-archive become gzip, unless another docker-archive is written.
+    SRC and DST are images, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]` or paths. Blobs
+    are mounted within one registry. Uncompressed layers of a docker-archive become gzip.
 
-    Options of a registry, such as --plain-http, are for both sides. Those with --src- or --dest- are for one side, and
-    come before the others.
+    Options of a registry, such as --plain-http, apply to both sides; those with --src- or --dest- override them for one
+    side.
 
     \b
     ocistream copy nginx:1 registry.example.com/mirror/nginx:1
-    ocistream copy oci:build:app registry.example.com/app:2
     ocistream copy --tags '1.*' nginx registry.example.com/mirror/nginx
     ocistream copy nginx:1 registry.local/nginx:1 --dest-plain-http
     ocistream copy app:2 registry.local/app:2 --via 'ssh host'

@@ -23,24 +23,20 @@ if TYPE_CHECKING:
     cls=Option,
     type=parse_max_size,
     metavar="SIZE",
-    help="Drop no more than it takes for all blobs together to have no more than SIZE (500M, 20G): those first that "
-    "were not used for longest.",
+    help="Delete the least recently used blobs until the total is at most SIZE (500M, 20G).",
 )
 @click.option(
     "--older-than",
     cls=Option,
     type=parse_age,
     metavar="TIME",
-    help="Spare what was used or written in the last so many seconds, or 30m, 12h, 7d.  [default: 1h, since a push or "
-    "pull into DIR may be under way that has not named its image yet; with --max-size only if there is one; of "
-    "unfinished files 7d]",
+    help="Keep what was used within TIME (seconds, 30m, 12h, 7d).  [default: 1h; unfinished files 7d]",
 )
-@dry_run_option("Say what would be dropped, and drop nothing.")
+@dry_run_option("Print what would be deleted; delete nothing.")
 def gc(context: CommandContext, path: Path, *, max_size: int | None, older_than: float | None, dry_run: bool) -> None:
-    """Drop what no image in the layout directory DIR needs: blobs, and parts of them and uploads that were left.
+    """Delete blobs that no image in the layout DIR needs, and old unfinished files; print their digests.
 
-    An image is what its index.json lists; a cache (--cache) lists none, so that all of it may go. It may be used
-    meanwhile. The digests of what was dropped are printed, one a line.
+    A cache (--cache) lists no images, so every blob may be deleted. Other commands may use DIR meanwhile.
 
     \b
     ocistream gc images/

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ocistream.api.copy_plan import parse_mount_sources
-from ocistream.api.options import SELECTS_CONTENT, CopyOptions
+from ocistream.api.options import SELECTION, SELECTS_CONTENT, CopyOptions
 from ocistream.cli.options import Option, RunOptions, command, credential_options, network_options, options
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
@@ -30,31 +30,30 @@ _LINES_PER_WRITE: Final = 4096
 
 
 @command
-@click.argument("ends", metavar="END...", nargs=-1, required=True, type=FilePath())
+@click.argument("ends", metavar="LOCATION...", nargs=-1, required=True, type=FilePath())
 @click.option(
     "--among",
     cls=Option,
     type=FilePath(),
     metavar="FILE",
     no_default=SELECTS_CONTENT,
-    help="List only those of this list's digests (- is stdin) that are there; where there is no END, that is none.",
+    section=SELECTION,
+    help="List only digests of FILE (- is stdin) that exist.",
 )
 @options(
     CopyOptions,
     "mount_from",
-    help_text="With --among: what this repository of the same registry has counts too, as a push can mount it; "
-    "repeats.",
+    help_text="With --among: also count blobs that REPO in the same registry has; repeatable.",
 )
-@options(RunOptions, "jobs", help_text="Questions asked of a registry at once.")
+@options(RunOptions, "jobs", help_text="Parallel requests to a registry.")
 @options(CopyOptions, "max_ratio")
 @credential_options
 @network_options
 def have(context: CommandContext, ends: tuple[str, ...], among: str | None) -> None:
-    """List the digests that each END holds: a repository, an image, a layout directory, an archive, also on stdin (-).
+    """List the digests of blobs that each LOCATION has: a repository, image, layout or archive (- is stdin).
 
-    The list says what it is of, and has some 80 bytes a blob. With it, whoever sends images here can leave out what is
-    here. A repository, named without tag and digest, is all of its tags and what hangs on them. No layer is fetched,
-    and nothing is hashed: that is what `verify` is for. (With --among, what a layout has is hashed: that is relied on.)
+    Pass the list to `pull --have`, to omit these blobs from an archive. A repository without tag or digest means all
+    its tags and their referrers. No layer is fetched or hashed; with --among, blobs of a layout are hashed.
 
     \b
     ocistream have registry.local/app > have.txt

@@ -35,18 +35,17 @@ _PIECES_PER_WRITE: Final = 4096
 
 
 @command
-@click.argument("end", type=FilePath())
-@json_option("Print it as one JSON document.")
+@click.argument("end", metavar="LOCATION", type=FilePath())
+@json_option("Print one JSON document.")
 @platform_option("all")
 @options(CopyOptions, "max_ratio")
 @credential_options
 @network_options
 def inspect(context: CommandContext, end: str, *, as_json: bool) -> None:
-    """Show what END holds: an image in a registry, a layout directory, or an archive, also one on stdin (-).
+    """Show the images of LOCATION: an image in a registry, a layout, or an archive (- is stdin).
 
-    For each image its platforms, digests, layers with their compression, sizes and annotations, what refers to it, and
-    what images share. Of a repository, named without tag and digest, the tags, one a line. Nothing is written, and of
-    a registry no layer is fetched.
+    For each image: platforms, digests, layers with sizes and compression, annotations, referrers, and shared blobs. For
+    a repository without tag or digest: its tags, one per line. No layer is fetched from a registry.
 
     \b
     ocistream inspect nginx:1

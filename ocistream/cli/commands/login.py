@@ -41,7 +41,7 @@ _authfile_option: Final = options(
 @options(RunOptions, "config")
 @tls_options
 def login(context: CommandContext, registry: str) -> None:
-    """Check a registry's credential, and keep it where `docker login` would (default: Docker Hub).
+    """Check a credential for a registry (default: Docker Hub) and store it where `docker login` does.
 
     \b
     ocistream login -u me --password-stdin registry.example.com < token
@@ -64,7 +64,7 @@ def login(context: CommandContext, registry: str) -> None:
 @click.argument("registry", default="docker.io")
 @_authfile_option
 def logout(context: CommandContext, registry: str) -> None:
-    """Forget a registry's credential (default: Docker Hub's).
+    """Delete the stored credential of a registry (default: Docker Hub).
 
     \b
     ocistream logout registry.example.com

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ocistream.api.copy_plan import plan_copy
-from ocistream.api.options import FOR_ONE_RUN, SELECTS_CONTENT, CopyOptions
+from ocistream.api.options import FOR_ONE_RUN, OUTPUT, SELECTS_CONTENT, CopyOptions
 from ocistream.cli.options import (
     OmissionOptions,
     Option,
@@ -44,10 +44,16 @@ _OUTPUT_HINT = "pull reads from registries; the file to write is -o PATH; `ocist
     default="-",
     metavar="PATH",
     no_default=SELECTS_CONTENT,
-    help="Where to; a directory (or PATH/) is a layout.  [default: stdout]",
+    section=OUTPUT,
+    help="Output file; a directory or PATH/ becomes a layout.  [default: stdout]",
 )
 @click.option(
-    "--format", "kind", cls=Option, type=click.Choice(FORMATS), help="What to write, whatever PATH looks like."
+    "--format",
+    "kind",
+    cls=Option,
+    type=click.Choice(FORMATS),
+    section=OUTPUT,
+    help="Output format.  [default: from PATH]",
 )
 @click.option(
     "--from-byte",
@@ -56,31 +62,29 @@ _OUTPUT_HINT = "pull reads from registries; the file to write is -o PATH; `ocist
     type=WholeNumber(min=0),
     metavar="N",
     no_default=FOR_ONE_RUN,
-    help="Write the archive from byte N on, to stdout, where a pipe broke. Of the blob that N is in only the size is "
-    "checked: verify the whole where it is put together. Files and layouts go on by themselves.",
+    section=OUTPUT,
+    help="Write the archive to stdout from byte N on, to resume a broken pipe.",
 )
 @options(CopyOptions, "split")
-@platform_option("linux on this machine's architecture")
+@platform_option("this machine's")
 @options(OmissionOptions)
 @options(CopyOptions, "no_referrers")
-@compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
+@compression_options("Uses temporary space with stdout.")
 @credential_options
 @options(RunOptions, "memory", "cache")
 @transfer_options
 def pull(
     context: CommandContext, sources: tuple[str, ...], output: str, kind: str | None, *, from_byte: int | None
 ) -> None:
-    """Write images from registries into one archive, a layout directory, or stdout.
+    """Pull images from registries into an archive, a layout directory, or stdout.
 
-    Nothing gets its name before every byte of it is verified. What was interrupted goes on where it stopped when the
-    same command is run again.
+    The output gets its name only when every byte is verified. Re-run an interrupted command to resume it.
 
     \b
     ocistream pull nginx:1 | ssh host ocistream push localhost:5000/nginx:1
     ocistream pull --platform all -o app.tar registry.example.com/app:2 nginx:1
-    ssh host ocistream have localhost:5000/nginx | ocistream pull --have - -o only-what-is-new.tar nginx:2
+    ssh host ocistream have localhost:5000/nginx | ocistream pull --have - -o new.tar nginx:2
     ocistream pull --split 4GiB -o '/media/stick/app.%03d.tar' app:2
-    ocistream pull --from-byte "$(ssh host stat -c %s x.tar)" nginx:1 | ssh host 'cat >> x.tar'
     """
     images = [Location("docker", text, reference=parse_image(text, _OUTPUT_HINT)) for text in sources]
     destination = parse_output(output, kind)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
-from ocistream.api.options import SELECTS_CONTENT, CopyOptions
+from ocistream.api.options import SELECTION, SELECTS_CONTENT, CopyOptions
 from ocistream.cli.options import (
     Option,
     command,
@@ -41,7 +41,8 @@ _INPUT_HINT = "the archive is -i PATH, and IMAGE is where it goes, such as HOST/
     multiple=True,
     metavar="PATH",
     no_default=SELECTS_CONTENT,
-    help="The archive or layout; repeats, for volumes and other archives of the same images.  [default: stdin]",
+    section=SELECTION,
+    help="Archive or layout to push; repeatable for volumes.  [default: stdin]",
 )
 @options(CopyOptions, "images")
 @click.option(
@@ -50,26 +51,20 @@ _INPUT_HINT = "the archive is -i PATH, and IMAGE is where it goes, such as HOST/
     cls=Option,
     metavar="HOST[/PREFIX]",
     no_default=SELECTS_CONTENT,
-    help="Push every image to HOST under its own repository and tag.",
+    section=SELECTION,
+    help="Push each image to HOST under its own repository and tag.",
 )
-@platform_option("all that is there")
+@platform_option("all")
 @options(CopyOptions, "no_referrers")
-@compression_options("The plain layers of a `docker save` become gzip without being asked to.")
+@compression_options("Layers of `docker save` become gzip.")
 @upload_options
 @credential_options
 @transfer_options
 def push(context: CommandContext, image: str | None, paths: tuple[str, ...], prefix: str | None) -> None:
-    """Push the images of an archive to a registry, in one pass, without temporary space.
+    """Push the images of an archive to a registry.
 
-    What the registry has is not sent. No manifest and no tag appears before every blob it needs is there.
-
-    One that was killed goes on when the same command is run again: what the registry has of a blob is not sent again,
-    where it can say how much that is.
-
-    Volumes (`pull --split`) may be given in any order, all at once or one after the other.
-
-    From a pipe whose index comes last, blobs of images that are not chosen are sent too: it is not known yet whose
-    they are. From a file they are not.
+    Blobs that the registry has are not sent. Manifests and tags are pushed last. Re-run an interrupted push to resume
+    it. Volumes (`pull --split`) may come in any order, together or one after the other.
 
     \b
     ssh build ocistream pull app:2 | ocistream push localhost:5000/app:2

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 @command
 @click.argument("path", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@dry_run_option("Say what would be removed, and remove nothing.")
+@dry_run_option("Print what would be removed; remove nothing.")
 def rm(context: CommandContext, path: Path, names: tuple[str, ...], *, dry_run: bool) -> None:
-    """Remove the images called NAME from the layout directory DIR, and what hangs on them and on nothing that stays.
+    """Remove images from the layout DIR, and referrers whose subject does not stay.
 
-    NAME is a full name, its short form, a tag, or a digest, which stands for all names that it has. All are removed, or
-    none. Their blobs stay until `ocistream gc DIR`. What was removed is printed, one NAME@sha256:... a line.
+    NAME is a full name, its short form, a tag, or a digest, which means all names of that image. If one NAME does not
+    exist, nothing is removed. Run `ocistream gc DIR` to delete the blobs. Removed images are printed as NAME@sha256:...
 
     \b
     ocistream rm images/ nginx:1 registry.example.com/app:1 && ocistream gc images/

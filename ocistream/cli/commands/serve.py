@@ -17,8 +17,8 @@ from urllib.parse import parse_qsl, quote, urlencode
 import click
 
 from ocistream import limits
-from ocistream.cli.options import SELECTS_OUTPUT, Option, command, options
-from ocistream.cli.registry_options import RegistryOptions
+from ocistream.cli.options import MESSAGES, SELECTS_OUTPUT, Option, command, options
+from ocistream.cli.registry_options import TLS, RegistryOptions
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.forced_exit import delayed_exit
 from ocistream.http.origins import is_loopback
@@ -48,22 +48,29 @@ _PATH_TYPE: Final = click.Path(path_type=Path)
 @command
 @click.argument("path", type=_PATH_TYPE, default=Path())
 @click.option(
-    "--listen", cls=Option, default=_DEFAULT_ADDRESS, show_default=True, metavar="HOST:PORT", help="Port 0 takes any."
+    "--listen",
+    cls=Option,
+    default=_DEFAULT_ADDRESS,
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Address to listen on; port 0 chooses one.",
 )
-@click.option(
-    "--read-only", cls=Option, is_flag=True, help="Refuse every push and delete. An archive is never changed."
-)
+@click.option("--read-only", cls=Option, is_flag=True, help="Refuse every push and delete.")
 @options(
     RegistryOptions,
     "username",
-    help_text="Require a login as USER, with the password of --password-stdin, --password-file or OCISTREAM_PASSWORD. "
-    "Without this, HOST must be this machine.",
+    help_text="Require a login as USER; needed beyond loopback.",
 )
-@options(RegistryOptions, "password_stdin", help_text="Read that password from stdin.")
-@options(RegistryOptions, "password_file", help_text="Read that password from FILE.")
-@click.option("--tls-cert", cls=Option, type=_PATH_TYPE, metavar="FILE", help="Speak TLS, with this certificate (PEM).")
+@options(RegistryOptions, "password_stdin", help_text="Read the password from stdin.")
+@options(RegistryOptions, "password_file", help_text="Read the password from FILE.")
+@click.option("--tls-cert", cls=Option, type=_PATH_TYPE, metavar="FILE", section=TLS, help="Certificate (PEM).")
 @click.option(
-    "--tls-key", cls=Option, type=_PATH_TYPE, metavar="FILE", help="Its key.  [default: in the certificate's file]"
+    "--tls-key",
+    cls=Option,
+    type=_PATH_TYPE,
+    metavar="FILE",
+    section=TLS,
+    help="Key (PEM).  [default: in the certificate's file]",
 )
 @click.option(
     "--access-log",
@@ -71,8 +78,8 @@ _PATH_TYPE: Final = click.Path(path_type=Path)
     type=_PATH_TYPE,
     metavar="FILE",
     no_default=SELECTS_OUTPUT,
-    help="Append a line for each request to FILE, `-` is stderr: in the common log format, or as JSON with "
-    "--log-format json.",
+    section=MESSAGES,
+    help="Append one line per request to FILE (- is stderr), or JSON with --log-format json.",
 )
 def serve(
     context: CommandContext,
@@ -84,10 +91,10 @@ def serve(
     *,
     read_only: bool,
 ) -> None:
-    """Serve PATH as a registry: a layout directory (default: this one) for reading and writing, an archive for reading.
+    """Serve PATH as a registry: a layout directory for pull and push (default: .), an archive for pull.
 
-    It listens on this machine only, unless there is a password, and runs until it is interrupted. The first line on
-    stdout is its address. If an archive has one image and no name for it, app.tar has app:latest.
+    It listens only on loopback unless it has a password, and runs until a signal. The first line on stdout is its
+    address.
 
     \b
     ocistream serve images/                       # docker push localhost:5000/app:1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ocistream.api.cancellation import LinkedEvent
-from ocistream.api.options import FOR_ONE_RUN
+from ocistream.api.options import FOR_ONE_RUN, SELECTION
 from ocistream.api.registries import find_home
 from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.error_hints import add_sync_hint
@@ -47,7 +47,7 @@ _REPORT_TIMEOUT: Final = 5.0
 
 @command
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@dry_run_option("Show what would be copied, with bytes, and write nothing.")
+@dry_run_option("Print what would be copied, in bytes; write nothing.")
 @click.option(
     "--shard",
     "part",
@@ -55,16 +55,17 @@ _REPORT_TIMEOUT: Final = 5.0
     metavar="I/N",
     default="0/1",
     no_default=FOR_ONE_RUN,
-    help="Do only the I-th of N parts, counted from 0; each image is in one of them, by a hash of its name.",
+    section=SELECTION,
+    help="Copy only part I of N, counted from 0; a hash of its name assigns an image.",
 )
 @options(RegistryOptions, "authfile")
 @options(RunOptions, "memory")
 @transfer_options
 def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> None:
-    """Copy many images, from anywhere to anywhere, as a TOML FILE has it; only what differs is moved.
+    """Copy the images that a TOML FILE lists, and move only what differs.
 
-    An image that fails does not stop the others: the exit code is then that of the first failure. What was interrupted
-    goes on when the same command is run again. docs/sync.md has the file's keys.
+    A failure does not stop the other images; the exit code is that of the first failure. Re-run an interrupted command
+    to continue. docs/sync.md explains the file.
 
     \b
     ocistream sync images.toml

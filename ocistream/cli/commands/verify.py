@@ -35,19 +35,20 @@ _MAX_NAMES: Final = 20
 @command
 @click.argument("paths", nargs=-1, metavar="[PATH]...", type=FilePath())
 @click.option(
-    "--deep", cls=Option, is_flag=True, help="Unpack layers as well, and hold them against their configs' diff_ids."
+    "--deep",
+    cls=Option,
+    is_flag=True,
+    help="Also decompress layers and compare them with the diff_ids of their configs.",
 )
-@json_option("Print the outcome as one JSON document.")
+@json_option("Print one JSON document.")
 @options(CopyOptions, "max_ratio")
 @options(RunOptions, "progress")
 def verify(context: CommandContext, paths: tuple[str, ...], *, deep: bool, as_json: bool) -> None:
-    """Check the archive or layout PATH (default: stdin), offline and in one pass; or several that belong together.
+    """Verify archives and layouts offline, in one pass (default: stdin).
 
-    Every blob is hashed, also those that no image needs; every image has to be complete, every name legal, and a tar
-    has to end as it should. An archive that was made without some blobs (`pull --have`) says so, and is complete
-    without them; so is a volume (`pull --split`). Exit code 5: bytes are wrong. 6: something is missing or malformed.
-
-    Only an archive on stdin that begins with more than 6 MiB of small JSON needs a temporary file for what is above.
+    Every blob is hashed, and every image must be complete. Archives of `pull --have` and single volumes are complete
+    without their omitted blobs. Several PATHs are verified together. Exit code 5: wrong bytes. 6: missing or malformed
+    content.
 
     \b
     ocistream verify app.tar
