@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ocistream.notices import set_listener
 from tests.faulty_registry import FaultyHandler
 from tests.http_doubles import CountingRegistry, QuickTransport
+
+# On a busy machine an example takes as long as it takes: no test asserts a time.
+settings.register_profile("untimed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
