@@ -100,20 +100,20 @@ def parse_location(
     """
     if not text:
         # For Python, an empty path is the current directory.
-        msg = "malformed end '': there is nothing in it"
+        msg = "malformed location '': it is empty"
         raise InvalidNameError(msg, hint="write . for the current directory, - for stdin or stdout")
     prefix, colon, rest = text.partition(":")
     if colon and prefix in _KINDS and prefix != "docker":
         path, _, name = rest.partition(":")
         if not path:
-            msg = f"malformed end {printable(text)!r}: there is no path in it"
+            msg = f"malformed location {printable(text)!r}: it has no path"
             raise InvalidNameError(msg, hint=f"write {prefix}:PATH[:NAME]")
         # A directory cannot be streamed: `oci:-` is a directory called `-`.
         is_stream = path == "-" and prefix != "oci"
         return Location(prefix, text, path=_expand_user(path), name=name or None, is_stream=is_stream)
     if colon and prefix in _FOREIGN_TRANSPORTS:
         msg = f"{printable(text)!r}: the transport {prefix} is not supported"
-        raise UnsupportedError(msg, hint="save the image to a file and name that")
+        raise UnsupportedError(msg, hint="save the image to a file, and name the file")
     is_path = bare_is_path or _PATH_START.match(text) is not None or is_archive_name(text)
     if is_path or (not is_remote and _names_existing_path(text, folder or Path())):
         return Location("path", text, path=_expand_user(text), is_stream=text == "-")
@@ -145,12 +145,12 @@ def _expand_user(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        msg = f"malformed path {printable(text)!r}: it is not known where that home directory is"
+        msg = f"malformed path {printable(text)!r}: that home directory is unknown"
         raise InvalidNameError(msg) from error
 
 
 def _not_provided() -> NoReturn:
-    msg = "this end needs something of the process around it that was not given"
+    msg = "this location needs a part of the context that is missing"
     raise UsageError(msg)
 
 
@@ -250,20 +250,20 @@ def _check_joinable(location: Location) -> Path:
 
     kind = _source_kind(location)
     if location.path is None:
-        msg = f"{printable(location.text)} is in a registry, and the other sources are files"
+        msg = f"{printable(location.text)} is in a registry, but the other sources are files"
         raise UsageError(msg, hint="copy images of registries and of files one after the other")
     path = location.path
     problem = None
     if location.name is not None:
-        problem = "names an image in it: choose with --image"
+        problem = "names an image: use --image to choose it"
     elif location.is_stream or paths.is_special(path):
         problem = "can be read only once"
     elif kind == "docker-archive":
         problem = "is a docker-archive"
     elif paths.is_file(path) and is_compressed(path):
-        problem = "is compressed: unpack it first"
+        problem = "is compressed: decompress it first"
     if problem:
-        msg = f"{printable(location.text)} {problem}, and only OCI archives in files, and layouts, are put together"
+        msg = f"{printable(location.text)} {problem}, but only OCI archives in files and layouts can be combined"
         raise UsageError(msg)
     return path
 
@@ -302,28 +302,28 @@ def is_directory(location: Location) -> bool:
 
 def reference_of(location: Location) -> Reference:
     """Return the reference of a registry location."""
-    assert location.reference is not None, "a registry's end has a reference"  # noqa: S101 - parse_location sets it
+    assert location.reference is not None, "a registry location has a reference"  # noqa: S101 - parse_location sets it
     return location.reference
 
 
 def path_of(location: Location) -> Path:
     """Return the path of a location that is not a registry."""
-    assert location.path is not None, "an end that is no registry has a path"  # noqa: S101 - parse_location sets it
+    assert location.path is not None, "a location outside a registry has a path"  # noqa: S101 - parse_location sets it
     return location.path
 
 
 def _check_not_file(location: Location) -> None:
     """Refuse a file as a layout."""
     if paths.is_file(path_of(location)):
-        msg = f"{printable(location.text)}: this is a file, and no layout directory"
-        raise UsageError(msg, hint=f"an archive is written {_format_location('oci-archive', location)}")
+        msg = f"{printable(location.text)}: this is a file, not a layout directory"
+        raise UsageError(msg, hint=f"write an archive as {_format_location('oci-archive', location)}")
 
 
 def _check_not_directory(location: Location) -> None:
     """Refuse a directory as an archive."""
     if not location.is_stream and paths.is_directory(path_of(location)):
-        msg = f"{printable(location.text)}: this is a directory, and no archive"
-        raise UsageError(msg, hint=f"a layout is written {_format_location('oci', location)}")
+        msg = f"{printable(location.text)}: this is a directory, not an archive"
+        raise UsageError(msg, hint=f"write a layout as {_format_location('oci', location)}")
 
 
 def _format_location(kind: str, location: Location) -> str:
@@ -362,7 +362,7 @@ def _select_tags(
     """Return the references of the selected tags, sorted."""
     tags = opener.list_tags(repository)
     if tags.incomplete_reason:
-        msg = f"{repository.registry}/{repository.repository}: not all of its tags can be had: {tags.incomplete_reason}"
+        msg = f"{repository.registry}/{repository.repository}: cannot list all tags: {tags.incomplete_reason}"
         raise UnsupportedError(msg, hint="copy images by their names")
     return [replace(repository, tag=tag) for tag in sorted(choose(tags.tags))]
 

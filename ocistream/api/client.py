@@ -180,7 +180,7 @@ class Client:
         sources = list_locations(source)
         locations = [argument.location for argument in sources]
         if (destination is None) == (to is None):
-            msg = "give either a destination, or `to` for images that keep their names"
+            msg = "use either a destination, or `to` for images that keep their names"
             raise UsageError(msg)
         targets = [] if destination is None else [LocationArgument(destination)]
         for target in targets:

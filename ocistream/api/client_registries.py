@@ -70,8 +70,8 @@ class ClientRegistries:
     def check_environment_credential(self, registries: Collection[str]) -> None:
         """Raise UsageError if the user name of the environment could be for several registries, as the command does."""
         if self._credentials is None and len(registries) > 1 and self._env.get("OCISTREAM_USERNAME"):
-            msg = f"OCISTREAM_USERNAME cannot be for {' and '.join(sorted(registries))} at once"
-            raise UsageError(msg, hint="use `ocistream login` for each, or credentials by host")
+            msg = f"OCISTREAM_USERNAME cannot be used for {' and '.join(sorted(registries))}"
+            raise UsageError(msg, hint="run `ocistream login` for each registry, or pass credentials by host")
 
     def _client(self, is_for_mirrors: bool) -> HttpClient:
         with self._lock:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CopyPlan", "parse_mount_sources", "plan_copy", "plan_copy_to_prefix"]
 
-_SPLIT_HINT = "name an OCI archive by a template, as in app.%03d.tar"
+_SPLIT_HINT = "name the volumes with a template, such as app.%03d.tar"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +169,11 @@ class CopyPlan:
 
         recompressor = Recompressor(self.recompression)
         if digest in recompressor.find_changed_manifests(graph, recompressor.find_layers(graph)):
-            msg = f"{self.destination.text}: {digest} was asked for, and recompressed layers give the image another one"
-            raise IntegrityError(msg, hint="leave --compress away, or push to a tag")
+            msg = (
+                f"{self.destination.text}: {digest} was requested, but recompressed layers give the image another "
+                "digest"
+            )
+            raise IntegrityError(msg, hint="omit --compress, or push to a tag")
 
     def compresses_plain_layers(self, source: Source, *, omits: bool) -> bool:
         """Return whether plain layers are recompressed if `docker save` wrote the source or one of several archives.
@@ -214,7 +217,7 @@ def plan_copy(
         InvalidNameError: a name, platform or repository is malformed.
     """
     if options.images and any(location.kind == "docker" for location in sources):
-        msg = "--image is for images of archives and layouts"
+        msg = "--image works only with archives and layouts"
         raise UsageError(msg, hint="name the image in the registry")
     is_one_platform = only_this_platform or (destination.kind == "docker-archive" and not is_remote)
     target = None
@@ -265,7 +268,7 @@ def plan_copy_to_prefix(sources: Sequence[Location], prefix: str, options: CopyO
         UsageError: options contradict each other.
     """
     if any(location.kind == "docker" for location in sources):
-        msg = "--to is for images of archives and layouts"
+        msg = "--to works only with archives and layouts"
         raise UsageError(msg, hint="copy images of registries one by one")
     target = build_prefix_target(prefix)
     select = require_distinct_targets(target, select_full_names(options.images))
@@ -315,25 +318,25 @@ def _check_one_image(sources: Sequence[Location], destination: Location, options
     count = max(len(options.images), sum(location.kind == "docker" for location in sources))
     if count > 1:
         name = destination.name or destination.text
-        msg = f"{count} images cannot all be called {printable(name)!r}"
+        msg = f"{count} images cannot all have the name {printable(name)!r}"
         raise UsageError(msg, hint="copy them one by one, or to a destination without a name")
 
 
 def _check_repositories(sources: Sequence[Location], destination: Location, options: CopyOptions) -> None:
     """Raise UsageError if a location of a copy of many images names a single image."""
     if len(sources) > 1 or options.images:
-        msg = "--all-tags and --tags are for one source, without a choice of images"
+        msg = "--all-tags and --tags need one source without selected images"
         raise UsageError(msg, hint="copy the sources one by one")
     for location in (*sources, destination):
         if location.name is not None or (location.reference is not None and not location.is_repository):
             msg = f"{printable(location.text)} names one image, but several images would be copied"
-            raise UsageError(msg, hint="leave the tag, digest or name away, or --all-tags and --tags")
+            raise UsageError(msg, hint="omit the tag, digest or name, or --all-tags and --tags")
 
 
 def _untagged_hint(source: Location, destination: Location) -> str:
     """Return how to copy images that have no tag."""
     if destination.reference is None:
-        return "leave --all-tags away: without it, every image is copied, with any name or none"
+        return "omit --all-tags to copy every image, also those without a tag"
     kind = "oci" if is_directory(source) else "oci-archive"
     text = printable(source.text if source.kind != "path" else f"{kind}:{source.text}")
     return f"copy them one by one, by digest: `ocistream copy {text}:DIGEST {printable(destination.text)}:TAG`"
@@ -344,17 +347,15 @@ def _check_split(options: CopyOptions, location: Location) -> None:
     name = location.path.name if location.path is not None and not location.is_stream else ""
     if not options.split:
         if name and not is_layout_destination(location) and is_template(name):
-            msg = f"{printable(location.text)} has a place for a volume's number, and nothing is cut into volumes"
-            raise UsageError(msg, hint="give --split SIZE as well, or another name")
+            msg = f"{printable(location.text)} has a placeholder for a volume number, but --split is missing"
+            raise UsageError(msg, hint="add --split SIZE, or choose another name")
         return
     if location.is_stream or not name or is_layout_destination(location) or location.kind == "docker-archive":
-        msg = f"--split makes several files of one OCI archive, and {printable(location.text)} is none"
+        msg = f"--split writes an OCI archive, but {printable(location.text)} is not one"
         raise UsageError(msg, hint=_SPLIT_HINT)
     if options.compress is not None:
-        msg = (
-            "--split does not go with --compress: where it cuts depends on the size of all blobs, before the first one"
-        )
-        raise UsageError(msg, hint="leave one of them away")
+        msg = "--split does not work with --compress: the volumes depend on the sizes of all blobs"
+        raise UsageError(msg, hint="omit one of them")
 
 
 def _choose_recompression(options: CopyOptions, destination: Location) -> Recompression | None:
@@ -362,8 +363,8 @@ def _choose_recompression(options: CopyOptions, destination: Location) -> Recomp
     if destination.kind != "docker-archive":
         return _parse_recompression(options, options.compress)
     if options.compress not in {None, "none"}:
-        msg = "the layers of a docker-archive are not compressed"
-        raise UsageError(msg, hint="leave --compress away, or write an oci-archive: `docker load` takes that too")
+        msg = "layers of a docker-archive are never compressed"
+        raise UsageError(msg, hint="omit --compress, or write an oci-archive: `docker load` reads it too")
     return _parse_recompression(options, "none")
 
 
@@ -381,8 +382,8 @@ def parse_mount_sources(texts: Sequence[str], registry: str | None) -> tuple[str
     `registry` is the destination's registry; None if the destination is not a registry.
     """
     if texts and registry is None:
-        msg = "--mount-from is for what goes to a registry"
-        raise UsageError(msg, hint="leave it away: here blobs are copied")
+        msg = "--mount-from needs a registry as the destination"
+        raise UsageError(msg, hint="omit it: blobs are copied here")
     return tuple(dict.fromkeys(_parse_mount_source(text, registry or "") for text in texts))
 
 
@@ -392,11 +393,9 @@ def _parse_mount_source(text: str, registry: str) -> str:
         # As in an image name: a first part that looks like a host is a host.
         if parse_registry(first) != registry:
             msg = f"--mount-from {printable(text)} is not in {registry}: blobs are mounted within one registry"
-            raise UsageError(
-                msg, hint=f"if it is, and its name only looks like a host, write {registry}/{printable(text)}"
-            )
+            raise UsageError(msg, hint=f"if the name only looks like a host, write {registry}/{printable(text)}")
         text = rest
     if not is_repository(text):
-        msg = f"--mount-from {printable(text)!r} is no repository"
+        msg = f"--mount-from {printable(text)!r} is not a repository"
         raise InvalidNameError(msg, hint="write REPO or HOST/REPO, without a tag")
     return text

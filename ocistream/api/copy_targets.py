@@ -44,19 +44,19 @@ def build_rename(name: str, kind: str) -> Callable[[Graph], Graph]:
     """
     if not is_printable_name(name):
         msg = f"malformed name {printable(name)!r}"
-        raise InvalidNameError(msg, hint="write it without blanks, as in app:1")
+        raise InvalidNameError(msg, hint="write it without spaces, such as app:1")
     digest = name.rpartition("@")[2]
     if kind == "docker-archive":
         reference = parse_reference(name)
         if reference.digest:
-            msg = f"{name!r} has a digest, and images in a docker-archive are called by tags only"
+            msg = f"{name!r} has a digest, but images in a docker-archive have only tags"
             raise InvalidNameError(msg, hint="write it as app:1")
         name = reference.name
 
     def rename(graph: Graph) -> Graph:
         (root,) = graph.roots
         if is_digest(digest) and digest != root.descriptor.digest:
-            msg = f"{printable(name)} was asked for, the image is {root.descriptor.digest}"
+            msg = f"{printable(name)} was requested, but the image is {root.descriptor.digest}"
             raise IntegrityError(msg)
         # Keep the name at the source: hints may need it.
         return replace(graph, roots=(replace(root, name=name, origin=root.origin or root.name or ""),))
@@ -132,11 +132,11 @@ def build_prefix_target(prefix: str) -> Callable[[Root], Reference]:
     registry = parse_registry(host)
     if {":", "@"} & set(path):
         msg = f"--to {printable(prefix)!r} has a tag or a digest"
-        hint = f"write HOST[/PREFIX]: images keep their own tags; to push one by another name, push {printable(prefix)}"
+        hint = f"write HOST[/PREFIX]: images keep their tags; to push one under another name, push {printable(prefix)}"
         raise InvalidNameError(msg, hint=hint)
     if parse_reference(f"{registry}/x/y").registry != registry:
         # In an image name this host would be a part of a repository on Docker Hub, and the images would go there.
-        msg = f"--to {printable(host)!r} does not look like a registry's host"
+        msg = f"--to {printable(host)!r} does not look like the host of a registry"
         raise InvalidNameError(msg, hint=f"write its port as well, such as {printable(host)}:443, or its full domain")
 
     def target(root: Root) -> Reference:

@@ -137,5 +137,5 @@ def _find_referrers(
     referrers = source.list_referrers(digests) if isinstance(source, RegistrySource) else {}
     for digest, result in referrers.items():
         if result.incomplete_reason:
-            report(f"not all that refers to {digest} is shown: {result.incomplete_reason}")
+            report(f"not all referrers of {digest} are shown: {result.incomplete_reason}")
     return {digest: result.descriptors for digest, result in referrers.items()}

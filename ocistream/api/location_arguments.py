@@ -42,7 +42,7 @@ class LocationArgument:
             self.location = Location("path", path, path=Path(path))
         elif not hasattr(value, "read") and not hasattr(value, "write"):
             # Not None for stdin: a variable that is not set must not read a terminal.
-            msg = f"a location is text, a path, a Reference or a binary file object, and not {type(value).__name__}"
+            msg = f"a location is text, a path, a Reference or a binary file object, not {type(value).__name__}"
             raise UsageError(msg)
         else:
             self._file = value
@@ -58,14 +58,14 @@ class LocationArgument:
         """
         own = self.location.kind
         if kind is not None and own not in {"path", kind} and own in _FORMATS:
-            msg = f"{printable(self.location.text)} says what to write, and `format` is {printable(kind)!r}"
-            raise UsageError(msg, hint="leave one of both away")
+            msg = f"{printable(self.location.text)} says what to write, but `format` is {printable(kind)!r}"
+            raise UsageError(msg, hint="omit one of them")
         if kind is not None and (kind not in _FORMATS or self.location.reference is not None):
             msg = f"--format {printable(kind)!r} is not one of {', '.join(_FORMATS)}, for a path"
             raise UsageError(msg)
         if name is not None and self.location.reference is not None:
-            msg = f"{printable(self.location.text)} is in a registry, where it is the image's name"
-            raise UsageError(msg, hint="leave `name` away")
+            msg = f"{printable(self.location.text)} is in a registry, where its name is the name of the image"
+            raise UsageError(msg, hint="omit `name`")
         self.location = replace(self.location, kind=kind or self.location.kind, name=name or self.location.name)
         if self.location.is_stream and self.location.kind == "oci":
             msg = "a layout directory cannot be written to a file object or stdout"
@@ -97,6 +97,6 @@ def list_locations(
     if isinstance(value, str) or not isinstance(value, Sequence):
         return [LocationArgument(value, bare_is_path=bare_is_path)]
     if not value:
-        msg = "there is no source"
+        msg = "no source was given"
         raise UsageError(msg)
     return [LocationArgument(item, bare_is_path=bare_is_path) for item in value]

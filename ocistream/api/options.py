@@ -41,8 +41,8 @@ __all__ = [
 ]
 
 #: Reasons why neither a variable nor the configuration file sets an option.
-FOR_ONE_RUN: Final = "it is for one run: give the option"
-SELECTS_CONTENT: Final = "it decides what moves: give the option"
+FOR_ONE_RUN: Final = "it is for one run: use the option"
+SELECTS_CONTENT: Final = "it decides what is copied: use the option"
 #: The type of an option that takes a file or a directory.
 PATH: Final = "path"
 #: Headings of --help.
@@ -126,7 +126,7 @@ def parse_rate(value: str | float) -> float:
     """Return bytes per second, written as for curl's --limit-rate: `500k`, `10M`, `1G`."""
     size = parse_size(value, fractions=True) if isinstance(value, str) else value
     if not size or size < 0:
-        msg = f"--limit-rate {printable(str(value), 40)!r} is no rate in bytes a second"
+        msg = f"--limit-rate {printable(str(value), 40)!r} is not a rate in bytes per second"
         raise UsageError(msg, hint="such as 500k, 10M or 1G")
     return float(size)
 
@@ -135,8 +135,8 @@ def parse_memory(value: str | int) -> int:
     """Return the bytes of --memory."""
     size = parse_size(value, fractions=True) if isinstance(value, str) else value
     if size is None or not limits.MIB <= size <= limits.MAX_PREFETCH_MEMORY:
-        msg = f"--memory {printable(str(value), 40)!r} is no size from 1MiB to {limits.MAX_PREFETCH_MEMORY >> 30}GiB"
-        raise UsageError(msg, hint="write it as in --memory 64MiB")
+        msg = f"--memory {printable(str(value), 40)!r} is not a size from 1MiB to {limits.MAX_PREFETCH_MEMORY >> 30}GiB"
+        raise UsageError(msg, hint="for example --memory 64MiB")
     return size
 
 
@@ -144,8 +144,8 @@ def parse_split(value: str | int) -> int:
     """Return the bytes of --split."""
     size = parse_size(value, fractions=True) if isinstance(value, str) else value
     if not size or size < 0:
-        msg = f"--split {printable(str(value), 40)!r} is no size"
-        raise UsageError(msg, hint="write it as in --split 700MiB, or --split 4294967295, which is FAT32's limit")
+        msg = f"--split {printable(str(value), 40)!r} is not a size"
+        raise UsageError(msg, hint="for example --split 700MiB, or --split 4294967295 (the limit of FAT32)")
     return size
 
 

@@ -173,7 +173,7 @@ class VerifyResult:
         if findings.missing:
             more = f" and {len(findings.missing) - 1} more" if len(findings.missing) > 1 else ""
             msg = f"{target} lacks {findings.missing[0].digest}{more}"
-            raise MissingContentError(msg, hint="it can still be pushed to a registry that has what is missing")
+            raise MissingContentError(msg, hint="a registry that has the missing blobs still accepts it")
         if self.illegal_names:
             msg = f"{target} has a name that no image archive has: {printable(self.illegal_names[0])!r}"
             raise ArchiveError(msg)
@@ -238,7 +238,7 @@ def _describe_source(source: Source) -> tuple[str, int, list[str]]:
         descriptions = [_describe_source(archive) for archive in source.inputs]
         kinds = " and ".join(sorted({kind for kind, _, _ in descriptions}))
         illegal = [name for _, _, names in descriptions for name in names]
-        return f"{kinds}, put together", sum(foreign for _, foreign, _ in descriptions), illegal
+        return f"{kinds}, joined", sum(foreign for _, foreign, _ in descriptions), illegal
     assert isinstance(source, ArchiveSource), source  # noqa: S101 - there are no others
     contents = source.contents
     illegal = [contents.first_illegal_name] if contents.illegal_count else []

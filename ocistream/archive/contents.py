@@ -140,12 +140,12 @@ class ArchiveContents:
         if digest is not None:
             self.add_blob(digest, Extent(entry.offset, entry.size))
             if self.blobs[digest].size != entry.size:
-                msg = f"{printable(entry.name)!r} stands twice in the archive, with different sizes"
+                msg = f"the archive has {printable(entry.name)!r} twice, with different sizes"
                 raise ArchiveError(msg)
             return digest
         if name in self.documents:
             # Some tools would use the first one, others the last one.
-            msg = f"{name} stands twice in the archive"
+            msg = f"the archive has {name} twice"
             raise ArchiveError(msg)
         self.documents[name] = entry
         return None
@@ -164,7 +164,7 @@ class ArchiveContents:
         extent = Extent(entry.offset, entry.size)
         digest, offset, is_checksum = part
         if (self.checksums if is_checksum else self.parts).setdefault((digest, offset), extent) is not extent:
-            msg = f"{printable(name)!r} stands twice in the archive"
+            msg = f"the archive has {printable(name)!r} twice"
             raise ArchiveError(msg)
 
     def find_part(self, volume: Volume, digest: str, part: VolumePart) -> tuple[Extent, Extent]:
@@ -176,10 +176,10 @@ class ArchiveContents:
         name = part_name(digest, part.offset)
         extent, checksum = self.parts.get((digest, part.offset)), self.checksums.get((digest, part.offset))
         if extent is None or checksum is None:
-            msg = f"{volume} lacks {name if extent is None else checksum_name(name)}, which its index says it has"
+            msg = f"{volume} lacks {(name if extent is None else checksum_name(name))}, which its index lists"
             raise ArchiveError(msg)
         if extent.size != part.size:
-            msg = f"{volume}: {name} has {extent.size} bytes, and its index says {part.size}"
+            msg = f"{volume}: {name} has {extent.size} bytes, but its index says {part.size}"
             raise ArchiveError(msg)
         return extent, checksum
 
@@ -210,13 +210,14 @@ class ArchiveContents:
             msg = f"{printable(name)!r} in the archive is a link to a link"
         elif self._has_too_many_names():
             msg += (
-                f", or more than {limits.MAX_BLOBS} others, or {limits.MAX_NAME_BYTES} bytes of names, stand before it"
+                f", or more than {limits.MAX_BLOBS} other entries, or {limits.MAX_NAME_BYTES} bytes of "
+                "names, come before it"
             )
         raise ArchiveError(msg)
 
     def _find(self, name: str) -> Extent | str | None:
         if name in self._ambiguous:
-            msg = f"{printable(name)!r} is in the archive twice (some tools treat another name as this one)"
+            msg = f"the archive has {printable(name)!r} twice (some tools treat another name as this one)"
             raise ArchiveError(msg)
         digest = parse_blob_name(name)
         return self.blobs.get(digest) if digest else self.docker_files.get(name)
@@ -271,8 +272,8 @@ class ArchiveContents:
             ArchiveError: the archive has no `index.json`.
         """
         if self.index_json is None:
-            msg = "this is no image archive: it has neither an index.json nor a manifest.json"
-            raise ArchiveError(msg, hint="give one that `ocistream pull`, `docker save`, skopeo or podman has written")
+            msg = "not an image archive: it has neither an index.json nor a manifest.json"
+            raise ArchiveError(msg, hint="use an archive from `ocistream pull`, `docker save`, skopeo or podman")
 
 
 class _LinkChecker:

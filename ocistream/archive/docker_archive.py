@@ -82,25 +82,25 @@ def parse_manifest_json(raw: bytes) -> list[DockerImage]:
         raise ArchiveError(msg)
     if len(images) > limits.MAX_IMAGES:
         msg = f"manifest.json lists more than {limits.MAX_IMAGES} images"
-        raise UnsupportedError(msg, hint="save fewer at a time")
+        raise UnsupportedError(msg, hint="save fewer images at a time")
     return images
 
 
 def _parse_image(position: int, item: object) -> DockerImage:
     if isinstance(item, dict):
-        check_keys(item, _IMAGE_KEYS, f"manifest.json: what stands at {position}")
+        check_keys(item, _IMAGE_KEYS, f"manifest.json: entry {position}")
         # Go writes an empty list as null.
         config, *lists = item.get("Config"), *(item.get(key) for key in ("Layers", "RepoTags"))
         layers, tags = ([] if names is None else names for names in lists)
         if isinstance(config, str) and config and _are_strings(layers) and _are_strings(tags):
             if len(layers) > limits.MAX_LIST_ENTRIES:
-                msg = f"manifest.json: what stands at {position} has more than {limits.MAX_LIST_ENTRIES} layers"
+                msg = f"manifest.json: entry {position} has more than {limits.MAX_LIST_ENTRIES} layers"
                 raise ArchiveError(msg)
             tags = tuple(tag for tag in tags if tag)
             return DockerImage(
                 normalize_name(config), tuple(map(normalize_name, layers)), tags, bool(item.get("LayerSources"))
             )
-    msg = f"manifest.json: what stands at {position} is no image with a Config and Layers"
+    msg = f"manifest.json: entry {position} is not an image with Config and Layers"
     raise ArchiveError(msg)
 
 
@@ -145,7 +145,7 @@ def mark_synthesized(graph: Graph, synthesized: Collection[str]) -> Graph:
 
 def report_no_manifest_json() -> None:
     """Report, with -v, that `index.json` is used, because there is no `manifest.json`."""
-    notices.notify("the archive has no manifest.json: the images of its index.json are read", level=1)
+    notices.notify("the archive has no manifest.json: reading the images of its index.json", level=1)
 
 
 def build_docker_graph(
@@ -227,8 +227,8 @@ class ManifestSynthesizer:
                 image_id = self._last_config[0]
             self._bytes += len(manifest.raw)
             if self._bytes > limits.MAX_GRAPH_BYTES:
-                msg = f"the manifests of these images would have more than {limits.MAX_GRAPH_BYTES} bytes together"
-                raise ArchiveError(msg, hint="move fewer images at a time")
+                msg = f"the manifests of these images would have more than {limits.MAX_GRAPH_BYTES} bytes in total"
+                raise ArchiveError(msg, hint="copy fewer images at a time")
             self._descriptors[key] = descriptor = manifest.descriptor
             self._image_ids[descriptor.digest] = image_id
             self.manifests[descriptor.digest] = manifest.raw
@@ -256,7 +256,7 @@ class ManifestSynthesizer:
         config, what = self._files.read_config(image.config), f"the config {printable(image.config)}"
         diff_ids = parse_diff_ids(config, what)
         if len(diff_ids) != len(image.layers):
-            msg = f"{what} names {len(diff_ids)} layers, manifest.json {len(image.layers)}"
+            msg = f"{what} lists {len(diff_ids)} layers, manifest.json {len(image.layers)}"
             raise ArchiveError(msg)
         layers = [
             _check_layer(name, self._files.describe_layer(name, id_), id_)
@@ -278,7 +278,10 @@ class ManifestSynthesizer:
 
 def _check_layer(name: str, descriptor: Descriptor, diff_id: str) -> Descriptor:
     if layer_media_types.codec_name(descriptor.media_type) == "none" and descriptor.digest != diff_id:
-        msg = f"the layer {printable(name)} has the digest {descriptor.digest}, its image's config says {diff_id}"
+        msg = (
+            f"the layer {printable(name)} has the digest {descriptor.digest}, but the config of its "
+            f"image says {diff_id}"
+        )
         raise IntegrityError(msg)
     return descriptor
 

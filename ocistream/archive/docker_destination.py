@@ -120,8 +120,8 @@ class DockerArchiveDestination(TarDestination):
         config = document.config
         for layer in document.layers:
             if layer_media_types.codec_name(layer.media_type) != "none":
-                msg = f"the layer {layer.digest} is {layer.media_type}, which a docker-archive cannot hold"
-                raise UnsupportedError(msg, hint="write an oci-archive: `docker load` takes that too")
+                msg = f"the layer {layer.digest} is {layer.media_type}, which a docker-archive cannot contain"
+                raise UnsupportedError(msg, hint="write an oci-archive: `docker load` reads it too")
         return {
             "Config": self._names[config.digest] if config else "",
             "RepoTags": None,
@@ -140,9 +140,9 @@ def _find_image(graph: Graph, root: Root) -> tuple[str, Document]:
     if document is None:
         raise MissingBlobsError([root.descriptor], graph, is_untouched=True)
     if document.manifests:
-        msg = f"{name} is an index of several images, and a docker-archive has one a name"
+        msg = f"{name} is an index, but a docker-archive has one image per name"
         raise UnsupportedError(msg, hint="choose one with --platform, such as linux/amd64")
     if not is_image(document):
-        msg = f"{name} is no image that a docker-archive can hold"
+        msg = f"{name} is not an image that a docker-archive can contain"
         raise UnsupportedError(msg, hint="write an oci-archive")
     return root.descriptor.digest, document

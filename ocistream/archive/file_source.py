@@ -115,7 +115,7 @@ class ArchiveFileSource(ArchiveSource):
             return ()
         parts = volume.parts.get(descriptor.digest, ())
         if parts and sum(part.size for part in parts) != descriptor.size:
-            msg = f"{volume}: its parts of {descriptor.digest} do not make up the {descriptor.size} bytes of that"
+            msg = f"{volume}: its parts of {descriptor.digest} do not add up to {descriptor.size} bytes"
             raise ArchiveError(msg)
         name_of = volume.template.format_name
         return [

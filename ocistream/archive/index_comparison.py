@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["IndexComparison"]
 
-_DISAGREEMENT_HINT: Final = "tools disagree on what this archive holds; to use manifest.json, write docker-archive:FILE"
+_DISAGREEMENT_HINT: Final = (
+    "tools read different images from this archive; to use manifest.json, write docker-archive:FILE"
+)
 
 
 class IndexComparison(StreamedWalk[None]):
@@ -128,7 +130,7 @@ class IndexComparison(StreamedWalk[None]):
             if by_name:
                 continue
             if not config:
-                msg = f"manifest.json names the config {printable(image.config)}, which no image of index.json uses"
+                msg = f"manifest.json lists the config {printable(image.config)}, which no image of index.json uses"
                 raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
             if config not in self._manifests:
                 additional.append(image)
@@ -187,8 +189,8 @@ class IndexComparison(StreamedWalk[None]):
             if config in configs or not is_known:
                 return
         if entries:
-            msg = f"{printable(tag)} is one image in manifest.json and another one in index.json"
-            hint = "tools disagree on what this archive holds: get it again from a source that you trust"
+            msg = f"{printable(tag)} is one image in manifest.json and another in index.json"
+            hint = "tools read different images from this archive: get it again from a source that you trust"
             raise ArchiveError(msg, hint=hint)
 
     def _find_configs_below(self, digest: str) -> tuple[set[str], bool]:
@@ -207,7 +209,7 @@ class IndexComparison(StreamedWalk[None]):
             pending += new
             self._steps += 1
         if self._steps > limits.MAX_REQUIRED_DESCRIPTORS:
-            msg = f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} manifests, each its own"
+            msg = f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} different manifests"
             raise UnsupportedError(msg, hint=_DISAGREEMENT_HINT)
         return configs, is_known
 

@@ -59,7 +59,7 @@ def open_joined_source(
         NotFoundError, ArchiveError, LocalDiskError: an input cannot be read.
     """
     if len(paths) > limits.MAX_INPUTS:
-        msg = f"{len(paths)} archives and layouts, and at most {limits.MAX_INPUTS} are put together"
+        msg = f"{len(paths)} archives and layouts; at most {limits.MAX_INPUTS} can be combined"
         raise UsageError(msg)
     inputs: list[tuple[str, JoinedInput]] = []
     try:
@@ -140,7 +140,7 @@ class JoinedSource:
             volumes, [listed_digests[n] for n, (_, s) in enumerate(self._inputs) if _volume_of(s)], entries_by_digest
         )
         if len(entries) > limits.MAX_LIST_ENTRIES:
-            msg = f"together they list more than {limits.MAX_LIST_ENTRIES} images"
+            msg = f"together the archives list more than {limits.MAX_LIST_ENTRIES} images"
             raise ArchiveError(msg)
         walk = IndexWalk(LayoutIndex(entries, {}), self._select, self._platforms, self._referrers)
         graph = run_walk(walk.run(), self._read)
@@ -221,7 +221,7 @@ class JoinedSource:
         if isinstance(source, LayoutSource):
             return source.layout.read_index()
         if source.contents.is_docker_archive:
-            msg = f"{printable(text)} is a docker-archive, and only OCI archives and layouts are put together"
+            msg = f"{printable(text)} is a docker-archive, but only OCI archives and layouts can be combined"
             raise UsageError(msg)
         try:
             index = source.read_complete_index()
@@ -249,7 +249,7 @@ class JoinedSource:
 
     def _add_volume(self, text: str, source: ArchiveFileSource, volume: Volume) -> None:
         if volume.number in self._volumes:
-            notices.notify(f"{printable(text)} is {volume} once more", level=1)
+            notices.notify(f"{printable(text)} is {volume} again", level=1)
         else:
             self._volumes[volume.number] = source
             self._names[volume.name] = text
@@ -270,12 +270,10 @@ class JoinedSource:
                 expected = (
                     f"{printable(first_text)} is {first_volume} of {_describe_images(listed_digests[first], entries)}"
                 )
-                msg = f"{printable(text)} does not belong to the others: it is {actual}, and {expected}, of another set"
-                raise ArchiveError(msg, hint="give the volumes that one `pull --split` has written")
+                msg = f"{printable(text)} does not belong to the others: it is {actual}; {expected} is of another set"
+                raise ArchiveError(msg, hint="use the volumes of one `pull --split`")
             if volume[1:] != first_volume[1:] or digests != listed_digests[first]:
-                msg = (
-                    f"{printable(text)} says that it is of the same volumes as {printable(first_text)}, and they differ"
-                )
+                msg = f"{printable(text)} claims to be of the same set as {printable(first_text)}, but they differ"
                 raise ArchiveError(msg)
 
     def _select(self, roots: Sequence[Root]) -> Sequence[Root]:
@@ -288,8 +286,8 @@ class JoinedSource:
             for root in self._chosen:
                 if root.descriptor.digest not in digests:
                     name = printable(root.name or "an image")
-                    msg = f"{printable(text)} is not of {name} ({root.descriptor.digest}), which another one is of"
-                    raise ArchiveError(msg, hint="only archives and layouts of the same images are put together")
+                    msg = f"{printable(text)} is not of {name} ({root.descriptor.digest}), but another archive is"
+                    raise ArchiveError(msg, hint="only archives and layouts of the same images can be combined")
 
     def _find_omitted(self, graph: Graph, annotations: Sequence[Mapping[str, str]]) -> dict[str, OmissionReason]:
         """Return why blobs are omitted that no input has. A blob of a volume that was given is missing, not omitted."""
@@ -343,7 +341,7 @@ def _is_corrupt(part: Blob) -> bool:
 
 def _damaged_error(text: str, error: IntegrityError) -> IntegrityError:
     path = printable(text, 1024)
-    hint = f"{path} is damaged, or was changed while it was read: `ocistream verify {path}` says which"
+    hint = f"{path} is damaged, or changed during the run: check it with `ocistream verify {path}`"
     return IntegrityError(error.message, hint=hint)
 
 

@@ -258,8 +258,8 @@ class _TailOutput(Output):
 
     def finish(self) -> None:
         if self._position < self._start:
-            msg = f"the archive has {self._position} bytes, and is asked for from byte {self._start} on"
-            raise UsageError(msg, hint="is that the size of another archive, or of one with other options?")
+            msg = f"the archive has {self._position} bytes, but --from-byte is {self._start}"
+            raise UsageError(msg, hint="was the first part written with another image or other options?")
         self._output.finish()
 
     def close(self) -> None:
@@ -292,7 +292,7 @@ def open_special_file_output(path: Path) -> Output:
         file = FileIO(path, "wb")
     if file.isatty():
         file.close()
-        msg = f"{path} is a terminal, to which no archive is written"
+        msg = f"{path} is a terminal: archives are not written to terminals"
         raise UsageError(msg)
     return _SpecialFileOutput(file, str(path))
 
@@ -308,6 +308,6 @@ def open_file_output(path: Path) -> RewritableOutput:
     # A link is followed, as a shell's `>` does: its target is replaced.
     path = paths.write_target(path) if paths.is_link(path) else path
     if partial_files.is_reserved_name(path.name):
-        msg = f"{path}: files that are not finished are called so, and another run would take it for one"
-        raise UsageError(msg, hint="give it a name that does not begin with a dot and end in .partial")
+        msg = f"{path}: this name is reserved for unfinished files"
+        raise UsageError(msg, hint="choose a name that does not begin with a dot and end with .partial")
     return _FileOutput(path)

@@ -272,7 +272,7 @@ class ArchiveSource(ABC):
         name, extent = self.contents.resolve_docker_file(name)
         raw = self._read_document(extent, limits.MAX_CONFIG)
         if raw is None:
-            msg = f"{printable(name)} in the archive is no config, or is larger than {limits.MAX_CONFIG} bytes"
+            msg = f"{printable(name)} in the archive is not a config, or is larger than {limits.MAX_CONFIG} bytes"
             raise ArchiveError(msg)
         if digest := parse_blob_name(name):
             raw = read_all(verify_chunks([raw], Descriptor(UNKNOWN_MEDIA_TYPE, digest, extent.size)))
@@ -285,7 +285,7 @@ class ArchiveSource(ABC):
         if (descriptor := self._layers.get(name)) is None:
             descriptor = self._identify_layer(extent, parse_blob_name(name), diff_id)
             if descriptor is None:
-                msg = f"{printable(name)} in the archive is no layer"
+                msg = f"{printable(name)} in the archive is not a layer"
                 raise ArchiveError(msg, hint=self._no_layer_hint)
             self._layers[name] = descriptor
             self.contents.add_blob(descriptor.digest, extent)

@@ -47,14 +47,14 @@ __all__ = [
     "open_input_stream",
 ]
 
-_READ_FROM_FILE_HINT: Final = "read it from a file instead of a pipe: there the order does not matter"
+_READ_FROM_FILE_HINT: Final = "read it from a file instead of a pipe: then the order does not matter"
 
 
 class ArchiveStreamSource(ArchiveSource):
     """Reads images from a stream that can be read once."""
 
     concurrent = False
-    _no_layer_hint = "if it is one, of an uncommon form, read it from a file instead of a pipe"
+    _no_layer_hint = "if it is a layer in an uncommon format, read it from a file instead of a pipe"
 
     def __init__(
         self, file: InputStream, *, what: str = "the archive on stdin", **options: Unpack[ArchiveOptions]
@@ -139,7 +139,7 @@ class ArchiveStreamSource(ArchiveSource):
         yield from self._take_buffered(by_digest)
         for entry, digest, chunks in self._read_remaining():
             if digest in self._abandoned:
-                msg = f"{digest} may hang on an image, and comes after layers that could not wait for it"
+                msg = f"{digest} may refer to an image, but comes after layers that were not buffered"
                 raise UnsupportedError(
                     msg, hint="push from a file instead of a pipe (-i FILE), or name one IMAGE to push to"
                 )
@@ -184,7 +184,7 @@ class ArchiveStreamSource(ArchiveSource):
         if raw is None and not need.is_candidate:
             # The blob did not look like a JSON object, and went to the destination as a blob.
             kind = "config" if need.is_config else "manifest"
-            msg = f"{need.digest} is listed as a {kind}, and is not a JSON object"
+            msg = f"{need.digest} is listed as {kind}, but is not a JSON object"
             raise ArchiveError(msg)
         # A config is also a blob of the graph, and a candidate may be a manifest of it: both are needed again.
         if raw is not None and not need.is_config and not need.is_candidate:
@@ -409,7 +409,7 @@ class ArchiveStreamSource(ArchiveSource):
         must_begin = not self._early_blobs.accepts_early
         if self._may_list_more_images():
             if must_begin:
-                msg = "manifest.json lists images that index.json does not, and their repositories are not known yet"
+                msg = "manifest.json lists images that index.json does not list; their repositories are not known yet"
                 raise UnsupportedError(msg, hint="name one IMAGE to push to, or push from a file instead of a pipe")
             return False
         if must_begin and self._walk is not None and self._index_walk is not None and self._index_walk.is_chosen:
@@ -505,7 +505,7 @@ def open_input_stream(path: Path, cancelled: threading.Event) -> InputStream:
         file = io.BufferedReader(files.CancellableInput(path, cancelled), 64 * limits.KIB)
     if file.isatty():
         file.close()
-        msg = f"{path} is a terminal, from which no archive is read"
+        msg = f"{path} is a terminal: archives are not read from terminals"
         raise UsageError(msg)
     return file
 

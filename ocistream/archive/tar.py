@@ -82,7 +82,7 @@ def _parse_prefix(block: bytes) -> str:
     prefix = block[345:500].partition(b"\0")[0]
     is_star = block[508:512] == _STAR_TRAILER
     if block[257:263] != _POSIX_MAGIC or (is_star and len(prefix) > _STAR_PREFIX):
-        msg = "a header in the archive has a name prefix that only some tools use"
+        msg = "a header in the archive has a name prefix that only some tools read"
         raise ArchiveError(msg)
     return prefix.decode("utf-8", "surrogateescape")
 
@@ -144,13 +144,13 @@ _PAX_KEYS: Final = frozenset({"path", "linkpath", "size"})
 _PAX_SPARSE: Final = "GNU.sparse"
 #: The first bytes of compressed files.
 _COMPRESSION_MAGICS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
-_NOT_AN_ARCHIVE_HINT: Final = "give an archive that `ocistream pull`, `docker save` or skopeo has written"
+_NOT_AN_ARCHIVE_HINT: Final = "use an archive from `ocistream pull`, `docker save` or skopeo"
 #: The first bytes of other files that users pass by mistake.
 _OTHER_FORMATS: Final = {
-    b"<": "is this perhaps HTML?",
+    b"<": "it looks like HTML",
     b"PK\3\4": "this is a zip file",
     b"PK\5\6": "this is a zip file",
-    b"{": "this looks like JSON: of a layout, name the directory",
+    b"{": "this looks like JSON; for a layout, name the directory",
     b"\x7fELF": "this is a program",
 }
 _DAMAGED_HINT: Final = "it is damaged: fetch or write it again"
@@ -299,14 +299,11 @@ class TarReader:
             if trailing > limits.MAX_TRAILING_ZEROS:
                 break
         if trailing > limits.MAX_TRAILING_ZEROS and not has_data:
-            msg = (
-                f"{self._what} goes on for more than {limits.MAX_TRAILING_ZEROS} bytes of zeros "
-                "after its end-of-archive mark"
-            )
+            msg = f"{self._what} has more than {limits.MAX_TRAILING_ZEROS} bytes of zeros after its end-of-archive mark"
             raise ArchiveError(msg)
         if has_data:
-            msg = f"{self._what} goes on after its end-of-archive mark"
-            raise ArchiveError(msg, hint="two archives joined, perhaps: each has to be read on its own")
+            msg = f"{self._what} has data after its end-of-archive mark"
+            raise ArchiveError(msg, hint="perhaps two archives were joined: read each one separately")
 
     def _skip(self, size: int) -> None:
         for chunk in read_chunks(self._file, size):
@@ -322,7 +319,7 @@ class TarReader:
             block = self._read_block()
             if block == _ZEROS:
                 if self._read_block() != _ZEROS:
-                    msg = "the archive goes on after a block of zeros, where it should end"
+                    msg = "the archive has data after a block of zeros, where it must end"
                     raise ArchiveError(msg)
                 return None
             info = self._parse(block)
@@ -332,7 +329,7 @@ class TarReader:
                 _merge_fields(extended, self._read_pax(info.size))
             elif info.type in _AMBIGUOUS_TYPES:
                 if self._read_pax(info.size):
-                    msg = "a pax header in the archive names an entry to some tools, and to others it does not"
+                    msg = "a pax header in the archive names an entry for some tools only"
                     raise ArchiveError(msg)
             elif info.type in _GNU_LONG_TYPES:
                 _merge_fields(extended, {_GNU_LONG_TYPES[info.type]: self._read_text(info.size)})
@@ -344,7 +341,7 @@ class TarReader:
     def _build_entry(self, info: TarHeader, extended: dict[str, str]) -> TarEntry:
         name = extended.get("path", info.name)
         if info.type == tarfile.GNUTYPE_SPARSE or _PAX_SPARSE in extended:
-            msg = f"{printable(name)!r} in the archive is a sparse file, which an image archive has no use for"
+            msg = f"{printable(name)!r} in the archive is a sparse file, which image archives never contain"
             raise ArchiveError(msg)
         size = _choose_size(info, extended.get("size"), name)
         kind = _KINDS.get(info.type, "other")
@@ -374,7 +371,7 @@ class TarReader:
             ):
                 msg = f"the archive is compressed with {kind}, which is not supported"
                 raise UnsupportedError(
-                    msg, hint=f"decompress it on the way: `{kind} -dc FILE | ocistream push ...`"
+                    msg, hint=f"decompress it in the pipe: `{kind} -dc FILE | ocistream push ...`"
                 ) from None
             msg = f"no tar header at byte {self._file.position - BLOCK_SIZE} of {self._what}: {printable(str(error))}"
             raise ArchiveError(
@@ -394,7 +391,7 @@ class TarReader:
                 and (hint := _build_format_hint(self._block)) != _NOT_AN_ARCHIVE_HINT
             ):
                 # The file is too short for a header, and begins like another format.
-                msg = f"no tar header at byte 0 of {self._what}: {count} bytes are all of it"
+                msg = f"no tar header at byte 0 of {self._what}: it has only {count} bytes"
                 raise ArchiveError(msg, hint=hint)
             raise self._truncated_error("without an end-of-archive mark")
         return bytes(self._block)
@@ -445,11 +442,11 @@ class TarReader:
         if self._file.position == 0:
             return TruncatedError(
                 f"{self._what} is empty: it is truncated at byte 0",
-                hint="whatever was to write it has failed: look at what it said (in a shell, `set -o pipefail`)",
+                hint="the program that writes it failed: check its messages (in a shell, use `set -o pipefail`)",
             )
         return TruncatedError(
             f"{self._what} is truncated: it ends at byte {self._file.position}, {where}",
-            hint="whatever wrote it failed or was interrupted",
+            hint="the program that wrote it failed or was interrupted",
         )
 
 
@@ -460,7 +457,7 @@ def _merge_fields(extended: dict[str, str], more: dict[str, str]) -> None:
     """
     for key, value in more.items():
         if key in extended and key != _PAX_SPARSE:
-            msg = f"headers in the archive give the {key} of one entry twice: tools choose different ones"
+            msg = f"headers in the archive give the {key} of one entry twice: tools use different ones"
             raise ArchiveError(msg)
         if not value and key in _GNU_LONG_TYPES.values():
             msg = f"a header in the archive gives an entry an empty {key}: some tools ignore that, others do not"
@@ -477,7 +474,7 @@ def _choose_size(info: TarHeader, pax_size: str | None, name: str) -> int:
         raise ArchiveError(msg)
     size = int(pax_size)
     if size != info.size and size <= _MAX_OCTAL:
-        msg = f"{printable(name)!r} in the archive has two sizes, {info.size} and {size}: tools choose different ones"
+        msg = f"{printable(name)!r} in the archive has two sizes, {info.size} and {size}: tools use different ones"
         raise ArchiveError(msg)
     return size
 

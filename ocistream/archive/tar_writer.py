@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["TarWriter"]
 
 
-_SPOOL_FAILED = "cannot keep a layer in a temporary file"
+_SPOOL_FAILED = "cannot store a layer in a temporary file"
 
 
 def _open_spool() -> FileIO:
@@ -39,7 +39,7 @@ def _open_spool() -> FileIO:
         return tempfile.TemporaryFile(buffering=0)
     except FileNotFoundError as error:
         # Python tried to write to all the usual directories.
-        msg = f"{_SPOOL_FAILED}: no folder for temporary files can be written to"
+        msg = f"{_SPOOL_FAILED}: no directory for temporary files is writable"
         raise LocalDiskError(msg, hint="set TMPDIR, or write to a file and not to a pipe") from error
 
 
@@ -51,7 +51,7 @@ def _spool_errors() -> Iterator[None]:
     except OSError as error:
         disk_error = files.disk_error(_SPOOL_FAILED, error)
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            hint = f"free some space in {tempfile.gettempdir()}, or set TMPDIR to a folder that has some"
+            hint = f"free some space in {tempfile.gettempdir()}, or set TMPDIR to a directory with free space"
             disk_error = LocalDiskError(disk_error.message, hint=hint)
         raise disk_error from error
 

@@ -99,8 +99,8 @@ def plan_volumes(graph: Graph, template: VolumeTemplate, size: int) -> VolumePla
     parts = packer.pack(size)
     if parts is None:
         minimum = packer.find_minimum_size(size)
-        msg = f"volumes of {size} bytes are too small: the least that would do is {minimum} bytes"
-        raise UsageError(msg, hint=f"at most {limits.MAX_VOLUMES} are written, and each has all manifests")
+        msg = f"volumes of {size} bytes are too small: use at least {minimum} bytes"
+        raise UsageError(msg, hint=f"at most {limits.MAX_VOLUMES} volumes are written, and each has all manifests")
     total = _count_volumes(parts)
     return VolumePlan(template, total, _compute_identity(graph, template, parts), parts)
 
@@ -188,7 +188,7 @@ class _VolumePacker:
             )
         )
         if size > limits.MAX_MANIFEST:
-            msg = f"the index of a volume would have {size} bytes, and nobody reads more than {limits.MAX_MANIFEST}"
+            msg = f"the index of a volume would have {size} bytes; the limit is {limits.MAX_MANIFEST}"
             raise UnsupportedError(msg, hint="write fewer images at once")
         return _entry_size("index.json", size)
 
@@ -301,7 +301,7 @@ class VolumeSetDestination(TarDestination):
         for number in range(self._total):
             path = self._directory / self._template.format_name(number)
             if paths.exists(path) and not paths.is_file(path):
-                msg = f"{path} is no file, and a volume would have this name"
+                msg = f"{path} is not a file, but a volume needs this name"
                 raise UsageError(msg)
         self._open_volume(0)
 
@@ -313,7 +313,7 @@ class VolumeSetDestination(TarDestination):
         """
         require_complete(blob)
         if self._graph is None:
-            msg = "the archive's index comes after its layers, so it is not known yet which volumes they belong in"
+            msg = "the index of the archive comes after its layers, so their volumes are not known in time"
             raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
         digest = blob.descriptor.digest
         pieces = self._plan.parts[digest] if self._plan else ()
@@ -406,7 +406,7 @@ class VolumeSetDestination(TarDestination):
             if unrelated:
                 more = f" and {len(unrelated) - 1} more" if len(unrelated) > 1 else ""
                 name = printable(str(self._directory / self._template.format_name(unrelated[0])), 1024)
-                notices.notify(f"{name}{more} was there before, and is none of the volumes written now ({self._total})")
+                notices.notify(f"{name}{more} existed before and is not one of the new volumes ({self._total})")
 
 
 def _remaining_chunks(

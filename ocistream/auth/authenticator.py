@@ -174,7 +174,7 @@ class Authenticator:
         challenge = self._challenge = self._choose_challenge(parse_challenges(www_authenticate)) or self._challenge
         if challenge is None:
             msg = f"{self._registry} answers 401 and does not say how to authenticate"
-            hint = "is it a registry that answers there, or a web server or a proxy that stands before one?"
+            hint = "the answer may come from a web server or a proxy instead of a registry"
             raise AuthenticationError(msg, hint=hint)
         if challenge.scheme == "bearer":
             requested_scopes = challenge.parameters.get("scope", "").split()[:MAX_ADDED_SCOPES]
@@ -204,11 +204,11 @@ class Authenticator:
         for challenge in [bearer for bearer in bearer_challenges if bearer.parameters.get("realm")] + basic_challenges:
             return challenge
         if bearer_challenges:
-            msg = f"{self._registry} asks for a Bearer token without a realm to get one from"
+            msg = f"{self._registry} requires a Bearer token, but names no realm"
             raise RegistryError(msg, status=401)
         if challenges:
             schemes = ", ".join(dict.fromkeys(printable(challenge.scheme, 40) for challenge in challenges))
-            msg = f"{self._registry} wants authentication by {schemes}; only Basic and Bearer are known"
+            msg = f"{self._registry} requires {schemes} authentication; only Basic and Bearer are supported"
             raise AuthenticationError(msg)
         return None
 
@@ -233,7 +233,7 @@ class Authenticator:
     def _next_basic(self, refused: str | None, scopes: tuple[str, ...]) -> str:
         credential = self._find_credential(scopes)
         if credential is None or credential.registry_token is not None:
-            msg = f"{self._registry} wants a user name and a password, and none were found"
+            msg = f"{self._registry} requires a user name and password, but none were found"
             raise self._login_error(msg)
         header = basic_header(credential)
         if header == refused:
@@ -247,7 +247,7 @@ class Authenticator:
     def _login_error(self, message: str, credential: Credential | None = None) -> AuthenticationError:
         hint = f"ocistream login {self._registry}"
         if credential is not None and (credential.is_explicit or credential.source.startswith(_EXPLICIT_SOURCES)):
-            hint = f"correct {credential.source}, or leave it away: it comes before what `{hint}` keeps"
+            hint = f"correct or remove {credential.source}: it overrides the credentials of `{hint}`"
         return AuthenticationError(message, hint=hint)
 
     def _lock_of(self, key: Hashable) -> threading.Lock:
@@ -304,7 +304,9 @@ class Authenticator:
             response = self._send(build_get_request(realm, service, wanted, credential))
         if response.status in {401, 403}:
             reason = (
-                f"refused {describe_credential(credential)}" if credential else "wants credentials, and none were found"
+                f"refused {describe_credential(credential)}"
+                if credential
+                else "requires credentials, but none were found"
             )
             self._refusals[wanted] = f"the token server {server} of {self._registry} {reason}"
             raise self._login_error(self._refusals[wanted], credential)
@@ -361,6 +363,6 @@ def _check_credential(credential: Credential | None) -> Credential | None:
             # Without its cause, which contains the password.
             raise UsageError(msg) from None
         if credential.registry_token is not None and not VISIBLE_ASCII.match(credential.registry_token):
-            msg = f"{describe_credential(credential)} have a token that cannot stand in a header"
+            msg = f"{describe_credential(credential)} have a token with characters that a header cannot contain"
             raise UsageError(msg)
     return credential

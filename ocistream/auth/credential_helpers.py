@@ -54,7 +54,9 @@ class CredentialHelper:
         """
         if not _NAME.match(self.name):
             msg = f"{self.configured_in}: {printable(self.name)!r} is not the name of a credential helper"
-            raise UsageError(msg, hint="what follows docker-credential- is lower-case letters, digits and hyphens")
+            raise UsageError(
+                msg, hint="after docker-credential-, only lower-case letters, digits and hyphens are allowed"
+            )
 
     @property
     def program(self) -> str:
@@ -79,7 +81,7 @@ class CredentialHelper:
             raise self._failed(error.message) from None
         username, secret = fields.get("Username", ""), fields.get("Secret", "")
         if not isinstance(username, str) or not isinstance(secret, str):
-            raise self._failed("its answer has no user name and secret")
+            raise self._failed("its output has no user name and secret")
         return (username, secret) if username or secret else None
 
     def store(self, server: str, username: str, secret: str) -> None:
@@ -125,7 +127,7 @@ class CredentialHelper:
             try:
                 output = _exchange(process, request, deadline)
                 if len(output) > MAX_HELPER_ANSWER:
-                    raise self._failed(f"it answered more than {MAX_HELPER_ANSWER} bytes")
+                    raise self._failed(f"its output is larger than {MAX_HELPER_ANSWER} bytes")
                 return process.wait(max(0.0, deadline - time.monotonic())), output
             except (TimeoutError, subprocess.TimeoutExpired):
                 raise self._failed(f"no answer within {HELPER_TIMEOUT:g} seconds") from None

@@ -72,7 +72,8 @@ def parse_credential_source(text: str) -> CredentialSource:
     if kind not in _SOURCE_PATTERNS or not _SOURCE_PATTERNS[kind].fullmatch(name):
         msg = "is not env:PREFIX, helper:NAME or file:PATH"
         hint = (
-            "as in env:CI (CI_USERNAME and CI_PASSWORD), helper:ecr-login (docker-credential-ecr-login), file:auth.json"
+            "for example env:CI (CI_USERNAME and CI_PASSWORD), helper:ecr-login "
+            "(docker-credential-ecr-login), file:auth.json"
         )
         raise UsageError(msg, hint=hint)
     return CredentialSource(kind, name)
@@ -141,7 +142,7 @@ class Keychain:
         if source is not None:
             if (credential := self._from_source(source, host, repository)) is not None:
                 return with_named_source(credential, "the configuration")
-            notices.notify(f"{host}: {printable(str(source))}, which the configuration names, has no credential for it")
+            notices.notify(f"{host}: {printable(str(source))} of the configuration has no credential for it")
         for file in self._files():
             credential = self._from_file(file, host, repository)
             if credential is not None:

@@ -105,7 +105,7 @@ class AuthFile:
             return cls(display_name, parse_json(raw, describe_file(display_name, variable), MAX_AUTH_FILE), variable)
         except ArchiveError as error:
             # Without its cause, which contains the document and its secrets.
-            raise UsageError(error.message, hint="correct it, or move it away and log in again") from None
+            raise UsageError(error.message, hint="correct it, or move it and log in again") from None
 
     @property
     def description(self) -> str:
@@ -188,7 +188,7 @@ def _object(value: object, where: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         msg = f"{where} is not a JSON object"
-        raise UsageError(msg, hint="correct it, or move the file away and log in again")
+        raise UsageError(msg, hint="correct the file, or move it and log in again")
     return value
 
 
@@ -236,7 +236,7 @@ def check_storable(credential: Credential) -> None:
         UsageError: the user name is empty or contains a colon, or a part is not UTF-8.
     """
     if ":" in credential.username or not (credential.username or credential.identity_token):
-        msg = "a user name that is empty or holds a colon cannot be saved"
+        msg = "a user name that is empty or contains a colon cannot be saved"
         raise UsageError(msg)
     try:
         f"{credential.username}{credential.secret}{credential.identity_token}".encode()

@@ -161,7 +161,7 @@ def basic_header(credential: Credential) -> str:
     if credential.identity_token is not None:
         username, secret = username or TOKEN_USERNAME, credential.identity_token
     if ":" in username:
-        msg = f"the user name of {describe_credential(credential)} holds a colon, which no registry can take"
+        msg = f"the user name of {describe_credential(credential)} contains a colon, which no registry accepts"
         raise UsageError(msg)
     plain = f"{username}:{secret}".encode(errors="surrogateescape")
     return f"Basic {base64.b64encode(plain).decode()}"
@@ -183,7 +183,7 @@ def parse_token(fields: Mapping[str, Any], where: str) -> str:
         msg = f"{where} has no token"
         raise ArchiveError(msg)
     if not isinstance(token, str) or not VISIBLE_ASCII.match(token):
-        msg = f"{where} has a token that cannot stand in a header"
+        msg = f"{where} has a token with characters that a header cannot contain"
         raise ArchiveError(msg)
     return token
 

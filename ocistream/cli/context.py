@@ -131,7 +131,7 @@ class CommandContext:
         ]
         if result is not None and real_path(result) in paths:
             msg = f"--result {result} is the archive itself"
-            raise UsageError(msg, hint="name another file: it would be written over")
+            raise UsageError(msg, hint="name another file: this one would be overwritten")
 
     def check_credentials(self, registries: Collection[str]) -> None:
         """Raise UsageError if several registries could ask for the one user name and password given."""
@@ -140,8 +140,8 @@ class CommandContext:
             sides = ("OCISTREAM_SRC_USERNAME", "OCISTREAM_DEST_USERNAME")
             origin = "" if any(os.environ.get(name) for name in sides) else "OCISTREAM_USERNAME"
         if origin and len(registries) > 1:
-            msg = f"{origin} cannot be for {' and '.join(sorted(registries))} at once"
-            hint = "use `ocistream login` for each"
+            msg = f"{origin} cannot be used for {' and '.join(sorted(registries))}"
+            hint = "run `ocistream login` for each registry"
             if self.sides:
                 hint += ", or --src-username and --dest-username, or OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
             raise UsageError(msg, hint=hint)
@@ -149,9 +149,9 @@ class CommandContext:
     def check_password_options(self) -> None:
         """Raise UsageError if two passwords would come on stdin."""
         if sum(options.password_stdin for options in (self.registry, *self.sides.values())) > 1:
-            msg = "only one password can come on stdin"
+            msg = "only one password can come from stdin"
             others = "--src-password-file, --dest-password-file, OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD"
-            raise UsageError(msg, hint=f"give the other one with {others}")
+            raise UsageError(msg, hint=f"use {others} for the other one")
 
     def _build_keychain(self, side: str, registries: Collection[str]) -> Keychain:
         from ocistream.auth.credentials import Keychain
@@ -170,7 +170,7 @@ class CommandContext:
         self.retry_count += 1
         prefix = f"{retry.url}: " if retry.url else ""
         self.console.info(
-            f"{prefix}{retry.reason}; trying again in {retry.wait:.1f} s",
+            f"{prefix}{retry.reason}; retrying in {retry.wait:.1f} s",
             level=0 if retry.wait >= _MIN_REPORTED_WAIT else 1,
         )
 
@@ -186,7 +186,7 @@ class CommandContext:
         description = "the list on stdin" if path == "-" else printable(path, 1024)
         with files.disk_errors(f"cannot read {description}"):
             if path == "-":
-                yield self.open_stdin("list", "pipe a list in, or name its file")
+                yield self.open_stdin("list", "pipe a list into stdin, or name its file")
                 return
             with Path(path).open("rb") as file:
                 yield file
@@ -201,7 +201,7 @@ class CommandContext:
             if options.password_stdin:
                 msg = f"stdin cannot be both the {what} and the password"
                 option = f"--{side}-password-file" if side else "--password-file"
-                raise UsageError(msg, hint=f"give {option}, or read the {what} from a file")
+                raise UsageError(msg, hint=f"use {option}, or read the {what} from a file")
         file = open_stdin(what, hint, self.cancelled)
         self.console.other_programs.add_pipe(file.fileno())
         if what == ARCHIVE_INPUT:

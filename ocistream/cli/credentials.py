@@ -54,10 +54,10 @@ class ExplicitCredentials:
                 option = _option_name(owner, "authfile")
                 if not path:
                     msg = f"{option} is empty"
-                    raise UsageError(msg, hint="is it a variable that is not set?")
+                    raise UsageError(msg, hint="is a shell variable unset?")
                 if not exists(path):
                     msg = f"{option} {printable(path, 1024)}: no such file"
-                    hint = "is the path right? `ocistream login --authfile FILE` writes one"
+                    hint = "check the path; `ocistream login --authfile FILE` creates such a file"
                     # AuthenticationError, as for a missing file named by a variable or the configuration: no image was
                     # looked up yet.
                     raise AuthenticationError(msg, hint=hint)
@@ -79,7 +79,7 @@ class ExplicitCredentials:
         if options.password_file is not None and options.password_stdin:
             both = f"{_option_name(side, 'password-file')} and {_option_name(side, 'password-stdin')}"
             msg = f"{both} both give the password"
-            raise UsageError(msg, hint="give one of them")
+            raise UsageError(msg, hint="use one of them")
 
     def _read_credential(self, side: str) -> Credential | None:
         prefix = variable_prefix(side)
@@ -89,7 +89,7 @@ class ExplicitCredentials:
         options, own_prefix = self._options[owner], prefix if owner else "OCISTREAM"
         if options.username == "":
             msg = f"{_option_name(owner, 'username')} is empty"
-            raise UsageError(msg, hint="is it a variable that is not set?")
+            raise UsageError(msg, hint="is a shell variable unset?")
         self._check_password_options(owner)
         # A password for one side may belong to the user name for both.
         names = {
@@ -107,7 +107,7 @@ class ExplicitCredentials:
         if not secret:
             msg = f"{_option_name(owner, 'username')} needs a password"
             others = f"{_option_name(owner, 'password-file')} or {_option_name(owner, 'password-stdin')}"
-            raise UsageError(msg, hint=f"set {own_prefix}_PASSWORD, or give {others}")
+            raise UsageError(msg, hint=f"set {own_prefix}_PASSWORD, or use {others}")
         from ocistream.auth.credentials import Credential
 
         source, username = usernames[0]

@@ -212,7 +212,7 @@ def _report_error(console: Console, error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in _STDOUT_ERRNOS:
         error = files.disk_error("cannot write to stdout", error)
     if isinstance(error, RuntimeError) and _NO_THREAD_MESSAGE in str(error):
-        error = OcistreamError("no further thread can be started", hint=_THREAD_LIMIT_HINT)
+        error = OcistreamError("cannot start another thread", hint=_THREAD_LIMIT_HINT)
     if isinstance(error, OSError) and isinstance(error.filename, str):
         # No caller handled this file error, but the user can act on the path and the cause.
         error = files.disk_error(f"cannot access {error.filename}", error)
@@ -224,7 +224,7 @@ def _report_error(console: Console, error: BaseException) -> int:
         return error.exit_code
     console.error(
         f"internal error: {type(error).__name__}: {error}",
-        hint="this is a bug in ocistream: please report it with what the same command says with -vv",
+        hint="this is a bug in ocistream: please report it with the output of the same command with -vv",
         code=1,
     )
     return 1
@@ -270,7 +270,7 @@ def _file_resume_hint() -> str | None:
     path, *others = sizes
     where = f"{len(sizes)} files in {path.parent}" if others else f"{path}"
     return (
-        f"{format_size(sum(sizes.values()))} are kept in {printable(where, 1024)}: the same command goes on from there"
+        f"{format_size(sum(sizes.values()))} are stored in {printable(where, 1024)}: re-run the same command to resume"
     )
 
 

@@ -69,7 +69,7 @@ def add_copy_hints(console: Console, plan: CopyPlan, source: Source) -> Iterator
         is_blob_error = is_digest(error.message.partition(": ")[0])
         if is_blob_error and not error.hint and location is not None and location.path and not location.is_stream:
             path = printable(str(location.path), 1024)
-            error.hint = f"{path} is damaged, or was changed while it was read: `ocistream verify {path}` says which"
+            error.hint = f"{path} is damaged, or changed during the run: check it with `ocistream verify {path}`"
         raise
 
 
@@ -83,7 +83,7 @@ def add_sync_hint(error: OcistreamError, source: str) -> None:
     if error.graph.is_platform_filtered:
         _add_platforms_hint(error, parse_location(source, bare_is_path=True))
     else:
-        error.hint = "get the complete image, or name in `platforms` one of which nothing is missing"
+        error.hint = "get the complete image, or select a complete platform with `platforms`"
 
 
 def _add_platforms_hint(error: MissingBlobsError, source_location: Location) -> None:
@@ -108,7 +108,7 @@ def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
     path = printable(str(source_location.path or source_location.text), 1024)
     hint = f"`ocistream verify {path}` lists what is missing"
     if source_location.is_stream or source_location.path is None:
-        return "save the archive to a file: `ocistream verify FILE` lists what is missing of it"
+        return "save the archive to a file: `ocistream verify FILE` lists what is missing"
     names = {root.origin or root.name for root in graph.roots}
     from ocistream.transfer.verify import DiscardedBlobs
 
@@ -129,11 +129,12 @@ def _missing_blobs_message(error: MissingBlobsError) -> str:
     count = len(error.missing)
     size = format_size(sum(missing.size for missing in error.missing))
     reasons = {error.graph.omitted_from_source.get(missing.digest) for missing in error.missing}
-    details = "; ".join(sorted(f"left out as {reason}" for reason in reasons if reason)[:5])
+    details = "; ".join(sorted(f"omitted as {reason}" for reason in reasons if reason)[:5])
     outcome = "nothing was sent" if error.is_untouched else "no image is visible"
     shown = ", ".join(missing.digest for missing in error.missing) if count <= _MAX_IN_COMMAND else "see above"
     return (
-        f"neither it nor the destination has {format_count(count, 'blob')} ({size}; {details}), and {outcome}: {shown}"
+        f"neither the archive nor the destination has {format_count(count, 'blob')} ({size}; "
+        f"{details}), and {outcome}: {shown}"
     )
 
 
@@ -150,13 +151,14 @@ def _list_missing_blobs(console: Console, error: MissingBlobsError) -> None:
 def _volumes_hint(needed: NeededVolumes, *, is_untouched: bool) -> str:
     """Return how to push the other volumes: all at once always works, one after the other only in some orders."""
     if is_untouched:
-        return "an archive is made of all volumes at once: push them, or copy them one by one into a layout"
+        return "an archive needs all volumes at once: push them, or copy them one by one into a layout"
     hint = (
-        f"what was sent stays there: go on with {_format_input_options(needed.names)}, at once or one after the other"
+        f"the registry keeps what was sent: continue with {_format_input_options(needed.names)}, "
+        "together or one after the other"
     )
     for digest, names in needed.in_order.items():
         options = _format_input_options(names)
-        return f"{hint}; {digest} goes on from one to the next: give {options} together, or in this order"
+        return f"{hint}; {digest} continues from one volume to the next: pass {options} together, or in this order"
     return hint
 
 
@@ -170,10 +172,12 @@ def _fetch_hint(error: MissingBlobsError, source_location: Location | None, dest
     images = [root for root in error.graph.roots if error.graph.reachable(root) & set(digests)]
     pull = f"ocistream pull {' '.join(dict.fromkeys(map(_source_name, images)))}{_format_platform_options(images)}"
     if destination.kind != "docker":
-        explanation = "--have and --base leave out what an OCI archive or a layout is to be without"
-        return f"get the whole image: `{pull}`; {explanation}"
+        explanation = "--have and --base omit blobs of OCI archives and layouts"
+        return f"get the complete image: `{pull}`; {explanation}"
     if len(digests) > _MAX_IN_COMMAND:
-        return f"ask for a new list there (`ocistream have`, with the image's repository), then `{pull} --have LIST`"
+        return (
+            f"make a new list there (`ocistream have`, with the repository of the image), then run `{pull} --have LIST`"
+        )
     only = " ".join(f"--only {digest}" for digest in digests)
     # A new name: one or more of the input archives may be called missing.tar.
     missing = f"missing-{digests[0].rpartition(':')[2][:8]}.tar"
@@ -184,7 +188,7 @@ def _fetch_hint(error: MissingBlobsError, source_location: Location | None, dest
         if source_location is not None and is_file
         else "ARCHIVE"
     )
-    return f"fetch just that: `{pull} {only} -o {missing}`; then push both: -i {archive} -i {missing}"
+    return f"fetch the missing blobs: `{pull} {only} -o {missing}`; then push both: -i {archive} -i {missing}"
 
 
 def _source_name(root: Root) -> str:

@@ -80,15 +80,15 @@ def build_omission_rule(context: CommandContext, plan: CopyPlan) -> OmissionRule
 
 def _check_omissions(context: CommandContext, plan: CopyPlan) -> None:
     if plan.destination.kind in {"docker", "docker-archive"}:
-        description = "a docker-archive" if plan.destination.kind == "docker-archive" else "what goes to a registry"
-        msg = f"nothing can be left out of {description}"
-        raise UsageError(msg, hint="--have, --base and --only are for OCI archives and layouts")
+        description = "a docker-archive" if plan.destination.kind == "docker-archive" else "an upload to a registry"
+        msg = f"cannot omit blobs from {description}"
+        raise UsageError(msg, hint="--have, --base and --only work only with OCI archives and layouts")
     if plan.options.compress is not None:
         # A recompressed layer has a new digest, which no list has.
-        msg = "--compress makes layers of which nobody can say yet whether they are there"
-        raise UsageError(msg, hint="leave --compress away where some blobs are left out")
+        msg = "--compress makes layers with unknown digests: they cannot be compared with a list"
+        raise UsageError(msg, hint="omit --compress")
     if context.omission.have.count("-") > 1:
-        msg = "stdin can be one list only"
+        msg = "only one list can come from stdin"
         raise UsageError(msg)
     if "-" in context.omission.have and plan.sources[0].is_stream:
         msg = "stdin cannot be both the archive and the list"
@@ -103,7 +103,7 @@ def _build_have_rule(context: CommandContext, text: str, source_location: Locati
     if location.kind == "docker" and "/" not in text:
         # Text without a registry is more likely a missing file than an image of Docker Hub.
         msg = f"--have {printable(text)}: no such file"
-        raise NotFoundError(msg, hint="a repository is written with its registry, as HOST/REPO")
+        raise NotFoundError(msg, hint="write a repository with its registry: HOST/REPO")
     if location.path is not None and (location.kind == "oci" or paths.is_directory(location.path)):
         _check_layout(location.path)
 
@@ -125,7 +125,7 @@ def _check_layout(path: Path) -> None:
         msg = f"--have {printable(str(path), 1024)}: no such directory"
         raise NotFoundError(msg)
     if not paths.exists(path / "index.json") and not paths.is_directory(path / "blobs"):
-        msg = f"--have {printable(str(path), 1024)} is no OCI layout: it has neither an index.json nor blobs"
+        msg = f"--have {printable(str(path), 1024)} is not an OCI layout: it has neither an index.json nor blobs"
         raise ArchiveError(msg)
 
 
@@ -161,9 +161,7 @@ def _report_if_empty(
 ) -> Mapping[str, OmissionReason]:
     """Print a note if a list or location has no blob of the images: it is probably the wrong one."""
     if not omitted:
-        context.console.info(
-            f"{printable(description, 1024)} has no blob of what is asked for, so none is left out for it"
-        )
+        context.console.info(f"{printable(description, 1024)} has none of the requested blobs: nothing is omitted")
     return omitted
 
 
@@ -173,7 +171,7 @@ def _build_base_rule(
     """Parse a value of --base: an image, or any other location."""
     location = parse_location(text, bare_is_path=paths.is_existing_path(text))
     if location.is_stream:
-        msg = "--base is an image, and no list: a list is what --have takes"
+        msg = "--base takes an image; use --have for a list"
         raise UsageError(msg)
 
     def leaving(graph: Graph) -> Mapping[str, OmissionReason]:
@@ -205,8 +203,8 @@ def _parse_only(text: str) -> str | Path:
     if is_digest(text):
         return text
     if not paths.exists(text, follow=False):
-        msg = f"--only {printable(text)}: no digest, and no such file"
-        raise NotFoundError(msg, hint="a digest is written sha256:...")
+        msg = f"--only {printable(text)}: not a digest, and no such file"
+        raise NotFoundError(msg, hint="write a digest as sha256:...")
     return Path(text)
 
 
@@ -227,8 +225,8 @@ def _select_only(context: CommandContext, selected: Sequence[str | Path], graph:
                     f"--only {description}: {unmatched} of its {matches.total} digests are in none of the images"
                 )
         elif item not in available:
-            msg = f"--only {item}: no image that is asked for has such a blob"
-            raise NotFoundError(msg, hint="was its tag moved meanwhile? Name it by its digest, and see --platform")
+            msg = f"--only {item}: none of the requested images has such a blob"
+            raise NotFoundError(msg, hint="was the tag moved? name the image by its digest, and check --platform")
         else:
             kept.add(item)
     return kept

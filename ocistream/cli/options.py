@@ -72,7 +72,7 @@ _Group = TypeVar("_Group", bound="DataclassInstance")
 #: What click's decorators take and return.
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
-SELECTS_OUTPUT: Final = "it decides what is printed: give the option"
+SELECTS_OUTPUT: Final = "it decides what is printed: use the option"
 #: The type of an option that counts how often it is given.
 _COUNT: Final = "count"
 

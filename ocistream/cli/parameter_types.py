@@ -44,10 +44,10 @@ _HOST: Final = re.compile(r"(?:localhost|[^.:/@]+(?:\.[^.:/@]+)+)(?::[0-9]+)?\Z"
 def parse_image(text: str, hint: str) -> Reference:
     """Parse an image name where only a registry's image is allowed; `hint` says how to use a file instead."""
     if not text:
-        msg = "malformed image name '': there is nothing in it"
-        raise InvalidNameError(msg, hint="is the variable empty that it was to come from?")
+        msg = "malformed image name '': it is empty"
+        raise InvalidNameError(msg, hint="is a shell variable empty?")
     if _NOT_AN_IMAGE.match(text) or is_archive_name(text):
-        msg = f"{printable(text)!r} is a file or directory, and no image in a registry"
+        msg = f"{printable(text)!r} is a file or directory, not an image in a registry"
         raise InvalidNameError(msg, hint=hint)
     reference = parse_reference(text)
     _advise_ambiguous_name(text, reference)
@@ -88,7 +88,7 @@ class WholeNumber(click.IntRange):
         if isinstance(value, str):
             digits = value.removeprefix("-")
             if not digits.isascii() or not digits.isdigit():
-                self._fail(value, "is no whole number", param, ctx)
+                self._fail(value, "is not a whole number", param, ctx)
             if len(digits) > _MAX_DIGITS:
                 self._fail(value, "is too large", param, ctx)
         return super().convert(value, param, ctx)
@@ -104,7 +104,7 @@ class PositiveNumber(click.FloatRange):
         """Return the number."""
         number = super().convert(value, param, ctx)
         if math.isnan(number):
-            msg = f"{param.opts[0] if param is not None else 'the value'} {number} is no number"
+            msg = f"{(param.opts[0] if param is not None else 'the value')} {number} is not a number"
             raise UsageError(msg)
         return number
 
@@ -125,7 +125,7 @@ class ResultPath(click.Path):
         if value == "-":
             raise result_on_stdout_error(value)
         if value == "":
-            msg = "--result '' is no path"
+            msg = "--result '' is not a path"
             raise UsageError(msg)
         return super().convert(value, param, ctx)
 
@@ -134,7 +134,7 @@ def parse_max_size(text: str) -> int:
     """Return the bytes of --max-size; 0 is allowed."""
     size = parse_size(text, fractions=True)
     if size is None:
-        msg = f"--max-size {printable(text, 40)!r} is no size"
+        msg = f"--max-size {printable(text, 40)!r} is not a size"
         raise UsageError(msg, hint="such as 500M or 20G")
     return size
 
@@ -143,6 +143,6 @@ def parse_age(text: str) -> float:
     """Return the seconds of --older-than, in seconds, minutes, hours or days: `90`, `30m`, `12h`, `7d`."""
     match = _DURATION.match(text)
     if match is None:
-        msg = f"--older-than {printable(text, 40)!r} is no time"
+        msg = f"--older-than {printable(text, 40)!r} is not a time"
         raise UsageError(msg, hint="such as 90 (seconds), 30m, 12h or 7d")
     return float(int(match[1]) * _UNIT_SECONDS[match[2]])

@@ -221,7 +221,7 @@ def _format_counts(state: ProgressSnapshot, hidden: int) -> str:
     if state.images is not None:
         parts.append(f"{state.images[0]} of {format_count(state.images[1], 'image')}")
     text = ": ".join([text, *parts[:1]])
-    return ", ".join([text, *parts[1:], *([f"{hidden} more under way"] if hidden else [])])
+    return ", ".join([text, *parts[1:], *([f"{hidden} more in progress"] if hidden else [])])
 
 
 def _format_bar(name: str, texts: Sequence[str], moved: int, total: int, width: int, ascii_only: bool) -> str:

@@ -37,9 +37,7 @@ ACCESS: Final = "Registry access"
 TLS: Final = "TLS"
 _USE_LOGIN: Final = "use `ocistream login`, or OCISTREAM_USERNAME and OCISTREAM_PASSWORD"
 _USE_AUTH_FILE: Final = 'use the variable REGISTRY_AUTH_FILE, or credentials = "file:PATH" in [registry."HOST"]'
-_FOR_ONE_REGISTRY: Final = (
-    'it is for one registry: give the option, or set it in [registry."HOST"] of the configuration'
-)
+_FOR_ONE_REGISTRY: Final = 'it is for one registry: use the option, or set it in [registry."HOST"] of the configuration'
 #: Options of one registry that a hint may name.
 _OPTION_IN_HINT: Final = re.compile(r"--(plain-http|insecure|ca-cert|client-cert|client-key)\b")
 #: Options of skopeo and docker that have a replacement here; {} is the side.
@@ -49,8 +47,8 @@ _REPLACEMENT_HINTS: Final = dict(
     zip(
         ("creds", "password", "tls-verify"),
         (
-            "give --{0}username, and the password with --{0}password-file or --{0}password-stdin",
-            "a process list shows command lines: give --{0}password-file or --{0}password-stdin",
+            "use --{0}username, and --{0}password-file or --{0}password-stdin for the password",
+            "a process list shows command lines: use --{0}password-file or --{0}password-stdin",
             "--{0}insecure skips the check of certificates, --{0}plain-http uses HTTP",
         ),
         strict=True,
@@ -148,7 +146,7 @@ class RegistryOptions:
             certificate = (own.client_cert, own.client_key)
         elif own.client_key is not None:
             msg = f"--{side}-client-key needs --{side}-client-cert"
-            raise UsageError(msg, hint="name the certificate of that key too; --client-cert comes with --client-key")
+            raise UsageError(msg, hint="name the certificate of that key too; --client-cert belongs to --client-key")
         return replace(
             self,
             plain_http=self.plain_http or own.plain_http,

@@ -109,11 +109,11 @@ def _report_summary(console: Console, report: Report, cached: Mapping[str, int])
     moved = format_count(counts["copied"] + counts["converted"], "blob")
     parts = [f"{moved}, {format_size(written)}, in {report.seconds:.1f} s ({format_size(rate)}/s)"]
     if counts["converted"]:
-        parts.append(f"{counts['converted']} of them converted")
+        parts.append(f"{counts['converted']} of them recompressed")
     if resumed:
-        parts.append(f"{format_size(resumed)} had been transferred before")
+        parts.append(f"{format_size(resumed)} resumed from an earlier run")
     if from_cache := sum(cached_size(blob, cached) for blob in report.blobs):
-        parts.append(f"{format_size(from_cache)} of it came from the cache")
+        parts.append(f"{format_size(from_cache)} came from the cache")
     parts += [
         f"{counts[outcome]} {outcome} ({format_size(total_size(report, outcome))})"
         for outcome in ("mounted", "skipped")
@@ -121,13 +121,13 @@ def _report_summary(console: Console, report: Report, cached: Mapping[str, int])
     ]
     if kinds := _count_referrers(report):
         parts[0] += f", with {kinds}"
-    foreign = f"{format_count(len(report.graph.foreign), 'foreign layer')} left where they are"
+    foreign = f"{format_count(len(report.graph.foreign), 'foreign layer')} not copied"
     if report.graph.foreign:
         parts.append(foreign)
     console.print_status("moved " + "; ".join(parts))
     # Also on a terse console: which bytes were not moved.
     if console.is_terse and resumed:
-        console.info(f"{format_size(resumed)} had been transferred before")
+        console.info(f"{format_size(resumed)} resumed from an earlier run")
     if console.is_terse and report.graph.foreign:
         console.info(foreign)
 
@@ -196,7 +196,7 @@ def _report_resumed(console: Console, report: Report) -> None:
     for blob in report.blobs:
         if blob.resumed_size:
             digest, total = blob.descriptor.digest, format_size(blob.descriptor.size)
-            console.info(f"went on with {digest} after {format_size(blob.resumed_size)} of {total}", level=1)
+            console.info(f"resumed {digest} after {format_size(blob.resumed_size)} of {total}", level=1)
 
 
 def _report_recompressed(console: Console, report: Report, *, is_saved: bool, excludes: bool) -> None:
@@ -221,10 +221,7 @@ def _report_recompressed(console: Console, report: Report, *, is_saved: bool, ex
     if changed:
         old, new = next(iter(changed))
         others = f" (and those of {format_count(len(changed) - 1, 'other image')})" if len(changed) > 1 else ""
-        console.info(
-            f"`docker save` left the layers uncompressed: they are compressed now, and the digest {old} "
-            f"became {new}{others}"
-        )
+        console.info(f"the layers of `docker save` were compressed: the digest {old} became {new}{others}")
     plain = {
         layer.digest
         for _, document in report.graph.images()
@@ -247,7 +244,7 @@ def _report_omitted(console: Console, report: Report) -> None:
     sizes = {blob.descriptor.digest: blob.descriptor.size for blob in report.blobs if blob.status == "left out"}
     for reason, digests in group_by_reason(report.graph.omitted_from_output).items():
         size = format_size(sum(sizes[digest] for digest in digests))
-        console.info(f"left out {format_count(len(digests), 'blob')}, {size}: {reason}")
+        console.info(f"omitted {format_count(len(digests), 'blob')}, {size}: {reason}")
 
 
 def report_incomplete_indexes(
@@ -284,7 +281,7 @@ def report_skipped_referrers(console: Console, skipped: Iterable[SkippedReferrer
             if skipped_referrer.kind
             for kind in [skipped_referrer.kind] * (skipped_referrer.count or 1)
         )
-        console.info(f"left behind: {kinds or 'what hangs on the images, if anything does'}; {printable(reason)}")
+        console.info(f"not copied: {kinds or 'referrers of the images, if there are any'}; {printable(reason)}")
 
 
 def _report_unused_entries(console: Console, source: Source) -> None:

@@ -95,7 +95,7 @@ def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> Tom
     if explicit is None and (path := env.get(variable_name("config"))):
         if not exists(path):
             msg = f"{variable_name('config')}: {printable(path)}: no such file"
-            raise NotFoundError(msg, hint="correct that variable, or leave it away")
+            raise NotFoundError(msg, hint="correct or unset that variable")
         explicit = path
     return read_configuration(None if explicit is None else Path(explicit), env, find_home(os.environ))
 
@@ -180,7 +180,7 @@ def _check_command_table(table: TomlTable, key: str) -> None:
     from ocistream.cli.entry_point import COMMANDS
 
     if key not in COMMANDS:
-        raise table.key_error(key, "is a table, and no command", _suggest_name(key, COMMANDS))
+        raise table.key_error(key, "is a table, not a command", _suggest_name(key, COMMANDS))
 
 
 def _check_option_name(table: TomlTable, key: str, known: Mapping[str, Any], of: str = "any command") -> None:
@@ -188,14 +188,14 @@ def _check_option_name(table: TomlTable, key: str, known: Mapping[str, Any], of:
         return
     if reason := _reasons_against_defaults().get(key):
         raise table.key_error(key, "has no default", reason)
-    raise table.key_error(key, f"is no option of {of}", _suggest_name(key, known))
+    raise table.key_error(key, f"is not an option of {of}", _suggest_name(key, known))
 
 
 def _suggest_name(key: str, known: Mapping[str, Any]) -> str:
     from difflib import get_close_matches
 
     close = get_close_matches(key.replace("_", "-").lower().lstrip("-"), known, n=1)
-    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(known))}"
+    return f"did you mean {close[0]}?" if close else f"available: {', '.join(sorted(known))}"
 
 
 @functools.cache
@@ -239,7 +239,7 @@ def _convert_toml_value(table: TomlTable, key: str, option: click.Option) -> str
         return flag(table, key, value)
     if option.count:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise table.key_error(key, "is no whole number")
+            raise table.key_error(key, "is not a whole number")
         return value
     if option.multiple:
         return [_convert_to_text(table, key, item) for item in (value if isinstance(value, list) else [value])]
@@ -265,7 +265,7 @@ def _convert_variable(variable: str, option: click.Option, text: str) -> str | i
     if option.count:
         # Not `int` alone, which accepts digits of any script.
         if not (text.isascii() and text.isdigit() and len(text) < 3):
-            msg = f"{variable}: {printable(text, 40)!r} is no whole number"
+            msg = f"{variable}: {printable(text, 40)!r} is not a whole number"
             raise UsageError(msg)
         return int(text)
     return text.split() if option.multiple else text

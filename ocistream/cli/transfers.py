@@ -59,8 +59,8 @@ def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
         context.registry_options(side)
     destination_user = context.sides["dest"].username is not None or os.environ.get("OCISTREAM_DEST_USERNAME")
     if destination_user and len(queried - named) > 1:
-        msg = f"the destination's user name cannot be for {' and '.join(sorted(queried - named))} at once"
-        raise UsageError(msg, hint="use `ocistream login` for each")
+        msg = f"one destination user name cannot be used for {' and '.join(sorted(queried - named))}"
+        raise UsageError(msg, hint="run `ocistream login` for each registry")
     registries = {
         "src": plan.source_registries,
         "dest": plan.destination_registries | (queried - plan.source_registries),
@@ -129,4 +129,4 @@ def _check_not_volume(result: Path, plan: CopyPlan) -> None:
     path = plan.destination.path
     if plan.options.split and path is not None and parse_template(path.name).parse_number(result.name) is not None:
         msg = f"--result {result} has the name of a volume"
-        raise UsageError(msg, hint="name another file: it would be written over")
+        raise UsageError(msg, hint="name another file: this one would be overwritten")

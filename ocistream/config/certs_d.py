@@ -84,7 +84,7 @@ def read_certs_directory(folder: Path) -> TlsSettings:
             if stem + _KEY_SUFFIX not in files:
                 shown_path = printable(str(path), 400)
                 msg = f"{shown_path}: the key of this client certificate, {printable(stem)}{_KEY_SUFFIX}, is missing"
-                raise UsageError(msg, hint=f"certificates of CAs are called *{_CA_SUFFIX}")
+                raise UsageError(msg, hint=f"name CA certificates *{_CA_SUFFIX}")
             client_certificates.append((str(path), str(files[stem + _KEY_SUFFIX])))
         elif path.suffix == _KEY_SUFFIX and stem + _CERTIFICATE_SUFFIX not in files:
             shown_path = printable(str(path), 400)

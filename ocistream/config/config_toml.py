@@ -141,7 +141,7 @@ class ConnectionTable(TomlTable):
             UsageError: a client certificate is missing.
         """
         if self.client_cert is None and self.client_key is not None:
-            raise self.key_error("client-key", "is there without a client-cert")
+            raise self.key_error("client-key", "is set without client-cert")
         key = None if self.client_key is None else str(self.client_key)
         certificates = () if self.client_cert is None else ((str(self.client_cert), key),)
         return HostSettings(plain_http=self.plain_http, ca_files=self.ca_cert, client_certificates=certificates)
@@ -149,8 +149,9 @@ class ConnectionTable(TomlTable):
 
 class _HostTable(ConnectionTable):
     sensitive_hint = (
-        "secrets do not belong here: `ocistream login` keeps them, or OCISTREAM_USERNAME and _PASSWORD, or "
-        'say where they are, of a registry: credentials = "env:PREFIX", "helper:NAME" or "file:PATH"'
+        "do not store secrets here: use `ocistream login`, OCISTREAM_USERNAME and "
+        'OCISTREAM_PASSWORD, or for one registry: credentials = "env:PREFIX", "helper:NAME" or '
+        '"file:PATH"'
     )
     mirrors = toml.optional(toml.list_of(_mirror))
     url = toml.optional(_base_url)
@@ -207,7 +208,7 @@ def read_configuration(
         table = toml.read_file(named, _ConfigurationFile, home)
         if table is None:
             msg = f"--config {named}: no such file"
-            raise NotFoundError(msg, hint="is the path right? a relative one begins in the folder that you are in")
+            raise NotFoundError(msg, hint="check the path; relative paths start at the current directory")
         return table
     paths = (user_config_file(env, home), system)
     return next(

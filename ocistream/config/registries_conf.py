@@ -41,7 +41,7 @@ def _prefix(table: TomlTable, key: str, value: object) -> str:
         # The rest must be a host without a path (containers/image, since 5.11).
         domain = registry_location(table, key, prefix.removeprefix(_WILDCARD))
         if "/" in domain:
-            raise table.key_error(key, "has a path behind its *.DOMAIN")
+            raise table.key_error(key, "has a path after its *.DOMAIN")
         return f"{_WILDCARD}{domain}"
     if not prefix:
         return ""
@@ -55,7 +55,7 @@ def _pull_mode(table: TomlTable, key: str, value: object) -> str:
 
 
 def _misplaced_pull_mode(table: TomlTable, key: str, _: object) -> NoReturn:
-    raise table.key_error(key, "belongs into a [[registry.mirror]]")
+    raise table.key_error(key, "belongs in a [[registry.mirror]]")
 
 
 class _MirrorTable(TomlTable):
@@ -109,7 +109,7 @@ class _DropIn(TomlTable):
             first = namespaces.setdefault(namespace.prefix, namespace)
             # Two entries for one prefix must not contradict each other; other tools refuse such a file too.
             if first != namespace:
-                raise entry.key_error("prefix", f"is there twice, and says different things: {namespace.prefix}")
+                raise entry.key_error("prefix", f"is set twice with different values: {namespace.prefix}")
         return namespaces
 
 

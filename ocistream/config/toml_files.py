@@ -120,7 +120,7 @@ class TomlTable:
                 hint = f"known: {', '.join(sorted(self.keys))}"
                 if self.sensitive_hint and _SECRET.search(name):
                     hint = f"{self.sensitive_hint}; {hint}"
-                raise self.key_error(name, "is not known here", hint)
+                raise self.key_error(name, "is not supported here", hint)
         for name, key in self.keys.items():
             value = values.get(name, key.default)
             if value is None and key.is_required:
@@ -184,7 +184,7 @@ def existing_file(table: TomlTable, key: str, value: object) -> Path:
             table.folder, path if path.startswith("~/") else str(Path(path).expanduser()), table.home
         )
     except RuntimeError as error:
-        raise table.key_error(key, "begins with a home directory that is not known") from error
+        raise table.key_error(key, "begins with an unknown home directory") from error
     if not is_file(resolved):
         raise table.key_error(key, f"names {printable(str(resolved))}: no such file")
     return resolved
@@ -228,7 +228,7 @@ def dict_of(read_item: Reader[_T], read_name: Reader[str] = text) -> Reader[dict
         for key_name, item in named.values.items():
             name = read_name(named, key_name, key_name)
             if name in found:
-                raise named.key_error(key_name, f"is there twice, as another name of {printable(name)}")
+                raise named.key_error(key_name, f"is set twice, as another name of {printable(name)}")
             found[name] = read_item(named, key_name, item)
         return found
 
@@ -264,7 +264,7 @@ def read_file(path: Path, kind: type[_Table], home: Path, bound: int = limits.MA
         raise UsageError(msg) from error
     except tomllib.TOMLDecodeError as error:
         msg = f"{path} is not TOML: {printable(str(error))}"
-        raise UsageError(msg, hint="texts stand in quotes, and each key on a line of its own: toml.io") from error
+        raise UsageError(msg, hint="write text in quotes, and each key on its own line: see toml.io") from error
     except ValueError as error:
         # Python limits the digits of a number, and tomllib does not convert that error.
         msg = f"{path} is not TOML: a number has too many digits"

@@ -222,8 +222,10 @@ class Adapter(requests.adapters.BaseAdapter):
             return None
         scheme = proxy.partition(":")[0].lower()
         if scheme.startswith("socks"):
-            msg = f"the proxy for this host is to be spoken to by {printable(scheme, 20)}, which is not supported"
-            raise UnsupportedError(msg, hint="HTTPS_PROXY, HTTP_PROXY and ALL_PROXY take http:// and https:// proxies")
+            msg = f"the proxy for this host uses {printable(scheme, 20)}, which is not supported"
+            raise UnsupportedError(
+                msg, hint="HTTPS_PROXY, HTTP_PROXY and ALL_PROXY support http:// and https:// proxies"
+            )
         parsed = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
         if parsed.scheme not in {"http", "https"} or not parsed.host:
             msg = "the URL of a proxy is malformed"
@@ -428,7 +430,7 @@ def _send_all(
     sent = 0
     while sent < len(view):
         if early_response is not None and early_response.has_arrived(connection, timeout):
-            raise _EarlyResponseError(errno.EPIPE, "the request was answered before all of it was sent")
+            raise _EarlyResponseError(errno.EPIPE, "the response came before the complete request was sent")
         try:
             sent += connection.send(view[sent:])
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:

@@ -74,7 +74,7 @@ class Endpoint:
             self.url = self.https_url
             self._http_base = http_base
         elif self.scheme_state is SchemeState.UNKNOWN and self.settings.has_http_fallback:
-            message = f"{printable(self._host)} does not speak TLS: it is asked over plain HTTP"
+            message = f"{printable(self._host)} does not support TLS: using plain HTTP"
             notices.notify(f"{message}, as registries.conf allows (insecure = true)", level=1)
         self.scheme_state = SchemeState.KNOWN
 

@@ -49,8 +49,8 @@ _WANTS_CERTIFICATE: Final = ("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE", "BAD_C
 #: OpenSSL's verification errors (x509_vfy.h) with their hints. For the first five, no trusted CA has signed the
 #: certificate.
 _OWN_CA_HINT: Final = (
-    "if the registry has a CA of its own, name its file with --ca-cert, put it into certs.d as HOST[:PORT]/ca.crt, or "
-    "name a whole bundle with SSL_CERT_FILE"
+    "if the registry has its own CA, use --ca-cert FILE, copy it to "
+    "certs.d/HOST[:PORT]/ca.crt, or set SSL_CERT_FILE to a complete bundle"
 )
 _CERTIFICATE_HINTS: Final = {
     2: _OWN_CA_HINT,
@@ -58,45 +58,45 @@ _CERTIFICATE_HINTS: Final = {
     19: _OWN_CA_HINT,
     20: _OWN_CA_HINT,
     21: _OWN_CA_HINT,
-    9: "it is not valid yet: is this machine's clock right?",
-    10: "whoever runs the registry has to renew it; or is this machine's clock wrong?",
-    62: "use the name that the certificate is for, or get one that is for this name too",
-    64: "use the name that the certificate is for, or get one that is for this address too",
+    9: "the certificate is not valid yet: check the clock of this machine",
+    10: "the operator of the registry must renew it; also check the clock of this machine",
+    62: "use the host name of the certificate, or get a certificate for this name",
+    64: "use the host name of the certificate, or get a certificate for this address",
 }
 _CLIENT_CERTIFICATE_HINT: Final = (
-    "the registry wants a client certificate that it trusts: --client-cert and --client-key, or client.cert and "
-    "client.key in certs.d/HOST[:PORT]"
+    "the registry requires a client certificate that it trusts: use --client-cert and "
+    "--client-key, or client.cert and client.key in certs.d/HOST[:PORT]"
 )
 _TIMED_OUT: Final = "timed out"
-_PROXY_HINT: Final = "the proxy is taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"
-_TIMEOUT_HINT: Final = "--connect-timeout, --stall-timeout and --retries say how long to wait, and how often"
+_PROXY_HINT: Final = "the proxy comes from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"
+_TIMEOUT_HINT: Final = "--connect-timeout, --stall-timeout and --retries change how long and how often ocistream tries"
 #: getaddrinfo(3) codes for a name that does not exist or has no address. Other codes may be temporary.
 _NO_SUCH_NAME: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
-_RESOLVER_HINT: Final = "is this machine connected, and does the resolver that /etc/resolv.conf names answer?"
+_RESOLVER_HINT: Final = "check the network of this machine and the resolver in /etc/resolv.conf"
 #: Errors of the kernel when there is no route from this machine.
 _UNREACHABLE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN})
-_NAME_HINTS: Final = dict.fromkeys(_NO_SUCH_NAME, "is the name right?")
-_HTTPS_HINT: Final = "the registry speaks HTTPS here: leave out --plain-http, or correct the port"
+_NAME_HINTS: Final = dict.fromkeys(_NO_SUCH_NAME, "check the host name")
+_HTTPS_HINT: Final = "the registry uses HTTPS here: omit --plain-http, or correct the port"
 #: Texts in the body of a 400 that servers send before the registry sees the request, with their hints.
 _HINTS_BY_BODY: Final = {
     b"No required SSL certificate was sent": _CLIENT_CERTIFICATE_HINT,
-    b"The SSL certificate error": "the registry does not trust the client certificate that was shown",
+    b"The SSL certificate error": "the registry does not trust the client certificate",
     b"plain HTTP request was sent to HTTPS port": _HTTPS_HINT,
     b"Client sent an HTTP request to an HTTPS server": _HTTPS_HINT,
     b"speaking plain HTTP to an SSL-enabled server port": _HTTPS_HINT,
 }
 
 _DENIED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
-_LOST_BLOB_HINT: Final = "the registry has lost it: push the image there again, or tell whoever runs the registry"
+_LOST_BLOB_HINT: Final = "the registry has lost it: push the image again, or tell the operator of the registry"
 _LOGIN_LIMIT_HINT: Final = ", or log in for a higher limit"
 #: Units of time, their length in seconds, and the limit in seconds up to which each is used.
 _UNITS: Final = (("s", 1, 600), ("min", 60, 7_200), ("h", 3_600, 172_800), ("days", 86_400, limits.MAX_RETRY_AFTER))
 #: Requests whose refusal a registry explains: requests without a body, and the first request of an upload.
 _EXPLAINED_METHODS: Final = frozenset({"GET", "HEAD", "POST"})
-_NOT_A_REGISTRY_HINT: Final = "is it a registry that answers there, or a web server or a proxy that stands before one?"
+_NOT_A_REGISTRY_HINT: Final = "the answer may come from a web server or a proxy instead of a registry"
 _HEAD_HINTS: Final = {
-    True: "does the registry want a client certificate? --client-cert and --client-key show one",
-    False: "does the registry speak HTTPS here? then leave out --plain-http, or correct the port",
+    True: "if the registry requires a client certificate, use --client-cert and --client-key",
+    False: "if the registry uses HTTPS here, omit --plain-http, or correct the port",
 }
 
 
@@ -133,15 +133,15 @@ def _known_reason(cause: BaseException) -> str | None:
     elif isinstance(cause, socket.gaierror):
         text = f"the host name cannot be resolved: {cause.strerror}"
     elif isinstance(cause, ssl.SSLError):
-        reason = getattr(cause, "reason", None) or "the connection broke off"
-        text = f"TLS failed: {'it is not what the other side speaks' if reason in _NOT_TLS_REASONS else reason}"
+        reason = getattr(cause, "reason", None) or "the connection was cut"
+        text = f"TLS failed: {'the other side does not speak TLS' if reason in _NOT_TLS_REASONS else reason}"
     elif isinstance(cause, urllib3.exceptions.NewConnectionError):
         # urllib3 derives it from its timeout exception, whatever the reason; the real reason is a deeper cause.
         text = None
     elif isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError):
         text = _TIMED_OUT
     elif isinstance(cause, _MALFORMED):
-        text = "the URL, or that of a proxy, is malformed or of an unknown kind"
+        text = "the URL or the URL of a proxy is malformed or unsupported"
     return text
 
 
@@ -160,7 +160,7 @@ def network_error(method: str, url: str, error: Exception, *, known: bool = Fals
         if isinstance(cause, ssl.SSLCertVerificationError):
             permanent, hint = True, _CERTIFICATE_HINTS.get(getattr(cause, "verify_code", 0), _OWN_CA_HINT)
         elif isinstance(cause, ssl.SSLEOFError):
-            hint = "if it happens again: does the registry want a client certificate (--client-cert)?"
+            hint = "if it happens again, the registry may require a client certificate (--client-cert)"
         elif isinstance(cause, ssl.SSLError) and (tls_hint := _tls_hint(cause)):
             # A wrong or missing client certificate makes the first response fail, so `known` proves nothing here.
             permanent, hint = not known or tls_hint == _CLIENT_CERTIFICATE_HINT, tls_hint
@@ -170,11 +170,11 @@ def network_error(method: str, url: str, error: Exception, *, known: bool = Fals
                 _NAME_HINTS.get(cause.errno, _RESOLVER_HINT),
             )
         elif isinstance(cause, requests.exceptions.ProxyError):
-            hint, prefix = _PROXY_HINT, "by its proxy: "
+            hint, prefix = _PROXY_HINT, "through the proxy: "
         elif isinstance(cause, OSError) and "407 Proxy Authentication Required" in str(cause):
             permanent, hint = (
                 True,
-                "name the proxy's user and password too: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT",
+                "add the user and password of the proxy: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT",
             )
         elif isinstance(cause, _MALFORMED):
             permanent, hint = True, _PROXY_HINT
@@ -189,9 +189,9 @@ def _connection_hint(error: Exception, url: str, *, known: bool) -> str | None:
     """Return a hint for a host that does not respond, if there is no better one."""
     for cause in _causes(error):
         if isinstance(cause, ConnectionRefusedError):
-            return "does the registry run there, and is its port right?"
+            return "check that the registry runs there, and its port"
         if isinstance(cause, OSError) and cause.errno in _UNREACHABLE:
-            return "is this machine connected, and is there a way from here to the registry?"
+            return "check the network of this machine and the route to the registry"
         if isinstance(cause, http.client.RemoteDisconnected) and not known:
             return _HEAD_HINTS[False] if url.startswith("http:") else _NOT_A_REGISTRY_HINT
     return None
@@ -200,7 +200,7 @@ def _connection_hint(error: Exception, url: str, *, known: bool) -> str | None:
 def _tls_hint(error: ssl.SSLError) -> str | None:
     reason = getattr(error, "reason", None) or ""
     if reason in _NOT_TLS_REASONS:
-        return "the registry seems to speak plain HTTP: --plain-http"
+        return "the registry seems to use plain HTTP: use --plain-http"
     if "ALERT" in reason and reason.endswith(_WANTS_CERTIFICATE):
         return _CLIENT_CERTIFICATE_HINT
     return None
@@ -266,27 +266,27 @@ def response_error(
     sender = printable(urlsplit(url).netloc.rpartition("@")[2]) if elsewhere else "the registry"
     if elsewhere and status in _DENIED:
         # The next redirect may have another signature, so the hint suggests a retry.
-        hint = f"{registry} has led there, where no login counts: try again, or tell whoever runs {registry}"
+        hint = f"{registry} redirected there, where no login is used: try again, or tell the operator of {registry}"
         return RegistryError(f"{sender} refused: {summary}", status=status, codes=codes, hint=hint)
     if status in _DENIED:
-        hint = f"is the name right, and may you do this? `ocistream login {registry}` sets a credential"
+        hint = f"check the name and your permissions; `ocistream login {registry}` stores a credential"
         return AuthenticationError(f"{registry} refused: {summary}", hint=hint)
     if status == HTTPStatus.NOT_FOUND:
         is_lost = "/blobs/sha" in urlsplit(url).path and method == "GET"
         return NotFoundError(summary, codes=codes, hint=_LOST_BLOB_HINT if is_lost else None)
     length = f" {_format_duration(wait)}" if wait else ""
-    advice: str | None = f"{sender} asks to be left alone for{length}" if wait else None
+    advice: str | None = f"{sender} asks to wait{length}" if wait else None
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        advice = f"{sender} limits how much it gives: wait{length}" + ("" if elsewhere else _LOGIN_LIMIT_HINT)
+        advice = f"{sender} limits requests: wait{length}" + ("" if elsewhere else _LOGIN_LIMIT_HINT)
     if status == HTTPStatus.BAD_REQUEST:
         advice = next((hint for words, hint in _HINTS_BY_BODY.items() if words in body), None)
         if method == "HEAD":
             # A response to HEAD has no body with a reason.
             advice = _HEAD_HINTS[url.startswith("https:")]
     elif status >= HTTPStatus.INTERNAL_SERVER_ERROR and advice is None:
-        advice = f"{sender} is in trouble: try again later; --retries says how often that is done here"
+        advice = f"{sender} has problems: try again later; --retries sets the number of retries"
     elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        advice = "name the proxy's user and password too: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
+        advice = "add the user and password of the proxy: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
     if status < HTTPStatus.INTERNAL_SERVER_ERROR and advice is None and not codes and method in _EXPLAINED_METHODS:
         advice = _NOT_A_REGISTRY_HINT
     return RegistryError(summary, status=status, codes=codes, hint=advice, retry_after=wait)

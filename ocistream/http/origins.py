@@ -30,7 +30,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 #: Addresses of instance metadata services outside of the link-local range: Alibaba's, and AWS's over IPv6.
 _METADATA_ADDRESSES: Final = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "fd00:ec2::254")))
 #: The end of the error messages for a target that is refused.
-_INTERNAL_ADDRESS: Final = "an address inside of this machine or network: not followed"
+_INTERNAL_ADDRESS: Final = "an address inside this machine or network: not followed"
 #: Size of the cache of origins: one request asks for the origin of its URL several times.
 _CACHED_ORIGINS: Final = 32
 #: Characters that are not allowed in a request line.
@@ -86,7 +86,7 @@ def _parse_origin(url: str) -> Origin:
 
 def internal_address_error(host: str) -> PermanentNetworkError:
     """Return the error for an external host, or a redirect from one, that resolved to an internal address."""
-    return PermanentNetworkError(f"{host} is outside by its name, and now leads to {_INTERNAL_ADDRESS}")
+    return PermanentNetworkError(f"{host} is a public name, but now resolves to {_INTERNAL_ADDRESS}")
 
 
 def resolve_url(base: str, location: str) -> str:
@@ -191,7 +191,7 @@ def check_target(origin: Origin, url: str, *, is_external: bool | None = None) -
     target = Origin.from_url(url)
     if origin.scheme == "https" and target.scheme != "https":
         msg = f"{origin.host} leads from https to {redact_url(url)}: not followed"
-        hint = "a proxy in front of the registry does not tell it that it is reached by https (X-Forwarded-Proto)"
+        hint = "a proxy in front of the registry does not send X-Forwarded-Proto: https"
         raise PermanentNetworkError(msg, hint=hint if target.host == origin.host else None)
     if target.host == origin.host or not is_internal(target.host):
         return

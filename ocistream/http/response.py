@@ -104,7 +104,7 @@ class Response:
                 yield filled
             # Read up to the end of the body, so that the connection can be reused.
             if filled == len(view) and self._fill(memoryview(bytearray(1))):
-                msg = f"{self.method} {redact_url(self.url)}: asked for {filled} bytes, and got more"
+                msg = f"{self.method} {redact_url(self.url)}: asked for {filled} bytes, got more"
                 raise NetworkError(msg)
 
     def read(self, limit: int) -> bytes:
@@ -169,11 +169,11 @@ class Response:
             raise PermanentNetworkError(msg) from None
         except (http.client.HTTPException, OSError, ValueError) as error:
             # http.client raises ValueError for a malformed chunk size.
-            msg = f"{self.method} {redact_url(self.url)}: the answer broke off: {describe_cause(error)}"
+            msg = f"{self.method} {redact_url(self.url)}: the response was cut: {describe_cause(error)}"
             raise NetworkError(msg) from error
         if not filled and raw.missing:
-            came = f"{self._received} bytes came, {raw.missing} more were promised"
-            msg = f"{self.method} {redact_url(self.url)}: the answer broke off: {came}"
+            came = f"received {self._received} bytes, {raw.missing} are missing"
+            msg = f"{self.method} {redact_url(self.url)}: the response was cut: {came}"
             raise NetworkError(msg)
         self._received += filled
         if self._throttle is not None and filled:
@@ -227,7 +227,7 @@ class BoundedResponse(http.client.HTTPResponse):
                 break
             self.fp.raw.restart_head()
         else:
-            msg = f"more than {_MAX_INTERIM} interim answers"
+            msg = f"more than {_MAX_INTERIM} interim responses"
             raise EndlessResponseError(msg)
         if not version.startswith("HTTP/1."):
             raise http.client.UnknownProtocol(version)
@@ -303,10 +303,10 @@ class BoundedResponse(http.client.HTTPResponse):
         try:
             size: int = super()._read_next_chunk_size()  # type: ignore[misc]
         except ValueError:
-            msg = "what stands between two chunks of the answer's body is no size"
+            msg = "a chunk of the response body has a malformed size"
             raise ConnectionError(msg) from None
         if size < 0:
-            msg = "a chunk of the answer's body has a negative size"
+            msg = "a chunk of the response body has a negative size"
             raise EndlessResponseError(msg)
         return size
 
@@ -337,7 +337,7 @@ class _HeadReader(io.RawIOBase):
             if self._deadline is None:
                 self._deadline = now + limits.RESPONSE_HEAD_TIMEOUT
             elif now > self._deadline:
-                msg = f"the head of the answer took more than {limits.RESPONSE_HEAD_TIMEOUT:g} s"
+                msg = f"the headers of the response took more than {limits.RESPONSE_HEAD_TIMEOUT:g} s"
                 raise TimeoutError(msg)
         return received
 
@@ -377,14 +377,14 @@ class _BoundedReader(io.BufferedReader):
         line = super().readline(limit if size is None or size < 0 else min(size, limit))
         self._line_bytes_left -= len(line)
         if self._line_bytes_left < 0:
-            msg = f"more than {_MAX_LINE_BYTES} bytes of headers, or between the chunks of the answer's body"
+            msg = f"more than {_MAX_LINE_BYTES} bytes of headers, or between the chunks of the response body"
             raise EndlessResponseError(msg)
         return line
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or size < 0:
             # http.client always reads a known size, except for a chunk of negative size: that would read everything.
-            msg = "a chunk of the answer's body has a negative size"
+            msg = "a chunk of the response body has a negative size"
             raise EndlessResponseError(msg)
         content = super().read(size)
         self._count_body(len(content))

@@ -103,11 +103,11 @@ class TlsContexts:
         if context.cert_store_stats()["x509_ca"] or (folder and any(Path(folder).glob("*.[0-9]"))):
             return
         if (path := next((path for path in _BUNDLES if paths.exists(path)), None)) is not None:
-            notices.notify(f"no CA certificates where OpenSSL looks: those in {path} are trusted", level=1)
+            notices.notify(f"no CA certificates where OpenSSL searches: using those in {path}", level=1)
         else:
             path = self._fallback
             notices.notify(
-                f"the system has no CA certificates: those of the Python package certifi, {path}, are trusted", level=1
+                f"the system has no CA certificates: using those of the Python package certifi, {path}", level=1
             )
         _load_authorities(context, path)
 
@@ -130,8 +130,8 @@ def _load_authorities(context: ssl.SSLContext, path: str) -> None:
                 Path(path).open("rb").close()
                 context.load_verify_locations(cafile=path)
         except ssl.SSLError as error:
-            msg = f"{path} holds no CA certificate, or a malformed one"
-            raise UsageError(msg, hint="it is to be PEM: -----BEGIN CERTIFICATE-----") from error
+            msg = f"{path} has no CA certificate, or a malformed one"
+            raise UsageError(msg, hint="it must be PEM: -----BEGIN CERTIFICATE-----") from error
 
 
 def _load_certificate(
@@ -139,7 +139,7 @@ def _load_certificate(
 ) -> None:
     def refuse() -> str:
         # Without this function OpenSSL would ask for the password at the terminal.
-        msg = f"the key in {key or certificate} is encrypted, and nobody can be asked for its password"
+        msg = f"the key in {key or certificate} is encrypted, and ocistream cannot ask for its password"
         raise UsageError(msg, hint="decrypt it into a file that only you can read: `openssl pkey -in KEY -out FILE`")
 
     for path in filter(None, (certificate, key)):
@@ -151,6 +151,6 @@ def _load_certificate(
         if error.reason == "KEY_VALUES_MISMATCH":
             msg = f"the {description} {certificate} does not belong to the key {key or certificate}"
             raise UsageError(msg) from error
-        msg = f"{certificate} is no {description} with its key" + (f" in {key}" if key else "")
-        hint = f"both are to be PEM; the key may be in the certificate's file, else name it with {option}"
+        msg = f"{certificate} is not a {description} with its key" + (f" in {key}" if key else "")
+        hint = f"both must be PEM; the key may be in the file of the certificate, or use {option}"
         raise UsageError(msg, hint=hint) from error

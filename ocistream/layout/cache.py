@@ -56,7 +56,7 @@ class Cache:
         try:
             with files.disk_errors(f"cannot read the cache {path}"):
                 if paths.exists(path) and not paths.is_directory(path):
-                    msg = f"the cache {path} is no directory"
+                    msg = f"the cache {path} is not a directory"
                     raise UsageError(msg, hint="name an empty or a new directory, or a layout")
             self.layout.check_usable()
         except (OSError, LocalDiskError) as error:
@@ -68,7 +68,7 @@ class Cache:
             was_keeping, self.is_enabled = self.is_enabled, False
         if was_keeping:
             why = error.message if isinstance(error, OcistreamError) else error.strerror or str(error)
-            notices.notify(f"nothing more is kept in the cache {self.layout.path}: {why}")
+            notices.notify(f"nothing more is stored in the cache {self.layout.path}: {why}")
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ class Cache:
             size = self.layout.blob_size(digest)
             if size is None or self.layout.has_blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, size)):
                 return
-            notices.notify(f"{digest} in the cache {self.layout.path} is wrong; it is fetched", level=1)
+            notices.notify(f"{digest} in the cache {self.layout.path} is corrupt; fetching it", level=1)
             self.layout.delete_blob(digest)
 
     # -- writing ------------------------------------------------------------------------------------------
@@ -196,8 +196,8 @@ class _CacheWriter:
             self._discard()
             if isinstance(error, OSError) and error.errno in _OCCUPIED_PATH_ERRNOS:
                 # The obstacle stays, and would disable the cache in each run.
-                where = f"{self._digest} is not kept in the cache {self._cache.layout.path}"
-                notices.notify(f"{where}: what is in its place is no file")
+                where = f"{self._digest} is not stored in the cache {self._cache.layout.path}"
+                notices.notify(f"{where}: its path is not a file")
                 return
             self._cache.disable(error)
 

@@ -171,7 +171,7 @@ class _CachedBlob:
         except OcistreamError as error:
             # The blob was deleted meanwhile, for example by `gc`, or cannot be read.
             self._is_cached = False
-            notices.notify(f"{error.message}; it is fetched", level=1)
+            notices.notify(f"{error.message}; fetching it", level=1)
 
     def _count_bytes(self, size: int) -> None:
         bytes_read, digest = self._cache.bytes_read, self._descriptor.digest

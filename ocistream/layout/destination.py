@@ -69,7 +69,7 @@ class LayoutDestination:
         for entry in build_entries(graph):
             name, digest = image_name_of(entry), entry.digest
             if name is not None and digests_by_name.setdefault(name, digest) != digest:
-                msg = f"two images are called {printable(name)!r}, and in a layout a name stands for one"
+                msg = f"two images have the name {printable(name)!r}, but a layout has one image per name"
                 raise UsageError(msg, hint=f"copy them one by one: {digests_by_name[name]} and {digest}")
         return graph
 
@@ -174,8 +174,8 @@ class LayoutDestination:
     def _check_still_stored(self) -> None:
         for digest, size in self._stored.items():
             if self._layout.blob_size(digest) != size:
-                msg = f"{digest} has been removed from {self._layout.path} meanwhile"
-                raise LocalDiskError(msg, hint="run the same command again: only what is gone is moved again")
+                msg = f"{digest} was removed from {self._layout.path} during the copy"
+                raise LocalDiskError(msg, hint="re-run the command: it copies only the missing blobs")
 
     def _build_omitted_annotation(
         self, annotations: Mapping[str, str], omitted: Mapping[str, OmissionReason]

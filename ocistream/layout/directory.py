@@ -236,8 +236,8 @@ class BlobDirectory:
         file, size = partial.file, blob.descriptor.size
         partial_size = min(partial.size(), size) if blob.can_resume else 0
         if partial_size < blob.start:
-            msg = f"{blob.descriptor.digest}: only {partial_size} bytes of it are there, and {blob.start} were"
-            raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then")
+            msg = f"{blob.descriptor.digest}: only {partial_size} of {blob.start} stored bytes are left"
+            raise PartialBlobLostError(msg, hint="re-run the command to send the complete blob")
         file.truncate(partial_size)
         file.seek(partial_size)
         if not partial_size:
@@ -379,14 +379,14 @@ class LayoutDirectory(BlobDirectory):
         """
         if not paths.is_directory(self.path):
             if paths.exists(self.path):
-                msg, hint = f"{self.path} is no directory", "name the directory that has the index.json"
+                msg, hint = f"{self.path} is not a directory", "name the directory that has the index.json"
             else:
-                hint = "is the path right? a relative one begins in the folder that you are in"
+                hint = "check the path; relative paths start at the current directory"
                 msg = f"{self.path}: no such directory"
             raise NotFoundError(msg, hint=hint)
         if not paths.exists(self.path / "index.json"):
             msg = f"{self.path} is not an OCI layout: it has no index.json"
-            hint = "name the directory that `ocistream pull -o DIR/` or `skopeo copy ... oci:DIR` has written"
+            hint = "name a directory that `ocistream pull -o DIR/` or `skopeo copy ... oci:DIR` wrote"
             raise ArchiveError(msg, hint=hint)
         self._check_marker()
 
@@ -460,7 +460,7 @@ class LayoutDirectory(BlobDirectory):
             limit = f"{limits.MAX_LIST_ENTRIES} entries"
         if limit is not None:
             msg = f"{self.index_path} would be larger than {limit}"
-            raise UnsupportedError(msg, hint="use another layout, or drop images from this one")
+            raise UnsupportedError(msg, hint="use another layout, or remove images from this one")
 
     def change_index(self, change: Callable[[list[Descriptor]], Sequence[Descriptor]]) -> None:
         """Replace the entries of `index.json` by the result of `change`, under the layout's lock.

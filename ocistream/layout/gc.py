@@ -149,7 +149,10 @@ def _find_needed(layout: LayoutDirectory, sizes: dict[str, int]) -> set[str]:
                 # Other content, such as a plain file. It has no references.
                 continue
             msg = f"{layout.path}: {error.message}"
-            hint = "what it needs is not known, and so nothing is dropped; `ocistream verify` says what else is wrong"
+            hint = (
+                "nothing was deleted, because the blobs of this image are unknown; `ocistream verify` "
+                "lists all problems"
+            )
             raise ArchiveError(msg, hint=hint) from error
         pending += references.documents
         if references.subject is not None:
@@ -161,8 +164,8 @@ def _find_needed(layout: LayoutDirectory, sizes: dict[str, int]) -> set[str]:
 def _check_not_replaced(layout: LayoutDirectory, digest: str) -> None:
     """Check that no link or directory has the path of a missing manifest: other tools may read it."""
     if is_digest(digest) and os.path.lexists(layout.blob_path(digest)):
-        msg = f"{layout.path}: manifest {digest} is no regular file, but a link or something else"
-        raise ArchiveError(msg, hint="what it needs is not known, and so nothing is dropped")
+        msg = f"{layout.path}: manifest {digest} is a link or another special file"
+        raise ArchiveError(msg, hint="nothing was deleted, because the blobs of this image are unknown")
 
 
 def read_references(layout: LayoutDirectory, digest: str, size: int) -> DocumentReferences:

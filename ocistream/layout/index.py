@@ -78,7 +78,7 @@ def parse_index_json(raw: bytes) -> LayoutIndex:
     our_annotations = {key: value for key, value in items if key.startswith(ANNOTATION_PREFIX)}
     for key, value in our_annotations.items():
         if not isinstance(value, str):
-            msg = f"index.json has an annotation {printable(key)} that is no text"
+            msg = f"index.json has an annotation {printable(key)} that is not a string"
             raise ArchiveError(msg)
     return LayoutIndex(list(parser.descriptors(fields)), our_annotations)
 
@@ -223,8 +223,10 @@ def build_entries(graph: Graph) -> list[Descriptor]:
     """
     for root in graph.roots:
         if root.name is not None and not is_printable_name(root.name):
-            msg = f"the image is called {printable(root.name)!r}, and a name has no blanks and no control characters"
-            raise UsageError(msg, hint="give it another: `ocistream copy SRC oci:DIR:NAME`, or oci-archive:FILE:NAME")
+            msg = f"the image has the name {printable(root.name)!r}, but names have no spaces or control characters"
+            raise UsageError(
+                msg, hint="choose another name: `ocistream copy SRC oci:DIR:NAME`, or oci-archive:FILE:NAME"
+            )
     images = [build_entry(root) for root in graph.roots]
     listed_digests = {entry.digest for entry in images}
     listed_digests.update(child.digest for document in graph.documents.values() for child in document.manifests)
@@ -284,7 +286,7 @@ def select_existing_images(roots: Sequence[Root]) -> Sequence[Root]:
 
 def no_image_error() -> NotFoundError:
     """Return the error for an archive or layout without images."""
-    return NotFoundError("there is no image in it")
+    return NotFoundError("it has no images")
 
 
 def select_only_image(roots: Sequence[Root]) -> Sequence[Root]:
@@ -298,7 +300,7 @@ def select_only_image(roots: Sequence[Root]) -> Sequence[Root]:
         raise no_image_error()
     candidates = [root for root in roots if not root.is_stray] or list(roots)
     if (count := len({root.descriptor.digest for root in candidates})) > 1:
-        msg = f"there are {count} images in it"
+        msg = f"it has {count} images"
         # --to needs full names to tell where each image goes.
         which = "one with --image, or all with --to" if all(map(has_full_name, candidates)) else "one with --image"
         raise UsageError(msg, hint=f"choose {which}: {format_image_names(candidates)}")
@@ -320,7 +322,7 @@ def select_named_images(names: Sequence[str], *, all_names: bool = False) -> Ima
             if not matches:
                 raise NoSuchImageError(name, f"its images are: {format_image_names(roots)}")
             if len({root.descriptor.digest for root in matches}) > 1:
-                msg = f"there are {len(matches)} images that go by {printable(name)!r}"
+                msg = f"{len(matches)} images have the name {printable(name)!r}"
                 digests = ", ".join(dict.fromkeys(root.descriptor.digest for root in matches))
                 by_name = len({root.name for root in matches}) == len(matches)
                 hint = f"by its full name: {format_image_names(matches)}" if by_name else f"by its digest: {digests}"
@@ -356,7 +358,7 @@ class NoSuchImageError(NotFoundError):
 
     def __init__(self, wanted: str, hint: str) -> None:
         """Build the message. `hint` says what to do."""
-        super().__init__(f"there is no image {printable(wanted)!r} in it", hint=hint)
+        super().__init__(f"it has no image {printable(wanted)!r}", hint=hint)
         self.wanted = wanted
 
 
@@ -417,7 +419,7 @@ def _report_other_platforms(graph: Graph, root: Root, chosen: str) -> None:
     if len(platforms) > 1:
         name = printable(root.name) if root.name else root.descriptor.digest
         which = f"{printable(platforms[chosen])}, one of {len(platforms)} platforms of {name}"
-        notify(f"manifest.json of the archive has {which}: `docker load` before version 25 takes that one", level=1)
+        notify(f"manifest.json lists {which}: `docker load` before version 25 takes that one", level=1)
 
 
 def _list_leaves(graph: Graph, root: Descriptor) -> Iterator[tuple[str, str | None]]:

@@ -174,8 +174,8 @@ class ReferrerResolver:
                     self._known.add(child.digest)
                     self._listed_count += 1
                     if self._listed_count > limits.MAX_REFERRERS:
-                        msg = f"more than {limits.MAX_REFERRERS} signatures, SBOMs and the like are listed"
-                        raise UnsupportedError(msg, hint="move fewer images at a time")
+                        msg = f"more than {limits.MAX_REFERRERS} referrers are listed"
+                        raise UnsupportedError(msg, hint="copy fewer images at a time")
                     self.candidates.append(ReferrerCandidate(Root(None, child), None, tag))
                     new.append(child)
         return new
@@ -195,8 +195,8 @@ class ReferrerResolver:
         if self._referrers == "along" and self._attach_to(set(included)):
             self._depth += 1
             if self._depth > limits.MAX_REFERRER_DEPTH:
-                msg = f"signatures, SBOMs and the like hang on each other more than {limits.MAX_REFERRER_DEPTH} deep"
-                raise UnsupportedError(msg, hint="leave them behind with --no-referrers")
+                msg = f"referrers refer to each other more than {limits.MAX_REFERRER_DEPTH} levels deep"
+                raise UnsupportedError(msg, hint="skip them with --no-referrers")
             return True
         self._skip_referrers_of((*included, *narrowed, *self._skipped))
         self._remove_referrer_lists((*included, *narrowed, *self._skipped))
@@ -381,7 +381,7 @@ class IndexWalk:
         for name in names:
             number = volume.template.parse_number(name) if volume is not None else None
             if volume is None or number is None or not number < volume.total:
-                msg = f"index.json says that blobs are in {printable(name)!r}, which is no volume of this archive"
+                msg = f"index.json says that blobs are in {printable(name)!r}, which is not a volume of this archive"
                 raise ArchiveError(msg)
 
     # -- choosing images ---------------------------------------------------------------------------------

@@ -65,12 +65,12 @@ def _split_entries(
     for name in names:
         matches = [index for index, root in enumerate(roots) if matches_name(root, name)]
         if not matches:
-            msg = f"there is no image {printable(name)!r} in {layout.path}"
+            msg = f"{layout.path} has no image {printable(name)!r}"
             raise NotFoundError(msg, hint=f"its images are: {format_image_names(roots)}")
         if len(matches) > 1 and any(entries[index].digest != name for index in matches):
             several = format_image_names([roots[index] for index in matches])
-            msg = f"there are {len(matches)} images that go by {printable(name)!r}"
-            raise UsageError(msg, hint=f"name one: {several}; by a digest all that have it go")
+            msg = f"{len(matches)} images have the name {printable(name)!r}"
+            raise UsageError(msg, hint=f"name one of {several}; a digest removes all images that have it")
         removed.update((index, entries[index]) for index in matches)
     images = list(removed.values())
     remaining = [entry for index, entry in enumerate(entries) if index not in removed]

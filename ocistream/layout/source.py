@@ -61,8 +61,8 @@ class LayoutSource:
         manifest_json = self._layout.path / "manifest.json"
         if not index.entries and os.path.lexists(manifest_json):
             notices.notify(
-                f"index.json lists no image, and {manifest_json} is not read in a directory; "
-                f"to use it: `tar -C {self._layout.path} -cf x.tar .`, then push x.tar"
+                f"index.json lists no images, and {manifest_json} is not read in a directory; to use it, "
+                f"run `tar -C {self._layout.path} -cf x.tar .` and push x.tar"
             )
         graph = run_walk(IndexWalk(index, self._select, self._platforms, self._referrers).run(), self.read)
         report_duplicate_names(graph)

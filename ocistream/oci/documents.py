@@ -40,7 +40,7 @@ _UNSUPPORTED_TYPES: Final = {
     "application/vnd.oci.artifact.manifest.v1+json": "an OCI artifact manifest (withdrawn before image-spec 1.1)",
     "application/vnd.cncf.oras.artifact.manifest.v1+json": "an ORAS artifact manifest",
 }
-_REPUSH_HINT: Final = "push the image again with a current tool, which makes another manifest for it"
+_REPUSH_HINT: Final = "push the image again with a current tool, which makes a new manifest"
 #: The largest size that every other tool can represent.
 _MAX_SIZE: Final = 2**63 - 1
 _NO_ANNOTATIONS: Final[Mapping[str, str]] = {}
@@ -120,7 +120,7 @@ def parse_descriptor(fields: object, where: str) -> Descriptor:
         check_keys(fields, _DESCRIPTOR_FIELDS, where)
     media_type, digest, size = fields.get("mediaType"), fields.get("digest"), fields.get("size")
     if not isinstance(media_type, str) or not is_media_type(media_type):
-        msg = f"{where} has no legal mediaType"
+        msg = f"{where} has no valid mediaType"
         raise ArchiveError(msg)
     if not isinstance(digest, str):
         msg = f"{where} has no digest"
@@ -132,7 +132,7 @@ def parse_descriptor(fields: object, where: str) -> Descriptor:
             msg = f"{where}: {error}"
             raise ArchiveError(msg) from error
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= _MAX_SIZE:
-        msg = f"{where} has no legal size"
+        msg = f"{where} has no valid size"
         raise ArchiveError(msg)
     return Descriptor(
         # There are few media types, and tens of thousands of descriptors.
@@ -213,7 +213,7 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
     # Other children of an index are leaves, and are copied byte for byte.
     is_document = descriptor.is_index or descriptor.is_manifest
     if not is_document and fields.keys() & {"config", "layers", "blobs", "manifests"}:
-        msg = f"{what} is of the type {descriptor.media_type}, which is not supported"
+        msg = f"{what} has the type {descriptor.media_type}, which is not supported"
         raise UnsupportedError(msg)
     config = parse_descriptor(fields.get("config"), f"config of {what}") if descriptor.is_manifest else None
     layer_list = layers.descriptors(fields) if descriptor.is_manifest else ()

@@ -58,9 +58,9 @@ class OmissionReason(NamedTuple):
         """Return the reason as text, for one blob or many."""
         name = printable(self.name, _MAX_NAME)
         texts = {
-            HAVE: f"had by {name}",
+            HAVE: f"in {name}",
             BASE: f"in {name}",
-            NOT_SELECTED: "not asked for",
+            NOT_SELECTED: "not requested",
             VOLUME: f"in the volume {name}",
         }
         return texts.get(self.kind, f"{printable(self.kind)} {name}".rstrip())
@@ -108,7 +108,8 @@ def parse_omitted(text: str, wanted: Collection[str] | None = None) -> dict[str,
             reason = OmissionReason(kind, name.strip())
         elif not is_digest(line):
             msg = (
-                f"index.json has an annotation {OMITTED_ANNOTATION} with a line that is no digest: {printable(line)!r}"
+                f"index.json has an annotation {OMITTED_ANNOTATION} with a line that is not a digest: "
+                f"{printable(line)!r}"
             )
             raise ArchiveError(msg)
         elif wanted is None or line in wanted:

@@ -73,8 +73,8 @@ def parse_platform_choice(texts: Sequence[str], default: Platform | None = None)
     """
     if "all" in texts:
         if others := [text for text in texts if text != "all"]:
-            msg = f"--platform all leaves nothing to choose, and {printable(others[0])!r} is chosen as well"
-            raise UsageError(msg, hint="give either `all` or the platforms to take")
+            msg = f"--platform all already includes {printable(others[0])!r}"
+            raise UsageError(msg, hint="use either `all` or single platforms")
         return PlatformChoice()
     if texts:
         return PlatformChoice(tuple(dict.fromkeys(map(parse_platform, texts))))
@@ -141,7 +141,7 @@ def choose_manifests(leaves: Sequence[Descriptor], choice: PlatformChoice, name:
         if not matches:
             platform_names = ", ".join(dict.fromkeys(printable(str(platform)) for _, platform in available))
             msg = f"{name} has no platform {wanted}" + ("" if choice.explicit else ", which is this machine's")
-            hint = f"its platforms are: {platform_names or 'none that is named'}; choose one with --platform, or all"
+            hint = f"its platforms are: {platform_names or 'none with a name'}; choose one with --platform, or all"
             raise NotFoundError(msg, hint=hint)
         best, _ = _best_match(wanted, matches)
         selected[best.digest] = best

@@ -47,7 +47,7 @@ _HOST = re.compile(
 #: The longest repository name, with its host, that Docker accepts and the distribution-spec recommends.
 _MAX_NAME: Final = 255
 _MAX_PORT: Final = 65535
-_REPOSITORY_HINT: Final = "a repository's name has lower-case letters and digits, parted by one of . _ / or by dashes"
+_REPOSITORY_HINT: Final = "a repository name has lower-case letters and digits, separated by . _ / or dashes"
 _TAG_HINT: Final = "a tag has at most 128 characters: letters, digits, dots, dashes and underscores"
 _HOST_HINT: Final = "write HOST[:PORT] with letters, digits, dots and dashes, and a port of at most 65535; IPv6 in [ ]"
 #: Scripts with letters that look like letters of another one (UTS #39).
@@ -105,7 +105,7 @@ def parse_digest(text: str) -> Digest:
         msg = f"digest algorithm {printable(algorithm, 40)!r} is not supported (only sha256 and sha512 are)"
         raise UnsupportedError(msg)
     msg = f"malformed digest {printable(text)!r}"
-    raise InvalidNameError(msg, hint="write sha256: and 64 characters of 0-9 and a-f, or sha512: and 128 of them")
+    raise InvalidNameError(msg, hint="write sha256: with 64 characters of 0-9 and a-f, or sha512: with 128")
 
 
 def printable(text: str, limit: int = 200) -> str:
@@ -176,7 +176,7 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
     if separator:
         parse_digest(digest)
     host, repository, tag = _split(rest)
-    registry = _parse_host(host, f"malformed image name {printed_text!r}: {printable(host)!r} is not a registry's host")
+    registry = _parse_host(host, f"malformed image name {printed_text!r}: {printable(host)!r} is not a registry host")
     if not _REPOSITORY.match(repository) or len(registry) + len(repository) + 1 > _MAX_NAME:
         hint = "repository names are lower case" if repository.lower() != repository else _REPOSITORY_HINT
         msg = f"malformed image name {printed_text!r}: {printable(repository)!r} is not a repository"
@@ -201,12 +201,10 @@ def _parse_host(text: str, error_message: str) -> str:
         name, _, port = host.rpartition(":")
     if "%" in name and name.startswith("["):
         raise InvalidNameError(
-            error_message, hint="an address with a zone (%) means something on one machine only: leave it out"
+            error_message, hint="an address with a zone (%) is valid on one machine only: omit the zone"
         )
     if name.endswith(".") and name.strip("."):
-        raise InvalidNameError(
-            error_message, hint="leave out its last dot: certificates and credentials are without it"
-        )
+        raise InvalidNameError(error_message, hint="omit the last dot: certificates and credentials do not have it")
     if not _HOST.match(host) or int(port) > _MAX_PORT or (name.startswith("[") and not _is_ipv6(name[1:-1])):
         raise InvalidNameError(error_message, hint=_HOST_HINT)
     return host
@@ -227,7 +225,7 @@ def _to_ascii(text: str, error_message: str) -> str:
         name, port = text, ""
     labels = unicodedata.normalize("NFC", name.lower()).split(".")
     if any(_mixes_scripts(label) for label in labels):
-        hint = "a part of it mixes letters of several scripts that look alike"
+        hint = "one part mixes similar letters of several scripts"
         raise InvalidNameError(error_message, hint=hint)
     try:
         return idna.encode(".".join(labels), std3_rules=True).decode() + colon + port

@@ -129,7 +129,7 @@ def _check_keys(keys: AbstractSet[str], known_keys: AbstractSet[str] | None) -> 
         return
     for key in keys - known_keys:
         if (name := _names_by_folded(frozenset(known_keys)).get(_folded(key))) is not None:
-            msg = f"has the key {printable(key)!r}, which others read as {name!r}"
+            msg = f"has the key {printable(key)!r}, which other tools read as {name!r}"
             raise _RefusedError(msg)
 
 
@@ -155,7 +155,7 @@ def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         # Credentials are parsed too, so no error shows anything of a document.
-        msg = "a key stands twice in one object"
+        msg = "an object has the same key twice"
         raise ValueError(msg)
     return fields
 

@@ -76,6 +76,6 @@ def require_some(chosen: list[str], tags: Sequence[str]) -> list[str]:
     """
     if not chosen:
         shown = ", ".join(tags[:10]) + (f" and {len(tags) - 10} more" if len(tags) > 10 else "")
-        msg = f"none of {len(tags)} tags is chosen" if tags else "there are no tags"
+        msg = f"none of {len(tags)} tags matches" if tags else "no tags exist"
         raise NotFoundError(msg, hint=f"the tags are: {shown}" if tags else None)
     return chosen

@@ -77,9 +77,9 @@ def parse_template(text: str) -> VolumeTemplate:
         UsageError: the text does not have exactly one `%d`, or has another conversion.
     """
     shown = printable(text)
-    hint = "write one %d, or one with leading zeros as in app.%03d.tar; %% is a percent sign"
+    hint = "write one %d, or %03d for leading zeros, such as app.%03d.tar; %% is a percent sign"
     if not text.isprintable() or "/" in text or len(text) > _MAX_TEMPLATE:
-        msg = f"{shown!r} is no name for volumes: it is too long, or has characters that a name should not have"
+        msg = f"{shown!r} is not a valid name for volumes: it is too long, or has unusual characters"
         raise UsageError(msg)
     texts, widths = [""], []
     position = 0
@@ -92,11 +92,11 @@ def parse_template(text: str) -> VolumeTemplate:
             widths.append(int(match[2] or 0))
             texts.append("")
         else:
-            msg = f"{shown!r} is no name for volumes: %{printable(match[4])} is no place for a number"
+            msg = f"{shown!r} is not a valid name for volumes: %{printable(match[4])} is not a placeholder for a number"
             raise UsageError(msg, hint=hint)
     texts[-1] += text[position:]
     if len(widths) != 1:
-        msg = f"{shown!r} is no name for volumes: it has {len(widths) or 'no'} places for a number"
+        msg = f"{shown!r} is not a valid name for volumes: it has {len(widths) or 'no'} placeholders for a number"
         raise UsageError(msg, hint=hint)
     return VolumeTemplate(texts[0], widths[0], texts[1])
 
@@ -244,7 +244,7 @@ def parse_checksum_line(part: str, line: bytes) -> str:
 
 def part_error(digest: str, offset: int, volume: str, error: IntegrityError) -> IntegrityError:
     """Return an error that names the blob and the volume of a corrupt part."""
-    message = f"{digest}: its part from byte {offset} on, in {printable(volume)}, is wrong: {error.message}"
+    message = f"{digest}: its part from byte {offset} in {printable(volume)} is corrupt: {error.message}"
     return IntegrityError(message, hint=error.hint)
 
 

@@ -209,7 +209,7 @@ class GraphWalk:
             UnsupportedError: there are too many images.
         """
         if len(self._roots) >= limits.MAX_IMAGES:
-            raise _too_many_error(f"more than {limits.MAX_IMAGES} images in one transfer")
+            raise _too_many_error(f"one transfer has more than {limits.MAX_IMAGES} images")
         platform = root.descriptor.platform
         if self._choice.platforms and self._choice.explicit and platform and not root.descriptor.is_index:
             check_platform_matches(self._choice, _display_name(root), platform)
@@ -232,8 +232,8 @@ class GraphWalk:
             UnsupportedError: there are too many referrers.
         """
         if len(self._referrers) >= limits.MAX_REFERRERS:
-            msg = f"more than {limits.MAX_REFERRERS} signatures, SBOMs and the like hang on the images"
-            raise UnsupportedError(msg, hint="move fewer images at a time, or leave those behind with --no-referrers")
+            msg = f"the images have more than {limits.MAX_REFERRERS} referrers"
+            raise UnsupportedError(msg, hint="copy fewer images at a time, or use --no-referrers")
         self._referrers[referrer.key] = referrer
         self._need_complete(referrer.descriptor, 0)
 
@@ -340,7 +340,7 @@ class GraphWalk:
             needed += len(graph.reachable(root))
             if needed > limits.MAX_REQUIRED_DESCRIPTORS:
                 raise _too_many_error(
-                    f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} manifests and blobs, each its own"
+                    f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} different manifests and blobs"
                 )
         return graph
 
@@ -376,10 +376,11 @@ class GraphWalk:
             or memory > limits.MAX_GRAPH_MEMORY
         ):
             msg = (
-                f"more than {limits.MAX_MANIFESTS} manifests, or more than {limits.MAX_GRAPH_BYTES} bytes of them, "
-                f"or {limits.MAX_GRAPH_MEMORY} with two more of the greatest, in one transfer"
+                f"one transfer has more than {limits.MAX_MANIFESTS} manifests, or more than "
+                f"{limits.MAX_GRAPH_BYTES} bytes of manifests, or {limits.MAX_GRAPH_MEMORY} with two more "
+                "of the largest"
             )
-            raise ArchiveError(msg, hint="move fewer images or platforms at a time")
+            raise ArchiveError(msg, hint="copy fewer images or platforms at a time")
         document = parse_document(manifest.descriptor, manifest.raw)
         if is_image(document) and document.config and document.config.size > limits.MAX_CONFIG:
             msg = f"the config {document.config.digest} is larger than {limits.MAX_CONFIG} bytes"
@@ -405,8 +406,8 @@ class GraphWalk:
             self._variants += 1
             shared = replace(blob, digest=first.digest)
         if len(self._blobs) + self._variants > limits.MAX_BLOBS:
-            msg = f"more than {limits.MAX_BLOBS} blobs in one transfer"
-            raise ArchiveError(msg, hint="move fewer images or platforms at a time")
+            msg = f"one transfer has more than {limits.MAX_BLOBS} blobs"
+            raise ArchiveError(msg, hint="copy fewer images or platforms at a time")
         return shared
 
     def _need_config(self, digest: str) -> None:
@@ -458,7 +459,7 @@ class GraphWalk:
             self._offered_count += len(leaves)
             if self._offered_count > limits.MAX_PLATFORM_CANDIDATES:
                 raise _too_many_error(
-                    f"the images offer more than {limits.MAX_PLATFORM_CANDIDATES} manifests to choose a platform from"
+                    f"the images have more than {limits.MAX_PLATFORM_CANDIDATES} manifests to choose a platform from"
                 )
             chosen = choose_manifests(leaves, self._choice, _display_name(self._roots[positions[0]]))
             if chosen is not None:
@@ -534,7 +535,7 @@ class GraphWalk:
 
 
 def _too_many_error(what: str) -> UnsupportedError:
-    return UnsupportedError(what, hint="move fewer at a time: choose them by name")
+    return UnsupportedError(what, hint="copy fewer images at a time: choose them by name")
 
 
 def _check_depth(digest: str, depth: int) -> None:
@@ -553,7 +554,7 @@ def _unique(blobs: Sequence[Descriptor]) -> tuple[Descriptor, ...]:
     for blob in blobs:
         first = first_by_digest.setdefault(blob.digest, blob)
         if first.size != blob.size:
-            msg = f"{blob.digest} is referenced with {first.size} and with {blob.size} bytes"
+            msg = f"{blob.digest} is referenced with {first.size} bytes and with {blob.size} bytes"
             raise ArchiveError(msg)
     return tuple(first_by_digest.values())
 

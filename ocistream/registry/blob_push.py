@@ -228,6 +228,6 @@ class BlobPusher:
         )
         name = f"{self._repository.endpoint.registry}/{source}"
         if is_mounted is None:
-            notify(f"the registry refuses to mount blobs from {printable(name)}: they are uploaded", level=1)
+            notify(f"the registry refuses to mount blobs from {printable(name)}: uploading them", level=1)
         elif misses == _MAX_MISSES:
-            notify(f"no more blobs are mounted from {printable(name)}: it had none of the last {misses}", level=1)
+            notify(f"no longer trying to mount from {printable(name)}: it had none of the last {misses}", level=1)

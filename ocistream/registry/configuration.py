@@ -162,7 +162,7 @@ class RegistryConfiguration:
         allowed_mirrors = []
         for mirror in mirrors:
             if (blocking_namespace := self._find_blocking_namespace(str(mirror))) is not None:
-                notices.notify(f"the mirror {mirror} is not asked: {blocking_namespace.config_file} blocks it", level=1)
+                notices.notify(f"the mirror {mirror} is not used: {blocking_namespace.config_file} blocks it", level=1)
             elif str(mirror) != str(primary):
                 allowed_mirrors.append(mirror)
         if namespace is not None and str(primary) != name:
@@ -232,7 +232,7 @@ class RegistryConfiguration:
     def _check_not_blocked(self, name: str) -> None:
         namespace = self._find_blocking_namespace(name)
         if namespace is not None:
-            msg = f"{printable(name)} is blocked: {namespace.config_file} says so of {printable(namespace.prefix)}"
+            msg = f"{printable(name)} is blocked: see {namespace.config_file} in {printable(namespace.prefix)}"
             raise AuthenticationError(msg)
 
     def _is_insecure(self, name: str) -> bool:

@@ -196,12 +196,10 @@ class RegistryDestination:
         for root in graph.roots:
             reference = self._target(root)
             if reference.digest and reference.digest != root.descriptor.digest:
-                msg = f"{reference.name}: {reference.digest} was asked for, the image is {root.descriptor.digest}"
+                msg = f"{reference.name}: {reference.digest} was requested, but the image is {root.descriptor.digest}"
                 is_narrowed_index = any(index.digest == reference.digest for index in graph.incomplete_indexes)
                 hint = (
-                    "the source has only some platforms of this index: leave the digest out"
-                    if is_narrowed_index
-                    else None
+                    "the source has only some platforms of this index: omit the digest" if is_narrowed_index else None
                 )
                 raise IntegrityError(msg, hint=hint)
         self._find_targets(graph)
@@ -309,8 +307,8 @@ class RegistryDestination:
         if blob.range is not None:
             self._partial_sizes[descriptor.digest] = stored
             if blob.range_descriptor is None and stored != descriptor.size:
-                msg = f"{descriptor.digest}: the registry does not have the first {blob.start} bytes of it any more"
-                raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then")
+                msg = f"{descriptor.digest}: the registry has lost its first {blob.start} bytes"
+                raise PartialBlobLostError(msg, hint="re-run the command to send the complete blob")
             return 0
         for name in other_names:
             self._mount_or_upload(blob, descriptor, first, name)
@@ -416,8 +414,8 @@ class RegistryDestination:
         tag, digest = reference.tag or "", manifest.descriptor.digest
         existing = repository.find_digest(tag)
         if existing and existing not in {digest, compute_digest(manifest.raw)} and not can_replace(existing):
-            msg = f"{reference.name}: somebody else has written this tag meanwhile"
-            raise NetworkError(msg, hint="run it again: what is there stays then, or leave it to them: --no-referrers")
+            msg = f"{reference.name}: another client changed this tag during the copy"
+            raise NetworkError(msg, hint="re-run the command to keep their version too, or use --no-referrers")
         if existing and existing not in {digest, compute_digest(manifest.raw)}:
             notices.notify(f"{reference.name}: replacing {existing}", level=1)
         if existing == digest or (not is_canonical_digest(digest) and repository.push_manifest_with_tag(tag, manifest)):
@@ -429,7 +427,7 @@ class RegistryDestination:
         pusher = self._pushers[name][1]
         if not pusher.mount(descriptor, source):
             if not blob.reopenable:
-                msg = f"{descriptor.digest}: {name} needs it too, and it can neither be mounted nor read again"
+                msg = f"{descriptor.digest}: {name} needs it too, but it can neither be mounted nor read again"
                 raise NetworkError(msg, hint="push from a file instead of a pipe, or image by image")
             pusher.upload(blob)
         self._blob_exists[name, descriptor.digest] = True
@@ -456,8 +454,8 @@ class RegistryDestination:
     def _early_reference(self) -> Reference:
         if self._early_target is None:
             msg = (
-                "the archive's index comes after its layers: "
-                "the repositories are not known when the layers arrive; nothing was sent"
+                "the index of the archive comes after its layers, so their repositories are not known in "
+                "time; nothing was sent"
             )
             suggestion = "one image of it with `ocistream push HOST/REPOSITORY:TAG --image NAME`"
             raise UnsupportedError(msg, hint=f"push from a file instead of a pipe (-i FILE), or push {suggestion}")
@@ -492,5 +490,5 @@ def _push_referrer(repository: Repository, manifest: Manifest) -> bool:
     try:
         return bool(repository.push_manifest(manifest.descriptor.digest, manifest))
     except RegistryError as error:
-        hint = error.hint or "if it does not take signatures, SBOMs and the like, leave them behind: --no-referrers"
+        hint = error.hint or "if it refuses referrers, use --no-referrers"
         raise RegistryError(error.message, status=error.status, codes=error.codes, hint=hint) from error

@@ -124,7 +124,7 @@ class BlobDownload:
         if self._strict and is_same_algorithm and stated_digest != expected_digest:
             problem = f"{stated_digest} is announced"
         elif (self._strict and length is not None and length != str(expected)) or has_excess_length(response, expected):
-            problem = f"{printable(length or '')} bytes are announced, and not {expected}"
+            problem = f"{printable(length or '')} bytes are announced instead of {expected}"
         else:
             return
         response.close()
@@ -149,11 +149,11 @@ def read_range(response: Response, start: int, view: memoryview, *, is_complete:
     """
     if not is_complete and (response.status != 206 or not _starts_at(response, start)):
         response.close()
-        msg = f"GET {redact_url(response.url)}: asked for bytes from {start} on, and got others"
+        msg = f"GET {redact_url(response.url)}: asked for bytes from {start} on, got others"
         raise PermanentNetworkError(msg)
     if has_excess_length(response, len(view)):
         response.close()
-        msg = f"GET {redact_url(response.url)}: asked for {len(view)} bytes, and more are announced"
+        msg = f"GET {redact_url(response.url)}: asked for {len(view)} bytes, but more are announced"
         raise PermanentNetworkError(msg)
     yield from response.read_into(view)
 
@@ -187,6 +187,6 @@ def _bytes_to_skip(response: Response, offset: int, max_skip: int) -> int:
         raise PermanentNetworkError(msg)
     if offset > max_skip:
         response.close()
-        msg = f"{label}: broke off after {offset} bytes, and this registry cannot go on from there"
+        msg = f"{label}: cut after {offset} bytes, and this registry cannot resume"
         raise PermanentNetworkError(msg)
     return offset

@@ -189,10 +189,8 @@ class MirroredRepository:
         candidate, referrers = answer
         if candidate.pull_source.is_mirror:
             # The mirror may have copied only some of the referrers.
-            message = (
-                f"the mirror {candidate.pull_source} lists what refers to images of {printable(self._display_name)}"
-            )
-            notify(f"{message}; no other place is asked for more", level=1)
+            message = f"the mirror {candidate.pull_source} lists the referrers of {printable(self._display_name)}"
+            notify(f"{message}; no other source is asked for more", level=1)
         return referrers
 
     def find_digest(self, target: str) -> str | None:
@@ -224,9 +222,7 @@ class MirroredRepository:
                 result = ask(self._quick_candidate if is_own and has_answer else candidate)
             except CANDIDATE_FAILURES as error:
                 if has_answer and is_own and isinstance(error, NetworkError):
-                    self._health.mark_unreachable(
-                        candidate.pull_source, f"{error.message}; it is not known whether the registry has more"
-                    )
+                    self._health.mark_unreachable(candidate.pull_source, f"{error.message}; the registry may have more")
                     break
                 self.record_failure(candidate, error)
             else:
@@ -277,7 +273,7 @@ class MirroredRepository:
                 raise error
             self._health.report(f"{error.message}; trying its mirrors again", 0)
             return
-        message = f"the mirror {candidate.pull_source}: {error.message}; going on elsewhere"
+        message = f"the mirror {candidate.pull_source}: {error.message}; trying the next source"
         if isinstance(error, NotFoundError):
             # A mirror that served nothing so far lacks the image; do not ask it for each blob.
             candidate.is_excluded = not candidate.has_served
@@ -290,7 +286,7 @@ class MirroredRepository:
 
     def record_corrupt_blob(self, candidate: PullCandidate, reason: str) -> None:
         """Disable a mirror that sent wrong bytes."""
-        self._health.disable(candidate.pull_source, f"{reason}; reading it again from elsewhere", is_corrupt=True)
+        self._health.disable(candidate.pull_source, f"{reason}; reading it again from another source", is_corrupt=True)
 
     def _read_from_first(self, ask: Callable[[PullCandidate], _T], *, by_digest: bool = True) -> _T:
         """Return the first successful answer; raise the failure of the last location."""
@@ -302,7 +298,7 @@ class MirroredRepository:
             else:
                 candidate.has_served = True
                 return result
-        msg = f"{self}: there is no place to read from"
+        msg = f"{self}: no source to read from"
         raise NotFoundError(msg)
 
 
@@ -339,7 +335,7 @@ class _MirroredDownload:
                     self._record_served(candidate)
                     yield filled
             return
-        msg = f"{self._repository}: there is no place to read from"
+        msg = f"{self._repository}: no source to read from"
         raise NotFoundError(msg)
 
     def _record_served(self, candidate: PullCandidate) -> None:
@@ -360,12 +356,12 @@ class _MirroredDownload:
         if not suspects:
             raise error
         message = (
-            f"{error.message}, as {' and '.join(f'the mirror {mirror.pull_source}' for mirror in suspects)} gave it"
+            f"{error.message}, received from {' and '.join(f'the mirror {mirror.pull_source}' for mirror in suspects)}"
         )
         for mirror in suspects:
             mirror.is_excluded = True
         if not again:
-            hint = "run it again with --no-mirrors to ask the registry itself only, or write to a file"
+            hint = "re-run with --no-mirrors to use only the registry itself, or write to a file"
             raise IntegrityError(message, hint=hint) from error
         for mirror in suspects:
             self._repository.record_corrupt_blob(mirror, message)

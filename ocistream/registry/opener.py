@@ -145,7 +145,7 @@ class RepositoryOpener:
             except CANDIDATE_FAILURES as failure:
                 health.report(f"the mirror {mirror.pull_source}: {failure.message}", 0)
             else:
-                reason = f"these are those of the mirror {mirror.pull_source}, which may lack some"
+                reason = f"these tags come from the mirror {mirror.pull_source}, which may lack some"
                 return replace(tag_list, incomplete_reason=tag_list.incomplete_reason or reason)
         return None
 

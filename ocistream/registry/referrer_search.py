@@ -110,8 +110,8 @@ class ReferrerSearch:
             if not queries:
                 break
         else:
-            msg = f"signatures, SBOMs and the like hang on each other more than {limits.MAX_REFERRER_DEPTH} deep"
-            raise UnsupportedError(msg, hint="leave them behind with --no-referrers")
+            msg = f"referrers refer to each other more than {limits.MAX_REFERRER_DEPTH} levels deep"
+            raise UnsupportedError(msg, hint="skip them with --no-referrers")
         for skipped in _summarize(self._skipped):
             self._walk.add_skipped_referrer(skipped)
 
@@ -157,7 +157,7 @@ class ReferrerSearch:
             # Each listed entry costs a request, even if it is skipped.
             self._listed_count += len(referrers.descriptors)
             if self._listed_count > limits.MAX_REFERRERS:
-                raise _too_many_error(f"more than {limits.MAX_REFERRERS} signatures, SBOMs and the like are listed")
+                raise _too_many_error(f"more than {limits.MAX_REFERRERS} referrers are listed")
             if referrers.incomplete_reason:
                 self._skipped[SkippedReferrer(query.digest, f"{LIST_TRUNCATED}: {referrers.incomplete_reason}")] = None
         for descriptor in referrers.descriptors:
@@ -207,8 +207,8 @@ class ReferrerSearch:
             self._found_bytes += len(manifest.raw)
             if self._found_count > limits.MAX_REFERRERS or self._found_bytes > limits.MAX_GRAPH_BYTES:
                 raise _too_many_error(
-                    f"more than {limits.MAX_REFERRERS} signatures, SBOMs and the like hang on the images, "
-                    f"or more than {limits.MAX_GRAPH_BYTES} bytes of their manifests"
+                    f"the images have more than {limits.MAX_REFERRERS} referrers, or more than "
+                    f"{limits.MAX_GRAPH_BYTES} bytes of manifests of referrers"
                 )
             self._found.append(_FoundReferrer(query, referrer, manifest))
 
@@ -235,7 +235,7 @@ class ReferrerSearch:
 
 
 def _too_many_error(message: str) -> UnsupportedError:
-    return UnsupportedError(message, hint="leave them behind with --no-referrers")
+    return UnsupportedError(message, hint="skip them with --no-referrers")
 
 
 def _summarize(skipped: Iterable[SkippedReferrer]) -> Iterator[SkippedReferrer]:

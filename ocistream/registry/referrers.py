@@ -91,8 +91,8 @@ class RepositoryReferrers:
         tag = fallback_tag(subject)
         existing = self._fetch_fallback_index(subject)
         if existing is None and self._repository.has_manifest(tag):
-            msg = f"{self._repository}:{tag} should be the list of what refers to {subject}, and is something else"
-            raise UnsupportedError(msg, hint="remove that tag, or leave referrers behind with --no-referrers")
+            msg = f"{self._repository}:{tag} must be the list of referrers of {subject}, but is something else"
+            raise UnsupportedError(msg, hint="remove that tag, or use --no-referrers")
         fields: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
         entries: list[bytes] = []
         known_digests: set[str] = set()
@@ -109,8 +109,8 @@ class RepositoryReferrers:
             return
         raw = canonical_json_with_items(fields, "manifests", [*entries, *new])
         if len(raw) > limits.MAX_MANIFEST or len(entries) + len(new) > limits.MAX_LIST_ENTRIES:
-            msg = f"{self._repository}:{tag}: the list of what refers to {subject} would be too long to be read"
-            raise UnsupportedError(msg, hint="leave referrers behind with --no-referrers")
+            msg = f"{self._repository}:{tag}: the list of referrers of {subject} would become too long"
+            raise UnsupportedError(msg, hint="use --no-referrers")
         self._repository.push_manifest(tag, Manifest(Descriptor(OCI_INDEX, compute_digest(raw), len(raw)), raw))
 
     def _fetch_from_api(self, digest: str) -> ReferrerList:
@@ -121,7 +121,7 @@ class RepositoryReferrers:
         while len(urls_seen) < limits.MAX_PAGES and len(referrers) <= limits.MAX_REFERRERS:
             urls_seen.add(url)
             response, raw = repository.fetch_document(url, OCI_INDEX)
-            label = f"the list of what refers to {digest} in {repository}"
+            label = f"the list of referrers of {digest} in {repository}"
             if len(raw) > limits.MAX_MANIFEST:
                 msg = f"{label} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
@@ -138,11 +138,11 @@ class RepositoryReferrers:
                 return ReferrerList(tuple(referrers.values()))
             if Origin.from_url(next_url) != Origin.from_url(response.url):
                 return ReferrerList(
-                    tuple(referrers.values()), f"the list goes on at {redact_url(next_url)}, which is not asked"
+                    tuple(referrers.values()), f"the list continues at {redact_url(next_url)}, which is not followed"
                 )
             url = next_url
         return ReferrerList(
-            tuple(referrers.values()), f"of the list only {len(referrers)} are read, on {len(urls_seen)} pages"
+            tuple(referrers.values()), f"only {len(referrers)} entries on {len(urls_seen)} pages of the list are read"
         )
 
     def _fetch_fallback_index(self, digest: str) -> Manifest | None:
@@ -153,8 +153,8 @@ class RepositoryReferrers:
             return None
         if manifest.descriptor.media_type == OCI_INDEX:
             return manifest
-        message = f"{self._repository}:{fallback_tag(digest)} should be the list of what refers to {digest}"
-        notify(f"{message}, and is something else: it is not used")
+        message = f"{self._repository}:{fallback_tag(digest)} must be the list of referrers of {digest}"
+        notify(f"{message}, but is something else: it is not used")
         return None
 
 

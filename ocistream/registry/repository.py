@@ -106,7 +106,7 @@ class Repository:
                 # The registry may never send these bytes. The caller reports a document above `MAX_MANIFEST`.
                 response.close()
                 length = printable(response.header("Content-Length") or "")
-                msg = f"GET {redact_url(response.url)}: {length} bytes are announced, and not {size}"
+                msg = f"GET {redact_url(response.url)}: {length} bytes are announced instead of {size}"
                 raise IntegrityError(msg)
             response.load(limits.MAX_MANIFEST)
 
@@ -135,7 +135,7 @@ class Repository:
             msg = f"{self}@{target}: the registry sent a manifest with the digest {digest}"
             raise IntegrityError(msg)
         if strict and is_digest(stated_digest) and digest != stated_digest:
-            msg = f"{self}:{target}: the registry calls the manifest {stated_digest}, and its digest is {digest}"
+            msg = f"{self}:{target}: the registry says that the digest is {stated_digest}, but it is {digest}"
             raise IntegrityError(msg)
         media_type = determine_media_type(raw, declared, f"manifest {target} of {self}")
         return Manifest(Descriptor(media_type, digest, len(raw)), raw)
@@ -187,7 +187,9 @@ class Repository:
                 raise self._unsupported_algorithm_error(target, error.message) from error
             raise
         if response.header("Docker-Content-Digest") != target and not self.has_manifest(target):
-            raise self._unsupported_algorithm_error(target, "it was taken, and is not there under that digest")
+            raise self._unsupported_algorithm_error(
+                target, "the registry accepted it, but does not have it under that digest"
+            )
         return response.header("OCI-Subject") or ""
 
     def push_manifest_with_tag(self, tag: str, manifest: Manifest) -> bool:
@@ -224,7 +226,7 @@ class Repository:
     def _unsupported_algorithm_error(self, digest: str, reason: str) -> UnsupportedError:
         algorithm = _algorithm(digest)
         return UnsupportedError(
-            f"{self} does not take manifests by {algorithm}, so {digest} could not be had from there again ({reason})",
+            f"{self} does not accept manifests by {algorithm}, so {digest} could not be fetched again ({reason})",
             hint=f"push to a registry that knows {algorithm}, as `ocistream serve` does, or copy to an archive",
         )
 
@@ -355,12 +357,12 @@ def determine_media_type(raw: bytes, declared: str, label: str) -> str:
         ArchiveError: the document is malformed, or contradicts the registry's header (CVE-2021-41190).
     """
     if raw.lstrip()[:1] == b"<":
-        msg = f"{label} is HTML or XML, and no manifest"
-        raise ArchiveError(msg, hint="is it a registry that answers there, or a page to log in at?")
+        msg = f"{label} is HTML or XML, not a manifest"
+        raise ArchiveError(msg, hint="the answer may come from a login page instead of a registry")
     own_type = parse_outline(raw, label).get("mediaType")
     if isinstance(own_type, str) and own_type:
         if not is_media_type(own_type):
-            msg = f"{label} says it is {printable(own_type)!r}, which is no media type"
+            msg = f"{label} says it is {printable(own_type)!r}, which is not a media type"
             raise ArchiveError(msg)
         if declared in _MANIFEST_TYPES and own_type in _MANIFEST_TYPES and own_type != declared:
             msg = f"{label} was sent as {declared} but says it is {own_type}"
@@ -397,8 +399,8 @@ def image_not_found_error(
 ) -> NotFoundError:
     """Build an error that names the image as the user wrote it, not the URL; `one_of_many` if tags were selected."""
     separator = "@" if is_digest(target) else ":"
-    hint = None if separator == "@" else "are the repository and the tag spelt right?"
+    hint = None if separator == "@" else "check the repository and the tag"
     if one_of_many and hint:
         # After a clean-up of the registry, tags often exist without their manifest.
-        hint = f"name the others only, or leave it out of all tags: --tags '!{target}'"
-    return NotFoundError(f"{repository}{separator}{target} is not there ({error.message})", hint=hint)
+        hint = f"name only the others, or exclude this tag: --tags '!{target}'"
+    return NotFoundError(f"{repository}{separator}{target} not found ({error.message})", hint=hint)

@@ -60,11 +60,11 @@ def list_tags(repository: Repository) -> TagList:
             # A page that links to an earlier page: all pages have been read.
             return TagList(tuple(tags_by_name))
         if Origin.from_url(url) != repository.endpoint.origin:
-            return TagList(tuple(tags_by_name), f"the list goes on at {redact_url(url)}, which is not asked")
+            return TagList(tuple(tags_by_name), f"the list continues at {redact_url(url)}, which is not followed")
         urls_seen.add(url)
         response, raw = _fetch_page(repository, url)
     tags = tuple(tags_by_name)[: limits.MAX_TAGS]
-    return TagList(tags, f"no more than {limits.MAX_TAGS} tags, on {limits.MAX_PAGES} pages, are read")
+    return TagList(tags, f"only {limits.MAX_TAGS} tags on {limits.MAX_PAGES} pages are read")
 
 
 def suggest_tags(repository: Repository, tag: str) -> str | None:
@@ -81,13 +81,13 @@ def suggest_tags(repository: Repository, tag: str) -> str | None:
         )
         listed = _parse_tags(response.read(limits.MAX_MANIFEST), repository)
     except NotFoundError:
-        return "there is no such repository, or none that you may see: is it spelt right?"
+        return "the repository does not exist or you may not see it: check the name"
     except OcistreamError:
         return None
     # Nobody types the tags of signatures.
     tags = [item for item in listed if not is_digest_tag(item)][: limits.MAX_SUGGESTION_CANDIDATES]
     if tag in tags:
-        return "the registry lists this tag, and has lost what it stands for: push the image there again"
+        return "the registry lists this tag, but has lost its manifest: push the image again"
     if close := get_close_matches(tag, tags, _MAX_SUGGESTIONS):
         return f"did you mean {' or '.join(close)}? `ocistream inspect {repository}` lists its tags"
     if 0 < len(tags) <= _MAX_LISTED_TAGS:
@@ -100,8 +100,8 @@ def _fetch_first_page(repository: Repository) -> tuple[Response, bytes]:
     try:
         return _fetch_page(repository, f"{url}?n={_PAGE_SIZE}")
     except NotFoundError as error:
-        msg = f"{repository} is not there ({error.message})"
-        raise NotFoundError(msg, hint="is the repository spelt right?") from error
+        msg = f"{repository} not found ({error.message})"
+        raise NotFoundError(msg, hint="check the repository name") from error
     except RegistryError as error:
         if error.status != 400:
             raise

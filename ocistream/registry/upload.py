@@ -62,12 +62,12 @@ _INTERRUPTIONS: Final = (
     TruncatedError,
 )
 _PIPE_HINT: Final = (
-    "what comes from a pipe cannot be sent again: push from a file, or with --upload chunk=8MiB, where each chunk is "
-    "kept until the registry has it"
+    "a pipe cannot be read again: push from a file, or use --upload chunk=8MiB, which buffers "
+    "each chunk until the registry has it"
 )
 _TOO_LARGE_HINT: Final = (
-    "the registry, or a proxy before it, bounds the body of a request (nginx: client_max_body_size): raise that, or "
-    "try smaller ones with --upload chunk=SIZE"
+    "the registry or a proxy limits the size of a request (nginx: client_max_body_size): raise "
+    "the limit, or use smaller requests with --upload chunk=SIZE"
 )
 
 
@@ -154,7 +154,7 @@ class Upload:
         Raises:
             NetworkError, AuthenticationError: the registry failed or refused.
             UnsupportedError: one PUT was requested, but the digest is known only at the blob's end.
-            IntegrityError: the parts of the blob, put together by the registry, are not the blob.
+            IntegrityError: the parts of the blob, joined by the registry, are not the blob.
             OcistreamError: an error of the content's own chunks.
         """
         open_upload = OpenUpload(
@@ -189,8 +189,8 @@ class Upload:
 
     def _run(self) -> None:
         if self._method.kind == PUT and not self._is_size_known:
-            msg = "a layer that is made on the way cannot be uploaded by one PUT: its digest is known at its end"
-            raise UnsupportedError(msg, hint="leave --upload away, or choose stream or chunk=SIZE")
+            msg = "a recompressed layer cannot be uploaded with one PUT: its digest is unknown until its end"
+            raise UnsupportedError(msg, hint="omit --upload, or use stream or chunk=SIZE")
         if self._content.is_part and not self._can_resume:
             raise _PartRefusedError
         if self._session.is_from_earlier_run:
@@ -388,7 +388,7 @@ class Upload:
             # If the first answer was lost, the retry finds no session, because the first request had closed it.
             if not self._has_blob(blob):
                 if self._content.is_part and isinstance(error, RegistryError) and not _is_transient(error):
-                    msg = f"{blob.digest}: its parts, put together by {self._host}, are not that: {error.message}"
+                    msg = f"{blob.digest}: the parts that {self._host} joined have another digest: {error.message}"
                     hint = "push all of its volumes together, or verify them together"
                     raise IntegrityError(msg, hint=hint) from error
                 raise
@@ -427,7 +427,7 @@ class Upload:
         if self._is_method_refused(failure, status, offset):
             self._refusal = failure
             if self._explicit_method is not None:
-                failure.hint = f"--upload {self._method} was asked for; --upload auto finds out what the registry takes"
+                failure.hint = f"--upload {self._method} was requested; --upload auto finds what the registry accepts"
                 self._give_up(failure)
             if self._change_method(failure, status, offset):
                 return
@@ -459,7 +459,7 @@ class Upload:
         """Continue with the same method and a Content-Length, for this blob and later ones."""
         self._strategy.disable_chunked_coding(self._host)
         self._strategy.report(
-            f"{self._host}: chunked transfer coding was answered with {status}; now with a Content-Length", 1
+            f"{self._host}: chunked transfer coding was answered with {status}; using Content-Length", 1
         )
         if (offset := self._query_offset()) is None:
             self._restart(failure)
@@ -524,7 +524,7 @@ class Upload:
             self._acknowledge(offset)
         resent = sent - self.acknowledged
         self._strategy.report(
-            f"{self._host}: uploading by {refused} was answered with {status}; now by {method}"
+            f"{self._host}: upload method {refused} was answered with {status}; using {method}"
             + (f", and {resent} bytes are sent again" if resent >= _MIN_REPORTED else ""),
             0 if resent >= _MIN_REPORTED else 1,
         )

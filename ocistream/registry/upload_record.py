@@ -246,7 +246,7 @@ class UploadRecords:
         """Report that records cannot be stored."""
         if not self._has_warned:
             self._has_warned = True
-            self._warn(f"{self._directory}: uploads are not remembered: {printable(error.strerror or str(error))}")
+            self._warn(f"{self._directory}: cannot store upload records: {printable(error.strerror or str(error))}")
 
     # -- files ------------------------------------------------------------------------------------------
 
@@ -338,7 +338,7 @@ def _ensure_private_directory(directory: Path) -> None:
     directory.mkdir(mode=0o700, exist_ok=True)
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        raise OSError(errno.EPERM, "not a folder of this user")
+        raise OSError(errno.EPERM, "not a directory of this user")
     if status.st_mode & 0o077:
         directory.chmod(0o700)
 

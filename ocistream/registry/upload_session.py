@@ -82,7 +82,7 @@ def open_session(repository: Repository, retries: Retries) -> SessionLocation:
     try:
         response = _request(repository, "POST", repository.url("blobs/uploads/"), (202,), retries)
     except NotFoundError as error:
-        hint = "some registries want a repository to be made before the first push to it"
+        hint = "some registries require that a repository is created before the first push"
         raise NotFoundError(error.message, codes=error.codes, hint=hint) from error
     return _parse_session(response)
 
@@ -386,7 +386,10 @@ class UploadSession:
                 raise
             raise SessionLostError(error.message, is_sure=not _LOST_CODES.isdisjoint(error.codes)) from error
         if body is not None and not body.is_finished and body.failure is None:
-            msg = f"{method} {redact_url(self._current().url)}: answered {response.status} before all of it was sent"
+            msg = (
+                f"{method} {redact_url(self._current().url)}: answered {response.status} before the "
+                "complete request was sent"
+            )
             raise NetworkError(msg)
         return response
 

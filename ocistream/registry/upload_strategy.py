@@ -104,11 +104,13 @@ def parse_upload_method(text: str) -> UploadMethod | None:
         return UploadMethod(kind)
     count = parse_size(size)
     if kind != CHUNK or not count:
-        msg = f"malformed way to upload {printable(text)!r}"
-        raise UsageError(msg, hint="write auto, stream, put or chunk=SIZE, as in chunk=4MiB")
+        msg = f"malformed upload method {printable(text)!r}"
+        raise UsageError(msg, hint="write auto, stream, put or chunk=SIZE, such as chunk=4MiB")
     if count > limits.UPLOAD_MEMORY:
-        msg = f"chunks of {printable(size)} are too large: each is held until the registry has taken it"
-        raise UsageError(msg, hint=f"at most chunk={limits.UPLOAD_MEMORY // limits.MIB}MiB; stream has no such bound")
+        msg = f"chunks of {printable(size)} are too large: each is buffered until the registry has it"
+        raise UsageError(
+            msg, hint=f"use at most chunk={limits.UPLOAD_MEMORY // limits.MIB}MiB; stream has no such limit"
+        )
     return UploadMethod(CHUNK, count)
 
 

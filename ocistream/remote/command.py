@@ -79,7 +79,7 @@ _ERRORS_BY_EXIT_CODE: Final = {
 }
 #: Characters of a remote message that are shown in an error.
 _MAX_SHOWN: Final = 4096
-_RESUME_HINT: Final = "the same command goes on: what has arrived is not sent again, where it can be gone on with there"
+_RESUME_HINT: Final = "re-run the command to resume where the remote side allows it"
 
 _T = TypeVar("_T")
 
@@ -94,11 +94,11 @@ def split_command(text: str) -> list[str]:
         words = shlex.split(text)
     except ValueError as error:
         # Do not show the command: it may contain a password.
-        msg = f"--via is no command: {error}"
+        msg = f"--via is not a command: {error}"
         raise UsageError(msg) from error
     if not words or not words[0]:
-        msg = "--via is no command: there is nothing in it"
-        raise UsageError(msg, hint="write one that runs what is appended to it, such as --via 'ssh host'")
+        msg = "--via is empty"
+        raise UsageError(msg, hint="write a command that runs appended words, such as --via 'ssh host'")
     return words
 
 
@@ -112,8 +112,8 @@ def check_shell_safe(word: str) -> str:
         UsageError: a shell might change the word.
     """
     if _SHELL_SAFE.match(word) is None:
-        msg = f"{printable(word)!r} cannot be said to the far side: a shell there might take it for something else"
-        raise UsageError(msg, hint="with --via only letters, digits and _ . / : @ = + , - are passed on")
+        msg = f"cannot pass {printable(word)!r} to the remote side: a shell there might interpret it"
+        raise UsageError(msg, hint="with --via, only letters, digits and _ . / : @ = + , - are allowed")
     return word
 
 
@@ -156,8 +156,8 @@ class RemoteCommand:
         try:
             process = subprocess.Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=PIPE)
         except FileNotFoundError as error:
-            msg = f"cannot run {self._name}: there is no such command"
-            raise NotFoundError(msg, hint="--via is a command of this machine") from error
+            msg = f"cannot run {self._name}: no such command"
+            raise NotFoundError(msg, hint="--via runs a command on this machine") from error
         except OSError as error:
             msg = f"cannot run {self._name}: {error.strerror or error}"
             raise LocalDiskError(msg) from error
@@ -213,7 +213,7 @@ class RemoteCommand:
                 self.stop()
             if self._wait_exit_code():
                 raise self._build_error() from None
-            msg = "the far side has ended before it had all of the archive"
+            msg = "the remote side ended before it had the complete archive"
             raise NetworkError(msg, hint=_RESUME_HINT) from None
 
     def finish(self) -> list[str]:
@@ -318,14 +318,14 @@ class RemoteCommand:
             return _convert_error(error, code)
         detail = f": {printable(self._last_line, _MAX_SHOWN)}" if self._last_line else ""
         if code in _NO_PROGRAM or _NO_EXECUTABLE in self._last_line:
-            msg = f"there is no ocistream on the far side{detail}"
-            hint = "install it there, or say with --via-program where it is, such as --via-program /opt/bin/ocistream"
+            msg = f"the remote side has no ocistream{detail}"
+            hint = "install it there, or name its path: --via-program /opt/bin/ocistream"
             return NotFoundError(msg, hint=hint)
         if code == _NO_CONNECTION:
-            return NetworkError(f"{self._name} did not get through, or was cut off{detail}", hint=_RESUME_HINT)
+            return NetworkError(f"{self._name} could not connect, or was cut off{detail}", hint=_RESUME_HINT)
         if code < 0:
-            return NetworkError(f"{self._name} was ended by signal {-code}{detail}", hint=_RESUME_HINT)
-        hint = "see that it runs what is appended to it: `ocistream --version`, say"
+            return NetworkError(f"{self._name} was killed by signal {-code}{detail}", hint=_RESUME_HINT)
+        hint = "check that it runs the appended words, such as `ocistream --version`"
         return NetworkError(f"{self._name} failed (exit status {code}){detail}", hint=hint)
 
 
@@ -352,13 +352,13 @@ def _convert_error(error: Mapping[str, Any], code: int) -> OcistreamError:
     reported_code = error.get("exit_code")
     code = reported_code if isinstance(reported_code, int) and reported_code in _ERRORS_BY_EXIT_CODE else code
     if code == UsageError.exit_code and message.startswith(("No such command", "No such option")):
-        msg = f"the ocistream on the far side does not know what it is asked ({message})"
-        return UnsupportedError(msg, hint="have the same version on both sides")
+        msg = f"the ocistream on the remote side does not support this ({message})"
+        return UnsupportedError(msg, hint="install the same version on both sides")
     if code == ArchiveError.exit_code and "on stdin" in message:
-        hint = "nothing, or not all, has come there: does --via pass stdin on, as `docker exec -i` and `ssh` do?"
+        hint = "the archive did not arrive completely: --via must pass stdin on, as `docker exec -i` and `ssh` do"
     elif code == ArchiveError.exit_code and "left out" in message:
-        hint = "it has lost them since it said that it has them: the same command asks again"
+        hint = "it has lost them since it listed them: re-run the command"
     if error.get("kind") == PartialBlobLostError.kind:
-        return PartialBlobLostError(f"the far side failed: {message}", hint=hint)
+        return PartialBlobLostError(f"the remote side failed: {message}", hint=hint)
     error_class = _ERRORS_BY_EXIT_CODE.get(code, NetworkError if code >= 128 or code < 0 else OcistreamError)
-    return error_class(f"the far side failed: {message}", hint=hint)
+    return error_class(f"the remote side failed: {message}", hint=hint)

@@ -30,14 +30,14 @@ _COUNT = re.compile(r"[0-9]{1,9}\Z")
 _OFFSET = re.compile(r"[1-9][0-9]{0,17}\Z")
 #: First bytes of files that are not text with one byte a character, and the message for each.
 _FOREIGN_FORMATS: Final = {
-    b"\x1f\x8b": "it is compressed by gzip: unpack it",
-    b"\x28\xb5\x2f\xfd": "it is compressed by zstd: unpack it",
-    b"\xff\xfe": "it is UTF-16, as a > of PowerShell's makes it: write it as ASCII",
+    b"\x1f\x8b": "it is compressed with gzip: decompress it",
+    b"\x28\xb5\x2f\xfd": "it is compressed with zstd: decompress it",
+    b"\xff\xfe": "it is UTF-16, as > in PowerShell writes: write it as ASCII",
     b"\xfe\xff": "it is UTF-16: write it as ASCII",
 }
 #: Some editors write this before UTF-8 text; it has no meaning.
 _UTF8_BOM: Final = b"\xef\xbb\xbf"
-_HINT: Final = "a list has one digest a line, as `ocistream have` prints it"
+_HINT: Final = "a list has one digest per line, as `ocistream have` prints it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +136,14 @@ class HaveListReader:
             elif text and self.total < self._expected_digests and _is_truncated_digest(text):
                 raise self._truncated_error(f"{self.total} of {self._expected_digests} digests")
             elif text:
-                raise self._malformed_error(number, f"{printable(text, 80)!r} is no digest")
+                raise self._malformed_error(number, f"{printable(text, 80)!r} is not a digest")
         self._check_complete()
 
     def _decode_line(self, line: bytes, number: int) -> str:
         if number == 1:
             for magic, reason in _FOREIGN_FORMATS.items():
                 if line.startswith(magic):
-                    msg = f"{self._what} is no list of digests: {reason}"
+                    msg = f"{self._what} is not a list of digests: {reason}"
                     raise ArchiveError(msg, hint=_HINT)
         if len(line) > limits.MAX_HAVE_LINE:
             raise self._malformed_error(number, f"it has more than {limits.MAX_HAVE_LINE} bytes")
@@ -155,13 +155,13 @@ class HaveListReader:
         if text.startswith(_FORMAT):
             version = text.removeprefix(_FORMAT)
             if version != _VERSION:
-                msg = f"{self._what} is a list of format {printable(version, 40)}, and only {_VERSION} is known here"
-                raise UnsupportedError(msg, hint="a later ocistream has written it: have the same one here")
+                msg = f"{self._what} is a list of format {printable(version, 40)}; this version reads only {_VERSION}"
+                raise UnsupportedError(msg, hint="a newer ocistream wrote it: install the same version here")
             self._list_count += 1
         elif text.startswith(_DIGESTS):
             count = text.removeprefix(_DIGESTS)
             if _COUNT.match(count) is None:
-                raise self._malformed_error(number, f"{printable(count, 40)!r} is no number of digests")
+                raise self._malformed_error(number, f"{printable(count, 40)!r} is not a number of digests")
             self._total_count += 1
             self._expected_digests += int(count)
         elif text.startswith(_REACHED):
@@ -180,14 +180,14 @@ class HaveListReader:
         if self._total_count < self._list_count:
             raise self._truncated_error("it ends before it says how many digests there are")
         if not self.total and not self._total_count:
-            msg = f"{self._what} has no digest in it, and does not say that there are none"
-            raise ArchiveError(msg, hint="did the command that was to write it fail?")
+            msg = f"{self._what} has no digest, and does not say that there are none"
+            raise ArchiveError(msg, hint="the command that writes it may have failed")
 
     def _truncated_error(self, how: str) -> ArchiveError:
-        return ArchiveError(f"{self._what} is cut short: {how}", hint="carry it over once more")
+        return ArchiveError(f"{self._what} is truncated: {how}", hint="transfer it again")
 
     def _malformed_error(self, number: int, reason: str) -> ArchiveError:
-        return ArchiveError(f"{self._what} is no list of digests: line {number}: {reason}", hint=_HINT)
+        return ArchiveError(f"{self._what} is not a list of digests: line {number}: {reason}", hint=_HINT)
 
 
 def _is_truncated_digest(text: str) -> bool:

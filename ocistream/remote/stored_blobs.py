@@ -176,7 +176,7 @@ class _RepositoryBlobs:
     def list_digests(self) -> set[str]:
         tags, incomplete_reason = self._query.list_tags()
         if incomplete_reason:
-            self._warn(f"{self.origin} has further tags, which are not looked at: {incomplete_reason}")
+            self._warn(f"{self.origin} has further tags, which are not read: {incomplete_reason}")
         references = [replace(self._query.reference, tag=tag) for tag in sorted(tags)]
         digests: set[str] = set()
         seen: set[str] = set()

@@ -39,7 +39,7 @@ class BasicAuth:
             UsageError: no client could send them: one is empty, or the name has a colon.
         """
         if not user or not password or ":" in user:
-            msg = "a user name has no colon in it, and neither it nor the password is empty"
+            msg = "a user name has no colon, and neither it nor the password is empty"
             raise UsageError(msg)
         self.user = user
         self._key = secrets.token_bytes(32)

@@ -72,7 +72,7 @@ class RegistryHandler(HTTPRequestHandler):
         """
         auth = self.registry.auth
         if is_from_web_page(self.headers, has_password=auth is not None):
-            raise RequestRejectedError(403, "DENIED", "this registry does not talk to web pages")
+            raise RequestRejectedError(403, "DENIED", "this registry refuses web pages")
         if auth is not None:
             self.user = auth.authenticate(self.headers.get("Authorization"))
         self.mark_admitted()
@@ -81,7 +81,7 @@ class RegistryHandler(HTTPRequestHandler):
         place = "here"
         if self.registry.read_only:
             endpoints = {method: serve for method, serve in endpoints.items() if method in _READ_METHODS}
-            place = "here: this registry is for reading only"
+            place = "here: this registry is read-only"
         serve = endpoints.get(self.command)
         if serve is None:
             allow = {"Allow": ", ".join(endpoints)}
@@ -218,7 +218,7 @@ class RegistryHandler(HTTPRequestHandler):
         # If the blob cannot be mounted, start an upload (distribution-spec, "Mounting a blob from another repository").
         algorithm = self._parameter("digest-algorithm") or mounted.partition(":")[0]
         if algorithm not in {"", "sha256", "sha512"}:
-            raise RequestRejectedError(400, "DIGEST_INVALID", "the digest algorithm is none of sha256 and sha512")
+            raise RequestRejectedError(400, "DIGEST_INVALID", "the digest algorithm is neither sha256 nor sha512")
         upload = self.registry.uploads.begin(repository, algorithm or "sha256")
         self._respond_upload(202, upload)
 
@@ -411,11 +411,11 @@ def _check_digest(text: str) -> str:
 
 
 def _unknown_endpoint_error() -> RequestRejectedError:
-    return RequestRejectedError(404, "UNSUPPORTED", "there is no such endpoint")
+    return RequestRejectedError(404, "UNSUPPORTED", "no such endpoint")
 
 
 def _unknown_blob_error(digest: str) -> RequestRejectedError:
-    return RequestRejectedError(404, "BLOB_UNKNOWN", f"there is no blob {digest}")
+    return RequestRejectedError(404, "BLOB_UNKNOWN", f"no such blob: {digest}")
 
 
 def _matches_etag(tag: str, header: str | None) -> bool:

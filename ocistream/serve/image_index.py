@@ -221,7 +221,9 @@ def choose_full_name(hosts: tuple[str, ...], repository: str, tag: str) -> str:
         # The parser rewrites Docker Hub's hosts, and reads a word without dot and port as part of the path.
         if reference == Reference(host, repository, tag):
             return name
-    raise RequestRejectedError(400, "NAME_INVALID", "with the registry's host, the name is longer than 255 characters")
+    raise RequestRejectedError(
+        400, "NAME_INVALID", "with the host of the registry, the name is longer than 255 characters"
+    )
 
 
 _MAX_LINES: Final = 10

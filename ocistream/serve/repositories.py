@@ -111,7 +111,7 @@ class Repositories:
         """
         tags = self._storage.index().tags(repository)
         if tags is None:
-            raise RequestRejectedError(404, "NAME_UNKNOWN", f"there is no repository {repository}")
+            raise RequestRejectedError(404, "NAME_UNKNOWN", f"no repository {repository}")
         return tags
 
     def find_manifest(self, repository: str, reference: str) -> Manifest:
@@ -125,7 +125,7 @@ class Repositories:
             return self._read_manifest(repository, reference)
 
     def _read_manifest(self, repository: str, reference: str) -> Manifest:
-        unknown = RequestRejectedError(404, "MANIFEST_UNKNOWN", f"there is no manifest {reference} in {repository}")
+        unknown = RequestRejectedError(404, "MANIFEST_UNKNOWN", f"no manifest {reference} in {repository}")
         try:
             if is_digest(reference):
                 if (synthesized := self._incomplete_indexes.find_synthesized(reference)) is not None:
@@ -173,9 +173,7 @@ class Repositories:
         """
         tags = tags if is_digest(reference) else (reference,)
         if not all(map(is_tag, tags)):
-            raise RequestRejectedError(
-                400, "MANIFEST_INVALID", "what is neither a tag nor a digest cannot be pushed to"
-            )
+            raise RequestRejectedError(400, "MANIFEST_INVALID", "the reference is neither a tag nor a digest")
         digest = compute_digest(raw, reference.partition(":")[0] if is_digest(reference) else "sha256")
         if is_digest(reference) and reference != digest:
             raise RequestRejectedError(
@@ -188,7 +186,7 @@ class Repositories:
         except (ArchiveError, UnsupportedError) as error:
             raise RequestRejectedError(400, "MANIFEST_INVALID", error.message) from error
         if entry.media_type not in _DOCUMENT_TYPES:
-            raise RequestRejectedError(400, "MANIFEST_INVALID", "the media type is none of a manifest or an index")
+            raise RequestRejectedError(400, "MANIFEST_INVALID", "the media type is neither a manifest nor an index")
         named_entries = {tag: _with_name(entry, choose_full_name(hosts, repository, tag), tag) for tag in tags}
         layout = self._layout()
 
@@ -210,9 +208,7 @@ class Repositories:
         try:
             layout.update_index(change)
         except UnsupportedError as error:
-            raise RequestRejectedError(
-                400, "MANIFEST_INVALID", "the registry's index.json has no room for more"
-            ) from error
+            raise RequestRejectedError(400, "MANIFEST_INVALID", "the index.json of the registry is full") from error
         return PushResult(digest, document.subject.digest if document.subject else None)
 
     def delete(self, repository: str, reference: str) -> None:
@@ -277,7 +273,7 @@ class Repositories:
 
     def _layout(self) -> DirectoryStorage:
         if not isinstance(self._storage, DirectoryStorage):
-            raise RequestRejectedError(405, "UNSUPPORTED", "what is served lies in an archive, which cannot be changed")
+            raise RequestRejectedError(405, "UNSUPPORTED", "an archive is served, which cannot change")
         return self._storage
 
     def _add_entry(self, index: ImageIndex, new: Descriptor, repository: str, reference: str) -> ImageIndex:
@@ -307,7 +303,7 @@ class Repositories:
     def _delete_tag(self, repository: str, tag: str) -> None:
         def change(index: ImageIndex) -> ImageIndex:
             if not (removed := index.entries_named(repository, tag)):
-                raise RequestRejectedError(404, "MANIFEST_UNKNOWN", f"there is no tag {tag} in {repository}")
+                raise RequestRejectedError(404, "MANIFEST_UNKNOWN", f"no tag {tag} in {repository}")
             return index.replace(removed)
 
         self._layout().update_index(change)
@@ -399,7 +395,7 @@ class Repositories:
         if size is None:
             self._storage.check_not_corrupt(digest)
         if size is None or size > limits.MAX_MANIFEST:
-            msg = f"there is no manifest {digest}"
+            msg = f"no manifest {digest}"
             raise NotFoundError(msg)
         return self._storage.read_blob(Descriptor("application/octet-stream", digest, size))
 

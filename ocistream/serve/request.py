@@ -188,7 +188,7 @@ def parse_range_header(header: str | None, size: int) -> tuple[int, int] | None:
         raise RequestRejectedError(
             416,
             "UNSUPPORTED",
-            f"the blob has {size} bytes, and none of them is in that range",
+            f"the blob has {size} bytes, none of them in that range",
             headers={"Content-Range": f"bytes */{size}"},
         )
     return start, stop - start
@@ -348,7 +348,7 @@ def open_request_body(
             # HTTP/1.0 has no transfer codings: a proxy may have read the chunks as the body (RFC 9112, section 6.1).
             raise RequestRejectedError(400, "SIZE_INVALID", "HTTP/1.0 has no Transfer-Encoding")
         if codings != ["chunked"]:
-            raise RequestRejectedError(501, "UNSUPPORTED", "the only transfer coding that is known is chunked")
+            raise RequestRejectedError(501, "UNSUPPORTED", "the only supported transfer coding is chunked")
         return ChunkedRequestBody(stream, callback)
     if len(lengths) > 1 or not all(_CONTENT_LENGTH.match(length) for length in lengths):
         raise RequestRejectedError(400, "SIZE_INVALID", "Content-Length is not one number")

@@ -101,7 +101,7 @@ class Registry:
             self._server = ConnectionServer(self, family, resolved, handler)
         except OSError as error:
             msg = f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}"
-            raise NetworkError(msg, hint="choose another port; 0 takes one that is free") from error
+            raise NetworkError(msg, hint="choose another port; 0 chooses a free one") from error
         #: Closed at the end: the layout's lock or the archive.
         self._resources = contextlib.ExitStack()
         self.storage: Storage
@@ -137,7 +137,7 @@ class Registry:
             UsageError: an archive is served.
         """
         if not isinstance(self.storage, DirectoryStorage):
-            msg = "what is served is no directory"
+            msg = "the storage is not a directory"
             raise UsageError(msg)
         return self.storage
 
@@ -365,18 +365,18 @@ def _resolve_listen_address(
     """
     name, port = address
     if not 0 <= port <= _MAX_PORT:
-        msg = f"there is no port {port}"
+        msg = f"no such port: {port}"
         raise UsageError(msg)
     try:
         numeric = ipaddress.ip_address("127.0.0.1" if name == "localhost" else name.strip("[]"))
     except ValueError:
         numeric = None
     if numeric is None and has_password:
-        msg = f"{printable(name)} is not a numeric address, nor localhost"
-        raise UsageError(msg, hint="write 127.0.0.1 or [::1]; 0.0.0.0 or [::] are all addresses of this machine")
+        msg = f"{printable(name)} is neither a numeric address nor localhost"
+        raise UsageError(msg, hint="write 127.0.0.1 or [::1]; 0.0.0.0 or [::] for all addresses of this machine")
     if numeric is None or not (has_password or numeric.is_loopback):
         msg = f"{printable(name)} is not an address on loopback"
-        hint = "beyond this machine only those are served who know a password: --username, with --password-stdin"
+        hint = "beyond this machine, clients need a password: use --username with --password-stdin"
         raise UsageError(msg, hint=hint)
     family = socket.AF_INET if numeric.version == 4 else socket.AF_INET6
     return family, (str(numeric), port)

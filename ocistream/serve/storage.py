@@ -189,7 +189,7 @@ class DirectoryStorage(LayoutDirectory):
 
     def operator_notices(self) -> list[str]:
         """Return a line if there is no image."""
-        return [] if self.index().entries else [f"there is no image in {self.path} yet"]
+        return [] if self.index().entries else [f"{self.path} has no images yet"]
 
     def index(self) -> ImageIndex:
         """Return the entries of `index.json`; the file is read only if another process has changed it."""
@@ -379,9 +379,9 @@ class ArchiveStorage:
             ArchiveError: it is malformed or truncated, or only a part of an archive.
         """
         if is_compressed(path):
-            msg = f"{path} is compressed, and blobs cannot be read where they lie in it"
+            msg = f"{path} is compressed: its blobs cannot be read at random"
             raise UnsupportedError(
-                msg, hint=f"unpack it first (`gunzip`, `unzstd`), or `ocistream copy {path} oci:DIR`"
+                msg, hint=f"decompress it first (`gunzip`, `unzstd`), or run `ocistream copy {path} oci:DIR`"
             )
         self._what = f"{path}"
         self.default_repository = repository_of_directory(path.name.removesuffix(".tar"))
@@ -450,7 +450,7 @@ class ArchiveStorage:
                 if VOLUME_ANNOTATION in index.annotations
                 else "was made without some of its blobs"
             )
-            msg = f"{self._what} {reason}, and what is missing could not be served"
+            msg = f"{self._what} {reason}: the missing blobs could not be served"
             hint = "push it to a registry that has the rest: `ocistream serve DIR` is one, over a directory"
             raise ArchiveError(msg, hint=hint)
         return index.entries
@@ -463,9 +463,7 @@ class ArchiveStorage:
         """
         if not entries:
             # An archive without images is useless: nothing can be pushed to it either.
-            raise NotFoundError(
-                f"there is no image in {self._what}", hint="serve an archive that has one, or a directory"
-            )
+            raise NotFoundError(f"{self._what} has no images", hint="serve an archive with an image, or a directory")
         if len(entries) != 1 or entry_name_of(entries[0]) is not None:
             return entries
         image = entries[0]
@@ -475,4 +473,4 @@ class ArchiveStorage:
         return [replace(image, annotations={**image.annotations, REF_NAME: _DEFAULT_TAG})]
 
     def _blob_not_found_error(self, digest: str) -> NotFoundError:
-        return NotFoundError(f"there is no blob {digest} in {self._what}")
+        return NotFoundError(f"no blob {digest} in {self._what}")

@@ -206,7 +206,7 @@ class Uploads:
             LocalDiskError: there is no space or no permission.
         """
         if self._layout is None:
-            raise RequestRejectedError(405, "UNSUPPORTED", "nothing can be uploaded here")
+            raise RequestRejectedError(405, "UNSUPPORTED", "uploads are not possible here")
         self._discard_idle(idle_since=time.monotonic() - limits.UPLOAD_IDLE_TIMEOUT)
         with self._lock:
             if len(self._uploads) >= limit_by_descriptors(limits.MAX_UPLOADS):
@@ -275,4 +275,4 @@ class Uploads:
 
 
 def _unknown_upload_error(identifier: str) -> RequestRejectedError:
-    return RequestRejectedError(404, "BLOB_UPLOAD_UNKNOWN", f"there is no upload {identifier}")
+    return RequestRejectedError(404, "BLOB_UPLOAD_UNKNOWN", f"no upload {identifier}")

@@ -152,7 +152,7 @@ def _require_zstandard() -> None:
     try:
         importlib.import_module("zstandard")
     except ImportError as error:
-        msg = f"zstd is needed here, and the package zstandard cannot be imported: {error}"
+        msg = f"zstd needs the package zstandard, which cannot be imported: {error}"
         hint = f"install it for {sys.executable}, or as the system's python3-zstandard"
         raise UnsupportedError(msg, hint=hint) from error
 
@@ -235,8 +235,10 @@ class _ChunkReader:
         chunk = bytes(next(self._chunks, b""))
         self._frames.feed(chunk)
         if self._frames.window > limits.MAX_ZSTD_WINDOW:
-            msg = f"a zstd stream needs a window of {self._frames.window} bytes, more than {limits.MAX_ZSTD_WINDOW}"
-            raise UnsupportedError(msg, hint="it was made with zstd --long=28 or more: compress it anew with less")
+            msg = f"a zstd stream needs a window of {self._frames.window} bytes; the limit is {limits.MAX_ZSTD_WINDOW}"
+            raise UnsupportedError(
+                msg, hint="it was compressed with zstd --long=28 or more: compress it again with less"
+            )
         if self._frames.window > limits.WIDE_ZSTD_WINDOW and not self._has_lock:
             self._has_lock = _wide_window_lock.acquire()
         return chunk
@@ -365,5 +367,5 @@ def decompress(codec: Codec, chunks: Iterable[Chunk], max_ratio: int) -> Iterato
         output_size += len(chunk)
         if output_size > max(limits.UNCHECKED_EXPANSION, input_size * max_ratio):
             msg = f"the {codec.name} stream expands to more than {max_ratio} times its size"
-            raise ArchiveError(msg, hint="if it is to be trusted, allow more with --max-ratio")
+            raise ArchiveError(msg, hint="if you trust it, allow more with --max-ratio")
         yield chunk

@@ -61,23 +61,25 @@ _POLL_INTERVAL: Final = 100
 #: Seconds between two attempts to get a lock, which is usually held for a moment.
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.1
-_PATH_HINT = "is the path right? a relative one begins in the folder that you are in"
+_PATH_HINT = "check the path; relative paths start at the current directory"
 #: Hints for a missing file, by the operation in the message.
 _NOT_FOUND_HINTS = {
-    "cannot write": "make its folder first, with mkdir -p; or is the path misspelt?",
+    "cannot write": "check the path, or create the directory with mkdir -p",
     "cannot read": _PATH_HINT,
     "reading": _PATH_HINT,
 }
 _HINTS = {
-    errno.ENOSPC: "free some space and run the same command again",
-    errno.EDQUOT: "the quota is used up: free some space and run the same command again",
-    errno.EFBIG: "the file system takes no larger files: `pull --split` cuts an archive (FAT32 takes 4294967295 bytes)",
+    errno.ENOSPC: "free some space and re-run the command",
+    errno.EDQUOT: "the quota is used up: free some space and re-run the command",
+    errno.EFBIG: (
+        "the file system does not allow larger files: `pull --split` splits an archive (FAT32 allows 4294967295 bytes)"
+    ),
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "check the permissions",
     errno.EPERM: "check the permissions",
-    errno.ELOOP: "a symbolic link leads back to itself: `ls -l` shows where the links lead",
+    errno.ELOOP: "a symbolic link refers to itself: `ls -l` shows the targets",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EMFILE: "this process may open no more files: raise the limit with `ulimit -n`",
+    errno.EMFILE: "too many open files: raise the limit with `ulimit -n`",
 }
 
 
@@ -99,7 +101,7 @@ def disk_errors(operation: str) -> Iterator[None]:
 def disk_error(operation: str, error: OSError) -> OcistreamError:
     """Convert an `OSError`; `operation` is the failed operation, with the path."""
     if isinstance(error, BrokenPipeError):
-        return OutputClosedError(f"{operation}: whoever read it has gone away")
+        return OutputClosedError(f"{operation}: broken pipe: the reader closed it")
     if error.errno == errno.ENOENT and _is_working_directory_gone():
         return LocalDiskError(
             f"{operation}: the working directory was deleted", hint="change to another directory first"
@@ -198,7 +200,7 @@ def _check_replaceable(path: Path) -> None:
     except FileNotFoundError:
         return
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
-        raise OSError(errno.EINVAL, "not a regular file, and so not replaced", str(path))
+        raise OSError(errno.EINVAL, "not a regular file, so it is not replaced", str(path))
 
 
 def sync_directory(directory: Path) -> None:
@@ -239,8 +241,8 @@ def _lock(descriptor: int, directory: Path, patience: float) -> None:
             return
         waited = time.monotonic() - started_at
         if waited >= patience:
-            msg = f"another process has the lock of {directory}, and did not let go of it in {patience:.0f} s"
-            raise LocalDiskError(msg, hint="`lslocks` shows which one it is")
+            msg = f"another process held the lock of {directory} for {patience:.0f} s"
+            raise LocalDiskError(msg, hint="`lslocks` shows the process")
         if waited >= limits.LOCK_NOTICE_DELAY:
             notices.notify(f"waiting for another process that has the lock of {directory}")
         # Not a blocking `flock`: only a signal could end it.

@@ -131,7 +131,7 @@ def create_temporary(folder: Path, name: str, mode: int) -> PartialFile:
             return partial
         partial.unregister()
         partial.file.close()
-    raise BlockingIOError(f"{folder}: no file can be made here that stays")
+    raise BlockingIOError(f"{folder}: cannot create a partial file here")
 
 
 def open_resumable(folder: Path, name: str, mode: int) -> PartialFile | None:
@@ -158,9 +158,12 @@ def open_resumable(folder: Path, name: str, mode: int) -> PartialFile | None:
     if not is_ours:
         _report_obstacle(path)
     elif is_locked is False:
-        notices.notify(f"another process is writing {path}: this run begins anew, and keeps nothing", level=1)
+        notices.notify(
+            (f"another process is writing {path}: this run starts again, and keeps nothing if it is interrupted"),
+            level=1,
+        )
     elif is_locked is None:
-        notices.notify(f"there are no locks in {folder}: nothing is kept there to go on with", level=1)
+        notices.notify(f"{folder} does not support locks: an interrupted run cannot be resumed there", level=1)
     if is_new and is_locked is None:
         # The file system has no locks, or shows our file as another user's. If another process has the lock of the new
         # file, it is writing that file, so `is_locked` is False and the file stays.
@@ -225,10 +228,8 @@ def _report_obstacle(path: Path, error: OSError | None = None) -> None:
     except OSError:
         return
     if obstacle:
-        message = (
-            f"{path} is not gone on with ({obstacle}): this run begins anew, and keeps nothing if it is interrupted"
-        )
-        notices.notify(f"{message}; remove that, and the next one will")
+        message = f"{path} is not resumed ({obstacle}): this run starts again, and keeps nothing if it is interrupted"
+        notices.notify(f"{message}; remove it to make the next run resumable")
 
 
 def remove_stale(
@@ -346,11 +347,11 @@ def _try_lock(descriptor: int) -> bool | None:
 def _refusal_reason(status: os.stat_result) -> str | None:
     """Return why we may not write a file; None for a regular file of this user with one name."""
     if not stat.S_ISREG(status.st_mode):
-        return "it is no regular file"
+        return "it is not a regular file"
     if status.st_uid != os.geteuid():
         return "it belongs to another user"
     if status.st_nlink != 1:
-        return "it has another name besides" if status.st_nlink else "it was removed"
+        return "it has a second name" if status.st_nlink else "it was removed"
     return None
 
 

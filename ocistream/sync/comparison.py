@@ -291,8 +291,10 @@ class _UnreachableRegistries:
             return
         now = monotonic()
         if now - since < _SKIP_SECONDS:
-            msg = f"{registry} is left alone: it could not be reached for {count} images in a row: {error.message}"
-            raise NetworkError(msg, hint="run the same command again when it can be")
+            msg = (
+                f"skipping {registry} for a while: it could not be reached for {count} images in a row: {error.message}"
+            )
+            raise NetworkError(msg, hint="re-run the command when it is reachable")
         # This image checks whether the registry can be reached again.
         self._failures[registry] = (count, now, error)
 

@@ -57,7 +57,7 @@ class DestinationState:
             registry, repository = self._reference.registry, self._reference.repository
             self._repository = Repository(context.client(), registry, repository, for_push=True)
             return
-        with disk_errors(f"cannot look into {printable(location.text)}"):
+        with disk_errors(f"cannot read {printable(location.text)}"):
             is_layout = is_layout_destination(location)
             self._listed = indexes.read(location) if is_layout else _read_archive(location, context, self._name)
 
@@ -129,10 +129,10 @@ def _read_archive(location: Location, context: OpenContext, name: str) -> Listed
     except NotFoundError:
         return _NOTHING
     except OcistreamError as error:
-        notices.notify(f"{printable(location.text)} is replaced: it cannot be read as an archive ({error.message})")
+        notices.notify(f"replacing {printable(location.text)}: it cannot be read as an archive ({error.message})")
         return _NOTHING
     if len(graph.roots) != 1:
-        notices.notify(f"{printable(location.text)} is replaced: it has {len(graph.roots)} images, and gets one")
+        notices.notify(f"replacing {printable(location.text)}: it has {len(graph.roots)} images, and gets one")
         return _NOTHING
     if any(graph.omitted_from_source):
         return _NOTHING

@@ -32,7 +32,7 @@ _LOCATION_KINDS: Final = frozenset({"docker", "oci", "oci-archive", "path"})
 
 
 class _SyncTable(TomlTable):
-    sensitive_hint = "no password belongs here: `password-env` names a variable that has it, `password-file` a file"
+    sensitive_hint = "do not write passwords here: use `password-env` (a variable) or `password-file`"
 
 
 class _LoginTable(_SyncTable):
@@ -50,15 +50,15 @@ class _LoginTable(_SyncTable):
         passwords = [key for key in ("password-env", "password-file") if key in self.values]
         if files:
             if self.username is not None or passwords:
-                raise self.key_error(files[0], "and a user name are both given: use one")
+                raise self.key_error(files[0], "and a user name are both set: use one")
             if len(files) > 1:
-                raise self.key_error(files[0], "and auth-file (its older name) are both given: use one")
+                raise self.key_error(files[0], "and auth-file (its older name) are both set: use one")
             return Login(name, self.label, auth_file=self.authfile or self.auth_file)
         if len(passwords) > 1:
-            raise self.key_error(passwords[1], f"and {passwords[0]} are both given: use one")
+            raise self.key_error(passwords[1], f"and {passwords[0]} are both set: use one")
         if not self.username or not (self.password_env or self.password_file):
             missing = (passwords or ["password-env"])[0] if self.username else "username"
-            hint = "give username with password-env or password-file, or give authfile"
+            hint = "use username with password-env or password-file, or authfile"
             raise self.key_error(missing, "is missing", hint)
         return Login(name, self.label, self.username, self.password_env or "", password_file=self.password_file)
 
@@ -85,7 +85,7 @@ def _location(table: TomlTable, key: str, value: object) -> Location:
     try:
         location = parse_location(toml.text(table, key, value), folder=table.folder)
     except (InvalidNameError, UnsupportedError) as error:
-        raise table.key_error(key, f"is no end: {error.message}", error.hint) from error
+        raise table.key_error(key, f"is not a location: {error.message}", error.hint) from error
     if location.is_stream or location.kind not in _LOCATION_KINDS:
         problem = "is stdin or stdout" if location.is_stream else "is a docker-archive"
         raise table.key_error(
@@ -103,7 +103,7 @@ def _named_location(table: TomlTable, key: str, value: object) -> _NamedLocation
     if isinstance(value, str):
         return _NamedLocation(_location(table, key, value), table)
     if not isinstance(value, dict):
-        raise table.key_error(key, "is neither an end nor a table with one")
+        raise table.key_error(key, "is neither a location nor a table with one")
     named = _LocationTable.read(table, key, value)
     return _NamedLocation(named.end, named, named.credentials)
 
@@ -129,19 +129,19 @@ def _tag_filter(table: TomlTable, key: str, value: object) -> TagFilter:
     if isinstance(value, str | list):
         patterns = [value] if isinstance(value, str) else value
         if not all(isinstance(pattern, str) and pattern for pattern in patterns):
-            raise table.key_error(key, "has something that is no pattern")
+            raise table.key_error(key, "has an item that is not a pattern")
         return glob_filter(patterns)
     chosen = _VersionsTable.read(table, key, value)
     if not chosen.values:
         raise table.key_error(key, "chooses nothing", "known: regex; or versions, latest, suffix")
     if chosen.regex is not None and len(chosen.values) > 1:
-        raise chosen.key_error("regex", "is there beside another choice: give one")
+        raise chosen.key_error("regex", "is set together with another choice: use one")
     try:
         if chosen.regex is not None:
             return regex_filter(chosen.regex)
         return version_filter(chosen.versions, latest=chosen.latest, suffix=chosen.suffix)
     except UsageError as error:
-        raise table.key_error(key, f"choose by a {error.message}", error.hint) from error
+        raise table.key_error(key, f"select by a {error.message}", error.hint) from error
 
 
 def _platforms(table: TomlTable, key: str, value: object) -> PlatformChoice:
@@ -188,7 +188,7 @@ def read_sync_file(path: Path, home: Path = _ROOT) -> SyncPlan:
     table = toml.read_file(path, _SyncFile, home, limits.MAX_SYNC_FILE)
     if table is None:
         msg = f"{printable(str(path), 1024)}: no such file"
-        raise NotFoundError(msg, hint="is the path right? a relative one begins in the folder that you are in")
+        raise NotFoundError(msg, hint="check the path; relative paths start at the current directory")
     return _Planner(table).plan()
 
 
@@ -212,7 +212,7 @@ class _Planner:
         )
         if not entries:
             msg = f"{table.label} has no [[sync]]"
-            raise UsageError(msg, hint="each one says what is copied `from` where, and `to` where")
+            raise UsageError(msg, hint="each [[sync]] needs `from` and `to`")
         return SyncPlan(entries, rules)
 
     def _read_registry(self, host: str, table: _RegistryTable) -> HostRule:
@@ -221,7 +221,7 @@ class _Planner:
         keys, name, source = frozenset(table.values) - _LOGIN_KEYS, table.credentials, None
         login_keys = _LOGIN_KEYS & set(table.values)
         if name is not None and login_keys:
-            raise table.key_error("credentials", f"and {min(login_keys)} are both given: use one")
+            raise table.key_error("credentials", f"and {min(login_keys)} are both set: use one")
         if login_keys:
             self._registry_logins[host] = table.login(host)
         elif name is not None and name in self._logins:
@@ -230,7 +230,7 @@ class _Planner:
         elif name is not None:
             if not name.startswith(_CREDENTIAL_PREFIXES):
                 problem = 'is not the NAME of a [credentials.NAME], nor "env:PREFIX", "helper:NAME" or "file:PATH"'
-                raise table.key_error("credentials", problem, f"there are: {self._format_logins()}")
+                raise table.key_error("credentials", problem, f"available: {self._format_logins()}")
             source = read_credential_source(table, "credentials", name)
         return HostRule(replace(table.settings(), explicit_keys=keys), table.insecure, credentials=source)
 
@@ -255,9 +255,9 @@ class _Planner:
             return SyncLocation(named.location, login)
         if name not in self._logins:
             problem = f"names {printable(name)!r}: no table [credentials.{printable(name)}]"
-            raise named.table.key_error("credentials", problem, f"there are: {self._format_logins()}")
+            raise named.table.key_error("credentials", problem, f"available: {self._format_logins()}")
         if reference is None:
-            raise named.table.key_error("credentials", "is for registries alone")
+            raise named.table.key_error("credentials", "is only for registries")
         return SyncLocation(named.location, self._use_login(named.table, name, reference.registry.lower()))
 
     def _use_login(self, table: TomlTable, name: str, registry: str) -> Login:
@@ -265,7 +265,7 @@ class _Planner:
         login = self._logins[name]
         if login.auth_file is None and self._login_registries.setdefault(name, registry) != registry:
             both = f"{self._login_registries[name]} and {registry}"
-            raise table.key_error("credentials", f"would show one password, {printable(name)!r}, to {both}")
+            raise table.key_error("credentials", f"would send one password, {printable(name)!r}, to {both}")
         return login
 
     def _format_logins(self) -> str:
@@ -275,19 +275,17 @@ class _Planner:
 def _check_locations(table: TomlTable, entry: SyncEntry) -> None:
     """Refuse locations that do not fit each other: many images at one location, or a location twice."""
     if entry.has_one_image and "tags" in table.values:
-        raise table.key_error(
-            "tags", "is there, and `from` is one image", "leave one of them, or the tag in `from`, away"
-        )
+        raise table.key_error("tags", "is set, but `from` is one image", "omit one of them, or the tag in `from`")
     for destination in entry.destinations:
         location = destination.location
         is_single = is_single_image(location) or (location.reference is None and not is_layout_location(location))
         if is_single and not entry.has_one_image:
-            problem = f"{printable(location.text)!r} is for one image, and `from` has many"
+            problem = f"{printable(location.text)!r} is for one image, but `from` has many"
             raise table.key_error(
-                "to", problem, "leave its tag or name away, or give `from` one; an archive has one image"
+                "to", problem, "omit its tag or name, or add a tag to `from`; an archive has one image"
             )
         if location.reference is not None and location.reference.digest:
-            raise table.key_error("to", f"{printable(location.text)!r} has a digest: that is the image's own")
+            raise table.key_error("to", f"{printable(location.text)!r} has a digest, which the image determines")
     texts = [destination.location.text for destination in entry.destinations]
     if len(set(texts)) != len(texts):
-        raise table.key_error("to", "has a place twice")
+        raise table.key_error("to", "has a location twice")

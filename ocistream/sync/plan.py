@@ -139,11 +139,11 @@ def parse_shard(text: str) -> Shard:
     match = _SHARD.match(text)
     if match is None:
         msg = f"malformed --shard {printable(text)!r}"
-        raise UsageError(msg, hint="write it I/N, with I from 0 to N-1, as in 0/4")
+        raise UsageError(msg, hint="write I/N, with I from 0 to N-1, such as 0/4")
     index, count = int(match[1]), int(match[2])
     if index >= count:
-        msg = f"--shard {printable(text)}: there is no such shard"
-        raise UsageError(msg, hint=f"they count from 0: the last of {count} is {max(count - 1, 0)}/{count}")
+        msg = f"--shard {printable(text)}: no such shard"
+        raise UsageError(msg, hint=f"shards count from 0: the last of {count} is {max(count - 1, 0)}/{count}")
     return Shard(index, count)
 
 
@@ -230,10 +230,10 @@ def _create_destination(
         if location.is_repository:
             if tag is None and digest is None:
                 msg = (
-                    f"{entry.where}: to: {printable(display_name)} has no tag to be called by "
-                    f"in {printable(location.text)}"
+                    f"{entry.where}: to: {printable(display_name)} has no tag for its name in "
+                    f"{printable(location.text)}"
                 )
-                raise UsageError(msg, hint="give `to` a tag")
+                raise UsageError(msg, hint="add a tag to `to`")
             reference = Reference(reference.registry, reference.repository, tag, None if tag else digest)
         return CopyDestination(sync_location, reference.name, reference)
     image_name = location.name or full_name
@@ -283,7 +283,7 @@ def _conflict_error(
             differs = "with its referrers and without them"
         images = f"{printable(copy.name)} {differs}"
     msg = f"{images} would both become {printable(destination.name)}"
-    return UsageError(msg, hint="send one of them elsewhere, or choose fewer tags")
+    return UsageError(msg, hint="choose another destination for one of them, or fewer tags")
 
 
 def is_layout_location(location: Location) -> bool:

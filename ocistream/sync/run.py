@@ -143,7 +143,7 @@ class SyncRun:
         if location.reference is not None:
             listed = context.repository_opener().list_tags(location.reference)
             if listed.incomplete_reason:
-                msg = f"{printable(location.text)}: not all of its tags can be had: {listed.incomplete_reason}"
+                msg = f"{printable(location.text)}: cannot list all tags: {listed.incomplete_reason}"
                 raise UnsupportedError(msg, hint="name its images one by one")
             self._comparer.add_tags(location.reference, listed.tags)
             return listed.tags
@@ -154,7 +154,7 @@ class SyncRun:
             names.extend(root.name for root in select_existing_images(roots) if root.name)
             if entry.tag_filter is None:
                 select_all_images(
-                    roots, lambda root: tag_of(root.name) is not None, "tag", f"`tags` chooses some; {by_name}"
+                    roots, lambda root: tag_of(root.name) is not None, "tag", f"`tags` selects images; {by_name}"
                 )
             else:
                 report_untagged(roots, "`tags`")
@@ -163,7 +163,7 @@ class SyncRun:
         with closing(open_rereadable(location, context, Selection(listing))) as source:
             for referrer in read_graph(source, location).skipped_referrers:
                 if referrer.why in {SUBJECT_MISSING, UNREADABLE}:
-                    notify(f"left behind: {referrer.digest} in {printable(location.text)}; {referrer.why}")
+                    notify(f"not copied: {referrer.digest} in {printable(location.text)}; {referrer.why}")
         return names
 
 

@@ -34,12 +34,12 @@ def open_rereadable(location: Location, context: OpenContext, selection: Selecti
     with disk_errors(f"cannot read {printable(location.text)}"):
         if location.path is not None and not is_directory(location):
             if not paths.exists(location.path):
-                msg = f"{printable(location.text)}: there is no such file or directory"
+                msg = f"{printable(location.text)}: no such file or directory"
                 raise NotFoundError(msg)
             if not paths.is_file(location.path) or is_compressed(location.path):
                 kind = "compressed" if paths.is_file(location.path) else "no file"
-                msg = f"{printable(location.text)} is {kind}, and is read repeatedly"
-                raise UsageError(msg, hint="unpack it first")
+                msg = f"{printable(location.text)} is {kind}, but must be read repeatedly"
+                raise UsageError(msg, hint="decompress it first")
         return open_source(location, context, selection)
 
 
@@ -53,8 +53,8 @@ def read_graph(source: Source, location: Location) -> Graph:
     graph = source.resolve(_NoEarlyBlobs())
     # A docker-archive would have to be recompressed each time to compare its digest.
     if graph.synthesized:
-        msg = f"{printable(location.text)} is a docker-archive, of which no digest is known before it is compressed"
-        raise UnsupportedError(msg, hint="make a layout of it first: ocistream copy docker-archive:FILE oci:DIR")
+        msg = f"{printable(location.text)} is a docker-archive: its digests are unknown before it is compressed"
+        raise UnsupportedError(msg, hint="copy it into a layout first: ocistream copy docker-archive:FILE oci:DIR")
     return graph
 
 
@@ -70,4 +70,4 @@ class _NoEarlyBlobs:
         raise UnsupportedError("a layer comes before its image")
 
     def read_back(self, descriptor: Descriptor) -> bytes:
-        raise UnsupportedError(f"{descriptor.digest} was not kept")
+        raise UnsupportedError(f"{descriptor.digest} was not buffered")

@@ -104,7 +104,7 @@ def plan_blobs(
         elif result.status == "converted" and action is not Action.RECOMPRESS:
             # The media type of an early blob was unknown, so it was recompressed by its first bytes. Fail rather than
             # write a blob that was not asked for.
-            msg = f"{blob.digest} looked like a layer, and was compressed anew, before it was known to be none"
+            msg = f"{blob.digest} looked like a layer and was recompressed before the index showed that it is not one"
             raise UnsupportedError(msg, hint="read the archive from a file instead of a pipe")
         elif result.descriptor.size != blob.size:
             raise size_error(blob, result.descriptor.size)

@@ -120,7 +120,7 @@ class BlobWriter:
             UnsupportedError: the destination does not accept them.
         """
         if not isinstance(self.destination, NewBlobDestination):
-            msg = "layers cannot be compressed anew on the way to this destination"
+            msg = "this destination does not support recompressed layers"
             raise UnsupportedError(msg)
         return self.destination
 

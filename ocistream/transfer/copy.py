@@ -186,7 +186,7 @@ class _Copy:
         if self.omit is None:
             return graph
         if not self.destination.traits.can_omit:
-            msg = "nothing can be left out of this destination"
+            msg = "cannot omit blobs from this destination"
             raise UnsupportedError(msg, hint="write an OCI archive or a layout")
         omitted = self.omit(graph)
         # Early blobs are already written, even if the remote side has them.
@@ -220,7 +220,7 @@ class _Copy:
             result = self.results.find(digest)
             if result is not None and result.status in {"skipped", "mounted"}:
                 msg = f"{digest} must be recompressed, but only the destination has it"
-                raise UnsupportedError(msg, hint="leave --compress away: some layers were left out here")
+                raise UnsupportedError(msg, hint="omit --compress: some layers were omitted from the source")
 
     def find_wanted(
         self, graph: Graph, plan: BlobPlan, pending: Sequence[Descriptor], check: ExistenceCheck
@@ -274,7 +274,7 @@ class _Copy:
         digest = blob.descriptor.digest
         action, recompressor = plan.actions[digest], self.recompressor
         if blob.range is not None and action is not Action.WRITE:
-            msg = f"{digest}: the source sends only the end of this blob, and all of it must be read"
+            msg = f"{digest}: the source has only the tail of this blob; the complete blob is needed"
             raise UnsupportedError(msg)
         if recompressor is not None and action is Action.RECOMPRESS:
             self.writer.recompress(blob, recompressor)

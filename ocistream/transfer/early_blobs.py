@@ -103,7 +103,7 @@ class EarlyBlobWriter:
     def read_back(self, descriptor: Descriptor) -> bytes:
         """Read small content back from the destination."""
         if not isinstance(self._destination, ReadableDestination):
-            msg = f"{descriptor.digest}: too many small blobs come before the archive's index to hold all of them"
+            msg = f"{descriptor.digest}: too many small blobs come before the index of the archive to buffer them"
             raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
         return read_all(verify_chunks(self._destination.read(descriptor), descriptor))
 

@@ -139,7 +139,7 @@ class FanOutDestination:
         """Write a blob to all destinations that lack it."""
         require_complete(blob)
         if not self._is_expecting():
-            msg = "the archive's index comes after its layers, so it is not known yet which destination needs them"
+            msg = "the index of the archive comes after its layers, so their destinations are not known in time"
             raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
         branches = self._active_without(blob.descriptor)
         if not branches:

@@ -66,12 +66,12 @@ def parse_recompression(text: str, max_ratio: int = limits.MAX_RATIO) -> Recompr
     codec = CODECS.get(name)
     if codec is None:
         msg = f"unknown compression {printable(text)!r}"
-        raise UsageError(msg, hint=f"it may be {', '.join(CODECS)}; with a level, as in gzip:9")
+        raise UsageError(msg, hint=f"use {', '.join(CODECS)}, with a level if needed: gzip:9")
     if not colon:
         return Recompression(codec, codec.default_level, max_ratio)
     level = int(digits) if re.fullmatch("[0-9]{1,2}", digits) else -1
     if codec is NONE or level not in codec.levels:
-        msg = f"{printable(text)!r} has no legal level"
+        msg = f"{printable(text)!r} has no valid level"
         allowed = f"levels {codec.levels[0]} to {codec.levels[-1]}" if codec is not NONE else "no level"
         raise UsageError(msg, hint=f"{name} has {allowed}")
     return Recompression(codec, level, max_ratio)
@@ -167,8 +167,8 @@ class Recompressor:
         codec = detect_codec(bytes(beginning[: limits.KIB]))
         if beginning and codec is not self.settings.codec:
             layer = blob.descriptor
-            msg = f"{layer.digest} is called {layer.media_type}, and its compression is {codec.name}"
-            raise ArchiveError(msg, hint="its image says of it what is not so: it can only be copied as it is")
+            msg = f"{layer.digest} has the media type {layer.media_type}, but its compression is {codec.name}"
+            raise ArchiveError(msg, hint="the manifest of its image is wrong: copy it without --compress")
         yield beginning
         yield from chunks
 
@@ -251,20 +251,20 @@ class Recompressor:
             diff_ids = self._diff_ids.get(document.config.digest, ())
             if len(diff_ids) != len(document.layers):
                 msg = (
-                    f"manifest {manifest.descriptor.digest} has {len(document.layers)} layers, "
-                    f"its config {len(diff_ids)} diff_ids"
+                    f"manifest {manifest.descriptor.digest} has {len(document.layers)} layers, but its config "
+                    f"has {len(diff_ids)} diff_ids"
                 )
                 raise ArchiveError(msg)
             for position, result in recompressed:
                 if result is None:
                     continue
                 if not diff_ids[position].startswith("sha256:"):
-                    msg = f"{result.source.digest}: its image's config has the diff_id {diff_ids[position]}"
-                    raise UnsupportedError(msg, hint="layers are only converted where their diff_ids are by sha256")
+                    msg = f"{result.source.digest}: the config of its image has the diff_id {diff_ids[position]}"
+                    raise UnsupportedError(msg, hint="only layers with sha256 diff_ids can be recompressed")
                 if result.diff_id != diff_ids[position]:
                     msg = (
-                        f"{result.source.digest}: its plain bytes have the digest {result.diff_id}, "
-                        f"its image's config says {diff_ids[position]}"
+                        f"{result.source.digest}: its decompressed bytes have the digest {result.diff_id}, but the "
+                        f"config of its image says {diff_ids[position]}"
                     )
                     raise IntegrityError(msg)
 

@@ -108,11 +108,11 @@ class MissingBlobsError(MissingContentError):
         """Name the first blobs and the number of the others, or the volumes."""
         digests = [descriptor.digest for descriptor in missing]
         more = f" and {len(digests) - 5} more" if len(digests) > 5 else ""
-        message = f"incomplete: the source lacks {', '.join(digests[:5])}{more}, and so does the destination"
-        hint = "get the whole image, or with --platform one of which everything is there"
+        message = f"incomplete: neither the source nor the destination has {', '.join(digests[:5])}{more}"
+        hint = "get the complete image, or choose a complete platform with --platform"
         if needed is not None:
             message = f"incomplete: still needed: {', '.join(map(printable, needed.names))}"
-            hint = "what was put stays there: go on with these, in any order, or with all of them at once"
+            hint = "the destination keeps what was written: continue with these, in any order or together"
         super().__init__(message, hint=hint)
         self.needed = needed
         self.missing = tuple(missing)

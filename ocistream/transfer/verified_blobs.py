@@ -172,9 +172,7 @@ def use_verified(
             if attempt.was_resumed or is_rest:
                 if not blob.reopenable:
                     msg = f"{error.message}: the beginning that an earlier run stored does not fit"
-                    raise PartialBlobLostError(
-                        msg, hint="run the same command again: all of it is sent then"
-                    ) from error
+                    raise PartialBlobLostError(msg, hint="re-run the command to send the complete blob") from error
                 can_resume = False
             elif recoverable.on_corrupt is None:
                 raise

@@ -276,12 +276,12 @@ class _Verification:
                     continue
                 # Without --deep a media type is trusted. Here the bytes must have the compression that it says.
                 if layer.size and layer_media_types.codec_name(layer.media_type) not in {None, plain.codec}:
-                    msg = f"{layer.digest} is called {layer.media_type}, and its compression is {plain.codec}"
+                    msg = f"{layer.digest} has the media type {layer.media_type}, but its compression is {plain.codec}"
                     self._checker.errors.setdefault(layer.digest, ArchiveError(msg))
                 if plain.digest != diff_id:
                     msg = (
-                        f"{layer.digest}: its plain bytes have the digest {plain.digest}, "
-                        f"its image's config says {diff_id}"
+                        f"{layer.digest}: its decompressed bytes have the digest {plain.digest}, but the config of "
+                        f"its image says {diff_id}"
                     )
                     self._checker.errors[layer.digest] = IntegrityError(msg)
 

@@ -278,7 +278,7 @@ def test_what_is_wrong_there_is_fetched_and_mended(
     if to == "FILE":
         assert (tmp_path / "x").read_bytes() == plain
     if damage.startswith("flipped"):
-        assert result.err.count("is wrong; it is fetched") == 4
+        assert result.err.count("is wrong; fetching it") == 4
     if damage != "a folder":
         assert {digest: file_of(cache, digest).read_bytes() for digest in right} == right
         pull(registry, "--cache", cache)
@@ -296,7 +296,7 @@ def test_what_has_the_place_of_one_blob_costs_the_others_nothing(
     else:
         os.mkfifo(path)
     result = pull(registry, "--cache", cache)
-    assert f"{blobs[0]} is not kept in the cache {cache}" in result.err
+    assert f"{blobs[0]} is not stored in the cache {cache}" in result.err
     pull(registry, "--cache", cache)
     assert fetched(registry) == [blobs[0]]
 

@@ -82,7 +82,7 @@ def test_of_one_command_what_holds_for_that_is_shown(user: User) -> None:
     assert settings["progress"] == {"value": "auto", "origin": "built in", "where": None}
     assert "cache" not in settings
     assert "output" not in settings
-    assertions.failure(user.run("show", "pul"), 2, "'pul' is no command", "pull, push")
+    assertions.failure(user.run("show", "pul"), 2, "'pul' is not a command", "pull, push")
 
 
 def test_what_is_shown_is_a_file_that_says_the_same(user: User) -> None:
@@ -184,11 +184,11 @@ def test_registries_are_shown_with_all_that_is_said_of_them_and_no_secret(user: 
 
 def test_check_finds_what_is_wrong_for_any_command(user: User) -> None:
     for line, words in (
-        ("[defaults.gc]\nmax-size = 'huge'", "[defaults.gc] max-size: --max-size 'huge' is no size"),
+        ("[defaults.gc]\nmax-size = 'huge'", "[defaults.gc] max-size: --max-size 'huge' is not a size"),
         ("[defaults]\njobs = 99", "[defaults] jobs: Invalid value for '--jobs'"),
-        ("[defaults.push]\ncache = 'x'", "cache is no option of `ocistream push`"),
+        ("[defaults.push]\ncache = 'x'", "cache is not an option of `ocistream push`"),
         ("[registry.'a.example']\nprofile = 'x'", "profile is not one of"),
-        ("[register]", "register is not known here"),
+        ("[register]", "register is not supported here"),
         ("x =", "is not TOML"),
     ):
         file = user.write("other.toml", line)
@@ -207,14 +207,14 @@ def test_check_finds_what_is_nested_too_deeply(user: User) -> None:
 
 
 def test_check_says_which_file_is_right(user: User) -> None:
-    assert "there is no configuration file" in user.run("check").err
+    assert "no configuration file found" in user.run("check").err
     user.configure("[defaults]", "jobs = 8")
     result = user.run("check")
     assertions.success(result)
     assert f"{user.file} is right" in result.err
     assertions.failure(user.run("check", "nowhere.toml"), 4, "nowhere.toml: no such file")
     assertions.failure(user.run("check", user.file, "--config", user.file), 2, "named twice")
-    assertions.failure(user.run("check", "--json"), 2, "--json is for `config show`")
+    assertions.failure(user.run("check", "--json"), 2, "--json is only for `config show`")
 
 
 def test_another_file_is_looked_at_whatever_is_wrong_with_ones_own(user: User) -> None:

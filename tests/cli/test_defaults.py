@@ -203,17 +203,17 @@ def test_what_the_flag_refuses_a_default_refuses_in_the_same_words(
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["jbos = 3"], ["defaults: jbos is no option of any command", "did you mean jobs?"]),
+        (["jbos = 3"], ["defaults: jbos is not an option of any command", "did you mean jobs?"]),
         (["no_referrers = true"], ["no_referrers is no option", "did you mean no-referrers?"]),
-        (["[defaults.pul]"], ["defaults: pul is a table, and no command", "did you mean pull?"]),
-        (["[defaults.pull]", "retry = 1"], ["defaults: pull: retry is no option of `ocistream pull`", "retries?"]),
-        (["[defaults.pull]", "deep = true"], ["defaults: pull: deep is no option of `ocistream pull`"]),
+        (["[defaults.pul]"], ["defaults: pul is a table, not a command", "did you mean pull?"]),
+        (["[defaults.pull]", "retry = 1"], ["defaults: pull: retry is not an option of `ocistream pull`", "retries?"]),
+        (["[defaults.pull]", "deep = true"], ["defaults: pull: deep is not an option of `ocistream pull`"]),
         (["pull = 1"], ["pull is no option"]),
         (['no-referrers = "yes"'], ["defaults: no-referrers is neither true nor false"]),
         (["jobs = true"], ["defaults: jobs is neither a string nor a number"]),
         (["jobs = [8]"], ["defaults: jobs is neither a string nor a number"]),
         (["platform = [1979-05-27]"], ["defaults: platform is neither a string nor a number"]),
-        (["verbose = true"], ["defaults: verbose is no whole number"]),
+        (["verbose = true"], ["defaults: verbose is not a whole number"]),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_file_and_the_key(
@@ -327,7 +327,7 @@ def test_the_configuration_says_where_a_registrys_password_is(
     assertions.success(result)
     assert "CI_USERNAME, which the configuration names" in result.err
     # Without the variables another place is asked, and that is not silent.
-    lacking = f"{guarded.host}: env:CI, which the configuration names, has no credential for it"
+    lacking = f"{guarded.host}: env:CI of the configuration has no credential for it"
     assert lacking in user.run(*argv).err
     assert lacking not in result.err
     user.file.rename(user.home / "other.toml")

@@ -136,7 +136,7 @@ class TestOnePlatform:
         made.remove("linux/arm64", "linux/s390x")
         result = push()
         assertions.success(result)
-        assert "left behind: 1 attestation; the source has only some platforms of the index" in result.err
+        assert "not copied: 1 attestation; the source has only some platforms of the index" in result.err
         assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
     def test_the_result_has_it(self, made: Made, push: Push, tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ class TestOtherCommands:
         which = "linux/amd64 of the 2 platforms that the source has; the index lists 3; choose another with --platform"
         assert f"ocistream: {NAME}: {which}\n" in result.err
         # A docker-archive holds no attestation, whatever the platforms.
-        assert "left behind: 1 attestation; a docker-archive has no place for them\n" in result.err
+        assert "not copied: 1 attestation; a docker-archive cannot contain them\n" in result.err
 
     @pytest.mark.parametrize("keep_manifests", [False, True])
     @pytest.mark.parametrize("is_file", [True, False])
@@ -377,7 +377,7 @@ class TestOtherCommands:
         made.remove("linux/arm64", "linux/s390x")
         result = ocistream("push", f"{served.host}/app:1", "-i", layout.path, "--no-referrers", *options)
         assertions.success(result)
-        assert "left behind: 1 attestation; --no-referrers" in result.err
+        assert "not copied: 1 attestation; --no-referrers" in result.err
         assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
     def test_inspect_says_what_was_not_exported(self, made: Made) -> None:
@@ -527,7 +527,7 @@ class TestAChosenPlatform:
         Made(layout, subjects=False)
         result = push("--platform", "linux/arm64")
         assertions.success(result)
-        assert "left behind: 1 attestation; of the index only some platforms were taken" in result.err
+        assert "not copied: 1 attestation; of the index only some platforms were taken" in result.err
 
     def test_says_it_of_a_registry_too(self, layout: Layout, served: FaultyRegistry, tmp_path: Path) -> None:
         made = Made(layout, subjects=False)

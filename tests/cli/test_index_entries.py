@@ -188,7 +188,7 @@ class TestEntriesOfOthers:
         path = archive(made.image, {**other, "annotations": {SUBJECT: made.image["digest"]}})
         result = ocistream("push", f"{served.host}/app:1", "-i", path)
         assertions.success(result)
-        assert "left behind: 1 SBOM; they are listed, but do not say themselves that they belong to it" in result.err
+        assert "not copied: 1 SBOM; they are listed, but do not name this image as their subject" in result.err
         assert manifest(served.host, "app", other["digest"]) is None
 
     def test_that_are_not_there_are_left_behind_with_a_word(
@@ -199,7 +199,7 @@ class TestEntriesOfOthers:
         path = archive(made.image, {**made.sbom, "annotations": {SUBJECT: made.image["digest"]}})
         result = ocistream("push", f"{served.host}/app:1", "-i", path)
         assertions.success(result)
-        assert "left behind: 1 SBOM; they are listed, but not there" in result.err
+        assert "not copied: 1 SBOM; they are listed, but do not exist" in result.err
 
     @pytest.mark.parametrize("value", ["", "sha256:abc", "v1"])
     def test_with_no_digest_in_the_annotation_are_images(

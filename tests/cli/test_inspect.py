@@ -222,5 +222,5 @@ def test_referrers_that_a_registry_refuses_to_list_are_not_taken_for_none(
     served.faults.append(Fault(refusal(403, "DENIED"), path="/referrers/", times=None))
     result = ocistream("inspect", f"{served.host}/app:v1")
     assert result.code == 0
-    assert f"not all that refers to {image['digest']} is shown: " in result.err
+    assert f"not all referrers of {image['digest']} are shown: " in result.err
     assert "403" in result.err

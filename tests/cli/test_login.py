@@ -160,7 +160,7 @@ def test_a_terminal_is_asked_only_for_what_is_not_known(registry: FaultyRegistry
 def test_no_answer_is_no_login(registry: FaultyRegistry, config: Path, dialogue: list[tuple[str, str]]) -> None:
     seen = on_terminal("login", registry.host, dialogue=dialogue)
     assert seen.code == 2
-    assert "nothing was entered" in seen.screen
+    assert "no input" in seen.screen
     assert not config.exists()
 
 

@@ -202,7 +202,9 @@ def test_a_mirror_that_lies_costs_a_layout_nothing_but_time(machine: Machine, ou
     machine.mirror.faults.append(Fault(Flip(at=5), path="/blobs/", times=None))
     pulled = machine.run("pull", machine.name, "-o", out / "layout/")
     assertions.success(pulled)
-    assert f"as the mirror {machine.mirror.host}/hub/team/app gave it; reading it again from elsewhere" in pulled.err
+    assert (
+        f"as the mirror {machine.mirror.host}/hub/team/app gave it; reading it again from another source" in pulled.err
+    )
 
 
 def test_into_a_pipe_it_is_exit_5_and_the_mirror_is_named(machine: Machine, start: Start) -> None:
@@ -271,7 +273,7 @@ def test_a_blocked_mirror_is_not_asked_and_that_is_said_to_who_wants_to_know_mor
     pulled = machine.run("pull", "-v", machine.name, "-o", out / "app.tar")
     assertions.success(pulled)
     assert machine.mirror.requests == []
-    assert f"the mirror {machine.mirror.host}/hub/team/app is not asked: {path} blocks it" in pulled.err
+    assert f"the mirror {machine.mirror.host}/hub/team/app is not used: {path} blocks it" in pulled.err
 
 
 # -- what is blocked ----------------------------------------------------------------------------------------

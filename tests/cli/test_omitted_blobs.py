@@ -131,7 +131,7 @@ class TestWhatIsLeftOut:
     def test_is_counted(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         result = pulled(releases, tmp_path / "delta.tar", "--have", listed, "--result", tmp_path / "result.json")
         size = sum(releases.layout.file(digest).stat().st_size for digest in releases.shared)
-        assert f"left out 2 blobs, {size} B: had by {releases.far.host}/app" in result.err
+        assert f"omitted 2 blobs, {size} B: had by {releases.far.host}/app" in result.err
         written = json.loads((tmp_path / "result.json").read_bytes())
         assert written["bytes"]["leftOut"] == size
         left = {blob["digest"]: blob["why"] for blob in written["blobs"] if blob["how"] == "leftOut"}
@@ -355,7 +355,7 @@ class TestVerify:
         ):
             assertions.success(result)
             size = sum(releases.layout.file(digest).stat().st_size for digest in releases.shared)
-            assert f"left out 2 blobs, {size} B: had by {releases.far.host}/app" in result.out.decode()
+            assert f"omitted 2 blobs, {size} B: had by {releases.far.host}/app" in result.out.decode()
             assert result.lines()[-1].startswith("ok: OCI archive, 1 image, 3 blobs")
 
     @pytest.mark.uncounted

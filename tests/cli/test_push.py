@@ -101,7 +101,7 @@ def test_an_image_without_a_name_beside_one_with_a_name_is_a_choice(
         unnamed = "sha256:"
     given = {"pipe": [], "layout": ["-i", str(layout.path)]}.get(how, ["-i", str(archive)])
     result = ocistream("push", f"{served.host}/app:1", *given, stdin=archive if how == "pipe" else None)
-    assertions.failure(result, 2, "there are 2 images in it", "choose one with --image", "whatever", unnamed)
+    assertions.failure(result, 2, "it has 2 images", "choose one with --image", "whatever", unnamed)
     assertions.no_image(served)
 
 
@@ -124,7 +124,7 @@ def test_nothing_is_sent_where_it_is_clear_early_that_there_is_no_one_image(
     # The index comes first, then what is not JSON: the manifest of the entry without a name comes after layers.
     items = sorted(items_of(layout), key=lambda item: (item[0] != "index.json", (item[1] or b"").startswith(b"{")))
     result = ocistream("push", f"{served.host}/app:1", stdin=tar_of(items))
-    assertions.failure(result, 2, "there are 2 images in it", "v1, v2")
+    assertions.failure(result, 2, "it has 2 images", "v1, v2")
     assert served.requests == []
 
 
@@ -264,7 +264,7 @@ def test_to_takes_signatures_along_and_tells_of_those_without_an_image(
     result = ocistream("push", "--to", served.host, "-i", layout.path, "--result", tmp_path / "result.json")
     assertions.success(result)
     assert len(result.lines()) == 2
-    assert "left behind: 1 SBOM; subject not in the source" in result.err
+    assert "not copied: 1 SBOM; subject not in the source" in result.err
     document = json.loads((tmp_path / "result.json").read_text())
     schemas.validate_ours(document, "result")
     assert [one["digest"] for one in document["referrers"]] == [signature["digest"]]

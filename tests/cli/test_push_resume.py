@@ -250,7 +250,7 @@ def test_from_a_pipe_that_broke_off_it_goes_on_as_well(
     again = ocistream(*arguments, stdin=archive.read_bytes())
     assertions.success(again)
     assert f"{served.host}: resumed 2.6 MB of 16.8 MB of sha256:" in again.err
-    assert "2.6 MB had been transferred before" in again.err
+    assert "2.6 MB resumed from an earlier run" in again.err
     blobs = [layout.read(image["digest"])["config"], *layout.read(image["digest"])["layers"]]
     assert received(served) == sum(blob["size"] for blob in blobs)
     check_whole(served, image, state)

@@ -186,7 +186,7 @@ class TestResult:
             "mounted": 0,
             "leftOut": 0,
         }
-        assert "2 of them converted" in result.err
+        assert "2 of them recompressed" in result.err
 
     def test_nothing_is_from_anything_where_nothing_changed(
         self, served: FaultyRegistry, layout: Layout, tmp_path: Path

@@ -130,7 +130,7 @@ class TestGoingAlong:
         is_all_there(two, other)
         assert registry_http.manifest(other.host, "app", one.sbom["digest"]) is None
         nothing = ocistream("push", f"{other.host}/app:1", "-i", layout.path)
-        assertions.failure(nothing, 2, "there are 2 images in it", "app:1, r.example.com/app:2")
+        assertions.failure(nothing, 2, "it has 2 images", "app:1, r.example.com/app:2")
         copied = tmp_path / "both.tar"
         done("copy", layout.path, f"oci-archive:{copied}")
         assert len(assertions.index_of(copied)) == 2 * 5
@@ -273,7 +273,7 @@ class TestLeavingBehind:
     ) -> None:
         result = tmp_path / "result.json"
         pushed = done("push", "--no-referrers", f"{other.host}/app:1", "-i", archive, "--result", result)
-        assert notes(pushed) == [f"ocistream: left behind: {KINDS}; --no-referrers"]
+        assert notes(pushed) == [f"ocistream: not copied: {KINDS}; --no-referrers"]
         assert registry_http.tags(other.host, "app") == ["1"]
         assert registry_http.manifest(other.host, "app", found.sbom["digest"]) is None
         left = json.loads(result.read_bytes())["leftBehind"]
@@ -285,7 +285,7 @@ class TestLeavingBehind:
     @pytest.mark.usefixtures("found")
     def test_a_docker_archive_has_no_place_for_it(self, served: FaultyRegistry, tmp_path: Path) -> None:
         saved = done("copy", f"{served.host}/app:1", f"docker-archive:{tmp_path / 'app.tar'}:app:1")
-        assert notes(saved) == [f"ocistream: left behind: {KINDS}; a docker-archive has no place for them"]
+        assert notes(saved) == [f"ocistream: not copied: {KINDS}; a docker-archive cannot contain them"]
         with tarfile.open(tmp_path / "app.tar") as tar:
             assert len(json.loads(tar.extractfile("manifest.json").read())) == 1  # type: ignore[union-attr]
 
@@ -297,7 +297,7 @@ class TestLeavingBehind:
         path: list[str | Path] = ["-i", archive] if through == "file" else []
         pushed = done("push", "--compress", "zstd", f"{other.host}/app:1", *path, **options)
         (note,) = notes(pushed)
-        assert f"left behind: {KINDS}; with its layers compressed anew" in note
+        assert f"not copied: {KINDS}; with its layers compressed anew" in note
         assert registry_http.tags(other.host, "app") == ["1"]
 
     def test_where_nothing_is_compressed_anew_it_goes_along(
@@ -330,7 +330,7 @@ class TestLeavingBehind:
         pulled = done("pull", f"{served.host}/app:1", "-o", tmp_path / "app.tar")
         assert pulled.lines() == [f"{served.host}/app:1@{found.image['digest']}"]
         (note,) = notes(pulled)
-        assert "the registry does not tell" in note
+        assert "the registry does not list them" in note
         assert "403" in note
 
     def test_what_was_signed_where_it_arrived_stays_and_it_is_said_how_to_replace_it(
@@ -342,7 +342,7 @@ class TestLeavingBehind:
         registry_http.seed(layout, own, other.host, "prod/app", found.cosign_tag)
         again = done("copy", f"{served.host}/app:1", f"{other.host}/prod/app:1", "--result", result)
         (note,) = notes(again)
-        assert "left behind: 1 signature; another one is there, and stays" in note
+        assert "not copied: 1 signature; another one is there, and stays" in note
         assert "copy --tags 'sha256-*.*'" in note
         assert registry_http.manifest_digest(other.host, "prod/app", found.cosign_tag) == own["digest"]
         (left,) = json.loads(result.read_bytes())["leftBehind"]

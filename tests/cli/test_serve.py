@@ -53,7 +53,7 @@ def test_the_first_line_is_where_it_is_and_it_is_read_and_written(layout: Layout
         assertions.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
-    said = f"ocistream: there is no image in {tmp_path / 'store'} yet\nocistream: terminated\n"
+    said = f"ocistream: {tmp_path / 'store'} has no images yet\nocistream: terminated\n"
     assert (process.returncode, out, err.decode()) == (143, b"", said)
     assert assertions.index_of(tmp_path / "x.tar")[0]["digest"] == image["digest"]
     # What was pushed is in the directory, and there for the next one.
@@ -65,7 +65,7 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
     with serving(tmp_path / "store") as (process, _):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    said = f"ocistream: there is no image in {tmp_path / 'store'} yet\nocistream: interrupted\n"
+    said = f"ocistream: {tmp_path / 'store'} has no images yet\nocistream: interrupted\n"
     assert (process.returncode, err.decode()) == (130, said)
 
 

@@ -179,7 +179,7 @@ def test_a_reader_that_goes_away_ends_a_pull(stalling: FaultyRegistry) -> None:
         process.stdout.close()
         err = process.stderr.read().decode()
         assert process.wait(60) == 141
-    assert err.splitlines() == ["ocistream: error: cannot write to stdout: whoever read it has gone away"]
+    assert err.splitlines() == ["ocistream: error: cannot write to stdout: broken pipe: the reader closed it"]
 
 
 def test_result_lines_that_nobody_reads_are_a_closed_stdout(layout: Layout, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_verbose_tells_what_became_of_each_blob_and_what_was_tried_again(
 def test_a_long_wait_is_told_without_being_asked(registry: FaultyRegistry, tmp_path: Path) -> None:
     registry.faults = [Fault(refusal(503, Retry_After="30"), "GET", "/manifests/")]
     with started_fork("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar") as process:
-        assert b"answered 503; trying again in 30.0 s" in process.stderr.readline()
+        assert b"answered 503; retrying in 30.0 s" in process.stderr.readline()
 
 
 @pytest.mark.parametrize("verbosity", [[], ["-v"], ["-vv"]])

@@ -98,7 +98,7 @@ class TestWhatIsMoved:
         chosen = sync(tmp_path, entry(source, f"{target.host}/app", tags="['*']"))
         assert chosen.lines() == [f"{target.host}/app:1@{image['digest']}"], chosen.err
         assert f"{nameless['digest']} is skipped: it has no tag, and `tags` copies tags only" in chosen.err
-        assert f"left behind: {lost['digest']} in {source}; subject not in the source" in chosen.err
+        assert f"not copied: {lost['digest']} in {source}; subject not in the source" in chosen.err
         # The way that the hint names.
         one = sync(tmp_path, entry(f"{source}:{nameless['digest']}", f"{target.host}/app:nameless"))
         assert one.lines() == [f"{target.host}/app:nameless@{nameless['digest']}"], one.err

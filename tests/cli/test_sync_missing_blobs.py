@@ -40,7 +40,7 @@ def test_a_platform_that_is_missing(index: Descriptor, sync: Sync, layout: Layou
     layout.file(arm["digest"]).unlink()
     result = sync('platforms = ["linux/arm64"]', *options)
     assert result.code == 6
-    said = f"app:1 for linux/arm64/v8 is incomplete: the source lacks {arm['digest']}, and so does the destination"
+    said = f"app:1 for linux/arm64/v8 is incomplete: neither the source nor the destination has {arm['digest']}"
     assert f": {said}\n  complete platforms: linux/amd64; `ocistream verify {layout.path}`" in result.err
     # The platform that exists can be copied.
     assertions.success(sync('platforms = ["linux/amd64"]', *options))
@@ -63,5 +63,5 @@ def test_a_layer_that_is_missing(index: Descriptor, sync: Sync, layout: Layout, 
     layout.file(layer).unlink()
     result = sync("", *options)
     assert result.code == 6
-    assert f"incomplete: the source lacks {layer}, and so does the destination\n" in result.err
-    assert "  get the complete image, or name in `platforms` one of which nothing is missing\n" in result.err
+    assert f"incomplete: neither the source nor the destination has {layer}\n" in result.err
+    assert "  get the complete image, or select a complete platform with `platforms`\n" in result.err

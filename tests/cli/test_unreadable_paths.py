@@ -153,7 +153,7 @@ def test_that_no_thread_can_be_started_is_said_in_a_line(
         "threading.Thread.start = start\n"
     )
     result = ocistream(*words("pull HOST/app:1 -o PATH/", tmp_path / "x"), env={"PYTHONPATH": str(machine)})
-    assertions.failure(result, 1, "no further thread can be started", "ulimit -u", "--jobs 1")
+    assertions.failure(result, 1, "cannot start another thread", "ulimit -u", "--jobs 1")
 
 
 def test_paths_are_examined_in_one_place() -> None:

@@ -42,8 +42,7 @@ def test_referrers_that_only_a_mirror_was_asked_for(start: Start, layout: Layout
     env = configured(tmp_path, "ocistream/config.toml", text)
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar"]
     said = (
-        f"the mirror {mirror.host}/hub/app lists what refers to images of {registry.host}/app; "
-        "no other place is asked for more"
+        f"the mirror {mirror.host}/hub/app lists the referrers of {registry.host}/app; no other place is asked for more"
     )
     assert said in told(ocistream(*argv, "-v", env=env))
     assert said not in told(ocistream(*argv, env=env))
@@ -53,7 +52,7 @@ def test_plain_http_that_registries_conf_allows(served: FaultyRegistry, layout: 
     seed(layout, small_image(layout), served.host, "app", "1")
     text = f'[[registry]]\nlocation = "{served.host}"\ninsecure = true\n'
     env = configured(tmp_path, "containers/registries.conf", text)
-    said = f"{served.host} does not speak TLS: it is asked over plain HTTP, as registries.conf allows (insecure = true)"
+    said = f"{served.host} does not support TLS: using plain HTTP, as registries.conf allows (insecure = true)"
     assert said in told(ocistream("inspect", f"{served.host}/app:1", "-v", env=env))
     # On this machine HTTP is what is expected.
     assert said not in told(ocistream("inspect", f"{served.host}/app:1", "-v"))
@@ -63,8 +62,8 @@ def test_mounts_that_are_refused_or_lead_to_nothing(start: Start, layout: Layout
     layout.image([tar_layer({"number": str(number).encode()}) for number in range(8)], name="app")
     registry = start(Fault(refusal(403), "POST", "from=secret", times=None))
     for source, said in (
-        ("secret", f"the registry refuses to mount blobs from {registry.host}/secret: they are uploaded"),
-        ("empty", f"no more blobs are mounted from {registry.host}/empty: it had none of the last 8"),
+        ("secret", f"the registry refuses to mount blobs from {registry.host}/secret: uploading them"),
+        ("empty", f"no longer trying to mount from {registry.host}/empty: it had none of the last 8"),
     ):
         for path in (registry.layout.path / "blobs").glob("*/*"):
             path.unlink()
@@ -87,7 +86,7 @@ def test_a_tag_where_the_list_of_referrers_belongs(start: Start, layout: Layout,
     tag = image["digest"].replace(":", "-")
     seed(layout, other, registry.host, "app", tag)
     assert (
-        f"{registry.host}/app:{tag} should be the list of what refers to {image['digest']}, and is something else: "
+        f"{registry.host}/app:{tag} must be the list of referrers of {image['digest']}, but is something else: "
         "it is not used"
     ) in told(ocistream("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar"))
 
@@ -133,7 +132,7 @@ def test_fewer_clients_of_serve_than_usual(layout: Layout, tmp_path: Path) -> No
     argv = [*command(), "serve", str(tmp_path / "none.tar"), "--listen=127.0.0.1:0"]
     result = run(["sh", "-c", 'ulimit -n 464; exec "$@"', "sh", *argv])
     assert result.code == 4
-    said = "at most 100 clients at a time, in place of 500: this process may open too few files (`ulimit -n`)"
+    said = "at most 100 clients connections instead of 500: the limit of open files is too low (`ulimit -n`)"
     assert f"ocistream: {said}\n" in result.err
 
 

@@ -159,7 +159,7 @@ class TestWhatIsSent:
         document = json.loads((tmp_path / "r.json").read_text())
         assert document["bytes"]["leftOut"] == 2 * MIB + 3
         assert document["images"][0]["digest"] == images.second["digest"]
-        assert f"left out 2 blobs, 2.1 MB: had by {there.host}/app" in result.err
+        assert f"omitted 2 blobs, 2.1 MB: had by {there.host}/app" in result.err
 
     @pytest.mark.uncounted
     def test_twice_sends_nothing(self, images: Images, there: FaultyRegistry, far: str) -> None:
@@ -284,7 +284,7 @@ class TestWhatIsSaid:
         )
         result = copy(images.v1, "registry.local/app:v1", via)
         assertions.success(result)
-        assert f"the far side has ocistream 9.9, this is {package.__version__}" in result.err
+        assert f"the remote side has ocistream 9.9, this side has {package.__version__}" in result.err
 
     def test_nothing_that_is_said_drives_a_terminal(self, images: Images, faked: Callable[..., str]) -> None:
         via = faked(
@@ -404,7 +404,7 @@ class TestFailures:
             ("sh -c 'kill -9 $$'", 7, ["signal 9"]),
             ("sh -c 'echo no such pod >&2; exit 1'", 7, ["no such pod", "exit status 1"]),
             ("sh -c 'echo executable file not found in PATH >&2; exit 1'", 4, ["--via-program"]),
-            ("true", 6, ["the far side's list has no digest in it"]),
+            ("true", 6, ["the list of the remote side has no digest in it"]),
             ("echo Welcome", 6, ["line 1", "Welcome", "greeting"]),
             ("echo '# ocistream have 2'", 8, ["format 2"]),
         ],
@@ -439,7 +439,7 @@ class TestFailures:
     def test_the_registry_there(self, fault: Fault, code: int, images: Images, there: FaultyRegistry, far: str) -> None:
         there.faults.append(fault)
         result = copy(images.v2, f"{there.host}/app:v2", far, "--retries", "0")
-        failed(result, code, "the far side failed: ", there.host)
+        failed(result, code, "the remote side failed: ", there.host)
         there.faults.clear()
         assert tags(there.host, "app") == []
 
@@ -465,13 +465,13 @@ class TestFailures:
         self, images: Images, faked: Callable[..., str]
     ) -> None:
         via = faked(have="cat >/dev/null; echo Welcome; yes")
-        assertions.failure(copy(images.v2, "registry.local/app:v2", via), 6, "'Welcome' is no digest")
+        assertions.failure(copy(images.v2, "registry.local/app:v2", via), 6, "'Welcome' is not a digest")
 
     def test_a_far_side_that_gives_up_says_why(self, images: Images, faked: Callable[..., str]) -> None:
         error = json.dumps({"level": "error", "message": "disk full", "hint": "free some", "exit_code": 9})
         via = faked(have=NOTHING, push=f"head -c 10000 >/dev/null; echo '{error}' >&2; exit 9")
         assertions.failure(
-            copy(images.v2, "registry.local/app:v2", via), 9, "the far side failed: disk full", "free some"
+            copy(images.v2, "registry.local/app:v2", via), 9, "the remote side failed: disk full", "free some"
         )
 
     @pytest.mark.parametrize(

@@ -190,9 +190,9 @@ def test_a_size_that_is_too_small_is_refused_with_the_least_that_does(registry: 
         (["-o", "app.%d/", "--split", "1GiB"], ["app.%d/", "%03d"]),
         (["-o", "app.%d.tar", "--split", "1GiB", "--format", "docker-archive"], ["%03d"]),
         (["-o", "app.%d.tar", "--split", "1GiB", "--format", "oci"], ["%03d"]),
-        (["-o", "app.%d.tar", "--split", "0"], ["--split '0' is no size"]),
+        (["-o", "app.%d.tar", "--split", "0"], ["--split '0' is not a size"]),
         (["-o", "app.%d.tar", "--split", "-1"], ["is no size"]),
-        (["-o", "app.%d.tar", "--split", "many"], ["'many' is no size"]),
+        (["-o", "app.%d.tar", "--split", "many"], ["'many' is not a size"]),
         (["-o", "app.%d.tar", "--split", "1GiB", "--compress", "zstd"], ["--compress"]),
         (["-o", "app.%d.tar", "--split", "1GiB", "--from-byte", "7"], ["--from-byte"]),
         (["-o", "app.%d.tar", "--split", "1GiB", "--result", "app.7.tar"], ["--result app.7.tar"]),
@@ -227,7 +227,7 @@ def test_volumes_of_an_earlier_set_stay_and_are_told(registry: FaultyRegistry, f
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", folder / "app.%03d.tar", "--split", str(SIZE)]
     pulled = ocistream(*argv)
     assertions.success(pulled)
-    assert f"{folder / 'app.007.tar'} was there before, and is none of the volumes written now (3)" in pulled.err
+    assert f"{folder / 'app.007.tar'} existed before and is not one of the new volumes (3)" in pulled.err
     assert (folder / "app.007.tar").read_bytes() == b"of another day"
 
 
@@ -432,7 +432,7 @@ def test_a_volume_may_be_given_twice(
     copy.write_bytes(cut.paths[order[0]].read_bytes())
     pushed = push(target, *(cut.paths[number] for number in order), copy, argv=["-v"])
     assertions.success(pushed)
-    assert f"{copy} is volume {order[0] + 1} of 3 ({NAMES[order[0]]}) once more" in pushed.err
+    assert f"{copy} is volume {order[0] + 1} of 3 ({NAMES[order[0]]}) again" in pushed.err
     is_there(target, cut.image, cut.layout)
 
 
@@ -564,7 +564,7 @@ def test_verify_says_of_a_volume_which_it_is(registry: FaultyRegistry, folder: P
 def test_verify_of_all_volumes_finds_the_image_complete(cut: CutOnce, order: Sequence[int]) -> None:
     seen = ocistream("verify", "--deep", *(cut.paths[number] for number in order))
     assertions.success(seen)
-    assert "volumes 1, 2, 3 of 3: all of them" in seen.lines()
+    assert "volumes 1, 2, 3 of 3: all volumes" in seen.lines()
     document = json.loads(ocistream("verify", "--json", *(cut.paths[number] for number in order[:2])).out)
     assert document["ok"]
     assert document["volumes"]["here"] == sorted(NAMES[number] for number in order[:2])

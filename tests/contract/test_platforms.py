@@ -81,7 +81,7 @@ class TestDefaultPlatform:
         assert set(manifests(found)) == set(parts_of(layout, index).manifests)
         with pytest.raises(NotFoundError) as caught:
             listing_of(layout, index, wanted=choice("linux/amd64"))
-        assert "none that is named" in (caught.value.hint or "")
+        assert "none with a name" in (caught.value.hint or "")
 
     def test_an_empty_index_is_copied_as_it_is(self, layout: Layout) -> None:
         index = layout.index([])

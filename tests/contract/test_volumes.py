@@ -140,7 +140,7 @@ class TestTogether:
             paths.append(tmp_path / f"{number}.tar")
             paths[-1].write_bytes(tar_of(items_of(one)))
         monkeypatch.setattr(limits, "MAX_LIST_ENTRIES", 1)
-        with pytest.raises(ArchiveError, match="together they list more than 1 images"):
+        with pytest.raises(ArchiveError, match="together the archives list more than 1 images"):
             opened(*paths).list()
         assert image
 

@@ -249,4 +249,4 @@ class TestLimits:
         monkeypatch.setattr(limits, "MAX_GRAPH_BYTES", total - 1)
         with pytest.raises(ArchiveError, match="in one transfer") as caught:
             listing_of(layout, index)
-        assert caught.value.hint == "move fewer images or platforms at a time"
+        assert caught.value.hint == "copy fewer images or platforms at a time"

@@ -53,7 +53,7 @@ class TestBrokenAnswers:
     @pytest.mark.parametrize(
         ("body", "said"),
         [
-            (b"Content-Length: 10\r\n\r\n1234", "4 bytes came, 6 more were promised"),
+            (b"Content-Length: 10\r\n\r\n1234", "received 4 bytes, 6 are missing"),
             (b"Transfer-Encoding: chunked\r\n\r\n4\r\n1234\r\n", ""),
             (b"Transfer-Encoding: chunked\r\n\r\n4\r\n12", ""),
             (b"Transfer-Encoding: chunked\r\n\r\nzz\r\n1234\r\n", ""),
@@ -68,7 +68,7 @@ class TestBrokenAnswers:
         raw.says(MANIFESTS, close)
         result = run("inspect", raw.image, *ONCE)
         assert result.code == 7
-        assert f"/v2/app/manifests/1: the answer broke off: {said}" in failed(result.err)
+        assert f"/v2/app/manifests/1: the response was cut: {said}" in failed(result.err)
 
     @pytest.mark.parametrize("size", [100, 1 << 40])
     def test_the_body_of_a_refusal_may_break_off_or_have_no_end(self, raw: RawRegistry, run: Run, size: int) -> None:
@@ -99,8 +99,8 @@ class TestUnreachable:
     @pytest.mark.parametrize(
         ("code", "tries", "hint"),
         [
-            (socket.EAI_NONAME, 1, "is the name right?"),
-            (socket.EAI_NODATA, 1, "is the name right?"),
+            (socket.EAI_NONAME, 1, "check the host name"),
+            (socket.EAI_NODATA, 1, "check the host name"),
             (socket.EAI_AGAIN, 2, "does the resolver that /etc/resolv.conf names answer?"),
             (socket.EAI_FAIL, 2, "does the resolver that /etc/resolv.conf names answer?"),
         ],

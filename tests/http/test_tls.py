@@ -96,7 +96,7 @@ class TestTrust:
             config = configuration(Path("config.toml"), **{"registry.test": f'url = "https://{server.host}"'})
             result = inspect(run, "registry.test", config)
         assert result.code == 7
-        assert "the registry seems to speak plain HTTP: --plain-http" in result.err
+        assert "the registry seems to use plain HTTP: use --plain-http" in result.err
 
 
 class TestFiles:

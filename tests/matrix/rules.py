@@ -80,7 +80,7 @@ RULES: Final = (
     ),
     Rule("no digest is promised of what a tag stands for, so it shows as malformed", _wrong("image by tag"), "6"),
     Rule(
-        "bytes that are not what was promised are not asked for again: who gave them would give the same",
+        "bytes that are not what was promised are not requested again: who gave them would give the same",
         _sort("flipped", "longer"),
         "5",
     ),

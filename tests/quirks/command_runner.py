@@ -46,7 +46,7 @@ class Mover:
         result = run(*argv, stdin=stdin, env=self.env, names=self.names or None)
         if code:
             # Notices of long waits, and of bytes that are sent again, are not the failure.
-            beside = ("; trying again in ", " bytes are sent again")
+            beside = ("; retrying in ", " bytes are sent again")
             lines = [line for line in result.err.splitlines() if not any(text in line for text in beside)]
             # An archive that went to stdout cannot be taken back.
             out = b"" if argv[0] == "pull" and "-o" not in argv else result.out

@@ -144,7 +144,7 @@ QUIRKS: Final[dict[int, Statement]] = {
     ),
     # Requests, one by one
     43: Statement(
-        "A challenge names scopes that were not asked for: they are added behind ours, sixteen at most",
+        "A challenge names scopes that were not requested: they are added behind ours, sixteen at most",
         "distribution, Token Authentication; GitLab",
     ),
     44: Statement(

@@ -124,7 +124,7 @@ def test_a_blob_that_is_wrong_at_its_end_is_read_again_from_elsewhere(
     }
     options = ["--jobs", "1", "-v", *([] if target == "a docker-archive" else ["--platform", "all"])]
     result = used.mover.run("copy", used.name, places[target], *options, *used.configure())
-    assert f"as the mirror {mirror.host}/hub/app gave it; reading it again from elsewhere" in result.err
+    assert f"as the mirror {mirror.host}/hub/app gave it; reading it again from another source" in result.err
     # One that lied once is not asked again.
     assert len(mirror.asked(path="/blobs/")) == 1
     if target == "a registry":

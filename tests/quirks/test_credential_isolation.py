@@ -292,7 +292,7 @@ def test_a_link_of_referrers_to_another_host_is_not_followed_with_anything(
     assert registry.asked("GET", "/referrers/") != []
     copied = run("copy", f"{registry.host}/app:v1", f"oci:{tmp_path / 'out'}", env=env)
     for result in (inspected, copied):
-        assert f"the list goes on at {second.url}/v2/app/referrers/x, which is not asked" in result.err
+        assert f"the list continues at {second.url}/v2/app/referrers/x, which is not followed" in result.err
     assert second.connections == 0
 
 

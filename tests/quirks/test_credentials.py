@@ -346,8 +346,8 @@ FAILING: Final = (
     ("#!/bin/sh\necho hidden\n", "its answer is not valid JSON"),
     ("#!/bin/sh\necho '[]'\n", "its answer is not a JSON object"),
     ("#!/bin/sh\n", "its answer is not valid JSON"),
-    ('#!/bin/sh\necho \'{"Username": ["a"], "Secret": "hidden"}\'\n', "its answer has no user name and secret"),
-    ("#!/bin/sh\nwhile :; do echo hidden; done\n", "it answered more than 65536 bytes"),
+    ('#!/bin/sh\necho \'{"Username": ["a"], "Secret": "hidden"}\'\n', "its output has no user name and secret"),
+    ("#!/bin/sh\nwhile :; do echo hidden; done\n", "its output is larger than 65536 bytes"),
     ("#!/no/such/interpreter\n", "No such file or directory"),
 )
 

@@ -206,7 +206,7 @@ def test_a_flipped_bit_is_found(at: int, pulls: MakePulls) -> None:
 def test_a_longer_body_is_not_read_to_its_end(stated: bool, by: int, pulls: MakePulls) -> None:
     used = pulls()
     if stated:
-        words = f"{LAYER + by} bytes are announced, and not {LAYER}"
+        words = f"{LAYER + by} bytes are announced instead of {LAYER}"
         used.pull(used.forever(Resize(by)), code=5, says=words)
         assert len(used.ranges()) == 1
     else:

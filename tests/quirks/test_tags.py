@@ -88,7 +88,7 @@ def test_a_circle_of_pages_is_left_when_a_page_comes_again(start: Start, mover: 
 def test_a_list_without_an_end_is_cut_and_said_to_be(start: Start, mover: Move) -> None:
     pages = (page(f"v{number:03}", link=f"{TAGS}?last={number}") for number in range(2 * limits.MAX_PAGES))
     registry = answering(start, *pages)
-    said = f"no more than {limits.MAX_TAGS} tags, on {limits.MAX_PAGES} pages, are read"
+    said = f"only {limits.MAX_TAGS} tags on {limits.MAX_PAGES} pages are read"
     assert listed(mover(), registry, said) == [f"v{number:03}" for number in range(limits.MAX_PAGES)]
     assert len(registry.requests) <= limits.MAX_PAGES + 1
 
@@ -157,7 +157,7 @@ def test_what_is_not_a_list_is_an_error(action: Action, code: int, words: str, s
         ([f"sha256-{'0' * 64}.sig", "1.25-alpin\x1b[2J", "v1"], "its tags are: v1"),
         (
             ["1.25-alpin", "1.25"],
-            "the registry lists this tag, and has lost what it stands for: push the image there again",
+            "the registry lists this tag, but has lost its manifest: push the image again",
         ),
         (
             [*(f"x{number}" for number in range(limits.MAX_SUGGESTION_CANDIDATES)), "1.25-alpine"],

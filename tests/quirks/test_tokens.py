@@ -295,7 +295,7 @@ def test_a_token_server_in_trouble_is_asked_again(action: Action, start: Start, 
 def test_nobody_is_told_that_a_login_was_refused_who_has_none(start: Start, mover: Move) -> None:
     registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
     registry.faults = [Fault(refusal(401), path="^/token", times=None)]
-    words = ("wants credentials, and none were found", f"ocistream login {registry.host}")
+    words = ("requires credentials, but none were found", f"ocistream login {registry.host}")
     mover(env={}).run("inspect", f"{registry.host}/app:v1", code=3, says=words)
 
 

@@ -186,7 +186,7 @@ class Handler(Exchange):
         routes = ((match, endpoint) for pattern, endpoint in _ROUTES if (match := pattern.fullmatch(path)))
         match, endpoint = next(routes, (None, ""))
         if match is None:
-            raise RefusedError(404, "UNSUPPORTED", "there is no such endpoint")
+            raise RefusedError(404, "UNSUPPORTED", "no such endpoint")
         groups = match.groups()
         if groups and not _REPOSITORY.fullmatch(groups[0]):
             raise RefusedError(400, "NAME_INVALID", "the name of the repository is malformed")
@@ -370,7 +370,7 @@ class Handler(Exchange):
     def _tags(self, repository: str) -> None:
         tags = sorted(self.layout.tags(repository))
         if not tags:
-            raise RefusedError(404, "NAME_UNKNOWN", f"there is no repository {repository}")
+            raise RefusedError(404, "NAME_UNKNOWN", f"no repository {repository}")
         self._answer_page(f"/v2/{repository}/tags/list", {"name": repository}, "tags", tags, tags)
 
     def _referrers(self, repository: str, digest: str) -> None:

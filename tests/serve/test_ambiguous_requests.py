@@ -37,7 +37,7 @@ REFUSED: Final = {
     "two hosts in one line": (400, get(b"Host: a, b")),
     "a host with a path": (400, get(b"Host: a/b")),
     "a host with a user": (400, get(b"Host: user@a")),
-    "a host with a port that is no number": (400, get(b"Host: a:b")),
+    "a host with a port that is not a number": (400, get(b"Host: a:b")),
     "a host with two ports": (400, get(b"Host: a:1:2")),
     "a host in brackets that is no address": (400, get(b"Host: [a b]")),
     "a URL and no host": (400, get(target=b"http://a/v2/")),

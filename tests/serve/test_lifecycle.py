@@ -231,7 +231,7 @@ class TestLog:
         seen = {method: (e.status, e.received, e.sent) for method, e in logged.items() if method != "-"}
         assert seen == {"POST": (201, 5, 0), "GET": (200, 0, 5), "HEAD": (404, 0, 0)}
         assert logged["HEAD"].target == "/v2/none?x=1"
-        assert logged["HEAD"].problem == "there is no such endpoint"
+        assert logged["HEAD"].problem == "no such endpoint"
         assert (logged["-"].status, logged["-"].sent > 10) == (400, True)
         assert {e.client for e in access_log} == {"127.0.0.1"}
         assert all(e.seconds >= 0 for e in access_log)

@@ -126,5 +126,5 @@ def test_an_archive_without_images_is_refused_and_a_directory_reported(
     list_images(layout)
     with pytest.raises(NotFoundError, match="there is no image in"):
         start(archived(layout))
-    assert start(layout.path) == [f"there is no image in {layout.path} yet"]
-    assert start(tmp_path / "new") == [f"there is no image in {tmp_path / 'new'} yet"]
+    assert start(layout.path) == [f"{layout.path} has no images yet"]
+    assert start(tmp_path / "new") == [f"{tmp_path / 'new'} has no images yet"]

@@ -40,7 +40,7 @@ _CONFIGURABLE_COMMANDS: Final = tuple(name for name in COMMANDS if name != "conf
 @command
 @click.argument("action", type=click.Choice(["show", "check"]))
 @click.argument("of", metavar="[COMMAND|FILE]", required=False, type=FilePath())
-@json_option("Print it as one JSON document.")
+@json_option("Print one JSON document.")
 @options(RunOptions, "config")
 def config(context: CommandContext, *, action: str, of: str | None, as_json: bool) -> None:
     """Show the effective settings, or check a configuration file.
@@ -57,13 +57,13 @@ def config(context: CommandContext, *, action: str, of: str | None, as_json: boo
     config_file = None if context.options.config is None else str(context.options.config)
     if action == "check":
         if as_json:
-            msg = "--json is for `config show`"
+            msg = "--json is only for `config show`"
             raise UsageError(msg)
         _check_file(console, of, config_file)
         return
     if of is not None and of not in _CONFIGURABLE_COMMANDS:
-        msg = f"{printable(of)!r} is no command"
-        raise UsageError(msg, hint=f"there are: {', '.join(_CONFIGURABLE_COMMANDS)}")
+        msg = f"{printable(of)!r} is not a command"
+        raise UsageError(msg, hint=f"available: {', '.join(_CONFIGURABLE_COMMANDS)}")
     table = read_configuration_file(config_file, os.environ)
     warn_unused_variables(console, os.environ, find_credential_variables(table))
     view = _SettingsView(table, of)
@@ -73,7 +73,7 @@ def config(context: CommandContext, *, action: str, of: str | None, as_json: boo
 def _check_file(console: Console, of: str | None, config_file: str | None) -> None:
     """Check a complete configuration file; raise UsageError for the first error."""
     if of is not None and config_file is not None:
-        msg = "the file is named twice, by FILE and by --config"
+        msg = "FILE and --config both name the file"
         raise UsageError(msg)
     if of is not None and not paths.exists(of):
         msg = f"{printable(of)}: no such file"
@@ -81,13 +81,13 @@ def _check_file(console: Console, of: str | None, config_file: str | None) -> No
     table = read_configuration_file(config_file if of is None else of, os.environ)
     warn_unused_variables(console, os.environ, find_credential_variables(table))
     if table is None:
-        console.info("there is no configuration file")
+        console.info("no configuration file found")
         return
     from ocistream.config.config_toml import parse_host_rules
 
     check_all_defaults(table, {name: load_command(name) for name in _CONFIGURABLE_COMMANDS})
     parse_host_rules(table)
-    console.info(f"{table.label} is right")
+    console.info(f"{table.label} is valid")
 
 
 class _SettingsView:
@@ -133,7 +133,7 @@ class _SettingsView:
 
     def lines(self) -> Iterator[str]:
         """Return the settings as lines of a configuration file."""
-        yield f"# file: {_short_path(self._file_name)}" if self._file_name else "# there is no configuration file"
+        yield f"# file: {_short_path(self._file_name)}" if self._file_name else "# no configuration file found"
         for table, settings in self._default_tables().items():
             yield ""
             yield f"[{table}]"

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["copy_via"]
 
-_LOG_IN_REMOTELY: Final = "`ocistream login` there: no password goes by this way"
-_CONFIGURE_REMOTELY: Final = "this file is on this machine: set it in the remote ocistream's configuration"
-_ASKED_REMOTELY: Final = "leave it away: the far side is asked what it has"
+_LOG_IN_REMOTELY: Final = "run `ocistream login` on the remote side: --via sends no passwords"
+_CONFIGURE_REMOTELY: Final = "this file is on this machine: set it in the configuration of the remote ocistream"
+_ASKED_REMOTELY: Final = "omit the option: ocistream asks the remote side which blobs it has"
 
 
 def copy_via(context: CommandContext, source: str, destination: str, via: tuple[str, str]) -> None:
@@ -45,7 +45,7 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
     Raise an OcistreamError if it fails on either side; then nothing is visible at the destination.
     """
     if context.copy.all_tags or context.copy.tags:
-        msg = "--all-tags and --tags cannot be had with --via"
+        msg = "--all-tags and --tags do not work with --via"
         raise UsageError(msg, hint="copy the images one by one")
     check_shell_safe(destination)
     context.registry_options("src")
@@ -77,7 +77,7 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
             raise
         # The remote side lost or rejects the beginning of a blob. Neither side has seen the whole blob, so nobody knows
         # which part is wrong: send everything again, and resume nothing.
-        context.console.info(f"{error.message}; now all of it is sent")
+        context.console.info(f"{error.message}; sending the complete blob")
         remote.can_resume = False
         send()
 
@@ -95,16 +95,19 @@ def _check_options(context: CommandContext) -> None:
         "dest-client-key": (own.client_key, _CONFIGURE_REMOTELY),
         "compress": (
             context.copy.compress,
-            "make the layers anew before, or there: what is not made yet cannot be known there",
+            (
+                "recompress the layers before or after this copy: the remote side cannot know digests of "
+                "layers that do not exist yet"
+            ),
         ),
-        "split": (context.copy.split, "leave it away: what goes there is one stream"),
+        "split": (context.copy.split, "omit the option: --via sends one stream"),
         "have": (context.omission.have, _ASKED_REMOTELY),
         "base": (context.omission.base, _ASKED_REMOTELY),
         "only": (context.omission.only, _ASKED_REMOTELY),
     }
     for name, (value, hint) in refused.items():
         if value:
-            msg = f"--{name} cannot be had with --via"
+            msg = f"--{name} does not work with --via"
             raise UsageError(msg, hint=hint)
 
 
@@ -125,7 +128,7 @@ class _RemoteLocation:
             elif location.kind == "path" and text.endswith("/"):
                 self.query_location = f"oci:{text}"
             elif location.kind != "oci-archive" or location.is_stream:
-                msg = f"{printable(text)!r} is nothing that is known here to be a layout or an archive of the far side"
+                msg = f"{printable(text)!r} is not a layout or an archive on the remote side"
                 raise UsageError(msg, hint="write REGISTRY/REPO:TAG, oci:DIR or oci-archive:FILE")
 
 
@@ -163,19 +166,19 @@ class _RemoteOcistream:
         if self.can_resume and self._destination is not None:
             self._destination.partial_blobs = _find_resumable_blobs(graph, answer.partial_blobs)
             for digest, offset in self._destination.partial_blobs.items():
-                self._context.console.info(f"{digest} goes on at byte {offset}, to which the far side has come")
+                self._context.console.info(f"{digest} resumes at byte {offset}: the remote side has the bytes before")
         return dict.fromkeys(sorted(stored), OmissionReason(HAVE, self._target.query_location))
 
     def _query(self, digests: Sequence[str]) -> tuple[set[str], HaveListReader]:
-        lines = (line.encode() for line in format_have_list(["what is to come"], digests, version=__version__))
+        lines = (line.encode() for line in format_have_list(["the expected blobs"], digests, version=__version__))
         queried = set(digests)
 
         def read(answer: IO[bytes]) -> tuple[set[str], HaveListReader]:
-            reader = HaveListReader(read_lines(answer), "the far side's list")
+            reader = HaveListReader(read_lines(answer), "the list of the remote side")
             try:
                 return {digest for digest in reader if digest in queried}, reader
             except ArchiveError as error:
-                error.hint = "what --via runs must print nothing of its own on stdout, such as a greeting"
+                error.hint = "the command of --via must not print anything on stdout, such as a greeting"
                 raise
 
         remote = self._build_command()
@@ -190,7 +193,7 @@ class _RemoteOcistream:
         other_versions = [version for version in reader.writers if version != __version__]
         if other_versions:
             self._context.console.info(
-                f"the far side has ocistream {printable(other_versions[0])}, this is {__version__}"
+                f"the remote side has ocistream {printable(other_versions[0])}, this side has {__version__}"
             )
 
     # -- commands and options ------------------------------------------------------------------------------
@@ -345,7 +348,7 @@ def _check_results(graph: Graph, lines: Sequence[str]) -> None:
     for root in graph.roots:
         if root.descriptor.digest not in reported:
             shown = f"{', '.join(map(printable, sorted(reported)[:3]))}" or "nothing"
-            msg = f"{root.descriptor.digest} was sent, and the far side says that it has written {shown}"
+            msg = f"sent {root.descriptor.digest}, but the remote side reports that it wrote {shown}"
             raise IntegrityError(msg)
 
 

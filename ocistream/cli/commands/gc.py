@@ -52,9 +52,11 @@ def gc(context: CommandContext, path: Path, *, max_size: int | None, older_than:
     console.info(_format_summary(result, dry_run=dry_run))
     if max_size is not None and result.remaining_size > max_size:
         console.info(
-            f"{format_size(result.remaining_size)} are more than --max-size: "
-            f"{format_size(result.needed_size)} are needed by images"
-            + (f", {format_size(result.recent_size)} were used too lately" if result.recent_size else "")
+            (
+                f"{format_size(result.remaining_size)} are still above --max-size: images need "
+                f"{format_size(result.needed_size)}"
+            )
+            + (f", {format_size(result.recent_size)} were used too recently" if result.recent_size else "")
         )
 
 
@@ -65,7 +67,7 @@ def _format_summary(result: GCResult, *, dry_run: bool) -> str:
         f"{format_size(result.remaining_size)} are left"
     )
     if result.recent_size:
-        text += f", of which {format_size(result.recent_size)} were used too lately to go"
+        text += f", {format_size(result.recent_size)} of them used too recently to delete"
     if result.unfinished_sizes:
         files = format_count(len(result.unfinished_sizes), "unfinished file")
         text += f"; {verb} {files}, {format_size(sum(result.unfinished_sizes))}"

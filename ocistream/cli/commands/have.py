@@ -65,8 +65,8 @@ def have(context: CommandContext, ends: tuple[str, ...], among: str | None) -> N
     locations = [parse_location_argument(location) for location in ends]
     _check_stdin([*(location.text for location in locations if location.is_stream), *([among] if among == "-" else [])])
     if context.copy.mount_from and among is None:
-        msg = "--mount-from is for --among"
-        raise UsageError(msg, hint="without it, name those repositories beside the others: ocistream have REPO REPO")
+        msg = "--mount-from needs --among"
+        raise UsageError(msg, hint="without --among, name the other repositories too: ocistream have REPO REPO")
     context.check_credentials({location.reference.registry for location in locations if location.reference})
     with _open_holdings(context, locations, writes=among is not None) as stores:
         partial_blobs: Mapping[str, int] = {}
@@ -135,7 +135,7 @@ def _find_listed(
         except NotFoundError as error:
             # A repository that does not exist yet has no blobs: that is an answer before a first push, unless the name
             # is misspelt.
-            console.info(f"{error.message}: it has none of these blobs", level=1)
+            console.info(f"{error.message} has none of these blobs", level=1)
     return found
 
 
@@ -152,5 +152,5 @@ def _read_among_list(context: CommandContext, among: str) -> list[Descriptor]:
             digests[digest] = None
             if len(digests) > limits.MAX_QUERIED_DIGESTS:
                 msg = f"{description} has more than {limits.MAX_QUERIED_DIGESTS} digests"
-                raise UnsupportedError(msg, hint="ask for the blobs of fewer images at a time")
+                raise UnsupportedError(msg, hint="list fewer images at a time")
     return [Descriptor(UNKNOWN_MEDIA_TYPE, digest, UNKNOWN_SIZE) for digest in digests]

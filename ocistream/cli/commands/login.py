@@ -30,7 +30,7 @@ _RETRIES: Final = 2
 _authfile_option: Final = options(
     RegistryOptions,
     "authfile",
-    help_text="Keep credentials in FILE, in Docker's format, not in ~/.docker/config.json.",
+    help_text="Store credentials in FILE (Docker's format) instead of ~/.docker/config.json.",
 )
 
 
@@ -57,7 +57,7 @@ def login(context: CommandContext, registry: str) -> None:
     credential = Credential(username, secret, source="the given user name and password")
     _check_credential(context, host, credential)
     store = keychain.save(host, credential)
-    context.console.info(f"logged in to {host}; the credential is kept in {store}")
+    context.console.info(f"logged in to {host}; the credential is stored in {store}")
 
 
 @command
@@ -81,7 +81,7 @@ def _open_keychain(context: CommandContext) -> Keychain:
     path = context.registry.authfile
     if path == "":
         msg = "--authfile is empty"
-        raise UsageError(msg, hint="is it a variable that is not set?")
+        raise UsageError(msg, hint="is a shell variable unset?")
     return Keychain(os.environ, home=find_home(os.environ), auth_file=(Path(path), "--authfile") if path else None)
 
 
@@ -100,7 +100,7 @@ def _check_credential(context: CommandContext, host: str, credential: Credential
         client.request(endpoint, "GET", f"{endpoint.url}/v2/").drain()
     except AuthenticationError as error:
         msg = f"{host} refused the user name or the password"
-        hint = f"are they typed right? many registries want a token in the password's place ({error.message})"
+        hint = f"check the spelling; many registries expect a token instead of the password ({error.message})"
         raise AuthenticationError(msg, hint=hint) from error
     finally:
         client.close()
@@ -109,9 +109,9 @@ def _check_credential(context: CommandContext, host: str, credential: Credential
 def _prompt(prompt: str, *, secret: bool = False) -> str:
     """Ask at the terminal; raise UsageError if there is none or the answer is empty."""
     if not sys.stdin or not sys.stdin.isatty():
-        msg = "there is no terminal to ask for the user name or the password"
+        msg = "no terminal to ask for the user name or password"
         raise UsageError(
-            msg, hint="give --username, and the password with --password-file, --password-stdin or OCISTREAM_PASSWORD"
+            msg, hint="use --username, and --password-file, --password-stdin or OCISTREAM_PASSWORD for the password"
         )
     if secret:
         attributes = termios.tcgetattr(sys.stdin)
@@ -125,6 +125,6 @@ def _prompt(prompt: str, *, secret: bool = False) -> str:
         click.echo(prompt, nl=False, err=True)
         answer = sys.stdin.readline().strip()
     if not answer:
-        msg = "nothing was entered"
+        msg = "no input"
         raise UsageError(msg)
     return answer

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ocistream.cli.context import CommandContext
 
 FORMATS = ("oci", "oci-archive", "docker-archive")
-_OUTPUT_HINT = "pull reads from registries; the file to write is -o PATH; `ocistream copy SRC DST` reads files too"
+_OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `ocistream copy SRC DST` also reads files"
 
 
 @command
@@ -89,7 +89,7 @@ def pull(
     images = [Location("docker", text, reference=parse_image(text, _OUTPUT_HINT)) for text in sources]
     destination = parse_output(output, kind)
     if destination.is_stream and destination.kind == "oci":
-        msg = "a layout directory cannot be written to stdout"
+        msg = "cannot write a layout directory to stdout"
         raise UsageError(msg, hint="name a directory with -o")
     if from_byte is not None:
         check_from_byte(destination, context.copy.split)
@@ -107,11 +107,9 @@ def parse_output(output: str, kind: str | None) -> Location:
 def check_from_byte(location: Location, split: int) -> None:
     """Raise UsageError if the rest of an archive would be written to a file, where it looks like a complete one."""
     if split:
-        msg = (
-            "--split does not go with --from-byte: where it cuts depends on the size of all blobs, before the first one"
-        )
-        raise UsageError(msg, hint="leave one of them away")
+        msg = "--split does not work with --from-byte: the volumes depend on the sizes of all blobs"
+        raise UsageError(msg, hint="omit one of them")
     is_special = location.path is not None and paths.is_special(location.path)
     if location.kind == "oci" or not (location.is_stream or is_special):
         msg = "--from-byte writes the rest of an archive to stdout"
-        raise UsageError(msg, hint="a file or layout goes on by itself: run the same command without it once more")
+        raise UsageError(msg, hint="files and layouts resume by themselves: re-run the command without --from-byte")

@@ -27,7 +27,7 @@ from ocistream.locations import Location, parse_location
 if TYPE_CHECKING:
     from ocistream.cli.context import CommandContext
 
-_INPUT_HINT = "the archive is -i PATH, and IMAGE is where it goes, such as HOST/REPOSITORY:TAG"
+_INPUT_HINT = "use -i PATH for the archive; IMAGE is the destination, such as HOST/REPOSITORY:TAG"
 
 
 @command
@@ -72,10 +72,8 @@ def push(context: CommandContext, image: str | None, paths: tuple[str, ...], pre
     ocistream push -i app.000.tar -i app.001.tar localhost:5000/app:2
     """
     if (image is None) == (prefix is None):
-        msg = "give either one IMAGE to push to, or --to HOST[/PREFIX]"
-        hint = (
-            "IMAGE, such as HOST/REPOSITORY:TAG, is for one; with --to each keeps the name that it has in the archive"
-        )
+        msg = "use either IMAGE or --to HOST[/PREFIX]"
+        hint = "IMAGE (HOST/REPOSITORY:TAG) names one image; with --to, each image keeps its name from the archive"
         raise UsageError(msg, hint=hint)
     archives = [parse_location(path, bare_is_path=True) for path in paths or ("-",)]
     context.check_result_path(*archives)
@@ -83,8 +81,8 @@ def push(context: CommandContext, image: str | None, paths: tuple[str, ...], pre
         plan = plan_copy_to_prefix(archives, prefix or "", context.copy)
     else:
         if len(context.copy.images) > 1:
-            msg = "one IMAGE can stand for one --image only"
-            raise UsageError(msg, hint="push several with --to HOST[/PREFIX]")
+            msg = "IMAGE names one image, but --image names several"
+            raise UsageError(msg, hint="use --to HOST[/PREFIX] to push several")
         destination = Location("docker", image, reference=parse_image(image, _INPUT_HINT))
         plan = plan_copy(archives, destination, context.copy, select_one=select_only_image)
     run_plan(context, plan)

@@ -38,6 +38,6 @@ def rm(context: CommandContext, path: Path, names: tuple[str, ...], *, dry_run: 
         click.echo(f"{name}@{entry.digest}" if name else entry.digest)
     summary = format_count(len(removed.images), "image")
     if removed.referrers:
-        summary += f", and {len(removed.referrers)} that hung on " + ("it" if len(removed.images) == 1 else "them")
-    message = f"would remove {summary}" if dry_run else f"removed {summary}; blobs stay until `ocistream gc`"
+        summary += f", and {len(removed.referrers)} that referred to " + ("it" if len(removed.images) == 1 else "them")
+    message = f"would remove {summary}" if dry_run else f"removed {summary}; run `ocistream gc` to delete its blobs"
     context.console.info(message)

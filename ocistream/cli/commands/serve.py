@@ -111,14 +111,12 @@ def serve(
     tls = _build_tls_context(tls_cert, tls_key)
     # A note, not an error: a proxy or a tunnel may add TLS.
     if auth is not None and tls is None and not is_loopback(address[0]):
-        console.info(
-            "there is no TLS (--tls-cert): whoever is on the way can read the password, and change what is sent"
-        )
+        console.info("no TLS (--tls-cert): others on the network can read the password and change the data")
     raise_descriptor_limit()
     if (clients := limit_by_descriptors(limits.MAX_CLIENTS)) < limits.MAX_CLIENTS:
         console.info(
-            f"at most {format_count(clients, 'client')} at a time, in place of {limits.MAX_CLIENTS}: "
-            "this process may open too few files (`ulimit -n`)"
+            f"at most {format_count(clients, 'client')} connections instead of {limits.MAX_CLIENTS}: "
+            "the limit of open files is too low (`ulimit -n`)"
         )
     console.is_server = True
     with ExitStack() as stack:
@@ -147,9 +145,9 @@ def _check_path(path: Path) -> None:
 
     Such a name would otherwise become an empty layout directory.
     """
-    hint = "an archive is served out of a file, since blobs are asked for in any order, and again"
+    hint = "serve needs an archive in a file: clients request blobs in any order"
     if str(path) == "-":
-        msg = "stdin cannot be served"
+        msg = "cannot serve stdin"
         raise UsageError(msg, hint=hint)
     if paths.is_special(path):
         msg = f"{path} is neither a directory nor a regular file"
@@ -157,7 +155,7 @@ def _check_path(path: Path) -> None:
     # A dangling link is reported where it is opened.
     if not paths.exists(path, follow=False) and path.name.endswith(_ARCHIVE_SUFFIXES):
         msg = f"{path}: no such file"
-        raise NotFoundError(msg, hint="is it misspelt? to make a layout directory of that name, `mkdir` it first")
+        raise NotFoundError(msg, hint="check the path; to create a layout directory of that name, run `mkdir` first")
 
 
 def _build_basic_auth(context: CommandContext) -> BasicAuth | None:
@@ -169,12 +167,12 @@ def _build_basic_auth(context: CommandContext) -> BasicAuth | None:
         option = "--password-stdin" if options.password_stdin else "--password-file"
         if options.password_stdin or options.password_file:
             msg = f"{option} without --username"
-            raise UsageError(msg, hint="name the user who is to log in with that password")
+            raise UsageError(msg, hint="name the user of that password")
         return None
     password = context.credentials.read_password() or os.environ.get("OCISTREAM_PASSWORD")
     if not password:
         msg = "--username needs a password"
-        raise UsageError(msg, hint="give it with --password-stdin or --password-file, or in OCISTREAM_PASSWORD")
+        raise UsageError(msg, hint="use --password-stdin, --password-file or OCISTREAM_PASSWORD")
     # One user and no htpasswd file: bcrypt would be a dependency, and Python alone checks only unsalted SHA-1.
     return BasicAuth(options.username, password)
 
@@ -185,7 +183,7 @@ def _build_tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLCon
     if certificate is None:
         if key is not None:
             msg = "--tls-key without --tls-cert"
-            raise UsageError(msg, hint="name the certificate that the key belongs to")
+            raise UsageError(msg, hint="name the certificate of that key")
         return None
     return create_server_context(str(certificate), str(key) if key is not None else None)
 
@@ -253,7 +251,7 @@ class AccessLog:
                     line = line[os.write(self._descriptor, line) :]
             except OSError as error:
                 if not self._failed:
-                    self._report(f"the access log cannot be written to: {error.strerror}")
+                    self._report(f"cannot write the access log: {error.strerror}")
                 self._failed = True
 
     def close(self) -> None:

@@ -86,8 +86,8 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     )
     if result is not None:
         if real_path(result) == real_path(file):
-            msg = f"--result {printable(str(result), 1024)} is the file that says what is copied"
-            raise UsageError(msg, hint="name another file: it would be written over")
+            msg = f"--result {printable(str(result), 1024)} is the sync file itself"
+            raise UsageError(msg, hint="name another file: this one would be overwritten")
         check_result_writable(result)
     open_contexts = _OpenContexts(context, plan)
     reporter = _OutcomeReporter(context, dry_run=dry_run, keeps=result is not None)
@@ -223,7 +223,7 @@ def _read_secret(login: Login | None) -> str:
     secret = os.environ.get(login.password_env)
     if not secret:
         msg = f"{login.where}: password-env names {printable(login.password_env)}, which is not set"
-        raise UsageError(msg, hint="export it: the password is taken from there")
+        raise UsageError(msg, hint="export it: it must contain the password")
     return secret
 
 

@@ -111,7 +111,7 @@ def _format_lines(result: VerifyResult) -> Iterator[str]:
         if result.volumes and reason.kind == VOLUME:
             continue
         size = sum(sizes[digest] for digest in digests)
-        yield f"left out {format_count(len(digests), 'blob')}, {format_size(size)}: {reason}"
+        yield f"omitted {format_count(len(digests), 'blob')}, {format_size(size)}: {reason}"
     for index in findings.incomplete:
         name = printable(index.name or index.digest)
         yield from _limit_lines([f"not exported: {printable(missing)} of {name}" for missing in index.missing])
@@ -150,7 +150,7 @@ def _format_volumes(volumes: VolumeSet) -> str:
     numbers = ", ".join(str(volume.number + 1) for volume in present)
     description = str(present[0]) if len(present) == 1 else f"volumes {numbers} of {total}"
     if not volumes.absent_names:
-        return f"{description}: all of them"
+        return f"{description}: all volumes"
     more_text = f" and {len(volumes.absent_names) - _MAX_NAMES} more" if len(volumes.absent_names) > _MAX_NAMES else ""
     names = ", ".join(printable(name) for name in volumes.absent_names[:_MAX_NAMES])
     return f"{description}; {names}{more_text} {'has' if len(volumes.absent_names) == 1 else 'have'} the rest"

@@ -172,7 +172,7 @@ def test_no_secret_is_in_a_repr(home: Home) -> None:
 def test_a_variable_that_is_not_utf8_is_malformed(home: Home) -> None:
     with pytest.raises(UsageError, match="DOCKER_AUTH_CONFIG is not valid JSON") as caught:
         home.keychain(DOCKER_AUTH_CONFIG=b'{"\xff": 1}'.decode(errors="surrogateescape")).find("r.example")
-    assert caught.value.hint == "correct it, or move it away and log in again"
+    assert caught.value.hint == "correct it, or move it and log in again"
 
 
 def test_a_file_without_permission_is_the_disks_error(home: Home) -> None:

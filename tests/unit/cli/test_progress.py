@@ -152,7 +152,7 @@ def test_what_has_no_line_is_counted() -> None:
     under_way = [(BLOB.digest, BLOB.size, 0, 0.0)] * 5
     drawn = render_lines(ProgressSnapshot(0, 5, 0, None, 5, {}, under_way), os.terminal_size((80, 6)))
     assert [line.startswith(BLOB.digest[7:19]) for line in drawn] == [True, True, False, False]
-    assert drawn[2] == "0 of 5 blobs, 3 more under way"
+    assert drawn[2] == "0 of 5 blobs, 3 more in progress"
 
 
 @pytest.mark.parametrize(

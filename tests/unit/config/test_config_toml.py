@@ -115,7 +115,7 @@ def test_that_there_are_no_mirrors_is_not_to_say_nothing_of_them(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("mirors = []", "mirors is not known here"),
+        ("mirors = []", "mirors is not supported here"),
         ("mirrors = 'm.example'", "mirrors is not a list"),
         ("mirrors = [1]", r"mirrors\[0\] is neither a location nor a table"),
         ("mirrors = ['m.example', 'https://m.example']", r"mirrors\[1\] is not HOST\[:PORT\]\[/PATH\]"),
@@ -124,14 +124,14 @@ def test_that_there_are_no_mirrors_is_not_to_say_nothing_of_them(tmp_path: Path)
             "mirrors = [{location = 'm.example', pull = 'never'}]",
             r"mirrors\[0\]: pull is not one of all, digest-only, tag-only",
         ),
-        ("mirrors = [{location = 'm.example', plain = true}]", r"mirrors\[0\]: plain is not known here"),
+        ("mirrors = [{location = 'm.example', plain = true}]", r"mirrors\[0\]: plain is not supported here"),
         ("mirrors = [{location = 'm.example', insecure = 1}]", r"mirrors\[0\]: insecure is neither true nor false"),
         ("plain-http = 'yes'", "plain-http is neither true nor false"),
         ("insecure = 1", "insecure is neither true nor false"),
         ("ca-cert = 1", "ca-cert is neither a path nor a list of paths"),
         ("ca-cert = [1]", "ca-cert is neither a path nor a list of paths"),
         ("ca-cert = 'gone.pem'", r"ca-cert names .*/conf/gone\.pem: no such file"),
-        ("client-key = 'config.toml'", "client-key is there without a client-cert"),
+        ("client-key = 'config.toml'", "client-key is set without client-cert"),
         ("client-cert = 1", "client-cert is not a string"),
         ("url = 'gateway.example.com'", "url is not"),
         ("url = 'ftp://gateway.example.com'", "url is not"),
@@ -144,7 +144,7 @@ def test_that_there_are_no_mirrors_is_not_to_say_nothing_of_them(tmp_path: Path)
         ("requests-per-second = inf", "requests-per-second is not a number above 0"),
         ("upload = 4", "upload is not a string"),
         ("profile = 'Harbour'", "profile is not one of amazon-ecr, .*harbor"),
-        ("upload = 'bogus'", "upload is refused: malformed way to upload 'bogus'"),
+        ("upload = 'bogus'", "upload is refused: malformed upload method 'bogus'"),
         ("upload = 'chunk=1G'", "upload is refused: chunks .*too large"),
         ("profile = 1", "profile is not a string"),
         ("credentials = 'env:1X'", "credentials is not env:PREFIX, helper:NAME or file:PATH"),
@@ -161,7 +161,7 @@ def test_what_makes_no_sense_is_refused_with_the_file_and_the_key(text: str, wor
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("x = 1", "x is not known here"),
+        ("x = 1", "x is not supported here"),
         ("registry = 1", "registry is not a table"),
         ("[registry]\nx = 1", r"registry: x is not a table"),
         ('[registry."https://a/b"]', r"registry: https://a/b is not a registry's HOST\[:PORT\]"),

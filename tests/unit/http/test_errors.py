@@ -71,7 +71,7 @@ class TestTls:
         error = self.told(said)
         assert is_final(error)
         assert "--plain-http" in str(error.hint)
-        assert error.message == "GET https://h/: TLS failed: it is not what the other side speaks"
+        assert error.message == "GET https://h/: TLS failed: the other side does not speak TLS"
         assert has_tls_peer(error) is False
 
     def test_who_breaks_off_may_want_a_certificate_and_is_tried_again(self) -> None:
@@ -95,8 +95,8 @@ class TestReasons:
     @pytest.mark.parametrize(
         ("error", "said"),
         [
-            (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), "TLS failed: the connection broke off"),
-            (ssl.SSLCertVerificationError("wrong host"), "the certificate is not trusted: it does not verify"),
+            (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), "TLS failed: the connection was cut"),
+            (ssl.SSLCertVerificationError("wrong host"), "the certificate is not trusted: verification failed"),
         ],
     )
     def test_an_error_of_tls_that_python_made_itself_is_understood(self, error: ssl.SSLError, said: str) -> None:
@@ -190,12 +190,12 @@ class TestRefusals:
             assert "ocistream login registry.example" in error.hint
 
     def test_a_rate_limit_says_what_can_be_done_and_how_long_it_lasts(self) -> None:
-        hint = "the registry limits how much it gives: wait{}, or log in for a higher limit"
+        hint = "the registry limits requests: wait{}, or log in for a higher limit"
         assert refused(429).hint == hint.format("")
         assert refused(429, wait=3600.4).hint == hint.format(" 61 min")
 
     def test_a_pause_that_is_asked_for_is_passed_on(self) -> None:
-        assert refused(503, wait=600.0).hint == "the registry asks to be left alone for 10 min"
+        assert refused(503, wait=600.0).hint == "the registry asks to wait 10 min"
         assert "--retries" in str(refused(503).hint)
 
     def test_a_blob_that_was_listed_and_is_gone_is_the_registry_s_loss(self) -> None:
@@ -225,7 +225,7 @@ class TestRefusals:
         ],
     )
     def test_however_long_it_is_it_can_be_read(self, value: str, said: str) -> None:
-        assert refused(503, wait=parse_retry_after(value)).hint == f"the registry asks to be left alone for {said}"
+        assert refused(503, wait=parse_retry_after(value)).hint == f"the registry asks to wait {said}"
 
     @pytest.mark.parametrize("status", [401, 403])
     def test_a_denial_of_another_host_is_its_own_and_no_login_helps(self, status: int) -> None:

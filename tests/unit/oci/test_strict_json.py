@@ -96,7 +96,7 @@ class TestKeys:
     def test_what_others_take_for_a_field_is_refused(self, key: str) -> None:
         documents: list[dict[str, Any]] = [{key: []}, {"layers": [], key: []}, {key: [], "x": 1, "layers": []}]
         for document in documents:
-            with pytest.raises(ArchiveError, match=r"^it has the key '.*', which others read as '"):
+            with pytest.raises(ArchiveError, match=r"^it has the key '.*', which other tools read as '"):
                 check_keys(document, self.KNOWN, "it")
             for whole in (0, ANY_SIZE):
                 for fields in (
@@ -104,7 +104,9 @@ class TestKeys:
                     {"keys": {"layers"}, "known_keys": self.KNOWN},
                     {"known_keys": self.KNOWN},
                 ):
-                    with pytest.raises(ArchiveError, match=r"^it has the key '.*', which others read as '") as caught:
+                    with pytest.raises(
+                        ArchiveError, match=r"^it has the key '.*', which other tools read as '"
+                    ) as caught:
                         parse(json.dumps(document).encode(), whole, **fields)
                     assert caught.value.message.isprintable()
 
@@ -362,8 +364,8 @@ class TestErrors:
             (b'{"a":[1,2]', "Expecting ',' delimiter: line 1 column 11 (byte 10)"),
             (b'{"a":[1],"b":["\xff"]}', "it is not UTF-8 at byte 15"),
             (b'{"a":[1],"b":"\xff"}', "it is not UTF-8 at byte 14"),
-            (b'{"x":{"\\u0061":1,"a":2}}', "a key stands twice in one object"),
-            (b'{"a":[1],"\\u0061":[1]}', "a key stands twice in one object"),
+            (b'{"x":{"\\u0061":1,"a":2}}', "an object has the same key twice"),
+            (b'{"a":[1],"\\u0061":[1]}', "an object has the same key twice"),
             (b'{"x":[1e999]}', "a number is too large"),
             (b'{"x":[-Infinity]}', "-Infinity is not a JSON number"),
             (b'{"a":%b}' % (b"1" * 5000), "a number has too many digits"),

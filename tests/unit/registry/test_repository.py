@@ -253,7 +253,7 @@ class TestBodiesThatLie:
             # What comes after Content-Length belongs to nobody.
             assert download(quick(), registry) == CONTENT
             return
-        with pytest.raises(IntegrityError, match=f"{SIZE + by} bytes are announced, and not {SIZE}"):
+        with pytest.raises(IntegrityError, match=f"{SIZE + by} bytes are announced instead of {SIZE}"):
             next(repository(quick(), registry).fetch_blob(BLOB))
         assert len(registry.requests) == 1
         # Without a length it shows while it comes.
@@ -277,7 +277,7 @@ class TestBodiesThatLie:
         first = f"HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n".encode() + CONTENT[:1000]
         rest = f"Content-Range: bytes 1000-{SIZE}/{SIZE + 1}\r\nContent-Length: {SIZE - 999}\r\n\r\n".encode()
         with RawServer(first, silent_after(b"HTTP/1.1 206 Partial Content\r\n" + rest + CONTENT[1000:])) as server:
-            with pytest.raises(IntegrityError, match=f"{SIZE - 999} bytes are announced, and not {SIZE - 1000}"):
+            with pytest.raises(IntegrityError, match=f"{SIZE - 999} bytes are announced instead of {SIZE - 1000}"):
                 download(quick(), server)
             assert len(server.heard) == 2
 
@@ -600,7 +600,7 @@ class TestManifestsBySha512:
         target = repository(quick(), registry)
         target.push_manifest(self.DIGEST, self.MANIFEST)
         registry.faults = [Fault(Header("Docker-Content-Digest", said), "PUT"), Fault(refusal(404), "HEAD")]
-        with pytest.raises(UnsupportedError, match="it was taken, and is not there under that digest"):
+        with pytest.raises(UnsupportedError, match="the registry accepted it, but does not have it under that digest"):
             target.push_manifest(self.DIGEST, self.MANIFEST)
 
     def test_a_tag_that_is_put_with_it_stands_for_it(self, faulty: Faulty, quick: Quick) -> None:

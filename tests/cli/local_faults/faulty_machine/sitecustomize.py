@@ -1,6 +1,6 @@
 """A machine that fails: Python imports this first where PYTHONPATH leads here, and the process runs on it.
 
-The variable OCISTREAM_TEST_MACHINE is JSON: `at` is "read" or "write"; once more than `after` bytes of one file went
+The variable OCISTREAM_TEST_MACHINE is JSON: `at` is "read" or "write"; again than `after` bytes of one file went
 that way, `do` happens: an error number, or "signal", "shrink", "grow", "replace" of that file.
 """
 
