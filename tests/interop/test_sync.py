@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
+from tests.fault_actions import Stall
+from tests.faulty_registry import Fault, FaultyRegistry
 from tests.images import Layout, small_image
 from tests.peers import DockerRegistry, docker_registry
 from tests.registry_http import seed
@@ -80,18 +82,24 @@ def test_whole(source: DockerRegistry, target: DockerRegistry, tmp_path: Path) -
 
 @pytest.mark.usefixtures("interruptible")
 def test_stopped_and_continued(source: DockerRegistry, target: DockerRegistry, tmp_path: Path) -> None:
-    file = sync_file(tmp_path, source, target)
-    with started("sync", str(file), "--result", str(tmp_path / "result.json")) as process:
-        assert process.stdout is not None
-        for _ in range(IMAGES // 4):
-            process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate()
-    assert process.returncode == 130, err
-    document = json.loads((tmp_path / "result.json").read_text())
-    done = [image for image in document["images"] if image["outcome"] == "copied"]
-    assert IMAGES // 4 <= len(done) < IMAGES
-    result = ocistream("sync", file)
+    file, layout = sync_file(tmp_path, source, target), Layout(tmp_path / "made")
+    with FaultyRegistry(tmp_path / "stalling", Fault(Stall(), "POST", "/v2/copy/")) as stalling:
+        # The last image: without it, sync could end before it is stopped.
+        seed(layout, small_image(layout), stalling.host, "app", "1")
+        with file.open("a") as entries:
+            entries.write(f'[[sync]]\nfrom = "{stalling.host}/app"\nto = "{stalling.host}/copy"\n')
+        with started("sync", str(file), "--result", str(tmp_path / "result.json")) as process:
+            assert process.stdout is not None
+            for _ in range(IMAGES // 4):
+                process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate()
+        assert process.returncode == 130, err
+        document = json.loads((tmp_path / "result.json").read_text())
+        done = [image for image in document["images"] if image["outcome"] == "copied"]
+        assert IMAGES // 4 <= len(done) <= IMAGES
+        stalling.release()
+        result = ocistream("sync", file)
     assertions.success(result)
     assert_same(source, target)
     unchanged = int(result.err.partition(" unchanged")[0].rpartition(" ")[2])
