@@ -179,8 +179,9 @@ def test_four_that_move_at_once_over_several_connections_stay_below_it(tmp_path:
 @pytest.mark.parametrize(
     "move",
     [
-        through_a_pipe,
-        pytest.param(side_by_side, marks=pytest.mark.nightly),
+        side_by_side,
+        # tests/cli/test_memory.py has thousands of blobs come through a pipe.
+        pytest.param(through_a_pipe, marks=pytest.mark.nightly),
         pytest.param(verified, marks=pytest.mark.nightly),
     ],
 )

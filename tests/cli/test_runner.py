@@ -204,7 +204,7 @@ def test_forks_make_a_pipe_that_can_be_cut(archive: Path) -> None:
 def test_a_program_starts_a_fork_as_it_does_a_real_process(archive: Path, tmp_path: Path) -> None:
     os.link(archive, tmp_path / "here.tar")
     env = {"OCISTREAM_LOG_FORMAT": "json"}
-    for argv in (["copy", "here.tar", "-"], ["verify", "-"], ["verify", "absent.tar"], ["pul"]):
+    for argv in (["copy", "-q", "here.tar", "-"], ["verify", "-"], ["verify", "absent.tar"], ["pul"]):
         forked, real = (
             run.run([*start, *argv], stdin=archive, cwd=tmp_path, env=env)
             for start in (run.forking_command(), run.command())

@@ -20,7 +20,7 @@ from tests.cli import assertions
 from tests.faulty_registry import Fault, FaultyRegistry, Stall, too_many_requests
 from tests.images import Layout
 from tests.registry_http import seed, tags
-from tests.runner import Argument, Running, command, ocistream, real, run, started, started_fork
+from tests.runner import Argument, command, ocistream, real, run, started, started_fork
 
 MIB = 1 << 20
 #: How a run is ended -> its exit code.
@@ -228,7 +228,7 @@ sys.exit(code)
     assert "Exception ignored" not in result.err
 
 
-def stopped_again_and_again(process: Running, first: signal.Signals, others: signal.Signals) -> str:
+def stopped_again_and_again(process: subprocess.Popen[bytes], first: signal.Signals, others: signal.Signals) -> str:
     """Send a signal, and then others until the process has ended; return what it wrote to stderr."""
     process.send_signal(first)
     while process.poll() is None:
@@ -248,7 +248,7 @@ def test_signals_that_follow_the_first_do_no_harm(
     (tmp_path / "new").mkdir()
     stalling.faults = [dataclasses.replace(stalling.faults[0], action=Stall(after=1000))]
     to = end if end == "-" else f"{tmp_path}/new/{end}"
-    with started_fork("pull", "--jobs=1", f"{stalling.host}/app:1", "-o", to) as process:
+    with started("pull", "--jobs=1", f"{stalling.host}/app:1", "-o", to, env=uncounted()) as process:
         assertions.wait_for(lambda: [request for request in stalling.requests if request.fault])
         said = stopped_again_and_again(process, first, others)
     # Of two that are there at once, nobody can tell which came first.
@@ -266,7 +266,7 @@ def test_asking_again_while_an_upload_is_deleted_does_no_harm(
     registry = start(Fault(Stall(), "DELETE", times=None))
     # To send the layer takes seconds at this rate: the signal comes in the middle.
     push = ("push", "--jobs=1", "--stall-timeout=1000", "--limit-rate=1k", "-i", layout.path, f"{registry.host}/app:1")
-    with started_fork(*push) as process:
+    with started(*push, env=uncounted()) as process:
         assertions.wait_for(lambda: registry.asked("PATCH"))
         process.send_signal(signal.SIGINT)
         assertions.wait_for(lambda: registry.asked("DELETE"))
