@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.runner import forking_command
 
 #: The line itself. `CUT` has the number of bytes after which it breaks off, of what goes to the first run that takes
-#: more than a question. Then the far side sees the end of its stdin, and nothing that it says is heard any more; the
-#: line ends when the far side has, so that a test knows what has become of it.
+#: more than a question. Then the remote side sees the end of its stdin, and nothing that it says is heard any more; the
+#: line ends when the remote side has, so that a test knows what has become of it.
 _LINE = """
 import os, pathlib, subprocess, sys, threading
 folder = pathlib.Path(sys.argv[1])
@@ -88,7 +88,7 @@ class Line:
         (self._folder / "cut").write_text(str(size))
 
     def passed(self) -> list[tuple[str, int, int]]:
-        """Give what has gone over it since this was last asked: verbs, bytes, and the far side's exit codes."""
+        """Give what has gone over it since this was last asked: verbs, bytes, and the remote side's exit codes."""
         path = self._folder / "passed"
         if not path.exists():
             return []
@@ -101,5 +101,5 @@ class Line:
         return sum(size for verb, size, _ in self.passed() if verb != "have")
 
     def records(self) -> list[Path]:
-        """Give what the far side remembers of uploads."""
+        """Give what the remote side remembers of uploads."""
         return [path for path in (self._folder / "state" / "ocistream" / "uploads").glob("*") if path.is_file()]

@@ -298,7 +298,7 @@ def _read_ca_file(env: Mapping[str, str]) -> str | None:
     path = env.get("SSL_CERT_FILE") or None
     if path is not None and not exists(path):
         msg = f"SSL_CERT_FILE: {path}: no such file"
-        raise NotFoundError(msg, hint="correct that variable, or unset it to trust the CAs of the system")
+        raise NotFoundError(msg, hint="correct or unset that variable; without it, the CAs of the system are trusted")
     return path
 
 

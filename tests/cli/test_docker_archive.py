@@ -257,7 +257,7 @@ def nothing_like_it(image: Saved) -> bytes:
     [
         (cut, 6, "truncated"),
         (in_the_middle_of_a_layer, 6, "truncated"),
-        (wrong_layer, 5, "its image's config says"),
+        (wrong_layer, 5, "the config of its image says"),
         (lacking_layer, 6, "lacks"),
         (out_of_it, 6, "lacks ../../../../etc/passwd"),
         (nothing_like_it, 6, "not a list of images"),
@@ -688,7 +688,7 @@ def test_a_config_that_promises_other_layers_leaves_no_file(layout: Layout, tmp_
     folder = tmp_path / "folder"
     folder.mkdir()
     result = ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{folder}/out.tar")
-    assertions.failure(result, 5, "its image's config says")
+    assertions.failure(result, 5, "the config of its image says")
     assertions.nothing_left(folder)
 
 

@@ -534,7 +534,7 @@ class TestAChosenPlatform:
         seed(layout, made.index, served.host, "app", "1")
         result = ocistream("pull", f"{served.host}/app:1", "--platform", "linux/arm64", "-o", tmp_path / "a.tar")
         assertions.success(result)
-        assert "left behind: 1 attestation" in result.err
+        assert "not copied: 1 attestation" in result.err
         (entry,) = index_in(files_in((tmp_path / "a.tar").read_bytes()))
         assert entry["digest"] == made.images["linux/arm64"]["digest"]
 

@@ -213,7 +213,7 @@ def test_a_fifo_is_read_and_written_once(copy: Callable[..., Result], tmp_path: 
 )
 def test_nothing_is_no_end(tmp_path: Path, argv: list[str]) -> None:
     before = sorted(tmp_path.iterdir())
-    assertions.failure(ocistream(*argv, cwd=tmp_path), 2, "malformed end")
+    assertions.failure(ocistream(*argv, cwd=tmp_path), 2, "malformed location")
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -354,7 +354,7 @@ def test_an_internationalised_name_is_asked_for_as_the_dns_has_it(
     ["\N{CYRILLIC SMALL LETTER A}pple.example/x", "a℀.example/x", "x.example./a", "[fe80::1%eth0]:5/a", "[::g]:5/a"],
 )
 def test_names_that_are_none_or_look_like_others_are_usage_errors(tmp_path: Path, name: str) -> None:
-    assertions.failure(ocistream("pull", name, "-o", tmp_path / "x.tar"), 2, "is not a registry's host")
+    assertions.failure(ocistream("pull", name, "-o", tmp_path / "x.tar"), 2, "is not a registry host")
 
 
 # Time-outs and limits ------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Releases:
 
     @property
     def delta(self) -> set[str]:
-        """Everything of the new one that the far side lacks, its manifest included."""
+        """Everything of the new one that the remote side lacks, its manifest included."""
         return self.blobs(self.new) - self.shared | {self.new["digest"]}
 
 

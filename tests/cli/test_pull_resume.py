@@ -163,7 +163,7 @@ def test_a_network_that_fails_leaves_what_has_come_and_says_where(
     assert by_digest[layers[2]] == 0
     assert document["resumed"] == sum(by_digest.values())
     assert f"went on with {layers[1]} after" in result.err
-    assert "had been transferred before" in result.err
+    assert "resumed from an earlier run" in result.err
 
 
 def test_progress_reaches_the_total_when_it_goes_on(

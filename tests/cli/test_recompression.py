@@ -378,7 +378,7 @@ class TestRefusals:
         assertions.no_partial_files(tmp_path / "out")
         # Allowed to grow, it is read to its end, and then found to be another layer than the config says.
         result = ocistream("copy", layout.path, f"{tmp_path}/out/", "--compress", "zstd", "--max-ratio", "2000")
-        assertions.failure(result, 5, "its image's config says")
+        assertions.failure(result, 5, "the config of its image says")
 
     @pytest.mark.parametrize("percent", [10, 50, 90, 99])
     def test_a_pipe_that_is_cut_leaves_no_image(

@@ -149,7 +149,7 @@ def test_verbose_tells_what_became_of_each_blob_and_what_was_tried_again(
     assertions.success(result)
     assert result.err.count("ocistream: copied sha256:") == 3
     assert f"http://{registry.host}/v2/app/blobs/sha256:" in result.err
-    assert "answered 503; trying again in " in result.err
+    assert "answered 503; retrying in " in result.err
     again = ocistream("pull", "-v", f"{registry.host}/app:1", "-o", f"{tmp_path}/layout/")
     assert again.err.count("ocistream: skipped sha256:") == 3
 

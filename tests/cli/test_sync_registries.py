@@ -68,7 +68,7 @@ def test_hints_name_the_key_and_the_table(world: World) -> None:
     assert f"the registry seems to speak plain HTTP: plain-http (a key of {where})" in no_http.err
     both = sync(world, "--plain-http", plain="")
     assert both.code == 7
-    assert f"leave out --plain-http (or set plain-http = false in {where})" in both.err
+    assert f"omit --plain-http (or set plain-http = false in {where})" in both.err
 
 
 @pytest.mark.uncounted

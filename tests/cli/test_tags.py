@@ -166,7 +166,7 @@ class TestCopy:
         )
         assert tags(other.host, "app") == []
         result = ocistream("copy", "--all-tags", source, f"oci:{tmp_path}/copy", stdin=archive)
-        assertions.failure(result, 2, nameless["digest"], "leave --all-tags away")
+        assertions.failure(result, 2, nameless["digest"], "omit --all-tags")
         assert not (tmp_path / "copy").exists()
         # The ways that the hints name.
         result = ocistream("copy", f"oci:{layout.path}:{nameless['digest']}", f"{other.host}/app:nameless")

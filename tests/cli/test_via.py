@@ -58,7 +58,7 @@ def images(start: Callable[..., FaultyRegistry], layout: Layout) -> Images:
 
 @pytest.fixture
 def there(start: Callable[..., FaultyRegistry], images: Images) -> FaultyRegistry:  # noqa: ARG001 - that one is first
-    """Return the registry of the far side."""
+    """Return the registry of the remote side."""
     return start()
 
 
@@ -94,7 +94,7 @@ def faked(tmp_path: Path) -> Callable[..., str]:
 
 
 def said(tmp_path: Path) -> list[str]:
-    """Return the command lines of the fake far side."""
+    """Return the command lines of the fake remote side."""
     return (tmp_path / "fake" / "said").read_text().splitlines()
 
 
@@ -348,7 +348,7 @@ class TestRefusals:
     )
     def test_what_a_shell_might_look_at_is_not_said(self, end: str, images: Images, tmp_path: Path) -> None:
         result = copy(images.v1, end, f"touch {tmp_path}/ran")
-        assertions.failure(result, 2, "cannot be said to the far side")
+        assertions.failure(result, 2, "cannot be said to the remote side")
         assertions.failure(copy(images.v1, "oci:x", f"touch {tmp_path}/ran", "--via-program", "a;b"), 2, "'a;b'")
         assert not (tmp_path / "ran").exists()
 
@@ -424,7 +424,7 @@ class TestFailures:
         folder = shlex.split(far)[1].removeprefix("PATH=").partition(":")[0]
         via = """sh -c 'exec "$0" "$@" </dev/null'"""
         result = copy(images.v1, f"{there.host}/app:v1", via, "--via-program", f"{folder}/ocistream")
-        failed(result, 6, "the far side failed", "docker exec -i")
+        failed(result, 6, "the remote side failed", "docker exec -i")
 
     @pytest.mark.parametrize(
         ("fault", "code"),
@@ -447,7 +447,7 @@ class TestFailures:
         images.registry.faults.append(Fault(Flip(MIB // 4), path=f"/blobs/{images.more}", times=None))
         result = copy(images.v2, f"{there.host}/app:v2", far)
         failed(result, 5, images.more)
-        # What the far side says of a stream without end is no news.
+        # What the remote side says of a stream without end is no news.
         assert "far" not in result.err
         assert tags(there.host, "app") == []
         images.registry.faults.clear()

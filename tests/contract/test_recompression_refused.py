@@ -80,14 +80,14 @@ def refused(
 @ways
 def test_a_wrong_diff_id(layout: Layout, tmp_path: Path, way: tuple[str, str]) -> None:
     with_diff_ids(layout, [GZ], [digest_of(b"something else")])
-    refused(layout, tmp_path, way, IntegrityError, "its image's config says")
+    refused(layout, tmp_path, way, IntegrityError, "the config of its image says")
 
 
 @ways
 def test_diff_ids_in_a_wrong_order(layout: Layout, tmp_path: Path, way: tuple[str, str]) -> None:
     other = tar_layer({"b": b"c"}, compression="")
     with_diff_ids(layout, [GZ, gzip.compress(other)], [digest_of(other), digest_of(TAR)])
-    refused(layout, tmp_path, way, IntegrityError, "its image's config says")
+    refused(layout, tmp_path, way, IntegrityError, "the config of its image says")
 
 
 @ways
@@ -107,7 +107,7 @@ def test_a_config_that_is_too_large(layout: Layout, tmp_path: Path, way: tuple[s
 @pytest.mark.parametrize("count", [0, 2])
 def test_another_number_of_diff_ids(layout: Layout, tmp_path: Path, way: tuple[str, str], count: int) -> None:
     with_diff_ids(layout, [GZ], [digest_of(TAR)] * count)
-    refused(layout, tmp_path, way, ArchiveError, f"has 1 layers, its config {count} diff_ids")
+    refused(layout, tmp_path, way, ArchiveError, f"has 1 layers, but its config has {count} diff_ids")
 
 
 @ways
@@ -164,7 +164,7 @@ def test_a_config_that_is_stored_already_is_held_against_the_layers(layout: Layo
     with_diff_ids(layout, [GZ], [digest_of(b"something else")])
     copy(layout_source(layout.path), layout_destination(tmp_path / "out"))
     before = named(Layout(tmp_path / "out"))
-    with pytest.raises(IntegrityError, match="its image's config says"):
+    with pytest.raises(IntegrityError, match="the config of its image says"):
         copy(layout_source(layout.path), layout_destination(tmp_path / "out"), compress="zstd")
     assert named(Layout(tmp_path / "out")) == before
 

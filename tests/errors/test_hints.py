@@ -24,25 +24,25 @@ _DIGEST = "sha256:" + 64 * "a"
     ("argv", "code", "words"),
     [
         (["pul", "app:1"], 2, ["No such command 'pul'", "did you mean pull?"]),
-        (["pull", ""], 2, ["nothing in it", "is the variable empty"]),
+        (["pull", ""], 2, ["it is empty", "a shell variable empty"]),
         (["pull", "./app.tar"], 2, ["is a file or directory", "-o PATH"]),
         (["pull", "oci:layout"], 2, ["is a file or directory", "ocistream copy"]),
         (["pull", "-"], 2, ["is a file or directory", "-o PATH"]),
         (["push", "./app.tar"], 2, ["is a file or directory", "-i PATH"]),
         (["push", "docker-archive:app.tar"], 2, ["is a file or directory", "-i PATH"]),
-        (["push"], 2, ["either one IMAGE", "HOST/REPOSITORY:TAG"]),
+        (["push"], 2, ["use either IMAGE", "HOST/REPOSITORY:TAG"]),
         (["push", "--to", "localhost:5000/app:1"], 2, ["has a tag or a digest", "push localhost:5000/app:1"]),
         (["push", "--to", f"localhost:5000/app@{_DIGEST}"], 2, ["has a tag or a digest"]),
         (["copy", "dir:x", "oci:y"], 8, ["the transport dir", "save the image to a file"]),
         (["pull", "localhost:5000/app:a/b"], 2, ["is not a tag", "128 characters"]),
         (["pull", "localhost:5000/app@sha256:abc"], 2, ["malformed digest", "64 characters"]),
         (["pull", "app :1"], 2, ["is not a repository", "lower-case letters and digits"]),
-        (["pull", "host.example:port/app"], 2, ["is not a registry's host", "HOST[:PORT]"]),
-        (["inspect", "oci:nowhere"], 4, ["no such directory", "is the path right?"]),
-        (["inspect", "oci:."], 6, ["has no index.json", "name the directory"]),
-        (["sync", "nowhere.toml"], 4, ["no such file", "is the path right?"]),
-        (["pull", "localhost:1/app:1", "--config", "nowhere.toml"], 4, ["no such file", "is the path right?"]),
-        (["pull", "localhost:1/app:1", "--ca-cert", "nowhere.pem"], 4, ["no such file", "is the path right?"]),
+        (["pull", "host.example:port/app"], 2, ["is not a registry host", "HOST[:PORT]"]),
+        (["inspect", "oci:nowhere"], 4, ["no such directory", "check the path"]),
+        (["inspect", "oci:."], 6, ["has no index.json", "name a directory"]),
+        (["sync", "nowhere.toml"], 4, ["no such file", "check the path"]),
+        (["pull", "localhost:1/app:1", "--config", "nowhere.toml"], 4, ["no such file", "check the path"]),
+        (["pull", "localhost:1/app:1", "--ca-cert", "nowhere.pem"], 4, ["no such file", "check the path"]),
         (["login", "localhost:1", "--username=me", "--password-stdin"], 2, ["no password came on stdin", "printf"]),
     ],
 )
@@ -61,15 +61,15 @@ def test_a_host_that_is_only_dots_is_not_told_to_leave_out_its_last() -> None:
 def test_a_configuration_that_is_no_toml_is_said_with_what_toml_is(tmp_path: Path) -> None:
     tmp_path.joinpath("config.toml").write_text("jobs = [")
     result = ocistream("pull", "localhost:1/app:1", "--config", tmp_path / "config.toml")
-    assertions.failure(result, 2, "is not TOML", "texts stand in quotes")
+    assertions.failure(result, 2, "is not TOML", "write text in quotes")
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "code", "word"),
     [
-        ("OCISTREAM_CONFIG", "/nowhere.toml", 4, "correct that variable"),
-        ("SSL_CERT_FILE", "/nowhere.pem", 4, "correct that variable"),
-        ("HTTPS_PROXY", "other://proxy", 7, "the proxy is taken from HTTPS_PROXY"),
+        ("OCISTREAM_CONFIG", "/nowhere.toml", 4, "correct or unset that variable"),
+        ("SSL_CERT_FILE", "/nowhere.pem", 4, "correct or unset that variable"),
+        ("HTTPS_PROXY", "other://proxy", 7, "the proxy comes from HTTPS_PROXY"),
     ],
 )
 def test_a_variable_that_is_wrong_is_named(tmp_path: Path, variable: str, value: str, code: int, word: str) -> None:
@@ -81,12 +81,12 @@ def test_a_variable_that_is_wrong_is_named(tmp_path: Path, variable: str, value:
 @pytest.mark.parametrize(
     ("action", "code", "word"),
     [
-        (Reply(400, {}, b"<html>"), 7, "is it a registry that answers there"),
-        (Reply(301, {}, b""), 7, "is it a registry that answers there"),
-        (Reply(410, {}, b"<html>"), 7, "is it a registry that answers there"),
-        (Reply(401, {}, b"<html>"), 3, "is it a registry that answers there"),
-        (Reply(200, {"Content-Type": "text/html"}, b"\n<html>"), 6, "or a page to log in at?"),
-        (HangUp(), 7, "does the registry speak HTTPS here?"),
+        (Reply(400, {}, b"<html>"), 7, "the answer may come from"),
+        (Reply(301, {}, b""), 7, "the answer may come from"),
+        (Reply(410, {}, b"<html>"), 7, "the answer may come from"),
+        (Reply(401, {}, b"<html>"), 3, "the answer may come from"),
+        (Reply(200, {"Content-Type": "text/html"}, b"\n<html>"), 6, "a login page"),
+        (HangUp(), 7, "if the registry uses HTTPS here"),
     ],
 )
 def test_an_answer_that_is_no_registry_s_is_doubted(place: Place, action: Action, code: int, word: str) -> None:
@@ -106,14 +106,14 @@ def test_what_a_registry_says_itself_is_not_doubted(place: Place) -> None:
 def test_https_where_it_was_not_meant_is_said_where_a_server_hangs_up(place: Place) -> None:
     host = place.start(tls=place.certificate).host.replace("127.0.0.1", "registry.test")
     argv = ["pull", f"{host}/app:1", "-o", str(place.out), "--retries=0", "--plain-http"]
-    assertions.failure(ocistream(*argv, names={"registry.test": None}), 7, "leave out --plain-http")
+    assertions.failure(ocistream(*argv, names={"registry.test": None}), 7, "omit --plain-http")
 
 
 def test_a_wrong_password_at_login_is_told_of_tokens(place: Place, tmp_path: Path) -> None:
     host = place.start(auth=Basic("me", "hunter2")).host
     argv = ["login", host, "--username=me", "--password-stdin"]
     result = ocistream(*argv, stdin=b"other", env={"DOCKER_CONFIG": str(tmp_path / "docker")})
-    assertions.failure(result, 3, "refused the user name or the password", "a token in the password's place")
+    assertions.failure(result, 3, "refused the user name or the password", "a token instead of the password")
 
 
 def test_docker_s_file_is_told_what_to_do_about_in_each_part(place: Place, tmp_path: Path) -> None:

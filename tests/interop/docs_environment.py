@@ -144,7 +144,7 @@ def world(
         found = World(inside, env, issued)
         prepared = folder / "prepared"
         prepared.mkdir()
-        # An image in the daemon, and on the far side what a pipe that broke has left.
+        # An image in the daemon, and on the remote side what a pipe that broke has left.
         begun = f"ocistream pull app:2 -o app.tar && docker load -i app.tar && head -c 1000000 app.tar > {home}/x.tar"
         done = found.run(begun, prepared)
         assert done.returncode == 0, done.stdout

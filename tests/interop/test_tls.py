@@ -80,7 +80,7 @@ def test_go_says_that_it_speaks_tls_and_is_then_not_trusted_by_itself(
     assertions.success(ocistream("push", "-i", layout.path, f"{encrypted.host}/app:1", "--insecure", env=env))
     # Asked for in plain HTTP, it says so, and how to mend it.
     plain = ocistream("push", "-i", layout.path, f"{encrypted.host}/app:1", "--plain-http", env=env)
-    assertions.failure(plain, 7, "400", "leave out --plain-http")
+    assertions.failure(plain, 7, "400", "omit --plain-http")
 
 
 def test_nginx_that_wants_a_client_certificate(

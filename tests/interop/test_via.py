@@ -24,7 +24,7 @@ from tests.peers import Dockerd, DockerRegistry, docker_registry, namespace, ssh
 from tests.registry_http import seed
 from tests.runner import Argument, Result, command, ocistream, run, started
 
-#: The ocistream of these tests, as the far side has to call it: none of it needs to be quoted.
+#: The ocistream of these tests, as the remote side has to call it: none of it needs to be quoted.
 PROGRAM = ["--via-program", " ".join(command())]
 
 
@@ -137,7 +137,7 @@ def test_a_line_that_was_cut_is_gone_on_with(
     result = copy(f"{near.host}/app:v1", name, via, "--result", tmp_path / "r.json")
     assertions.success(result)
     if "ssh" in via[0]:
-        # Otherwise it was the far side itself that was killed, and docker-registry loses what that was sending.
+        # Otherwise it was the remote side itself that was killed, and docker-registry loses what that was sending.
         assert f"{layers[2]} goes on at byte" in result.err
     assert far.tags("app") == {"v1": image["digest"]}
     document = json.loads((tmp_path / "r.json").read_text())

@@ -22,8 +22,8 @@ Run = Callable[[Sequence[object]], int]
 OPTIONS: Final = ("--plain-http", "--retries=0", "--connect-timeout=2")
 #: What a resolver says of the other host: first when the address is checked, then when it is connected to.
 REBOUND: Final = ("203.0.113.6", "127.0.0.1")
-INWARD: Final = "an address inside of this machine or network"
-CHANGED: Final = "is outside by its name, and now leads to an address inside"
+INWARD: Final = "an address inside this machine or network"
+CHANGED: Final = "is a public name, but now resolves to an address inside"
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ def test_a_wait_is_shown(start: Start, mover: Move, layout: Layout) -> None:
     result = mover().push(archive, f"{registry.host}/app:v1", "file", "-v", "--log-format", "json")
     (told,) = [line["message"] for line in json_lines(result.err) if "429" in str(line.get("message"))]
     assert "/manifests/v1" in told
-    assert "trying again in 1.0 s" in told
+    assert "retrying in 1.0 s" in told
     assert manifest_digest(registry.host, "app", "v1") == image["digest"]
 
 

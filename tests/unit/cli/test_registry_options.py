@@ -16,7 +16,7 @@ from ocistream.errors import UsageError
 
 NONE = RegistryOptions()
 CERTIFICATE = "a client certificate: --client-cert and --client-key"
-PLAIN = "leave out --plain-http, or correct the port"
+PLAIN = "omit --plain-http, or correct the port"
 
 
 def of(side: str, **given: Any) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def test_a_hint_has_the_names_of_the_side() -> None:
         ("dest", "--src-plain-http is for the source"),
     ):
         shown = build_hint_translator(RegistryOptions(plain_http=True), side)(PLAIN)
-        assert shown == f"leave out --plain-http ({other} alone), or correct the port"
+        assert shown == f"omit --plain-http ({other} alone), or correct the port"
     assert build_hint_translator(NONE, "src")("--retries and --cache") == "--retries and --cache"
 
 
@@ -73,7 +73,7 @@ def test_a_hint_of_a_sync_has_the_keys_of_the_file() -> None:
     )
     assert build_sync_hint_translator(NONE)("plain HTTP: --plain-http") == f"plain HTTP: plain-http (a key of {table})"
     shown = build_sync_hint_translator(RegistryOptions(plain_http=True))(PLAIN)
-    assert shown == f"leave out --plain-http (or set plain-http = false in {table}), or correct the port"
+    assert shown == f"omit --plain-http (or set plain-http = false in {table}), or correct the port"
     assert build_sync_hint_translator(NONE)("--retries") == "--retries"
 
 
