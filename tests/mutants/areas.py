@@ -42,7 +42,6 @@ SURVIVING_FOR_A_REASON: Final[tuple[tuple[str, str], ...]] = (
     ),
     ("len(_interned_strings) >= limits.MAX_INTERNED_STRINGS", "bounds memory: the words are the same"),
     ("monotonic() >= deadline  ->  False", "saves time: the next run deletes what is left"),
-    ("acquires_or_releases or sys.exc_info()", "protects a moment of microseconds, which no test can hit on purpose"),
     ("_kept_sizes.clear()  ->  pass", "a process runs one command line and ends with it"),
     ("number is None or not number < volume.total  ->  (number is None or not", "number is None if volume is None"),
     (
