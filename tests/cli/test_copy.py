@@ -196,7 +196,12 @@ class TestNamesGiven:
         entry = {**image, "annotations": {key: name}}
         (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
         for to in (f"oci:{tmp_path / 'out'}", f"oci-archive:{tmp_path / 'out'}"):
-            assertions.failure(ocistream("copy", f"oci:{layout.path}", to), 2, "names have no spaces or control characters", "oci:DIR:NAME")
+            assertions.failure(
+                ocistream("copy", f"oci:{layout.path}", to),
+                2,
+                "names have no spaces or control characters",
+                "oci:DIR:NAME",
+            )
             assert not (tmp_path / "out").exists()
         piped = ocistream("copy", f"oci:{layout.path}", "oci-archive:-")
         assert (piped.code, piped.out) == (2, b"")

@@ -183,9 +183,18 @@ def test_what_is_wrong_is_told_before_anything_is_asked(
             ["copy", "--src-creds", "me:hunter2", "a", "b"],
             "use --src-username, and --src-password-file or --src-password-stdin for the password",
         ),
-        (["copy", "--dest-creds=me:hunter2", "a", "b"], "use --dest-username, and --dest-password-file or --dest-password-stdin for the password"),
-        (["pull", "--creds=me:hunter2", "a"], "use --username, and --password-file or --password-stdin for the password"),
-        (["pull", "--src-creds=me:hunter2", "a"], "use --username, and --password-file or --password-stdin for the password"),
+        (
+            ["copy", "--dest-creds=me:hunter2", "a", "b"],
+            "use --dest-username, and --dest-password-file or --dest-password-stdin for the password",
+        ),
+        (
+            ["pull", "--creds=me:hunter2", "a"],
+            "use --username, and --password-file or --password-stdin for the password",
+        ),
+        (
+            ["pull", "--src-creds=me:hunter2", "a"],
+            "use --username, and --password-file or --password-stdin for the password",
+        ),
         (["push", "--password=hunter2", "a"], "use --password-file or --password-stdin"),
         (["login", "--password", "hunter2"], "use --password-file or --password-stdin"),
         (["copy", "--dest-tls-verify=false", "a", "b"], "--dest-insecure skips the check of certificates"),

@@ -203,7 +203,8 @@ def test_a_mirror_that_lies_costs_a_layout_nothing_but_time(machine: Machine, ou
     pulled = machine.run("pull", machine.name, "-o", out / "layout/")
     assertions.success(pulled)
     assert (
-        f", received from the mirror {machine.mirror.host}/hub/team/app; reading it again from another source" in pulled.err
+        f", received from the mirror {machine.mirror.host}/hub/team/app; reading it again from another source"
+        in pulled.err
     )
 
 

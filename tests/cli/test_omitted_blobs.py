@@ -460,7 +460,9 @@ class TestPush:
         (tmp_path / "odd.tar").write_bytes(tar_of(items))
         releases.far.requests.clear()
         stdin, options = (tmp_path / "odd.tar", []) if how == "pipe" else (None, ["-i", str(tmp_path / "odd.tar")])
-        assertions.failure(ocistream("push", f"{releases.far.host}/new:2", *options, stdin=stdin), 6, "is not a volume of this archive")
+        assertions.failure(
+            ocistream("push", f"{releases.far.host}/new:2", *options, stdin=stdin), 6, "is not a volume of this archive"
+        )
         assert not releases.far.asked("POST")
 
     @pytest.mark.uncounted
