@@ -160,6 +160,6 @@ class TestWhatIsRefused:
         assert not (tmp_path / "x.tar").exists()
 
     def test_what_has_to_be_read_from_its_beginning(self, rest: Rest, layout: Layout, tmp_path: Path) -> None:
-        with pytest.raises(UnsupportedError, match="all of it must be read"):
+        with pytest.raises(UnsupportedError, match="the complete blob is needed"):
             copied(rest.of_config(layout), LayoutDestination(tmp_path / "there"))
         assert not (tmp_path / "there/index.json").exists()
