@@ -554,14 +554,14 @@ class TestHostile:
             )
             refused(config_for_layer, how, tmp_path, ArchiveError, "is not a layer")
             layer_for_config = renamed_images(entries, lambda listed: [{**listed[0], "Config": listed[0]["Layers"][0]}])
-            refused(layer_for_config, how, tmp_path, ArchiveError, "not valid JSON|is no config")
+            refused(layer_for_config, how, tmp_path, ArchiveError, "not valid JSON|is not a config")
 
     @both
     def test_a_layer_as_large_as_any_is_not_read_as_a_config(self, one: Saved, how: str, tmp_path: Path) -> None:
         large = dataclasses.replace(one, layers=(bytes(limits.MAX_CONFIG + 1), *one.layers[1:]))
         for dialect in (of_docker, DIALECTS["stripped-oci"]):
             entries = renamed_images(dialect([large]), lambda listed: [{**listed[0], "Config": listed[0]["Layers"][0]}])
-            refused(entries, how, tmp_path, ArchiveError, "larger than 8388608|is no config")
+            refused(entries, how, tmp_path, ArchiveError, "larger than 8388608|is not a config")
 
     @both
     @pytest.mark.parametrize("change", [1, -1])
