@@ -286,7 +286,7 @@ def select_existing_images(roots: Sequence[Root]) -> Sequence[Root]:
 
 def no_image_error() -> NotFoundError:
     """Return the error for an archive or layout without images."""
-    return NotFoundError("it has no images")
+    return NotFoundError("the archive or layout has no images")
 
 
 def select_only_image(roots: Sequence[Root]) -> Sequence[Root]:
@@ -300,7 +300,7 @@ def select_only_image(roots: Sequence[Root]) -> Sequence[Root]:
         raise no_image_error()
     candidates = [root for root in roots if not root.is_stray] or list(roots)
     if (count := len({root.descriptor.digest for root in candidates})) > 1:
-        msg = f"it has {count} images"
+        msg = f"the archive or layout has {count} images"
         # --to needs full names to tell where each image goes.
         which = "one with --image, or all with --to" if all(map(has_full_name, candidates)) else "one with --image"
         raise UsageError(msg, hint=f"choose {which}: {format_image_names(candidates)}")
@@ -358,7 +358,7 @@ class NoSuchImageError(NotFoundError):
 
     def __init__(self, wanted: str, hint: str) -> None:
         """Build the message. `hint` says what to do."""
-        super().__init__(f"it has no image {printable(wanted)!r}", hint=hint)
+        super().__init__(f"the archive or layout has no image {printable(wanted)!r}", hint=hint)
         self.wanted = wanted
 
 

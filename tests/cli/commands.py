@@ -21,7 +21,9 @@ def commands() -> Sequence[str]:
 @functools.cache
 def options(command: str) -> Sequence[str]:
     """Return the spellings of a command's options, such as `-u` and `--username`, in order."""
-    listed = ocistream(command, "--help").out.decode().partition("\nOptions:\n")[2].partition("\nCommands:\n")[0]
-    rows = re.findall(r"^  (-[^\s,]+(?:, -[^\s,]+)*)", listed, re.MULTILINE)
+    text = ocistream(command, "--help").out.decode().partition("\nCommands:\n")[0]
+    # The options are in several sections: only a heading is not indented. The usage comes before the first one.
+    listed = re.split(r"^[A-Z][A-Za-z ]*:$", text, flags=re.MULTILINE)[1:]
+    rows = re.findall(r"^  (-[^\s,]+(?:, -[^\s,]+)*)", "".join(listed), re.MULTILINE)
     assert rows, listed
     return [spelling for row in rows for spelling in row.split(", ")]

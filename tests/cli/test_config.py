@@ -211,7 +211,7 @@ def test_check_says_which_file_is_right(user: User) -> None:
     user.configure("[defaults]", "jobs = 8")
     result = user.run("check")
     assertions.success(result)
-    assert f"{user.file} is right" in result.err
+    assert f"{user.file} is valid" in result.err
     assertions.failure(user.run("check", "nowhere.toml"), 4, "nowhere.toml: no such file")
     assertions.failure(user.run("check", user.file, "--config", user.file), 2, "named twice")
     assertions.failure(user.run("check", "--json"), 2, "--json is only for `config show`")

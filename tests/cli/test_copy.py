@@ -85,7 +85,7 @@ def test_a_name_of_the_destination_needs_one_image(layout: Layout, tmp_path: Pat
     two_platforms(layout, name="two")
     for target in (f"oci:{tmp_path}/x:new", f"oci-archive:{tmp_path}/x.tar:new", "127.0.0.1:1/x"):
         result = ocistream("copy", layout.path, target)
-        assertions.failure(result, 2, "there are 2 images", "oci:DIR:NAME", "one, two")
+        assertions.failure(result, 2, "the archive or layout has 2 images", "oci:DIR:NAME", "one, two")
     assert not (tmp_path / "x.tar").exists()
     assertions.success(ocistream("copy", f"oci:{layout.path}:one", f"oci:{tmp_path}/x:new"))
     assert assertions.index_of(tmp_path / "x")[0]["digest"] == image["digest"]
@@ -196,7 +196,7 @@ class TestNamesGiven:
         entry = {**image, "annotations": {key: name}}
         (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
         for to in (f"oci:{tmp_path / 'out'}", f"oci-archive:{tmp_path / 'out'}"):
-            assertions.failure(ocistream("copy", f"oci:{layout.path}", to), 2, "a name has no blanks", "oci:DIR:NAME")
+            assertions.failure(ocistream("copy", f"oci:{layout.path}", to), 2, "names have no spaces or control characters", "oci:DIR:NAME")
             assert not (tmp_path / "out").exists()
         piped = ocistream("copy", f"oci:{layout.path}", "oci-archive:-")
         assert (piped.code, piped.out) == (2, b"")

@@ -89,7 +89,7 @@ def test_an_authfile_comes_before_all_but_the_user_name(user: User) -> None:
     env = {"OCISTREAM_USERNAME": "other", "OCISTREAM_PASSWORD": "docker-secret", "REGISTRY_AUTH_FILE": str(wrong)}
     assertions.success(user.pull("--authfile", user.auth_file, **env))
     refused = user.pull("--authfile", wrong)
-    assertions.failure(refused, 3, "correct ~/wrong.json, which --authfile names")
+    assertions.failure(refused, 3, "correct or remove ~/wrong.json, which --authfile names: it overrides")
     assertions.success(user.pull("--authfile", wrong, "--username=me", "--password-file", user.password))
 
 
@@ -181,13 +181,13 @@ def test_what_is_wrong_is_told_before_anything_is_asked(
     [
         (
             ["copy", "--src-creds", "me:hunter2", "a", "b"],
-            "give --src-username, and the password with --src-password-file",
+            "use --src-username, and --src-password-file or --src-password-stdin for the password",
         ),
-        (["copy", "--dest-creds=me:hunter2", "a", "b"], "give --dest-username, and the password with"),
-        (["pull", "--creds=me:hunter2", "a"], "give --username, and the password with --password-file"),
-        (["pull", "--src-creds=me:hunter2", "a"], "give --username, and the password with --password-file"),
-        (["push", "--password=hunter2", "a"], "give --password-file or --password-stdin"),
-        (["login", "--password", "hunter2"], "give --password-file or --password-stdin"),
+        (["copy", "--dest-creds=me:hunter2", "a", "b"], "use --dest-username, and --dest-password-file or --dest-password-stdin for the password"),
+        (["pull", "--creds=me:hunter2", "a"], "use --username, and --password-file or --password-stdin for the password"),
+        (["pull", "--src-creds=me:hunter2", "a"], "use --username, and --password-file or --password-stdin for the password"),
+        (["push", "--password=hunter2", "a"], "use --password-file or --password-stdin"),
+        (["login", "--password", "hunter2"], "use --password-file or --password-stdin"),
         (["copy", "--dest-tls-verify=false", "a", "b"], "--dest-insecure skips the check of certificates"),
         (["verify", "--creds=me:hunter2"], "see `ocistream verify --help`"),
     ],

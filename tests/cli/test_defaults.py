@@ -18,7 +18,7 @@ from tests.runner import Result, ocistream
 
 #: The options that have no default of the user's, by the reason for it.
 REFUSED = {
-    "it decides what moves": [
+    "it decides what is copied": [
         *("output", "input", "image", "to", "tags", "all-tags", "via", "have", "base", "only", "among")
     ],
     "it is for one run": ["from-byte", "split", "result", "dry-run", "shard"],
@@ -122,7 +122,7 @@ def test_a_switch_of_the_file_is_off_by_its_variable(user: User) -> None:
 def test_what_is_typed_to_see_more_comes_before_a_default_to_be_quiet(user: User) -> None:
     user.configure("[defaults]", "quiet = true", "verbose = 0")
     assert "OCISTREAM_CONFIG: /nowhere" in user.run("config", "check", OCISTREAM_CONFIG="/nowhere").err
-    assert "is right" in user.run("config", "check", user.file, "-v", OCISTREAM_QUIET="1").err
+    assert "is valid" in user.run("config", "check", user.file, "-v", OCISTREAM_QUIET="1").err
     assert user.run("config", "check", user.file, OCISTREAM_QUIET="1").err == ""
     assert user.run("config", "check", user.file, "-q", OCISTREAM_VERBOSE="1").err == ""
 
@@ -204,11 +204,11 @@ def test_what_the_flag_refuses_a_default_refuses_in_the_same_words(
     ("lines", "words"),
     [
         (["jbos = 3"], ["defaults: jbos is not an option of any command", "did you mean jobs?"]),
-        (["no_referrers = true"], ["no_referrers is no option", "did you mean no-referrers?"]),
+        (["no_referrers = true"], ["no_referrers is not an option of any command", "did you mean no-referrers?"]),
         (["[defaults.pul]"], ["defaults: pul is a table, not a command", "did you mean pull?"]),
         (["[defaults.pull]", "retry = 1"], ["defaults: pull: retry is not an option of `ocistream pull`", "retries?"]),
         (["[defaults.pull]", "deep = true"], ["defaults: pull: deep is not an option of `ocistream pull`"]),
-        (["pull = 1"], ["pull is no option"]),
+        (["pull = 1"], ["defaults: pull is not an option of any command"]),
         (['no-referrers = "yes"'], ["defaults: no-referrers is neither true nor false"]),
         (["jobs = true"], ["defaults: jobs is neither a string nor a number"]),
         (["jobs = [8]"], ["defaults: jobs is neither a string nor a number"]),
@@ -335,7 +335,7 @@ def test_the_configuration_says_where_a_registrys_password_is(
     assertions.success(user.run(*argv, **env))
     env["CI_PASSWORD"] = "wrong"
     failed = user.run(*argv, **env)
-    assertions.failure(failed, 3, "correct CI_USERNAME, which the configuration names")
+    assertions.failure(failed, 3, "correct or remove CI_USERNAME, which the configuration names")
     assert "wrong" not in failed.err
 
 

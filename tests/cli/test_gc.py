@@ -101,7 +101,7 @@ def test_what_was_used_lately_is_spared_unless_a_size_is_asked_for(layout: Layou
     age(layout, stray[0], 0)
     result = gc(layout)
     assert result.lines() == sorted(stray[1:])
-    assert "used too lately" in result.err
+    assert "used too recently to delete" in result.err
     assert gc(layout, "--older-than", "0").lines() == [stray[0]]
 
 
@@ -132,7 +132,7 @@ def test_where_a_manifest_cannot_be_read_nothing_goes(
         raw = (layout.path / "index.json").read_text().replace(image["digest"], manifest["digest"])
         (layout.path / "index.json").write_text(raw)
     before = there(layout.path)
-    assertions.failure(ocistream("gc", layout.path, "--max-size=0"), 6, "nothing is dropped")
+    assertions.failure(ocistream("gc", layout.path, "--max-size=0"), 6, "nothing was deleted")
     assert there(layout.path) == before >= set(stray)
 
 
@@ -147,7 +147,7 @@ def test_where_something_else_is_in_the_place_of_a_manifest_nothing_goes(
     else:
         path.symlink_to(tmp_path / ("elsewhere" if place == "a link" else "nowhere"))
     before = there(layout.path)
-    assertions.failure(ocistream("gc", layout.path, "--max-size=0"), 6, "no regular file")
+    assertions.failure(ocistream("gc", layout.path, "--max-size=0"), 6, "is a link or another special file")
     assert there(layout.path) == before >= set(stray)
 
 
@@ -282,7 +282,7 @@ def test_a_pull_whose_blob_was_removed_names_no_image(registry: FaultyRegistry, 
         assert len(ocistream("gc", target, "--older-than=0").lines()) == 2
         registry.release()
         assert process.wait(60) == 9
-        assert b"has been removed" in process.stderr.read()
+        assert f"was removed from {target} during the copy".encode() in process.stderr.read()
     assert assertions.index_of(target) == []
     assertions.success(ocistream(*pull))
     assertions.success(ocistream("verify", target))

@@ -145,7 +145,8 @@ def test_the_help_of_a_command_has_an_example_and_every_option(name: str) -> Non
     result = ocistream(name, "--help")
     assertions.success(result)
     text = result.out.decode()
-    assert re.search(rf"^  ocistream {name} \S", text.partition("Options:")[0], re.MULTILINE)
+    (description, *sections) = re.split(r"^[A-Z][A-Za-z ]*:$", text, flags=re.MULTILINE)
+    assert re.search(rf"^  ocistream {name} \S", description, re.MULTILINE)
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     assert options or name == "completion"
     for option in options:
@@ -153,6 +154,8 @@ def test_the_help_of_a_command_has_an_example_and_every_option(name: str) -> Non
         assert not option.hidden
         for spelling in option.opts:
             assert spelling in text
+    rows = [row for section in sections for row in re.findall(r"^  (\S+)", section, re.MULTILINE)]
+    assert all(row.startswith("-") for row in rows) or isinstance(command, click.Group), rows
 
 
 @pytest.mark.parametrize("name", COMMANDS)

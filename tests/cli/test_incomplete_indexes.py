@@ -136,7 +136,7 @@ class TestOnePlatform:
         made.remove("linux/arm64", "linux/s390x")
         result = push()
         assertions.success(result)
-        assert "not copied: 1 attestation; the source has only some platforms of the index" in result.err
+        assert "not copied: 1 attestation; the source has only some platforms of their index" in result.err
         assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
     def test_the_result_has_it(self, made: Made, push: Push, tmp_path: Path) -> None:
@@ -527,7 +527,7 @@ class TestAChosenPlatform:
         Made(layout, subjects=False)
         result = push("--platform", "linux/arm64")
         assertions.success(result)
-        assert "not copied: 1 attestation; of the index only some platforms were taken" in result.err
+        assert "not copied: 1 attestation; only some platforms of the index were copied" in result.err
 
     def test_says_it_of_a_registry_too(self, layout: Layout, served: FaultyRegistry, tmp_path: Path) -> None:
         made = Made(layout, subjects=False)

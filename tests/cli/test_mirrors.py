@@ -203,7 +203,7 @@ def test_a_mirror_that_lies_costs_a_layout_nothing_but_time(machine: Machine, ou
     pulled = machine.run("pull", machine.name, "-o", out / "layout/")
     assertions.success(pulled)
     assert (
-        f"as the mirror {machine.mirror.host}/hub/team/app gave it; reading it again from another source" in pulled.err
+        f", received from the mirror {machine.mirror.host}/hub/team/app; reading it again from another source" in pulled.err
     )
 
 
@@ -215,7 +215,7 @@ def test_into_a_pipe_it_is_exit_5_and_the_mirror_is_named(machine: Machine, star
         ["pull", machine.name], ["push", f"{target.host}/app:1"], env={**machine.env, "PYTHONUNBUFFERED": None}
     )
     assert pulled.code == 5, pulled.err
-    assert f"as the mirror {machine.mirror.host}/hub/team/app gave it" in pulled.err
+    assert f", received from the mirror {machine.mirror.host}/hub/team/app" in pulled.err
     assert "--no-mirrors" in pulled.err
     assert pushed.code == 6, pushed.err
     assertions.no_image(target)

@@ -162,7 +162,7 @@ def test_certs_d_that_is_wrong_is_an_error_before_anything_is_sent(
     assertions.failure(push(layout, mutual, env={"HOME": str(tmp_path)}), 2, "client.cert", "client.key, is missing")
     (folder / "client.cert").unlink()
     (folder / "ca.crt").write_text("nonsense")
-    assertions.failure(push(layout, mutual, env={"HOME": str(tmp_path)}), 2, "ca.crt holds no CA certificate", "PEM")
+    assertions.failure(push(layout, mutual, env={"HOME": str(tmp_path)}), 2, "ca.crt has no CA certificate", "PEM")
     assert mutual.requests == []
 
 
@@ -191,10 +191,10 @@ def test_unchecked(start: Start, ids: Ids, layout: Layout, image: Descriptor, tm
     ("argv", "code", "words"),
     [
         (["--ca-cert=none"], 4, ["none", "no such file"]),
-        (["--ca-cert=text"], 2, ["text holds no CA certificate"]),
+        (["--ca-cert=text"], 2, ["text has no CA certificate"]),
         (["--ca-cert=text/x"], 9, ["text/x"]),
         (["--client-cert=none"], 4, ["none", "no such file"]),
-        (["--client-cert=text"], 2, ["text is no client certificate"]),
+        (["--client-cert=text"], 2, ["text is not a client certificate"]),
         (["--client-cert=cert"], 2, ["--client-key"]),
         (["--client-key=key"], 2, ["--client-key needs --client-cert"]),
         (["--client-cert=cert", "--client-key=locked"], 2, ["locked is encrypted", "openssl pkey"]),
@@ -363,11 +363,11 @@ def test_names_that_are_none_or_look_like_others_are_usage_errors(tmp_path: Path
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("--limit-rate=fast", "--limit-rate 'fast' is no rate"),
-        ("--limit-rate=0", "is no rate"),
-        ("--limit-rate=-5k", "is no rate"),
-        ("--limit-rate=1T", "is no rate"),
-        ("--limit-rate=", "is no rate"),
+        ("--limit-rate=fast", "--limit-rate 'fast' is not a rate in bytes per second"),
+        ("--limit-rate=0", "is not a rate in bytes per second"),
+        ("--limit-rate=-5k", "is not a rate in bytes per second"),
+        ("--limit-rate=1T", "is not a rate in bytes per second"),
+        ("--limit-rate=", "is not a rate in bytes per second"),
         ("--max-requests-per-second=0", "--max-requests-per-second"),
         ("--connect-timeout=0", "--connect-timeout"),
         ("--stall-timeout=-1", "--stall-timeout"),

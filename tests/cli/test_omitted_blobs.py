@@ -131,11 +131,11 @@ class TestWhatIsLeftOut:
     def test_is_counted(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         result = pulled(releases, tmp_path / "delta.tar", "--have", listed, "--result", tmp_path / "result.json")
         size = sum(releases.layout.file(digest).stat().st_size for digest in releases.shared)
-        assert f"omitted 2 blobs, {size} B: had by {releases.far.host}/app" in result.err
+        assert f"omitted 2 blobs, {size} B: in {releases.far.host}/app" in result.err
         written = json.loads((tmp_path / "result.json").read_bytes())
         assert written["bytes"]["leftOut"] == size
         left = {blob["digest"]: blob["why"] for blob in written["blobs"] if blob["how"] == "leftOut"}
-        assert left == dict.fromkeys(releases.shared, f"had by {releases.far.host}/app")
+        assert left == dict.fromkeys(releases.shared, f"in {releases.far.host}/app")
 
     @pytest.mark.uncounted
     def test_is_the_same_by_list_on_stdin_by_looking_and_by_an_image(
@@ -164,7 +164,7 @@ class TestWhatIsLeftOut:
         (tmp_path / "have.txt").write_text(f"sha256:{'0' * 64}\n")
         result = pulled(releases, tmp_path / "all.tar", "--have", tmp_path / "have.txt")
         assertions.success(result)
-        assert "has no blob of what is asked for" in result.err
+        assert "has none of the requested blobs: nothing is omitted" in result.err
         assert blobs_in(tmp_path / "all.tar") == releases.blobs(releases.new) | {releases.new["digest"]}
         assert said_in(tmp_path / "all.tar") == ""
 
@@ -355,7 +355,7 @@ class TestVerify:
         ):
             assertions.success(result)
             size = sum(releases.layout.file(digest).stat().st_size for digest in releases.shared)
-            assert f"omitted 2 blobs, {size} B: had by {releases.far.host}/app" in result.out.decode()
+            assert f"omitted 2 blobs, {size} B: in {releases.far.host}/app" in result.out.decode()
             assert result.lines()[-1].startswith("ok: OCI archive, 1 image, 3 blobs")
 
     @pytest.mark.uncounted
@@ -365,7 +365,7 @@ class TestVerify:
         assert found["ok"] is True
         assert found["missing"] == []
         assert {blob["digest"] for blob in found["leftOut"]} == releases.shared
-        assert {blob["why"] for blob in found["leftOut"]} == {f"had by {releases.far.host}/app"}
+        assert {blob["why"] for blob in found["leftOut"]} == {f"in {releases.far.host}/app"}
 
     @pytest.mark.uncounted
     def test_finds_what_is_missing_beside_them(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
@@ -460,7 +460,7 @@ class TestPush:
         (tmp_path / "odd.tar").write_bytes(tar_of(items))
         releases.far.requests.clear()
         stdin, options = (tmp_path / "odd.tar", []) if how == "pipe" else (None, ["-i", str(tmp_path / "odd.tar")])
-        assertions.failure(ocistream("push", f"{releases.far.host}/new:2", *options, stdin=stdin), 6, "no volume")
+        assertions.failure(ocistream("push", f"{releases.far.host}/new:2", *options, stdin=stdin), 6, "is not a volume of this archive")
         assert not releases.far.asked("POST")
 
     @pytest.mark.uncounted

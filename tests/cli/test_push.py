@@ -101,7 +101,7 @@ def test_an_image_without_a_name_beside_one_with_a_name_is_a_choice(
         unnamed = "sha256:"
     given = {"pipe": [], "layout": ["-i", str(layout.path)]}.get(how, ["-i", str(archive)])
     result = ocistream("push", f"{served.host}/app:1", *given, stdin=archive if how == "pipe" else None)
-    assertions.failure(result, 2, "it has 2 images", "choose one with --image", "whatever", unnamed)
+    assertions.failure(result, 2, "the archive or layout has 2 images", "choose one with --image", "whatever", unnamed)
     assertions.no_image(served)
 
 
@@ -124,7 +124,7 @@ def test_nothing_is_sent_where_it_is_clear_early_that_there_is_no_one_image(
     # The index comes first, then what is not JSON: the manifest of the entry without a name comes after layers.
     items = sorted(items_of(layout), key=lambda item: (item[0] != "index.json", (item[1] or b"").startswith(b"{")))
     result = ocistream("push", f"{served.host}/app:1", stdin=tar_of(items))
-    assertions.failure(result, 2, "it has 2 images", "v1, v2")
+    assertions.failure(result, 2, "the archive or layout has 2 images", "v1, v2")
     assert served.requests == []
 
 

@@ -84,14 +84,14 @@ class TestImages:
 
     def test_two_images_without_names_are_no_choice(self, layout: Layout) -> None:
         enter(layout, small_image(layout), layout.image([b""]))
-        with pytest.raises(UsageError, match="it has 2 images"):
+        with pytest.raises(UsageError, match="the archive or layout has 2 images"):
             listing_of(layout)
 
     def test_an_image_without_a_name_is_an_image_too(self, layout: Layout) -> None:
         first, nameless = small_image(layout, name="v1"), layout.image([b""])
         enter(layout, nameless)
         assert images(listing_of(layout, IMAGES)) == [first["digest"], nameless["digest"]]
-        with pytest.raises(UsageError, match="it has 2 images") as caught:
+        with pytest.raises(UsageError, match="the archive or layout has 2 images") as caught:
             listing_of(layout)
         assert caught.value.hint == f"choose one with --image: v1, {nameless['digest']}"
         assert images(listing_of(layout, named("v1"))) == [first["digest"]]

@@ -135,7 +135,7 @@ def _find_listed(
         except NotFoundError as error:
             # A repository that does not exist yet has no blobs: that is an answer before a first push, unless the name
             # is misspelt.
-            console.info(f"{error.message} has none of these blobs", level=1)
+            console.info(f"{error.message}: it has none of these blobs", level=1)
     return found
 
 

@@ -125,7 +125,7 @@ def test_a_run_in_trouble_ends_as_the_table_has_it(
         assert said.startswith("ocistream: error: ")
         assert len(more) <= 1, result.err
         if result.code == 5 and not name.startswith("verify"):
-            assert any("was changed while it was read" in line for line in more), result.err
+            assert any("is damaged, or changed during the run: check it with `ocistream verify " in line for line in more), result.err
         assert "Traceback" not in result.err
         assert place.shown(name) is None
     if not name.startswith("verify"):

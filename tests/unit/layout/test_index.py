@@ -353,6 +353,6 @@ def test_of_two_images_of_one_name_the_digests_are_named() -> None:
 
 
 def test_nothing_is_no_image_to_copy() -> None:
-    with pytest.raises(NotFoundError, match="it has no images"):
+    with pytest.raises(NotFoundError, match="the archive or layout has no images"):
         select_existing_images([])
     assert select_existing_images([named("v1")]) == [named("v1")]
