@@ -238,14 +238,14 @@ class TestChoosing:
         assert list(select_only_image([Root(None, descriptor()), named("v1")])) == [named("v1")]
 
     def test_of_several_none_is_the_only_one(self) -> None:
-        with pytest.raises(UsageError, match="it has 2 images") as caught:
+        with pytest.raises(UsageError, match="the archive or layout has 2 images") as caught:
             select_only_image(self.full)
         assert "with --to: docker.io/library/nginx:1, r.example/app:2" in (caught.value.hint or "")
         with pytest.raises(UsageError):
             select_only_image([Root(None, descriptor()), Root(None, descriptor(OTHER))])
 
     def test_an_image_without_a_name_is_a_second_image(self) -> None:
-        with pytest.raises(UsageError, match="it has 2 images") as caught:
+        with pytest.raises(UsageError, match="the archive or layout has 2 images") as caught:
             select_only_image([named("r.example/app:1"), Root(None, descriptor(OTHER))])
         assert caught.value.hint == f"choose one with --image: r.example/app:1, {OTHER}"
 
