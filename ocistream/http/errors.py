@@ -129,7 +129,7 @@ def describe_cause(error: BaseException) -> str:
 def _known_reason(cause: BaseException) -> str | None:
     text: str | None = None
     if isinstance(cause, ssl.SSLCertVerificationError):
-        text = f"the certificate is not trusted: {getattr(cause, 'verify_message', 'it does not verify')}"
+        text = f"the certificate is not trusted: {getattr(cause, 'verify_message', 'verification failed')}"
     elif isinstance(cause, socket.gaierror):
         text = f"the host name cannot be resolved: {cause.strerror}"
     elif isinstance(cause, ssl.SSLError):

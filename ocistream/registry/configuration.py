@@ -232,7 +232,7 @@ class RegistryConfiguration:
     def _check_not_blocked(self, name: str) -> None:
         namespace = self._find_blocking_namespace(name)
         if namespace is not None:
-            msg = f"{printable(name)} is blocked: see {namespace.config_file} in {printable(namespace.prefix)}"
+            msg = f"{printable(name)} is blocked: see {printable(namespace.prefix)} in {namespace.config_file}"
             raise AuthenticationError(msg)
 
     def _is_insecure(self, name: str) -> bool:

@@ -295,7 +295,7 @@ class TestNames:
         archive = Layout(tmp_path / "in")
         small_image(archive, name="v1")
         small_image(archive, name="v1", platform="linux/arm64")
-        with pytest.raises(UsageError, match="two images are called 'v1'"):
+        with pytest.raises(UsageError, match="two images have the name 'v1'"):
             copy(archive.path, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 

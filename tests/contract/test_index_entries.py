@@ -198,7 +198,7 @@ class TestNames:
 
     @pytest.mark.usefixtures("made")
     def test_a_tag_of_two_images_is_no_choice(self, layout: Layout) -> None:
-        with pytest.raises(UsageError, match="2 images that go by 'v1'") as caught:
+        with pytest.raises(UsageError, match="2 images have the name 'v1'") as caught:
             listing_of(layout, named("v1"))
         assert "r.example/other:v1" in (caught.value.hint or "")
 
@@ -315,7 +315,7 @@ class TestLimits:
         monkeypatch.setattr(limits, "MAX_REFERRERS", 4)
         assert len(referrers(listing_of(layout))) == 4
         monkeypatch.setattr(limits, "MAX_REFERRERS", 3)
-        with pytest.raises(UnsupportedError, match="more than 3 signatures") as caught:
+        with pytest.raises(UnsupportedError, match="more than 3 referrers") as caught:
             listing_of(layout)
         assert "--no-referrers" in (caught.value.hint or "")
 

@@ -112,7 +112,7 @@ class TestContents:
     def test_a_second_index_is_refused(self, names: tuple[str, str]) -> None:
         contents = ArchiveContents()
         contents.add(entry(names[0]))
-        with pytest.raises(ArchiveError, match=r"index\.json stands twice"):
+        with pytest.raises(ArchiveError, match=r"the archive has index\.json twice"):
             contents.add(entry(names[1]))
 
     def test_a_blob_may_stand_there_twice_and_the_first_counts(self) -> None:
@@ -209,7 +209,7 @@ class TestDockerNames:
         contents.add(entry(BLOB))
         contents.add(entry(again, kind))
         with pytest.raises(
-            ArchiveError, match=r"is in the archive twice \(some tools treat another name as this one\)"
+            ArchiveError, match=r"the archive has 'c\.json' twice \(some tools treat another name as this one\)"
         ):
             contents.resolve_docker_file("c.json")
 
@@ -217,7 +217,7 @@ class TestDockerNames:
         contents = ArchiveContents()
         contents.add(entry("x/../c.json"))
         with pytest.raises(
-            ArchiveError, match=r"is in the archive twice \(some tools treat another name as this one\)"
+            ArchiveError, match=r"the archive has 'c\.json' twice \(some tools treat another name as this one\)"
         ):
             contents.resolve_docker_file("c.json")
         with pytest.raises(ArchiveError, match="lacks"):

@@ -84,7 +84,7 @@ def test_a_layer_that_is_not_plain_after_all_is_refused_at_the_end(layout: Layou
     layers = [{**layer, "mediaType": kind} for layer in document["layers"]]
     layout.document({**document, "layers": layers}, name="v1")
     sink = DockerArchiveDestination(open_file_output(tmp_path / "out.tar"))
-    with pytest.raises(UnsupportedError, match="which a docker-archive cannot hold") as caught:
+    with pytest.raises(UnsupportedError, match="which a docker-archive cannot contain") as caught:
         transfer.copy(LayoutSource(layout.path), sink, Watch())
     sink.close()
     assert "oci-archive" in (caught.value.hint or "")

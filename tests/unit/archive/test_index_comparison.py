@@ -96,7 +96,7 @@ def test_a_name_may_stand_for_several_entries() -> None:
 def test_another_image_of_the_same_name_is_a_contradiction() -> None:
     comparison = compared([entry(B, "app:1"), entry(A)], A, B)
     for by_name in (False, True):
-        with pytest.raises(ArchiveError, match=r"app:1 is one image in manifest\.json and another one in index\.json"):
+        with pytest.raises(ArchiveError, match=r"app:1 is one image in manifest\.json and another in index\.json"):
             comparison.find_only_in_manifest_json([LISTED_A], by_name=by_name)
 
 
@@ -142,7 +142,7 @@ def test_foreign_layers_have_other_digests_where_docker_saves_them() -> None:
 
 
 def test_a_config_that_is_no_blob_cannot_be_compared() -> None:
-    with pytest.raises(ArchiveError, match=r"names the config a\.json"):
+    with pytest.raises(ArchiveError, match=r"lists the config a\.json"):
         compared([entry(A, "app:1")], A).find_only_in_manifest_json([DockerImage("a.json", (), ())])
 
 
@@ -174,5 +174,5 @@ def test_there_is_a_bound_on_each_of_them(monkeypatch: pytest.MonkeyPatch) -> No
         compared(entries, whole, A, B)
     monkeypatch.undo()
     monkeypatch.setattr(limits, "MAX_REQUIRED_DESCRIPTORS", 2)
-    with pytest.raises(UnsupportedError, match="need more than 2 manifests"):
+    with pytest.raises(UnsupportedError, match="need more than 2 different manifests"):
         compared(entries, whole, A, B).find_only_in_manifest_json([LISTED_A])

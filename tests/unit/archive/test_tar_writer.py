@@ -235,7 +235,7 @@ class TestOutputs:
     def test_a_name_of_unfinished_files_is_none_for_a_result(self, tmp_path: Path, name: str) -> None:
         (tmp_path / "link").symlink_to(name)
         for path in (tmp_path / name, tmp_path / "link"):
-            with pytest.raises(UsageError, match="not finished"):
+            with pytest.raises(UsageError, match="this name is reserved for unfinished files"):
                 open_file_output(path)
 
     def test_only_a_file_can_be_written_over(self, tmp_path: Path) -> None:

@@ -280,9 +280,9 @@ def test_an_identity_token_is_saved_beside_the_user_name(home: Home) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (Credential("", "secret"), "empty or holds a colon"),
-        (Credential("a:b", "secret"), "empty or holds a colon"),
-        (Credential("a:b", "", "identity"), "empty or holds a colon"),
+        (Credential("", "secret"), "empty or contains a colon"),
+        (Credential("a:b", "secret"), "empty or contains a colon"),
+        (Credential("a:b", "", "identity"), "empty or contains a colon"),
         (Credential("a", "hid\udce4den"), "not UTF-8"),
         (Credential("a", "", "hid\ud800den"), "not UTF-8"),
     ],

@@ -158,7 +158,7 @@ def test_of_what_was_given_for_this_run_no_login_is_advised_which_would_come_aft
     auth = authenticator(Server(answer(401)), given)
     with pytest.raises(AuthenticationError) as caught:
         auth.answer_challenge(["Basic"], PULL, auth.answer_challenge([challenge], PULL, None))
-    assert (caught.value.hint or "").startswith(f"correct {given.source}, or omit")
+    assert (caught.value.hint or "").startswith(f"correct or remove {given.source}: it overrides")
 
 
 def test_of_a_file_whose_name_reads_as_if_something_named_it_a_login_is_advised() -> None:
@@ -170,7 +170,7 @@ def test_of_a_file_whose_name_reads_as_if_something_named_it_a_login_is_advised(
 
 def test_a_user_name_with_a_colon_is_refused_since_basic_would_cut_it() -> None:
     auth = authenticator(Server(), Credential("a:b", "c"))
-    with pytest.raises(UsageError, match="holds a colon"):
+    with pytest.raises(UsageError, match="contains a colon"):
         auth.answer_challenge(["Basic"], PULL, None)
 
 
@@ -202,7 +202,9 @@ def test_an_identity_token_stands_in_for_the_password_where_only_basic_is_spoken
 
 def test_a_token_that_cannot_stand_in_a_header_is_refused() -> None:
     auth = authenticator(Server(), Credential("", "", source="config.json", registry_token="a\r\nX: y"))
-    with pytest.raises(UsageError, match=r"^the credentials from config.json have a token that cannot"):
+    with pytest.raises(
+        UsageError, match=r"^the credentials from config.json have a token with characters that a header cannot contain"
+    ):
         auth.answer_challenge([BEARER], PULL, None)
 
 
@@ -211,7 +213,7 @@ def test_a_token_that_cannot_stand_in_a_header_is_refused() -> None:
 
 def test_other_schemes_are_named_in_the_error_each_once_and_no_longer_than_a_name_is() -> None:
     auth = authenticator(Server(), ALICE)
-    with pytest.raises(AuthenticationError, match="by negotiate, ntlm; only Basic and Bearer"):
+    with pytest.raises(AuthenticationError, match="requires negotiate, ntlm authentication; only Basic and Bearer"):
         auth.answer_challenge(["Negotiate, NTLM, Negotiate"], PULL, None)
     with pytest.raises(AuthenticationError) as caught:
         auth.answer_challenge(["x" * 5000], PULL, None)

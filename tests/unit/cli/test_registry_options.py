@@ -55,7 +55,7 @@ def test_a_hint_has_the_names_of_the_side() -> None:
         build_hint_translator(NONE, "src")(CERTIFICATE)
         == "a client certificate: --src-client-cert and --src-client-key"
     )
-    assert build_hint_translator(NONE, "dest")(PLAIN) == "leave out --dest-plain-http, or correct the port"
+    assert build_hint_translator(NONE, "dest")(PLAIN) == "omit --dest-plain-http, or correct the port"
     for side, other in (
         ("src", "--dest-plain-http is for the destination"),
         ("dest", "--src-plain-http is for the source"),
@@ -81,7 +81,7 @@ def test_a_hint_of_a_sync_has_the_keys_of_the_file() -> None:
     ("option", "known", "words"),
     [
         ("--src-creds", ["--username", "--src-username"], "--src-password-file"),
-        ("--src-creds", ["--username"], "give --username,"),
+        ("--src-creds", ["--username"], "use --username,"),
         ("--password", ["--username"], "--password-stdin"),
         ("--tls-verify", ["--insecure"], "--insecure skips"),
         ("--creds", ["--insecure"], None),

@@ -165,7 +165,7 @@ def test_what_makes_no_sense_is_refused_with_the_file_and_the_key(text: str, wor
         ("registry = 1", "registry is not a table"),
         ("[registry]\nx = 1", r"registry: x is not a table"),
         ('[registry."https://a/b"]', r"registry: https://a/b is not a registry's HOST\[:PORT\]"),
-        ('[registry."docker.io"]\n[registry."index.docker.io"]', "is there twice"),
+        ('[registry."docker.io"]\n[registry."index.docker.io"]', "is set twice"),
         ("[[registry]]", "registry is not a table"),
         ("defaults = 1", "defaults is not a table"),
         ("\nx = =", r"is not TOML: .*line 2"),

@@ -184,7 +184,7 @@ def test_the_older_form_is_understood(files: Files) -> None:
         (registry("http://a.example"), "location is not HOST"),
         (registry("a.example", "blocked = 1"), "blocked is neither true nor false"),
         (registry("a.example", 'prefix = "*.corp.example/x"'), "has a path"),
-        (registry("a.example", 'pull-from-mirror = "all"'), r"belongs into a \[\[registry\.mirror\]\]"),
+        (registry("a.example", 'pull-from-mirror = "all"'), r"belongs in a \[\[registry\.mirror\]\]"),
         (registry("a.example", "[[registry.mirror]]"), r"mirror\[0\]: location is missing"),
         (registry("a.example", "[[registry.mirror]]", 'location = "m"', 'pull-from-mirror = "no"'), "is not one of"),
         (
@@ -197,7 +197,7 @@ def test_the_older_form_is_understood(files: Files) -> None:
             ),
             "exclude each other",
         ),
-        (registry("a.example") + registry("a.example", "blocked = true"), "says different things"),
+        (registry("a.example") + registry("a.example", "blocked = true"), "is set twice with different values"),
         ("[registries.block]\nregistries = [1]", "not a string"),
     ],
 )

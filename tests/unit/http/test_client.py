@@ -317,7 +317,7 @@ class TestWhoHasAnsweredBefore:
                 return real("127.0.0.1", port, *args, **options)
 
             monkeypatch.setattr("socket.getaddrinfo", resolve)
-            with pytest.raises(PermanentNetworkError, match="not what the other side speaks"):
+            with pytest.raises(PermanentNetworkError, match="the other side does not speak TLS"):
                 ask(transport, host)
             ask(transport, host)
             others = iter([True])

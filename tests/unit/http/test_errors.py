@@ -239,10 +239,10 @@ class TestRefusals:
         )
         assert error.hint is not None
         assert "ocistream login" not in error.hint
-        assert error.hint.startswith("registry.example has led there")
+        assert error.hint.startswith("registry.example redirected there")
 
     def test_nor_is_its_pause_the_registrys(self) -> None:
-        for status, said in ((429, "limits how much it gives: wait 5 s"), (503, "asks to be left alone for 5 s")):
+        for status, said in ((429, "limits requests: wait 5 s"), (503, "asks to wait 5 s")):
             error = response_error("registry.example", "GET", "https://cdn.example/x", status, b"", 5.0, elsewhere=True)
             assert error.hint == f"cdn.example {said}"
 

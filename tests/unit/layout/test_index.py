@@ -209,7 +209,7 @@ class TestChoosing:
         assert "docker.io/library/nginx:1, r.example/app:2" in (caught.value.hint or "")
 
     def test_a_tag_of_two_images_is_no_choice(self) -> None:
-        with pytest.raises(UsageError, match="2 images that go by '1'"):
+        with pytest.raises(UsageError, match="2 images have the name '1'"):
             select_named_images(["1"])(self.full)
 
     def test_two_entries_of_one_image_are_one(self) -> None:
@@ -238,14 +238,14 @@ class TestChoosing:
         assert list(select_only_image([Root(None, descriptor()), named("v1")])) == [named("v1")]
 
     def test_of_several_none_is_the_only_one(self) -> None:
-        with pytest.raises(UsageError, match="there are 2 images") as caught:
+        with pytest.raises(UsageError, match="the archive or layout has 2 images") as caught:
             select_only_image(self.full)
         assert "with --to: docker.io/library/nginx:1, r.example/app:2" in (caught.value.hint or "")
         with pytest.raises(UsageError):
             select_only_image([Root(None, descriptor()), Root(None, descriptor(OTHER))])
 
     def test_an_image_without_a_name_is_a_second_image(self) -> None:
-        with pytest.raises(UsageError, match="there are 2 images") as caught:
+        with pytest.raises(UsageError, match="the archive or layout has 2 images") as caught:
             select_only_image([named("r.example/app:1"), Root(None, descriptor(OTHER))])
         assert caught.value.hint == f"choose one with --image: r.example/app:1, {OTHER}"
 
@@ -347,7 +347,7 @@ def test_an_empty_graph_has_empty_documents() -> None:
 
 def test_of_two_images_of_one_name_the_digests_are_named() -> None:
     roots = [named("v1"), named("v1", f"sha256:{'b' * 64}")]
-    with pytest.raises(UsageError, match="2 images that go by 'v1'") as caught:
+    with pytest.raises(UsageError, match="2 images have the name 'v1'") as caught:
         select_named_images(["v1"])(roots)
     assert all(root.descriptor.digest in (caught.value.hint or "") for root in roots)
 

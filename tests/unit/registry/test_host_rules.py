@@ -121,7 +121,7 @@ class TestBlocked:
 
     @pytest.mark.parametrize("name", ["a.example/x", "b.example/x"])
     def test_nothing_is_read_from_there_under_whatever_name(self, name: str) -> None:
-        with pytest.raises(AuthenticationError, match=r"a\.example.* is blocked: /etc/x\.conf"):
+        with pytest.raises(AuthenticationError, match=r"a\.example.* is blocked: see a\.example in /etc/x\.conf"):
             self.rules.find_pull_sources(parse_reference(name))
 
     def test_nothing_is_pushed_there(self) -> None:

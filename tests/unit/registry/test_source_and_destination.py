@@ -207,7 +207,7 @@ class TestSources:
 
     def test_a_missing_image_is_named_as_the_user_did(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
-        with pytest.raises(NotFoundError, match=rf"{registry.host}/app:1 is not there"):
+        with pytest.raises(NotFoundError, match=rf"{registry.host}/app:1 not found"):
             source(quick(), f"{registry.host}/app:1").resolve(NothingEarly())
 
     def test_a_missing_child_is_absent_and_a_wrong_one_an_error(
@@ -537,13 +537,11 @@ class TestEarlyBlobs:
 
     def test_without_such_a_place_they_cannot_be_taken(self, faulty: Faulty, quick: Quick) -> None:
         put = sink(quick(), f"{faulty().host}/app:1")
-        with pytest.raises(UnsupportedError, match="the repositories are not known when the layers arrive"):
+        with pytest.raises(UnsupportedError, match="their repositories are not known in time"):
             put.write_new(unnamed(b"x"))
         uses: tuple[Callable[[], object], ...] = (lambda: put.stored([blob_of(b"x")]), lambda: put.read(blob_of(b"x")))
         for use in uses:
-            with pytest.raises(
-                UnsupportedError, match="the repositories are not known when the layers arrive"
-            ) as caught:
+            with pytest.raises(UnsupportedError, match="their repositories are not known in time") as caught:
                 use()
             assert caught.value.exit_code == 8
             assert caught.value.hint

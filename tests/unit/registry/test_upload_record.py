@@ -137,7 +137,7 @@ class TestWhatStandsInItsPlace:
         folder.mkdir(parents=True, mode=0o755)
         monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
         assert records(folder, notes).lock(KEY) is None
-        assert "not remembered" in notes[0]
+        assert "cannot store upload records" in notes[0]
         assert list(folder.iterdir()) == []
         assert stat.S_IMODE(folder.stat().st_mode) == 0o755
 

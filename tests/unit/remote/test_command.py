@@ -18,6 +18,6 @@ def far() -> RemoteCommand:
 
 def test_what_was_not_started_is_abandoned_without_a_word(far: RemoteCommand) -> None:
     far.stop()
-    with pytest.raises(NotFoundError, match="there is no such command"):
+    with pytest.raises(NotFoundError, match="cannot run no-such-command: no such command"):
         far.start(["no-such-command"])
     far.stop()

@@ -80,10 +80,10 @@ def test_a_list_that_is_cut_anywhere_is_refused(there: set[str]) -> None:
 def test_how_much_is_lacking_is_said() -> None:
     there = [digest_of(bytes([n])) for n in range(30)]
     cut = b"".join(written(there).splitlines(keepends=True)[: 4 + 17])
-    refused(cut, "cut short: 17 of 30 digests")
+    refused(cut, "is truncated: 17 of 30 digests")
     # In the middle of a line as well.
     for begun in (b"s", b"sha2", b"sha256:", b"sha256:0123456789abcdef", b"sha512:" + b"0" * 127):
-        refused(cut + begun, "cut short: 17 of 30 digests")
+        refused(cut + begun, "is truncated: 17 of 30 digests")
     refused(cut + b"sha256:" + b"0" * 65, "line 22")
 
 
@@ -100,8 +100,8 @@ def test_a_command_that_failed_wrote_no_list(text: bytes) -> None:
 
 
 def test_a_header_without_a_count_is_one_that_was_cut() -> None:
-    refused(HEAD, "cut short")
-    refused(HEAD + written(set()), "cut short")
+    refused(HEAD, "is truncated")
+    refused(HEAD + written(set()), "is truncated")
 
 
 @pytest.mark.parametrize(
@@ -122,22 +122,22 @@ def test_lists_are_taken_as_people_make_them(text: str) -> None:
 def test_lists_are_joined_by_cat() -> None:
     joined = written({A, B}) + f"{C}\n".encode() + written({A}, "oci:there")
     assert read(joined, A, C) == HaveListMatch({A, C}, ("registry.local/app", "oci:there"), ("0.5.0",), 4)
-    refused(written({A, B})[: -len(A) - 1] + written({C}), "cut short: 2 of 3 digests")
+    refused(written({A, B})[: -len(A) - 1] + written({C}), "is truncated: 2 of 3 digests")
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         (A.upper(), "SHA256:"),
-        (f"sha256:{A[7:].upper()}", "is no digest"),
+        (f"sha256:{A[7:].upper()}", "is not a digest"),
         (A[:-1], A[:-1]),
-        (f"{A} {B}", "is no digest"),
-        (A[7:], "is no digest"),
+        (f"{A} {B}", "is not a digest"),
+        (A[7:], "is not a digest"),
         ("md5:" + "0" * 32, "md5:"),
         ("\x1b[2J", "?[2J"),
-        ("# digests many", "no number"),
-        ("# digests -1", "no number"),
-        ("# digests 9999999999", "no number"),
+        ("# digests many", "is not a number of digests"),
+        ("# digests -1", "is not a number of digests"),
+        ("# digests 9999999999", "is not a number of digests"),
     ],
 )
 def test_a_line_that_is_no_digest_is_named(line: str, words: str) -> None:
