@@ -138,7 +138,7 @@ def test_a_line_that_was_cut_is_gone_on_with(
     assertions.success(result)
     if "ssh" in via[0]:
         # Otherwise it was the remote side itself that was killed, and docker-registry loses what that was sending.
-        assert f"{layers[2]} goes on at byte" in result.err
+        assert f"{layers[2]} resumes at byte" in result.err
     assert far.tags("app") == {"v1": image["digest"]}
     document = json.loads((tmp_path / "r.json").read_text())
     how = {blob["digest"]: blob["how"] for blob in document["blobs"]}

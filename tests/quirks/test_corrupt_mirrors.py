@@ -68,7 +68,7 @@ def test_a_mirror_that_calls_the_image_of_a_tag_by_another_digest_is_set_aside(
     mirror = used.mirror(Fault(lie, "GET", "/manifests/1", times=None))
     result = used.pull(how=how)
     assert mirror.host in result.err
-    assert "the registry calls the manifest" in result.err
+    assert "the registry says that the digest is" in result.err
     assert used.registry.asked("GET", "/manifests/1") != []
 
 
@@ -178,7 +178,7 @@ def test_a_config_that_is_needed_early_is_read_again_too(mirrored: MakeMirrored)
     used.mirror(Fault(Flip(at=3), path="/blobs/", times=None))
     out = used.mover.folder / "out.tar"
     result = used.mover.run("pull", used.name, "--platform", "linux/amd64", "-o", out, *used.configure())
-    assert "reading it again from elsewhere" in result.err
+    assert "reading it again from another source" in result.err
     used.check(out.read_bytes())
 
 

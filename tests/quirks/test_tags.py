@@ -99,7 +99,7 @@ def test_as_many_tags_as_a_registry_without_pages_has_are_read_and_no_more(start
     assert listed(mover(), answering(start, page(*many))) == many
     result = mover().run("inspect", f"{answering(start, page(*many, 'w')).host}/app")
     assert len(result.lines()) == limits.MAX_TAGS
-    assert f"no more than {limits.MAX_TAGS} tags" in result.err
+    assert f"only {limits.MAX_TAGS} tags on {limits.MAX_PAGES} pages are read" in result.err
 
 
 @quirk(26)
