@@ -126,11 +126,11 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("certificate", "key", "said"),
         [
-            ("empty", "key", "is no client certificate"),
-            ("text", None, "is no client certificate"),
-            ("cert", None, "is no client certificate"),
-            ("cert", "text", "is no client certificate"),
-            ("key", "cert", "is no client certificate"),
+            ("empty", "key", "is not a client certificate with its key"),
+            ("text", None, "is not a client certificate with its key"),
+            ("cert", None, "is not a client certificate with its key"),
+            ("cert", "text", "is not a client certificate with its key"),
+            ("key", "cert", "is not a client certificate with its key"),
             ("cert", "other-key", "does not belong to the key"),
             ("cert", "locked", "locked is encrypted"),
             ("both-locked", None, "both-locked is encrypted"),
