@@ -260,7 +260,7 @@ def test_referrers_refer_to_each_other_only_so_deep(start: Start, mover: Move, l
     pull(used, registry)
     assert top["digest"] in blobs(used)
     seed(layout, referrer(layout, top, "a/b", b"one more"), registry.host, "app")
-    pull(used, registry, code=8, says=(f"more than {limits.MAX_REFERRER_DEPTH} deep", "--no-referrers"))
+    pull(used, registry, code=8, says=(f"more than {limits.MAX_REFERRER_DEPTH} levels deep", "--no-referrers"))
 
 
 @quirk(32)
