@@ -101,8 +101,8 @@ class TestUnreachable:
         [
             (socket.EAI_NONAME, 1, "check the host name"),
             (socket.EAI_NODATA, 1, "check the host name"),
-            (socket.EAI_AGAIN, 2, "does the resolver that /etc/resolv.conf names answer?"),
-            (socket.EAI_FAIL, 2, "does the resolver that /etc/resolv.conf names answer?"),
+            (socket.EAI_AGAIN, 2, "check the network of this machine and the resolver in /etc/resolv.conf"),
+            (socket.EAI_FAIL, 2, "check the network of this machine and the resolver in /etc/resolv.conf"),
         ],
     )
     def test_a_name_that_does_not_resolve(

@@ -75,7 +75,7 @@ class TestTrust:
             ({}, "unable to get local issuer certificate", "--ca-cert"),
             ({"days": (-3, -2)}, "certificate has expired", "renew"),
             ({"days": (2, 3)}, "certificate is not yet valid", "clock"),
-            ({"names": ["other.example"]}, "mismatch", "name that the certificate is for"),
+            ({"names": ["other.example"]}, "mismatch", "use the host name of the certificate"),
         ],
     )
     def test_the_error_says_what_is_wrong_with_a_certificate_and_what_to_do(
@@ -120,17 +120,17 @@ class TestFiles:
         registry = start()
         result = inspect(run, registry, f"--ca-cert={files / name}")
         assert result.code == 2
-        assert f"{name} holds no CA certificate" in result.err
+        assert f"{name} has no CA certificate, or a malformed one" in result.err
         assert registry.requests == []
 
     @pytest.mark.parametrize(
         ("certificate", "key", "said"),
         [
-            ("empty", "key", "is no client certificate"),
-            ("text", None, "is no client certificate"),
-            ("cert", None, "is no client certificate"),
-            ("cert", "text", "is no client certificate"),
-            ("key", "cert", "is no client certificate"),
+            ("empty", "key", "is not a client certificate with its key"),
+            ("text", None, "is not a client certificate with its key"),
+            ("cert", None, "is not a client certificate with its key"),
+            ("cert", "text", "is not a client certificate with its key"),
+            ("key", "cert", "is not a client certificate with its key"),
             ("cert", "other-key", "does not belong to the key"),
             ("cert", "locked", "locked is encrypted"),
             ("both-locked", None, "both-locked is encrypted"),

@@ -275,7 +275,7 @@ def test_an_image_that_is_sha512_throughout_gets_no_tag_where_manifests_are_know
     result = ocistream("copy", f"oci:{layout.path}:v1", f"{registry.host}/app:v1")
     assert (result.code, result.out) == (8, b"")
     said, hint = result.err.splitlines()[-2:]
-    assert f"{registry.host}/app does not take manifests by sha512, so {image['digest']}" in said
+    assert f"{registry.host}/app does not accept manifests by sha512, so {image['digest']}" in said
     assert "DIGEST_INVALID" in said
     assert "ocistream serve" in hint
     assert_no_image(registry)

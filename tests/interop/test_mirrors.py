@@ -122,7 +122,7 @@ def test_a_mirror_whose_layer_is_spoilt_into_a_layout(mirrored: Mirrored, tmp_pa
     assert pulled.code == 0, pulled.err
     mirrored.assert_whole(tmp_path / "out")
     assert f"{mirrored.layers()[1]}: the bytes have the digest" in pulled.err
-    assert f"as the mirror {mirrored.mirror.host}/team/app gave it; reading it again from another source" in pulled.err
+    assert f"received from the mirror {mirrored.mirror.host}/team/app; reading it again from another source" in pulled.err
 
 
 def test_a_mirror_whose_layer_is_spoilt_into_a_registry(mirrored: Mirrored, start_registry: Start) -> None:
@@ -140,7 +140,7 @@ def test_a_mirror_whose_layer_is_spoilt_into_a_pipe(mirrored: Mirrored, start_re
     mirrored.spoil(mirrored.layers()[1], at=20)
     pulled, pushed = pipe(["pull", mirrored.name], ["push", f"{target.host}/copy:1"], env=mirrored.env)
     assert (pulled.code, pushed.code) == (5, 6), (pulled.err, pushed.err)
-    assert f"as the mirror {mirrored.mirror.host}/team/app gave it" in pulled.err
+    assert f"received from the mirror {mirrored.mirror.host}/team/app" in pulled.err
     assert "--no-mirrors" in pulled.err
     assert_no_image(target)
     # And what it says is what helps.
@@ -176,7 +176,7 @@ def test_a_real_image_from_a_mirror_stays_within_the_budget(
     mirrored.spoil(largest["digest"], at=largest["size"] - 1)
     copied = measured("copy", f"{debian_registry.host}/team/debian:v1", f"{target.host}/copy:1", env=mirrored.env)
     assert_within_budget(copied)
-    assert f"as the mirror {registry.host}/team/debian gave it" in copied.err
+    assert f"received from the mirror {registry.host}/team/debian" in copied.err
     assert manifest_digest(target.host, "copy", "1") == debian_image.manifest["digest"]
 
 

@@ -92,7 +92,7 @@ def test_nginx_that_wants_a_client_certificate(
     assertions.failure(refused, 7, "400", "--dest-client-cert")
     # What it says in words is answered by the option's name too.
     refused = ocistream("copy", target, f"{registry.host}/x:1", trust)
-    assertions.failure(refused, 7, "400", "the registry wants a client certificate", "--src-client-cert")
+    assertions.failure(refused, 7, "400", "the registry requires a client certificate", "--src-client-cert")
     shown = [f"--client-cert={ids.client.file}", f"--client-key={ids.client.key_file}"]
     for result in pipe(["pull", source], ["push", target, trust, *shown]):
         assertions.success(result)

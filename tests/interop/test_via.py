@@ -109,7 +109,7 @@ def is_locked(state: Path) -> bool:
     return False
 
 
-def test_a_line_that_was_cut_is_gone_on_with(
+def test_a_copy_over_a_cut_connection_is_resumed(
     far: DockerRegistry, via: list[str], layout: Layout, near: FaultyRegistry, tmp_path: Path
 ) -> None:
     # What is remembered of uploads there is not to come from another run of the tests.
@@ -128,7 +128,7 @@ def test_a_line_that_was_cut_is_gone_on_with(
         near.released.set()
         out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (7, b""), err
-    assert b"the same command goes on" in err
+    assert b"re-run the same command" in err
     assert far.tags("app") == {}
     assert far.manifests("app") == set()
     near.faults.clear()
@@ -138,7 +138,7 @@ def test_a_line_that_was_cut_is_gone_on_with(
     assertions.success(result)
     if "ssh" in via[0]:
         # Otherwise it was the remote side itself that was killed, and docker-registry loses what that was sending.
-        assert f"{layers[2]} goes on at byte" in result.err
+        assert f"{layers[2]} resumes at byte" in result.err
     assert far.tags("app") == {"v1": image["digest"]}
     document = json.loads((tmp_path / "r.json").read_text())
     how = {blob["digest"]: blob["how"] for blob in document["blobs"]}
@@ -168,7 +168,7 @@ def test_into_a_container(docker_daemon: Dockerd, layout: Layout, tmp_path: Path
     assertions.failure(deaf, 6, "docker exec -i")
     for result in results:
         assertions.success(result)
-    assert "left out 3 blobs" in results[1].err
+    assert "omitted 3 blobs" in results[1].err
     assertions.failure(gone, 7, "No such container")
     assertions.success(ocistream("verify", tmp_path / "there"))
 

@@ -32,7 +32,7 @@ def test_what_came_over_a_line_that_broke_is_not_sent_again(
         assert len(line.records()) == 1
     result = ocistream(*command)
     assertions.success(result)
-    assert "goes on at byte" in result.err
+    assert "resumes at byte" in result.err
     sent += line.sent()
     assert sent <= LAYER + 3 * SMALL
     assert manifest_digest(registry.host, "app", "1") == image["digest"]

@@ -68,7 +68,7 @@ def test_a_mirror_that_calls_the_image_of_a_tag_by_another_digest_is_set_aside(
     mirror = used.mirror(Fault(lie, "GET", "/manifests/1", times=None))
     result = used.pull(how=how)
     assert mirror.host in result.err
-    assert "the registry calls the manifest" in result.err
+    assert "the registry says that the digest is" in result.err
     assert used.registry.asked("GET", "/manifests/1") != []
 
 
@@ -110,7 +110,7 @@ def test_the_same_blob_by_another_kind_of_digest_is_no_lie(mirrored: MakeMirrore
 
 @quirk(53)
 @pytest.mark.parametrize("target", ["a file", "a layout", "a registry", "a docker-archive"])
-def test_a_blob_that_is_wrong_at_its_end_is_read_again_from_elsewhere(
+def test_a_blob_that_is_wrong_at_its_end_is_read_again_from_another_source(
     target: str, mirrored: MakeMirrored, start: Callable[..., QuirkyRegistry]
 ) -> None:
     used = mirrored()
@@ -124,7 +124,7 @@ def test_a_blob_that_is_wrong_at_its_end_is_read_again_from_elsewhere(
     }
     options = ["--jobs", "1", "-v", *([] if target == "a docker-archive" else ["--platform", "all"])]
     result = used.mover.run("copy", used.name, places[target], *options, *used.configure())
-    assert f"as the mirror {mirror.host}/hub/app gave it; reading it again from another source" in result.err
+    assert f"received from the mirror {mirror.host}/hub/app; reading it again from another source" in result.err
     # One that lied once is not asked again.
     assert len(mirror.asked(path="/blobs/")) == 1
     if target == "a registry":
@@ -133,7 +133,7 @@ def test_a_blob_that_is_wrong_at_its_end_is_read_again_from_elsewhere(
 
 @quirk(53)
 @pytest.mark.parametrize("target", ["a file", "a registry", "a docker-archive"])
-def test_a_wrong_blob_that_is_recompressed_is_read_again_from_elsewhere(
+def test_a_wrong_blob_that_is_recompressed_is_read_again_from_another_source(
     target: str, mirrored: MakeMirrored, start: Callable[..., QuirkyRegistry]
 ) -> None:
     # Wrong where compressed bytes begin, and long before their end: whoever unpacks them stumbles first.
@@ -149,15 +149,15 @@ def test_a_wrong_blob_that_is_recompressed_is_read_again_from_elsewhere(
     to = "none" if target == "a docker-archive" else "zstd"
     arguments = ["copy", used.name, places[target], "--compress", to, "--jobs", "1", "-v", *used.configure()]
     result = used.mover.run(*arguments)
-    assert f"as the mirror {mirror.host}/hub/app gave it" in result.err
+    assert f"received from the mirror {mirror.host}/hub/app" in result.err
 
 
 @quirk(53)
-def test_a_pipe_cannot_take_it_back_and_the_mirror_is_named(mirrored: MakeMirrored) -> None:
+def test_a_pipe_cannot_be_rewritten_and_the_error_names_the_mirror(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror(Fault(Flip(at=3), path=layer_of(used.layout, used.image)["digest"], times=None))
     arguments = ["pull", used.name, "--platform", "all", *used.configure()]
-    result = used.mover.run(*arguments, code=5, says=(f"the mirror {mirror.host}/hub/app gave it", "--no-mirrors"))
+    result = used.mover.run(*arguments, code=5, says=(f"received from the mirror {mirror.host}/hub/app", "--no-mirrors"))
     assert used.registry.asked("GET", "/blobs/") == [], result.err
 
 
@@ -178,7 +178,7 @@ def test_a_config_that_is_needed_early_is_read_again_too(mirrored: MakeMirrored)
     used.mirror(Fault(Flip(at=3), path="/blobs/", times=None))
     out = used.mover.folder / "out.tar"
     result = used.mover.run("pull", used.name, "--platform", "linux/amd64", "-o", out, *used.configure())
-    assert "reading it again from elsewhere" in result.err
+    assert "reading it again from another source" in result.err
     used.check(out.read_bytes())
 
 

@@ -266,7 +266,7 @@ def test_a_link_to_another_host_is_not_followed_with_anything(
     result = run("inspect", f"{registry.host}/app", env=logged_in(tmp_path, scheme, registry.host))
     assert "v1" in result.lines(), result.err
     was_shown(registry)
-    assert f"the list goes on at {second.url}/v2/app/tags/list" in result.err
+    assert f"the list continues at {second.url}/v2/app/tags/list" in result.err
     assert second.connections == 0
     assert_unprinted(result, registry)
 

@@ -205,7 +205,7 @@ def test_an_entry_is_read_as_docker_reads_it(home: Home) -> None:
 MALFORMED: Final = (
     ("{", "is not valid JSON"),
     ("[]", "is not a JSON object"),
-    ('{"auths": {}, "auths": {}}', "a key stands twice"),
+    ('{"auths": {}, "auths": {}}', "an object has the same key twice"),
     ("[" * 10_000, "nested too deeply"),
     ('{"auths": []}', "auths is not a JSON object"),
     ('{"auths": {"HOST": "hidden"}}', "is not a JSON object"),

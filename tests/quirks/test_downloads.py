@@ -385,7 +385,7 @@ def test_what_a_registry_says_that_it_stored_is_held_against_what_was_sent(
         (
             [Fault(refusal(400, "DIGEST_INVALID"), "PUT", "/manifests/", times=None)],
             8,
-            "does not take manifests by sha512",
+            "does not accept manifests by sha512",
         ),
         ([Fault(refusal(400, "UNSUPPORTED"), "PUT", "/manifests/", times=None)], 8, "ocistream serve"),
         ([Fault(refusal(400, "MANIFEST_INVALID"), "PUT", "/manifests/", times=None)], 7, "MANIFEST_INVALID"),

@@ -98,7 +98,7 @@ def test_no_more_is_read_a_second_time_than_a_bound_allows(start: Start, mover: 
     cut = Quirk("breaks, and has no ranges", (Fault(Drop(cut_at), "GET", digest), Fault(IgnoreRange(), "GET", digest)))
     registry = start(cut)
     seed(layout, image, registry.host, "app", "v1")
-    mover("--jobs", "1").pull(f"{registry.host}/app:v1", code=7, says="cannot go on from there")
+    mover("--jobs", "1").pull(f"{registry.host}/app:v1", code=7, says="this registry cannot resume")
 
 
 @quirk(24)
@@ -180,13 +180,13 @@ def test_every_page_of_tags_is_read_by_a_relative_link(start: Start, mover: Move
 @quirk(27)
 def test_unknown_with_a_text_is_not_found(start: Start, mover: Move) -> None:
     registry = start(registry_quirks.UNKNOWN_IN_WORDS)
-    mover().pull(f"{registry.host}/app:v1", code=4, says=("app:v1 is not there", "artifact app:1 not found"))
+    mover().pull(f"{registry.host}/app:v1", code=4, says=("app:v1 not found", "artifact app:1 not found"))
 
 
 @quirk(27)
 def test_403_says_that_it_may_be_the_name_that_is_wrong(start: Start, mover: Move) -> None:
     registry = start(registry_quirks.NOT_FOUND_IS_403)
-    mover(env={}).pull(f"{registry.host}/app:v1", code=3, says=("403", "is the name right", "ocistream login"))
+    mover(env={}).pull(f"{registry.host}/app:v1", code=3, says=("403", "check the name and your permissions", "ocistream login"))
 
 
 @quirk(23)

@@ -260,7 +260,7 @@ def test_referrers_refer_to_each_other_only_so_deep(start: Start, mover: Move, l
     pull(used, registry)
     assert top["digest"] in blobs(used)
     seed(layout, referrer(layout, top, "a/b", b"one more"), registry.host, "app")
-    pull(used, registry, code=8, says=(f"more than {limits.MAX_REFERRER_DEPTH} deep", "--no-referrers"))
+    pull(used, registry, code=8, says=(f"more than {limits.MAX_REFERRER_DEPTH} levels deep", "--no-referrers"))
 
 
 @quirk(32)
@@ -420,6 +420,6 @@ def test_a_signature_s_tag_that_the_destination_has_already_stays_and_that_is_sa
     result = push(mover(), layout, f"{registry.host}/app:1")
     assert manifest_digest(registry.host, "app", found.cosign_tag) == own
     assert manifest_digest(registry.host, "app", "1") == found.image["digest"]
-    assert "not copied: 1 signature; another one is there, and stays" in result.err
+    assert "not copied: 1 signature; the destination has another one, which stays" in result.err
     # Nothing is sent that nobody could find.
     assert registry_http.manifest(registry.host, "app", found.cosign["digest"]) is None

@@ -254,8 +254,8 @@ def test_a_signature_that_is_written_while_the_image_moves_is_not_lost(
             seed(layout, made, handler.registry.host, "app", found.cosign_tag)
         return answer
 
-    registry = start(Quirk("somebody signs", outward=sign))
-    words = ("somebody else has written this tag", "run it again")
+    registry = start(Quirk("another client signs", outward=sign))
+    words = ("another client changed this tag during the copy", "re-run the command")
     push(mover(), layout, f"{registry.host}/app:1", code=7, says=words)
     assert registry_http.tags(registry.host, "app") == [found.cosign_tag]
     assert manifest_digest(registry.host, "app", found.cosign_tag) == made["digest"]

@@ -99,7 +99,7 @@ def test_as_many_tags_as_a_registry_without_pages_has_are_read_and_no_more(start
     assert listed(mover(), answering(start, page(*many))) == many
     result = mover().run("inspect", f"{answering(start, page(*many, 'w')).host}/app")
     assert len(result.lines()) == limits.MAX_TAGS
-    assert f"no more than {limits.MAX_TAGS} tags" in result.err
+    assert f"only {limits.MAX_TAGS} tags on {limits.MAX_PAGES} pages are read" in result.err
 
 
 @quirk(26)
@@ -122,7 +122,7 @@ def test_a_page_that_breaks_off_is_asked_for_again(start: Start, mover: Move, la
 @pytest.mark.parametrize(
     ("action", "code", "words"),
     [
-        (refusal(404, "NAME_UNKNOWN"), 4, "HOST/app is not there"),
+        (refusal(404, "NAME_UNKNOWN"), 4, "HOST/app not found"),
         (refusal(400), 7, "400"),
         (refusal(405), 7, "405"),
         (refusal(503), 7, "503"),
@@ -184,6 +184,6 @@ def test_a_tag_that_does_not_exist_is_told_with_what_may_have_been_meant(
 def test_advice_that_cannot_be_had_is_not_waited_for(action: Action, start: Start, mover: Move) -> None:
     registry = start()
     registry.faults = [Fault(action, path="/tags/list", times=None)]
-    result = mover().run("inspect", f"{registry.host}/app:none", code=4, says="app:none is not there")
+    result = mover().run("inspect", f"{registry.host}/app:none", code=4, says="app:none not found")
     assert len(registry.asked("GET", "/tags/")) == 1
     assert not result.waits

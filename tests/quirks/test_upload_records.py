@@ -169,7 +169,7 @@ def test_where_no_record_can_be_kept_the_push_goes_well_and_says_so_once(what: s
         folder.parent.mkdir(parents=True)
         folder.touch()
     result = used.push("file", "-v")
-    assert result.err.count("uploads are not remembered") == 1
+    assert result.err.count("cannot store upload records") == 1
     assert list(elsewhere.iterdir()) == []
     assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o755
     assert used.is_complete()

@@ -257,7 +257,7 @@ def test_what_a_pipe_cannot_give_again_is_lost_with_the_session_and_the_way_out_
     lost = Fault(refusal(404, "BLOB_UPLOAD_INVALID"), "GET", "uploads", times=None)
     used.registry.faults = [Fault(StopReading(10 * MIB), "PATCH"), lost]
     if how == "pipe":
-        used.push(how, code=7, says="cannot be sent again: push from a file")
+        used.push(how, code=7, says="a pipe cannot be read again: push from a file")
         assert used.methods() == ["POST", "PATCH", "GET", "DELETE"]
     else:
         used.push(how)

@@ -153,7 +153,7 @@ class TestWriting:
         ]:
             answer = ask(method, target, b"x")
             assert (answer.status, answer.codes) == (405, ["UNSUPPORTED"]), target
-            assert "reading only" in answer.json()["errors"][0]["message"]
+            assert "this registry is read-only" in answer.json()["errors"][0]["message"]
         assert ask("GET", "/v2/app/blobs/uploads/id").codes == ["BLOB_UPLOAD_UNKNOWN"]
         assert (tmp_path / "app.tar").read_bytes() == archive
         assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["app.tar"]
@@ -225,7 +225,7 @@ class TestUnsuitableFiles:
             (gzip.compress(archive), UnsupportedError, "compressed"),
             (archive[:1500], ArchiveError, "truncated|ends"),
             (b"not a tar at all" * 64, ArchiveError, "no tar header"),
-            (tar_of([("letter", b"Dear reader")]), ArchiveError, "no image archive"),
+            (tar_of([("letter", b"Dear reader")]), ArchiveError, "not an image archive"),
             (tar_of([*items_of(layout), ("oci-layout", b"{}")]), ArchiveError, "twice"),
             (tar_of({**dict(items_of(layout)), "oci-layout": LATER}.items()), ArchiveError, "version '2.0.0'"),
         ]:

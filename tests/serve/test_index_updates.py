@@ -140,7 +140,7 @@ class TestLock:
         assert len(entries(served.path)) == 1
         problems = [entry.problem for entry in access_log if entry.status == 500]
         assert len(problems) == 3
-        assert all("another process has the lock" in str(problem) for problem in problems)
+        assert all("another process held the lock of" in str(problem) for problem in problems)
 
 
 class TestOthers:

@@ -46,7 +46,7 @@ class TestListening:
 
     @pytest.mark.parametrize("port", [-1, 65536])
     def test_an_impossible_port_is_refused(self, tmp_path: Path, port: int) -> None:
-        with pytest.raises(UsageError, match="no port"):
+        with pytest.raises(UsageError, match="no such port"):
             Registry(tmp_path / "layout", address=("127.0.0.1", port))
 
     def test_a_port_in_use_is_a_network_error(self, served: Served, tmp_path: Path) -> None:
