@@ -105,7 +105,8 @@ class Command(click.Command):
         """Write the options."""
         sections: dict[str, list[tuple[str, str]]] = {section: [] for section in _SECTIONS}
         for parameter in self.get_params(ctx):
-            if (record := parameter.get_help_record(ctx)) is not None:
+            # The usage line shows the arguments.
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
                 sections[parameter.section if isinstance(parameter, Option) else MESSAGES].append(record)
         for section, records in sections.items():
             if records:

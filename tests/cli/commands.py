@@ -21,7 +21,8 @@ def commands() -> Sequence[str]:
 @functools.cache
 def options(command: str) -> Sequence[str]:
     """Return the spellings of a command's options, such as `-u` and `--username`, in order."""
-    listed = ocistream(command, "--help").out.decode().partition("\nOptions:\n")[2].partition("\nCommands:\n")[0]
+    # Groups of options follow the examples, and groups of commands follow the options.
+    listed = ocistream(command, "--help").out.decode().partition("\nCommands:\n")[0]
     rows = re.findall(r"^  (-[^\s,]+(?:, -[^\s,]+)*)", listed, re.MULTILINE)
     assert rows, listed
     return [spelling for row in rows for spelling in row.split(", ")]
