@@ -442,3 +442,28 @@ run()
     result = run([sys.executable, "-P", "-c", program])
     assert (result.code, result.err) == (143, "ocistream: error: terminated\n")
     assert "complete" in result.out.decode()
+
+
+def test_a_signal_during_the_report_of_an_earlier_one_does_not_prevent_the_report() -> None:
+    # The first signal is old enough for another one to end a command that is blocked.
+    program = """
+import os, sys, time
+from ocistream.cli import entry_point, run
+
+invoke, report = entry_point._invoke, entry_point._report_error
+
+def invoke_and_kill(context):
+    invoke(context)
+    os.kill(os.getpid(), 15)
+    time.sleep(0.7)
+
+def kill_and_report(console, error):
+    os.kill(os.getpid(), 15)
+    return report(console, error)
+
+entry_point._invoke, entry_point._report_error = invoke_and_kill, kill_and_report
+sys.argv[1:] = ["completion", "bash"]
+run()
+"""
+    result = run([sys.executable, "-P", "-c", program])
+    assert (result.code, result.err) == (143, "ocistream: error: terminated\n")
