@@ -73,7 +73,7 @@ def test_a_pull_into_a_file_that_is_stopped_leaves_what_has_come_under_another_n
     assert (got, out) == (code, b"")
     first, second = err.splitlines()
     assert first.startswith("ocistream: error: ")
-    assert f"are kept in {partial}: the same command goes on from there" in second
+    assert f"are stored in {partial}: re-run the same command to resume" in second
     assertions.nothing_left(folder, partial.name)
 
 
@@ -93,7 +93,7 @@ def test_a_pull_into_a_layout_that_is_stopped_leaves_no_image_but_what_has_come_
     with stopped_in_the_middle(stalling, signal.SIGINT, *pull, until=until) as end:
         code, _, err = end()
     assert code == 130
-    assert f"are kept in {partial}" in err
+    assert f"are stored in {partial}" in err
     assert not (folder / "index.json").exists()
     assert [path.name for path in folder.rglob(".*")] == [partial.name]
     assert layout.file(f"sha256:{layer}").read_bytes().startswith(partial.read_bytes())
