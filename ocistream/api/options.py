@@ -166,7 +166,7 @@ class ClientOptions:
         type=parse_memory,
         text=f"{limits.PREFETCH_MEMORY // limits.MIB}MiB",
         metavar="SIZE",
-        help="Memory for prefetching from a slow registry, over at most --jobs connections.",
+        help="Memory for prefetching from a slow registry over --jobs connections.",
     )
     cache: str | os.PathLike[str] | None = option(
         type=PATH,
@@ -194,7 +194,7 @@ class ClientOptions:
         type=parse_upload_method,
         text="auto",
         metavar="auto|stream|put|chunk=SIZE",
-        help="How to upload blobs: one streamed request, one PUT, or chunks of SIZE (4MiB).",
+        help="Upload each blob as a stream, in one PUT, or in chunks of SIZE.",
     )
 
     @property
@@ -231,7 +231,7 @@ class CopyOptions:
         metavar="OS/ARCH[/VARIANT]|all",
         check=parse_platform_choice,
         section=SELECTION,
-        help="Platform to take from an index, or `all`; repeatable.",
+        help="Platform of an index, or all; repeatable.",
     )
     images: Sequence[str] = option(
         (),
@@ -263,7 +263,7 @@ class CopyOptions:
         metavar="gzip|zstd|none[:LEVEL]",
         check=_check_compression,
         section=OUTPUT,
-        help="Recompress layers that use another format; this changes the digest.",
+        help="Recompress layers of other formats (new digest).",
     )
     max_ratio: int = option(
         limits.MAX_RATIO,

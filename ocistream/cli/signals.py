@@ -116,6 +116,8 @@ class _Signals:
 
     def close(self, *, restores_handlers: bool) -> None:
         """Stop reading signals. From now on, a second signal ends the process, unless the handlers are restored."""
+        # Signals that follow each other must not end the process before it has reported the first one.
+        self._first_at = time.monotonic()
         self._is_waiting = False
         signal.set_wakeup_fd(-1)
         if self._has_ended:

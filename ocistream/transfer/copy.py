@@ -127,7 +127,7 @@ class _Copy:
         return report
 
     def move_all(self) -> Report:
-        graph = self.select(self.resolve())
+        graph = self.select(self.resolve_graph())
         plan = self.plan(graph)
         check = ExistenceCheck(
             self.source, self.destination, self.results.add, jobs=self.jobs, cancelled=self.cancelled
@@ -144,7 +144,7 @@ class _Copy:
 
     # -- resolve -----------------------------------------------------------------------------------------
 
-    def resolve(self) -> Graph:
+    def resolve_graph(self) -> Graph:
         """Resolve the source's graph; after that it is known whether `docker save` wrote the source."""
         graph = self.source.resolve(self.early_blobs)
         self.recompressor = self.early_blobs.choose_recompressor(graph)

@@ -158,6 +158,26 @@ def test_the_help_of_a_command_has_an_example_and_every_option(name: str) -> Non
     assert all(row.startswith("-") for row in rows), rows
 
 
+@pytest.mark.parametrize("argv", [[], *([name] for name in COMMANDS)], ids=" ".join)
+def test_help_fits_80_columns_and_has_two_lines_for_each_option(argv: list[str]) -> None:
+    lines = ocistream(*argv, "--help").out.decode().splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    help_lines: dict[str, int] = {}
+    row = ""
+    first_section = next(number for number, line in enumerate(lines) if re.fullmatch(r"\w[\w ]*:", line))
+    for line in lines[first_section:]:
+        if option := re.match(r"  (-\S.*?)(?:  +(\S)|$)", line):
+            row = option[1]
+            # A long spelling has a line of its own.
+            help_lines[row] = 0 if option[2] is None else 1
+        elif not line.startswith("   "):
+            row = ""
+        elif row:
+            help_lines[row] += 1
+    assert any(spellings.endswith("--help") for spellings in help_lines)
+    assert {spellings: count for spellings, count in help_lines.items() if not 1 <= count <= 2} == {}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_mistake_points_to_the_help_of_its_command(name: str) -> None:
     assertions.failure(ocistream(name, "--no-such-option"), 2, "--no-such-option", f"see `ocistream {name} --help`")

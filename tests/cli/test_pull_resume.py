@@ -149,7 +149,7 @@ def test_a_network_that_fails_leaves_what_has_come_and_says_where(
 ) -> None:
     registry.faults = [Fault(fault, "GET", f"/blobs/{layers[1]}", times=None)]
     failed = pull(registry, "-o", folder / "app.tar", "--retries", "0")
-    assertions.failure(failed, 7, f"are kept in {folder}/.app.tar.partial: the same command goes on from there")
+    assertions.failure(failed, 7, f"are stored in {folder}/.app.tar.partial: re-run the same command to resume")
     registry.faults = []
     size = size_of(folder / ".app.tar.partial")
     result = pull(registry, "-o", folder / "app.tar", "-v", "--result", folder / "result.json", "--progress=plain")
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_what_fits_and_it_goes_on_when_there_is_room(
         for end in ("app.tar", "layout/"):
             registry.faults = []
             failed = pull(registry, "--jobs=1", "-o", f"{disk}/{end}")
-            assertions.failure(failed, 9, "No space left on device", "free some space", "goes on from there")
+            assertions.failure(failed, 9, "No space left on device", "free some space", "re-run the same command to resume")
             subprocess.run(["mount", "-o", "remount,size=32m", disk], check=True)
             assertions.success(pull(registry, "-o", f"{disk}/{end}"))
             assert list(asked(registry, layers).values()) != [[None], [None], [None]]
@@ -226,7 +226,7 @@ def test_what_has_the_name_and_is_not_ours_is_left_alone(
         partial.hardlink_to(precious)
     result = pull(registry, "-o", folder / "app.tar")
     assertions.success(result)
-    assert f"{partial} is not gone on with" in result.err
+    assert f"{partial} is not resumed" in result.err
     assert (folder / "app.tar").read_bytes() == whole
     assert precious.read_bytes() == whole[: 2 * MIB]
     assertions.nothing_left(folder, ".app.tar.partial", "app.tar")
@@ -344,7 +344,7 @@ def test_a_file_or_a_layout_is_not_written_from_a_byte_on(registry: FaultyRegist
     (folder / "there.tar").write_bytes(b"there")
     for argv in (["-o", "app.tar"], ["-o", "there.tar"], ["-o", "out/"], ["-o", "x", "--format=oci"]):
         result = ocistream("pull", f"{registry.host}/app:1", "--from-byte", "0", *argv, cwd=folder)
-        assertions.failure(result, 2, "--from-byte", "goes on by itself")
+        assertions.failure(result, 2, "--from-byte", "files and layouts resume by themselves")
     assert ocistream("pull", f"{registry.host}/app:1", "--from-byte", "-1").code == 2
     assertions.nothing_left(folder, "there.tar")
     assert (folder / "there.tar").read_bytes() == b"there"

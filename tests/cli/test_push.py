@@ -222,7 +222,7 @@ def test_to_refuses_a_pipe_whose_index_comes_last_before_anything_is_sent(
     archive.write_bytes(tar_of(items_of(layout)))
     result = ocistream("push", "--to", served.host, *options, stdin=archive)
     assertions.failure(
-        result, 8, "the archive's index comes after its layers", "nothing was sent", "-i FILE", "--image"
+        result, 8, "the index of the archive comes after its layers", "nothing was sent", "-i FILE", "--image"
     )
     assert served.requests == []
     # Both ways that the hint names.

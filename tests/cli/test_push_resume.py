@@ -341,9 +341,9 @@ def test_a_state_directory_that_cannot_be_written_is_no_failure(
         (state / "ocistream" / "uploads").write_text("a file is in the way")
     told = ocistream(*push(served, source, "-v"))
     assertions.success(told)
-    assert "uploads are not remembered" in told.err
+    assert "cannot store upload records" in told.err
     quiet = ocistream(*push(served, source))
-    assert "remembered" not in quiet.err
+    assert "upload records" not in quiet.err
     assert manifest_digest(served.host, "app", "1") == image["digest"]
 
 
@@ -355,7 +355,7 @@ def test_a_record_that_cannot_be_written_is_removed_and_reported(
     env = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
     result = run(["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", *argv], env=env)
     assertions.success(result)
-    assert result.err.count("uploads are not remembered: File too large") == 1
+    assert result.err.count("cannot store upload records: File too large") == 1
     check_whole(served, image, state)
 
 

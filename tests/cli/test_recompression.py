@@ -136,7 +136,7 @@ class TestDirections:
         assert result.lines() == [f"{served.host}/one:1@{digests[0]}", f"{served.host}/two:2@{digests[1]}"]
         assert len([r for r in served.requests if r.method == "PATCH"]) == 2 + 3
         refused = ocistream("push", "--to", served.host, "--compress", "zstd", stdin=tar_of(items_of(layout)))
-        assertions.failure(refused, 8, "the repositories are not known when the layers arrive")
+        assertions.failure(refused, 8, "their repositories are not known in time")
 
     def test_an_index_goes_through_a_pipe_of_ours(self, served: FaultyRegistry, start: Any, layout: Layout) -> None:
         seed(layout, two_platforms(layout, media="docker", name="2"), served.host, "app", "2")
@@ -198,7 +198,7 @@ class TestResult:
         assert result.lines() == [f"{served.host}/app:1@{image['digest']}"]
         assert "from" not in path.read_text()
         assert document(path)["bytes"]["converted"] == 0
-        assert "anew" not in result.err
+        assert "recompressed" not in result.err
 
     def test_progress_counts_what_is_read(self, registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
         argv = ["pull", f"{registry.host}/app:1", "--compress", "zstd", "--progress", "json"]
@@ -235,7 +235,7 @@ class TestUsage:
         words = " ".join(ocistream(verb, "--help").out.decode().split())
         assert "--compress gzip|zstd|none[:LEVEL]" in words
         assert "--max-ratio" in words
-        assert ("temporary file" in words) == (verb != "push")
+        assert ("temporary disk space" in words) == (verb != "push")
 
 
 class TestUploads:
@@ -303,7 +303,7 @@ class TestUploads:
         image = layout.image([tar_layer({"a": b"b"})], name="1")
         archive = ocistream("copy", layout.path, "-").out
         target = f"{served.host}/app@{image['digest']}"
-        assertions.failure(ocistream("push", target, "--compress", "zstd", stdin=archive), 5, "was asked for")
+        assertions.failure(ocistream("push", target, "--compress", "zstd", stdin=archive), 5, "was requested")
         assert not served.asked("POST", "/blobs/uploads/")
         assertions.success(ocistream("push", target, "--compress", "gzip", stdin=archive))
 
@@ -311,7 +311,7 @@ class TestUploads:
         image = layout.image([tar_layer({"a": b"b"})], name="1")
         push: list[str | Path] = ["push", "-i", layout.path, "--compress", "zstd"]
         result = ocistream(*push, f"{served.host}/app:1@{image['digest']}")
-        assertions.failure(result, 5, "was asked for")
+        assertions.failure(result, 5, "was requested")
         assert not served.asked("PUT", "/manifests/")
         assert not served.asked("POST", "/blobs/uploads/")
         (line,) = ocistream(*push, f"{served.host}/app:1").lines()

@@ -236,7 +236,7 @@ def test_the_document_names_foreign_layers_that_stay_where_they_are(
     path = tmp_path / "result.json"
     result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", "--result", path)
     assertions.success(result)
-    assert "1 foreign layer left where" in result.err
+    assert "; 1 foreign layer not copied" in result.err
     assert document(path)["foreign"] == [{key: foreign[key] for key in ("mediaType", "digest", "size")}]
 
 

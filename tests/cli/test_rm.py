@@ -68,7 +68,7 @@ def test_several_go_at_once_or_none(layout: Layout, images: list[Descriptor]) ->
 def test_a_name_that_means_several_is_refused(layout: Layout, images: list[Descriptor]) -> None:
     layout.name(images[1], "registry.example/a:1")
     before = (layout.path / "index.json").read_bytes()
-    assertions.failure(ocistream("rm", layout.path, "registry.example/a:1"), 2, "2 images", "by a digest")
+    assertions.failure(ocistream("rm", layout.path, "registry.example/a:1"), 2, "2 images", "a digest removes all images that have it")
     assert (layout.path / "index.json").read_bytes() == before
 
 
@@ -92,7 +92,7 @@ def test_what_hangs_on_it_goes_too_and_what_hangs_on_that(layout: Layout, images
     entered(layout, by_tag, name=f"registry.example/a:{first['digest'].replace(':', '-')}.sig")
     removed = ocistream("rm", layout.path, "registry.example/a:1")
     assertions.success(removed)
-    assert "and 3 that hung on it" in removed.err
+    assert "and 3 that referred to it" in removed.err
     hung = {line.rpartition("@")[2] for line in removed.lines()[1:]}
     assert hung == {signature["digest"], of_that["digest"], by_tag["digest"]}
     assert listed(layout.path) == [*[image["digest"] for image in images[1:]], other["digest"]]

@@ -73,7 +73,7 @@ def test_a_pull_into_a_file_that_is_stopped_leaves_what_has_come_under_another_n
     assert (got, out) == (code, b"")
     first, second = err.splitlines()
     assert first.startswith("ocistream: error: ")
-    assert f"are kept in {partial}: the same command goes on from there" in second
+    assert f"are stored in {partial}: re-run the same command to resume" in second
     assertions.nothing_left(folder, partial.name)
 
 
@@ -93,7 +93,7 @@ def test_a_pull_into_a_layout_that_is_stopped_leaves_no_image_but_what_has_come_
     with stopped_in_the_middle(stalling, signal.SIGINT, *pull, until=until) as end:
         code, _, err = end()
     assert code == 130
-    assert f"are kept in {partial}" in err
+    assert f"are stored in {partial}" in err
     assert not (folder / "index.json").exists()
     assert [path.name for path in folder.rglob(".*")] == [partial.name]
     assert layout.file(f"sha256:{layer}").read_bytes().startswith(partial.read_bytes())
@@ -442,3 +442,28 @@ run()
     result = run([sys.executable, "-P", "-c", program])
     assert (result.code, result.err) == (143, "ocistream: error: terminated\n")
     assert "complete" in result.out.decode()
+
+
+def test_a_signal_during_the_report_of_an_earlier_one_does_not_prevent_the_report() -> None:
+    # The first signal is old enough for another one to end a command that is blocked.
+    program = """
+import os, sys, time
+from ocistream.cli import entry_point, run
+
+invoke, report = entry_point._invoke, entry_point._report_error
+
+def invoke_and_kill(context):
+    invoke(context)
+    os.kill(os.getpid(), 15)
+    time.sleep(0.7)
+
+def kill_and_report(console, error):
+    os.kill(os.getpid(), 15)
+    return report(console, error)
+
+entry_point._invoke, entry_point._report_error = invoke_and_kill, kill_and_report
+sys.argv[1:] = ["completion", "bash"]
+run()
+"""
+    result = run([sys.executable, "-P", "-c", program])
+    assert (result.code, result.err) == (143, "ocistream: error: terminated\n")

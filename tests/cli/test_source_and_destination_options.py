@@ -45,17 +45,17 @@ def test_hints_name_the_option_of_the_side_and_lead_to_the_end(world: World) -> 
     no_ca = world.there()
     assertions.failure(no_ca, 7, world.https, "not trusted", "--src-ca-cert")
     no_http = world.there(world.ca_of("src"))
-    assertions.failure(no_http, 7, world.http, "speak plain HTTP: --dest-plain-http")
+    assertions.failure(no_http, 7, world.http, "use plain HTTP: use --dest-plain-http")
     both = world.there(world.ca_of("src"), "--plain-http")
     assertions.failure(both, 7, world.https, "omit --plain-http (--dest-plain-http is for the destination alone)")
     wrong = world.there(world.ca_of("src"), "--src-plain-http")
     assertions.failure(wrong, 7, world.https, "leave out --src-plain-http")
-    assertions.failure(world.back(), 7, world.http, "speak plain HTTP: --src-plain-http")
+    assertions.failure(world.back(), 7, world.http, "use plain HTTP: use --src-plain-http")
     assertions.failure(world.back("--src-plain-http"), 7, world.https, "not trusted", "--dest-ca-cert")
     both = world.back("--plain-http")
     assertions.failure(both, 7, world.https, "omit --plain-http (--src-plain-http is for the source alone)")
     one = world.run("pull", f"{world.http}/app:1", "-o", world.folder / "x.tar", "--retries=0")
-    assertions.failure(one, 7, "speak plain HTTP: --plain-http")
+    assertions.failure(one, 7, "use plain HTTP: use --plain-http")
 
 
 @pytest.mark.parametrize("given", ["--dest-insecure", "--src-insecure", "--insecure"])
@@ -147,7 +147,7 @@ def test_a_client_certificate_of_a_side_comes_first_and_with_its_own_key(mutual:
     assertions.success(mutual.there(*there, f"--src-client-cert={both}", credentials=False))
     # The key for both sides is none of that certificate's.
     alone = mutual.there(*there, f"--src-client-cert={mutual.client.file}", credentials=False)
-    assertions.failure(alone, 2, "is no client certificate with its key", "name it with --src-client-key")
+    assertions.failure(alone, 2, "is not a client certificate with its key", "or use --src-client-key")
 
 
 @pytest.mark.parametrize("side", ["src", "dest"])
@@ -221,7 +221,7 @@ def test_a_user_name_for_both_sides_is_for_one_registry(world: World) -> None:
     me = ["--username=me", f"--password-file={world.folder / 'one'}"]
     you = ["--dest-username=you", f"--dest-password-file={world.folder / 'two'}"]
     refused = world.there(*ways, *me, credentials=False)
-    assertions.failure(refused, 2, "--username cannot be for", "--src-username and --dest-username")
+    assertions.failure(refused, 2, "--username cannot be used for", "--src-username and --dest-username")
     assert world.secure.requests == world.plain.requests == []
     # With one of its own for the destination, it is the source's.
     assertions.success(world.there(*ways, *me, *you, credentials=False))

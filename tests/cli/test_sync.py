@@ -135,11 +135,11 @@ class TestWhatIsMoved:
         text = entry(f"{source.host}/app:1.0", "oci-archive:app.tar")
         assertions.success(sync(tmp_path, text))
         again = sync(tmp_path, text)
-        assert "is replaced" not in again.err
+        assert "replacing" not in again.err
         (tmp_path / "app.tar").write_bytes(b"notes")
         result = sync(tmp_path, text)
         assertions.success(result)
-        assert "oci-archive:app.tar is replaced: it cannot be read as an archive (" in result.err
+        assert "replacing oci-archive:app.tar: it cannot be read as an archive (" in result.err
 
     def test_one_image_keeps_its_tag_or_gets_another(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
@@ -554,8 +554,8 @@ class TestTheFile:
             ("[[sync]]\nto = 'a/b'", ["from", "is missing"]),
             ("[[sync]]\nfrom = 'a/b'", ["to", "is missing"]),
             ("[[sync]]\nfrom = 'a/b'\nto = []", ["to", "is empty"]),
-            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntag = ['x']", ["sync[0]", "tag", "is not known"]),
-            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\npassword = 'x'", ["no password belongs here"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntag = ['x']", ["sync[0]", "tag is not supported here", "known: from,"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\npassword = 'x'", ["do not write passwords here"]),
             ("[[sync]]\nfrom = 'a/b:1'\nto = 'c/d'\ntags = ['x']", ["tags", "is one image"]),
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d:1'", ["to", "is for one image"]),
             ("[[sync]]\nfrom = 'a/b'\nto = 'oci-archive:x.tar'", ["to", "is for one image"]),

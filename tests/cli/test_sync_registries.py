@@ -65,7 +65,7 @@ def test_hints_name_the_key_and_the_table(world: World) -> None:
     assert where in no_ca.err
     no_http = sync(world, plain="")
     assert no_http.code == 7
-    assert f"the registry seems to speak plain HTTP: plain-http (a key of {where})" in no_http.err
+    assert f"the registry seems to use plain HTTP: use plain-http (a key of {where})" in no_http.err
     both = sync(world, "--plain-http", plain="")
     assert both.code == 7
     assert f"omit --plain-http (or set plain-http = false in {where})" in both.err
@@ -161,7 +161,7 @@ def test_a_registry_s_table_is_not_for_its_mirror(world: World) -> None:
         ("plain-http = 'yes'", ["plain-http is neither true nor false"]),
         ("client-key = 'sync.toml'", ["client-key is set without client-cert"]),
         ("mirrors = ['x']", ["mirrors is not supported here", "plain-http"]),
-        ("password = 'x'", ["password is not supported here", "no password belongs here", "password-file"]),
+        ("password = 'x'", ["password is not supported here", "do not write passwords here", "password-file"]),
         ("username = 'x'", ["password-env is missing", "password-file"]),
         ("password-env = 'X'", ["username is missing"]),
         ("username = 'x'\npassword-file = 'none'", ["password-file names", "none: no such file"]),

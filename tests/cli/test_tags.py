@@ -136,7 +136,7 @@ class TestCopy:
         served.faults.append(Fault(refusal(404, "MANIFEST_UNKNOWN"), path="/manifests/2.0", times=None))
         result = ocistream("copy", "--all-tags", f"{served.host}/app", f"{other.host}/app")
         assert result.code == 4
-        assert "app:2.0 is not there" in result.err
+        assert "app:2.0 not found" in result.err
         assert "--tags '!2.0'" in result.err
         assert tags(other.host, "app") == []
 

@@ -163,16 +163,16 @@ class TestMountFrom:
             ("other.example/base", "is not in localhost:1"),
             ("localhost:2/base", "is not in localhost:1"),
             ("localhost/base", "is not in localhost:1"),
-            ("localhost:1/", "no repository"),
-            ("base:1", "no repository"),
-            ("base@sha256:00", "no repository"),
-            ("Base", "no repository"),
-            ("/base", "no repository"),
-            ("", "no repository"),
+            ("localhost:1/", "is not a repository"),
+            ("base:1", "is not a repository"),
+            ("base@sha256:00", "is not a repository"),
+            ("Base", "is not a repository"),
+            ("/base", "is not a repository"),
+            ("", "is not a repository"),
             ("../base", "is not in localhost:1"),
         ],
     )
-    def test_another_registry_or_what_is_no_repository_is_a_usage_error(self, source: str, said: str) -> None:
+    def test_another_registry_or_an_invalid_repository_is_a_usage_error(self, source: str, said: str) -> None:
         for arguments in (
             ["push", "localhost:1/app"],
             ["push", "--to", "localhost:1"],

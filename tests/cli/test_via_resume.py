@@ -74,7 +74,7 @@ class TestIntoARegistry:
         assert len(line.records()) == 1
         result = copy(layout, f"{served.host}/app:1", line)
         assertions.success(result)
-        assert "goes on at byte" in result.err
+        assert "resumes at byte" in result.err
         assert line.sent() <= LAYER - CUT + SMALL
         assert manifest_digest(served.host, "app", "1") == image["digest"]
         assert line.records() == []
@@ -95,7 +95,7 @@ class TestIntoARegistry:
         line.forgets_before("push")
         result = copy(layout, f"{served.host}/app:1", line)
         assertions.success(result)
-        assert "now all of it is sent" in result.err
+        assert "sending the complete blob" in result.err
         assert [(verb, code) for verb, _, code in line.passed()] == [("have", 0), ("push", 7), ("have", 0), ("push", 0)]
         assert manifest_digest(served.host, "app", "1") == image["digest"]
 
@@ -109,7 +109,7 @@ class TestIntoARegistry:
         from_pipe = ["copy", "-", f"{served.host}/app:1", "--via", line.text]
         result = ocistream(*from_pipe, stdin=archive.read_bytes())
         assert result.code == 7
-        assert "run the same command again" in result.err
+        assert "re-run the command to send the complete blob" in result.err
         assertions.no_image(served)
         assertions.success(ocistream(*from_pipe, stdin=archive.read_bytes()))
         assert manifest_digest(served.host, "app", "1") == image["digest"]
@@ -146,7 +146,7 @@ class TestIntoARegistry:
         line.edits(rf"/^# by/a\# reached {layer['digest']} {MIB}")
         result = copy(layout, f"{served.host}/app:1", line, "--platform", "linux/amd64")
         assertions.success(result)
-        assert "now all of it is sent" in result.err
+        assert "sending the complete blob" in result.err
         assert result.err.count("linux/amd64 matches linux/amd64; not copied: linux/amd64") == 1
 
 
@@ -160,7 +160,7 @@ class TestWhatIsWrong:
             cut(layout, end, line)
         result = copy(layout, end, line)
         assertions.success(result)
-        assert "now all of it is sent" in result.err
+        assert "sending the complete blob" in result.err
         if where == "registry":
             assert manifest_digest(served.host, "app", "1") == image["digest"]
         else:

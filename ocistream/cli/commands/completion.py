@@ -35,8 +35,9 @@ def completion(shell: str) -> None:
     The script runs the `ocistream` in PATH, so it stays valid after an update.
 
     \b
-    ocistream completion bash > ~/.local/share/bash-completion/completions/ocistream
-    ocistream completion zsh > ~/.zsh/completions/_ocistream     # a directory of fpath, before compinit
+    ocistream completion bash \\
+      > ~/.local/share/bash-completion/completions/ocistream
+    ocistream completion zsh > ~/.zsh/completions/_ocistream  # in fpath
     ocistream completion fish > ~/.config/fish/completions/ocistream.fish
     """
     completion_class = get_completion_class(shell)

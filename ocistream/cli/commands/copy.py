@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="SRC", type=FilePath())
 @click.argument("destination", metavar="DST", type=FilePath())
 @options(CopyOptions, "all_tags", "tags")
-@platform_option("all; docker-archive: this machine's")
+@platform_option("all; docker-archive: this host's")
 @options(CopyOptions, "split")
 @options(OmissionOptions)
 @click.option(
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     help="Name of ocistream there: a path, or `python3 -m ocistream`.",
 )
 @options(CopyOptions, "no_referrers")
-@compression_options("Uses temporary space with stdout.")
+@compression_options("Stdout needs temporary disk space.")
 @upload_options
 @credential_options
 @side_options

@@ -45,7 +45,7 @@ def login(context: CommandContext, registry: str) -> None:
 
     \b
     ocistream login -u me --password-stdin registry.example.com < token
-    ocistream login -u me --password-file token --authfile ci.json registry.example.com
+    ocistream login -u me --password-file token --authfile ci.json example.com
     """
     from ocistream.auth.credentials import Credential
 

@@ -69,7 +69,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
 @platform_option("this machine's")
 @options(OmissionOptions)
 @options(CopyOptions, "no_referrers")
-@compression_options("Uses temporary space with stdout.")
+@compression_options("Stdout needs temporary disk space.")
 @credential_options
 @options(RunOptions, "memory", "cache")
 @transfer_options
@@ -83,7 +83,7 @@ def pull(
     \b
     ocistream pull nginx:1 | ssh host ocistream push localhost:5000/nginx:1
     ocistream pull --platform all -o app.tar registry.example.com/app:2 nginx:1
-    ssh host ocistream have localhost:5000/nginx | ocistream pull --have - -o new.tar nginx:2
+    ssh host ocistream have oci:images | ocistream pull --have - -o n.tar nginx:2
     ocistream pull --split 4GiB -o '/media/stick/app.%03d.tar' app:2
     """
     images = [Location("docker", text, reference=parse_image(text, _OUTPUT_HINT)) for text in sources]

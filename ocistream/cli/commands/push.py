@@ -56,7 +56,7 @@ _INPUT_HINT = "use -i PATH for the archive; IMAGE is the destination, such as HO
 )
 @platform_option("all")
 @options(CopyOptions, "no_referrers")
-@compression_options("Layers of `docker save` become gzip.")
+@compression_options("`docker save` layers become gzip.")
 @upload_options
 @credential_options
 @transfer_options

@@ -25,7 +25,7 @@ def rm(context: CommandContext, path: Path, names: tuple[str, ...], *, dry_run: 
     exist, nothing is removed. Run `ocistream gc DIR` to delete the blobs. Removed images are printed as NAME@sha256:...
 
     \b
-    ocistream rm images/ nginx:1 registry.example.com/app:1 && ocistream gc images/
+    ocistream rm images/ nginx:1 example.com/app:1 && ocistream gc images/
     """
     from ocistream.layout.directory import LayoutDirectory
     from ocistream.layout.index import entry_name_of

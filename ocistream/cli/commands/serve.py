@@ -97,9 +97,10 @@ def serve(
     address.
 
     \b
-    ocistream serve images/                       # docker push localhost:5000/app:1
-    ocistream serve app.tar                       # docker pull localhost:5000/app
-    ocistream serve app.tar --listen 0.0.0.0:5000 -u ada --password-stdin --tls-cert cert.pem < password
+    ocistream serve images/     # docker push localhost:5000/app:1
+    ocistream serve app.tar     # docker pull localhost:5000/app
+    ocistream serve app.tar --listen 0.0.0.0:5000 --tls-cert cert.pem \\
+      -u ada --password-file password
     """
     from ocistream.serve import Registry
     from ocistream.serve.capacity import limit_by_descriptors, raise_descriptor_limit

@@ -70,7 +70,7 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     \b
     ocistream sync images.toml
     ocistream sync images.toml --dry-run
-    ocistream sync images.toml --shard "$JOB_COMPLETION_INDEX/8" --result result.json
+    ocistream sync images.toml --shard "$JOB_COMPLETION_INDEX/8"
     """
     from ocistream.sync.file import read_sync_file
     from ocistream.sync.plan import parse_shard
