@@ -50,15 +50,15 @@ class StreamedBody:
     says whether any chunk was requested: then the body cannot be sent again. `is_finished` says whether the body was
     sent completely; an early response prevents that. `failure` is the exception that the chunks raised, if any.
 
-    With `ends_early` a body whose chunks fail is ended properly. Then the registry responds and knows what it has
+    With `can_end_early` a body whose chunks fail is ended properly. Then the registry responds and knows what it has
     received, so the upload can be resumed or deleted. After a broken request, distribution 2.8 neither finds an upload
     nor allows its deletion.
     """
 
-    def __init__(self, chunks: Iterator[Chunk], *, ends_early: bool = False) -> None:
+    def __init__(self, chunks: Iterator[Chunk], *, can_end_early: bool = False) -> None:
         """Use these chunks."""
         self._chunks = chunks
-        self._ends_early = ends_early
+        self._can_end_early = can_end_early
         self.is_started = False
         self.is_finished = False
         self.failure: Exception | None = None
@@ -71,12 +71,12 @@ class StreamedBody:
             self.is_finished = True
         except OcistreamError as error:
             self.failure = error
-            if not self._ends_early:
+            if not self._can_end_early:
                 raise
         except (OSError, ValueError) as error:
             self.failure = error
             # Otherwise it would be treated as a failure of the network.
-            if not self._ends_early:
+            if not self._can_end_early:
                 raise _BodyError from error
 
 

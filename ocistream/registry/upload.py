@@ -122,7 +122,7 @@ class Upload:
         #: Whether every request must get a proper end even if the source fails: distribution 2.8 neither resumes nor
         #: deletes an upload after a broken request. An ordinary pipe keeps a stated length, so that a proxy can refuse
         #: a layer that is too large before its first byte.
-        self._ends_requests = self._is_size_known and (
+        self._must_end_requests = self._is_size_known and (
             content.access is Access.RESUMABLE
             or (self._explicit_method is not None and self._method.kind == CHUNK and not content.reopenable)
         )
@@ -136,7 +136,7 @@ class Upload:
         #: The request with a body that is being sent or has failed.
         self._request: _Request | None = None
         #: Whether a new session was already answered with 404; at the second 404 the method is refused.
-        self._is_session_suspect = False
+        self._has_excused_404 = False
         #: Whether the upload continues bytes of an earlier request.
         self._is_resumed = False
         #: Whether the registry refused to resume an upload.
@@ -318,9 +318,9 @@ class Upload:
             return None
         max_size = self._max_body_size(offset)
         is_stream = max_size is None and not offset
-        if end is None or self._ends_requests:
+        if end is None or self._must_end_requests:
             if is_stream:
-                return _Request(StreamedBody(self._buffer.read(0), ends_early=True), end or 0, can_end=True)
+                return _Request(StreamedBody(self._buffer.read(0), can_end_early=True), end or 0, can_end=True)
             # Buffer the complete body first, so that the source cannot fail in the middle of the request.
             count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
             has_chunked_coding = False
@@ -331,7 +331,7 @@ class Upload:
             return None
         chunks = self._buffer.read(offset, count)
         return _Request(
-            StreamedBody(chunks, ends_early=True) if has_chunked_coding else FixedLengthBody(chunks, count),
+            StreamedBody(chunks, can_end_early=True) if has_chunked_coding else FixedLengthBody(chunks, count),
             count,
             None if is_stream else (offset, offset + count),
             can_end=has_chunked_coding,
@@ -491,8 +491,8 @@ class Upload:
         if status == 404 and offset is None:
             if _is_session_lost(failure):
                 return False
-            was_suspect, self._is_session_suspect = self._is_session_suspect, True
-            return was_suspect
+            had_excused, self._has_excused_404 = self._has_excused_404, True
+            return had_excused
         return True
 
     def _change_method(self, failure: NetworkError, status: int, offset: int | None) -> bool:
@@ -514,7 +514,7 @@ class Upload:
         self._strategy.set_method(self._host, method, is_size_known=self._is_size_known)
         self._tried_methods.add(method)
         self._method = method
-        self._is_session_suspect = False
+        self._has_excused_404 = False
         sent = self._buffer.end
         if offset is None and PUT not in {refused.kind, method.kind}:
             offset = self._query_offset()

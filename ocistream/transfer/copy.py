@@ -1,6 +1,6 @@
 """Copy a source to a destination: resolve the graph, plan, begin, move the blobs, commit, report.
 
-How one blob is written is decided in blob_writer.py.
+blob_plan.py decides what happens to each blob; blob_writer.py writes it.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class _Copy:
 
     def run(self) -> Report:
         started_at = time.monotonic()
-        report = self.move_all()
+        report = self.run_until_commit()
         if self.cancelled.is_set():
             # After an interruption nothing may become visible.
             raise CancelledError("cancelled")
@@ -126,13 +126,18 @@ class _Copy:
         report.seconds = time.monotonic() - started_at
         return report
 
-    def move_all(self) -> Report:
+    def run_until_commit(self) -> Report:
         graph = self.select(self.resolve_graph())
         plan = self.plan(graph)
         check = ExistenceCheck(
-            self.source, self.destination, self.results.add, jobs=self.jobs, cancelled=self.cancelled
+            self.source,
+            self.destination,
+            self.results.add,
+            jobs=self.jobs,
+            cancelled=self.cancelled,
+            has_written=self.results.has_written,
         )
-        # Before anything is written or mounted: a copy that cannot succeed changes nothing.
+        # Before anything else is written or mounted: a copy that cannot succeed changes nothing more.
         lacking, pending = check.split_lacking(graph, plan.pending)
         self.begin(graph, plan)
         missing = check.find_missing(graph, lacking)

@@ -54,14 +54,19 @@ class ExistenceCheck:
         *,
         jobs: int,
         cancelled: threading.Event,
+        has_written: bool = False,
     ) -> None:
-        """Call `note` for each blob that is "skipped" or "mounted", from any thread. `jobs` mounts run at once."""
+        """Call `note` for each blob that is "skipped" or "mounted", from any thread. `jobs` mounts run at once.
+
+        `has_written` says whether early blobs were written before.
+        """
         self._source = source
         self._destination = destination
         self._note = note
         self._mounting = destination if isinstance(destination, MountingDestination) else None
         self._jobs = jobs
         self._cancelled = cancelled
+        self._has_written = has_written
         #: Manifests that neither side has, and digests of the lacking blobs that the destination has.
         self._absent: list[Descriptor] = []
         self._stored: set[str] = set()
@@ -110,6 +115,7 @@ class ExistenceCheck:
 
             def mount(blob: Descriptor) -> None:
                 if mounting.mount(blob, self._source):
+                    self._has_written = True
                     self._note(blob, "mounted")
                     mounted.add(blob.digest)
 
@@ -123,9 +129,11 @@ class ExistenceCheck:
         # come in a later run. An archive is not started for only a part of them.
         volumes = sorted({reason.name for reason in reasons if reason is not None and reason.kind == VOLUME})
         if any(reason is None or reason.kind != VOLUME for reason in reasons):
-            raise MissingBlobsError(missing, graph, is_untouched=True)
+            raise MissingBlobsError(missing, graph, is_untouched=not self._has_written)
         if volumes and not self._destination.traits.keeps_blobs:
-            raise MissingBlobsError(missing, graph, is_untouched=True, needed=NeededVolumes(volumes, {}))
+            raise MissingBlobsError(
+                missing, graph, is_untouched=not self._has_written, needed=NeededVolumes(volumes, {})
+            )
 
     def list_unmountable(self, blobs: Sequence[Descriptor]) -> list[Descriptor]:
         """List the blobs that the destination cannot mount."""

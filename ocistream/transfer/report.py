@@ -46,6 +46,11 @@ class BlobResults:
         self._observer = observer
         self._by_digest: dict[str, BlobResult] = {}
 
+    @property
+    def has_written(self) -> bool:
+        """Whether a blob was written or mounted."""
+        return any(result.status in {"copied", "converted", "mounted"} for result in self._by_digest.values())
+
     def find(self, digest: str) -> BlobResult | None:
         """Return the result of a blob, or None if it has none yet."""
         return self._by_digest.get(digest)

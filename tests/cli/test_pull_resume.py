@@ -198,7 +198,9 @@ def test_a_full_disk_leaves_what_fits_and_it_goes_on_when_there_is_room(
         for end in ("app.tar", "layout/"):
             registry.faults = []
             failed = pull(registry, "--jobs=1", "-o", f"{disk}/{end}")
-            assertions.failure(failed, 9, "No space left on device", "free some space", "re-run the same command to resume")
+            assertions.failure(
+                failed, 9, "No space left on device", "free some space", "re-run the same command to resume"
+            )
             subprocess.run(["mount", "-o", "remount,size=32m", disk], check=True)
             assertions.success(pull(registry, "-o", f"{disk}/{end}"))
             assert list(asked(registry, layers).values()) != [[None], [None], [None]]

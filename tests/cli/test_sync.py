@@ -554,7 +554,10 @@ class TestTheFile:
             ("[[sync]]\nto = 'a/b'", ["from", "is missing"]),
             ("[[sync]]\nfrom = 'a/b'", ["to", "is missing"]),
             ("[[sync]]\nfrom = 'a/b'\nto = []", ["to", "is empty"]),
-            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntag = ['x']", ["sync[0]", "tag is not supported here", "known: from,"]),
+            (
+                "[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntag = ['x']",
+                ["sync[0]", "tag is not supported here", "known: from,"],
+            ),
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\npassword = 'x'", ["do not write passwords here"]),
             ("[[sync]]\nfrom = 'a/b:1'\nto = 'c/d'\ntags = ['x']", ["tags", "is one image"]),
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d:1'", ["to", "is for one image"]),

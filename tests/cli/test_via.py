@@ -400,7 +400,11 @@ class TestFailures:
             ("no-such-command", 4, ["no-such-command"]),
             ("./", 9, []),
             ("env --", 4, ["no-such-program", "--via-program"]),
-            ("sh -c 'echo ssh: refused >&2; exit 255'", 7, ["ssh: refused", "re-run the command to resume where the remote side allows it"]),
+            (
+                "sh -c 'echo ssh: refused >&2; exit 255'",
+                7,
+                ["ssh: refused", "re-run the command to resume where the remote side allows it"],
+            ),
             ("sh -c 'kill -9 $$'", 7, ["signal 9"]),
             ("sh -c 'echo no such pod >&2; exit 1'", 7, ["no such pod", "exit status 1"]),
             ("sh -c 'echo executable file not found in PATH >&2; exit 1'", 4, ["--via-program"]),

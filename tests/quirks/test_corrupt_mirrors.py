@@ -157,7 +157,9 @@ def test_a_pipe_cannot_be_rewritten_and_the_error_names_the_mirror(mirrored: Mak
     used = mirrored()
     mirror = used.mirror(Fault(Flip(at=3), path=layer_of(used.layout, used.image)["digest"], times=None))
     arguments = ["pull", used.name, "--platform", "all", *used.configure()]
-    result = used.mover.run(*arguments, code=5, says=(f"received from the mirror {mirror.host}/hub/app", "--no-mirrors"))
+    result = used.mover.run(
+        *arguments, code=5, says=(f"received from the mirror {mirror.host}/hub/app", "--no-mirrors")
+    )
     assert used.registry.asked("GET", "/blobs/") == [], result.err
 
 

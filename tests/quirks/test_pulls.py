@@ -186,7 +186,9 @@ def test_unknown_with_a_text_is_not_found(start: Start, mover: Move) -> None:
 @quirk(27)
 def test_403_says_that_it_may_be_the_name_that_is_wrong(start: Start, mover: Move) -> None:
     registry = start(registry_quirks.NOT_FOUND_IS_403)
-    mover(env={}).pull(f"{registry.host}/app:v1", code=3, says=("403", "check the name and your permissions", "ocistream login"))
+    mover(env={}).pull(
+        f"{registry.host}/app:v1", code=3, says=("403", "check the name and your permissions", "ocistream login")
+    )
 
 
 @quirk(23)

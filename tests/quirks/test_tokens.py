@@ -114,7 +114,11 @@ def test_a_realm_that_is_not_an_absolute_http_url_is_refused_and_not_printed(
 @pytest.mark.parametrize(
     ("challenge", "code", "words"),
     [
-        ("Negotiate, NTLM, Negotiate", 3, "requires negotiate, ntlm authentication; only Basic and Bearer are supported"),
+        (
+            "Negotiate, NTLM, Negotiate",
+            3,
+            "requires negotiate, ntlm authentication; only Basic and Bearer are supported",
+        ),
         ("Bearer", 7, "requires a Bearer token, but names no realm"),
         ('Bearer realm=""', 7, "requires a Bearer token, but names no realm"),
         (None, 3, "does not say how to authenticate"),

@@ -124,7 +124,7 @@ def test_an_archive_without_images_is_refused_and_a_directory_reported(
     layout: Layout, archived: Callable[[Layout], Path], tmp_path: Path
 ) -> None:
     list_images(layout)
-    with pytest.raises(NotFoundError, match="app.tar has no images"):
+    with pytest.raises(NotFoundError, match=r"app\.tar has no images"):
         start(archived(layout))
     assert start(layout.path) == [f"{layout.path} has no images yet"]
     assert start(tmp_path / "new") == [f"{tmp_path / 'new'} has no images yet"]
