@@ -143,7 +143,9 @@ class CommandContext:
             msg = f"{origin} cannot be used for {' and '.join(sorted(registries))}"
             hint = "run `ocistream login` for each registry"
             if self.sides:
-                hint += ", or use --src-username and --dest-username, or OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
+                hint += (
+                    ", or use --src-username and --dest-username, or OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
+                )
             raise UsageError(msg, hint=hint)
 
     def check_password_options(self) -> None:

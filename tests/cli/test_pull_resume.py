@@ -162,7 +162,7 @@ def test_a_network_that_fails_leaves_what_has_come_and_says_where(
     assert 0 < by_digest[layers[1]] < SIZES[1]
     assert by_digest[layers[2]] == 0
     assert document["resumed"] == sum(by_digest.values())
-    assert f"went on with {layers[1]} after" in result.err
+    assert f"resumed {layers[1]} after" in result.err
     assert "resumed from an earlier run" in result.err
 
 
@@ -198,7 +198,9 @@ def test_a_full_disk_leaves_what_fits_and_it_goes_on_when_there_is_room(
         for end in ("app.tar", "layout/"):
             registry.faults = []
             failed = pull(registry, "--jobs=1", "-o", f"{disk}/{end}")
-            assertions.failure(failed, 9, "No space left on device", "free some space", "re-run the same command to resume")
+            assertions.failure(
+                failed, 9, "No space left on device", "free some space", "re-run the same command to resume"
+            )
             subprocess.run(["mount", "-o", "remount,size=32m", disk], check=True)
             assertions.success(pull(registry, "-o", f"{disk}/{end}"))
             assert list(asked(registry, layers).values()) != [[None], [None], [None]]

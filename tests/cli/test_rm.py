@@ -68,7 +68,9 @@ def test_several_go_at_once_or_none(layout: Layout, images: list[Descriptor]) ->
 def test_a_name_that_means_several_is_refused(layout: Layout, images: list[Descriptor]) -> None:
     layout.name(images[1], "registry.example/a:1")
     before = (layout.path / "index.json").read_bytes()
-    assertions.failure(ocistream("rm", layout.path, "registry.example/a:1"), 2, "2 images", "a digest removes all images that have it")
+    assertions.failure(
+        ocistream("rm", layout.path, "registry.example/a:1"), 2, "2 images", "a digest removes all images that have it"
+    )
     assert (layout.path / "index.json").read_bytes() == before
 
 

@@ -41,9 +41,7 @@ def test_referrers_that_only_a_mirror_was_asked_for(start: Start, layout: Layout
     text = f'[registry."{registry.host}"]\nmirrors = ["{mirror.host}/hub"]\n'
     env = configured(tmp_path, "ocistream/config.toml", text)
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar"]
-    said = (
-        f"the mirror {mirror.host}/hub/app lists the referrers of {registry.host}/app; no other source is asked for more"
-    )
+    said = f"the mirror {mirror.host}/hub/app lists the referrers of {registry.host}/app; no other source is asked for more"
     assert said in told(ocistream(*argv, "-v", env=env))
     assert said not in told(ocistream(*argv, env=env))
 
@@ -109,7 +107,9 @@ def test_other_ca_certificates_than_those_of_openssl(start: Start, tmp_path: Pat
         return result.err
 
     assert "CA certificates" not in said()
-    assert "no CA certificates where OpenSSL searches: using those in /etc/ssl/certs/ca-certificates.crt" in said(*hidden)
+    assert "no CA certificates where OpenSSL searches: using those in /etc/ssl/certs/ca-certificates.crt" in said(
+        *hidden
+    )
     # Of certifi's certificates some are in every installation.
     assert "the system has no CA certificates: those of the Python package certifi" in said(
         *hidden, "/etc/ssl", "/etc/pki"
@@ -119,8 +119,7 @@ def test_other_ca_certificates_than_those_of_openssl(start: Start, tmp_path: Pat
 def test_one_platform_in_manifest_json(layout: Layout, tmp_path: Path) -> None:
     two_platforms(layout, name="app:1")
     said = (
-        "manifest.json lists linux/amd64, one of 2 platforms of app:1: "
-        "`docker load` before version 25 takes that one"
+        "manifest.json lists linux/amd64, one of 2 platforms of app:1: `docker load` before version 25 takes that one"
     )
     assert said in told(ocistream("copy", f"oci:{layout.path}", tmp_path / "app.tar", "-v"))
     assert said not in told(ocistream("copy", f"oci:{layout.path}", tmp_path / "app.tar"))

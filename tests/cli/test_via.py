@@ -400,7 +400,11 @@ class TestFailures:
             ("no-such-command", 4, ["no-such-command"]),
             ("./", 9, []),
             ("env --", 4, ["no-such-program", "--via-program"]),
-            ("sh -c 'echo ssh: refused >&2; exit 255'", 7, ["ssh: refused", "re-run the command to resume where the remote side allows it"]),
+            (
+                "sh -c 'echo ssh: refused >&2; exit 255'",
+                7,
+                ["ssh: refused", "re-run the command to resume where the remote side allows it"],
+            ),
             ("sh -c 'kill -9 $$'", 7, ["signal 9"]),
             ("sh -c 'echo no such pod >&2; exit 1'", 7, ["no such pod", "exit status 1"]),
             ("sh -c 'echo executable file not found in PATH >&2; exit 1'", 4, ["--via-program"]),
@@ -497,7 +501,7 @@ class TestFailures:
         real = shlex.split(far)[1].removeprefix("PATH=").partition(":")[0]
         via = faked(have="cat >/dev/null; printf '%s\\n' " + " ".join(digests), push=f'exec {real}/ocistream "$@"')
         result = copy(images.v2, f"{there.host}/app:v2", via)
-        failed(result, 6, "omitted", "asks again")
+        failed(result, 6, "omitted as in ", "it has lost them since it listed them: re-run the command")
         assert tags(there.host, "app") == []
 
     def test_one_whose_blob_is_damaged_is_sent_it_again(self, images: Images, far: str, tmp_path: Path) -> None:

@@ -374,7 +374,12 @@ def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
         # The end came before the beginning: it is said, and asked for again.
         assert [result.code for result in results] == [6, 6, 6]
         late = results[order.index(1)]
-        assertions.failure(late, 6, f"{continued} continues from one volume to the next", "-i app.000.tar -i app.001.tar together, or in this order")
+        assertions.failure(
+            late,
+            6,
+            f"{continued} continues from one volume to the next",
+            "-i app.000.tar -i app.001.tar together, or in this order",
+        )
         assertions.failure(results[-1], 6, "still needed: app.0")
         assertions.no_image(target)
         assertions.success(push(target, cut.paths[1]))
