@@ -21,8 +21,9 @@ def commands() -> Sequence[str]:
 @functools.cache
 def options(command: str) -> Sequence[str]:
     """Return the spellings of a command's options, such as `-u` and `--username`, in order."""
-    # Groups of options follow the examples, and groups of commands follow the options.
-    listed = ocistream(command, "--help").out.decode().partition("\nCommands:\n")[0]
+    # The first heading of options follows the examples.
+    text = ocistream(command, "--help").out.decode().partition("\nCommands:\n")[0]
+    listed = re.split(r"^\w[\w ]*:$", text, maxsplit=1, flags=re.MULTILINE)[1]
     rows = re.findall(r"^  (-[^\s,]+(?:, -[^\s,]+)*)", listed, re.MULTILINE)
     assert rows, listed
     return [spelling for row in rows for spelling in row.split(", ")]
