@@ -210,7 +210,13 @@ def build_sync_hint_translator(options: RegistryOptions) -> Callable[[str], str]
     def named(hint: str) -> str:
         if options.plain_http and "--plain-http" in hint:
             return hint.replace("--plain-http", f"--plain-http (or set plain-http = false in {_SYNC_FILE_TABLE})")
-        text, count = _OPTION_IN_HINT.subn(r"\1", hint)
-        return f"{text} ({'a key' if count == 1 else 'keys'} of {_SYNC_FILE_TABLE})" if count else hint
+        matches = list(_OPTION_IN_HINT.finditer(hint))
+        if not matches:
+            return hint
+        # The table stands behind the last key and its value; the hint may go on with other ways.
+        end = matches[-1].end()
+        end += len(" FILE") if hint.startswith(" FILE", end) else 0
+        keys = _OPTION_IN_HINT.sub(r"\1", hint[:end])
+        return f"{keys} ({'a key' if len(matches) == 1 else 'keys'} of {_SYNC_FILE_TABLE}){hint[end:]}"
 
     return named

@@ -162,7 +162,7 @@ def test_a_network_that_fails_leaves_what_has_come_and_says_where(
     assert 0 < by_digest[layers[1]] < SIZES[1]
     assert by_digest[layers[2]] == 0
     assert document["resumed"] == sum(by_digest.values())
-    assert f"went on with {layers[1]} after" in result.err
+    assert f"resumed {layers[1]} after" in result.err
     assert "resumed from an earlier run" in result.err
 
 

@@ -49,7 +49,7 @@ def test_hints_name_the_option_of_the_side_and_lead_to_the_end(world: World) -> 
     both = world.there(world.ca_of("src"), "--plain-http")
     assertions.failure(both, 7, world.https, "omit --plain-http (--dest-plain-http is for the destination alone)")
     wrong = world.there(world.ca_of("src"), "--src-plain-http")
-    assertions.failure(wrong, 7, world.https, "leave out --src-plain-http")
+    assertions.failure(wrong, 7, world.https, "omit --src-plain-http, or correct the port")
     assertions.failure(world.back(), 7, world.http, "use plain HTTP: use --src-plain-http")
     assertions.failure(world.back("--src-plain-http"), 7, world.https, "not trusted", "--dest-ca-cert")
     both = world.back("--plain-http")

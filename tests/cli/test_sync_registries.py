@@ -61,8 +61,7 @@ def test_hints_name_the_key_and_the_table(world: World) -> None:
     no_ca = sync(world, secure="")
     assert no_ca.code == 7
     assert f"{world.https}/v2/" in no_ca.err
-    assert "name its file with ca-cert, " in no_ca.err
-    assert where in no_ca.err
+    assert f"use ca-cert FILE (a key of {where}), " in no_ca.err
     no_http = sync(world, plain="")
     assert no_http.code == 7
     assert f"the registry seems to use plain HTTP: use plain-http (a key of {where})" in no_http.err

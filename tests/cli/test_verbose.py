@@ -41,10 +41,8 @@ def test_referrers_that_only_a_mirror_was_asked_for(start: Start, layout: Layout
     text = f'[registry."{registry.host}"]\nmirrors = ["{mirror.host}/hub"]\n'
     env = configured(tmp_path, "ocistream/config.toml", text)
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar"]
-    said = (
-        f"the mirror {mirror.host}/hub/app lists the referrers of {registry.host}/app; no other "
-        "source is asked for more"
-    )
+    lists = f"the mirror {mirror.host}/hub/app lists the referrers of {registry.host}/app"
+    said = f"{lists}; no other source is asked for more"
     assert said in told(ocistream(*argv, "-v", env=env))
     assert said not in told(ocistream(*argv, env=env))
 
@@ -110,7 +108,7 @@ def test_other_ca_certificates_than_those_of_openssl(start: Start, tmp_path: Pat
         return result.err
 
     assert "CA certificates" not in said()
-    assert ("no CA certificates where OpenSSL searches: using those in /etc/ssl/certs/ca-certificates.crt") in said(
+    assert "no CA certificates where OpenSSL searches: using those in /etc/ssl/certs/ca-certificates.crt" in said(
         *hidden
     )
     # Of certifi's certificates some are in every installation.

@@ -501,7 +501,7 @@ class TestFailures:
         real = shlex.split(far)[1].removeprefix("PATH=").partition(":")[0]
         via = faked(have="cat >/dev/null; printf '%s\\n' " + " ".join(digests), push=f'exec {real}/ocistream "$@"')
         result = copy(images.v2, f"{there.host}/app:v2", via)
-        failed(result, 6, "omitted", "asks again")
+        failed(result, 6, "omitted as in ", "it has lost them since it listed them: re-run the command")
         assert tags(there.host, "app") == []
 
     def test_one_whose_blob_is_damaged_is_sent_it_again(self, images: Images, far: str, tmp_path: Path) -> None:
