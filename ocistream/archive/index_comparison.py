@@ -209,7 +209,7 @@ class IndexComparison(StreamedWalk[None]):
             pending += new
             self._steps += 1
         if self._steps > limits.MAX_REQUIRED_DESCRIPTORS:
-            msg = f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} different manifests"
+            msg = f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} manifests, counted for each image"
             raise UnsupportedError(msg, hint=_DISAGREEMENT_HINT)
         return configs, is_known
 

@@ -340,7 +340,8 @@ class GraphWalk:
             needed += len(graph.reachable(root))
             if needed > limits.MAX_REQUIRED_DESCRIPTORS:
                 raise _too_many_error(
-                    f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} different manifests and blobs"
+                    f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} manifests and blobs, "
+                    "counted for each image"
                 )
         return graph
 

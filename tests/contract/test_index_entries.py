@@ -336,7 +336,7 @@ class TestLimits:
         deepest = chain(layout, image, limits.MAX_REFERRER_DEPTH)
         assert deepest["digest"] in referrers(listing_of(layout))
         chain(layout, deepest, 300)
-        with pytest.raises(UnsupportedError, match=f"more than {limits.MAX_REFERRER_DEPTH} deep") as caught:
+        with pytest.raises(UnsupportedError, match=f"more than {limits.MAX_REFERRER_DEPTH} levels deep") as caught:
             listing_of(layout)
         assert "--no-referrers" in (caught.value.hint or "")
 

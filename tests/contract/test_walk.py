@@ -210,7 +210,7 @@ class TestLimits:
         # An index, two manifests, two configs and three layers.
         monkeypatch.setattr(limits, "MAX_REQUIRED_DESCRIPTORS", 16)
         listing_of(layout, index, index)
-        with pytest.raises(UnsupportedError, match="more than 16 manifests and blobs"):
+        with pytest.raises(UnsupportedError, match="more than 16 manifests and blobs, counted for each image"):
             listing_of(layout, index, index, index)
 
     def test_manifests_to_choose_platforms_from_are_limited(
@@ -247,6 +247,6 @@ class TestLimits:
         monkeypatch.setattr(limits, "MAX_GRAPH_BYTES", total)
         listing_of(layout, index)
         monkeypatch.setattr(limits, "MAX_GRAPH_BYTES", total - 1)
-        with pytest.raises(ArchiveError, match="in one transfer") as caught:
+        with pytest.raises(ArchiveError, match=r"one transfer has more than \d+ manifests, or more than") as caught:
             listing_of(layout, index)
         assert caught.value.hint == "copy fewer images or platforms at a time"
