@@ -14,6 +14,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ocistream.cli.signals import CancelEvent
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Console:
         #: its messages appear on the terminal of the sending side.
         self.is_terse = False
         #: Set by the first signal: the command must end.
-        self.cancelled = threading.Event()
+        self.cancelled = CancelEvent()
         self._lock = threading.Lock()
 
     @classmethod

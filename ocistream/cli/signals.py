@@ -9,17 +9,17 @@ from __future__ import annotations
 import os
 import select
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import forced_exit
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from types import FrameType
 
-__all__ = ["TERMINATION_SIGNALS", "SignalReceivedError", "run_until_signal"]
+__all__ = ["TERMINATION_SIGNALS", "CancelEvent", "SignalReceivedError", "run_until_signal"]
 
 #: The signals that end a run.
 TERMINATION_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -34,6 +34,40 @@ _CHECK_INTERVAL: Final = 50
 _END: Final = 0
 
 
+class CancelEvent(threading.Event):
+    """The event that cancels a command. It is set as soon as a termination signal is sent to the process.
+
+    The main thread may be late on a busy machine, and nothing must become visible after the signal. So a signal counts
+    that the kernel has not delivered yet, or whose number the main thread has not read yet.
+    """
+
+    def __init__(self) -> None:
+        """Start without signals."""
+        super().__init__()
+        self._pipe: int | None = None
+        self._numbers: Collection[int] = ()
+
+    def watch(self, pipe: int | None, numbers: Collection[int]) -> None:
+        """Watch these signals; `pipe` is where the interpreter writes their numbers, None to stop watching."""
+        self._pipe, self._numbers = pipe, numbers
+
+    def is_set(self) -> bool:
+        """Return whether the command is cancelled."""
+        return super().is_set() or (self._pipe is not None and self._has_signal(self._pipe))
+
+    def _has_signal(self, pipe: int) -> bool:
+        # A signal is listed as pending only while it is blocked. Blocked for longer, programs that are started would
+        # inherit that.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+        try:
+            is_pending = not signal.sigpending().isdisjoint(self._numbers)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        return is_pending or bool(poll.poll(0))
+
+
 class SignalReceivedError(Exception):
     """A signal has ended the run. `exit_code` is 128 plus the number of the first signal."""
 
@@ -44,7 +78,7 @@ class SignalReceivedError(Exception):
         self.exit_code = 128 + number
 
 
-def run_until_signal(command: Callable[[], None], cancelled: threading.Event, *, restores_handlers: bool) -> None:
+def run_until_signal(command: Callable[[], None], cancelled: CancelEvent, *, restores_handlers: bool) -> None:
     """Run a command in a worker thread, and raise its exception. Set `cancelled` at the first signal.
 
     The command may still run when this function raises SignalReceivedError: it is blocked, and the caller ends the
@@ -57,12 +91,14 @@ def run_until_signal(command: Callable[[], None], cancelled: threading.Event, *,
     from ocistream.streams.workers import start
 
     signals = _Signals()
+    cancelled.watch(signals.reader, signals.numbers)
     try:
         task = start(command, "command", on_end=signals.report_end)
         if (number := signals.wait_for_end(cancelled)) is not None:
             raise SignalReceivedError(number)
         task.result()
     finally:
+        cancelled.watch(None, ())
         signals.close(restores_handlers=restores_handlers)
 
 
@@ -74,7 +110,7 @@ class _Signals:
         self._first_at = 0.0
         self._is_waiting = True
         self._has_ended = False
-        self._reader, self._writer = os.pipe()
+        self.reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         # A process started by nohup, or in a shell's background, keeps ignoring a signal.
@@ -84,6 +120,11 @@ class _Signals:
             if signal.getsignal(number) is not signal.SIG_IGN
         }
 
+    @property
+    def numbers(self) -> Collection[int]:
+        """The signals that end this process; it may ignore others from its start."""
+        return self._previous_handlers.keys()
+
     def report_end(self) -> None:
         """Wake the main thread, because the command has ended. Called in the command's thread."""
         os.write(self._writer, bytes([_END]))
@@ -91,11 +132,11 @@ class _Signals:
     def wait_for_end(self, cancelled: threading.Event) -> int | None:
         """Wait until the command has ended, or is blocked after a signal; return the first signal or None."""
         poll = select.poll()
-        poll.register(self._reader, select.POLLIN)
+        poll.register(self.reader, select.POLLIN)
         busy_at = 0.0
         timeout: int | None = None
         while True:
-            numbers = os.read(self._reader, 64) if poll.poll(timeout) else b""
+            numbers = os.read(self.reader, 64) if poll.poll(timeout) else b""
             now = time.monotonic()
             for number in numbers:
                 self._has_ended |= number == _END
@@ -121,7 +162,7 @@ class _Signals:
         self._is_waiting = False
         signal.set_wakeup_fd(-1)
         if self._has_ended:
-            os.close(self._reader)
+            os.close(self.reader)
             os.close(self._writer)
         for number, handler in self._previous_handlers.items() if restores_handlers else ():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

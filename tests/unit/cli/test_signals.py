@@ -11,7 +11,7 @@ import pytest
 
 from ocistream import forced_exit, open_uploads
 from ocistream.cli import signals
-from ocistream.cli.signals import SignalReceivedError, run_until_signal
+from ocistream.cli.signals import CancelEvent, SignalReceivedError, run_until_signal
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -34,19 +34,19 @@ def handlers() -> list[object]:
 
 def test_the_command_runs_in_another_thread_and_its_failure_is_raised() -> None:
     threads: list[threading.Thread] = []
-    run_until_signal(lambda: threads.append(threading.current_thread()), threading.Event(), restores_handlers=True)
+    run_until_signal(lambda: threads.append(threading.current_thread()), CancelEvent(), restores_handlers=True)
     assert threads != [threading.main_thread()]
 
     def fail() -> None:
         raise ValueError("reason")
 
     with pytest.raises(ValueError, match="reason"):
-        run_until_signal(fail, threading.Event(), restores_handlers=True)
+        run_until_signal(fail, CancelEvent(), restores_handlers=True)
 
 
 @pytest.mark.parametrize("number", signals.TERMINATION_SIGNALS)
 def test_the_first_signal_cancels_the_command_and_waits_for_its_end(number: int) -> None:
-    before, cancelled, ended = handlers(), threading.Event(), []
+    before, cancelled, ended = handlers(), CancelEvent(), []
 
     def command() -> None:
         strike(number)
@@ -60,7 +60,7 @@ def test_the_first_signal_cancels_the_command_and_waits_for_its_end(number: int)
 
 
 def test_a_failure_after_a_signal_is_its_consequence() -> None:
-    cancelled = threading.Event()
+    cancelled = CancelEvent()
 
     def command() -> None:
         strike(signal.SIGTERM)
@@ -73,20 +73,20 @@ def test_a_failure_after_a_signal_is_its_consequence() -> None:
 
 def test_a_blocked_command_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_GRACE", 0.05)
-    released = threading.Event()
+    released = CancelEvent()
 
     def command() -> None:
         strike(signal.SIGTERM)
         released.wait(PATIENCE)
 
     with pytest.raises(SignalReceivedError):
-        run_until_signal(command, threading.Event(), restores_handlers=True)
+        run_until_signal(command, CancelEvent(), restores_handlers=True)
     released.set()
 
 
 def test_a_command_has_time_while_an_upload_is_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_GRACE", 0.05)
-    upload, cancelled, ended = open_uploads.OpenUpload("registry.test", lambda: True), threading.Event(), []
+    upload, cancelled, ended = open_uploads.OpenUpload("registry.test", lambda: True), CancelEvent(), []
 
     def command() -> None:
         strike(signal.SIGTERM)
@@ -102,7 +102,7 @@ def test_a_command_has_time_while_an_upload_is_in_progress(monkeypatch: pytest.M
 
 def test_a_command_has_time_for_a_block_that_delays_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_GRACE", 0.05)
-    cancelled, ended = threading.Event(), []
+    cancelled, ended = CancelEvent(), []
 
     def command() -> None:
         with forced_exit.delayed_exit(PATIENCE):
@@ -120,7 +120,7 @@ def test_a_second_signal_ends_the_wait_for_an_upload(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(signals, "_FORCED_EXIT_AFTER", 0.1)
     monkeypatch.setattr(open_uploads, "END_REQUEST_TIMEOUT", PATIENCE)
     open_uploads.OpenUpload("registry.test", lambda: True, can_end=lambda: True)
-    released, cancelled = threading.Event(), threading.Event()
+    released, cancelled = threading.Event(), CancelEvent()
 
     def command() -> None:
         strike(signal.SIGHUP)
