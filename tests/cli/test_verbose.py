@@ -112,7 +112,7 @@ def test_other_ca_certificates_than_those_of_openssl(start: Start, tmp_path: Pat
         *hidden
     )
     # Of certifi's certificates some are in every installation.
-    assert "the system has no CA certificates: those of the Python package certifi" in said(
+    assert "the system has no CA certificates: using those of the Python package certifi" in said(
         *hidden, "/etc/ssl", "/etc/pki"
     )
 
