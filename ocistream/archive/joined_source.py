@@ -270,7 +270,7 @@ class JoinedSource:
                 expected = (
                     f"{printable(first_text)} is {first_volume} of {_describe_images(listed_digests[first], entries)}"
                 )
-                msg = f"{printable(text)} does not belong to the others: it is {actual}; {expected} is of another set"
+                msg = f"{printable(text)} does not belong to the others: it is {actual}; in another set, {expected}"
                 raise ArchiveError(msg, hint="use the volumes of one `pull --split`")
             if volume[1:] != first_volume[1:] or digests != listed_digests[first]:
                 msg = f"{printable(text)} claims to be of the same set as {printable(first_text)}, but they differ"
@@ -286,7 +286,7 @@ class JoinedSource:
             for root in self._chosen:
                 if root.descriptor.digest not in digests:
                     name = printable(root.name or "an image")
-                    msg = f"{printable(text)} is not of {name} ({root.descriptor.digest}), but another archive is"
+                    msg = f"{printable(text)} does not list {name} ({root.descriptor.digest}), but another archive does"
                     raise ArchiveError(msg, hint="only archives and layouts of the same images can be combined")
 
     def _find_omitted(self, graph: Graph, annotations: Sequence[Mapping[str, str]]) -> dict[str, OmissionReason]:

@@ -441,8 +441,11 @@ class TarReader:
     def _truncated_error(self, where: str) -> TruncatedError:
         if self._file.position == 0:
             return TruncatedError(
-                f"{self._what} is empty: it is truncated at byte 0",
-                hint="the program that writes it failed: check its messages (in a shell, use `set -o pipefail`)",
+                f"{self._what} is empty: it has 0 bytes",
+                hint=(
+                    "the program that writes the archive probably failed: check its messages (in a shell, use "
+                    "`set -o pipefail`)"
+                ),
             )
         return TruncatedError(
             f"{self._what} is truncated: it ends at byte {self._file.position}, {where}",

@@ -42,7 +42,7 @@ COMMANDS: Final = {
         "Verify archives and layouts offline, in one pass (default: stdin).",
     ),
     "inspect": ("ocistream.cli.commands.inspect:inspect", "Show images, platforms, layers and sizes of a location."),
-    "have": ("ocistream.cli.commands.have:have", "List the blobs that a location has, or which of a list."),
+    "have": ("ocistream.cli.commands.have:have", "List the digests of the blobs that a location has."),
     "sync": ("ocistream.cli.commands.sync:sync", "Copy the images that a TOML file lists; move only what differs."),
     "gc": ("ocistream.cli.commands.gc:gc", "Delete blobs that no image in a layout needs."),
     "config": ("ocistream.cli.commands.config:config", "Show the effective settings, or check a configuration file."),
@@ -131,7 +131,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
-    """Move container images as a stream: out of a registry, through a pipe or a file, into another.
+    """Copy container images as streams: from a registry, through a pipe or a file, into another registry.
 
     \b
     ocistream pull nginx:1 | ssh host ocistream push localhost:5000/nginx:1

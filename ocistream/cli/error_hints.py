@@ -129,12 +129,12 @@ def _missing_blobs_message(error: MissingBlobsError) -> str:
     count = len(error.missing)
     size = format_size(sum(missing.size for missing in error.missing))
     reasons = {error.graph.omitted_from_source.get(missing.digest) for missing in error.missing}
-    details = "; ".join(sorted(f"omitted as {reason}" for reason in reasons if reason)[:5])
+    details = "; ".join(sorted(f"omitted from the archive: {reason}" for reason in reasons if reason)[:5])
     outcome = "nothing was sent" if error.is_untouched else "no image is visible"
     shown = ", ".join(missing.digest for missing in error.missing) if count <= _MAX_IN_COMMAND else "see above"
     return (
         f"neither the archive nor the destination has {format_count(count, 'blob')} ({size}; "
-        f"{details}), and {outcome}: {shown}"
+        f"{details}); {outcome}; missing: {shown}"
     )
 
 
@@ -151,7 +151,7 @@ def _list_missing_blobs(console: Console, error: MissingBlobsError) -> None:
 def _volumes_hint(needed: NeededVolumes, *, is_untouched: bool) -> str:
     """Return how to push the other volumes: all at once always works, one after the other only in some orders."""
     if is_untouched:
-        return "an archive needs all volumes at once: push them, or copy them one by one into a layout"
+        return "name all volumes in one command, or copy them one by one into a layout directory"
     hint = (
         f"the registry keeps what was sent: continue with {_format_input_options(needed.names)}, "
         "together or one after the other"
@@ -172,12 +172,10 @@ def _fetch_hint(error: MissingBlobsError, source_location: Location | None, dest
     images = [root for root in error.graph.roots if error.graph.reachable(root) & set(digests)]
     pull = f"ocistream pull {' '.join(dict.fromkeys(map(_source_name, images)))}{_format_platform_options(images)}"
     if destination.kind != "docker":
-        explanation = "--have and --base omit blobs of OCI archives and layouts"
-        return f"get the complete image: `{pull}`; {explanation}"
+        explanation = "archives that --have or --base wrote lack blobs"
+        return f"get the complete image with `{pull}` ({explanation})"
     if len(digests) > _MAX_IN_COMMAND:
-        return (
-            f"make a new list there (`ocistream have`, with the repository of the image), then run `{pull} --have LIST`"
-        )
+        return f"run `ocistream have HOST/REPOSITORY > LIST` on the destination side, then `{pull} --have LIST` here"
     only = " ".join(f"--only {digest}" for digest in digests)
     # A new name: one or more of the input archives may be called missing.tar.
     missing = f"missing-{digests[0].rpartition(':')[2][:8]}.tar"

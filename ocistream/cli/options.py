@@ -181,7 +181,7 @@ class MessageOptions:
 
     quiet: bool = option(default=False, flags=["-q", "--quiet"], section=MESSAGES, help="Print only errors.")
     verbose: int = option(
-        0, type=_COUNT, flags=["-v", "--verbose"], section=MESSAGES, help="Print more; twice: with tracebacks."
+        0, type=_COUNT, flags=["-v", "--verbose"], section=MESSAGES, help="Print more; -vv also prints tracebacks."
     )
     log_format: str | None = option(
         type=click.Choice(["text", "json"]), section=MESSAGES, help="Format of messages on stderr.  [default: text]"

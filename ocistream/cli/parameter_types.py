@@ -47,7 +47,7 @@ def parse_image(text: str, hint: str) -> Reference:
         msg = "malformed image name '': it is empty"
         raise InvalidNameError(msg, hint="is a shell variable empty?")
     if _NOT_AN_IMAGE.match(text) or is_archive_name(text):
-        msg = f"{printable(text)!r} is a file or directory, not an image in a registry"
+        msg = f"{printable(text)!r} is a path, not the name of an image in a registry"
         raise InvalidNameError(msg, hint=hint)
     reference = parse_reference(text)
     _advise_ambiguous_name(text, reference)

@@ -305,8 +305,8 @@ def _warn_unnamed_images(console: Console, graph: Graph) -> None:
             named.add(root.descriptor.digest)
             description = printable(root.name) if root.name else root.descriptor.digest
             console.info(
-                f"{description} is no name for Docker, which will show the image as <none>; "
-                "give it one as in docker-archive:FILE:NAME"
+                f"{description} is not a name for Docker, which will show the image as <none>; to set a "
+                "name, write docker-archive:FILE:NAME"
             )
 
 

@@ -333,4 +333,4 @@ def _suggest_variable(name: str, known: Collection[str]) -> str:
     # Without the common prefix, which would make any two names similar.
     names = sorted(variable.removeprefix(VARIABLE_PREFIX) for variable in known)
     close = get_close_matches(name.removeprefix(VARIABLE_PREFIX).upper(), names, n=1, cutoff=0.7)
-    return f"did you mean {VARIABLE_PREFIX}{close[0]}?" if close else "ocistream does not know it"
+    return f"did you mean {VARIABLE_PREFIX}{close[0]}?" if close else "ocistream has no such setting"

@@ -30,7 +30,7 @@ __all__ = [
     "result_on_stdout_error",
 ]
 
-STDIN_HINT: Final = "pipe an archive in, or name a file or directory to read (of `push`, that is -i PATH)"
+STDIN_HINT: Final = "pipe an archive into stdin, or name a file or directory (`push -i PATH`)"
 
 
 def open_stdin(what: str, hint: str, cancelled: threading.Event) -> io.BufferedReader:
@@ -48,13 +48,11 @@ def open_stdin(what: str, hint: str, cancelled: threading.Event) -> io.BufferedR
 def open_stdout() -> io.FileIO:
     """Open stdout to write an archive to it, unbuffered; raise UsageError if it is closed or a terminal."""
     if sys.stdout is None:
-        msg = "the archive is to go to stdout, which is closed"
-        raise UsageError(msg, hint="name a file to write to (of `pull`, that is -o FILE)")
+        msg = "cannot write the archive to stdout: it is closed"
+        raise UsageError(msg, hint="name an output file (`pull -o FILE`)")
     if sys.stdout.isatty():
-        msg = "an archive is not written to a terminal"
-        raise UsageError(
-            msg, hint="name a file to write to (of `pull`, that is -o FILE), or pipe it on: `... | ssh host ...`"
-        )
+        msg = "stdout is a terminal: archives are not written to terminals"
+        raise UsageError(msg, hint="name an output file (`pull -o FILE`), or pipe the archive: `... | ssh host ...`")
     return io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
 
 
@@ -62,7 +60,7 @@ def read_password() -> str:
     """Return the password on stdin without the line end, as `docker login --password-stdin` does."""
     secret = sys.stdin.read(limits.MAX_ERROR_BODY).rstrip("\r\n") if sys.stdin else ""
     if not secret:
-        msg = "no password came on stdin"
+        msg = "stdin has no password"
         raise UsageError(msg, hint='pipe it in: `printf %s "$PASSWORD" | ocistream ... --password-stdin`')
     return secret
 
@@ -76,7 +74,7 @@ def read_password_file(path: str, option: str) -> str:
     with disk_errors(description), open(path, "rb") as file:  # noqa: PTH123 - a Path refuses names that are too long
         raw = file.read(limits.MAX_ERROR_BODY + 1)
     if len(raw) > limits.MAX_ERROR_BODY:
-        msg = f"{description} has more than {limits.MAX_ERROR_BODY} bytes, which is not a password"
+        msg = f"{description} has more than {limits.MAX_ERROR_BODY} bytes: too long for a password"
         raise UsageError(msg)
     # Passwords need not be UTF-8: the bytes are sent as they are.
     secret = raw.decode(errors="surrogateescape").rstrip("\r\n")

@@ -87,7 +87,7 @@ _HINTS_BY_BODY: Final = {
 }
 
 _DENIED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
-_LOST_BLOB_HINT: Final = "the registry has lost it: push the image again, or tell the operator of the registry"
+_LOST_BLOB_HINT: Final = "the registry has lost this blob: push the image again, or tell the operator of the registry"
 _LOGIN_LIMIT_HINT: Final = ", or log in for a higher limit"
 #: Units of time, their length in seconds, and the limit in seconds up to which each is used.
 _UNITS: Final = (("s", 1, 600), ("min", 60, 7_200), ("h", 3_600, 172_800), ("days", 86_400, limits.MAX_RETRY_AFTER))
@@ -266,7 +266,10 @@ def response_error(
     sender = printable(urlsplit(url).netloc.rpartition("@")[2]) if elsewhere else "the registry"
     if elsewhere and status in _DENIED:
         # The next redirect may have another signature, so the hint suggests a retry.
-        hint = f"{registry} redirected there, where no login is used: try again, or tell the operator of {registry}"
+        hint = (
+            f"{registry} redirected the request to that host, and your credentials do not apply there: "
+            f"try again, or tell the operator of {registry}"
+        )
         return RegistryError(f"{sender} refused: {summary}", status=status, codes=codes, hint=hint)
     if status in _DENIED:
         hint = f"check the name and your permissions; `ocistream login {registry}` stores a credential"

@@ -265,7 +265,7 @@ class BoundedResponse(http.client.HTTPResponse):
         values: list[str] = []
         while (line := self.fp.readline().decode("latin-1")) not in {"\r\n", "\n"}:
             if not line:
-                msg = "the head of the answer broke off"
+                msg = "the connection closed in the middle of the response headers"
                 raise ConnectionError(msg)
             name, colon, value = line.partition(":")
             if line[0] in " \t" and values:

@@ -377,9 +377,9 @@ class GraphWalk:
             or memory > limits.MAX_GRAPH_MEMORY
         ):
             msg = (
-                f"one transfer has more than {limits.MAX_MANIFESTS} manifests, or more than "
-                f"{limits.MAX_GRAPH_BYTES} bytes of manifests, or {limits.MAX_GRAPH_MEMORY} with two more "
-                "of the largest"
+                f"the images have more than {limits.MAX_MANIFESTS} manifests, or more than "
+                f"{limits.MAX_GRAPH_BYTES} bytes of manifests ({limits.MAX_GRAPH_MEMORY} including memory "
+                "to parse the next one)"
             )
             raise ArchiveError(msg, hint="copy fewer images or platforms at a time")
         document = parse_document(manifest.descriptor, manifest.raw)

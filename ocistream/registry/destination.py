@@ -427,7 +427,10 @@ class RegistryDestination:
         pusher = self._pushers[name][1]
         if not pusher.mount(descriptor, source):
             if not blob.reopenable:
-                msg = f"{descriptor.digest}: {name} needs it too, but it can neither be mounted nor read again"
+                msg = (
+                    f"{descriptor.digest}: {name} also needs this blob, but the blob can neither be mounted nor "
+                    "read again"
+                )
                 raise NetworkError(msg, hint="push from a file instead of a pipe, or image by image")
             pusher.upload(blob)
         self._blob_exists[name, descriptor.digest] = True

@@ -388,7 +388,10 @@ class Upload:
             # If the first answer was lost, the retry finds no session, because the first request had closed it.
             if not self._has_blob(blob):
                 if self._content.is_part and isinstance(error, RegistryError) and not _is_transient(error):
-                    msg = f"{blob.digest}: the parts that {self._host} joined have another digest: {error.message}"
+                    msg = (
+                        f"{blob.digest}: {self._host} received all parts, but together they have another digest: "
+                        f"{error.message}"
+                    )
                     hint = "push all of its volumes together, or verify them together"
                     raise IntegrityError(msg, hint=hint) from error
                 raise

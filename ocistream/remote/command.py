@@ -325,7 +325,7 @@ class RemoteCommand:
             return NetworkError(f"{self._name} could not connect, or was cut off{detail}", hint=_RESUME_HINT)
         if code < 0:
             return NetworkError(f"{self._name} was killed by signal {-code}{detail}", hint=_RESUME_HINT)
-        hint = "check that it runs the appended words, such as `ocistream --version`"
+        hint = "check that the command runs the words that are appended to it, such as `ocistream --version`"
         return NetworkError(f"{self._name} failed (exit status {code}){detail}", hint=hint)
 
 
@@ -357,7 +357,7 @@ def _convert_error(error: Mapping[str, Any], code: int) -> OcistreamError:
     if code == ArchiveError.exit_code and "on stdin" in message:
         hint = "the archive did not arrive completely: --via must pass stdin on, as `docker exec -i` and `ssh` do"
     elif code == ArchiveError.exit_code and "omitted as" in message:
-        hint = "it has lost them since it listed them: re-run the command"
+        hint = "the remote side listed these blobs, but does not have them now: re-run the command"
     if error.get("kind") == PartialBlobLostError.kind:
         return PartialBlobLostError(f"the remote side failed: {message}", hint=hint)
     error_class = _ERRORS_BY_EXIT_CODE.get(code, NetworkError if code >= 128 or code < 0 else OcistreamError)

@@ -178,10 +178,10 @@ class HaveListReader:
         if self.total < self._expected_digests:
             raise self._truncated_error(f"{self.total} of {self._expected_digests} digests")
         if self._total_count < self._list_count:
-            raise self._truncated_error("it ends before it says how many digests there are")
+            raise self._truncated_error("a `# digests` line is missing")
         if not self.total and not self._total_count:
-            msg = f"{self._what} has no digest, and does not say that there are none"
-            raise ArchiveError(msg, hint="the command that writes it may have failed")
+            msg = f"{self._what} has no digests and no `# digests` line"
+            raise ArchiveError(msg, hint="the command that wrote the list may have failed")
 
     def _truncated_error(self, how: str) -> ArchiveError:
         return ArchiveError(f"{self._what} is truncated: {how}", hint="transfer it again")

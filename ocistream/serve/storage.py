@@ -379,7 +379,7 @@ class ArchiveStorage:
             ArchiveError: it is malformed or truncated, or only a part of an archive.
         """
         if is_compressed(path):
-            msg = f"{path} is compressed: its blobs cannot be read at random"
+            msg = f"{path} is compressed: its blobs cannot be read in any order"
             raise UnsupportedError(
                 msg, hint=f"decompress it first (`gunzip`, `unzstd`), or run `ocistream copy {path} oci:DIR`"
             )
@@ -451,7 +451,7 @@ class ArchiveStorage:
                 else "was made without some of its blobs"
             )
             msg = f"{self._what} {reason}: the missing blobs could not be served"
-            hint = "push it to a registry that has the rest: `ocistream serve DIR` is one, over a directory"
+            hint = "push it to a registry that has the missing blobs, such as `ocistream serve DIR`"
             raise ArchiveError(msg, hint=hint)
         return index.entries
 

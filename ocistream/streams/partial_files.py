@@ -159,7 +159,7 @@ def open_resumable(folder: Path, name: str, mode: int) -> PartialFile | None:
         _report_obstacle(path)
     elif is_locked is False:
         notices.notify(
-            (f"another process is writing {path}: this run starts again, and keeps nothing if it is interrupted"),
+            (f"another process is writing {path}: this run starts from the beginning and cannot be resumed"),
             level=1,
         )
     elif is_locked is None:
@@ -228,7 +228,7 @@ def _report_obstacle(path: Path, error: OSError | None = None) -> None:
     except OSError:
         return
     if obstacle:
-        message = f"{path} is not resumed ({obstacle}): this run starts again, and keeps nothing if it is interrupted"
+        message = f"cannot resume {path} ({obstacle}): this run starts from the beginning and cannot be resumed"
         notices.notify(f"{message}; remove it to make the next run resumable")
 
 
@@ -351,7 +351,7 @@ def _refusal_reason(status: os.stat_result) -> str | None:
     if status.st_uid != os.geteuid():
         return "it belongs to another user"
     if status.st_nlink != 1:
-        return "it has a second name" if status.st_nlink else "it was removed"
+        return "it has another hard link" if status.st_nlink else "it was removed"
     return None
 
 

@@ -153,8 +153,8 @@ def wait_to_settle(tasks: Sequence[Task[_T]], timeout: float = _CLEANUP_TIMEOUT)
             return
         if now - started_at >= _NOTICE_DELAY and open_uploads.can_any_end():
             notices.notify(
-                f"ending uploads so that they can be resumed (at most {open_uploads.END_REQUEST_TIMEOUT:.0f} s; "
-                "interrupt again to stop at once)"
+                "finishing open requests, so that the uploads can resume (at most "
+                f"{open_uploads.END_REQUEST_TIMEOUT:.0f} s; interrupt again to stop immediately)"
             )
         pending[0].wait(_POLL_INTERVAL)
 

@@ -79,4 +79,4 @@ def _match(pattern: str, tags: Sequence[str]) -> list[str]:
     if process.returncode in {-signal.SIGXCPU, -signal.SIGKILL}:
         problem = f"was stopped after {limits.MAX_REGEX_SECONDS} seconds: it takes too long for one of the tags"
     msg = f"regular expression {printable(pattern)!r} {problem}"
-    raise UsageError(msg, hint="have fewer repeats within repeats, as in (a+)+")
+    raise UsageError(msg, hint="avoid nested repeats such as (a+)+")

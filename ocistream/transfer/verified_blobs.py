@@ -69,7 +69,7 @@ def require_complete(blob: VerifiedBlob, *, or_rest: bool = False) -> None:
     """
     if blob.range is not None and not (or_rest and blob.end == blob.descriptor.size):
         digest = blob.descriptor.digest
-        msg = f"{digest}: the source sends only a part of this blob, and complete ones are needed here"
+        msg = f"{digest}: the source has only a part of this blob; the complete blob is needed"
         raise UnsupportedError(msg)
 
 
@@ -171,7 +171,7 @@ def use_verified(
                 raise
             if attempt.was_resumed or is_rest:
                 if not blob.reopenable:
-                    msg = f"{error.message}: the beginning that an earlier run stored does not fit"
+                    msg = f"{error.message}: the bytes that an earlier run stored do not belong to this blob"
                     raise PartialBlobLostError(msg, hint="re-run the command to send the complete blob") from error
                 can_resume = False
             elif recoverable.on_corrupt is None:

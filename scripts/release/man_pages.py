@@ -27,13 +27,13 @@ __all__ = ["ENVIRONMENT", "EXIT_CODES", "pages", "write"]
 
 #: As README has them; the codes of errors stand in `ocistream.errors`.
 EXIT_CODES: Final = {
-    "0": "all of it is done and verified",
-    "1": "anything not below",
+    "0": "success: the result is complete and verified",
+    "1": "any error without its own code",
     "2": "usage; a malformed name; a terminal where an archive belongs",
     "3": "authentication or permission",
-    "4": "the image, repository, platform, file or directory is not there",
+    "4": "the image, repository, platform, file or directory does not exist",
     "5": "a size or digest is wrong",
-    "6": "an archive that is malformed, truncated, hostile, or lacks blobs that the other side lacks too",
+    "6": "an archive that is malformed, truncated, hostile, or lacks blobs that the destination does not have",
     "7": "the network or the registry failed after all retries; rate limited",
     "8": "well formed, but not supported",
     "9": "the local disk: full, read-only, no permission",

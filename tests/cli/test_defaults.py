@@ -254,7 +254,7 @@ def test_a_misspelt_variable_is_named_with_the_right_one(user: User) -> None:
     assert "the variable OCISTREAM_PASWORD has no effect: did you mean OCISTREAM_PASSWORD?" in result.err
     assert "the variable OCISTREAM_JBOS has no effect: did you mean OCISTREAM_JOBS?" in result.err
     assert "the variable OCISTREAM_jobs has no effect: did you mean OCISTREAM_JOBS?" in result.err
-    assert "the variable OCISTREAM_OTHER_THING has no effect: ocistream does not know it" in result.err
+    assert "the variable OCISTREAM_OTHER_THING has no effect: ocistream has no such setting" in result.err
     assert "secret" not in result.err
 
 

@@ -67,7 +67,7 @@ def test_all_that_no_image_needs_goes_and_is_printed(layout: Layout, image: Desc
     result = gc(layout)
     assert result.lines() == sorted(stray)
     assert there(layout.path) == needed(layout, image)
-    assert "dropped 4 blobs, 41.0 kB" in result.err
+    assert "deleted 4 blobs, 41.0 kB" in result.err
     assert gc(layout).lines() == []
 
 
@@ -76,7 +76,7 @@ def test_a_dry_run_says_the_same_and_drops_nothing(layout: Layout, stray: list[s
     for argv in ([], ["--max-size=0"]):
         result = gc(layout, "--dry-run", *argv)
         assert result.lines() == sorted(stray)
-        assert "would drop 4 blobs" in result.err
+        assert "would delete 4 blobs" in result.err
     assert there(layout.path) == before
 
 
@@ -94,7 +94,7 @@ def test_what_images_need_stays_whatever_size_is_asked_for(layout: Layout, image
     result = gc(layout, "--max-size", "1k")
     assert result.lines() == sorted(stray)
     assert there(layout.path) == needed(layout, image)
-    assert re.search(r": (\S+ kB) are still above --max-size: images need \1$", result.err, re.MULTILINE)
+    assert re.search(r": (\S+ kB) remain, which is more than --max-size: images need \1$", result.err, re.MULTILINE)
 
 
 def test_what_was_used_lately_is_spared_unless_a_size_is_asked_for(layout: Layout, stray: list[str]) -> None:
@@ -175,12 +175,12 @@ def test_parts_of_blobs_go_when_they_are_old(layout: Layout) -> None:
     for path in (old, young, killed):
         path.write_bytes(b"part")
     os.utime(old, (1, 1))
-    assert "would drop 2 unfinished files, 8 B" in gc(layout, "--dry-run").err
+    assert "would delete 2 unfinished files, 8 B" in gc(layout, "--dry-run").err
     assert old.exists()
     assert killed.exists()
-    assert "dropped 2 unfinished files, 8 B" in gc(layout).err
+    assert "deleted 2 unfinished files, 8 B" in gc(layout).err
     assert [path.exists() for path in (old, young, killed)] == [False, True, False]
-    assert "dropped 1 unfinished file, 4 B" in gc(layout, "--older-than=0").err
+    assert "deleted 1 unfinished file, 4 B" in gc(layout, "--older-than=0").err
     assert not young.exists()
 
 
@@ -201,7 +201,7 @@ def test_uploads_of_a_server_that_was_killed_go_and_not_those_of_one_that_runs(l
         server.kill()
         server.wait(60)
     connection.close()
-    assert "dropped 1 unfinished file, 4 B" in gc(layout, "--older-than=0").err
+    assert "deleted 1 unfinished file, 4 B" in gc(layout, "--older-than=0").err
     assert not session.exists()
 
 

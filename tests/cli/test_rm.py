@@ -44,7 +44,7 @@ def test_by_its_name_or_its_digest_an_image_goes_and_its_blobs_stay(
     removed = ocistream("rm", layout.path, name or digest)
     assertions.success(removed)
     assert removed.lines() == [f"registry.example/a:1@{digest}"]
-    assert "removed 1 image; run `ocistream gc` to delete its blobs" in removed.err
+    assert "removed 1 image; run `ocistream gc` to delete unused blobs" in removed.err
     assert listed(layout.path) == [image["digest"] for image in images[1:]]
     assert {path.name for path in layout.path.rglob("*")} == before
     manifest = layout.read(digest)

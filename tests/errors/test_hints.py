@@ -25,12 +25,12 @@ _DIGEST = "sha256:" + 64 * "a"
     [
         (["pul", "app:1"], 2, ["No such command 'pul'", "did you mean pull?"]),
         (["pull", ""], 2, ["it is empty", "a shell variable empty"]),
-        (["pull", "./app.tar"], 2, ["is a file or directory", "-o PATH"]),
-        (["pull", "oci:layout"], 2, ["is a file or directory", "ocistream copy"]),
-        (["pull", "-"], 2, ["is a file or directory", "-o PATH"]),
-        (["push", "./app.tar"], 2, ["is a file or directory", "-i PATH"]),
-        (["push", "docker-archive:app.tar"], 2, ["is a file or directory", "-i PATH"]),
-        (["push"], 2, ["use either IMAGE", "HOST/REPOSITORY:TAG"]),
+        (["pull", "./app.tar"], 2, ["is a path, not the name of an image", "-o PATH"]),
+        (["pull", "oci:layout"], 2, ["is a path, not the name of an image", "ocistream copy"]),
+        (["pull", "-"], 2, ["is a path, not the name of an image", "-o PATH"]),
+        (["push", "./app.tar"], 2, ["is a path, not the name of an image", "-i PATH"]),
+        (["push", "docker-archive:app.tar"], 2, ["is a path, not the name of an image", "-i PATH"]),
+        (["push"], 2, ["either IMAGE", "HOST/REPOSITORY:TAG"]),
         (["push", "--to", "localhost:5000/app:1"], 2, ["has a tag or a digest", "push localhost:5000/app:1"]),
         (["push", "--to", f"localhost:5000/app@{_DIGEST}"], 2, ["has a tag or a digest"]),
         (["copy", "dir:x", "oci:y"], 8, ["the transport dir", "save the image to a file"]),
@@ -43,7 +43,7 @@ _DIGEST = "sha256:" + 64 * "a"
         (["sync", "nowhere.toml"], 4, ["no such file", "check the path"]),
         (["pull", "localhost:1/app:1", "--config", "nowhere.toml"], 4, ["no such file", "check the path"]),
         (["pull", "localhost:1/app:1", "--ca-cert", "nowhere.pem"], 4, ["no such file", "check the path"]),
-        (["login", "localhost:1", "--username=me", "--password-stdin"], 2, ["no password came on stdin", "printf"]),
+        (["login", "localhost:1", "--username=me", "--password-stdin"], 2, ["stdin has no password", "printf"]),
     ],
 )
 def test_what_is_mistyped_is_said_and_what_to_type(

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     metavar="COMMAND",
     no_default=SELECTS_CONTENT,
     section=MISSING,
-    help="Write DST with the ocistream behind COMMAND (`ssh host`), and send only missing blobs.",
+    help="Run ocistream on the remote side with COMMAND (`ssh host`), to write DST there; send only missing blobs.",
 )
 @click.option(
     "--via-program",
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     default="ocistream",
     show_default=True,
     section=MISSING,
-    help="Name of ocistream there: a path, or `python3 -m ocistream`.",
+    help="Program for --via to run: a name, a path, or `python3 -m ocistream`.",
 )
 @options(CopyOptions, "no_referrers")
 @compression_options("Stdout needs temporary disk space.")

@@ -128,7 +128,7 @@ class _RemoteLocation:
             elif location.kind == "path" and text.endswith("/"):
                 self.query_location = f"oci:{text}"
             elif location.kind != "oci-archive" or location.is_stream:
-                msg = f"{printable(text)!r} is not a layout or an archive on the remote side"
+                msg = f"{printable(text)!r} does not say whether it is a layout or an archive on the remote side"
                 raise UsageError(msg, hint="write REGISTRY/REPO:TAG, oci:DIR or oci-archive:FILE")
 
 

@@ -53,7 +53,7 @@ def gc(context: CommandContext, path: Path, *, max_size: int | None, older_than:
     if max_size is not None and result.remaining_size > max_size:
         console.info(
             (
-                f"{format_size(result.remaining_size)} are still above --max-size: images need "
+                f"{format_size(result.remaining_size)} remain, which is more than --max-size: images need "
                 f"{format_size(result.needed_size)}"
             )
             + (f", {format_size(result.recent_size)} were used too recently" if result.recent_size else "")
@@ -61,7 +61,7 @@ def gc(context: CommandContext, path: Path, *, max_size: int | None, older_than:
 
 
 def _format_summary(result: GCResult, *, dry_run: bool) -> str:
-    verb = "would drop" if dry_run else "dropped"
+    verb = "would delete" if dry_run else "deleted"
     text = (
         f"{verb} {format_count(len(result.deleted), 'blob')}, {format_size(result.deleted_size)}; "
         f"{format_size(result.remaining_size)} are left"

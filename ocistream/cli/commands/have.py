@@ -38,7 +38,7 @@ _LINES_PER_WRITE: Final = 4096
     metavar="FILE",
     no_default=SELECTS_CONTENT,
     section=SELECTION,
-    help="List only digests of FILE (- is stdin) that exist.",
+    help="List only the digests in FILE (- is stdin) that LOCATION has.",
 )
 @options(
     CopyOptions,

@@ -30,7 +30,7 @@ _RETRIES: Final = 2
 _authfile_option: Final = options(
     RegistryOptions,
     "authfile",
-    help_text="Store credentials in FILE (Docker's format) instead of ~/.docker/config.json.",
+    help_text="Use FILE (Docker's format) instead of ~/.docker/config.json.",
 )
 
 

@@ -72,7 +72,7 @@ def push(context: CommandContext, image: str | None, paths: tuple[str, ...], pre
     ocistream push -i app.000.tar -i app.001.tar localhost:5000/app:2
     """
     if (image is None) == (prefix is None):
-        msg = "use either IMAGE or --to HOST[/PREFIX]"
+        msg = "push needs a destination: either IMAGE or --to HOST[/PREFIX]"
         hint = "IMAGE (HOST/REPOSITORY:TAG) names one image; with --to, each image keeps its name from the archive"
         raise UsageError(msg, hint=hint)
     archives = [parse_location(path, bare_is_path=True) for path in paths or ("-",)]

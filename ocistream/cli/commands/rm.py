@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @dry_run_option("Print what would be removed; remove nothing.")
 def rm(context: CommandContext, path: Path, names: tuple[str, ...], *, dry_run: bool) -> None:
-    """Remove images from the layout DIR, and referrers whose subject does not stay.
+    """Remove images from the layout DIR, and referrers that lose their subject.
 
     NAME is a full name, its short form, a tag, or a digest, which means all names of that image. If one NAME does not
     exist, nothing is removed. Run `ocistream gc DIR` to delete the blobs. Removed images are printed as NAME@sha256:...
@@ -39,5 +39,5 @@ def rm(context: CommandContext, path: Path, names: tuple[str, ...], *, dry_run: 
     summary = format_count(len(removed.images), "image")
     if removed.referrers:
         summary += f", and {len(removed.referrers)} that referred to " + ("it" if len(removed.images) == 1 else "them")
-    message = f"would remove {summary}" if dry_run else f"removed {summary}; run `ocistream gc` to delete its blobs"
+    message = f"would remove {summary}" if dry_run else f"removed {summary}; run `ocistream gc` to delete unused blobs"
     context.console.info(message)

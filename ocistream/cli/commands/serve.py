@@ -93,8 +93,8 @@ def serve(
 ) -> None:
     """Serve PATH as a registry: a layout directory for pull and push (default: .), an archive for pull.
 
-    It listens only on loopback unless it has a password, and runs until a signal. The first line on stdout is its
-    address.
+    Without a password, it listens only on loopback. Stop it with SIGINT or SIGTERM. The first line on stdout is the
+    address. If PATH does not exist, an empty layout is created.
 
     \b
     ocistream serve images/     # docker push localhost:5000/app:1

@@ -56,7 +56,7 @@ _REPORT_TIMEOUT: Final = 5.0
     default="0/1",
     no_default=FOR_ONE_RUN,
     section=SELECTION,
-    help="Copy only part I of N, counted from 0; a hash of its name assigns an image.",
+    help="Copy only part I of N (I is 0 to N-1); a hash of the name assigns each image to a part.",
 )
 @options(RegistryOptions, "authfile")
 @options(RunOptions, "memory")
@@ -276,7 +276,7 @@ class _OutcomeReporter:
         copied = format_count(counts["to copy"] if self._dry_run else counts["copied"], "image")
         parts = [f"{copied}{' to copy' if self._dry_run else ' copied'}, {format_size(size)}"]
         if fetched != size:
-            parts[0] += f", of which {format_size(fetched)} {'are' if self._dry_run else 'were'} read"
+            parts[0] += f"; {format_size(fetched)} {('are' if self._dry_run else 'were')} read from the sources"
         parts.append(f"{counts['unchanged']} unchanged")
         if failed:
             parts.append(f"{failed} failed")
