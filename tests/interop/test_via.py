@@ -130,7 +130,7 @@ def test_a_copy_over_a_cut_connection_is_resumed(
         near.released.set()
         out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (7, b""), err
-    assert b"re-run the same command" in err
+    assert b"re-run the command to resume" in err
     assert far.tags("app") == {}
     assert far.manifests("app") == set()
     near.faults.clear()
