@@ -210,7 +210,7 @@ LIMITS: Final[dict[int, Limit]] = {
         "output is limited",
         ("remote.command",),
         tests=(
-            "cli/test_via.py::test_what_a_shell_might_look_at_is_not_said",
+            "cli/test_via.py::test_a_name_that_a_shell_might_interpret_is_refused",
             "cli/test_via.py::test_nothing_that_is_said_drives_a_terminal",
             "cli/test_via.py::test_whatever_is_said_of_it_is_an_error",
         ),
