@@ -562,7 +562,7 @@ def test_that_docker_will_have_no_name_for_it_is_said(layout: Layout, tmp_path: 
         assert result.code == 0, result.err
         said = [line for line in result.err.splitlines() if "docker-archive:FILE:NAME" in line]
         assert len(said) == (nameless is not None), (argv, result.err)
-        assert not said or f"{nameless} is no name for Docker" in said[0]
+        assert not said or f"{nameless} is not a name for Docker" in said[0]
 
 
 def test_what_has_no_repository_in_its_name_has_no_tag(layout: Layout, tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ class TestRefusals:
         lost = response_error(
             "registry.example", "GET", f"https://registry.example/v2/app/blobs/sha256:{'0' * 64}", 404, b""
         )
-        assert "the registry has lost it" in str(lost.hint)
+        assert "the registry has lost this blob" in str(lost.hint)
         assert (
             response_error("registry.example", "GET", "https://registry.example/v2/app/manifests/1", 404, b"").hint
             is None
@@ -239,7 +239,7 @@ class TestRefusals:
         )
         assert error.hint is not None
         assert "ocistream login" not in error.hint
-        assert error.hint.startswith("registry.example redirected there")
+        assert error.hint.startswith("registry.example redirected the request to that host")
 
     def test_nor_is_its_pause_the_registrys(self) -> None:
         for status, said in ((429, "limits requests: wait 5 s"), (503, "asks to wait 5 s")):

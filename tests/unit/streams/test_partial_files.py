@@ -237,7 +237,7 @@ class TestWhatIsNotUsed:
         assert (folder / "a").read_bytes() == b"content"
         # It is said, and once.
         ((message, level),) = notices
-        assert message.startswith(f"{folder / NAME} is not resumed (it ")
+        assert message.startswith(f"cannot resume {folder / NAME} (it ")
         assert level == 0
         assert precious.read_bytes() == b"mine"
         assert os.path.samestat((folder / NAME).lstat(), before)

@@ -155,7 +155,7 @@ class TestWhatIsRefused:
             copied(rest.archive(said=rest.start - 1), LayoutDestination(tmp_path / "there"))
 
     def test_by_who_cannot_go_on(self, rest: Rest, tmp_path: Path) -> None:
-        with pytest.raises(UnsupportedError, match="sends only a part of this blob"):
+        with pytest.raises(UnsupportedError, match="has only a part of this blob"):
             copied(rest.archive(), ArchiveDestination(open_file_output(tmp_path / "x.tar")))
         assert not (tmp_path / "x.tar").exists()
 
