@@ -201,7 +201,9 @@ class TestWhatCannotBe:
         runs.put(0)
         runs.put(1)
         other = bytes(CUTS[3] - CUTS[2])
-        with pytest.raises(IntegrityError, match=rf"{BLOB.digest}: \S+ received all parts, but together they have another digest"):
+        with pytest.raises(
+            IntegrityError, match=rf"{BLOB.digest}: \S+ received all parts, but together they have another digest"
+        ):
             runs.uploader().upload(part(2, lambda: iter([other])))
         assert not is_stored(runs.registry)
         assert runs.records() == []
