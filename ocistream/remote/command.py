@@ -356,7 +356,7 @@ def _convert_error(error: Mapping[str, Any], code: int) -> OcistreamError:
         return UnsupportedError(msg, hint="install the same version on both sides")
     if code == ArchiveError.exit_code and "on stdin" in message:
         hint = "the archive did not arrive completely: --via must pass stdin on, as `docker exec -i` and `ssh` do"
-    elif code == ArchiveError.exit_code and "omitted as" in message:
+    elif code == ArchiveError.exit_code and "omitted from the archive" in message:
         hint = "the remote side listed these blobs, but does not have them now: re-run the command"
     if error.get("kind") == PartialBlobLostError.kind:
         return PartialBlobLostError(f"the remote side failed: {message}", hint=hint)

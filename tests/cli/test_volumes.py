@@ -483,7 +483,7 @@ def test_what_was_left_out_and_what_brings_it_are_put_together(
     assertions.success(ocistream("pull", f"{registry.host}/other:1", "-o", other))
     assertions.failure(push(target, some, other), 2, f"{registry.host}/app:1", f"{registry.host}/other:1")
     refused = push(target, some, other, argv=["--image", f"{registry.host}/other:1"])
-    assertions.failure(refused, 6, f"{some} is not of {registry.host}/other:1")
+    assertions.failure(refused, 6, f"{some} does not list {registry.host}/other:1")
 
 
 @pytest.mark.uncounted
