@@ -441,7 +441,7 @@ class TarReader:
     def _truncated_error(self, where: str) -> TruncatedError:
         if self._file.position == 0:
             return TruncatedError(
-                f"{self._what} is empty: it has 0 bytes",
+                f"{self._what} is truncated: it has 0 bytes",
                 hint=(
                     "the program that writes the archive probably failed: check its messages (in a shell, use "
                     "`set -o pipefail`)"

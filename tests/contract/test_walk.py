@@ -247,6 +247,6 @@ class TestLimits:
         monkeypatch.setattr(limits, "MAX_GRAPH_BYTES", total)
         listing_of(layout, index)
         monkeypatch.setattr(limits, "MAX_GRAPH_BYTES", total - 1)
-        with pytest.raises(ArchiveError, match=r"one transfer has more than \d+ manifests, or more than") as caught:
+        with pytest.raises(ArchiveError, match=r"the images have more than \d+ manifests, or more than") as caught:
             listing_of(layout, index)
         assert caught.value.hint == "copy fewer images or platforms at a time"
