@@ -38,7 +38,7 @@ def stalling(start: Callable[..., FaultyRegistry], layout: Layout) -> FaultyRegi
     registry = start()
     seed(layout, image, registry.host, "app", "1")
     layer = layout.read(image["digest"])["layers"][0]["digest"]
-    registry.faults = [Fault(Stall(after=MIB + 1), "GET", f"/blobs/{layer}")]
+    registry.faults = [Fault(Stall(after=MIB + 1), "GET", f"/blobs/{layer}", times=None)]
     return registry
 
 
