@@ -9,6 +9,8 @@ import contextlib
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -92,6 +94,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--counted-first"):
         items.sort(key=_is_counted, reverse=True)
         config.stash[_NOT_COUNTED] = next((item for item in items if not _is_counted(item)), None)
+
+
+class _SysForThreads:
+    """`sys` as `threading` uses it. Python 3.11 refuses a trace function while another thread installs one."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys, name)
+
+    @staticmethod
+    def settrace(function: Any) -> None:
+        """Install coverage's trace function, after the other thread's."""
+        for _ in range(1000):
+            with contextlib.suppress(RuntimeError):
+                sys.settrace(function)
+                return
+            time.sleep(0.001)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let threads that start at once be counted."""
+    if config.getoption("--counted-first"):
+        threading._sys = _SysForThreads()  # type: ignore[attr-defined] # noqa: SLF001 - a fault of Python's
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,4 +1,4 @@
-"""Read the images of an archive, whatever its format is, and however its entries are read.
+"""Read the images of an archive, in any format and with any way to read its entries.
 
 `ArchiveSource` has the rules. `file_source` reads entries at any offset; `stream_source` reads them in order, and keeps
 what may be needed again.

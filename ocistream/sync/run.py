@@ -316,7 +316,7 @@ class ImageCopier:
         location = copy_destination.sync_location.location
         with ExitStack() as stack:
             if location.reference is None and not is_layout_destination(location):
-                # An archive is always written anew. To open it would create a file.
+                # An archive is always rewritten. Opening it would create a file.
                 nowhere = stack.enter_context(io.FileIO(os.devnull, "w"))
                 destination: Destination = ArchiveDestination(open_stream_output(nowhere, "nowhere"))
             else:
