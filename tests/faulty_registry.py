@@ -90,7 +90,8 @@ class Fault:
 
     The first `skip` of them are spared, then it is done `times` times, or forever where that is None. Both patterns
     are regular expressions. `larger_than` spares requests whose stated body has not more bytes than that. With
-    `before_auth` it strikes what may be answered with 401 as well, else only what would be served.
+    `before_auth` it strikes what may be answered with 401 as well, else only what would be served. With
+    `only_chunked_coding` it spares requests whose body has a stated length.
     """
 
     action: Action
@@ -100,12 +101,15 @@ class Fault:
     skip: int = 0
     larger_than: int = -1
     before_auth: bool = False
+    only_chunked_coding: bool = False
 
     def strikes(self, request: Request) -> bool:
         """Say whether it is this request's turn, and count it."""
         if not re.fullmatch(self.method, request.method) or not re.search(self.path, request.target):
             return False
         if int(request.headers.get("Content-Length", "0")) <= self.larger_than or self.times == 0:
+            return False
+        if self.only_chunked_coding and request.headers.get("Transfer-Encoding") != "chunked":
             return False
         if self.skip:
             self.skip -= 1

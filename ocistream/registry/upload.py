@@ -318,12 +318,14 @@ class Upload:
             return None
         max_size = self._max_body_size(offset)
         is_stream = max_size is None and not offset
+        has_chunked_coding = False
         if end is None or self._must_end_requests:
-            if is_stream:
-                return _Request(StreamedBody(self._buffer.read(0), can_end_early=True), end or 0, can_end=True)
+            if is_stream and not (end and self._strategy.has_refused_chunked_coding(self._host)):
+                body = StreamedBody(self._buffer.read(0), can_end_early=True)
+                return _Request(body, end or 0, can_end=True, has_chunked_coding=end is not None)
             # Buffer the complete body first, so that the source cannot fail in the middle of the request.
             count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
-            has_chunked_coding = False
+            is_stream = False
         else:
             count = min(end - offset, max_size or end)
             has_chunked_coding = self._strategy.can_use_chunked_coding(self._host, end - self._content.start)
@@ -336,7 +338,7 @@ class Upload:
             None if is_stream else (offset, offset + count),
             can_end=has_chunked_coding,
             has_chunked_coding=has_chunked_coding,
-            is_resuming=not is_stream and self._method.kind != CHUNK,
+            is_resuming=offset > 0 and self._method.kind != CHUNK,
         )
 
     def _max_body_size(self, offset: int) -> int | None:

@@ -143,8 +143,9 @@ class UploadStrategy:
         #: (Host, whether the size is known) -> the method that this run found.
         self._methods: dict[tuple[str, bool], UploadMethod] = {}
         self._methods_used: dict[str, str] = {}
-        #: Hosts that have refused the chunked transfer coding.
-        self._hosts_without_chunked_coding: set[str] = set()
+        #: Hosts behind a proxy, which may refuse a body that is too large only if its length is stated.
+        self._hosts_behind_proxies: set[str] = set()
+        self._hosts_refusing_chunked_coding: set[str] = set()
 
     @property
     def methods_used(self) -> Mapping[str, str]:
@@ -176,7 +177,7 @@ class UploadStrategy:
         """
         server = header("Server")
         if (server is not None and not server.startswith("ocistream")) or header("Via") is not None:
-            self._hosts_without_chunked_coding.add(host)
+            self._hosts_behind_proxies.add(host)
         if (
             self.profile(host) is UNKNOWN_PROFILE
             and self._configured_profile(host) is None
@@ -230,12 +231,17 @@ class UploadStrategy:
         return (
             size >= limits.MIN_PARTIAL_SIZE
             and self.profile(host).loses_interrupted_uploads
-            and host not in self._hosts_without_chunked_coding
+            and host not in self._hosts_behind_proxies
+            and not self.has_refused_chunked_coding(host)
         )
+
+    def has_refused_chunked_coding(self, host: str) -> bool:
+        """Return whether a host has refused a body of known length in the chunked transfer coding."""
+        return host in self._hosts_refusing_chunked_coding
 
     def disable_chunked_coding(self, host: str) -> None:
         """State the length of every body of known length to this host from now on."""
-        self._hosts_without_chunked_coding.add(host)
+        self._hosts_refusing_chunked_coding.add(host)
 
     def set_method(self, host: str, method: UploadMethod, *, is_size_known: bool) -> None:
         """Use this method first for all later blobs."""

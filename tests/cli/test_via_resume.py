@@ -11,7 +11,7 @@ import pytest
 
 from tests.archives import check_blobs, files_in
 from tests.cli import assertions
-from tests.faulty_registry import FaultyRegistry
+from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest
 from tests.remote_link import Line
@@ -78,6 +78,15 @@ class TestIntoARegistry:
         assert line.sent() <= LAYER - CUT + SMALL
         assert manifest_digest(served.host, "app", "1") == image["digest"]
         assert line.records() == []
+
+    @pytest.mark.parametrize("status", [400, 404, 411, 501])
+    def test_a_registry_without_chunked_coding_gets_bodies_with_a_length(
+        self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line, status: int
+    ) -> None:
+        served.faults = [Fault(refusal(status), "PATCH", times=None, only_chunked_coding=True)]
+        assertions.success(copy(layout, f"{served.host}/app:1", line))
+        assert manifest_digest(served.host, "app", "1") == image["digest"]
+        assert len([request for request in served.requests if request.method == "PATCH" and request.status == 202]) > 1
 
     def test_however_often_it_breaks(
         self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line
