@@ -39,15 +39,15 @@ class OpenUpload:
     def __init__(
         self,
         registry: str,
-        is_kept: Callable[[], bool],
+        is_resumable: Callable[[], bool],
         *,
-        stored: Callable[[], int] = lambda: 0,
+        stored_size: Callable[[], int] = lambda: 0,
         can_end: Callable[[], bool] = lambda: False,
     ) -> None:
         """Register an upload in progress."""
         self.registry = registry
-        self.is_resumable = is_kept
-        self.stored_size = stored
+        self.is_resumable = is_resumable
+        self.stored_size = stored_size
         self.can_end = can_end
         self.is_in_progress = True
         _uploads[self] = None

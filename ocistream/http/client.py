@@ -153,14 +153,14 @@ class HttpClient:
         body: bytes | StreamedBody | None = None,
         expected: Container[int] = (200,),
         retries: Retries | None = None,
-        stored: float = 0,
+        bytes_to_store: float = 0,
         read: Callable[[Response], None] | None = None,
     ) -> Response:
         """Send a request, with retries, and return a response with one of the `expected` statuses.
 
         Authorization is sent to the endpoint's own origin only, and not at all if `scopes` is None. A `StreamedBody`
         that has started is never sent again by this method: the caller must decide from which byte to continue.
-        `retries` counts the attempts of the work that this request is a part of. `stored` is how many bytes the
+        `retries` counts the attempts of the work that this request is a part of. `bytes_to_store` is how many bytes the
         registry must move or hash before it can respond. `read` reads the body of the response: the request is sent
         again if the body breaks off.
 
@@ -171,7 +171,7 @@ class HttpClient:
                 redirects to, after one more request to the registry.
             NetworkError: no response, after all retries.
         """
-        timeout = (self._settings.connect_timeout, self._settings.response_timeout(stored))
+        timeout = (self._settings.connect_timeout, self._settings.response_timeout(bytes_to_store))
         request = _Request(endpoint, method, headers or {}, body, timeout)
         retries = retries or self.start_retries()
         was_asked_again = False

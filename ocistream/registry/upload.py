@@ -158,7 +158,7 @@ class Upload:
             OcistreamError: an error of the content's own chunks.
         """
         open_upload = OpenUpload(
-            self._host, self._is_worth_resuming, stored=self._confirmed_size, can_end=self._can_end_request
+            self._host, self._is_worth_resuming, stored_size=self._confirmed_size, can_end=self._can_end_request
         )
         try:
             with self._buffer:
@@ -300,7 +300,7 @@ class Upload:
         blob = self._content.blob()
         self._buffer.seek(0)
         self._request = _Request(FixedLengthBody(self._buffer.read(0), blob.size), blob.size)
-        self._session.put(blob.digest, self._retries, self._request.body, stored_size=blob.size)
+        self._session.put(blob.digest, self._retries, self._request.body, bytes_to_store=blob.size)
         self._request = None
         self._buffer.check_end()
         self.acknowledged = blob.size
@@ -357,7 +357,7 @@ class Upload:
         self._request = request
         try:
             stated = self._session.patch(
-                request.body, request.span, self._retries, stored_size=request.size or math.inf
+                request.body, request.span, self._retries, bytes_to_store=request.size or math.inf
             )
         finally:
             sent = min(self._buffer.end, request.span[1]) if request.span else self._buffer.end
@@ -385,7 +385,7 @@ class Upload:
         """Close the session: the registry verifies the blob and makes it visible."""
         blob = self._content.blob()
         try:
-            self._session.put(blob.digest, self._retries, stored_size=blob.size)
+            self._session.put(blob.digest, self._retries, bytes_to_store=blob.size)
         except OcistreamError as error:
             # If the first answer was lost, the retry finds no session, because the first request had closed it.
             if not self._has_blob(blob):

@@ -190,7 +190,7 @@ def _request(
     retries: Retries,
     headers: Mapping[str, str] | None = None,
     body: StreamedBody | None = None,
-    stored_size: float = 0,
+    bytes_to_store: float = 0,
 ) -> Response:
     response = repository.client.request(
         repository.endpoint,
@@ -201,7 +201,7 @@ def _request(
         body=body,
         expected=expected,
         retries=retries,
-        stored=stored_size,
+        bytes_to_store=bytes_to_store,
     )
     response.drain()
     return response
@@ -296,12 +296,12 @@ class UploadSession:
             self._move_to(open_session(self._repository, retries))
 
     def patch(
-        self, body: StreamedBody, span: tuple[int, int] | None, retries: Retries, *, stored_size: float
+        self, body: StreamedBody, span: tuple[int, int] | None, retries: Retries, *, bytes_to_store: float
     ) -> int | None:
         """Send bytes of the blob; return how many the registry says it has.
 
         `span` is the offset of the first byte and of the byte after the last, if the range must be stated.
-        `stored_size` is the size in bytes, infinite if unknown. If a body that may end early failed, `body.failure` has
+        `bytes_to_store` is infinite if the size is unknown. If a body that may end early failed, `body.failure` has
         the error.
 
         Raises:
@@ -312,18 +312,18 @@ class UploadSession:
         # The form is `0-99`: ACR accepts no other. A stream has no Content-Range (dist-spec#506).
         range_header = {"Content-Range": f"{span[0]}-{span[1] - 1}"} if span else {}
         headers = {**_OCTET_STREAM, **range_header}
-        response = self._send("PATCH", location.url, _PATCHED_STATUSES, retries, headers, body, stored_size)
+        response = self._send("PATCH", location.url, _PATCHED_STATUSES, retries, headers, body, bytes_to_store)
         self._move_to(_next_location(location, response))
         return _parse_stored_size(response)
 
-    def put(self, digest: str, retries: Retries, body: StreamedBody | None = None, *, stored_size: float) -> None:
-        """Close the session with the blob's digest; a `body` has all of the blob's `stored_size` bytes.
+    def put(self, digest: str, retries: Retries, body: StreamedBody | None = None, *, bytes_to_store: float) -> None:
+        """Close the session with the blob's digest; a `body` has all of the blob's `bytes_to_store` bytes.
 
         Raises:
             SessionLostError, NetworkError: as for `patch`.
         """
         url = _add_query(self._current().url, f"digest={digest}")
-        self._send("PUT", url, _CLOSED_STATUSES, retries, _OCTET_STREAM, body, stored_size)
+        self._send("PUT", url, _CLOSED_STATUSES, retries, _OCTET_STREAM, body, bytes_to_store)
 
     def query_offset(self, retries: Retries) -> int | None:
         """Return how many bytes the registry has; None if it does not know or say.
@@ -374,10 +374,10 @@ class UploadSession:
         retries: Retries,
         headers: Mapping[str, str],
         body: StreamedBody | None,
-        stored_size: float,
+        bytes_to_store: float,
     ) -> Response:
         try:
-            response = _request(self._repository, method, url, expected, retries, headers, body, stored_size)
+            response = _request(self._repository, method, url, expected, retries, headers, body, bytes_to_store)
         except OcistreamError as error:
             if body is not None and body.failure is not None:
                 # The source of the body failed; the error of the request is a consequence.

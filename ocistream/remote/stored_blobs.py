@@ -143,8 +143,8 @@ class _RepositoryQuery:
             from ocistream.registry.blob_push import BlobPusher
 
             pusher = BlobPusher(self._repository(self.reference.repository, writes=True), records=self._records)
-            lacking = [blob.digest for blob in blobs if blob.digest not in found]
-            found |= _select_resumable((digest, pusher.partial_size(digest)) for digest in lacking)
+            unstored = [blob.digest for blob in blobs if blob.digest not in found]
+            found |= _select_resumable((digest, pusher.partial_size(digest)) for digest in unstored)
         return found
 
     def _repository(self, name: str, *, writes: bool = False) -> Repository:
@@ -270,8 +270,8 @@ class _LayoutBlobs:
             needed = _graph_digests(open_source(self._location, self._context, self._selection).resolve(self._early))
             found = {digest: size for digest, size in found.items() if digest in needed}
         if partial:
-            lacking = [blob.digest for blob in blobs if blob.digest not in found]
-            found |= _select_resumable((digest, layout.find_partial_size(digest)) for digest in lacking)
+            unstored = [blob.digest for blob in blobs if blob.digest not in found]
+            found |= _select_resumable((digest, layout.find_partial_size(digest)) for digest in unstored)
         return found
 
 

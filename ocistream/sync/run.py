@@ -327,7 +327,7 @@ class ImageCopier:
                 destination.begin(graph)
             graph = limit_to_source(source, graph, partial(list_stored, destination, are_manifests=True))
             check = ExistenceCheck(source, destination, lambda *_: None, jobs=1, cancelled=cancelled)
-            _, pending = check.split_lacking(graph, graph.blobs)
+            _, pending = check.split_absent(graph, graph.blobs)
             stored = list_stored(destination, pending)
             return graph, check.list_unmountable([blob for blob in pending if blob.digest not in stored])
 

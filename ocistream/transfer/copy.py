@@ -138,9 +138,9 @@ class _Copy:
             has_written=self.results.has_written,
         )
         # Before anything else is written or mounted: a copy that cannot succeed changes nothing more.
-        lacking, pending = check.split_lacking(graph, plan.pending)
+        absent, pending = check.split_absent(graph, plan.pending)
         self.begin(graph, plan)
-        missing = check.find_missing(graph, lacking)
+        missing = check.find_missing(graph, absent)
         self.check_recompressible(plan)
         wanted = self.find_wanted(graph, plan, pending, check)
         self.move(plan, wanted)

@@ -1,6 +1,7 @@
 """Ask the destination which blobs it has or can mount, before anything is sent.
 
-Blobs that the source is known to lack come first, so that a transfer that cannot succeed changes nothing.
+A blob is *absent* if the source does not have it, *missing* if neither side has it. Absent blobs are asked for first,
+so that a transfer that cannot succeed changes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Destination, Source
 
-__all__ = ["ExistenceCheck", "find_absent_manifests", "list_stored"]
+__all__ = ["ExistenceCheck", "find_missing_manifests", "list_stored"]
 
 
 def list_stored(destination: Destination, blobs: Sequence[Descriptor], *, are_manifests: bool = False) -> set[str]:
@@ -29,8 +30,8 @@ def list_stored(destination: Destination, blobs: Sequence[Descriptor], *, are_ma
     return {blob.digest for blob in blobs if sizes.get(blob.digest) == blob.size}
 
 
-def find_absent_manifests(graph: Graph, destination: Destination) -> list[Descriptor]:
-    """List the manifests of a graph that neither side has, and those that a name needs and the source lacks."""
+def find_missing_manifests(graph: Graph, destination: Destination) -> list[Descriptor]:
+    """List the missing manifests of a graph, and the absent ones that need a name."""
     named = {root.descriptor.digest for root in graph.roots}
     named.update(referrer.descriptor.digest for referrer in graph.all_referrers if referrer.tag)
     # A name can only be given to a manifest whose bytes the source has.
@@ -42,7 +43,7 @@ def find_absent_manifests(graph: Graph, destination: Destination) -> list[Descri
 class ExistenceCheck:
     """Finds the blobs of one transfer that exist at the destination, and mounts those that can be mounted.
 
-    Blobs that the source lacks are asked for first, and nothing is mounted until all of them are found. A refused mount
+    Absent blobs are asked for first, and nothing is mounted until all of them are found. A refused mount
     opens an upload, and an accepted one changes the repository.
     """
 
@@ -67,37 +68,37 @@ class ExistenceCheck:
         self._jobs = jobs
         self._cancelled = cancelled
         self._has_written = has_written
-        #: Manifests that neither side has, and digests of the lacking blobs that the destination has.
-        self._absent: list[Descriptor] = []
+        #: Manifests that neither side has, and digests of the absent blobs that the destination has.
+        self._missing_manifests: list[Descriptor] = []
         self._stored: set[str] = set()
 
-    def split_lacking(self, graph: Graph, pending: Sequence[Descriptor]) -> tuple[list[Descriptor], list[Descriptor]]:
-        """Split `pending` into blobs that the source is known to lack, and blobs that it may have. Change nothing.
+    def split_absent(self, graph: Graph, pending: Sequence[Descriptor]) -> tuple[list[Descriptor], list[Descriptor]]:
+        """Split `pending` into absent blobs, and blobs that the source may have. Change nothing.
 
         Raises:
             MissingBlobsError: neither side nor another volume has a blob.
         """
         incomplete_source = self._source if isinstance(self._source, IncompleteSource) else None
-        lacking: list[Descriptor] = []
+        absent: list[Descriptor] = []
         remaining: list[Descriptor] = []
         for blob in pending:
             is_missing = incomplete_source.is_missing(blob) if incomplete_source else None
             is_missing = blob.digest in graph.omitted_from_source if is_missing is None else is_missing
-            (lacking if is_missing and blob.digest not in graph.embedded else remaining).append(blob)
-        self._absent = find_absent_manifests(graph, self._destination)
-        self._stored = list_stored(self._destination, lacking)
-        unstored = [blob for blob in lacking if blob.digest not in self._stored]
-        self._check_missing(graph, [*self._absent, *self.list_unmountable(unstored)])
-        return lacking, remaining
+            (absent if is_missing and blob.digest not in graph.embedded else remaining).append(blob)
+        self._missing_manifests = find_missing_manifests(graph, self._destination)
+        self._stored = list_stored(self._destination, absent)
+        unstored = [blob for blob in absent if blob.digest not in self._stored]
+        self._check_missing(graph, [*self._missing_manifests, *self.list_unmountable(unstored)])
+        return absent, remaining
 
-    def find_missing(self, graph: Graph, lacking: Sequence[Descriptor]) -> list[Descriptor]:
-        """Skip or mount the blobs that the source lacks; return those that only other volumes have.
+    def find_missing(self, graph: Graph, absent: Sequence[Descriptor]) -> list[Descriptor]:
+        """Skip or mount the absent blobs; return those that only other volumes have.
 
         Raises:
             MissingBlobsError: a blob could not be mounted after all.
         """
-        existing = self.skip_or_mount(lacking, self._stored)
-        missing = [*self._absent, *(blob for blob in lacking if blob.digest not in existing)]
+        existing = self.skip_or_mount(absent, self._stored)
+        missing = [*self._missing_manifests, *(blob for blob in absent if blob.digest not in existing)]
         self._check_missing(graph, missing)
         return missing
 
@@ -119,8 +120,8 @@ class ExistenceCheck:
                     self._note(blob, "mounted")
                     mounted.add(blob.digest)
 
-            lacking = [blob for blob in blobs if blob.digest not in stored]
-            run_each(mount, lacking, jobs=self._jobs, cancelled=self._cancelled)
+            unstored = [blob for blob in blobs if blob.digest not in stored]
+            run_each(mount, unstored, jobs=self._jobs, cancelled=self._cancelled)
         return stored | mounted
 
     def _check_missing(self, graph: Graph, missing: Sequence[Descriptor]) -> None:

@@ -59,7 +59,7 @@ class Access(Enum):
 
     #: A file or a registry: yes to all three.
     REPEATABLE = auto()
-    #: A connection that may break, as of `copy --via`: it is read once, and another run resumes it.
+    #: A connection that may break (`copy --via`): this run reads it once, and a later run resumes it.
     RESUMABLE = auto()
     #: A pipe: it is read once, and another run reads all of it.
     ONCE = auto()
@@ -185,7 +185,7 @@ class EarlyBlobs(Protocol):
     """Accepts blobs that come before the source knows its graph, as in an archive whose index comes last."""
 
     def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> IntegrityError | None:
-        """Accept a blob at once. Its bytes are verified and completely read when this returns.
+        """Accept a blob immediately. Its bytes are verified and completely read when this returns.
 
         `can_be_plain_layer` says that it may be a layer that `docker save` left uncompressed. If the bytes are wrong
         and nothing stays of the blob, return the error: it matters only if an image needs the blob.
@@ -195,7 +195,7 @@ class EarlyBlobs(Protocol):
         """
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
-        """Accept a layer of unknown digest at once; return its descriptor.
+        """Accept a layer of unknown digest immediately; return its descriptor.
 
         The media type is what the bytes suggest.
         """

@@ -39,14 +39,14 @@ def describe_images(
     configs: Mapping[str, bytes],
     referrers: Mapping[str, Sequence[Descriptor]],
     names: Mapping[str, str],
-    lacking: Sequence[Descriptor] = (),
+    absent: Sequence[Descriptor] = (),
 ) -> dict[str, Any]:
     """Return the description of a graph. Sizes are in bytes.
 
     `configs` are the bytes of the needed configs, by digest. `referrers` are those that a registry lists for a
-    manifest. `names` are for roots without a name of their own. `lacking` are configs and layers that the source lacks.
+    manifest. `names` are for roots without a name of their own. `absent` are configs and layers that the source lacks.
     """
-    return _Description(graph, configs, referrers, names).document(lacking)
+    return _Description(graph, configs, referrers, names).document(absent)
 
 
 class _Description:
