@@ -52,48 +52,21 @@ _LEADING_OUT = (
 )
 #: Every other variable that begins like these is an option's.
 _OF_TESTS = ("OCISTREAM_FUZZ_SEED", "OCISTREAM_TEST_MACHINE")
-#: The files of tests/cli in whose runs branches are counted: together with what tox's `unit` counts they leave little
-#: for the others to reach. A run that is counted takes three times as long, so that of a test with parameters only the
-#: first counts, and of those marked `uncounted` none.
-_COUNTED: Final = frozenset(
-    f"test_{name}"
-    for name in (
-        *("cache", "completion", "config", "docker_save", "exit_codes", "gc", "have", "image_ids"),
-        *("incomplete_indexes", "inspect", "login", "mirrors", "network_options", "omitted_blobs"),
-        *("planted_symlinks", "progress", "push", "referrers", "rm", "serve", "serve_options", "streams"),
-        *("sync", "sync_missing_blobs", "sync_registries", "tags", "upload", "verify", "via", "volumes"),
-    )
-)
-#: Files of tests whose parameters each reach other branches: those of parsers. They are quick.
-_COUNTED_WITH_ALL_PARAMETERS: Final = frozenset(
-    f"test_{name}"
-    for name in (
-        *("ambiguous_requests", "config_toml", "docker_archive", "documents", "origins", "reference"),
-        *("registries_conf", "strict_json", "volumes"),
-    )
-)
-#: The first test whose branches are not counted, if there is one.
-_NOT_COUNTED: Final = pytest.StashKey[pytest.Item | None]()
 _UNIT_TESTS: Final = Path(__file__).with_name("unit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add options that order tests by whether their branches are counted, and select those for a second Python."""
-    text = "first the tests whose branches are counted (see _is_counted); stop counting after them"
-    parser.addoption("--counted-first", action="store_true", help=text)
+    """Add an option that selects the tests for a second Python and for coverage."""
     text = "no property tests; of a test with parameters only the first, except for unit tests and tests of signals"
     parser.addoption("--first-parameters", action="store_true", help=text)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Select and order tests as `--first-parameters` and `--counted-first` ask for."""
+    """Select tests as `--first-parameters` asks for."""
     if config.getoption("--first-parameters"):
         repeated = {item for item in items if _is_repetition(item)}
         items[:] = [item for item in items if item not in repeated]
         config.hook.pytest_deselected(items=list(repeated))
-    if config.getoption("--counted-first"):
-        items.sort(key=_is_counted, reverse=True)
-        config.stash[_NOT_COUNTED] = next((item for item in items if not _is_counted(item)), None)
 
 
 class _SysForThreads:
@@ -112,28 +85,10 @@ class _SysForThreads:
             time.sleep(0.001)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Let threads that start at once be counted."""
-    if config.getoption("--counted-first"):
-        threading._sys = _SysForThreads()  # type: ignore[attr-defined] # noqa: SLF001 - a fault of Python's
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Stop counting branches, with `--counted-first` before the first test whose branches are not counted."""
-    if item.config.stash.get(_NOT_COUNTED, None) is item and (coverage := sys.modules.get("coverage")) is not None:
-        coverage.Coverage.current().stop()
-
-
-def _is_counted(item: Any) -> bool:
-    """Return whether the branches that a test reaches are counted: of most tests with their first parameters.
-
-    Property tests, tests marked `uncounted` and the tests of the tests' own helpers reach few further branches.
-    """
-    if item.get_closest_marker("uncounted") or _is_property_test(item):
-        return False
-    if item.path.parent.name == "self":
-        return False
-    return _has_first_parameters(item) or item.path.stem in _COUNTED_WITH_ALL_PARAMETERS
+def pytest_configure() -> None:
+    """Let coverage, if it runs, count branches of threads that start at the same time."""
+    if "coverage" in sys.modules:
+        threading._sys = _SysForThreads()  # type: ignore[attr-defined] # noqa: SLF001 - a defect of Python 3.11
 
 
 def _is_repetition(item: Any) -> bool:
@@ -178,18 +133,6 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         patch.setenv("no_proxy", "127.0.0.1,localhost")
         yield home
-
-
-@pytest.fixture(autouse=True)
-def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Count branches in the processes that some tests start, if TESTS_COVERAGE (tox.ini) is coverage's settings."""
-    for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS_")]:
-        monkeypatch.delenv(name)
-    settings = os.environ.get("TESTS_COVERAGE")
-    if not settings or request.path.stem not in _COUNTED or request.node.get_closest_marker("uncounted"):
-        return
-    if _has_first_parameters(request.node):
-        monkeypatch.setenv("COVERAGE_PROCESS_START", settings)
 
 
 @pytest.fixture(scope="session")
