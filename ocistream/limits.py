@@ -19,6 +19,8 @@ MAX_CONFIG: Final = 8 * MIB
 #: A config up to this size is parsed whenever it is copied. It is buffered for that, beside the memory of an upload.
 #: Real ones stay under a tenth of this; `verify` parses all of them.
 MAX_PARSED_CONFIG: Final = 2 * MIB
+#: Characters of the labels of all images that one `inspect` shows; as Python objects they take some five times as much.
+MAX_SHOWN_LABELS: Final = 1 * MIB
 #: `oci-layout` holds one short field.
 MAX_LAYOUT_FILE: Final = 4 * KIB
 #: Nesting of JSON objects and arrays; real documents stay under ten.

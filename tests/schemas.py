@@ -34,7 +34,9 @@ def validate(document: bytes | Any, kind: Kind) -> None:
     _validator(kind).validate(instance)
 
 
-def validate_ours(instance: Any, name: Literal["progress", "result", "sync-result"], *, strict: bool = True) -> None:
+def validate_ours(
+    instance: Any, name: Literal["inspect", "progress", "result", "sync-result"], *, strict: bool = True
+) -> None:
     """Check what is said or written for programs by the schema of docs/ that is called `name`.
 
     A `strict` check takes no property that the schema does not name.

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ocistream import limits
+from ocistream.errors import ArchiveError
 from ocistream.locations import Selection, open_source, reference_of
-from ocistream.transfer.inventory import describe_images, list_needed_configs
+from ocistream.oci.documents import ConfigSummary, parse_config_summary
+from ocistream.sizes import format_count
+from ocistream.transfer.inventory import describe_images, list_image_configs
 from ocistream.transfer.verify import DiscardedBlobs
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ocistream.locations import Location, OpenContext
@@ -47,20 +52,27 @@ def inspect_location(
         discarded = stack.enter_context(contextlib.closing(DiscardedBlobs(cancelled)))
         graph = source.resolve(discarded)
         sized_source = _wrap_sized_source(source)
-        needed_configs = [
-            config for config in list_needed_configs(graph) if not sized_source or sized_source.can_have_blob(config)
+        summaries = _ConfigSummaries()
+        configs = [
+            config for config in list_image_configs(graph) if not sized_source or sized_source.can_have_blob(config)
         ]
-        configs = discarded.read_contents(sized_source or source, needed_configs)
+        # Files are read in order, so that the same labels are shown each time.
+        jobs = context.jobs if location.reference else 1
+        discarded.read_contents(sized_source or source, configs, summaries.add, jobs=jobs, cancelled=cancelled)
+        if summaries.unlabelled:
+            report(f"the labels of {format_count(summaries.unlabelled, 'image')} are not shown: they are too many")
         missing = [
             blob
             for blob in graph.blobs
             if sized_source and not sized_source.has_blob(blob) and blob.digest not in graph.embedded
         ]
+        if not sized_source:
+            missing = [config for config in configs if config.digest not in summaries.found]
         digests = [manifest.descriptor.digest for manifest in graph.manifests]
         # The registry modules need megabytes, and seconds on a slow disk: import them only for a registry.
         referrers = _find_referrers(source, digests, report) if location.reference else {}
     names = {root.descriptor.digest: location.reference.name for root in graph.roots if location.reference}
-    return {"end": location.text, **describe_images(graph, configs, referrers, names, missing)}
+    return {"end": location.text, **describe_images(graph, summaries.by_digest, referrers, names, missing)}
 
 
 def _list_tags(location: Location, context: OpenContext, report: Callable[[str], None]) -> dict[str, Any]:
@@ -77,6 +89,34 @@ def _list_tags(location: Location, context: OpenContext, report: Callable[[str],
         "tags": list(tag_list.tags),
         "complete": tag_list.incomplete_reason is None,
     }
+
+
+class _ConfigSummaries:
+    """What is shown of configs, by digest: a config may have megabytes, and there may be thousands."""
+
+    def __init__(self) -> None:
+        self.by_digest: dict[str, ConfigSummary] = {}
+        self.found: set[str] = set()
+        #: How many images have labels that do not fit into `MAX_SHOWN_LABELS`.
+        self.unlabelled = 0
+        self._label_size = 0
+        self._lock = threading.Lock()
+
+    def add(self, descriptor: Descriptor, content: bytes) -> None:
+        self.found.add(descriptor.digest)
+        try:
+            summary = parse_config_summary(content, f"the config {descriptor.digest}")
+        except ArchiveError:
+            # A config that is only shown may be malformed; it is checked when it is copied.
+            return
+        size = sum(len(key) + len(value) for key, value in summary.labels.items())
+        with self._lock:
+            if self._label_size + size > limits.MAX_SHOWN_LABELS:
+                self.unlabelled += 1
+                summary = replace(summary, labels={})
+            else:
+                self._label_size += size
+            self.by_digest[descriptor.digest] = summary
 
 
 class _SizedSource:

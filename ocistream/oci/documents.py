@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MANIFEST_FIELDS",
+    "ConfigSummary",
     "DescriptorListParser",
     "Document",
     "check_config",
@@ -27,6 +28,7 @@ __all__ = [
     "guess_media_type",
     "intern_string",
     "parse_config_platform",
+    "parse_config_summary",
     "parse_descriptor",
     "parse_diff_ids",
     "parse_document",
@@ -355,6 +357,32 @@ def parse_config_platform(raw: bytes, what: str) -> Platform | None:
     keys = {"os", "architecture", "variant", "os.version"}
     fields = parse_json(raw, what, limits.MAX_CONFIG, keys=keys, known_keys=_CONFIG_FIELDS)
     return _parse_platform_fields(fields, what)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigSummary:
+    """The fields of an image's config that are shown: platform, creation time and labels. Malformed ones are absent."""
+
+    platform: Platform | None = None
+    created: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_config_summary(raw: bytes, what: str) -> ConfigSummary:
+    """Return the fields of an image's config that are shown.
+
+    Raises:
+        ArchiveError: the config is malformed.
+    """
+    keys = {"os", "architecture", "variant", "os.version", "created", "config"}
+    fields = parse_json(raw, what, limits.MAX_CONFIG, keys=keys, known_keys=_CONFIG_FIELDS)
+    created, config = fields.pop("created", None), fields.pop("config", None)
+    labels = config.get("Labels") if isinstance(config, dict) else None
+    return ConfigSummary(
+        _parse_platform_fields(fields, what),
+        created if isinstance(created, str) and created else None,
+        {key: value for key, value in labels.items() if isinstance(value, str)} if isinstance(labels, dict) else {},
+    )
 
 
 def parse_diff_ids(raw: bytes, what: str) -> tuple[str, ...]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from ocistream.errors import ArchiveError
-from ocistream.oci.documents import parse_config_platform
+from ocistream.oci.documents import ConfigSummary
 from ocistream.oci.graph import is_image
 from ocistream.oci.strict_json import parse_json
 from ocistream.streams import layer_media_types
@@ -19,31 +18,29 @@ if TYPE_CHECKING:
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph, Root
 
-__all__ = ["describe_images", "list_needed_configs"]
+__all__ = ["describe_images", "list_image_configs"]
 
 
-def list_needed_configs(graph: Graph) -> list[Descriptor]:
-    """List the configs that have information that the graph lacks: the platform of an image outside an index."""
-    return [
-        document.config
-        for root in graph.roots
-        if (document := graph.documents.get(root.descriptor.digest)) is not None
-        and document.config is not None
-        and is_image(document)
-        and root.descriptor.platform is None
-    ]
+def list_image_configs(graph: Graph) -> list[Descriptor]:
+    """List the configs of the images, each once, without those of artifacts and attestations."""
+    configs = {
+        document.config.digest: document.config
+        for _, document in graph.images()
+        if document.config is not None and is_image(document)
+    }
+    return list(configs.values())
 
 
 def describe_images(
     graph: Graph,
-    configs: Mapping[str, bytes],
+    configs: Mapping[str, ConfigSummary],
     referrers: Mapping[str, Sequence[Descriptor]],
     names: Mapping[str, str],
     absent: Sequence[Descriptor] = (),
 ) -> dict[str, Any]:
     """Return the description of a graph. Sizes are in bytes.
 
-    `configs` are the bytes of the needed configs, by digest. `referrers` are those that a registry lists for a
+    `configs` are the configs that the source has, by digest. `referrers` are those that a registry lists for a
     manifest. `names` are for roots without a name of their own. `absent` are configs and layers that the source lacks.
     """
     return _Description(graph, configs, referrers, names).document(absent)
@@ -53,7 +50,7 @@ class _Description:
     def __init__(
         self,
         graph: Graph,
-        configs: Mapping[str, bytes],
+        configs: Mapping[str, ConfigSummary],
         referrers: Mapping[str, Sequence[Descriptor]],
         names: Mapping[str, str],
     ) -> None:
@@ -136,8 +133,7 @@ class _Description:
                 | {"missing": True}
             )
         description |= _describe_kind(document)
-        if platform := self._platform(descriptor, document):
-            description["platform"] = platform
+        description |= self._describe_config(descriptor, document)
         # Parsed again, one at a time: fields that are only shown are not kept for all manifests.
         fields = parse_json(
             self._raw[descriptor.digest].raw,
@@ -164,18 +160,16 @@ class _Description:
             description["referrers"] = self._referrers[descriptor.digest]
         return description
 
-    def _platform(self, descriptor: Descriptor, document: Document) -> str | None:
-        if descriptor.platform is not None:
-            return str(descriptor.platform)
-        raw = self._configs.get(document.config.digest) if document.config else None
-        if raw is None:
-            return None
-        try:
-            platform = parse_config_platform(raw, "the config")
-        except ArchiveError:
-            # A config that is only shown may be malformed; it is checked when it is copied.
-            return None
-        return str(platform) if platform else None
+    def _describe_config(self, descriptor: Descriptor, document: Document) -> dict[str, Any]:
+        config = self._configs.get(document.config.digest) if document.config is not None else None
+        config = config or ConfigSummary()
+        platform = descriptor.platform or config.platform
+        description = {
+            "platform": str(platform) if platform else None,
+            "created": config.created,
+            "labels": config.labels or None,
+        }
+        return {key: value for key, value in description.items() if value is not None}
 
     def _blob(self, descriptor: Descriptor) -> dict[str, Any]:
         description = _describe_descriptor(descriptor)

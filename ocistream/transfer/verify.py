@@ -13,24 +13,24 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError
+from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.digest import size_error
 from ocistream.oci.documents import check_config, parse_diff_ids
 from ocistream.oci.graph import is_image
 from ocistream.oci.volumes import part_error
 from ocistream.streams import files, layer_media_types
-from ocistream.streams.chunks import FailureTracker, HashedChunks, verify_chunks
+from ocistream.streams.chunks import FailureTracker, HashedChunks, read_all, verify_chunks
 from ocistream.streams.compression import decompress, detect_codec
 from ocistream.streams.layer_media_types import is_probably_layer
 from ocistream.streams.workers import run_each
 from ocistream.transfer.config_checks import ConfigChecker, can_be_json_object, not_json_error
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
 from ocistream.transfer.interfaces import IncompleteSource, NullObserver
-from ocistream.transfer.verified_blobs import BlobProgress
+from ocistream.transfer.verified_blobs import BlobProgress, use_verified
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
     from ocistream.oci.graph import Graph, IncompleteIndex
@@ -482,19 +482,36 @@ class DiscardedBlobs:
         """Return small content that was written."""
         return self._checker.read_back(descriptor)
 
-    def read_contents(self, source: Source, wanted: Sequence[Descriptor]) -> dict[str, bytes]:
-        """Return the content of small blobs by digest, as far as the source has them; a stream is read to its end.
+    def read_contents(
+        self,
+        source: Source,
+        wanted: Sequence[Descriptor],
+        use: Callable[[Descriptor, bytes], None],
+        *,
+        jobs: int,
+        cancelled: threading.Event,
+    ) -> None:
+        """Pass the content of each small blob that the source has to `use`; a stream is read to its end.
+
+        `use` may be called from several threads, up to `jobs`. A blob that a registry lists and lacks is not passed.
 
         Raises:
             IntegrityError: a blob is corrupt.
         """
-        contents: dict[str, bytes] = {}
-        for blob in source.blobs(wanted):
-            contents[blob.descriptor.digest] = b"".join(bytes(c) for c in verify_chunks(blob.open(), blob.descriptor))
+        found: set[str] = set()
+
+        def read(blob: Blob) -> None:
+            try:
+                content = use_verified(blob, lambda checked: read_all(checked.open()), can_retry=True)
+            except NotFoundError:
+                return
+            found.add(blob.descriptor.digest)
+            use(blob.descriptor, content)
+
+        run_each(read, source.blobs(wanted), jobs=jobs if source.concurrent else 1, cancelled=cancelled)
         for descriptor in wanted:
-            if descriptor.digest not in contents and self._checker.can_read_back(descriptor):
-                contents[descriptor.digest] = self._checker.read_back(descriptor)
-        return contents
+            if descriptor.digest not in found and self._checker.can_read_back(descriptor):
+                use(descriptor, self._checker.read_back(descriptor))
 
     def close(self) -> None:
         """Delete the temporary file."""

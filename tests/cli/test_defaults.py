@@ -245,6 +245,13 @@ def test_variables_of_what_has_no_default_have_no_effect_and_are_named(user: Use
     assert f"OCISTREAM_PASSWORD_FILE has no effect: {REASONS['password-file']}" in result.err
 
 
+def test_the_format_of_pull_is_not_that_of_inspect(user: User) -> None:
+    user.configure("[defaults]", 'format = "docker-archive"')
+    result = user.run("inspect", user.layout, OCISTREAM_FORMAT="docker-archive")
+    assertions.success(result)
+    assert result.out.startswith(b"app  image")
+
+
 UNUSED = "has no effect"
 
 
@@ -353,12 +360,15 @@ def test_the_configuration_says_what_a_registry_is(start: Callable[..., FaultyRe
 
 
 def with_default() -> dict[str, list[str]]:
-    """Return every option that may have a default, with the commands that have it."""
+    """Return every option that may have a default, with the commands that have it.
+
+    --format of `inspect` is another option than that of `pull`: it decides what is printed.
+    """
     found: dict[str, list[str]] = {}
     for name in commands():
         if name != "config":
             for key in (option.removeprefix("--") for option in options(name) if option.startswith("--")):
-                if key not in {"help", *REASONS}:
+                if key not in {"help", *REASONS} and (name, key) != ("inspect", "format"):
                     found.setdefault(key, []).append(name)
     return found
 

@@ -10,9 +10,10 @@ import pytest
 
 from tests.archives import items_of, small_first, tar_of
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
-from tests.images import OCI_MANIFEST, Descriptor, Layout, small_image, tar_layer, two_platforms
+from tests.images import OCI_INDEX, OCI_MANIFEST, Descriptor, Layout, small_image, tar_layer, two_platforms
 from tests.registry_http import seed
 from tests.runner import measured, ocistream
+from tests.schemas import validate_ours
 
 ENDS = ["layout", "file", "pipe", "pipe, index first"]
 
@@ -25,7 +26,9 @@ def inspected(layout: Layout, how: str, folder: Path, *options: str) -> tuple[di
     stdin = archive if end == "-" else None
     as_json, as_text = (ocistream("inspect", end, *options, *more, stdin=stdin) for more in (["--json"], []))
     assert as_json.code == as_text.code == 0, as_json.err
-    return json.loads(as_json.out), as_text.out.decode()
+    document = json.loads(as_json.out)
+    validate_ours(document, "inspect")
+    return document, as_text.out.decode()
 
 
 @pytest.fixture
@@ -82,6 +85,25 @@ class TestArchives:
         assert by_name["parts"]["subject"] == image["digest"]
         assert by_name["parts"]["kind"] == "artifact"
         assert f"referred to by {parts['digest']}" in text
+
+    def test_creation_time_and_labels_of_each_platform_are_shown(
+        self, how: str, layout: Layout, tmp_path: Path
+    ) -> None:
+        images = [
+            layout.image(
+                [tar_layer({"a": platform.encode()})],
+                platform=platform,
+                config={"Labels": {"org.example.for": platform, "empty": ""}},
+            )
+            for platform in ("linux/amd64", "linux/arm64")
+        ]
+        layout.index(images, name="both")
+        document, text = inspected(layout, how, tmp_path)
+        for child, platform in zip(document["images"][0]["manifests"], ("linux/amd64", "linux/arm64"), strict=True):
+            assert child["created"] == "2024-01-01T00:00:00Z"
+            assert child["labels"] == {"org.example.for": platform, "empty": ""}
+            assert f"label org.example.for: {platform}" in text
+        assert text.count("created 2024-01-01T00:00:00Z") == 2
 
     def test_each_compression_is_told(self, how: str, layout: Layout, tmp_path: Path) -> None:
         kinds = ("gzip", "zstd", "")
@@ -205,6 +227,122 @@ class TestRegistry:
 
     def test_an_image_that_is_not_there(self, served: FaultyRegistry) -> None:
         assert ocistream("inspect", f"{served.host}/team/app:gone").code == 4
+
+
+class TestTemplates:
+    def test_a_line_is_printed_for_each_image(self, layout: Layout) -> None:
+        labels = {"org.opencontainers.image.version": "1.5"}
+        image = small_image(layout, name="v1", config={"Labels": labels}, annotations={"org.example.why": "because"})
+        index = two_platforms(layout, name="both")
+        fields = ("name", "digest", "mediaType", "kind", "platform", "size", "bytes")
+        result = ocistream("inspect", f"oci:{layout.path}", "--format", " ".join(f"{{{field}}}" for field in fields))
+        assert result.code == 0, result.err
+        manifests = [layout.read(image["digest"])]
+        children = [layout.read(child["digest"]) for child in layout.read(index["digest"])["manifests"]]
+        sizes = [
+            sum({blob["digest"]: blob["size"] for m in found for blob in (m["config"], *m["layers"])}.values())
+            for found in (manifests, children)
+        ]
+        assert result.lines() == [
+            f"v1 {image['digest']} {OCI_MANIFEST} image linux/amd64 {image['size']} {sizes[0]}",
+            f"both {index['digest']} {OCI_INDEX} index linux/amd64,linux/arm64/v8 {index['size']} {sizes[1]}",
+        ]
+
+    def test_fields_of_the_config(self, layout: Layout) -> None:
+        labels = {"org.opencontainers.image.version": "1.5"}
+        image = small_image(layout, name="v1", config={"Labels": labels}, annotations={"org.example.why": "because"})
+        fields = (
+            "{created}|{imageId}|{labels.org.opencontainers.image.version}|{labels.none}|{annotations.org.example.why}"
+        )
+        result = ocistream("inspect", f"oci:{layout.path}:v1", "--format", f"{{{{{fields}}}}}")
+        image_id = layout.read(image["digest"])["config"]["digest"]
+        assert result.lines() == [f"{{2024-01-01T00:00:00Z|{image_id}|1.5||because}}"]
+
+    @pytest.mark.parametrize("field", ["created", "imageId", "labels.x"])
+    def test_a_field_of_one_platform_needs_a_platform_of_an_index(self, layout: Layout, field: str) -> None:
+        index = two_platforms(layout, name="both")
+        result = ocistream("inspect", f"oci:{layout.path}", "--format", f"{{{field}}}")
+        assert (result.code, result.out) == (2, b"")
+        assert f"both is an index: {{{field}}} belongs to one platform" in result.err
+        assert "add --platform: linux/amd64, linux/arm64/v8" in result.err
+        chosen = ocistream(
+            "inspect", f"oci:{layout.path}", "--format", f"{{digest}} {{{field}}}", "--platform", "linux/arm64"
+        )
+        assert chosen.code == 0
+        assert chosen.lines()[0].startswith(layout.read(index["digest"])["manifests"][1]["digest"])
+
+    @pytest.mark.parametrize(
+        ("template", "problem"),
+        [
+            ("{nam}", "'nam' is not a field"),
+            ("{labels}", "'labels' is not a field"),
+            ("{digest.x}", "'digest.x' is not a field"),
+            ("jsn", "'jsn' is neither text nor json"),
+            ("", "'' is neither text nor json"),
+            ("{digest", "has a single {"),
+            ("{{.Digest}}", "Go templates are not supported"),
+        ],
+    )
+    def test_a_wrong_template_is_refused_with_the_list_of_fields(
+        self, layout: Layout, template: str, problem: str
+    ) -> None:
+        small_image(layout, name="v1")
+        result = ocistream("inspect", f"oci:{layout.path}", "--format", template)
+        assert (result.code, result.out) == (2, b"")
+        assert problem in result.err
+        assert "{digest}, {mediaType}, {size}, {bytes}" in result.err
+
+    def test_json_may_be_asked_for_in_two_ways_but_not_beside_a_template(self, layout: Layout) -> None:
+        small_image(layout, name="v1")
+        end = f"oci:{layout.path}"
+        one, other = ocistream("inspect", end, "--format", "json"), ocistream("inspect", end, "--json")
+        assert (one.code, one.out) == (0, other.out)
+        assert ocistream("inspect", end, "--json", "--format", "{name}").code == 2
+
+    def test_the_digest_of_a_docker_archive_is_not_invented(self, layout: Layout, tmp_path: Path) -> None:
+        image = small_image(layout, name="v1")
+        archive = tmp_path / "x.tar"
+        assert ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1").code == 0
+        image_id = layout.read(image["digest"])["config"]["digest"]
+        assert ocistream("inspect", archive, "--format", "{name} {imageId}").lines() == [
+            f"docker.io/library/app:1 {image_id}"
+        ]
+        result = ocistream("inspect", archive, "--format", "{digest}")
+        assert (result.code, result.out) == (8, b"")
+        assert image_id in result.err
+
+    def test_a_repository_means_its_tag_latest(self, served: FaultyRegistry, layout: Layout) -> None:
+        image = small_image(layout)
+        seed(layout, image, served.host, "app", "latest")
+        result = ocistream("inspect", f"{served.host}/app", "--format", "{name} {digest}")
+        assert result.lines() == [f"{served.host}/app:latest {image['digest']}"]
+
+    def test_a_label_cannot_make_a_second_line(self, layout: Layout) -> None:
+        small_image(layout, name="v1", config={"Labels": {"a": "b\n::error::c\x1b[2J"}})
+        result = ocistream("inspect", f"oci:{layout.path}", "--format", "{labels.a}")
+        assert len(result.lines()) == 1
+        assert b"\x1b" not in result.out
+
+
+def test_labels_beyond_a_bound_are_not_shown_and_this_is_said(layout: Layout, tmp_path: Path) -> None:
+    for number in range(4):
+        small_image(layout, name=f"v{number}", config={"Labels": {str(number): "x" * 400_000}})
+    document, _ = inspected(layout, "layout", tmp_path)
+    assert [len(image.get("labels", {})) for image in document["images"]] == [1, 1, 0, 0]
+    assert "the labels of 2 images are not shown" in ocistream("inspect", f"oci:{layout.path}").err
+
+
+def test_a_config_that_the_registry_has_lost_does_not_hide_the_others(served: FaultyRegistry, layout: Layout) -> None:
+    index = two_platforms(layout)
+    seed(layout, index, served.host, "app", "v1")
+    lost = layout.read(layout.read(index["digest"])["manifests"][1]["digest"])["config"]["digest"]
+    served.faults.append(Fault(refusal(404, "BLOB_UNKNOWN"), path=lost, times=None))
+    result = ocistream("inspect", f"{served.host}/app:v1", "--json")
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    assert [blob["digest"] for blob in document["missing"]] == [lost]
+    first, second = document["images"][0]["manifests"]
+    assert ("created" in first, "created" in second) == (True, False)
 
 
 def test_text_out_of_an_archive_cannot_steer_a_terminal(layout: Layout) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream.api.options import CopyOptions
+from ocistream.api.options import OUTPUT, CopyOptions
 from ocistream.cli.console import escape_ci_commands, sanitize_line
+from ocistream.cli.image_template import parse_template
 from ocistream.cli.options import (
+    SELECTS_OUTPUT,
+    Option,
     command,
     credential_options,
     json_option,
@@ -19,6 +23,7 @@ from ocistream.cli.options import (
     platform_option,
 )
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
+from ocistream.errors import UsageError
 from ocistream.oci.platforms import parse_platform_choice
 from ocistream.oci.reference import printable
 from ocistream.sizes import format_count, format_size
@@ -28,7 +33,9 @@ if TYPE_CHECKING:
 
     from ocistream.cli.context import CommandContext
 
-#: The most characters of an annotation in text; the JSON is complete.
+#: The values of --format; other text is a template.
+FORMATS: Final = ("text", "json")
+#: The most characters of an annotation or a label in text; the JSON is complete.
 _MAX_SHOWN: Final = 200
 #: Pieces of JSON (a key, a value, a comma), or lines, per write.
 _PIECES_PER_WRITE: Final = 4096
@@ -36,25 +43,47 @@ _PIECES_PER_WRITE: Final = 4096
 
 @command
 @click.argument("end", metavar="LOCATION", type=FilePath())
-@json_option("Print one JSON document.")
+@json_option("Print one JSON document, as --format json.")
+@click.option(
+    "--format",
+    "output_format",
+    cls=Option,
+    metavar="text|json|TEMPLATE",
+    no_default=SELECTS_OUTPUT,
+    section=OUTPUT,
+    help="Output format, or a line for each image, such as '{name} {digest}'.  [default: text]",
+)
 @platform_option("all")
 @options(CopyOptions, "max_ratio")
 @credential_options
 @network_options
-def inspect(context: CommandContext, end: str, *, as_json: bool) -> None:
+def inspect(context: CommandContext, end: str, *, as_json: bool, output_format: str | None) -> None:
     """Show the images of LOCATION: an image in a registry, a layout, or an archive (- is stdin).
 
-    For each image: platforms, digests, layers with sizes and compression, annotations, referrers, and shared blobs. For
-    a repository without tag or digest: its tags, one per line. No layer is fetched from a registry.
+    For each image: platforms, digests, creation time, labels, layers with sizes and compression, annotations,
+    referrers, and shared blobs. For a repository without tag or digest: its tags, one per line. No layer is fetched
+    from a registry.
+
+    Fields of a template: name, digest, mediaType, size (of the manifest), bytes (of the blobs), kind, platform,
+    created, imageId, labels.KEY, annotations.KEY.
 
     \b
     ocistream inspect nginx:1
     ocistream inspect registry.example.com/app
+    ocistream inspect app.tar --format '{name} {digest} {labels.version}'
     ssh build cat app.tar | ocistream inspect - --json
     """
     from ocistream.api.inspection import inspect_location
 
+    if as_json and output_format not in {None, "json"}:
+        msg = "--json and --format contradict each other"
+        raise UsageError(msg, hint="use one of them")
+    kind = "json" if as_json else "text" if output_format is None else output_format
+    template = None if kind in FORMATS else parse_template(kind)
     location = parse_location_argument(end)
+    if template is not None and location.is_repository:
+        # A line is for an image, not for a repository.
+        location = replace(location, is_repository=False)
     document = inspect_location(
         location,
         context.build_open_context(registries={location.reference.registry} if location.reference else ()),
@@ -63,12 +92,18 @@ def inspect(context: CommandContext, end: str, *, as_json: bool) -> None:
         cancelled=context.cancelled,
         report=context.console.info,
     )
+    if template is not None:
+        # Render all lines first: if one fails, none is printed.
+        for line in [template.render(image) for image in document["images"]]:
+            click.echo(line)
+        return
     # Write in pieces: the joined text of ten thousand layers would need tens of megabytes.
-    pieces = json.JSONEncoder(indent=2).iterencode(document) if as_json else _format_lines(document)
+    is_json = kind == "json"
+    pieces = json.JSONEncoder(indent=2).iterencode(document) if is_json else _format_lines(document)
     while piece := "".join(itertools.islice(pieces, _PIECES_PER_WRITE)):
         # A piece never ends inside a string.
-        click.echo(escape_ci_commands(piece) if as_json else piece, nl=False)
-    if as_json or "tags" not in document:
+        click.echo(escape_ci_commands(piece) if is_json else piece, nl=False)
+    if is_json or "tags" not in document:
         click.echo()
 
 
@@ -107,8 +142,8 @@ def _manifest_lines(manifest: Mapping[str, Any], title: str, indent: str) -> Ite
     yield f"{indent}{manifest['digest']}" if "digest" in manifest else f"{indent}image ID {manifest['imageId']}"
     if "subject" in manifest:
         yield f"{indent}refers to {manifest['subject']}"
-    for key, value in {**manifest.get("indexAnnotations", {}), **manifest.get("annotations", {})}.items():
-        yield f"{indent}{printable(key)}: {printable(str(value), _MAX_SHOWN)}"
+    for line in _metadata_lines(manifest):
+        yield indent + line
     for layer in (*manifest.get("layers", ()), *manifest.get("blobs", ())):
         yield indent + _blob_line(layer)
     for child in manifest.get("manifests", ()):
@@ -116,6 +151,15 @@ def _manifest_lines(manifest: Mapping[str, Any], title: str, indent: str) -> Ite
     for referrer in manifest.get("referrers", ()):
         kind = printable(referrer.get("artifactType") or referrer["mediaType"])
         yield f"{indent}referred to by {referrer['digest']}  {kind}"
+
+
+def _metadata_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
+    if "created" in manifest:
+        yield f"created {printable(manifest['created'], _MAX_SHOWN)}"
+    for key, value in manifest.get("labels", {}).items():
+        yield f"label {printable(key)}: {printable(value, _MAX_SHOWN)}"
+    for key, value in {**manifest.get("indexAnnotations", {}), **manifest.get("annotations", {})}.items():
+        yield f"{printable(key)}: {printable(str(value), _MAX_SHOWN)}"
 
 
 def _blob_line(layer: Mapping[str, Any]) -> str:
