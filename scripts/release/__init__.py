@@ -1,1 +1,1 @@
-"""What becomes of the sources when others are to have them: man pages, packages, one file that runs by itself."""
+"""Build the release files: man pages, the zipapp, the container image and the recording of docs/."""

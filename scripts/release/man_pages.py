@@ -1,4 +1,4 @@
-"""Man pages, of the same objects as `--help`: one for `ocistream`, one for each of its commands.
+"""Man pages, made from the same objects as `--help`: one for `ocistream`, one for each command.
 
     python -m scripts.release.man_pages DIR
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ENVIRONMENT", "EXIT_CODES", "pages", "write"]
 
-#: As README has them; the codes of errors stand in `ocistream.errors`.
+#: As in docs/errors.md; `ocistream.errors` defines the codes.
 EXIT_CODES: Final = {
     "0": "success: the result is complete and verified",
     "1": "any error without its own code",
@@ -39,49 +39,49 @@ EXIT_CODES: Final = {
     "9": "the local disk: full, read-only, no permission",
     "129, 130, 141, 143": "SIGHUP, SIGINT, a closed stdout, SIGTERM",
 }
-#: Every variable that is looked at, with what it is for.
+#: Every environment variable that ocistream reads.
 ENVIRONMENT: Final = {
-    "OCISTREAM_USERNAME, OCISTREAM_PASSWORD": "The credential for the registry that is named.",
+    "OCISTREAM_USERNAME, OCISTREAM_PASSWORD": "The credential for the registry that the command names.",
     "OCISTREAM_SRC_USERNAME, OCISTREAM_SRC_PASSWORD": "The same for the source of `copy`.",
     "OCISTREAM_DEST_USERNAME, OCISTREAM_DEST_PASSWORD": "The same for the destination of `copy`.",
     "OCISTREAM_CONFIG": "The configuration file, as with `--config`.",
     "OCISTREAM_CACHE": "A directory, as with `--cache`.",
     "DOCKER_AUTH_CONFIG": "Credentials, as JSON in the format of Docker's file.",
-    "REGISTRY_AUTH_FILE": "A file of credentials, as Podman has it.",
-    "DOCKER_CONFIG": "The directory in which Docker's config.json is.",
-    "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY": "Proxies, and the hosts that are reached without.",
-    "SSL_CERT_FILE, SSL_CERT_DIR": "CA certificates that are trusted in place of the system's.",
-    "NO_COLOR": "No colours, whatever it is set to.",
-    "SOURCE_DATE_EPOCH": "The time of each entry of an archive, in seconds since 1970.",
-    "XDG_CONFIG_HOME, XDG_STATE_HOME, XDG_RUNTIME_DIR": "Where configuration and state are, and Podman's credentials.",
+    "REGISTRY_AUTH_FILE": "A file of credentials, as for Podman.",
+    "DOCKER_CONFIG": "The directory of Docker's config.json.",
+    "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY": "Proxies, and the hosts that need no proxy.",
+    "SSL_CERT_FILE, SSL_CERT_DIR": "CA certificates to trust, instead of those of the system.",
+    "NO_COLOR": "With any value: print no colors.",
+    "SOURCE_DATE_EPOCH": "The modification time of archive entries, in seconds since 1970.",
+    "XDG_CONFIG_HOME, XDG_STATE_HOME, XDG_RUNTIME_DIR": "Directories of configuration, state and Podman's credentials.",
 }
 _FILES: Final = {
     "~/.config/ocistream/config.toml, /etc/ocistream/config.toml": "Registries and their mirrors.",
-    "~/.docker/config.json": "Credentials, where `ocistream login` keeps them.",
-    "~/.config/containers/registries.conf, /etc/containers/registries.conf": "Mirrors, as Podman has them.",
+    "~/.docker/config.json": "Credentials; `ocistream login` stores them here.",
+    "~/.config/containers/registries.conf, /etc/containers/registries.conf": "Mirrors, as for Podman.",
     "certs.d/HOST[:PORT]/ in /etc/containers, /etc/docker, ~/.config/containers, ~/.config/docker": "Certificates.",
-    "~/.local/state/ocistream": "Where uploads that were interrupted resume.",
+    "~/.local/state/ocistream": "Records of interrupted uploads.",
 }
-#: What roff would take for something else, or print as something else.
+#: Characters that have a meaning in roff, or that roff prints as another character.
 _SPECIAL: Final = str.maketrans(
     {"\\": r"\e", "-": r"\-", "'": r"\(aq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti", '"': r"\(dq"}
 )
 
 
 def pages() -> Mapping[str, str]:
-    """Give every page by its file's name."""
+    """Return every page by its file name."""
     group = cli.make_context("ocistream", [], resilient_parsing=True)
     made = {"ocistream.1": "\n".join(_overview(group)) + "\n"}
     for name in COMMANDS:
         command = cli.get_command(group, name)
-        assert command is not None, name  # noqa: S101 - the table is ours
+        assert command is not None, name  # noqa: S101 - COMMANDS has only commands
         context = click.Context(command, parent=group, info_name=name)
         made[f"ocistream-{name}.1"] = "\n".join(_command(command, context)) + "\n"
     return made
 
 
 def write(folder: Path) -> None:
-    """Write every page into a folder, which is made where there is none."""
+    """Write every page into a folder; create the folder if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         folder.joinpath(name).write_text(text, encoding="ascii")
@@ -111,7 +111,7 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
     yield from _section("DESCRIPTION", text)
     yield from _options(command, context)
     yield from _examples(examples)
-    yield from _section("EXIT STATUS", ["As ocistream(1) has it, and so are the variables of the environment."])
+    yield from _section("EXIT STATUS", ["See ocistream(1), also for environment variables."])
     yield from _see_also(["ocistream"])
 
 
@@ -164,7 +164,7 @@ def _see_also(names: Iterable[str]) -> Iterator[str]:
 
 
 def _parts(text: str) -> tuple[list[str], list[str]]:
-    """Divide a command's help into its paragraphs, and the lines of its examples, which click is not to wrap."""
+    """Split the help of a command into paragraphs and lines of examples, which click does not wrap."""
     paragraphs: list[str] = []
     examples: list[str] = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text).strip()):
@@ -176,9 +176,9 @@ def _parts(text: str) -> tuple[list[str], list[str]]:
 
 
 def _text(text: str) -> str:
-    """Set text that is filled; what stands in backquotes is bold."""
+    """Return filled text; text in backquotes is bold."""
     made = "".join(rf"\fB{_plain(part)}\fR" if odd else _plain(part) for part, odd in _quoted(text))
-    # Only for whoever reads the source: roff fills lines by itself.
+    # Only for readers of the source: roff fills lines itself.
     lines = textwrap.wrap(made, 79, break_long_words=False, break_on_hyphens=False)
     return "\n".join(map(_safe, lines))
 
@@ -190,7 +190,7 @@ def _quoted(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def _safe(line: str) -> str:
-    """Keep roff from taking a line of text for a request."""
+    """Escape a line that roff would read as a request."""
     return rf"\&{line}" if line.startswith(".") else line
 
 

@@ -1,8 +1,8 @@
-"""Makes docs/recording.svg: a terminal in which ocistream is run, as a moving picture that any browser shows.
+"""Record docs/recording.svg: an animation of a terminal in which ocistream runs, for any browser.
 
-What is seen has happened: the commands are run in the world of tests/interop/docs_environment.py, with real registries
-and a real ssh, on a pty; pyte, a terminal's emulator, says what was on the screen when. A line of 200 Mbit/s stands
-between the two ends, since nothing is to be seen without one. Waits are shown as they were, up to `PAUSE`.
+The recording is real: the commands run on a pty with the registries and the ssh server of
+tests/interop/docs_environment.py, and pyte, a terminal emulator, records the screen. The rate is limited to 200 Mbit/s,
+so that the progress is visible. Waits are shown in real time, up to `PAUSE`.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ COLUMNS: Final = 108
 ROWS: Final = 20
 #: Bytes in a second: 200 Mbit/s.
 RATE: Final = 25_000_000
-#: How large the one layer is that the next release has anew, in bytes.
+#: Size in bytes of the layer that is new in the next release.
 NEW: Final = 60_000_000
-#: Seconds: how long a frame stands at most, how far frames are apart at least, and how long the last one stands.
+#: Seconds: the longest time of a frame, the shortest time between frames, and the time of the last frame.
 PAUSE: Final = 1.2
 STEP: Final = 0.15
 END: Final = 4.0
-#: Seconds between two keys, for the eye.
+#: Seconds between two keys.
 KEY: Final = 0.03
-#: What is typed, and after how many seconds it is interrupted (0: it is not).
+#: The typed lines, and the seconds after which a command is interrupted (0: never).
 SCRIPT: Final = (
-    ("# An image out of a registry here into one behind ssh, over a line of 200 Mbit/s.", 0),
+    ("# Copy an image through ssh into a remote registry, at 200 Mbit/s.", 0),
     ("ocistream pull debian:12 | ssh host ocistream push localhost:5000/debian:12", 0),
-    ("# The next release: only what is new is sent. The line is cut in the middle ...", 0),
+    ("# The next release: only new blobs are sent. Interrupt the copy ...", 0),
     ("ocistream copy debian:13 localhost:5000/debian:13 --via 'ssh host'", 2.5),
-    ("# ... and it goes on where it stopped.", 0),
+    ("# ... and run it again: it resumes.", 0),
     ("ocistream copy debian:13 localhost:5000/debian:13 --via 'ssh host'", 0),
 )
 _PROMPT: Final = "$ "
@@ -78,14 +78,14 @@ class Frame:
     seconds: float
 
 
-# -- a terminal, filmed ----------------------------------------------------------------------------------------
+# -- record a terminal -----------------------------------------------------------------------------------------
 
 
 class Film:
-    """A terminal of `ROWS` and `COLUMNS`, of which each change is kept."""
+    """A terminal of `ROWS` and `COLUMNS` that records each change."""
 
     def __init__(self) -> None:
-        """Begin with an empty screen."""
+        """Start with an empty screen."""
         self._screen = pyte.Screen(COLUMNS, ROWS)
         self._stream = pyte.ByteStream(self._screen)
         self._frames: list[Frame] = []
@@ -100,7 +100,7 @@ class Film:
             self._keep(now)
 
     def frames(self) -> list[Frame]:
-        """Return all frames so far; the last one stands for a while."""
+        """Return all frames so far; the last one is shown longer."""
         self._keep(time.monotonic())
         return [*self._frames, Frame(self._shown, END)]
 
@@ -129,7 +129,7 @@ class Film:
 
 
 def perform(found: World, folder: Path, film: Film) -> None:
-    """Type what is in the script, and film what becomes of it."""
+    """Type the lines of the script, run them, and record the terminal."""
     home = folder / "home"
     home.mkdir()
     env = {**found.env, "HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "TERM": "xterm-256color"}
@@ -164,19 +164,19 @@ def _run(line: Sequence[str], env: dict[str, str], folder: Path, seconds: float,
 
 
 def _read(terminal: int) -> Iterator[bytes]:
-    """Give what a terminal gets until nobody has it open any more; nothing, each time a frame may be due."""
+    """Yield the output on a terminal until it is closed; yield nothing whenever a frame may be due."""
     while True:
         ready, _, _ = select.select([terminal], [], [], STEP)
         try:
             content = os.read(terminal, 1 << 16) if ready else b""
         except OSError:
-            # That is how the end of a pty looks (pty(7)).
+            # The other side of the pty is closed (pty(7)).
             return
         yield content
 
 
 def images(folder: Path) -> dict[str, tuple[Layout, Descriptor]]:
-    """Return a Debian root file system, and a next release of it that differs in a layer."""
+    """Return an image of a Debian root file system, and a next release with one new layer."""
     made = debian_rootfs_image(ROOT / ".cache" / "tests")
     layout = Layout(folder / "debian")
     shutil.copytree(made.layout.path, layout.path, dirs_exist_ok=True)
@@ -185,7 +185,7 @@ def images(folder: Path) -> dict[str, tuple[Layout, Descriptor]]:
     return {"debian:12": (layout, made.manifest), "debian:13": (layout, layout.image([*layers[:-1], new]))}
 
 
-# -- as a picture ----------------------------------------------------------------------------------------------
+# -- the SVG file -----------------------------------------------------------------------------------------------
 
 _WIDTH: Final = 8.43
 _HEIGHT: Final = 19
@@ -193,13 +193,13 @@ _MARGIN: Final = 14
 _STYLE: Final = (
     "text{{font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;white-space:pre}}"
     "#film{{animation:film {seconds:.2f}s steps(1,end) infinite}}@keyframes film{{{keys}}}"
-    # Who wants nothing to move sees the end.
+    # Without animations, show the last frame.
     "@media(prefers-reduced-motion){{#film{{animation:none;transform:translateY(-{last}px)}}}}"
 )
 
 
 def picture(frames: Sequence[Frame]) -> str:
-    """Return the frames as SVG: one below the other, on a strip that is moved behind a window."""
+    """Return the frames as SVG: one below the other, in a strip that moves behind a window."""
     height = ROWS * _HEIGHT + 2 * _MARGIN
     width = round(COLUMNS * _WIDTH) + 2 * _MARGIN
     total = sum(frame.seconds for frame in frames)
@@ -220,12 +220,12 @@ def picture(frames: Sequence[Frame]) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}">',
-            "<title>A terminal in which ocistream is run</title>",
+            "<title>A terminal in which ocistream runs</title>",
             f"<desc>{html.escape(chr(10).join(line for line, _ in SCRIPT))}</desc>",
             f"<style>{style}</style>",
             f"<defs>{''.join(shapes)}</defs>",
             f'<rect width="{width}" height="{height}" rx="8" fill="#1e2127"/>',
-            # Where nothing moves, the last of it is seen.
+            # Without animations, show the last frame.
             f'<g id="film" transform="translate(0 -{(len(frames) - 1) * height})">{"".join(strip)}</g>',
             "</svg>\n",
         ]
@@ -237,15 +237,15 @@ def _spans(line: tuple[tuple[str, str], ...]) -> str:
 
 
 def main() -> None:
-    """Make the picture."""
-    parser = argparse.ArgumentParser(description="Film a terminal in which ocistream is run.")
+    """Make the recording."""
+    parser = argparse.ArgumentParser(description="Record a terminal in which ocistream runs.")
     parser.add_argument("output", type=Path, nargs="?", default=ROOT / "docs" / "recording.svg")
     output: Path = parser.parse_args().output
     film = Film()
     with tempfile.TemporaryDirectory(prefix="recording-") as name:
         folder = Path(name)
         with world(folder / "world", make_certificate(folder / "authority"), more=images(folder)) as found:
-            # Whose key it is, is known to who has been there before.
+            # Connect once, so that ssh knows the host key.
             found.run("ssh host true", folder)
             perform(found, folder, film)
     output.write_text(picture(film.frames()))

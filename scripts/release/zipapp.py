@@ -1,19 +1,18 @@
-"""One file that runs with nothing but Python: `ocistream.pyz`.
+"""Build `ocistream.pyz`, one file that needs only Python.
 
     python -m scripts.release.zipapp [--output FILE] [WHEEL]
 
-Without WHEEL the wheel is built first. What else is in it: the run-time dependencies, as wheels of pure Python, which
-pip fetches. Two are left out:
+Without WHEEL, the wheel is built first. The file also contains the run-time dependencies, as wheels of pure Python from
+pip, except for two:
 
-- zstandard is compiled, and Python cannot import that out of a zip. Most transfers never unpack a layer; if one
-  must be, `ocistream.streams.compression` says what to install, and the file finds it where Python finds it. Unpacking
-  it to the disk at the first start, as others do, would need a place that is writable and trusted, and another file for
-  each Python, processor and libc.
-- certifi, whose file of CAs OpenSSL cannot read inside a zip either: it would be written to a temporary file at each
-  start. In its place is a module that names the system's own CAs, which is what ocistream trusts anyway.
+- zstandard is compiled, and Python cannot import compiled modules from a zip. Most copies decompress no layer. If one
+  must, `ocistream.streams.compression` says what to install, and the file uses zstandard if Python has it. To unpack it
+  at the first start would need a writable and trusted directory, and a file for each Python, processor and libc.
+- certifi has a file of CAs that OpenSSL cannot read inside a zip. A module of the same name returns the CAs of the
+  system, which ocistream trusts anyway.
 
-The same wheels and the same Python give the same bytes. Code is in it as source, for any Python, and compiled, for the
-one that made it: another one passes over that.
+The same wheels and the same Python give the same bytes. The file contains source code for any Python, and bytecode for
+the Python that built it; other versions ignore the bytecode.
 """
 
 from __future__ import annotations
@@ -34,25 +33,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-#: What is not put into it; see above.
-_LEFT_OUT: Final = ("certifi", "zstandard")
+#: Packages that the file does not contain; see above.
+_EXCLUDED: Final = ("certifi", "zstandard")
 _OLDEST: Final = "3.11"
-#: Flags of a .pyc: it has its source's hash, and is not held against it, for both are in here together (PEP 552).
+#: Flags of a .pyc: it has the hash of its source, which Python does not check (PEP 552).
 _UNCHECKED: Final = (1).to_bytes(4, "little")
-#: A zip has no time before it.
+#: The earliest time that a zip can have.
 _TIME: Final = (1980, 1, 1, 0, 0, 0)
 _MAIN: Final = """\
 import sys
 
 if sys.version_info < (3, 11):
-    sys.exit("ocistream: error: Python 3.11 or later is needed, and this is " + sys.version.split()[0])
+    sys.exit("ocistream: error: Python 3.11 or later is required, but this is " + sys.version.split()[0])
 
 from ocistream.cli import run
 
 run()
 """
 _CERTIFI: Final = '''\
-"""In the place of certifi, whose file nobody could read in here: where this system's own CAs ought to be."""
+"""Replaces certifi, whose file OpenSSL cannot read in a zip: returns the CAs of the system."""
 
 import ssl
 
@@ -68,8 +67,8 @@ def contents():
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Make the file."""
-    parser = argparse.ArgumentParser(prog="scripts/zipapp", description="Make one file that runs with Python alone.")
+    """Build the file."""
+    parser = argparse.ArgumentParser(prog="scripts/zipapp", description="Build one file that needs only Python.")
     parser.add_argument("--output", type=Path, default=ROOT / "dist" / "ocistream.pyz")
     parser.add_argument("wheel", type=Path, nargs="?")
     options = parser.parse_args(arguments)
@@ -92,15 +91,15 @@ def _built(folder: Path) -> Path:
 
 
 def _fetched(wheel: Path, folder: Path) -> list[Path]:
-    """Fetch what the wheel requires, as pure Python for the oldest one and all later ones."""
+    """Fetch the dependencies of the wheel, as pure Python for all supported versions."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = BytesParser().parsebytes(archive.read(name))
     wanted = [text for text in metadata.get_all("Requires-Dist", []) if ";" not in text]
-    wanted = [text for text in wanted if not text.startswith(_LEFT_OUT)]
+    wanted = [text for text in wanted if not text.startswith(_EXCLUDED)]
     pure = ["--platform", "any", "--implementation", "py", "--abi", "none", "--python-version", _OLDEST]
     _pip("download", "--dest", str(folder), "--only-binary", ":all:", *pure, *wanted)
-    return sorted(path for path in folder.glob("*.whl") if not path.name.startswith(_LEFT_OUT))
+    return sorted(path for path in folder.glob("*.whl") if not path.name.startswith(_EXCLUDED))
 
 
 def _pip(*arguments: str) -> None:
@@ -109,7 +108,7 @@ def _pip(*arguments: str) -> None:
 
 
 def _files(wheels: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
-    """Give the modules of wheels, and the licenses and names that have to stay with them."""
+    """Yield the modules of wheels with their licenses and metadata."""
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
@@ -119,7 +118,7 @@ def _files(wheels: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def _write(path: Path, files: dict[str, bytes]) -> None:
-    """Write them all, and beside each module what this Python makes of it."""
+    """Write all files, and beside each module its bytecode."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name in sorted(files):
