@@ -1,1 +1,1 @@
-"""What scripts/bench runs: data, real servers, real peers, and every job in turn."""
+"""The benchmarks of scripts/bench: images, servers, tools and jobs."""

@@ -1,4 +1,4 @@
-"""Measure ocistream beside its peers. See scripts/bench."""
+"""Measure ocistream and other tools. See scripts/bench."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.benchmarks.data import made
 from tests.benchmarks.delta import missing
 from tests.benchmarks.jobs import SIZES, Places, jobs
 from tests.benchmarks.measurement import FailedError, Run, measured
-from tests.benchmarks.plots import plots
+from tests.benchmarks.plots import write_plots
 from tests.benchmarks.report import Line, line_of, table
 from tests.benchmarks.servers import running
 from tests.benchmarks.tools import Ocistream, versions
@@ -32,18 +32,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:
-    """Run every job, and print the table."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure ocistream beside its peers.")
-    parser.add_argument("--runs", type=int, default=5, help="of each command (default: 5; with --quick 1)")
-    parser.add_argument("--quick", action="store_true", help="an eighth of the data, one run: a look, within 2 minutes")
-    parser.add_argument("--only", default="", metavar="TEXT", help="jobs whose name contains this")
-    parser.add_argument("--profile", action="store_true", help="say where the time of a pull into a pipe goes, instead")
+    """Run every job and print the table."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure ocistream and other tools.")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each command (default: 5; with --quick: 1)")
+    parser.add_argument("--quick", action="store_true", help="an eighth of the data and one run, in about 2 minutes")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only jobs whose names contain TEXT")
+    parser.add_argument("--profile", action="store_true", help="instead, profile a pull into a pipe")
     parser.add_argument(
-        "--missing", action="store_true", help="say what it saves to ship only what is missing, instead"
+        "--missing", action="store_true", help="instead, measure how much it saves to copy only missing blobs"
     )
-    parser.add_argument("--command", metavar="OCISTREAM", help="measure this one, and not the package as it is here")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw them there, as SVG")
+    parser.add_argument("--command", metavar="OCISTREAM", help="measure this command, not the source tree")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the results as SVG files in DIR")
     arguments = parser.parse_args()
     command = arguments.command or str(Path(sys.executable).with_name("ocistream"))
     runs = 1 if arguments.quick else arguments.runs
@@ -76,7 +76,7 @@ def main() -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
     if arguments.plots:
-        plots(lines, arguments.plots)
+        write_plots(lines, arguments.plots)
     return 0
 
 
@@ -98,17 +98,17 @@ def profiled(reference: str, runs: int) -> str:
 
 
 def debian(cache: Path) -> Path | None:
-    """Give the layout of a Debian image, which the tests make; None where that cannot be made here."""
+    """Return the layout of a Debian image; None if it cannot be built here."""
     if not shutil.which("mmdebstrap") or os.geteuid() != 0:
-        print("bench: without mmdebstrap, or not as root: nothing is compressed anew", file=sys.stderr)
+        print("bench: without mmdebstrap or not root: recompression is not measured", file=sys.stderr)
         return None
     return debian_rootfs_image(cache).layout.path
 
 
 def compared(job: Job, places: Places, runs: int) -> dict[str, list[Run]]:
-    """Run each tool so often, in turn, after one run of each that does not count; who fails takes no part.
+    """Run each tool `runs` times, in turn, after one run that is not counted. A tool that fails is excluded.
 
-    Who takes more than `_LONG` seconds is run once only: that is a rate, and hardly varies.
+    A tool that takes more than `_LONG` seconds runs only once, because such a time hardly varies.
     """
     found: dict[str, list[Run]] = {name: [] for name in job.works}
     for number in range(runs + 1 if runs > 1 else 1):
@@ -118,8 +118,8 @@ def compared(job: Job, places: Places, runs: int) -> dict[str, list[Run]]:
             place = places.new()
             try:
                 work = make(place)
-                assert work is not None, "asked before"
-                # What an earlier run has left to the disk is not to be written at the cost of this one.
+                assert work is not None, "`jobs` excludes tools without work"
+                # Write the data of earlier runs to the disk now, not during this run.
                 os.sync()
                 run = measured(work)
             except FailedError as error:

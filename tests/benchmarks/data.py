@@ -1,4 +1,4 @@
-"""The images that are moved: layouts that are made once, below a cache folder."""
+"""The images of the benchmarks: layouts that are created once, in a cache directory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 @dataclass(frozen=True)
 class Image:
-    """A layout with one image, called v1 there. `size` is that of all its layers, in bytes."""
+    """A layout with one image named v1. `size` is the total size of its layers, in bytes."""
 
     name: str
     layout: Path
@@ -32,7 +32,7 @@ class Image:
 
 
 def made(cache: Path, name: str, sizes: list[int]) -> Image:
-    """Give an image with layers of these sizes, in bytes, that do not compress; it is made if it is not there."""
+    """Return an image with incompressible layers of these sizes, in bytes; create it if it does not exist."""
     layout = cache / f"{name}-{len(sizes)}x{sizes[0]}"
     if not (layout / "index.json").exists():
         shutil.rmtree(layout, ignore_errors=True)

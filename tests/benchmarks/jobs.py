@@ -1,4 +1,4 @@
-"""What is measured: each job, how every tool does it, and which ratio it is to reach."""
+"""The jobs: their names, the commands of each tool, and the ratio that ocistream should reach."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["MEMORY", "OURS", "Job", "Place", "jobs"]
 
 OURS = "ocistream"
-#: How those jobs are called that are run for what they take, and not for how fast they are.
+#: The beginning of the names of jobs that measure memory.
 MEMORY = "pull | push of "
 
 
 @dataclass
 class Place:
-    """Where one run puts what it makes: a path that is not there yet, and a repository that nobody has heard of."""
+    """The output of one run: a path that does not exist, and a repository that does not exist."""
 
     out: Path
     repository: str
@@ -37,43 +37,43 @@ class Place:
 
 @dataclass
 class Job:
-    """One kind of work.
+    """One job.
 
-    `goal` is what our median is to be, as a multiple of that of the quickest of the others that are no floors; of
-    `against` alone where that names one. Without others it is in seconds.
+    `goal` is the highest good ratio: our median time divided by that of the fastest peer, or of `against`. Without
+    peers it is in seconds.
     """
 
     name: str
     goal: float | None
     works: dict[str, Callable[[Place], Work | None]] = field(default_factory=dict)
     against: str | None = None
-    #: Bytes that are moved, for the throughput.
+    #: Bytes that are moved; 0 if a rate would mean nothing.
     size: int = 0
 
     @property
     def rivals(self) -> list[str]:
-        """The names of those that ours is held against."""
+        """The names of the tools that ocistream is compared with."""
         if self.against is not None:
             return [self.against]
         return [name for name in self.works if name != OURS and "floor" not in name]
 
 
 class Places:
-    """Gives every run a place of its own, and tidies up behind it."""
+    """Creates a `Place` for each run, and deletes its contents."""
 
     def __init__(self, folder: Path, servers: Servers) -> None:
-        """Begin to count."""
+        """Start with number 0."""
         self._folder = folder
         self._servers = servers
         self._numbers = itertools.count()
 
     def new(self) -> Place:
-        """Give the next one."""
+        """Return the next place."""
         number = next(self._numbers)
         return Place(self._folder / f"out{number}", f"run{number}")
 
     def tidy(self, place: Place) -> None:
-        """Remove what a run has made."""
+        """Delete the output of a run."""
         shutil.rmtree(place.out, ignore_errors=True)
         place.out.unlink(missing_ok=True)
         self._servers.forget(place.repository)
@@ -82,7 +82,7 @@ class Places:
 def jobs(
     ours: Ocistream, images: dict[str, Image], archive: Path, debian: Path | None, servers: Servers
 ) -> Iterator[Job]:
-    """Give every job in turn. `archive` is that of the image "big"; `debian` a layout with gzip layers."""
+    """Yield every job. `archive` has the image "big"; `debian` is a layout with gzip layers."""
     tools: list[Tool] = [ours, *peers()]
     yield from _start(ours)
     big, many = images["big"], images["many"]
@@ -120,7 +120,7 @@ def jobs(
         1.1,
         {
             OURS: lambda place: ours.push_stdin(archive, target(place)),
-            "its own push of the file": lambda place: ours.push_file(archive, target(place)),
+            "ocistream, from the file": lambda place: ours.push_file(archive, target(place)),
         },
         size=big.size,
     )
@@ -135,13 +135,13 @@ def jobs(
     yield limited(big)
     yield limited(images["one"])
     slow = at(servers.limited, big)
-    title = "big: to a directory, limited"
+    title = "big: to a directory, limited connections"
     yield job(title, 0.5, big, lambda tool, place: tool.pull_directory(slow, place.out))
 
     small = at(servers.registry, many)
     yield job("many: to a directory", 1.5, many, lambda tool, place: tool.pull_directory(small, place.out))
     yield job("many: from a directory", 1.1, many, lambda tool, place: tool.push_directory(many, target(place)))
-    yield Job("many: from a directory, all there", 0.2, {OURS: lambda _: ours.push_directory(many, small)})
+    yield Job("many: from a directory, all blobs exist", 0.2, {OURS: lambda _: ours.push_directory(many, small)})
     if debian is not None:
         yield from _recompression(ours, debian)
     for image in sorted(images.values(), key=lambda image: image.size):
@@ -164,17 +164,19 @@ def _start(ours: Ocistream) -> Iterator[Job]:
 
 
 def _pipes(ours: Ocistream, source: str, target: Callable[[Place], str], image: Image) -> Iterator[Job]:
-    by_file = "pull to a file, push that"
-    works: dict[str, Callable[[Place], Work | None]] = {
-        OURS: lambda place: ours.pipe(source, target(place)),
-        by_file: lambda place: [*ours.pull_file(source, place.out), *ours.push_file(place.out, target(place))],
-    }
-    if shutil.which("crane"):
-        works["crane"] = lambda place: Crane().copy(source, target(place))
-        yield Job("big: pull | push, beside a direct copy", 1.2, works, against="crane", size=image.size)
-        by_file = "crane, by a file"
-        works = {OURS: works[OURS], by_file: lambda place: Crane().by_file(source, place.out, target(place))}
-    yield Job("big: pull | push, beside a file between", 0.5, works, against=by_file, size=image.size)
+    """Compare `pull | push` with a direct copy of each peer, and with its copy through a file."""
+    direct: dict[str, Callable[[Place], Work | None]] = {OURS: lambda place: ours.pipe(source, target(place))}
+    by_file = dict(direct)
+    for tool in (Skopeo(), Crane()):
+        if shutil.which(tool.name):
+            direct[tool.name] = partial(lambda tool, place: tool.copy(source, target(place)), tool)
+            by_file[tool.name] = partial(lambda tool, place: tool.by_file(source, place.out, target(place)), tool)
+    by_file["ocistream, through a file"] = lambda place: [
+        *ours.pull_file(source, place.out),
+        *ours.push_file(place.out, target(place)),
+    ]
+    yield Job("big: pull | push; peers: a direct copy", 1.2, direct, size=image.size)
+    yield Job("big: pull | push; peers: through a file", 0.5, by_file, size=image.size)
 
 
 def _recompression(ours: Ocistream, debian: Path) -> Iterator[Job]:
@@ -192,7 +194,7 @@ def _into_cat(work: Work | None) -> Work | None:
     return [[*pipeline, Command(("cat",))] for pipeline in work] if work is not None else None
 
 
-#: What sizes the images of a whole run have, and of a quick one: bytes of each layer.
+#: Bytes of each layer of the images: of a full run (False) and of a quick run (True).
 SIZES = {
     False: {
         "big": [512 * MIB] * 4,

@@ -1,7 +1,7 @@
-"""Run pipelines one after the other, and say what they took: one JSON document in, by argument, and one out.
+"""Run pipelines one after the other and print measurements: a JSON document as argument, and one on stdout.
 
-It is a process of its own, and a small one: what Linux calls the peak memory of a program begins with that of the
-process which started it. So it imports no more than it must, and never `benchmarks`.
+This is a small process of its own, because on Linux the peak memory of a program starts with that of its parent
+process. So it imports as little as possible, and never `tests.benchmarks`.
 
 In:  {"steps": [[{"argv": [...], "env": {...}, "stdin": PATH or null, "stdout": PATH or null}, ...], ...]}
 Out: {"seconds": S, "cpu": S, "peaks": {PROGRAM: BYTES}, "codes": [...]}
@@ -14,7 +14,7 @@ import os
 import sys
 import time
 
-TYPE_CHECKING = False  # as typing has it, which is not imported
+TYPE_CHECKING = False  # not typing's: this process must stay small
 if TYPE_CHECKING:
     from typing import Any
 
@@ -22,7 +22,7 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
 def main() -> None:
-    """Run what the argument says."""
+    """Run the pipelines of the argument."""
     document = json.loads(sys.argv[1])
     peaks: dict[str, int] = {}
     codes: list[int] = []
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def started(pipeline: list[dict[str, Any]]) -> dict[int, str]:
-    """Start the commands of one pipeline, joined by pipes; give the name of each by its process number."""
+    """Start the commands of one pipeline; return their names by process ID."""
     names: dict[int, str] = {}
     source = -1
     for number, command in enumerate(pipeline):

@@ -1,4 +1,4 @@
-"""One run of one piece of work, and what it took. A time says nothing on its own: what counts are ratios of medians."""
+"""Run commands, and measure time and memory. Compare only ratios of medians: times depend on the machine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _LAUNCH = Path(__file__).with_name("launch.py")
 
 
 class FailedError(Exception):
-    """A command did not do what it was asked for; its last words are the text."""
+    """A command failed; the message is the end of its stderr."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One process: its arguments, what its environment has besides, and files for its stdin and stdout."""
+    """One process: arguments, additional environment variables, and files for stdin and stdout."""
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Command:
     stdout: Path | None = None
 
 
-#: Pipelines that are run one after the other.
+#: Pipelines that run one after the other.
 Work = list[list[Command]]
 
 
@@ -43,15 +43,15 @@ class Run:
 
     @property
     def peak(self) -> int:
-        """The most that any of the processes had."""
+        """The highest peak of all programs."""
         return max(self.peaks.values())
 
 
 def measured(work: Work) -> Run:
-    """Run all of it.
+    """Run the pipelines and return the measurements.
 
     Raises:
-        FailedError: something did not end with 0.
+        FailedError: a process had another exit code than 0.
     """
     steps = [
         [
@@ -78,5 +78,5 @@ def measured(work: Work) -> Run:
 
 
 def median(runs: list[Run], what: str = "seconds") -> float:
-    """Give the median of one figure of several runs."""
+    """Return the median of one figure of several runs."""
     return float(statistics.median(getattr(run, what) for run in runs))

@@ -1,7 +1,7 @@
-"""Where the time of `ocistream pull` into a pipe goes: what reads the network, hashes, writes; and what is Python's.
+"""Profile `ocistream pull` into a pipe: CPU time for the network, hashing, writing and other Python code.
 
-Run as a program it is that process: `python -m tests.benchmarks.profile REFERENCE` pulls to stdout, and writes one JSON
-document to stderr. CPU seconds are those of the thread that did it, and so are told apart however threads overlap.
+`python -m tests.benchmarks.profile REFERENCE` pulls to stdout and writes one JSON document to stderr. CPU time is
+measured for each thread, so overlapping threads do not matter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ocistream.archive import outputs
 from ocistream.cli import entry_point
 from ocistream.cli.commands import pull
 
-# All that a pull imports, so that it is counted as what it takes to start.
+# All modules of a pull, so that their import counts as start.
 from ocistream.http import response, session
 from ocistream.registry import destination
 from ocistream.streams import chunks, files
@@ -32,16 +32,16 @@ _IMPORTED = (session, transfer, pull, outputs, destination)
 
 
 class Clocks:
-    """CPU seconds, and seconds on the clock, by what they went to. Safe for several threads."""
+    """CPU seconds and elapsed seconds, by activity. Safe for several threads."""
 
     def __init__(self) -> None:
-        """Begin at nothing."""
+        """Start with empty counters."""
         self._lock = threading.Lock()
         self.cpu: defaultdict[str, float] = defaultdict(float)
         self.wall: defaultdict[str, float] = defaultdict(float)
 
     def timed(self, what: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Give a function that does the same, and is counted."""
+        """Return the function with a measurement of its time."""
 
         def counted(*arguments: object) -> object:
             cpu, wall = time.thread_time(), time.perf_counter()
@@ -57,7 +57,7 @@ class Clocks:
 
 
 def main(reference: str) -> int:
-    """Pull, and say where the time went."""
+    """Pull an image and print the profile."""
     started, began = time.process_time(), time.perf_counter()
     clocks = Clocks()
     new_hash = chunks.new_hash

@@ -1,4 +1,4 @@
-"""What was measured, as a table: one line a job, ours first."""
+"""The results of the benchmarks as a Markdown table with one line for each job."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ _COLUMNS = ("job", "ratio", "goal", "beside", "others", "MiB/s", "CPU s", "peak 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One job's figures. `ratio` is to `beside`, the quickest of the others; in seconds where there is none."""
+    """The figures of one job. `ratio` is our time divided by that of `beside`, the fastest peer; or seconds."""
 
     job: str
     ratio: float
     goal: float | None
     beside: str | None
-    #: The others' medians as multiples of ours.
+    #: The medians of the other tools, divided by ours.
     others: dict[str, float]
-    #: Bytes a second, CPU seconds, and the peak memory of each of our processes in bytes.
+    #: Bytes that are moved; 0 if a rate would mean nothing.
+    size: int
+    #: Our bytes per second, CPU seconds, and the peak memory of each of our processes in bytes.
     throughput: float
     cpu: float
     peaks: dict[str, int]
@@ -35,7 +37,7 @@ class Line:
 
 
 def line_of(job: Job, found: dict[str, list[Run]]) -> Line:
-    """Put together what is to be said of one job."""
+    """Return the figures of one job."""
     ours = found[OURS]
     mine = median(ours)
     rivals = [name for name in job.rivals if name in found]
@@ -44,11 +46,11 @@ def line_of(job: Job, found: dict[str, list[Run]]) -> Line:
     others = {name: median(runs) / mine for name, runs in found.items() if name != OURS}
     programs = sorted({program for run in ours for program in run.peaks if program.startswith(OURS)})
     peaks = {program: max(run.peaks.get(program, 0) for run in ours) for program in programs}
-    return Line(job.name, ratio, job.goal, beside, others, job.size / mine, median(ours, "cpu"), peaks, found)
+    return Line(job.name, ratio, job.goal, beside, others, job.size, job.size / mine, median(ours, "cpu"), peaks, found)
 
 
 def table(lines: list[Line], *, heading: bool = True) -> str:
-    """Give lines of a Markdown table."""
+    """Return lines of a Markdown table."""
     rows = [_COLUMNS, tuple("---" for _ in _COLUMNS)] if heading else []
     for line in lines:
         unit = "" if line.beside else " s"

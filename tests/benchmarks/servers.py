@@ -1,4 +1,4 @@
-"""The servers that the work is done with: real ones, on loopback."""
+"""The servers of the benchmarks: docker-registry and nginx, on loopback."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 __all__ = ["RATE", "Servers", "running"]
 
-#: What the limited server gives each connection, in bytes a second.
+#: The rate of the limited server for each connection, in bytes per second.
 RATE = 50_000_000
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Where each is, as `host:port`. `ca` is the certificate that the one with TLS is trusted by."""
+    """The servers, as HOST:PORT. `ca` is the CA certificate of the server with TLS."""
 
-    #: docker-registry itself, and another one to copy to.
+    #: docker-registry as the source, and another one as the destination.
     registry: str
     other: str
-    #: nginx before the first: one that limits each connection, one that speaks TLS.
+    #: nginx as a proxy of the first: with a limit for each connection, and with TLS.
     limited: str
     encrypted: str
     ca: Path
-    #: Where both registries keep what they know of repositories.
+    #: The data directories of both registries.
     roots: tuple[Path, ...]
 
     def forget(self, repository: str) -> None:
-        """Remove a repository from both registries, and the blobs of the second: it is to get all of it again."""
+        """Delete a repository from both registries, and all blobs of the second, so that a push sends them again."""
         for root in self.roots:
             shutil.rmtree(root / "repositories" / repository, ignore_errors=True)
         shutil.rmtree(self.roots[1] / "blobs", ignore_errors=True)
@@ -43,14 +43,14 @@ class Servers:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Servers]:
-    """Run all of them, with their files in `folder`."""
+    """Run the servers with their files in `folder`."""
     certificate = make_certificate(folder / "tls")
     with contextlib.ExitStack() as stack:
-        # Each blob is pushed once, and may stay in what the registry remembers of blobs.
+        # Each blob is pushed once, so the registry may cache blob descriptors.
         first = stack.enter_context(docker_registry(folder / "first"))
         second = stack.enter_context(docker_registry(folder / "second"))
         proxied = f"location / {{ proxy_pass {first.url}; }}"
-        # nginx sends no faster than it is let, and is not to keep the rest on a disk.
+        # nginx limits the rate, and must not buffer the rest on the disk.
         limit = f"limit_rate {RATE}; proxy_buffering on; proxy_max_temp_file_size 0;"
         limited = stack.enter_context(nginx(folder / "limited", f"{limit} {proxied}"))
         buffered = "proxy_buffering on; proxy_max_temp_file_size 0;"

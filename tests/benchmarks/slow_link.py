@@ -1,9 +1,9 @@
-"""A slow line for `tests.benchmarks.delta`: runs a command and passes its stdin on at a limited rate.
+"""A slow connection for `tests.benchmarks.delta`: run a command, and forward its stdin at a limited rate.
 
     slow_link.py RATE COUNT COMMAND...
 
-RATE is in bytes a second; what went through, in both directions, is added to the file COUNT. A small process, as
-launch.py is.
+RATE is in bytes per second. The number of bytes in both directions is appended to the file COUNT. This is a small
+process, like launch.py.
 """
 
 from __future__ import annotations

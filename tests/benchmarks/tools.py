@@ -1,6 +1,6 @@
-"""How each tool is told to do a job: ours, the peers that are installed, and the floors, which are no tools at all.
+"""The commands of each tool for each job: ocistream, the installed peers, and curl as a lower bound ("floor").
 
-A tool that cannot do a job has no method for it. regctl and oras are not among Debian's packages, skopeo is.
+A tool that cannot do a job has no method for the job. Debian has skopeo, but not crane, regctl and oras.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["Crane", "Curl", "Ocistream", "Oras", "Regctl", "Skopeo", "Tool", "pe
 
 
 def one(*argv: str, stdout: Path | None = None, env: dict[str, str] | None = None) -> Work:
-    """Give the work of one process."""
+    """Return the work of one process."""
     return [[Command(argv, env or {}, stdout=stdout)]]
 
 
 class Tool:
-    """What is known of a tool: its name, and how to do what it can. Each gives work, or None where it cannot."""
+    """A tool: its name, and a method for each job. A method returns None if the tool cannot do the job."""
 
     name = ""
 
@@ -59,7 +59,7 @@ class Tool:
 
 
 class Ocistream(Tool):
-    """Ours."""
+    """The command under test."""
 
     name = "ocistream"
 
@@ -68,7 +68,7 @@ class Ocistream(Tool):
         self._command = command
 
     def run(self, verb: str, *arguments: str) -> tuple[str, ...]:
-        """Give the arguments of one process."""
+        """Return the arguments of one process."""
         return (self._command, verb, "--quiet", *arguments)
 
     def pull_stdout(self, reference: str, ca: Path | None = None) -> Work:
@@ -92,11 +92,11 @@ class Ocistream(Tool):
         return one(*self.run("push", reference, "-i", str(archive)))
 
     def push_stdin(self, archive: Path, reference: str) -> Work:
-        """Push an OCI archive that comes out of a pipe."""
+        """Push an OCI archive from a pipe."""
         return [[Command(("cat", str(archive))), Command(self.run("push", reference))]]
 
     def pipe(self, source: str, target: str) -> Work:
-        """Pull into a pipe, and push out of it."""
+        """Pull into a pipe, and push from the pipe."""
         return [[Command(self.run("pull", source)), Command(self.run("push", target))]]
 
     def copy(self, source: str, target: str) -> Work:
@@ -105,7 +105,7 @@ class Ocistream(Tool):
 
 
 class Skopeo(Tool):
-    """skopeo, of Debian's package."""
+    """skopeo."""
 
     name = "skopeo"
 
@@ -133,9 +133,13 @@ class Skopeo(Tool):
         """Copy from registry to registry."""
         return self._copy(f"docker://{source}", f"docker://{target}")
 
+    def by_file(self, source: str, file: Path, target: str) -> Work:
+        """Pull an archive and push the archive."""
+        return [*self.pull_file(source, file), *self.push_file(file, target)]
+
 
 class Crane(Tool):
-    """crane. Its archives are docker's, and it cannot push an OCI archive."""
+    """crane. It writes docker-archives, and cannot push an OCI archive."""
 
     name = "crane"
 
@@ -160,12 +164,12 @@ class Crane(Tool):
         return one("crane", "copy", source, target)
 
     def by_file(self, source: str, file: Path, target: str) -> Work:
-        """Pull an archive, and push that."""
+        """Pull an archive and push the archive."""
         return [*one("crane", "pull", source, str(file)), *one("crane", "push", str(file), target)]
 
 
 class Regctl(Tool):
-    """regctl, of regclient."""
+    """regctl (regclient)."""
 
     name = "regctl"
 
@@ -218,23 +222,23 @@ class Oras(Tool):
 
 
 class Curl(Tool):
-    """No tool, but a floor: the blobs of an image one after the other, hashed by nobody, put nowhere."""
+    """A lower bound, not a peer: fetch the blobs of an image one after the other, without hashing or storing them."""
 
     name = "curl (floor)"
 
     def __init__(self, image: Image) -> None:
-        """Know the digests beforehand."""
+        """Take the digests from the image."""
         self._image = image
 
     def pull_stdout(self, reference: str, ca: Path | None = None) -> Work:
-        """Get the layers."""
+        """Fetch the layers."""
         host, _, repository = reference.rpartition(":")[0].partition("/")
         base = f"{'https' if ca else 'http'}://{host}/v2/{repository}/blobs"
         urls = [f"{base}/{digest}" for digest in self._image.layers]
         return one("curl", "--silent", "--fail", *(["--cacert", str(ca)] if ca else []), *urls)
 
 
-#: How each program is asked for its version.
+#: The argument that prints the version of each program.
 _VERSIONS = {
     "docker-registry": "--version",
     "skopeo": "--version",
@@ -247,16 +251,16 @@ _VERSIONS = {
 
 
 def versions() -> str:
-    """Say what is measured, and on how many processors, in one line."""
+    """Return the number of processors and the versions of all programs, in one line."""
     found = [f"{len(os.sched_getaffinity(0))} processors", f"Python {platform.python_version()}"]
     for name, option in _VERSIONS.items():
         if (path := shutil.which(name)) is not None:
             done = subprocess.run([path, option], capture_output=True, text=True, check=False)
             number = re.search(r"v?[0-9]+\.[0-9]+[0-9.]*", done.stdout + done.stderr)
-            found.append(f"{name} {number[0].strip('v.') if number else 'of no version'}")
+            found.append(f"{name} {number[0].strip('v.') if number else 'without a version'}")
     return ", ".join(found)
 
 
 def peers() -> list[Tool]:
-    """Give those peers that are installed."""
+    """Return the installed peers."""
     return [tool for tool in (Skopeo(), Crane(), Regctl(), Oras()) if shutil.which(tool.name)]
