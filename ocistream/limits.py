@@ -111,10 +111,9 @@ MAX_ZSTD_WINDOW: Final = 128 * MIB
 #: Above this window, streams are decompressed one at a time, since each open stream keeps its window. The usual level
 #: of zstd has 2 MiB, the highest ones 8.
 WIDE_ZSTD_WINDOW: Final = 2 * MIB
-#: How much larger than itself a compressed stream may become, unless --max-ratio says otherwise: well above what layers
-#: reach.
+#: The default of --max-ratio: how many times larger a compressed stream may become. Real layers stay far below it.
 MAX_RATIO: Final = 200
-#: Any compressed stream may expand to this size, however small it is: a file of zeros is no attack.
+#: A compressed stream may expand to this size at any ratio, because a layer may contain a large file of zeros.
 UNCHECKED_EXPANSION: Final = 1024 * MIB
 
 # Lists of existing blobs ------------------------------------------------------------------------------------
@@ -155,7 +154,7 @@ MAX_TOKEN_RESPONSE: Final = 128 * KIB
 MAX_ERROR_BODY: Final = 64 * KIB
 #: Redirects that one request may follow.
 MAX_REDIRECTS: Final = 5
-#: The longest pause that an answer may ask for, in seconds: a year, since longer ones are no different.
+#: The longest Retry-After that is used, in seconds: a year. Longer ones make no difference.
 MAX_RETRY_AFTER: Final = 365 * 86_400.0
 #: Seconds from the first byte to the last byte of an answer's head.
 RESPONSE_HEAD_TIMEOUT: Final = 60.0
@@ -166,12 +165,12 @@ MAX_SUGGESTION_CANDIDATES: Final = 2_000
 #: Tags of one repository: as many as `MAX_PAGES` pages of the usual size have.
 MAX_TAGS: Final = 100_000
 #: How much of a 200 answer to a Range request is read and discarded to reach the byte where the download broke. Beyond
-#: it, a new attempt on another connection is no more expensive.
+#: this size, a new connection is not slower.
 MAX_DISCARD: Final = 64 * MIB
 
 #: Memory for upload bytes that a registry has not acknowledged, so that they can be sent again: bytes in socket buffers
-#: and a proxy's. From a pipe one blob uses all of it; else concurrent blobs share half of it. It also limits the chunk
-#: size.
+#: and a proxy's. From a pipe, one blob uses this memory; otherwise concurrent blobs share half of it. It also
+#: limits the chunk size.
 UPLOAD_MEMORY: Final = 8 * MIB
 #: If a registry or proxy refuses chunks of this size as too large, it accepts none.
 MIN_UPLOAD_CHUNK: Final = 256 * KIB
@@ -249,7 +248,7 @@ DISCARD_BUFFER: Final = 16 * KIB
 RESERVED_FILE_DESCRIPTORS: Final = 64
 #: The rest of a refused request's body is read up to this size, to keep the connection.
 MAX_DRAINED: Final = 256 * KIB
-#: One line of the chunked transfer coding: a size, and extensions that nobody uses.
+#: One line of the chunked transfer coding: a size, and extensions, which clients do not use.
 MAX_CHUNK_LINE: Final = 4 * KIB
 
 # Streams ---------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Watch:
     def __init__(self) -> None:
         self.total: int | None = None
         self.advances: list[int] = []
-        self.how: dict[str, str] = {}
+        self.status: dict[str, str] = {}
         self.of: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -50,10 +50,10 @@ class Watch:
             if descriptor is not None:
                 self.of[descriptor.digest] = self.of.get(descriptor.digest, 0) + size
 
-    def done(self, descriptor: Descriptor, how: str) -> None:
+    def done(self, descriptor: Descriptor, status: str) -> None:
         """Note what became of a blob."""
         with self._lock:
-            self.how[descriptor.digest] = how
+            self.status[descriptor.digest] = status
 
     @property
     def moved(self) -> int:

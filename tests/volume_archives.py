@@ -16,7 +16,7 @@ from typing import Any, Final
 from tests.archives import Item, blob_name, check_blobs, files_in, items_of, tar_of
 from tests.images import MANIFESTS, Layout, digest_of
 
-LEFT_OUT: Final = "vnd.ocistream.left-out"
+OMITTED: Final = "vnd.ocistream.omitted"
 VOLUME: Final = "vnd.ocistream.volume"
 PARTS: Final = "vnd.ocistream.parts"
 TEMPLATE: Final = "app.%03d.tar"
@@ -46,23 +46,23 @@ class Cut:
         items: list[Item] = []
         after: list[Item] = []
         manifests = self._manifests()
-        left_out: dict[int, list[str]] = {}
+        omitted: dict[int, list[str]] = {}
         for name, content in items_of(self.layout):
             digest = name.removeprefix("blobs/").replace("/", ":")
             if not name.startswith("blobs/") or digest in manifests:
                 items += self._item(name, digest, content) if name != "index.json" else []
             elif digest in self.pieces and digest not in self.damaged:
                 others = [volume for volume, _, _ in self.pieces[digest] if volume != number]
-                left_out.setdefault(others[0] if others else number, []).append(digest)
+                omitted.setdefault(others[0] if others else number, []).append(digest)
                 for volume, offset, size in self.pieces[digest]:
                     if volume == number:
                         after += part_items(digest, offset, (content or b"")[offset : offset + size])
             elif self.whole.get(digest, 0) == number:
                 after += self._item(name, digest, content)
             else:
-                left_out.setdefault(self.whole.get(digest, 0), []).append(digest)
+                omitted.setdefault(self.whole.get(digest, 0), []).append(digest)
         index = json.loads((self.layout.path / "index.json").read_bytes())
-        index["annotations"] = self._annotations(number, left_out)
+        index["annotations"] = self._annotations(number, omitted)
         return [*items, ("index.json", json.dumps(index).encode()), *after]
 
     def write(self, folder: Path) -> list[Path]:
@@ -77,15 +77,15 @@ class Cut:
         content = self.damaged.get(digest, content)
         return [] if content is None else [(name, content)]
 
-    def _annotations(self, number: int, left_out: Mapping[int, Sequence[str]]) -> dict[str, str]:
+    def _annotations(self, number: int, omitted: Mapping[int, Sequence[str]]) -> dict[str, str]:
         lines: list[str] = []
-        for volume, digests in sorted(left_out.items()):
+        for volume, digests in sorted(omitted.items()):
             lines += [f"# volume {self.template % volume}", *digests]
         parts: list[str] = []
         for digest, pieces in self.pieces.items():
             parts += [f"# {digest}", *(" ".join(map(str, piece)) for piece in pieces)]
         notes: dict[str, str | None] = {
-            LEFT_OUT: "\n".join(lines),
+            OMITTED: "\n".join(lines),
             VOLUME: f"{number} {self.total} {self.identity} {self.template}",
             PARTS: "\n".join(parts) if parts else None,
             **self.notes,
@@ -145,7 +145,7 @@ def read_volumes(paths: Sequence[Path]) -> dict[str, bytes]:
         for name in files:
             holders.setdefault(name, []).append(which)
     for which, files in volumes.items():
-        _check_left_out(files, which, holders, together)
+        _check_omitted(files, which, holders, together)
     index = json.loads(together["index.json"])
     del index["annotations"]
     together["index.json"] = json.dumps(index).encode()
@@ -172,13 +172,13 @@ def _part(files: Mapping[str, bytes], digest: str, offset: int, size: int) -> by
     return files[name]
 
 
-def _check_left_out(
+def _check_omitted(
     files: Mapping[str, bytes], number: int, holders: Mapping[str, Sequence[int]], together: Mapping[str, bytes]
 ) -> None:
     """Check what a volume says of the blobs that it lacks; `holders` are the volumes that have a file, by its name."""
     said: dict[str, str] = {}
     reason = ""
-    for line in notes_in(files).get(LEFT_OUT, "").splitlines():
+    for line in notes_in(files).get(OMITTED, "").splitlines():
         if line.startswith("# "):
             reason = line[2:]
         else:

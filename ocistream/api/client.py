@@ -210,7 +210,7 @@ class Client:
         observer: Observer | None = None,
         cancelled: threading.Event | None = None,
     ) -> VerifyResult:
-        """Verify an archive or layout offline, or several that belong together. Text is a path.
+        """Verify an archive or a layout offline, or several that belong together. A text argument is a path.
 
         Every blob is hashed, and with `deep` layers are decompressed and checked against their configs. Wrong, missing
         and malformed content is in the result; `raise_for_findings()` raises it as the command does.

@@ -72,7 +72,7 @@ def inspect_location(
         # The registry modules need megabytes, and seconds on a slow disk: import them only for a registry.
         referrers = _find_referrers(source, digests, report) if location.reference else {}
     names = {root.descriptor.digest: location.reference.name for root in graph.roots if location.reference}
-    return {"end": location.text, **describe_images(graph, summaries.by_digest, referrers, names, missing)}
+    return {"location": location.text, **describe_images(graph, summaries.by_digest, referrers, names, missing)}
 
 
 def _list_tags(location: Location, context: OpenContext, report: Callable[[str], None]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _list_tags(location: Location, context: OpenContext, report: Callable[[str],
     elif not tag_list.tags:
         report(f"{repository} has no tags")
     return {
-        "end": location.text,
+        "location": location.text,
         "repository": repository,
         "tags": list(tag_list.tags),
         "complete": tag_list.incomplete_reason is None,

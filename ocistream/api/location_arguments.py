@@ -22,7 +22,7 @@ _FORMATS: Final = ("oci", "oci-archive", "docker-archive")
 
 
 class LocationArgument:
-    """A location, and the file object that it stands for, if it does."""
+    """A location, and its file object if the argument was one."""
 
     def __init__(self, value: LocationLike, *, bare_is_path: bool = False) -> None:
         """Parse the value. With `bare_is_path`, text that could be an image's name is a path.
@@ -91,7 +91,7 @@ def list_locations(
     """Return the locations of an argument that is one location or a sequence of them.
 
     Raises:
-        UsageError: there is no location.
+        UsageError: the sequence is empty.
         InvalidNameError, UnsupportedError: text is not a location.
     """
     if isinstance(value, str) or not isinstance(value, Sequence):

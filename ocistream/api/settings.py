@@ -1,4 +1,4 @@
-"""Settings of single registries in the Python API: certificates, and what replaces the client's settings."""
+"""`RegistrySettings` and `TlsFiles` of the Python API: settings of one registry, and certificate files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["RegistrySettings", "TlsFiles"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """Files of certificates (PEM): CAs to trust besides the system's, and a client certificate with its key.
+    """Certificate files (PEM): CAs to trust besides those of the system, a client certificate and its key.
 
     The key may be in the certificate's file.
     """
@@ -46,7 +46,7 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistrySettings:
-    """Settings of one registry, for which they replace those of the client; None keeps the client's."""
+    """Settings of one registry. They override those of the client; None keeps the client's setting."""
 
     plain_http: bool | None = None
     insecure: bool | None = None

@@ -80,7 +80,7 @@ def verify_source(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyResult:
-    """The result of a verification: the findings, the format, and names that no image archive has.
+    """The result of `verify`: what it found, the format of the archive, and names of entries that are not allowed.
 
     `other_files` counts files that belong to no image. `volumes` are the verified files of a split archive.
     """
@@ -121,19 +121,19 @@ class VerifyResult:
             ],
             "blobs": findings.blobs,
             "bytes": findings.size,
-            "unneeded": findings.unreferenced,
+            "unreferenced": findings.unreferenced,
             "unpacked": findings.unpacked,
             **({"volumes": self.volumes.document(findings.parts)} if self.volumes else {}),
             "missing": [
                 {"digest": descriptor.digest, "mediaType": descriptor.media_type, "size": descriptor.size}
                 for descriptor in findings.missing
             ],
-            "leftOut": [
+            "omitted": [
                 {
                     "digest": blob.digest,
                     "mediaType": blob.media_type,
                     "size": blob.size,
-                    "why": str(omitted_reasons[blob.digest]),
+                    "reason": str(omitted_reasons[blob.digest]),
                 }
                 for blob in findings.omitted
             ],
@@ -146,7 +146,7 @@ class VerifyResult:
                 }
                 for index in findings.incomplete
             ],
-            "wrong": [{"digest": failure.digest, "problem": failure.error.message} for failure in findings.failures],
+            "failures": [{"digest": failure.digest, "error": failure.error.message} for failure in findings.failures],
             "illegalNames": list(self.illegal_names),
             "otherFiles": self.other_files,
         }
@@ -209,11 +209,11 @@ class VolumeSet(NamedTuple):
     def document(self, parts: int) -> dict[str, Any]:
         """Return the volumes as JSON; `parts` is how many parts of blobs were verified."""
         names = [volume.name for volume in self.present]
-        return {"here": names, "total": self.present[0].total, "elsewhere": self.absent_names, "parts": parts}
+        return {"present": names, "total": self.present[0].total, "absent": self.absent_names, "parts": parts}
 
 
 def format_paths(paths: tuple[str, ...]) -> str | list[str]:
-    """Return the paths as the JSON document shows them: a single one is no list."""
+    """Return the paths as the JSON document shows them: a string for one path, a list for several."""
     return paths[0] if len(paths) == 1 else list(paths)
 
 

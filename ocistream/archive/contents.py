@@ -60,7 +60,7 @@ def fold_name(name: str) -> str:
 
 
 def parse_blob_name(name: str) -> str | None:
-    """Return the digest that a name such as `blobs/sha256/<hex>` stands for, or None."""
+    """Return the digest in a name such as `blobs/sha256/<hex>`, or None for another name."""
     match = _BLOB.match(normalize_name(name))
     return f"{match[1] or match[3]}:{match[2] or match[4]}" if match else None
 
@@ -115,7 +115,7 @@ class ArchiveContents:
 
         Raises:
             ArchiveError: a second `index.json`, `manifest.json` or `oci-layout`; an entry with such a name or a blob's
-                name that is not a file; or a name that other tools may take for one of these.
+                name that is not a file; or a name that other tools may read as one of these.
         """
         name = normalize_name(entry.name)
         digest = parse_blob_name(name)

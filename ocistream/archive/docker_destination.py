@@ -63,8 +63,8 @@ class DockerArchiveDestination(TarDestination):
         # This format could not store the referrers of other platforms either, nor of layers that stay compressed, so
         # give that reason.
         skipped = (
-            replace(referrer, why=NOT_IN_DOCKER_ARCHIVE)
-            if referrer.why in {PLATFORM_FILTERED, RECOMPRESSED}
+            replace(referrer, reason=NOT_IN_DOCKER_ARCHIVE)
+            if referrer.reason in {PLATFORM_FILTERED, RECOMPRESSED}
             else referrer
             for referrer in graph.skipped_referrers
         )
@@ -134,7 +134,7 @@ def _file_name(digest: str, suffix: str) -> str:
 
 
 def _find_image(graph: Graph, root: Root) -> tuple[str, Document]:
-    """Return the manifest digest and the manifest of the one image that a root stands for."""
+    """Return the digest and the manifest of the one image of a root."""
     name = printable(root.name) if root.name else root.descriptor.digest
     document = graph.documents.get(root.descriptor.digest)
     if document is None:

@@ -290,7 +290,7 @@ class JoinedSource:
                     raise ArchiveError(msg, hint="only archives and layouts of the same images can be combined")
 
     def _find_omitted(self, graph: Graph, annotations: Sequence[Mapping[str, str]]) -> dict[str, OmissionReason]:
-        """Return why blobs are omitted that no input has. A blob of a volume that was given is missing, not omitted."""
+        """Return the reasons of omitted blobs that no input has. Blobs of given volumes are missing, not omitted."""
         missing = {blob.digest for blob in graph.blobs if self.is_missing(blob)}
         given_volumes = {volume.name for volume in self.volumes}
         omitted: dict[str, OmissionReason] = {}

@@ -233,7 +233,7 @@ class _SpecialFileOutput(_StreamOutput):
 class _TailOutput(Output):
     """Passes on the bytes from `start` on, to continue a pipe that broke (`--from-byte`).
 
-    The bytes before `start` cannot be checked: the other side is trusted to have them.
+    The bytes before `start` cannot be checked: the receiver must have them.
     """
 
     def __init__(self, output: Output, start: int) -> None:

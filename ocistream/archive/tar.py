@@ -499,7 +499,7 @@ def build_header(name: str, size: int, mtime: int = 0) -> bytes:
 
 
 def build_single_block_header(name: str, size: int, mtime: int = 0) -> bytes:
-    """Return a header of one block, whatever the size: one block was reserved before the size was known.
+    """Return a header of one block for any size: one block was reserved before the size was known.
 
     From 8 GiB on the header has GNU's binary form of numbers, which current tars understand.
     """

@@ -102,7 +102,7 @@ class Authenticator:
         """Yield the Authorization header of each attempt of one request; end when no other header would help.
 
         The caller sends back the challenges of a 401, or None if the response has another status. It closes the
-        generator if there is no response of the registry.
+        generator if the registry does not respond.
 
         Raises:
             AuthenticationError, RegistryError, UsageError: as `authorization` and `answer_challenge`.
@@ -198,7 +198,7 @@ class Authenticator:
         return header.startswith("Basic ") or (credential is not None and credential.registry_token is not None)
 
     def _choose_challenge(self, challenges: list[Challenge]) -> Challenge | None:
-        """Return a Bearer challenge with a realm, else Basic; None if there is no challenge."""
+        """Return a Bearer challenge with a realm, else Basic; None without any challenge."""
         bearer_challenges = [challenge for challenge in challenges if challenge.scheme == "bearer"]
         basic_challenges = [challenge for challenge in challenges if challenge.scheme == "basic"]
         for challenge in [bearer for bearer in bearer_challenges if bearer.parameters.get("realm")] + basic_challenges:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Credential", "CredentialSource", "Keychain", "parse_credential_source"]
 
-#: Podman's directory if there is no XDG_RUNTIME_DIR, as is usual for root and in CI.
+#: Podman's directory without XDG_RUNTIME_DIR, as is usual for root and in CI.
 PODMAN_RUN_DIRECTORY: Final = Path("/run/containers")
 
 DEFAULT_VARIABLE_PREFIX: Final = "OCISTREAM"
@@ -103,8 +103,8 @@ class Keychain:
         user named (None: all). `explicit` and the user names of the environment do not say for which registry they are:
         only these registries get them, not a mirror from the configuration. `configured(host)` returns the place that
         the configuration names for a host. `auth_file` is a file in Docker's format and the option that names it
-        ("--authfile"). It replaces all other such files, as in skopeo: another login from a file that nobody named
-        would be a silent choice.
+        ("--authfile"). It replaces all other such files, as in skopeo: to use another file would be
+        a choice that the user does not see.
         """
         self._auth_file = auth_file
         self._env = env

@@ -193,7 +193,7 @@ def sanitize_line(text: str, limit: int | None = None) -> str:
 
 
 def escape_ci_commands(text: str) -> str:
-    """Return JSON of the same meaning that a CI runner does not take for a command when it logs it.
+    """Return JSON of the same meaning, in which a CI runner finds no command when it logs the JSON.
 
     Its lines begin with brackets and quotes, so only commands in the middle of a line need escaping. `text` must not
     end inside a string. Parsers read the escape as the same character.
@@ -287,7 +287,7 @@ def can_draw() -> bool:
 
 
 def fresh_line_prefix() -> str:
-    """Return text that moves the cursor to the start of an empty row, from wherever another program left it.
+    """Return text that moves the cursor to the start of an empty row; another program may have left it anywhere.
 
     A row of blanks wraps unless it begins in column 0, and the carriage return then ends on the next row (zsh's
     PROMPT_SP). After a prompt such as `Password: ` the blanks are invisible.
@@ -302,8 +302,8 @@ def fresh_line_prefix() -> str:
 class TerminalLock:
     """The right to draw on the terminal behind a descriptor; always granted where locks do not work.
 
-    One bar a terminal: both sides of `pull | push` would overwrite each other's lines. The kernel releases the lock
-    when a process ends, so the other side can draw then.
+    Only one process draws a bar: both sides of `pull | push` would overwrite each other's lines. The kernel
+    releases the lock when a process ends, so the other process can draw then.
     """
 
     def __init__(self, descriptor: int = 2) -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_copy_hints", "add_sync_hint"]
 
-#: At most this many digests in an error or a command; for more, the hint is to ask the other side again.
+#: At most this many digests in an error or a command; for more, the hint is to make a new list.
 _MAX_IN_COMMAND: Final = 20
 #: At most this many missing blobs are listed.
 _MAX_LISTED: Final = 1000

@@ -1,4 +1,4 @@
-"""--have, --base and --only: decide which blobs an archive or layout omits because the other side has them."""
+"""--have, --base and --only: decide which blobs an archive or layout omits because the destination has them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def build_omission_rule(context: CommandContext, plan: CopyPlan) -> OmissionRule
     ]
     selected = [_parse_only(text) for text in only]
 
-    def left_out(graph: Graph) -> Mapping[str, OmissionReason]:
+    def omitted(graph: Graph) -> Mapping[str, OmissionReason]:
         omitted: dict[str, OmissionReason] = {}
         for holder in holders:
             for digest, reason in holder(graph).items():
@@ -75,7 +75,7 @@ def build_omission_rule(context: CommandContext, plan: CopyPlan) -> OmissionRule
                 omitted.setdefault(blob.digest, OmissionReason(NOT_SELECTED, ""))
         return omitted
 
-    return left_out
+    return omitted
 
 
 def _check_omissions(context: CommandContext, plan: CopyPlan) -> None:

@@ -176,7 +176,7 @@ class ProgressSnapshot(NamedTuple):
 
     @property
     def done_count(self) -> int:
-        """How many blobs are finished, whatever the outcome."""
+        """How many blobs are finished, with any status."""
         return sum(self.outcomes.values())
 
 
@@ -238,16 +238,16 @@ class Progress:
                 active_blob.moved += size
                 active_blob.rate.add_bytes(now, size)
 
-    def done(self, descriptor: Descriptor, how: str) -> None:
+    def done(self, descriptor: Descriptor, status: str) -> None:
         """Count a finished blob."""
         with self._lock:
-            self._outcomes[how] += 1
+            self._outcomes[status] += 1
             # A blob that had no digest yet moves alone, and has its digest now.
             active_blob = self._active_blobs.pop(descriptor.digest, None) or self._active_blobs.pop("", None)
         seconds = time.monotonic() - active_blob.started_at if active_blob is not None else 0.0
-        self.show_blob(descriptor, how, seconds)
+        self.show_blob(descriptor, status, seconds)
 
-    def show_blob(self, descriptor: Descriptor, how: str, seconds: float) -> None:
+    def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:
         """Show a finished blob, which was active for so many seconds."""
 
     def report_images(self, number: int, count: int) -> None:
@@ -255,7 +255,7 @@ class Progress:
         self._images = number, count
 
     def snapshot(self) -> ProgressSnapshot:
-        """Return the current state. Numbers stay within 0 and the total, whatever was counted twice."""
+        """Return the current state. Numbers stay within 0 and the total, even if bytes were counted twice."""
         now = time.monotonic()
         with self._lock:
             total = self._total
@@ -316,8 +316,8 @@ class _ProgressLines(Progress):
         if self.has_started:
             self._printer.print_line(self.snapshot())
 
-    def show_blob(self, descriptor: Descriptor, how: str, seconds: float) -> None:
-        text = f"{how} {descriptor.digest} ({format_size(descriptor.size)}"
+    def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:
+        text = f"{status} {descriptor.digest} ({format_size(descriptor.size)}"
         if self._section is None:
             self._console.info(f"{text})", level=1)
         else:
@@ -369,8 +369,8 @@ class _JsonProgress(Progress):
                 self._next_event = now + _EVENT_INTERVAL
                 self._emit_progress()
 
-    def show_blob(self, descriptor: Descriptor, how: str, seconds: float) -> None:  # noqa: ARG002 - a display's method
-        self._console.emit_event(event="blob", digest=descriptor.digest, size=descriptor.size, how=how)
+    def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:  # noqa: ARG002 - a display's method
+        self._console.emit_event(event="blob", digest=descriptor.digest, size=descriptor.size, status=status)
         with self._event_lock:
             if self._is_complete() and not self._has_reported_total:
                 self._emit_progress()

@@ -42,7 +42,7 @@ _SHORT_DIGEST: Final = 12
 #: The least columns that make a bar useful.
 _MIN_BAR_WIDTH: Final = 5
 #: The order of the outcomes in the line of finished blobs.
-_OUTCOME_ORDER: Final = ("copied", "converted", "verified", "skipped", "mounted", "left out")
+_OUTCOME_ORDER: Final = ("copied", "converted", "verified", "skipped", "mounted", "omitted")
 # ECMA-48: up, erase to the end of the line, erase the line. Lines are erased one by one: if all lines below are erased
 # at once and fill the screen, tmux copies them to its history.
 _CURSOR_UP: Final = "\x1b[{}A"
@@ -85,9 +85,9 @@ class ProgressBar(Progress):
         super().planned(graph)
         self._draw()
 
-    def show_blob(self, descriptor: Descriptor, how: str, seconds: float) -> None:  # noqa: ARG002 - a display's method
+    def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:  # noqa: ARG002 - a display's method
         """Print a line for a finished blob with -v."""
-        self._console.info(f"{how} {descriptor.digest} ({format_size(descriptor.size)})", level=1)
+        self._console.info(f"{status} {descriptor.digest} ({format_size(descriptor.size)})", level=1)
 
     def tick(self) -> None:
         """Draw, or print a line where nothing may be drawn."""
@@ -217,7 +217,7 @@ def _format_counts(state: ProgressSnapshot, hidden: int) -> str:
     text = f"{state.done_count} blobs"
     if state.blob_count is not None:
         text = f"{state.done_count} of {format_count(max(state.blob_count, state.done_count), 'blob')}"
-    parts = [f"{state.outcomes[how]} {how}" for how in _OUTCOME_ORDER if state.outcomes.get(how)]
+    parts = [f"{state.outcomes[status]} {status}" for status in _OUTCOME_ORDER if state.outcomes.get(status)]
     if state.images is not None:
         parts.append(f"{state.images[0]} of {format_count(state.images[1], 'image')}")
     text = ": ".join([text, *parts[:1]])

@@ -213,7 +213,7 @@ def build_sync_hint_translator(options: RegistryOptions) -> Callable[[str], str]
         matches = list(_OPTION_IN_HINT.finditer(hint))
         if not matches:
             return hint
-        # The table stands behind the last key and its value; the hint may go on with other ways.
+        # Insert the table after the last key and its value; the rest of the hint may name other ways.
         end = matches[-1].end()
         end += len(" FILE") if hint.startswith(" FILE", end) else 0
         keys = _OPTION_IN_HINT.sub(r"\1", hint[:end])

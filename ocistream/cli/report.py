@@ -49,7 +49,7 @@ _MAX_PLATFORMS: Final = 20
 
 
 def format_result_line(name: str, digest: str | None, image_id: str | None) -> str:
-    """Return `NAME@sha256:...`, or the name and the image ID if there is no manifest."""
+    """Return `NAME@sha256:...`, or the name and the image ID of an image without a manifest."""
     shown = printable(name, _MAX_NAME)
     return f"{shown}@{digest}" if digest is not None else f"{shown} image ID {image_id}"
 
@@ -241,7 +241,7 @@ def _report_recompressed(console: Console, report: Report, *, is_saved: bool, ex
 
 def _report_omitted(console: Console, report: Report) -> None:
     """Print how much was omitted from the output, one line for each reason."""
-    sizes = {blob.descriptor.digest: blob.descriptor.size for blob in report.blobs if blob.status == "left out"}
+    sizes = {blob.descriptor.digest: blob.descriptor.size for blob in report.blobs if blob.status == "omitted"}
     for reason, digests in group_by_reason(report.graph.omitted_from_output).items():
         size = format_size(sum(sizes[digest] for digest in digests))
         console.info(f"omitted {format_count(len(digests), 'blob')}, {size}: {reason}")
@@ -273,7 +273,7 @@ def report_skipped_referrers(console: Console, skipped: Iterable[SkippedReferrer
     """Print which referrers of the images were not copied, one line for each reason."""
     reasons: dict[str, list[SkippedReferrer]] = {}
     for skipped_referrer in skipped:
-        reasons.setdefault(skipped_referrer.why, []).append(skipped_referrer)
+        reasons.setdefault(skipped_referrer.reason, []).append(skipped_referrer)
     for reason, referrers in reasons.items():
         kinds = format_kind_counts(
             kind

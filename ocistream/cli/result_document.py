@@ -24,14 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_result_writable", "write_result", "write_result_pieces"]
 
-#: The outcomes of a blob, and their names in the document.
-_OUTCOMES: Final = {
-    "copied": "copied",
-    "converted": "converted",
-    "skipped": "skipped",
-    "mounted": "mounted",
-    "left out": "leftOut",
-}
+#: What a blob's `status` may be.
+_STATUSES: Final = ("copied", "converted", "skipped", "mounted", "omitted")
 
 
 def check_result_writable(path: Path) -> None:
@@ -65,7 +59,7 @@ def write_result(
     upload: Mapping[str, str],
     cached: Mapping[str, int],
 ) -> None:
-    """Write the document of a copy: names, digests, sizes in bytes, outcome of each blob, seconds.
+    """Write the document of a copy: names, digests, sizes in bytes, status of each blob, seconds.
 
     `from` is the digest of the original of a converted blob or manifest. `resumed` is how many bytes the destination
     had before, `cached` how many came from the cache. `upload` is the upload method by registry.
@@ -92,10 +86,10 @@ def write_result(
             )
             for referrer in report.graph.all_referrers
         ],
-        "leftBehind": [_given(**asdict(skipped)) for skipped in report.graph.skipped_referrers],
+        "skippedReferrers": [_given(**asdict(skipped)) for skipped in report.graph.skipped_referrers],
         "incomplete": [_given(**asdict(index)) for index in report.graph.incomplete_indexes],
         "foreign": [_descriptor_json(layer) for layer in report.graph.foreign],
-        "bytes": {name: total_size(report, outcome) for outcome, name in _OUTCOMES.items()},
+        "bytes": {status: total_size(report, status) for status in _STATUSES},
         "resumed": sum(blob.resumed_size for blob in report.blobs),
         "cached": sum(cached_size(blob, cached) for blob in report.blobs),
         "retried": retried,
@@ -119,19 +113,19 @@ def _image_json(report: Report, source: Root, root: Root, image: ImageResult) ->
         if chosen is None
         else {
             "index": chosen.index,
-            "taken": chosen.platforms,
-            "offered": chosen.available,
+            "copied": chosen.platforms,
+            "available": chosen.available,
             "byDefault": not chosen.explicit,
         },
     )
 
 
 def _blob_json(report: Report, blob: BlobResult, cached: int) -> dict[str, Any]:
-    is_omitted = blob.status == "left out"
+    is_omitted = blob.status == "omitted"
     return _descriptor_json(
         blob.descriptor,
-        how=_OUTCOMES[blob.status],
-        why=str(report.graph.omitted_from_output[blob.descriptor.digest]) if is_omitted else None,
+        status=blob.status,
+        reason=str(report.graph.omitted_from_output[blob.descriptor.digest]) if is_omitted else None,
         resumed=blob.resumed_size or None,
         cached=cached or None,
         **{"from": blob.source_digest},

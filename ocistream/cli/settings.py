@@ -48,7 +48,7 @@ VARIABLE_PREFIX: Final = "OCISTREAM_"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The value of one option, in the form that click takes for a default."""
+    """The value of one option, in the form of a default of click."""
 
     value: str | int | bool | list[str]
     #: `file` or `environment`.

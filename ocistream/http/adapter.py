@@ -104,7 +104,7 @@ class Adapter(requests.adapters.BaseAdapter):
         `timeout` is the time to connect, and the time to wait for data of the response.
 
         Raises:
-            OSError, HTTPError, HTTPException, ValueError: there is no response.
+            OSError, HTTPError, HTTPException, ValueError: no response arrived.
             EndlessResponseError: the head of the response has no end.
             PermanentNetworkError: the host has an address that is not allowed.
             UnsupportedError: the proxy is of an unsupported kind.
@@ -296,7 +296,7 @@ class _Connection(HTTPConnection):
 
     adapter: Adapter
     route: Route
-    #: The proxy's own headers if it forwards requests; None if there is no proxy, or a tunnel.
+    #: The proxy's own headers if it forwards requests; None for a tunnel, or without a proxy.
     forward_headers: dict[str, str] | None = None
     _early_response: _EarlyResponse | None = None
 
@@ -404,8 +404,7 @@ class _EarlyResponse:
         try:
             self.beginning += connection.recv(_STATUS_LENGTH - len(self.beginning))
         except (ssl.SSLError, OSError):
-            # There is no data yet (in TLS it may have been a session ticket), or the connection broke: the next send
-            # will fail.
+            # No data arrived yet (in TLS, only a session ticket), or the connection broke: then the next send fails.
             pass
         finally:
             connection.settimeout(timeout)
@@ -434,4 +433,4 @@ def _send_all(
         try:
             sent += connection.send(view[sent:])
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
-            raise BrokenPipeError(errno.EPIPE, "the other side has closed the connection") from error
+            raise BrokenPipeError(errno.EPIPE, "the server has closed the connection") from error

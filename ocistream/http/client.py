@@ -42,7 +42,7 @@ _RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
 _REDIRECT_STATUSES: Final = frozenset({301, 302, 303, 307, 308})
 #: The statuses of a token server that the authenticator interprets.
 _TOKEN_STATUSES: Final = frozenset(range(100, 600)) - _RETRIED_STATUSES
-#: How long the deletion of an abandoned upload may take, in seconds. Nobody should have to wait for it.
+#: Seconds for the deletion of an abandoned upload. It is short, because the user waits for it.
 _CLEANUP_TIMEOUT: Final = 3.0
 
 
@@ -397,7 +397,7 @@ class HttpClient:
         return endpoint.current_url(url) != url
 
     def _detect_scheme(self, endpoint: Endpoint) -> None:
-        """Find out by a TLS handshake whether a host speaks TLS, whatever its certificate. No request is sent.
+        """Find out by a TLS handshake whether a host speaks TLS. No certificate is verified, and no request is sent.
 
         If the host cannot be reached, its scheme stays undecided. The words of a plain response are not trusted.
         """

@@ -73,7 +73,7 @@ _TIMEOUT_HINT: Final = "--connect-timeout, --stall-timeout and --retries change 
 #: getaddrinfo(3) codes for a name that does not exist or has no address. Other codes may be temporary.
 _NO_SUCH_NAME: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 _RESOLVER_HINT: Final = "check the network of this machine and the resolver in /etc/resolv.conf"
-#: Errors of the kernel when there is no route from this machine.
+#: Errors of the kernel for a network or host that this machine cannot reach.
 _UNREACHABLE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN})
 _NAME_HINTS: Final = dict.fromkeys(_NO_SUCH_NAME, "check the host name")
 _HTTPS_HINT: Final = "the registry uses HTTPS here: omit --plain-http, or correct the port"
@@ -134,9 +134,9 @@ def _known_reason(cause: BaseException) -> str | None:
         text = f"the host name cannot be resolved: {cause.strerror}"
     elif isinstance(cause, ssl.SSLError):
         reason = getattr(cause, "reason", None) or "the connection was cut"
-        text = f"TLS failed: {'the other side does not speak TLS' if reason in _NOT_TLS_REASONS else reason}"
+        text = f"TLS failed: {'the server does not speak TLS' if reason in _NOT_TLS_REASONS else reason}"
     elif isinstance(cause, urllib3.exceptions.NewConnectionError):
-        # urllib3 derives it from its timeout exception, whatever the reason; the real reason is a deeper cause.
+        # urllib3 derives this class from its timeout exception for every reason; the real reason is a deeper cause.
         text = None
     elif isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError):
         text = _TIMED_OUT
@@ -186,7 +186,7 @@ def network_error(method: str, url: str, error: Exception, *, known: bool = Fals
 
 
 def _connection_hint(error: Exception, url: str, *, known: bool) -> str | None:
-    """Return a hint for a host that does not respond, if there is no better one."""
+    """Return a hint for a host that does not respond, if the error itself has none."""
     for cause in _causes(error):
         if isinstance(cause, ConnectionRefusedError):
             return "check that the registry runs there, and its port"
@@ -207,7 +207,7 @@ def _tls_hint(error: ssl.SSLError) -> str | None:
 
 
 def has_tls_peer(error: NetworkError) -> bool | None:
-    """Return whether the other side of a failed handshake speaks TLS; None if there was no other side.
+    """Return whether the server of a failed handshake speaks TLS; None if no server answered.
 
     A TLS alert is a response in TLS. A response that is not TLS, or a connection that breaks during the first bytes, is
     not.
@@ -258,7 +258,7 @@ def response_error(
 
     `body` is the beginning of the response's body, `wait` its Retry-After in seconds. `elsewhere` says that the
     response came from another host that the registry redirected to, at `url`. A 401 or 403 from such a host is the
-    registry's failure (exit code 7, not 3): nobody can log in there.
+    registry's failure (exit code 7, not 3), because a user cannot log in there.
     """
     codes, message = _parse_error_body(body)
     details = ": ".join(part for part in (" ".join(codes), message) if part)

@@ -78,7 +78,7 @@ class Response:
         return self._raw.fields.get("www-authenticate", [])
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yield the body in chunks of whatever has arrived; a chunk is valid until the next one is requested.
+        """Yield the body as it arrives; a chunk is valid until the next one is requested.
 
         Raises:
             NetworkError: the body broke off or stalled. It is permanent if the body never ends.

@@ -134,13 +134,13 @@ class Session(requests.Session):
         route: Route,
         timeout: tuple[float, float],
     ) -> Response:
-        """Send a request and wait for the head of the response, whatever its status.
+        """Send a request and return its response, with any status, as soon as the head has arrived.
 
         `timeout` is the time to connect, and the time to wait for data while reading, in seconds. Addresses behind a
         proxy are not checked.
 
         Raises:
-            NetworkError: there is no response.
+            NetworkError: no response arrived.
             PermanentNetworkError: the host has an address that is not allowed, or a retry is useless for another
                 reason.
             UnsupportedError: the proxy is of an unsupported kind.

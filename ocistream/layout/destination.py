@@ -108,7 +108,7 @@ class LayoutDestination:
         return found
 
     def write(self, blob: VerifiedBlob) -> int:
-        """Write the blob under a temporary name, and rename the file after all of it was verified.
+        """Write the blob under a temporary name, verify it, and rename the file.
 
         A partial file of an earlier run is resumed; it must have the bytes before the first one of the source.
         """

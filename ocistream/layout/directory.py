@@ -73,7 +73,7 @@ class BlobDirectory:
         return reject_symlink(self._folders[algorithm])
 
     def list_blobs(self) -> Iterator[str]:
-        """Yield the digests that directory entries are named after, whatever these entries are."""
+        """Yield the digests that directory entries are named after. The entries may be files, links or directories."""
         with files.disk_errors(f"cannot read {self.path / 'blobs'}"):
             for algorithm in ("sha256", "sha512"):
                 folder = self.algorithm_directory(algorithm)

@@ -44,7 +44,7 @@ def select_all_images(
     its image is copied under another name. A stray entry is chosen if it has a destination.
 
     Raises:
-        NotFoundError: there is no image.
+        NotFoundError: the layout or archive has no images.
         UsageError: an image has no such name. The message names each, and `hint` says what to do.
     """
     chosen = [root for root in select_existing_images(roots) if has_destination(root)]

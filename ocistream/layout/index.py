@@ -277,7 +277,7 @@ def select_existing_images(roots: Sequence[Root]) -> Sequence[Root]:
     """Select all images.
 
     Raises:
-        NotFoundError: there is no image.
+        NotFoundError: the layout or archive has no images.
     """
     if not roots:
         raise no_image_error()
@@ -290,10 +290,10 @@ def no_image_error() -> NotFoundError:
 
 
 def select_only_image(roots: Sequence[Root]) -> Sequence[Root]:
-    """Select the only image, with or without a name. A stray entry is selected only if there is no image.
+    """Select the only image, with or without a name. A stray entry is selected only without images.
 
     Raises:
-        NotFoundError: there is no image.
+        NotFoundError: the layout or archive has no images.
         UsageError: there are several images.
     """
     if not roots:

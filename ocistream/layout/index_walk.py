@@ -183,7 +183,7 @@ class ReferrerResolver:
     # -- attaching and skipping referrers ----------------------------------------------------------------
 
     def attach_next(self) -> bool:
-        """Attach referrers of copied manifests. If there are no more, skip referrers of manifests that are not copied.
+        """Attach referrers of copied manifests. When all are attached, skip referrers of other manifests.
 
         Return whether referrers were attached.
 

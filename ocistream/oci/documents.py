@@ -253,7 +253,7 @@ def _is_document(child: Descriptor) -> bool:
 
 
 def check_document_type(fields: Mapping[str, Any], what: str, media_types: Collection[str]) -> None:
-    """Refuse a document that other tools could take for another kind than one of `media_types`.
+    """Refuse a document that other tools could read as another kind than `media_types`.
 
     Raises:
         ArchiveError: its own mediaType differs, or it has fields of images and of indexes (CVE-2021-41190).

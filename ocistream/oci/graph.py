@@ -64,8 +64,8 @@ class Graph:
     says that `docker save` wrote the source, so plain layers must be compressed. `synthesized` are the digests of
     manifests that the source lacks, built from its `manifest.json`.
 
-    `referrers` are the referrers that are copied, by the digest of their subject. They are not roots, because nobody
-    asked for them by name. Their manifests and blobs follow those of their subject. `skipped_referrers` are not copied.
+    `referrers` are the referrers that are copied, by the digest of their subject. They are not roots, because the
+    user did not name them. Their manifests and blobs follow those of their subject. `skipped_referrers` are not copied.
 
     `omitted_from_source` are blobs, by digest, that the source says it omits, and why. `omitted_from_output` are blobs
     that the written archive or layout omits on purpose. `embedded` are blobs, by digest, whose bytes are in their
@@ -117,27 +117,29 @@ class Graph:
                 pending.extend(referrer.descriptor.digest for referrer in referrers)
         return digests
 
-    def without_referrers(self, must_skip: Callable[[Referrer], bool], why: str) -> Graph:
+    def without_referrers(self, must_skip: Callable[[Referrer], bool], reason: str) -> Graph:
         """Return the graph without the referrers that `must_skip` selects, and without referrers of these.
 
-        `why` is the reason in `skipped_referrers`.
+        `reason` is that of the entries in `skipped_referrers`.
         """
         kept = {
             subject: remaining
             for subject, referrers in self.referrers.items()
             if (remaining := tuple(referrer for referrer in referrers if not must_skip(referrer)))
         }
-        return replace(self, referrers=kept).prune(self.all_referrers, why)
+        return replace(self, referrers=kept).prune(self.all_referrers, reason)
 
-    def prune(self, before: Iterable[Referrer], why: str) -> Graph:
+    def prune(self, before: Iterable[Referrer], reason: str) -> Graph:
         """Return the graph without the documents and blobs that its roots do not need any more.
 
-        Referrers in `before` that are no longer in the graph are added to `skipped_referrers` with the reason `why`.
+        Referrers in `before` that are no longer in the graph are added to `skipped_referrers` with this reason.
         """
         needed = set[str]().union(*map(self.reachable, self.roots))
         kept = {subject: referrers for subject, referrers in self.referrers.items() if subject in needed}
         kept_keys = {referrer.key for referrer in itertools.chain.from_iterable(kept.values())}
-        skipped = [SkippedReferrer.from_referrer(referrer, why) for referrer in before if referrer.key not in kept_keys]
+        skipped = [
+            SkippedReferrer.from_referrer(referrer, reason) for referrer in before if referrer.key not in kept_keys
+        ]
         manifests = tuple(manifest for manifest in self.manifests if manifest.descriptor.digest in needed)
         return replace(
             self,

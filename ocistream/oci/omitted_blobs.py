@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 #: The name of the annotation.
-OMITTED_ANNOTATION: Final = "vnd.ocistream.left-out"
+OMITTED_ANNOTATION: Final = "vnd.ocistream.omitted"
 
 #: The remote side listed the blob. The name is, for example, a registry's repository.
 HAVE: Final = "have"

@@ -155,7 +155,7 @@ class Reference:
 
     @property
     def target(self) -> str:
-        """The digest to request from the registry, or the tag if there is no digest."""
+        """The digest to request from the registry, if there is one, otherwise the tag."""
         return self.digest or self.tag or DEFAULT_TAG
 
 

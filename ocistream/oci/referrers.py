@@ -113,26 +113,26 @@ class Referrer:
 
 @dataclass(frozen=True, slots=True)
 class SkippedReferrer:
-    """A referrer that is not copied, and why.
+    """A referrer that is not copied, and the reason.
 
     `kind` is None if the referrers are unknown. `count` is their number if there are too many to name each. `subject`
     is None if it is not known what an entry refers to.
     """
 
     subject: str | None
-    why: str
+    reason: str
     kind: str | None = None
     digest: str | None = None
     tag: str | None = None
     count: int | None = None
 
     @classmethod
-    def from_referrer(cls, referrer: Referrer, why: str) -> SkippedReferrer:
+    def from_referrer(cls, referrer: Referrer, reason: str) -> SkippedReferrer:
         """Return the record of a skipped referrer."""
         descriptor = referrer.descriptor
         return cls(
             referrer.subject,
-            why,
+            reason,
             classify_referrer(descriptor.artifact_type, referrer.tag),
             descriptor.digest,
             referrer.tag,
@@ -174,7 +174,7 @@ def referrer_descriptor(descriptor: Descriptor, document: Document) -> Descripto
     """Return a manifest's descriptor as in a referrers list (distribution-spec, "Listing Referrers").
 
     It is built from the manifest, because registries omit annotations from their lists. So the same image gives the
-    same archive whatever registry it came from.
+    same archive from every registry.
     """
     kind = document.artifact_type or (document.config.media_type if document.config else None)
     return replace(strip_descriptor(descriptor), annotations=document.annotations, artifact_type=kind)

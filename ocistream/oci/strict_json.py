@@ -62,7 +62,7 @@ def parse_json(
     non-objects are refused. A document that two parsers read differently could carry a signature for other content.
 
     Members of the outermost object other than `keys` are checked and dropped. `known_keys` are all fields of such a
-    document (default: `keys`); keys that other tools take for one of them are refused, see `check_keys`. Without both,
+    document (default: `keys`); keys that other tools read as one of them are refused, see `check_keys`. Without both,
     all keys are data, like those of a map. If the value under a key of `convert` is a list, each element is replaced by
     the result of that function.
 
@@ -232,7 +232,7 @@ def _parse_lists(
 def _outer_tokens(raw: bytes) -> Iterator[tuple[int, re.Match[bytes]]]:
     """Yield the tokens of the outermost object and of its members, each with its nesting level: 1 or 2.
 
-    Before malformed JSON the levels are right: up to there, strings and brackets are what the parser takes for them.
+    Before malformed JSON the levels are right: up to there, strings and brackets are those that the parser sees.
     """
     depth = 0
     for token in _TOKEN.finditer(raw):

@@ -188,7 +188,7 @@ class GraphWalk:
         self._configs: dict[str, Root] = {}
         self._referrers: dict[tuple[str, str | None, str], Referrer] = {}
         self._skipped_referrers: dict[SkippedReferrer, None] = {}
-        #: Manifests that are needed with everything that they list, whatever platforms are wanted.
+        #: Manifests that are needed with all their children, even if platforms were chosen.
         self._complete: set[str] = set()
         #: Attestations of images that were taken out of an index alone, with the image's digest; then the new ones.
         self._attestations: dict[str, tuple[Descriptor, str]] = {}

@@ -91,7 +91,7 @@ class BlobDownload:
     def _request_from(self, offset: int, retries: Retries, discardable: int) -> tuple[Response | None, int]:
         """Request the bytes from `offset` on. Return the response, and how many of its bytes must be dropped.
 
-        There is no response after status 416. At most `discardable` bytes, and `MAX_DISCARD` more, may be dropped.
+        Status 416 gives no response. At most `discardable` bytes, and `MAX_DISCARD` more, may be dropped.
         """
         response = self._request(offset, retries)
         if 0 < offset <= discardable and not _starts_at(response, offset):

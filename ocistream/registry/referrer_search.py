@@ -242,9 +242,10 @@ def _summarize(skipped: Iterable[SkippedReferrer]) -> Iterator[SkippedReferrer]:
     """Yield skipped referrers in order; of many for the same reason, name the first and count the others."""
     groups: dict[tuple[str | None, str, str | None], list[SkippedReferrer]] = {}
     for referrer in sorted(
-        skipped, key=lambda referrer: (referrer.why, referrer.subject or "", referrer.digest or "", referrer.tag or "")
+        skipped,
+        key=lambda referrer: (referrer.reason, referrer.subject or "", referrer.digest or "", referrer.tag or ""),
     ):
-        groups.setdefault((referrer.subject, referrer.why, referrer.kind), []).append(referrer)
+        groups.setdefault((referrer.subject, referrer.reason, referrer.kind), []).append(referrer)
     for (subject, reason, kind), group in groups.items():
         yield from group[:_MAX_NAMED]
         if len(group) > _MAX_NAMED:

@@ -84,7 +84,7 @@ def suggest_tags(repository: Repository, tag: str) -> str | None:
         return "the repository does not exist or you may not see it: check the name"
     except OcistreamError:
         return None
-    # Nobody types the tags of signatures.
+    # Users do not type the tags of signatures.
     tags = [item for item in listed if not is_digest_tag(item)][: limits.MAX_SUGGESTION_CANDIDATES]
     if tag in tags:
         return "the registry lists this tag, but has lost its manifest: push the image again"

@@ -72,7 +72,7 @@ _TOO_LARGE_HINT: Final = (
 
 
 class _PartRefusedError(Exception):
-    """The registry cannot be given this part of a blob: it may still accept the complete blob."""
+    """The registry does not accept this part of a blob; it may still accept the complete blob."""
 
 
 @dataclass(slots=True)
@@ -576,8 +576,8 @@ class Upload:
             raise _PartRefusedError from failure
         if not self._buffer.can_seek(0):
             raise NetworkError(failure.message, hint=_PIPE_HINT) from failure
-        # `_progress_mark` stays: reaching the same offset again is no progress, or a registry that loses each session
-        # would be retried for ever.
+        # Keep `_progress_mark`: the same offset does not count as progress again. Otherwise a registry that loses every
+        # session would be retried for ever.
         self.acknowledged = self._sent = self.resumed_size = 0
         self._is_resumed = False
 

@@ -39,7 +39,7 @@ class StoredBlobs(Protocol):
     """The blobs that a location has. Nothing is opened before a method is called; call each at most once.
 
     Only certain blobs are returned: a missing one is only sent again. A registry is asked for each blob, and its
-    mirrors are not. A list is no proof: the receiver of the blobs verifies what it is pushed.
+    mirrors are not. A list proves nothing: the receiver verifies the blobs that are pushed.
     """
 
     @property

@@ -341,7 +341,7 @@ class RegistryHandler(HTTPRequestHandler):
             raise RequestRejectedError(413, "MANIFEST_INVALID", message)
         media_type = self.headers.get("Content-Type", "").partition(";")[0].strip()
         hosts = (self.headers.get("Host", ""), self.registry.host)
-        # The tags of a push by digest refer to that digest, whatever its algorithm (distribution-spec, "Pushing
+        # The tags of a push by digest refer to that digest, also if it is not sha256 (distribution-spec, "Pushing
         # Manifests").
         tags = tuple(dict.fromkeys(self.parameters.get("tag", []))) if is_digest(reference) else ()
         result = self.registry.repositories.push(repository, reference, raw, media_type, hosts, tags)

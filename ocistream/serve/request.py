@@ -169,7 +169,7 @@ _CONTENT_RANGE: Final = re.compile(r"([0-9]{1,19})-([0-9]{1,19})\Z")
 def parse_range_header(header: str | None, size: int) -> tuple[int, int] | None:
     """Return the first byte and the number of bytes of a range, for a blob of `size` bytes.
 
-    None means the complete blob: there is no header, or one that may be ignored (malformed, or several ranges).
+    None means the complete blob: the header is missing, malformed, or asks for several ranges (RFC 9110, section 14.2).
 
     Raises:
         RequestRejectedError: the range has no byte of the blob (416).

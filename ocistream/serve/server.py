@@ -84,8 +84,8 @@ class Registry:
         connections are encrypted. TLS is optional even beyond loopback, because a proxy or tunnel may provide it.
 
         Raises:
-            UsageError: the address is beyond loopback and there is no password, or the directory is not a layout.
-            NotFoundError, ArchiveError: there is no layout or archive to read.
+            UsageError: an address beyond loopback needs a password, or the directory is not a layout.
+            NotFoundError, ArchiveError: the layout or archive does not exist, or cannot be read.
             UnsupportedError: the archive is compressed.
             NetworkError: the address is in use or not allowed.
             LocalDiskError: the layout cannot be created.

@@ -188,7 +188,7 @@ class DirectoryStorage(LayoutDirectory):
         self._verifications = VerificationCache()
 
     def operator_notices(self) -> list[str]:
-        """Return a line if there is no image."""
+        """Return a line if the layout has no images."""
         return [] if self.index().entries else [f"{self.path} has no images yet"]
 
     def index(self) -> ImageIndex:

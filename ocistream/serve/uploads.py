@@ -52,7 +52,7 @@ class Upload:
         `on_stored` is called with the file that becomes a blob.
 
         Raises:
-            LocalDiskError: there is no space or no permission.
+            LocalDiskError: the disk is full, or permission is denied.
         """
         self.identifier = str(uuid.uuid4())
         self.repository = repository
@@ -202,8 +202,8 @@ class Uploads:
         """Start a session, after idle ones were discarded.
 
         Raises:
-            RequestRejectedError: there are too many sessions (429), or there is no layout (405).
-            LocalDiskError: there is no space or no permission.
+            RequestRejectedError: too many sessions are open (429), or an archive is served (405).
+            LocalDiskError: the disk is full, or permission is denied.
         """
         if self._layout is None:
             raise RequestRejectedError(405, "UNSUPPORTED", "uploads are not possible here")

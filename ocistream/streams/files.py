@@ -217,9 +217,9 @@ def sync_directory(directory: Path) -> None:
 def locked_directory(directory: Path, patience: float | None = None) -> Iterator[None]:
     """Take the advisory lock on `directory` itself, so that no lock file stays behind.
 
-    Our processes take it in turn to change a layout's `index.json`. Any user who can read the directory can take the
-    lock forever, so the wait is limited to `patience` seconds (`limits.LOCK_TIMEOUT`). A long wait is reported. A lock
-    file that only writers can open would have to stay forever, and earlier versions would not use it.
+    Processes of ocistream change a layout's `index.json` one after the other. Any user who can read the directory can
+    hold the lock forever, so the wait is limited to `patience` seconds (`limits.LOCK_TIMEOUT`). A lock
+    file that only writers can open would have to stay forever. A long wait is reported.
 
     Raises:
         LocalDiskError: another process did not release the lock.

@@ -25,7 +25,7 @@ def user_config_file(env: Mapping[str, str], home: Path) -> Path:
 
 
 def state_home(env: Mapping[str, str], home: Path | None) -> Path | None:
-    """Return `$XDG_STATE_HOME`, else `~/.local/state`; None if there is no home either."""
+    """Return `$XDG_STATE_HOME`, else `~/.local/state`; None without a home directory."""
     return _read_absolute_path(env, "XDG_STATE_HOME") or (home / ".local" / "state" if home is not None else None)
 
 

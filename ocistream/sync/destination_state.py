@@ -122,7 +122,7 @@ class IndexCache:
 
 
 def _read_archive(location: Location, context: OpenContext, name: str) -> ListedImages:
-    """Return the one image of an archive, whatever its name is there. If it cannot be read, it will be replaced."""
+    """Return the one image of an archive, under any name. An archive that cannot be read will be replaced."""
     try:
         with closing(open_rereadable(location, context, Selection(referrers="along"))) as source:
             graph = read_graph(source, location)

@@ -42,18 +42,13 @@ class _LoginTable(_SyncTable):
     password_env = toml.optional(toml.text)
     password_file = toml.optional(toml.existing_file)
     authfile = toml.optional(toml.existing_file)
-    #: The older name of `authfile`.
-    auth_file = toml.optional(toml.existing_file)
 
     def login(self, name: str) -> Login:
-        files = [key for key in ("authfile", "auth-file") if key in self.values]
         passwords = [key for key in ("password-env", "password-file") if key in self.values]
-        if files:
+        if self.authfile is not None:
             if self.username is not None or passwords:
-                raise self.key_error(files[0], "and a user name are both set: use one")
-            if len(files) > 1:
-                raise self.key_error(files[0], "and auth-file (its older name) are both set: use one")
-            return Login(name, self.label, auth_file=self.authfile or self.auth_file)
+                raise self.key_error("authfile", "and a user name are both set: use one")
+            return Login(name, self.label, auth_file=self.authfile)
         if len(passwords) > 1:
             raise self.key_error(passwords[1], f"and {passwords[0]} are both set: use one")
         if not self.username or not (self.password_env or self.password_file):
@@ -95,7 +90,7 @@ def _location(table: TomlTable, key: str, value: object) -> Location:
 
 
 class _LocationTable(_SyncTable):
-    end = toml.required(_location)
+    location = toml.required(_location)
     credentials = toml.optional(toml.text)
 
 
@@ -105,7 +100,7 @@ def _named_location(table: TomlTable, key: str, value: object) -> _NamedLocation
     if not isinstance(value, dict):
         raise table.key_error(key, "is neither a location nor a table with one")
     named = _LocationTable.read(table, key, value)
-    return _NamedLocation(named.end, named, named.credentials)
+    return _NamedLocation(named.location, named, named.credentials)
 
 
 def _destinations(table: TomlTable, key: str, value: object) -> list[_NamedLocation]:

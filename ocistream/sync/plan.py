@@ -124,7 +124,7 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def has_image(self, name: str) -> bool:
-        """Return whether this shard copies the image: by a hash of its name, whatever other images there are."""
+        """Return whether this shard copies the image. Only a hash of its name decides, not the other images."""
         # SHA-256, because Python's own hash differs from run to run. The image with all its destinations is in one
         # shard, or its blobs would be read several times.
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % self.count == self.index
@@ -206,7 +206,7 @@ def _create_copy(entry: SyncEntry, source: Location, name: str | None) -> ImageC
         full_name: str | None = reference.name if reference.tag else None
         tag = reference.tag
     else:
-        # The name as the file has it, so that the shard is the same wherever the source lies.
+        # Use the name in the sync file, so that the shard does not depend on the directory of the file.
         display_name = entry.source.location.text if entry.has_one_image else f"{entry.source.location.text}:{name}"
         full_name, tag = name, tag_of(name)
     digest = reference.digest if reference is not None else None

@@ -74,11 +74,11 @@ class SyncProgress:
             self._moved += size
         self._observer.advance(size, descriptor)
 
-    def done(self, descriptor: Descriptor, how: str) -> None:
+    def done(self, descriptor: Descriptor, status: str) -> None:
         """Count a finished blob."""
         with self._lock:
             self._done += 1
-        self._observer.done(descriptor, how)
+        self._observer.done(descriptor, status)
 
     def _add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
         with self._lock:

@@ -162,8 +162,8 @@ class SyncRun:
 
         with closing(open_rereadable(location, context, Selection(listing))) as source:
             for referrer in read_graph(source, location).skipped_referrers:
-                if referrer.why in {SUBJECT_MISSING, UNREADABLE}:
-                    notify(f"not copied: {referrer.digest} in {printable(location.text)}; {referrer.why}")
+                if referrer.reason in {SUBJECT_MISSING, UNREADABLE}:
+                    notify(f"not copied: {referrer.digest} in {printable(location.text)}; {referrer.reason}")
         return names
 
 

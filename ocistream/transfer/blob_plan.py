@@ -26,7 +26,7 @@ __all__ = ["Action", "BlobPlan", "find_recompressed", "plan_blobs"]
 class Action(Enum):
     """What happens to a blob of the graph. All but OMIT, RECOMPRESS and READ apply if the destination lacks it."""
 
-    #: It is left out of the output on purpose.
+    #: The output omits it on purpose.
     OMIT = auto()
     #: A layer gets another compression, and so another digest.
     RECOMPRESS = auto()

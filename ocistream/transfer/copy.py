@@ -233,7 +233,7 @@ class _Copy:
         """Skip or mount existing blobs, write those that are in memory, and return those that the source must send."""
         for blob in graph.blobs:
             if plan.actions[blob.digest] is Action.OMIT:
-                self.results.add(blob, "left out")
+                self.results.add(blob, "omitted")
         # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
         check.skip_or_mount([blob for blob in pending if plan.actions[blob.digest] is not Action.RECOMPRESS])
         # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.

@@ -125,7 +125,7 @@ def limit_to_source(
 def read_exported_platforms(source: Source, leaves: Sequence[Descriptor]) -> tuple[str, ...] | None:
     """Return the platforms of these manifests that a source has; None if the source cannot tell (yet).
 
-    Manifests that are no part of the graph are read, if the source can be read in any order.
+    Manifests outside the graph are read, if the source can be read in any order.
 
     Raises:
         LocalDiskError: the source cannot be read.

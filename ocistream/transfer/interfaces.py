@@ -61,7 +61,7 @@ class Access(Enum):
     REPEATABLE = auto()
     #: A connection that may break (`copy --via`): this run reads it once, and a later run resumes it.
     RESUMABLE = auto()
-    #: A pipe: it is read once, and another run reads all of it.
+    #: A pipe: it is read once, and another run reads it from its first byte.
     ONCE = auto()
 
 
@@ -280,7 +280,7 @@ class Destination(Protocol):
     def stored(
         self, blobs: Sequence[Descriptor], *, are_manifests: bool = False, partial: bool = False
     ) -> Mapping[str, int]:
-        """Return how many bytes of each blob are stored, by digest. Blobs that are not stored are left out.
+        """Return how many bytes of each blob are stored, by digest. Blobs that are not stored are omitted.
 
         A complete blob has the size of its descriptor. With `partial`, blobs that earlier runs have stored in part are
         returned too. `are_manifests` is for manifests, which a registry keeps apart from blobs.
@@ -323,8 +323,8 @@ class Observer(Protocol):
         descriptor, bytes only count as moved: none were read, and no more of the blob will come.
         """
 
-    def done(self, descriptor: Descriptor, how: str) -> None:
-        """A blob was "copied", "converted", "mounted", "skipped" because it exists, or "left out".
+    def done(self, descriptor: Descriptor, status: str) -> None:
+        """A blob was "copied", "converted", "mounted", "skipped" because it exists, or "omitted".
 
         Where nothing is written, it was "verified".
         """
@@ -347,7 +347,7 @@ class NullObserver:
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
         """Do nothing."""
 
-    def done(self, descriptor: Descriptor, how: str) -> None:
+    def done(self, descriptor: Descriptor, status: str) -> None:
         """Do nothing."""
 
 

@@ -105,7 +105,7 @@ class _Description:
         missing = []
         for descriptor in (*graph.absent, *missing_blobs):
             reason = graph.omitted_from_source.get(descriptor.digest)
-            details: dict[str, Any] = {"leftOut": str(reason)} if reason else {}
+            details: dict[str, Any] = {"omitted": str(reason)} if reason else {}
             if descriptor.digest not in needed:
                 details["notExported"] = True
             missing.append(_describe_descriptor(descriptor) | details)

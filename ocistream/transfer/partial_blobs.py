@@ -35,7 +35,7 @@ _OFFSET: Final = re.compile(r"[1-9][0-9]{0,17}\Z")
 
 
 def format_partial_blobs(offsets: Mapping[str, int]) -> str:
-    """Return the annotation's text: digests, and how many bytes the other side has."""
+    """Return the annotation's text: digests, and how many bytes the remote side has."""
     return "\n".join(f"{digest} {offset}" for digest, offset in sorted(offsets.items()))
 
 

@@ -454,7 +454,7 @@ class SegmentFetcher:
     def read(self, segment: Segment, taken: int, max_size: int) -> memoryview | None:
         """Wait for more of a segment than its first `taken` bytes, and return up to `max_size` of them.
 
-        Return None if there are no more: the segment is complete, or failed.
+        Return None if the segment is complete, or failed.
 
         Raises:
             CancelledError: the transfer was cancelled.

@@ -173,15 +173,15 @@ class Recompressor:
         yield from chunks
 
     def can_recompress(self, beginning: bytes) -> bool:
-        """Return whether a blob with these first bytes is to be recompressed."""
+        """Return whether a blob with these first bytes must be recompressed."""
         return layer_media_types.is_probably_layer(beginning) and self._is_affected(detect_codec(beginning).name)
 
     def can_compress_plain(self, beginning: bytes) -> bool:
-        """Return whether a blob with these first bytes is to be recompressed and is uncompressed now."""
+        """Return whether a blob with these first bytes is uncompressed and must be recompressed."""
         return self.can_recompress(beginning) and detect_codec(beginning) is NONE
 
     def can_recompress_layer(self, beginning: bytes) -> bool:
-        """Return whether a layer or config with these first bytes is to be recompressed."""
+        """Return whether a layer or config with these first bytes must be recompressed."""
         return not layer_media_types.is_probably_json(beginning) and self._is_affected(detect_codec(beginning).name)
 
     def add_config(self, digest: str, content: bytes) -> None:

@@ -26,7 +26,7 @@ __all__ = [
 
 @dataclass(slots=True)
 class BlobResult:
-    """The result of one blob: "copied", "converted", "mounted", "skipped", or "left out" on purpose.
+    """The result of one blob. `status` is "copied", "converted", "mounted", "skipped" or "omitted".
 
     `source_digest` is the digest of the source's blob, if it was converted. `resumed_size` is how many bytes an earlier
     run had already stored.

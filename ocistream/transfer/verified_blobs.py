@@ -53,7 +53,7 @@ def peek(blob: Blob) -> tuple[Blob, bytes]:
 
 
 def map_chunks(blob: VerifiedBlob, wrap: Callable[[Iterator[Chunk]], Iterator[Chunk]]) -> VerifiedBlob:
-    """Return the blob with `wrap` around its chunks, wherever they begin."""
+    """Return the blob with `wrap` around its chunks, for every offset."""
 
     def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
         return wrap(blob.open(offset, stored))
@@ -138,8 +138,8 @@ def use_verified(
 
     If a resumed blob is corrupt, the stored beginning may be the cause. `use` is then called once more with a blob that
     cannot resume, before the source is told. A blob that can be read only once, or of which the source has only the
-    rest, is lost: neither side has all of it. If the blob is corrupt otherwise, `RecoverableBlob.on_corrupt` tells the
-    source, and `use` is called again if another mirror can supply it. Mirrors are not hashed separately: that would
+    rest, is lost: neither side has the complete blob. For any other corrupt blob, `RecoverableBlob.on_corrupt` tells
+    the source, and `use` is called again if another mirror can supply it. Mirrors are not hashed separately: that would
     cost a second SHA-256 of every byte.
 
     `can_retry` is False if `use` cannot be repeated, as with a pipe. `RecoverableBlob.precheck` then checks beforehand

@@ -62,9 +62,9 @@ class Progress:
         with self._lock:
             self.moved += size
 
-    def done(self, descriptor: ocistream.Descriptor, how: str) -> None:
+    def done(self, descriptor: ocistream.Descriptor, status: str) -> None:
         """Note what became of a blob."""
-        self.statuses[descriptor.digest] = how
+        self.statuses[descriptor.digest] = status
 
 
 #: Options of the command that a call has in another form: what the form is.

@@ -19,7 +19,7 @@ from tests.images import Descriptor, Layout, tar_layer, two_platforms
 from tests.registry_http import basic, manifest_digest, seed, tags
 from tests.runner import Argument, Result, ocistream, pipe
 
-NOTE = "vnd.ocistream.left-out"
+NOTE = "vnd.ocistream.omitted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +133,8 @@ class TestWhatIsLeftOut:
         size = sum(releases.layout.file(digest).stat().st_size for digest in releases.shared)
         assert f"omitted 2 blobs, {size} B: in {releases.far.host}/app" in result.err
         written = json.loads((tmp_path / "result.json").read_bytes())
-        assert written["bytes"]["leftOut"] == size
-        left = {blob["digest"]: blob["why"] for blob in written["blobs"] if blob["how"] == "leftOut"}
+        assert written["bytes"]["omitted"] == size
+        left = {blob["digest"]: blob["reason"] for blob in written["blobs"] if blob["status"] == "omitted"}
         assert left == dict.fromkeys(releases.shared, f"in {releases.far.host}/app")
 
     @pytest.mark.uncounted
@@ -221,8 +221,8 @@ class TestWhatIsLeftOut:
         assertions.success(result)
         assert releases.shared <= blobs_in(tmp_path / "x")
         assert said_in(tmp_path / "x") == ""
-        assert "left out" not in result.err
-        assert json.loads((tmp_path / "r.json").read_bytes())["bytes"]["leftOut"] == 0
+        assert "omitted" not in result.err
+        assert json.loads((tmp_path / "r.json").read_bytes())["bytes"]["omitted"] == 0
 
     def test_a_layout_says_what_it_still_lacks(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         assertions.success(pulled(releases, tmp_path / "layout/", "--have", listed, "--format", "oci"))
@@ -364,8 +364,8 @@ class TestVerify:
         found = json.loads(ocistream("verify", "--json", tmp_path / "delta.tar").out)
         assert found["ok"] is True
         assert found["missing"] == []
-        assert {blob["digest"] for blob in found["leftOut"]} == releases.shared
-        assert {blob["why"] for blob in found["leftOut"]} == {f"in {releases.far.host}/app"}
+        assert {blob["digest"] for blob in found["omitted"]} == releases.shared
+        assert {blob["reason"] for blob in found["omitted"]} == {f"in {releases.far.host}/app"}
 
     @pytest.mark.uncounted
     def test_finds_what_is_missing_beside_them(self, releases: Releases, listed: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def check(lines: list[dict[str, Any]], total: int, how: set[str]) -> None:
     first, *rest = [line for line in lines if "event" in line]
     assert (first["event"], first["total"], first["blobs"]) == ("planned", total, 4)
     blobs = [line for line in rest if line["event"] == "blob"]
-    assert {line["how"] for line in blobs} == how
+    assert {line["status"] for line in blobs} == how
     assert sum(line["size"] for line in blobs) == total
     moved = [line for line in rest if line["event"] == "progress"]
     assert {line["total"] for line in moved} == {total}

@@ -268,7 +268,7 @@ def test_to_takes_signatures_along_and_tells_of_those_without_an_image(
     document = json.loads((tmp_path / "result.json").read_text())
     schemas.validate_ours(document, "result")
     assert [one["digest"] for one in document["referrers"]] == [signature["digest"]]
-    assert [one["digest"] for one in document["leftBehind"]] == [lost["digest"]]
+    assert [one["digest"] for one in document["skippedReferrers"]] == [lost["digest"]]
 
 
 def test_to_sends_those_that_are_chosen(

@@ -174,17 +174,17 @@ class TestResult:
         assert told["manifests"] == [{**described, "from": old["digest"]}]
         first, second, third = (dict(layer) for layer in now["layers"])
         assert told["blobs"] == [
-            {**{key: now["config"][key] for key in keys}, "how": "copied"},
-            {**first, "how": "converted", "from": before["layers"][0]["digest"]},
-            {**second, "how": "copied"},
-            {**third, "how": "converted", "from": before["layers"][2]["digest"]},
+            {**{key: now["config"][key] for key in keys}, "status": "copied"},
+            {**first, "status": "converted", "from": before["layers"][0]["digest"]},
+            {**second, "status": "copied"},
+            {**third, "status": "converted", "from": before["layers"][2]["digest"]},
         ]
         assert told["bytes"] == {
             "copied": now["config"]["size"] + second["size"],
             "converted": first["size"] + third["size"],
             "skipped": 0,
             "mounted": 0,
-            "leftOut": 0,
+            "omitted": 0,
         }
         assert "2 of them recompressed" in result.err
 

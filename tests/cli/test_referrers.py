@@ -276,7 +276,7 @@ class TestLeavingBehind:
         assert notes(pushed) == [f"ocistream: not copied: {KINDS}; --no-referrers"]
         assert registry_http.tags(other.host, "app") == ["1"]
         assert registry_http.manifest(other.host, "app", found.sbom["digest"]) is None
-        left = json.loads(result.read_bytes())["leftBehind"]
+        left = json.loads(result.read_bytes())["skippedReferrers"]
         assert {one["digest"] for one in left} == found.hanging
         copied = tmp_path / "copied.tar"
         done("copy", "--no-referrers", archive, f"oci-archive:{copied}")
@@ -345,7 +345,7 @@ class TestLeavingBehind:
         assert "not copied: 1 signature; the destination has another one, which stays" in note
         assert "copy --tags 'sha256-*.*'" in note
         assert registry_http.manifest_digest(other.host, "prod/app", found.cosign_tag) == own["digest"]
-        (left,) = json.loads(result.read_bytes())["leftBehind"]
+        (left,) = json.loads(result.read_bytes())["skippedReferrers"]
         assert (left["digest"], left["tag"]) == (found.cosign["digest"], found.cosign_tag)
         done("copy", "--tags", "sha256-*.*", f"{served.host}/app", f"{other.host}/prod/app")
         is_all_there(found, other, "prod/app")
@@ -412,7 +412,7 @@ class TestResults:
             ],
             key=lambda one: str(one["digest"]),
         )
-        assert document["leftBehind"] == []
+        assert document["skippedReferrers"] == []
         # An image is as large as it is without what hangs on it.
         own = layout.read(found.image["digest"])
         assert document["images"][0]["size"] == sum(blob["size"] for blob in (own["config"], *own["layers"]))

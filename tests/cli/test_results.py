@@ -156,7 +156,7 @@ class TestPlatforms:
         path, archive = tmp_path / "result.json", tmp_path / "app.tar"
         assertions.success(ocistream("pull", name, "-o", archive, "--result", path))
         (image,) = document(path)["images"]
-        taken = {"taken": [MINE], "offered": ["plan9/mips", MINE, "plan9/arm"], "byDefault": True}
+        taken = {"copied": [MINE], "available": ["plan9/mips", MINE, "plan9/arm"], "byDefault": True}
         index = image["platforms"].pop("index")
         assert image["platforms"] == taken
         assert image["digest"] in {child["digest"] for child in layout.read(index)["manifests"]}
@@ -166,7 +166,7 @@ class TestPlatforms:
         assert image["platforms"] == {
             **taken,
             "index": index,
-            "taken": ["plan9/arm", "plan9/mips"],
+            "copied": ["plan9/arm", "plan9/mips"],
             "byDefault": False,
         }
         assertions.success(ocistream("pull", name, "-o", archive, "--result", path, "--platform=all"))
@@ -190,12 +190,12 @@ def test_the_document_says_what_was_moved(
     assert document(path) == {
         "images": [{**described, "name": f"{registry.host}/app:1", "size": total}],
         "manifests": [described],
-        "blobs": [{**blob, "how": "copied"} for blob in blobs],
+        "blobs": [{**blob, "status": "copied"} for blob in blobs],
         "referrers": [],
-        "leftBehind": [],
+        "skippedReferrers": [],
         "incomplete": [],
         "foreign": [],
-        "bytes": {"copied": total, "converted": 0, "skipped": 0, "mounted": 0, "leftOut": 0},
+        "bytes": {"copied": total, "converted": 0, "skipped": 0, "mounted": 0, "omitted": 0},
         "resumed": 0,
         "cached": 0,
         "retried": 0,
@@ -214,11 +214,11 @@ def test_the_document_says_what_was_skipped_mounted_and_tried_again(
     path = tmp_path / "result.json"
     total = sum(blob["size"] for blob in blobs_of(layout.read(image["digest"])))
     assertions.success(ocistream("copy", f"{registry.host}/app:1", f"{registry.host}/mounted:1", "--result", path))
-    assert document(path)["bytes"] == {"copied": 0, "converted": 0, "skipped": 0, "mounted": total, "leftOut": 0}
-    assert {blob["how"] for blob in document(path)["blobs"]} == {"mounted"}
+    assert document(path)["bytes"] == {"copied": 0, "converted": 0, "skipped": 0, "mounted": total, "omitted": 0}
+    assert {blob["status"] for blob in document(path)["blobs"]} == {"mounted"}
     registry.faults = [Fault(refusal(503), "HEAD", "/blobs/", times=2)]
     assertions.success(ocistream("push", "-i", layout.path, f"{registry.host}/app:2", "--result", path))
-    assert document(path)["bytes"] == {"copied": 0, "converted": 0, "skipped": total, "mounted": 0, "leftOut": 0}
+    assert document(path)["bytes"] == {"copied": 0, "converted": 0, "skipped": total, "mounted": 0, "omitted": 0}
     assert document(path)["retried"] == 2
 
 

@@ -30,8 +30,8 @@ ONE_FOR_TWO = """
 username = 'x'
 password-env = 'X'
 [[sync]]
-from = { end = 'r.example/b', credentials = 'x' }
-to = { end = 's.example/d', credentials = 'x' }
+from = { location = 'r.example/b', credentials = 'x' }
+to = { location = 's.example/d', credentials = 'x' }
 """
 
 
@@ -341,7 +341,7 @@ class TestSeveralDestinations:
         assert str(out) not in errors[0]
         document = json.loads((tmp_path / "result.json").read_bytes())
         validate_ours(document, "sync-result")
-        assert sorted(found["outcome"] for found in document["images"]) == ["copied", "failed"]
+        assert sorted(found["status"] for found in document["images"]) == ["copied", "failed"]
         assert manifest(other.host, "big", "1") is None
 
     def test_one_that_breaks_once_goes_on_by_itself(
@@ -478,11 +478,11 @@ class TestCredentials:
     def test_each_registry_by_its_own(self, source: FaultyRegistry, start: Start, tmp_path: Path) -> None:
         one, two = start(auth=Basic("one", "first")), start(auth=Basic("two", "second"))
         (tmp_path / "auth.json").write_text(json.dumps({"auths": {two.host: {"auth": "dHdvOnNlY29uZA=="}}}))
-        text = '[credentials.one]\nusername = "one"\npassword-env = "ONE"\n[credentials.two]\nauth-file = "auth.json"\n'
+        text = '[credentials.one]\nusername = "one"\npassword-env = "ONE"\n[credentials.two]\nauthfile = "auth.json"\n'
         text += f'[[sync]]\nfrom = "{source.host}/app:1.0"\nto = [\n'
-        text += (
-            f'{{ end = "{one.host}/app", credentials = "one" }}, {{ end = "{two.host}/app", credentials = "two" }}]\n'
-        )
+        for registry, name in (one, "one"), (two, "two"):
+            text += f'{{ location = "{registry.host}/app", credentials = "{name}" }},\n'
+        text += "]\n"
         result = sync(tmp_path, text, "-vv", env={"ONE": "first"})
         assertions.success(result)
         assert "first" not in result.err
@@ -495,7 +495,9 @@ class TestCredentials:
     def test_a_wrong_one_is_corrected_where_it_is(self, source: FaultyRegistry, start: Start, tmp_path: Path) -> None:
         one = start(auth=Basic("one", "first"))
         text = '[credentials.one]\nusername = "one"\npassword-env = "ONE"\n'
-        text += f'[[sync]]\nfrom = "{source.host}/app:1.0"\nto = {{ end = "{one.host}/app", credentials = "one" }}\n'
+        text += (
+            f'[[sync]]\nfrom = "{source.host}/app:1.0"\nto = {{ location = "{one.host}/app", credentials = "one" }}\n'
+        )
         refused = sync(tmp_path, text, env={"ONE": "wrong"})
         assert refused.code == 3
         assert "correct or remove ONE, which the sync file names" in refused.err
@@ -510,7 +512,7 @@ class TestCredentials:
         config = tmp_path / "config.toml"
         config.write_text(f'[registry."{own.host}"]\nmirrors = ["{mirror.host}"]\n')
         text = '[credentials.one]\nusername = "one"\npassword-env = "ONE"\n'
-        text += f'[[sync]]\nfrom = {{ end = "{own.host}/app:1", credentials = "one" }}\nto = "{target.host}/app"\n'
+        text += f'[[sync]]\nfrom = {{ location = "{own.host}/app:1", credentials = "one" }}\nto = "{target.host}/app"\n'
         assertions.success(sync(tmp_path, text, "--config", config, env={"ONE": "first"}))
         assert mirror.requests
         assert [r for r in mirror.requests if "Authorization" in r.headers] == []
@@ -573,12 +575,12 @@ class TestTheFile:
             ('[[sync]]\nfrom = "oci:\\u0000"\nto = "a/b"', ["sync.from", "zero byte"]),
             ('[[sync]]\n"a\\u0000" = 1', ["a?", "zero byte"]),
             (f"[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = {{ regex = '{'a' * 1001}' }}", ["tags", "more than 1000"]),
-            ("[[sync]]\nfrom = { end = 'a/b', credentials = 'x' }\nto = 'c/d'", ["'x': no table [credentials.x]"]),
+            ("[[sync]]\nfrom = { location = 'a/b', credentials = 'x' }\nto = 'c/d'", ["'x': no table [credentials.x]"]),
             (
-                "[credentials.x]\nauth-file = 'none'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'",
-                ["auth-file", "none: no such file"],
+                "[credentials.x]\nauthfile = 'none'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'",
+                ["authfile", "none: no such file"],
             ),
-            ("[credentials.x]\nauth-file = '~nobody-x/a'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'", ["auth-file", "home"]),
+            ("[credentials.x]\nauthfile = '~nobody-x/a'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'", ["authfile", "home"]),
             ("[credentials.x]\nusername = 'x'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'", ["password-env", "is missing"]),
             (
                 ONE_FOR_TWO,
@@ -643,11 +645,11 @@ class TestResults:
         by_name = {image["to"]: image for image in document["images"]}
         assert len(document["images"]) == 2
         one = by_name[f"{target.host}/app:1.0"]
-        assert one["outcome"] == "copied"
+        assert one["status"] == "copied"
         assert one["digest"] == manifest_digest(source.host, "app", "1.0")
         assert one["bytes"] == document["bytes"]["sent"] == document["bytes"]["fetched"] > 0
         failed = by_name[f"{target.host}/app:1.1"]
-        assert (failed["outcome"], failed["exitCode"]) == ("failed", 4)
+        assert (failed["status"], failed["exitCode"]) == ("failed", 4)
         assert failed["error"]
 
     def test_a_dry_run_says_the_bytes_and_writes_nothing(
@@ -697,7 +699,7 @@ def test_what_was_interrupted_is_said_and_goes_on(
     document = json.loads((tmp_path / "result.json").read_text())
     validate_ours(document, "sync-result")
     assert document["complete"] is False
-    assert [image["outcome"] for image in document["images"]] == ["copied"] * 3
+    assert [image["status"] for image in document["images"]] == ["copied"] * 3
     assert b"3 images copied" in err
     again = ocistream("sync", file)
     assertions.success(again)

@@ -120,10 +120,11 @@ def test_credentials_are_those_of_the_end_then_of_its_registry(world: World) -> 
         'credentials = "file:auth.json"': None,
     }
     for keys, named in sources.items():
-        end = f'{{{{ end = "{world.https}/app:1", credentials = "{named}" }}}}' if named else f'"{world.https}/app:1"'
+        source = f'"{world.https}/app:1"'
+        source = f'{{{{ location = {source}, credentials = "{named}" }}}}' if named else source
         text = f'[registry."{world.https}"]\n{CA}\n{keys}\n'
         text += '[credentials.one]\nusername = "me"\npassword-file = "one"\n'
-        assertions.success(sync(world, text=f'{text}[[sync]]\nfrom = {end}\nto = "oci:out-{len(keys)}"\n'))
+        assertions.success(sync(world, text=f'{text}[[sync]]\nfrom = {source}\nto = "oci:out-{len(keys)}"\n'))
     text = f'[registry."{world.https}"]\n{CA}\n[[sync]]\nfrom = "{world.https}/app:1"\nto = "oci:out"\n'
     assertions.success(sync(world, "--authfile", str(world.folder / "auth.json"), text=text))
     refused = sync(
@@ -169,10 +170,6 @@ def test_a_registry_s_table_is_not_for_its_mirror(world: World) -> None:
             ["password-file and password-env are both set: use one"],
         ),
         ("username = 'x'\nauthfile = 'sync.toml'", ["authfile and a user name are both set: use one"]),
-        (
-            "auth-file = 'sync.toml'\nauthfile = 'sync.toml'",
-            ["authfile and auth-file (its older name) are both set: use one"],
-        ),
         ("credentials = 'me'\nauthfile = 'sync.toml'", ["credentials and authfile are both set: use one"]),
         ("credentials = 'hunter2'", ["credentials is not the NAME", "available: me"]),
         ("credentials = 'me'\n[registry.'other.example']\ncredentials = 'me'", ["one password, 'me'", "other.example"]),

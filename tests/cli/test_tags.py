@@ -54,7 +54,11 @@ class TestInspect:
     def test_and_as_json(self, served: FaultyRegistry) -> None:
         document = json.loads(ocistream("inspect", "--json", f"docker://{served.host}/app").out)
         assert sorted(document.pop("tags")) == TAGS
-        assert document == {"end": f"docker://{served.host}/app", "repository": f"{served.host}/app", "complete": True}
+        assert document == {
+            "location": f"docker://{served.host}/app",
+            "repository": f"{served.host}/app",
+            "complete": True,
+        }
 
     def test_a_list_that_is_cut_is_said_to_be(self, served: FaultyRegistry) -> None:
         elsewhere = {"Link": '<http://localhost:1/more>; rel="next"'}

@@ -140,7 +140,7 @@ class TestMountFrom:
         mounts = ["--mount-from", source.replace("HOST", served.host), "--result", str(result)]
         assertions.success(ocistream("push", *target, *mounts, stdin=named))
         assert len(bodies(served)) == before
-        assert {blob["how"] for blob in json.loads(result.read_bytes())["blobs"]} == {"mounted"}
+        assert {blob["status"] for blob in json.loads(result.read_bytes())["blobs"]} == {"mounted"}
         assert served.asked("POST", "from=base/image")
 
     @pytest.mark.uncounted

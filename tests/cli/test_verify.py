@@ -87,7 +87,7 @@ class TestWhole:
         assert found["bytes"] == sum(path.stat().st_size for path in blobs)
         # The layers of the three images, of which two share one.
         assert found["unpacked"] == 5
-        assert found["missing"] == found["wrong"] == found["illegalNames"] == []
+        assert found["missing"] == found["failures"] == found["illegalNames"] == []
 
     @pytest.mark.parametrize("pack", [gzip.compress])
     def test_an_archive_inside_gzip_is_looked_into(
@@ -122,7 +122,7 @@ class TestWrongBytes:
         )
         result = verify(archive, "--json")
         assert result.code == 5
-        assert {wrong["digest"] for wrong in document(result)["wrong"]} == set(layers)
+        assert {failure["digest"] for failure in document(result)["failures"]} == set(layers)
         assert "(and 2 more)" in result.err
 
     def test_a_layer_of_another_size(self, images: Layout, verify: Verify) -> None:

@@ -157,7 +157,7 @@ class TestWhatIsSent:
         fetched = {r.path.rpartition("/")[2] for r in images.registry.requests if "/blobs/" in r.path}
         assert fetched == {images.more, config["digest"]}
         document = json.loads((tmp_path / "r.json").read_text())
-        assert document["bytes"]["leftOut"] == 2 * MIB + 3
+        assert document["bytes"]["omitted"] == 2 * MIB + 3
         assert document["images"][0]["digest"] == images.second["digest"]
         assert f"omitted 2 blobs, 2.1 MB: in {there.host}/app" in result.err
 
@@ -255,11 +255,11 @@ class TestWhatIsSaid:
     def test_the_far_side_is_told_apart(self, images: Images, there: FaultyRegistry, far: str) -> None:
         # What it has moved is what was sent, and said by this side.
         assertions.success(quiet := copy(images.v1, f"{there.host}/app:v0", far))
-        assert [line for line in quiet.err.splitlines() if "far: " in line] == []
+        assert [line for line in quiet.err.splitlines() if "remote: " in line] == []
         # Of the next version a layer and the config are not there yet.
         result = copy(images.v2, f"{there.host}/app:v2", far, "-v")
         lines = result.err.splitlines()
-        for side in ("", "far: "):
+        for side in ("", "remote: "):
             (moved,) = (line for line in lines if line.startswith(f"ocistream: {side}moved "))
             assert moved.startswith(f"ocistream: {side}moved 2 blobs, 525.0 kB, in ")
         assert copy(images.v1, f"{there.host}/app:v1", far, "-q").err == ""
@@ -270,8 +270,8 @@ class TestWhatIsSaid:
         result = copy(images.v1, f"{there.host}/app:v1", far, *option)
         assertions.success(result)
         objects = assertions.json_lines(result.err)
-        sides = {side: [o for o in objects if o.get("side") == side] for side in ("far", None)}
-        assert len(sides["far"]) + len(sides[None]) == len(objects)
+        sides = {side: [o for o in objects if o.get("side") == side] for side in ("remote", None)}
+        assert len(sides["remote"]) + len(sides[None]) == len(objects)
         for found in sides.values():
             assert [o for o in found if str(o.get("message", "")).startswith("moved 3 blobs")]
             events = {o.get("event") for o in found} - {None}
@@ -294,8 +294,8 @@ class TestWhatIsSaid:
         )
         result = copy(images.v1, "registry.local/app:v1", via)
         assertions.success(result)
-        assert "ocistream: far: Welcome?[2J\n" in result.err
-        assert "ocistream: far: a?[2J?b\n" in result.err
+        assert "ocistream: remote: Welcome?[2J\n" in result.err
+        assert "ocistream: remote: a?[2J?b\n" in result.err
         assert "\033" not in result.err
         assert max(map(len, result.err.splitlines())) < 70_000
 
@@ -524,7 +524,7 @@ class TestFailures:
             images.v1, "registry.local/app:v1", faked(have=f"cat >/dev/null; {events}; exit 9"), "--progress", "json"
         )
         said_lines = [json.loads(line) for line in result.err.splitlines()]
-        assert {"event": "x", "self": 1, "side": "far"} in said_lines
+        assert {"event": "x", "self": 1, "side": "remote"} in said_lines
         assert "Traceback" not in result.err
 
     def test_what_it_says_last_is_not_shown_without_end(self, images: Images, faked: Callable[..., str]) -> None:

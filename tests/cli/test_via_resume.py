@@ -211,7 +211,7 @@ class TestIntoAnArchive:
         assert CUT - SMALL < len(kept) <= CUT
         again = copy(layout, end, line)
         assertions.success(again)
-        assert f"far: {CUT / 1e6:.1f} MB resumed from an earlier run" in again.err
+        assert f"remote: {CUT / 1e6:.1f} MB resumed from an earlier run" in again.err
         assertions.nothing_left(folder, "image.tar")
         archive = (folder / "image.tar").read_bytes()
         assert archive.startswith(kept)

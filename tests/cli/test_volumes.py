@@ -19,7 +19,7 @@ from tests.faulty_registry import Fault, FaultyRegistry, Stall, refusal
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Argument, Result, measured, ocistream, started_fork
-from tests.volume_archives import LEFT_OUT, Cut, notes_in, read_volumes
+from tests.volume_archives import OMITTED, Cut, notes_in, read_volumes
 
 MIB: Final = 1 << 20
 KIB: Final = 1 << 10
@@ -262,7 +262,7 @@ def test_what_the_other_side_has_is_in_no_volume(
     for path in paths:
         files = files_in(path.read_bytes())
         assert f"blobs/{had.replace(':', '/')}" not in files
-        assert f"# have {target.host}/app\n{had}" in notes_in(files)["vnd.ocistream.left-out"]
+        assert f"# have {target.host}/app\n{had}" in notes_in(files)["vnd.ocistream.omitted"]
     assertions.failure(push(target, *paths), 6, had)
     assertions.no_image(target)
     seed(layout, layout.image([layout.read(image["digest"])["layers"][1]]), target.host, "app", "base")
@@ -537,8 +537,8 @@ def test_every_image_of_volumes_goes_where_it_belongs(
 def test_a_name_out_of_a_volume_drives_no_terminal(layout: Layout, folder: Path, target: FaultyRegistry) -> None:
     image = layout.image([b"layer"], name="v1")
     lacking = layer(layout, image, 0)
-    left_out = f"# volume \x1b]0;owned\x07\u202eapp\n{lacking}"
-    (path, _) = Cut(layout, 2, whole={lacking: 1}, notes={LEFT_OUT: left_out}).write(folder)
+    omitted = f"# volume \x1b]0;owned\x07\u202eapp\n{lacking}"
+    (path, _) = Cut(layout, 2, whole={lacking: 1}, notes={OMITTED: omitted}).write(folder)
     refused = push(target, path)
     assertions.failure(refused, 6, "?]0;owned??app")
     for said in (refused.err, ocistream("verify", path).out.decode(), ocistream("inspect", path).out.decode()):
@@ -572,8 +572,8 @@ def test_verify_of_all_volumes_finds_the_image_complete(cut: CutOnce, order: Seq
     assert "volumes 1, 2, 3 of 3: all volumes" in seen.lines()
     document = json.loads(ocistream("verify", "--json", *(cut.paths[number] for number in order[:2])).out)
     assert document["ok"]
-    assert document["volumes"]["here"] == sorted(NAMES[number] for number in order[:2])
-    assert document["volumes"]["elsewhere"] == [NAMES[order[2]]]
+    assert document["volumes"]["present"] == sorted(NAMES[number] for number in order[:2])
+    assert document["volumes"]["absent"] == [NAMES[order[2]]]
 
 
 @pytest.mark.parametrize("from_pipe", [False, True])

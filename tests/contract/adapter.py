@@ -421,7 +421,7 @@ class _Progress:
         with self._lock:
             self.moved += size
 
-    def done(self, descriptor: Descriptor, how: str) -> None:
+    def done(self, descriptor: Descriptor, status: str) -> None:
         pass
 
 
@@ -483,7 +483,7 @@ def _listing(graph: Graph, early: dict[str, bytes] | None = None, unnamed: froze
             for one in graph.all_referrers
         ),
         skipped=tuple(
-            Skipped(left.subject, left.digest, left.tag, left.kind, _REASONS.get(left.why, left.why))
+            Skipped(left.subject, left.digest, left.tag, left.kind, _REASONS.get(left.reason, left.reason))
             for left in graph.skipped_referrers
         ),
         size=graph.size,

@@ -15,7 +15,7 @@ from tests.contract.adapter import Source, copy, layout_destination, volumes_sou
 from tests.contract.adapter_types import Wanted
 from tests.images import Descriptor, Layout, digest_of
 from tests.runner import ocistream
-from tests.volume_archives import LEFT_OUT, PARTS, VOLUME, Cut, part_items
+from tests.volume_archives import OMITTED, PARTS, VOLUME, Cut, part_items
 
 #: A layer that is cut, and one that is not.
 CONTENT, REST = bytes(range(256)) * 8, b"the rest"
@@ -253,7 +253,7 @@ class TestHostile:
         ):
             opened(other[1], paths[0], paths[2]).list()
 
-    @pytest.mark.parametrize("notes", [{VOLUME: "x"}, {PARTS: "x"}, {LEFT_OUT: "x"}])
+    @pytest.mark.parametrize("notes", [{VOLUME: "x"}, {PARTS: "x"}, {OMITTED: "x"}])
     def test_a_malformed_annotation_names_its_file(
         self, cut: Cut, opened: Open, tmp_path: Path, notes: dict[str, str | None]
     ) -> None:

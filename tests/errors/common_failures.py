@@ -328,7 +328,7 @@ FAILURES: Final = [
             "the operator of the registry must renew it; also check the clock of this machine", _expired),
     Failure("a certificate for another name", 7, "GET …: the certificate is not trusted: Hostname mismatch, …",
             "use the host name of the certificate, or get a certificate for this name", _other_name),
-    Failure("a registry that speaks plain HTTP", 7, "GET …: TLS failed: the other side does not speak TLS",
+    Failure("a registry that speaks plain HTTP", 7, "GET …: TLS failed: the server does not speak TLS",
             "the registry seems to use plain HTTP: use --plain-http", _plain_http),
     Failure("a missing proxy", 7, "GET …: through the proxy: connection refused",
             "the proxy comes from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY", _proxy_is_not_there),

@@ -57,7 +57,7 @@ def _listing(manifests: object, **more: Any) -> bytes:
 
 def _volume(volume: str, parts: str | None = None) -> bytes:
     """Return a volume that lacks a layer, and says so; its own annotations stand in `volume` and `parts`."""
-    notes = {"volume": volume, "parts": parts, "left-out": f"# volume app.1\n{digest_of(LAYERS[0])}"}
+    notes = {"volume": volume, "parts": parts, "omitted": f"# volume app.1\n{digest_of(LAYERS[0])}"}
     annotations = {f"vnd.ocistream.{key}": text for key, text in notes.items() if text is not None}
     files = image(index={"annotations": annotations})
     return tar(*files[:LAYER], *files[LAYER + 1 :])

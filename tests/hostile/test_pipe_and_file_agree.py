@@ -49,7 +49,7 @@ def _copied(_: str, __: str, folder: Path) -> object:
 
 
 def _inspected(out: str, _: str, __: Path) -> object:
-    return {key: value for key, value in json.loads(out).items() if key != "end"}
+    return {key: value for key, value in json.loads(out).items() if key != "location"}
 
 
 def _verified(out: str, _: str, __: Path) -> object:
@@ -57,7 +57,7 @@ def _verified(out: str, _: str, __: Path) -> object:
     found = json.loads(out)
     for key in ("path", "error", "bytes") if not found["ok"] else ("path",):
         found.pop(key, None)
-    for key in ("missing", "wrong", "leftOut"):
+    for key in ("missing", "failures", "omitted"):
         found[key] = sorted(one["digest"] for one in found.get(key, ()))
     return found
 

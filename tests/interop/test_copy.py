@@ -151,7 +151,7 @@ def test_within_one_registry_blobs_are_mounted_and_none_is_sent(
     # The one PUT is the manifest's.
     assert (len(requests_to(registry, "PUT")), len(requests_to(registry, "PATCH"))) == (sent[0] + 1, sent[1])
     result = json.loads((tmp_path / "result.json").read_bytes())
-    assert {blob["how"] for blob in result["blobs"]} == {"mounted"}
+    assert {blob["status"] for blob in result["blobs"]} == {"mounted"}
     assert result["bytes"]["copied"] == 0
 
 

@@ -215,7 +215,7 @@ def test_large_layers_with_their_index_last_are_verified_from_a_pipe_without_a_f
     assert tar.returncode == 0
     assert_within_budget(verified)
     found = json.loads(verified.out)
-    assert (found["ok"], found["blobs"], found["unneeded"]) == (True, 4, 0)
+    assert (found["ok"], found["blobs"], found["unreferenced"]) == (True, 4, 0)
     assert found["bytes"] > sum(layer["size"] for layer in layout.read(two_layers.manifest["digest"])["layers"])
 
 

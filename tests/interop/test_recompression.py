@@ -81,7 +81,7 @@ def test_pull_makes_the_same_of_it_and_says_what_it_was_made_of(
     (image,) = document["images"]
     assert (image["digest"], image["from"]) == (in_zstd, debian_image.manifest["digest"])
     before = [layer["digest"] for layer in debian_image.layout.read(image["from"])["layers"]]
-    assert [blob["from"] for blob in document["blobs"] if blob["how"] == "converted"] == before
+    assert [blob["from"] for blob in document["blobs"] if blob["status"] == "converted"] == before
 
 
 # tests/cli/test_recompression.py pushes out of a pipe too, and measures the memory.

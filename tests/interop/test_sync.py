@@ -96,7 +96,7 @@ def test_stopped_and_continued(source: DockerRegistry, target: DockerRegistry, t
             _, err = process.communicate()
         assert process.returncode == 130, err
         document = json.loads((tmp_path / "result.json").read_text())
-        done = [image for image in document["images"] if image["outcome"] == "copied"]
+        done = [image for image in document["images"] if image["status"] == "copied"]
         assert IMAGES // 4 <= len(done) <= IMAGES
         stalling.release()
         result = ocistream("sync", file)

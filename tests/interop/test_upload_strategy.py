@@ -126,6 +126,6 @@ def test_blobs_are_mounted_from_where_they_are_on_a_real_registry(
     pushed = push(f"{registry.host}/team/app:1", small_archive, tmp_path, *options, piped=True)
     assert pushed.code == 0, pushed.err
     document = json.loads((tmp_path / "result").read_bytes())
-    assert {blob["how"] for blob in document["blobs"]} == {"mounted"}
+    assert {blob["status"] for blob in document["blobs"]} == {"mounted"}
     assert not [request for request in registry.requests() if "PATCH" in request and "team/app" in request]
     assert registry.uploads("team/app") == []

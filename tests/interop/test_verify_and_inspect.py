@@ -111,7 +111,7 @@ def test_what_ocistream_wrote_is_ok(
     assert ocistream("pull", *options, f"{registry.host}/app:v1", "-o", archive).code == 0
     for how in ("file", "pipe"):
         found = told(run("verify", archive, how, "--deep", "--json"))
-        assert (found["ok"], found["unpacked"], found["unneeded"]) == (True, 4, 0)
+        assert (found["ok"], found["unpacked"], found["unreferenced"]) == (True, 4, 0)
 
 
 # -- inspect ----------------------------------------------------------------------------------------------

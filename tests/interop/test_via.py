@@ -81,7 +81,7 @@ def test_an_image_goes_where_nobody_can_reach(
     document = layout.read(image["digest"])
     sizes = json.loads((tmp_path / "r.json").read_text())["bytes"]
     blobs = [document["config"], *document["layers"]]
-    assert (sizes["copied"], sizes["leftOut"]) == (0, sum(blob["size"] for blob in blobs))
+    assert (sizes["copied"], sizes["omitted"]) == (0, sum(blob["size"] for blob in blobs))
 
 
 def children(pid: int) -> list[int]:
@@ -143,8 +143,8 @@ def test_a_copy_over_a_cut_connection_is_resumed(
         assert f"{layers[2]} resumes at byte" in result.err
     assert far.tags("app") == {"v1": image["digest"]}
     document = json.loads((tmp_path / "r.json").read_text())
-    how = {blob["digest"]: blob["how"] for blob in document["blobs"]}
-    assert [how[layer] for layer in layers] == ["leftOut", "leftOut", "copied"]
+    how = {blob["digest"]: blob["status"] for blob in document["blobs"]}
+    assert [how[layer] for layer in layers] == ["omitted", "omitted", "copied"]
 
 
 def test_into_a_container(docker_daemon: Dockerd, layout: Layout, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def left_behind(mover: Mover, registry: QuirkyRegistry, *options: str) -> list[d
     """Pull an image, and return what the result says was left behind."""
     document = mover.folder / "result.json"
     pull(mover, registry, "--result", str(document), *options)
-    return list(json.loads(document.read_text())["leftBehind"])
+    return list(json.loads(document.read_text())["skippedReferrers"])
 
 
 def blobs(mover: Mover) -> set[str]:
@@ -282,7 +282,7 @@ def test_of_two_repositories_with_other_signatures_one_tag_cannot_hold_both(
     # The one beside the image that was named first.
     assert made["b"] in blobs(used)
     assert made["a"] not in blobs(used)
-    (left,) = json.loads(document.read_text())["leftBehind"]
+    (left,) = json.loads(document.read_text())["skippedReferrers"]
     assert (left["tag"], left["digest"]) == (cosign_tag(image), made["a"])
 
 

@@ -37,7 +37,7 @@ def push(mover: Mover, layout: Layout, target: str, *options: str, **expected: A
     document.unlink(missing_ok=True)
     arguments = ["push", target, "-i", str(layout.path), "--jobs", "1", "--result", str(document)]
     mover.run(*arguments, *options, **expected)
-    return list(json.loads(document.read_text())["leftBehind"]) if document.exists() else []
+    return list(json.loads(document.read_text())["skippedReferrers"]) if document.exists() else []
 
 
 def kept(registry: QuirkyRegistry, subject: str, repository: str) -> set[str]:
@@ -125,7 +125,7 @@ def test_what_is_of_a_kind_that_cannot_be_carried_is_left_and_told(
     used = mover()
     document = used.folder / "result.json"
     used.run("pull", f"{registry.host}/app:1", "-o", f"{used.folder}/out/", "--result", document)
-    assert [left["digest"] for left in json.loads(document.read_text())["leftBehind"]] == [digest]
+    assert [left["digest"] for left in json.loads(document.read_text())["skippedReferrers"]] == [digest]
 
 
 @quirk(32)
@@ -140,7 +140,7 @@ def test_a_signature_s_tag_whose_manifest_does_not_exist_is_told(
     used = mover()
     document = used.folder / "result.json"
     used.run("pull", f"{registry.host}/app:1", "-o", f"{used.folder}/out/", "--result", document)
-    (left,) = json.loads(document.read_text())["leftBehind"]
+    (left,) = json.loads(document.read_text())["skippedReferrers"]
     assert (left["tag"], left["kind"]) == (tag, "signature")
 
 

@@ -238,7 +238,7 @@ class TestUnsuitableFiles:
     @pytest.mark.parametrize(
         ("note", "text", "match"),
         [
-            ("vnd.ocistream.left-out", f"# have x\n{digest_of(b'x')}", "without some of its blobs"),
+            ("vnd.ocistream.omitted", f"# have x\n{digest_of(b'x')}", "without some of its blobs"),
             ("vnd.ocistream.volume", f"0 2 {digest_of(b'plan')} app.%03d.tar", "one of several volumes"),
         ],
     )

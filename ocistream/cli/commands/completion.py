@@ -53,8 +53,8 @@ def completion(shell: str) -> None:
 def print_completions(group: click.Group, instruction: str) -> int:
     """Answer a completion script, which passes the typed words in the environment; return the exit code.
 
-    As click does it, but for `--option=value`. bash passes that as three words and replaces only the last one. zsh and
-    fish pass one word and replace all of it.
+    As click does it, except for `--option=value`: bash passes that as three words and replaces only the last one. zsh
+    and fish pass and replace one word.
     """
     shell, _, action = instruction.partition("_")
     completion_class = get_completion_class(shell)

@@ -62,12 +62,12 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
         context, [*split_command(command), *map(check_shell_safe, program.split())], remote_location
     )
 
-    def open_ends() -> tuple[Source, Destination]:
+    def open_source_and_destination() -> tuple[Source, Destination]:
         open_context = context.build_open_context("src", registries=plan.source_registries)
         return open_source(source_location, open_context, plan.selection), remote.open_destination()
 
     def send() -> None:
-        run_transfer(context, plan, open_ends, omission_rule=remote.find_omitted)
+        run_transfer(context, plan, open_source_and_destination, omission_rule=remote.find_omitted)
 
     try:
         send()
@@ -75,8 +75,8 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
         if source_location.is_stream or context.cancelled.is_set():
             # The source cannot be read again, or this run is over.
             raise
-        # The remote side lost or rejects the beginning of a blob. Neither side has seen the whole blob, so nobody knows
-        # which part is wrong: send everything again, and resume nothing.
+        # The remote side lost or rejects the beginning of a blob. Neither side has read the complete blob, so the wrong
+        # part is unknown: send everything again, and resume nothing.
         context.console.info(f"{error.message}; sending the complete blob")
         remote.can_resume = False
         send()
@@ -253,11 +253,11 @@ class _RemoteOcistream:
         elif isinstance(message.get("message"), str):
             self._print_message(message["message"], 1 if message.get("level") == "debug" else 0)
         elif self._context.options.progress == "json" and "event" in message:
-            console.emit_event(**{**message, "side": "far"})
+            console.emit_event(**{**message, "side": "remote"})
 
     def _print_message(self, message: str, level: int) -> None:
         console = self._context.console
-        console.info(message if console.as_json else f"far: {message}", level=level, side="far")
+        console.info(message if console.as_json else f"remote: {message}", level=level, side="remote")
 
 
 class _RemoteOutput(Output):
@@ -324,7 +324,7 @@ class _RemoteArchiveDestination(ArchiveDestination):
         return 0
 
     def commit(self, graph: Graph) -> None:
-        """Write the end of the archive, and wait until all of it is visible."""
+        """Write the end of the archive, and wait until the remote side has made the images visible."""
         super().commit(graph)
         _check_results(graph, self._output.results)
 

@@ -30,7 +30,7 @@ _LINES_PER_WRITE: Final = 4096
 
 
 @command
-@click.argument("ends", metavar="LOCATION...", nargs=-1, required=True, type=FilePath())
+@click.argument("locations", metavar="LOCATION...", nargs=-1, required=True, type=FilePath())
 @click.option(
     "--among",
     cls=Option,
@@ -49,7 +49,7 @@ _LINES_PER_WRITE: Final = 4096
 @options(CopyOptions, "max_ratio")
 @credential_options
 @network_options
-def have(context: CommandContext, ends: tuple[str, ...], among: str | None) -> None:
+def have(context: CommandContext, locations: tuple[str, ...], among: str | None) -> None:
     """List the digests of blobs that each LOCATION has: a repository, image, layout or archive (- is stdin).
 
     Pass the list to `pull --have`, to omit these blobs from an archive. A repository without tag or digest means all
@@ -62,16 +62,16 @@ def have(context: CommandContext, ends: tuple[str, ...], among: str | None) -> N
     from ocistream import __version__
     from ocistream.remote.have_lists import format_have_list
 
-    locations = [parse_location_argument(location) for location in ends]
-    _check_stdin([*(location.text for location in locations if location.is_stream), *([among] if among == "-" else [])])
+    parsed = [parse_location_argument(location) for location in locations]
+    _check_stdin([*(location.text for location in parsed if location.is_stream), *([among] if among == "-" else [])])
     if context.copy.mount_from and among is None:
         msg = "--mount-from needs --among"
         raise UsageError(msg, hint="without --among, name the other repositories too: ocistream have REPO REPO")
-    context.check_credentials({location.reference.registry for location in locations if location.reference})
-    with _open_holdings(context, locations, writes=among is not None) as stores:
+    context.check_credentials({location.reference.registry for location in parsed if location.reference})
+    with _open_holdings(context, parsed, writes=among is not None) as stores:
         partial_blobs: Mapping[str, int] = {}
         if among is None:
-            # Nothing is hashed: a list is no proof, and the receiver verifies what is pushed later.
+            # Nothing is hashed: a list proves nothing, and the receiver verifies the blobs that are pushed later.
             digests = _read_all_digests(stores)
         else:
             queried = _read_among_list(context, among)

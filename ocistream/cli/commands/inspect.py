@@ -42,7 +42,7 @@ _PIECES_PER_WRITE: Final = 4096
 
 
 @command
-@click.argument("end", metavar="LOCATION", type=FilePath())
+@click.argument("location", metavar="LOCATION", type=FilePath())
 @json_option("Print one JSON document, as --format json.")
 @click.option(
     "--format",
@@ -57,7 +57,7 @@ _PIECES_PER_WRITE: Final = 4096
 @options(CopyOptions, "max_ratio")
 @credential_options
 @network_options
-def inspect(context: CommandContext, end: str, *, as_json: bool, output_format: str | None) -> None:
+def inspect(context: CommandContext, location: str, *, as_json: bool, output_format: str | None) -> None:
     """Show the images of LOCATION: an image in a registry, a layout, or an archive (- is stdin).
 
     For each image: platforms, digests, creation time, labels, layers with sizes and compression, annotations,
@@ -80,13 +80,13 @@ def inspect(context: CommandContext, end: str, *, as_json: bool, output_format: 
         raise UsageError(msg, hint="use one of them")
     kind = "json" if as_json else "text" if output_format is None else output_format
     template = None if kind in FORMATS else parse_template(kind)
-    location = parse_location_argument(end)
-    if template is not None and location.is_repository:
+    parsed = parse_location_argument(location)
+    if template is not None and parsed.is_repository:
         # A line is for an image, not for a repository.
-        location = replace(location, is_repository=False)
+        parsed = replace(parsed, is_repository=False)
     document = inspect_location(
-        location,
-        context.build_open_context(registries={location.reference.registry} if location.reference else ()),
+        parsed,
+        context.build_open_context(registries={parsed.reference.registry} if parsed.reference else ()),
         platforms=parse_platform_choice(context.copy.platforms),
         max_ratio=context.copy.max_ratio,
         cancelled=context.cancelled,
@@ -118,7 +118,7 @@ def _document_lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield from _manifest_lines(image, printable(image["name"] or "(no name)"), "")
         yield ""
     for descriptor in document["missing"]:
-        note = f" ({printable(descriptor['leftOut'])})" if "leftOut" in descriptor else ""
+        note = f" ({printable(descriptor['omitted'])})" if "omitted" in descriptor else ""
         note += " (not exported)" if "notExported" in descriptor else ""
         yield f"missing {descriptor['digest']}{note}"
     totals = document["totals"]

@@ -324,7 +324,7 @@ def _outcome_json(outcome: SyncResult) -> dict[str, Any]:
     return {
         "from": outcome.source,
         "to": outcome.destination,
-        "outcome": outcome.status.replace("to copy", "toCopy"),
+        "status": outcome.status.replace("to copy", "toCopy"),
         **({"digest": outcome.digest} if outcome.digest else {}),
         **({"error": outcome.error.message, "exitCode": outcome.error.exit_code} if outcome.error else {}),
         **({"missingPlatforms": list(outcome.incomplete[0].missing)} if outcome.incomplete else {}),

@@ -68,7 +68,7 @@ referrers = false
 username = "robot"
 password-env = "PROD"
 [credentials.file]
-auth-file = "auth.json"
+authfile = "auth.json"
 [registry."registry.local:5000"]
 plain-http = true
 insecure = false
@@ -79,14 +79,14 @@ username = "robot"
 password-file = "auth.json"
 [[sync]]
 from = "docker.io/library/nginx"
-to = [{ end = "registry.local:5000/a", credentials = "prod" }, "oci:images"]
+to = [{ location = "registry.local:5000/a", credentials = "prod" }, "oci:images"]
 tags = { versions = ">=1.4, <2-rc.1", latest = 3, suffix = "-alpine" }
 [[sync]]
 from = "oci:images:v1"
 to = "oci-archive:app.tar"
 platforms = "all"
 [[sync]]
-from = { end = "registry.local/x", credentials = "file" }
+from = { location = "registry.local/x", credentials = "file" }
 to = "example.com/y"
 tags = ["1.*", "!*-rc*"]
 [[sync]]

@@ -120,7 +120,7 @@ STATES = st.builds(
     rate=st.floats(0, 1e15),
     seconds_left=st.none() | st.floats(0, 1e12),
     blob_count=st.none() | st.integers(0, 20_000),
-    outcomes=st.dictionaries(st.sampled_from(["copied", "skipped", "mounted", "left out"]), st.integers(0, 20_000)),
+    outcomes=st.dictionaries(st.sampled_from(["copied", "skipped", "mounted", "omitted"]), st.integers(0, 20_000)),
     active_blobs=st.lists(
         st.tuples(st.sampled_from(["", BLOB.digest, OTHER.digest]), SIZES, SIZES, st.floats(0, 1e15)), max_size=20
     ),
@@ -138,12 +138,12 @@ def test_what_is_drawn_fits(state: ProgressSnapshot, columns: int, lines: int, a
 
 
 def test_at_80_columns_all_of_it_is_said() -> None:
-    how = {"copied": 7, "skipped": 3, "mounted": 2, "left out": 1}
+    how = {"copied": 7, "skipped": 3, "mounted": 2, "omitted": 1}
     state = ProgressSnapshot(171 * MIB, 2048 * MIB, 123e6, 16.0, 40, how, [(BLOB.digest, BLOB.size, 4 * MIB, 5e6)])
     blob, counts, total = render_lines(state, os.terminal_size((80, 24)))
     assert blob.startswith(f"{BLOB.digest[7:19]}  40%|")
     assert blob.endswith("| 4.2 MB of 10.5 MB, 5.0 MB/s")
-    assert counts == "13 of 40 blobs: 7 copied, 3 skipped, 2 mounted, 1 left out"
+    assert counts == "13 of 40 blobs: 7 copied, 3 skipped, 2 mounted, 1 omitted"
     assert total.startswith("  8%|")
     assert total.endswith("| 179.3 MB of 2.1 GB, 123.0 MB/s, 16 s left")
 

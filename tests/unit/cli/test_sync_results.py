@@ -17,7 +17,7 @@ def test_what_a_result_has_of_many_images_takes_little_room() -> None:
         for number, digest in enumerate(digests):
             name = f"registry.example.com/team/app:{number}"
             kept.add(
-                {"from": name, "to": f"mirror.example.com/{name}", "outcome": "copied", "digest": f"sha256:{digest}"}
+                {"from": name, "to": f"mirror.example.com/{name}", "status": "copied", "digest": f"sha256:{digest}"}
             )
         size, _ = tracemalloc.get_traced_memory()
     finally:

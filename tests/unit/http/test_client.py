@@ -317,7 +317,7 @@ class TestWhoHasAnsweredBefore:
                 return real("127.0.0.1", port, *args, **options)
 
             monkeypatch.setattr("socket.getaddrinfo", resolve)
-            with pytest.raises(PermanentNetworkError, match="the other side does not speak TLS"):
+            with pytest.raises(PermanentNetworkError, match="the server does not speak TLS"):
                 ask(transport, host)
             ask(transport, host)
             others = iter([True])

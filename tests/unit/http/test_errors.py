@@ -71,7 +71,7 @@ class TestTls:
         error = self.told(said)
         assert is_final(error)
         assert "--plain-http" in str(error.hint)
-        assert error.message == "GET https://h/: TLS failed: the other side does not speak TLS"
+        assert error.message == "GET https://h/: TLS failed: the server does not speak TLS"
         assert has_tls_peer(error) is False
 
     def test_who_breaks_off_may_want_a_certificate_and_is_tried_again(self) -> None:

@@ -112,7 +112,7 @@ class TestLeavingBehind:
         assert {blob.digest for blob in graph.blobs} == set(kept.blobs)
         # The empty config is everybody's.
         assert set(left.blobs) & set(kept.blobs)
-        assert {(one.digest, one.kind, one.why) for one in graph.skipped_referrers} == {
+        assert {(one.digest, one.kind, one.reason) for one in graph.skipped_referrers} == {
             (found.signature["digest"], "signature", "no reason"),
             (found.attestation["digest"], "attestation", "no reason"),
         }

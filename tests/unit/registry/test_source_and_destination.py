@@ -60,7 +60,7 @@ class Nobody:
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:  # noqa: ARG002 - all count
         self.moved += size
 
-    def done(self, descriptor: Descriptor, how: str) -> None:
+    def done(self, descriptor: Descriptor, status: str) -> None:
         """Take no note."""
 
 
@@ -482,7 +482,7 @@ def test_a_signature_that_cannot_go_is_left_where_the_registry_has_the_platforms
     source = LayoutSource(layout.path, select=select_named_images(["v1"]), referrers="along")
     report = move(source, sink(quick(), f"{registry.host}/app:1"))
     assert report.graph.roots[0].descriptor.digest == index["digest"]
-    assert [(skipped.digest, skipped.why) for skipped in report.graph.skipped_referrers] == [
+    assert [(skipped.digest, skipped.reason) for skipped in report.graph.skipped_referrers] == [
         (found.cosign["digest"], TAG_EXISTS)
     ]
     assert found.cosign["digest"] not in {manifest.descriptor.digest for manifest in report.graph.manifests}

@@ -146,7 +146,7 @@ class TestRefusals:
                     graph, roots=tuple(Root("same", root.descriptor) for root in graph.roots)
                 ),
             )
-        assert watch.how == {}
+        assert watch.status == {}
 
     def test_omitted_blobs(self, layout: Layout, tmp_path: Path) -> None:
         several_layers(layout, 2)
@@ -160,7 +160,7 @@ class TestRefusals:
                 omit=lambda graph: {blob.digest: OmissionReason(VOLUME, "x") for blob in graph.blobs},
             )
         sink.close()
-        assert watch.how == {}
+        assert watch.status == {}
 
 
 class TestAhead:
