@@ -213,6 +213,11 @@ class FaultyRegistry(Registry):
             self.released.set()
             self._record.notify_all()
 
+    def wait_for_request(self, method: str, path: str) -> None:
+        """Wait until there has been a request with this method and this path (regular expressions), or `release`."""
+        with self._record:
+            self._record.wait_for(lambda: bool(self.asked(method, path)) or self.released.is_set())
+
     def wait_for_next_request(self) -> None:
         """Wait until a request comes beside those that are there now."""
         with self._record:

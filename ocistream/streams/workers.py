@@ -171,7 +171,8 @@ class _SharedItems(Generic[_T]):
         self._sets_cancelled = sets_cancelled
         self._is_exhausted = False
         self._lock = threading.Lock()
-        self._failure: BaseException | None = None
+        #: In the order in which they happened: the first failure is the reason, the others are its consequences.
+        self._failures: list[BaseException] = []
 
     def run(self, jobs: int) -> None:
         tasks: list[Task[None]] = []
@@ -184,17 +185,17 @@ class _SharedItems(Generic[_T]):
             raise
         for task in tasks:
             # Stop waiting for a stalled worker when another one has failed.
-            while not task.wait(_POLL_INTERVAL) and self._failure is None and not self._cancelled.is_set():
+            while not task.wait(_POLL_INTERVAL) and not self._failures and not self._cancelled.is_set():
                 pass
         wait_to_settle(tasks)
-        if self._failure is not None:
-            raise self._failure
+        if self._failures:
+            raise self._failures[0]
         if not self._is_exhausted or not all(task.is_done for task in tasks):
             raise CancelledError("cancelled")
 
     def _loop(self) -> None:
         try:
-            while self._failure is None and not self._cancelled.is_set():
+            while not self._failures and not self._cancelled.is_set():
                 with self._lock:
                     item = next(self._items, None)
                 if item is None:
@@ -202,9 +203,7 @@ class _SharedItems(Generic[_T]):
                     return
                 self._work(item)
         except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
-            with self._lock:
-                # The first failure is the reason; the others are its consequences.
-                if self._failure is None:
-                    self._failure = error
+            # Without the lock: the next item may take long to come.
+            self._failures.append(error)
             if self._sets_cancelled:
                 self._cancelled.set()

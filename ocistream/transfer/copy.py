@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ocistream import limits
 from ocistream.errors import ArchiveError, CancelledError, IntegrityError, TruncatedError, UnsupportedError
 from ocistream.oci.referrers import RECOMPRESSED
+from ocistream.streams.chunks import check_chunks_size, read_all
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
 from ocistream.transfer.blob_plan import Action, find_recompressed, plan_blobs
 from ocistream.transfer.blob_writer import BlobWriter
@@ -252,18 +253,33 @@ class _Copy:
     def move(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
         """Move blobs, several at once where both sides allow it. If none is wanted, a pipe is still read to its end."""
         are_recompressed = bool(plan.recompressed)
-        jobs = self.jobs if self.source.concurrent and self.destination.traits.concurrent else 1
+        jobs = self.jobs if self.destination.traits.concurrent else 1
         # Recompressing a layer takes memory of its own, and more than one core.
         jobs = min(jobs, _RECOMPRESS_JOBS) if are_recompressed else jobs
         concurrency = min(jobs, len(wanted))
         blobs = self.source.blobs(wanted)
+        if not self.source.concurrent:
+            self.move_each(plan, concurrency, self.buffer_small(plan, blobs) if concurrency > 1 else blobs)
+            return
         memory = self.prefetch_memory - self.destination.traits.buffer_size * concurrency
-        if memory <= 0 or not self.source.concurrent or self.jobs == 1 or are_recompressed:
+        if memory <= 0 or self.jobs == 1 or are_recompressed:
             self.move_each(plan, concurrency, blobs)
             return
         with closing(Prefetcher(self.jobs, memory, self.cancelled)) as prefetcher:
             prefetched = prefetcher.in_order(blobs) if jobs == 1 else prefetcher.concurrently(blobs)
             self.move_each(plan, concurrency, prefetched)
+
+    def buffer_small(self, plan: BlobPlan, blobs: Iterator[Blob]) -> Iterator[Blob]:
+        """Yield the small blobs of a pipe, buffered, so that several move at once; move each large blob meanwhile.
+
+        Without this, a distant registry with many small layers costs several round trips for each, one after the other.
+        """
+        for blob in blobs:
+            if blob.range is None and blob.descriptor.size <= limits.MAX_BUFFERED_BLOB:
+                chunks = check_chunks_size(blob.open(), blob.descriptor, 0)
+                yield blob_from_bytes(blob.descriptor, read_all(chunks))
+            else:
+                self.transfer(plan, 1, blob)
 
     def move_each(self, plan: BlobPlan, concurrency: int, blobs: Iterator[Blob]) -> None:
         for blob in blobs:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import schemas
-from tests.archives import items_of, small_first, tar_of
+from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import assertions
 from tests.docker_archives import archive_of, of_docker, saved
-from tests.faulty_registry import FaultyRegistry
+from tests.fault_actions import Stall
+from tests.faulty_registry import Fault, FaultyRegistry
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
 from tests.runner import forking_command, ocistream, pipe
@@ -433,6 +436,38 @@ def test_a_writer_that_is_slow_is_waited_for(served: FaultyRegistry, layout: Lay
         os.close(write)
         out, _ = process.communicate(timeout=60)
     assert out.decode() == f"{served.host}/app:1@{image['digest']}\n"
+
+
+@pytest.mark.parametrize("between", [[], [2 * MIB]], ids=["small layers", "a large layer between"])
+def test_small_layers_from_a_pipe_do_not_wait_for_each_other(
+    served: FaultyRegistry, layout: Layout, between: list[int]
+) -> None:
+    image = layout.image([b"one", *between, b"two", b"three"], name="app")
+    layers = [blob_name(layer["digest"]) for layer in layout.read(image["digest"])["layers"]]
+    items = sorted(small_first(layout), key=lambda item: layers.index(item[0]) if item[0] in layers else -1)
+    first_layer = hashlib.sha256(b"one").hexdigest()
+    served.faults = [Fault(Stall(), "PUT", first_layer)]
+
+    def release_after_the_last_layer() -> None:
+        served.wait_for_request("PUT", hashlib.sha256(b"three").hexdigest())
+        served.release()
+
+    releasing = threading.Thread(target=release_after_the_last_layer)
+    releasing.start()
+    result = ocistream("push", f"{served.host}/app:1", "--stall-timeout=5", "--retries=0", stdin=tar_of(items))
+    served.release()
+    releasing.join()
+    assertions.success(result)
+    assert manifest_digest(served.host, "app", "1") == image["digest"]
+
+
+def test_a_small_layer_of_a_pipe_has_the_size_that_its_manifest_states(served: FaultyRegistry, layout: Layout) -> None:
+    image = layout.image([b"one", b"two"], name="app")
+    name = blob_name(layout.read(image["digest"])["layers"][0]["digest"])
+    items = [(each, content if each != name else bytes(3 * MIB)) for each, content in small_first(layout)]
+    result = ocistream("push", f"{served.host}/app:1", stdin=tar_of(items))
+    assertions.failure(result, 5, "sha256:" + hashlib.sha256(b"one").hexdigest())
+    assertions.no_image(served)
 
 
 @pytest.mark.parametrize("options", [{}, {"chunk_min_length": MIB}])

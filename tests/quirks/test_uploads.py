@@ -268,7 +268,7 @@ def test_nothing_comes_of_it_if_deleting_fails(status: int, start: Start, mover:
     registry = start(Quirk("no deleting", (Fault(refusal(status), "DELETE", times=None),)))
     image, archive = one_layer(layout)
     spoiled = _spoiled(archive, layout.file(layer_of(layout, image)["digest"]).read_bytes())
-    mover().push(spoiled, f"{registry.host}/app:v1", "pipe", code=5)
+    mover("--jobs", "1").push(spoiled, f"{registry.host}/app:v1", "pipe", code=5)
     assert [request.status for request in registry.asked("DELETE")] == [status]
 
 
