@@ -37,6 +37,7 @@ __all__ = [
     "Location",
     "OpenContext",
     "Selection",
+    "check_path_kind",
     "is_archive_name",
     "is_directory",
     "is_layout_destination",
@@ -50,6 +51,8 @@ __all__ = [
     "open_registry_source",
     "open_source",
     "open_sources",
+    "parse_layout_path",
+    "parse_local_location",
     "parse_location",
     "path_of",
     "reference_of",
@@ -92,7 +95,7 @@ def parse_location(
 
     Text that is the name of an archive, or of an existing file or directory, is a path. If it could be an image's name
     too, a notice says so. Relative paths start at `folder`, by default the current directory; with `is_remote` they are
-    on another machine. With `bare_is_path`, as for -o and -i, all text that could be an image's name is a path.
+    on another machine. With `bare_is_path`, text that could be an image's name is a path, unless it has `docker://`.
 
     Raises:
         InvalidNameError: the text is none of these.
@@ -114,7 +117,8 @@ def parse_location(
     if colon and prefix in _FOREIGN_TRANSPORTS:
         msg = f"{printable(text)!r}: the transport {prefix} is not supported"
         raise UnsupportedError(msg, hint="save the image to a file, and name the file")
-    is_path = bare_is_path or _PATH_START.match(text) is not None or is_archive_name(text)
+    is_path = _PATH_START.match(text) is not None or is_archive_name(text)
+    is_path = is_path or (bare_is_path and not text.startswith("docker://"))
     if is_path or (not is_remote and _names_existing_path(text, folder or Path())):
         return Location("path", text, path=_expand_user(text), is_stream=text == "-")
     reference = parse_reference(text, default_tag=False)
@@ -124,6 +128,37 @@ def parse_location(
         reference=parse_reference(text),
         is_repository=reference.tag is None and reference.digest is None,
     )
+
+
+def parse_local_location(text: str) -> Location:
+    """Parse the location of an archive or a layout where none of a registry makes sense, as for -i and -o.
+
+    Raises:
+        UsageError: the location is in a registry.
+        InvalidNameError, UnsupportedError: see `parse_location`.
+    """
+    location = parse_location(text, bare_is_path=True)
+    if location.reference is not None:
+        msg = f"{printable(text)!r} is in a registry, but this must be an archive or a layout"
+        raise UsageError(msg, hint="`ocistream copy SRC DST` also copies between registries")
+    return location
+
+
+def parse_layout_path(text: str) -> Path:
+    """Parse the location of a layout directory without the name of an image, and return its path.
+
+    Raises:
+        UsageError: the location is an archive or in a registry, or has the name of an image.
+        InvalidNameError, UnsupportedError: see `parse_location`.
+    """
+    location = parse_local_location(text)
+    if location.is_stream or location.kind not in {"path", "oci"}:
+        msg = f"{printable(text)!r} is an archive, but this must be a layout directory"
+        raise UsageError(msg, hint="`ocistream copy SRC oci:DIR` copies an archive to a layout")
+    if location.name is not None:
+        msg = f"{printable(text)!r} has the name of an image, but this must be the whole layout"
+        raise UsageError(msg, hint=f"write oci:{printable(str(location.path))}")
+    return path_of(location)
 
 
 def _names_existing_path(text: str, folder: Path) -> bool:
@@ -218,9 +253,14 @@ def open_source(location: Location, context: OpenContext, selection: Selection) 
         NotFoundError, ArchiveError, LocalDiskError, UnsupportedError: depending on the kind of location.
     """
     if location.name is not None:
-        selection = replace(selection, select=select_named_images([location.name]))
+        selection = replace(selection, select=_select_within(location.name, selection.select))
     with files.disk_errors(f"cannot open {printable(location.text)}"):
         return _KINDS[_source_kind(location)][0](location, context, selection)
+
+
+def _select_within(name: str, select: ImageSelector) -> ImageSelector:
+    """Return a selection from the image of a location's name alone."""
+    return lambda roots: select(select_named_images([name])(roots))
 
 
 def open_sources(locations: Sequence[Location], context: OpenContext, selection: Selection) -> Source:
@@ -312,15 +352,21 @@ def path_of(location: Location) -> Path:
     return location.path
 
 
+def check_path_kind(location: Location) -> None:
+    """Raise UsageError for a file that is written as a layout, or a directory that is written as an archive."""
+    if location.kind == "oci":
+        _check_not_file(location)
+    elif location.kind in {"oci-archive", "docker-archive"}:
+        _check_not_directory(location)
+
+
 def _check_not_file(location: Location) -> None:
-    """Refuse a file as a layout."""
     if paths.is_file(path_of(location)):
         msg = f"{printable(location.text)}: this is a file, not a layout directory"
         raise UsageError(msg, hint=f"write an archive as {_format_location('oci-archive', location)}")
 
 
 def _check_not_directory(location: Location) -> None:
-    """Refuse a directory as an archive."""
     if not location.is_stream and paths.is_directory(path_of(location)):
         msg = f"{printable(location.text)}: this is a directory, not an archive"
         raise UsageError(msg, hint=f"write a layout as {_format_location('oci', location)}")

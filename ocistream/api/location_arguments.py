@@ -36,7 +36,7 @@ class LocationArgument:
             reference = replace(value, tag=DEFAULT_TAG) if is_repository else value
             self.location = Location("docker", str(value), reference=reference, is_repository=is_repository)
         elif isinstance(value, str):
-            self.location = parse_location(value, bare_is_path=bare_is_path and not value.startswith("docker://"))
+            self.location = parse_location(value, bare_is_path=bare_is_path)
         elif isinstance(value, os.PathLike):
             path = os.fspath(value)
             self.location = Location("path", path, path=Path(path))

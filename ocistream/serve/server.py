@@ -76,10 +76,12 @@ class Registry:
         log: Callable[[AccessLogEntry], None] | None = None,
         auth: BasicAuth | None = None,
         tls: ssl.SSLContext | None = None,
+        as_docker: bool = False,
     ) -> None:
         """Open the layout at `path` (created if missing, unless `read_only`) and listen at `address`.
 
-        A regular file at `path` is an archive and read only. Port 0 lets the kernel choose a port; see `host`. `log` is
+        A regular file at `path` is an archive and read only; with `as_docker`, its `manifest.json` counts and not its
+        `index.json`. Port 0 lets the kernel choose a port; see `host`. `log` is
         called for each request, in the thread of its connection. With `auth` clients must send a password; with `tls`
         connections are encrypted. TLS is optional even beyond loopback, because a proxy or tunnel may provide it.
 
@@ -106,16 +108,16 @@ class Registry:
         self._resources = contextlib.ExitStack()
         self.storage: Storage
         try:
-            self._open_storage(path, read_only=read_only)
+            self._open_storage(path, read_only=read_only, as_docker=as_docker)
         except BaseException:
             self._resources.close()
             self._server.server_close()
             raise
 
-    def _open_storage(self, path: Path, *, read_only: bool) -> None:
+    def _open_storage(self, path: Path, *, read_only: bool, as_docker: bool) -> None:
         directory: DirectoryStorage | None = None
         if paths.is_file(path):
-            self.storage = archive = ArchiveStorage(path)
+            self.storage = archive = ArchiveStorage(path, as_docker=as_docker)
             self._resources.callback(archive.close)
         else:
             self.storage = directory = DirectoryStorage(path)

@@ -369,8 +369,8 @@ class ArchiveStorage:
     which has none, are synthesized when it is opened.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read the headers and the index.
+    def __init__(self, path: Path, *, as_docker: bool = False) -> None:
+        """Read the headers and the index; with `as_docker`, that of a docker-archive.
 
         Raises:
             NotFoundError: the file does not exist, or has no image.
@@ -385,7 +385,7 @@ class ArchiveStorage:
             )
         self._what = f"{path}"
         self.default_repository = repository_of_directory(path.name.removesuffix(".tar"))
-        self._source = ArchiveFileSource(path)
+        self._source = ArchiveFileSource(path, as_docker=as_docker)
         #: Synthesized manifests, by digest.
         self._synthesized: dict[str, bytes] = {}
         self._operator_notices: list[str] = []

@@ -13,9 +13,9 @@ import pytest
 from tests.archives import small_first, tar_of
 from tests.cli import assertions
 from tests.faulty_registry import FaultyRegistry
-from tests.images import Descriptor, Layout, small_image, two_platforms
-from tests.registry_http import manifest_digest, seed
-from tests.runner import Argument, Result, ocistream
+from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
+from tests.registry_http import manifest, manifest_digest, seed
+from tests.runner import Argument, Result, ocistream, started_fork
 
 FULL_NAME = "io.containerd.image.name"
 
@@ -183,6 +183,82 @@ def test_o_and_i_take_the_prefixes_too(
         assertions.success(ocistream("push", f"{served.host}/{end[:3]}:1", "-i", end, cwd=tmp_path))
     assert assertions.names_in(tmp_path / "layout") == assertions.names_in(tmp_path / "x.tar") == ["mine"]
     assert manifest_digest(served.host, "oci", "1") == image["digest"]
+
+
+@pytest.mark.parametrize(
+    "location", ["oci:made", "oci:./made", "made", "oci-archive:app.tar", "./app.tar", "docker-archive:app.tar"]
+)
+def test_serve_takes_each_way_to_write_a_layout_or_an_archive(
+    copy: Callable[..., Result], layout: Layout, tmp_path: Path, location: str
+) -> None:
+    index = two_platforms(layout, name="127.0.0.1/app:1")
+    copy("oci:made", "./app.tar")
+    before = sorted(tmp_path.rglob("*"))
+    with started_fork("serve", location, "--listen=127.0.0.1:0", "--read-only", cwd=tmp_path) as process:
+        host = process.stdout.readline().decode().rstrip("\n")
+        served = manifest(host, "app", "1")
+    # The manifest.json of an archive lists one image for each index.
+    children = [index, *layout.read(index["digest"])["manifests"]]
+    assert served is not None
+    assert digest_of(served) == children[location.startswith("docker-archive:")]["digest"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_serve_creates_the_layout_directory_that_a_prefix_names(tmp_path: Path) -> None:
+    with started_fork("serve", "oci:new.tar", "--listen=127.0.0.1:0", cwd=tmp_path) as process:
+        assert process.stdout.readline().startswith(b"127.0.0.1:")
+    assertions.nothing_left(tmp_path, "new.tar")
+    assert (tmp_path / "new.tar" / "index.json").is_file()
+
+
+@pytest.mark.parametrize("location", ["oci:made", "oci:./made", "made", "~/../made"])
+def test_rm_and_gc_take_each_way_to_write_a_layout(tmp_path: Path, image: Descriptor, location: str) -> None:
+    (tmp_path / "home").mkdir()
+    for argv in (["rm", location, "app"], ["gc", location, "--older-than=0"]):
+        assertions.success(ocistream(*argv, cwd=tmp_path, env={"HOME": str(tmp_path / "home")}))
+    assert assertions.index_of(tmp_path / "made") == []
+    assert not Layout(tmp_path / "made").file(image["digest"]).exists()
+
+
+@pytest.mark.usefixtures("image")
+def test_a_command_for_a_layout_or_an_archive_refuses_other_locations(
+    copy: Callable[..., Result], tmp_path: Path
+) -> None:
+    copy("oci:made:app", "./x.tar")
+    before = sorted(tmp_path.rglob("*"))
+    registry = "docker://127.0.0.1:1/app:1"
+    for argv, code, words in (
+        (["gc", "oci-archive:x.tar"], 2, ["archive", "copy SRC oci:DIR"]),
+        (["gc", "-"], 2, ["archive"]),
+        (["gc", "oci:made:app"], 2, ["write oci:made"]),
+        (["gc", registry], 2, ["in a registry"]),
+        (["rm", "docker-archive:x.tar", "app"], 2, ["archive"]),
+        (["serve", registry], 2, ["in a registry"]),
+        (["serve", "oci:made:app"], 2, ["names one image"]),
+        (["serve", "oci:x.tar"], 2, ["is a file", "oci-archive:x.tar"]),
+        (["serve", "oci-archive:made"], 2, ["is a directory", "oci:made"]),
+        (["serve", "oci-archive:none"], 4, ["none: no such file"]),
+        (["serve", "none.tgz"], 4, ["no such file", "oci:none.tgz"]),
+        (["serve", "oci-archive:-"], 2, ["stdin"]),
+        (["push", "-i", registry, "127.0.0.1:1/b:1"], 2, ["in a registry", "copy SRC DST"]),
+        (["pull", "127.0.0.1:1/app:1", "-o", registry], 2, ["in a registry", "copy SRC DST"]),
+        (["pull", "127.0.0.1:1/app:1", "-o", "oci:new", "--format=docker-archive"], 2, ["contradicts"]),
+        (["verify", registry], 2, ["in a registry"]),
+    ):
+        assertions.failure(ocistream(*argv, cwd=tmp_path), code, *words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_image_is_chosen_within_the_one_that_a_location_names(
+    served: FaultyRegistry, layout: Layout, tmp_path: Path
+) -> None:
+    for name in ("app", "other"):
+        small_image(layout, name=name)
+    chosen = ocistream("push", "-i", "oci:made:app", "--image=other", f"{served.host}/x:1", cwd=tmp_path)
+    assertions.failure(chosen, 4, "'other'", "its images are: app")
+    unnamed = ocistream("push", "-i", "oci:made:app", "--to", served.host, cwd=tmp_path)
+    assertions.failure(unnamed, 2, "full name: app")
+    assertions.no_image(served)
 
 
 def test_a_fifo_is_read_and_written_once(copy: Callable[..., Result], tmp_path: Path, image: Descriptor) -> None:

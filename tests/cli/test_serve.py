@@ -238,7 +238,7 @@ def test_a_directory_of_other_things_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["app.tar", "app.tar.gz", "app.tgz", "app.tar.zst"])
 def test_an_archive_that_is_not_there_becomes_no_directory(tmp_path: Path, name: str) -> None:
-    assertions.failure(ocistream("serve", tmp_path / name, "--listen", "127.0.0.1:0"), 4, "no such file", "mkdir")
+    assertions.failure(ocistream("serve", tmp_path / name, "--listen", "127.0.0.1:0"), 4, "no such file", "oci:")
     assertions.nothing_left(tmp_path)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ocistream.cli.options import Option, command, dry_run_option
-from ocistream.cli.parameter_types import parse_age, parse_max_size
+from ocistream.cli.parameter_types import FilePath, parse_age, parse_max_size
+from ocistream.locations import parse_layout_path
 from ocistream.sizes import format_count, format_size
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @command
-@click.argument("path", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=FilePath())
 @click.option(
     "--max-size",
     cls=Option,
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     help="Keep what was used within TIME (seconds, 30m, 12h, 7d).  [default: 1h; unfinished files 7d]",
 )
 @dry_run_option("Print what would be deleted; delete nothing.")
-def gc(context: CommandContext, path: Path, *, max_size: int | None, older_than: float | None, dry_run: bool) -> None:
+def gc(
+    context: CommandContext, directory: str, *, max_size: int | None, older_than: float | None, dry_run: bool
+) -> None:
     """Delete blobs that no image in the layout DIR needs, and old unfinished files; print their digests.
 
     A cache (--cache) lists no images, so every blob may be deleted. Other commands may use DIR meanwhile.
@@ -46,7 +48,8 @@ def gc(context: CommandContext, path: Path, *, max_size: int | None, older_than:
     from ocistream.layout.gc import collect_garbage
 
     console = context.console
-    result = collect_garbage(LayoutDirectory(path), max_size=max_size, older_than=older_than, dry_run=dry_run)
+    layout = LayoutDirectory(parse_layout_path(directory))
+    result = collect_garbage(layout, max_size=max_size, older_than=older_than, dry_run=dry_run)
     for digest in result.deleted:
         click.echo(digest)
     console.info(_format_summary(result, dry_run=dry_run))

@@ -24,7 +24,8 @@ from ocistream.cli.parameter_types import FilePath, WholeNumber, parse_image
 from ocistream.cli.standard_streams import resolve_stdout
 from ocistream.cli.transfers import run_plan
 from ocistream.errors import UsageError
-from ocistream.locations import Location, parse_location
+from ocistream.locations import Location, parse_local_location
+from ocistream.oci.reference import printable
 from ocistream.streams import paths
 
 if TYPE_CHECKING:
@@ -99,9 +100,14 @@ def pull(
 
 
 def parse_output(output: str, kind: str | None) -> Location:
-    """Return the location of -o and --format; --format overrides what the path looks like."""
-    location = resolve_stdout(parse_location(output, bare_is_path=True))
-    return replace(location, kind=kind) if kind else location
+    """Return the location of -o and --format, which overrides what a path looks like."""
+    location = resolve_stdout(parse_local_location(output))
+    if kind is None:
+        return location
+    if location.kind not in {"path", kind}:
+        msg = f"-o {printable(output)} contradicts --format {kind}"
+        raise UsageError(msg, hint="omit one of them")
+    return replace(location, kind=kind)
 
 
 def check_from_byte(location: Location, split: int) -> None:

@@ -22,7 +22,7 @@ from ocistream.cli.parameter_types import FilePath, parse_image
 from ocistream.cli.transfers import run_plan
 from ocistream.errors import UsageError
 from ocistream.layout.index import select_only_image
-from ocistream.locations import Location, parse_location
+from ocistream.locations import Location, parse_local_location
 
 if TYPE_CHECKING:
     from ocistream.cli.context import CommandContext
@@ -75,7 +75,7 @@ def push(context: CommandContext, image: str | None, paths: tuple[str, ...], pre
         msg = "push needs a destination: either IMAGE or --to HOST[/PREFIX]"
         hint = "IMAGE (HOST/REPOSITORY:TAG) names one image; with --to, each image keeps its name from the archive"
         raise UsageError(msg, hint=hint)
-    archives = [parse_location(path, bare_is_path=True) for path in paths or ("-",)]
+    archives = [parse_local_location(path) for path in paths or ("-",)]
     context.check_result_path(*archives)
     if image is None:
         plan = plan_copy_to_prefix(archives, prefix or "", context.copy)

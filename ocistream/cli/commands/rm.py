@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ocistream.cli.options import command, dry_run_option
+from ocistream.cli.parameter_types import FilePath
+from ocistream.locations import parse_layout_path
 from ocistream.sizes import format_count
 
 if TYPE_CHECKING:
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
 
 
 @command
-@click.argument("path", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=FilePath())
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @dry_run_option("Print what would be removed; remove nothing.")
-def rm(context: CommandContext, path: Path, names: tuple[str, ...], *, dry_run: bool) -> None:
+def rm(context: CommandContext, directory: str, names: tuple[str, ...], *, dry_run: bool) -> None:
     """Remove images from the layout DIR, and referrers that lose their subject.
 
     NAME is a full name, its short form, a tag, or a digest, which means all names of that image. If one NAME does not
@@ -32,7 +33,7 @@ def rm(context: CommandContext, path: Path, names: tuple[str, ...], *, dry_run: 
     from ocistream.layout.removal import remove_images
 
     # The blobs stay for `gc`, which knows what a concurrent pull may still need.
-    removed = remove_images(LayoutDirectory(path), names, dry_run=dry_run)
+    removed = remove_images(LayoutDirectory(parse_layout_path(directory)), names, dry_run=dry_run)
     for entry in (*removed.images, *removed.referrers):
         name = entry_name_of(entry)
         click.echo(f"{name}@{entry.digest}" if name else entry.digest)

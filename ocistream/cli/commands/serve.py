@@ -18,10 +18,12 @@ import click
 
 from ocistream import limits
 from ocistream.cli.options import MESSAGES, SELECTS_OUTPUT, Option, command, options
+from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.registry_options import TLS, RegistryOptions
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.forced_exit import delayed_exit
 from ocistream.http.origins import is_loopback
+from ocistream.locations import check_path_kind, is_archive_name, parse_local_location, path_of
 from ocistream.oci.reference import printable
 from ocistream.sizes import format_count
 from ocistream.streams import files, paths
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from ocistream.cli.console import Console
     from ocistream.cli.context import CommandContext
+    from ocistream.locations import Location
     from ocistream.serve import AccessLogEntry, BasicAuth
 
 #: Seconds for the server to stop after a signal.
@@ -40,13 +43,11 @@ _STOP_TIMEOUT: Final = 6.0
 _DEFAULT_ADDRESS: Final = "127.0.0.1:5000"
 _MAX_LOGGED: Final = 2000
 _MAX_PORT: Final = 65535
-#: Suffixes of archive names.
-_ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 _PATH_TYPE: Final = click.Path(path_type=Path)
 
 
 @command
-@click.argument("path", type=_PATH_TYPE, default=Path())
+@click.argument("location_text", metavar="[PATH]", type=FilePath(), default=".")
 @click.option(
     "--listen",
     cls=Option,
@@ -83,7 +84,7 @@ _PATH_TYPE: Final = click.Path(path_type=Path)
 )
 def serve(
     context: CommandContext,
-    path: Path,
+    location_text: str,
     listen: str,
     access_log: Path | None,
     tls_cert: Path | None,
@@ -107,7 +108,7 @@ def serve(
 
     console = context.console
     address = _parse_address(listen)
-    _check_path(path)
+    location = _parse_served_location(location_text)
     auth = _build_basic_auth(context)
     tls = _build_tls_context(tls_cert, tls_key)
     # A note, not an error: a proxy or a tunnel may add TLS.
@@ -122,7 +123,15 @@ def serve(
     console.is_server = True
     with ExitStack() as stack:
         log = _build_request_log(console, access_log, stack)
-        registry = Registry(path, address=address, read_only=read_only, log=log, auth=auth, tls=tls)
+        registry = Registry(
+            path_of(location),
+            address=address,
+            read_only=read_only,
+            log=log,
+            auth=auth,
+            tls=tls,
+            as_docker=location.kind == "docker-archive",
+        )
         stack.callback(registry.stop)
         for line in registry.operator_notices():
             console.info(line)
@@ -141,22 +150,30 @@ def _parse_address(listen: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _check_path(path: Path) -> None:
-    """Raise an error for a path that can be read only once, or a missing file with the name of an archive.
+def _parse_served_location(text: str) -> Location:
+    """Parse PATH; raise an error if it can be read only once, or is a missing archive.
 
-    Such a name would otherwise become an empty layout directory.
+    A missing archive would otherwise become an empty layout directory.
     """
+    location = parse_local_location(text)
+    path = path_of(location)
     hint = "serve needs an archive in a file: clients request blobs in any order"
-    if str(path) == "-":
+    if location.is_stream:
         msg = "cannot serve stdin"
         raise UsageError(msg, hint=hint)
+    if location.name is not None:
+        msg = f"{printable(text)!r} names one image, but serve serves all images of a layout or an archive"
+        raise UsageError(msg, hint="omit the name: clients ask for an image by its name")
     if paths.is_special(path):
         msg = f"{path} is neither a directory nor a regular file"
         raise UnsupportedError(msg, hint=hint)
+    check_path_kind(location)
     # A dangling link is reported where it is opened.
-    if not paths.exists(path, follow=False) and path.name.endswith(_ARCHIVE_SUFFIXES):
+    is_archive = location.kind != "oci" and (location.kind != "path" or is_archive_name(path.name))
+    if is_archive and not paths.exists(path, follow=False):
         msg = f"{path}: no such file"
-        raise NotFoundError(msg, hint="check the path; to create a layout directory of that name, run `mkdir` first")
+        raise NotFoundError(msg, hint=f"check the path; for a new layout directory, write oci:{path}")
+    return location
 
 
 def _build_basic_auth(context: CommandContext) -> BasicAuth | None:

@@ -58,7 +58,7 @@ def verify(context: CommandContext, paths: tuple[str, ...], *, deep: bool, as_js
     from ocistream.api.verification import open_locations, verify_source
 
     paths = paths or ("-",)
-    locations = [parse_location(path, bare_is_path=not path.startswith("docker://")) for path in paths]
+    locations = [parse_location(path, bare_is_path=True) for path in paths]
     max_ratio = context.copy.max_ratio
     with contextlib.ExitStack() as stack:
         if as_json:
