@@ -231,7 +231,7 @@ class CopyOptions:
         metavar="OS/ARCH[/VARIANT]|all",
         check=parse_platform_choice,
         section=SELECTION,
-        help="Platform of an index, or all; repeatable.",
+        help="Platforms with commas, or all; repeatable.",
     )
     images: Sequence[str] = option(
         (),

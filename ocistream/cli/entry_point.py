@@ -56,6 +56,8 @@ COMMANDS: Final = {
     ),
 }
 
+#: Commands that stand for an option: `help [COMMAND]` and `version`.
+_OPTION_COMMANDS: Final = {"help": "--help", "version": "--version"}
 #: Python's message if the system allows no more threads.
 _NO_THREAD_MESSAGE: Final = "can't start new thread"
 _THREAD_LIMIT_HINT: Final = (
@@ -100,14 +102,19 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command, with its defaults from environment and configuration if there are any.
 
-        Raise UsageError with a suggestion if a command of a similar name exists.
+        Raise UsageError with a suggestion if the command is another tool's, or has a similar name.
         """
         if args and args[0] not in COMMANDS and not ctx.resilient_parsing:
             import difflib
 
-            if close := difflib.get_close_matches(args[0], COMMANDS, n=2):
+            from ocistream.cli.other_tools import suggest_command
+
+            hint = suggest_command(args[0])
+            if hint is None and (close := difflib.get_close_matches(args[0], COMMANDS, n=2)):
+                hint = f"did you mean {' or '.join(close)}? see `{_NAME} --help`"
+            if hint is not None:
                 msg = f"No such command {printable(args[0])!r}."
-                raise UsageError(msg, hint=f"did you mean {' or '.join(close)}? see `{_NAME} --help`")
+                raise UsageError(msg, hint=hint)
         name, command, rest = super().resolve_command(ctx, args)
         if name is not None and command is not None and not ctx.resilient_parsing and _has_settings(rest):
             from ocistream.cli.settings import apply_defaults
@@ -135,6 +142,7 @@ def cli() -> None:
 
     \b
     ocistream pull nginx:1 | ssh host ocistream push localhost:5000/nginx:1
+    ocistream help pull     # options and examples of a command
     """
 
 
@@ -144,6 +152,8 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     Call it in the main thread, which handles signals. If `ends_process`, the caller ends the process with the code: the
     signal handlers are not restored.
     """
+    if arguments and (option := _OPTION_COMMANDS.get(arguments[0])):
+        arguments = [*arguments[1:], option]
     console = Console.from_arguments(arguments)
     # Only without arguments, so that a variable left in the environment does no harm.
     if not arguments and (instruction := os.environ.get("_OCISTREAM_COMPLETE")):
@@ -206,8 +216,8 @@ def _report_error(console: Console, error: BaseException) -> int:
         _report_signal(console, "interrupted" if error.number == signal.SIGINT else "terminated", error.exit_code)
         return error.exit_code
     if isinstance(error, click.ClickException):
-        # Some messages of click have a line for each choice.
-        console.error(" ".join(error.format_message().split()), hint=_usage_hint(error), code=UsageError.exit_code)
+        message, hint = _describe_usage_error(error)
+        console.error(message, hint=hint, code=UsageError.exit_code)
         return UsageError.exit_code
     if isinstance(error, OSError) and error.errno in _STDOUT_ERRNOS:
         error = files.disk_error("cannot write to stdout", error)
@@ -292,15 +302,23 @@ def _report_unraisable(console: Console, problem: sys.UnraisableHookArgs) -> Non
         console.print_traceback(partial(_format_traceback, problem.exc_value))
 
 
-def _usage_hint(error: click.ClickException) -> str | None:
+def _describe_usage_error(error: click.ClickException) -> tuple[str, str | None]:
+    """Return the message and the hint of an error that click raised."""
     context = getattr(error, "ctx", None)
     if isinstance(error, click.NoSuchOption) and context is not None:
-        from ocistream.cli.registry_options import suggest_option
+        from ocistream.cli.other_tools import suggest_option
 
-        known = [name for parameter in context.command.params for name in parameter.opts]
-        if (hint := suggest_option(error.option_name, known)) is not None:
-            return hint
-    return f"see `{context.command_path} --help`" if context is not None else None
+        is_global = context.command is cli
+        parameters = load_command("copy").params if is_global else context.command.params
+        hint = suggest_option(error.option_name, [name for parameter in parameters for name in parameter.opts])
+        if is_global and hint is None:
+            hint = f"options follow the command: see `{_NAME} COMMAND --help`"
+        if hint is not None:
+            # Without the similar names that click appends: they would contradict the hint.
+            return f"No such option {printable(error.option_name)!r}.", hint
+    # Some messages of click have a line for each choice.
+    message = " ".join(error.format_message().split())
+    return message, f"see `{context.command_path} --help`" if context is not None else None
 
 
 def _flush_streams() -> None:

@@ -36,7 +36,7 @@ from ocistream.cli.registry_options import ACCESS, SIDES, TLS, RegistryOptions
 from ocistream.streams.memory import return_large_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from _typeshed import DataclassInstance
 
@@ -51,6 +51,7 @@ __all__ = [
     "OmissionOptions",
     "Option",
     "RunOptions",
+    "all_platforms_option",
     "command",
     "compression_options",
     "credential_options",
@@ -73,6 +74,8 @@ _Group = TypeVar("_Group", bound="DataclassInstance")
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 SELECTS_OUTPUT: Final = "it decides what is printed: use the option"
+#: The name of the parameter of --all.
+_ALL_PLATFORMS: Final = "all_platforms"
 #: The type of an option that counts how often it is given.
 _COUNT: Final = "count"
 
@@ -271,6 +274,8 @@ def command(function: Callable[..., None]) -> click.Command:
     @click.pass_obj
     @functools.wraps(function)
     def run(console: Console, /, **values: Any) -> None:
+        if values.pop(_ALL_PLATFORMS, False):
+            values["platforms"] = ("all", *_given_platforms(values))
         run_options = _collect(RunOptions, values)
         _collect(MessageOptions, values).apply(console, run_options.progress)
         context = CommandContext(
@@ -289,6 +294,12 @@ def command(function: Callable[..., None]) -> click.Command:
     made = click.command(cls=Command)(run)
     made.params += make_options(MessageOptions)
     return made
+
+
+def _given_platforms(values: dict[str, Any]) -> Sequence[str]:
+    """Return the platforms of the command line. Those of a variable or the file are only a default."""
+    source = click.get_current_context().get_parameter_source("platforms")
+    return values["platforms"] if source is ParameterSource.COMMANDLINE else ()
 
 
 def _collect(group: type[_Group], values: dict[str, Any], side: str = "") -> _Group:
@@ -330,6 +341,17 @@ def compression_options(note: str) -> _Decorator:
 def platform_option(default: str) -> _Decorator:
     """Give a command --platform; `default` is the default that --help shows."""
     return options(CopyOptions, "platforms", help_text=f"{{}}  [default: {default}]")
+
+
+all_platforms_option: Final = click.option(
+    "--all",
+    _ALL_PLATFORMS,
+    cls=Option,
+    is_flag=True,
+    section=SELECTION,
+    help="The same as --platform all.",
+    no_default=SELECTS_CONTENT,
+)
 
 
 def json_option(help_text: str) -> _Decorator:

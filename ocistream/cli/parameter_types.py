@@ -17,6 +17,7 @@ from ocistream.locations import is_archive_name, parse_location
 from ocistream.notices import add_failure_hint
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.sizes import parse_size
+from ocistream.streams import paths
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -29,6 +30,7 @@ __all__ = [
     "PositiveNumber",
     "ResultPath",
     "WholeNumber",
+    "is_path",
     "parse_age",
     "parse_image",
     "parse_location_argument",
@@ -52,6 +54,11 @@ def parse_image(text: str, hint: str) -> Reference:
     reference = parse_reference(text)
     _advise_ambiguous_name(text, reference)
     return reference
+
+
+def is_path(text: str) -> bool:
+    """Return whether the text of an argument is a path and not an image's name, as `parse_location` decides it."""
+    return _NOT_AN_IMAGE.match(text) is not None or is_archive_name(text) or paths.is_existing_path(text)
 
 
 def parse_location_argument(text: str, *, is_remote: bool = False) -> Location:

@@ -15,7 +15,7 @@ from ocistream.api.settings import TlsFiles
 from ocistream.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from ocistream.http.settings import TlsSettings
 
@@ -27,7 +27,6 @@ __all__ = [
     "build_hint_translator",
     "build_sync_hint_translator",
     "describe_unused_side_options",
-    "suggest_option",
 ]
 
 #: The sides of `copy`: the prefix of their options, and their names.
@@ -40,20 +39,6 @@ _USE_AUTH_FILE: Final = 'use the variable REGISTRY_AUTH_FILE, or credentials = "
 _FOR_ONE_REGISTRY: Final = 'it is for one registry: use the option, or set it in [registry."HOST"] of the configuration'
 #: Options of one registry that a hint may name.
 _OPTION_IN_HINT: Final = re.compile(r"--(plain-http|insecure|ca-cert|client-cert|client-key)\b")
-#: Options of skopeo and docker that have a replacement here; {} is the side.
-_FOREIGN_OPTION: Final = re.compile(r"--(src-|dest-|)(creds|password|tls-verify)")
-#: `zip`, because bandit takes the hint in a dict display for a password.
-_REPLACEMENT_HINTS: Final = dict(
-    zip(
-        ("creds", "password", "tls-verify"),
-        (
-            "use --{0}username, and --{0}password-file or --{0}password-stdin for the password",
-            "a process list shows command lines: use --{0}password-file or --{0}password-stdin",
-            "--{0}insecure skips the check of certificates, --{0}plain-http uses HTTP",
-        ),
-        strict=True,
-    )
-)
 _SYNC_FILE_TABLE: Final = '[registry."HOST"] of the sync file'
 
 
@@ -179,17 +164,6 @@ def describe_unused_side_options(side: str) -> str | None:
         return None
     shown = ", ".join(f"--{name.replace('_', '-')}" for name in given)
     return f"{shown} {'has' if len(given) == 1 else 'have'} no effect: the {SIDES[side]} is not in a registry"
-
-
-def suggest_option(option_name: str, known: Collection[str]) -> str | None:
-    """Return the replacement for another tool's option, for a command with the options `known`; or None."""
-    match = _FOREIGN_OPTION.fullmatch(option_name)
-    if match is None:
-        return None
-    side, name = match[1], "insecure" if match[2] == "tls-verify" else "username"
-    if f"--{name}" not in known:
-        return None
-    return _REPLACEMENT_HINTS[match[2]].format(side if f"--{side}{name}" in known else "")
 
 
 def build_hint_translator(options: RegistryOptions, side: str) -> Callable[[str], str]:

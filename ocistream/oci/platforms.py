@@ -67,10 +67,13 @@ ALL_PLATFORMS = PlatformChoice()
 def parse_platform_choice(texts: Sequence[str], default: Platform | None = None) -> PlatformChoice:
     """Return the choice that texts such as `linux/amd64` or `all` make; without texts, `default`, or all if it is None.
 
+    A text may be a list with commas.
+
     Raises:
         InvalidNameError: a text is not a platform.
         UsageError: `all` and a platform are chosen together.
     """
+    texts = [item for text in texts for item in text.split(",")]
     if "all" in texts:
         if others := [text for text in texts if text != "all"]:
             msg = f"--platform all already includes {printable(others[0])!r}"

@@ -202,11 +202,33 @@ def test_a_pull_of_nothing_leaves_no_trace_of_a_layout(registry: FaultyRegistry,
 def test_all_keeps_the_index_byte_for_byte(
     registry: FaultyRegistry, layout: Layout, index: Descriptor, tmp_path: Path
 ) -> None:
-    for argv in (["--platform=all"], ["--platform", "linux/amd64", "--platform", "linux/arm64"]):
+    for argv in (
+        ["--platform=all"],
+        ["--all"],
+        ["--platform", "linux/amd64", "--platform", "linux/arm64"],
+        ["--platform", "linux/amd64,linux/arm64"],
+    ):
         pull(registry, "multi:1", *argv, "-o", tmp_path / "x.tar")
         assert digests_in(tmp_path / "x.tar") == [index["digest"]]
         content = dict(assertions.entries(tmp_path / "x.tar"))[f"blobs/sha256/{index['digest'][7:]}"]
         assert content == layout.file(index["digest"]).read_bytes()
+
+
+def test_all_overrides_a_default_and_contradicts_a_platform(
+    registry: FaultyRegistry, index: Descriptor, tmp_path: Path
+) -> None:
+    target = tmp_path / "x.tar"
+    line = ["pull", f"{registry.host}/multi:1", "--all", "-o", str(target)]
+    assertions.failure(ocistream(*line, "--platform=linux/amd64"), 2, "all already includes 'linux/amd64'")
+    assertions.success(ocistream(*line, env={"OCISTREAM_PLATFORM": "linux/amd64"}))
+    assert digests_in(target) == [index["digest"]]
+
+
+def test_a_list_of_platforms_has_commas_and_no_gap(registry: FaultyRegistry, index: Descriptor, tmp_path: Path) -> None:
+    assert index["digest"]
+    for wanted in ("linux/amd64,", ",", "linux/amd64,,linux/arm64", "linux/amd64 linux/arm64"):
+        line = ["pull", f"{registry.host}/multi:1", "--platform", wanted, "-o", tmp_path / "x.tar"]
+        assertions.failure(ocistream(*line), 2, "malformed platform")
 
 
 def test_one_platform_is_its_manifest_and_nothing_else(

@@ -338,6 +338,38 @@ def test_volumes_are_pushed_in_every_order(
     is_there(target, cut.image, cut.layout)
 
 
+def test_a_quoted_glob_means_all_its_files(cut: CutOnce, target: FaultyRegistry, folder: Path) -> None:
+    for path in cut.paths:
+        (folder / path.name).symlink_to(path)
+    line = ["push", f"{target.host}/app:1", "-i"]
+    assertions.success(ocistream(*line, "app.0*.tar", cwd=folder))
+    is_there(target, cut.image, cut.layout)
+    assertions.failure(ocistream(*line, "none.*.tar", cwd=folder), 4, "no file matches none.*.tar")
+    # A file of that very name is meant, and no other.
+    (folder / "app.[0-9]*.tar").write_bytes(b"")
+    assertions.failure(ocistream(*line, "app.[0-9]*.tar", cwd=folder), 6, "app.[0-9]*.tar")
+
+
+def test_volumes_without_an_option_of_their_own_are_answered_with_the_line_to_type(
+    cut: CutOnce, target: FaultyRegistry
+) -> None:
+    host, [first, second, third] = target.host, [f"{path}" for path in cut.paths]
+    assertions.failure(
+        ocistream("push", "-i", first, second, f"{host}/app:1"),
+        2,
+        f"{second!r} is a path",
+        f"`ocistream push -i {first} -i {second} {host}/app:1`",
+    )
+    assertions.failure(
+        ocistream("push", first, "--to", host), 2, f"{first!r} is a path", f"`ocistream push -i {first} --to {host}`"
+    )
+    many = ocistream("push", "-i", first, second, third, first, f"{host}/app:1")
+    assertions.failure(many, 2, "quote the glob", "-i 'app.*.tar'")
+    two = ocistream("push", f"{host}/app:1", f"{host}/app:2")
+    assertions.failure(two, 2, "push takes one IMAGE", f"'{host}/app:2'", "copy SRC DST")
+    assert target.requests == []
+
+
 @pytest.mark.uncounted
 @pytest.mark.parametrize("order", ORDERS)
 def test_volumes_are_pushed_one_by_one_in_every_order(

@@ -13,6 +13,7 @@ from ocistream.cli.options import (
     OmissionOptions,
     Option,
     RunOptions,
+    all_platforms_option,
     command,
     compression_options,
     credential_options,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @click.argument("destination", metavar="DST", type=FilePath())
 @options(CopyOptions, "all_tags", "tags")
 @platform_option("all; docker-archive: this host's")
+@all_platforms_option
 @options(CopyOptions, "split")
 @options(OmissionOptions)
 @click.option(

@@ -13,6 +13,7 @@ from ocistream.cli.options import (
     OmissionOptions,
     Option,
     RunOptions,
+    all_platforms_option,
     command,
     compression_options,
     credential_options,
@@ -68,6 +69,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
 )
 @options(CopyOptions, "split")
 @platform_option("this machine's")
+@all_platforms_option
 @options(OmissionOptions)
 @options(CopyOptions, "no_referrers")
 @compression_options("Stdout needs temporary disk space.")

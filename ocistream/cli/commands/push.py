@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import glob
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -10,6 +14,7 @@ from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.api.options import SELECTION, SELECTS_CONTENT, CopyOptions
 from ocistream.cli.options import (
     Option,
+    all_platforms_option,
     command,
     compression_options,
     credential_options,
@@ -18,20 +23,26 @@ from ocistream.cli.options import (
     transfer_options,
     upload_options,
 )
-from ocistream.cli.parameter_types import FilePath, parse_image
+from ocistream.cli.parameter_types import FilePath, is_path, parse_image
 from ocistream.cli.transfers import run_plan
-from ocistream.errors import UsageError
+from ocistream.errors import NotFoundError, UsageError
 from ocistream.layout.index import select_only_image
 from ocistream.locations import Location, parse_local_location
+from ocistream.oci.reference import printable
+from ocistream.streams.paths import exists
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ocistream.cli.context import CommandContext
 
+#: With more archives, a shell has probably expanded a glob.
+_MAX_ARCHIVES_IN_HINT: Final = 3
 _INPUT_HINT = "use -i PATH for the archive; IMAGE is the destination, such as HOST/REPOSITORY:TAG"
 
 
 @command
-@click.argument("image", required=False)
+@click.argument("arguments", nargs=-1, metavar="[IMAGE]")
 @click.option(
     "-i",
     "--input",
@@ -42,7 +53,7 @@ _INPUT_HINT = "use -i PATH for the archive; IMAGE is the destination, such as HO
     metavar="PATH",
     no_default=SELECTS_CONTENT,
     section=SELECTION,
-    help="Archive or layout to push; repeatable for volumes.  [default: stdin]",
+    help="Archive, layout or quoted glob; repeatable for volumes.  [default: stdin]",
 )
 @options(CopyOptions, "images")
 @click.option(
@@ -55,12 +66,13 @@ _INPUT_HINT = "use -i PATH for the archive; IMAGE is the destination, such as HO
     help="Push each image to HOST under its own repository and tag.",
 )
 @platform_option("all")
+@all_platforms_option
 @options(CopyOptions, "no_referrers")
 @compression_options("`docker save` layers become gzip.")
 @upload_options
 @credential_options
 @transfer_options
-def push(context: CommandContext, image: str | None, paths: tuple[str, ...], prefix: str | None) -> None:
+def push(context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, ...], prefix: str | None) -> None:
     """Push the images of an archive to a registry.
 
     Blobs that the registry has are not sent. Manifests and tags are pushed last. Re-run an interrupted push to resume
@@ -69,13 +81,15 @@ def push(context: CommandContext, image: str | None, paths: tuple[str, ...], pre
     \b
     ssh build ocistream pull app:2 | ocistream push localhost:5000/app:2
     ocistream push -i app.tar --to registry.example.com/mirror
-    ocistream push -i app.000.tar -i app.001.tar localhost:5000/app:2
+    ocistream push -i 'app.*.tar' localhost:5000/app:2
     """
+    _check_arguments(arguments, paths, prefix)
+    image = arguments[0] if arguments else None
     if (image is None) == (prefix is None):
         msg = "push needs a destination: either IMAGE or --to HOST[/PREFIX]"
         hint = "IMAGE (HOST/REPOSITORY:TAG) names one image; with --to, each image keeps its name from the archive"
         raise UsageError(msg, hint=hint)
-    archives = [parse_local_location(path) for path in paths or ("-",)]
+    archives = [location for path in paths or ("-",) for location in _expand_glob(parse_local_location(path))]
     context.check_result_path(*archives)
     if image is None:
         plan = plan_copy_to_prefix(archives, prefix or "", context.copy)
@@ -86,3 +100,34 @@ def push(context: CommandContext, image: str | None, paths: tuple[str, ...], pre
         destination = Location("docker", image, reference=parse_image(image, _INPUT_HINT))
         plan = plan_copy(archives, destination, context.copy, select_one=select_only_image)
     run_plan(context, plan)
+
+
+def _check_arguments(arguments: Sequence[str], paths: Sequence[str], prefix: str | None) -> None:
+    """Raise UsageError, with the line to type, if an argument is a path or a second image."""
+    files = [text for text in arguments if is_path(text)]
+    images = [text for text in arguments if text not in files]
+    if files:
+        targets = [*images[:1], *([] if prefix is None else ["--to", prefix])]
+        options = [word for path in (*paths, *files) for word in ("-i", shlex.quote(path))]
+        line = " ".join(["ocistream push", *options, *(map(shlex.quote, targets) if targets else ["IMAGE"])])
+        hint = f"each archive follows -i: `{printable(line, 1024)}`"
+        if len(options) > _MAX_ARCHIVES_IN_HINT * 2:
+            hint = "quote the glob, so that ocistream expands it: `ocistream push -i 'app.*.tar' IMAGE`"
+        msg = f"{printable(files[0])!r} is a path, not the name of an image in a registry"
+        raise UsageError(msg, hint=hint)
+    if len(images) > 1:
+        msg = f"push takes one IMAGE, but {printable(images[1])!r} is a second one"
+        raise UsageError(msg, hint="push reads archives: `ocistream copy SRC DST` copies from a registry to another")
+
+
+def _expand_glob(location: Location) -> list[Location]:
+    """Return the locations of the files that match; a path without a glob, or one that exists, is itself."""
+    path = location.path
+    if path is None or location.is_stream or not glob.has_magic(str(path)) or exists(path, follow=False):
+        return [location]
+    # Not `Path.glob`, which needs a relative pattern and its folder.
+    matches = sorted(glob.glob(str(path)))  # noqa: PTH207 - see above
+    if not matches:
+        msg = f"no file matches {printable(str(path), 1024)}"
+        raise NotFoundError(msg, hint="check the glob; relative paths start at the current directory")
+    return [replace(location, text=match, path=Path(match)) for match in matches]

@@ -10,7 +10,6 @@ from ocistream.cli.registry_options import (
     RegistryOptions,
     build_hint_translator,
     build_sync_hint_translator,
-    suggest_option,
 )
 from ocistream.errors import UsageError
 
@@ -75,20 +74,3 @@ def test_a_hint_of_a_sync_has_the_keys_of_the_file() -> None:
     shown = build_sync_hint_translator(RegistryOptions(plain_http=True))(PLAIN)
     assert shown == f"omit --plain-http (or set plain-http = false in {table}), or correct the port"
     assert build_sync_hint_translator(NONE)("--retries") == "--retries"
-
-
-@pytest.mark.parametrize(
-    ("option", "known", "words"),
-    [
-        ("--src-creds", ["--username", "--src-username"], "--src-password-file"),
-        ("--src-creds", ["--username"], "use --username,"),
-        ("--password", ["--username"], "--password-stdin"),
-        ("--tls-verify", ["--insecure"], "--insecure skips"),
-        ("--creds", ["--insecure"], None),
-        ("--tls-verify", ["--username"], None),
-        ("--cred", ["--username"], None),
-    ],
-)
-def test_another_tool_s_option_has_one_here(option: str, known: list[str], words: str | None) -> None:
-    found = suggest_option(option, known)
-    assert found is None if words is None else words in str(found)

@@ -1,0 +1,110 @@
+"""What users of skopeo, crane, regctl, oras and docker type here, and what ocistream has instead: two tables.
+
+Only an error imports this module.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = ["suggest_command", "suggest_option"]
+
+#: Options of other tools; an option of ours that the command must have, or ""; and what to do. {0} is the side.
+_OPTIONS: Final = (
+    ("creds", "username", "use --{0}username, and --{0}password-file or --{0}password-stdin for the password"),
+    ("password", "username", "a process list shows command lines: use --{0}password-file or --{0}password-stdin"),
+    ("no-creds", "authfile", "use --{0}authfile with a file that has no login for this registry"),
+    ("registry-config", "authfile", "use --{0}authfile FILE"),
+    ("tls-verify", "insecure", "--{0}insecure skips the check of certificates, --{0}plain-http uses HTTP"),
+    ("ca-file cacert", "ca-cert", "use --{0}ca-cert FILE"),
+    ("cert-file", "client-cert", "use --{0}client-cert FILE"),
+    ("key-file", "client-key", "use --{0}client-key FILE"),
+    ("override-os override-arch override-variant", "platform", "use --platform OS/ARCH[/VARIANT]"),
+    ("os arch variant p platforms", "platform", "use --platform OS/ARCH[/VARIANT]"),
+    ("p", "password-stdin", "a process list shows command lines: use --password-file or --password-stdin"),
+    ("multi-arch all-platforms", "platform", "use --platform all, or --platform OS/ARCH for one platform"),
+    ("a", "all-tags", "use --all for all platforms, --all-tags for all tags"),
+    ("all-tags a", "to", "use --to HOST[/PREFIX] to push every image of the archive"),
+    ("all-tags a", "output", "use `ocistream copy --all-tags HOST/REPO DST`"),
+    ("parallel concurrency image-parallel-copies j", "jobs", "use --jobs N"),
+    ("retry-times retry max-retries", "retries", "use --retries N"),
+    ("retry-delay", "retries", "omit the option: the pause between retries grows by itself"),
+    ("command-timeout timeout", "stall-timeout", "use --stall-timeout SECONDS, or `timeout TIME ocistream ...`"),
+    ("oci-layout", "", "omit the option, and write the location as oci:DIR[:NAME]"),
+    ("shared-blob-dir", "cache", "use --cache DIR"),
+    ("cache-path c", "cache", "use --cache DIR"),
+    ("compress compress-format compression-format", "compress", "use --compress gzip|zstd|none[:LEVEL]"),
+    ("compress-level compression-level", "compress", "use --compress gzip:LEVEL or --compress zstd:LEVEL"),
+    ("decompress", "compress", "use --compress none"),
+    ("format f", "via", "the location says the format: oci:DIR, oci-archive:FILE or docker-archive:FILE"),
+    ("additional-tag", "", "run the command again for each name: blobs that exist are not sent again"),
+    ("preserve-digests", "", "omit the option: manifests are copied byte for byte"),
+    ("remove-signatures", "no-referrers", "use --no-referrers"),
+    (
+        "referrers digest-tags recursive r include-external force-recursive",
+        "no-referrers",
+        "omit the option: referrers are copied, unless --no-referrers is given",
+    ),
+    ("insecure-policy", "", "omit the option: no signature policy is checked"),
+    ("digestfile iidfile image-refs", "result", "use --result FILE; the digest is also printed on stdout"),
+    ("output o", "via", "DST is the output, such as DST.tar or oci:DIR"),
+    ("input i", "via", "SRC is the input, such as SRC.tar or oci:DIR"),
+    ("no-tty no-progress disable-progress", "progress", "use --progress none"),
+    ("debug d verbosity log-level", "verbose", "use -v, or -vv for tracebacks too"),
+    ("silent s", "quiet", "use -q"),
+    ("src dest scoped src-yaml", "shard", "list the copies in a TOML file: `ocistream sync FILE`"),
+    ("keep-going skip-missing", "shard", "omit the option: a failed image does not stop the others"),
+)
+#: Commands of other tools: what to run, and a note after a semicolon.
+_COMMANDS: Final = {
+    "cp": "copy SRC DST",
+    "image": "copy SRC DST; `ocistream inspect LOCATION` shows an image",
+    "tag": "copy HOST/REPO:TAG HOST/REPO:NEW; `ocistream inspect HOST/REPO` lists tags",
+    "retag": "copy HOST/REPO:TAG HOST/REPO:NEW; no blob is sent again",
+    "mod": "copy SRC DST; no command changes the content of an image",
+    "save": "pull -o FILE IMAGE",
+    "export": "pull -o FILE IMAGE",
+    "download": "pull -o FILE IMAGE",
+    "load": "push -i FILE IMAGE",
+    "import": "push -i FILE IMAGE",
+    "upload": "push -i FILE IMAGE",
+    "ls": "inspect HOST/REPO",
+    "list-tags": "inspect HOST/REPO",
+    "repo": "inspect HOST/REPO",
+    "images": "inspect DIR",
+    "manifest": "inspect IMAGE",
+    "discover": "inspect IMAGE; it lists the referrers",
+    "validate": "verify PATH",
+    "delete": "rm DIR NAME",
+    "rmi": "rm DIR NAME",
+    "remove": "rm DIR NAME",
+    "prune": "gc DIR",
+    "auth": "login REGISTRY",
+    "registry": "serve DIR; `ocistream login REGISTRY` stores a credential",
+}
+#: Names of the sides in other tools.
+_SIDES: Final = {"src": "src", "dest": "dest", "from": "src", "to": "dest"}
+
+
+def suggest_command(name: str) -> str | None:
+    """Return what to run instead of another tool's command, or None."""
+    command, mark, note = _COMMANDS.get(name, "").partition("; ")
+    return f"use `ocistream {command}`{mark}{note}" if command else None
+
+
+def suggest_option(option_name: str, known: Collection[str]) -> str | None:
+    """Return what to use instead of another tool's option, for a command with the options `known`; or None."""
+    name = option_name.lstrip("-")
+    prefix, _, rest = name.partition("-")
+    side = _SIDES.get(prefix, "")
+    for wanted, own_side in ((name, ""), (rest, f"{side}-")):
+        for names, needed, hint in _OPTIONS:
+            if wanted in names.split() and (not needed or f"--{needed}" in known):
+                has_side = bool(own_side) and f"--{own_side}{needed}" in known
+                return hint.format(own_side if has_side else "")
+        if not side:
+            return None
+    return f"use --{side}-{rest}" if f"--{side}-{rest}" in known else None
