@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shlex
 import threading
 from dataclasses import replace
@@ -23,7 +24,7 @@ from ocistream.oci.reference import is_digest, printable
 from ocistream.sizes import format_count, format_size
 from ocistream.transfer.incomplete_indexes import find_exported_platforms
 from ocistream.transfer.interfaces import IncompleteSource
-from ocistream.transfer.report import MissingBlobsError
+from ocistream.transfer.report import MissingBlobsError, VolumesNeededError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from ocistream.locations import Location
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Source
-    from ocistream.transfer.report import NeededVolumes
 
 __all__ = ["add_copy_hints", "add_sync_hint"]
 
@@ -50,8 +50,10 @@ def add_copy_hints(console: Console, plan: CopyPlan, source: Source) -> Iterator
     try:
         yield
     except MissingBlobsError as error:
-        if error.needed is not None:
-            error.hint = _volumes_hint(error.needed, is_untouched=error.is_untouched)
+        if isinstance(error, VolumesNeededError):
+            _describe_needed_volumes(error, source, plan.destination)
+        elif error.needed is not None:
+            error.hint = "name all volumes in one command, or copy them one by one into a layout directory"
         elif any(missing.digest in error.graph.omitted_from_source for missing in error.missing):
             error.message = _missing_blobs_message(error)
             error.hint = _fetch_hint(error, location, plan.destination)
@@ -148,18 +150,27 @@ def _list_missing_blobs(console: Console, error: MissingBlobsError) -> None:
         console.info(f"missing {len(error.missing) - _MAX_LISTED} more", level=-1)
 
 
-def _volumes_hint(needed: NeededVolumes, *, is_untouched: bool) -> str:
-    """Return how to push the other volumes: all at once always works, one after the other only in some orders."""
-    if is_untouched:
-        return "name all volumes in one command, or copy them one by one into a layout directory"
-    hint = (
-        f"the registry keeps what was sent: continue with {_format_input_options(needed.names)}, "
+def _describe_needed_volumes(error: VolumesNeededError, source: Source, destination: Location) -> None:
+    """Say which volumes are stored, and how to write the others: together always works, one by one in some orders."""
+    from ocistream.api.verification import VolumeSet
+
+    assert error.needed is not None  # noqa: S101 - the error is raised for these
+    names, volumes = error.needed.names, VolumeSet.from_source(source)
+    stored = [volume for volume in (volumes.present if volumes else ()) if volume.name not in names]
+    if stored:
+        shown = f"{stored[0]} is" if len(stored) == 1 else f"{len(stored)} of {stored[0].total} volumes are"
+        error.message = f"{shown} stored; still needed: {', '.join(map(printable, names))}"
+    if destination.kind != "docker":
+        where = printable(destination.text, 1024)
+        error.hint = f"{where} keeps what was written: copy the other volumes too, one after the other"
+        return
+    error.hint = (
+        f"the registry keeps what was sent: continue with {_format_input_options(names)}, "
         "together or one after the other"
     )
-    for digest, names in needed.in_order.items():
-        options = _format_input_options(names)
-        return f"{hint}; {digest} continues from one volume to the next: pass {options} together, or in this order"
-    return hint
+    for digest, ordered_names in itertools.islice(error.needed.in_order.items(), 1):
+        options = _format_input_options(ordered_names)
+        error.hint += f"; {digest} continues from one volume to the next: pass {options} together, or in this order"
 
 
 def _format_input_options(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ Used for directories and for archives. This module opens no files.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -317,7 +318,7 @@ def select_named_images(names: Sequence[str], *, all_names: bool = False) -> Ima
     def select(roots: Sequence[Root]) -> Sequence[Root]:
         chosen: list[Root] = []
         for name in names:
-            matches = [root for root in roots if matches_name(root, name)]
+            matches = find_named(roots, name)
             matches = [root for root in matches if not root.is_stray] or matches
             if not matches:
                 raise NoSuchImageError(name, f"its images are: {format_image_names(roots)}")
@@ -334,16 +335,23 @@ def select_named_images(names: Sequence[str], *, all_names: bool = False) -> Ima
     return select
 
 
-def matches_name(root: Root, name: str) -> bool:
-    """Return whether a name means this image: its full or short name, its tag, its digest, or its image ID."""
-    annotations, digest = root.descriptor.annotations, root.descriptor.digest
-    if name in {root.name, annotations.get(REF_NAME), annotations.get(REFERRER_NAME), digest, root.image_id}:
-        return True
-    try:
-        wanted = parse_reference(name)
-    except InvalidNameError:
-        return False
-    return root.name is not None and wanted.name == root.name
+def find_named(roots: Sequence[Root], name: str) -> list[Root]:
+    """Return the images that a name means: its full or short name, its tag, its digest, or its image ID.
+
+    Images whose name is exactly this one come first, then those whose full name it is: `v1` is the image `v1`, even
+    beside `registry.example/app:v1`.
+    """
+    exact = [root for root in roots if root.name == name]
+    if not exact:
+        with contextlib.suppress(InvalidNameError):
+            full_name = parse_reference(name).name
+            exact = [root for root in roots if root.name == full_name]
+    return exact or [root for root in roots if name in _list_other_names(root)]
+
+
+def _list_other_names(root: Root) -> set[str | None]:
+    annotations = root.descriptor.annotations
+    return {annotations.get(REF_NAME), annotations.get(REFERRER_NAME), root.descriptor.digest, root.image_id}
 
 
 def format_image_names(roots: Sequence[Root]) -> str:

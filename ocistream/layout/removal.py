@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UsageError
 from ocistream.layout.gc import DocumentReferences, read_references
-from ocistream.layout.index import REFERRER_NAME, build_roots, format_image_names, image_name_of, matches_name, tag_of
+from ocistream.layout.index import REFERRER_NAME, build_roots, find_named, format_image_names, image_name_of, tag_of
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import cosign_subject
 
@@ -63,7 +63,8 @@ def _split_entries(
     roots = build_roots(entries)
     removed: dict[int, Descriptor] = {}
     for name in names:
-        matches = [index for index, root in enumerate(roots) if matches_name(root, name)]
+        named = {id(root) for root in find_named(roots, name)}
+        matches = [index for index, root in enumerate(roots) if id(root) in named]
         if not matches:
             msg = f"{layout.path} has no image {printable(name)!r}"
             raise NotFoundError(msg, hint=f"its images are: {format_image_names(roots)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from ocistream.errors import MissingContentError
 from ocistream.oci.reference import printable
@@ -21,6 +21,7 @@ __all__ = [
     "MissingBlobsError",
     "NeededVolumes",
     "Report",
+    "VolumesNeededError",
 ]
 
 
@@ -123,3 +124,9 @@ class MissingBlobsError(MissingContentError):
         self.missing = tuple(missing)
         self.graph = graph
         self.is_untouched = is_untouched
+
+
+class VolumesNeededError(MissingBlobsError):
+    """The destination keeps what was written; other volumes have the rest, and a later run may write them."""
+
+    exit_code: ClassVar[int] = 10

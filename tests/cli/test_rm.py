@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,39 @@ def test_a_name_that_means_several_is_refused(layout: Layout, images: list[Descr
         ocistream("rm", layout.path, "registry.example/a:1"), 2, "2 images", "a digest removes all images that have it"
     )
     assert (layout.path / "index.json").read_bytes() == before
+
+
+def test_an_exact_name_comes_before_a_tag_or_a_short_name(layout: Layout, tmp_path: Path) -> None:
+    images = {name: layout.image([name.encode()], name=name) for name in ("v1", "docker.io/library/v1:latest")}
+    full = layout.image([b"full"])
+    path = layout.path / "index.json"
+    index = json.loads(path.read_bytes())
+    names = {"org.opencontainers.image.ref.name": "v1", "io.containerd.image.name": "registry.example/app:v1"}
+    index["manifests"].insert(0, {**full, "annotations": names})
+    path.write_text(json.dumps(index))
+    for name, digest in (
+        ("v1", images["v1"]["digest"]),
+        ("docker.io/library/v1", images["docker.io/library/v1:latest"]["digest"]),
+        ("registry.example/app:v1", full["digest"]),
+    ):
+        copied = ocistream("copy", f"oci:{layout.path}:{name}", tmp_path / "copied.tar")
+        assertions.success(copied)
+        assert copied.out.decode().endswith(f"@{digest}\n")
+    assert ocistream("rm", layout.path, "v1").out.decode() == f"v1@{images['v1']['digest']}\n"
+    # Now the short name is a full one, and the tag is only a tag.
+    assert ocistream("rm", layout.path, "v1").lines()[0].startswith("docker.io/library/v1:latest@")
+    assert ocistream("rm", layout.path, "v1").lines()[0].startswith("registry.example/app:v1@")
+
+
+def test_after_rm_gc_says_what_it_keeps_for_an_hour_and_how_to_delete_it(
+    layout: Layout, images: list[Descriptor]
+) -> None:
+    assertions.success(ocistream("rm", layout.path, "registry.example/a:1"))
+    kept = ocistream("gc", layout.path)
+    assertions.success(kept)
+    assert kept.lines() == []
+    assert re.search(r"no image needs [\d.]+ k?B of these, .*the last hour: .* --older-than 0$", kept.err, re.MULTILINE)
+    assert images[0]["digest"] in ocistream("gc", layout.path, "--older-than", "0").lines()
 
 
 def test_a_name_takes_itself_away_and_a_digest_all_names(layout: Layout) -> None:

@@ -380,7 +380,8 @@ def test_volumes_are_pushed_one_by_one_in_every_order(
     needed = set(NAMES)
     for number in order[:-1]:
         needed.remove(NAMES[number])
-        assertions.failure(push(target, cut.whole[number]), 6, f"still needed: {', '.join(sorted(needed))}")
+        stored = f"volume {number + 1} of 3 ({NAMES[number]}) is stored; still needed: {', '.join(sorted(needed))}"
+        assertions.failure(push(target, cut.whole[number]), 10, stored)
         assertions.no_image(target)
     target.requests.clear()
     assertions.success(push(target, cut.whole[order[-1]]))
@@ -397,22 +398,22 @@ def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
     continued = layer(cut.layout, cut.image, 1)
     results = [push(target, cut.paths[number]) for number in order]
     if order.index(0) < order.index(1):
-        assert [result.code for result in results] == [6, 6, 0]
+        assert [result.code for result in results] == [10, 10, 0]
         needed = [name for name in NAMES if name != NAMES[order[0]]]
         needed = needed if order[0] == 0 else NAMES[:2]
         assert f"still needed: {', '.join(needed)}\n" in results[0].err
         assert f"still needed: {NAMES[order[2]]}\n" in results[1].err
     else:
         # The end came before the beginning: it is said, and asked for again.
-        assert [result.code for result in results] == [6, 6, 6]
+        assert [result.code for result in results] == [10, 10, 10]
         late = results[order.index(1)]
         assertions.failure(
             late,
-            6,
+            10,
             f"{continued} continues from one volume to the next",
             "-i app.000.tar -i app.001.tar together, or in this order",
         )
-        assertions.failure(results[-1], 6, "still needed: app.0")
+        assertions.failure(results[-1], 10, "still needed: app.0")
         assertions.no_image(target)
         assertions.success(push(target, cut.paths[1]))
     is_there(target, cut.image, cut.layout)
@@ -423,9 +424,9 @@ def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
 @pytest.mark.uncounted
 def test_a_part_of_a_blob_is_sent_again_after_a_failure(cut: CutOnce, target: FaultyRegistry) -> None:
     target.faults = [Fault(refusal(503), "PATCH", larger_than=LAYERS[0])]
-    assertions.failure(push(target, cut.paths[0]), 6, "still needed: app.001.tar, app.002.tar")
+    assertions.failure(push(target, cut.paths[0]), 10, "still needed: app.001.tar, app.002.tar")
     assert [request.status for request in target.asked("PATCH") if request.fault] == [503]
-    assertions.failure(push(target, cut.paths[1]), 6, "still needed: app.002.tar")
+    assertions.failure(push(target, cut.paths[1]), 10, "still needed: app.002.tar")
     assertions.success(push(target, cut.paths[2]))
     is_there(target, cut.image, cut.layout)
 
@@ -436,7 +437,7 @@ def test_an_interrupted_part_is_reported_and_resumed(cut: CutOnce, target: Fault
     said = f"{target.host} may have stored a part of 1 blob: re-run the same command"
     assertions.failure(push(target, cut.paths[0], argv=argv), 7, said)
     target.faults = []
-    assert [push(target, path).code for path in cut.paths] == [6, 6, 0]
+    assert [push(target, path).code for path in cut.paths] == [10, 10, 0]
     assert len(target.asked("GET", "/uploads/")) == 2
     is_there(target, cut.image, cut.layout)
 
@@ -450,7 +451,8 @@ def test_a_volume_that_is_missing_is_asked_for_by_name(
         others = [path for path in paths if path is not paths[number]]
         refused = push(target, *others)
         if number == 0:
-            assertions.failure(refused, 6, f"still needed: {NAMES[number]}", f"-i {NAMES[number]}")
+            stored = f"2 of 3 volumes are stored; still needed: {NAMES[number]}"
+            assertions.failure(refused, 10, stored, f"-i {NAMES[number]}")
             assertions.no_image(target)
             assert push(target, *others).err == refused.err
     # What they had stays: all that is lacking now is in the first one.
@@ -549,7 +551,7 @@ def test_one_volume_alone_may_come_from_a_pipe(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
 ) -> None:
     paths = split(registry, folder, size=WHOLE)
-    for path, code in zip(paths, (6, 6, 0), strict=True):
+    for path, code in zip(paths, (10, 10, 0), strict=True):
         assert ocistream("push", f"{target.host}/app:1", stdin=path).code == code
     is_there(target, image, layout)
 
@@ -646,7 +648,7 @@ def test_a_volume_is_no_whole_archive_to_copy(registry: FaultyRegistry, folder: 
     )
     assert not list(tmp_path.glob("*copy*"))
     codes = [ocistream("copy", path, f"{tmp_path}/copy/").code for path in paths]
-    assert codes == [6, 6, 0]
+    assert codes == [10, 10, 0]
     assertions.success(ocistream("verify", tmp_path / "copy"))
 
 

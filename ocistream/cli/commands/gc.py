@@ -53,6 +53,12 @@ def gc(
     for digest in result.deleted:
         click.echo(digest)
     console.info(_format_summary(result, dry_run=dry_run))
+    if result.recent_size and max_size is None:
+        limit = "in the last hour" if older_than is None else "within --older-than"
+        console.info(
+            f"no image needs {format_size(result.recent_size)} of these, but they were used {limit}: "
+            "if no other command writes to this layout, run the same command with --older-than 0"
+        )
     if max_size is not None and result.remaining_size > max_size:
         console.info(
             (
@@ -69,8 +75,6 @@ def _format_summary(result: GCResult, *, dry_run: bool) -> str:
         f"{verb} {format_count(len(result.deleted), 'blob')}, {format_size(result.deleted_size)}; "
         f"{format_size(result.remaining_size)} are left"
     )
-    if result.recent_size:
-        text += f", {format_size(result.recent_size)} of them used too recently to delete"
     if result.unfinished_sizes:
         files = format_count(len(result.unfinished_sizes), "unfinished file")
         text += f"; {verb} {files}, {format_size(sum(result.unfinished_sizes))}"
