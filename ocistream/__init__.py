@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         RegistryError,
         UnsupportedError,
         UsageError,
+        VolumesNeededError,
     )
     from ocistream.oci.descriptor import Descriptor, Platform
     from ocistream.oci.graph import Graph
@@ -60,6 +61,7 @@ _EXPORTS_BY_MODULE = {
         "RegistryError",
         "UnsupportedError",
         "UsageError",
+        "VolumesNeededError",
     ),
     "oci.descriptor": ("Descriptor", "Platform"),
     "oci.graph": ("Graph",),
@@ -98,6 +100,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "VerifyResult",
+    "VolumesNeededError",
     "__version__",
     "copy",
     "inspect",

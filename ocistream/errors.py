@@ -25,6 +25,7 @@ __all__ = [
     "TruncatedError",
     "UnsupportedError",
     "UsageError",
+    "VolumesNeededError",
 ]
 
 
@@ -104,6 +105,12 @@ class TruncatedError(ArchiveError):
 
 class MissingContentError(ArchiveError):
     """The source lacks blobs that the destination lacks too; nothing was made visible."""
+
+
+class VolumesNeededError(MissingContentError):
+    """The destination keeps what was written; other volumes have the rest, and a later run may write them."""
+
+    exit_code = 10
 
 
 class NetworkError(OcistreamError):

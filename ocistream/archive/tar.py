@@ -369,10 +369,7 @@ class TarReader:
             if self._file.position == BLOCK_SIZE and (
                 kind := next((k for m, k in _COMPRESSION_MAGICS.items() if block.startswith(m)), None)
             ):
-                msg = f"the archive is compressed with {kind}, which is not supported"
-                raise UnsupportedError(
-                    msg, hint=f"decompress it in the pipe: `{kind} -dc FILE | ocistream push ...`"
-                ) from None
+                raise _compression_error(kind) from None
             msg = f"no tar header at byte {self._file.position - BLOCK_SIZE} of {self._what}: {printable(str(error))}"
             raise ArchiveError(
                 msg, hint=_build_format_hint(block) if self._file.position == BLOCK_SIZE else _DAMAGED_HINT
@@ -480,6 +477,18 @@ def _choose_size(info: TarHeader, pax_size: str | None, name: str) -> int:
         msg = f"{printable(name)!r} in the archive has two sizes, {info.size} and {size}: tools use different ones"
         raise ArchiveError(msg)
     return size
+
+
+def _compression_error(kind: str) -> UnsupportedError:
+    """Return the error for an archive that begins like a file of this compression."""
+    if kind in {"gzip", "zstd"}:
+        # One layer of these was removed before (`archive.decompression`).
+        msg = f"the archive is compressed twice: with {kind}, inside gzip or zstd"
+        return UnsupportedError(
+            msg, hint="decompress it once in the pipe: `gzip -dc FILE | ocistream push ...`, or zstd -dc"
+        )
+    msg = f"the archive is compressed with {kind}, which is not supported"
+    return UnsupportedError(msg, hint=f"decompress it in the pipe: `{kind} -dc FILE | ocistream push ...`")
 
 
 def _build_format_hint(block: bytes | bytearray) -> str:

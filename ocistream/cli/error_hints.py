@@ -24,7 +24,7 @@ from ocistream.oci.reference import is_digest, printable
 from ocistream.sizes import format_count, format_size
 from ocistream.transfer.incomplete_indexes import find_exported_platforms
 from ocistream.transfer.interfaces import IncompleteSource
-from ocistream.transfer.report import MissingBlobsError, VolumesNeededError
+from ocistream.transfer.report import MissingBlobsError, MissingVolumesError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ def add_copy_hints(console: Console, plan: CopyPlan, source: Source) -> Iterator
     try:
         yield
     except MissingBlobsError as error:
-        if isinstance(error, VolumesNeededError):
+        if isinstance(error, MissingVolumesError):
             _describe_needed_volumes(error, source, plan.destination)
         elif error.needed is not None:
             error.hint = "name all volumes in one command, or copy them one by one into a layout directory"
@@ -150,7 +150,7 @@ def _list_missing_blobs(console: Console, error: MissingBlobsError) -> None:
         console.info(f"missing {len(error.missing) - _MAX_LISTED} more", level=-1)
 
 
-def _describe_needed_volumes(error: VolumesNeededError, source: Source, destination: Location) -> None:
+def _describe_needed_volumes(error: MissingVolumesError, source: Source, destination: Location) -> None:
     """Say which volumes are stored, and how to write the others: together always works, one by one in some orders."""
     from ocistream.api.verification import VolumeSet
 

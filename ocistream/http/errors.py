@@ -94,6 +94,8 @@ _UNITS: Final = (("s", 1, 600), ("min", 60, 7_200), ("h", 3_600, 172_800), ("day
 #: Requests whose refusal a registry explains: requests without a body, and the first request of an upload.
 _EXPLAINED_METHODS: Final = frozenset({"GET", "HEAD", "POST"})
 _NOT_A_REGISTRY_HINT: Final = "the answer may come from a web server or a proxy instead of a registry"
+#: How a web page begins, in lower case. No registry answers with one, but a proxy before it may.
+_WEB_PAGE_MARKS: Final = (b"<!doctype html", b"<html", b"<head")
 _HEAD_HINTS: Final = {
     True: "if the registry requires a client certificate, use --client-cert and --client-key",
     False: "if the registry uses HTTPS here, omit --plain-http, or correct the port",
@@ -244,6 +246,17 @@ def _parse_error_body(raw: bytes) -> tuple[tuple[str, ...], str]:
     return codes, printable(messages[0], 300) if messages else ""
 
 
+def _not_found_hint(method: str, url: str, body: bytes) -> str | None:
+    """Return what to do about a 404: the blob is lost, or the server is not a registry."""
+    parts = urlsplit(url)
+    if "/blobs/sha" in parts.path and method == "GET":
+        return _LOST_BLOB_HINT
+    if body.lstrip().lower().startswith(_WEB_PAGE_MARKS):
+        host = printable(parts.netloc.rpartition("@")[2])
+        return f"{host} answered with a web page: check that it is a registry, its port and the repository"
+    return None
+
+
 def response_error(
     registry: str,
     method: str,
@@ -275,9 +288,10 @@ def response_error(
         hint = f"check the name and your permissions; `ocistream login {registry}` stores a credential"
         return AuthenticationError(f"{registry} refused: {summary}", hint=hint)
     if status == HTTPStatus.NOT_FOUND:
-        is_lost = "/blobs/sha" in urlsplit(url).path and method == "GET"
-        return NotFoundError(summary, codes=codes, hint=_LOST_BLOB_HINT if is_lost else None)
+        return NotFoundError(summary, codes=codes, hint=_not_found_hint(method, url, body))
     length = f" {_format_duration(wait)}" if wait else ""
+    # A server of files does not know POST.
+    is_unknown_method = status == HTTPStatus.NOT_IMPLEMENTED
     advice: str | None = f"{sender} asks to wait{length}" if wait else None
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         advice = f"{sender} limits requests: wait{length}" + ("" if elsewhere else _LOGIN_LIMIT_HINT)
@@ -286,10 +300,10 @@ def response_error(
         if method == "HEAD":
             # A response to HEAD has no body with a reason.
             advice = _HEAD_HINTS[url.startswith("https:")]
-    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR and advice is None:
+    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR and advice is None and not is_unknown_method:
         advice = f"{sender} has problems: try again later; --retries sets the number of retries"
     elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         advice = "add the user and password of the proxy: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
-    if status < HTTPStatus.INTERNAL_SERVER_ERROR and advice is None and not codes and method in _EXPLAINED_METHODS:
-        advice = _NOT_A_REGISTRY_HINT
+    if (status < HTTPStatus.INTERNAL_SERVER_ERROR or is_unknown_method) and advice is None and not codes:
+        advice = _NOT_A_REGISTRY_HINT if method in _EXPLAINED_METHODS else None
     return RegistryError(summary, status=status, codes=codes, hint=advice, retry_after=wait)

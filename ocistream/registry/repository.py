@@ -350,15 +350,20 @@ class Repository:
         return read_range(response, start, view, is_complete=is_complete)
 
 
+def reject_web_page(raw: bytes, label: str) -> None:
+    """Raise ArchiveError if a document of a registry is a web page."""
+    if raw.lstrip()[:1] == b"<":
+        msg = f"{label} is HTML or XML, not JSON"
+        raise ArchiveError(msg, hint="the answer may come from a web server or a login page instead of a registry")
+
+
 def determine_media_type(raw: bytes, declared: str, label: str) -> str:
     """Return the media type of a manifest: its own field, else the registry's header, else a guess from its shape.
 
     Raises:
         ArchiveError: the document is malformed, or contradicts the registry's header (CVE-2021-41190).
     """
-    if raw.lstrip()[:1] == b"<":
-        msg = f"{label} is HTML or XML, not a manifest"
-        raise ArchiveError(msg, hint="the answer may come from a login page instead of a registry")
+    reject_web_page(raw, label)
     own_type = parse_outline(raw, label).get("mediaType")
     if isinstance(own_type, str) and own_type:
         if not is_media_type(own_type):

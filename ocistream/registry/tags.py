@@ -14,7 +14,7 @@ from ocistream.errors import NotFoundError, OcistreamError, RegistryError
 from ocistream.http.origins import Origin, redact_url
 from ocistream.oci.reference import is_digest_tag, is_tag
 from ocistream.oci.strict_json import parse_json
-from ocistream.registry.repository import next_page_url
+from ocistream.registry.repository import next_page_url, reject_web_page
 
 if TYPE_CHECKING:
     from ocistream.http.response import Response
@@ -80,8 +80,8 @@ def suggest_tags(repository: Repository, tag: str) -> str | None:
             repository.endpoint, "GET", url, scopes=repository.scopes, headers=accept, retries=client.start_retries(1)
         )
         listed = _parse_tags(response.read(limits.MAX_MANIFEST), repository)
-    except NotFoundError:
-        return "the repository does not exist or you may not see it: check the name"
+    except NotFoundError as error:
+        return error.hint or "the repository does not exist or you may not see it: check the name"
     except OcistreamError:
         return None
     # Users do not type the tags of signatures.
@@ -101,7 +101,7 @@ def _fetch_first_page(repository: Repository) -> tuple[Response, bytes]:
         return _fetch_page(repository, f"{url}?n={_PAGE_SIZE}")
     except NotFoundError as error:
         msg = f"{repository} not found ({error.message})"
-        raise NotFoundError(msg, hint="check the repository name") from error
+        raise NotFoundError(msg, hint=error.hint or "check the repository name") from error
     except RegistryError as error:
         if error.status != 400:
             raise
@@ -116,5 +116,6 @@ def _fetch_page(repository: Repository, url: str) -> tuple[Response, bytes]:
 def _parse_tags(raw: bytes, repository: Repository) -> list[str]:
     """Return the valid tags of a page; some registries send `"tags": null` for none."""
     label = f"the list of tags of {repository}"
+    reject_web_page(raw, label)
     listed = parse_json(raw, label, keys={"tags"}, convert={"tags": lambda _, tag: tag}).get("tags")
     return [tag for tag in listed if isinstance(tag, str) and is_tag(tag)] if isinstance(listed, list) else []

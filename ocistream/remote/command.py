@@ -30,6 +30,7 @@ from ocistream.errors import (
     PartialBlobLostError,
     UnsupportedError,
     UsageError,
+    VolumesNeededError,
 )
 from ocistream.forced_exit import called_at_forced_exit
 from ocistream.oci.reference import printable
@@ -76,10 +77,12 @@ _ERRORS_BY_EXIT_CODE: Final = {
     7: NetworkError,
     8: UnsupportedError,
     9: LocalDiskError,
+    10: VolumesNeededError,
 }
 #: Characters of a remote message that are shown in an error.
 _MAX_SHOWN: Final = 4096
 _RESUME_HINT: Final = "re-run the command to resume where the remote side allows it"
+_CONNECTION_HINT: Final = "check the host and the command of --via: `ssh HOST true` must work without ocistream"
 
 _T = TypeVar("_T")
 
@@ -321,8 +324,10 @@ class RemoteCommand:
             msg = f"the remote side has no ocistream{detail}"
             hint = "install it there, or name its path: --via-program /opt/bin/ocistream"
             return NotFoundError(msg, hint=hint)
+        if code == _NO_CONNECTION and not self._has_answered:
+            return NetworkError(f"{self._name} could not connect{detail}", hint=_CONNECTION_HINT)
         if code == _NO_CONNECTION:
-            return NetworkError(f"{self._name} could not connect, or was cut off{detail}", hint=_RESUME_HINT)
+            return NetworkError(f"{self._name} was cut off{detail}", hint=_RESUME_HINT)
         if code < 0:
             return NetworkError(f"{self._name} was killed by signal {-code}{detail}", hint=_RESUME_HINT)
         hint = "check that the command runs the words that are appended to it, such as `ocistream --version`"

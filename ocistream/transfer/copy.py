@@ -26,7 +26,7 @@ from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported, limit_to_source
 from ocistream.transfer.interfaces import NullObserver
 from ocistream.transfer.prefetch import Prefetcher
-from ocistream.transfer.report import MissingBlobsError, Report, VolumesNeededError
+from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, Report
 from ocistream.transfer.verified_blobs import blob_from_bytes
 
 if TYPE_CHECKING:
@@ -338,7 +338,7 @@ class _Copy:
         A destination that has already written the index cannot change it, so this is an error there.
 
         Raises:
-            VolumesNeededError: other volumes have the missing blobs.
+            MissingVolumesError: other volumes have the missing blobs.
             MissingBlobsError: other blobs are missing as well.
         """
         unavailable_digests = {blob.digest for blob in unavailable}
@@ -353,7 +353,7 @@ class _Copy:
             if unavailable_digests.isdisjoint(blob.digest for blob in (*exported.blobs, *exported.absent)):
                 self.destination.begin(exported)
                 return exported
-        error = MissingBlobsError if needed is None else VolumesNeededError
+        error = MissingBlobsError if needed is None else MissingVolumesError
         raise error(unavailable, graph, is_untouched=False, needed=needed)
 
     # -- rewrite -----------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ocistream.errors import MissingContentError
+from ocistream.errors import MissingContentError, VolumesNeededError
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ __all__ = [
     "BlobResult",
     "BlobResults",
     "MissingBlobsError",
+    "MissingVolumesError",
     "NeededVolumes",
     "Report",
-    "VolumesNeededError",
 ]
 
 
@@ -126,7 +126,5 @@ class MissingBlobsError(MissingContentError):
         self.is_untouched = is_untouched
 
 
-class VolumesNeededError(MissingBlobsError):
-    """The destination keeps what was written; other volumes have the rest, and a later run may write them."""
-
-    exit_code: ClassVar[int] = 10
+class MissingVolumesError(MissingBlobsError, VolumesNeededError):
+    """Other volumes have the missing blobs, and the destination keeps what was written."""

@@ -37,7 +37,8 @@ EXIT_CODES: Final = {
     "7": "the network or the registry failed after all retries; rate limited",
     "8": "well formed, but not supported",
     "9": "the local disk: full, read-only, no permission",
-    "129, 130, 141, 143": "SIGHUP, SIGINT, a closed stdout, SIGTERM",
+    "10": "so far so good: other volumes of a split archive are needed",
+    "129, 130, 141, 143": "SIGHUP, SIGINT, a closed stdout (without a message), SIGTERM",
 }
 #: Every environment variable that ocistream reads.
 ENVIRONMENT: Final = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import os
 import socket
@@ -446,6 +447,22 @@ def test_8_for_what_is_well_formed_and_not_supported(argv: str, words: str, layo
 
 def test_8_for_an_archive_that_is_compressed_in_an_uncommon_way(served: FaultyRegistry) -> None:
     assertions.failure(ocistream("push", f"{served.host}/app:1", stdin=lzma.compress(os.urandom(10240))), 8, "xz -dc")
+
+
+def test_8_for_an_archive_that_is_compressed_twice(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    assert image
+    twice = gzip.compress(gzip.compress(tar_of(small_first(layout))))
+    (tmp_path / "app.tar.gz").write_bytes(twice)
+    for argv, stdin in (
+        (["push", "-i", "app.tar.gz", f"{served.host}/app:1"], None),
+        (["push", f"{served.host}/app:1"], twice),
+        (["verify", "app.tar.gz"], None),
+    ):
+        result = ocistream(*argv, stdin=stdin, cwd=tmp_path)
+        assertions.failure(result, 8, "compressed twice: with gzip", "gzip -dc FILE")
+    assertions.success(ocistream("verify", stdin=gzip.decompress(twice)))
 
 
 # 9 -----------------------------------------------------------------------------------------------------------

@@ -403,7 +403,7 @@ class TestFailures:
             (
                 "sh -c 'echo ssh: refused >&2; exit 255'",
                 7,
-                ["ssh: refused", "re-run the command to resume where the remote side allows it"],
+                ["could not connect: ssh: refused", "check the host and the command of --via"],
             ),
             ("sh -c 'kill -9 $$'", 7, ["signal 9"]),
             ("sh -c 'echo no such pod >&2; exit 1'", 7, ["no such pod", "exit status 1"]),

@@ -85,6 +85,8 @@ def test_a_variable_that_is_wrong_is_named(tmp_path: Path, variable: str, value:
         (Reply(301, {}, b""), 7, "the answer may come from"),
         (Reply(410, {}, b"<html>"), 7, "the answer may come from"),
         (Reply(401, {}, b"<html>"), 3, "the answer may come from"),
+        (Reply(404, {}, b"\n<!DOCTYPE HTML><html>"), 4, "answered with a web page: check that it is a registry"),
+        (Reply(501, {}, b"<html>"), 7, "the answer may come from"),
         (Reply(200, {"Content-Type": "text/html"}, b"\n<html>"), 6, "a login page"),
         (HangUp(), 7, "if the registry uses HTTPS here"),
     ],
@@ -92,6 +94,7 @@ def test_a_variable_that_is_wrong_is_named(tmp_path: Path, variable: str, value:
 def test_an_answer_that_is_no_registry_s_is_doubted(place: Place, action: Action, code: int, word: str) -> None:
     host = place.start(Fault(action, "GET", times=None)).host
     assertions.failure(ocistream("pull", f"{host}/app:1", "-o", place.out, "--retries=0"), code, word)
+    assertions.failure(ocistream("inspect", f"{host}/app", "--retries=0"), code, word)
 
 
 def test_what_a_registry_says_itself_is_not_doubted(place: Place) -> None:
