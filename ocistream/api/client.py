@@ -1,4 +1,4 @@
-"""`Client`, and the functions `copy`, `verify` and `inspect`, each of which uses a client of its own."""
+"""`Client`, and functions such as `copy` and `verify`, each of which uses a client of its own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ocistream.transfer.copy import Report
     from ocistream.transfer.interfaces import Observer
 
-__all__ = ["Client", "copy", "inspect", "verify"]
+__all__ = ["Client", "copy", "digest", "inspect", "tags", "verify"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -260,14 +260,71 @@ class Client:
         event = self._begin(cancelled)
         argument = LocationArgument(source)
         choice = parse_platform_choice(_list_platforms(platforms))
-        reference = argument.location.reference
-        context = self._open_context({reference.registry} if reference else (), [argument], event)
+        context = self._open_context(argument.registries, [argument], event)
         return run_in_thread(
             lambda: inspect_location(
                 argument.location, context, platforms=choice, max_ratio=max_ratio, cancelled=event
             ),
             event,
         )
+
+    def digest(
+        self,
+        source: LocationLike,
+        *,
+        platform: str | Platform | None = None,
+        max_ratio: int = limits.MAX_RATIO,
+        cancelled: threading.Event | None = None,
+    ) -> str:
+        """Return the digest of the only image of a location, or of the manifest for a platform of its index.
+
+        A name without tag means the tag latest. A registry is asked by HEAD if that is enough.
+
+        Raises:
+            NotFoundError: the image or the platform does not exist.
+            UnsupportedError: the image is in a docker-archive, which has no digests.
+            CancelledError: `cancelled` was set, or the client was closed.
+            OcistreamError: the location cannot be read, or has several images.
+        """
+        from ocistream.api.single_image import SingleImage
+
+        event = self._begin(cancelled)
+        argument = LocationArgument(source)
+        image = SingleImage(
+            location=argument.location,
+            context=self._open_context(argument.registries, [argument], event),
+            cancelled=event,
+            platforms=parse_platform_choice(() if platform is None else (str(platform),)),
+            max_ratio=max_ratio,
+        )
+        return run_in_thread(image.find_digest, event)
+
+    def tags(
+        self,
+        source: LocationLike,
+        *,
+        max_ratio: int = limits.MAX_RATIO,
+        cancelled: threading.Event | None = None,
+    ) -> tuple[str, ...]:
+        """Return the tags of a repository in a registry, or the names of the images of an archive or layout.
+
+        Raises:
+            NotFoundError: the repository does not exist.
+            UnsupportedError: the registry has further tags that cannot be listed.
+            CancelledError: `cancelled` was set, or the client was closed.
+            OcistreamError: the location cannot be read, or is one image.
+        """
+        from ocistream.api.inspection import list_names
+
+        event = self._begin(cancelled)
+        argument = LocationArgument(source)
+        context = self._open_context(argument.registries, [argument], event)
+        listed = run_in_thread(
+            lambda: list_names(argument.location, context, max_ratio=max_ratio, cancelled=event), event
+        )
+        if listed.incomplete_reason:
+            raise listed.incomplete_error()
+        return listed.names
 
     def _begin(self, cancelled: threading.Event | None) -> threading.Event:
         """Return the event that cancels one call."""
@@ -304,6 +361,8 @@ def _with_new_client(method: Callable[Concatenate[Client, _P], _R]) -> Callable[
 copy = _with_new_client(Client.copy)
 verify = _with_new_client(Client.verify)
 inspect = _with_new_client(Client.inspect)
+digest = _with_new_client(Client.digest)
+tags = _with_new_client(Client.tags)
 
 
 def _list(value: str | Iterable[str]) -> tuple[str, ...]:

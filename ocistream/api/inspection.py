@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ocistream import limits
-from ocistream.errors import ArchiveError
+from ocistream.errors import ArchiveError, UnsupportedError, UsageError
 from ocistream.locations import Selection, open_source, reference_of
 from ocistream.oci.documents import ConfigSummary, parse_config_summary
+from ocistream.oci.reference import printable
 from ocistream.sizes import format_count
 from ocistream.transfer.inventory import describe_images, list_image_configs
 from ocistream.transfer.verify import DiscardedBlobs
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ocistream.oci.platforms import PlatformChoice
     from ocistream.transfer.interfaces import Blob, EarlyBlobs, Source
 
-__all__ = ["inspect_location"]
+__all__ = ["NameList", "inspect_location", "list_names"]
 
 
 def inspect_location(
@@ -45,7 +46,12 @@ def inspect_location(
         OcistreamError: the location cannot be read.
     """
     if location.is_repository:
-        return _list_tags(location, context, report)
+        listed = _list_tags(location, context)
+        if listed.incomplete_reason:
+            report(listed.incomplete_error().message)
+        elif not listed.names:
+            report(f"{listed.document['repository']} has no tags")
+        return listed.document
     with contextlib.ExitStack() as stack:
         source = open_source(location, context, Selection(platforms=platforms, max_ratio=max_ratio, referrers="listed"))
         stack.callback(source.close)
@@ -75,20 +81,55 @@ def inspect_location(
     return {"location": location.text, **describe_images(graph, summaries.by_digest, referrers, names, missing)}
 
 
-def _list_tags(location: Location, context: OpenContext, report: Callable[[str], None]) -> dict[str, Any]:
+class NameList(NamedTuple):
+    """The tags of a repository in a registry, or the names of the images of an archive or layout.
+
+    `document` is what `ocistream tags --json` prints. `incomplete_reason` says why further tags may exist, or is None.
+    """
+
+    names: tuple[str, ...]
+    document: dict[str, Any]
+    incomplete_reason: str | None = None
+
+    def incomplete_error(self) -> UnsupportedError:
+        """Return the error for a list that must be complete."""
+        return UnsupportedError(f"{self.document['repository']} has further tags: {self.incomplete_reason}")
+
+
+def list_names(location: Location, context: OpenContext, *, max_ratio: int, cancelled: threading.Event) -> NameList:
+    """Return the tags of a repository in a registry, or the names of an archive or layout.
+
+    Raises:
+        UsageError: the location is one image.
+        OcistreamError: the location cannot be read.
+    """
+    if location.name is not None or (location.reference is not None and not location.is_repository):
+        msg = f"{printable(location.text)} is one image"
+        raise UsageError(msg, hint="omit its tag, digest or name")
+    if location.is_repository:
+        return _list_tags(location, context)
+    with contextlib.ExitStack() as stack:
+        source = open_source(location, context, Selection(max_ratio=max_ratio, referrers="listed"))
+        stack.callback(source.close)
+        discarded = stack.enter_context(contextlib.closing(DiscardedBlobs(cancelled)))
+        graph = source.resolve(discarded)
+        # A pipe is read to its end: its writer must not fail.
+        for _ in source.blobs(()):
+            pass
+    names = tuple(dict.fromkeys(root.name for root in graph.roots if root.name))
+    return NameList(names, {"location": location.text, "names": list(names)})
+
+
+def _list_tags(location: Location, context: OpenContext) -> NameList:
     reference = reference_of(location)
-    repository = f"{reference.registry}/{reference.repository}"
     tag_list = context.repository_opener().list_tags(reference)
-    if tag_list.incomplete_reason:
-        report(f"{repository} has further tags: {tag_list.incomplete_reason}")
-    elif not tag_list.tags:
-        report(f"{repository} has no tags")
-    return {
+    document = {
         "location": location.text,
-        "repository": repository,
+        "repository": f"{reference.registry}/{reference.repository}",
         "tags": list(tag_list.tags),
         "complete": tag_list.incomplete_reason is None,
     }
+    return NameList(tag_list.tags, document, tag_list.incomplete_reason)
 
 
 class _ConfigSummaries:

@@ -42,6 +42,8 @@ COMMANDS: Final = {
         "Verify archives and layouts offline, in one pass (default: stdin).",
     ),
     "inspect": ("ocistream.cli.commands.inspect:inspect", "Show images, platforms, layers and sizes of a location."),
+    "digest": ("ocistream.cli.commands.digest:digest", "Print the digest of an image."),
+    "tags": ("ocistream.cli.commands.tags:tags", "List the tags of a repository, or the names of an archive."),
     "have": ("ocistream.cli.commands.have:have", "List the digests of the blobs that a location has."),
     "sync": ("ocistream.cli.commands.sync:sync", "Copy the images that a TOML file lists; move only what differs."),
     "gc": ("ocistream.cli.commands.gc:gc", "Delete blobs that no image in a layout needs."),

@@ -71,7 +71,13 @@ def apply_defaults(group: click.Context, name: str, command: click.Command, argu
     if help_option is not None and help_option.name in given:
         return
     # `config` reports the errors of the file it checks, not those of the configured file.
-    table = None if name == "config" else read_configuration_file(given.get("config"), os.environ)
+    try:
+        table = None if name == "config" else read_configuration_file(given.get("config"), os.environ)
+    except NotFoundError as error:
+        if name == "inspect" and given.get("config"):
+            # In skopeo this option prints the config, and the next word is an image.
+            error.hint = "--config is ocistream's configuration file; --raw-config prints the config of an image"
+        raise
     settings = read_settings(name, command, table, os.environ)
     by_parameter = {option.name: settings[key].value for key, option in _own_options(command) if key in settings}
     if name != "config" and (config_variable := os.environ.get(variable_name("config"))):

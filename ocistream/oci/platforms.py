@@ -30,6 +30,7 @@ __all__ = [
     "choose_manifests",
     "default_platform",
     "describe_choice",
+    "list_platforms",
     "parse_platform_choice",
 ]
 
@@ -172,11 +173,16 @@ def describe_choice(index: Descriptor, leaves: Sequence[Descriptor], choice: Pla
     return ChosenPlatforms(
         index.digest,
         tuple(dict.fromkeys(selected)),
-        tuple(dict.fromkeys(str(platform) for _, platform in available)),
+        tuple(list_platforms(leaves)),
         choice.explicit,
         tuple(ambiguous),
         tuple(leaf for leaf, _ in available),
     )
+
+
+def list_platforms(leaves: Sequence[Descriptor]) -> list[str]:
+    """Return the platforms of the manifests that an index lists, without attestations."""
+    return list(dict.fromkeys(str(platform) for _, platform in _available(leaves)))
 
 
 def _available(leaves: Sequence[Descriptor]) -> list[tuple[Descriptor, Platform]]:

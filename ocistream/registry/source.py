@@ -102,6 +102,15 @@ class RegistrySource:
         for descriptor in wanted:
             yield self._repositories[descriptor.digest].blob(descriptor)
 
+    def fetch_image_manifest(self) -> Manifest:
+        """Return the manifest or index of the first reference, without anything below it.
+
+        Raises:
+            NotFoundError: the image does not exist.
+        """
+        reference = self._references[0]
+        return self._resolve_image(reference, self._open_repository(reference))
+
     def find_repository(self, digest: str) -> tuple[str, str] | None:
         """Return the registry and repository of a blob, for a destination that can mount it; never a mirror.
 

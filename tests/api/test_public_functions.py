@@ -256,6 +256,23 @@ def test_verify_returns_what_is_wrong_and_raises_it_on_request(tmp_path: Path, l
         ocistream.verify(ocistream.parse_reference("app:1"))
 
 
+def test_digest_and_tags_return_what_the_commands_print(layout: Layout, registry: FaultyRegistry) -> None:
+    index = two_platforms(layout, name="v1")
+    seed(layout, index, registry.host, "app", "1")
+    arm = layout.read(index["digest"])["manifests"][1]["digest"]
+    for source in (f"{registry.host}/app:1", f"oci:{layout.path}", layout.path):
+        assert ocistream.digest(source) == index["digest"]
+        assert ocistream.digest(source, platform="linux/arm64") == arm
+    assert ocistream.tags(f"{registry.host}/app") == ("1",)
+    assert ocistream.tags(layout.path) == ("v1",)
+    with pytest.raises(ocistream.NotFoundError):
+        ocistream.tags(f"{registry.host}/gone")
+    elsewhere = {"Link": '<http://localhost:1/more>; rel="next"'}
+    registry.faults.append(Fault(Reply(200, elsewhere, b'{"tags": ["1"]}'), path="/tags/list"))
+    with pytest.raises(ocistream.UnsupportedError, match="has further tags"):
+        ocistream.tags(f"{registry.host}/app")
+
+
 def test_inspect_returns_what_the_command_prints(layout: Layout, registry: FaultyRegistry) -> None:
     seed(layout, two_platforms(layout, name="app"), registry.host, "app", "1")
     for location in (f"{registry.host}/app:1", f"{registry.host}/app", f"oci:{layout.path}"):

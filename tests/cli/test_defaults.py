@@ -22,7 +22,7 @@ REFUSED = {
         *("output", "input", "image", "to", "tags", "all", "all-tags", "via", "have", "base", "only", "among")
     ],
     "it is for one run": ["from-byte", "split", "result", "dry-run", "shard"],
-    "it decides what is printed": ["access-log", "json"],
+    "it decides what is printed": ["access-log", "json", "raw", "raw-config"],
     "use `ocistream login`": [
         *("username", "password-stdin", "password-file", "src-username", "src-password-stdin", "src-password-file"),
         *("dest-username", "dest-password-stdin", "dest-password-file"),

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from tests.archives import items_of, small_first, tar_of
+from tests.cli import assertions
+from tests.cli.terminal import on_terminal
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import OCI_INDEX, OCI_MANIFEST, Descriptor, Layout, small_image, tar_layer, two_platforms
 from tests.registry_http import seed
@@ -322,6 +324,63 @@ class TestTemplates:
         result = ocistream("inspect", f"oci:{layout.path}", "--format", "{labels.a}")
         assert len(result.lines()) == 1
         assert b"\x1b" not in result.out
+
+
+class TestRaw:
+    @pytest.mark.parametrize("how", ["registry", *ENDS])
+    def test_the_exact_bytes_of_index_manifest_and_config(
+        self, how: str, served: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
+        index = two_platforms(layout, name="both")
+        seed(layout, index, served.host, "app", "1")
+        archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
+        (tmp_path / "x.tar").write_bytes(archive)
+        ends = {"registry": f"{served.host}/app:1", "layout": f"oci:{layout.path}", "file": str(tmp_path / "x.tar")}
+        end = ends.get(how, "-")
+        stdin = archive if end == "-" else None
+        arm = layout.read(index["digest"])["manifests"][1]["digest"]
+        config = layout.read(arm)["config"]["digest"]
+        for options, digest in (
+            (["--raw"], index["digest"]),
+            (["--raw", "--platform", "linux/arm64"], arm),
+            (["--raw-config", "--platform", "linux/arm64"], config),
+        ):
+            result = ocistream("inspect", end, *options, stdin=stdin)
+            assert (result.code, result.out) == (0, layout.file(digest).read_bytes()), result.err
+        assertions.failure(
+            ocistream("inspect", end, "--raw-config", stdin=stdin), 2, "is an index", "linux/amd64, linux/arm64/v8"
+        )
+
+    def test_a_docker_archive_has_a_config_but_no_manifest(self, layout: Layout, tmp_path: Path) -> None:
+        image = small_image(layout, name="v1")
+        archive = tmp_path / "x.tar"
+        assert ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1").code == 0
+        config = layout.read(image["digest"])["config"]["digest"]
+        assert ocistream("inspect", archive, "--raw-config").out == layout.file(config).read_bytes()
+        assertions.failure(ocistream("inspect", archive, "--raw"), 8, "has no manifests", config)
+
+    def test_a_missing_config_is_an_error(self, layout: Layout) -> None:
+        image = small_image(layout, name="v1")
+        config = layout.read(image["digest"])["config"]["digest"]
+        layout.file(config).unlink()
+        assertions.failure(ocistream("inspect", f"oci:{layout.path}", "--raw-config"), 6, config)
+
+    def test_a_terminal_is_not_controlled(self, layout: Layout) -> None:
+        image = small_image(layout, name="v1")
+        manifest = layout.read(image["digest"])
+        manifest["config"] = layout.blob(b"\x1b[2J", manifest["config"]["mediaType"])
+        layout.document(manifest, name="v2")
+        seen = on_terminal("inspect", f"oci:{layout.path}:v2", "--raw-config")
+        assert seen.code == 0
+        assert "\x1b" not in seen.screen
+
+    def test_one_kind_of_output_is_chosen(self, layout: Layout) -> None:
+        small_image(layout, name="v1")
+        assertions.failure(ocistream("inspect", f"oci:{layout.path}", "--raw", "--json"), 2, "exclude each other")
+
+    @pytest.mark.parametrize(("file", "code"), [("example.com/app:1", 4), ("/dev/null", 2)])
+    def test_config_of_skopeo_is_answered_with_the_option_for_it(self, file: str, code: int) -> None:
+        assertions.failure(ocistream("inspect", "--config", file), code, "--raw-config prints the config of an image")
 
 
 def test_labels_beyond_a_bound_are_not_shown_and_this_is_said(layout: Layout, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whole repositories: their tags listed by `inspect`, and all of them, or some, moved by `copy`."""
+"""Whole repositories: their tags listed by `inspect` and `tags`, and all of them, or some, moved by `copy`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.faulty_registry import Fault, FaultyRegistry, Reply, refusal
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import manifest_digest, seed, tags
 from tests.runner import ocistream
+from tests.schemas import validate_ours
 
 TAGS = ["1.0", "1.1", "1.1-rc1", "2.0", "latest"]
 
@@ -32,6 +33,69 @@ def images(served: FaultyRegistry, layout: Layout) -> dict[str, Descriptor]:
 def other(tmp_path: Path) -> Iterator[FaultyRegistry]:
     with FaultyRegistry(tmp_path / "other") as registry:
         yield registry
+
+
+@pytest.mark.usefixtures("images")
+class TestTags:
+    def test_a_repository_is_its_tags_one_a_line(self, served: FaultyRegistry) -> None:
+        result = ocistream("tags", f"{served.host}/app")
+        assert (result.code, sorted(result.lines()), result.err) == (0, TAGS, "")
+
+    def test_json_is_that_of_inspect(self, served: FaultyRegistry) -> None:
+        result = ocistream("tags", f"{served.host}/app", "--json")
+        document = json.loads(result.out)
+        validate_ours(document, "inspect")
+        assert document == json.loads(ocistream("inspect", f"{served.host}/app", "--json").out)
+
+    def test_pages_are_followed(self, served: FaultyRegistry) -> None:
+        # The first page is what the registry would send for n=2.
+        first = json.dumps({"name": "app", "tags": TAGS[:2]}).encode()
+        link = {"Link": f'</v2/app/tags/list?n=1000&last={TAGS[1]}>; rel="next"'}
+        served.faults.append(Fault(Reply(200, link, first), path="/tags/list"))
+        assert ocistream("tags", f"{served.host}/app").lines() == TAGS
+        assert len(served.asked(path="/tags/list")) == 2
+
+    @pytest.mark.parametrize("form", [[], ["--json"]])
+    def test_an_incomplete_list_is_printed_and_has_an_exit_code(self, served: FaultyRegistry, form: list[str]) -> None:
+        elsewhere = {"Link": '<http://localhost:1/more>; rel="next"'}
+        served.faults.append(Fault(Reply(200, elsewhere, b'{"tags": ["1", "2"]}'), path="/tags/list"))
+        result = ocistream("tags", f"{served.host}/app", *form)
+        assert result.code == 8
+        assert "has further tags: the list continues at http://localhost:1/more" in result.err
+        if form:
+            document = json.loads(result.out)
+            validate_ours(document, "inspect")
+            assert (document["tags"], document["complete"]) == (["1", "2"], False)
+        else:
+            assert result.lines() == ["1", "2"]
+
+    def test_what_names_one_image_is_refused(self, served: FaultyRegistry, layout: Layout) -> None:
+        small_image(layout, name="v1")
+        for end in (f"{served.host}/app:1.0", f"oci:{layout.path}:v1"):
+            assertions.failure(ocistream("tags", end), 2, "is one image")
+
+    def test_a_missing_repository_is_an_error(self, served: FaultyRegistry) -> None:
+        assertions.failure(ocistream("tags", f"{served.host}/gone"), 4, "gone not found")
+
+    def test_no_tags_are_no_lines(self, served: FaultyRegistry) -> None:
+        served.faults.append(Fault(Reply(200, {}, b'{"tags": null}'), path="/tags/list"))
+        result = ocistream("tags", f"{served.host}/app")
+        assert (result.code, result.out) == (0, b"")
+
+
+@pytest.mark.parametrize("how", ["layout", "file", "pipe", "pipe, index first"])
+def test_names_of_an_archive_are_listed(layout: Layout, tmp_path: Path, how: str) -> None:
+    small_image(layout, name="v1")
+    small_image(layout, name="example.com/app:2", annotations={"a": "b"})
+    small_image(layout, annotations={"c": "d"})
+    archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
+    (tmp_path / "x.tar").write_bytes(archive)
+    end = {"layout": f"oci:{layout.path}", "file": str(tmp_path / "x.tar")}.get(how, "-")
+    stdin = archive if end == "-" else None
+    assert ocistream("tags", end, stdin=stdin).lines() == ["v1", "example.com/app:2"]
+    document = json.loads(ocistream("tags", end, "--json", stdin=stdin).out)
+    validate_ours(document, "inspect")
+    assert document == {"end": end, "names": ["v1", "example.com/app:2"]}
 
 
 @pytest.mark.usefixtures("images")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,7 +43,7 @@ _PIECES_PER_WRITE: Final = 4096
 
 
 @command
-@click.argument("location", metavar="LOCATION", type=FilePath())
+@click.argument("location", metavar="LOCATION", required=False, type=FilePath())
 @json_option("Print one JSON document, as --format json.")
 @click.option(
     "--format",
@@ -53,11 +54,35 @@ _PIECES_PER_WRITE: Final = 4096
     section=OUTPUT,
     help="Output format, or a line for each image, such as '{name} {digest}'.  [default: text]",
 )
+@click.option(
+    "--raw",
+    cls=Option,
+    is_flag=True,
+    section=OUTPUT,
+    no_default=SELECTS_OUTPUT,
+    help="Print the exact bytes of the manifest or index.",
+)
+@click.option(
+    "--raw-config",
+    cls=Option,
+    is_flag=True,
+    section=OUTPUT,
+    no_default=SELECTS_OUTPUT,
+    help="Print the exact bytes of the config.",
+)
 @platform_option("all")
 @options(CopyOptions, "max_ratio")
 @credential_options
 @network_options
-def inspect(context: CommandContext, location: str, *, as_json: bool, output_format: str | None) -> None:
+def inspect(
+    context: CommandContext,
+    location: str | None,
+    *,
+    as_json: bool,
+    output_format: str | None,
+    raw: bool,
+    raw_config: bool,
+) -> None:
     """Show the images of LOCATION: an image in a registry, a layout, or an archive (- is stdin).
 
     For each image: platforms, digests, creation time, labels, layers with sizes and compression, annotations,
@@ -71,23 +96,41 @@ def inspect(context: CommandContext, location: str, *, as_json: bool, output_for
     ocistream inspect nginx:1
     ocistream inspect registry.example.com/app
     ocistream inspect app.tar --format '{name} {digest} {labels.version}'
+    ocistream inspect --raw nginx:1 | sha256sum
     ssh build cat app.tar | ocistream inspect - --json
     """
     from ocistream.api.inspection import inspect_location
+    from ocistream.api.single_image import SingleImage
 
-    if as_json and output_format not in {None, "json"}:
-        msg = "--json and --format contradict each other"
+    if location is None:
+        msg = "Missing argument 'LOCATION'."
+        raise UsageError(msg, hint="--config is the configuration file; --raw-config prints the config of an image")
+    if as_json + raw + raw_config + (output_format is not None) > 1:
+        msg = "--json, --format, --raw and --raw-config exclude each other"
         raise UsageError(msg, hint="use one of them")
     kind = "json" if as_json else "text" if output_format is None else output_format
     template = None if kind in FORMATS else parse_template(kind)
     parsed = parse_location_argument(location)
+    registries = {parsed.reference.registry} if parsed.reference else set()
+    open_context = context.build_open_context(registries=registries)
+    platforms = parse_platform_choice(context.copy.platforms)
+    if raw or raw_config:
+        image = SingleImage(
+            location=parsed,
+            context=open_context,
+            cancelled=context.cancelled,
+            platforms=platforms,
+            max_ratio=context.copy.max_ratio,
+        )
+        _write_raw(image.read_manifest().raw if raw else image.read_config())
+        return
     if template is not None and parsed.is_repository:
         # A line is for an image, not for a repository.
         parsed = replace(parsed, is_repository=False)
     document = inspect_location(
         parsed,
-        context.build_open_context(registries={parsed.reference.registry} if parsed.reference else ()),
-        platforms=parse_platform_choice(context.copy.platforms),
+        open_context,
+        platforms=platforms,
         max_ratio=context.copy.max_ratio,
         cancelled=context.cancelled,
         report=context.console.info,
@@ -105,6 +148,15 @@ def inspect(context: CommandContext, location: str, *, as_json: bool, output_for
         click.echo(escape_ci_commands(piece) if is_json else piece, nl=False)
     if is_json or "tags" not in document:
         click.echo()
+
+
+def _write_raw(content: bytes) -> None:
+    """Write the bytes to stdout; to a terminal, without characters that control it."""
+    if sys.stdout.isatty():
+        for line in content.decode(errors="replace").splitlines():
+            click.echo(sanitize_line(line))
+        return
+    sys.stdout.buffer.write(content)
 
 
 def _format_lines(document: Mapping[str, Any]) -> Iterator[str]:

@@ -1,0 +1,45 @@
+"""`ocistream digest`: print the digest of one image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ocistream.api.options import CopyOptions
+from ocistream.cli.options import command, credential_options, network_options, options, platform_option
+from ocistream.cli.parameter_types import FilePath, parse_location_argument
+from ocistream.oci.platforms import parse_platform_choice
+
+if TYPE_CHECKING:
+    from ocistream.cli.context import CommandContext
+
+
+@command
+@click.argument("text", metavar="LOCATION", type=FilePath())
+@platform_option("the digest of the index")
+@options(CopyOptions, "max_ratio")
+@credential_options
+@network_options
+def digest(context: CommandContext, text: str) -> None:
+    """Print the digest of the image at LOCATION: an image in a registry, a layout, or an archive (- is stdin).
+
+    With --platform, this is the digest of the manifest for that platform. A name without tag means the tag latest. An
+    image of a docker-archive has no digest; `ocistream inspect --format '{imageId}'` prints its image ID.
+
+    \b
+    ocistream digest nginx:1
+    ocistream digest --platform linux/arm64 nginx:1
+    ocistream digest oci:images:app
+    """
+    from ocistream.api.single_image import SingleImage
+
+    location = parse_location_argument(text)
+    image = SingleImage(
+        location=location,
+        context=context.build_open_context(registries={location.reference.registry} if location.reference else ()),
+        cancelled=context.cancelled,
+        platforms=parse_platform_choice(context.copy.platforms),
+        max_ratio=context.copy.max_ratio,
+    )
+    click.echo(image.find_digest())

@@ -1,0 +1,50 @@
+"""`ocistream tags`: list the tags of a repository, or the names of an archive or layout."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from ocistream.api.options import CopyOptions
+from ocistream.cli.console import escape_ci_commands, sanitize_line
+from ocistream.cli.options import command, credential_options, json_option, network_options, options
+from ocistream.cli.parameter_types import FilePath, parse_location_argument
+
+if TYPE_CHECKING:
+    from ocistream.cli.context import CommandContext
+
+
+@command
+@click.argument("text", metavar="LOCATION", type=FilePath())
+@json_option("Print one JSON document.")
+@options(CopyOptions, "max_ratio")
+@credential_options
+@network_options
+def tags(context: CommandContext, text: str, *, as_json: bool) -> None:
+    """List the tags of a repository in a registry, one per line, in the order of the registry.
+
+    For a layout or an archive (- is stdin), list the names of its images. If a list is incomplete, what is known is
+    printed, and the exit code is 8.
+
+    \b
+    ocistream tags nginx
+    ocistream tags registry.example.com/app --json
+    ocistream tags app.tar
+    """
+    from ocistream.api.inspection import list_names
+
+    location = parse_location_argument(text)
+    listed = list_names(
+        location,
+        context.build_open_context(registries={location.reference.registry} if location.reference else ()),
+        max_ratio=context.copy.max_ratio,
+        cancelled=context.cancelled,
+    )
+    if as_json:
+        click.echo(escape_ci_commands(json.dumps(listed.document, indent=2)))
+    else:
+        click.echo("".join(f"{sanitize_line(name)}\n" for name in listed.names), nl=False)
+    if listed.incomplete_reason:
+        raise listed.incomplete_error()
