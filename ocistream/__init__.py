@@ -11,7 +11,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # not typing's: importing typing takes longer than the rest of this module
 if TYPE_CHECKING:
-    from ocistream.api.client import Client, copy, digest, inspect, tags, verify
+    from ocistream.api.client import Client, copy, delete, digest, inspect, tags, verify
     from ocistream.api.results import CopyResult, ImageResult
     from ocistream.api.settings import RegistrySettings, TlsFiles
     from ocistream.api.verification import VerifyResult
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS_BY_MODULE = {
-    "api.client": ("Client", "copy", "digest", "inspect", "tags", "verify"),
+    "api.client": ("Client", "copy", "delete", "digest", "inspect", "tags", "verify"),
     "api.results": ("CopyResult", "ImageResult"),
     "api.settings": ("RegistrySettings", "TlsFiles"),
     "api.verification": ("VerifyResult",),
@@ -103,6 +103,7 @@ __all__ = [
     "VolumesNeededError",
     "__version__",
     "copy",
+    "delete",
     "digest",
     "inspect",
     "parse_reference",

@@ -17,11 +17,12 @@ from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.api.location_arguments import LocationArgument, list_locations
 from ocistream.api.options import ClientOptions, CopyOptions, parse_client_options, parse_split
 from ocistream.api.registries import load_host_rules
-from ocistream.api.results import CopyResult, build_result
+from ocistream.api.results import CopyResult, ImageResult, build_result
 from ocistream.api.settings import RegistrySettings, TlsFiles
-from ocistream.errors import UsageError
+from ocistream.errors import InvalidNameError, UsageError
 from ocistream.oci.descriptor import Platform
 from ocistream.oci.platforms import parse_platform_choice
+from ocistream.oci.reference import Reference, parse_reference
 from ocistream.streams.workers import run_in_thread
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from ocistream.transfer.copy import Report
     from ocistream.transfer.interfaces import Observer
 
-__all__ = ["Client", "copy", "digest", "inspect", "tags", "verify"]
+__all__ = ["Client", "copy", "delete", "digest", "inspect", "tags", "verify"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -326,6 +327,38 @@ class Client:
             raise listed.incomplete_error()
         return listed.names
 
+    def delete(
+        self,
+        images: str | Reference | Iterable[str | Reference],
+        *,
+        by_digest: bool = False,
+        cancelled: threading.Event | None = None,
+    ) -> tuple[ImageResult, ...]:
+        """Delete images from registries: HOST/REPO:TAG deletes the tag, HOST/REPO@DIGEST a manifest and all its tags.
+
+        If one image does not exist, none is deleted. With `by_digest`, a tag that a registry does not delete is deleted
+        together with its manifest and all tags of it.
+
+        Raises:
+            NotFoundError: an image does not exist.
+            IntegrityError: a tag does not have the digest that was given with it.
+            UnsupportedError: a registry does not delete.
+            AuthenticationError: a registry denies the deletion.
+            CancelledError: `cancelled` was set, or the client was closed.
+        """
+        from ocistream.registry.deletion import ImageDeleter
+
+        event = self._begin(cancelled)
+        references = [_parse_deleted(image) for image in ([images] if isinstance(images, str | Reference) else images)]
+        registries = {reference.registry for reference in references}
+        context = self._registries.build_context(registries, event)
+        self._registries.check_environment_credential(registries)
+        for reference in references:
+            context.check_push(reference)
+        deleter = ImageDeleter(context.client(), references, by_digest=by_digest)
+        deleted = run_in_thread(lambda: list(deleter.delete()), event)
+        return tuple(ImageResult(image.reference.name, image.digest) for image in deleted)
+
     def _begin(self, cancelled: threading.Event | None) -> threading.Event:
         """Return the event that cancels one call."""
         if self._closed.is_set():
@@ -363,6 +396,15 @@ verify = _with_new_client(Client.verify)
 inspect = _with_new_client(Client.inspect)
 digest = _with_new_client(Client.digest)
 tags = _with_new_client(Client.tags)
+delete = _with_new_client(Client.delete)
+
+
+def _parse_deleted(image: str | Reference) -> Reference:
+    reference = parse_reference(image, default_tag=False) if isinstance(image, str) else image
+    if reference.tag is None and reference.digest is None:
+        msg = f"{reference} is a repository, not an image"
+        raise InvalidNameError(msg, hint="write HOST/REPO:TAG or HOST/REPO@DIGEST")
+    return reference
 
 
 def _list(value: str | Iterable[str]) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ COMMANDS: Final = {
     "sync": ("ocistream.cli.commands.sync:sync", "Copy the images that a TOML file lists; move only what differs."),
     "gc": ("ocistream.cli.commands.gc:gc", "Delete blobs that no image in a layout needs."),
     "config": ("ocistream.cli.commands.config:config", "Show the effective settings, or check a configuration file."),
-    "rm": ("ocistream.cli.commands.rm:rm", "Remove images from a layout directory, by name."),
+    "rm": ("ocistream.cli.commands.rm:rm", "Remove images from a layout directory or a registry."),
     "serve": ("ocistream.cli.commands.serve:serve", "Serve a layout directory, or an archive, as a registry."),
     "login": ("ocistream.cli.commands.login:login", "Check a credential for a registry, and store it."),
     "logout": ("ocistream.cli.commands.login:logout", "Delete the stored credential of a registry."),

@@ -53,6 +53,7 @@ __all__ = ["Repository"]
 _MANIFEST_TYPES: Final = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
 _NEXT_LINK = re.compile(r"<([^<>]{1,4096})>\s*;[^,]*\brel=\"?next\b")
 _PUSHED_STATUSES: Final = (200, 201, 202, 204)
+_DELETED_STATUSES: Final = (200, 202, 204)
 #: The digest algorithm that every registry supports for manifests; distribution 2.8 supports no other.
 _CANONICAL_ALGORITHM: Final = "sha256"
 #: Error codes of a registry that refuses the digest under which a manifest is pushed.
@@ -62,18 +63,26 @@ _DIGEST_REFUSAL_CODES: Final = frozenset({"DIGEST_INVALID", "UNSUPPORTED"})
 class Repository:
     """One repository, for reading and for writing. Safe for several threads.
 
-    `for_push` requests push rights from the first request on, so that one token serves all requests. `is_explicit` says
-    that the user named the registry, not a configuration (`HttpClient.endpoint`).
+    `for_push` and `for_delete` request these rights from the first request on, so that one token serves all requests.
+    `is_explicit` says that the user named the registry, not a configuration (`HttpClient.endpoint`).
     """
 
     def __init__(
-        self, client: HttpClient, registry: str, name: str, *, for_push: bool = False, is_explicit: bool = True
+        self,
+        client: HttpClient,
+        registry: str,
+        name: str,
+        *,
+        for_push: bool = False,
+        for_delete: bool = False,
+        is_explicit: bool = True,
     ) -> None:
         """Take a repository such as `library/nginx` of a registry such as `docker.io`. Send no request."""
         self.client = client
         self.name = name
         self.endpoint: Endpoint = client.endpoint(registry, name, is_explicit=is_explicit)
-        self.scopes = (repository_scope(name, "pull", "push") if for_push else repository_scope(name, "pull"),)
+        actions = ["pull", *(["push"] if for_push else []), *(["delete"] if for_delete else [])]
+        self.scopes = (repository_scope(name, *actions),)
         #: A client with push rights may lack read rights (ECR without BatchGetImage): 403 then means "unknown".
         #: If pushes are denied too, the upload fails before the first byte is sent.
         self._head_statuses = (200, 403, 404) if for_push else (200, 404)
@@ -222,6 +231,24 @@ class Repository:
             msg = f"{self}: pushed {manifest.descriptor.digest} as {target}, the registry stored {printable(stored)}"
             raise IntegrityError(msg)
         return response
+
+    def delete_manifest(self, target: str) -> None:
+        """Delete an existing tag; or, by digest, a manifest and all its tags. Success if it is gone afterwards.
+
+        Raises:
+            NotFoundError: the registry says that it does not exist, and still has it.
+            AuthenticationError: the registry denies the deletion.
+            RegistryError: the registry does not support the deletion.
+        """
+        url = self.url(f"manifests/{target}")
+        try:
+            response = self.client.request(self.endpoint, "DELETE", url, scopes=self.scopes, expected=_DELETED_STATUSES)
+        except NotFoundError:
+            # The answer to an earlier attempt may have been lost.
+            if self.has_manifest(target):
+                raise
+            return
+        response.drain()
 
     def _unsupported_algorithm_error(self, digest: str, reason: str) -> UnsupportedError:
         algorithm = _algorithm(digest)

@@ -19,7 +19,8 @@ from tests.runner import Result, ocistream
 #: The options that have no default of the user's, by the reason for it.
 REFUSED = {
     "it decides what is copied": [
-        *("output", "input", "image", "to", "tags", "all", "all-tags", "via", "have", "base", "only", "among")
+        *("output", "input", "image", "to", "tags", "all", "all-tags", "via", "have", "base", "only", "among"),
+        "by-digest",
     ],
     "it is for one run": ["from-byte", "split", "result", "dry-run", "shard"],
     "it decides what is printed": ["access-log", "json", "raw", "raw-config"],

@@ -1,4 +1,4 @@
-"""`ocistream rm`: remove images from a layout directory by name."""
+"""`ocistream rm`: remove images from a layout directory, or from registries, by name."""
 
 from __future__ import annotations
 
@@ -6,34 +6,92 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.options import command, dry_run_option
+from ocistream.api.options import SELECTS_CONTENT
+from ocistream.cli.options import Option, command, credential_options, dry_run_option, network_options
 from ocistream.cli.parameter_types import FilePath
-from ocistream.locations import parse_layout_path
+from ocistream.cli.report import format_result_line
+from ocistream.errors import InvalidNameError, NotFoundError, UsageError
+from ocistream.locations import parse_location, path_of
+from ocistream.oci.reference import parse_reference, printable
 from ocistream.sizes import format_count
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from ocistream.cli.context import CommandContext
+    from ocistream.locations import Location
+    from ocistream.oci.reference import Reference
 
 
 @command
-@click.argument("directory", metavar="DIR", type=FilePath())
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("texts", metavar="LOCATION [NAME]...", nargs=-1, required=True, type=FilePath())
+@click.option(
+    "--by-digest",
+    cls=Option,
+    is_flag=True,
+    no_default=SELECTS_CONTENT,
+    help="If a registry does not delete a tag, delete its manifest, with all tags of it.",
+)
 @dry_run_option("Print what would be removed; remove nothing.")
-def rm(context: CommandContext, directory: str, names: tuple[str, ...], *, dry_run: bool) -> None:
-    """Remove images from the layout DIR, and referrers that lose their subject.
+@credential_options
+@network_options
+def rm(context: CommandContext, texts: tuple[str, ...], *, by_digest: bool, dry_run: bool) -> None:
+    """Remove images from a layout directory by name, or from registries.
 
-    NAME is a full name, its short form, a tag, or a digest, which means all names of that image. If one NAME does not
-    exist, nothing is removed. Run `ocistream gc DIR` to delete the blobs. Removed images are printed as NAME@sha256:...
+    In a layout, NAME is a full name, its short form, a tag, or a digest, which means all names of that image. Referrers
+    that lose their subject are removed too. Run `ocistream gc DIR` to delete the blobs.
+
+    In a registry, HOST/REPO:TAG deletes the tag, and HOST/REPO@DIGEST the manifest with all its tags. The registry
+    deletes the blobs later. If one image does not exist, nothing is removed. Removed images are printed as
+    NAME@sha256:...
 
     \b
     ocistream rm images/ nginx:1 example.com/app:1 && ocistream gc images/
+    ocistream rm registry.example.com/app:1 registry.example.com/app:2
     """
+    location = parse_location(texts[0])
+    # Without a tag or digest, a name that may be a directory or a repository is never an image to delete.
+    if location.reference is not None and not location.is_repository:
+        _remove_from_registries(context, [_parse_image(text) for text in texts], by_digest=by_digest, dry_run=dry_run)
+        return
+    if by_digest:
+        msg = "--by-digest is for images in a registry"
+        raise UsageError(msg, hint="in a layout, a digest removes all names of the image")
+    names = texts[1:] if location.name is None else (location.name, *texts[1:])
+    _remove_from_layout(context, _parse_layout_path(location), names, dry_run=dry_run)
+
+
+def _parse_image(text: str) -> Reference:
+    location = parse_location(text)
+    reference = location.reference
+    if reference is None or location.is_repository:
+        msg = f"{printable(text)!r} is not an image in a registry, as the first one is"
+        raise InvalidNameError(msg, hint="write HOST/REPO:TAG or HOST/REPO@DIGEST")
+    # Only a tag that was written is deleted.
+    return parse_reference(text, default_tag=False)
+
+
+def _parse_layout_path(location: Location) -> Path:
+    if location.reference is not None:
+        msg = f"{printable(location.text)}: no such directory"
+        raise NotFoundError(msg, hint="an image in a registry needs a tag or a digest: HOST/REPO:TAG")
+    if location.kind not in {"path", "oci"} or location.is_stream:
+        msg = f"{printable(location.text)} is an archive, which is never changed"
+        raise UsageError(msg, hint="name a layout directory, or an image in a registry")
+    return path_of(location)
+
+
+def _remove_from_layout(context: CommandContext, path: Path, names: Sequence[str], *, dry_run: bool) -> None:
     from ocistream.layout.directory import LayoutDirectory
     from ocistream.layout.index import entry_name_of
     from ocistream.layout.removal import remove_images
 
+    if not names:
+        msg = "Missing argument 'NAME'."
+        raise UsageError(msg, hint="`ocistream tags DIR` lists the names; for all blobs, delete the directory")
     # The blobs stay for `gc`, which knows what a concurrent pull may still need.
-    removed = remove_images(LayoutDirectory(parse_layout_path(directory)), names, dry_run=dry_run)
+    removed = remove_images(LayoutDirectory(path), names, dry_run=dry_run)
     for entry in (*removed.images, *removed.referrers):
         name = entry_name_of(entry)
         click.echo(f"{name}@{entry.digest}" if name else entry.digest)
@@ -42,3 +100,21 @@ def rm(context: CommandContext, directory: str, names: tuple[str, ...], *, dry_r
         summary += f", and {len(removed.referrers)} that referred to " + ("it" if len(removed.images) == 1 else "them")
     message = f"would remove {summary}" if dry_run else f"removed {summary}; run `ocistream gc` to delete unused blobs"
     context.console.info(message)
+
+
+def _remove_from_registries(
+    context: CommandContext, references: Sequence[Reference], *, by_digest: bool, dry_run: bool
+) -> None:
+    from ocistream.registry.deletion import ImageDeleter
+
+    registries = {reference.registry for reference in references}
+    context.check_credentials(registries)
+    open_context = context.build_open_context(registries=registries)
+    for reference in references:
+        open_context.check_push(reference)
+    deleter = ImageDeleter(open_context.client(), references, by_digest=by_digest)
+    for image in deleter.find() if dry_run else deleter.delete():
+        click.echo(format_result_line(image.reference.name, image.digest, None))
+        verb = "would delete" if dry_run else "deleted"
+        what = "the manifest with all its tags" if image.with_all_tags else "the tag"
+        context.console.info(f"{verb} {what}: {image.reference.name}")
