@@ -222,12 +222,15 @@ class OpenContext:
     check_push: Callable[[Reference], None] = field(default=lambda _reference: None)
     #: Opens the output of a stream location; None is stdout.
     output: Callable[[], Output] | None = None
+    #: Whether locations are opened for a dry run: no file is created, and no cache is filled.
+    is_dry_run: bool = False
 
     def repository_opener(self) -> RepositoryOpener:
         """Return the opener for repositories to read from."""
         from ocistream.registry.opener import RepositoryOpener
 
-        return self.opener() if self.opener is not None else RepositoryOpener(self.client())
+        opener = self.opener() if self.opener is not None else RepositoryOpener(self.client())
+        return opener.unwrapped() if self.is_dry_run else opener
 
 
 @dataclass(frozen=True, slots=True)
@@ -508,12 +511,15 @@ def _open_output(location: Location, context: OpenContext) -> Output:
     from ocistream.archive.outputs import (
         build_tail_output,
         open_file_output,
+        open_null_output,
         open_special_file_output,
         open_stream_output,
     )
 
     path = path_of(location)
     _check_not_directory(location)
+    if context.is_dry_run:
+        return open_null_output(None if location.is_stream else path)
     if location.is_stream:
         output = context.output() if context.output is not None else open_stream_output(context.stdout(), "to stdout")
     else:

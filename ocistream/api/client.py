@@ -7,6 +7,7 @@ import inspect as signatures
 import os
 import threading
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -145,6 +146,7 @@ class Client:
         max_ratio: int = limits.MAX_RATIO,
         split: str | int | None = None,
         mount_from: str | Iterable[str] = (),
+        dry_run: bool = False,
         observer: Observer | None = None,
         cancelled: threading.Event | None = None,
     ) -> CopyResult:
@@ -156,8 +158,8 @@ class Client:
 
         `name` is the image's name at the destination, `format` what to write to a path or file object: "oci",
         "oci-archive" or "docker-archive". `platforms` may be "all"; the default is all, or into a docker-archive linux
-        on this machine's architecture. `images` chooses images of an archive or layout. The other options are those of
-        `ocistream copy`.
+        on this machine's architecture. `images` chooses images of an archive or layout. With `dry_run`, the result is
+        what would be copied, and nothing is changed. The other options are those of `ocistream copy`.
 
         The observer is called from several threads, never from the caller's. To stop the copy, set `cancelled` in
         another thread.
@@ -194,11 +196,20 @@ class Client:
         destination_context = self._open_context(plan.destination_registries, targets, event)
         source_context = self._open_context(plan.source_registries, sources, event)
         self._registries.check_environment_credential(plan.source_registries | plan.destination_registries)
-        opened_source, opened_destination = plan.open(source_context, destination_context)
+        opened_source, opened_destination = plan.open(
+            replace(source_context, is_dry_run=dry_run), replace(destination_context, is_dry_run=dry_run)
+        )
 
         def run() -> Report:
             with closing(opened_source), closing(opened_destination):
-                return plan.run(opened_source, opened_destination, observer, client=self._options, cancelled=event)
+                return plan.run(
+                    opened_source,
+                    opened_destination,
+                    observer,
+                    client=self._options,
+                    cancelled=event,
+                    dry_run=dry_run,
+                )
 
         return build_result(run_in_thread(run, event), plan)
 

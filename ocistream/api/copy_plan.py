@@ -127,10 +127,12 @@ class CopyPlan:
         cancelled: threading.Event,
         omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
         on_resolved: Callable[[Graph], None] = lambda _graph: None,
+        dry_run: bool = False,
     ) -> Report:
         """Copy between the opened locations, which stay open.
 
         `omit` returns the blobs to omit from the output. `on_resolved` receives the source's graph before a blob moves.
+        With `dry_run`, nothing is written; the destination was opened for that (`OpenContext.is_dry_run`).
 
         Raises:
             OcistreamError: the first failure; nothing new is visible in the destination.
@@ -155,6 +157,7 @@ class CopyPlan:
             omit=omit,
             recompression=self.recompression,
             plain_layers=plain_layers,
+            dry_run=dry_run,
         )
 
     def _check_digest_stays(self, graph: Graph) -> None:
@@ -185,6 +188,13 @@ class CopyPlan:
             location is not None and location.kind != "oci" and not is_directory(location)
         )
         return may_be_saved and (self.is_remote or not omits)
+
+    def source_name(self, root: Root) -> str:
+        """Return the name of an image at its source."""
+        first = self.sources[0]
+        if len(self.sources) == 1 and first.reference is not None and self.target is None:
+            return str(first.reference)
+        return (root.origin if self.rename is not None else root.name or root.origin) or first.text
 
     def label(self, root: Root) -> str:
         """Return the name of an image in the results."""

@@ -21,6 +21,9 @@ class ImageResult:
 
     A docker-archive has no manifests: `digest` is then the source's, or None if no side has a manifest. `image_id` is
     the image ID that Docker shows; it is set for docker-archives only.
+
+    After a dry run, `digest` is None and `image_id` is set if a real run would recompress layers: the digest of the
+    image is known only afterwards. An index has no image ID.
     """
 
     name: str
@@ -34,6 +37,8 @@ class CopyResult:
 
     `seconds` is the duration. `skipped_referrers` are signatures, SBOMs and the like that were not copied, with the
     reason. `incomplete_indexes` are indexes of which the source has only some platforms.
+
+    After a dry run, the result is what a real run would do. The descriptor of a "converted" blob is then the source's.
     """
 
     images: tuple[ImageResult, ...]
@@ -66,7 +71,12 @@ def list_images(report: Report, plan: CopyPlan) -> list[ImageResult]:
     """
     pairs = list(zip(report.source_graph.roots, report.graph.roots, strict=True))
     if plan.destination.kind != "docker-archive":
-        return [ImageResult(_name(source, root, plan), root.descriptor.digest) for source, root in pairs]
+        return [
+            ImageResult(_name(source, root, plan), None, report.graph.image_id(root))
+            if root.descriptor.digest in report.undetermined
+            else ImageResult(_name(source, root, plan), root.descriptor.digest)
+            for source, root in pairs
+        ]
     return [
         ImageResult(
             root.origin

@@ -30,6 +30,7 @@ __all__ = [
     "RewritableOutput",
     "build_tail_output",
     "open_file_output",
+    "open_null_output",
     "open_special_file_output",
     "open_stream_output",
 ]
@@ -266,6 +267,19 @@ class _TailOutput(Output):
         self._output.close()
 
 
+class _NullOutput(Output):
+    """An output that discards everything."""
+
+    def write(self, chunk: Chunk) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def build_tail_output(output: Output, start: int) -> Output:
     """Return an output that passes on to `output` only the bytes from `start` on.
 
@@ -305,9 +319,28 @@ def open_file_output(path: Path) -> RewritableOutput:
         NotFoundError: the directory does not exist.
         LocalDiskError: the file cannot be written.
     """
+    return _FileOutput(_find_output_file(path))
+
+
+def open_null_output(path: Path | None) -> Output:
+    """Return an output that discards what is written, for a dry run; None is a stream.
+
+    Raises:
+        UsageError, NotFoundError, LocalDiskError: no file could be written at `path`; nothing is created there.
+    """
+    if path is not None and not paths.is_special(path):
+        path = _find_output_file(path)
+        with files.disk_errors(f"cannot write {path}"):
+            path.parent.stat()
+            if not os.access(path.parent, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return _NullOutput()
+
+
+def _find_output_file(path: Path) -> Path:
     # A link is followed, as a shell's `>` does: its target is replaced.
     path = paths.write_target(path) if paths.is_link(path) else path
     if partial_files.is_reserved_name(path.name):
         msg = f"{path}: this name is reserved for unfinished files"
         raise UsageError(msg, hint="choose a name that does not begin with a dot and end with .partial")
-    return _FileOutput(path)
+    return path

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 __all__ = [
     "cached_size",
     "format_result_line",
+    "print_dry_run",
     "print_results",
     "report_copy",
+    "report_dry_run",
     "report_incomplete_indexes",
     "report_selected_platforms",
     "report_skipped_referrers",
@@ -44,6 +46,14 @@ __all__ = [
 
 #: The most characters of a name in a result line; names in registries are shorter.
 _MAX_NAME: Final = 1024
+#: What a dry run with -v prints of a blob, by its result.
+_DRY_RUN_WORDS: Final = {
+    "copied": "to copy:",
+    "converted": "to recompress:",
+    "skipped": "exists:",
+    "mounted": "to mount:",
+    "left out": "to omit:",
+}
 #: The most platforms that a line names.
 _MAX_PLATFORMS: Final = 20
 
@@ -51,13 +61,33 @@ _MAX_PLATFORMS: Final = 20
 def format_result_line(name: str, digest: str | None, image_id: str | None) -> str:
     """Return `NAME@sha256:...`, or the name and the image ID of an image without a manifest."""
     shown = printable(name, _MAX_NAME)
-    return f"{shown}@{digest}" if digest is not None else f"{shown} image ID {image_id}"
+    if digest is not None:
+        return f"{shown}@{digest}"
+    # After a dry run, the digest of a recompressed index is not known, and an index has no image ID.
+    return f"{shown} image ID {image_id}" if image_id is not None else shown
 
 
 def print_results(results: Iterable[ImageResult]) -> None:
     """Print one line per image on stdout; a name from an archive cannot add a second line."""
     for result in results:
         click.echo(sanitize_line(format_result_line(result.name, result.digest, result.image_id)))
+
+
+def print_dry_run(plan: CopyPlan, report: Report, images: Sequence[ImageResult]) -> None:
+    """Print one line per image on stdout, as `sync --dry-run`: `copy`, the bytes to move, the source, and the result.
+
+    A blob that several images need counts once.
+    """
+    sizes = {
+        blob.descriptor.digest: blob.descriptor.size - blob.resumed_size
+        for blob in report.blobs
+        if blob.status in {"copied", "converted"}
+    }
+    for root, image in zip(report.graph.roots, images, strict=True):
+        size = sum(sizes.pop(digest, 0) for digest in report.graph.reachable(root))
+        source = printable(plan.source_name(root), _MAX_NAME)
+        line = format_result_line(image.name, image.digest, image.image_id)
+        click.echo(sanitize_line(f"copy {size} {source} {line}"))
 
 
 def report_copy(
@@ -88,6 +118,39 @@ def report_copy(
     if into_docker_archive:
         _report_image_ids(console, report, images, printed=not plan.destination.is_stream)
         _warn_unnamed_images(console, report.graph)
+
+
+def report_dry_run(console: Console, report: Report, images: Sequence[ImageResult]) -> None:
+    """Print on stderr what a real run would move, and what it would not copy."""
+    counts = Counter(blob.status for blob in report.blobs)
+    moved = counts["copied"] + counts["converted"]
+    resumed = sum(blob.resumed_size for blob in report.blobs)
+    size = total_size(report, "copied") + total_size(report, "converted") - resumed
+    parts = [f"would move {format_count(moved, 'blob')}, {format_size(size)}"]
+    if kinds := _count_referrers(report):
+        parts[0] += f", with {kinds}"
+    if counts["converted"]:
+        parts.append(f"{counts['converted']} of them recompressed to a size that is not known yet")
+    if resumed:
+        parts.append(f"{format_size(resumed)} resumed from an earlier run")
+    parts += [
+        f"{counts[outcome]} {text} ({format_size(total_size(report, outcome))})"
+        for outcome, text in (
+            ("skipped", "exist at the destination"),
+            ("mounted", "mounted from another repository"),
+        )
+        if counts[outcome]
+    ]
+    console.info("; ".join(parts))
+    for blob in report.blobs:
+        console.info(
+            f"{_DRY_RUN_WORDS[blob.status]} {blob.descriptor.digest}, {format_size(blob.descriptor.size)}", level=1
+        )
+    if report.undetermined and any(image.digest is None for image in images):
+        console.info("layers would be recompressed: the digests of these images are known only afterwards")
+    report_incomplete_indexes(console, report.graph.incomplete_indexes)
+    _report_omitted(console, report)
+    report_skipped_referrers(console, report.graph.skipped_referrers)
 
 
 def _report_image_ids(console: Console, report: Report, images: Iterable[ImageResult], *, printed: bool) -> None:

@@ -65,6 +65,7 @@ def write_result(
     had before, `cached` how many came from the cache. `upload` is the upload method by registry.
     """
     document = {
+        "dryRun": report.is_dry_run,
         "images": [
             _image_json(report, source, root, image)
             for source, root, image in zip(report.source_graph.roots, report.graph.roots, images, strict=True)
@@ -102,6 +103,8 @@ def write_result(
 def _image_json(report: Report, source: Root, root: Root, image: ImageResult) -> dict[str, Any]:
     reachable, chosen = report.graph.reachable(root, alone=True), root.chosen_platforms
     is_changed = image.digest not in {None, source.descriptor.digest}
+    if image.digest is None and root.descriptor.digest in report.undetermined:
+        is_changed = not root.is_synthesized
     return _given(
         name=image.name,
         digest=image.digest,

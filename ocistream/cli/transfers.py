@@ -12,7 +12,7 @@ from ocistream.cli.error_hints import add_copy_hints
 from ocistream.cli.omission_rules import build_omission_rule, find_queried_registries
 from ocistream.cli.progress import show_progress
 from ocistream.cli.registry_options import describe_unused_side_options
-from ocistream.cli.report import print_results, report_copy, report_selected_platforms
+from ocistream.cli.report import print_dry_run, print_results, report_copy, report_dry_run, report_selected_platforms
 from ocistream.cli.result_document import check_result_writable, write_result
 from ocistream.errors import UsageError
 from ocistream.oci.volumes import parse_template
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 __all__ = ["run_plan", "run_transfer"]
 
 
-def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> None:
+def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0, dry_run: bool = False) -> None:
     """Copy images by the plan of a command, then print and write the results.
 
-    `from_byte` is the first byte of the archive to write. Raise an OcistreamError if the copy fails; then nothing is
-    visible at the destination.
+    `from_byte` is the first byte of the archive to write. With `dry_run`, nothing is changed.
+
+    Raise an OcistreamError if the copy fails; then nothing is visible at the destination.
     """
     _check_registries(context, plan)
     omission_rule = build_omission_rule(context, plan)
@@ -43,9 +44,12 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> 
     def open_locations() -> tuple[Source, Destination]:
         source_context = context.build_open_context(sides[0], registries=plan.source_registries)
         destination_context = context.build_open_context(sides[1], registries=plan.destination_registries)
-        return plan.open(source_context, replace(destination_context, from_byte=from_byte))
+        return plan.open(
+            replace(source_context, is_dry_run=dry_run),
+            replace(destination_context, is_dry_run=dry_run, from_byte=from_byte),
+        )
 
-    run_transfer(context, plan, open_locations, omission_rule=omission_rule)
+    run_transfer(context, plan, open_locations, omission_rule=omission_rule, dry_run=dry_run)
 
 
 def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
@@ -80,11 +84,12 @@ def run_transfer(
     open_locations: Callable[[], tuple[Source, Destination]],
     *,
     omission_rule: OmissionRule | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Copy images, then print and write the results.
 
-    `open_locations` opens the plan's source and destination. If the destination is stdout, no result lines are printed.
-    `omission_rule` selects the blobs to omit.
+    `open_locations` opens the plan's source and destination. If an archive is written to stdout, no result lines are
+    printed. `omission_rule` selects the blobs to omit. With `dry_run`, nothing is changed.
 
     Raise an OcistreamError if the transfer fails; then nothing is visible at the destination.
     """
@@ -103,7 +108,7 @@ def run_transfer(
 
         with (
             add_copy_hints(context.console, plan, source),
-            show_progress(context.options.progress, context.console) as observer,
+            show_progress("none" if dry_run else context.options.progress, context.console) as observer,
         ):
             report = plan.run(
                 source,
@@ -113,12 +118,17 @@ def run_transfer(
                 cancelled=context.cancelled,
                 omit=omission_rule,
                 on_resolved=announce,
+                dry_run=dry_run,
             )
     images = list_images(report, plan)
     cached_sizes = context.access.cached_sizes
     if result is not None:
         methods_used = context.access.upload_strategy().methods_used
         write_result(result, report, images, retried=context.retry_count, upload=methods_used, cached=cached_sizes)
+    if dry_run:
+        print_dry_run(plan, report, images)
+        report_dry_run(context.console, report, images)
+        return
     if not plan.destination.is_stream:
         print_results(images)
     report_copy(context.console, plan, source, report, images, cached_sizes, omits=omission_rule is not None)

@@ -87,6 +87,12 @@ class RepositoryOpener:
         other._wrap = lambda repository: wrap(inner(repository))  # noqa: SLF001 - same class
         return other
 
+    def unwrapped(self) -> RepositoryOpener:
+        """Return an opener without any wrapper."""
+        other = copy.copy(self)
+        other._wrap = lambda repository: repository  # noqa: SLF001 - same class
+        return other
+
     def open_repository(self, reference: Reference) -> ReadableRepository:
         """Return the repository that an image is read from.
 

@@ -5,9 +5,7 @@ A failed image does not stop the others. A dry run finds out what would be copie
 
 from __future__ import annotations
 
-import io
 import itertools
-import os
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -15,8 +13,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.archive.destination import ArchiveDestination
-from ocistream.archive.outputs import open_stream_output
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
 from ocistream.layout.image_selection import report_untagged, select_all_images
 from ocistream.layout.index import select_existing_images, tag_of
@@ -315,12 +311,7 @@ class ImageCopier:
         """
         location = copy_destination.sync_location.location
         with ExitStack() as stack:
-            if location.reference is None and not is_layout_destination(location):
-                # An archive is always rewritten. Opening it would create a file.
-                nowhere = stack.enter_context(io.FileIO(os.devnull, "w"))
-                destination: Destination = ArchiveDestination(open_stream_output(nowhere, "nowhere"))
-            else:
-                destination = self._open_destination(copy_destination, cancelled)
+            destination = self._open_destination(copy_destination, cancelled, is_dry_run=True)
             stack.callback(destination.close)
             if location.reference is not None:
                 # For a registry this sends no request and writes nothing.
@@ -331,9 +322,11 @@ class ImageCopier:
             stored = list_stored(destination, pending)
             return graph, check.list_unmountable([blob for blob in pending if blob.digest not in stored])
 
-    def _open_destination(self, copy_destination: CopyDestination, cancelled: threading.Event) -> Destination:
+    def _open_destination(
+        self, copy_destination: CopyDestination, cancelled: threading.Event, *, is_dry_run: bool = False
+    ) -> Destination:
         location, reference = copy_destination.sync_location.location, copy_destination.reference
-        context = self._cancellable_context(copy_destination.sync_location, cancelled)
+        context = replace(self._cancellable_context(copy_destination.sync_location, cancelled), is_dry_run=is_dry_run)
         if reference is not None:
             location = replace(location, reference=reference)
             context = replace(

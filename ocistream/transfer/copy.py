@@ -24,7 +24,7 @@ from ocistream.transfer.config_checks import ConfigChecker, with_config_check
 from ocistream.transfer.early_blobs import EarlyBlobWriter
 from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported, limit_to_source
-from ocistream.transfer.interfaces import NullObserver
+from ocistream.transfer.interfaces import MountingDestination, NullObserver
 from ocistream.transfer.prefetch import Prefetcher
 from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, Report
 from ocistream.transfer.verified_blobs import blob_from_bytes
@@ -58,6 +58,7 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
     recompression: Recompression | None = None,
     plain_layers: Recompression | None = None,
+    dry_run: bool = False,
 ) -> Report:
     """Copy the images of `source` to `destination`. Nothing becomes visible before all blobs are verified.
 
@@ -71,11 +72,13 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     With `recompression`, image layers that use another format are recompressed. `plain_layers` is the default for
     archives whose layers are never compressed (those of `docker save`).
 
+    With `dry_run`, find out what would be copied, and write nothing. A pipe is read to its end and verified.
+
     Raises:
         OcistreamError: the first failure; nothing new is visible in the destination.
     """
     try:
-        return _Copy(
+        run = _Copy(
             source=source,
             destination=destination,
             observer=observer or NullObserver(),
@@ -86,7 +89,8 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
             omit=omit,
             recompression=recompression,
             plain_layers=plain_layers,
-        ).run()
+        )
+        return run.preview() if dry_run else run.run()
     except (IntegrityError, ArchiveError) as error:
         # A source that ends too early proves nothing about the bytes before.
         if not isinstance(error, TruncatedError):
@@ -148,15 +152,57 @@ class _Copy:
         graph = self.settle(graph, plan, wanted, missing)
         return self.rewrite(graph, plan)
 
+    def preview(self) -> Report:
+        """Return what `run` would report, as far as that is known without writing anything."""
+        # Imported here because a real run needs none of it.
+        from ocistream.transfer.verify import DiscardedBlobs
+
+        started_at = time.monotonic()
+        with closing(DiscardedBlobs(self.cancelled)) as discarded:
+            graph = self.source.resolve(discarded)
+            # A pipe is read to its end: its writer must not fail, and only then it is known what it has.
+            for piped in () if self.source.concurrent else self.source.blobs(graph.blobs):
+                if (error := discarded.write(piped)) is not None:
+                    raise error
+        graph = self.select(self.limit_graph(graph))
+        plan = plan_blobs(graph, (), self.recompressor, self.results)
+        if isinstance(self.destination, MountingDestination) and not plan.recompressed:
+            # For a registry this only checks the digest that the user gave.
+            self.destination.begin(graph)
+        check = ExistenceCheck(
+            self.source, self.destination, self.results.add, jobs=self.jobs, cancelled=self.cancelled
+        )
+        lacking, pending = check.split_lacking(graph, plan.pending)
+        recompressed = set(plan.recompressed)
+        resumable = check.preview(graph, lacking, [blob for blob in pending if blob.digest not in recompressed])
+        self.check_recompressible(plan)
+        for blob in graph.blobs:
+            if plan.actions[blob.digest] is Action.OMIT:
+                self.results.add(blob, "left out")
+            elif self.results.find(blob.digest) is None:
+                status = "converted" if blob.digest in recompressed else "copied"
+                self.results.add(blob, status, resumed=resumable.get(blob.digest, 0))
+        changed = (
+            self.recompressor.find_changed_manifests(graph, recompressed)
+            if self.recompressor is not None and recompressed
+            else frozenset[str]()
+        )
+        seconds = time.monotonic() - started_at
+        blobs = self.results.list_for(graph, {})
+        return Report(graph, graph, blobs, seconds, is_dry_run=True, undetermined=changed)
+
     # -- resolve -----------------------------------------------------------------------------------------
 
     def resolve_graph(self) -> Graph:
         """Resolve the source's graph; after that it is known whether `docker save` wrote the source."""
-        graph = self.source.resolve(self.early_blobs)
-        self.recompressor = self.early_blobs.choose_recompressor(graph)
-        graph = limit_to_source(self.source, graph, partial(self.list_stored_manifests, graph))
+        graph = self.limit_graph(self.source.resolve(self.early_blobs))
         self.early_blobs.restore_plain_layers(graph)
         return graph
+
+    def limit_graph(self, graph: Graph) -> Graph:
+        """Choose how layers are recompressed, and omit platforms that neither side has."""
+        self.recompressor = self.early_blobs.choose_recompressor(graph)
+        return limit_to_source(self.source, graph, partial(self.list_stored_manifests, graph))
 
     def list_stored_manifests(self, graph: Graph, missing: Sequence[Descriptor]) -> set[str]:
         """Return the digests of the missing manifests that the destination has."""

@@ -10,6 +10,7 @@ from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
@@ -80,6 +81,9 @@ class Report:
 
     `graph` was written, `source_graph` was read. They differ only if layers were recompressed: the roots then have the
     same order, and `origins` has the source digest of each new manifest.
+
+    After a dry run (`is_dry_run`), nothing was written: the results are what a real run would do. `undetermined` are
+    then the digests of the manifests that a real run replaces, since it recompresses their layers.
     """
 
     graph: Graph
@@ -87,6 +91,8 @@ class Report:
     blobs: list[BlobResult] = field(default_factory=list)
     seconds: float = 0.0
     origins: Mapping[str, str] = field(default_factory=dict)
+    is_dry_run: bool = False
+    undetermined: AbstractSet[str] = frozenset()
 
 
 class NeededVolumes(NamedTuple):

@@ -188,6 +188,7 @@ def test_the_document_says_what_was_moved(
     assert isinstance(seconds, float)
     described = {key: image[key] for key in ("mediaType", "digest", "size")}
     assert document(path) == {
+        "dryRun": False,
         "images": [{**described, "name": f"{registry.host}/app:1", "size": total}],
         "manifests": [described],
         "blobs": [{**blob, "status": "copied"} for blob in blobs],

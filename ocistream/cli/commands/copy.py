@@ -17,6 +17,7 @@ from ocistream.cli.options import (
     command,
     compression_options,
     credential_options,
+    dry_run_option,
     options,
     platform_option,
     side_options,
@@ -63,7 +64,10 @@ if TYPE_CHECKING:
 @side_options
 @options(RunOptions, "memory", "cache")
 @transfer_options
-def copy(context: CommandContext, source: str, destination: str, *, via: str | None, via_program: str) -> None:
+@dry_run_option("Print what would be copied, in bytes; change nothing.")
+def copy(
+    context: CommandContext, source: str, destination: str, *, via: str | None, via_program: str, dry_run: bool
+) -> None:
     """Copy images between registries, layouts and archives.
 
     SRC and DST are images, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]` or paths. Blobs
@@ -81,8 +85,8 @@ def copy(context: CommandContext, source: str, destination: str, *, via: str | N
     if via is not None:
         from ocistream.cli.commands.copy_via import copy_via
 
-        copy_via(context, source, destination, (via, via_program))
+        copy_via(context, source, destination, (via, via_program), dry_run=dry_run)
         return
     locations = parse_location_argument(source), resolve_stdout(parse_location_argument(destination))
     context.check_result_path(*locations)
-    run_plan(context, plan_copy([locations[0]], locations[1], context.copy))
+    run_plan(context, plan_copy([locations[0]], locations[1], context.copy), dry_run=dry_run)

@@ -18,6 +18,7 @@ from ocistream.cli.options import (
     command,
     compression_options,
     credential_options,
+    dry_run_option,
     options,
     platform_option,
     transfer_options,
@@ -72,7 +73,10 @@ _INPUT_HINT = "use -i PATH for the archive; IMAGE is the destination, such as HO
 @upload_options
 @credential_options
 @transfer_options
-def push(context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, ...], prefix: str | None) -> None:
+@dry_run_option("Print what would be copied, in bytes; change nothing.")
+def push(
+    context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, ...], prefix: str | None, *, dry_run: bool
+) -> None:
     """Push the images of an archive to a registry.
 
     Blobs that the registry has are not sent. Manifests and tags are pushed last. Re-run an interrupted push to resume
@@ -99,7 +103,7 @@ def push(context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, 
             raise UsageError(msg, hint="use --to HOST[/PREFIX] to push several")
         destination = Location("docker", image, reference=parse_image(image, _INPUT_HINT))
         plan = plan_copy(archives, destination, context.copy, select_one=select_only_image)
-    run_plan(context, plan)
+    run_plan(context, plan, dry_run=dry_run)
 
 
 def _check_arguments(arguments: Sequence[str], paths: Sequence[str], prefix: str | None) -> None:

@@ -1,0 +1,353 @@
+"""`--dry-run` of pull, push and copy: it says what the real run then does, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ocistream as api
+from tests.archives import items_of, small_first, tar_of
+from tests.cli import assertions
+from tests.cli.terminal import on_terminal
+from tests.faulty_registry import Drop, Fault, FaultyRegistry
+from tests.images import Descriptor, Layout, small_image, two_platforms
+from tests.registry_http import seed, tags
+from tests.runner import Result, forking_command, ocistream
+from tests.schemas import validate_ours
+
+OTHER = f"sha256:{'0' * 64}"
+#: Of the document of --result: what a dry run cannot have as the real run has it.
+_OWN = ("dryRun", "seconds", "retried", "upload")
+
+
+@pytest.fixture
+def index(layout: Layout) -> Descriptor:
+    return two_platforms(layout, name="app")
+
+
+@pytest.fixture
+def host(served: FaultyRegistry, layout: Layout, index: Descriptor) -> str:
+    """Return the host of a registry that has the index as app:1; its requests are forgotten."""
+    seed(layout, index, served.host, "app", "1")
+    served.requests.clear()
+    return served.host
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """Return all files below a folder, with their contents, and the folders."""
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+def results(dry: Result) -> list[str]:
+    """Return the result lines in the lines of a dry run, which are as those of `sync --dry-run`."""
+    found = []
+    for line in dry.lines():
+        action, size, _, result = line.split(" ", 3)
+        assert action == "copy"
+        assert size.isdecimal()
+        found.append(result)
+    return found
+
+
+def both(
+    tmp_path: Path, arguments: Sequence[str | Path], *, stdin: bytes | None = None, served: FaultyRegistry
+) -> tuple[Result, Result, dict[str, Any]]:
+    """Run dry, and check that nothing changed; then run really. Return both results, and the document of the dry run.
+
+    The documents are equal, but for what a dry run cannot know.
+    """
+    work = tmp_path / "work"
+    work.mkdir(exist_ok=True)
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    env = {"HOME": str(home), "XDG_STATE_HOME": None, "XDG_CONFIG_HOME": None, "XDG_CACHE_HOME": None}
+    before = listing(work) | listing(home) | listing(served.layout.path)
+    known = len(served.requests)
+    dry = ocistream(
+        *arguments, "--dry-run", "--result", tmp_path / "dry.json", stdin=stdin, cwd=work, env=env, no_waits=True
+    )
+    assertions.success(dry)
+    assert {request.method for request in served.requests[known:]} <= {"GET", "HEAD"}
+    assert listing(work) | listing(home) | listing(served.layout.path) == before
+    done = ocistream(*arguments, "--result", tmp_path / "real.json", stdin=stdin, cwd=work, env=env)
+    assertions.success(done)
+    documents = [json.loads((tmp_path / name).read_bytes()) for name in ("dry.json", "real.json")]
+    for document in documents:
+        validate_ours(document, "result")
+    assert [document["dryRun"] for document in documents] == [True, False]
+    shared = [{key: value for key, value in document.items() if key not in _OWN} for document in documents]
+    assert shared[0] == shared[1]
+    return dry, done, documents[0]
+
+
+class TestPull:
+    @pytest.mark.parametrize("output", ["app.tar", "layout/"])
+    def test_a_file_and_a_layout(self, tmp_path: Path, served: FaultyRegistry, host: str, output: str) -> None:
+        dry, done, document = both(
+            tmp_path, ["pull", f"{host}/app:1", "--platform", "all", "-o", output], served=served
+        )
+        assert results(dry) == done.lines()
+        assert {blob["how"] for blob in document["blobs"]} == {"copied"}
+        assert "would move 5 blobs" in dry.err
+        assert dry.lines()[0].startswith(f"copy {document['bytes']['copied']} {host}/app:1 {host}/app:1@sha256:")
+        # A second run finds the layout complete; an archive is always written again.
+        again, _, document = both(tmp_path, ["pull", f"{host}/app:1", "--platform", "all", "-o", output], served=served)
+        in_layout = output.endswith("/")
+        assert {blob["how"] for blob in document["blobs"]} == {"skipped" if in_layout else "copied"}
+        assert ("5 exist at the destination" in again.err) == in_layout
+
+    def test_stdout_may_be_a_terminal_and_has_the_results(self, host: str, index: Descriptor) -> None:
+        seen = on_terminal("pull", f"{host}/app:1", "--platform", "all", "--dry-run")
+        assert seen.code == 0
+        assert f"{host}/app:1@{index['digest']}" in seen.screen
+
+    def test_the_platform_that_was_chosen_is_reported(self, host: str) -> None:
+        dry = ocistream("pull", f"{host}/app:1", "--dry-run")
+        assert "of 2 platforms; --platform all for all" in dry.err
+
+    def test_each_blob_is_named_with_v(self, host: str, layout: Layout, index: Descriptor) -> None:
+        dry = ocistream("pull", f"{host}/app:1", "--platform", "linux/arm64", "--dry-run", "-v")
+        manifest = layout.read(layout.read(index["digest"])["manifests"][1]["digest"])
+        for blob in (manifest["config"], *manifest["layers"]):
+            assert f"to copy: {blob['digest']}" in dry.err
+
+    def test_a_docker_archive_has_the_digest_of_the_source(self, host: str, layout: Layout, index: Descriptor) -> None:
+        arguments = ("pull", f"{host}/app:1", "--platform", "linux/arm64", "-o", "x.tar", "--format", "docker-archive")
+        dry = ocistream(*arguments, "--dry-run")
+        assertions.success(dry)
+        arm = layout.read(index["digest"])["manifests"][1]["digest"]
+        assert results(dry) == [f"{host}/app:1@{arm}"]
+        assert "2 of them recompressed to a size that is not known yet" in dry.err
+
+    def test_a_digest_that_is_not_known_yet_is_not_printed(
+        self, host: str, tmp_path: Path, layout: Layout, index: Descriptor
+    ) -> None:
+        arm = layout.read(index["digest"])["manifests"][1]["digest"]
+        image_id = layout.read(arm)["config"]["digest"]
+        for platform, line in (("linux/arm64", f"{host}/app:1 image ID {image_id}"), ("all", f"{host}/app:1")):
+            dry = ocistream(
+                *("pull", f"{host}/app:1", "--platform", platform, "--compress", "zstd", "-o", tmp_path / "x.tar"),
+                *("--dry-run", "--result", tmp_path / "result.json"),
+            )
+            assertions.success(dry)
+            assert results(dry) == [line]
+            assert "known only afterwards" in dry.err
+            document = json.loads((tmp_path / "result.json").read_bytes())
+            validate_ours(document, "result")
+            assert document["images"][0]["from"] == (arm if platform != "all" else index["digest"])
+            assert "digest" not in document["images"][0]
+            assert document["bytes"]["converted"] > 0
+
+    def test_blobs_that_are_omitted_are_not_moved(self, host: str, served: FaultyRegistry, tmp_path: Path) -> None:
+        (tmp_path / "work").mkdir()
+        assertions.success(ocistream("have", f"{host}/app", stdout=tmp_path / "have.txt"))
+        arguments: list[str | Path] = [
+            "pull",
+            f"{host}/app:1",
+            "--platform",
+            "all",
+            "--have",
+            tmp_path / "have.txt",
+            "-o",
+            "x.tar",
+        ]
+        dry, _, document = both(tmp_path, arguments, served=served)
+        assert {blob["how"] for blob in document["blobs"]} == {"leftOut"}
+        assert "would move 0 blobs" in dry.err
+        assert "omitted 5 blobs" in dry.err
+
+    def test_what_an_earlier_run_has_stored_is_not_counted(
+        self, start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path
+    ) -> None:
+        layer, _ = layout.random_layer(4 << 20, seed=1)
+        registry = start()
+        seed(layout, layout.image([layer]), registry.host, "app", "1")
+        registry.faults.append(Fault(Drop(3_000_000), path=layer["digest"], times=None))
+        arguments = ("pull", f"{registry.host}/app:1", "-o", f"{tmp_path / 'layout'}/", "--jobs=1", "--retries=0")
+        assert ocistream(*arguments).code == 7
+        registry.faults.clear()
+        before = listing(tmp_path / "layout")
+        dry = ocistream(*arguments, "--dry-run", "--result", tmp_path / "result.json")
+        assertions.success(dry)
+        assert listing(tmp_path / "layout") == before
+        resumed = json.loads((tmp_path / "result.json").read_bytes())["resumed"]
+        assert 1 << 20 <= resumed <= 3_000_000
+        assert "resumed from an earlier run" in dry.err
+        assert ocistream(*arguments, "--result", tmp_path / "result.json").code == 0
+        assert json.loads((tmp_path / "result.json").read_bytes())["resumed"] == resumed
+
+    def test_a_cache_is_not_filled(self, host: str, tmp_path: Path) -> None:
+        dry = ocistream("pull", f"{host}/app:1", "--cache", tmp_path / "cache", "-o", tmp_path / "x.tar", "--dry-run")
+        assertions.success(dry)
+        assert not (tmp_path / "cache").exists()
+
+    def test_what_would_fail_at_once_fails(self, host: str, tmp_path: Path) -> None:
+        missing = ("pull", f"{host}/app:1", "-o", tmp_path / "none/x.tar", "--dry-run")
+        assertions.failure(ocistream(*missing), 4, "no such file or directory")
+        assertions.failure(ocistream("pull", f"{host}/app:2", "--dry-run"), 4, "app:2 not found")
+        combined = ("pull", f"{host}/app:1", "--from-byte=1", "--dry-run")
+        assertions.failure(ocistream(*combined), 2, "--from-byte")
+
+    def test_a_directory_that_may_not_be_written_is_an_error(self, host: str, tmp_path: Path) -> None:
+        # Also readable by the user that the test becomes.
+        tmp_path.chmod(0o555)
+        arguments = ("pull", f"{host}/app:1", "-o", tmp_path / "x.tar", "--dry-run")
+        assertions.failure(ocistream(*arguments, unprivileged=True), 9, "ermission denied")
+
+
+class TestPush:
+    @pytest.mark.parametrize("how", ["layout", "file", "pipe", "pipe, index first"])
+    def test_only_questions_reach_the_registry(
+        self, tmp_path: Path, served: FaultyRegistry, layout: Layout, index: Descriptor, how: str
+    ) -> None:
+        archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
+        (tmp_path / "x.tar").write_bytes(archive)
+        path = {"layout": layout.path, "file": tmp_path / "x.tar"}.get(how)
+        arguments: list[str | Path] = ["push", f"{served.host}/app:1"]
+        arguments += ["-i", path] if path else []
+        stdin = None if path else archive
+        dry, done, document = both(tmp_path, arguments, stdin=stdin, served=served)
+        assert results(dry) == done.lines() == [f"{served.host}/app:1@{index['digest']}"]
+        assert {blob["how"] for blob in document["blobs"]} == {"copied"}
+        assert "would move 5 blobs" in dry.err
+        dry, _, document = both(tmp_path, arguments, stdin=stdin, served=served)
+        assert {blob["how"] for blob in document["blobs"]} == {"skipped"}
+        assert "would move 0 blobs" in dry.err
+
+    def test_the_line_names_the_image_at_its_source(
+        self, served: FaultyRegistry, layout: Layout, host: str, index: Descriptor
+    ) -> None:
+        archive = f"oci:{layout.path}:app"
+        for source, shown, destination, name in (
+            (archive, "app", f"{served.host}/new:1", f"{served.host}/new:1"),
+            (f"{host}/app:1", f"{host}/app:1", f"oci:{layout.path}:other", "other"),
+            (archive, "app", f"oci:{layout.path}-new:other", "other"),
+        ):
+            (line,) = ocistream("copy", source, destination, "--dry-run").lines()
+            assert line.split()[2:] == [shown, f"{name}@{index['digest']}"]
+
+    def test_to_a_prefix(self, tmp_path: Path, served: FaultyRegistry, layout: Layout) -> None:
+        small_image(layout, name="example.com/one:1")
+        small_image(layout, name="example.com/two:2", annotations={"a": "b"})
+        arguments: list[str | Path] = ["push", "-i", layout.path, "--to", f"{served.host}/mirror"]
+        dry, done, _ = both(tmp_path, arguments, served=served)
+        assert results(dry) == done.lines()
+        assert len(results(dry)) == 2
+
+    @pytest.mark.parametrize("how", ["file", "pipe"])
+    def test_layers_of_docker_save_get_another_digest(
+        self, tmp_path: Path, served: FaultyRegistry, layout: Layout, how: str
+    ) -> None:
+        image = small_image(layout, name="v1")
+        archive = tmp_path / "x.tar"
+        assertions.success(ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1"))
+        stdin = None if how == "file" else archive.read_bytes()
+        dry = ocistream("push", f"{served.host}/app:1", "-i", "-" if stdin else archive, "--dry-run", stdin=stdin)
+        assertions.success(dry)
+        assert results(dry) == [f"{served.host}/app:1 image ID {layout.read(image['digest'])['config']['digest']}"]
+        assert "2 of them recompressed to a size that is not known yet" in dry.err
+        assert tags(served.host, "app") == []
+
+    def test_a_digest_that_the_image_does_not_have_is_refused(
+        self, served: FaultyRegistry, layout: Layout, index: Descriptor
+    ) -> None:
+        arguments = ("push", "-i", layout.path, f"{served.host}/app@{OTHER}", "--dry-run")
+        assertions.failure(ocistream(*arguments), 5, OTHER, index["digest"])
+
+    def test_a_truncated_pipe_is_an_error(self, served: FaultyRegistry, layout: Layout, index: Descriptor) -> None:
+        archive = tar_of(small_first(layout))
+        result = ocistream("push", f"{served.host}/app:1", "--dry-run", stdin=archive[: len(archive) // 2])
+        assertions.failure(result, 6, "truncated")
+        assert index["digest"] not in result.err
+
+    @pytest.mark.parametrize("how", ["layout", "pipe", "pipe, index first"])
+    def test_a_blob_that_neither_side_has_is_an_error(self, served: FaultyRegistry, layout: Layout, how: str) -> None:
+        image = small_image(layout, name="v1")
+        lost = layout.read(image["digest"])["layers"][1]["digest"]
+        layout.file(lost).unlink()
+        archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
+        stdin = None if how == "layout" else archive
+        end = "-" if stdin else layout.path
+        result = ocistream("push", f"{served.host}/app:1", "-i", end, "--dry-run", stdin=stdin)
+        assertions.failure(result, 6, lost)
+
+    def test_corrupt_bytes_in_a_pipe_are_an_error(self, served: FaultyRegistry, layout: Layout) -> None:
+        image = small_image(layout, name="v1")
+        layer = layout.file(layout.read(image["digest"])["layers"][1]["digest"])
+        layer.write_bytes(layer.read_bytes()[:-1] + b"x")
+        result = ocistream("push", f"{served.host}/app:1", "--dry-run", stdin=tar_of(small_first(layout)))
+        assertions.failure(result, 5, layer.name)
+
+
+class TestCopy:
+    def test_a_blob_of_several_images_counts_once(self, tmp_path: Path, served: FaultyRegistry, layout: Layout) -> None:
+        small_image(layout, name="example.com/one:1")
+        small_image(layout, name="example.com/two:2", annotations={"a": "b"})
+        path = f"oci:{tmp_path / 'work/mirror'}"
+        dry, _, document = both(tmp_path, ["copy", layout.path, path], served=served)
+        size = document["bytes"]["copied"]
+        assert [line.rpartition("@")[0] for line in dry.lines()] == [
+            f"copy {size} example.com/one:1 example.com/one:1",
+            "copy 0 example.com/two:2 example.com/two:2",
+        ]
+
+    def test_between_repositories_blobs_would_be_mounted(
+        self, tmp_path: Path, served: FaultyRegistry, host: str
+    ) -> None:
+        dry, done, document = both(tmp_path, ["copy", f"{host}/app:1", f"{host}/other:1"], served=served)
+        assert results(dry) == done.lines()
+        assert {blob["how"] for blob in document["blobs"]} == {"mounted"}
+        assert "5 mounted from another repository" in dry.err
+
+    def test_all_tags(self, tmp_path: Path, served: FaultyRegistry, host: str, layout: Layout) -> None:
+        seed(layout, small_image(layout), host, "app", "2")
+        arguments = ["copy", "--all-tags", f"{host}/app", f"oci:{tmp_path / 'work/mirror'}"]
+        dry, done, _ = both(tmp_path, arguments, served=served)
+        assert results(dry) == done.lines()
+        assert len(results(dry)) == 2
+
+    def test_a_volume_of_several_is_named_with_those_that_are_missing(
+        self, tmp_path: Path, served: FaultyRegistry, layout: Layout
+    ) -> None:
+        layers = [layout.random_layer(400_000, seed=seed)[0] for seed in (1, 2, 3)]
+        layout.image(layers, name="app")
+        template = tmp_path / "app.%03d.tar"
+        assertions.success(ocistream("copy", f"oci:{layout.path}:app", f"oci-archive:{template}", "--split", "600000"))
+        first = tmp_path / "app.000.tar"
+        dry = ocistream("push", "-i", first, f"{served.host}/app:1", "--dry-run")
+        real = ocistream("push", "-i", first, f"{served.host}/app:1")
+        assertions.failure(dry, real.code, "app.001.tar")
+
+    def test_via_asks_the_remote_side_and_sends_nothing(self, tmp_path: Path, host: str) -> None:
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        script = folder / "ocistream"
+        script.write_text(f'#!/bin/sh\necho "$1" >> {folder}/said\nexec {shlex.join(forking_command())} "$@"\n')
+        script.chmod(0o755)
+        via = f"env PATH={folder}:{os.environ['PATH']}"
+        there = f"oci:{tmp_path / 'there'}"
+        dry = ocistream("copy", f"{host}/app:1", there, "--via", via, "--dry-run")
+        assertions.success(dry)
+        assert "would move 5 blobs" in dry.err
+        assert (folder / "said").read_text().split() == ["have"]
+        assert not (tmp_path / "there").exists()
+        assertions.success(ocistream("copy", f"{host}/app:1", there, "--via", via))
+        dry = ocistream("copy", f"{host}/app:1", there, "--via", via, "--dry-run")
+        assert "would move 0 blobs" in dry.err
+        assert "omitted 5 blobs" in dry.err
+
+
+def test_a_program_can_run_dry_too(host: str, tmp_path: Path, index: Descriptor) -> None:
+    result = api.copy(f"{host}/app:1", tmp_path / "x.tar", dry_run=True)
+    assert [image.digest for image in result.images] == [index["digest"]]
+    assert {blob.status for blob in result.blobs} == {"copied"}
+    assert result.size("copied") > 0
+    assert not (tmp_path / "x.tar").exists()
+    real = api.copy(f"{host}/app:1", tmp_path / "x.tar")
+    assert (real.images, real.blobs) == (result.images, result.blobs)
