@@ -172,13 +172,13 @@ class _Copy:
         check = ExistenceCheck(
             self.source, self.destination, self.results.add, jobs=self.jobs, cancelled=self.cancelled
         )
-        lacking, pending = check.split_lacking(graph, plan.pending)
+        absent, pending = check.split_absent(graph, plan.pending)
         recompressed = set(plan.recompressed)
-        resumable = check.preview(graph, lacking, [blob for blob in pending if blob.digest not in recompressed])
+        resumable = check.preview(graph, absent, [blob for blob in pending if blob.digest not in recompressed])
         self.check_recompressible(plan)
         for blob in graph.blobs:
             if plan.actions[blob.digest] is Action.OMIT:
-                self.results.add(blob, "left out")
+                self.results.add(blob, "omitted")
             elif self.results.find(blob.digest) is None:
                 status = "converted" if blob.digest in recompressed else "copied"
                 self.results.add(blob, status, resumed=resumable.get(blob.digest, 0))

@@ -124,23 +124,22 @@ class ExistenceCheck:
             run_each(mount, unstored, jobs=self._jobs, cancelled=self._cancelled)
         return stored | mounted
 
-    def preview(self, graph: Graph, lacking: Sequence[Descriptor], remaining: Sequence[Descriptor]) -> dict[str, int]:
+    def preview(self, graph: Graph, absent: Sequence[Descriptor], remaining: Sequence[Descriptor]) -> dict[str, int]:
         """Note the blobs that exist at the destination or could be mounted, and mount nothing.
 
-        `lacking` are the blobs that the source lacks. Return how many bytes of each other blob of `remaining` an
-        earlier run has stored.
+        Return how many bytes of each other blob of `remaining` an earlier run has stored.
 
         Raises:
             MissingBlobsError: neither side has a blob, or only other volumes have it.
         """
         sizes = self._destination.stored(remaining, partial=True) if remaining else {}
         stored = self._stored | {blob.digest for blob in remaining if sizes.get(blob.digest) == blob.size}
-        absent = [blob for blob in (*lacking, *remaining) if blob.digest not in stored]
-        unmountable = {blob.digest for blob in self.list_unmountable(absent)}
-        for blob in (*lacking, *remaining):
+        unstored = [blob for blob in (*absent, *remaining) if blob.digest not in stored]
+        unmountable = {blob.digest for blob in self.list_unmountable(unstored)}
+        for blob in (*absent, *remaining):
             if blob.digest not in unmountable:
                 self._note(blob, "skipped" if blob.digest in stored else "mounted")
-        missing = [*self._absent, *(blob for blob in lacking if blob.digest in unmountable)]
+        missing = [*self._missing_manifests, *(blob for blob in absent if blob.digest in unmountable)]
         if missing:
             self._check_missing(graph, missing)
             reasons = [graph.omitted_from_source.get(blob.digest) for blob in missing]
