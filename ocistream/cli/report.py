@@ -52,7 +52,7 @@ _DRY_RUN_WORDS: Final = {
     "converted": "to recompress:",
     "skipped": "exists:",
     "mounted": "to mount:",
-    "left out": "to omit:",
+    "omitted": "to omit:",
 }
 #: The most platforms that a line names.
 _MAX_PLATFORMS: Final = 20

@@ -52,6 +52,7 @@ __all__ = [
     "IndexWalk",
     "ReferrerCandidate",
     "ReferrerResolver",
+    "mark_strays",
 ]
 
 
@@ -287,6 +288,30 @@ class ReferrerResolver:
         )
 
 
+def mark_strays(roots: Sequence[Root]) -> list[tuple[Root, str | None]]:
+    """Mark the entries of an index that may be images or referrers: those without an image's name.
+
+    Return each entry with its tag if the tag is that of a referrer or of a list of referrers.
+    """
+    tags = [tag_of(entry_name_of(root.descriptor)) for root in roots]
+    referrer_tags = [
+        tag if tag is not None and (is_fallback_tag(tag) or cosign_subject(tag) is not None) else None for tag in tags
+    ]
+    # Of several entries, the manifest of one without an image's name shows whether it is an image.
+    is_only = len({root.descriptor.digest for root in roots}) <= 1
+    return [
+        (
+            root
+            if is_only
+            or root.is_synthesized
+            or (root.name and not referrer_tag and subject_of(root.descriptor) is None)
+            else replace(root, is_stray=True),
+            referrer_tag,
+        )
+        for root, referrer_tag in zip(roots, referrer_tags, strict=True)
+    ]
+
+
 class IndexWalk:
     """Walks to everything that the chosen images of an `index.json` need, and to their referrers."""
 
@@ -392,25 +417,10 @@ class IndexWalk:
 
     def _find_candidates(self) -> None:
         """Find the entries that may be images or referrers: those without an image's name."""
-        tags = [tag_of(entry_name_of(root.descriptor)) for root in self._all]
-        referrer_tags = [
-            tag if tag is not None and (is_fallback_tag(tag) or cosign_subject(tag) is not None) else None
-            for tag in tags
-        ]
-        if len({root.descriptor.digest for root in self._all}) > 1:
-            # The manifest of an entry without an image's name shows whether it is an image.
-            self._all = [
-                root
-                if root.is_synthesized or (root.name and not referrer_tag and subject_of(root.descriptor) is None)
-                else replace(root, is_stray=True)
-                for root, referrer_tag in zip(self._all, referrer_tags, strict=True)
-            ]
+        marked = mark_strays(self._all)
+        self._all = [root for root, _ in marked]
         self._unread += self._resolver.begin(
-            [
-                ReferrerCandidate(root, referrer_tag)
-                for root, referrer_tag in zip(self._all, referrer_tags, strict=True)
-                if root.is_stray
-            ]
+            [ReferrerCandidate(root, referrer_tag) for root, referrer_tag in marked if root.is_stray]
         )
 
     def _choose(self) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
+    from ocistream.layout.index import LayoutIndex
     from ocistream.oci.graph import Graph
     from ocistream.oci.referrers import ReferrerMode
     from ocistream.transfer.interfaces import BlobPart, EarlyBlobs
@@ -55,8 +56,8 @@ class LayoutSource:
         self._referrers: ReferrerMode = referrers
         self._includes_unneeded = include_unneeded
 
-    def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - blobs can be read in any order
-        """Read `index.json` and every manifest below the selected images."""
+    def read_index(self) -> LayoutIndex:
+        """Return the contents of `index.json`."""
         index = self._layout.read_index()
         manifest_json = self._layout.path / "manifest.json"
         if not index.entries and os.path.lexists(manifest_json):
@@ -64,7 +65,12 @@ class LayoutSource:
                 f"index.json lists no images, and {manifest_json} is not read in a directory; to use it, "
                 f"run `tar -C {self._layout.path} -cf x.tar .` and push x.tar"
             )
-        graph = run_walk(IndexWalk(index, self._select, self._platforms, self._referrers).run(), self.read)
+        return index
+
+    def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - blobs can be read in any order
+        """Read `index.json` and every manifest below the selected images."""
+        walk = IndexWalk(self.read_index(), self._select, self._platforms, self._referrers)
+        graph = run_walk(walk.run(), self.read)
         report_duplicate_names(graph)
         return graph
 

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ocistream import limits, notices
 from ocistream.archive.decompression import is_compressed
@@ -42,14 +42,13 @@ __all__ = [
     "is_unexpectedly_empty",
 ]
 
-_FileState: TypeAlias = tuple[int, int, int, int]
 _EMPTY_BLOB_DIGESTS = frozenset({compute_digest(b"", "sha256"), compute_digest(b"", "sha512")})
 
 
 class _VerificationResult(NamedTuple):
     """The result of hashing one file of a blob. `size` is the blob's size in bytes, if it is known."""
 
-    state: _FileState
+    state: files.FileState
     is_intact: bool
     size: int | None
 
@@ -69,7 +68,7 @@ class VerificationCache:
             size = status.st_size if is_right else old_result and old_result.size
             if len(self._results) >= limits.MAX_CACHED_BLOB_CHECKS:
                 del self._results[next(iter(self._results))]
-            self._results[digest] = _VerificationResult(_file_state(status), is_right, size)
+            self._results[digest] = _VerificationResult(files.file_state(status), is_right, size)
 
     def has_result(self, digest: str) -> bool:
         """Return whether there is a result for any file of this blob."""
@@ -78,7 +77,7 @@ class VerificationCache:
     def is_intact(self, digest: str, status: os.stat_result) -> bool:
         """Return whether this file was hashed and found right."""
         result = self._results.get(digest)
-        return result is not None and result.is_intact and result.state == _file_state(status)
+        return result is not None and result.is_intact and result.state == files.file_state(status)
 
     def is_corrupt(self, digest: str, status: os.stat_result) -> bool:
         """Return whether this file is known to be wrong: it was hashed, or its size is not the blob's."""
@@ -89,7 +88,7 @@ class VerificationCache:
             return False
         if result.size is not None and result.size != status.st_size:
             return True
-        return not result.is_intact and result.state == _file_state(status)
+        return not result.is_intact and result.state == files.file_state(status)
 
     def record_touch(self, digest: str, before: os.stat_result, after: os.stat_result) -> None:
         """Keep a result although the mtime of the file was set to the present."""
@@ -97,19 +96,15 @@ class VerificationCache:
             result = self._results.get(digest)
             if (
                 result is not None
-                and result.state == _file_state(before)
-                and _file_state(before)[:3] == _file_state(after)[:3]
+                and result.state == files.file_state(before)
+                and files.file_state(before)[:3] == files.file_state(after)[:3]
             ):
-                self._results[digest] = result._replace(state=_file_state(after))
+                self._results[digest] = result._replace(state=files.file_state(after))
 
 
 def is_unexpectedly_empty(digest: str, size: int) -> bool:
     """Return whether a file of this size is empty and its blob is not, as after a power failure."""
     return not size and digest not in _EMPTY_BLOB_DIGESTS
-
-
-def _file_state(status: os.stat_result) -> _FileState:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 #: The tag of an archive's only image, if it has no name.
@@ -202,7 +197,7 @@ class DirectoryStorage(LayoutDirectory):
     def _index_version(self) -> tuple[int, ...]:
         with files.disk_errors(f"cannot read {self.index_path}"):
             try:
-                return _file_state(self.index_path.lstat())
+                return files.file_state(self.index_path.lstat())
             except FileNotFoundError:
                 return ()
 
@@ -277,7 +272,7 @@ class DirectoryStorage(LayoutDirectory):
         self.sync_blobs()
         with files.atomic_file(self.index_path) as file:
             files.write_all(file, raw)
-            version = _file_state(os.fstat(file.fileno()))
+            version = files.file_state(os.fstat(file.fileno()))
         with self._index_lock:
             self._index = version, index
         for change in applied:

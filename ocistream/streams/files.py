@@ -13,7 +13,7 @@ import select
 import stat
 import time
 from io import FileIO
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocistream import limits, notices
 from ocistream.errors import (
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PARTIAL_SUFFIX",
     "CancellableInput",
+    "FileState",
     "OffsetReader",
     "WritebackWriter",
     "acquire_shared_lock",
@@ -48,6 +49,7 @@ __all__ = [
     "atomic_file_named_later",
     "clean_up_unfinished",
     "disk_errors",
+    "file_state",
     "is_locked",
     "locked_directory",
     "open_for_reading",
@@ -56,6 +58,8 @@ __all__ = [
     "write_all",
 ]
 
+#: Identifies one version of a file that is replaced, and never overwritten: device, inode, size and mtime.
+FileState: TypeAlias = tuple[int, int, int, int]
 #: Milliseconds between two checks for cancellation, while no input arrives.
 _POLL_INTERVAL: Final = 100
 #: Seconds between two attempts to get a lock, which is usually held for a moment.
@@ -272,6 +276,11 @@ def is_locked(directory: Path) -> bool:
         finally:
             os.close(descriptor)
     return False
+
+
+def file_state(status: os.stat_result) -> FileState:
+    """Return the state of a file that has this status."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def open_for_reading(path: Path) -> FileIO:

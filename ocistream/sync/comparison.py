@@ -15,7 +15,7 @@ from ocistream.errors import NetworkError, OcistreamError, RegistryError
 from ocistream.locations import Selection
 from ocistream.oci.reference import is_digest
 from ocistream.sync.destination_state import DestinationState, IndexCache
-from ocistream.sync.sources import open_rereadable, read_graph
+from ocistream.sync.sources import read_graph
 from ocistream.transfer.incomplete_indexes import limit_to_source
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ocistream.registry.opener import ReadableRepository
     from ocistream.registry.referrers import ReferrerList
     from ocistream.sync.plan import CopyDestination, ImageCopy, SyncEntry, SyncLocation
+    from ocistream.sync.sources import SyncSources
     from ocistream.transfer.interfaces import RecoverableBlob, Source
 
 __all__ = ["ImageComparer", "ImageComparison", "SyncResult", "select_for"]
@@ -95,11 +96,13 @@ class ImageComparer:
         self,
         context: Callable[[SyncLocation], OpenContext],
         *,
+        sources: SyncSources,
         create_cancel_event: Callable[[], threading.Event],
         check_push: Callable[[Reference | None], None],
     ) -> None:
         """`context` returns the context of a location; `create_cancel_event` a new event that cancels one image."""
         self._context_of = context
+        self._sources = sources
         self._create_cancel_event = create_cancel_event
         self._check_push = check_push
         self._unreachable = _UnreachableRegistries()
@@ -148,7 +151,7 @@ class ImageComparer:
         context = self._image_context(entry.source)
         try:
             with ExitStack() as stack:
-                source = open_rereadable(location, context, select_for(entry))
+                source = self._sources.open(location, context, select_for(entry))
                 stack.callback(source.close)
                 graph = read_graph(source, location)
                 stack.pop_all()
@@ -188,7 +191,7 @@ class ImageComparer:
 
         @functools.cache
         def graph() -> Graph:
-            with closing(open_rereadable(location, context, select_for(entry))) as source:
+            with closing(self._sources.open(location, context, select_for(entry))) as source:
                 source_graph = read_graph(source, location)
                 return source_graph if location.reference is not None else limit_to_source(source, source_graph)
 

@@ -17,7 +17,7 @@ from ocistream.oci.reference import printable
 from ocistream.registry.repository import Repository
 from ocistream.streams import paths
 from ocistream.streams.files import disk_errors
-from ocistream.sync.sources import open_rereadable, read_graph
+from ocistream.sync.sources import SyncSources, read_graph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,7 +124,7 @@ class IndexCache:
 def _read_archive(location: Location, context: OpenContext, name: str) -> ListedImages:
     """Return the one image of an archive, under any name. An archive that cannot be read will be replaced."""
     try:
-        with closing(open_rereadable(location, context, Selection(referrers="along"))) as source:
+        with closing(SyncSources()) as sources, closing(sources.open(location, context, Selection())) as source:
             graph = read_graph(source, location)
     except NotFoundError:
         return _NOTHING

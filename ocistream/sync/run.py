@@ -16,15 +16,14 @@ from ocistream import limits
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
 from ocistream.layout.image_selection import report_untagged, select_all_images
 from ocistream.layout.index import select_existing_images, tag_of
-from ocistream.locations import Selection, is_layout_destination, open_destination
+from ocistream.locations import is_layout_destination, open_destination
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
-from ocistream.oci.referrers import SUBJECT_MISSING, UNREADABLE
 from ocistream.streams.workers import run_each
 from ocistream.sync.comparison import ImageComparer, ImageComparison, SyncResult, select_for
 from ocistream.sync.plan import EntryCopies, drop_duplicates
 from ocistream.sync.progress import SyncProgress
-from ocistream.sync.sources import open_rereadable, read_graph
+from ocistream.sync.sources import SyncSources, read_graph
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
     from ocistream.locations import OpenContext
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.oci.graph import Graph, Root
+    from ocistream.oci.graph import Graph
     from ocistream.oci.reference import Reference
     from ocistream.sync.plan import CopyDestination, Shard, SyncEntry, SyncLocation, SyncPlan
     from ocistream.transfer.interfaces import Destination, Observer, Source
@@ -72,10 +71,14 @@ class SyncRun:
         self._jobs = jobs
         self._create_cancel_event = create_cancel_event
         self._cancelled = create_cancel_event()
-        self._comparer = ImageComparer(context, create_cancel_event=create_cancel_event, check_push=check_push)
+        self._sources = SyncSources()
+        self._comparer = ImageComparer(
+            context, sources=self._sources, create_cancel_event=create_cancel_event, check_push=check_push
+        )
         self._progress = SyncProgress(observer)
         self._copier = ImageCopier(
             context,
+            sources=self._sources,
             jobs=jobs,
             prefetch_memory=prefetch_memory,
             create_cancel_event=create_cancel_event,
@@ -88,6 +91,10 @@ class SyncRun:
         Raises:
             UsageError: two images would get one name at a destination, or a configuration is malformed.
         """
+        with closing(self._sources):
+            self._run(plan, shard, dry_run=dry_run)
+
+    def _run(self, plan: SyncPlan, shard: Shard, *, dry_run: bool) -> None:
         copies = self._list_copies(plan)
         count = sum(shard.has_image(copy.name) for copy in drop_duplicates(copies))
         selected = (copy for copy in drop_duplicates(copies) if shard.has_image(copy.name))
@@ -143,24 +150,16 @@ class SyncRun:
                 raise UnsupportedError(msg, hint="name its images one by one")
             self._comparer.add_tags(location.reference, listed.tags)
             return listed.tags
-        names: list[str] = []
-        by_name = "to copy an image by its digest, write `from` as oci:DIR:DIGEST, and `to` with a tag or name"
-
-        def listing(roots: Sequence[Root]) -> Sequence[Root]:
-            names.extend(root.name for root in select_existing_images(roots) if root.name)
-            if entry.tag_filter is None:
-                select_all_images(
-                    roots, lambda root: tag_of(root.name) is not None, "tag", f"`tags` selects images; {by_name}"
-                )
-            else:
-                report_untagged(roots, "`tags`")
-            return [root for root in roots if not root.is_stray]
-
-        with closing(open_rereadable(location, context, Selection(listing))) as source:
-            for referrer in read_graph(source, location).skipped_referrers:
-                if referrer.reason in {SUBJECT_MISSING, UNREADABLE}:
-                    notify(f"not copied: {referrer.digest} in {printable(location.text)}; {referrer.reason}")
-        return names
+        roots, orphans = self._sources.list_images(location, context)
+        if entry.tag_filter is None:
+            by_name = "to copy an image by its digest, write `from` as oci:DIR:DIGEST, and `to` with a tag or name"
+            hint = f"`tags` selects images; {by_name}"
+            select_all_images(roots, lambda root: tag_of(root.name) is not None, "tag", hint)
+        else:
+            report_untagged(select_existing_images(roots), "`tags`")
+        for referrer in orphans:
+            notify(f"not copied: {referrer.digest} in {printable(location.text)}; {referrer.reason}")
+        return [root.name for root in roots if root.name]
 
 
 class ImageCopier:
@@ -170,6 +169,7 @@ class ImageCopier:
         self,
         context: Callable[[SyncLocation], OpenContext],
         *,
+        sources: SyncSources,
         jobs: int,
         prefetch_memory: int,
         create_cancel_event: Callable[[], threading.Event],
@@ -177,6 +177,7 @@ class ImageCopier:
     ) -> None:
         """`context` returns the context of a location; `create_cancel_event` an event to cancel one image."""
         self._context_of = context
+        self._sources = sources
         self._jobs = jobs
         self._prefetch_memory = prefetch_memory
         self._create_cancel_event = create_cancel_event
@@ -198,7 +199,7 @@ class ImageCopier:
             try:
                 source = comparison.source
                 if source is None:
-                    source = open_rereadable(
+                    source = self._sources.open(
                         copy.source, self._cancellable_context(copy.entry.source, cancelled), select_for(copy.entry)
                     )
                     stack.callback(source.close)
@@ -258,7 +259,7 @@ class ImageCopier:
         copy, cancelled = comparison.copy, self._create_cancel_event()
         context = replace(self._cancellable_context(copy.entry.source, cancelled), jobs=1)
         try:
-            with closing(open_rereadable(copy.source, context, select_for(copy.entry))) as source:
+            with closing(self._sources.open(copy.source, context, select_for(copy.entry))) as source:
                 graph = read_graph(source, copy.source)
                 for destination in comparison.pending:
                     try:

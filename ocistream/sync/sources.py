@@ -1,61 +1,212 @@
-"""Open a source that a sync reads repeatedly: a registry, a layout or an archive in a file."""
+"""The sources of a sync, which are read repeatedly: registries, layouts, and archives in files.
+
+A layout or an archive stays open and indexed for the complete run, because it may have thousands of images.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, cast
 
 from ocistream.archive.decompression import is_compressed
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
-from ocistream.locations import is_directory, open_source
+from ocistream.layout.image_lookup import ImageLookup
+from ocistream.layout.index import select_named_images
+from ocistream.layout.index_walk import IndexWalk
+from ocistream.layout.source import LayoutSource
+from ocistream.locations import Selection, is_directory, open_source, path_of
 from ocistream.oci.reference import printable
+from ocistream.oci.walk import run_walk
 from ocistream.streams import paths
-from ocistream.streams.files import disk_errors
+from ocistream.streams.files import disk_errors, file_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
-    from ocistream.locations import Location, OpenContext, Selection
+    from ocistream.archive.file_source import ArchiveFileSource
+    from ocistream.layout.index import LayoutIndex
+    from ocistream.locations import Location, OpenContext
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.oci.graph import Graph
+    from ocistream.oci.graph import Graph, Root
+    from ocistream.oci.referrers import SkippedReferrer
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Blob, Source
+    from ocistream.streams.files import FileState
+    from ocistream.transfer.interfaces import Blob, BlobPart, EarlyBlobs, Source
 
-__all__ = ["open_rereadable", "read_graph"]
+__all__ = ["SyncSources", "read_graph"]
 
 
-def open_rereadable(location: Location, context: OpenContext, selection: Selection) -> Source:
-    """Open a source that can be read repeatedly.
+#: Layouts and archives that stay open; a sync file may name thousands.
+_MAX_OPEN: Final = 4
 
-    Raises:
-        UsageError: the location can be read only once.
-        LocalDiskError: the path is invalid or cannot be read.
-        OcistreamError: the source does not exist or is malformed.
-    """
-    with disk_errors(f"cannot read {printable(location.text)}"):
-        if location.path is not None and not is_directory(location):
-            if not paths.exists(location.path):
-                msg = f"{printable(location.text)}: no such file or directory"
-                raise NotFoundError(msg)
-            if not paths.is_file(location.path) or is_compressed(location.path):
-                kind = "compressed" if paths.is_file(location.path) else "no file"
-                msg = f"{printable(location.text)} is {kind}, but must be read repeatedly"
-                raise UsageError(msg, hint="decompress it first")
-        return open_source(location, context, selection)
+
+class SyncSources:
+    """Opens the images of one run. Safe for several threads."""
+
+    def __init__(self) -> None:
+        """Open nothing yet."""
+        self._lock = threading.Lock()
+        self._opened: dict[Path, _LocalImages] = {}
+
+    def open(self, location: Location, context: OpenContext, selection: Selection) -> Source:
+        """Open one image of a registry, a layout or an archive.
+
+        Raises:
+            UsageError: the location can be read only once.
+            LocalDiskError: the path is invalid or cannot be read.
+            UnsupportedError: the source is a docker-archive.
+            OcistreamError: the source does not exist or is malformed.
+        """
+        if location.path is None:
+            return open_source(location, context, selection)
+        images = self._acquire(location, context)
+        index = images.index
+        if location.name is not None:
+            index = images.lookup.find(location.name)
+            selection = replace(selection, select=select_named_images([location.name]))
+        return _LocalImage(images, index, selection, lambda: self._release(images))
+
+    def list_images(self, location: Location, context: OpenContext) -> tuple[list[Root], list[SkippedReferrer]]:
+        """Return the images of a layout or an archive, and the referrers whose subject it lacks.
+
+        Raises:
+            OcistreamError: as `open`.
+        """
+        images = self._acquire(location, context)
+        try:
+            return images.lookup.list_images()
+        finally:
+            self._release(images)
+
+    def close(self) -> None:
+        """Close the layouts and archives."""
+        with self._lock:
+            for path in [*self._opened]:
+                self._drop(path)
+
+    def _acquire(self, location: Location, context: OpenContext) -> _LocalImages:
+        path = path_of(location)
+        with self._lock, disk_errors(f"cannot read {printable(location.text)}"):
+            status = paths.status(path / "index.json" if is_directory(location) else path)
+            state = file_state(status) if status is not None else None
+            images = self._opened.get(path)
+            # A file is replaced, never overwritten: another entry of the sync file may write to this location.
+            if images is None or images.state != state:
+                self._drop(path)
+                images = self._opened[path] = _LocalImages(location, context, state)
+                for oldest in [*self._opened][:-_MAX_OPEN]:
+                    self._drop(oldest)
+            images.users += 1
+            return images
+
+    def _release(self, images: _LocalImages) -> None:
+        with self._lock:
+            images.users -= 1
+            if images.is_dropped and not images.users:
+                images.source.close()
+
+    def _drop(self, path: Path) -> None:
+        """Close a layout or an archive as soon as none of its images is in use. The caller holds the lock."""
+        if (images := self._opened.pop(path, None)) is not None:
+            images.is_dropped = True
+            if not images.users:
+                images.source.close()
+
+
+class _LocalImages:
+    """An open layout or archive, with its index."""
+
+    def __init__(self, location: Location, context: OpenContext, state: FileState | None) -> None:
+        self.state = state
+        self.users = 0
+        self.is_dropped = False
+        self.source = _open_source(location, context)
+        try:
+            self.index, self.synthesized = _read_index(self.source, location)
+            self.lookup = ImageLookup(self.index, self.source.read, image_digests=self.synthesized)
+        except BaseException:
+            self.source.close()
+            raise
+
+
+def _open_source(location: Location, context: OpenContext) -> LayoutSource | ArchiveFileSource:
+    if not is_directory(location):
+        path = path_of(location)
+        if not paths.exists(path):
+            msg = f"{printable(location.text)}: no such file or directory"
+            raise NotFoundError(msg)
+        if not paths.is_file(path) or is_compressed(path):
+            kind = "compressed" if paths.is_file(path) else "no file"
+            msg = f"{printable(location.text)} is {kind}, but must be read repeatedly"
+            raise UsageError(msg, hint="decompress it first")
+    return cast("LayoutSource | ArchiveFileSource", open_source(replace(location, name=None), context, Selection()))
+
+
+def _read_index(source: LayoutSource | ArchiveFileSource, location: Location) -> tuple[LayoutIndex, frozenset[str]]:
+    """Return the index, and the digests of the images that only `manifest.json` lists."""
+    if isinstance(source, LayoutSource):
+        return source.read_index(), frozenset()
+    if source.contents.is_docker_archive:
+        raise _docker_archive_error(location)
+    source.check_duplicates()
+    return source.read_complete_index(), frozenset(source.synthesized_manifests)
+
+
+class _LocalImage:
+    """A source with one image of an open layout or archive."""
+
+    concurrent = True
+
+    def __init__(
+        self, images: _LocalImages, index: LayoutIndex, selection: Selection, on_close: Callable[[], None]
+    ) -> None:
+        self._images = images
+        self._source = images.source
+        self._index = index
+        self._selection = selection
+        self._on_close = on_close
+
+    def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - blobs can be read in any order
+        selection, synthesized = self._selection, self._images.synthesized
+        walk = IndexWalk(
+            self._index, selection.select, selection.platforms, selection.referrers, image_digests=synthesized
+        )
+        graph = run_walk(walk.run(), self._source.read)
+        return replace(graph, synthesized=synthesized.intersection(graph.documents))
+
+    def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+        return (blob for descriptor in wanted if (blob := self._source.blob(descriptor)) is not None)
+
+    def is_missing(self, descriptor: Descriptor) -> bool | None:
+        return self._source.is_missing(descriptor)
+
+    def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
+        return self._source.parts(descriptor)
+
+    def close(self) -> None:
+        self._on_close()
 
 
 def read_graph(source: Source, location: Location) -> Graph:
     """Read the manifests of a source.
 
     Raises:
-        UnsupportedError: the source is a docker-archive.
+        UnsupportedError: only `manifest.json` of a docker-archive lists the image.
         OcistreamError: the manifests cannot be read.
     """
     graph = source.resolve(_NoEarlyBlobs())
-    # A docker-archive would have to be recompressed each time to compare its digest.
     if graph.synthesized:
-        msg = f"{printable(location.text)} is a docker-archive: its digests are unknown before it is compressed"
-        raise UnsupportedError(msg, hint="copy it into a layout first: ocistream copy docker-archive:FILE oci:DIR")
+        raise _docker_archive_error(location)
     return graph
+
+
+def _docker_archive_error(location: Location) -> UnsupportedError:
+    """Return the error for a docker-archive: it would have to be recompressed each time to compare its digest."""
+    msg = f"{printable(location.text)} is a docker-archive: its digests are unknown before it is compressed"
+    hint = "copy it into a layout first: ocistream copy docker-archive:FILE oci:DIR"
+    return UnsupportedError(msg, hint=hint)
 
 
 class _NoEarlyBlobs:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from tests.benchmarks.data import made
 from tests.benchmarks.delta import missing
 from tests.benchmarks.jobs import SIZES, Places, jobs
+from tests.benchmarks.many_images import many_images
 from tests.benchmarks.measurement import FailedError, Run, measured
 from tests.benchmarks.plots import write_plots
 from tests.benchmarks.report import Line, line_of, table
@@ -41,12 +42,21 @@ def main() -> int:
     parser.add_argument(
         "--missing", action="store_true", help="instead, measure how much it saves to copy only missing blobs"
     )
+    parser.add_argument(
+        "--sync", action="store_true", help="instead, sync 1,000 and 10,000 images (with --quick 100 and 1,000)"
+    )
     parser.add_argument("--command", metavar="OCISTREAM", help="measure this command, not the source tree")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the results as SVG files in DIR")
     arguments = parser.parse_args()
     command = arguments.command or str(Path(sys.executable).with_name("ocistream"))
     runs = 1 if arguments.quick else arguments.runs
+    if arguments.sync:
+        counts = (100, 1_000) if arguments.quick else (1_000, 10_000)
+        with tempfile.TemporaryDirectory(prefix="ocistream-bench-") as name:
+            for row in many_images(Ocistream(command), Path(name), counts, arguments.only):
+                print(row, flush=True)
+        return 0
     cache = ROOT / ".cache" / "images"
     cache.mkdir(parents=True, exist_ok=True)
     sizes = {} if arguments.missing else SIZES[arguments.quick]

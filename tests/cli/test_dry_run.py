@@ -93,13 +93,13 @@ class TestPull:
             tmp_path, ["pull", f"{host}/app:1", "--platform", "all", "-o", output], served=served
         )
         assert results(dry) == done.lines()
-        assert {blob["how"] for blob in document["blobs"]} == {"copied"}
+        assert {blob["status"] for blob in document["blobs"]} == {"copied"}
         assert "would move 5 blobs" in dry.err
         assert dry.lines()[0].startswith(f"copy {document['bytes']['copied']} {host}/app:1 {host}/app:1@sha256:")
         # A second run finds the layout complete; an archive is always written again.
         again, _, document = both(tmp_path, ["pull", f"{host}/app:1", "--platform", "all", "-o", output], served=served)
         in_layout = output.endswith("/")
-        assert {blob["how"] for blob in document["blobs"]} == {"skipped" if in_layout else "copied"}
+        assert {blob["status"] for blob in document["blobs"]} == {"skipped" if in_layout else "copied"}
         assert ("5 exist at the destination" in again.err) == in_layout
 
     def test_stdout_may_be_a_terminal_and_has_the_results(self, host: str, index: Descriptor) -> None:
@@ -158,7 +158,7 @@ class TestPull:
             "x.tar",
         ]
         dry, _, document = both(tmp_path, arguments, served=served)
-        assert {blob["how"] for blob in document["blobs"]} == {"leftOut"}
+        assert {blob["status"] for blob in document["blobs"]} == {"omitted"}
         assert "would move 0 blobs" in dry.err
         assert "omitted 5 blobs" in dry.err
 
@@ -214,10 +214,10 @@ class TestPush:
         stdin = None if path else archive
         dry, done, document = both(tmp_path, arguments, stdin=stdin, served=served)
         assert results(dry) == done.lines() == [f"{served.host}/app:1@{index['digest']}"]
-        assert {blob["how"] for blob in document["blobs"]} == {"copied"}
+        assert {blob["status"] for blob in document["blobs"]} == {"copied"}
         assert "would move 5 blobs" in dry.err
         dry, _, document = both(tmp_path, arguments, stdin=stdin, served=served)
-        assert {blob["how"] for blob in document["blobs"]} == {"skipped"}
+        assert {blob["status"] for blob in document["blobs"]} == {"skipped"}
         assert "would move 0 blobs" in dry.err
 
     def test_the_line_names_the_image_at_its_source(
@@ -302,7 +302,7 @@ class TestCopy:
     ) -> None:
         dry, done, document = both(tmp_path, ["copy", f"{host}/app:1", f"{host}/other:1"], served=served)
         assert results(dry) == done.lines()
-        assert {blob["how"] for blob in document["blobs"]} == {"mounted"}
+        assert {blob["status"] for blob in document["blobs"]} == {"mounted"}
         assert "5 mounted from another repository" in dry.err
 
     def test_all_tags(self, tmp_path: Path, served: FaultyRegistry, host: str, layout: Layout) -> None:

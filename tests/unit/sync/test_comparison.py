@@ -12,6 +12,7 @@ from ocistream.locations import OpenContext
 from ocistream.sync.comparison import ImageComparer, ImageComparison
 from ocistream.sync.file import read_sync_file
 from ocistream.sync.plan import EntryCopies
+from ocistream.sync.sources import SyncSources
 
 
 class Source:
@@ -31,9 +32,11 @@ def test_a_source_of_which_nothing_can_be_made_is_closed(tmp_path: Path, monkeyp
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("ocistream.sync.comparison.open_rereadable", lambda *_: source)
+    monkeypatch.setattr(SyncSources, "open", lambda *_: source)
     monkeypatch.setattr("ocistream.sync.comparison.read_graph", fail)
-    looking = ImageComparer(lambda _: OpenContext(), create_cancel_event=threading.Event, check_push=lambda _: None)
+    looking = ImageComparer(
+        lambda _: OpenContext(), sources=SyncSources(), create_cancel_event=threading.Event, check_push=lambda _: None
+    )
     look = ImageComparison(copy)
     look.pending = list(copy.destinations)
     looking.prepare(look)

@@ -1,0 +1,103 @@
+"""Measure how `ocistream sync` scales with the number of images, each of them small: time and peak memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tarfile
+from typing import TYPE_CHECKING
+
+from tests.benchmarks.measurement import MIB, Command, measured
+from tests.peers import docker_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.benchmarks.measurement import Run
+    from tests.benchmarks.tools import Ocistream
+
+__all__ = ["many_images"]
+
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_CONFIG = "application/vnd.oci.image.config.v1+json"
+_LAYER = "application/vnd.oci.image.layer.v1.tar"
+
+
+def many_images(ours: Ocistream, folder: Path, counts: tuple[int, ...], only: str = "") -> Iterator[str]:
+    """Sync each source with each destination, first empty and then complete; yield the lines of a table."""
+    yield "| sync | " + " | ".join(f"{count:,}: s | CPU s | peak MiB" for count in counts) + " | ratio of CPU s |"
+    yield "| --- |" + " --- |" * (3 * len(counts) + 1)
+    runs: dict[str, list[Run]] = {}
+    for count in counts:
+        for name, run in _measure_each(ours, folder / f"{count}", count, only):
+            runs.setdefault(name, []).append(run)
+            if len(runs[name]) == len(counts):
+                yield _format_row(name, runs[name])
+
+
+def _format_row(name: str, runs: list[Run]) -> str:
+    cells = [f"{run.seconds:.1f} | {run.cpu:.1f} | {run.peak / MIB:.1f}" for run in runs]
+    return f"| {name} | {' | '.join(cells)} | {runs[-1].cpu / runs[0].cpu:.1f} |"
+
+
+def _measure_each(ours: Ocistream, folder: Path, count: int, only: str) -> Iterator[tuple[str, Run]]:
+    folder.mkdir(parents=True)
+    layout = folder / "layout"
+    _write_layout(layout, count)
+    archive = folder / "images.tar"
+    with tarfile.open(archive, "w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.add(layout, arcname="")
+    with docker_registry(folder / "registry") as registry:
+        sources = {
+            "a layout": f"oci:{layout}",
+            "an archive": f"oci-archive:{archive}",
+            "a registry": f"{registry.host}/images",
+        }
+        # The first one fills the registry.
+        jobs = [("a layout", f"{registry.host}/images")]
+        jobs += [(source, f"oci:{folder}/{source.rpartition(' ')[2]}-copy") for source in sources]
+        for source, destination in jobs:
+            name = f"{source} to a {'layout' if destination.startswith('oci:') else 'registry'}"
+            if only not in name and destination.startswith("oci:"):
+                continue
+            file = folder / "sync.toml"
+            file.write_text(f"[[sync]]\nfrom = {json.dumps(sources[source])}\nto = {json.dumps(destination)}\n")
+            for state in ("", ", unchanged"):
+                work = [[Command(ours.run("sync", str(file)), stdout=folder / "results")]]
+                run = measured(work)
+                assert len((folder / "results").read_text().splitlines()) == count
+                if only in name:
+                    yield f"{name}{state}", run
+    shutil.rmtree(folder)
+
+
+def _write_layout(path: Path, count: int) -> None:
+    """Write images with a layer, a config and a manifest of their own."""
+    blobs = path / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+
+    def put(content: bytes, media_type: str) -> dict[str, object]:
+        digest = hashlib.sha256(content).hexdigest()
+        (blobs / digest).write_bytes(content)
+        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content)}
+
+    entries = []
+    for number in range(count):
+        layer = put(b"layer %d" % number, _LAYER)
+        config = {
+            "architecture": "amd64",
+            "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
+        }
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": _MANIFEST,
+            "config": put(json.dumps(config).encode(), _CONFIG),
+            "layers": [layer],
+        }
+        entry = put(json.dumps(manifest).encode(), _MANIFEST)
+        entries.append({**entry, "annotations": {"org.opencontainers.image.ref.name": f"v{number}"}})
+    (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
