@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ocistream.archive.outputs import Output
     from ocistream.archive.tar import InputStream
     from ocistream.http.client import HttpClient
+    from ocistream.layout.writer import LayoutWriter
     from ocistream.oci.graph import Root
     from ocistream.oci.referrers import ReferrerMode
     from ocistream.registry.opener import RepositoryOpener
@@ -220,6 +221,8 @@ class OpenContext:
     cancelled: threading.Event | None = None
     #: Raises AuthenticationError if the configuration forbids pushes to a reference.
     check_push: Callable[[Reference], None] = field(default=lambda _reference: None)
+    #: The writer of a layout that several images are written to; None makes each image visible by itself.
+    layout_writer: Callable[[Path], LayoutWriter] | None = None
     #: Opens the output of a stream location; None is stdout.
     output: Callable[[], Output] | None = None
     #: Whether locations are opened for a dry run: no file is created, and no cache is filled.
@@ -461,7 +464,9 @@ def open_layout_destination(location: Location, context: OpenContext) -> Destina
     from ocistream.layout.destination import LayoutDestination
 
     _check_not_file(location)
-    return LayoutDestination(path_of(location), context.cancelled)
+    path = path_of(location)
+    writer = context.layout_writer(path) if context.layout_writer is not None else None
+    return LayoutDestination(path, context.cancelled, writer=writer)
 
 
 def open_archive_source(location: Location, context: OpenContext, selection: Selection) -> Source:

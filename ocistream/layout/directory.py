@@ -28,7 +28,7 @@ from ocistream.streams import files, partial_files, paths
 from ocistream.streams.chunks import Chunk, read_chunks, verify_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from io import FileIO
     from pathlib import Path
 
@@ -470,29 +470,10 @@ class LayoutDirectory(BlobDirectory):
             UnsupportedError: the new file would be larger than readers accept.
             LocalDiskError: the file cannot be written.
         """
-        self.change_index_and_annotations(change, None)
-
-    def change_index_and_annotations(
-        self,
-        change: Callable[[list[Descriptor]], Sequence[Descriptor]],
-        change_annotations: Callable[[Mapping[str, str]], Mapping[str, str]] | None,
-    ) -> None:
-        """Replace the entries as `change_index` does, and our annotations by the result of `change_annotations`.
-
-        Without `change_annotations`, the annotations stay.
-
-        Raises:
-            ArchiveError, UnsupportedError, LocalDiskError: as `change_index`.
-        """
         with self.lock_index():
             previous = self.read_raw_index()
-            entries, annotations = self.parse_index(previous)
-            changed = change(entries)
-            raw = build_index_json(
-                changed,
-                previous,
-                annotations=change_annotations(annotations) if change_annotations is not None else None,
-            )
+            changed = change(self.parse_index(previous).entries)
+            raw = build_index_json(changed, previous)
             self.check_index_size(len(changed), len(raw))
             self.sync_blobs()
             with files.atomic_file(self.index_path) as file:

@@ -14,7 +14,7 @@ from ocistream import limits
 from ocistream.errors import NetworkError, OcistreamError, RegistryError
 from ocistream.locations import Selection
 from ocistream.oci.reference import is_digest
-from ocistream.sync.destination_state import DestinationState, IndexCache
+from ocistream.sync.destination_state import DestinationState
 from ocistream.sync.sources import read_graph
 from ocistream.transfer.incomplete_indexes import limit_to_source
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from ocistream.http.endpoints import Endpoint
+    from ocistream.layout.writer import IndexChange
     from ocistream.locations import OpenContext
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.graph import Graph, IncompleteIndex
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ocistream.oci.referrers import SkippedReferrer
     from ocistream.registry.opener import ReadableRepository
     from ocistream.registry.referrers import ReferrerList
+    from ocistream.sync.destination_state import LayoutWriters
     from ocistream.sync.plan import CopyDestination, ImageCopy, SyncEntry, SyncLocation
     from ocistream.sync.sources import SyncSources
     from ocistream.transfer.interfaces import RecoverableBlob, Source
@@ -75,8 +77,21 @@ class ImageComparison:
         self.size = self.blob_count = 0
         #: Bytes of its manifests.
         self.manifest_bytes = 0
+        #: Set when the image was copied, or failed.
+        self.is_copied = threading.Event()
+        #: By the name of a layout: the change of its index that makes the image visible.
+        self.index_changes: dict[str, IndexChange] = {}
         #: In a dry run: the graph that would be written to each destination, by its name, and the blobs it lacks.
         self.missing: dict[str, tuple[Graph, Sequence[Descriptor]]] = {}
+
+    def list_results(self) -> list[SyncResult]:
+        """Return the results; the image failed where its layout's index could not be written."""
+        return [
+            replace(result, status="failed", digest=None, error=change.error)
+            if (change := self.index_changes.get(result.destination)) is not None and change.error is not None
+            else result
+            for result in self.results
+        ]
 
     def add_failure(self, destinations: Collection[CopyDestination], error: OcistreamError) -> None:
         """Add a failure for destinations whose state is unknown."""
@@ -97,16 +112,17 @@ class ImageComparer:
         context: Callable[[SyncLocation], OpenContext],
         *,
         sources: SyncSources,
+        layouts: LayoutWriters,
         create_cancel_event: Callable[[], threading.Event],
         check_push: Callable[[Reference | None], None],
     ) -> None:
         """`context` returns the context of a location; `create_cancel_event` a new event that cancels one image."""
         self._context_of = context
         self._sources = sources
+        self._layouts = layouts
         self._create_cancel_event = create_cancel_event
         self._check_push = check_push
         self._unreachable = _UnreachableRegistries()
-        self._indexes = IndexCache()
         self._lock = threading.Lock()
         #: Memory left for manifests, in bytes.
         self.free_memory = limits.MAX_PENDING_GRAPH_BYTES
@@ -129,7 +145,7 @@ class ImageComparer:
             try:
                 self._check_push(destination.reference)
                 with self._unreachable.guard(destination.reference):
-                    state = DestinationState(destination, self._context_of(destination.sync_location), self._indexes)
+                    state = DestinationState(destination, self._context_of(destination.sync_location), self._layouts)
                     digest = state.find_digest()
                     is_same = digest in source_image.digests
                 # Referrers are requested only if the image itself is the same; otherwise it is copied anyway.

@@ -5,13 +5,11 @@ from __future__ import annotations
 import operator
 import threading
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocistream import notices
 from ocistream.errors import NotFoundError, OcistreamError
-from ocistream.layout.directory import LayoutDirectory
-from ocistream.layout.index import entry_name_of
+from ocistream.layout.writer import LayoutWriter, ListedImages
 from ocistream.locations import Selection, is_directory, is_layout_destination, path_of
 from ocistream.oci.reference import printable
 from ocistream.registry.repository import Repository
@@ -20,22 +18,13 @@ from ocistream.streams.files import disk_errors
 from ocistream.sync.sources import SyncSources, read_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from ocistream.locations import Location, OpenContext
     from ocistream.oci.graph import Graph
     from ocistream.sync.plan import CopyDestination
 
-__all__ = ["DestinationState", "IndexCache", "ListedImages"]
-
-
-@dataclass(frozen=True, slots=True)
-class ListedImages:
-    """The images that a layout or an archive lists: the digest of each name, and all digests."""
-
-    by_name: Mapping[str, str]
-    digests: frozenset[str]
+__all__ = ["DestinationState", "LayoutWriters"]
 
 
 _NOTHING = ListedImages({}, frozenset())
@@ -44,7 +33,7 @@ _NOTHING = ListedImages({}, frozenset())
 class DestinationState:
     """The state of one destination. A registry is asked only by the methods."""
 
-    def __init__(self, destination: CopyDestination, context: OpenContext, indexes: IndexCache) -> None:
+    def __init__(self, destination: CopyDestination, context: OpenContext, layouts: LayoutWriters) -> None:
         """Read a layout or an archive; send no request to a registry.
 
         Raises:
@@ -59,7 +48,7 @@ class DestinationState:
             return
         with disk_errors(f"cannot read {printable(location.text)}"):
             is_layout = is_layout_destination(location)
-            self._listed = indexes.read(location) if is_layout else _read_archive(location, context, self._name)
+            self._listed = layouts.list_images(location) if is_layout else _read_archive(location, context, self._name)
 
     def find_digest(self) -> str | None:
         """Return the digest of the image with this name, or None.
@@ -81,44 +70,58 @@ class DestinationState:
             return all(map(operator.eq, map(self._repository.find_digest, targets), digests))
         # A manifest within an index has no entry of its own.
         children = {child.digest for document in graph.documents.values() for child in document.manifests}
-        return children.union(self._listed.digests).issuperset(digests)
+        return all(digest in children or digest in self._listed.digests for digest in digests)
 
 
-class IndexCache:
-    """The index.json of layouts, each read again only after a change: it may list thousands of images.
-
-    Safe for several threads.
-    """
+class LayoutWriters:
+    """The layouts that a run writes to: each has one writer for all its images. Safe for several threads."""
 
     def __init__(self) -> None:
-        """Start empty."""
+        """Start without layouts."""
         self._lock = threading.Lock()
-        self._cached: dict[Path, tuple[tuple[int, ...], ListedImages]] = {}
+        self._writers: dict[Path, LayoutWriter] = {}
 
-    def read(self, location: Location) -> ListedImages:
+    def open(self, path: Path) -> LayoutWriter:
+        """Return the writer of a layout.
+
+        Raises:
+            UsageError, ArchiveError, LocalDiskError: as `LayoutWriter`.
+        """
+        with self._lock:
+            writer = self._writers.pop(path, None)
+            self._writers[path] = writer = LayoutWriter(path) if writer is None else writer
+            return writer
+
+    def list_images(self, location: Location) -> ListedImages:
         """Return the images of a layout; none if it does not exist yet.
 
         Raises:
             ArchiveError: the index is malformed.
-            OSError: the index cannot be read.
+            LocalDiskError: the index cannot be read.
         """
-        directory = path_of(location)
-        path = directory / "index.json"
+        path = path_of(location)
         # An empty directory is not a layout yet.
-        if not is_directory(location) or not paths.exists(path):
+        if not is_directory(location) or not paths.exists(path / "index.json"):
             return _NOTHING
+        return self.open(path).list_images()
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether no copied image waits to be made visible."""
         with self._lock:
-            status = path.stat()
-            # The file is replaced, never overwritten, so a changed one is another file.
-            state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-            cached = self._cached.get(directory)
-            if cached is None or cached[0] != state:
-                entries = LayoutDirectory(directory).read_index()[0]
-                # Of two entries with one name, the first is used.
-                by_name = {name: entry.digest for entry in reversed(entries) if (name := entry_name_of(entry))}
-                cached = state, ListedImages(by_name, frozenset(entry.digest for entry in entries))
-                self._cached[directory] = cached
-            return cached[1]
+            return all(writer.is_flushed for writer in self._writers.values())
+
+    def flush(self) -> None:
+        """Make the copied images visible. Those that could not be made visible have `IndexChange.error` afterwards."""
+        with self._lock:
+            for writer in self._writers.values():
+                writer.flush()
+
+    def close(self, *, keep: int = 0) -> None:
+        """Close the writers, but for the `keep` last used ones. No image may be under way."""
+        with self._lock:
+            for path in [*self._writers][: len(self._writers) - keep]:
+                self._writers.pop(path).close()
 
 
 def _read_archive(location: Location, context: OpenContext, name: str) -> ListedImages:

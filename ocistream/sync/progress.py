@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.transfer.interfaces import Observer
 
-__all__ = ["SyncProgress"]
+__all__ = ["ImageProgress", "SyncProgress"]
 
 
 class _Total:
@@ -27,62 +27,63 @@ class _Total:
 
 
 class SyncProgress:
-    """An observer of successive transfers that reports them as one."""
+    """Reports the transfers of several images as one. Safe for several threads."""
 
     def __init__(self, observer: Observer) -> None:
         """Report to `observer`."""
-        self._observer = observer
+        self.observer = observer
         self._lock = threading.Lock()
         self._size = self._blobs = 0
-        #: Bytes and blobs of the current image: those that are in the total, and those that have moved.
-        self._current = (0, 0)
-        self._moved = self._done = 0
 
     def add_expected(self, size: int, blobs: int) -> None:
         """Add the size of some images to the total before they are copied."""
         if blobs:
-            self._add_total(size, blobs)
+            self.add_total(size, blobs)
 
     def report_images(self, number: int, count: int) -> None:
         """Report that `number` of `count` images are finished."""
-        if isinstance(self._observer, ImageCountObserver):
-            self._observer.report_images(number, count)
+        if isinstance(self.observer, ImageCountObserver):
+            self.observer.report_images(number, count)
 
-    def begin_image(self, size: int, blobs: int) -> None:
+    def add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
+        """Add to the total, and report it; `roots` are the images that are copied next."""
+        with self._lock:
+            self._size += size
+            self._blobs += blobs
+            self.observer.planned(cast("Graph", _Total(self._size, self._blobs, roots)))
+
+
+class ImageProgress:
+    """An observer of the transfer of one image."""
+
+    def __init__(self, progress: SyncProgress, size: int, blobs: int) -> None:
         """Begin an image whose size and blobs are already in the total."""
-        with self._lock:
-            self._current = size, blobs
-            self._moved = self._done = 0
-
-    def end_image(self) -> None:
-        """End the image, also after a failure: what has not moved by now is removed from the total."""
-        with self._lock:
-            size, blobs = self._moved - self._current[0], self._done - self._current[1]
-        if size or blobs:
-            self._add_total(size, blobs)
+        self._progress = progress
+        self._lock = threading.Lock()
+        #: Bytes and blobs of the image: those that are in the total, and those that have moved.
+        self._expected = (size, blobs)
+        self._moved = self._done = 0
 
     def planned(self, graph: Graph) -> None:
         """Replace the expected size of the image by its real size."""
-        with self._lock:
-            size, blobs = graph.size - self._current[0], len(graph.blobs) - self._current[1]
-            self._current = graph.size, len(graph.blobs)
-        self._add_total(size, blobs, graph.roots)
+        size, blobs = self._expected
+        self._expected = graph.size, len(graph.blobs)
+        self._progress.add_total(graph.size - size, len(graph.blobs) - blobs, graph.roots)
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
         """Count moved bytes."""
         with self._lock:
             self._moved += size
-        self._observer.advance(size, descriptor)
+        self._progress.observer.advance(size, descriptor)
 
     def done(self, descriptor: Descriptor, status: str) -> None:
         """Count a finished blob."""
         with self._lock:
             self._done += 1
-        self._observer.done(descriptor, status)
+        self._progress.observer.done(descriptor, status)
 
-    def _add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
-        with self._lock:
-            self._size += size
-            self._blobs += blobs
-            total = _Total(self._size, self._blobs, roots)
-        self._observer.planned(cast("Graph", total))
+    def close(self) -> None:
+        """End the image, also after a failure: what has not moved by now is removed from the total."""
+        size, blobs = self._moved - self._expected[0], self._done - self._expected[1]
+        if size or blobs:
+            self._progress.add_total(size, blobs)

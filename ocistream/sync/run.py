@@ -5,7 +5,9 @@ A failed image does not stop the others. A dry run finds out what would be copie
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -14,15 +16,17 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
+from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.image_selection import report_untagged, select_all_images
 from ocistream.layout.index import select_existing_images, tag_of
 from ocistream.locations import is_layout_destination, open_destination
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
-from ocistream.streams.workers import run_each
+from ocistream.streams.workers import run_each, start, wait_to_settle
 from ocistream.sync.comparison import ImageComparer, ImageComparison, SyncResult, select_for
+from ocistream.sync.destination_state import LayoutWriters
 from ocistream.sync.plan import EntryCopies, drop_duplicates
-from ocistream.sync.progress import SyncProgress
+from ocistream.sync.progress import ImageProgress, SyncProgress
 from ocistream.sync.sources import SyncSources, read_graph
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
@@ -30,14 +34,13 @@ from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
 from ocistream.transfer.incomplete_indexes import limit_to_source
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from ocistream.locations import OpenContext
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.oci.reference import Reference
-    from ocistream.sync.plan import CopyDestination, Shard, SyncEntry, SyncLocation, SyncPlan
+    from ocistream.sync.plan import CopyDestination, ImageCopy, Shard, SyncEntry, SyncLocation, SyncPlan
     from ocistream.transfer.interfaces import Destination, Observer, Source
 
 __all__ = ["ImageCopier", "SyncResult", "SyncRun"]
@@ -45,6 +48,14 @@ __all__ = ["ImageCopier", "SyncResult", "SyncRun"]
 #: How many images are compared before the first of them is copied. Most are unchanged as a rule, and one HEAD to each
 #: side is enough for those, so comparing many in parallel is fast.
 _BATCH_SIZE: Final = 64
+#: Several images are copied at once, each with this many of the `--jobs`.
+_JOBS_PER_IMAGE: Final = 2
+#: Seconds between two writes of a layout's `index.json`, which may have thousands of entries.
+_FLUSH_INTERVAL: Final = 1.0
+#: Layouts that stay open from one batch to the next.
+_OPEN_LAYOUTS: Final = 4
+#: Seconds between two checks whether the run was cancelled.
+_POLL_INTERVAL: Final = 0.2
 
 
 class SyncRun:
@@ -72,13 +83,22 @@ class SyncRun:
         self._create_cancel_event = create_cancel_event
         self._cancelled = create_cancel_event()
         self._sources = SyncSources()
+        self._layouts = LayoutWriters()
         self._comparer = ImageComparer(
-            context, sources=self._sources, create_cancel_event=create_cancel_event, check_push=check_push
+            context,
+            sources=self._sources,
+            layouts=self._layouts,
+            create_cancel_event=create_cancel_event,
+            check_push=check_push,
         )
+        #: Copied images whose results are not reported yet, and when others were (monotonic seconds).
+        self._unreported: list[ImageComparison] = []
+        self._reported_at = 0.0
         self._progress = SyncProgress(observer)
         self._copier = ImageCopier(
             context,
             sources=self._sources,
+            layouts=self._layouts,
             jobs=jobs,
             prefetch_memory=prefetch_memory,
             create_cancel_event=create_cancel_event,
@@ -91,37 +111,69 @@ class SyncRun:
         Raises:
             UsageError: two images would get one name at a destination, or a configuration is malformed.
         """
-        with closing(self._sources):
-            self._run(plan, shard, dry_run=dry_run)
+        with closing(self._sources), closing(self._layouts):
+            copies = self._list_copies(plan)
+            count = sum(shard.has_image(copy.name) for copy in drop_duplicates(copies))
+            selected = (copy for copy in drop_duplicates(copies) if shard.has_image(copy.name))
+            done = 0
+            while batch := list(itertools.islice(selected, _BATCH_SIZE)):
+                comparisons = [ImageComparison(copy) for copy in batch]
+                for step in (self._comparer.compare, self._copier.plan if dry_run else self._comparer.prepare):
+                    run_each(step, comparisons, jobs=self._jobs, cancelled=self._create_cancel_event())
+                if dry_run:
+                    for comparison in comparisons:
+                        self._report([*comparison.results, *self._copier.list_planned(comparison)])
+                else:
+                    self._copy_batch(comparisons, done, count)
+                if self._cancelled.is_set():
+                    raise CancelledError("cancelled")
+                done += len(batch)
+                self._layouts.close(keep=_OPEN_LAYOUTS)
 
-    def _run(self, plan: SyncPlan, shard: Shard, *, dry_run: bool) -> None:
-        copies = self._list_copies(plan)
-        count = sum(shard.has_image(copy.name) for copy in drop_duplicates(copies))
-        selected = (copy for copy in drop_duplicates(copies) if shard.has_image(copy.name))
-        done = 0
-        while batch := list(itertools.islice(selected, _BATCH_SIZE)):
-            comparisons = [ImageComparison(copy) for copy in batch]
-            for step in (self._comparer.compare, self._copier.plan if dry_run else self._comparer.prepare):
-                run_each(step, comparisons, jobs=self._jobs, cancelled=self._create_cancel_event())
-            self._progress.add_expected(
-                sum(comparison.size for comparison in comparisons),
-                sum(comparison.blob_count for comparison in comparisons),
-            )
-            for comparison in comparisons:
-                self._report(comparison.results)
-                if comparison.pending:
-                    self._report(self._copier.list_planned(comparison) if dry_run else self._copier.copy(comparison))
-                self._comparer.release(comparison)
-                done += 1
-                if not dry_run:
-                    self._progress.report_images(done, count)
+    def _copy_batch(self, comparisons: Sequence[ImageComparison], done: int, count: int) -> None:
+        """Copy several images at once, and report the results in the order of `comparisons`."""
+        self._progress.add_expected(
+            sum(comparison.size for comparison in comparisons),
+            sum(comparison.blob_count for comparison in comparisons),
+        )
+        pending = [comparison for comparison in comparisons if comparison.pending]
+        images = max(1, min(self._jobs // _JOBS_PER_IMAGE, len(pending)))
+
+        def copy(comparison: ImageComparison) -> None:
+            self._copier.copy(comparison, images)
+            self._comparer.release(comparison)
+            comparison.is_copied.set()
+
+        copying = start(partial(run_each, copy, pending, jobs=images, cancelled=self._create_cancel_event()))
+        try:
+            for number, comparison in enumerate(comparisons, done + 1):
+                while comparison.pending and not comparison.is_copied.wait(_POLL_INTERVAL):
+                    if copying.is_done and not comparison.is_copied.is_set():
+                        # The run was cancelled, or another copy failed in an unexpected way.
+                        copying.result()
+                    self._report_copied(_FLUSH_INTERVAL)
+                self._unreported.append(comparison)
+                self._report_copied(0.0 if self._layouts.is_flushed else _FLUSH_INTERVAL)
+                self._progress.report_images(number, count)
+        finally:
+            wait_to_settle([copying])
+            self._report_copied(0.0)
+
+    def _report_copied(self, interval: float) -> None:
+        """Make the copied images visible in layouts, and report their results, if this was `interval` seconds ago."""
+        now = monotonic()
+        if now - self._reported_at >= interval:
+            self._reported_at = now
+            self._layouts.flush()
+            unreported, self._unreported = self._unreported, []
+            for comparison in unreported:
+                self._report(comparison.list_results())
 
     def _report(self, results: Iterable[SyncResult]) -> None:
         for result in results:
-            if self._cancelled.is_set():
-                # A failure may be the consequence of the cancellation.
-                raise CancelledError("cancelled")
-            self._on_result(result)
+            # A failure may be the consequence of the cancellation.
+            if result.error is None or not self._cancelled.is_set():
+                self._on_result(result)
 
     # -- list images ---------------------------------------------------------------------------------------
 
@@ -163,13 +215,14 @@ class SyncRun:
 
 
 class ImageCopier:
-    """Copies images, for one run."""
+    """Copies images, for one run. Safe for several threads."""
 
     def __init__(
         self,
         context: Callable[[SyncLocation], OpenContext],
         *,
         sources: SyncSources,
+        layouts: LayoutWriters,
         jobs: int,
         prefetch_memory: int,
         create_cancel_event: Callable[[], threading.Event],
@@ -178,79 +231,96 @@ class ImageCopier:
         """`context` returns the context of a location; `create_cancel_event` an event to cancel one image."""
         self._context_of = context
         self._sources = sources
+        self._layouts = layouts
         self._jobs = jobs
         self._prefetch_memory = prefetch_memory
         self._create_cancel_event = create_cancel_event
         self._progress = progress
-        self._stored_blobs = _StoredBlobs()
+        self._blobs = _CopiedBlobs()
         #: Blobs planned for each registry or layout: one that several images have is written once.
         self._planned_blobs: set[int] = set()
 
-    def copy(self, comparison: ImageComparison) -> list[SyncResult]:
-        """Copy an image to all destinations that lack it, and return the result of each."""
-        copy, started_at, cancelled = comparison.copy, monotonic(), self._create_cancel_event()
+    def copy(self, comparison: ImageComparison, images: int) -> None:
+        """Copy an image to all destinations that lack it, and add the result of each.
+
+        May be called in several threads. `images` is how many are copied at once: they share connections and memory.
+        """
+        started_at, cancelled = monotonic(), self._create_cancel_event()
         failures: dict[str, OcistreamError] = {}
         branches: dict[str, FanOutBranch] = {}
-        digest: str | None = None
-        fan_out: FanOutDestination | None = None
-        self._progress.begin_image(comparison.size, comparison.blob_count)
+        digest, bytes_read = None, 0
+        progress = ImageProgress(self._progress, comparison.size, comparison.blob_count)
+        stores = {store for destination in comparison.pending if (store := _store_of(destination)) is not None}
         with ExitStack() as stack:
-            stack.callback(self._progress.end_image)
+            claim = stack.enter_context(self._blobs.claim(stores, cancelled))
+            stack.callback(progress.close)
             try:
-                source = comparison.source
-                if source is None:
-                    source = self._sources.open(
-                        copy.source, self._cancellable_context(copy.entry.source, cancelled), select_for(copy.entry)
-                    )
-                    stack.callback(source.close)
-                for destination in comparison.pending:
-                    try:
-                        branches[destination.name] = FanOutBranch(
-                            self._open_destination(destination, cancelled), _rename_roots(destination)
-                        )
-                    except OcistreamError as error:
-                        failures[destination.name] = error
-                fan_out = FanOutDestination(list(branches.values()), cancelled)
+                source = self._open_source(comparison, cancelled, stack)
+                branches = self._open_branches(comparison, cancelled, failures)
+                fan_out = FanOutDestination(list(branches.values()), cancelled, claim)
                 stack.callback(fan_out.close)
-                if branches:
-                    report = transfer.copy(
-                        source,
-                        fan_out,
-                        self._progress,
-                        jobs=self._jobs,
-                        prefetch_memory=self._prefetch_memory,
-                        cancelled=cancelled,
-                    )
-                    root = report.graph.roots[0]
-                    digest = root.descriptor.digest
-                    for ambiguity in root.chosen_platforms.describe_ambiguities() if root.chosen_platforms else ():
-                        notify(f"{printable(copy.name)}: {ambiguity}")
+                try:
+                    if branches:
+                        report = transfer.copy(
+                            source,
+                            fan_out,
+                            progress,
+                            jobs=max(1, self._jobs // images),
+                            prefetch_memory=self._prefetch_memory // images,
+                            cancelled=cancelled,
+                        )
+                        digest = _report_root(comparison.copy, report)
+                finally:
+                    bytes_read = fan_out.bytes_read
             except OcistreamError as error:
                 for destination in comparison.pending:
                     failures.setdefault(destination.name, error)
-        bytes_read = fan_out.bytes_read if fan_out is not None else 0
-        results = []
-        for destination in comparison.pending:
-            branch = branches.get(destination.name)
-            failure = (branch.failure if branch else None) or failures.get(destination.name)
-            if branch and branch.graph and not failure and destination.reference:
-                self._stored_blobs.add(destination.reference, branch.graph.blobs)
-            results.append(
-                SyncResult(
-                    copy.name,
-                    destination.name,
-                    "failed" if failure else "copied",
-                    None if failure else digest,
-                    failure,
-                    branch.bytes_written if branch else 0,
-                    bytes_read,
-                    monotonic() - started_at,
-                    branch.graph.skipped_referrers if branch and branch.graph and not failure else (),
-                    branch.graph.incomplete_indexes if branch and branch.graph and not failure else (),
+            for destination in comparison.pending:
+                branch = branches.get(destination.name)
+                failure = (branch.failure if branch else None) or failures.get(destination.name)
+                graph = branch.graph if branch is not None and failure is None else None
+                if graph is not None:
+                    self._blobs.add(destination, graph.blobs)
+                comparison.results.append(
+                    SyncResult(
+                        comparison.copy.name,
+                        destination.name,
+                        "failed" if failure else "copied",
+                        None if failure else digest,
+                        failure,
+                        branch.bytes_written if branch else 0,
+                        bytes_read,
+                        monotonic() - started_at,
+                        graph.skipped_referrers if graph is not None else (),
+                        graph.incomplete_indexes if graph is not None else (),
+                    )
                 )
-            )
-            bytes_read = 0
-        return results
+                bytes_read = 0
+        for name, branch in branches.items():
+            if isinstance(branch.destination, LayoutDestination) and branch.destination.change is not None:
+                comparison.index_changes[name] = branch.destination.change
+
+    def _open_source(self, comparison: ImageComparison, cancelled: threading.Event, stack: ExitStack) -> Source:
+        if comparison.source is not None:
+            return comparison.source
+        entry = comparison.copy.entry
+        context = self._cancellable_context(entry.source, cancelled)
+        source = self._sources.open(comparison.copy.source, context, select_for(entry))
+        stack.callback(source.close)
+        return source
+
+    def _open_branches(
+        self, comparison: ImageComparison, cancelled: threading.Event, failures: dict[str, OcistreamError]
+    ) -> dict[str, FanOutBranch]:
+        branches = {}
+        for destination in comparison.pending:
+            try:
+                opened = self._open_destination(destination, cancelled)
+            except OcistreamError as error:
+                failures[destination.name] = error
+            else:
+                branches[destination.name] = FanOutBranch(opened, _rename_roots(destination))
+        return branches
 
     def plan(self, comparison: ImageComparison) -> None:
         """Find out what would be copied; write nothing. May be called in any thread."""
@@ -291,11 +361,11 @@ class ImageCopier:
         return results
 
     def _is_new(self, destination: CopyDestination, blob: Descriptor) -> bool:
-        location = destination.sync_location.location
-        if location.reference is None and not is_layout_destination(location):
+        store = _store_of(destination)
+        if store is None:
             return True
         # Within one registry, the blob is mounted from another repository.
-        key = hash((location.reference.registry if location.reference else str(location.path), blob.digest))
+        key = hash((store, blob.digest))
         if key in self._planned_blobs:
             return False
         if len(self._planned_blobs) < limits.MAX_TRACKED_BLOBS:
@@ -327,34 +397,96 @@ class ImageCopier:
         self, copy_destination: CopyDestination, cancelled: threading.Event, *, is_dry_run: bool = False
     ) -> Destination:
         location, reference = copy_destination.sync_location.location, copy_destination.reference
-        context = replace(self._cancellable_context(copy_destination.sync_location, cancelled), is_dry_run=is_dry_run)
+        context = replace(
+            self._cancellable_context(copy_destination.sync_location, cancelled),
+            layout_writer=self._layouts.open,
+            is_dry_run=is_dry_run,
+        )
         if reference is not None:
             location = replace(location, reference=reference)
-            context = replace(
-                context, mount_candidates=lambda digest: self._stored_blobs.find_repositories(reference, digest)
-            )
+            context = replace(context, mount_candidates=lambda digest: self._blobs.find_repositories(reference, digest))
         return open_destination(location, context)
 
     def _cancellable_context(self, sync_location: SyncLocation, cancelled: threading.Event) -> OpenContext:
         return replace(self._context_of(sync_location), cancelled=cancelled)
 
 
-class _StoredBlobs:
-    """A repository of each registry that has a blob, for the newest blobs of this run."""
+class _CopiedBlobs:
+    """The newest blobs of this run, and where they are. Safe for several threads.
+
+    An image waits while another one copies a blob that both need. So the blob is sent once.
+    """
 
     def __init__(self) -> None:
-        #: By a hash of registry and digest. If two collide, a mount fails, and the blob is sent.
-        self._repositories: dict[int, str] = {}
+        self._changed = threading.Condition()
+        #: A repository with the blob (nothing for a layout), by a hash of store and digest. If two collide, a mount
+        #: fails, and the blob is sent.
+        self._copied: dict[int, str] = {}
+        #: Blobs that are being copied, by the same hash.
+        self._claimed: set[int] = set()
 
-    def add(self, reference: Reference, blobs: Sequence[Descriptor]) -> None:
-        for blob in blobs:
-            self._repositories.setdefault(hash((reference.registry, blob.digest)), reference.repository)
-        while len(self._repositories) > limits.MAX_TRACKED_BLOBS:
-            del self._repositories[next(iter(self._repositories))]
+    @contextlib.contextmanager
+    def claim(self, stores: Collection[str], cancelled: threading.Event) -> Iterator[Callable[[Graph], None]]:
+        """Yield a function that waits until no other image copies a blob of a graph to these stores.
+
+        The blobs are claimed until the end of the block.
+        """
+        own: set[int] = set()
+
+        def claim(graph: Graph) -> None:
+            needed = {hash((store, blob.digest)) for store in stores for blob in graph.blobs}
+            with self._changed:
+                # All at once: two images that each wait for a blob of the other one would wait forever.
+                release()
+                while not self._claimed.isdisjoint(needed.difference(self._copied)):
+                    if cancelled.is_set():
+                        raise CancelledError("cancelled")
+                    self._changed.wait(_POLL_INTERVAL)
+                own.update(needed.difference(self._copied))
+                self._claimed |= own
+
+        def release() -> None:
+            self._claimed -= own
+            own.clear()
+            self._changed.notify_all()
+
+        try:
+            yield claim
+        finally:
+            with self._changed:
+                release()
+
+    def add(self, destination: CopyDestination, blobs: Sequence[Descriptor]) -> None:
+        """Add the blobs of an image at its destination."""
+        if (store := _store_of(destination)) is None:
+            return
+        repository = destination.reference.repository if destination.reference is not None else ""
+        with self._changed:
+            for blob in blobs:
+                self._copied.setdefault(hash((store, blob.digest)), repository)
+            while len(self._copied) > limits.MAX_TRACKED_BLOBS:
+                del self._copied[next(iter(self._copied))]
 
     def find_repositories(self, reference: Reference, digest: str) -> Sequence[str]:
-        repository = self._repositories.get(hash((reference.registry, digest)))
+        """Return a repository of the registry that has a blob, if one is known."""
+        repository = self._copied.get(hash((reference.registry, digest)))
         return () if repository is None else (repository,)
+
+
+def _store_of(destination: CopyDestination) -> str | None:
+    """Return the registry or the path of the layout, within which a blob is stored once; None for an archive."""
+    location = destination.sync_location.location
+    if location.reference is not None:
+        return location.reference.registry
+    return str(location.path) if is_layout_destination(location) else None
+
+
+def _report_root(copy: ImageCopy, report: transfer.Report) -> str:
+    """Return the digest of the copied image, and report which platforms were chosen if that is ambiguous."""
+    root = report.graph.roots[0]
+    for ambiguity in root.chosen_platforms.describe_ambiguities() if root.chosen_platforms else ():
+        notify(f"{printable(copy.name)}: {ambiguity}")
+    return root.descriptor.digest
 
 
 def _rename_roots(destination: CopyDestination) -> Callable[[Graph], Graph]:

@@ -32,6 +32,10 @@ __all__ = ["ConfigChecker", "can_be_json_object", "not_json_error", "with_config
 _JSON_OBJECT_START: Final = re.compile(rb"[ \t\n\r]*+\{")
 
 
+#: Of all transfers of the process, one at a time buffers a large config.
+_large_config_lock: Final = threading.Lock()
+
+
 class ConfigChecker:
     """The configs of images in a graph. Each is buffered completely to be parsed, large ones one at a time."""
 
@@ -39,7 +43,6 @@ class ConfigChecker:
         """Start without configs."""
         self.digests: set[str] = set()
         self._not_json: set[str] = set()
-        self._large_config_lock = threading.Lock()
 
     def find_configs(self, graph: Graph) -> None:
         """Find the configs of a graph."""
@@ -76,7 +79,7 @@ class ConfigChecker:
 
     def reserve_memory(self, descriptor: Descriptor) -> AbstractContextManager[object]:
         """Return a context that waits until a config of this size may be buffered."""
-        return self._large_config_lock if descriptor.size > limits.MAX_JSON_UNSPLIT else nullcontext()
+        return _large_config_lock if descriptor.size > limits.MAX_JSON_UNSPLIT else nullcontext()
 
 
 def with_config_check(blob: VerifiedBlob) -> VerifiedBlob:

@@ -60,9 +60,18 @@ class FanOutDestination:
     It fails if the source or all destinations fail. `branches` have the result of each destination.
     """
 
-    def __init__(self, branches: list[FanOutBranch], cancelled: threading.Event) -> None:
-        """Write to the given branches; `cancelled` is the event of the transfer."""
+    def __init__(
+        self,
+        branches: list[FanOutBranch],
+        cancelled: threading.Event,
+        before_blobs: Callable[[Graph], None] = lambda _: None,
+    ) -> None:
+        """Write to the given branches; `cancelled` is the event of the transfer.
+
+        `before_blobs` is called with the graph before any destination is asked which of its blobs are stored.
+        """
         self.branches = branches
+        self._before_blobs = before_blobs
         self._cancelled = cancelled
         self._lock = threading.Lock()
         #: How many bytes of blobs were read from the source for all destinations.
@@ -80,6 +89,7 @@ class FanOutDestination:
 
     def expect(self, graph: Graph) -> Graph:
         """Tell each destination what may come. What one cannot hold is still written to the others."""
+        self._before_blobs(graph)
         for branch in self._active():
             with self._failure_scope(branch):
                 branch.set_graph(branch.destination.expect(branch.rename(graph)))

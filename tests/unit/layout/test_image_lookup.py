@@ -97,7 +97,7 @@ def test_the_listing_has_images_and_referrers_without_a_subject(layout: Layout) 
     roots, skipped = lookup_of(layout)[0].list_images()
     images = [root.name or root.descriptor.digest for root in roots if not root.is_stray]
     assert images == ["signed", "two", "docker.io/library/app:1", "listed", unnamed["digest"]]
-    assert {referrer.digest: referrer.why for referrer in skipped} == {
+    assert {referrer.digest: referrer.reason for referrer in skipped} == {
         orphan["digest"]: SUBJECT_MISSING,
         missing["digest"]: UNREADABLE,
     }

@@ -11,7 +11,6 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UsageError
-from ocistream.layout.destination import merge_entries
 from ocistream.layout.index import (
     FULL_NAME,
     OCI_LAYOUT,
@@ -155,26 +154,6 @@ class TestNames:
     def test_a_root_is_entered_under_its_name(self, name: str, annotations: dict[str, str]) -> None:
         before = descriptor(**{REF_NAME: "old", FULL_NAME: "r.example/old:1", "x": "y"})
         assert build_entry(Root(name, before)).annotations == {"x": "y", **annotations}
-
-
-class TestMerging:
-    def test_a_name_gets_its_new_meaning_and_the_others_stay(self) -> None:
-        there = [named("v1").descriptor, named("v2").descriptor, descriptor(OTHER)]
-        merged = merge_entries(there, [named("v1", OTHER).descriptor])
-        assert [(image_name_of(entry), entry.digest) for entry in merged] == [
-            ("v2", DIGEST),
-            (None, OTHER),
-            ("v1", OTHER),
-        ]
-
-    def test_what_has_no_name_is_entered_once(self) -> None:
-        nameless = descriptor(OTHER)
-        merged = merge_entries(merge_entries([named("v1").descriptor], [nameless]), [nameless])
-        assert [(image_name_of(entry), entry.digest) for entry in merged] == [("v1", DIGEST), (None, OTHER)]
-
-    def test_a_name_does_not_hide_behind_another_one_of_the_same_image(self) -> None:
-        merged = merge_entries([named("v1").descriptor], [named("v2").descriptor, descriptor()])
-        assert [image_name_of(entry) for entry in merged] == ["v1", "v2", None]
 
 
 class TestChoosing:

@@ -10,6 +10,7 @@ import pytest
 from ocistream.errors import ArchiveError
 from ocistream.locations import OpenContext
 from ocistream.sync.comparison import ImageComparer, ImageComparison
+from ocistream.sync.destination_state import LayoutWriters
 from ocistream.sync.file import read_sync_file
 from ocistream.sync.plan import EntryCopies
 from ocistream.sync.sources import SyncSources
@@ -35,7 +36,11 @@ def test_a_source_of_which_nothing_can_be_made_is_closed(tmp_path: Path, monkeyp
     monkeypatch.setattr(SyncSources, "open", lambda *_: source)
     monkeypatch.setattr("ocistream.sync.comparison.read_graph", fail)
     looking = ImageComparer(
-        lambda _: OpenContext(), sources=SyncSources(), create_cancel_event=threading.Event, check_push=lambda _: None
+        lambda _: OpenContext(),
+        sources=SyncSources(),
+        layouts=LayoutWriters(),
+        create_cancel_event=threading.Event,
+        check_push=lambda _: None,
     )
     look = ImageComparison(copy)
     look.pending = list(copy.destinations)

@@ -9,20 +9,20 @@ import pytest
 
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.locations import parse_location
-from ocistream.sync.destination_state import IndexCache
+from ocistream.sync.destination_state import LayoutWriters
 from tests.images import Descriptor, Layout, small_image
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     found: list[Path] = []
-    index = LayoutDirectory.read_index
+    read = LayoutDirectory.read_raw_index
 
-    def counted(self: LayoutDirectory) -> object:
+    def counted(self: LayoutDirectory) -> bytes | None:
         found.append(self.path)
-        return index(self)
+        return read(self)
 
-    monkeypatch.setattr(LayoutDirectory, "read_index", counted)
+    monkeypatch.setattr(LayoutDirectory, "read_raw_index", counted)
     return found
 
 
@@ -34,17 +34,18 @@ def listed(folder: Path, descriptor: Descriptor, name: str) -> None:
 
 
 def test_an_index_is_read_again_only_where_it_has_changed(tmp_path: Path, reads: list[Path]) -> None:
-    layout, end, indexes = Layout(tmp_path / "x"), parse_location(f"oci:{tmp_path / 'x'}"), IndexCache()
+    layout, end, layouts = Layout(tmp_path / "x"), parse_location(f"oci:{tmp_path / 'x'}"), LayoutWriters()
     one = small_image(layout)
     listed(layout.path, one, "1")
-    for _ in range(3):
-        assert indexes.read(end).by_name == {"1": one["digest"]}
-    assert len(reads) == 1
+    assert layouts.list_images(end).by_name == {"1": one["digest"]}
+    before = len(reads)
+    assert layouts.list_images(end).by_name == {"1": one["digest"]}
+    assert len(reads) == before
     listed(layout.path, one, "2")
-    assert indexes.read(end).by_name == {"2": one["digest"]}
-    assert indexes.read(end).digests == {one["digest"]}
+    assert layouts.list_images(end).by_name == {"2": one["digest"]}
+    assert layouts.list_images(end).digests == {one["digest"]}
 
 
 def test_where_there_is_no_layout_there_is_nothing(tmp_path: Path) -> None:
-    assert IndexCache().read(parse_location(f"oci:{tmp_path}")).digests == frozenset()
-    assert IndexCache().read(parse_location(f"oci:{tmp_path / 'none'}")).by_name == {}
+    assert LayoutWriters().list_images(parse_location(f"oci:{tmp_path}")).digests == frozenset()
+    assert LayoutWriters().list_images(parse_location(f"oci:{tmp_path / 'none'}")).by_name == {}

@@ -10,7 +10,7 @@ import pytest
 from ocistream.cli.progress import Progress
 from ocistream.cli.progress_bar import render_lines
 from ocistream.oci.descriptor import Descriptor
-from ocistream.sync.progress import SyncProgress
+from ocistream.sync.progress import ImageProgress, SyncProgress
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 
@@ -40,12 +40,12 @@ def whole(shown: Progress) -> SyncProgress:
 
 
 def move(whole: SyncProgress, image: Any, *, only: int | None = None, known: bool = True) -> None:
-    whole.begin_image(*((image.size, len(image.blobs)) if known else (0, 0)))
-    whole.planned(image)
+    one = ImageProgress(whole, *((image.size, len(image.blobs)) if known else (0, 0)))
+    one.planned(image)
     for part in image.blobs[:only]:
-        whole.advance(part.size, part)
-        whole.done(part, "copied")
-    whole.end_image()
+        one.advance(part.size, part)
+        one.done(part, "copied")
+    one.close()
 
 
 def test_the_total_is_there_before_the_first_byte(whole: SyncProgress, shown: Progress) -> None:

@@ -1,0 +1,256 @@
+"""Write images into one layout: prepare the directory once, and write `index.json` for several images at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ocistream import notices
+from ocistream.errors import OcistreamError
+from ocistream.layout.directory import LayoutDirectory
+from ocistream.layout.index import build_index_fields, entry_name_of
+from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted, parse_omitted
+from ocistream.oci.reference import printable
+from ocistream.oci.strict_json import canonical_json, canonical_json_with_items
+from ocistream.streams import files, paths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+    from pathlib import Path
+
+    from ocistream.oci.descriptor import Descriptor
+    from ocistream.oci.omitted_blobs import OmissionReason
+
+__all__ = ["IndexChange", "LayoutWriter", "ListedImages"]
+
+
+@dataclass(eq=False)
+class IndexChange:
+    """The entries of one image for `index.json`; a new entry replaces the old one of the same name.
+
+    `omitted` are blobs that were not written. `check` raises an error if a blob of the image does not exist any more.
+    `error` says why the entries were not written.
+    """
+
+    entries: Sequence[Descriptor]
+    omitted: Mapping[str, OmissionReason]
+    check: Callable[[], None]
+    error: OcistreamError | None = None
+
+
+class ListedImages(NamedTuple):
+    """The images that a layout or an archive lists: the digest of each name, and all digests."""
+
+    by_name: Mapping[str, str]
+    digests: AbstractSet[str]
+
+
+class LayoutWriter:
+    """One layout directory, and its `index.json` as it was last read or written. Safe for several threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Check that the directory, if it exists, is a layout or may become one.
+
+        Raises:
+            UsageError: the directory has other contents.
+            ArchiveError: the layout is malformed.
+            LocalDiskError: the path is not a directory, or cannot be read.
+        """
+        self.directory = LayoutDirectory(path)
+        self.directory.check_usable()
+        self._lock = threading.Lock()
+        #: A lock on the blobs that tells `gc` that images are being added.
+        self._blobs_lock: int | None = None
+        self._is_prepared = False
+        self._queue: list[IndexChange] = []
+        self._table: _EntryTable | None = None
+        #: The hash and the state of the file that the table was read from, or written to.
+        self._hash = b""
+        self._state: files.FileState | None = None
+
+    def prepare(self) -> None:
+        """Make the directory a layout, unless it is one, and delete files of killed processes.
+
+        Raises:
+            LocalDiskError: the layout cannot be created.
+        """
+        with self._lock:
+            if not self._is_prepared:
+                self.directory.create()
+                if self._blobs_lock is None:
+                    self._blobs_lock = self.directory.lock_blobs()
+                self.directory.remove_stale()
+                self._is_prepared = True
+
+    def list_images(self) -> ListedImages:
+        """Return the images that `index.json` lists. The file is read again only after another process changed it.
+
+        Raises:
+            ArchiveError: the index is malformed.
+            LocalDiskError: the index cannot be read.
+        """
+        with self._lock:
+            status = paths.status(self.directory.index_path)
+            state = files.file_state(status) if status is not None else None
+            if self._table is None or state != self._state:
+                self._load(self.directory.read_raw_index())
+                self._state = state
+            return self._table.images if self._table is not None else ListedImages({}, frozenset())
+
+    def add(self, change: IndexChange) -> None:
+        """Add a change, which `flush` writes."""
+        with self._lock:
+            self._queue.append(change)
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether there is no change to write."""
+        return not self._queue
+
+    def flush(self) -> None:
+        """Write the added changes. A change that cannot be written has its `error` afterwards."""
+        with self._lock:
+            queue, self._queue = self._queue, []
+            if not queue:
+                return
+            try:
+                with self.directory.lock_index():
+                    self._write(queue)
+            except OcistreamError as error:
+                self._table = None
+                for change in queue:
+                    change.error = change.error or error
+
+    def close(self) -> None:
+        """Release the lock of the blobs. Partial files stay, so that a later run can resume."""
+        lock, self._blobs_lock = self._blobs_lock, None
+        if lock is not None:
+            os.close(lock)
+
+    def _load(self, raw: bytes | None) -> _EntryTable:
+        """Parse an `index.json`, unless it is the one that the table was read from or written to."""
+        content_hash = hashlib.sha256(raw).digest() if raw is not None else b""
+        if self._table is None or content_hash != self._hash:
+            self._table = _EntryTable(self.directory.parse_index(raw).entries, build_index_fields(raw))
+            self._hash = content_hash
+        return self._table
+
+    def _write(self, queue: Sequence[IndexChange]) -> None:
+        """Write the changes whose blobs exist. The caller holds the lock of `index.json`, which `gc` takes too."""
+        table = self._load(self.directory.read_raw_index())
+        omitted: dict[str, OmissionReason] = {}
+        written = False
+        for change in queue:
+            try:
+                change.check()
+                table.check_can_add(change.entries, self.directory)
+            except OcistreamError as error:
+                change.error = error
+                continue
+            self._report_replaced(table, change.entries)
+            table.add(change.entries)
+            omitted.update(change.omitted)
+            written = True
+        if not written:
+            return
+        table.set_omitted(omitted, self.directory)
+        raw = table.raw()
+        self.directory.check_index_size(len(table), len(raw))
+        self.directory.sync_blobs()
+        with files.atomic_file(self.directory.index_path) as file:
+            files.write_all(file, raw)
+            self._state = files.file_state(os.fstat(file.fileno()))
+        self._hash = hashlib.sha256(raw).digest()
+
+    def _report_replaced(self, table: _EntryTable, entries: Sequence[Descriptor]) -> None:
+        for entry in entries:
+            name = entry_name_of(entry)
+            previous = table.images.by_name.get(name) if name is not None else None
+            if name is not None and previous not in {None, entry.digest}:
+                where = f"{printable(name)} in {printable(str(self.directory.path), 1024)}"
+                notices.notify(f"{where}: replacing {previous}", level=1)
+
+
+class _EntryTable:
+    """The entries of an `index.json` as JSON, in order, with the names and digests to find them by."""
+
+    def __init__(self, entries: Iterable[Descriptor], fields: dict[str, Any]) -> None:
+        self._fields = fields
+        self._lines: dict[int, tuple[str, bytes]] = {}
+        self._next = 0
+        #: Positions by the unique key of an entry: its name, or its digest if it has no name.
+        self._positions: dict[tuple[str | None, str], list[int]] = {}
+        self._size = 0
+        self._digests: dict[str, int] = {}
+        self._by_name: dict[str, str] = {}
+        self.images = ListedImages(self._by_name, self._digests.keys())
+        for entry in entries:
+            self._append(entry)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def check_can_add(self, entries: Sequence[Descriptor], directory: LayoutDirectory) -> None:
+        """Check that the file can be read again with these entries.
+
+        Raises:
+            UnsupportedError: the limits allow fewer entries or bytes.
+        """
+        new = [entry for entry in entries if _key_of(entry) not in self._positions]
+        size = self._size + sum(len(canonical_json(entry.to_json())) + 1 for entry in new)
+        directory.check_index_size(len(self) + len(new), size)
+
+    def add(self, entries: Sequence[Descriptor]) -> None:
+        """Add entries at the end. Each replaces the entries of the same name."""
+        added = {_key_of(entry): entry for entry in entries}
+        for key in added:
+            for position in self._positions.pop(key, ()):
+                digest, line = self._lines.pop(position)
+                self._size -= len(line) + 1
+                self._digests[digest] -= 1
+                if not self._digests[digest]:
+                    del self._digests[digest]
+        for entry in added.values():
+            if (name := entry_name_of(entry)) is not None:
+                self._by_name.pop(name, None)
+            self._append(entry)
+
+    def set_omitted(self, omitted: Mapping[str, OmissionReason], directory: LayoutDirectory) -> None:
+        """Set the reasons for blobs that were omitted, now or before, and do not exist."""
+        annotations = self._fields.get("annotations")
+        annotations = dict(annotations) if isinstance(annotations, dict) else {}
+        if not omitted and OMITTED_ANNOTATION not in annotations:
+            return
+        previous = parse_omitted(annotations.pop(OMITTED_ANNOTATION, ""))
+        missing = {
+            digest: reason for digest, reason in {**previous, **omitted}.items() if directory.blob_size(digest) is None
+        }
+        if missing:
+            annotations[OMITTED_ANNOTATION] = format_omitted(missing)
+        self._fields.pop("annotations", None)
+        if annotations:
+            self._fields["annotations"] = annotations
+
+    def raw(self) -> bytes:
+        """Return the file's content in canonical form."""
+        return canonical_json_with_items(self._fields, "manifests", (line for _, line in self._lines.values()))
+
+    def _append(self, entry: Descriptor) -> None:
+        line = canonical_json(entry.to_json())
+        self._lines[self._next] = entry.digest, line
+        self._positions.setdefault(_key_of(entry), []).append(self._next)
+        self._next += 1
+        self._size += len(line) + 1
+        self._digests[entry.digest] = self._digests.get(entry.digest, 0) + 1
+        if (name := entry_name_of(entry)) is not None:
+            # Of two entries with one name, the first is used.
+            self._by_name.setdefault(name, entry.digest)
+
+
+def _key_of(entry: Descriptor) -> tuple[str | None, str]:
+    name = entry_name_of(entry)
+    return (name, "") if name is not None else (None, entry.digest)

@@ -1,0 +1,158 @@
+"""`ocistream sync` copies several images at once: the results keep their order, and each failure stays alone."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli import assertions
+from tests.faulty_registry import Fault, FaultyRegistry, Stall, refusal
+from tests.images import Descriptor, Layout
+from tests.registry_http import seed, tags
+from tests.runner import ocistream, started_fork
+
+Start = Callable[..., FaultyRegistry]
+
+
+@pytest.fixture
+def source(start: Start) -> FaultyRegistry:
+    return start()
+
+
+@pytest.fixture
+def target(start: Start) -> FaultyRegistry:
+    return start()
+
+
+@pytest.fixture
+def layers(source: FaultyRegistry, tmp_path: Path) -> dict[str, Descriptor]:
+    """Return the layer of each image, by its tag."""
+    layers = {}
+    for tag in ("a", "b", "c"):
+        layout = Layout(tmp_path / tag)
+        layers[tag], _ = layout.random_layer(50_000, seed=tag)
+        seed(layout, layout.image([layers[tag]]), source.host, "app", tag)
+    return layers
+
+
+def written(folder: Path, source: str, target: str) -> Path:
+    file = folder / "sync.toml"
+    file.write_text(f"[[sync]]\nfrom = {json.dumps(source)}\nto = {json.dumps(target)}\n")
+    return file
+
+
+def test_an_image_that_waits_does_not_delay_the_next_one(
+    source: FaultyRegistry, target: FaultyRegistry, layers: dict[str, Descriptor], tmp_path: Path
+) -> None:
+    source.faults.append(Fault(Stall(), method="GET", path=f"/blobs/{layers['a']['digest']}"))
+    file = written(tmp_path, f"{source.host}/app", f"{target.host}/app")
+    with started_fork("sync", str(file)) as process:
+        assertions.wait_for(lambda: set(tags(target.host, "app")) == {"b", "c"})
+        source.release()
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    names = [line.partition("@")[0] for line in out.decode().splitlines()]
+    assert names == [f"{target.host}/app:{tag}" for tag in ("a", "b", "c")]
+
+
+def test_with_one_job_images_are_copied_one_by_one(
+    source: FaultyRegistry, target: FaultyRegistry, layers: dict[str, Descriptor], tmp_path: Path
+) -> None:
+    source.faults.append(Fault(Stall(), method="GET", path=f"/blobs/{layers['a']['digest']}"))
+    file = written(tmp_path, f"{source.host}/app", f"{target.host}/app")
+    with started_fork("sync", str(file), "--jobs=1") as process:
+        assertions.wait_for(lambda: source.asked("GET", f"/blobs/{layers['a']['digest']}"))
+        source.release()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    blobs = [request.target.rpartition("/")[2] for request in source.asked("GET", "/app/blobs/")]
+    order = [digest for digest in blobs if digest in {layer["digest"] for layer in layers.values()}]
+    assert list(dict.fromkeys(order)) == [layers[tag]["digest"] for tag in ("a", "b", "c")]
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interruption_ends_all_images_that_are_being_copied(
+    source: FaultyRegistry, target: FaultyRegistry, layers: dict[str, Descriptor], tmp_path: Path
+) -> None:
+    for tag in ("a", "b"):
+        source.faults.append(Fault(Stall(), method="GET", path=f"/blobs/{layers[tag]['digest']}"))
+    file = written(tmp_path, f"{source.host}/app", f"{target.host}/app")
+    with started_fork("sync", str(file)) as process:
+        assertions.wait_for(lambda: all(source.asked("GET", f"/blobs/{layers[tag]['digest']}") for tag in ("a", "b")))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    source.release()
+    assert process.returncode == 130, err
+    assert out == b""
+    assert tags(target.host, "app") == []
+    assertions.success(ocistream("sync", file))
+    assert set(tags(target.host, "app")) == {"a", "b", "c"}
+
+
+def test_the_exit_code_is_that_of_the_first_image_that_failed_and_not_of_the_first_failure(
+    source: FaultyRegistry, target: FaultyRegistry, layers: dict[str, Descriptor], tmp_path: Path
+) -> None:
+    source.faults += [
+        Fault(refusal(403, "DENIED"), method="GET", path=f"/blobs/{layers['b']['digest']}"),
+        Fault(refusal(404, "BLOB_UNKNOWN"), method="GET", path=f"/blobs/{layers['a']['digest']}"),
+    ]
+    result = ocistream("sync", written(tmp_path, f"{source.host}/app", f"{target.host}/app"))
+    assert result.code == 4
+    errors = [line for line in result.err.splitlines() if " to " in line and ": " in line]
+    assert [f"/app:{tag} to " in line for tag, line in zip(("a", "b"), errors, strict=False)] == [True, True]
+    assert tags(target.host, "app") == ["c"]
+
+
+def test_a_blob_that_two_images_need_is_read_once(
+    source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+) -> None:
+    layout = Layout(tmp_path / "shared")
+    layer, _ = layout.random_layer(200_000)
+    for number in range(6):
+        image = layout.image([layer], annotations={"number": f"{number}"}, config={"Cmd": [f"{number}"]})
+        seed(layout, image, source.host, "shared", f"{number}")
+    result = ocistream("sync", written(tmp_path, f"{source.host}/shared", f"{target.host}/shared"))
+    assertions.success(result)
+    assert len(source.asked("GET", f"/blobs/{layer['digest']}")) == 1
+
+
+def test_each_image_of_a_layout_is_visible_when_its_name_is_printed(
+    source: FaultyRegistry, layers: dict[str, Descriptor], tmp_path: Path
+) -> None:
+    source.faults.append(Fault(Stall(), method="GET", path=f"/blobs/{layers['c']['digest']}"))
+    out = tmp_path / "out"
+    file = written(tmp_path, f"{source.host}/app", f"oci:{out}")
+
+    def listed() -> set[str]:
+        if not (out / "index.json").exists():
+            return set()
+        entries = json.loads((out / "index.json").read_bytes())["manifests"]
+        return {entry["annotations"]["org.opencontainers.image.ref.name"] for entry in entries}
+
+    with started_fork("sync", str(file)) as process:
+        # An image that waits does not keep the finished ones invisible.
+        assertions.wait_for(lambda: listed() == {"a", "b"})
+        source.release()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert listed() == {"a", "b", "c"}
+
+
+@pytest.mark.usefixtures("layers")
+def test_images_that_an_index_has_no_room_for_fail_alone(source: FaultyRegistry, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "full")
+    image = layout.image([3072])
+    entries = [
+        {**image, "annotations": {"org.opencontainers.image.ref.name": f"other{number}"}} for number in range(9_999)
+    ]
+    document = {"schemaVersion": 2, "manifests": entries}
+    (layout.path / "index.json").write_text(json.dumps(document))
+    file = written(tmp_path, f"{source.host}/app", f"oci:{layout.path}")
+    result = ocistream("sync", file)
+    assert result.code == 8
+    assert len(result.lines()) == 1
+    assert result.err.count("would be larger than 10000 entries") == 2
