@@ -21,7 +21,7 @@ from ocistream.streams.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ocistream.archive.outputs import Output
     from ocistream.archive.tar import InputStream
@@ -211,8 +211,9 @@ class OpenContext:
     volume_size: int = 0
     #: How repositories are opened for reading (mirrors, cache); None reads from the repository itself.
     opener: Callable[[], RepositoryOpener] | None = None
-    #: Concurrent requests.
+    #: Concurrent requests, and the limit of one registry, if it has one.
     jobs: int = DEFAULT_JOBS
+    find_host_jobs: Callable[[str], int | None] = field(default=lambda _registry: None)
     #: How registries accept uploads; None knows only their profiles.
     upload_strategy: Callable[[], UploadStrategy] | None = None
     #: Records of uploads that a later run may resume; None keeps none.
@@ -227,6 +228,10 @@ class OpenContext:
     output: Callable[[], Output] | None = None
     #: Whether locations are opened for a dry run: no file is created, and no cache is filled.
     is_dry_run: bool = False
+
+    def jobs_at(self, registries: Iterable[str]) -> int:
+        """Return how many concurrent requests these registries get."""
+        return min([self.jobs, *filter(None, map(self.find_host_jobs, registries))])
 
     def repository_opener(self) -> RepositoryOpener:
         """Return the opener for repositories to read from."""
@@ -403,7 +408,7 @@ def _open_references(references: Sequence[Reference], context: OpenContext, sele
         platforms=selection.platforms,
         referrers=selection.referrers,
         open_repository=context.repository_opener().open_repository,
-        jobs=context.jobs,
+        jobs=context.jobs_at(reference.registry for reference in references),
         cancelled=context.cancelled,
     )
 
@@ -431,7 +436,7 @@ def open_registry_destination(location: Location, context: OpenContext) -> Desti
         mount_candidates=context.mount_candidates,
         strategy=context.upload_strategy() if context.upload_strategy is not None else None,
         records=context.records() if context.records is not None else None,
-        jobs=context.jobs,
+        jobs=context.jobs_at([location.reference.registry] if location.reference else []),
         cancelled=context.cancelled,
     )
 

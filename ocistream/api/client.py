@@ -207,6 +207,7 @@ class Client:
                     opened_destination,
                     observer,
                     client=self._options,
+                    find_host_jobs=source_context.find_host_jobs,
                     cancelled=event,
                     dry_run=dry_run,
                 )

@@ -124,6 +124,7 @@ class CopyPlan:
         observer: Observer | None = None,
         *,
         client: ClientOptions,
+        find_host_jobs: Callable[[str], int | None],
         cancelled: threading.Event,
         omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
         on_resolved: Callable[[Graph], None] = lambda _graph: None,
@@ -131,7 +132,8 @@ class CopyPlan:
     ) -> Report:
         """Copy between the opened locations, which stay open.
 
-        `omit` returns the blobs to omit from the output. `on_resolved` receives the source's graph before a blob moves.
+        `find_host_jobs` returns how many blobs may move at once to or from a registry. `omit` returns the blobs to omit
+        from the output. `on_resolved` receives the source's graph before a blob moves.
         With `dry_run`, nothing is written; the destination was opened for that (`OpenContext.is_dry_run`).
 
         Raises:
@@ -143,6 +145,7 @@ class CopyPlan:
             self._check_digest_stays(graph)
             return self.rename(graph) if self.rename is not None else graph
 
+        registries = self.source_registries | self.destination_registries
         plain_layers = None
         if self.compresses_plain_layers(source, omits=omit is not None):
             plain_layers = _parse_recompression(self.options, self.options.compress or "gzip")
@@ -150,7 +153,7 @@ class CopyPlan:
             source,
             destination,
             observer,
-            jobs=client.jobs,
+            jobs=min([client.jobs, *filter(None, map(find_host_jobs, registries))]),
             prefetch_memory=client.prefetch_memory,
             cancelled=cancelled,
             rename=rename,

@@ -17,7 +17,7 @@ from ocistream.oci.platforms import parse_platform_choice
 from ocistream.oci.reference import printable
 from ocistream.registry.upload_strategy import UploadMethod, parse_upload_method
 from ocistream.sizes import parse_size
-from ocistream.streams.workers import DEFAULT_JOBS
+from ocistream.streams.workers import DEFAULT_JOBS, MAX_JOBS
 
 if TYPE_CHECKING:
     import os
@@ -160,7 +160,7 @@ def _check_compression(text: str | None) -> None:
 class ClientOptions:
     """Options of all requests and transfers of one client, or of one run of the command line."""
 
-    jobs: int = option(DEFAULT_JOBS, type=Whole(1, 32), help="Parallel blobs and connections.")
+    jobs: int = option(DEFAULT_JOBS, type=Whole(1, MAX_JOBS), help="Parallel blobs and connections.")
     memory: int = option(
         limits.PREFETCH_MEMORY,
         type=parse_memory,

@@ -89,6 +89,10 @@ class RegistryAccess:
         self._cache = once(self._open_cache)
         self._rate_limits = once(self._create_rate_limits)
 
+    def find_host_jobs(self, registry: str) -> int | None:
+        """Return how many blobs and connections the configuration allows at once for a registry; None for no limit."""
+        return self.rules().settings(registry).jobs
+
     def check_push(self, reference: Reference | None) -> None:
         """Raise AuthenticationError if the configuration forbids a push to `reference`; None is not a registry."""
         if reference is not None:
@@ -191,6 +195,7 @@ class RegistryAccess:
             mtime=_read_source_date_epoch(self._env),
             opener=once(create_opener),
             jobs=self._options.jobs,
+            find_host_jobs=self.find_host_jobs,
             upload_strategy=self.upload_strategy,
             records=self.upload_records,
             cancelled=cancelled,

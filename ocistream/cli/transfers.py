@@ -115,6 +115,7 @@ def run_transfer(
                 destination,
                 observer,
                 client=context.options,
+                find_host_jobs=context.access.find_host_jobs,
                 cancelled=context.cancelled,
                 omit=omission_rule,
                 on_resolved=announce,

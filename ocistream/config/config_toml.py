@@ -5,6 +5,7 @@ Only the first existing file is read. The command line reads `[defaults]`.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from ocistream.oci.reference import parse_registry
 from ocistream.registry.configuration import PULL_MODES, HostRule, Mirror, parse_registry_location
 from ocistream.registry.profiles import PROFILES_BY_NAME
 from ocistream.registry.upload_strategy import parse_upload_method
+from ocistream.sizes import parse_size
+from ocistream.streams.workers import MAX_JOBS
 from ocistream.streams.xdg import SYSTEM_CONFIG_FILE, user_config_file
 
 if TYPE_CHECKING:
@@ -101,6 +104,19 @@ def _rate(table: TomlTable, key: str, value: object) -> float:
     return float(value)
 
 
+def _jobs(table: TomlTable, key: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_JOBS:
+        raise table.key_error(key, f"is not a whole number from 1 to {MAX_JOBS}")
+    return value
+
+
+def _limit_rate(table: TomlTable, key: str, value: object) -> float:
+    size = parse_size(value, fractions=True) if isinstance(value, str) else value
+    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < math.inf:
+        raise table.key_error(key, "is not a rate in bytes per second", "such as 500k, 10M or 1G")
+    return float(size)
+
+
 def _upload(table: TomlTable, key: str, value: object) -> str:
     method = toml.text(table, key, value)
     try:
@@ -133,6 +149,9 @@ class ConnectionTable(TomlTable):
     ca_cert = toml.optional(_ca_files, [])
     client_cert = toml.optional(toml.existing_file)
     client_key = toml.optional(toml.existing_file)
+    jobs = toml.optional(_jobs)
+    limit_rate = toml.optional(_limit_rate)
+    requests_per_second = toml.optional(_rate)
 
     def settings(self) -> HostSettings:
         """Return the settings of the host.
@@ -144,7 +163,14 @@ class ConnectionTable(TomlTable):
             raise self.key_error("client-key", "is set without client-cert")
         key = None if self.client_key is None else str(self.client_key)
         certificates = () if self.client_cert is None else ((str(self.client_cert), key),)
-        return HostSettings(plain_http=self.plain_http, ca_files=self.ca_cert, client_certificates=certificates)
+        return HostSettings(
+            plain_http=self.plain_http,
+            ca_files=self.ca_cert,
+            client_certificates=certificates,
+            jobs=self.jobs,
+            limit_rate=self.limit_rate,
+            requests_per_second=self.requests_per_second,
+        )
 
 
 class _HostTable(ConnectionTable):
@@ -155,7 +181,6 @@ class _HostTable(ConnectionTable):
     )
     mirrors = toml.optional(toml.list_of(_mirror))
     url = toml.optional(_base_url)
-    requests_per_second = toml.optional(_rate)
     upload = toml.optional(_upload)
     profile = toml.optional(toml.choice(*sorted(PROFILES_BY_NAME)))
     credentials = toml.optional(read_credential_source)
@@ -164,7 +189,6 @@ class _HostTable(ConnectionTable):
         settings = replace(
             self.settings(),
             url=self.url,
-            requests_per_second=self.requests_per_second,
             upload=self.upload,
             profile=self.profile,
         )

@@ -27,16 +27,16 @@ from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
 from ocistream import limits
 from ocistream.errors import CancelledError, UnsupportedError
 from ocistream.http.origins import internal_address_error, is_internal_address, is_proxy_bypassed, url_target
+from ocistream.http.rate_limits import BlockingThrottle, ConnectionLimits
 from ocistream.http.response import BoundedResponse
 from ocistream.http.settings import TlsSettings
 from ocistream.http.tls import TlsContexts
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from ocistream.http.origins import Origin
-    from ocistream.http.rate_limits import BlockingThrottle
     from ocistream.http.settings import HttpSettings
     from ocistream.streams.chunks import Chunk
 
@@ -55,6 +55,9 @@ _STATUS_LENGTH: Final = 12
 _FIRST_DIGIT: Final = slice(9, 10)
 
 
+NO_LIMITS: Final = ConnectionLimits()
+
+
 class Route(NamedTuple):
     """Where and how a request is sent. Only requests with equal routes share connections."""
 
@@ -64,19 +67,17 @@ class Route(NamedTuple):
     #: Refuse an internal address: an external host led there. A connection to this machine that the user's own request
     #: has opened is not reused for such a request.
     is_external_only: bool = False
+    limits: ConnectionLimits = NO_LIMITS
 
 
 class Adapter(requests.adapters.BaseAdapter):
     """Send requests over connections that are kept open. Safe for several threads. Times are in seconds."""
 
-    def __init__(
-        self, settings: HttpSettings, socket_buffer: int | None, upload_throttle: BlockingThrottle | None
-    ) -> None:
-        """Open no connection yet. `socket_buffer` is the kernel's buffer size in bytes; None for its own choice."""
+    def __init__(self, settings: HttpSettings, sleep: Callable[[float], None]) -> None:
+        """Open no connection yet. `sleep` waits for a number of seconds where the rate of uploads is limited."""
         super().__init__()
         self._stall_timeout = settings.stall_timeout
-        self._upload_throttle = upload_throttle
-        self._socket_options = _socket_options(socket_buffer)
+        self._sleep = sleep
         self._proxies = {scheme: proxy for scheme, proxy in settings.proxies.items() if scheme != "no_proxy"}
         self._no_proxy = settings.proxies.get("no_proxy", "")
         # A proxy never gets a registry's client certificate.
@@ -177,7 +178,7 @@ class Adapter(requests.adapters.BaseAdapter):
         """Open a connection. A proxy opens a tunnel for https, and gets complete URLs for http."""
         origin, proxy = route.origin, self._find_proxy(route.origin)
         host, port = origin.host, origin.port
-        options: dict[str, Any] = {"timeout": timeout, "socket_options": self._socket_options}
+        options: dict[str, Any] = {"timeout": timeout, "socket_options": _socket_options(route.limits.socket_buffer)}
         is_encrypted = origin.scheme == "https"
         if proxy is not None:
             host, port = cast("str", proxy.host), proxy.port or (443 if proxy.scheme == "https" else 80)
@@ -252,15 +253,16 @@ class Adapter(requests.adapters.BaseAdapter):
 
     def send_bytes(self, connection: _Connection, data: Chunk, early_response: _EarlyResponse | None) -> None:
         """Send bytes at the rate that is allowed; stop at an early response."""
-        throttle = self._upload_throttle
+        throttles = connection.route.limits.upload
+        throttle = BlockingThrottle(throttles, self._sleep)
         with memoryview(data) as view:
-            if throttle is None:
+            if not throttles:
                 _send_all(connection.sock, view, self._stall_timeout, early_response)
             elif early_response is None:
                 # The bytes of a head count, but without a wait: its response would stay unread meanwhile, and a kill
                 # would lose the session that it opens.
                 _send_all(connection.sock, view, self._stall_timeout, None)
-                throttle.throttle.spend(len(view))
+                throttle.count(len(view))
             else:
                 for start in range(0, len(view), throttle.piece_size):
                     piece = view[start : start + throttle.piece_size]

@@ -96,7 +96,7 @@ class HttpClient:
         self._host_settings: dict[tuple[str, str], HostSettings] = {}
         self._endpoints: dict[tuple[str, HostSettings, bool], Endpoint] = {}
         self._check_tls_files(settings.tls)
-        self._session = Session(settings, self._rate_limits, self.wait)
+        self._session = Session(settings, self.wait)
         #: Sends the requests for tokens, which all transfers share.
         self._token_client = self
 
@@ -278,7 +278,8 @@ class HttpClient:
         # `check_target` resolved the name before; the connection must check again, since the address may have changed.
         is_external_only = leader is not None and leader.host != target.host and self._is_external(leader)
         headers = request.headers if authorization is None else {**request.headers, "Authorization": authorization}
-        route = Route(target, tls, is_external_only)
+        connection_limits = self._rate_limits.connections(endpoint.registry, endpoint.settings.limit_rate)
+        route = Route(target, tls, is_external_only, connection_limits)
         return self._session.exchange(request.method, url, headers, request.body, route, request.timeout)
 
     # -- other requests -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Rate limits: bytes per second for all connections, and requests per second for each host.
+"""Rate limits: bytes per second for all connections and for one registry, and requests per second for each host.
 
 These classes compute delays; the caller sleeps.
 """
@@ -13,9 +13,9 @@ from ocistream import limits
 from ocistream.streams import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
 
-__all__ = ["BlockingThrottle", "RateLimits", "RequestThrottle", "Throttle"]
+__all__ = ["BlockingThrottle", "ConnectionLimits", "RateLimits", "RequestThrottle", "Throttle"]
 
 #: Minimum number of pieces per second. Each piece is waited for on its own, so pieces must be too small for a burst.
 _PIECES_PER_SECOND: Final = 16
@@ -53,19 +53,32 @@ class Throttle:
 
 @dataclass(frozen=True, slots=True)
 class BlockingThrottle:
-    """A throttle and the function that waits for it; `sleep` takes seconds, and may raise."""
+    """Throttles that all apply to the same bytes, and the function that waits; `sleep` takes seconds, and may raise."""
 
-    throttle: Throttle
+    throttles: Sequence[Throttle]
     sleep: Callable[[float], None]
 
     @property
     def piece_size(self) -> int:
         """How many bytes to move at once, at most."""
-        return self.throttle.piece_size
+        return min(throttle.piece_size for throttle in self.throttles)
 
-    def spend(self, count: int) -> None:
+    def count(self, size: int) -> float:
+        """Count bytes that have moved; return how many seconds the caller must wait."""
+        return max(throttle.spend(size) for throttle in self.throttles)
+
+    def spend(self, size: int) -> None:
         """Count bytes that have moved, and wait if they moved too fast."""
-        self.sleep(self.throttle.spend(count))
+        self.sleep(self.count(size))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConnectionLimits:
+    """The rates of the connections to one registry, and the size of their buffers in bytes; None is the kernel's."""
+
+    download: Sequence[Throttle] = ()
+    upload: Sequence[Throttle] = ()
+    socket_buffer: int | None = None
 
 
 class RequestThrottle:
@@ -105,10 +118,28 @@ class RateLimits:
 
         One limit for both directions would halve the rate of a copy from registry to registry.
         """
+        self._limit_rate = limit_rate
         self.download = Throttle(limit_rate) if limit_rate else None
         self.upload = Throttle(limit_rate) if limit_rate else None
         self.requests = RequestThrottle()
-        #: Buffer size of sockets in bytes; None to leave the choice to the kernel.
-        self.socket_buffer: int | None = None
-        if limit_rate and limit_rate <= _MAX_BUFFER * _PIECES_PER_SECOND:
-            self.socket_buffer = max(_MIN_BUFFER, int(limit_rate / _PIECES_PER_SECOND))
+        #: By registry; None for all registries without a limit of their own.
+        self._connections: dict[str | None, ConnectionLimits] = {}
+
+    def connections(self, registry: str, limit_rate: float | None) -> ConnectionLimits:
+        """Return the limits of the connections to a registry with a limit of its own, or None, in bytes per second."""
+        key = registry if limit_rate else None
+        limits = self._connections.get(key)
+        # Of two threads, the first one creates the limits.
+        return self._connections.setdefault(key, self._create(limit_rate)) if limits is None else limits
+
+    def _create(self, limit_rate: float | None) -> ConnectionLimits:
+        rates = [rate for rate in (self._limit_rate, limit_rate) if rate]
+        own = (Throttle(limit_rate), Throttle(limit_rate)) if limit_rate else (None, None)
+        download, upload = (
+            [throttle for throttle in pair if throttle is not None]
+            for pair in ((self.download, own[0]), (self.upload, own[1]))
+        )
+        socket_buffer = None
+        if rates and min(rates) <= _MAX_BUFFER * _PIECES_PER_SECOND:
+            socket_buffer = max(_MIN_BUFFER, int(min(rates) / _PIECES_PER_SECOND))
+        return ConnectionLimits(download, upload, socket_buffer)

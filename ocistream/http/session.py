@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from ocistream.http.adapter import Route
-    from ocistream.http.rate_limits import RateLimits, Throttle
     from ocistream.http.response import BoundedResponse
     from ocistream.http.settings import HttpSettings
     from ocistream.streams.chunks import Chunk
@@ -104,20 +103,19 @@ class _BodyError(Exception):
 class Session(requests.Session):
     """A session of requests that sends one request at a time, and adds nothing to it. Safe for several threads."""
 
-    def __init__(self, settings: HttpSettings, rate_limits: RateLimits, sleep: Callable[[float], None]) -> None:
+    def __init__(self, settings: HttpSettings, sleep: Callable[[float], None]) -> None:
         """Make no connection yet. `sleep` waits for a number of seconds where the rate is limited, and may raise."""
         super().__init__()
         # Without the environment no netrc replaces a Bearer header. Proxies are in the settings.
         self.trust_env = False
-        upload = _blocking(rate_limits.upload, _without_cancellation(sleep))
-        self._adapter = Adapter(settings, rate_limits.socket_buffer, upload)
+        self._adapter = Adapter(settings, _without_cancellation(sleep))
         self.mount("https://", self._adapter)
         self.mount("http://", self._adapter)
         self.is_external = self._adapter.is_external
         # A CDN that gzips a blob breaks its length and digest (quay#1310).
         self._default_headers = {"User-Agent": settings.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
         self._format_hint = settings.format_hint
-        self._download_throttle = _blocking(rate_limits.download, sleep)
+        self._sleep = sleep
         self._read_buffers = ReadBuffers()
         self._answered: set[Origin] = set()
 
@@ -178,7 +176,8 @@ class Session(requests.Session):
         self._answered.add(route.origin)
         release = functools.partial(self._adapter.release, response)
         raw = cast("BoundedResponse", response.raw)
-        return Response(raw, method, url, release, self._read_buffers, self._download_throttle)
+        throttle = BlockingThrottle(route.limits.download, self._sleep) if route.limits.download else None
+        return Response(raw, method, url, release, self._read_buffers, throttle)
 
     def handshake(self, url: str, timeout: float) -> None:
         """Open a TLS connection to the host of an https URL, through the same proxy, and close it again.
@@ -204,10 +203,6 @@ class Session(requests.Session):
         converted = network_error(method, url, error, known=Origin.from_url(url) in self._answered)
         converted.hint = converted.hint and self._format_hint(converted.hint)
         return converted
-
-
-def _blocking(throttle: Throttle | None, sleep: Callable[[float], None]) -> BlockingThrottle | None:
-    return BlockingThrottle(throttle, sleep) if throttle else None
 
 
 def _without_cancellation(sleep: Callable[[float], None]) -> Callable[[float], None]:

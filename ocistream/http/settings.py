@@ -60,6 +60,10 @@ class HostSettings:
     url: str | None = None
     #: Requests per second; None for no limit.
     requests_per_second: float | None = None
+    #: Bytes per second in each direction, over all connections to this host and those that it redirects to.
+    limit_rate: float | None = None
+    #: Parallel blobs and connections; None for the limit of `--jobs`.
+    jobs: int | None = None
     #: The upload method, as in `--upload`; None to choose automatically.
     upload: str | None = None
     #: The registry's profile, a key of `registry.profiles.PROFILES_BY_NAME`; None to detect it.

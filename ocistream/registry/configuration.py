@@ -35,7 +35,14 @@ __all__ = [
 #: What a mirror may be used for (containers-registries.conf(5), `pull-from-mirror`).
 PULL_MODES: Final = ("all", "digest-only", "tag-only")
 #: Keys of a host in a file, and their fields in `HostSettings`.
-_FIELDS_BY_KEY: Final = {"plain-http": "plain_http", "ca-cert": "ca_files", "client-cert": "client_certificates"}
+_FIELDS_BY_KEY: Final = {
+    "plain-http": "plain_http",
+    "ca-cert": "ca_files",
+    "client-cert": "client_certificates",
+    "jobs": "jobs",
+    "limit-rate": "limit_rate",
+    "requests-per-second": "requests_per_second",
+}
 _WILDCARD: Final = "*."
 _PORT: Final = re.compile(r":[0-9]+\Z")
 

@@ -103,6 +103,7 @@ class _RepositoryQuery:
     ) -> None:
         self.reference = reference
         self._context = context
+        self._jobs = context.jobs_at([reference.registry])
         self._early = early_blobs
         self._records = records
         self._is_for_push = records is not None
@@ -119,7 +120,7 @@ class _RepositoryQuery:
         from ocistream.registry.source import RegistrySource
 
         client = self._context.client()
-        return RegistrySource(client, references, referrers="along", jobs=self._context.jobs).resolve(self._early)
+        return RegistrySource(client, references, referrers="along", jobs=self._jobs).resolve(self._early)
 
     def stored(
         self, blobs: Iterable[Descriptor], *, include_mountable: bool = False, partial: bool = False
@@ -138,7 +139,7 @@ class _RepositoryQuery:
             if any(_has_content(repository, blob) for repository in repositories):
                 found[blob.digest] = blob.size
 
-        run_each(ask, blobs, jobs=self._context.jobs, cancelled=self._context.client().cancelled)
+        run_each(ask, blobs, jobs=self._jobs, cancelled=self._context.client().cancelled)
         if partial:
             from ocistream.registry.blob_push import BlobPusher
 

@@ -80,6 +80,7 @@ class SyncRun:
         self._context_of = context
         self._on_result = on_result
         self._jobs = jobs
+        self._prefetch_memory = prefetch_memory
         self._create_cancel_event = create_cancel_event
         self._cancelled = create_cancel_event()
         self._sources = SyncSources()
@@ -99,8 +100,6 @@ class SyncRun:
             context,
             sources=self._sources,
             layouts=self._layouts,
-            jobs=jobs,
-            prefetch_memory=prefetch_memory,
             create_cancel_event=create_cancel_event,
             progress=self._progress,
         )
@@ -118,29 +117,39 @@ class SyncRun:
             done = 0
             while batch := list(itertools.islice(selected, _BATCH_SIZE)):
                 comparisons = [ImageComparison(copy) for copy in batch]
+                jobs = self._limit_jobs(batch)
                 for step in (self._comparer.compare, self._copier.plan if dry_run else self._comparer.prepare):
-                    run_each(step, comparisons, jobs=self._jobs, cancelled=self._create_cancel_event())
+                    run_each(step, comparisons, jobs=jobs, cancelled=self._create_cancel_event())
                 if dry_run:
                     for comparison in comparisons:
                         self._report([*comparison.results, *self._copier.list_planned(comparison)])
                 else:
-                    self._copy_batch(comparisons, done, count)
+                    self._copy_batch(comparisons, jobs, done, count)
                 if self._cancelled.is_set():
                     raise CancelledError("cancelled")
                 done += len(batch)
                 self._layouts.close(keep=_OPEN_LAYOUTS)
 
-    def _copy_batch(self, comparisons: Sequence[ImageComparison], done: int, count: int) -> None:
+    def _limit_jobs(self, copies: Sequence[ImageCopy]) -> int:
+        """Return how many blobs may move at once: some registries may have limits of their own."""
+        jobs = self._jobs
+        for copy in copies:
+            for sync_location in (copy.entry.source, *(destination.sync_location for destination in copy.destinations)):
+                if (reference := sync_location.location.reference) is not None:
+                    jobs = min(jobs, self._context_of(sync_location).jobs_at([reference.registry]))
+        return jobs
+
+    def _copy_batch(self, comparisons: Sequence[ImageComparison], jobs: int, done: int, count: int) -> None:
         """Copy several images at once, and report the results in the order of `comparisons`."""
         self._progress.add_expected(
             sum(comparison.size for comparison in comparisons),
             sum(comparison.blob_count for comparison in comparisons),
         )
         pending = [comparison for comparison in comparisons if comparison.pending]
-        images = max(1, min(self._jobs // _JOBS_PER_IMAGE, len(pending)))
+        images = max(1, min(jobs // _JOBS_PER_IMAGE, len(pending)))
 
         def copy(comparison: ImageComparison) -> None:
-            self._copier.copy(comparison, images)
+            self._copier.copy(comparison, jobs=max(1, jobs // images), memory=self._prefetch_memory // images)
             self._comparer.release(comparison)
             comparison.is_copied.set()
 
@@ -223,8 +232,6 @@ class ImageCopier:
         *,
         sources: SyncSources,
         layouts: LayoutWriters,
-        jobs: int,
-        prefetch_memory: int,
         create_cancel_event: Callable[[], threading.Event],
         progress: SyncProgress,
     ) -> None:
@@ -232,18 +239,16 @@ class ImageCopier:
         self._context_of = context
         self._sources = sources
         self._layouts = layouts
-        self._jobs = jobs
-        self._prefetch_memory = prefetch_memory
         self._create_cancel_event = create_cancel_event
         self._progress = progress
         self._blobs = _CopiedBlobs()
         #: Blobs planned for each registry or layout: one that several images have is written once.
         self._planned_blobs: set[int] = set()
 
-    def copy(self, comparison: ImageComparison, images: int) -> None:
+    def copy(self, comparison: ImageComparison, *, jobs: int, memory: int) -> None:
         """Copy an image to all destinations that lack it, and add the result of each.
 
-        May be called in several threads. `images` is how many are copied at once: they share connections and memory.
+        May be called in several threads. `jobs` blobs move at once, and `memory` is for prefetching, in bytes.
         """
         started_at, cancelled = monotonic(), self._create_cancel_event()
         failures: dict[str, OcistreamError] = {}
@@ -265,8 +270,8 @@ class ImageCopier:
                             source,
                             fan_out,
                             progress,
-                            jobs=max(1, self._jobs // images),
-                            prefetch_memory=self._prefetch_memory // images,
+                            jobs=jobs,
+                            prefetch_memory=memory,
                             cancelled=cancelled,
                         )
                         digest = _report_root(comparison.copy, report)

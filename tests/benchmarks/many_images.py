@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -49,28 +50,30 @@ def _measure_each(ours: Ocistream, folder: Path, count: int, only: str) -> Itera
     archive = folder / "images.tar"
     with tarfile.open(archive, "w", format=tarfile.USTAR_FORMAT) as tar:
         tar.add(layout, arcname="")
-    with docker_registry(folder / "registry") as registry:
-        sources = {
-            "a layout": f"oci:{layout}",
-            "an archive": f"oci-archive:{archive}",
-            "a registry": f"{registry.host}/images",
-        }
-        # The first one fills the registry.
-        jobs = [("a layout", f"{registry.host}/images")]
-        jobs += [(source, f"oci:{folder}/{source.rpartition(' ')[2]}-copy") for source in sources]
-        for source, destination in jobs:
-            name = f"{source} to a {'layout' if destination.startswith('oci:') else 'registry'}"
-            if only not in name and destination.startswith("oci:"):
-                continue
-            file = folder / "sync.toml"
-            file.write_text(f"[[sync]]\nfrom = {json.dumps(sources[source])}\nto = {json.dumps(destination)}\n")
-            for state in ("", ", unchanged"):
-                work = [[Command(ours.run("sync", str(file)), stdout=folder / "results")]]
-                run = measured(work)
-                assert len((folder / "results").read_text().splitlines()) == count
-                if only in name:
-                    yield f"{name}{state}", run
+    sources = {"a layout": f"oci:{layout}", "an archive": f"oci-archive:{archive}"}
+    with contextlib.ExitStack() as stack:
+        if "registry" in only or not only:
+            registry = stack.enter_context(docker_registry(folder / "registry"))
+            sources["a registry"] = repository = f"{registry.host}/images"
+            # The first one fills the registry.
+            yield from _measure(ours, folder, count, "a layout to a registry", sources["a layout"], repository)
+        for name, source in sources.items():
+            job = f"{name} to a layout"
+            if only in job:
+                yield from _measure(ours, folder, count, job, source, f"oci:{folder}/{name.rpartition(' ')[2]}-copy")
     shutil.rmtree(folder)
+
+
+def _measure(
+    ours: Ocistream, folder: Path, count: int, name: str, source: str, destination: str
+) -> Iterator[tuple[str, Run]]:
+    """Run a sync twice: the second one copies nothing."""
+    file, results = folder / "sync.toml", folder / "results"
+    file.write_text(f"[[sync]]\nfrom = {json.dumps(source)}\nto = {json.dumps(destination)}\n")
+    for state in ("", ", unchanged"):
+        run = measured([[Command(ours.run("sync", str(file)), stdout=results)]])
+        assert len(results.read_text().splitlines()) == count
+        yield f"{name}{state}", run
 
 
 def _write_layout(path: Path, count: int) -> None:

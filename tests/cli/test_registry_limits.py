@@ -1,0 +1,122 @@
+"""Limits of one registry in the configuration or in a sync file: `jobs` and `limit-rate`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli import assertions
+from tests.faulty_registry import Fault, FaultyRegistry, Stall
+from tests.images import Layout
+from tests.registry_http import seed
+from tests.runner import ocistream, started_fork
+
+Start = Callable[..., FaultyRegistry]
+SIZE = 100_000
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path / "layout")
+    layout.image([SIZE, SIZE + 1, SIZE + 2, SIZE + 3], name="app")
+    return layout
+
+
+@pytest.fixture
+def source(start: Start, layout: Layout) -> FaultyRegistry:
+    registry = start()
+    (image,) = json.loads((layout.path / "index.json").read_bytes())["manifests"]
+    seed(layout, image, registry.host, "app", "1")
+    return registry
+
+
+@pytest.fixture
+def target(start: Start) -> FaultyRegistry:
+    return start()
+
+
+def limited(folder: Path, host: str, key: str) -> Path:
+    config = folder / "config.toml"
+    config.write_text(f'[registry."{host}"]\n{key}\n')
+    return config
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.parametrize("command", ["pull", "push", "copy from", "copy to", "sync", "sync by the file"])
+def test_jobs_limits_the_parallel_blobs_of_one_registry(
+    command: str, jobs: int, source: FaultyRegistry, target: FaultyRegistry, layout: Layout, tmp_path: Path
+) -> None:
+    first, second = f"{source.host}/app:1", f"{target.host}/app:1"
+    entry = f'[[sync]]\nfrom = "{first}"\nto = "{second}"\n'
+    file = tmp_path / "sync.toml"
+    reads = command in {"pull", "copy from"}
+    limited_host = source.host if reads else target.host
+    config = limited(tmp_path, limited_host if command != "sync by the file" else "other.example", f"jobs = {jobs}")
+    file.write_text(entry)
+    if command == "sync by the file":
+        file.write_text(f'{entry}[registry."{limited_host}"]\njobs = {jobs}\n')
+    argv = {
+        "pull": ["pull", first, "-o", f"{tmp_path}/out/"],
+        "push": ["push", second, "-i", str(layout.path)],
+        "copy from": ["copy", first, second],
+        "copy to": ["copy", first, second],
+    }.get(command, ["sync", str(file)])
+    registry = source if reads else target
+    method, path = ("GET", "/blobs/") if reads else ("POST", "/blobs/uploads/")
+    registry.faults.append(Fault(Stall(), method=method, path=path, times=None))
+    with started_fork(*argv, "--jobs=8", "--config", str(config)) as process:
+        assertions.wait_for(lambda: len(registry.asked(method, path)) == jobs)
+        # Others would come now.
+        time.sleep(0.3)
+        assert len(registry.asked(method, path)) == jobs
+        registry.faults.clear()
+        registry.release()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+
+
+def test_a_rate_is_for_one_registry_only(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
+    # Of 400 kB, one second moves 100 kB.
+    config = limited(tmp_path, source.host, 'limit-rate = "100k"')
+    argv: list[str | Path] = ["--jobs=1", "--config", config]
+    pulled = ocistream("pull", f"{source.host}/app:1", "-o", tmp_path / "a.tar", *argv, no_waits=True)
+    assertions.success(pulled)
+    assert sum(pulled.waits) > 3
+    copied = ocistream("push", f"{target.host}/app:1", "-i", tmp_path / "a.tar", *argv, no_waits=True)
+    assertions.success(copied)
+    assert sum(copied.waits) == 0
+    pushed = ocistream("push", f"{source.host}/new:1", "-i", tmp_path / "a.tar", *argv, no_waits=True)
+    assertions.success(pushed)
+    assert sum(pushed.waits) > 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("jobs = 0", "jobs is not a whole number from 1 to 32"),
+        ("jobs = 33", "jobs is not a whole number from 1 to 32"),
+        ("jobs = true", "jobs is not a whole number from 1 to 32"),
+        ("limit-rate = 0", "limit-rate is not a rate in bytes per second"),
+        ("limit-rate = 'fast'", "limit-rate is not a rate in bytes per second"),
+        ("limit-rate = true", "limit-rate is not a rate in bytes per second"),
+        ("limit-rate = inf", "limit-rate is not a rate in bytes per second"),
+    ],
+)
+def test_a_limit_that_is_none_is_named(text: str, words: str, tmp_path: Path) -> None:
+    config = limited(tmp_path, "r.example", text)
+    assertions.failure(ocistream("config", "check", config), 2, "r.example", words)
+    file = tmp_path / "sync.toml"
+    file.write_text(f'[[sync]]\nfrom = "r.example/a:1"\nto = "s.example/b"\n[registry."r.example"]\n{text}\n')
+    assertions.failure(ocistream("sync", file), 2, "r.example", words)
+
+
+def test_config_show_prints_the_limits(tmp_path: Path) -> None:
+    config = limited(tmp_path, "r.example", 'jobs = 2\nlimit-rate = "10M"\nrequests-per-second = 5')
+    shown = ocistream("config", "show", "--config", config)
+    assertions.success(shown)
+    lines = [line.partition("   #")[0] for line in shown.lines()]
+    assert {"jobs = 2", 'limit-rate = "10M"', "requests-per-second = 5"} <= set(lines)
