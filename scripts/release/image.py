@@ -22,7 +22,7 @@ import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -165,12 +165,15 @@ class ImageBuilder:
         """Return the layer for a platform: a tar file."""
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            home = tarfile.TarInfo(_HOME)
-            home.type, home.mode, home.uid, home.gid = tarfile.DIRTYPE, 0o755, _USER, _USER
-            tar.addfile(home)
+            files = {f"{_PACKAGES}/{name}": content for name, content in self._zstandard(config)}
+            # Docker makes a directory without an entry readable for root only (UnpackLayer in moby's pkg/archive).
+            paths = map(PurePosixPath, (_HOME, _PROGRAM, *files))
+            for folder in sorted({folder for path in paths for folder in path.parents if folder.name}):
+                _add_directory(tar, str(folder), 0)
+            _add_directory(tar, _HOME, _USER)
             _add_file(tar, _PROGRAM, self.zipapp, 0o755)
-            for name, content in self._zstandard(config):
-                _add_file(tar, f"{_PACKAGES}/{name}", content, 0o755 if name.endswith(".so") else 0o644)
+            for path, content in files.items():
+                _add_file(tar, path, content, 0o755 if path.endswith(".so") else 0o644)
         return stream.getvalue()
 
     def _zstandard(self, config: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
@@ -198,6 +201,12 @@ def _python_version(config: dict[str, Any]) -> str:
         if name == "PYTHON_VERSION":
             return ".".join(value.split(".")[:2])
     sys.exit("scripts/image: BASE does not set PYTHON_VERSION: use an image that is made from python:3.13-slim")
+
+
+def _add_directory(tar: tarfile.TarFile, name: str, owner: int) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, 0o755, owner, owner
+    tar.addfile(entry)
 
 
 def _add_file(tar: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+import io
 import platform
 import re
 import shutil
 import subprocess
+import sys
+import sysconfig
+import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,12 +25,17 @@ GREETING: Final = "hello\n"
 _PODMAN_RUN: Final = (
     "run",
     "--rm",
-    "--network=none",
     "--runtime=runc",
     "--ulimit=nofile=1024:1024",
     "--ulimit=nproc=1024:1024",
 )
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+_PLATFORM: Final = f"linux/{_ARCHITECTURES.get(platform.machine(), platform.machine())}"
+_GLIBC: Final = ("libpthread.so.0", "libdl.so.2", "librt.so.1", "libm.so.6")
+#: Parts of Python's library that no program needs.
+_LEFT_OUT: Final = frozenset(
+    {"__pycache__", "dist-packages", "ensurepip", "idlelib", "site-packages", "test", "tkinter"}
+)
 
 
 def program_image(layout: Layout, *, name: str | None = None, greeting: str = GREETING, mark: str = "") -> Descriptor:
@@ -40,7 +50,7 @@ def program_image(layout: Layout, *, name: str | None = None, greeting: str = GR
     return layout.image(
         [libraries, note, program, tar_layer({"etc/motd": greeting.encode()}), note],
         name=name,
-        platform=f"linux/{_ARCHITECTURES.get(platform.machine(), platform.machine())}",
+        platform=_PLATFORM,
         config={"Cmd": ["/bin/cat", "/etc/motd"]},
     )
 
@@ -55,9 +65,42 @@ def image_of_programs(layout: Layout, *programs: str) -> Descriptor:
     return layout.image([tar_layer(content)])
 
 
-def podman_run(tools: Tools, name: str) -> str:
+def python_image(layout: Layout, *, name: str) -> Descriptor:
+    """Write an image of the Python that runs the tests, as a base for `scripts/image`."""
+    need("env", "ldd")
+    library = Path(sysconfig.get_path("stdlib"))
+    program = Path(sys.executable).resolve()
+    env = Path(str(shutil.which("env")))
+    modules = [
+        path
+        for path in library.rglob("*")
+        if path.suffix in {".py", ".so"} and not _LEFT_OUT & set(path.relative_to(library).parts)
+    ]
+    content = {str(path)[1:]: path.read_bytes() for path in (program, *modules)}
+    for path in (program, env, *(path for path in modules if path.suffix == ".so")):
+        content |= _libraries(path)
+    # Wheels for Linux may need these parts of glibc, which are in libc.so.6 since 2.34.
+    (libc,) = (Path("/", name) for name in content if name.endswith("/libc.so.6"))
+    content |= {str(path)[1:]: path.read_bytes() for path in map(libc.with_name, _GLIBC) if path.exists()}
+    content |= {f"{program.parent}/python3"[1:]: program.read_bytes(), "usr/bin/env": env.read_bytes()}
+    output = io.BytesIO()
+    with tarfile.open(fileobj=output, mode="w") as archive:
+        # A directory without an entry is readable for root only in Docker.
+        for folder in sorted({str(parent) for path in content for parent in Path(path).parents}):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(entry)
+        for name_of_file, data in content.items():
+            entry = tarfile.TarInfo(name_of_file)
+            entry.size, entry.mode = len(data), 0o755
+            archive.addfile(entry, io.BytesIO(data))
+    environment = [f"PATH=/usr/local/bin:{program.parent}", f"PYTHON_VERSION={platform.python_version()}"]
+    return layout.image([output.getvalue()], name=name, platform=_PLATFORM, config={"Env": environment})
+
+
+def podman_run(tools: Tools, name: str, *arguments: str, options: Sequence[str] = ("--network=none",)) -> str:
     """Have podman run an image that is in its storage, and return what that prints."""
-    printed = tools.run("podman", *_PODMAN_RUN, name).stdout
+    printed = tools.run("podman", *_PODMAN_RUN, *options, name, *arguments).stdout
     # What watched over the container cleans up after it, and may not have ended in folders that the test deletes.
     deadline = time.monotonic() + STOP_TIMEOUT
     while any(str(tools.runroot) in _command_line(process) for process in Path("/proc").glob("[0-9]*")):

@@ -5,20 +5,28 @@ from __future__ import annotations
 import io
 import json
 import os
+import platform
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 import ocistream
-from tests.images import Layout, tar_layer
+from tests.faulty_registry import FaultyRegistry
+from tests.images import Layout, small_image, tar_layer
+from tests.interop.program_image import podman_run, python_image
 from tests.package.conftest import run
+from tests.peers import Dockerd, Tools
+from tests.registry_http import seed
 
 #: The machine of each architecture, in the names of compiled modules.
 _MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
+#: The architecture of this machine.
+_THIS: Final = next((name for name, machine in _MACHINES.items() if machine == platform.machine()), platform.machine())
 
 
 class Archive:
@@ -110,3 +118,51 @@ def test_its_program_finds_zstandard(made: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-S", "-P", "-c", "import zstandard; print(zstandard.__file__)"]
     done = subprocess.run(line, env={"PYTHONPATH": packages}, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(packages)
+
+
+@pytest.fixture(scope="module")
+def runnable(zipapp: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the archive of an image for this machine, made from its own Python."""
+    folder = tmp_path_factory.mktemp("runnable")
+    layout = Layout(folder / "base")
+    python_image(layout, name="base")
+    output = folder / "made.tar"
+    words: list[str | Path] = ["--output", output, "--zipapp", zipapp, "--platform", f"linux/{_THIS}"]
+    run(sys.executable, "-m", "scripts.release.image", *words, f"oci:{layout.path}:base")
+    return output
+
+
+def podman_with(archive: Path, tools: Tools) -> Callable[..., str]:
+    """Return a function that runs the image of an archive with podman."""
+    name = tools.run("podman", "load", "--quiet", "--input", archive).stdout.partition(": ")[2].strip()
+    return lambda *arguments, options=(): podman_run(tools, name, *arguments, options=("--network=host", *options))
+
+
+def docker_with(archive: Path, daemon: Dockerd) -> Callable[..., str]:
+    """Return a function that runs the image of an archive with Docker."""
+    name = daemon.docker("load", "--quiet", "--input", archive).stdout.partition(": ")[2].strip()
+
+    def run_image(*arguments: str, options: tuple[str, ...] = ()) -> str:
+        return daemon.docker("run", "--rm", "--network=host", *options, name, *arguments).stdout
+
+    return run_image
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_an_engine_loads_it_and_its_program_pulls_without_root(
+    engine: str,
+    runnable: Path,
+    request: pytest.FixtureRequest,
+    layout: Layout,
+    start: Callable[..., FaultyRegistry],
+) -> None:
+    if engine == "docker":
+        run_image = docker_with(runnable, request.getfixturevalue("docker_daemon"))
+    else:
+        run_image = podman_with(runnable, request.getfixturevalue("tools"))
+    registry = start()
+    digest = seed(layout, small_image(layout), registry.host, "app", "1")
+    script = "import os, zstandard; print(os.getuid())"
+    assert run_image("-c", script, options=("--entrypoint=python3",)) == "65532\n"
+    assert run_image("--version") == f"ocistream {ocistream.__version__}\n"
+    assert run_image("pull", f"{registry.host}/app:1", "-o", "app.tar") == f"{registry.host}/app:1@{digest}\n"
