@@ -268,15 +268,15 @@ class Client:
             CancelledError: `cancelled` was set, or the client was closed.
             OcistreamError: the location cannot be read.
         """
-        from ocistream.api.inspection import inspect_location
+        from ocistream.api.inspection import inspect_location, to_plain_values
 
         event = self._begin(cancelled)
         argument = LocationArgument(source)
         choice = parse_platform_choice(_list_platforms(platforms))
         context = self._open_context(argument.registries, [argument], event)
         return run_in_thread(
-            lambda: inspect_location(
-                argument.location, context, platforms=choice, max_ratio=max_ratio, cancelled=event
+            lambda: to_plain_values(
+                inspect_location(argument.location, context, platforms=choice, max_ratio=max_ratio, cancelled=event)
             ),
             event,
         )

@@ -117,7 +117,7 @@ class CopyPlan:
             raise
         return source, destination
 
-    def run(
+    def run(  # noqa: PLR0913 - all but the two locations are options, given by name
         self,
         source: Source,
         destination: Destination,

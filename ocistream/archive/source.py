@@ -175,6 +175,11 @@ class ArchiveSource(ABC):
         """Return whether the archive does not have the blob, or None before the whole archive was read."""
         return descriptor.digest not in self.contents.blobs if self._has_ended else None
 
+    def stored_size(self, digest: str) -> int | None:
+        """Return the size of a blob's entry, or None if there was none so far."""
+        extent = self.contents.blobs.get(digest)
+        return extent.size if extent is not None else None
+
     # -- the graph, after every entry was added --------------------------------------------------------------
 
     def _resolve(self) -> Graph:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, InvalidNameError, UnsupportedError
-from ocistream.layout.index import REF_NAME, REFERRER_NAME, LayoutIndex, build_roots, subject_of
+from ocistream.layout.index import REF_NAME, LayoutIndex, build_roots, subject_of
 from ocistream.layout.index_walk import mark_strays
 from ocistream.oci.digest import check_content
 from ocistream.oci.documents import parse_document
 from ocistream.oci.reference import parse_reference
 from ocistream.oci.referrers import (
+    REFERRER_NAME,
     SUBJECT_MISSING,
     UNREADABLE,
     SkippedReferrer,

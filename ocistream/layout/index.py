@@ -15,6 +15,7 @@ from ocistream.oci.descriptor import DOCKER_LIST, OCI_INDEX, Descriptor
 from ocistream.oci.documents import MANIFEST_FIELDS, DescriptorListParser, check_document_type
 from ocistream.oci.graph import Graph, Root, is_image
 from ocistream.oci.reference import is_digest, is_tag, parse_digest, parse_reference, printable
+from ocistream.oci.referrers import REFERRER_NAME, SUBJECT
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, discard_item, parse_json
 
 if TYPE_CHECKING:
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 #: The full name. containerd, Docker and Podman read it first.
 FULL_NAME: Final = "io.containerd.image.name"
-#: The name of a referrer with a tag of cosign's: a full name or the tag. `serve` and `push` read it. With the two
-#: annotations above, a referrer would be an image, and `ctr images import` fails to unpack a signature.
-REFERRER_NAME: Final = "vnd.ocistream.image.name"
-#: The digest of an entry's subject. containerd (2.2 and later), and so Docker, writes it for referrers, and does not
-#: make an image of an entry that has it.
-SUBJECT: Final = "io.containerd.manifest.subject"
 #: The prefix of our annotations of an `index.json`.
 ANNOTATION_PREFIX: Final = "vnd.ocistream."
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UsageError
 from ocistream.layout.gc import DocumentReferences, read_references
-from ocistream.layout.index import REFERRER_NAME, build_roots, find_named, format_image_names, image_name_of, tag_of
+from ocistream.layout.index import build_roots, find_named, format_image_names, image_name_of, tag_of
 from ocistream.oci.reference import printable
-from ocistream.oci.referrers import cosign_subject
+from ocistream.oci.referrers import REFERRER_NAME, cosign_subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

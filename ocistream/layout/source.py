@@ -100,6 +100,10 @@ class LayoutSource:
         """Return whether no file has the blob's name."""
         return self._layout.blob_size(descriptor.digest) is None
 
+    def stored_size(self, digest: str) -> int | None:
+        """Return the size of a blob's file, or None."""
+        return self._layout.blob_size(digest)
+
     def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:  # noqa: ARG002 - no blob is split here
         """Return nothing: a layout has complete blobs only."""
         return ()

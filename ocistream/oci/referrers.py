@@ -28,6 +28,8 @@ __all__ = [
     "NOT_IN_DOCKER_ARCHIVE",
     "PLATFORM_FILTERED",
     "RECOMPRESSED",
+    "REFERRER_NAME",
+    "SUBJECT",
     "SUBJECT_MISMATCH",
     "SUBJECT_MISSING",
     "TAG_EXISTS",
@@ -46,6 +48,13 @@ __all__ = [
     "strip_descriptor",
     "tagged_subject",
 ]
+
+#: An annotation of an entry of `index.json`: the name of a referrer with a tag of cosign's, a full name or the tag.
+#: With an image's annotations, a referrer would be an image, and `ctr images import` fails to unpack a signature.
+REFERRER_NAME: Final = "vnd.ocistream.image.name"
+#: The same for the digest of an entry's subject. containerd (2.2 and later), and so Docker, writes it for referrers,
+#: and does not make an image of an entry that has it.
+SUBJECT: Final = "io.containerd.manifest.subject"
 
 #: What happens to referrers: "along" copies them, "left" skips them, and "listed" treats them as images (to inspect or
 #: verify everything).

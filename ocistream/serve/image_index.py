@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import limits
 from ocistream.errors import OcistreamError
-from ocistream.layout.index import FULL_NAME, REF_NAME, REFERRER_NAME, entry_name_of
+from ocistream.layout.index import FULL_NAME, REF_NAME, entry_name_of
 from ocistream.oci.reference import DEFAULT_REGISTRY, Reference, is_repository, is_tag, parse_reference, printable
+from ocistream.oci.referrers import REFERRER_NAME
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items
 from ocistream.serve.errors import RequestRejectedError
 

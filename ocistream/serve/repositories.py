@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
-from ocistream.layout.index import FULL_NAME, REF_NAME, SUBJECT, entry_name_of
+from ocistream.layout.index import FULL_NAME, REF_NAME, entry_name_of
 from ocistream.oci.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Manifest
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import Document, guess_media_type, parse_document, parse_outline
 from ocistream.oci.graph import children_of
 from ocistream.oci.reference import is_digest, is_tag
-from ocistream.oci.referrers import referrer_descriptor, tagged_subject
+from ocistream.oci.referrers import SUBJECT, referrer_descriptor, tagged_subject
 from ocistream.serve.errors import RequestRejectedError
 from ocistream.serve.image_index import (
     choose_full_name,

@@ -1,4 +1,4 @@
-"""The interfaces of a transfer: Source, Destination, the blobs between them, Observer, and four optional capabilities.
+"""The interfaces of a transfer: Source, Destination, the blobs between them, Observer, and five optional capabilities.
 
 Only types and an observer that does nothing: stores do not know each other, and this package knows no store.
 """
@@ -35,6 +35,7 @@ __all__ = [
     "Observer",
     "ReadableDestination",
     "RecoverableBlob",
+    "SizedSource",
     "Source",
     "Traits",
     "VerifiedBlob",
@@ -360,6 +361,14 @@ class IncompleteSource(Protocol):
 
     def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
         """Return all parts of a blob in order, in any volume; empty if the blob is not split."""
+
+
+@runtime_checkable
+class SizedSource(Protocol):
+    """A source that knows, without reading them, which blobs it has and their sizes."""
+
+    def stored_size(self, digest: str) -> int | None:
+        """Return the bytes stored under a digest, or None; in a stream, of the blobs read so far."""
 
 
 @runtime_checkable

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ocistream.oci.documents import ConfigSummary
 from ocistream.oci.graph import is_image
+from ocistream.oci.referrers import REFERRER_NAME, cosign_subject
 from ocistream.oci.strict_json import parse_json
 from ocistream.streams import layer_media_types
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph, Root
 
-__all__ = ["describe_images", "list_image_configs"]
+__all__ = ["Inventory", "describe_images", "list_image_configs"]
 
 
 def list_image_configs(graph: Graph) -> list[Descriptor]:
@@ -31,22 +32,33 @@ def list_image_configs(graph: Graph) -> list[Descriptor]:
     return list(configs.values())
 
 
+class Inventory(TypedDict):
+    """The description of a graph. Each iteration of `images` describes them again: all at once need much memory."""
+
+    images: Iterable[dict[str, Any]]
+    totals: dict[str, int]
+    missing: list[dict[str, Any]]
+
+
 def describe_images(
     graph: Graph,
     configs: Mapping[str, ConfigSummary],
     referrers: Mapping[str, Sequence[Descriptor]],
     names: Mapping[str, str],
     absent: Sequence[Descriptor] = (),
-) -> dict[str, Any]:
+) -> Inventory:
     """Return the description of a graph. Sizes are in bytes.
 
     `configs` are the configs that the source has, by digest. `referrers` are those that a registry lists for a
     manifest. `names` are for roots without a name of their own. `absent` are configs and layers that the source lacks.
     """
-    return _Description(graph, configs, referrers, names).document(absent)
+    description = _Description(graph, configs, referrers, names)
+    return {"images": description, "totals": description.totals(), "missing": description.missing(absent)}
 
 
 class _Description:
+    """The images of a graph, described one by one."""
+
     def __init__(
         self,
         graph: Graph,
@@ -69,6 +81,10 @@ class _Description:
                 listed = self._referrers.setdefault(document.subject.digest, [])
                 if all(entry["digest"] != manifest.descriptor.digest for entry in listed):
                     listed.append(_describe_descriptor(manifest.descriptor) | _describe_kind(document))
+        for root in graph.roots:
+            if tagged := _describe_cosign_tag(root):
+                listed = self._referrers.setdefault(tagged["subject"], [])
+                listed.append(_describe_descriptor(root.descriptor) | {"tag": tagged["tag"]})
         #: How many different images have a blob.
         self._uses = Counter(
             digest
@@ -77,25 +93,24 @@ class _Description:
             for digest in {blob.digest for blob in (document.config, *document.layers)}
         )
 
-    def document(self, missing_blobs: Sequence[Descriptor]) -> dict[str, Any]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self._root, self._graph.roots)
+
+    def totals(self) -> dict[str, int]:
         graph = self._graph
         images = [document for _, document in graph.images()]
         unshared = sum(b.size for d in images for b in _unique((d.config, *d.layers)))
         unshared += sum(b.size for d in graph.documents.values() if d.config is None for b in _unique(d.layers))
         return {
-            "images": [self._root(root) for root in graph.roots],
-            "totals": {
-                "images": len(graph.roots),
-                "manifests": len(graph.manifests),
-                "blobs": len(graph.blobs),
-                "bytes": graph.size + sum(manifest.descriptor.size for manifest in graph.manifests),
-                # What the images would need if they shared no blobs.
-                "bytesUnshared": unshared + sum(manifest.descriptor.size for manifest in graph.manifests),
-            },
-            "missing": self._missing(missing_blobs),
+            "images": len(graph.roots),
+            "manifests": len(graph.manifests),
+            "blobs": len(graph.blobs),
+            "bytes": graph.size + sum(manifest.descriptor.size for manifest in graph.manifests),
+            # What the images would need if they shared no blobs.
+            "bytesUnshared": unshared + sum(manifest.descriptor.size for manifest in graph.manifests),
         }
 
-    def _missing(self, missing_blobs: Sequence[Descriptor]) -> list[dict[str, Any]]:
+    def missing(self, missing_blobs: Sequence[Descriptor]) -> list[dict[str, Any]]:
         """Describe the missing content: omitted on purpose, not exported, or just missing."""
         graph = self._graph
         digests = {descriptor.digest for descriptor in missing_blobs}
@@ -114,6 +129,7 @@ class _Description:
     def _root(self, root: Root) -> dict[str, Any]:
         descriptor = root.descriptor
         description: dict[str, Any] = {"name": root.name or self._names.get(descriptor.digest)}
+        description |= _describe_cosign_tag(root)
         if not root.is_synthesized:
             return description | self._manifest(descriptor)
         descriptor_keys = _describe_descriptor(descriptor).keys()
@@ -176,6 +192,14 @@ class _Description:
         if (uses := self._uses[descriptor.digest]) > 1:
             description["sharedBy"] = uses
         return description
+
+
+def _describe_cosign_tag(root: Root) -> dict[str, str]:
+    """Return the subject and the tag of a referrer that has a tag of cosign's, or nothing."""
+    name = root.name or root.descriptor.annotations.get(REFERRER_NAME, "")
+    tag = name.rpartition(":")[2]
+    subject = cosign_subject(tag)
+    return {"subject": subject, "tag": tag} if subject is not None else {}
 
 
 def _describe_descriptor(descriptor: Descriptor) -> dict[str, Any]:

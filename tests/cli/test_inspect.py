@@ -107,6 +107,18 @@ class TestArchives:
             assert f"label org.example.for: {platform}" in text
         assert text.count("created 2024-01-01T00:00:00Z") == 2
 
+    def test_a_referrer_with_a_tag_of_cosigns_is_named_with_its_image(
+        self, how: str, layout: Layout, image: Descriptor, tmp_path: Path
+    ) -> None:
+        tag = f"{image['digest'].replace(':', '-')}.sig"
+        signature = small_image(layout, name=tag, annotations={"a": "signature"})
+        document, text = inspected(layout, how, tmp_path)
+        by_name = {found["name"]: found for found in document["images"]}
+        assert (by_name[tag]["subject"], by_name[tag]["tag"]) == (image["digest"], tag)
+        (referrer,) = by_name["v1"]["referrers"]
+        assert (referrer["digest"], referrer["tag"]) == (signature["digest"], tag)
+        assert f"referred to by {signature['digest']}" in text
+
     def test_each_compression_is_told(self, how: str, layout: Layout, tmp_path: Path) -> None:
         kinds = ("gzip", "zstd", "")
         layers = [tar_layer({"a": kind.encode()}, compression=kind) for kind in kinds]  # type: ignore[arg-type]

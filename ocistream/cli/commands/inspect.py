@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ocistream.cli.context import CommandContext
 
 #: The values of --format; other text is a template.
-FORMATS: Final = ("text", "json")
+FORMATS: Final = ("text", "json", "html")
 #: The most characters of an annotation or a label in text; the JSON is complete.
 _MAX_SHOWN: Final = 200
 #: Pieces of JSON (a key, a value, a comma), or lines, per write.
@@ -49,7 +49,7 @@ _PIECES_PER_WRITE: Final = 4096
     "--format",
     "output_format",
     cls=Option,
-    metavar="text|json|TEMPLATE",
+    metavar="text|json|html|TEMPLATE",
     no_default=SELECTS_OUTPUT,
     section=OUTPUT,
     help="Output format, or a line for each image, such as '{name} {digest}'.  [default: text]",
@@ -97,6 +97,7 @@ def inspect(
     ocistream inspect registry.example.com/app
     ocistream inspect app.tar --format '{name} {digest} {labels.version}'
     ocistream inspect --raw nginx:1 | sha256sum
+    ocistream inspect app.tar --format html > app.html
     ssh build cat app.tar | ocistream inspect - --json
     """
     from ocistream.api.inspection import inspect_location
@@ -140,13 +141,24 @@ def inspect(
         for line in [template.render(image) for image in document["images"]]:
             click.echo(line)
         return
+    _write_document(document, kind, "the archive on stdin" if parsed.is_stream else parsed.text)
+
+
+def _write_document(document: Mapping[str, Any], kind: str, title: str) -> None:
+    from ocistream.api.inspection import to_plain_values
+    from ocistream.transfer.inventory_page import render_page
+
+    if kind == "json":
+        pieces = json.JSONEncoder(indent=2).iterencode(to_plain_values(document))
+    elif kind == "html":
+        pieces = render_page(document, title)
+    else:
+        pieces = _format_lines(document)
     # Write in pieces: the joined text of ten thousand layers would need tens of megabytes.
-    is_json = kind == "json"
-    pieces = json.JSONEncoder(indent=2).iterencode(document) if is_json else _format_lines(document)
     while piece := "".join(itertools.islice(pieces, _PIECES_PER_WRITE)):
         # A piece never ends inside a string.
-        click.echo(escape_ci_commands(piece) if is_json else piece, nl=False)
-    if is_json or "tags" not in document:
+        click.echo(escape_ci_commands(piece) if kind == "json" else piece, nl=False)
+    if kind == "json" or (kind == "text" and "tags" not in document):
         click.echo()
 
 
