@@ -235,6 +235,9 @@ LARGE_PUSH_QUEUE_TIMEOUT: Final = 300.0
 LARGE_PUSH_TIMEOUT: Final = 60.0
 #: Manifests that are parsed at once, for answers and for pushes.
 MAX_CONCURRENT_PARSES: Final = 2
+#: Seconds that a page for browsers waits for its turn, and seconds that its client may take to read it. Only one is
+#: sent at a time: the graph of all images stays in memory meanwhile.
+PAGE_TIMEOUT: Final = 300.0
 #: Strings (media types, platforms, annotation keys) that share one object: how many, and the length of each.
 MAX_INTERNED_STRINGS: Final = 1_000
 MAX_INTERNED_LENGTH: Final = 255

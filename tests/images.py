@@ -248,6 +248,21 @@ def two_platforms(layout: Layout, *, media: Media = "oci", name: str | None = No
     return layout.index(images, media=media, name=name)
 
 
+def thousands_of_images(layout: Layout) -> None:
+    """Write 4,000 images that share their blobs, named registry.example.com/team/app-NUMBER:1."""
+    config = layout.blob(b'{"os": "linux", "architecture": "amd64"}', OCI_CONFIG)
+    shared = [layout.blob(b"shared %d" % number, f"{OCI_LAYER}+gzip") for number in range(3)]
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": shared}
+    entries = [
+        {
+            **layout.document({**document, "annotations": {"number": str(number)}}),
+            "annotations": {"org.opencontainers.image.ref.name": f"registry.example.com/team/app-{number}:1"},
+        }
+        for number in range(4_000)
+    ]
+    (layout.path / "index.json").write_bytes(_json({"schemaVersion": 2, "manifests": entries}))
+
+
 def _json(document: Mapping[str, Any]) -> bytes:
     """Lay a document out as no tool does: who writes it again instead of passing it on is caught."""
     return json.dumps(document, indent=3, separators=(" ,", ":  ")).encode() + b"\n"

@@ -75,8 +75,8 @@ _TRUSTED_FETCH_SITES: Final = frozenset({"none", "same-origin"})
 def is_from_web_page(headers: Message, *, has_password: bool) -> bool:
     """Return whether a page of another site makes the request, or may do so: no page may push through a browser.
 
-    A navigation from another site is refused too, because nothing served here is a page for people. With a password the
-    host name does not matter: a page under a rebound name does not know the password.
+    A navigation from another site is refused too: people open the page about the images by its address. With a password
+    the host name does not matter: a page under a rebound name does not know the password.
     """
     if "Origin" in headers or headers.get("Sec-Fetch-Site", "none").strip().lower() not in _TRUSTED_FETCH_SITES:
         return True

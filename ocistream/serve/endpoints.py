@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import io
 import re
+import time
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
@@ -24,7 +26,7 @@ from ocistream.serve.http_handler import AccessLogEntry, FileSection, HTTPReques
 from ocistream.serve.request import parse_content_range, parse_range_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
     from ocistream.serve.server import ConnectionServer, Registry
@@ -36,6 +38,8 @@ __all__ = ["RegistryHandler"]
 
 _JSON: Final = {"Content-Type": "application/json"}
 _READ_METHODS: Final = frozenset({"GET", "HEAD"})
+#: The weight of a media type that a client does not accept (RFC 9110, section 12.4.2).
+_NO_QUALITY: Final = re.compile(r"q=0(?:\.0{0,3})?\Z")
 
 
 class RegistryHandler(HTTPRequestHandler):
@@ -95,6 +99,8 @@ class RegistryHandler(HTTPRequestHandler):
             RequestRejectedError: the path is not part of the API (404), or a part of it is malformed (400).
         """
         match segments:
+            case ["", ""] if self.command in _READ_METHODS and accepts_html(self.headers.get("Accept", "")):
+                return _get_and_head(self._get_page)
             case ["", "v2"] | ["", "v2", ""]:
                 return _get_and_head(self._get_base)
             case ["", "v2", "_catalog"]:
@@ -122,6 +128,27 @@ class RegistryHandler(HTTPRequestHandler):
 
     def _get_base(self) -> None:
         self.respond(ServerResponse(200, _JSON, b"{}"))
+
+    def _get_page(self) -> None:
+        from ocistream.serve.image_page import HEADERS, render_image_page
+
+        if not self.registry.page_slot.acquire(timeout=limits.PAGE_TIMEOUT):
+            raise RequestRejectedError(429, "TOOMANYREQUESTS", "another client still reads this page")
+        try:
+            host = self.headers.get("Host", "").strip() or self.registry.host
+            pieces = render_image_page(self.registry.storage, host)
+            self.respond(ServerResponse(200, HEADERS, self._limit_time(_join(pieces))))
+        finally:
+            self.registry.page_slot.release()
+
+    def _limit_time(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield pieces of a body, and let the connection fail if the client takes too long to read them."""
+        deadline = time.monotonic() + limits.PAGE_TIMEOUT
+        for piece in pieces:
+            # Not 0, which would make the socket non-blocking.
+            self.connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            yield piece
+        self.connection.settimeout(self.timeout)
 
     def _list_repositories(self) -> None:
         page, link = _paginate_names(self.registry.repositories.list_repositories(), self.parameters)
@@ -314,7 +341,7 @@ class RegistryHandler(HTTPRequestHandler):
             return
         with contextlib.ExitStack() as stack:
             response = ServerResponse(200, headers, manifest.raw)
-            if response.size > limits.LARGE_MANIFEST:
+            if len(manifest.raw) > limits.LARGE_MANIFEST:
                 # Send it from its file, because many clients may read it slowly. A synthesized manifest is in memory
                 # anyway.
                 with contextlib.suppress(NotFoundError):
@@ -393,6 +420,26 @@ class RegistryHandler(HTTPRequestHandler):
 
 def _get_and_head(serve: Callable[[], None]) -> Endpoints:
     return {"GET": serve, "HEAD": serve}
+
+
+def accepts_html(accept: str) -> bool:
+    """Return whether an `Accept` header names HTML, as those of browsers do. Other clients send at most `*/*`."""
+    for item in accept.lower().split(","):
+        media_type, *parameters = (part.strip() for part in item.split(";"))
+        if media_type == "text/html":
+            return not any(_NO_QUALITY.match(parameter) for parameter in parameters)
+    return False
+
+
+def _join(pieces: Iterator[str]) -> Iterator[bytes]:
+    """Yield the text in larger pieces."""
+    text = io.StringIO()
+    for piece in pieces:
+        text.write(piece)
+        if text.tell() >= limits.MIN_READ:
+            yield text.getvalue().encode()
+            text = io.StringIO()
+    yield text.getvalue().encode()
 
 
 def _parse_repository(segments: list[str]) -> str:

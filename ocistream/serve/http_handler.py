@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
-from typing import TYPE_CHECKING, ClassVar, Final, cast
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias, cast
 
 from ocistream import limits
 from ocistream.errors import OcistreamError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["AccessLogEntry", "FileSection", "HTTPRequestHandler", "ServerResponse"]
+__all__ = ["AccessLogEntry", "Body", "FileSection", "HTTPRequestHandler", "ServerResponse"]
 
 #: Statuses whose responses have neither a body nor a Content-Length (RFC 9110, sections 8.6 and 15).
 _STATUSES_WITHOUT_BODY: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
@@ -62,18 +62,24 @@ class FileSection:
     on_verified: Callable[[], None] | None = None
 
 
+#: The body of a response: bytes, a section of a file, or pieces whose total size is not known.
+Body: TypeAlias = "bytes | FileSection | Iterator[bytes]"
+
+
 @dataclass(frozen=True, slots=True)
 class ServerResponse:
     """A response before it is sent. The handler adds Content-Length, Date and Connection to its headers."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | FileSection = b""
+    body: Body = b""
 
     @property
-    def size(self) -> int:
-        """The size of the body in bytes; for HEAD too, although the body is not sent."""
-        return self.body.size if isinstance(self.body, FileSection) else len(self.body)
+    def size(self) -> int | None:
+        """The size of the body in bytes, for HEAD too, although the body is not sent; None if it is not known."""
+        if isinstance(self.body, FileSection):
+            return self.body.size
+        return len(self.body) if isinstance(self.body, bytes) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +276,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
     def write_response(self, response: ServerResponse) -> None:
         """Write a response to the connection."""
         self.write_head(response)
-        if self.command != "HEAD" and response.size:
+        if self.command != "HEAD" and response.size != 0:
             self.write_body(response.body)
 
     def write_head(self, response: ServerResponse) -> None:
@@ -282,6 +288,8 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             self.send_header(name, value)
         if (size := self.content_length(response)) is not None:
             self.send_header("Content-Length", str(size))
+        elif response.size is None and not self.close_connection:
+            self.send_header("Transfer-Encoding", "chunked")
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
@@ -290,7 +298,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         """Return the Content-Length of a response, or None to omit it."""
         return None if response.status in _STATUSES_WITHOUT_BODY else response.size
 
-    def write_body(self, body: bytes | FileSection) -> None:
+    def write_body(self, body: Body) -> None:
         """Write a response's body. If its file has become shorter meanwhile, the connection ends.
 
         A section without a digest is sent by `sendfile`, except over TLS. A section with a digest is hashed in this
@@ -304,9 +312,21 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             if self.sent < body.size:
                 self._record_problem("a file became shorter while it was sent", is_server_fault=True)
                 self.close_connection = True
-        else:
+        elif isinstance(body, bytes):
             self.wfile.write(body)
             self.sent += len(body)
+        else:
+            self._write_chunked(body)
+
+    def _write_chunked(self, pieces: Iterator[bytes]) -> None:
+        """Write a body of unknown size in the chunked coding, or up to the end of the connection."""
+        is_chunked = not self.close_connection
+        # An empty chunk would be the end.
+        for piece in filter(None, pieces):
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
+            self.sent += len(piece)
+        if is_chunked:
+            self.wfile.write(b"0\r\n\r\n")
 
     def _write_pieces(self, section: FileSection) -> None:
         """Write a section in chunks, the last one only if the digest is right.

@@ -94,6 +94,7 @@ class Registry:
         """
         self.log = log
         self.auth = auth
+        self.page_slot = threading.BoundedSemaphore(1)
         self.large_push_slots = threading.BoundedSemaphore(limits.MAX_LARGE_PUSHES)
         self._tls = tls
         self._task: Task[None] | None = None

@@ -11,7 +11,8 @@ import threading
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from ocistream import limits, notices
 from ocistream.archive.decompression import is_compressed
@@ -19,6 +20,7 @@ from ocistream.archive.file_source import ArchiveFileSource
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.index import REF_NAME, build_entries, build_index_fields, entry_name_of
+from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION
@@ -31,8 +33,8 @@ from ocistream.streams.paths import real_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
+    from ocistream.transfer.interfaces import Source
 
 __all__ = [
     "ArchiveStorage",
@@ -124,6 +126,13 @@ class Storage(Protocol):
             LocalDiskError, ArchiveError: the index cannot be read.
         """
 
+    def open_source(self) -> Source:
+        """Return a source of all images, to describe them. The caller closes it.
+
+        Raises:
+            OcistreamError: the storage cannot be read.
+        """
+
     def blob_size(self, digest: str) -> int | None:
         """Return a blob's size in bytes; None if it does not exist or is known to be corrupt.
 
@@ -193,6 +202,10 @@ class DirectoryStorage(LayoutDirectory):
             if self._index is None or self._index[0] != version:
                 self._index = version, self._parse(self.read_raw_index())
             return self._index[1]
+
+    def open_source(self) -> Source:
+        """Return a source of all images."""
+        return LayoutSource(self.path)
 
     def _index_version(self) -> tuple[int, ...]:
         with files.disk_errors(f"cannot read {self.index_path}"):
@@ -401,6 +414,10 @@ class ArchiveStorage:
     def index(self) -> ImageIndex:
         """Return the entries of the archive."""
         return self._index
+
+    def open_source(self) -> Source:
+        """Return a source of all images, in the open file: another one may have its path now."""
+        return ArchiveFileSource(Path(f"/proc/self/fd/{self._source.file.fileno()}"))
 
     def blob_size(self, digest: str) -> int | None:
         """Return a blob's size in bytes, or None."""

@@ -321,8 +321,9 @@ class _ImagePage:
         for term, value in self._facts(manifest, is_child=level > _IMAGE_LEVEL):
             yield f"<dt>{term}</dt><dd>{value}</dd>\n"
         yield "</dl>\n"
-        annotations = {**manifest.get("indexAnnotations", {}), **manifest.get("annotations", {})}
-        annotations = {key: value for key, value in annotations.items() if value != manifest.get("name")}
+        named = manifest.get("name")
+        of_entry = {key: value for key, value in manifest.get("indexAnnotations", {}).items() if value != named}
+        annotations = {**of_entry, **manifest.get("annotations", {})}
         yield from _render_pairs("Labels", manifest.get("labels", {}), level)
         yield from _render_pairs("Annotations", annotations, level)
         layers = manifest.get("layers") or manifest.get("blobs")

@@ -15,7 +15,15 @@ import pytest
 from tests.archives import items_of, tar_of
 from tests.faulty_registry import FaultyRegistry
 from tests.html_page import Page
-from tests.images import OCI_CONFIG, OCI_MANIFEST, Descriptor, Layout, small_image, two_platforms
+from tests.images import (
+    OCI_CONFIG,
+    OCI_MANIFEST,
+    Descriptor,
+    Layout,
+    small_image,
+    thousands_of_images,
+    two_platforms,
+)
 from tests.registry_http import seed
 from tests.runner import measured, ocistream
 
@@ -208,17 +216,7 @@ def test_the_page_allows_its_own_style_and_nothing_else(layout: Layout) -> None:
 
 
 def test_the_page_of_thousands_of_images_needs_little_memory(layout: Layout, tmp_path: Path) -> None:
-    shared = layout.blob(b"shared", "application/vnd.oci.image.layer.v1.tar+gzip")
-    config = layout.blob(b'{"os": "linux", "architecture": "amd64"}', OCI_CONFIG)
-    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [shared] * 3}
-    entries = [
-        {
-            **layout.document({**document, "annotations": {"number": str(number)}}),
-            "annotations": {"org.opencontainers.image.ref.name": f"registry.example.com/team/app-{number}:1"},
-        }
-        for number in range(4_000)
-    ]
-    (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    thousands_of_images(layout)
     result = measured("inspect", f"oci:{layout.path}", "--format", "html", stdout=tmp_path / "page.html")
     assert result.code == 0, result.err
     assert result.peak is not None

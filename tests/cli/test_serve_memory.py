@@ -1,4 +1,4 @@
-"""The memory of `ocistream serve` does not grow with the number of its clients."""
+"""The memory of `ocistream serve` does not grow with the number of its clients, nor much with that of its images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 from ocistream import limits
 from tests.cli.test_serve import really_serving
-from tests.images import OCI_INDEX
+from tests.html_page import Page
+from tests.images import OCI_INDEX, Layout, thousands_of_images
 from tests.raw_http import Client, connect
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -59,3 +60,13 @@ def test_of_many_large_manifests_at_once_few_are_in_memory(tmp_path: Path) -> No
                 slow.sendall(f"GET /v2/app/manifests/v{number} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
                 assert slow.recv(13) == b"HTTP/1.1 200 "
             assert peak(process.pid) < BOUND
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_the_page_of_thousands_of_images_needs_little_memory(layout: Layout) -> None:
+    thousands_of_images(layout)
+    with really_serving(layout.path) as (process, host), Client(host) as ask:
+        for _ in range(2):
+            page = ask("GET", "/", headers={"Accept": "text/html"}).body.decode()
+            assert Page(page).text.count(f"docker pull {host}/team/app-") == 4_000
+        assert peak(process.pid) < 48 * MIB

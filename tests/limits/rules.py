@@ -246,4 +246,14 @@ LIMITS: Final[dict[int, Limit]] = {
             "interop/test_ambiguous_archives.py::test_skopeo",
         ),
     ),
+    25: Limit(
+        "Text of images is escaped in pages for browsers, which have no script and may load, send and frame nothing",
+        ("transfer.inventory_page", "serve.image_page"),
+        tests=(
+            "cli/test_inspect_page.py::test_hostile_text_is_shown_as_text",
+            "cli/test_inspect_page.py::test_the_page_allows_its_own_style_and_nothing_else",
+            "serve/test_image_page.py::test_hostile_names_are_text",
+            "serve/test_image_page.py::test_the_browser_may_run_load_send_and_frame_nothing",
+        ),
+    ),
 }

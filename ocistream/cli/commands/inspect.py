@@ -144,7 +144,7 @@ def inspect(
     _write_document(document, kind, "the archive on stdin" if parsed.is_stream else parsed.text)
 
 
-def _write_document(document: Mapping[str, Any], kind: str, title: str) -> None:
+def _write_document(document: dict[str, Any], kind: str, title: str) -> None:
     from ocistream.api.inspection import to_plain_values
     from ocistream.transfer.inventory_page import render_page
 

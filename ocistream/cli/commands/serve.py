@@ -95,7 +95,7 @@ def serve(
     """Serve PATH as a registry: a layout directory for pull and push (default: .), an archive for pull.
 
     Without a password, it listens only on loopback. Stop it with SIGINT or SIGTERM. The first line on stdout is the
-    address. If PATH does not exist, an empty layout is created.
+    address, where a browser shows a page about the images. If PATH does not exist, an empty layout is created.
 
     \b
     ocistream serve images/     # docker push localhost:5000/app:1
