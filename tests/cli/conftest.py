@@ -47,3 +47,11 @@ def dev_stdout(tmp_path: Path) -> Path:
     link = tmp_path / "stdout"
     link.symlink_to("/proc/self/fd/1")
     return link
+
+
+@pytest.fixture(scope="session")
+def low_expansion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a `machine` of `runner.ocistream` that applies `--max-ratio` from 1 MiB on, not from 1 GiB on."""
+    folder = tmp_path_factory.mktemp("machine")
+    (folder / "sitecustomize.py").write_text("from ocistream import limits\nlimits.UNCHECKED_EXPANSION = 1 << 20\n")
+    return folder

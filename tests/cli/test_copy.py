@@ -57,8 +57,8 @@ class Place:
         return str(assertions.index_of(self.path)[0]["digest"])
 
 
-@pytest.mark.parametrize("source", ENDS)
-@pytest.mark.parametrize("target", ENDS)
+# tests/contract has every pair.
+@pytest.mark.parametrize(("source", "target"), list(zip(ENDS, [*ENDS[1:], ENDS[0]], strict=True)))
 def test_from_any_end_to_any_end(served: FaultyRegistry, tmp_path: Path, source: str, target: str) -> None:
     first, second = Place(source, served, tmp_path / "from"), Place(target, served, tmp_path / "to")
     digest = first.fill(two_platforms)
@@ -187,10 +187,11 @@ class TestNamesGiven:
         assertions.failure(result, 2, "malformed name")
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("key", ["org.opencontainers.image.ref.name", "io.containerd.image.name"])
-    @pytest.mark.parametrize("name", ["a b", "a\nb", "a\x1b[2J"])
+    @pytest.mark.parametrize(
+        ("key", "name"), [("org.opencontainers.image.ref.name", "a\x1b[2J"), ("io.containerd.image.name", "a b")]
+    )
     def test_nor_is_one_written_that_the_image_brings_along(
-        self, layout: Layout, tmp_path: Path, name: str, key: str
+        self, layout: Layout, tmp_path: Path, key: str, name: str
     ) -> None:
         image = small_image(layout)
         entry = {**image, "annotations": {key: name}}

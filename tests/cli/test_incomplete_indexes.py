@@ -25,6 +25,10 @@ from tests.schemas import validate_ours
 NAME = "registry.example.com/app:1"
 PLATFORMS = ("linux/amd64", "linux/arm64", "linux/s390x")
 ATTESTS = "vnd.docker.reference.digest"
+WAYS = ("file", "sorted pipe", "small first pipe", "directory")
+from_file, from_sorted_pipe, from_small_first_pipe, from_directory = (
+    pytest.mark.parametrize("source", [way], indirect=True) for way in WAYS
+)
 Push = Callable[..., Result]
 
 
@@ -74,7 +78,7 @@ def made(layout: Layout) -> Made:
     return Made(layout)
 
 
-@pytest.fixture(params=["file", "sorted pipe", "small first pipe", "directory"])
+@pytest.fixture(params=WAYS)
 def source(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Callable[[], dict[str, Any]]:
     """Return a function that gives the layout as an archive or directory: the arguments of a run that reads it."""
 
@@ -104,12 +108,12 @@ def push(source: Callable[[], dict[str, Any]], served: FaultyRegistry) -> Push:
 
 
 class TestOnePlatform:
-    @pytest.mark.parametrize("keep_manifests", [False, True])
-    def test_its_manifest_goes_byte_for_byte_and_that_is_said(
-        self, made: Made, push: Push, served: FaultyRegistry, keep_manifests: bool
+    def test_its_manifest_goes_byte_for_byte_with_its_attestation_and_that_is_said(
+        self, made: Made, push: Push, served: FaultyRegistry, tmp_path: Path
     ) -> None:
-        made.remove("linux/arm64", "linux/s390x", keep_manifests=keep_manifests)
-        result = push()
+        made.remove("linux/arm64", keep_manifests=True)
+        made.remove("linux/s390x")
+        result = push("--result", tmp_path / "result.json")
         assertions.success(result)
         image = made.images["linux/amd64"]["digest"]
         assert result.lines() == [f"{served.host}/app:1@{image}"]
@@ -119,16 +123,25 @@ class TestOnePlatform:
             f"ocistream: {NAME}: the source has only linux/amd64 of this index, not linux/arm64, linux/s390x: "
             f"copied as {image} instead of {made.index['digest']}"
         )
-
-    def test_its_attestation_goes_along_as_a_referrer(self, made: Made, push: Push, served: FaultyRegistry) -> None:
-        made.remove("linux/arm64", "linux/s390x")
-        assertions.success(push())
-        image = made.images["linux/amd64"]["digest"]
+        attestation = made.attestations["linux/amd64"]["digest"]
         _, listed = get(served.host, f"/v2/app/referrers/{image}")
-        assert [one["digest"] for one in json.loads(listed)["manifests"]] == [
-            made.attestations["linux/amd64"]["digest"]
-        ]
+        assert [one["digest"] for one in json.loads(listed)["manifests"]] == [attestation]
+        document = json.loads((tmp_path / "result.json").read_bytes())
+        validate_ours(document, "result")
+        (incomplete,) = document["incomplete"]
+        assert incomplete == {
+            "name": NAME,
+            "digest": made.index["digest"],
+            "platforms": ["linux/amd64"],
+            "missing": ["linux/arm64", "linux/s390x"],
+            "instead": image,
+        }
+        # As a list of referrers describes it, and not as the index does.
+        (referrer,) = document["referrers"]
+        assert referrer["artifactType"] == "application/vnd.docker.attestation.manifest.v1+json"
+        assert referrer["kind"] == "attestation"
 
+    @from_sorted_pipe
     def test_one_that_names_no_subject_is_left_behind_and_that_is_said(
         self, layout: Layout, push: Push, served: FaultyRegistry
     ) -> None:
@@ -139,41 +152,18 @@ class TestOnePlatform:
         assert "not copied: 1 attestation; the source has only some platforms of their index" in result.err
         assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
-    def test_the_result_has_it(self, made: Made, push: Push, tmp_path: Path) -> None:
-        made.remove("linux/arm64", "linux/s390x")
-        assertions.success(push("--result", tmp_path / "result.json"))
-        result = json.loads((tmp_path / "result.json").read_bytes())
-        validate_ours(result, "result")
-        assert result["incomplete"] == [
-            {
-                "name": NAME,
-                "digest": made.index["digest"],
-                "platforms": ["linux/amd64"],
-                "missing": ["linux/arm64", "linux/s390x"],
-                "instead": made.images["linux/amd64"]["digest"],
-            }
-        ]
-        # As a list of referrers has it, and not as the index does.
-        (attestation,) = result["referrers"]
-        assert attestation["artifactType"] == "application/vnd.docker.attestation.manifest.v1+json"
-        assert attestation["kind"] == "attestation"
-
+    @from_directory
     def test_quiet_says_nothing(self, made: Made, push: Push) -> None:
         made.remove("linux/arm64", "linux/s390x")
         assert push("-q").err == ""
 
-    def test_the_digest_of_the_index_is_explained(self, made: Made, served: FaultyRegistry) -> None:
+    def test_the_digest_that_is_requested_is_that_of_the_platform(self, made: Made, served: FaultyRegistry) -> None:
         made.remove("linux/arm64", "linux/s390x")
-        result = ocistream("push", f"{served.host}/app@{made.index['digest']}", "-i", made.layout.path)
+        push = ["push", "-i", str(made.layout.path)]
+        result = ocistream(*push, f"{served.host}/app@{made.index['digest']}")
         assertions.failure(result, 5, "the source has only some platforms of this index")
-
-    def test_its_own_digest_can_be_asked_for(self, made: Made, served: FaultyRegistry) -> None:
-        made.remove("linux/arm64", "linux/s390x")
-        image = made.images["linux/amd64"]["digest"]
-        result = ocistream("push", f"{served.host}/app@{image}", "-i", made.layout.path)
-        assertions.success(result)
-        assert result.lines() == [f"{served.host}/app@{image}"]
-        assert manifest_digest(served.host, "app", image) == image
+        image = f"{served.host}/app@{made.images['linux/amd64']['digest']}"
+        assert ocistream(*push, image).lines() == [image]
 
 
 class TestSeveralPlatforms:
@@ -224,11 +214,13 @@ class TestDamage:
         assertions.failure(push(), 6, layer)
         assert manifest(served.host, "app", "1") is None
 
+    @from_sorted_pipe
     def test_nothing_of_it_at_all_is_an_error(self, made: Made, push: Push, served: FaultyRegistry) -> None:
         made.remove(*PLATFORMS)
         assertions.failure(push(), 6, made.images["linux/amd64"]["digest"])
         assert manifest(served.host, "app", "1") is None
 
+    @from_small_first_pipe
     def test_a_platform_that_was_asked_for_is_not_replaced(self, made: Made, push: Push) -> None:
         made.remove("linux/arm64", "linux/s390x")
         result = push("--platform", "linux/arm64")
@@ -237,13 +229,17 @@ class TestDamage:
         )
 
     @pytest.mark.parametrize("keep_manifests", [False, True])
-    def test_from_a_file_or_directory_the_platforms_that_are_there_are_named(
-        self, made: Made, served: FaultyRegistry, keep_manifests: bool
+    def test_from_a_directory_the_platforms_that_are_there_are_named(
+        self, made: Made, tmp_path: Path, served: FaultyRegistry, keep_manifests: bool
     ) -> None:
         made.remove("linux/arm64", keep_manifests=keep_manifests)
-        result = ocistream("push", f"{served.host}/a:1", "-i", made.layout.path, "--platform", "linux/arm64")
+        options = ("--platform", "linux/arm64")
+        result = ocistream("push", f"{served.host}/a:1", "-i", made.layout.path, *options)
+        assertions.failure(result, 6, "complete platforms: linux/amd64, linux/s390x")
+        result = ocistream("copy", made.layout.path, f"docker-archive:{tmp_path / 'a.tar'}:app:1", *options)
         assertions.failure(result, 6, "complete platforms: linux/amd64, linux/s390x")
 
+    @from_file
     def test_an_image_that_is_no_index_and_lacks_its_config_is_incomplete(
         self, layout: Layout, push: Push, served: FaultyRegistry
     ) -> None:
@@ -307,11 +303,11 @@ class TestOtherCommands:
         index = json.loads((tmp_path / "copied" / "index.json").read_bytes())
         assert index["manifests"][0]["digest"] == made.images["linux/amd64"]["digest"]
 
-    @pytest.mark.parametrize("keep_manifests", [False, True])
     def test_a_docker_archive_takes_the_platform_that_is_there(
-        self, made: Made, source: Callable[[], dict[str, Any]], keep_manifests: bool, tmp_path: Path
+        self, made: Made, source: Callable[[], dict[str, Any]], tmp_path: Path
     ) -> None:
-        made.remove("linux/arm64", "linux/s390x", keep_manifests=keep_manifests)
+        made.remove("linux/arm64", keep_manifests=True)
+        made.remove("linux/s390x")
         given = source()
         is_pipe = "stdin" in given
         argv = ["copy", f"oci-archive:{given['path']}" if is_pipe else given["path"]]
@@ -336,8 +332,7 @@ class TestOtherCommands:
         # A docker-archive holds no attestation, whatever the platforms.
         assert "not copied: 1 attestation; a docker-archive cannot contain them\n" in result.err
 
-    @pytest.mark.parametrize("keep_manifests", [False, True])
-    @pytest.mark.parametrize("is_file", [True, False])
+    @pytest.mark.parametrize(("keep_manifests", "is_file"), [(False, True), (True, False)])
     def test_all_platforms_of_which_there_is_one_are_a_docker_archive_of_that_one(
         self, made: Made, tmp_path: Path, keep_manifests: bool, is_file: bool
     ) -> None:
@@ -355,12 +350,6 @@ class TestOtherCommands:
         assert document["config"]["digest"].partition(":")[2] in entry["Config"]
         assert len(entry["Layers"]) == len(document["layers"])
 
-    def test_a_docker_archive_of_a_platform_that_is_missing_names_the_others(self, made: Made, tmp_path: Path) -> None:
-        made.remove("linux/arm64")
-        target = f"docker-archive:{tmp_path / 'a.tar'}:app:1"
-        result = ocistream("copy", made.layout.path, target, "--platform", "linux/arm64")
-        assertions.failure(result, 6, "complete platforms: linux/amd64, linux/s390x")
-
     def test_recompressed_the_digest_that_is_said_exists(
         self, layout: Layout, served: FaultyRegistry, made: Made
     ) -> None:
@@ -370,28 +359,23 @@ class TestOtherCommands:
         digest = manifest_digest(served.host, "app", "1")
         assert f"copied as {digest} instead of {made.index['digest']}" in result.err
 
-    @pytest.mark.parametrize("options", [[], ["--platform", "linux/amd64"]])
     def test_without_referrers_the_attestation_is_left_behind_for_that_reason(
-        self, layout: Layout, served: FaultyRegistry, made: Made, options: list[str]
+        self, layout: Layout, served: FaultyRegistry, made: Made
     ) -> None:
         made.remove("linux/arm64", "linux/s390x")
-        result = ocistream("push", f"{served.host}/app:1", "-i", layout.path, "--no-referrers", *options)
-        assertions.success(result)
-        assert "not copied: 1 attestation; --no-referrers" in result.err
+        for options in ([], ["--platform", "linux/amd64"]):
+            result = ocistream("push", f"{served.host}/app:1", "-i", layout.path, "--no-referrers", *options)
+            assertions.success(result)
+            assert "not copied: 1 attestation; --no-referrers" in result.err
         assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
-    def test_inspect_says_what_was_not_exported(self, made: Made) -> None:
+    def test_inspect_and_have_know_what_was_not_exported(self, made: Made) -> None:
         made.remove("linux/arm64", "linux/s390x")
-        result = ocistream("inspect", made.layout.path)
-        assertions.success(result)
-        assert f"missing {made.images['linux/arm64']['digest']} (not exported)" in result.lines()
-
-    def test_have_lists_only_what_is_there(self, made: Made) -> None:
-        made.remove("linux/arm64", "linux/s390x")
-        result = ocistream("have", made.layout.path)
-        assertions.success(result)
-        assert made.images["linux/arm64"]["digest"] not in result.lines()
-        assert made.images["linux/amd64"]["digest"] in result.lines()
+        missing = made.images["linux/arm64"]["digest"]
+        assert f"missing {missing} (not exported)" in ocistream("inspect", made.layout.path).lines()
+        listed = ocistream("have", made.layout.path).lines()
+        assert missing not in listed
+        assert made.images["linux/amd64"]["digest"] in listed
 
 
 class TestSync:
@@ -515,6 +499,7 @@ class TestServed:
 
 
 class TestAChosenPlatform:
+    @from_sorted_pipe
     def test_takes_its_attestation_along(self, made: Made, push: Push, served: FaultyRegistry) -> None:
         result = push("--platform", "linux/arm64")
         assertions.success(result)
@@ -523,6 +508,7 @@ class TestAChosenPlatform:
             made.attestations["linux/arm64"]["digest"]
         ]
 
+    @from_file
     def test_says_where_that_cannot_be(self, layout: Layout, push: Push) -> None:
         Made(layout, subjects=False)
         result = push("--platform", "linux/arm64")
@@ -583,6 +569,7 @@ class TestBlobsInAnIndex:
         assertions.success(ocistream("pull", f"{served.host}/app:1", "-o", tmp_path / "again.tar"))
         del cache
 
+    @from_sorted_pipe
     def test_one_that_is_missing_is_damage(self, cache: Descriptor, layout: Layout, push: Push) -> None:
         gone = layout.read(cache["digest"])["manifests"][1]["digest"]
         layout.file(gone).unlink()
@@ -598,6 +585,7 @@ class TestContentInADescriptor:
         assertions.success(push())
         assert get(served.host, f"/v2/app/blobs/{empty}") == (200, b"{}")
 
+    @from_small_first_pipe
     def test_is_not_missing_to_verify(self, layout: Layout, source: Callable[[], dict[str, Any]]) -> None:
         artifact = layout.artifact(b"a chart")
         layout.name(artifact, NAME)
@@ -606,12 +594,13 @@ class TestContentInADescriptor:
         result = ocistream("verify", given["path"], stdin=given.get("stdin"))
         assert (result.code, result.err) == (0, "")
 
-    @pytest.mark.parametrize("data", ["e3t9", "not base64!", 3, ""])
-    def test_that_is_something_else_does_not_count(self, layout: Layout, served: FaultyRegistry, data: object) -> None:
-        artifact = layout.artifact(b"a chart")
-        changed = layout.read(artifact["digest"])
-        changed["config"]["data"] = data
-        layout.name(layout.document(changed), NAME)
+    def test_that_is_something_else_does_not_count(self, layout: Layout, served: FaultyRegistry) -> None:
+        changed = layout.read(layout.artifact(b"a chart")["digest"])
         empty = changed["config"]["digest"]
         layout.file(empty).unlink()
-        assertions.failure(ocistream("push", f"{served.host}/app:1", "-i", layout.path), 6, empty)
+        for data in ("e3t9", "not base64!", 3, ""):
+            changed["config"]["data"] = data
+            image = layout.document(changed)["digest"]
+            layout.name(layout.document(changed), NAME)
+            result = ocistream("push", f"{served.host}/app:1", "-i", layout.path, "--image", image)
+            assertions.failure(result, 6, empty)

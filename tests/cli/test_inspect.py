@@ -136,8 +136,7 @@ class TestArchives:
         assert document["images"][0]["manifests"][1]["platform"] == "linux/arm64/v8"
         assert "linux/arm64/v8  missing" in text
 
-    @pytest.mark.parametrize("part", ["config", "layers"])
-    @pytest.mark.parametrize("more", [0, 1], ids=["gone", "of another size"])
+    @pytest.mark.parametrize(("part", "more"), [("config", 0), ("layers", 1)], ids=["gone", "of another size"])
     def test_a_config_or_layer_that_is_missing_is_too(
         self, how: str, layout: Layout, tmp_path: Path, part: str, more: int
     ) -> None:
@@ -168,7 +167,7 @@ class TestArchives:
         assert "vnd.docker.reference.type: attestation-manifest" in text
 
 
-@pytest.mark.parametrize("form", ["--json", "text"])
+@pytest.mark.parametrize("form", ["--json", pytest.param("text", marks=pytest.mark.nightly)])
 def test_an_image_of_ten_thousand_layers_is_described_within_what_is_promised(
     layout: Layout, image: Descriptor, tmp_path: Path, form: str
 ) -> None:

@@ -1,13 +1,20 @@
-"""Memory does not grow with what strangers put into manifests: hostile ones, and indexes of thousands of images."""
+"""Memory grows neither with the image nor with the documents in an archive.
+
+A usual run moves one image in each way. A nightly run compares images of 64 MiB, of 8 GiB and of 1,000 layers. The
+layers are zeros, which cost their registry (`tests.zero_layer_registry`) and a file with holes next to nothing.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import tarfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import zstandard
@@ -15,12 +22,178 @@ import zstandard
 from ocistream import limits
 from tests.archives import blob_name, tar_of
 from tests.cli import assertions
+from tests.cli.test_via import remote
+from tests.docker_archives import Entry, Saved, archive_of, listed_in, of_docker, of_podman, saved
 from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Layout, tar_layer
-from tests.runner import measured, ocistream
+from tests.runner import Argument, Result, command, measured, measured_pipe, ocistream
+from tests.zero_layer_registry import MIB, Endless, Image
 
-#: What manifests may cost above what any transfer costs: promise 3 is 48 MiB in all, and pushing takes 33.
-ALLOWED = 15 * limits.MIB
+#: What no process may have at its peak, in bytes, at the default settings.
+BUDGET: Final = 48 * MIB
+#: What documents may cost beyond a small image: a copy between files takes less than a push, for which `BUDGET` is.
+ALLOWED: Final = 15 * MIB
+#: How much more a large image may take than a small one.
+FLAT: Final = 1 * MIB
+#: How much more each layer may take, in bytes, for its descriptor in several tables.
+DESCRIPTOR: Final = 2 << 10
+#: Bytes of the layers of an image: of the one that a usual run moves, and that others are compared with, and of those.
+USUAL: Final = 64 * MIB
+LARGE: Final = 128 * MIB
+HUGE: Final = 8192 * MIB
+#: Seconds that a slow registry takes for each MiB on each connection: far longer than a client on a busy machine.
+SLOW: Final = 0.08
+#: How often an image is measured at most. Which threads have most at the same moment is luck: peaks of four layers that
+#: are copied at the same time are up to 1.5 MiB apart at any size. What grows with the image does so every time.
+TIMES_SMALL: Final = 8
+TIMES: Final = 2
+
+nightly = pytest.mark.nightly
+#: Moves an image, with a new folder for its files, and returns the result of each process.
+Move = Callable[[Image, Path], Sequence[Result]]
+
+
+def peak(result: Result, code: int = 0) -> int:
+    """Assert how a run ended, and that its peak is within `BUDGET`; return the peak."""
+    assert result.code == code, result.err
+    assert result.peak is not None
+    assert result.peak < BUDGET, f"{result.peak / MIB:.1f} MiB: {result.argv}"
+    return result.peak
+
+
+# Large layers -----------------------------------------------------------------------------------------------------
+
+
+def through_a_pipe(image: Image, _: Path, pause: float = 0) -> Sequence[Result]:
+    with Endless(pause) as source, Endless() as target:
+        results = measured_pipe(["pull", source.hold(image, "big")], ["push", f"{target.host}/big:v1"])
+        assert not pause or source.parts > 8
+    return results
+
+
+def through_a_pipe_from_a_slow_registry(image: Image, folder: Path) -> Sequence[Result]:
+    return through_a_pipe(image, folder, SLOW)
+
+
+def from_registry_to_registry(image: Image, _: Path, pause: float = 0) -> Sequence[Result]:
+    with Endless(pause) as source, Endless() as target:
+        result = measured("copy", source.hold(image, "big"), f"{target.host}/big:v1")
+        assert not pause or source.parts > 8
+    return [result]
+
+
+def from_a_slow_registry(image: Image, folder: Path) -> Sequence[Result]:
+    return from_registry_to_registry(image, folder, SLOW)
+
+
+def out_of_an_archive(image: Image, folder: Path, *options: Argument) -> Sequence[Result]:
+    archive = folder / "sparse.tar"
+    with archive.open("wb") as file:
+        image.write_archive(file)
+    with Endless() as target:
+        return [measured("copy", archive, f"{target.host}/big:v1", *options)]
+
+
+def through_a_remote_command(image: Image, folder: Path) -> Sequence[Result]:
+    # The peak is the larger one of both sides: a process counts those that it has started.
+    return out_of_an_archive(image, folder, "--via", remote(folder / "bin", command()))
+
+
+def into_an_archive(image: Image, folder: Path) -> Sequence[Result]:
+    with Endless() as source:
+        result = measured("pull", source.hold(image, "big"), "-o", folder / "pulled.tar")
+    (folder / "pulled.tar").unlink()
+    return [result]
+
+
+def through_volumes(image: Image, folder: Path) -> Sequence[Result]:
+    with Endless() as source, Endless() as target:
+        pulled = measured("pull", source.hold(image, "big"), "-o", folder / "app.%03d.tar", "--split", "10M")
+        paths = list(folder.iterdir())
+        assert len(paths) > 5
+        pushed = measured("push", *(word for path in paths for word in ("-i", path)), f"{target.host}/big:v1")
+    return [pulled, pushed]
+
+
+def verified(image: Image, folder: Path) -> Sequence[Result]:
+    fifo = folder / "fifo"
+    os.mkfifo(fifo)
+
+    def write() -> None:
+        with fifo.open("wb") as file:
+            image.write_archive(file)
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    result = measured("verify", "-", stdin=fifo)
+    writer.join()
+    return [result]
+
+
+def one_layer(size: int) -> Image:
+    return Image([size])
+
+
+def four_layers(size: int) -> Image:
+    """Return an image whose layers are moved at once where both ends allow it; no two are the same."""
+    return Image([size // 4 + 512 * number for number in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("move", "image", "size"),
+    [
+        (through_a_pipe, one_layer, USUAL),
+        (from_registry_to_registry, four_layers, USUAL),
+        # Layers that end before the client opens further connections would show nothing.
+        (from_a_slow_registry, four_layers, 4 * USUAL),
+        pytest.param(through_a_pipe_from_a_slow_registry, one_layer, 4 * USUAL, marks=nightly),
+        (through_a_remote_command, four_layers, USUAL),
+        (into_an_archive, one_layer, USUAL),
+        (through_volumes, four_layers, USUAL),
+        (verified, one_layer, USUAL),
+    ],
+)
+def test_large_layers_are_moved_within_the_budget(
+    move: Move, image: Callable[[int], Image], size: int, tmp_path: Path
+) -> None:
+    for result in move(image(size), tmp_path):
+        peak(result)
+
+
+def thousand_layers(_: int) -> Image:
+    """Return the usual image with so many more layers that it has 1,000."""
+    return Image([*four_layers(USUAL).layers.values(), *range(4096, 4096 + 996)])
+
+
+@nightly
+@pytest.mark.parametrize("size", [LARGE, HUGE])
+@pytest.mark.parametrize(
+    ("move", "image"),
+    [
+        *((move, one_layer) for move in (through_a_pipe, into_an_archive, verified)),
+        *((move, four_layers) for move in (from_registry_to_registry, out_of_an_archive)),
+        *((move, thousand_layers) for move in (through_a_pipe, from_registry_to_registry, verified)),
+    ],
+)
+def test_peak_memory_is_the_same_for_a_small_and_a_large_image(
+    move: Move, image: Callable[[int], Image], size: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    def peaks(of: Image) -> list[int]:
+        return [peak(result) for result in move(of, tmp_path_factory.mktemp("moved"))]
+
+    large, small = image(size), four_layers(USUAL)
+    allowed = FLAT + DESCRIPTOR * len(large.layers)
+    most, found = peaks(small), [0]
+    for _ in range(TIMES):
+        found = peaks(large)
+        for _ in range(TIMES_SMALL):
+            if all(one < other + allowed for one, other in zip(found, most, strict=True)):
+                return
+            most = [max(pair) for pair in zip(most, peaks(small), strict=True)]
+    pytest.fail(f"the large image had {found} bytes, the small one {most}")
+
+
+# Documents --------------------------------------------------------------------------------------------------------
 
 
 def descriptor(content: bytes, media_type: str) -> dict[str, Any]:
@@ -39,54 +212,54 @@ def archive(root: bytes, media_type: str, *others: bytes) -> bytes:
     return tar_of([("oci-layout", b'{"imageLayoutVersion":"1.0.0"}'), ("index.json", index), *blobs])
 
 
-def image(layers: Sequence[dict[str, Any]] = (), **fields: Any) -> bytes:
+def manifest(layers: Sequence[dict[str, Any]] = (), **fields: Any) -> bytes:
     return document(OCI_MANIFEST, config=descriptor(b"{}", OCI_CONFIG), layers=layers, **fields)
 
 
-def promises(count: int, start: int = 0) -> list[dict[str, Any]]:
-    """Return descriptors of layers that nobody has, as short as they can be."""
+def absent(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Return descriptors of layers that do not exist, as short as they can be."""
     return [{"mediaType": "a/b", "digest": f"sha256:{n:064x}", "size": 1} for n in range(start, start + count)]
 
 
 def plain() -> bytes:
-    return archive(image([descriptor(b"layer", OCI_LAYER)]), OCI_MANIFEST, b"{}", b"layer")
+    return archive(manifest([descriptor(b"layer", OCI_LAYER)]), OCI_MANIFEST, b"{}", b"layer")
 
 
 def many_layers() -> bytes:
-    return archive(image(promises(35_000)), OCI_MANIFEST, b"{}")
+    return archive(manifest(absent(35_000)), OCI_MANIFEST, b"{}")
 
 
-def as_many_layers_as_may_be() -> bytes:
-    images = [image(promises(limits.MAX_LIST_ENTRIES - 1, start)) for start in (0, limits.MAX_LIST_ENTRIES)]
+def most_layers() -> bytes:
+    """Return an index of two manifests with as many layers as a list may have."""
+    images = [manifest(absent(limits.MAX_LIST_ENTRIES - 1, start)) for start in (0, limits.MAX_LIST_ENTRIES)]
     index = document(OCI_INDEX, manifests=[descriptor(content, OCI_MANIFEST) for content in images])
     return archive(index, OCI_INDEX, *images, b"{}")
 
 
 def wide_characters() -> bytes:
-    """Three long texts, together as large as they may be with an emoji, which makes them four times as large."""
+    """Return three long texts, together as large as they may be, with an emoji that makes them four times as large."""
     wide = "x" * (limits.MAX_WIDE_JSON_PART // 3 - limits.KIB) + "\U0001f600"
-    return archive(image(annotations={"a": wide}, b=wide, c={"d": wide}), OCI_MANIFEST, b"{}")
+    return archive(manifest(annotations={"a": wide}, b=wide, c={"d": wide}), OCI_MANIFEST, b"{}")
 
 
 def a_long_annotation() -> bytes:
-    return archive(image(annotations={"a": "x" * (limits.MAX_MANIFEST - limits.KIB)}), OCI_MANIFEST, b"{}")
+    return archive(manifest(annotations={"a": "x" * (limits.MAX_MANIFEST - limits.KIB)}), OCI_MANIFEST, b"{}")
 
 
 def tiny_objects() -> bytes:
     elements = b",".join([b'{"a":{}}'] * (limits.MAX_JSON_ITEMS // 3 - 10))
-    hostile = document(OCI_MANIFEST, config=descriptor(b"{}", OCI_CONFIG), layers=[], x=["x"])
-    return archive(hostile.replace(b'["x"]', b"[" + elements + b"]"), OCI_MANIFEST, b"{}")
+    return archive(manifest(x=["x"]).replace(b'["x"]', b"[" + elements + b"]"), OCI_MANIFEST, b"{}")
 
 
 def tiny_members() -> bytes:
     members = b",".join(b'"%x":{}' % number for number in range(limits.MAX_JSON_ITEMS // 2 - 10))
-    return archive(image().removesuffix(b"}") + b"," + members + b"}", OCI_MANIFEST, b"{}")
+    return archive(manifest().removesuffix(b"}") + b"," + members + b"}", OCI_MANIFEST, b"{}")
 
 
-def thousands_of_images() -> bytes:
-    """Images of their own layer each, in an index with their platforms and an annotation."""
+def thousands_of_images(count: int = 3000) -> bytes:
+    """Return images of their own layer each, in an index with their platforms and an annotation."""
     images, blobs = [], []
-    for number in range(3000):
+    for number in range(count):
         layer = b"layer %d" % number
         config = b'{"architecture":"amd64","os":"linux","n":%d}' % number
         content = document(OCI_MANIFEST, config=descriptor(config, OCI_CONFIG), layers=[descriptor(layer, OCI_LAYER)])
@@ -96,102 +269,177 @@ def thousands_of_images() -> bytes:
     return archive(document(OCI_INDEX, manifests=images), OCI_INDEX, *blobs)
 
 
+def a_thousand_images() -> bytes:
+    return thousands_of_images(1000)
+
+
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> int:
-    """Return the peak of moving a small image, in bytes."""
+    """Return the peak of a copy of a small image, in bytes."""
     folder = tmp_path_factory.mktemp("usual")
-    result = measured("copy", "-", "oci-archive:out.tar", stdin=plain(), cwd=folder)
-    assertions.success(result)
-    assert result.peak is not None
-    return result.peak
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[], bytes]], Path]:
-    """Return a function that gives an archive of one of these kinds, which is made once: it takes longer to make."""
-    folder = tmp_path_factory.mktemp("given")
-
-    def written(make: Callable[[], bytes]) -> Path:
-        path = folder / f"{make.__name__}.tar"
-        if not path.exists():
-            path.write_bytes(make())
-        return path
-
-    return written
+    return peak(measured("copy", "-", "oci-archive:out.tar", stdin=plain(), cwd=folder))
 
 
 @pytest.mark.parametrize(
     ("make", "code"),
     [
         (many_layers, 6),
-        (as_many_layers_as_may_be, 6),
+        (most_layers, 6),
         (wide_characters, 0),
         (a_long_annotation, 0),
         (tiny_objects, 0),
         (tiny_members, 6),
-        (thousands_of_images, 0),
+        (a_thousand_images, 0),
+        pytest.param(thousands_of_images, 0, marks=nightly),
     ],
 )
 # tests/hostile measures the same kinds from files in each run.
-@pytest.mark.parametrize("piped", [pytest.param(False, marks=pytest.mark.nightly), True], ids=["file", "pipe"])
-def test_no_manifest_costs_more_memory_than_is_promised(
-    tmp_path: Path,
-    usual: int,
-    given: Callable[[Callable[[], bytes]], Path],
-    make: Callable[[], bytes],
-    code: int,
-    *,
-    piped: bool,
+@pytest.mark.parametrize("piped", [pytest.param(False, marks=nightly), True], ids=["file", "pipe"])
+def test_no_document_costs_more_memory_than_is_allowed(
+    tmp_path: Path, usual: int, make: Callable[[], bytes], code: int, *, piped: bool
 ) -> None:
-    path = given(make)
+    path = tmp_path / "given.tar"
+    path.write_bytes(make())
     source = "-" if piped else f"oci-archive:{path}"
     result = measured("copy", source, "oci-archive:out.tar", stdin=path if piped else None, cwd=tmp_path)
-    assert result.code == code, result.err
-    assert result.peak is not None
-    assert result.peak < usual + ALLOWED
+    assert peak(result, code) < usual + ALLOWED
 
 
-def test_a_manifest_of_megabytes_goes_through_registries_and_costs_no_more(
+def test_a_manifest_of_megabytes_is_pulled_within_the_budget(
     tmp_path: Path, usual: int, served: FaultyRegistry
 ) -> None:
     # Layers that are never moved, so that there may be thousands of them.
     kind = "application/vnd.oci.image.layer.nondistributable.v1.tar"
-    manifest = image([{**layer, "mediaType": kind} for layer in promises(9000)])
-    assert len(manifest) > limits.MIB
-    digest = descriptor(manifest, "")["digest"]
-    name = f"{served.host}/app"
-    assertions.success(ocistream("push", f"{name}:1", stdin=archive(manifest, OCI_MANIFEST, b"{}")))
-    for target in (f"{name}:1", f"{name}@{digest}"):
-        result = measured("pull", target, "-o", "out.tar", cwd=tmp_path)
-        assertions.success(result)
-        assert result.out.endswith(f"@{digest}\n".encode())
-        # Requests to registries need more code than a copy between files.
-        assert result.peak is not None
-        assert result.peak < usual + ALLOWED + 10 * limits.MIB
+    raw = manifest([{**layer, "mediaType": kind} for layer in absent(9000)])
+    assert len(raw) > limits.MIB
+    name = f"{served.host}/app:1"
+    assertions.success(ocistream("push", name, stdin=archive(raw, OCI_MANIFEST, b"{}")))
+    result = measured("pull", name, "-o", "out.tar", cwd=tmp_path)
+    # Requests to registries need more code than a copy between files.
+    assert peak(result) < usual + ALLOWED + 10 * limits.MIB
+    assert result.lines() == [f"{name}@{descriptor(raw, '')['digest']}"]
 
 
-def test_the_largest_config_is_verified_within_the_promised_memory(tmp_path: Path) -> None:
+def test_the_largest_config_is_verified_within_the_budget(tmp_path: Path) -> None:
     config = b'{"x":"' + b"x" * (limits.MAX_JSON_PART - limits.KIB) + b'"}'
-    manifest = document(OCI_MANIFEST, config=descriptor(config, OCI_CONFIG), layers=[])
+    raw = document(OCI_MANIFEST, config=descriptor(config, OCI_CONFIG), layers=[])
     path = tmp_path / "app.tar"
-    path.write_bytes(archive(manifest, OCI_MANIFEST, config))
-    result = measured("verify", path)
+    path.write_bytes(archive(raw, OCI_MANIFEST, config))
+    peak(measured("verify", path))
+
+
+def test_layers_with_large_windows_are_verified_within_the_budget_of_decompression(layout: Layout) -> None:
+    parameters = zstandard.ZstdCompressionParameters(compression_level=1, window_log=23)
+    compress = zstandard.ZstdCompressor(compression_params=parameters).compress
+    content = [random.Random(number).randbytes(9 << 20) for number in range(5)]
+    layout.image([compress(tar_layer({"noise": noise}, compression="")) for noise in content], name="v1")
+    result = measured("verify", "--deep", layout.path)
     assertions.success(result)
     assert result.peak is not None
-    assert result.peak < 48 * limits.MIB
+    # Each of two threads keeps a window of 8 MiB, and at times a third one is not freed yet. README promises 72 MiB for
+    # decompression.
+    assert result.peak < 56 * MIB
 
 
-def test_layers_with_the_windows_of_high_levels_are_verified_within_the_promised_memory(layout: Layout) -> None:
-    layers = [
-        zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=23)).compress(
-            tar_layer({"noise": random.Random(number).randbytes(9 << 20)}, compression="")
-        )
-        for number in range(8)
-    ]
-    layout.image(layers, name="v1")
-    result = measured("verify", "--deep", layout.path)
-    assert result.code == 0, result.err
-    assert result.peak is not None
-    # Each of two threads keeps a window of 8 MiB, and now and then a third one is not let go of yet. Where layers are
-    # unpacked, README promises 72 MiB.
-    assert result.peak < 56 << 20
+# docker-archives --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def image(layout: Layout) -> Saved:
+    """Return an image of two layers, named app:1."""
+    layers = [tar_layer({"etc/motd": b"motd\n"}), tar_layer({"a": b"first " * 500})]
+    return saved(layout, layout.image(layers), "app:1")
+
+
+def unused_files(image: Saved) -> bytes:
+    """Return 40,000 files that no image uses, with the longest names that fit into a header."""
+    block = tarfile.TarInfo("x")
+    entries = []
+    for number in range(40_000):
+        block.name = f"{number:095}.txt"
+        entries.append(block.tobuf(tarfile.USTAR_FORMAT))
+    return b"".join(entries) + archive_of(of_docker([image]))
+
+
+def long_names(image: Saved) -> bytes:
+    return archive_of([*((f"{'n' * 4000}/{n}", b"") for n in range(4_000)), *of_docker([image])])
+
+
+def short_names(image: Saved) -> bytes:
+    """Return as many names as there may be, each with a document that is kept in memory."""
+    return archive_of([*((f"{n:x}", b"{}") for n in range(45_000)), *of_docker([image])])
+
+
+def large_documents(image: Saved) -> bytes:
+    stray = b'{"x":"%b"}' % (b"y" * (3 * MIB))
+    return archive_of([*((f"{n}.json", stray[:-2] + b'%d"}' % n) for n in range(10)), *of_docker([image])])
+
+
+def large_configs(image: Saved) -> bytes:
+    """Return images with configs as large as they may be: all of them do not fit into `BUDGET` beside the program."""
+    entries: list[Entry] = [(f"{number}.tar", layer) for number, layer in enumerate(image.layers)]
+    listed = []
+    for number in range(4):
+        history = [{"created_by": f"{number}" + "x" * 1000}] * 7000
+        entries.append((f"{number}.json", json.dumps({**json.loads(image.config), "history": history}).encode()))
+        listed.append({"Config": f"{number}.json", "Layers": ["0.tar", "1.tar"], "RepoTags": [f"app:{number}"]})
+    return archive_of([*entries, ("manifest.json", json.dumps(listed).encode())])
+
+
+def many_listed(image: Saved) -> bytes:
+    """Return a list as long as it may be, of images with as many layers as they may have."""
+    entries = of_podman([image])
+    first = listed_in({name: content for name, content in entries if isinstance(content, bytes)})[0]
+    others = [{"Config": "x", "Layers": ["y"] * 9_000}] * 14
+    return archive_of([*entries[:-1], ("manifest.json", json.dumps([first, *others]).encode())])
+
+
+def tiny_layers(image: Saved) -> bytes:
+    """Return thousands of files that look like layers and belong to no image."""
+    content = [(f"{n}.tar", tar_layer({f"{n}": b""}, compression="")) for n in range(1_000)]
+    return archive_of([*content, *of_docker([image])])
+
+
+@pytest.mark.parametrize(
+    ("make", "piped", "code"),
+    [
+        (long_names, True, 6),
+        (large_documents, True, 0),
+        (large_configs, True, 0),
+        (many_listed, True, 0),
+        (tiny_layers, False, 0),
+        # A pipe takes seconds for what a file has in a moment.
+        pytest.param(tiny_layers, True, 0, marks=nightly),
+        *(pytest.param(make, True, 6, marks=nightly) for make in (unused_files, short_names)),
+        *(pytest.param(make, False, 6, marks=nightly) for make in (unused_files, long_names, short_names)),
+        *(pytest.param(make, False, 0, marks=nightly) for make in (large_documents, large_configs, many_listed)),
+    ],
+)
+def test_memory_does_not_grow_with_the_files_of_a_docker_archive(
+    served: FaultyRegistry, image: Saved, make: Callable[[Saved], bytes], code: int, tmp_path: Path, *, piped: bool
+) -> None:
+    path = tmp_path / "given.tar"
+    path.write_bytes(make(image))
+    push = ["push", f"{served.host}/app:1", "--image", "app:1", "--platform", "linux/amd64"]
+    result = measured(*push, stdin=path) if piped else measured(*push, "-i", path)
+    peak(result, code)
+    if code:
+        # It has more files than are kept track of.
+        assertions.failure(result, 6)
+        assertions.no_image(served)
+
+
+def test_images_with_large_configs_are_pushed_together_within_the_budget(
+    served: FaultyRegistry, image: Saved, tmp_path: Path
+) -> None:
+    (tmp_path / "given.tar").write_bytes(large_configs(image))
+    result = measured("push", "--to", served.host, "-i", tmp_path / "given.tar")
+    peak(result)
+    assert len(result.lines()) == 4
+
+
+def test_large_layers_of_a_docker_archive_are_moved_within_the_budget(layout: Layout, served: FaultyRegistry) -> None:
+    layout.image([24 * MIB, 4 * MIB + 1], name="app")
+    copied = measured("copy", f"oci:{layout.path}", "docker-archive:-")
+    peak(copied)
+    peak(measured("push", f"{served.host}/app:1", "--compress", "gzip:1", stdin=copied.out))

@@ -131,8 +131,7 @@ def test_from_a_plain_registry_to_one_with_tls_on_this_machine_with_one_ca(
     assert manifest_digest(served.host, "back", "1") == image["digest"]
 
 
-@pytest.mark.parametrize("tool", ["containers", "docker"])
-@pytest.mark.parametrize("variable", ["HOME", "XDG_CONFIG_HOME"])
+@pytest.mark.parametrize(("tool", "variable"), [("containers", "HOME"), ("docker", "XDG_CONFIG_HOME")])
 def test_certs_d_of_the_user_is_read(
     mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path, tool: str, variable: str
 ) -> None:
@@ -235,6 +234,7 @@ def test_login_has_them_too(start: Start, ids: Ids, tmp_path: Path) -> None:
     assert [request.headers["Authorization"] is None for request in registry.requests] == [True, False] * 2
 
 
+@pytest.mark.nightly
 def test_tls_stays_within_the_promised_memory(
     mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor
 ) -> None:
@@ -287,12 +287,9 @@ def test_a_proxy_of_another_kind_is_told(layout: Layout, image: Descriptor, serv
 @pytest.mark.parametrize(
     ("no_proxy", "direct"),
     [
-        ("registry.test:443", True),
+        # tests/unit/http/test_origins.py has more of them.
         ("registry.test:5000", False),
         ("REGISTRY.TEST", True),
-        ("192.0.2.0/24", False),
-        ("test", True),
-        ("gistry.test", False),
     ],
 )
 def test_no_proxy_with_ports_and_networks(tmp_path: Path, no_proxy: str, direct: bool) -> None:
@@ -306,12 +303,8 @@ def test_no_proxy_with_ports_and_networks(tmp_path: Path, no_proxy: str, direct:
     ("host", "no_proxy", "direct"),
     [
         ("192.0.2.7:5000", "192.0.2.0/24", True),
-        ("192.0.2.7:5000", "192.0.2.7:5000", True),
-        ("192.0.2.7:5000", "192.0.2.7:6000", False),
-        ("[2001:db8::7]:5000", "2001:db8::/32", True),
         ("[2001:db8::7]:5000", "[2001:db8:0::7]:5000", True),
         ("[2001:db8::7]:5000", "[2001:db8::7]:6000", False),
-        ("[2001:db8::7]:5000", "2001:db8::8", False),
     ],
 )
 def test_no_proxy_with_addresses(tmp_path: Path, host: str, no_proxy: str, direct: bool) -> None:
@@ -378,16 +371,14 @@ def test_a_limit_that_makes_no_sense_is_a_usage_error(tmp_path: Path, option: st
     assertions.failure(ocistream("pull", "a.example/x", "-o", tmp_path / "x.tar", option), 2, words)
 
 
-@pytest.mark.parametrize("rate", ["600", "500k", "1.5M", "10MB", "1g", "10MiB"])
-def test_rates_are_written_as_for_curl(served: FaultyRegistry, layout: Layout, image: Descriptor, rate: str) -> None:
+def test_rates_are_written_as_for_curl(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
     del image
-    # Of 600 bytes a second an image this small needs few seconds.
-    argv = ["--max-requests-per-second=500", "--connect-timeout=0.5", "--stall-timeout=30", f"--limit-rate={rate}"]
-    if rate == "600":
-        # Its usage is checked, and no more.
-        assertions.success(ocistream("copy", layout.path, "oci:out", *argv, cwd=layout.path.parent))
-    else:
-        assertions.success(push(layout, served, *argv))
+    argv = ["--max-requests-per-second=500", "--connect-timeout=0.5", "--stall-timeout=30"]
+    assertions.success(push(layout, served, *argv, "--limit-rate=10MiB"))
+    for rate in ("600", "500k", "1.5M", "10MB", "1g"):
+        # A copy between directories only checks them.
+        argv = ["copy", str(layout.path), "oci:out", f"--limit-rate={rate}"]
+        assertions.success(ocistream(*argv, cwd=layout.path.parent))
 
 
 def test_a_registry_that_falls_silent_is_given_up_after_the_stall_timeout(

@@ -17,7 +17,7 @@ from tests.faulty_auth import Basic
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, tar_layer, two_platforms
 from tests.registry_http import basic, manifest_digest, seed, tags
-from tests.runner import Argument, Result, ocistream, pipe
+from tests.runner import Result, ocistream, pipe
 
 NOTE = "vnd.ocistream.omitted"
 
@@ -88,22 +88,14 @@ def pulled(releases: Releases, archive: Path, *options: str | Path, **run: Any) 
 
 class TestAnotherDigest:
     @pytest.mark.uncounted
-    @pytest.mark.parametrize("how", ["file", "pipe", "copy"])
-    def test_is_refused_before_the_registry_changes(
-        self, releases: Releases, listed: Path, tmp_path: Path, how: str
-    ) -> None:
+    def test_is_refused_before_the_registry_changes(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         """The registry could mount the omitted blobs from another of its repositories."""
         archive = tmp_path / "delta.tar"
         assertions.success(pulled(releases, archive, "--have", listed))
         releases.far.requests.clear()
         target = f"{releases.far.host}/other@sha256:{'0' * 64}"
-        lines: dict[str, list[Argument]] = {
-            "file": ["push", target, "-i", archive],
-            "pipe": ["push", target],
-            "copy": ["copy", archive, target],
-        }
-        result = ocistream(*lines[how], stdin=archive)
-        assertions.failure(result, 5, "0" * 64, releases.new["digest"])
+        for argv in (["push", target, "-i", archive], ["push", target], ["copy", archive, target]):
+            assertions.failure(ocistream(*argv, stdin=archive), 5, "0" * 64, releases.new["digest"])
         assert releases.far.asked("POST|PUT|PATCH|DELETE") == []
         # With the digest of the image, they are mounted.
         right = ocistream("push", f"{releases.far.host}/other@{releases.new['digest']}", "-i", archive)
@@ -112,30 +104,26 @@ class TestAnotherDigest:
 
 
 class TestWhatIsLeftOut:
-    def test_is_what_the_list_has(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
-        result = pulled(releases, tmp_path / "delta.tar", "--have", listed)
+    def test_is_what_the_list_has_and_is_not_fetched(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        archive, report = tmp_path / "delta.tar", tmp_path / "result.json"
+        result = pulled(releases, archive, "--have", listed, "--result", report)
         assertions.success(result)
-        assert blobs_in(tmp_path / "delta.tar") == releases.delta
+        assert blobs_in(archive) == releases.delta
         assert result.lines() == [f"{releases.near.host}/app:2@{releases.new['digest']}"]
-
-    def test_is_not_fetched(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
-        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
         for digest in releases.shared:
             assert not releases.near.asked(path=f".*/blobs/{digest}")
-
-    def test_stands_in_the_index_with_the_reason(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
-        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
-        said = said_in(tmp_path / "delta.tar").splitlines()
-        assert said == [f"# have {releases.far.host}/app", *sorted(releases.shared)]
-
-    def test_is_counted(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
-        result = pulled(releases, tmp_path / "delta.tar", "--have", listed, "--result", tmp_path / "result.json")
+        # The index has the reason, and so has the report.
+        assert said_in(archive).splitlines() == [f"# have {releases.far.host}/app", *sorted(releases.shared)]
         size = sum(releases.layout.file(digest).stat().st_size for digest in releases.shared)
         assert f"omitted 2 blobs, {size} B: in {releases.far.host}/app" in result.err
-        written = json.loads((tmp_path / "result.json").read_bytes())
+        written = json.loads(report.read_bytes())
         assert written["bytes"]["omitted"] == size
         left = {blob["digest"]: blob["reason"] for blob in written["blobs"] if blob["status"] == "omitted"}
         assert left == dict.fromkeys(releases.shared, f"in {releases.far.host}/app")
+        # Docker cannot load such an archive.
+        assert "manifest.json" not in dict(assertions.entries(archive))
+        assertions.success(pulled(releases, tmp_path / "again.tar", "--have", listed))
+        assert (tmp_path / "again.tar").read_bytes() == archive.read_bytes()
 
     @pytest.mark.uncounted
     def test_is_the_same_by_list_on_stdin_by_looking_and_by_an_image(
@@ -167,16 +155,6 @@ class TestWhatIsLeftOut:
         assert "has none of the requested blobs: nothing is omitted" in result.err
         assert blobs_in(tmp_path / "all.tar") == releases.blobs(releases.new) | {releases.new["digest"]}
         assert said_in(tmp_path / "all.tar") == ""
-
-    @pytest.mark.uncounted
-    def test_makes_the_same_archive_each_time(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
-        for name in ("a.tar", "b.tar"):
-            assertions.success(pulled(releases, tmp_path / name, "--have", listed))
-        assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
-
-    def test_leaves_nothing_for_docker_to_load(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
-        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
-        assert "manifest.json" not in dict(assertions.entries(tmp_path / "delta.tar"))
 
     def test_may_be_everything(self, releases: Releases, tmp_path: Path) -> None:
         assertions.success(pulled(releases, tmp_path / "none.tar", "--base", f"{releases.near.host}/app:2"))
@@ -256,17 +234,15 @@ class TestRefused:
         base = ("--base", f"{releases.near.host}/app:1")
         assertions.failure(pulled(releases, tmp_path / "x.tar", *base, "--compress", "zstd"), 2, "--compress")
 
-    @pytest.mark.parametrize("cut", [1, 60, 150, 250])
-    def test_a_list_that_is_cut_short(self, releases: Releases, listed: Path, tmp_path: Path, cut: int) -> None:
+    def test_a_list_that_is_cut_short(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         whole = listed.read_bytes()
-        listed.write_bytes(whole[:-cut])
-        result = pulled(releases, tmp_path / "x.tar", "--have", listed)
-        if cut == 1:
-            # The end of the last line says nothing.
-            assertions.success(result)
-        else:
-            assertions.failure(result, 6, str(listed))
+        for cut in (60, 150, 250):
+            listed.write_bytes(whole[:-cut])
+            assertions.failure(pulled(releases, tmp_path / "x.tar", "--have", listed), 6, str(listed))
             assert not (tmp_path / "x.tar").exists()
+        # The end of the last line says nothing.
+        listed.write_bytes(whole[:-1])
+        assertions.success(pulled(releases, tmp_path / "x.tar", "--have", listed))
 
     def test_a_list_that_is_empty(self, releases: Releases, tmp_path: Path) -> None:
         assertions.failure(pulled(releases, tmp_path / "x.tar", "--have", "-", stdin=b""), 6, "stdin")
@@ -357,13 +333,8 @@ class TestVerify:
             size = sum(releases.layout.file(digest).stat().st_size for digest in releases.shared)
             assert f"omitted 2 blobs, {size} B: in {releases.far.host}/app" in result.out.decode()
             assert result.lines()[-1].startswith("ok: OCI archive, 1 image, 3 blobs")
-
-    @pytest.mark.uncounted
-    def test_lists_them_as_json(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
-        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
         found = json.loads(ocistream("verify", "--json", tmp_path / "delta.tar").out)
-        assert found["ok"] is True
-        assert found["missing"] == []
+        assert (found["ok"], found["missing"]) == (True, [])
         assert {blob["digest"] for blob in found["omitted"]} == releases.shared
         assert {blob["reason"] for blob in found["omitted"]} == {f"in {releases.far.host}/app"}
 
@@ -408,21 +379,16 @@ class TestPush:
             assert any(digest in path for path in asked[:first_upload])
 
     @pytest.mark.uncounted
-    @pytest.mark.parametrize("how", ["file", "pipe", "layout"])
     def test_refuses_what_the_registry_lacks_before_anything_is_sent(
-        self, releases: Releases, listed: Path, tmp_path: Path, how: str, start: Callable[..., FaultyRegistry]
+        self, releases: Releases, listed: Path, tmp_path: Path, start: Callable[..., FaultyRegistry]
     ) -> None:
-        archive = tmp_path / ("delta/" if how == "layout" else "delta.tar")
-        assertions.success(
-            pulled(releases, archive, "--have", listed, *(["--format", "oci"] if how == "layout" else []))
-        )
-        empty = start()
-        stdin, options = (archive, []) if how == "pipe" else (None, ["-i", str(archive)])
-        result = ocistream("push", f"{empty.host}/app:2", *options, stdin=stdin)
-        assertions.failure(result, 6, *releases.shared, f"{releases.far.host}/app")
-        assert not empty.asked("POST")
-        assert not empty.asked("PUT")
-        assert not empty.asked("PATCH")
+        empty, archive, layout = start(), tmp_path / "delta.tar", tmp_path / "delta"
+        assertions.success(pulled(releases, archive, "--have", listed))
+        assertions.success(pulled(releases, layout, "--have", listed, "--format", "oci"))
+        for options in (["-i", str(archive)], [], ["-i", str(layout)]):
+            result = ocistream("push", f"{empty.host}/app:2", *options, stdin=archive)
+            assertions.failure(result, 6, *releases.shared, f"{releases.far.host}/app")
+        assert not empty.asked("POST|PUT|PATCH")
         assert tags(empty.host, "app") == []
 
     @pytest.mark.uncounted
@@ -443,8 +409,7 @@ class TestPush:
         assert blobs_in(tmp_path / "missing.tar") == {lost, releases.new["digest"]}
 
     @pytest.mark.uncounted
-    @pytest.mark.parametrize("said", ["# volume ../../etc/passwd", "# volume app.001.tar"])
-    @pytest.mark.parametrize("how", ["file", "pipe"])
+    @pytest.mark.parametrize(("said", "how"), [("# volume ../../etc/passwd", "file"), ("# volume app.001.tar", "pipe")])
     def test_of_what_is_said_to_be_in_a_volume_of_nothing_is_refused_before_anything_is_sent(
         self, releases: Releases, listed: Path, tmp_path: Path, said: str, how: str
     ) -> None:
@@ -466,18 +431,19 @@ class TestPush:
         assert not releases.far.asked("POST")
 
     @pytest.mark.uncounted
-    @pytest.mark.parametrize("name", ["a delta; rm.tar", "missing.tar"])
     def test_gives_a_command_that_a_shell_can_run(
-        self, releases: Releases, listed: Path, tmp_path: Path, start: Callable[..., FaultyRegistry], name: str
+        self, releases: Releases, listed: Path, tmp_path: Path, start: Callable[..., FaultyRegistry]
     ) -> None:
-        assertions.success(pulled(releases, tmp_path / name, "--have", listed))
-        result = ocistream("push", f"{start().host}/app:2", "-i", tmp_path / name)
-        assertions.failure(result, 6)
-        pull, push = result.err.split("`")[1:]
-        # What was there before is neither written over nor given twice.
-        assert shlex.split(push)[-4::2] == ["-i", "-i"]
-        assert shlex.split(push)[-3] == str(tmp_path / name)
-        assert shlex.split(push)[-1] == shlex.split(pull)[-1] != name
+        empty = start()
+        for name in ("a delta; rm.tar", "missing.tar"):
+            assertions.success(pulled(releases, tmp_path / name, "--have", listed))
+            result = ocistream("push", f"{empty.host}/app:2", "-i", tmp_path / name)
+            assertions.failure(result, 6)
+            pull, push = result.err.split("`")[1:]
+            # A file that existed before is neither overwritten nor given twice.
+            assert shlex.split(push)[-4::2] == ["-i", "-i"]
+            assert shlex.split(push)[-3] == str(tmp_path / name)
+            assert shlex.split(push)[-1] == shlex.split(pull)[-1] != name
 
     def test_into_another_archive_says_what_can_be_done(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
-from tests.faulty_auth import Basic, Bearer
+from tests.faulty_auth import Bearer
 from tests.faulty_registry import Fault, FaultyRegistry, Header, PauseReading, Request, Stall, WithholdAnswer, refusal
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest
@@ -126,8 +125,6 @@ def blobs(layout: Layout, image: Descriptor) -> list[Descriptor]:
     ("source", "way", "number"),
     [
         ("layout", "auto", signal.SIGKILL),
-        ("archive", "auto", signal.SIGKILL),
-        ("layout", "chunk=8MiB", signal.SIGKILL),
         ("archive", "auto", signal.SIGTERM),
         ("layout", "chunk=8MiB", signal.SIGINT),
     ],
@@ -329,24 +326,6 @@ def test_two_pushes_of_one_image_at_once_both_end_well(
     check_whole(served, image, state)
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_a_state_directory_that_cannot_be_written_is_no_failure(
-    served: FaultyRegistry, source: Path, image: Descriptor, state: Path, before: bool
-) -> None:
-    # Not even root can make a folder below a file.
-    if before:
-        state.write_text("a file is in the way")
-    else:
-        (state / "ocistream").mkdir(parents=True)
-        (state / "ocistream" / "uploads").write_text("a file is in the way")
-    told = ocistream(*push(served, source, "-v"))
-    assertions.success(told)
-    assert "cannot store upload records" in told.err
-    quiet = ocistream(*push(served, source))
-    assert "upload records" not in quiet.err
-    assert manifest_digest(served.host, "app", "1") == image["digest"]
-
-
 def test_a_record_that_cannot_be_written_is_removed_and_reported(
     served: FaultyRegistry, source: Path, image: Descriptor, state: Path
 ) -> None:
@@ -359,52 +338,17 @@ def test_a_record_that_cannot_be_written_is_removed_and_reported(
     check_whole(served, image, state)
 
 
-@pytest.mark.parametrize("way", ["malformed", "huge", "link", "elsewhere"])
-def test_a_record_that_is_not_to_be_believed_costs_nothing_but_what_it_saves(
-    served: FaultyRegistry, start: Start, source: Path, image: Descriptor, state: Path, tmp_path: Path, way: str
-) -> None:
-    ended(served, signal.SIGKILL, push(served, source))
-    (record,) = records(state)
-    document = json.loads(record.read_bytes())
-    hostile = start()
-    secret = tmp_path / "secret"
-    secret.write_text("the user's own")
-    match way:
-        case "malformed":
-            record.write_bytes(record.read_bytes()[:50])
-        case "huge":
-            with record.open("ab") as file:
-                file.truncate(1 << 40)
-        case "link":
-            record.unlink()
-            record.symlink_to(secret)
-        case "elsewhere":
-            location = f"{hostile.url}/v2/app/blobs/uploads/x"
-            record.write_text(json.dumps({**document, "location": location}))
-    again = ocistream(*push(served, source))
-    assertions.success(again)
-    assert "Traceback" not in again.err
-    assert hostile.requests == []
-    assert secret.read_text() == "the user's own"
-    assert manifest_digest(served.host, "app", "1") == image["digest"]
-    assert records(state) == []
-
-
-@pytest.mark.parametrize("stated", [f"0-{LAYER * 2}", "0--7"])
 def test_a_registry_that_lies_about_its_offset_is_not_believed(
-    served: FaultyRegistry, source: Path, image: Descriptor, state: Path, stated: str
+    served: FaultyRegistry, source: Path, image: Descriptor, state: Path
 ) -> None:
     ended(served, signal.SIGKILL, push(served, source))
-    served.faults = [Fault(Header("Range", stated), "GET", "/uploads/", times=None)]
+    served.faults = [Fault(Header("Range", f"0-{LAYER * 2}"), "GET", "/uploads/", times=None)]
     assertions.success(ocistream(*push(served, source)))
     check_whole(served, image, state)
 
 
-@pytest.mark.parametrize("auth", [Basic("alice", "s3cret-pw"), Bearer({"alice": "s3cret-pw"})], ids=["basic", "bearer"])
-def test_no_credential_is_ever_in_the_state_directory(
-    start: Start, source: Path, state: Path, auth: Basic | Bearer
-) -> None:
-    served = start(auth=auth)
+def test_no_credential_is_ever_in_the_state_directory(start: Start, source: Path, state: Path) -> None:
+    served = start(auth=Bearer({"alice": "s3cret-pw"}))
     env = {"OCISTREAM_USERNAME": "alice", "OCISTREAM_PASSWORD": "s3cret-pw"}
     halfway(served)
     with started_fork(*push(served, source, "--jobs", "1"), env=env) as process:

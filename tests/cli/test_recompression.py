@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
@@ -71,8 +70,17 @@ class TestDirections:
             assert stray_blobs(after) == set()
             assert line == [f"{name}@{named(after)['1']['digest']}"]
 
-    @codecs
-    @pytest.mark.parametrize("how", ["file", "layout", "pipe", "index last", "gzip"])
+    @pytest.mark.parametrize(
+        ("codec", "how"),
+        [
+            ("zstd", "file"),
+            ("gzip", "layout"),
+            ("none", "pipe"),
+            ("zstd", "pipe"),
+            ("gzip", "index last"),
+            ("zstd", "gzip"),
+        ],
+    )
     def test_push_from_everything(
         self, served: FaultyRegistry, layout: Layout, tmp_path: Path, codec: str, how: str
     ) -> None:
@@ -104,8 +112,8 @@ class TestDirections:
         assert result.err.count("recompressed layers lose their annotations for lazy pulling") == 1
         assert f"{strange['digest']} is not recompressed: layers of the type {strange['mediaType']}" in result.err
 
-    @codecs
-    def test_copy_between_ends_without_a_registry(self, layout: Layout, tmp_path: Path, codec: str) -> None:
+    def test_copy_between_ends_without_a_registry(self, layout: Layout, tmp_path: Path) -> None:
+        codec = "zstd"
         all_kinds(layout, name="1")
         assertions.success(ocistream("copy", layout.path, tmp_path / "a.tar", "--compress", codec))
         archive = (tmp_path / "a.tar").read_bytes()
@@ -147,12 +155,11 @@ class TestDirections:
         assertions.success(pushed)
         compare(layout, Layout(other.layout.path), "zstd")
 
-    @pytest.mark.parametrize("jobs", [1, 8])
-    def test_the_output_is_the_same_on_every_run(self, registry: FaultyRegistry, tmp_path: Path, jobs: int) -> None:
-        argv = ["pull", f"{registry.host}/app:1", "--jobs", str(jobs), "--compress"]
+    def test_the_output_is_the_same_on_every_run(self, registry: FaultyRegistry, tmp_path: Path) -> None:
         for codec in ("gzip:1", "zstd:9", "none"):
-            outs = {ocistream(*argv, codec).out for _ in range(2)}
-            assertions.success(ocistream(*argv, codec, "-o", tmp_path / "same.tar"))
+            argv = ["pull", f"{registry.host}/app:1", "--compress", codec, "--jobs"]
+            outs = {ocistream(*argv, jobs).out for jobs in ("1", "8")}
+            assertions.success(ocistream(*argv, "8", "-o", tmp_path / "same.tar"))
             assert outs == {(tmp_path / "same.tar").read_bytes()}
 
 
@@ -210,19 +217,14 @@ class TestResult:
 
 
 class TestUsage:
-    @pytest.mark.parametrize(
-        "text", ["", "gzip:0", "gzip:10", "gzip:", "zstd:99", "zstd:20", "zstd:-1", "lzma", "xz:6", "none:1", "ZSTD"]
-    )
-    @pytest.mark.parametrize("verb", ["pull", "push", "copy"])
-    def test_what_is_no_compression_is_an_error_of_usage_before_anything_is_done(
-        self, tmp_path: Path, verb: str, text: str
-    ) -> None:
-        argv: dict[str, Sequence[str | Path]] = {
-            "pull": ["pull", "127.0.0.1:1/app:1", "-o", tmp_path / "out.tar"],
-            "push": ["push", "127.0.0.1:1/app:1", "-i", tmp_path],
-            "copy": ["copy", "127.0.0.1:1/app:1", tmp_path / "out.tar"],
-        }
-        assertions.failure(ocistream(*argv[verb], "--compress", text), 2, "compression" if ":" not in text else "level")
+    def test_what_is_no_compression_is_an_error_of_usage_before_anything_is_done(self, tmp_path: Path) -> None:
+        pull = ["pull", "127.0.0.1:1/app:1", "-o", f"{tmp_path}/out.tar"]
+        push = ["push", "127.0.0.1:1/app:1", "-i", str(tmp_path)]
+        copy = ["copy", "127.0.0.1:1/app:1", f"{tmp_path}/out.tar"]
+        names, levels = ("", "lzma", "ZSTD"), ("gzip:0", "gzip:10", "gzip:", "zstd:99", "zstd:20", "zstd:-1", "none:1")
+        for argv, texts, word in ((pull, names, "compression"), (push, ("xz:6",), "level"), (copy, levels, "level")):
+            for text in texts:
+                assertions.failure(ocistream(*argv, "--compress", text), 2, word)
         assertions.nothing_left(tmp_path)
 
     @pytest.mark.parametrize("ratio", ["0", "-1", "x", "1000001"])
@@ -346,7 +348,7 @@ class TestRefusals:
             assert not (tmp_path / "out.tar").exists()
         assertions.nothing_left(tmp_path, "made")
 
-    @pytest.mark.parametrize("behind", [b"g", b"garbage", bytes(600) + b"garbage"])
+    @pytest.mark.parametrize("behind", [b"g", bytes(600) + b"garbage"])
     def test_bytes_behind_a_layers_last_gzip_member_are_named(
         self, layout: Layout, tmp_path: Path, behind: bytes
     ) -> None:
@@ -364,23 +366,20 @@ class TestRefusals:
         assertions.failure(result, 8, "looked like a layer", "from a file")
         assertions.no_image(served)
 
-    def test_what_grows_without_end(self, layout: Layout, tmp_path: Path) -> None:
-        def zeros() -> bytes:
-            # Just over the first GiB, which is free.
-            return gzip.compress(bytes(2 * MIB), 9, mtime=0) * 513
-
+    def test_a_layer_that_expands_too_far(self, layout: Layout, tmp_path: Path, low_expansion: Path) -> None:
         image = layout.read(layout.image([tar_layer({"a": b"b"})])["digest"])
-        image["layers"] = [layout.blob(zeros(), image["layers"][0]["mediaType"])]
+        image["layers"] = [layout.blob(gzip.compress(bytes(2 * MIB), 9, mtime=0), image["layers"][0]["mediaType"])]
         layout.document(image, name="1")
-        result = ocistream("copy", layout.path, f"{tmp_path}/out/", "--compress", "zstd")
+        argv = ["copy", str(layout.path), f"{tmp_path}/out/", "--compress", "zstd"]
+        result = ocistream(*argv, machine=low_expansion)
         assertions.failure(result, 6, "expands to more than 200 times", "--max-ratio")
         assert not (tmp_path / "out" / "index.json").exists()
         assertions.no_partial_files(tmp_path / "out")
-        # Allowed to grow, it is read to its end, and then found to be another layer than the config says.
-        result = ocistream("copy", layout.path, f"{tmp_path}/out/", "--compress", "zstd", "--max-ratio", "2000")
+        # Allowed to expand, it is read to its end, and then found to be another layer than the config says.
+        result = ocistream(*argv, "--max-ratio", "2000", machine=low_expansion)
         assertions.failure(result, 5, "the config of its image says")
 
-    @pytest.mark.parametrize("percent", [10, 50, 90, 99])
+    @pytest.mark.parametrize("percent", [50, 99])
     def test_a_pipe_that_is_cut_leaves_no_image(
         self, served: FaultyRegistry, start: Any, layout: Layout, percent: int
     ) -> None:
@@ -421,8 +420,7 @@ class TestSpace:
         need("prlimit")
         return ["prlimit", "--fsize=0"]
 
-    @pytest.mark.parametrize("order", [small_first, items_of])
-    @pytest.mark.parametrize("verb", [["push"], ["copy", "-"]])
+    @pytest.mark.parametrize(("verb", "order"), [(["push"], items_of), (["copy", "-"], small_first)])
     def test_from_a_pipe_into_a_registry_needs_none(
         self, served: FaultyRegistry, layout: Layout, no_files: list[str], verb: list[str], order: Any, tmp_path: Path
     ) -> None:
@@ -441,12 +439,14 @@ class TestSpace:
         assert b"temporary file" in err
         assert not out.endswith(bytes(1024))
 
-    @codecs
     @pytest.mark.parametrize(
-        "to",
+        ("codec", "to"),
         [
-            *("pipe", "registry"),
-            *(pytest.param(to, marks=pytest.mark.nightly) for to in ("layout", "file")),
+            ("zstd", "registry"),
+            ("gzip", "pipe"),
+            *(pytest.param("none", to, marks=pytest.mark.nightly) for to in ("registry", "pipe", "file")),
+            *(pytest.param("zstd", to, marks=pytest.mark.nightly) for to in ("pipe", "layout", "file")),
+            *(pytest.param("gzip", to, marks=pytest.mark.nightly) for to in ("registry", "layout")),
         ],
     )
     def test_memory_is_bounded(
@@ -535,12 +535,3 @@ def test_what_only_says_how_a_layer_was_compressed_is_left_out(layout: Layout, t
     out = Layout(tmp_path / "out")
     (entry,) = json.loads((out.path / "index.json").read_bytes())["manifests"]
     assert [layer["annotations"] for layer in out.read(entry["digest"])["layers"]] == [{"org.example.kept": "yes"}] * 2
-
-
-def test_the_digest_that_an_image_gets_can_be_asked_for(served: FaultyRegistry, layout: Layout) -> None:
-    layout.image([200_000], name="app")
-    assertions.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path, "--compress", "zstd"))
-    digest = manifest_digest(served.host, "app", "1")
-    result = ocistream("push", f"{served.host}/other@{digest}", "-i", layout.path, "--compress", "zstd")
-    assertions.success(result)
-    assert manifest_digest(served.host, "other", str(digest)) == digest

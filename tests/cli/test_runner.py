@@ -114,9 +114,7 @@ def test_what_is_started_is_ended_with_the_block() -> None:
 # -- forks ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "argv", [[], ["--version"], ["pull", "--help"], ["verify", "absent.tar"], ["verify", "x.tar"], ["pul"], ["rm", "a"]]
-)
+@pytest.mark.parametrize("argv", [[], ["pull", "--help"], ["verify", "x.tar"], ["pul"]])
 def test_a_fork_ends_as_a_real_process_does(argv: list[str], tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"no archive" * 100)
     forked, real = run.ocistream(*argv, cwd=tmp_path), run.real(*argv, cwd=tmp_path)
@@ -204,7 +202,7 @@ def test_forks_make_a_pipe_that_can_be_cut(archive: Path) -> None:
 def test_a_program_starts_a_fork_as_it_does_a_real_process(archive: Path, tmp_path: Path) -> None:
     os.link(archive, tmp_path / "here.tar")
     env = {"OCISTREAM_LOG_FORMAT": "json"}
-    for argv in (["copy", "-q", "here.tar", "-"], ["verify", "-"], ["verify", "absent.tar"], ["pul"]):
+    for argv in (["copy", "-q", "here.tar", "-"], ["verify", "absent.tar"]):
         forked, real = (
             run.run([*start, *argv], stdin=archive, cwd=tmp_path, env=env)
             for start in (run.forking_command(), run.command())

@@ -18,7 +18,8 @@ from tests.html_page import Page
 from tests.images import OCI_INDEX, Layout, thousands_of_images
 from tests.raw_http import Client, connect
 
-pytestmark = pytest.mark.usefixtures("interruptible")
+# tests/serve/test_large_manifests.py shows in each run that few are in memory at once.
+pytestmark = [pytest.mark.nightly, pytest.mark.usefixtures("interruptible")]
 
 MIB: Final = 1 << 20
 CLIENTS: Final = 14

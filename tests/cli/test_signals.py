@@ -251,10 +251,13 @@ def stopped_again_and_again(process: subprocess.Popen[bytes], first: signal.Sign
 
 
 @pytest.mark.parametrize(
-    ("first", "others"),
-    [(signal.SIGINT, signal.SIGINT), (signal.SIGINT, signal.SIGTERM), (signal.SIGHUP, signal.SIGINT)],
+    ("first", "others", "end"),
+    [
+        (signal.SIGINT, signal.SIGINT, "app.tar"),
+        (signal.SIGINT, signal.SIGTERM, "pulled/"),
+        (signal.SIGHUP, signal.SIGINT, "-"),
+    ],
 )
-@pytest.mark.parametrize("end", ["app.tar", "pulled/", "-"])
 def test_signals_that_follow_the_first_do_no_harm(
     stalling: FaultyRegistry, tmp_path: Path, first: signal.Signals, others: signal.Signals, end: str
 ) -> None:

@@ -109,9 +109,9 @@ class Mutual(World):
         self.open_both()
         self.client = self.authority.issue(folder / "client", common_name="me")
         self.other = self.fake.issue(folder / "other", common_name="other")
-        self.secure = start(tls=self.authority.issue(folder / "server"), client_authority=self.authority)
+        tls = self.authority.issue(folder / "server")
+        self.secure = self.start_with_image(tls=tls, client_authority=self.authority)
         self.https = self.secure.host.replace("127.0.0.1", "registry.test")
-        assertions.success(self.run("push", "-i", layout.path, f"{self.https}/app:1", self.ca, *self.shown("")))
 
     def shown(self, side: str, certificate: Certificate | None = None) -> list[str]:
         of = certificate or self.client

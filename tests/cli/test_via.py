@@ -21,7 +21,7 @@ from tests.fault_actions import Flip
 from tests.faulty_registry import Fault, FaultyRegistry, Reply, refusal
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
-from tests.runner import Argument, Result, command, forking_command, measured, ocistream, started_fork
+from tests.runner import Argument, Result, forking_command, ocistream, started_fork
 
 MIB = 1 << 20
 
@@ -238,16 +238,6 @@ class TestWhatIsSent:
         assertions.success(result)
         assert uploaded(there) < MIB
         assert any("mount=" in request.target and "from=base" in request.target for request in there.requests)
-
-    @pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.nightly)])
-    def test_memory_stays_as_promised(self, count: int, there: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
-        layout.image([64 * MIB, *(b"%d" % number for number in range(count))], name="big")
-        # The peak is that of both sides: a process counts those that it has started.
-        far = remote(tmp_path / "bin", command())
-        result = measured("copy", f"oci:{layout.path}", f"{there.host}/big:1", "--via", far)
-        assertions.success(result)
-        assert result.peak is not None
-        assert result.peak < 48 * MIB
 
 
 class TestWhatIsSaid:

@@ -18,7 +18,7 @@ from tests.cli import assertions
 from tests.faulty_registry import Fault, FaultyRegistry, Stall, refusal
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest, seed
-from tests.runner import Argument, Result, measured, ocistream, started_fork
+from tests.runner import Argument, Result, ocistream, started_fork
 from tests.volume_archives import OMITTED, Cut, notes_in, read_volumes
 
 MIB: Final = 1 << 20
@@ -30,6 +30,8 @@ SIZE: Final = 256 * KIB
 WHOLE: Final = 320 * KIB
 NAMES: Final = ["app.000.tar", "app.001.tar", "app.002.tar"]
 ORDERS: Final = list(itertools.permutations(range(3)))
+#: Orders in which each of the three is the first, and the last.
+SOME_ORDERS: Final = [(0, 1, 2), (1, 2, 0), (2, 0, 1)]
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -276,10 +278,10 @@ def test_what_the_other_side_has_is_in_no_volume(
 @pytest.mark.parametrize(
     ("number", "kind"),
     [
-        *((0, signal.SIGKILL), (1, signal.SIGINT), (2, signal.SIGKILL), (3, signal.SIGINT)),
+        *((0, signal.SIGKILL), (3, signal.SIGINT)),
         *(
             pytest.param(number, kind, marks=pytest.mark.nightly)
-            for number, kind in ((0, signal.SIGINT), (1, signal.SIGKILL), (2, signal.SIGINT), (3, signal.SIGKILL))
+            for number, kind in itertools.product((1, 2), (signal.SIGINT, signal.SIGKILL))
         ),
     ],
 )
@@ -326,16 +328,12 @@ def size_of(path: Path) -> int:
 # In --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_volumes_are_pushed_in_every_order(
-    cut: CutOnce,
-    target: FaultyRegistry,
-    order: Sequence[int],
-) -> None:
-    pushed = push(target, *(cut.paths[number] for number in order))
-    assertions.success(pushed)
-    assert pushed.lines() == [f"{target.host}/app:1@{cut.image['digest']}"]
-    is_there(target, cut.image, cut.layout)
+def test_volumes_are_pushed_in_every_order(cut: CutOnce, start: Callable[..., FaultyRegistry]) -> None:
+    for order in ORDERS:
+        target = start()
+        pushed = push(target, *(cut.paths[number] for number in order))
+        assert pushed.lines() == [f"{target.host}/app:1@{cut.image['digest']}"], pushed.err
+        is_there(target, cut.image, cut.layout)
 
 
 def test_a_quoted_glob_means_all_its_files(cut: CutOnce, target: FaultyRegistry, folder: Path) -> None:
@@ -371,12 +369,8 @@ def test_volumes_without_an_option_of_their_own_are_answered_with_the_line_to_ty
 
 
 @pytest.mark.uncounted
-@pytest.mark.parametrize("order", ORDERS)
-def test_volumes_are_pushed_one_by_one_in_every_order(
-    cut: CutOnce,
-    target: FaultyRegistry,
-    order: Sequence[int],
-) -> None:
+@pytest.mark.parametrize("order", SOME_ORDERS)
+def test_volumes_are_pushed_one_by_one_in_any_order(cut: CutOnce, target: FaultyRegistry, order: Sequence[int]) -> None:
     needed = set(NAMES)
     for number in order[:-1]:
         needed.remove(NAMES[number])
@@ -391,9 +385,7 @@ def test_volumes_are_pushed_one_by_one_in_every_order(
 @pytest.mark.uncounted
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
-    cut: CutOnce,
-    target: FaultyRegistry,
-    order: Sequence[int],
+    cut: CutOnce, target: FaultyRegistry, order: Sequence[int]
 ) -> None:
     continued = layer(cut.layout, cut.image, 1)
     results = [push(target, cut.paths[number]) for number in order]
@@ -460,13 +452,8 @@ def test_a_volume_that_is_missing_is_asked_for_by_name(
     is_there(target, image, layout)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_a_volume_may_be_given_twice(
-    cut: CutOnce,
-    folder: Path,
-    target: FaultyRegistry,
-    order: Sequence[int],
-) -> None:
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_a_volume_may_be_given_twice(cut: CutOnce, folder: Path, target: FaultyRegistry, order: Sequence[int]) -> None:
     copy = folder / "the-same.tar"
     copy.write_bytes(cut.paths[order[0]].read_bytes())
     pushed = push(target, *(cut.paths[number] for number in order), copy, argv=["-v"])
@@ -475,29 +462,21 @@ def test_a_volume_may_be_given_twice(
     is_there(target, cut.image, cut.layout)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_a_volume_of_another_image_is_refused_by_name(
-    cut: CutOnce,
-    target: FaultyRegistry,
-    order: Sequence[int],
-) -> None:
-    given = [cut.other if number == 1 else cut.paths[number] for number in order]
-    refused = push(target, *given)
-    assertions.failure(
-        refused,
-        6,
-        f"{cut.other} does not belong to the others: it is volume 2 of ",
-        f"(other.001.tar) of {cut.registry.host}/other:1",
-        f"of {cut.registry.host}/app:1",
-    )
+def test_a_volume_of_another_image_is_refused_by_name(cut: CutOnce, target: FaultyRegistry, folder: Path) -> None:
+    for order in SOME_ORDERS:
+        refused = push(target, *(cut.other if number == 1 else cut.paths[number] for number in order))
+        assertions.failure(
+            refused,
+            6,
+            f"{cut.other} does not belong to the others: it is volume 2 of ",
+            f"(other.001.tar) of {cut.registry.host}/other:1",
+            f"of {cut.registry.host}/app:1",
+        )
+    # Nor does a volume of the same image that was cut to another size.
+    cut_again = split(cut.registry, folder, size=SIZE + 4096, name="again")
+    refused = push(target, cut.paths[0], cut_again[1], cut.paths[2])
+    assertions.failure(refused, 6, "again.001.tar does not belong to the others")
     assert not target.asked("POST", "/uploads/")
-
-
-@pytest.mark.uncounted
-def test_volumes_of_another_cut_are_refused(registry: FaultyRegistry, folder: Path, target: FaultyRegistry) -> None:
-    paths = split(registry, folder)
-    other = split(registry, folder, size=SIZE + 4096, name="other")
-    assertions.failure(push(target, paths[0], other[1], paths[2]), 6, "other.001.tar does not belong to the others")
 
 
 def test_what_was_left_out_and_what_brings_it_are_put_together(
@@ -599,7 +578,7 @@ def test_verify_says_of_a_volume_which_it_is(registry: FaultyRegistry, folder: P
         assert f"(in the volume {path.name})" not in shown.out.decode()
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_verify_of_all_volumes_finds_the_image_complete(cut: CutOnce, order: Sequence[int]) -> None:
     seen = ocistream("verify", "--deep", *(cut.paths[number] for number in order))
     assertions.success(seen)
@@ -650,19 +629,3 @@ def test_a_volume_is_no_whole_archive_to_copy(registry: FaultyRegistry, folder: 
     codes = [ocistream("copy", path, f"{tmp_path}/copy/").code for path in paths]
     assert codes == [10, 10, 0]
     assertions.success(ocistream("verify", tmp_path / "copy"))
-
-
-def test_memory_does_not_grow_with_the_volumes(
-    served: FaultyRegistry, layout: Layout, folder: Path, target: FaultyRegistry
-) -> None:
-    image = layout.image([56 * MIB, 8 * MIB])
-    seed(layout, image, served.host, "app", "1")
-    pulled = measured("pull", f"{served.host}/app:1", "-o", folder / "app.%03d.tar", "--split", "10M")
-    assertions.success(pulled)
-    paths = sorted(folder.iterdir())
-    assert len(paths) == 7
-    pushed = measured("push", *(a for path in paths for a in ("-i", path)), f"{target.host}/app:1")
-    assertions.success(pushed)
-    assert pulled.peak is not None
-    assert pushed.peak is not None
-    assert max(pulled.peak, pushed.peak) < 48 * MIB

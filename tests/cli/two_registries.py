@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.certificates import Certificate, make_certificate
-from tests.cli import assertions
 from tests.faulty_auth import Basic
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, small_image
@@ -31,21 +31,24 @@ class World:
         self.authority = make_certificate(folder / "authority", "an authority")
         self.fake = make_certificate(folder / "fake", "another authority")
         self.start = start
-        self.secure = start(tls=self.authority.issue(folder / "server"))
         self.plain = start()
         self.image = small_image(layout, name="app")
-        for registry in (self.secure, self.plain):
-            registry.layout.path.mkdir(exist_ok=True)
         self.layout = layout
+        seed(layout, self.image, self.plain.host, "app", "1")
+        self.secure = self.start_with_image(tls=self.authority.issue(folder / "server"))
         self.https = self.secure.host.replace("127.0.0.1", "registry.test")
         self.http = self.plain.host.replace("127.0.0.1", "other.test")
-        assertions.success(self.run("push", "-i", layout.path, f"{self.https}/app:1", self.ca))
-        seed(layout, self.image, self.plain.host, "app", "1")
         self.secure.auth, self.plain.auth = Basic("me", PASSWORDS[0]), Basic("you", PASSWORDS[1])
         for registry in (self.secure, self.plain):
             registry.requests.clear()
         for name, password in zip(("one", "two"), PASSWORDS, strict=True):
             (folder / name).write_text(f"{password}\n")
+
+    def start_with_image(self, **options: Any) -> FaultyRegistry:
+        """Start a registry that has `app:1`, whoever may read it."""
+        registry = self.start(**options)
+        shutil.copytree(self.plain.layout.path, registry.layout.path, dirs_exist_ok=True)
+        return registry
 
     @property
     def ca(self) -> str:

@@ -50,7 +50,7 @@ def test_a_real_image_crosses_a_pipe_unchanged_and_in_bounded_memory(
     assert registry.uploads("copies/debian") == []
 
 
-# tests/cli/test_memory_by_image_size.py measures all three with images that are made while they are read.
+# tests/cli/test_memory.py measures them with images that are made while they are read.
 @pytest.mark.parametrize("way", ["copy", *(pytest.param(way, marks=pytest.mark.nightly) for way in ("pull", "push"))])
 def test_layers_that_move_side_by_side_stay_within_the_budget_too(
     way: str,

@@ -17,7 +17,7 @@ def note(request: pytest.FixtureRequest, fault: str, command: str, outcome: obje
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the table: a line for each fault, a column for each command, and no cell empty."""
+    """Print the table: a line for each fault, a column for each command. A cell of a nightly run alone is empty."""
     cells: dict[str, dict[str, str]] = {}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):

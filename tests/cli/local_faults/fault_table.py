@@ -38,6 +38,8 @@ Outcome = int | str
 UNSEEN: Final = "unseen"
 WRITES_NOTHING: Final = "writes nothing"
 READS_NO_FILE: Final = "reads no file"
+#: One of the commands that read a registry, a pipe, a file and a directory, and that write each of them.
+SOME: Final = frozenset({PULL_DIR, PULL_OUT, PUSH_IN, COPY_FILE, VERIFY_FILE})
 THE_SHELLS: Final = "the shell's"
 ALONE: Final = "no layout"
 #: What is no outcome, but says why there is none.
@@ -50,7 +52,8 @@ class Trouble:
 
     `closed` is a stream (0, 1 or 2) that is closed. With `unread` the reader of stdout has gone. `together` names what
     a second run does at the same time. `visible` is whether the work is done although it ends with a code: only its
-    last line was lost.
+    last line was lost. A `rare` fault has the effect of another one: a usual run has it for `SOME` of the commands, a
+    nightly run for all.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Trouble:
     together: str = ""
     disk: str = "folder"
     visible: bool = False
+    rare: bool = False
 
 
 def _by(*pairs: tuple[Outcome, tuple[str, ...]], others: Outcome = UNSEEN) -> dict[str, Outcome]:
@@ -70,12 +74,12 @@ def _by(*pairs: tuple[Outcome, tuple[str, ...]], others: Outcome = UNSEEN) -> di
     return found
 
 
-def _interrupted(name: str, number: str, code: Outcome, after: int) -> list[Trouble]:
+def _interrupted(name: str, number: str, code: Outcome, after: int, *, rare: bool = False) -> list[Trouble]:
     """A signal at a moment: of those that write when so much is written, of the others when so much is read."""
     written, read = _by((code, WRITING), others=""), _by(("", WRITING), others=code)
     return [
         Trouble(name, {command: outcome for command, outcome in outcomes.items() if outcome != ""},
-                plan={"at": at, "after": after, "do": "signal", "signal": number})
+                plan={"at": at, "after": after, "do": "signal", "signal": number}, rare=rare)
         for at, outcomes in (("write", written), ("read", read))
     ]  # fmt: skip
 
@@ -84,8 +88,8 @@ _FULL: Final = _by((9, WRITING), others=WRITES_NOTHING)
 
 TROUBLES: Final = [
     Trouble("disk full", _FULL, disk="small"),
-    Trouble("quota used up", _FULL, plan={"at": "write", "after": MIB, "errno": errno.EDQUOT}),
-    Trouble("disk that fails", _FULL, plan={"at": "write", "after": MIB, "errno": errno.EIO}),
+    Trouble("quota used up", _FULL, plan={"at": "write", "after": MIB, "errno": errno.EDQUOT}, rare=True),
+    Trouble("disk that fails", _FULL, plan={"at": "write", "after": MIB, "errno": errno.EIO}, rare=True),
     Trouble("read-only", _by((9, (PULL_FILE, PULL_DIR, COPY_FILE, COPY_DIR)), (THE_SHELLS, (PULL_OUT,))),
             disk="read-only"),
     Trouble("source fails", _by((READS_NO_FILE, PULLS), others=9),
@@ -94,15 +98,16 @@ TROUBLES: Final = [
             plan={"at": "read", "after": MIB, "do": "shrink"}),
     Trouble("source grows", _by((READS_NO_FILE, PULLS), (5, FROM_DIR), (6, (PUSH_IN,)), others=UNSEEN),
             plan={"at": "read", "after": MIB, "do": "grow"}),
-    Trouble("source replaced", _by((READS_NO_FILE, PULLS)), plan={"at": "read", "after": MIB, "do": "replace"}),
-    Trouble("stdout closed", _by((2, (PULL_OUT,))), closed=1),
+    Trouble("source replaced", _by((READS_NO_FILE, PULLS)), plan={"at": "read", "after": MIB, "do": "replace"},
+            rare=True),
+    Trouble("stdout closed", _by((2, (PULL_OUT,))), closed=1, rare=True),
     Trouble("stdout unread", _by(others=141), unread=True, visible=True),
-    Trouble("stdin closed", _by((2, (PUSH_IN,))), closed=0),
-    Trouble("stderr closed", _by(), closed=2),
-    *_interrupted("SIGINT at once", "SIGINT", 130, 0),
+    Trouble("stdin closed", _by((2, (PUSH_IN,))), closed=0, rare=True),
+    Trouble("stderr closed", _by(), closed=2, rare=True),
+    *_interrupted("SIGINT at once", "SIGINT", 130, 0, rare=True),
     *_interrupted("SIGINT midway", "SIGINT", 130, MIB),
-    *_interrupted("SIGTERM midway", "SIGTERM", 143, MIB),
-    *_interrupted("SIGPIPE midway", "SIGPIPE", UNSEEN, MIB),
+    *_interrupted("SIGTERM midway", "SIGTERM", 143, MIB, rare=True),
+    *_interrupted("SIGPIPE midway", "SIGPIPE", UNSEEN, MIB, rare=True),
     # Who writes to one file of the shell's twice has only one to blame.
     Trouble("two at once", _by((THE_SHELLS, (PULL_OUT,))), together="TWICE"),
     Trouble("two images", _by((UNSEEN, (PULL_DIR, COPY_DIR)), others=ALONE), together="TWO IMAGES"),

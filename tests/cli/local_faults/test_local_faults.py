@@ -24,6 +24,7 @@ from tests.cli.local_faults.fault_table import (
     PULL_OUT,
     PUSH_IN,
     REASONS,
+    SOME,
     TROUBLES,
     UNSEEN,
     Trouble,
@@ -57,7 +58,11 @@ def place(
 def cells(*, together: bool) -> list[Any]:
     """Return the cells in which something is to be seen, as parameters of a test: one run's, or those of two."""
     return [
-        pytest.param(trouble, name, outcome, id=f"{trouble.name}-{name}".replace(" ", "_"))
+        pytest.param(
+            *(trouble, name, outcome),
+            id=f"{trouble.name}-{name}".replace(" ", "_"),
+            marks=[pytest.mark.nightly] if trouble.rare and name not in SOME else [],
+        )
         for trouble in TROUBLES
         if bool(trouble.together) is together
         for name, outcome in trouble.outcomes.items()

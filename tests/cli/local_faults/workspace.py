@@ -119,7 +119,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """An image with two large layers, in a layout and in a file: places have copies of it."""
+    """An image with a large and a small layer, in a layout and in a file: places have copies of it."""
 
     layout: Layout
     image: Descriptor
@@ -129,7 +129,7 @@ class Made:
 def make(folder: Path) -> Made:
     """Make the image in a folder."""
     layout = Layout(folder / "made")
-    image = layout.image([3 * MIB, 2 * MIB], name="app")
+    image = layout.image([2 * MIB, b"small"], name="app")
     (folder / "app.tar").write_bytes(tar_of(small_first(layout)))
     return Made(layout, image, folder / "app.tar")
 
