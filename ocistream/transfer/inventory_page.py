@@ -281,7 +281,7 @@ class _ImagePage:
         yield "<p>Images need these manifests, configs and layers, and the location does not have them.</p>\n"
         yield _open_table("Digest", ("Size", "n"), "Reason")
         for descriptor in self._missing_blobs:
-            reason = descriptor.get("leftOut") or ("not exported" if "notExported" in descriptor else "not found")
+            reason = descriptor.get("omitted") or ("not exported" if "notExported" in descriptor else "not found")
             yield _row(_short(descriptor["digest"]), (_size(descriptor["size"]), "n"), _text(reason))
         yield f"{_END_TABLE}</section>\n"
 

@@ -16,7 +16,7 @@ from tests.certificates import Certificate
 from tests.cli import assertions
 from tests.cli.proxy import Proxy, tunnelling_to
 from tests.cli.terminal import on_terminal
-from tests.faulty_auth import Basic, Bearer
+from tests.faulty_auth import Basic
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import basic, manifest_digest, seed
@@ -51,7 +51,7 @@ def there_and_back(layout: Layout, folder: Path, *argv: str, env: dict[str, str 
     return push, pull
 
 
-@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("variable", ["https_proxy", "ALL_PROXY"])
 def test_a_registry_is_reached_through_a_proxy_and_trusted_by_its_authority(
     distant: Proxy, certificate: Certificate, layout: Layout, image: Descriptor, tmp_path: Path, variable: str
 ) -> None:
@@ -139,7 +139,7 @@ def test_there_are_no_colours(layout: Layout, image: Descriptor, tmp_path: Path,
         assert re.search(r"\x1b\[[0-9;]*m", on_terminal(*argv, env=env).screen) is None
 
 
-# Credentials ---------------------------------------------------------------------------------------------------
+# Credentials: tests/quirks/test_credentials.py has the order of the places where they are found -----------------
 
 
 def auths(host: str, password: str) -> str:
@@ -153,19 +153,6 @@ def guarded(start: Callable[..., FaultyRegistry], layout: Layout, image: Descrip
     registry = start(auth=Basic("me", "right"))
     seed(layout, image, registry.host, "app", "1", headers=basic("me", "right"))
     return registry
-
-
-@pytest.mark.parametrize("variable", ["DOCKER_AUTH_CONFIG", "REGISTRY_AUTH_FILE", "DOCKER_CONFIG", "HOME"])
-def test_credentials_are_found_where_other_tools_keep_them(
-    guarded: FaultyRegistry, tmp_path: Path, variable: str
-) -> None:
-    folder = tmp_path / "config"
-    (folder / ".docker").mkdir(parents=True)
-    for path in (folder / "config.json", folder / ".docker" / "config.json"):
-        path.write_text(auths(guarded.host, "right"))
-    value = {"DOCKER_AUTH_CONFIG": auths(guarded.host, "right"), "REGISTRY_AUTH_FILE": str(folder / "config.json")}
-    env = {variable: value.get(variable, str(folder))}
-    assertions.success(ocistream("pull", f"{guarded.host}/app:1", "-o", tmp_path / "x.tar", env=env))
 
 
 @pytest.mark.parametrize(
@@ -221,19 +208,6 @@ def test_one_user_name_is_not_sent_to_two_registries(
 def test_a_user_name_needs_a_password(guarded: FaultyRegistry, layout: Layout) -> None:
     result = ocistream("push", "-i", layout.path, f"{guarded.host}/app:1", "--username=me")
     assertions.failure(result, 2, "--username needs a password", "OCISTREAM_PASSWORD", "--password-stdin")
-
-
-def test_a_token_is_had_with_the_same_credentials(
-    start: Callable[..., FaultyRegistry], layout: Layout, image: Descriptor
-) -> None:
-    del image
-    auth = Bearer(users={"me": "right"}, anonymous=())
-    registry = start(auth=auth)
-    push = ["push", "-i", str(layout.path), f"{registry.host}/app:1"]
-    assertions.failure(ocistream(*push), 3, registry.host)
-    env = {"OCISTREAM_USERNAME": "me", "OCISTREAM_PASSWORD": "right"}
-    assertions.success(ocistream(*push, env=env))
-    assert auth.requests[-1].user == "me"
 
 
 def test_no_home_is_needed(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:

@@ -15,7 +15,6 @@ import pytest
 
 from tests.archives import check_blobs, files_in, index_in, items_of, small_first, tar_of
 from tests.cli import assertions
-from tests.faulty_auth import Basic
 from tests.faulty_registry import Drop, Fault, FaultyRegistry, Flip, Resize, refusal, too_many_requests
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.peers import need
@@ -137,47 +136,21 @@ def test_2_for_a_directory_that_holds_something_else(registry: FaultyRegistry, f
     assertions.nothing_left(folder, "letter.txt")
 
 
-# 3 -----------------------------------------------------------------------------------------------------------
-
-
-def test_3_for_a_wrong_password(start: Callable[..., FaultyRegistry], folder: Path) -> None:
-    guarded = start(auth=Basic("me", "right"))
-    result = ocistream(
-        "pull", f"{guarded.host}/app:1", "-o", folder / "app.tar", "--username=me", env={"OCISTREAM_PASSWORD": "wrong"}
-    )
-    assertions.failure(result, 3, guarded.host, "ocistream login")
-    assert "wrong" not in result.err
-    assertions.nothing_left(folder)
-
-
-def test_3_for_no_right_to_push(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
-    del image
-    served.faults = [Fault(refusal(403, "DENIED", "you may not"), "POST", times=None)]
-    assertions.failure(ocistream("push", "-i", layout.path, f"{served.host}/app:1"), 3, "DENIED: you may not")
-    assertions.no_image(served)
+# 3: tests/errors has the commonest causes of each code, tests/hostile those of 5 and 6, local_faults those of 9.
 
 
 # 4 -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["app:2", "nothing/here:1", f"app@{NO_DIGEST}"])
-def test_4_for_an_image_that_is_not_there(registry: FaultyRegistry, folder: Path, name: str) -> None:
-    result = ocistream("pull", f"{registry.host}/{name}", "-o", folder / "app.tar")
-    assertions.failure(result, 4, f"{registry.host}/{name} not found")
+def test_4_for_an_image_that_is_not_there(registry: FaultyRegistry, folder: Path) -> None:
+    name = f"{registry.host}/app@{NO_DIGEST}"
+    assertions.failure(ocistream("pull", name, "-o", folder / "app.tar"), 4, f"{name} not found")
     assertions.nothing_left(folder)
 
 
 def test_4_for_one_image_of_two(registry: FaultyRegistry, folder: Path) -> None:
     result = ocistream("pull", f"{registry.host}/app:1", f"{registry.host}/gone:1", "-o", folder / "both.tar")
     assertions.failure(result, 4, f"{registry.host}/gone:1")
-    assertions.nothing_left(folder)
-
-
-def test_4_for_a_blob_that_the_registry_has_lost(registry: FaultyRegistry, layout: Layout, folder: Path) -> None:
-    lost = layout.read(assertions.index_of(layout.path)[0]["digest"])["layers"][0]["digest"]
-    registry.layout.delete_blob(lost)
-    result = ocistream("pull", f"{registry.host}/app:1", "-o", folder / "app.tar")
-    assertions.failure(result, 4, lost)
     assertions.nothing_left(folder)
 
 
@@ -208,15 +181,6 @@ def test_4_for_a_name_that_the_archive_does_not_have(served: FaultyRegistry, lay
     assertions.no_image(served)
 
 
-def test_4_for_a_platform_that_is_not_there_with_those_that_are(
-    served: FaultyRegistry, layout: Layout, folder: Path
-) -> None:
-    seed(layout, two_platforms(layout), served.host, "app", "1")
-    result = ocistream("pull", f"{served.host}/app:1", "--platform", "linux/s390x", "-o", folder / "app.tar")
-    assertions.failure(result, 4, "no platform linux/s390x", "linux/amd64, linux/arm64/v8")
-    assertions.nothing_left(folder)
-
-
 def test_4_for_a_single_image_of_another_platform(registry: FaultyRegistry, folder: Path) -> None:
     result = ocistream("pull", f"{registry.host}/app:1", "--platform", "linux/s390x", "-o", folder / "app.tar")
     assertions.failure(result, 4, "no platform linux/s390x", "linux/amd64")
@@ -237,7 +201,8 @@ def test_4_for_an_authority_file_that_is_not_there(registry: FaultyRegistry, fol
 @pytest.mark.parametrize(
     ("fault", "target"),
     [
-        *((Flip(5000), target) for target in ("file", "layout", "registry")),
+        (Flip(5000), "layout"),
+        (Flip(5000), "registry"),
         (Resize(-1, stated=True), "registry"),
         (Resize(1, stated=True), "file"),
     ],
@@ -334,8 +299,7 @@ def test_5_for_a_destination_with_another_digest(served: FaultyRegistry, layout:
 # 6 -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["file", "pipe"])
-@pytest.mark.parametrize("percent", [3, 50, 99])
+@pytest.mark.parametrize(("how", "percent"), [("file", 99), ("pipe", 50)])
 def test_6_for_an_archive_that_ends_early(
     served: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, percent: int, how: str
 ) -> None:
@@ -345,16 +309,6 @@ def test_6_for_an_archive_that_ends_early(
     cut.write_bytes(whole[: len(whole) * percent // 100])
     given: list[Argument] = ["-i", cut] if how == "file" else []
     assertions.failure(ocistream("push", *given, f"{served.host}/app:1", stdin=cut), 6)
-    assertions.no_image(served)
-
-
-@pytest.mark.parametrize("content", [b"", b"no tar " * 1000, bytes(10240)])
-@pytest.mark.parametrize("how", ["file", "pipe"])
-def test_6_for_something_that_is_no_archive(served: FaultyRegistry, folder: Path, content: bytes, how: str) -> None:
-    path = folder / "letter"
-    path.write_bytes(content)
-    given: list[Argument] = ["-i", path] if how == "file" else []
-    assertions.failure(ocistream("push", *given, f"{served.host}/app:1", stdin=content), 6)
     assertions.no_image(served)
 
 
@@ -391,15 +345,6 @@ def closed_port() -> Iterator[int]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
-
-
-def test_7_for_a_registry_that_is_not_there(closed_port: int, layout: Layout, image: Descriptor, folder: Path) -> None:
-    del image
-    host = f"127.0.0.1:{closed_port}"
-    pulled = ocistream("pull", f"{host}/app:1", "--retries", "0", "-o", folder / "app.tar")
-    assertions.failure(pulled, 7, f"http://{host}/v2/app/", "refused")
-    assertions.failure(ocistream("push", f"{host}/app:1", "--retries", "0", "-i", layout.path), 7, host, "refused")
-    assertions.nothing_left(folder)
 
 
 @pytest.mark.parametrize("fault", [refusal(503, "UNAVAILABLE"), too_many_requests(0), Drop(0)])

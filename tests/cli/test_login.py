@@ -77,16 +77,6 @@ def test_a_refused_login_leaves_the_one_before(registry: FaultyRegistry, config:
     assert config.read_bytes() == before
 
 
-def test_the_rest_of_the_file_stays_as_it_is(registry: FaultyRegistry, config: Path) -> None:
-    config.parent.mkdir()
-    others = {"auths": {"other.example": {"auth": "eDp5"}}, "psFormat": "table"}
-    config.write_text(json.dumps(others))
-    assertions.success(login(registry, "-u", "me"))
-    assert set(kept(config)) == {"other.example", registry.host}
-    assertions.success(ocistream("logout", registry.host))
-    assert json.loads(config.read_bytes()) == others
-
-
 def test_the_user_may_come_from_the_environment(
     registry: FaultyRegistry, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

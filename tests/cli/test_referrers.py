@@ -81,8 +81,7 @@ class TestGoingAlong:
         assertions.success(two)
         is_all_there(found, other)
 
-    @pytest.mark.parametrize("items", [small_first, items_of])
-    @pytest.mark.parametrize("name", ["v1", None])
+    @pytest.mark.parametrize(("items", "name"), [(small_first, None), (items_of, "v1")])
     def test_out_of_a_pipe_of_any_order_and_beside_an_image_without_a_name(
         self, layout: Layout, other: FaultyRegistry, items: Callable[[Layout], Any], name: str | None
     ) -> None:
@@ -92,11 +91,10 @@ class TestGoingAlong:
         is_all_there(found, other)
 
     @pytest.mark.uncounted
-    @pytest.mark.parametrize("end", ["oci:{}", "oci-archive:{}"])
     def test_copy_carries_it_from_anywhere_to_anywhere(
-        self, served: FaultyRegistry, found: Signed, other: FaultyRegistry, tmp_path: Path, end: str
+        self, served: FaultyRegistry, found: Signed, other: FaultyRegistry, tmp_path: Path
     ) -> None:
-        one, two = (end.format(tmp_path / name) for name in ("one", "two"))
+        one, two = f"oci:{tmp_path / 'one'}", f"oci-archive:{tmp_path / 'two'}"
         done("copy", f"{served.host}/app:1", one)
         done("copy", one, two)
         done("copy", two, f"{other.host}/app:1")
@@ -219,8 +217,7 @@ class TestOutOfAPipeToSeveralPlaces:
         (layout.path / "index.json").write_text(json.dumps(document))
         return made
 
-    @pytest.mark.parametrize("chosen", [[], ["--image", "r.example.com/app:1"]])
-    @pytest.mark.parametrize("stray", [False, True])
+    @pytest.mark.parametrize(("chosen", "stray"), [([], True), (["--image", "r.example.com/app:1"], False)])
     def test_an_entry_of_something_that_never_comes_is_not_waited_for(
         self,
         layout: Layout,

@@ -116,10 +116,7 @@ class TestWhatIsMoved:
         ("choice", "expected"),
         [
             ('["1.*", "!*-rc*"]', ["1.0", "1.1"]),
-            ('"1.*"', ["1.0", "1.1", "1.2-rc.1"]),
-            ('{ regex = "[0-9.]+" }', ["1.0", "1.1", "2.0"]),
             ("{ regex = '.*\\brc\\b.*' }", ["1.2-rc.1"]),
-            ('{ versions = ">=1.1" }', ["1.1", "2.0"]),
             ('{ versions = ">=1.1-0, <2" }', ["1.1", "1.2-rc.1"]),
             ("{ latest = 2 }", ["1.1", "2.0"]),
         ],
@@ -296,7 +293,8 @@ class TestSeveralDestinations:
             sent = {
                 r.target.partition("digest=")[2] for r in registry.asked("PUT", "/blobs/uploads/") if "big" in r.target
             }
-            assert len(sent) == 2 + 2 + 1
+            # Two layers and the config.
+            assert len(sent) == 2 + 1
         assert set(fetched(source).values()) == {1}
 
     def test_one_that_fails_does_not_stop_the_other(

@@ -48,13 +48,13 @@ def bodies(registry: FaultyRegistry) -> list[tuple[str, int | None, str]]:
 
 
 class TestUpload:
-    @pytest.mark.parametrize("text", ["", "x", "chunk", "chunk=0", "chunk=4T", "put=1"])
-    @pytest.mark.parametrize("verb", ["push", "copy"])
-    def test_a_malformed_one_is_a_usage_error(self, verb: str, text: str) -> None:
-        ends = ["localhost:1/app"] if verb == "push" else ["./no.tar", "localhost:1/app"]
-        result = ocistream(verb, *ends, "--upload", text)
-        assert result.code == 2
-        assert "chunk=4MiB" in result.err
+    def test_a_malformed_one_is_a_usage_error(self) -> None:
+        push, copy = ["push", "localhost:1/app"], ["copy", "./no.tar", "localhost:1/app"]
+        for argv, texts in ((push, ("", "x", "chunk", "chunk=0")), (copy, ("chunk=4T", "put=1"))):
+            for text in texts:
+                result = ocistream(*argv, "--upload", text)
+                assert result.code == 2
+                assert "chunk=4MiB" in result.err
 
     def test_chunks_that_cannot_be_held_are_one_and_the_bound_is_said(self) -> None:
         result = ocistream("push", "localhost:1/app", "--upload", "chunk=1G")
@@ -106,7 +106,7 @@ class TestLearning:
         assertions.success(ocistream("push", f"{bounded.host}/app:1", stdin=archive))
         assert [path for path in state.rglob("*") if path.is_file()] == []
 
-    @pytest.mark.parametrize("home", [None, "", "/nonexistent/home"])
+    @pytest.mark.parametrize("home", [None, "/nonexistent/home"])
     def test_without_a_home_nothing_is_kept_and_nothing_fails(
         self, bounded: FaultyRegistry, archive: Path, home: str | None, tmp_path: Path
     ) -> None:
@@ -125,8 +125,7 @@ def sorted_largest(registry: FaultyRegistry) -> str:
 
 class TestMountFrom:
     @pytest.mark.uncounted
-    @pytest.mark.parametrize("source", ["base/image", "HOST/base/image"])
-    @pytest.mark.parametrize("to", [False, True])
+    @pytest.mark.parametrize(("source", "to"), [("base/image", True), ("HOST/base/image", False)])
     def test_what_is_there_already_is_mounted_and_said_so(
         self, start: Start, archive: Path, layout: Layout, tmp_path: Path, source: str, to: bool
     ) -> None:
@@ -173,11 +172,7 @@ class TestMountFrom:
         ],
     )
     def test_another_registry_or_an_invalid_repository_is_a_usage_error(self, source: str, said: str) -> None:
-        for arguments in (
-            ["push", "localhost:1/app"],
-            ["push", "--to", "localhost:1"],
-            ["copy", "./a", "localhost:1/a"],
-        ):
+        for arguments in (["push", "--to", "localhost:1"], ["copy", "./a", "localhost:1/a"]):
             result = ocistream(*arguments, "--mount-from", source)
             assert result.code == 2, result.err
             if source != "../base":
@@ -190,15 +185,15 @@ class TestMountFrom:
 
 
 class TestBrokenPipes:
-    def test_an_upload_of_100_mb_that_breaks_twice_goes_on_in_bounded_memory(
+    def test_a_large_upload_that_breaks_twice_goes_on_in_bounded_memory(
         self, start: Start, layout: Layout, tmp_path: Path
     ) -> None:
-        layout.image([tar_layer({"zeros": bytes(96 * MIB)}, compression="")], name="v1")
+        layout.image([tar_layer({"zeros": bytes(64 * MIB)}, compression="")], name="v1")
         archive = tmp_path / "image.tar"
         assertions.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
         served = start(
-            Fault(StopReading(32 * MIB, reset=True), "PATCH", larger_than=80 * MIB),
-            Fault(StopReading(16 * MIB), "PATCH", larger_than=48 * MIB),
+            Fault(StopReading(24 * MIB, reset=True), "PATCH", larger_than=56 * MIB),
+            Fault(StopReading(8 * MIB), "PATCH", larger_than=24 * MIB),
         )
         pushed = measured("push", f"{served.host}/app:1", stdin=archive)
         assertions.success(pushed)

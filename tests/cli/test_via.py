@@ -48,7 +48,7 @@ class Images:
 @pytest.fixture
 def images(start: Callable[..., FaultyRegistry], layout: Layout) -> Images:
     registry = start()
-    base, _ = layout.random_layer(2 * MIB, seed=1)
+    base, _ = layout.random_layer(MIB, seed=1)
     more, _ = layout.random_layer(MIB // 2, seed=2)
     first, second = layout.image([base, b"one"]), layout.image([base, b"one", more])
     for tag, image in (("v1", first), ("v2", second)):
@@ -135,17 +135,12 @@ def is_json(path: Path) -> bool:
 
 class TestWhatIsSent:
     @pytest.mark.uncounted
-    def test_an_image_arrives_as_it_is(self, images: Images, there: FaultyRegistry, far: str) -> None:
-        result = copy(images.v1, f"{there.host}/copies/app:v1", far)
-        assertions.success(result)
-        assert result.lines() == [f"{there.host}/copies/app:v1@{images.first['digest']}"]
-        assert manifest_digest(there.host, "copies/app", "v1") == images.first["digest"]
-
-    @pytest.mark.uncounted
-    def test_only_what_is_lacking_is_sent(
+    def test_an_image_arrives_as_it_is_and_only_what_is_lacking_is_sent(
         self, images: Images, there: FaultyRegistry, far: str, tmp_path: Path
     ) -> None:
-        assertions.success(copy(images.v1, f"{there.host}/app:v1", far))
+        result = copy(images.v1, f"{there.host}/app:v1", far)
+        assert result.lines() == [f"{there.host}/app:v1@{images.first['digest']}"], result.err
+        assert manifest_digest(there.host, "app", "v1") == images.first["digest"]
         there.requests.clear()
         images.registry.requests.clear()
         result = copy(images.v2, f"{there.host}/app:v2", far, "--result", tmp_path / "r.json")
@@ -157,25 +152,19 @@ class TestWhatIsSent:
         fetched = {r.path.rpartition("/")[2] for r in images.registry.requests if "/blobs/" in r.path}
         assert fetched == {images.more, config["digest"]}
         document = json.loads((tmp_path / "r.json").read_text())
-        assert document["bytes"]["omitted"] == 2 * MIB + 3
+        assert document["bytes"]["omitted"] == MIB + 3
         assert document["images"][0]["digest"] == images.second["digest"]
-        assert f"omitted 2 blobs, 2.1 MB: in {there.host}/app" in result.err
-
-    @pytest.mark.uncounted
-    def test_twice_sends_nothing(self, images: Images, there: FaultyRegistry, far: str) -> None:
-        for _ in range(2):
-            assertions.success(copy(images.v2, f"{there.host}/app:v2", far))
+        assert f"omitted 2 blobs, 1.0 MB: in {there.host}/app" in result.err
         there.requests.clear()
         assertions.success(copy(images.v2, f"{there.host}/app:v2", far))
         assert uploaded(there) == 0
         assert {request.method for request in there.requests} == {"HEAD"}
 
     @pytest.mark.uncounted
-    @pytest.mark.parametrize("end", ["oci:{}/out:v2", "{}/out/"])
-    def test_into_a_layout(self, end: str, images: Images, far: str, tmp_path: Path) -> None:
+    def test_into_a_layout(self, images: Images, far: str, tmp_path: Path) -> None:
         assertions.success(ocistream("copy", images.v1, f"oci:{tmp_path}/out:v1"))
         images.registry.requests.clear()
-        result = copy(images.v2, end.format(tmp_path), far)
+        result = copy(images.v2, f"{tmp_path}/out/", far)
         assertions.success(result)
         assert [line.rpartition("@")[2] for line in result.lines()] == [images.second["digest"]]
         assert images.second["digest"] in {entry["digest"] for entry in assertions.index_of(tmp_path / "out")}
@@ -184,8 +173,7 @@ class TestWhatIsSent:
         assertions.success(ocistream("verify", "--deep", tmp_path / "out"))
 
     def test_into_an_archive_all_of_it(self, images: Images, far: str, tmp_path: Path) -> None:
-        for _ in range(2):
-            assertions.success(copy(images.v2, f"oci-archive:{tmp_path}/out.tar:app", far))
+        assertions.success(copy(images.v2, f"oci-archive:{tmp_path}/out.tar:app", far))
         assert assertions.names_in(tmp_path / "out.tar") == ["app"]
         assertions.success(ocistream("verify", tmp_path / "out.tar"))
 
@@ -336,15 +324,19 @@ class TestRefusals:
             "[::1]/a:1",
         ],
     )
-    def test_a_name_that_a_shell_might_interpret_is_refused(self, end: str, images: Images, tmp_path: Path) -> None:
-        result = copy(images.v1, end, f"touch {tmp_path}/ran")
+    def test_a_name_that_a_shell_might_interpret_is_refused(self, end: str, tmp_path: Path) -> None:
+        result = copy("registry.local/app:1", end, f"touch {tmp_path}/ran")
         assertions.failure(result, 2, "to the remote side: a shell there might interpret it")
-        assertions.failure(copy(images.v1, "oci:x", f"touch {tmp_path}/ran", "--via-program", "a;b"), 2, "'a;b'")
+        assert not (tmp_path / "ran").exists()
+
+    def test_so_is_a_program_that_a_shell_might_interpret(self, tmp_path: Path) -> None:
+        result = copy("registry.local/app:1", "oci:x", f"touch {tmp_path}/ran", "--via-program", "a;b")
+        assertions.failure(result, 2, "'a;b'")
         assert not (tmp_path / "ran").exists()
 
     @pytest.mark.parametrize("end", ["-", "out.tar/../x", "./out", "docker-archive:x.tar", "oci-archive:-"])
-    def test_what_it_is_there_has_to_be_known(self, end: str, images: Images, tmp_path: Path) -> None:
-        result = copy(images.v1, end, f"touch {tmp_path}/ran")
+    def test_what_it_is_there_has_to_be_known(self, end: str, tmp_path: Path) -> None:
+        result = copy("registry.local/app:1", end, f"touch {tmp_path}/ran")
         assert result.code == 2, result.err
         assert not (tmp_path / "ran").exists()
 
@@ -367,14 +359,14 @@ class TestRefusals:
         ],
         ids=lambda options: str(options[0]),
     )
-    def test_options_that_have_no_meaning_there(self, options: list[str], images: Images, tmp_path: Path) -> None:
-        via = f"touch {tmp_path}/ran"
-        assertions.failure(copy(images.v1, "oci:x", via, *options, stdin=b"secret"), 2, options[0], "--via")
+    def test_options_that_have_no_meaning_there(self, options: list[str], tmp_path: Path) -> None:
+        result = copy("registry.local/app:1", "oci:x", f"touch {tmp_path}/ran", *options, stdin=b"secret")
+        assertions.failure(result, 2, options[0], "--via")
         assert not (tmp_path / "ran").exists()
 
     @pytest.mark.parametrize("via", ["", "  ", "ssh 'host", "''"])
-    def test_what_is_no_command(self, via: str, images: Images) -> None:
-        assertions.failure(copy(images.v1, "oci:x", via), 2, "--via")
+    def test_what_is_no_command(self, via: str) -> None:
+        assertions.failure(copy("registry.local/app:1", "oci:x", via), 2, "--via")
 
     def test_a_password_in_a_command_is_not_shown(self, images: Images, tmp_path: Path) -> None:
         for via in ("sshpass -p hunter2 'ssh", "sh -c 'exit 1' hunter2", "env -u hunter2 false"):

@@ -175,8 +175,7 @@ class TestWhatIsWrong:
         else:
             assertions.success(ocistream("verify", tmp_path / "there"))
 
-    @pytest.mark.parametrize("at", [MIB, LAYER - 1])
-    @pytest.mark.parametrize("where", ["registry", "layout"])
+    @pytest.mark.parametrize(("where", "at"), [("registry", LAYER - 1), ("layout", MIB)])
     def test_a_source_that_is_wrong_by_now_completes_nothing(
         self, where: str, at: int, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line, tmp_path: Path
     ) -> None:

@@ -44,6 +44,15 @@ _ROUTES: Final = (
 )
 
 
+#: The registries of this process that answer, by host.
+_STARTED: Final[dict[str, Registry]] = {}
+
+
+def started(host: str) -> Registry | None:
+    """Return the registry of this process at `host`, if there is one."""
+    return _STARTED.get(host)
+
+
 class Registry:
     """A registry on a socket of this machine; it answers from `start` to `stop`."""
 
@@ -83,10 +92,12 @@ class Registry:
         """Answer requests in threads."""
         self._thread = threading.Thread(target=self._server.serve_forever, name=f"registry {self.host}", daemon=True)
         self._thread.start()
+        _STARTED[self.host] = self
 
     def stop(self) -> None:
         """Stop answering, close all connections and end all upload sessions. It may be called again."""
         if self._thread is not None:
+            del _STARTED[self.host]
             # This wakes the thread, which would otherwise look only every half second whether to stop.
             with contextlib.suppress(OSError):
                 self._server.socket.shutdown(socket.SHUT_RDWR)
