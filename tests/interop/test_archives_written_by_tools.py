@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ import pytest
 import zstandard
 
 from tests.hostile.corpus import CORPUS
+from tests.images import Layout, tar_layer, two_platforms
 from tests.interop.foreign_writers import APP, DOCKER_WRITERS, OCI_WRITERS, WEB, WRITERS_OF_BOTH, Bench, written
 from tests.interop.image_contents import (
     compression_of,
@@ -25,7 +27,8 @@ from tests.interop.image_contents import (
     in_layout,
     in_registry,
 )
-from tests.peers import DockerRegistry, Tools, docker_registry
+from tests.peers import Dockerd, DockerRegistry, Tools, docker_registry
+from tests.registry_http import seed
 from tests.runner import ocistream
 
 WRAPPINGS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
@@ -113,33 +116,6 @@ def test_an_archive_may_be_compressed_as_a_whole(
         assert pushed == in_archive(archive)
 
 
-@pytest.mark.parametrize(("writer", "wrapping"), [("docker-save", "in gzip"), ("skopeo-oci", "in zstd")])
-def test_a_file_may_be_compressed_as_well(
-    writer: str, wrapping: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
-) -> None:
-    file = tmp_path / "archive.tar"
-    file.write_bytes(WRAPPINGS[wrapping](written(bench, writer).read_bytes()))
-    pushed_both_ways(file, f"{shared_registry.host}/{tmp_path.name}")
-    tags = shared_registry.tags(tmp_path.name)
-    assert tags["file"] == tags["pipe"]
-    assert in_registry(shared_registry, tmp_path.name, "file").diff_ids == in_layout(bench.app[0].path).diff_ids
-
-
-@pytest.mark.parametrize(
-    ("asked", "writer"), [("zstd", "docker-save"), ("none", "podman-oci"), ("gzip:9", "docker-save")]
-)
-def test_its_layers_are_compressed_as_asked(
-    asked: str, writer: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
-) -> None:
-    repository = tmp_path.name
-    pushed_both_ways(written(bench, writer), f"{shared_registry.host}/{repository}", f"--compress={asked}")
-    tags = shared_registry.tags(repository)
-    assert tags["file"] == tags["pipe"]
-    pushed, made = in_registry(shared_registry, repository, "pipe"), in_layout(bench.app[0].path)
-    assert (pushed.config, pushed.diff_ids) == (made.config, made.diff_ids)
-    assert {compression_of(layer) for layer in pushed.layers} == {asked.partition(":")[0]}
-
-
 def test_a_directory_of_skopeos_keeps_its_manifest(
     bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
 ) -> None:
@@ -150,25 +126,66 @@ def test_a_directory_of_skopeos_keeps_its_manifest(
     assert pushed.diff_ids == in_layout(bench.app[0].path).diff_ids
 
 
-# -- several images ---------------------------------------------------------------------------------------
+def test_an_index_in_an_archive_of_skopeos_keeps_all_its_images(
+    layout: Layout, shared_registry: DockerRegistry, tools: Tools, tmp_path: Path
+) -> None:
+    index = two_platforms(layout, name="v1")
+    tools.run("skopeo", "copy", "--all", f"oci:{layout.path}:v1", f"oci-archive:{tmp_path / 'skopeo.tar'}:v1")
+    pushed_both_ways(tmp_path / "skopeo.tar", f"{shared_registry.host}/{tmp_path.name}")
+    assert shared_registry.tags(tmp_path.name) == {"file": index["digest"], "pipe": index["digest"]}
+    children = {child["digest"] for child in layout.read(index["digest"])["manifests"]}
+    assert shared_registry.manifests(tmp_path.name) == {index["digest"], *children}
 
-both = pytest.mark.parametrize("writer", WRITERS_OF_BOTH)
+
+def test_an_image_that_buildah_built_keeps_its_manifest(
+    shared_registry: DockerRegistry, tools: Tools, tmp_path: Path
+) -> None:
+    (tmp_path / "words").write_bytes(b"anchor " * 1000)
+    container = tools.run("buildah", "from", "scratch").stdout.strip()
+    tools.run("buildah", "copy", "--quiet", container, tmp_path / "words", "/opt/words")
+    tools.run("buildah", "commit", "--quiet", container, "localhost/built:v1")
+    archive = tmp_path / "buildah.tar"
+    tools.run("buildah", "push", "--quiet", "localhost/built:v1", f"oci-archive:{archive}:v1")
+    pushed_both_ways(archive, f"{shared_registry.host}/{tmp_path.name}")
+    (entry,) = entries_of(archive)
+    assert shared_registry.tags(tmp_path.name) == {"file": entry["digest"], "pipe": entry["digest"]}
+
+
+def test_what_docker_saved_is_the_same_image_when_docker_pulls_it_again(
+    layout: Layout, shared_registry: DockerRegistry, docker_daemon: Dockerd, tmp_path: Path
+) -> None:
+    name, again = f"{shared_registry.host}/{tmp_path.name}:saved", f"{shared_registry.host}/{tmp_path.name}:pipe"
+    shared = tar_layer({"etc/motd": b"twice\n"})
+    image = layout.image([shared, tar_layer({"bin/a": b"b" * 9000}), shared])
+    seed(layout, image, shared_registry.host, tmp_path.name, "saved")
+    docker_daemon.docker("pull", name)
+    docker_daemon.docker("save", "--output", tmp_path / "saved.tar", name)
+    with tarfile.open(tmp_path / "saved.tar") as archive:
+        assert "manifest.json" in archive.getnames(), "it is not the old kind any more"
+        assert "index.json" not in archive.getnames(), "it is not the old kind any more"
+        assert any(member.issym() for member in archive), "the layer that stands there twice is no link any more"
+    pushed_both_ways(tmp_path / "saved.tar", f"{shared_registry.host}/{tmp_path.name}")
+    docker_daemon.docker("pull", again)
+    wanted = ("inspect", "--format", "{{.Id}} {{json .RootFS.Layers}} {{json .Config.Cmd}}")
+    assert docker_daemon.docker(*wanted, again).stdout == docker_daemon.docker(*wanted, name).stdout
+
+
+# -- several images ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("writer", "wanted"), list(zip(WRITERS_OF_BOTH, itertools.cycle([APP, WEB]), strict=False)))
 def test_one_of_several_images_is_chosen_by_its_name(
     writer: str, wanted: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
 ) -> None:
-    archive = written(bench, writer)
-    pushed_both_ways(archive, f"{shared_registry.host}/{tmp_path.name}", f"--image={wanted}")
-    tags = shared_registry.tags(tmp_path.name)
-    assert tags["file"] == tags["pipe"]
+    name = f"{shared_registry.host}/{tmp_path.name}:pipe"
+    result = ocistream("push", f"--image={wanted}", name, stdin=written(bench, writer).read_bytes())
+    assert result.code == 0, result.err
     made = in_layout((bench.app if wanted == APP else bench.web)[0].path)
     pushed = in_registry(shared_registry, tmp_path.name, "pipe")
     assert (pushed.config, pushed.diff_ids) == (made.config, made.diff_ids)
 
 
-@both
+@pytest.mark.parametrize("writer", WRITERS_OF_BOTH)
 def test_several_images_go_each_under_the_full_name_that_it_has(
     writer: str, bench: Bench, registry: DockerRegistry
 ) -> None:
@@ -182,30 +199,6 @@ def test_several_images_go_each_under_the_full_name_that_it_has(
         assert (pushed.config, pushed.diff_ids) == (made.config, made.diff_ids)
     assert len(result.lines()) == 2
     assert registry.repositories() == ["mirror/org/app", "mirror/org/web"]
-
-
-@both
-def test_from_a_pipe_whose_index_comes_last_nothing_is_sent_to_many_places(
-    writer: str, bench: Bench, registry: DockerRegistry
-) -> None:
-    result = ocistream("push", "--to", f"{registry.host}/mirror", stdin=written(bench, writer).read_bytes())
-    assert result.code == 8, result.err
-    assert "nothing was sent" in result.err
-    assert "(-i FILE)" in result.err
-    # docker-registry lists a repository as soon as an upload was begun in it.
-    assert registry.repositories() == []
-
-
-@pytest.mark.parametrize("writer", ["docker-save-of-both", "containerd-of-both"])
-def test_of_several_images_one_has_to_be_chosen(
-    writer: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
-) -> None:
-    archive, name = written(bench, writer), f"{shared_registry.host}/{tmp_path.name}:v1"
-    for result in (ocistream("push", name, "-i", archive), ocistream("push", name, stdin=archive.read_bytes())):
-        assert result.code == 2
-        assert APP in result.err
-        assert WEB in result.err
-    assert shared_registry.tags(tmp_path.name) == {}
 
 
 # -- archives that tools read differently -------------------------------------------------------------------
