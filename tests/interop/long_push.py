@@ -13,7 +13,7 @@ from tests.archives import small_first, tar_of
 from tests.certificates import Certificate
 from tests.images import Layout
 from tests.peers import docker_registry
-from tests.runner import started
+from tests.runner import started_fork
 from tests.token_server import User, token_server
 
 MIB: Final = 1 << 20
@@ -45,13 +45,14 @@ def push_for_long(folder: Path, certificate: Certificate) -> Lasted:
         token_server(certificate, users={USER: User(PASSWORD)}, lifetime=0, expires_in=60) as tokens,
         docker_registry(folder / "registry", auth=tokens) as registry,
     ):
-        with started("push", f"{registry.host}/app:v1", stdin=subprocess.PIPE, env=LOGIN) as process:
+        with started_fork("push", f"{registry.host}/app:v1", stdin=subprocess.PIPE, env=LOGIN) as process:
             assert process.stdin is not None
             for piece in pieces[:-1]:
                 process.stdin.write(piece)
                 process.stdin.flush()
                 time.sleep(_LONG / len(pieces))
-            _, errors = process.communicate(pieces[-1])
+            process.stdin.write(pieces[-1])
+            _, errors = process.communicate()
         granted = len([request for request in tokens.requests if request.status == 200])
         refused = [request for request in registry.requests() if request.endswith(" 401")]
         return Lasted(process.returncode, errors.decode(), registry.tags("app"), granted, refused)

@@ -84,6 +84,7 @@ def asked(registry: DockerRegistry) -> list[str]:
     return [request for request in registry.requests() if request.startswith(("GET", "HEAD"))]
 
 
+# tests/cli/test_mirrors.py and tests/quirks have mirrors that are down or lack the image.
 def test_all_of_an_image_comes_from_the_mirror(mirrored: Mirrored, tmp_path: Path) -> None:
     pulled = mirrored.pull(tmp_path / "out")
     assert pulled.code == 0, pulled.err
@@ -91,29 +92,6 @@ def test_all_of_an_image_comes_from_the_mirror(mirrored: Mirrored, tmp_path: Pat
     # The mirror knows of nothing that hangs on the image, and the registry may: that is asked for, and nothing else.
     hanging = re.compile(r"[A-Z]+ /v2/team/app/(referrers/|manifests/sha256-)")
     assert [request for request in asked(mirrored.registry) if not hanging.match(request)] == []
-
-
-def test_it_can_be_had_while_the_registry_is_down(mirrored: Mirrored, tmp_path: Path) -> None:
-    mirrored.registry.stop()
-    pulled = mirrored.pull(tmp_path / "out")
-    assert pulled.code == 0, pulled.err
-    mirrored.assert_whole(tmp_path / "out")
-
-
-def test_a_mirror_that_is_down(mirrored: Mirrored, tmp_path: Path) -> None:
-    mirrored.mirror.stop()
-    pulled = mirrored.pull(tmp_path / "out")
-    assert pulled.code == 0, pulled.err
-    mirrored.assert_whole(tmp_path / "out")
-    assert pulled.err.count(f"the mirror {mirrored.mirror.host}/team/app: ") == 1
-
-
-def test_a_mirror_that_lacks_the_image(mirrored: Mirrored, tmp_path: Path) -> None:
-    mirrored.configure(f"{mirrored.mirror.host}/empty")
-    pulled = mirrored.pull(tmp_path / "out")
-    assert pulled.code == 0, pulled.err
-    mirrored.assert_whole(tmp_path / "out")
-    assert asked(mirrored.mirror) == ["GET /v2/empty/team/app/manifests/1 404"]
 
 
 def test_a_mirror_whose_layer_is_spoilt_into_a_layout(mirrored: Mirrored, tmp_path: Path) -> None:
@@ -125,16 +103,6 @@ def test_a_mirror_whose_layer_is_spoilt_into_a_layout(mirrored: Mirrored, tmp_pa
     assert (
         f"received from the mirror {mirrored.mirror.host}/team/app; reading it again from another source"
     ) in pulled.err
-
-
-def test_a_mirror_whose_layer_is_spoilt_into_a_registry(mirrored: Mirrored, start_registry: Start) -> None:
-    target = start_registry()
-    mirrored.spoil(mirrored.layers()[0], at=20)
-    copied = ocistream("copy", mirrored.name, f"{target.host}/copy:1", env=mirrored.env)
-    assert copied.code == 0, copied.err
-    assert target.tags("copy") == {"1": mirrored.image["digest"]}
-    assert target.blobs("copy") >= set(mirrored.layers())
-    assert target.uploads("copy") == []
 
 
 def test_a_mirror_whose_layer_is_spoilt_into_a_pipe(mirrored: Mirrored, start_registry: Start) -> None:
@@ -151,17 +119,7 @@ def test_a_mirror_whose_layer_is_spoilt_into_a_pipe(mirrored: Mirrored, start_re
     assert target.tags("copy") == {"1": mirrored.image["digest"]}
 
 
-def test_a_mirror_whose_manifest_is_spoilt(mirrored: Mirrored, tmp_path: Path) -> None:
-    raw = mirrored.layout.file(mirrored.image["digest"]).read_bytes()
-    # A letter within a digest: what it lists is another image.
-    mirrored.spoil(mirrored.image["digest"], at=raw.index(b"sha256:") + 20)
-    name = f"{mirrored.registry.host}/team/app@{mirrored.image['digest']}"
-    pulled = mirrored.pull(tmp_path / "out", name)
-    assert pulled.code == 0, pulled.err
-    mirrored.assert_whole(tmp_path / "out")
-    assert f"the mirror {mirrored.mirror.host}/team/app: " in pulled.err
-
-
+@pytest.mark.nightly
 def test_a_real_image_from_a_mirror_stays_within_the_budget(
     debian_registry: DockerRegistry,
     debian_image: DebianImage,

@@ -93,6 +93,11 @@ def test_nginx_that_wants_a_client_certificate(
     # What it says in words is answered by the option's name too.
     refused = ocistream("copy", target, f"{registry.host}/x:1", trust)
     assertions.failure(refused, 7, "400", "the registry requires a client certificate", "--src-client-cert")
+    # A certificate by an authority that the server does not know is not enough.
+    (tmp_path / "stranger").mkdir()
+    stranger = make_certificate(tmp_path / "stranger")
+    another = [f"--client-cert={stranger.file}", f"--client-key={stranger.key_file}"]
+    assertions.failure(ocistream("copy", source, target, trust, *another), 7, "400")
     shown = [f"--client-cert={ids.client.file}", f"--client-key={ids.client.key_file}"]
     for result in pipe(["pull", source], ["push", target, trust, *shown]):
         assertions.success(result)
