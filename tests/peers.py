@@ -243,6 +243,8 @@ def ssh_server(
         "UserKnownHostsFile": folder / "known_hosts",
         "StrictHostKeyChecking": "accept-new",
         "BatchMode": "yes",
+        # The usual one takes a tenth of a second, on a connection that never leaves this machine.
+        "KexAlgorithms": "curve25519-sha256",
     }
     lines = [f"Host {name}", *(f"{key} {value}" for key, value in client.items())]
     (folder / "ssh_config").write_text("\n".join(lines) + "\n")

@@ -123,7 +123,8 @@ def world(
             stack.enter_context(docker_registry(there, tls=issued, within=inside, address=f"{address}:{port}"))
         # What is behind `ssh host` has a loopback of its own, and on it a registry.
         far = stack.enter_context(namespace(f"{name}-far"))
-        far_programs = _programs(folder / "far-bin", command())
+        far_forks = stack.enter_context(contextlib.closing(Server(os.environ, far)))
+        far_programs = _programs(folder / "far-bin", forking_command(far_forks.address))
         stack.enter_context(docker_registry(folder / "far", within=far, address="127.0.0.1:5000"))
         home = folder / "far-home"
         home.mkdir()

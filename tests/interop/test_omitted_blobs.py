@@ -78,28 +78,3 @@ def test_what_was_left_out_is_mounted_from_another_repository_there(far: Far, tm
     assert far.registry.blobs("other") == set()
     assertions.success(ocistream("push", target, "-i", tmp_path / "based.tar", "--mount-from", "app"))
     assert manifest_digest(far.registry.host, "other", "2") == far.new["digest"]
-
-
-@pytest.mark.parametrize("how", ["out of date", "of another repository", "a lie"])
-def test_a_list_that_does_not_hold_is_refused_before_anything_is_sent(far: Far, tmp_path: Path, how: str) -> None:
-    end = {"a lie": far.source, "of another repository": f"{far.near.host}/team/app:1"}.get(how)
-    listed = ocistream("have", end or f"{far.registry.host}/app")
-    assertions.success(listed)
-    (tmp_path / "have.txt").write_bytes(listed.out)
-    assertions.success(far.pull(tmp_path / "delta.tar", "--have", tmp_path / "have.txt"))
-    target = "app"
-    if how == "out of date":
-        (lost, *_) = [layer["digest"] for layer in far.layout.read(far.new["digest"])["layers"]]
-        hexadecimal = lost.removeprefix("sha256:")
-        (far.registry.repository("app") / "_layers" / "sha256" / hexadecimal / "link").unlink()
-        missing = {lost}
-    elif how == "a lie":
-        missing = far.delta - {far.new["digest"]}
-    else:
-        target, missing = "empty/app", {layer["digest"] for layer in far.layout.read(far.new["digest"])["layers"][:-1]}
-    before = {name: far.registry.blobs(name) for name in far.registry.repositories()}
-    asked = len(far.registry.requests())
-    assertions.failure(ocistream("push", f"{far.registry.host}/{target}:2", "-i", tmp_path / "delta.tar"), 6, *missing)
-    assert not [line for line in far.registry.requests()[asked:] if line.startswith(("POST", "PUT", "PATCH"))]
-    assert {name: far.registry.blobs(name) for name in far.registry.repositories()} == before
-    assert manifest_digest(far.registry.host, target, "2") is None

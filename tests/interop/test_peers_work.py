@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.debian_image import DebianImage
-from tests.images import Layout, digest_of, small_image, two_platforms
+from tests.images import Layout, small_image
 from tests.peers import Dockerd, DockerRegistry, Nginx, Tools
-from tests.registry_http import assert_no_image, basic, get, manifest, manifest_digest, seed, tags
+from tests.registry_http import assert_no_image, basic, get, manifest_digest, seed
 from tests.token_server import TokenServer, User
 
 Start = Callable[..., DockerRegistry]
@@ -45,37 +43,6 @@ def test_nginx_passes_requests_on_and_notes_them(
     assert front.requests()[-1] == "PUT /v2/app/manifests/v1 201"
     assert front.entries()[-1]["authorization"] == basic("ada", "pw")["Authorization"]
     assert front.entries()[-1]["length"] == str(image["size"])
-
-
-def test_an_index_is_seeded_with_all_its_images(registry: DockerRegistry, layout: Layout) -> None:
-    index = two_platforms(layout)
-    seed(layout, index, registry.host, "app", "both")
-    children = {child["digest"] for child in layout.read(index["digest"])["manifests"]}
-    assert registry.manifests("app") == {index["digest"], *children}
-    assert tags(registry.host, "app") == ["both"]
-    assert registry.uploads("app") == []
-
-
-def test_a_registry_holds_nested_indexes_and_an_artifact_with_a_subject(
-    registry: DockerRegistry, layout: Layout
-) -> None:
-    image = small_image(layout)
-    seed(layout, layout.index([two_platforms(layout), image]), registry.host, "app", "nested")
-    sbom = layout.artifact(b"sbom", subject=image)
-    seed(layout, sbom, registry.host, "app")
-    assert manifest_digest(registry.host, "app", sbom["digest"]) == sbom["digest"]
-
-
-def test_a_registry_holds_sha512_blobs_but_knows_manifests_by_sha256_alone(
-    registry: DockerRegistry, layout: Layout
-) -> None:
-    image = small_image(layout, algorithm="sha512")
-    seed(layout, image, registry.host, "app", "v1")
-    content = layout.file(image["digest"]).read_bytes()
-    assert manifest(registry.host, "app", "v1") == content
-    assert registry.manifests("app") == {digest_of(content)}
-    with pytest.raises(AssertionError, match="DIGEST_INVALID"):
-        seed(layout, image, registry.host, "app")
 
 
 def test_an_empty_registry_is_seen_as_one_and_a_full_one_is_not(registry: DockerRegistry, layout: Layout) -> None:
@@ -139,16 +106,6 @@ def test_a_token_that_has_ended_is_refused(start_registry: Start, start_token_se
     assert get(registry.host, "/v2/app/tags/list", headers=ended)[0] == 401
 
 
-def test_dockers_daemon_pulls_from_and_pushes_to_a_registry_on_loopback(
-    docker_daemon: Dockerd, registry: DockerRegistry, layout: Layout
-) -> None:
-    seed(layout, small_image(layout), registry.host, "app", "v1")
-    docker_daemon.docker("pull", f"{registry.host}/app:v1")
-    docker_daemon.docker("tag", f"{registry.host}/app:v1", f"{registry.host}/copy:v1")
-    docker_daemon.docker("push", f"{registry.host}/copy:v1")
-    assert list(registry.tags("copy")) == ["v1"]
-
-
 @pytest.mark.nightly
 def test_dockers_daemon_loads_the_debian_image_and_runs_it(
     docker_daemon: Dockerd, debian_image: DebianImage, tools: Tools, tmp_path: Path
@@ -161,26 +118,11 @@ def test_dockers_daemon_loads_the_debian_image_and_runs_it(
     assert output.split(".")[0].isdigit()
 
 
+@pytest.mark.nightly
 def test_the_debian_image_is_a_real_one_of_about_60_mb(debian_image: DebianImage) -> None:
     manifest = debian_image.layout.read(debian_image.manifest["digest"])
     assert len(manifest["layers"]) == 4
     assert 50_000_000 < sum(layer["size"] for layer in manifest["layers"]) < 100_000_000
-
-
-def test_podman_and_buildah_read_an_archive_of_skopeos(tools: Tools, layout: Layout, tmp_path: Path) -> None:
-    small_image(layout, name="v1")
-    archive = tmp_path / "image.tar"
-    tools.run("skopeo", "copy", f"oci:{layout.path}:v1", f"oci-archive:{archive}:v1")
-    tools.run("podman", "load", "--input", archive)
-    assert json.loads(tools.run("podman", "images", "--format=json").stdout)
-    assert tools.run("buildah", "pull", f"oci-archive:{archive}").stdout.strip()
-
-
-def test_umoci_unpacks_a_layout(tools: Tools, layout: Layout, tmp_path: Path) -> None:
-    small_image(layout, name="v1")
-    options = ["--rootless"] if os.geteuid() else []
-    tools.run("umoci", "unpack", *options, "--image", f"{layout.path}:v1", tmp_path / "bundle")
-    assert (tmp_path / "bundle/rootfs/etc/motd").read_bytes() == b"hello\n"
 
 
 def test_a_registry_speaks_tls(start_registry: Start, tools: Tools, certificate: object) -> None:

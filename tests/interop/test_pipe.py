@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import json
 import os
 import random
 import shutil
@@ -13,6 +12,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -20,8 +20,8 @@ from tests.debian_image import DebianImage
 from tests.images import OCI_LAYER, Descriptor, Layout
 from tests.interop.process_limits import MIB, assert_within_budget, no_files
 from tests.peers import DockerRegistry, docker_registry
-from tests.registry_http import assert_no_image, manifest, manifest_digest
-from tests.runner import command, measured, measured_pipe, ocistream, pipe, run_measured
+from tests.registry_http import assert_no_image, manifest, seed
+from tests.runner import command, measured, ocistream, pipe, run_measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,21 +37,74 @@ def blobs_of(layout: Layout, image: Descriptor) -> set[str]:
     return {blob["digest"] for blob in [document["config"], *document["layers"]]}
 
 
-def test_a_real_image_crosses_a_pipe_unchanged_and_in_bounded_memory(
-    debian_name: str, debian_image: DebianImage, registry: DockerRegistry
+@pytest.fixture
+def start_big_registry(tmp_path: Path) -> Iterator[Callable[[str], DockerRegistry]]:
+    """Return a function that starts a docker-registry; its storage, called by the argument, is deleted with it."""
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str) -> DockerRegistry:
+            stack.callback(shutil.rmtree, tmp_path / name)
+            return stack.enter_context(docker_registry(tmp_path / name))
+
+        yield start
+
+
+@pytest.fixture(scope="module", params=[14, pytest.param(512, marks=pytest.mark.nightly)], ids="{} MiB".format)
+def four_layers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigImage]:
+    """Return an image of four layers of so many MiB, more than a process may have; deleted after this module's tests.
+
+    The layers are noise, not tar files: no registry reads them.
+    """
+    folder = tmp_path_factory.mktemp("four-layers")
+    layout = Layout(folder)
+    try:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            layers = list(pool.map(lambda number: noise(layout, request.param, number), range(4)))
+        yield BigImage(layout, layout.image(layers, name="big"))
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_four_layers_cross_a_pipe_unchanged_in_bounded_memory_without_a_file(
+    four_layers: BigImage, start_big_registry: Callable[[str], DockerRegistry], tmp_path: Path
 ) -> None:
-    name, digest = f"{registry.host}/copies/debian:v2", debian_image.manifest["digest"]
-    pulled, pushed = measured_pipe(["pull", debian_name], ["push", name])
+    digest = four_layers.manifest["digest"]
+    source, target = start_big_registry("source"), start_big_registry("target")
+    place(four_layers, source, "big", "v1")
+    os.mkfifo(tmp_path / "pipe")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pull = [*no_files(), *command(), "pull", f"{source.host}/big:v1"]
+        pulling = pool.submit(run_measured, pull, stdout=tmp_path / "pipe", env={"TMPDIR": "/nowhere"})
+        push = [*no_files(), *command(), "push", f"{target.host}/big:v1"]
+        pushed = run_measured(push, stdin=tmp_path / "pipe", env={"TMPDIR": "/nowhere"})
+        pulled = pulling.result()
     assert_within_budget(pulled, pushed)
-    assert pushed.lines() == [f"{name}@{digest}"]
-    assert registry.tags("copies/debian") == {"v2": digest}
-    assert manifest(registry.host, "copies/debian", "v2") == debian_image.layout.file(digest).read_bytes()
-    assert registry.blobs("copies/debian") == blobs_of(debian_image.layout, debian_image.manifest)
-    assert registry.uploads("copies/debian") == []
+    assert pushed.lines() == [f"{target.host}/big:v1@{digest}"]
+    assert target.tags("big") == {"v1": digest}
+    assert manifest(target.host, "big", "v1") == four_layers.layout.file(digest).read_bytes()
+    assert target.blobs("big") == blobs_of(four_layers.layout, four_layers.manifest)
+    assert target.uploads("big") == []
 
 
-# tests/cli/test_memory.py measures them with images that are made while they are read.
-@pytest.mark.parametrize("way", ["copy", *(pytest.param(way, marks=pytest.mark.nightly) for way in ("pull", "push"))])
+def test_large_layers_with_their_index_last_are_pushed_from_a_pipe_without_a_file(
+    four_layers: BigImage, start_big_registry: Callable[[str], DockerRegistry], tmp_path: Path
+) -> None:
+    target = start_big_registry("target")
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
+    names = ["blobs", "index.json", "oci-layout"]
+    with subprocess.Popen(["tar", "--create", "--file", fifo, "--directory", four_layers.layout.path, *names]) as tar:
+        line = [*no_files(), *command(), "push", f"{target.host}/big:v1"]
+        pushed = run_measured(line, stdin=fifo, env={"TMPDIR": "/nowhere"})
+    assert tar.returncode == 0
+    assert_within_budget(pushed)
+    assert target.tags("big") == {"v1": four_layers.manifest["digest"]}
+    assert target.blobs("big") == blobs_of(four_layers.layout, four_layers.manifest)
+
+
+# tests/cli/test_memory.py measures all three with images that are made while they are read.
+@pytest.mark.nightly
+@pytest.mark.parametrize("way", ["copy", "pull", "push"])
 def test_layers_that_move_side_by_side_stay_within_the_budget_too(
     way: str,
     debian_name: str,
@@ -70,153 +123,65 @@ def test_layers_that_move_side_by_side_stay_within_the_budget_too(
     assert result.out.decode().strip().endswith(f"@{digest}")
 
 
-@pytest.mark.parametrize("percent", [50, pytest.param(99, marks=pytest.mark.nightly)])
-def test_a_pipe_that_is_cut_leaves_no_tag_and_no_manifest(
-    percent: int, debian_name: str, debian_archive: Path, registry: DockerRegistry
-) -> None:
-    cut = debian_archive.stat().st_size * percent // 100
-    pulled, pushed = pipe(["pull", debian_name], ["push", f"{registry.host}/copies/debian:v2"], cut=cut)
-    assert (pushed.code, pushed.out) == (6, b"")
-    assert "truncated" in pushed.err
-    assert len(pushed.err.splitlines()) <= 2
-    # What is left of a cut pipe may all fit into its buffer, and then `pull` cannot know.
-    assert pulled.code in ({141} if percent < 99 else {0, 141})
-    assert_no_image(registry)
-    # The next run may go on with what was sent.
-    assert "DELETE" not in {request.split()[0] for request in registry.requests()}
+# -- pipes that break -------------------------------------------------------------------------------------
+
+#: Layers of an image that crosses a pipe only in part, in bytes. None of them fits into a pipe's buffer.
+LAYERS: Final = (2 * MIB, 3 * MIB, 4 * MIB)
 
 
-def test_after_a_cut_the_next_push_completes_the_image(
-    debian_name: str, debian_archive: Path, debian_image: DebianImage, registry: DockerRegistry
-) -> None:
-    name = f"{registry.host}/copies/debian:v2"
-    cut = debian_archive.stat().st_size * 9 // 10
-    _, first = pipe(["pull", debian_name], ["push", name], cut=cut)
-    assert first.code == 6
-    there = len(registry.blobs("copies/debian"))
-    assert there
-    _, second = pipe(["pull", debian_name], ["push", "-v", name])
-    assert second.code == 0
-    assert f"{there} skipped" in second.err
-    assert registry.tags("copies/debian") == {"v2": debian_image.manifest["digest"]}
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """An image in a docker-registry, the archive that `pull` makes of it, and another registry, which is empty."""
 
+    image: Descriptor
+    name: str
+    archive: Path
+    target: DockerRegistry
 
-@pytest.mark.parametrize(
-    ("number", "position"),
-    [
-        pytest.param(1, 0.5, id="in a layer", marks=pytest.mark.nightly),
-        pytest.param(-1, 1.0, id="at the end of the last"),
-    ],
-)
-def test_a_flipped_byte_is_refused_and_nothing_is_visible(
-    number: int, position: float, debian_archive: Path, debian_image: DebianImage, registry: DockerRegistry
-) -> None:
-    # tests/hostile does so with every file of an archive.
-    digest = debian_image.layout.read(debian_image.manifest["digest"])["layers"][number]["digest"]
-    pushed = ocistream("push", f"{registry.host}/copies/debian:v2", stdin=flipped(debian_archive, digest, position))
-    assert (pushed.code, pushed.out) == (5, b"")
-    assert digest in pushed.err
-    assert_no_image(registry)
-
-
-def test_neither_side_of_a_pipe_can_write_a_file_and_neither_needs_to(
-    debian_name: str, debian_image: DebianImage, registry: DockerRegistry
-) -> None:
-    without_files = no_files()
-    with subprocess.Popen(
-        [*without_files, *command(), "pull", debian_name], stdout=subprocess.PIPE, env=uncovered()
-    ) as pull:
-        line = [*without_files, *command(), "push", f"{registry.host}/copies/debian:v2"]
-        pushed = subprocess.run(line, stdin=pull.stdout, capture_output=True, env=uncovered(), check=False)
-    assert (pull.returncode, pushed.returncode) == (0, 0), pushed.stderr
-    assert registry.tags("copies/debian") == {"v2": debian_image.manifest["digest"]}
-
-
-@pytest.fixture(scope="module", params=[32, pytest.param(512, marks=pytest.mark.nightly)], ids="{} MiB".format)
-def four_layers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigImage]:
-    """Return an image of four layers of so many MiB; the disk has it no longer than this module's tests take."""
-    folder = tmp_path_factory.mktemp("four-layers")
-    layout = Layout(folder)
-    try:
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            layers = list(pool.map(lambda number: noise(layout, request.param, number), range(4)))
-        yield BigImage(layout, layout.image(layers, name="big"))
-    finally:
-        shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def two_layers(four_layers: BigImage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigImage]:
-    """Return an image of the first two of its layers: more than a process may have."""
-    folder = tmp_path_factory.mktemp("two-layers")
-    layout = Layout(folder)
-    try:
-        layers = four_layers.layout.read(four_layers.manifest["digest"])["layers"][:2]
-        for layer in layers:
-            layout.file(layer["digest"]).parent.mkdir(exist_ok=True)
-            layout.file(layer["digest"]).hardlink_to(four_layers.layout.file(layer["digest"]))
-        yield BigImage(layout, layout.image(layers, name="big"))
-    finally:
-        shutil.rmtree(folder)
+    @property
+    def pushed(self) -> str:
+        return f"{self.target.host}/copies/app:v2"
 
 
 @pytest.fixture
-def start_big_registry(tmp_path: Path) -> Iterator[Callable[[str], DockerRegistry]]:
-    """Return a function that starts a docker-registry; its storage, called by the argument, is deleted with it."""
-    with contextlib.ExitStack() as stack:
-
-        def start(name: str) -> DockerRegistry:
-            stack.callback(shutil.rmtree, tmp_path / name)
-            return stack.enter_context(docker_registry(tmp_path / name))
-
-        yield start
+def cut(layout: Layout, registry: DockerRegistry, start_registry: Callable[..., DockerRegistry]) -> Cut:
+    image = layout.image(list(LAYERS))
+    seed(layout, image, registry.host, "team/app", "v1")
+    name, archive = f"{registry.host}/team/app:v1", layout.path / "app.tar"
+    assert ocistream("pull", name, "-o", archive).code == 0
+    return Cut(image, name, archive, start_registry())
 
 
-def test_four_layers_cross_a_pipe_unchanged_and_in_bounded_memory(
-    four_layers: BigImage, start_big_registry: Callable[[str], DockerRegistry]
-) -> None:
-    layout, digest = four_layers.layout, four_layers.manifest["digest"]
-    source, target = start_big_registry("source"), start_big_registry("target")
-    place(four_layers, source, "big", "v1")
-    pulled, pushed = measured_pipe(["pull", f"{source.host}/big:v1"], ["push", f"{target.host}/big:v1"])
-    assert_within_budget(pulled, pushed)
-    assert manifest_digest(source.host, "big", "v1") == digest
-    assert manifest_digest(target.host, "big", "v1") == digest
-    assert target.blobs("big") == blobs_of(layout, four_layers.manifest)
+def test_a_pipe_that_is_cut_leaves_no_tag_and_no_manifest_and_the_next_push_completes_the_image(cut: Cut) -> None:
+    # In the last layer.
+    size = cut.archive.stat().st_size * 8 // 10
+    pulled, pushed = pipe(["pull", cut.name], ["push", cut.pushed], cut=size)
+    assert (pushed.code, pushed.out) == (6, b"")
+    assert "truncated" in pushed.err
+    assert len(pushed.err.splitlines()) <= 2
+    assert pulled.code == 141
+    assert_no_image(cut.target)
+    # The next run may go on with what was sent.
+    assert "DELETE" not in {request.split()[0] for request in cut.target.requests()}
+    there = len(cut.target.blobs("copies/app"))
+    assert there
+    _, second = pipe(["pull", cut.name], ["push", "-v", cut.pushed])
+    assert second.code == 0
+    assert f"{there} skipped" in second.err
+    assert cut.target.tags("copies/app") == {"v2": cut.image["digest"]}
 
 
-def test_large_layers_with_their_index_last_are_pushed_from_a_pipe_without_a_file(
-    two_layers: BigImage, start_big_registry: Callable[[str], DockerRegistry], tmp_path: Path
-) -> None:
-    layout, manifest = two_layers.layout, two_layers.manifest
-    target = start_big_registry("target")
-    fifo = tmp_path / "pipe"
-    os.mkfifo(fifo)
-    names = ["blobs", "index.json", "oci-layout"]
-    with subprocess.Popen(["tar", "--create", "--file", fifo, "--directory", layout.path, *names]) as tar:
-        line = [*no_files(), *command(), "push", f"{target.host}/big:v1"]
-        pushed = run_measured(line, stdin=fifo, env={"TMPDIR": "/nowhere"})
-    assert tar.returncode == 0
-    assert_within_budget(pushed)
-    assert target.tags("big") == {"v1": manifest["digest"]}
-    assert target.blobs("big") == blobs_of(layout, manifest)
-
-
-def test_large_layers_with_their_index_last_are_verified_from_a_pipe_without_a_file(
-    two_layers: BigImage, tmp_path: Path
-) -> None:
-    layout = two_layers.layout
-    fifo = tmp_path / "pipe"
-    os.mkfifo(fifo)
-    names = ["blobs", "index.json", "oci-layout"]
-    with subprocess.Popen(["tar", "--create", "--file", fifo, "--directory", layout.path, *names]) as tar:
-        line = [*no_files(), *command(), "verify", "--json", "-"]
-        verified = run_measured(line, stdin=fifo, env={"TMPDIR": "/nowhere"})
-    assert tar.returncode == 0
-    assert_within_budget(verified)
-    found = json.loads(verified.out)
-    assert (found["ok"], found["blobs"], found["unreferenced"]) == (True, 4, 0)
-    assert found["bytes"] > sum(layer["size"] for layer in layout.read(two_layers.manifest["digest"])["layers"])
+def test_a_flipped_byte_is_refused_and_nothing_is_visible(cut: Cut, layout: Layout) -> None:
+    # The last byte of the last layer; tests/hostile does so with every file of an archive.
+    digest = layout.read(cut.image["digest"])["layers"][-1]["digest"]
+    content = bytearray(cut.archive.read_bytes())
+    with tarfile.open(cut.archive) as tar:
+        member = tar.getmember(f"blobs/{digest.replace(':', '/')}")
+    content[member.offset_data + member.size - 1] ^= 1
+    pushed = ocistream("push", cut.pushed, stdin=bytes(content))
+    assert (pushed.code, pushed.out) == (5, b"")
+    assert digest in pushed.err
+    assert_no_image(cut.target)
 
 
 def noise(layout: Layout, mebibytes: int, seed: int) -> Descriptor:
@@ -228,20 +193,6 @@ def noise(layout: Layout, mebibytes: int, seed: int) -> Descriptor:
             out.write(number.to_bytes(8))
             out.write(block)
     return layout.adopt(file, OCI_LAYER)
-
-
-def flipped(archive: Path, digest: str, position: float) -> bytes:
-    """Return the archive's bytes with one of them changed: at `position`, 0 to 1, of the blob `digest`."""
-    content = bytearray(archive.read_bytes())
-    with tarfile.open(archive) as tar:
-        member = tar.getmember(f"blobs/{digest.replace(':', '/')}")
-    content[member.offset_data + int((member.size - 1) * position)] ^= 1
-    return bytes(content)
-
-
-def uncovered() -> dict[str, str]:
-    """Return the environment without coverage, which writes files."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
 
 def place(image: BigImage, registry: DockerRegistry, repository: str, tag: str) -> None:

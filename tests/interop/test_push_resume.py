@@ -128,24 +128,6 @@ def test_one_that_ends_between_chunks_goes_on_with_the_next_one(
     assert records(env) == []
 
 
-def test_one_that_is_killed_in_the_middle_of_a_request_ends_well_all_the_same(
-    registry: DockerRegistry, layout: Layout, image: Descriptor, env: dict[str, str | None]
-) -> None:
-    push = ["push", "-i", str(layout.path), f"{registry.host}/team/app:1", "--upload", "stream"]
-    for _ in range(2):
-        before = written(registry)
-        # Seconds for what is left of it, whatever else the machine does.
-        with started(*push, "--limit-rate", "2M", env=env) as process:
-            # What the first one left may lie there.
-            assertions.wait_for(lambda: any(size > max(MIB, before.get(p, 0)) for p, size in written(registry).items()))  # noqa: B023
-            process.kill()
-            assert process.wait(60) == -signal.SIGKILL
-    assertions.success(ocistream(*push, env=env))
-    assert manifest_digest(registry.host, "team/app", "1") == image["digest"]
-    assert len(registry.blobs("team/app")) == 2
-    assert records(env) == []
-
-
 def test_a_pipe_that_breaks_in_a_layer_that_is_made_on_the_way_leaves_no_session(
     registry: DockerRegistry, layout: Layout, tmp_path: Path
 ) -> None:

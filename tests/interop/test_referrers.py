@@ -91,26 +91,6 @@ def test_through_an_archive_and_a_registry_without_the_api_all_of_it_comes_back(
     assert sorted(registry_http.tags(another_with_api.host, "back/app")) == sorted(["2", found.cosign_tag])
 
 
-def test_through_a_pipe_too(
-    archive: Path, found: Signed, registry: DockerRegistry, another_with_api: FaultyRegistry, tmp_path: Path
-) -> None:
-    done(ocistream("push", f"{registry.host}/app:v1", stdin=archive))
-    through = tmp_path / "through.tar"
-    done(ocistream("pull", f"{registry.host}/app:v1", stdout=through))
-    done(ocistream("push", f"{another_with_api.host}/app:v1", stdin=through))
-    is_all_there(found, another_with_api.host, "app", "v1")
-
-
-def test_a_second_push_writes_nothing_again(archive: Path, found: Signed, registry: DockerRegistry) -> None:
-    done(ocistream("push", f"{registry.host}/app:v1", "-i", archive))
-    before = registry.tags("app")
-    done(ocistream("push", f"{registry.host}/app:v1", "-i", archive))
-    assert registry.tags("app") == before
-    asked = registry.requests()
-    lists = [line for line in asked if f"/{found.image['digest'].replace(':', '-')} " in f"{line} " and "PUT" in line]
-    assert len(lists) == 1, lists
-
-
 def test_the_same_image_gives_the_same_archive_from_either_registry(
     archive: Path, registry: DockerRegistry, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from tests.docker_archives import archive_of, of_docker, saved
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.peers import Dockerd, Tools
 from tests.registry_http import basic, manifest, manifest_digest
-from tests.runner import Argument, ocistream, started
+from tests.runner import Argument, ocistream, started_fork
 
 PASSWORD = "an-engine-of-1843"
 
@@ -27,7 +27,7 @@ def serving(*argv: Argument, password: str | None = None) -> Iterator[str]:
     """Run `ocistream serve` with a user if there is a password, and give its address."""
     user: list[Argument] = ["--username=ada"] if password else []
     env = {"OCISTREAM_PASSWORD": password}
-    with started("serve", *argv, *user, "--listen=127.0.0.1:0", env=env) as process:
+    with started_fork("serve", *argv, *user, "--listen=127.0.0.1:0", env=env) as process:
         assert process.stdout is not None
         yield process.stdout.readline().decode().strip()
 

@@ -11,7 +11,7 @@ import pytest
 from tests.images import Layout, small_image
 from tests.peers import Dockerd, DockerRegistry
 from tests.registry_http import seed
-from tests.runner import ocistream, pipe, started
+from tests.runner import ocistream, pipe, started_fork
 from tests.schemas import validate_layout
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def host(folder: Path) -> Iterator[str]:
     """Return the address that `ocistream serve` says it has."""
-    with started("serve", folder, "--listen", "127.0.0.1:0") as process:
+    with started_fork("serve", folder, "--listen", "127.0.0.1:0") as process:
         assert process.stdout is not None
         yield process.stdout.readline().decode().strip()
 

@@ -100,6 +100,7 @@ class TestSkopeo:
         assert tags(served.host, "copy") == ["v1"]
         assert answered(access_log, "PATCH") == set()
 
+    @pytest.mark.nightly
     def test_it_pushes_the_debian_image(self, served: Registry, tools: Tools, debian_image: DebianImage) -> None:
         digest = debian_image.manifest["digest"]
         source = f"oci:{debian_image.layout.path}:debian"

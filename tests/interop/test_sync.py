@@ -140,7 +140,7 @@ def test_several_destinations_stay_within_the_memory_that_is_promised(tmp_path: 
         docker_registry(tmp_path / "one") as one,
         docker_registry(tmp_path / "two") as two,
     ):
-        seed(layout, layout.image([(16 << 20) + number for number in range(4)]), source.host, "app", "1")
+        seed(layout, layout.image([(13 << 20) + number for number in range(4)]), source.host, "app", "1")
         file = tmp_path / "sync.toml"
         file.write_text(f'[[sync]]\nfrom = "{source.host}/app"\nto = ["{one.host}/app", "{two.host}/app"]\n')
         result = measured("sync", file)

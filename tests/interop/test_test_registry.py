@@ -48,14 +48,6 @@ def test_skopeo_pushes_mounts_lists_pulls_and_deletes(
     assert tags(registry.host, "copy") == ["both", "other"]
 
 
-def test_podman_pulls_and_pushes(registry: FaultyRegistry, tools: Tools, layout: Layout) -> None:
-    seed(layout, small_image(layout), registry.host, "app", "v1")
-    tools.run("podman", "pull", f"{registry.host}/app:v1")
-    tools.run("podman", "push", f"{registry.host}/app:v1", f"{registry.host}/team/copy:v1")
-    tools.run("podman", "pull", f"{registry.host}/team/copy:v1")
-    assert tags(registry.host, "team/copy") == ["v1"]
-
-
 class TestFaults:
     """The faults mean something to real clients too."""
 

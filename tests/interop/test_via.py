@@ -17,15 +17,13 @@ from tests.cli import assertions
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.fault_actions import Stall
 from tests.faulty_registry import Fault, FaultyRegistry
+from tests.fork_runner import Server
 from tests.images import Layout
 from tests.interop.process_limits import MIB
 from tests.interop.program_image import image_of_programs
 from tests.peers import Dockerd, DockerRegistry, docker_registry, namespace, ssh_server
 from tests.registry_http import seed
-from tests.runner import Argument, Result, command, ocistream, run, started
-
-#: The ocistream of these tests, as the remote side has to call it: none of it needs to be quoted.
-PROGRAM = ["--via-program", " ".join(command())]
+from tests.runner import Argument, Result, command, forking_command, ocistream, run, started_fork
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +31,26 @@ def inside() -> Iterator[list[str]]:
     """Return the start of a command line that runs in a network of its own."""
     with namespace(f"ocistream-{os.getpid()}") as line:
         yield line
+
+
+@pytest.fixture(scope="module")
+def forks(inside: list[str]) -> Iterator[Server]:
+    """Return the process of that network which forks into runs."""
+    with contextlib.closing(Server(os.environ, inside)) as server:
+        yield server
+
+
+@pytest.fixture
+def program(forks: Server, tmp_path: Path) -> list[str]:
+    """Return the options that name the ocistream of that network."""
+    return forking_program(tmp_path / "ocistream", forks.address)
+
+
+def forking_program(path: Path, address: str | None = None) -> list[str]:
+    """Make a program that runs ocistream in a fork; return the options that name it."""
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(forking_command(address))} "$@"\n')
+    path.chmod(0o755)
+    return ["--via-program", str(path)]
 
 
 @pytest.fixture
@@ -58,25 +76,29 @@ def near(tmp_path: Path) -> Iterator[FaultyRegistry]:
 
 
 def copy(source: Argument, destination: str, via: Sequence[str], *options: Argument) -> Result:
-    return ocistream("copy", source, destination, "--via", shlex.join(via), *PROGRAM, *options)
+    return ocistream("copy", source, destination, "--via", shlex.join(via), *options)
 
 
 def test_an_image_goes_where_nobody_can_reach(
-    registry: DockerRegistry, far: DockerRegistry, inside: list[str], via: list[str], layout: Layout, tmp_path: Path
+    registry: DockerRegistry,
+    far: DockerRegistry,
+    forks: Server,
+    program: list[str],
+    via: list[str],
+    layout: Layout,
+    tmp_path: Path,
 ) -> None:
-    # tests/interop/test_pipe.py moves a real image.
     image = layout.image([2 * MIB, 3 * MIB, 100_000])
     seed(layout, image, registry.host, "team/app", "v1")
     source, name = f"{registry.host}/team/app:v1", f"{far.host}/team/app:v1"
-    here: list[str] = []
-    for start, unreachable in ((here, name), (inside, source)):
-        shown = run([*start, *command(), "inspect", unreachable, "--retries", "0"])
+    for line, unreachable in ((forking_command(), name), (forking_command(forks.address), source)):
+        shown = run([*line, "inspect", unreachable, "--retries", "0"])
         assert shown.code == 7, shown.err
-    result = copy(source, name, via)
+    result = copy(source, name, via, *program)
     assertions.success(result)
     assert result.lines() == [f"{name}@{image['digest']}"]
     assert far.tags("team/app") == {"v1": image["digest"]}
-    result = copy(source, name, via, "--result", tmp_path / "r.json")
+    result = copy(source, name, via, *program, "--result", tmp_path / "r.json")
     assertions.success(result)
     document = layout.read(image["digest"])
     sizes = json.loads((tmp_path / "r.json").read_text())["bytes"]
@@ -112,16 +134,16 @@ def is_locked(state: Path) -> bool:
 
 
 def test_a_copy_over_a_cut_connection_is_resumed(
-    far: DockerRegistry, via: list[str], layout: Layout, near: FaultyRegistry, tmp_path: Path
+    far: DockerRegistry, program: list[str], via: list[str], layout: Layout, near: FaultyRegistry, tmp_path: Path
 ) -> None:
     # What is remembered of uploads there is not to come from another run of the tests.
     via = [*via, "env", f"XDG_STATE_HOME={tmp_path / 'state'}"]
-    image = layout.image([4 * MIB, 3 * MIB, 9 * MIB])
+    image = layout.image([2 * MIB, MIB, 6 * MIB])
     seed(layout, image, near.host, "app", "v1")
     layers = [layer["digest"] for layer in layout.read(image["digest"])["layers"]]
-    near.faults.append(Fault(Stall(after=4 * MIB), path=layers[2], times=None))
+    near.faults.append(Fault(Stall(after=3 * MIB), path=layers[2], times=None))
     name = f"{far.host}/app:v1"
-    with started("copy", f"{near.host}/app:v1", name, "--via", shlex.join(via), *PROGRAM) as process:
+    with started_fork("copy", f"{near.host}/app:v1", name, "--via", shlex.join(via), *program) as process:
         # The last layer is on its way.
         assertions.wait_for(lambda: far.blobs("app") >= {*layers[:2]})
         assertions.wait_for(lambda: any(size > 2 * MIB for size in begun(far)))
@@ -136,7 +158,7 @@ def test_a_copy_over_a_cut_connection_is_resumed(
     near.faults.clear()
     # Behind ssh it gets no signal, but the end of its stdin, and then it has to end its request.
     assertions.wait_for(lambda: not is_locked(tmp_path / "state"))
-    result = copy(f"{near.host}/app:v1", name, via, "--result", tmp_path / "r.json")
+    result = copy(f"{near.host}/app:v1", name, via, *program, "--result", tmp_path / "r.json")
     assertions.success(result)
     if "ssh" in via[0]:
         # Otherwise it was the remote side itself that was killed, and docker-registry loses what that was sending.
@@ -153,17 +175,18 @@ def test_into_a_container(docker_daemon: Dockerd, layout: Layout, tmp_path: Path
     image = image_of_programs(programs, "chroot", "sleep")
     (tmp_path / "container.tar").write_bytes(archive_of(of_docker([saved(programs, image, loaded)])))
     docker_daemon.docker("load", "--input", tmp_path / "container.tar")
-    # What is run there is the ocistream of this machine.
+    # What is run there is the ocistream of this machine, by `chroot`.
+    program = ["--via-program", " ".join(command())]
     options = ["--detach", "--network=none", "--volume=/:/host"]
     container = docker_daemon.docker("run", *options, loaded, "sleep", "3600").stdout.strip()
     layout.image([b"one", b"two"], name="v1")
     docker = ["docker", "--host", docker_daemon.host, "--config", str(docker_daemon.config), "exec"]
     end, there = f"oci:{layout.path}", f"oci:{tmp_path}/there:x"
     try:
-        lacking = copy(end, there, [*docker, "-i", container])
-        deaf = copy(end, there, [*docker, container, "chroot", "/host"])
-        results = [copy(end, there, [*docker, "-i", container, "chroot", "/host"]) for _ in range(2)]
-        gone = copy(end, there, [*docker, "-i", "nobody"])
+        lacking = copy(end, there, [*docker, "-i", container], *program)
+        deaf = copy(end, there, [*docker, container, "chroot", "/host"], *program)
+        results = [copy(end, there, [*docker, "-i", container, "chroot", "/host"], *program) for _ in range(2)]
+        gone = copy(end, there, [*docker, "-i", "nobody"], *program)
     finally:
         docker_daemon.docker("rm", "--force", container)
     assertions.failure(lacking, 4, "--via-program")
@@ -183,9 +206,10 @@ def test_what_fails_behind_ssh_is_told(tmp_path: Path, layout: Layout) -> None:
         result = ocistream("copy", end, there, "--via", shlex.join(ssh), "--via-program", "/nowhere/ocistream")
         assert result.code == 4, result.err
         assert "--via-program" in result.err
-        assertions.success(copy(end, there, ssh))
+        program = forking_program(tmp_path / "ocistream")
+        assertions.success(copy(end, there, ssh, *program))
         assertions.success(ocistream("verify", tmp_path / "there"))
     # The server has gone.
-    result = copy(end, there, ssh)
+    result = copy(end, there, ssh, *program)
     assert result.code == 7, result.err
     assert "Connection refused" in result.err
