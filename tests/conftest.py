@@ -1,6 +1,6 @@
-"""Fixtures for every test.
+"""Fixtures for all tests.
 
-None of them touches the user's HOME, and each peer has its files in a folder of the run.
+They do not touch the user's HOME. Each peer has its files in a directory of the test run.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from tests.images import Layout
 from tests.peers import Dockerd, DockerRegistry, Nginx, Tools, docker_registry, dockerd, isolated_tools, nginx
 from tests.token_server import TokenServer, token_server
 
-# Before any suite imports it.
+# Before any suite imports the module.
 pytest.register_assert_rewrite("tests.cli.assertions")
 
-#: What could lead a program to the user's own credentials, daemon or configuration.
+#: Variables with which a program could find the user's credentials, daemon or configuration.
 _LEADING_OUT = (
     "BUILDAH_ISOLATION",
     "CONTAINERS_CONF",
@@ -50,7 +50,7 @@ _LEADING_OUT = (
     "XDG_DATA_HOME",
     "XDG_STATE_HOME",
 )
-#: Every other variable that begins like these is an option's.
+#: All other variables with these prefixes set options.
 _OF_TESTS = ("OCISTREAM_FUZZ_SEED", "OCISTREAM_TEST_MACHINE")
 _UNIT_TESTS: Final = Path(__file__).with_name("unit")
 
@@ -62,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Select tests as `--first-parameters` asks for."""
+    """Select tests by `--first-parameters`."""
     if config.getoption("--first-parameters"):
         repeated = {item for item in items if _is_repetition(item)}
         items[:] = [item for item in items if item not in repeated]
@@ -92,9 +92,9 @@ def pytest_configure() -> None:
 
 
 def _is_repetition(item: Any) -> bool:
-    """Return whether a test shows nothing with a second Python that it, or another test, has not shown with the first.
+    """Return whether a second Python version need not run a test: it differs from another test only in parameters.
 
-    Tests of compression take long, and their other parameters are levels and libraries, not Python's.
+    Tests of compression take long, and their other parameters are levels and libraries.
     """
     if _is_property_test(item):
         return True
@@ -113,13 +113,13 @@ def _has_first_parameters(item: Any) -> bool:
 
 
 def pytest_report_header() -> str:
-    """Say what is tested: the installed wheel, or a source tree."""
+    """Print what is tested: the installed wheel, or a source tree."""
     return f"ocistream: {ocistream.__file__}"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Give the run a HOME of its own and take away what leads out of it."""
+    """Set a HOME for the run, and remove variables that refer to other places."""
     home = tmp_path_factory.mktemp("home")
     runtime = tmp_path_factory.mktemp("runtime")
     with pytest.MonkeyPatch.context() as patch:
@@ -129,7 +129,7 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.delenv(name, raising=False)
         patch.setenv("HOME", str(home))
         patch.setenv("XDG_RUNTIME_DIR", str(runtime))
-        # A proxy may stand before the package archives; the peers are on this machine.
+        # A proxy may be needed for package archives, but the peers are on this machine.
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         patch.setenv("no_proxy", "127.0.0.1,localhost")
         yield home
@@ -143,7 +143,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
-    """Return an empty layout, to make images in."""
+    """Return an empty layout for new images."""
     return Layout(tmp_path / "made")
 
 
@@ -177,13 +177,13 @@ def start_nginx(tmp_path: Path) -> Iterator[Callable[..., Nginx]]:
 
 @pytest.fixture
 def registry(start_registry: Callable[..., DockerRegistry]) -> DockerRegistry:
-    """Return an empty docker-registry that is open to all."""
+    """Return an empty docker-registry without authentication."""
     return start_registry()
 
 
 @pytest.fixture
 def other_registry(start_registry: Callable[..., DockerRegistry]) -> DockerRegistry:
-    """Return a second empty docker-registry that is open to all."""
+    """Return a second empty docker-registry without authentication."""
     return start_registry()
 
 
@@ -200,27 +200,27 @@ def start_token_server(certificate: Certificate) -> Iterator[Callable[..., Token
 
 @pytest.fixture(scope="session")
 def docker_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockerd]:
-    """Return Docker's daemon, one for the whole run: its images stay, so each test uses names of its own."""
+    """Return Docker's daemon, one for all tests. Its images stay, so each test uses its own names."""
     with dockerd(tmp_path_factory.mktemp("dockerd")) as daemon:
         yield daemon
 
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Iterator[Tools]:
-    """Return skopeo, umoci, podman and buildah, with storage that is the test's own."""
+    """Return skopeo, umoci, podman and buildah, with storage for this test only."""
     with isolated_tools(tmp_path / "tools") as isolated:
         yield isolated
 
 
 @pytest.fixture(scope="session")
 def debian_image(pytestconfig: pytest.Config) -> DebianImage:
-    """Return the Debian image, made once and kept in .cache between runs. Not to be written to."""
+    """Return the Debian image, which is cached in .cache between runs. Do not change it."""
     return debian_rootfs_image(pytestconfig.rootpath / ".cache" / "tests")
 
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Let children be stopped even where the tests run in a shell's background (no SIGINT), or by nohup (no SIGHUP)."""
+    """Restore SIGINT and SIGHUP for child processes: a background shell or nohup ignores them."""
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield

@@ -1,9 +1,8 @@
-"""Runs ocistream as a user does: by its command line, with an environment, streams and an exit code of its own.
+"""Run the command line as a user does, with its own environment, streams and exit code.
 
-`ocistream`, `pipe` and `started_fork` run it in forks of a process that has it imported (tests/fork_runner.py), which
-takes a tenth of the time; programs that start ocistream themselves do so with `forking_command`. `real`, `measured`,
-`measured_pipe`, `started` and `run` start the installed command: for memory, open descriptors, imports, and what counts
-only when a process starts, such as a signal at that moment.
+`ocistream`, `pipe` and `started_fork` run forks of a process that has imported ocistream (tests/fork_runner.py), which
+is ten times as fast. Programs that start ocistream use `forking_command`. `real`, `measured`, `measured_pipe`,
+`started` and `run` start the installed command: for tests of memory, open descriptors, imports and signals at start.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from typing import IO, Any, Final
 
 from tests.fork_runner import Astray, Fork, Request, finish, server
 
-#: Seconds after which a run is killed and its test fails: far above what any of them takes.
+#: Seconds after which a run is killed and its test fails; every run takes much less.
 TIMEOUT: Final = 300.0
 _PEAK: Final = Path(__file__).with_name("peak_memory.py")
 _FORK_CLIENT: Final = Path(__file__).with_name("fork_client.py")
 _CHUNK: Final = 1 << 20
-#: Variables that Python and the libraries below it read when a process starts: a fork would not see them.
+#: Variables that Python and its libraries read when a process starts: a fork would ignore them.
 _READ_AT_START: Final = ("COVERAGE_", "GLIBC_", "LANG", "LC_", "LD_", "MALLOC_", "OPENSSL_", "PYTHON")
 
 Argument = str | Path
@@ -39,9 +38,9 @@ Environment = Mapping[str, str | None]
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a process ended: `code` is negative for a signal, `peak` the most memory it had, in bytes, or None.
+    """The result of a process. `code` is negative for a signal. `peak` is the peak memory in bytes, or None.
 
-    Of forks only: `waits` are the pauses between attempts, in seconds; `connected` counts connections by name.
+    Only for forks: `waits` are the pauses before retries, in seconds; `connected` counts connections by name.
     """
 
     argv: Sequence[str]
@@ -53,23 +52,23 @@ class Result:
     connected: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """Return stdout's lines."""
+        """Return the lines of stdout."""
         return self.out.decode().splitlines()
 
 
 def command() -> list[str]:
-    """Return the start of the command line: the console script beside this Python, else the module."""
+    """Return the command: the console script of this Python, else `python -m ocistream`."""
     script = Path(sys.executable).with_name("ocistream")
-    # -P: the folder it runs in is no place to import from.
+    # -P: do not import modules from the current directory.
     return [str(script)] if script.exists() else [sys.executable, "-P", "-m", "ocistream"]
 
 
 def forking_command(address: str | None = None) -> list[str]:
-    """Return a command line that does as `command` does, in a fork: for programs that start ocistream themselves.
+    """Return a command like `command` that runs in a fork, for programs that start ocistream.
 
-    `address` is that of a `fork_runner.Server` of its own.
+    `address` is the address of a `fork_runner.Server`.
     """
-    # -I and -S: the smallest Python there is.
+    # -I and -S: start Python as fast as possible.
     return [sys.executable, "-I", "-S", str(_FORK_CLIENT), address or server().address, *command()]
 
 
@@ -88,10 +87,10 @@ def ocistream(
     deletes_cwd: bool = False,
     machine: Path | None = None,
 ) -> Result:
-    """Run `ocistream *argv` to its end, in a fork; if `env` names what is read when a process starts, in a real one.
+    """Run `ocistream *argv` in a fork and return the result; in a new process if `env` has a variable of the start.
 
     `stdin` is bytes for a pipe, or a file to read from (None: nothing). `stdout` is a file to write to, or a
-    descriptor; `Result.out` is then empty. `env` is laid over the tests' environment, None takes a variable away.
+    descriptor; `Result.out` is then empty. `env` extends the environment of the tests; None removes a variable.
     `no_waits`, `names`, `astray`, `closed`, `unprivileged` and `deletes_cwd` are described in `fork_runner.Request`;
     `machine` is a folder whose `sitecustomize.py` Python imports first.
     """
@@ -132,7 +131,7 @@ def real(
     cwd: Path | None = None,
     timeout: float = TIMEOUT,
 ) -> Result:
-    """Do as `ocistream` does in a new process: the installed command."""
+    """Like `ocistream`, but run the installed command in a new process."""
     return run([*command(), *map(str, argv)], stdin=stdin, stdout=stdout, env=env, cwd=cwd, timeout=timeout)
 
 
@@ -144,7 +143,7 @@ def measured(
     cwd: Path | None = None,
     timeout: float = TIMEOUT,
 ) -> Result:
-    """Do as `ocistream` does and measure the peak memory too; coverage, which takes memory, is left out."""
+    """Like `real`, and measure the peak memory. Coverage is disabled, because it uses memory."""
     line = [*command(), *map(str, argv)]
     return run_measured(line, stdin=stdin, stdout=stdout, env=env, cwd=cwd, timeout=timeout)
 
@@ -160,7 +159,7 @@ def pipe(
 ) -> tuple[Result, Result]:
     """Run `ocistream *first | ocistream *second` as a shell does, in forks.
 
-    `cut` ends the pipe after that many bytes, for both. `second_env` is laid over `env` for the second.
+    `cut` closes the pipe after that many bytes. `second_env` extends `env` for the second command.
     """
     lines = [[*command(), *map(str, argv)] for argv in (first, second)]
     both = {**(env or {}), **(second_env or {})}
@@ -189,7 +188,7 @@ def measured_pipe(
     cut: int | None = None,
     timeout: float = TIMEOUT,
 ) -> tuple[Result, Result]:
-    """Do as `pipe` does in new processes, and measure the peak memory of both."""
+    """Like `pipe`, but in new processes, and measure the peak memory of both."""
     with (
         _measuring([*command(), *map(str, first)], env) as (one, one_env, one_peak),
         _measuring([*command(), *map(str, second)], {**(env or {}), **(second_env or {})}) as (
@@ -206,9 +205,9 @@ def measured_pipe(
 def started(
     *argv: Argument, stdin: int = subprocess.DEVNULL, env: Environment | None = None, cwd: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start `ocistream *argv` and leave it running while the block does: a server, or one that gets a signal.
+    """Start `ocistream *argv` for the time of the block, for a server or for signals.
 
-    Its stdout and stderr are pipes. At the end of the block it is asked to end, if it has not.
+    Its stdout and stderr are pipes. At the end of the block it gets SIGTERM if it still runs.
     """
     process = _start([*command(), *map(str, argv)], stdin, subprocess.PIPE, subprocess.PIPE, env, cwd)
     with process, _killed_at_last(process):
@@ -219,7 +218,7 @@ def started(
 
 
 class Running:
-    """A run in a fork that may not have ended yet, with what the tests use of `subprocess.Popen`."""
+    """A run in a fork, with the methods of `subprocess.Popen` that the tests use."""
 
     def __init__(self, fork: Fork, stdin: IO[bytes] | None, stdout: IO[bytes], stderr: IO[bytes]) -> None:
         self._fork = fork
@@ -228,7 +227,7 @@ class Running:
 
     @property
     def returncode(self) -> int | Any:
-        """The exit code once the end has been seen, negative for a signal; else None. Typed as Popen's is."""
+        """The exit code, negative for a signal; None before the end was noticed. It has the type of Popen's."""
         return self._fork.code
 
     def poll(self) -> int | None:
@@ -238,10 +237,10 @@ class Running:
         return self._fork.code
 
     def wait(self, timeout: float = TIMEOUT) -> int:
-        """Wait for the end; return the exit code.
+        """Wait for the end and return the exit code.
 
         Raises:
-            subprocess.TimeoutExpired: so many seconds have passed.
+            subprocess.TimeoutExpired: the run did not end within `timeout` seconds.
         """
         end = time.monotonic() + timeout
         while self._fork.code is None:
@@ -251,7 +250,7 @@ class Running:
         return self._fork.code
 
     def communicate(self, timeout: float = TIMEOUT) -> tuple[bytes, bytes]:
-        """Close stdin, wait for the end, and return what came of stdout and stderr."""
+        """Close stdin, wait for the end, and return stdout and stderr."""
         if self.stdin:
             self.stdin.close()
         with ThreadPoolExecutor(2) as threads:
@@ -266,7 +265,7 @@ class Running:
     def send_signal(self, number: int) -> None:
         """Send a signal to the run, if it has not ended."""
         if self.poll() is None:
-            # It may have ended since, and its server has reaped it.
+            # It may have ended meanwhile, and its server has reaped it.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
@@ -283,7 +282,7 @@ class Running:
 def started_fork(
     *argv: Argument, stdin: int = subprocess.DEVNULL, env: Environment | None = None, cwd: Path | None = None
 ) -> Iterator[Running]:
-    """Do as `started` does, in a fork."""
+    """Like `started`, but in a fork."""
     assert not _counts_at_start(env or {}), "not in a fork"
     line = [*command(), *map(str, argv)]
     with contextlib.ExitStack() as stack:
@@ -312,7 +311,7 @@ def run(
     cwd: Path | None = None,
     timeout: float = TIMEOUT,
 ) -> Result:
-    """Run any command line to its end, with the arguments of `ocistream`."""
+    """Run any command line and return the result; the arguments are those of `ocistream`."""
     with contextlib.ExitStack() as stack:
         source: int | IO[bytes] = subprocess.DEVNULL
         if isinstance(stdin, bytes):
@@ -335,7 +334,7 @@ def run_measured(
     cwd: Path | None = None,
     timeout: float = TIMEOUT,
 ) -> Result:
-    """Run any command line to its end and measure its peak memory."""
+    """Run any command line and measure its peak memory."""
     with _measuring(line, env) as (wrapped, environment, peak):
         result = run(wrapped, stdin=stdin, stdout=stdout, env=environment, cwd=cwd, timeout=timeout)
         return dataclasses.replace(result, argv=line, peak=peak())
@@ -380,7 +379,7 @@ def _run_pipe(
     timeout: float,
 ) -> tuple[Result, Result]:
     with contextlib.ExitStack() as stack:
-        # A pipe that nobody reads would stop who writes to it, so stderr goes to files.
+        # A full pipe without a reader would block its writer, so stderr goes to files.
         notes = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2)]
         left = stack.enter_context(_start(first, subprocess.DEVNULL, subprocess.PIPE, notes[0], first_env, None))
         stack.enter_context(_killed_at_last(left))
@@ -389,7 +388,7 @@ def _run_pipe(
         right = stack.enter_context(_start(second, source, subprocess.PIPE, notes[1], second_env, None))
         stack.enter_context(_killed_at_last(right))
         if cut is None:
-            # Left open here, the pipe would outlive the second and the first would never see it go.
+            # Close the pipe here, so that the first command notices when the second one exits.
             left.stdout.close()
         else:
             assert right.stdin is not None
@@ -405,7 +404,7 @@ def _run_pipe(
 
 
 def _relay(source: IO[bytes], target: IO[bytes], limit: int) -> None:
-    """Pass on `limit` bytes, then close both ends; either side may go first."""
+    """Forward `limit` bytes, then close both ends. Either side may close earlier."""
     with contextlib.suppress(BrokenPipeError), source, target:
         while limit and (chunk := source.read(min(limit, _CHUNK))):
             target.write(chunk)
@@ -420,7 +419,7 @@ def _start(
     env: Environment | None,
     cwd: Path | None,
 ) -> subprocess.Popen[bytes]:
-    # A session of its own: what it starts can be killed with it.
+    # A new session, so that its children can be killed with it.
     return subprocess.Popen(
         line, stdin=stdin, stdout=stdout, stderr=stderr, env=_environment(env), cwd=cwd, start_new_session=True
     )
@@ -428,7 +427,7 @@ def _start(
 
 @contextlib.contextmanager
 def _killed_at_last(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Leave nothing running behind a block that raises, by a time-out or a failed assertion."""
+    """Kill the run if the block raises, after a timeout or a failed assertion."""
     try:
         yield
     except BaseException:
@@ -441,10 +440,10 @@ def _killed_at_last(process: subprocess.Popen[bytes]) -> Iterator[None]:
 def _measuring(
     line: Sequence[str], env: Environment | None
 ) -> Iterator[tuple[list[str], Environment, Callable[[], int]]]:
-    """Wrap `line` in peak_memory.py: yield the longer line, its environment, and what reads the peak afterwards."""
+    """Wrap `line` in peak_memory.py: yield the new line, its environment, and a function that reads the peak."""
     without_coverage = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "peak"
-        # -I and -S: the smallest Python there is.
+        # -I and -S: start Python as fast as possible.
         wrapped = [sys.executable, "-I", "-S", str(_PEAK), str(report), *line]
         yield wrapped, {**without_coverage, **(env or {})}, lambda: int(report.read_text())

@@ -1,4 +1,4 @@
-"""What the tests of the command line look for after a run: in its result, in a folder, in a registry."""
+"""Assertions about the result of a run, a directory, and a registry."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tests.registry import Registry
 from tests.runner import Result
 from tests.schemas import validate_ours
 
-#: Seconds until something that is waited for must have happened: far more than it takes.
+#: Seconds to wait for an event; every event takes much less.
 _PATIENCE: Final = 60.0
-#: Lines beside an error: warnings, and on a slow machine the progress of every few seconds.
+#: Lines before an error: warnings, and on a slow machine progress.
 _BESIDE: Final = re.compile(r"ocistream: (warning:|.* blobs?, .* in all$|.* of .*, \d+ %)")
 
 
 def success(result: Result) -> None:
-    """Assert that a run ended well."""
+    """Assert that a run succeeded."""
     assert result.code == 0, (result.argv, result.code, result.err)
 
 
 def failure(result: Result, code: int, *words: str) -> None:
-    """Assert that a run failed with `code`, said why in a line or two that hold all of `words`, and printed nothing."""
+    """Assert that a run failed with `code`, with an error of one or two lines with all `words`, and an empty stdout."""
     assert result.code == code, (result.argv, result.code, result.err)
     lines = [line for line in result.err.splitlines() if not _BESIDE.match(line)]
     assert 1 <= len(lines) <= 2, result.err
@@ -38,23 +38,23 @@ def failure(result: Result, code: int, *words: str) -> None:
 
 
 def nothing_left(folder: Path, *expected: str) -> None:
-    """Assert that a folder holds just the files and folders `expected`, hidden ones included."""
+    """Assert that a folder has exactly the `expected` files and folders, including hidden ones."""
     assert sorted(entry.name for entry in folder.iterdir()) == sorted(expected)
 
 
 def no_partial_files(folder: Path) -> None:
-    """Assert that nowhere below `folder` a temporary file is left."""
+    """Assert that no temporary file is left below `folder`."""
     left = [str(path) for path in folder.rglob("*") if path.is_file() and path.name.startswith(".")]
     assert left == []
 
 
 def no_image(registry: Registry) -> None:
-    """Assert that a registry shows no tag, and no manifest among its images."""
+    """Assert that a registry has no tag and no manifest."""
     assert json.loads((registry.layout.path / "index.json").read_bytes())["manifests"] == []
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until `condition` holds."""
+    """Wait until `condition` is true."""
     end = time.monotonic() + _PATIENCE
     while not condition():
         assert time.monotonic() < end, "it never happened"
@@ -70,18 +70,18 @@ def entries(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def index_of(archive: Path) -> list[dict[str, Any]]:
-    """Return what the index.json of an archive, or of a layout, lists."""
+    """Return the entries of index.json of an archive or a layout."""
     raw = (archive / "index.json").read_bytes() if archive.is_dir() else dict(entries(archive))["index.json"]
     return list(json.loads(raw)["manifests"])
 
 
 def names_in(archive: Path) -> list[str]:
-    """Return how the images in an archive or a layout are called, by the annotation that all tools know."""
+    """Return the names of the images in an archive or a layout, from the annotation that all tools use."""
     return [entry["annotations"]["org.opencontainers.image.ref.name"] for entry in index_of(archive)]
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
-    """Return every line of `text`, a stderr, as the JSON object that docs/progress.schema.json wants."""
+    """Return the lines of a stderr as JSON objects; check them with docs/progress.schema.json."""
     parsed = [json.loads(line) for line in text.splitlines()]
     for line in parsed:
         validate_ours(line, "progress")

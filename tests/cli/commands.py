@@ -1,4 +1,4 @@
-"""What the command line has, as its own help lists it."""
+"""The commands and options that `--help` lists."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def commands() -> Sequence[str]:
 
 @functools.cache
 def options(command: str) -> Sequence[str]:
-    """Return the spellings of a command's options, such as `-u` and `--username`, in order."""
+    """Return the options of a command, such as `-u` and `--username`, in order."""
     text = ocistream(command, "--help").out.decode().partition("\nCommands:\n")[0]
-    # The options are in several sections: only a heading is not indented. The usage comes before the first one.
+    # The options are in several sections, whose headings are not indented. The usage comes before the first heading.
     listed = re.split(r"^[A-Z][A-Za-z ]*:$", text, flags=re.MULTILINE)[1:]
     rows = re.findall(r"^  (-[^\s,]+(?:, -[^\s,]+)*)", "".join(listed), re.MULTILINE)
     assert rows, listed

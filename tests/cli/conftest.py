@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the command line: registries that the tests start in their own process."""
+"""Fixtures for the tests of the command line: registries in the process of the tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faulty_registry import FaultyRegistry
 
 @pytest.fixture(autouse=True)
 def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let stdout be buffered as it is for a user: in a container of Python's it often is not."""
+    """Buffer stdout as for a user: containers of Python often set PYTHONUNBUFFERED."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 
 
@@ -33,16 +33,15 @@ def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
 
 @pytest.fixture
 def served(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
-    """Return an empty registry that is open to all."""
+    """Return an empty registry without authentication."""
     return start()
 
 
 @pytest.fixture
 def dev_stdout(tmp_path: Path) -> Path:
-    """Return a link that leads to a process's own stdout, as /dev/stdout does.
+    """Return a link to the process's own stdout, like /dev/stdout.
 
-    It stands for the real one: tests may run as root, and code that replaces what it should write to would take
-    the machine's devices away.
+    It replaces the real /dev/stdout: tests may run as root, and wrong code could delete a device of the machine.
     """
     link = tmp_path / "stdout"
     link.symlink_to("/proc/self/fd/1")

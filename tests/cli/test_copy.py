@@ -1,4 +1,4 @@
-"""`ocistream copy`: from any end to any end, by name and by platform, and by mounting where there is one registry."""
+"""`ocistream copy`: all sources and destinations, names, platforms, and mounts within one registry."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_from_any_end_to_any_end(served: FaultyRegistry, tmp_path: Path, source:
     assert result.lines() == ([] if target == "stream" else [f"{name}@{digest}"])
 
 
-def test_all_images_are_copied_where_no_name_is_given(layout: Layout, tmp_path: Path) -> None:
+def test_without_a_name_all_images_are_copied(layout: Layout, tmp_path: Path) -> None:
     digests = [small_image(layout, name="one")["digest"], two_platforms(layout, name="two")["digest"]]
     for target in (tmp_path / "both.tar", f"oci:{tmp_path}/both"):
         assertions.success(ocistream("copy", layout.path, target))
@@ -80,7 +80,7 @@ def test_all_images_are_copied_where_no_name_is_given(layout: Layout, tmp_path: 
         assert [entry["digest"] for entry in assertions.index_of(tmp_path / name)] == digests
 
 
-def test_a_name_of_the_destination_needs_one_image(layout: Layout, tmp_path: Path) -> None:
+def test_a_destination_name_requires_a_single_image(layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout, name="one")
     two_platforms(layout, name="two")
     for target in (f"oci:{tmp_path}/x:new", f"oci-archive:{tmp_path}/x.tar:new", "127.0.0.1:1/x"):
@@ -91,7 +91,7 @@ def test_a_name_of_the_destination_needs_one_image(layout: Layout, tmp_path: Pat
     assert assertions.index_of(tmp_path / "x")[0]["digest"] == image["digest"]
 
 
-def test_a_name_that_is_there_already_gets_its_new_meaning(layout: Layout, tmp_path: Path) -> None:
+def test_an_existing_name_is_moved_to_the_new_image(layout: Layout, tmp_path: Path) -> None:
     first, second = small_image(layout, name="one"), two_platforms(layout, name="two")
     target = f"oci:{tmp_path}/x"
     for source, name in (("one", "kept"), ("one", "moved"), ("two", "moved")):
@@ -100,7 +100,7 @@ def test_a_name_that_is_there_already_gets_its_new_meaning(layout: Layout, tmp_p
     assert [entry["digest"] for entry in assertions.index_of(tmp_path / "x")] == [first["digest"], second["digest"]]
 
 
-def test_a_platform_can_be_picked(layout: Layout, tmp_path: Path) -> None:
+def test_a_platform_can_be_selected(layout: Layout, tmp_path: Path) -> None:
     index = two_platforms(layout, name="multi")
     arm64 = layout.read(index["digest"])["manifests"][1]
     assertions.success(ocistream("copy", "--platform=linux/arm64", layout.path, tmp_path / "x.tar"))
@@ -130,9 +130,7 @@ def image(layout: Layout) -> Descriptor:
     return small_image(layout, name="app")
 
 
-def test_the_same_registry_and_place_is_nothing_to_do(
-    served: FaultyRegistry, layout: Layout, image: Descriptor
-) -> None:
+def test_a_copy_to_itself_sends_nothing(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
     assertions.success(ocistream("copy", f"{served.host}/app:1", f"{served.host}/app:1"))
@@ -167,7 +165,7 @@ def test_each_side_has_its_own_credential(
     )
 
 
-def test_of_an_archive_that_ends_too_early_in_a_pipe_nothing_is_kept(layout: Layout, tmp_path: Path) -> None:
+def test_nothing_is_kept_of_a_truncated_archive_from_a_pipe(layout: Layout, tmp_path: Path) -> None:
     layout.image([700_000, 600_000, 500_000], name="v1")
     archive = ocistream("copy", layout.path, "-").out
     folder = tmp_path / "out"
@@ -177,11 +175,13 @@ def test_of_an_archive_that_ends_too_early_in_a_pipe_nothing_is_kept(layout: Lay
     assertions.nothing_left(folder)
 
 
-class TestNamesGiven:
+class TestDestinationNames:
     """A NAME behind a layout or an archive."""
 
     @pytest.mark.parametrize("name", ["a b", "a\nb", "a\x1b[2J", "a\tb"])
-    def test_one_with_blanks_or_control_characters_is_refused(self, layout: Layout, tmp_path: Path, name: str) -> None:
+    def test_a_name_with_blanks_or_control_characters_is_refused(
+        self, layout: Layout, tmp_path: Path, name: str
+    ) -> None:
         small_image(layout, name="v1")
         result = ocistream("copy", f"oci:{layout.path}", f"oci:{tmp_path / 'out'}:{name}")
         assertions.failure(result, 2, "malformed name")
@@ -210,7 +210,7 @@ class TestNamesGiven:
         assert ocistream("copy", f"oci:{layout.path}", f"oci:{good}:app").code == 0
         assert ocistream("verify", good).code == 0
 
-    def test_one_with_a_digest_has_to_be_right(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_digest_in_a_name_must_match(self, layout: Layout, tmp_path: Path) -> None:
         image = small_image(layout, name="v1")
         wrong = ocistream("copy", f"oci:{layout.path}", f"oci:{tmp_path / 'out'}:app@sha256:{'0' * 64}")
         assertions.failure(wrong, 5, image["digest"])

@@ -1,4 +1,4 @@
-"""What options are where nobody gives them: by the environment, by a configuration file, and what neither may say."""
+"""Defaults of options from variables and the configuration file, and options without defaults."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def user(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> User:
 # -- which of them counts -----------------------------------------------------------------------------------------
 
 
-def test_the_flag_then_the_variable_then_the_commands_table_then_the_table_of_all(user: User) -> None:
+def test_the_order_is_option_variable_command_table_general_table(user: User) -> None:
     user.configure("[defaults]", 'cache = "all"', "[defaults.pull]", 'cache = "~/pull"')
     kept = {
         "flag": user.home / "flag",
@@ -98,14 +98,14 @@ def test_the_flag_then_the_variable_then_the_commands_table_then_the_table_of_al
     assert made() == set(kept)
 
 
-def test_a_flag_takes_a_default_away(user: User) -> None:
+def test_an_option_can_remove_a_default(user: User) -> None:
     user.configure("[defaults]", 'cache = "all"')
     assertions.success(user.pull("--cache", "", OCISTREAM_CACHE=str(user.home / "variable")))
     assert not (user.home / "variable").exists()
     assert not (user.file.parent / "all").exists()
 
 
-def test_a_default_goes_through_what_the_flag_goes_through(user: User) -> None:
+def test_a_default_is_parsed_as_the_option(user: User) -> None:
     user.configure("[defaults]", 'upload = "chunk=1MiB"')
     assertions.success(user.push("--jobs=1"))
     assert all("Content-Range" in request.headers for request in user.registry.asked("PATCH"))
@@ -114,13 +114,13 @@ def test_a_default_goes_through_what_the_flag_goes_through(user: User) -> None:
     assert not any("Content-Range" in request.headers for request in user.registry.asked("PATCH"))
 
 
-def test_a_switch_of_the_file_is_off_by_its_variable(user: User) -> None:
+def test_a_variable_disables_a_switch_of_the_file(user: User) -> None:
     user.configure("[defaults]", "quiet = true")
     assert user.pull("--progress=plain").err == ""
     assert user.pull("--progress=plain", OCISTREAM_QUIET="0").err != ""
 
 
-def test_what_is_typed_to_see_more_comes_before_a_default_to_be_quiet(user: User) -> None:
+def test_verbose_overrides_a_quiet_default(user: User) -> None:
     user.configure("[defaults]", "quiet = true", "verbose = 0")
     assert "OCISTREAM_CONFIG: /nowhere" in user.run("config", "check", OCISTREAM_CONFIG="/nowhere").err
     assert "is valid" in user.run("config", "check", user.file, "-v", OCISTREAM_QUIET="1").err
@@ -128,7 +128,7 @@ def test_what_is_typed_to_see_more_comes_before_a_default_to_be_quiet(user: User
     assert user.run("config", "check", user.file, "-q", OCISTREAM_VERBOSE="1").err == ""
 
 
-def test_a_repeating_option_has_a_list_or_words(user: User) -> None:
+def test_a_repeatable_option_has_a_list_or_words(user: User) -> None:
     arm, s390 = "linux/arm64", "linux/s390x"
     user.configure("[defaults]", f'platform = ["{arm}", "{s390}"]')
     shown = json.loads(user.run("config", "show", "pull", "--json").out)
@@ -137,7 +137,7 @@ def test_a_repeating_option_has_a_list_or_words(user: User) -> None:
     assert shown["defaults"]["defaults.pull"]["platform"]["value"] == [s390, arm]
 
 
-def test_a_variable_names_the_file(user: User, tmp_path: Path) -> None:
+def test_a_variable_names_the_configuration_file(user: User, tmp_path: Path) -> None:
     user.configure("[defaults]", "jobs = 99")
     other = tmp_path / "other.toml"
     other.write_text('[defaults]\ncache = "kept"')
@@ -154,7 +154,7 @@ def test_a_variable_names_the_file(user: User, tmp_path: Path) -> None:
     assertions.failure(user.pull(OCISTREAM_CONFIG="/nowhere"), 4, "OCISTREAM_CONFIG: /nowhere: no such file")
 
 
-def test_messages_are_json_by_default_too_and_mistakes_with_them(user: User) -> None:
+def test_a_json_log_format_by_default_applies_to_usage_errors(user: User) -> None:
     for argv in (["pull", "--no-such-option"], ["no-such-command"]):
         (line,) = assertions.json_lines(user.run(*argv, OCISTREAM_LOG_FORMAT="json").err)
         assert line["exit_code"] == 2
@@ -216,15 +216,13 @@ def test_what_the_flag_refuses_a_default_refuses_in_the_same_words(
         (["verbose = true"], ["defaults: verbose is not a whole number"]),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_the_file_and_the_key(
-    user: User, lines: list[str], words: list[str]
-) -> None:
+def test_an_invalid_value_is_reported_with_the_file_and_the_key(user: User, lines: list[str], words: list[str]) -> None:
     user.configure("[defaults]", *lines)
     assertions.failure(user.pull(), 2, str(user.file), *words)
 
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_REFERRERS", "perhaps"), ("VERBOSE", "-1"), ("VERBOSE", "x")])
-def test_a_variable_that_makes_no_sense_is_named(user: User, variable: str, value: str) -> None:
+def test_an_invalid_variable_is_named(user: User, variable: str, value: str) -> None:
     assertions.failure(user.pull(**{f"OCISTREAM_{variable}": value}), 2, f"OCISTREAM_{variable}: '{value}'")
 
 
@@ -235,7 +233,7 @@ def test_what_has_no_default_is_refused_with_the_reason(user: User) -> None:
         assertions.failure(user.push(), 2, f": {name} has no default", REASONS[name])
 
 
-def test_variables_of_what_has_no_default_have_no_effect_and_are_named(user: User) -> None:
+def test_variables_of_options_without_defaults_are_reported(user: User) -> None:
     refused = {variable_of(name): "nonsense" for name in REASONS if not name.endswith("username") and name != "config"}
     result = user.pull("--progress=none", **refused)
     assertions.success(result)
@@ -297,19 +295,19 @@ def test_variables_that_something_uses_are_not_reported(user: User) -> None:
         assert UNUSED not in result.err
 
 
-def test_options_of_other_commands_are_no_mistake(user: User) -> None:
+def test_options_of_other_commands_are_accepted(user: User) -> None:
     user.configure("[defaults]", 'cache = "x"', "deep = true", "[defaults.verify]", "deep = true")
     assertions.success(user.push())
 
 
-def test_help_is_had_whatever_a_file_says(user: User) -> None:
+def test_help_works_with_an_invalid_file(user: User) -> None:
     user.configure("[defaults")
     assertions.success(user.run("pull", "--help"))
     assertions.success(user.run("--version"))
     assertions.failure(user.run("verify", user.layout), 2, str(user.file), "is not TOML")
 
 
-def test_what_completes_a_line_reads_no_file(user: User) -> None:
+def test_shell_completion_reads_no_file(user: User) -> None:
     user.configure("[defaults")
     line = {"COMP_WORDS": "ocistream pull --plat", "COMP_CWORD": "2"}
     result = user.run(_OCISTREAM_COMPLETE="bash_complete", **line)
@@ -320,7 +318,7 @@ def test_what_completes_a_line_reads_no_file(user: User) -> None:
 # -- registries ---------------------------------------------------------------------------------------------------
 
 
-def test_the_configuration_says_where_a_registrys_password_is(
+def test_the_configuration_names_the_source_of_a_password(
     start: Callable[..., FaultyRegistry], layout: Layout, user: User
 ) -> None:
     guarded = start(auth=Basic("me", "right"))
@@ -346,7 +344,7 @@ def test_the_configuration_says_where_a_registrys_password_is(
     assert "wrong" not in failed.err
 
 
-def test_the_configuration_says_what_a_registry_is(start: Callable[..., FaultyRegistry], user: User) -> None:
+def test_the_configuration_sets_the_profile_of_a_registry(start: Callable[..., FaultyRegistry], user: User) -> None:
     registry = start(Fault(refusal(405), "PATCH", times=None))
     argv = ["push", "-i", str(user.layout), f"{registry.host}/app:1"]
     # Of that kind it is known that a PUT with a body is not taken, and so it is not tried.
@@ -387,11 +385,11 @@ def test_the_page_lists_every_option_and_its_variable() -> None:
     assert text.count("| `OCISTREAM_") == len(expected)
 
 
-def test_what_has_no_default_is_an_option_that_there_is() -> None:
+def test_options_without_defaults_exist() -> None:
     found = {option.removeprefix("--") for name in commands() for option in options(name)}
     assert set(REASONS) <= found
 
 
-def test_no_option_has_a_variable_that_means_something_else() -> None:
+def test_no_variable_of_an_option_has_another_meaning() -> None:
     taken = {f"OCISTREAM_{side}{word}" for side in ("", "SRC_", "DEST_") for word in ("USERNAME", "PASSWORD")}
     assert taken.isdisjoint(map(variable_of, with_default()))

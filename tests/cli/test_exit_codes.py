@@ -1,4 +1,4 @@
-"""Each exit code by causes that are real, and that a failure says what failed and leaves nothing to be seen."""
+"""Each exit code with real causes. A failure is explained and leaves nothing visible."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 # 0 -----------------------------------------------------------------------------------------------------------
 
 
-def test_0_only_when_all_of_it_is_there(registry: FaultyRegistry, folder: Path, image: Descriptor) -> None:
+def test_0_only_if_the_image_is_complete(registry: FaultyRegistry, folder: Path, image: Descriptor) -> None:
     assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", folder / "app.tar"))
     assertions.nothing_left(folder, "app.tar")
     assert assertions.index_of(folder / "app.tar")[0]["digest"] == image["digest"]
@@ -64,7 +64,7 @@ def test_0_only_when_all_of_it_is_there(registry: FaultyRegistry, folder: Path, 
 MISTAKE = "import sys; from ocistream import cli; cli.COMMANDS['pull'] = ('nowhere:pull', ''); sys.exit(cli.main(%s))"
 
 
-def test_1_for_a_mistake_of_ours_which_is_said_to_be_one() -> None:
+def test_1_for_an_internal_error() -> None:
     result = run([sys.executable, "-P", "-c", MISTAKE % ["pull"]])
     assertions.failure(result, 1, "internal error: ModuleNotFoundError", "nowhere", "report it")
 
@@ -117,12 +117,12 @@ def test_1_for_a_mistake_of_ours_which_is_said_to_be_one() -> None:
         ("serve --listen 0.0.0.0:0", "loopback"),
     ],
 )
-def test_2_for_a_command_line_that_makes_no_sense(argv: str, words: str, folder: Path) -> None:
+def test_2_for_an_invalid_command_line(argv: str, words: str, folder: Path) -> None:
     assertions.failure(ocistream(*argv.split(), cwd=folder), 2, words)
     assertions.nothing_left(folder)
 
 
-def test_2_for_an_archive_of_several_images_with_one_place_to_go(served: FaultyRegistry, layout: Layout) -> None:
+def test_2_for_several_images_and_one_destination_name(served: FaultyRegistry, layout: Layout) -> None:
     small_image(layout, name="first")
     two_platforms(layout, name="second")
     result = ocistream("push", "-i", layout.path, f"{served.host}/app:1")
@@ -130,7 +130,7 @@ def test_2_for_an_archive_of_several_images_with_one_place_to_go(served: FaultyR
     assertions.no_image(served)
 
 
-def test_2_for_a_directory_that_holds_something_else(registry: FaultyRegistry, folder: Path) -> None:
+def test_2_for_a_directory_with_other_files(registry: FaultyRegistry, folder: Path) -> None:
     (folder / "letter.txt").write_text("Dear reader")
     assertions.failure(ocistream("pull", f"{registry.host}/app:1", "-o", folder), 2, "not an OCI layout")
     assertions.nothing_left(folder, "letter.txt")
@@ -148,7 +148,7 @@ def test_4_for_an_image_that_is_not_there(registry: FaultyRegistry, folder: Path
     assertions.nothing_left(folder)
 
 
-def test_4_for_one_image_of_two(registry: FaultyRegistry, folder: Path) -> None:
+def test_4_if_one_of_two_images_is_missing(registry: FaultyRegistry, folder: Path) -> None:
     result = ocistream("pull", f"{registry.host}/app:1", f"{registry.host}/gone:1", "-o", folder / "both.tar")
     assertions.failure(result, 4, f"{registry.host}/gone:1")
     assertions.nothing_left(folder)
@@ -163,18 +163,18 @@ def test_4_for_one_image_of_two(registry: FaultyRegistry, folder: Path) -> None:
         ("copy oci-archive:missing.tar:name x.example/x", "missing.tar"),
     ],
 )
-def test_4_for_a_file_or_directory_that_is_not_there(argv: str, words: str, folder: Path) -> None:
+def test_4_for_a_missing_file_or_directory(argv: str, words: str, folder: Path) -> None:
     assertions.failure(ocistream(*argv.split(), cwd=folder), 4, words, "no such")
     assertions.nothing_left(folder)
 
 
-def test_4_for_a_folder_to_write_to_that_is_not_there(registry: FaultyRegistry, folder: Path) -> None:
+def test_4_for_a_missing_output_directory(registry: FaultyRegistry, folder: Path) -> None:
     result = ocistream("pull", f"{registry.host}/app:1", "-o", folder / "missing" / "app.tar")
     assertions.failure(result, 4, "cannot write", "missing/app.tar", "no such file or directory")
     assert registry.requests == []
 
 
-def test_4_for_a_name_that_the_archive_does_not_have(served: FaultyRegistry, layout: Layout) -> None:
+def test_4_for_a_name_that_is_not_in_the_archive(served: FaultyRegistry, layout: Layout) -> None:
     small_image(layout, name="there")
     assertions.failure(ocistream("push", "-i", layout.path, f"{served.host}/x", "--image", "gone"), 4, "gone", "there")
     assertions.failure(ocistream("copy", f"oci:{layout.path}:gone", f"{served.host}/x"), 4, "gone", "there")
@@ -187,7 +187,7 @@ def test_4_for_a_single_image_of_another_platform(registry: FaultyRegistry, fold
     assertions.nothing_left(folder)
 
 
-def test_4_for_an_authority_file_that_is_not_there(registry: FaultyRegistry, folder: Path) -> None:
+def test_4_for_a_missing_ca_file(registry: FaultyRegistry, folder: Path) -> None:
     result = ocistream(
         "pull", f"{registry.host}/app:1", "-o", folder / "app.tar", env={"SSL_CERT_FILE": str(folder / "ca.pem")}
     )
@@ -207,7 +207,7 @@ def test_4_for_an_authority_file_that_is_not_there(registry: FaultyRegistry, fol
         (Resize(1, stated=True), "file"),
     ],
 )
-def test_5_for_a_blob_that_is_not_what_was_promised(
+def test_5_for_a_blob_that_does_not_match_its_digest(
     registry: FaultyRegistry,
     start: Callable[..., FaultyRegistry],
     layout: Layout,
@@ -239,7 +239,7 @@ def test_5_on_both_sides_of_a_pipe(registry: FaultyRegistry, start: Callable[...
 
 
 @pytest.mark.parametrize("content", [b"stray " * 1000, b'{"stray": 1}'])
-def test_5_for_a_corrupt_blob_of_no_image_where_it_is_already_in_the_next_pipe(
+def test_5_for_a_corrupt_unreferenced_blob_that_was_already_written_to_a_pipe(
     layout: Layout, image: Descriptor, folder: Path, content: bytes
 ) -> None:
     """The index comes last, so the blob is passed on before it is known that no image needs it."""
@@ -262,9 +262,7 @@ def test_5_for_a_corrupt_blob_of_no_image_where_it_is_already_in_the_next_pipe(
     assert [entry["digest"] for entry in index_in(files)] == [image["digest"]]
 
 
-def test_5_for_a_manifest_that_is_not_what_was_asked_for(
-    registry: FaultyRegistry, image: Descriptor, folder: Path
-) -> None:
+def test_5_for_a_manifest_with_another_digest(registry: FaultyRegistry, image: Descriptor, folder: Path) -> None:
     registry.faults = [Fault(Flip(20), "GET", "/manifests/", times=None)]
     result = ocistream("pull", f"{registry.host}/app@{image['digest']}", "-o", folder / "app.tar")
     assertions.failure(result, 5, image["digest"])
@@ -272,7 +270,7 @@ def test_5_for_a_manifest_that_is_not_what_was_asked_for(
 
 
 @pytest.mark.parametrize("source", ["file", "pipe", "layout"])
-def test_5_for_a_byte_that_was_changed_on_the_way(
+def test_5_for_a_byte_changed_in_a_pipe(
     served: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, source: str
 ) -> None:
     archive = folder / "app.tar"
@@ -348,9 +346,7 @@ def closed_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("fault", [refusal(503, "UNAVAILABLE"), too_many_requests(0), Drop(0)])
-def test_7_for_a_registry_that_fails_until_the_tries_are_used_up(
-    registry: FaultyRegistry, folder: Path, fault: object
-) -> None:
+def test_7_after_all_retries_failed(registry: FaultyRegistry, folder: Path, fault: object) -> None:
     registry.faults = [Fault(fault, "GET", "/blobs/", times=None)]  # type: ignore[arg-type]
     result = ocistream("pull", f"{registry.host}/app:1", "--retries", "1", "--jobs", "1", "-o", folder / "app.tar")
     assertions.failure(result, 7, f"http://{registry.host}/v2/app/blobs/sha256:")
@@ -360,7 +356,7 @@ def test_7_for_a_registry_that_fails_until_the_tries_are_used_up(
     assertions.nothing_left(folder)
 
 
-def test_retries_are_those_after_the_first_try(registry: FaultyRegistry, folder: Path) -> None:
+def test_retries_counts_attempts_after_the_first(registry: FaultyRegistry, folder: Path) -> None:
     registry.faults = [Fault(refusal(503), "GET", "/manifests/", times=None)]
     for retries in (0, 1):
         registry.requests.clear()
@@ -369,7 +365,7 @@ def test_retries_are_those_after_the_first_try(registry: FaultyRegistry, folder:
         assert len(registry.requests) == 1 + retries
 
 
-def test_7_for_a_port_that_is_taken(served: FaultyRegistry, folder: Path) -> None:
+def test_7_for_a_port_in_use(served: FaultyRegistry, folder: Path) -> None:
     assertions.failure(ocistream("serve", folder / "layout", "--listen", served.host), 7, served.host)
 
 
@@ -384,13 +380,13 @@ def test_7_for_a_port_that_is_taken(served: FaultyRegistry, folder: Path) -> Non
         ("pull a.example/x@sha384:abcd -o x.tar", "sha384"),
     ],
 )
-def test_8_for_what_is_well_formed_and_not_supported(argv: str, words: str, layout: Layout) -> None:
+def test_8_for_unsupported_input(argv: str, words: str, layout: Layout) -> None:
     small_image(layout, name="app")
     assertions.failure(ocistream(*argv.split(), cwd=layout.path), 8, words)
     assertions.nothing_left(layout.path, *EMPTY_LAYOUT)
 
 
-def test_8_for_an_archive_that_is_compressed_in_an_uncommon_way(served: FaultyRegistry) -> None:
+def test_8_for_an_unsupported_compression_of_an_archive(served: FaultyRegistry) -> None:
     assertions.failure(ocistream("push", f"{served.host}/app:1", stdin=lzma.compress(os.urandom(10240))), 8, "xz -dc")
 
 
@@ -413,14 +409,14 @@ def test_8_for_an_archive_that_is_compressed_twice(
 # 9 -----------------------------------------------------------------------------------------------------------
 
 
-def test_9_for_a_full_disk_behind_stdout(layout: Layout, image: Descriptor, dev_stdout: Path) -> None:
+def test_9_if_the_disk_is_full_for_stdout(layout: Layout, image: Descriptor, dev_stdout: Path) -> None:
     del image
     for end in ("-", dev_stdout):
         result = ocistream("copy", layout.path, end, stdout=Path("/dev/full"))
         assertions.failure(result, 9, "cannot write", "No space left on device")
 
 
-def test_9_for_links_that_lead_round_in_a_circle(registry: FaultyRegistry, folder: Path) -> None:
+def test_9_for_a_loop_of_symbolic_links(registry: FaultyRegistry, folder: Path) -> None:
     loop = folder / "x.tar"
     loop.symlink_to("x.tar")
     image = f"{registry.host}/app:1"
@@ -434,14 +430,14 @@ def test_9_for_links_that_lead_round_in_a_circle(registry: FaultyRegistry, folde
     assert loop.is_symlink()
 
 
-def test_9_for_a_full_disk_behind_the_result_lines(layout: Layout, image: Descriptor, folder: Path) -> None:
+def test_9_if_the_disk_is_full_for_result_lines(layout: Layout, image: Descriptor, folder: Path) -> None:
     del image
     result = ocistream("copy", layout.path, folder / "app.tar", stdout=Path("/dev/full"))
     assertions.failure(result, 9, "stdout", "No space left on device")
 
 
 @pytest.mark.uncounted
-def test_9_for_a_full_disk_behind_help_and_version() -> None:
+def test_9_if_the_disk_is_full_for_help_and_version() -> None:
     for argv in (["--version"], ["--help"], ["pull", "--help"]):
         assertions.failure(ocistream(*argv, stdout=Path("/dev/full")), 9, "stdout", "No space left on device")
 
@@ -467,7 +463,7 @@ def test_9_for_a_full_disk(registry: FaultyRegistry, small_disk: Path) -> None:
     assert not (small_disk / "layout" / "index.json").exists()
 
 
-def test_9_for_a_file_that_may_not_grow_so_large(layout: Layout, image: Descriptor, folder: Path) -> None:
+def test_9_for_the_file_size_limit(layout: Layout, image: Descriptor, folder: Path) -> None:
     del image
     line = ["prlimit", f"--fsize={MIB // 2}", *command(), "copy", str(layout.path), str(folder / "app.tar")]
     without_coverage = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
@@ -483,14 +479,14 @@ def closed_folder(folder: Path) -> Iterator[Path]:
     folder.chmod(0o755)
 
 
-def test_9_for_a_folder_that_may_not_be_written_to(registry: FaultyRegistry, closed_folder: Path) -> None:
+def test_9_for_a_read_only_directory(registry: FaultyRegistry, closed_folder: Path) -> None:
     for end in ("app.tar", "layout/"):
         result = ocistream("pull", f"{registry.host}/app:1", "-o", f"{closed_folder}/{end}", unprivileged=True)
         assertions.failure(result, 9, "Permission denied", "check the permissions")
     assertions.nothing_left(closed_folder)
 
 
-def test_9_for_a_file_that_may_not_be_read(layout: Layout, image: Descriptor, served: FaultyRegistry) -> None:
+def test_9_for_an_unreadable_file(layout: Layout, image: Descriptor, served: FaultyRegistry) -> None:
     layout.file(image["digest"]).chmod(0)
     result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", unprivileged=True)
     assertions.failure(result, 9, image["digest"], "Permission denied")
@@ -500,7 +496,7 @@ def test_9_for_a_file_that_may_not_be_read(layout: Layout, image: Descriptor, se
 # Words ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_traceback_is_for_those_who_ask_twice(closed_port: int) -> None:
+def test_a_traceback_is_printed_only_with_vv(closed_port: int) -> None:
     argv = ["push", f"127.0.0.1:{closed_port}/app:1", "-i", "/missing.tar"]
     assert "Traceback" not in ocistream(*argv, "-v").err
     assert "Traceback" in ocistream(*argv, "-vv").err
@@ -508,21 +504,19 @@ def test_a_traceback_is_for_those_who_ask_twice(closed_port: int) -> None:
         assert line["level"] in {"error", "debug"}
 
 
-def test_what_a_registry_says_cannot_drive_the_terminal(registry: FaultyRegistry, folder: Path) -> None:
+def test_text_from_a_registry_cannot_control_the_terminal(registry: FaultyRegistry, folder: Path) -> None:
     registry.faults = [Fault(refusal(403, "DENIED", "\x1b[2Jgone\r\nocistream: all is well"), times=None)]
     result = ocistream("pull", f"{registry.host}/app:1", "-o", folder / "app.tar")
     assertions.failure(result, 3, "?[2Jgone")
 
 
-def test_an_index_that_names_images_with_control_characters_makes_no_lines_of_them(
-    layout: Layout, folder: Path
-) -> None:
+def test_control_characters_in_image_names_are_not_printed(layout: Layout, folder: Path) -> None:
     descriptor = small_image(layout)
     layout.name(descriptor, f"real@{NO_DIGEST}\nfake\x1b[2J")
     assertions.failure(ocistream("copy", layout.path, folder / "app.tar"), 2, f"real@{NO_DIGEST}?fake?[2J")
     assert not (folder / "app.tar").exists()
 
 
-def test_an_error_names_no_tag_where_nothing_was_pushed(served: FaultyRegistry) -> None:
+def test_an_error_names_no_tag_if_nothing_was_pushed(served: FaultyRegistry) -> None:
     assertions.failure(ocistream("push", f"{served.host}/app:1", stdin=b""), 6)
     assert tags(served.host, "app") == []

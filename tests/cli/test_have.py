@@ -318,7 +318,7 @@ def many_blobs(layout: Layout, count: int) -> list[Descriptor]:
 @pytest.mark.parametrize(
     "count", [limits.MAX_BLOBS // 64, pytest.param(limits.MAX_BLOBS - 10, marks=pytest.mark.nightly)]
 )
-def test_memory_stays_as_promised(
+def test_memory_stays_within_the_bound(
     count: int, layout: Layout, start: Callable[..., FaultyRegistry], tmp_path: Path
 ) -> None:
     blobs = many_blobs(layout, count)

@@ -1,4 +1,4 @@
-"""What is said before anything is done: help, version, and that both are light."""
+"""Help and version: their content, and that they import few modules."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def imported(*argv: str) -> set[str]:
 
 
 @pytest.mark.parametrize("argv", [["--version"], ["--help"], ["push", "--help"], ["serve", "--help"]])
-def test_what_is_not_needed_is_not_imported(argv: list[str]) -> None:
+def test_help_imports_no_unneeded_module(argv: list[str]) -> None:
     modules = imported(*argv)
     assert "click" in modules
     assert modules & HEAVY == set()
@@ -75,9 +75,7 @@ def test_version_imports_no_command() -> None:
     assert "ocistream.streams.workers" not in modules
 
 
-def test_what_just_moves_an_image_imports_no_more_than_that(
-    served: FaultyRegistry, layout: Layout, tmp_path: Path
-) -> None:
+def test_pull_and_push_import_only_needed_modules(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     seed(layout, layout.image([b"layer"], name="app"), served.host, "app", "1")
     pulled = imported("pull", f"{served.host}/app:1", "-o", f"{tmp_path}/pulled/")
     assert pulled & (RARE | PUSHING) == set()
@@ -87,7 +85,7 @@ def test_what_just_moves_an_image_imports_no_more_than_that(
     assert sent >= PUSHING
 
 
-def test_a_file_of_defaults_is_read_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_configuration_file_with_defaults_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv("OCISTREAM_JOBS", raising=False)
     Layout(tmp_path / "layout").image([b"layer"], name="app")
@@ -101,7 +99,7 @@ def test_a_file_of_defaults_is_read_where_there_is_one(monkeypatch: pytest.Monke
     assert "ocistream.cli.transfers" not in read
 
 
-def test_at_the_end_no_thread_is_waited_for_and_nothing_is_taken_apart() -> None:
+def test_the_process_exits_without_joining_threads() -> None:
     """Python takes away beneath its threads what they work with, which now and then is a segmentation fault."""
     script = (
         "import atexit, sys; from ocistream.cli import run; "
@@ -112,17 +110,17 @@ def test_at_the_end_no_thread_is_waited_for_and_nothing_is_taken_apart() -> None
     assert "taken apart" not in done.stdout
 
 
-def test_the_version_is_the_packages() -> None:
+def test_version_prints_the_version_of_the_package() -> None:
     result = ocistream("--version")
     assert (result.code, result.out.decode(), result.err) == (0, f"ocistream {package.__version__}\n", "")
 
 
-def test_the_module_is_the_command() -> None:
+def test_python_m_runs_the_command() -> None:
     done = subprocess.run([sys.executable, "-P", "-m", "ocistream", "--version"], capture_output=True, check=True)
     assert done.stdout == ocistream("--version").out
 
 
-def test_help_lists_every_command_with_its_line() -> None:
+def test_help_lists_every_command() -> None:
     result = ocistream("--help")
     assertions.success(result)
     for name, (_, line) in COMMANDS.items():
@@ -131,7 +129,7 @@ def test_help_lists_every_command_with_its_line() -> None:
     assert ocistream("pull", "-h").out == ocistream("pull", "--help").out
 
 
-def test_a_bare_command_says_what_there_is_and_fails() -> None:
+def test_without_a_command_help_is_printed_as_an_error() -> None:
     result = ocistream()
     assert (result.code, result.out) == (2, b"")
     assert result.err == ocistream("--help").out.decode()
@@ -179,5 +177,5 @@ def test_help_fits_80_columns_and_has_two_lines_for_each_option(argv: list[str])
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_mistake_points_to_the_help_of_its_command(name: str) -> None:
+def test_a_usage_error_names_the_help_of_its_command(name: str) -> None:
     assertions.failure(ocistream(name, "--no-such-option"), 2, "--no-such-option", f"see `ocistream {name} --help`")

@@ -1,4 +1,4 @@
-"""`ocistream inspect`: what an end holds, for people and for machines."""
+"""`ocistream inspect`: the description of a location, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class TestArchives:
         for word in ("v1", image["digest"], "linux/amd64", "2 layers", "org.example.why: because", "gzip"):
             assert word in text
 
-    def test_an_index_is_with_its_platforms_and_what_they_share(self, how: str, layout: Layout, tmp_path: Path) -> None:
+    def test_an_index_is_described_with_its_platforms_and_shared_blobs(
+        self, how: str, layout: Layout, tmp_path: Path
+    ) -> None:
         index = two_platforms(layout, name="both")
         document, text = inspected(layout, how, tmp_path)
         (found,) = document["images"]
@@ -70,12 +72,12 @@ class TestArchives:
         assert "in 2 images" in text
         assert "saved by sharing" in text
 
-    def test_one_platform_of_it(self, how: str, layout: Layout, tmp_path: Path) -> None:
+    def test_one_platform_of_an_index_is_described(self, how: str, layout: Layout, tmp_path: Path) -> None:
         two_platforms(layout, name="both")
         document, _ = inspected(layout, how, tmp_path, "--platform", "linux/arm64")
         assert [image["platform"] for image in document["images"]] == ["linux/arm64/v8"]
 
-    def test_what_refers_to_an_image_is_named_with_it(
+    def test_referrers_are_described_with_their_image(
         self, how: str, layout: Layout, image: Descriptor, tmp_path: Path
     ) -> None:
         parts = layout.artifact(b"a list of parts", subject=image, name="parts")
@@ -126,7 +128,7 @@ class TestArchives:
         document, _ = inspected(layout, how, tmp_path)
         assert [layer["compression"] for layer in document["images"][0]["layers"]] == ["gzip", "zstd", "none"]
 
-    def test_what_is_missing_is_listed(self, how: str, layout: Layout, tmp_path: Path) -> None:
+    def test_missing_content_is_listed(self, how: str, layout: Layout, tmp_path: Path) -> None:
         index = two_platforms(layout, name="both")
         child = layout.read(index["digest"])["manifests"][1]["digest"]
         layout.file(child).unlink()
@@ -150,7 +152,7 @@ class TestArchives:
         assert document["missing"] == [{key: blob[key] for key in ("mediaType", "digest", "size")}]
         assert f"missing {blob['digest']}" in text.splitlines()
 
-    def test_what_an_index_says_of_its_images_is_told(
+    def test_annotations_of_an_index_are_described(
         self, how: str, layout: Layout, image: Descriptor, tmp_path: Path
     ) -> None:
         said = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": image["digest"]}
@@ -200,7 +202,9 @@ def test_an_image_of_ten_thousand_layers_is_described_within_what_is_promised(
         assert shown.count("\nmissing sha256:") == 10_000
 
 
-def test_a_docker_archive_is_seen_as_the_image_it_will_be(layout: Layout, image: Descriptor, tmp_path: Path) -> None:
+def test_a_docker_archive_is_described_as_the_resulting_image(
+    layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
     archive = tmp_path / "x.tar"
     assert ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1").code == 0
     for result in (
@@ -229,7 +233,7 @@ class TestRegistry:
         layers = {layer["digest"] for layer in found["layers"]}
         assert not [request for request in served.requests[before:] if any(digest in request.path for digest in layers)]
 
-    def test_what_the_registry_knows_to_refer_to_it_is_told(
+    def test_referrers_in_a_registry_are_described(
         self, served: FaultyRegistry, layout: Layout, image: Descriptor
     ) -> None:
         seed(layout, image, served.host, "team/app", "v1")
@@ -238,7 +242,7 @@ class TestRegistry:
         (found,) = json.loads(ocistream("inspect", f"{served.host}/team/app:v1", "--json").out)["images"]
         assert [referrer["digest"] for referrer in found["referrers"]] == [parts["digest"]]
 
-    def test_an_image_that_is_not_there(self, served: FaultyRegistry) -> None:
+    def test_a_missing_image_is_not_found(self, served: FaultyRegistry) -> None:
         assert ocistream("inspect", f"{served.host}/team/app:gone").code == 4
 
 
@@ -415,7 +419,7 @@ def test_a_config_that_the_registry_has_lost_does_not_hide_the_others(served: Fa
     assert ("created" in first, "created" in second) == (True, False)
 
 
-def test_text_out_of_an_archive_cannot_steer_a_terminal(layout: Layout) -> None:
+def test_text_of_an_archive_cannot_control_the_terminal(layout: Layout) -> None:
     small_image(layout, name="v\x1b[2J1", annotations={"a\x1b[31m": "b\nc"})
     result = ocistream("inspect", f"oci:{layout.path}")
     assert result.code == 0
@@ -423,9 +427,7 @@ def test_text_out_of_an_archive_cannot_steer_a_terminal(layout: Layout) -> None:
     assert "b\nc" not in result.out.decode()
 
 
-def test_referrers_that_a_registry_refuses_to_list_are_not_taken_for_none(
-    image: Descriptor, layout: Layout, served: FaultyRegistry
-) -> None:
+def test_a_refused_list_of_referrers_is_reported(image: Descriptor, layout: Layout, served: FaultyRegistry) -> None:
     seed(layout, image, served.host, "app", "v1")
     served.faults.append(Fault(refusal(403, "DENIED"), path="/referrers/", times=None))
     result = ocistream("inspect", f"{served.host}/app:v1")

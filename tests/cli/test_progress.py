@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar, lines, JSON events or nothing, whose numbers are right from the first to the last."""
+"""Progress on stderr: bar, plain lines, JSON events or nothing, with correct numbers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def check(lines: list[dict[str, Any]], total: int, how: set[str]) -> None:
     assert max(line["bytes"] for line in moved) == moved[-1]["bytes"] == total
 
 
-def test_json_is_one_object_a_line_and_adds_up(registry: FaultyRegistry, total: int, tmp_path: Path) -> None:
+def test_json_progress_is_one_object_per_line_and_adds_up(registry: FaultyRegistry, total: int, tmp_path: Path) -> None:
     image = f"{registry.host}/app:1"
     for target in (tmp_path / "app.tar", f"{tmp_path}/layout/"):
         lines = events("pull", image, "-o", target)
@@ -71,15 +71,13 @@ def test_json_is_one_object_a_line_and_adds_up(registry: FaultyRegistry, total: 
 
 
 @pytest.mark.uncounted
-def test_what_is_there_already_counts_as_moved(
-    registry: FaultyRegistry, layout: Layout, total: int, tmp_path: Path
-) -> None:
+def test_existing_blobs_count_as_moved(registry: FaultyRegistry, layout: Layout, total: int, tmp_path: Path) -> None:
     events("pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/layout/")
     check(events("pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/layout/"), total, {"skipped"})
     check(events("push", "-i", layout.path, f"{registry.host}/app:2"), total, {"skipped"})
 
 
-def test_a_pipe_adds_up_whatever_comes_first_in_it(
+def test_progress_of_a_pipe_adds_up_in_every_order(
     served: FaultyRegistry, start: Callable[..., FaultyRegistry], layout: Layout, total: int
 ) -> None:
     check(events("push", f"{served.host}/app:1", stdin=tar_of(small_first(layout))), total, {"copied"})
@@ -89,7 +87,7 @@ def test_a_pipe_adds_up_whatever_comes_first_in_it(
     assert done[-1] == {"event": "progress", "bytes": total, "total": total}
 
 
-def test_a_download_that_is_begun_again_is_not_counted_twice(
+def test_a_restarted_download_is_not_counted_twice(
     registry: FaultyRegistry, start: Callable[..., FaultyRegistry], total: int, tmp_path: Path
 ) -> None:
     registry.faults = [Fault(Drop(MIB + 17), "GET", "/blobs/", times=2)]
@@ -152,7 +150,7 @@ def test_a_bar_follows_the_size_of_its_terminal(
     assert max(map(len, re.split(r"[\r\n]|\x1b\[[0-9]*[A-Z]", after.rpartition("ocistream: ")[0]))) < 42
 
 
-def test_messages_do_not_tear_the_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_messages_do_not_break_the_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
     argv = ["pull", "-v", f"{registry.host}/app:1", "-o", f"{tmp_path}/app.tar"]
     seen = on_terminal(*argv, streams=["stderr"], size=(24, 120))
     assert "%|" in seen.screen
@@ -161,7 +159,7 @@ def test_messages_do_not_tear_the_bar(registry: FaultyRegistry, tmp_path: Path) 
     assert len([line for line in lines if line.startswith("ocistream: copied sha256:")]) == 4
 
 
-def test_an_error_leaves_no_bar_behind(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_an_error_removes_the_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
     registry.faults = [Fault(Drop(MIB), "GET", "/blobs/", times=None)]
     argv = ["pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/app.tar", "--retries=0"]
     seen = on_terminal(*argv, streams=["stderr"], size=(24, 400))
@@ -172,9 +170,7 @@ def test_an_error_leaves_no_bar_behind(registry: FaultyRegistry, tmp_path: Path)
     assert "%|" not in "".join(others)
 
 
-def test_both_sides_of_a_pipe_have_one_bar_and_their_own_words(
-    registry: FaultyRegistry, start: Callable[..., FaultyRegistry]
-) -> None:
+def test_both_sides_of_a_pipe_share_one_bar(registry: FaultyRegistry, start: Callable[..., FaultyRegistry]) -> None:
     registry.faults = [Fault(Stall(after=3 * MIB // 2), "GET", "/blobs/", times=None, skip=1)]
     seen = on_terminal(
         *("pull", "-v", f"{registry.host}/app:1", "--progress=bar"),
@@ -197,7 +193,7 @@ def test_both_sides_of_a_pipe_have_one_bar_and_their_own_words(
         assert len(totals) <= 1, totals
 
 
-def test_a_pipe_that_breaks_off_shows_why_on_the_terminal_of_both_sides(
+def test_a_broken_pipe_shows_the_cause_on_the_shared_terminal(
     registry: FaultyRegistry, start: Callable[..., FaultyRegistry]
 ) -> None:
     registry.faults = [Fault(Drop(MIB), "GET", "/blobs/", times=None)]
@@ -229,13 +225,15 @@ def test_where_there_is_no_terminal_there_are_no_control_characters(registry: Fa
         assert all(character.isprintable() or character == "\n" for character in result.err)
 
 
-def test_a_bar_can_be_had_without_a_terminal(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_a_bar_can_be_requested_without_a_terminal(registry: FaultyRegistry, tmp_path: Path) -> None:
     result = ocistream("pull", f"{registry.host}/app:1", "--progress=bar", "-o", tmp_path / "app.tar")
     assertions.success(result)
     assert "5.2 MB of 5.2 MB" in result.err
 
 
-def test_a_bar_knows_what_came_before_its_total(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
+def test_a_bar_counts_bytes_before_the_total_is_known(
+    served: FaultyRegistry, layout: Layout, image: Descriptor
+) -> None:
     del image
     argv = ["push", f"{served.host}/app:1", "--progress=bar"]
     result = ocistream(*argv, stdin=tar_of(items_of(layout)))
@@ -243,22 +241,20 @@ def test_a_bar_knows_what_came_before_its_total(served: FaultyRegistry, layout: 
     assert "100%" in result.err
 
 
-def test_a_bar_that_never_came_to_be_leaves_only_the_error(served: FaultyRegistry, tmp_path: Path) -> None:
+def test_an_early_error_draws_no_bar(served: FaultyRegistry, tmp_path: Path) -> None:
     argv = ["pull", f"{served.host}/gone:1", "--progress=bar"]
     assertions.failure(ocistream(*argv, "-o", tmp_path / "x.tar"), 4, "gone:1")
 
 
 @pytest.mark.parametrize("kind", ["plain", "none"])
-def test_a_terminal_need_not_get_a_bar(registry: FaultyRegistry, tmp_path: Path, kind: str) -> None:
+def test_progress_none_draws_no_bar(registry: FaultyRegistry, tmp_path: Path, kind: str) -> None:
     target = tmp_path / "app.tar"
     seen = on_terminal("pull", f"{registry.host}/app:1", f"--progress={kind}", "-o", target, streams=["stderr"])
     assert seen.screen.startswith("ocistream: moved 4 blobs")
     assert len(seen.screen.splitlines()) == 1
 
 
-def test_a_line_every_few_seconds_says_how_much_and_how_long(
-    registry: FaultyRegistry, total: int, tmp_path: Path
-) -> None:
+def test_plain_progress_prints_bytes_and_remaining_time(registry: FaultyRegistry, total: int, tmp_path: Path) -> None:
     registry.faults = [Fault(Stall(after=2 * MIB), "GET", "/blobs/", skip=1)]
     argv = ["pull", f"{registry.host}/app:1", "--jobs=1", "--progress=plain", "--log-format=json"]
     with started_fork(*argv, "-o", tmp_path / "app.tar") as process:
@@ -342,7 +338,7 @@ def test_json_says_what_a_stranger_said_all_the_same(layout: Layout, tmp_path: P
     assert name not in "".join([result.read_text(), *shown])
 
 
-def test_what_no_image_needs_is_in_no_total(layout: Layout, image: Descriptor, total: int) -> None:
+def test_unreferenced_blobs_are_not_in_the_total(layout: Layout, image: Descriptor, total: int) -> None:
     del image
     layout.blob(b"stray" * 1000, "text/plain")
     moved = [line for line in events("verify", layout.path) if line.get("event") == "progress"]
@@ -352,13 +348,13 @@ def test_what_no_image_needs_is_in_no_total(layout: Layout, image: Descriptor, t
     assert not re.search(r"\b6 of 4 blobs|\b1[0-9][1-9]%", drawn)
 
 
-def test_the_total_is_said_once(registry: FaultyRegistry, total: int, tmp_path: Path) -> None:
+def test_the_total_is_printed_once(registry: FaultyRegistry, total: int, tmp_path: Path) -> None:
     events("pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/layout/")
     lines = events("pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/layout/")
     assert [line["bytes"] for line in lines if line.get("event") == "progress"].count(total) == 1
 
 
-def test_a_copy_that_tries_again_and_one_that_fails_say_what_the_schema_says(
+def test_retries_and_failures_match_the_json_schema(
     registry: FaultyRegistry, start: Callable[..., FaultyRegistry], total: int
 ) -> None:
     other = start(Fault(Drop(0), "PATCH", larger_than=MIB))

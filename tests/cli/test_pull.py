@@ -1,4 +1,4 @@
-"""`ocistream pull`: where it writes to, what it picks, and what it does with what is there already."""
+"""`ocistream pull`: outputs, selection of platforms, and existing files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def digests_in(target: Path) -> list[str]:
 # Where to --------------------------------------------------------------------------------------------------
 
 
-def test_o_with_a_slash_or_a_directory_is_a_layout_and_otherwise_a_tar(
+def test_output_is_a_layout_for_a_directory_and_a_tar_otherwise(
     registry: FaultyRegistry, image: Descriptor, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -63,7 +63,7 @@ def test_o_with_a_slash_or_a_directory_is_a_layout_and_otherwise_a_tar(
         assert digests_in(tmp_path / end) == [image["digest"]]
 
 
-def test_format_has_the_last_word(registry: FaultyRegistry, image: Descriptor, tmp_path: Path) -> None:
+def test_format_overrides_the_path(registry: FaultyRegistry, image: Descriptor, tmp_path: Path) -> None:
     pull(registry, "app:1", "--format=oci", "-o", tmp_path / "plain")
     assert digests_in(tmp_path / "plain") == [image["digest"]]
     assert (tmp_path / "plain").is_dir()
@@ -82,7 +82,7 @@ def test_the_same_image_gives_the_same_archive(registry: FaultyRegistry, tmp_pat
     assert (tmp_path / "1.tar").read_bytes() == (tmp_path / "2.tar").read_bytes()
 
 
-def test_an_archive_has_everything_small_first(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+def test_an_archive_starts_with_the_json_documents(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     pull(registry, "multi:1", "--platform=all", "-o", tmp_path / "x.tar")
     names = [name for name, _ in assertions.entries(tmp_path / "x.tar")]
     assert names[:3] == ["oci-layout", "index.json", "manifest.json"]
@@ -92,7 +92,7 @@ def test_an_archive_has_everything_small_first(registry: FaultyRegistry, layout:
     del layout
 
 
-def test_several_images_go_into_one_archive_and_share_their_blobs(
+def test_several_images_in_one_archive_share_blobs(
     registry: FaultyRegistry, layout: Layout, tmp_path: Path, image: Descriptor
 ) -> None:
     manifest = layout.read(image["digest"])
@@ -114,7 +114,7 @@ def test_several_images_go_into_one_archive_and_share_their_blobs(
 # What is there already ---------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_there_is_replaced_when_all_is_well_and_only_then(
+def test_an_existing_file_is_replaced_only_on_success(
     registry: FaultyRegistry, tmp_path: Path, image: Descriptor
 ) -> None:
     target = tmp_path / "app.tar"
@@ -128,7 +128,7 @@ def test_a_file_that_is_there_is_replaced_when_all_is_well_and_only_then(
     assertions.no_partial_files(tmp_path)
 
 
-def test_a_layout_keeps_what_it_has_and_nothing_is_fetched_twice(
+def test_a_pull_into_a_layout_keeps_its_images_and_fetches_no_blob_twice(
     registry: FaultyRegistry, tmp_path: Path, image: Descriptor, index: Descriptor
 ) -> None:
     target = tmp_path / "layout"
@@ -142,7 +142,7 @@ def test_a_layout_keeps_what_it_has_and_nothing_is_fetched_twice(
     assert digests_in(target) == [image["digest"], index["digest"]]
 
 
-def test_a_blob_in_a_layout_that_is_not_what_its_name_says_is_fetched_again(
+def test_a_corrupt_blob_of_a_layout_is_fetched_again(
     registry: FaultyRegistry, layout: Layout, tmp_path: Path, image: Descriptor
 ) -> None:
     target = tmp_path / "layout"
@@ -164,7 +164,7 @@ def blobs_of(layout: Layout, image: Descriptor) -> list[Descriptor]:
     return [manifest["config"], *manifest["layers"]]
 
 
-def test_what_a_failed_pull_into_a_layout_got_is_not_fetched_again(
+def test_blobs_of_a_failed_pull_into_a_layout_are_not_fetched_again(
     registry: FaultyRegistry, layout: Layout, tmp_path: Path, image: Descriptor
 ) -> None:
     last = blobs_of(layout, image)[-1]["digest"]
@@ -179,7 +179,7 @@ def test_what_a_failed_pull_into_a_layout_got_is_not_fetched_again(
     assert [request.path for request in registry.asked("GET", "/blobs/")] == [f"/v2/app/blobs/{last}"]
 
 
-def test_a_failed_pull_leaves_a_layout_as_it_was(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_a_failed_pull_does_not_change_the_index_of_a_layout(registry: FaultyRegistry, tmp_path: Path) -> None:
     pull(registry, "app:1", "-o", f"{tmp_path}/layout/")
     before = (tmp_path / "layout" / "index.json").read_bytes()
     for image, fault in (("gone:1", None), ("multi:1", Fault(Flip(1), "GET", "/blobs/", times=None))):
@@ -190,7 +190,7 @@ def test_a_failed_pull_leaves_a_layout_as_it_was(registry: FaultyRegistry, tmp_p
     assertions.no_partial_files(tmp_path)
 
 
-def test_a_pull_of_nothing_leaves_no_trace_of_a_layout(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_a_pull_of_a_missing_image_creates_no_layout(registry: FaultyRegistry, tmp_path: Path) -> None:
     target = tmp_path / "layout"
     assertions.failure(ocistream("pull", f"{registry.host}/gone:1", "-o", f"{target}/"), 4)
     assert not target.exists()
@@ -199,7 +199,7 @@ def test_a_pull_of_nothing_leaves_no_trace_of_a_layout(registry: FaultyRegistry,
 # Platforms -----------------------------------------------------------------------------------------------------
 
 
-def test_all_keeps_the_index_byte_for_byte(
+def test_platform_all_keeps_the_index_byte_for_byte(
     registry: FaultyRegistry, layout: Layout, index: Descriptor, tmp_path: Path
 ) -> None:
     for argv in (
@@ -243,7 +243,7 @@ def test_one_platform_is_its_manifest_and_nothing_else(
 
 
 @pytest.mark.skipif(not MACHINE, reason="the made-up images are for other machines")
-def test_the_default_is_linux_on_this_machine(
+def test_the_default_platform_is_linux_on_this_architecture(
     registry: FaultyRegistry, layout: Layout, index: Descriptor, tmp_path: Path
 ) -> None:
     mine = "/".join(MACHINE.split("/")[:2])
@@ -256,7 +256,9 @@ def test_the_default_is_linux_on_this_machine(
     assert digests_in(tmp_path / "x.tar") == [expected]
 
 
-def test_the_default_takes_what_offers_no_choice(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+def test_the_default_platform_accepts_an_image_without_an_index(
+    registry: FaultyRegistry, layout: Layout, tmp_path: Path
+) -> None:
     foreign = layout.image([b"layer"], platform="plan9/mips")
     artifact = layout.artifact(b"words", subject=foreign)
     for name, descriptor in (("foreign", foreign), ("artifact", artifact)):
@@ -266,9 +268,7 @@ def test_the_default_takes_what_offers_no_choice(registry: FaultyRegistry, layou
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_jobs_is_how_many_blobs_move_at_once(
-    registry: FaultyRegistry, layout: Layout, tmp_path: Path, jobs: int
-) -> None:
+def test_jobs_bounds_the_parallel_blobs(registry: FaultyRegistry, layout: Layout, tmp_path: Path, jobs: int) -> None:
     seed(layout, layout.image([f"layer {number}".encode() for number in range(6)]), registry.host, "many", "1")
     registry.requests.clear()
     registry.faults = [Fault(Stall(), "GET", "/blobs/", times=None)]

@@ -1,4 +1,4 @@
-"""`ocistream push`: which images go where, what is not sent, and in what order things appear."""
+"""`ocistream push`: selection of images, blobs that are not sent, and the order of writes."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def enter(layout: Layout, *descriptors: Descriptor) -> None:
 # Which images go where ----------------------------------------------------------------------------------------
 
 
-def test_the_one_image_goes_where_it_is_told(served: FaultyRegistry, layout: Layout) -> None:
+def test_the_only_image_is_pushed_to_the_given_name(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout, name="whatever")
     assertions.success(ocistream("push", f"{served.host}/some/where:tag", "-i", layout.path))
     assert manifest_digest(served.host, "some/where", "tag") == image["digest"]
 
 
 @pytest.mark.parametrize("source", ["file", "pipe"])
-def test_entries_that_no_image_archive_has_are_named(
+def test_foreign_entries_of_an_archive_are_reported(
     served: FaultyRegistry, layout: Layout, tmp_path: Path, source: str
 ) -> None:
     small_image(layout, name="whatever")
@@ -90,7 +90,7 @@ def test_entries_that_no_image_archive_has_are_named(
 
 
 @pytest.mark.parametrize("how", ["file", "pipe", "layout", "docker-archive"])
-def test_an_image_without_a_name_beside_one_with_a_name_is_a_choice(
+def test_an_unnamed_image_beside_a_named_one_requires_a_choice(
     served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str
 ) -> None:
     image, nameless = small_image(layout, name="whatever"), layout.image([b"nameless"])
@@ -108,7 +108,7 @@ def test_an_image_without_a_name_beside_one_with_a_name_is_a_choice(
     assertions.no_image(served)
 
 
-def test_the_choice_names_to_only_where_every_image_has_a_full_name(served: FaultyRegistry, layout: Layout) -> None:
+def test_the_hint_suggests_to_only_if_every_image_has_a_full_name(served: FaultyRegistry, layout: Layout) -> None:
     image, other = small_image(layout), layout.image([b"other"])
     layout.name(image, "registry.example.com/a:1")
     layout.name(other, "registry.example.com/b:1")
@@ -118,9 +118,7 @@ def test_the_choice_names_to_only_where_every_image_has_a_full_name(served: Faul
     assertions.failure(ocistream(*argv), 2, "choose one with --image: registry.example.com/a:1, ")
 
 
-def test_nothing_is_sent_where_it_is_clear_early_that_there_is_no_one_image(
-    served: FaultyRegistry, layout: Layout
-) -> None:
+def test_nothing_is_sent_if_the_index_lists_several_images(served: FaultyRegistry, layout: Layout) -> None:
     layout.name(small_image(layout), "v1")
     layout.name(layout.image([b"another"]), "v2")
     enter(layout, layout.image([b"nameless"]))
@@ -131,7 +129,7 @@ def test_nothing_is_sent_where_it_is_clear_early_that_there_is_no_one_image(
     assert served.requests == []
 
 
-def test_what_has_no_name_beside_what_has_one_is_no_choice(served: FaultyRegistry, layout: Layout) -> None:
+def test_an_unnamed_referrer_beside_an_image_requires_no_choice(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout, name="whatever")
     enter(layout, layout.artifact(b"signature", subject=image))
     assertions.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path))
@@ -139,9 +137,7 @@ def test_what_has_no_name_beside_what_has_one_is_no_choice(served: FaultyRegistr
 
 
 @pytest.mark.uncounted
-def test_a_tag_that_meant_another_image_is_said_to_who_wants_to_know_more(
-    served: FaultyRegistry, tmp_path: Path
-) -> None:
+def test_verbose_reports_the_previous_digest_of_a_moved_tag(served: FaultyRegistry, tmp_path: Path) -> None:
     images = [small_image(one, name="v1") for one in (Layout(tmp_path / "a"), Layout(tmp_path / "b"))]
     other = Layout(tmp_path / "c")
     new = other.image([b"new"], name="v1")
@@ -157,9 +153,7 @@ def test_a_tag_that_meant_another_image_is_said_to_who_wants_to_know_more(
         assert (f"name in {tmp_path}/to: replacing {images[0]['digest']}" in result.err) == expected
 
 
-def test_another_name_of_an_image_in_a_further_archive_is_not_used_and_named(
-    served: FaultyRegistry, tmp_path: Path
-) -> None:
+def test_a_different_name_in_a_second_archive_is_reported(served: FaultyRegistry, tmp_path: Path) -> None:
     for name in ("one", "two"):
         small_image(Layout(tmp_path / name), name=f"r.example/app:{name}")
     result = ocistream("push", "--to", served.host, "-i", tmp_path / "one", "-i", tmp_path / "two")
@@ -182,14 +176,12 @@ def test_an_image_can_be_chosen_by_its_name(
     assert tags(served.host, "app") == ["1"]
 
 
-def test_an_image_goes_by_its_short_name_too(
-    served: FaultyRegistry, named: dict[str, Descriptor], archive: Path
-) -> None:
+def test_image_selects_by_short_name(served: FaultyRegistry, named: dict[str, Descriptor], archive: Path) -> None:
     assertions.success(ocistream("push", f"{served.host}/app:1", "--image", "nginx:2", "-i", archive))
     assert manifest_digest(served.host, "app", "1") == named["docker.io/library/nginx:2"]["digest"]
 
 
-def test_an_image_goes_by_its_digest(served: FaultyRegistry, named: dict[str, Descriptor], archive: Path) -> None:
+def test_image_selects_by_digest(served: FaultyRegistry, named: dict[str, Descriptor], archive: Path) -> None:
     digest = named["plain"]["digest"]
     assertions.success(ocistream("push", f"{served.host}/app:1", "--image", digest, "-i", archive))
     assert manifest_digest(served.host, "app", "1") == digest
@@ -216,7 +208,7 @@ def test_to_works_from_a_pipe(served: FaultyRegistry, full_names: dict[str, Desc
 
 
 @pytest.mark.parametrize("options", [[], ["--compress=zstd"]], ids=["", "compress"])
-def test_to_refuses_a_pipe_whose_index_comes_last_before_anything_is_sent(
+def test_to_refuses_a_pipe_with_a_late_index_before_it_sends(
     served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout, tmp_path: Path, options: list[str]
 ) -> None:
     app = full_names["a.example/team/app:1"]["digest"]
@@ -256,7 +248,7 @@ def test_to_refuses_before_anything_moves_if_an_image_has_no_full_name(
     assertions.success(ocistream("push", f"{served.host}/nameless:1", "--image", nameless["digest"], "-i", archive))
 
 
-def test_to_takes_signatures_along_and_tells_of_those_without_an_image(
+def test_to_pushes_signatures_and_reports_those_without_an_image(
     served: FaultyRegistry, layout: Layout, full_names: dict[str, Descriptor], tmp_path: Path
 ) -> None:
     app = full_names["a.example/team/app:1"]
@@ -273,7 +265,7 @@ def test_to_takes_signatures_along_and_tells_of_those_without_an_image(
     assert [one["digest"] for one in document["skippedReferrers"]] == [lost["digest"]]
 
 
-def test_to_sends_those_that_are_chosen(
+def test_to_pushes_only_the_selected_images(
     served: FaultyRegistry, named: dict[str, Descriptor], archive: Path, layout: Layout
 ) -> None:
     layout.name(named["plain"], "a.example/third:3")
@@ -292,7 +284,7 @@ def test_to_needs_full_names(served: FaultyRegistry, layout: Layout, archive: Pa
     assertions.no_image(served)
 
 
-def test_to_passes_over_names_that_are_no_images(served: FaultyRegistry, layout: Layout) -> None:
+def test_to_ignores_names_that_are_not_image_names(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout)
     layout.name(image, "Not/A:Name", "a.example/x@sha384:0123", "a.example/app:1")
     result = ocistream("push", "--to", served.host, "-i", layout.path)
@@ -301,16 +293,14 @@ def test_to_passes_over_names_that_are_no_images(served: FaultyRegistry, layout:
         assert result.err.count(f"the name '{name}' is not used, because it is not a full name") == 1
 
 
-def test_to_sends_all_full_names_of_an_image_that_is_chosen_by_its_digest(
-    served: FaultyRegistry, layout: Layout
-) -> None:
+def test_to_pushes_all_full_names_of_an_image_selected_by_digest(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout)
     layout.name(image, "plain", "a.example/app:1", "a.example/app:2")
     result = ocistream("push", "--to", served.host, "--image", image["digest"], "-i", layout.path)
     assert result.lines() == [f"{served.host}/app:{tag}@{image['digest']}" for tag in "12"], result.err
 
 
-def test_to_refuses_two_images_for_one_place(served: FaultyRegistry, layout: Layout) -> None:
+def test_to_refuses_two_images_with_one_destination(served: FaultyRegistry, layout: Layout) -> None:
     layout.name(small_image(layout), "a.example/app:1")
     layout.name(two_platforms(layout), "b.example/app:1")
     result = ocistream("push", "--to", served.host, "-i", layout.path)
@@ -323,7 +313,9 @@ def test_to_refuses_two_images_for_one_place(served: FaultyRegistry, layout: Lay
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("how", ["file", "pipe"])
-def test_what_the_registry_has_is_not_sent(served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str) -> None:
+def test_blobs_that_the_registry_has_are_not_sent(
+    served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str
+) -> None:
     small_image(layout, name="app")
     stdin = tar_of(small_first(layout))
     (tmp_path / "app.tar").write_bytes(stdin)
@@ -340,7 +332,7 @@ def test_what_the_registry_has_is_not_sent(served: FaultyRegistry, layout: Layou
     assert {request.method for request in served.requests} == {"HEAD"}
 
 
-def test_a_platform_of_an_index_is_sent_alone(served: FaultyRegistry, layout: Layout) -> None:
+def test_one_platform_of_an_index_is_pushed_alone(served: FaultyRegistry, layout: Layout) -> None:
     index = two_platforms(layout, name="multi")
     amd64 = layout.read(index["digest"])["manifests"][0]
     argv = ["push", f"{served.host}/app:1", "-i", str(layout.path), "--platform"]
@@ -350,7 +342,7 @@ def test_a_platform_of_an_index_is_sent_alone(served: FaultyRegistry, layout: La
     assertions.failure(ocistream(*argv, "linux/s390x"), 4, "linux/s390x", "linux/arm64")
 
 
-def test_without_platform_all_that_is_there_is_sent(served: FaultyRegistry, layout: Layout) -> None:
+def test_without_platform_all_platforms_are_pushed(served: FaultyRegistry, layout: Layout) -> None:
     index = two_platforms(layout, name="multi")
     for argv in ([], ["--platform=all"]):
         assertions.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path, *argv))
@@ -383,7 +375,7 @@ def test_blobs_come_before_manifests_children_before_parents_and_tags_last(
     assert manifest_digest(served.host, "app", "1") == outer["digest"]
 
 
-def test_with_several_images_no_tag_appears_before_all_is_there(
+def test_no_tag_appears_before_all_images_are_complete(
     served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout
 ) -> None:
     del full_names
@@ -392,7 +384,7 @@ def test_with_several_images_no_tag_appears_before_all_is_there(
     assert writes[-2:] == ["/v2/team/app/manifests/1", "/v2/nginx/manifests/2"]
 
 
-def test_one_image_of_two_that_fails_keeps_both_from_appearing(
+def test_if_one_of_two_images_fails_neither_appears(
     served: FaultyRegistry, layout: Layout, full_names: dict[str, Descriptor]
 ) -> None:
     layout.file(layout.read(full_names["a.example/team/app:1"]["digest"])["layers"][1]["digest"]).unlink()
@@ -404,7 +396,7 @@ def test_one_image_of_two_that_fails_keeps_both_from_appearing(
 
 
 @pytest.mark.parametrize("present", [False, True])
-def test_a_pipe_is_read_to_its_end_even_where_nothing_of_it_is_needed(
+def test_a_pipe_is_read_to_its_end_even_if_no_blob_is_needed(
     served: FaultyRegistry, layout: Layout, tmp_path: Path, present: bool
 ) -> None:
     image = layout.image([3 * MIB], name="app")
@@ -423,7 +415,7 @@ def test_a_pipe_is_read_to_its_end_even_where_nothing_of_it_is_needed(
     assert done.returncode == 0, done.stderr
 
 
-def test_a_writer_that_is_slow_is_waited_for(served: FaultyRegistry, layout: Layout) -> None:
+def test_push_waits_for_a_slow_writer(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout, name="app")
     content = tar_of(small_first(layout))
     read, write = os.pipe()
@@ -470,7 +462,7 @@ def test_a_small_layer_of_a_pipe_has_the_size_that_its_manifest_states(served: F
 
 
 @pytest.mark.parametrize("options", [{}, {"chunk_min_length": MIB}])
-def test_pull_and_push_are_one_pipe(
+def test_pull_into_push_copies_the_image(
     start: Callable[..., FaultyRegistry], layout: Layout, options: dict[str, int]
 ) -> None:
     image = layout.image([3 * MIB, b"words"])

@@ -1,4 +1,4 @@
-"""What is said of what was done: result lines on stdout, and the document of --result."""
+"""Result lines on stdout, and the document of --result."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_line_is_a_name_and_a_digest(registry: FaultyRegistry, image: Descript
         assert result.lines() == [line.replace("PATH", str(tmp_path))], (argv, result.err)
 
 
-def test_the_digest_is_that_of_what_was_pulled(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+def test_the_digest_is_that_of_the_pulled_image(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     index = two_platforms(layout)
     amd64, arm64 = layout.read(index["digest"])["manifests"]
     name = f"{served.host}/app:1"
@@ -93,7 +93,7 @@ class TestPlatforms:
         lines = [line for line in result.err.splitlines() if line.startswith(f"ocistream: {name}: ")]
         return [line for line in lines if "image ID" not in line]
 
-    def test_the_default_is_said_wherever_it_goes(self, name: str, tmp_path: Path) -> None:
+    def test_the_default_platform_is_reported_for_every_output(self, name: str, tmp_path: Path) -> None:
         said = [f"ocistream: {name}: {MINE} of 3 platforms; --platform all for all"]
         assert self.notes(ocistream("pull", name), name) == said
         assert self.notes(ocistream("pull", name, "-o", tmp_path / "app.tar"), name) == said
@@ -104,25 +104,25 @@ class TestPlatforms:
                 f"ocistream: {name}: {MINE} of 3 platforms; choose another with --platform"
             ]
 
-    def test_what_was_asked_for_is_not_said(self, name: str, tmp_path: Path) -> None:
+    def test_a_requested_platform_is_not_reported(self, name: str, tmp_path: Path) -> None:
         for argv in (["pull", "--platform=plan9/arm", name], ["pull", "--platform=all", name], ["copy", name, "-"]):
             assert self.notes(ocistream(*argv), name) == []
         assertions.success(ocistream("pull", "--platform=all", name, "-o", tmp_path / "all.tar"))
         assertions.success(ocistream("verify", tmp_path / "all.tar"))
 
-    def test_a_pipe_says_on_one_side_what_goes_through_it(self, name: str) -> None:
+    def test_only_one_side_of_a_pipe_reports_the_platform(self, name: str) -> None:
         first, second = pipe(["pull", name], ["push", name.replace("app", "other")])
         assert self.notes(first, name) == [f"ocistream: {name}: {MINE} of 3 platforms; --platform all for all"]
         assert "platform" not in second.err
 
-    def test_the_only_platform_of_an_index_is_said_as_well(self, served: FaultyRegistry, layout: Layout) -> None:
+    def test_the_only_platform_of_an_index_is_reported(self, served: FaultyRegistry, layout: Layout) -> None:
         name = f"{served.host}/one:1"
         seed(layout, layout.index([layout.image([b""], platform=MINE)]), served.host, "one", "1")
         only = f"ocistream: {name}: {MINE}, the only platform of an index"
         assert self.notes(ocistream("pull", name), name) == [f"{only}; --platform all keeps the index"]
         assert self.notes(ocistream("copy", name, "docker-archive:-"), name) == [only]
 
-    def test_another_variant_is_said(self, served: FaultyRegistry, layout: Layout) -> None:
+    def test_another_variant_is_reported(self, served: FaultyRegistry, layout: Layout) -> None:
         name = f"{served.host}/app:variants"
         images = [layout.image([f"v{n}".encode()], platform=f"{MINE}/v{n}") for n in (12, 13)]
         seed(layout, layout.index(images), served.host, "app", "variants")
@@ -136,7 +136,7 @@ class TestPlatforms:
         ]
         assert self.notes(ocistream("pull", name, "--platform", f"{MINE}/v13"), name) == []
 
-    def test_a_platform_that_several_images_are_for_is_said(self, served: FaultyRegistry, layout: Layout) -> None:
+    def test_several_images_for_one_platform_are_reported(self, served: FaultyRegistry, layout: Layout) -> None:
         name = f"{served.host}/app:windows"
         images = []
         for version in ("10.1", "10.2"):
@@ -147,12 +147,12 @@ class TestPlatforms:
             f"ocistream: {name}: windows/amd64 matches windows(10.1)/amd64; not copied: windows(10.2)/amd64"
         ]
 
-    def test_where_this_machines_platform_is_missing_that_is_said(self, served: FaultyRegistry, layout: Layout) -> None:
+    def test_a_missing_platform_of_this_machine_is_reported(self, served: FaultyRegistry, layout: Layout) -> None:
         seed(layout, layout.index([layout.image([b""], platform="plan9/mips")]), served.host, "app", "other")
         result = ocistream("pull", f"{served.host}/app:other")
         assertions.failure(result, 4, f"has no platform {MINE}, which is this machine's", "plan9/mips", "--platform")
 
-    def test_the_document_has_it(self, name: str, layout: Layout, tmp_path: Path) -> None:
+    def test_the_result_document_has_the_platforms(self, name: str, layout: Layout, tmp_path: Path) -> None:
         path, archive = tmp_path / "result.json", tmp_path / "app.tar"
         assertions.success(ocistream("pull", name, "-o", archive, "--result", path))
         (image,) = document(path)["images"]
@@ -176,7 +176,7 @@ class TestPlatforms:
 # --result ----------------------------------------------------------------------------------------------------
 
 
-def test_the_document_says_what_was_moved(
+def test_the_result_document_has_the_moved_blobs(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     path = tmp_path / "result.json"
@@ -209,7 +209,7 @@ def blobs_of(manifest: dict[str, Any]) -> list[Descriptor]:
     return [manifest["config"], *manifest["layers"]]
 
 
-def test_the_document_says_what_was_skipped_mounted_and_tried_again(
+def test_the_result_document_counts_skips_mounts_and_retries(
     registry: FaultyRegistry, tmp_path: Path, layout: Layout, image: Descriptor
 ) -> None:
     path = tmp_path / "result.json"
@@ -223,9 +223,7 @@ def test_the_document_says_what_was_skipped_mounted_and_tried_again(
     assert document(path)["retried"] == 2
 
 
-def test_the_document_names_foreign_layers_that_stay_where_they_are(
-    served: FaultyRegistry, layout: Layout, tmp_path: Path
-) -> None:
+def test_the_result_document_lists_foreign_layers(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     foreign = {
         "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
         "digest": f"sha256:{'1' * 64}",
@@ -241,7 +239,7 @@ def test_the_document_names_foreign_layers_that_stay_where_they_are(
     assert document(path)["foreign"] == [{key: foreign[key] for key in ("mediaType", "digest", "size")}]
 
 
-def test_both_sides_of_a_pipe_have_a_document(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_both_sides_of_a_pipe_write_result_documents(registry: FaultyRegistry, tmp_path: Path) -> None:
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     host = registry.host
     pull, push = pipe(["pull", f"{host}/app:1", "--result", one], ["push", f"{host}/app:2", "--result", two])
@@ -250,7 +248,7 @@ def test_both_sides_of_a_pipe_have_a_document(registry: FaultyRegistry, tmp_path
     assert document(two)["images"][0]["name"] == f"{host}/app:2"
 
 
-def test_there_is_no_document_of_a_failure(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_a_failure_writes_no_result_document(registry: FaultyRegistry, tmp_path: Path) -> None:
     folder = tmp_path / "results"
     folder.mkdir()
     registry.faults = [Fault(Flip(10), "GET", "/blobs/", times=None)]
@@ -262,7 +260,7 @@ def test_there_is_no_document_of_a_failure(registry: FaultyRegistry, tmp_path: P
     assert (folder / "result.json").read_text() == "of the run before"
 
 
-def test_a_document_that_cannot_be_written_is_found_out_before_anything_is_done(
+def test_an_unwritable_result_file_fails_before_the_copy(
     registry: FaultyRegistry, layout: Layout, tmp_path: Path
 ) -> None:
     assertions.failure(
@@ -280,7 +278,7 @@ def test_a_document_that_cannot_be_written_is_found_out_before_anything_is_done(
     assert registry.requests == []
 
 
-def test_the_document_goes_through_links_and_into_what_is_no_file(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_the_result_document_follows_links_and_is_written_to_devices(registry: FaultyRegistry, tmp_path: Path) -> None:
     pull = ["pull", f"{registry.host}/app:1", "-o", str(tmp_path / "app.tar"), "--result"]
     (tmp_path / "link.json").symlink_to("real.json")
     for _ in range(2):
@@ -296,7 +294,7 @@ def test_the_document_goes_through_links_and_into_what_is_no_file(registry: Faul
     assert fifo.is_fifo()
 
 
-def test_an_image_that_is_there_already_has_a_line_and_a_document(
+def test_an_existing_image_has_a_result_line_and_document(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     argv = ["push", "-i", str(layout.path), f"{registry.host}/app:1", "--result", str(tmp_path / "r.json")]
@@ -307,7 +305,7 @@ def test_an_image_that_is_there_already_has_a_line_and_a_document(
 
 
 @pytest.mark.parametrize("verb", ["pull", "push", "copy"])
-def test_the_document_is_never_written_over_the_archive(
+def test_the_result_document_never_overwrites_the_archive(
     registry: FaultyRegistry, layout: Layout, tmp_path: Path, verb: str
 ) -> None:
     small_image(layout, name="app:1")
@@ -324,7 +322,7 @@ def test_the_document_is_never_written_over_the_archive(
 
 
 @pytest.mark.parametrize("verb", ["pull", "push", "copy"])
-def test_the_document_never_goes_to_stdout(
+def test_the_result_document_is_never_written_to_stdout(
     registry: FaultyRegistry, layout: Layout, dev_stdout: Path, tmp_path: Path, verb: str
 ) -> None:
     small_image(layout, name="app:1")
@@ -347,7 +345,7 @@ def test_the_document_never_goes_to_stdout(
     assert not (tmp_path / "out.tar").exists()
 
 
-def test_a_document_may_be_called_dash_but_not_nothing(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_a_result_file_may_be_named_dash_but_not_empty(registry: FaultyRegistry, tmp_path: Path) -> None:
     pull = ["pull", f"{registry.host}/app:1", "-o", "app.tar", "--result"]
     assertions.success(ocistream(*pull, "./-", cwd=tmp_path))
     assert document(tmp_path / "-")["retried"] == 0

@@ -1,4 +1,4 @@
-"""`ocistream serve`: a registry for this machine, from the first line on stdout until a signal."""
+"""`ocistream serve`: a local registry, from the first line on stdout until a signal."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def really_serving(*argv: Argument, env: Environment | None = None) -> Iterator[
 
 
 @pytest.mark.uncounted
-def test_the_first_line_is_where_it_is_and_it_is_read_and_written(layout: Layout, tmp_path: Path) -> None:
+def test_the_first_line_is_the_address_and_the_registry_works(layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout, name="app")
     with serving(tmp_path / "store") as (process, host):
         assert host.startswith("127.0.0.1:")
@@ -61,7 +61,7 @@ def test_the_first_line_is_where_it_is_and_it_is_read_and_written(layout: Layout
         assert manifest_digest(host, "app", "1") == image["digest"]
 
 
-def test_ctrl_c_ends_it(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_server(tmp_path: Path) -> None:
     with serving(tmp_path / "store") as (process, _):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
@@ -69,13 +69,13 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
     assert (process.returncode, err.decode()) == (130, said)
 
 
-def test_the_directory_is_the_present_one_where_none_is_named(layout: Layout) -> None:
+def test_the_default_directory_is_the_current_one(layout: Layout) -> None:
     image = small_image(layout, name="127.0.0.1/app:1")
     with serving(cwd=layout.path) as (_, host):
         assert manifest_digest(host, "app", "1") == image["digest"]
 
 
-def test_read_only_takes_nothing(layout: Layout, tmp_path: Path) -> None:
+def test_read_only_refuses_pushes(layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout, name="127.0.0.1/app:1")
     before = sorted(layout.path.rglob("*"))
     with serving(layout.path, "--read-only") as (_, host):
@@ -88,7 +88,7 @@ def test_read_only_takes_nothing(layout: Layout, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("listen", ["localhost:0", "127.0.0.2:0", "[::1]:0"])
-def test_any_address_of_this_machine_will_do(layout: Layout, tmp_path: Path, listen: str) -> None:
+def test_every_loopback_address_is_accepted(layout: Layout, tmp_path: Path, listen: str) -> None:
     if listen.startswith("[") and not _has_ipv6():
         pytest.skip("this machine has no IPv6")
     small_image(layout, name="app")
@@ -106,7 +106,7 @@ def _has_ipv6() -> bool:
     return True
 
 
-def test_requests_are_told_to_those_who_ask(layout: Layout, tmp_path: Path) -> None:
+def test_verbose_prints_requests(layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout)
     for argv in (["-v"], [], ["-v", "--log-format=json"]):
         with serving(tmp_path / "store", *argv) as (process, host):
@@ -126,7 +126,7 @@ def test_requests_are_told_to_those_who_ask(layout: Layout, tmp_path: Path) -> N
             assert all(isinstance(line["received"], int) for line in served)
 
 
-def test_which_of_two_images_has_their_name_is_said(layout: Layout, tmp_path: Path) -> None:
+def test_two_images_with_one_name_are_reported(layout: Layout, tmp_path: Path) -> None:
     images = [small_image(layout), layout.image([4000])]
     annotations = {"org.opencontainers.image.ref.name": "registry.example/app:1"}
     manifests = [{**image, "annotations": annotations} for image in images]
@@ -149,7 +149,7 @@ def test_an_archive_without_an_image_is_not_served(layout: Layout, tmp_path: Pat
     assertions.failure(ocistream("serve", archive, "--listen", "127.0.0.1:0"), 4, "app.tar has no images")
 
 
-def test_what_was_answered_with_201_is_in_the_index_after_a_kill(tmp_path: Path) -> None:
+def test_a_confirmed_manifest_is_in_the_index_after_a_kill(tmp_path: Path) -> None:
     config = {"mediaType": OCI_CONFIG, "digest": digest_of(b"{}"), "size": 2}
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": []}
     answered: list[str] = []
@@ -207,7 +207,7 @@ def test_a_corrupt_blob_is_never_served_and_a_push_replaces_it(layout: Layout, t
     assertions.success(ocistream("verify", tmp_path / "x.tar"))
 
 
-def test_a_push_replaces_a_truncated_blob_that_nobody_has_read(layout: Layout, tmp_path: Path) -> None:
+def test_a_push_replaces_a_truncated_blob_that_was_not_read(layout: Layout, tmp_path: Path) -> None:
     image = layout.image([300_000], name="app")
     layer = layout.read(image["digest"])["layers"][0]["digest"]
     blob = tmp_path / "store" / "blobs" / layer.replace(":", "/")
@@ -230,7 +230,7 @@ def test_a_push_replaces_a_truncated_blob_that_nobody_has_read(layout: Layout, t
         assert ask("HEAD", f"/v2/app/blobs/{layer}").status == 404
 
 
-def test_a_directory_of_other_things_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("Dear reader")
     assertions.failure(ocistream("serve", tmp_path, "--listen", "127.0.0.1:0"), 2, "not an OCI layout")
     assertions.nothing_left(tmp_path, "letter")
@@ -243,7 +243,7 @@ def test_an_archive_that_is_not_there_becomes_no_directory(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("argv", [[], ["--log-format=json"]])
-def test_what_is_wrong_on_our_side_is_told_to_those_who_did_not_ask(layout: Layout, argv: list[str]) -> None:
+def test_server_errors_are_printed_without_verbose(layout: Layout, argv: list[str]) -> None:
     small_image(layout, name="app")
     with serving(layout.path, *argv) as (process, host):
         (layout.path / "index.json").write_text("broken")
@@ -258,7 +258,7 @@ def test_what_is_wrong_on_our_side_is_told_to_those_who_did_not_ask(layout: Layo
         assert "is_ours" not in json.loads(told[0])
 
 
-def test_it_has_descriptors_for_all_its_clients(tmp_path: Path) -> None:
+def test_the_limit_of_file_descriptors_is_raised_for_all_clients(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
     try:

@@ -1,4 +1,4 @@
-"""What is left when a run is ended from outside: by Ctrl-C, by SIGTERM, by a reader that goes away."""
+"""Signals and closed pipes: exit codes, messages, and files that are left."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def stopped_in_the_middle(
 
 
 @pytest.mark.parametrize(("number", "code"), ENDED)
-def test_a_pull_into_a_file_that_is_stopped_leaves_what_has_come_under_another_name_and_says_so(
+def test_a_stopped_pull_into_a_file_keeps_a_partial_file_and_reports_it(
     stalling: FaultyRegistry, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     folder = tmp_path / "folder"
@@ -77,7 +77,7 @@ def test_a_pull_into_a_file_that_is_stopped_leaves_what_has_come_under_another_n
     assertions.nothing_left(folder, partial.name)
 
 
-def test_a_pull_into_a_layout_that_is_stopped_leaves_no_image_but_what_has_come_of_its_blobs(
+def test_a_stopped_pull_into_a_layout_keeps_partial_blobs(
     stalling: FaultyRegistry, layout: Layout, tmp_path: Path
 ) -> None:
     folder = tmp_path / "pulled"
@@ -100,9 +100,7 @@ def test_a_pull_into_a_layout_that_is_stopped_leaves_no_image_but_what_has_come_
 
 
 @pytest.mark.parametrize("end", ["app.tar", "pulled/"])
-def test_one_that_is_stopped_early_leaves_nothing_to_clear_up(
-    stalling: FaultyRegistry, tmp_path: Path, end: str
-) -> None:
+def test_a_pull_that_is_stopped_early_leaves_no_files(stalling: FaultyRegistry, tmp_path: Path, end: str) -> None:
     stalling.faults = [dataclasses.replace(stalling.faults[0], action=Stall(after=1000))]
     pull = ("pull", "--jobs=1", f"{stalling.host}/app:1", "-o", f"{tmp_path}/new/{end}")
     (tmp_path / "new").mkdir()
@@ -117,7 +115,7 @@ def _has(path: Path, size: int) -> bool:
 
 
 @pytest.mark.parametrize(("number", "code"), ENDED[:2])
-def test_a_pull_to_stdout_that_is_stopped_leaves_the_archive_without_an_end(
+def test_a_stopped_pull_to_stdout_writes_no_end_mark(
     stalling: FaultyRegistry, number: signal.Signals, code: int
 ) -> None:
     with stopped_in_the_middle(stalling, number, "pull", f"{stalling.host}/app:1") as end:
@@ -130,7 +128,7 @@ def test_a_pull_to_stdout_that_is_stopped_leaves_the_archive_without_an_end(
 
 
 @pytest.mark.parametrize(("number", "code"), ENDED[:2])
-def test_a_push_that_is_stopped_leaves_no_image(
+def test_a_stopped_push_leaves_no_image(
     start: Callable[..., FaultyRegistry], layout: Layout, number: signal.Signals, code: int
 ) -> None:
     layout.image([3 * MIB], name="app")
@@ -148,7 +146,7 @@ def test_a_push_that_is_stopped_leaves_no_image(
     assertions.no_image(registry)
 
 
-def test_a_hangup_that_is_ignored_ends_nothing(stalling: FaultyRegistry, tmp_path: Path) -> None:
+def test_an_ignored_hangup_does_not_stop_the_command(stalling: FaultyRegistry, tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with started("pull", f"{stalling.host}/app:1", "-o", tmp_path / "app.tar") as process:
@@ -160,7 +158,7 @@ def test_a_hangup_that_is_ignored_ends_nothing(stalling: FaultyRegistry, tmp_pat
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_push_that_waits_for_its_pipe_can_be_stopped(served: FaultyRegistry) -> None:
+def test_a_push_that_waits_for_a_pipe_can_be_stopped(served: FaultyRegistry) -> None:
     with started("push", f"{served.host}/app:1", stdin=subprocess.PIPE) as process:
         assert process.stdin
         process.stdin.write(b"blobs/")
@@ -170,7 +168,7 @@ def test_a_push_that_waits_for_its_pipe_can_be_stopped(served: FaultyRegistry) -
     assertions.no_image(served)
 
 
-def test_a_reader_that_goes_away_ends_a_pull(stalling: FaultyRegistry) -> None:
+def test_a_closed_reader_ends_a_pull(stalling: FaultyRegistry) -> None:
     stalling.faults = []
     with started("pull", f"{stalling.host}/app:1") as process:
         assert process.stdout
@@ -206,7 +204,7 @@ def test_output_that_nobody_reads_ends_every_command_without_a_message(
     assert [text for text in result.err.splitlines() if "error" in text or "stdout" in text] == []
 
 
-def test_the_second_of_two_ends_when_the_first_is_killed(stalling: FaultyRegistry, served: FaultyRegistry) -> None:
+def test_push_fails_when_pull_is_killed(stalling: FaultyRegistry, served: FaultyRegistry) -> None:
     """`pull | push`, and the pull dies of SIGKILL, so that it cannot say anything any more."""
     with started("pull", f"{stalling.host}/app:1") as pull:
         assert pull.stdout
@@ -221,7 +219,7 @@ def test_the_second_of_two_ends_when_the_first_is_killed(stalling: FaultyRegistr
 
 
 @pytest.mark.parametrize(("option", "shown"), [("-v", False), ("-vv", True)])
-def test_what_python_can_raise_nowhere_is_shown_with_tracebacks_only(option: str, shown: bool, tmp_path: Path) -> None:
+def test_unraisable_exceptions_are_shown_only_with_vv(option: str, shown: bool, tmp_path: Path) -> None:
     # As a half-made object of a library does, where a signal struck while it was made.
     program = """
 import sys
@@ -275,7 +273,7 @@ def test_signals_that_follow_the_first_do_no_harm(
     assertions.no_partial_files(tmp_path / "new")
 
 
-def test_asking_again_while_an_upload_is_deleted_does_no_harm(
+def test_a_second_signal_during_the_deletion_of_an_upload_does_no_harm(
     start: Callable[..., FaultyRegistry], layout: Layout
 ) -> None:
     layout.image([4000], name="app")
@@ -293,7 +291,7 @@ def test_asking_again_while_an_upload_is_deleted_does_no_harm(
 
 
 @pytest.mark.parametrize(("number", "code"), ENDED)
-def test_a_signal_at_the_password_prompt_shows_again_what_is_typed(number: signal.Signals, code: int) -> None:
+def test_a_signal_at_the_password_prompt_restores_the_echo(number: signal.Signals, code: int) -> None:
     terminal, theirs = pty.openpty()
     try:
         line = [*command(), "login", "-u", "me", "registry.test"]
@@ -346,7 +344,7 @@ def test_a_signal_ends_a_pull_whose_reader_does_not_read(stalling: FaultyRegistr
         assert process.returncode == 143
 
 
-def test_a_wait_for_another_try_can_be_interrupted(stalling: FaultyRegistry, tmp_path: Path) -> None:
+def test_a_wait_before_a_retry_can_be_interrupted(stalling: FaultyRegistry, tmp_path: Path) -> None:
     stalling.faults = [Fault(too_many_requests(299), "GET", "/blobs/", times=None)]
     for jobs in (1, 2):
         stalling.requests.clear()
@@ -368,7 +366,7 @@ def test_a_wait_for_another_try_can_be_interrupted(stalling: FaultyRegistry, tmp
         (*ENDED[2], _MODULE, "click", True),
     ],
 )
-def test_one_that_comes_before_anything_was_begun_ends_it_without_a_traceback(
+def test_a_signal_during_the_start_prints_no_traceback(
     number: signal.Signals, code: int, begin: str, module: str, *, in_json: bool
 ) -> None:
     program = f"""
@@ -419,7 +417,7 @@ def test_one_that_comes_at_any_import_has_its_exit_code(
         assert "Traceback" not in ended.err
 
 
-def test_one_that_comes_when_all_is_over_changes_nothing(tmp_path: Path) -> None:
+def test_a_signal_after_the_end_changes_nothing(tmp_path: Path) -> None:
     program = f"""
 import os, signal, sys
 
@@ -439,7 +437,7 @@ run()
     assertions.failure(result, 4, "nowhere")
 
 
-def test_a_signal_after_the_work_and_before_the_end_of_the_command_counts() -> None:
+def test_a_signal_between_commit_and_exit_counts() -> None:
     program = """
 import os, sys
 from ocistream.cli import entry_point, run
@@ -459,7 +457,7 @@ run()
     assert "complete" in result.out.decode()
 
 
-def test_a_signal_during_the_report_of_an_earlier_one_does_not_prevent_the_report() -> None:
+def test_a_second_signal_does_not_prevent_the_report_of_the_first() -> None:
     # The first signal is old enough for another one to end a command that is blocked.
     program = """
 import os, sys, time

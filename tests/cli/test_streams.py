@@ -1,4 +1,4 @@
-"""What goes to stdout, what to stderr, and that an archive never meets a terminal."""
+"""The contents of stdout and stderr. An archive is never written to or read from a terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def registry(served: FaultyRegistry, layout: Layout) -> FaultyRegistry:
 
 
 @pytest.mark.uncounted
-def test_an_archive_on_stdout_is_all_that_is_there(registry: FaultyRegistry, dev_stdout: Path, tmp_path: Path) -> None:
+def test_stdout_has_only_the_archive(registry: FaultyRegistry, dev_stdout: Path, tmp_path: Path) -> None:
     image = f"{registry.host}/app:1"
     assertions.success(ocistream("pull", image, "-o", tmp_path / "app.tar"))
     archive = (tmp_path / "app.tar").read_bytes()
@@ -40,7 +40,7 @@ def test_an_archive_on_stdout_is_all_that_is_there(registry: FaultyRegistry, dev
         assert ocistream(*argv).out == archive, argv
 
 
-def test_a_file_behind_stdout_stays_the_shells(registry: FaultyRegistry, dev_stdout: Path, tmp_path: Path) -> None:
+def test_a_redirected_stdout_is_not_replaced(registry: FaultyRegistry, dev_stdout: Path, tmp_path: Path) -> None:
     """`pull -o /dev/stdout > app.tar` writes into the file that the shell opened: it must not be replaced."""
     target = tmp_path / "app.tar"
     assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", dev_stdout, stdout=target))
@@ -49,7 +49,7 @@ def test_a_file_behind_stdout_stays_the_shells(registry: FaultyRegistry, dev_std
     assertions.nothing_left(tmp_path, "app.tar", "made", "served-0", "stdout")
 
 
-def test_result_lines_are_all_there_is_on_stdout_otherwise(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_stdout_has_only_result_lines_otherwise(registry: FaultyRegistry, tmp_path: Path) -> None:
     app, multi = f"{registry.host}/app:1", f"{registry.host}/multi:1"
     for argv, count in (
         (["pull", app, multi, "-o", f"{tmp_path}/both.tar", "-vv"], 2),
@@ -76,7 +76,7 @@ def test_an_archive_is_never_written_to_a_terminal(registry: FaultyRegistry, dev
     assert registry.requests == []
 
 
-def test_a_terminal_that_is_named_is_a_terminal_as_well(registry: FaultyRegistry) -> None:
+def test_a_terminal_given_as_a_path_is_refused_too(registry: FaultyRegistry) -> None:
     ours, theirs = os.openpty()
     try:
         path = os.ttyname(theirs)
@@ -99,9 +99,7 @@ def test_an_archive_is_never_read_from_a_terminal(registry: FaultyRegistry, argv
 
 
 @pytest.mark.parametrize("argv", [["verify"], ["inspect", "-"], ["copy", "-", "out.tar"], ["copy", "IMAGE", "-"]])
-def test_what_to_do_instead_is_said_as_the_command_has_it(
-    registry: FaultyRegistry, argv: list[str], tmp_path: Path
-) -> None:
+def test_the_hint_uses_the_options_of_the_command(registry: FaultyRegistry, argv: list[str], tmp_path: Path) -> None:
     words = [word.replace("IMAGE", f"{registry.host}/app:1").replace("out", f"{tmp_path}/out") for word in argv]
     streams = ["stdout" if argv[-1] == "-" and argv[0] == "copy" else "stdin", "stderr"]
     seen = on_terminal(*words, streams=streams)
@@ -113,20 +111,20 @@ def test_what_to_do_instead_is_said_as_the_command_has_it(
 
 
 @pytest.mark.parametrize("argv", [["pull", "-h"], ["--version"], ["--help"]])
-def test_what_is_for_people_may_go_to_a_terminal(argv: list[str]) -> None:
+def test_readable_output_may_go_to_a_terminal(argv: list[str]) -> None:
     seen = on_terminal(*argv)
     assert seen.code == 0
     assert "ocistream" in seen.screen
 
 
-def test_a_transfer_says_one_line_at_its_end(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_a_copy_prints_a_summary_of_one_line(registry: FaultyRegistry, tmp_path: Path) -> None:
     result = ocistream("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar")
     assert len(result.err.splitlines()) == 1
     assert result.err.startswith("ocistream: moved 3 blobs, ")
 
 
 @pytest.mark.uncounted
-def test_quiet_says_nothing_but_errors(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_quiet_prints_only_errors(registry: FaultyRegistry, tmp_path: Path) -> None:
     result = ocistream("pull", "-q", f"{registry.host}/app:1", "-o", tmp_path / "app.tar")
     assert (result.code, result.err) == (0, "")
     assert len(result.lines()) == 1
@@ -135,9 +133,7 @@ def test_quiet_says_nothing_but_errors(registry: FaultyRegistry, tmp_path: Path)
     assert (seen.code, seen.screen) == (0, "")
 
 
-def test_verbose_tells_what_became_of_each_blob_and_what_was_tried_again(
-    registry: FaultyRegistry, tmp_path: Path
-) -> None:
+def test_verbose_prints_each_blob_and_each_retry(registry: FaultyRegistry, tmp_path: Path) -> None:
     registry.faults = [Fault(refusal(503), "GET", "/blobs/")]
     result = ocistream("pull", "-v", f"{registry.host}/app:1", "-o", f"{tmp_path}/layout/", no_waits=True)
     assertions.success(result)
@@ -148,14 +144,14 @@ def test_verbose_tells_what_became_of_each_blob_and_what_was_tried_again(
     assert again.err.count("ocistream: skipped sha256:") == 3
 
 
-def test_a_long_wait_is_told_without_being_asked(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_a_long_wait_is_reported(registry: FaultyRegistry, tmp_path: Path) -> None:
     registry.faults = [Fault(refusal(503, Retry_After="30"), "GET", "/manifests/")]
     with started_fork("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar") as process:
         assert b"answered 503; retrying in 30.0 s" in process.stderr.readline()
 
 
 @pytest.mark.parametrize("verbosity", [[], ["-v"], ["-vv"]])
-def test_every_line_on_stderr_is_json_where_it_is_asked_for(
+def test_every_line_on_stderr_is_json_with_log_format_json(
     registry: FaultyRegistry, tmp_path: Path, verbosity: list[str]
 ) -> None:
     argv = ["--log-format", "json", *verbosity]
@@ -184,7 +180,7 @@ def test_a_usage_error_is_json_too(argv: list[str]) -> None:
     assert line["hint"]
 
 
-def test_messages_in_json_leave_no_room_for_a_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_json_messages_disable_the_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
     seen = on_terminal("pull", "--log-format=json", f"{registry.host}/app:1", "-o", tmp_path / "x", streams=["stderr"])
     assert seen.code == 0
     (line,) = assertions.json_lines(seen.screen)
@@ -223,7 +219,7 @@ def test_no_secret_and_no_signed_query_is_printed(
     assert "hunter2" not in result.err
 
 
-def test_a_full_disk_behind_stderr_changes_no_exit_code(layout: Layout, tmp_path: Path) -> None:
+def test_a_full_disk_for_stderr_does_not_change_the_exit_code(layout: Layout, tmp_path: Path) -> None:
     small_image(layout, name="app:1")
     # Without that variable, which some machines set, Python keeps what it could not write, and tries again at exit.
     line = ["env", "-u", "PYTHONUNBUFFERED", "sh", "-c", 'exec "$@" 2>/dev/full', "sh", *command()]
@@ -232,7 +228,7 @@ def test_a_full_disk_behind_stderr_changes_no_exit_code(layout: Layout, tmp_path
     assert run([*line, "copy", str(tmp_path / "nothing.tar"), str(tmp_path / "other.tar")]).code == 4
 
 
-def test_all_platforms_and_one_of_them_is_a_contradiction(registry: FaultyRegistry) -> None:
+def test_platform_all_and_one_platform_contradict(registry: FaultyRegistry) -> None:
     registry.requests.clear()
     for platforms in (["all", "linux/arm64"], ["linux/arm64", "all"]):
         options = [word for platform in platforms for word in ("--platform", platform)]

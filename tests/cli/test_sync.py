@@ -1,4 +1,4 @@
-"""`ocistream sync`: many copies from one file, of which one that fails does not stop the others."""
+"""`ocistream sync`: many copies from one file; a failure does not stop the others."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def same(one: FaultyRegistry, other: FaultyRegistry, repository: str, names: lis
         assert manifest(other.host, repository, tag) == manifest(one.host, "app", tag)
 
 
-class TestWhatIsMoved:
-    def test_an_image_without_a_tag_is_an_error_or_is_named(
+class TestCopies:
+    def test_an_image_without_a_tag_is_an_error_or_is_reported(
         self, target: FaultyRegistry, layout: Layout, tmp_path: Path
     ) -> None:
         image, nameless = small_image(layout, name="1"), layout.image([b"nameless"])
@@ -121,7 +121,7 @@ class TestWhatIsMoved:
             ("{ latest = 2 }", ["1.1", "2.0"]),
         ],
     )
-    def test_the_tags_that_are_chosen(
+    def test_only_selected_tags_are_copied(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path, choice: str, expected: list[str]
     ) -> None:
         assertions.success(sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/app", tags=choice)))
@@ -138,7 +138,7 @@ class TestWhatIsMoved:
         assertions.success(result)
         assert "replacing oci-archive:app.tar: it cannot be read as an archive (" in result.err
 
-    def test_one_image_keeps_its_tag_or_gets_another(
+    def test_an_image_keeps_its_tag_or_gets_the_tag_of_the_destination(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
         text = entry(f"{source.host}/app:1.0", f"{target.host}/kept")
@@ -147,7 +147,7 @@ class TestWhatIsMoved:
         assert tags(target.host, "kept") == ["1.0"]
         assert tags(target.host, "named") == ["stable"]
 
-    def test_one_by_its_digest_is_there_by_it(
+    def test_an_image_by_digest_is_copied_by_digest(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
         digest = manifest_digest(source.host, "app", "2.0")
@@ -159,7 +159,7 @@ class TestWhatIsMoved:
         assert tags(target.host, "app") == []
         assert "1 unchanged" in result.err
 
-    def test_tags_of_signatures_that_are_not_there_are_not_asked_for(
+    def test_unlisted_signature_tags_are_not_requested(
         self, source: FaultyRegistry, target: FaultyRegistry, layout: Layout, tmp_path: Path
     ) -> None:
         text = entry(f"{source.host}/app", f"{target.host}/app")
@@ -176,7 +176,7 @@ class TestWhatIsMoved:
         assert "1 image copied" in result.err
         assert manifest(target.host, "app", signature) == manifest(source.host, "app", signature)
 
-    def test_a_platform_that_several_images_are_for_is_said(
+    def test_several_images_for_one_platform_are_reported(
         self, source: FaultyRegistry, target: FaultyRegistry, layout: Layout, tmp_path: Path
     ) -> None:
         images = [layout.image([f"v{n}".encode()], platform=f"linux/amd64/v{n}") for n in (3, 4)]
@@ -186,7 +186,9 @@ class TestWhatIsMoved:
         assert result.lines() == [f"{target.host}/variants:1@{images[0]['digest']}"], result.err
         assert f"ocistream: {name}: linux/amd64 matches linux/amd64/v3; not copied: linux/amd64/v4\n" in result.err
 
-    def test_only_what_differs(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
+    def test_only_differing_images_are_copied(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
         text = entry(f"{source.host}/app", f"{target.host}/app", referrers="false")
         assertions.success(sync(tmp_path, text))
         layout = Layout(tmp_path / "new")
@@ -205,7 +207,7 @@ class TestWhatIsMoved:
         assert len(target.asked("PUT", "/manifests/")) == 1
         same(source, target, "app", TAGS)
 
-    def test_some_platforms_and_those_again(
+    def test_a_second_sync_of_some_platforms_copies_nothing(
         self, start: Start, target: FaultyRegistry, layout: Layout, tmp_path: Path
     ) -> None:
         registry = start()
@@ -219,7 +221,7 @@ class TestWhatIsMoved:
         assert target.asked("PUT|POST|PATCH") == []
 
     @pytest.mark.uncounted
-    def test_a_signature_that_came_later(
+    def test_a_signature_that_was_added_later_is_copied(
         self, source: FaultyRegistry, target: FaultyRegistry, layout: Layout, tmp_path: Path
     ) -> None:
         text = entry(f"{source.host}/app:1.0", f"{target.host}/app")
@@ -235,7 +237,9 @@ class TestWhatIsMoved:
 
 
 class TestLayoutsAndArchives:
-    def test_into_a_layout_and_out_of_it(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
+    def test_a_layout_as_destination_and_source(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
         text = entry(f"{source.host}/app", "oci:images")
         assertions.success(sync(tmp_path, text))
         again = sync(tmp_path, text)
@@ -243,7 +247,7 @@ class TestLayoutsAndArchives:
         assertions.success(sync(tmp_path, entry("oci:images", f"{target.host}/app", tags='["1.*"]')))
         same(source, target, "app", ["1.0", "1.1", "1.2-rc.1"])
 
-    def test_into_an_archive_and_out_of_it(
+    def test_an_archive_as_destination_and_source(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
         text = entry(f"{source.host}/app:2.0", "oci-archive:app.tar", "oci:images:named")
@@ -258,7 +262,7 @@ class TestLayoutsAndArchives:
         assert sorted(tags(target.host, "app")) == ["2.0", "named"]
         assert manifest(target.host, "app", "named") == manifest(source.host, "app", "2.0")
 
-    def test_what_can_be_read_once_only_is_refused(self, target: FaultyRegistry, tmp_path: Path) -> None:
+    def test_sources_that_can_be_read_only_once_are_refused(self, target: FaultyRegistry, tmp_path: Path) -> None:
         (tmp_path / "app.tar.gz").write_bytes(b"\x1f\x8b\x08" + bytes(20))
         result = sync(tmp_path, entry("oci-archive:app.tar.gz", f"{target.host}/app"))
         assert result.code == 2
@@ -279,7 +283,7 @@ class TestSeveralDestinations:
         assert len(fetched(source)) == 4
         assert "2 images copied" in result.err
 
-    def test_also_where_one_has_some_of_them(
+    def test_each_blob_is_fetched_once_if_one_destination_has_some(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
     ) -> None:
         layout = Layout(tmp_path / "big")
@@ -297,7 +301,7 @@ class TestSeveralDestinations:
             assert len(sent) == 2 + 1
         assert set(fetched(source).values()) == {1}
 
-    def test_one_that_fails_does_not_stop_the_other(
+    def test_a_failing_destination_does_not_stop_the_other(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
     ) -> None:
         layout = Layout(tmp_path / "big")
@@ -316,7 +320,7 @@ class TestSeveralDestinations:
         assert manifest(other.host, "big", "1") == manifest(source.host, "big", "1")
 
     @pytest.mark.parametrize("failing_first", [False, True])
-    def test_one_that_cannot_say_what_it_has_does_not_stop_the_other(
+    def test_a_destination_that_cannot_be_examined_does_not_stop_the_other(
         self, source: FaultyRegistry, other: FaultyRegistry, tmp_path: Path, failing_first: bool
     ) -> None:
         layout = Layout(tmp_path / "big")
@@ -342,7 +346,7 @@ class TestSeveralDestinations:
         assert sorted(found["status"] for found in document["images"]) == ["copied", "failed"]
         assert manifest(other.host, "big", "1") is None
 
-    def test_one_that_breaks_once_goes_on_by_itself(
+    def test_a_destination_that_breaks_once_is_retried(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
     ) -> None:
         layout = Layout(tmp_path / "big")
@@ -352,7 +356,7 @@ class TestSeveralDestinations:
         for registry in (target, other):
             assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
 
-    def test_a_registry_that_cannot_be_reached_costs_no_more_than_some_images(
+    def test_an_unreachable_registry_is_skipped_after_some_images(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
         """Each of ten thousand would cost all retries, and the other destination all that waiting."""
@@ -364,7 +368,7 @@ class TestSeveralDestinations:
         assert result.err.count(f": skipping 127.0.0.1:{gone} for a while: ") == len(TAGS) - 3
         assert "5 images copied" in result.err
 
-    def test_bytes_that_are_wrong_get_nowhere(
+    def test_wrong_bytes_reach_no_destination(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
     ) -> None:
         layout = Layout(tmp_path / "big")
@@ -380,7 +384,7 @@ class TestSeveralDestinations:
 
 
 class TestFailures:
-    def test_one_image_does_not_stop_the_rest(
+    def test_a_failing_image_does_not_stop_the_others(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
         source.faults.append(Fault(Reply(404), path="/manifests/1.1$", times=None))
@@ -392,7 +396,9 @@ class TestFailures:
         assert f"{source.host}/app:1.1" in errors[0]
         assert "1 failed" in result.err
 
-    def test_nor_one_entry(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
+    def test_a_failing_entry_does_not_stop_the_others(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
         text = entry(f"{source.host}/nothing", f"{target.host}/nothing") + entry("oci:nowhere", f"{target.host}/app")
         text += entry(f"{source.host}/app", f"{target.host}/app", tags='{ versions = ">7" }')
         result = sync(tmp_path, text + entry(f"{source.host}/app", f"{target.host}/app", tags='"2*"'))
@@ -420,7 +426,7 @@ class TestFailures:
         assert "5 images copied" in result.err
         assert "1 failed" in result.err
 
-    def test_a_question_that_fails_ends_no_other_image(
+    def test_a_failing_request_does_not_stop_other_images(
         self, source: FaultyRegistry, target: FaultyRegistry, layout: Layout, tmp_path: Path
     ) -> None:
         children = {
@@ -437,9 +443,7 @@ class TestFailures:
         assert tags(target.host, "indexes") == ["2"]
         assert manifest_digest(target.host, "indexes", signature["digest"]) == signature["digest"]
 
-    def test_the_manifests_of_an_image_are_asked_for_once(
-        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
-    ) -> None:
+    def test_manifests_are_requested_once(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
         """And of several images side by side, before the first of them is moved."""
         source.requests.clear()
         assertions.success(sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/app")))
@@ -448,7 +452,7 @@ class TestFailures:
         first = next(at for at, target in enumerate(whole) if "/blobs/" in target)
         assert {tag for tag in TAGS if f"/v2/app/manifests/{tag}" in whole[:first]} == set(TAGS)
 
-    def test_a_path_that_cannot_be_one_stops_no_other_image(
+    def test_an_invalid_path_does_not_stop_other_images(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
         long = "a" * 300
@@ -464,7 +468,7 @@ class TestFailures:
         assert "4 failed" in result.err
         assert "internal" not in result.err
 
-    def test_two_images_for_one_place_are_refused(
+    def test_two_images_with_one_destination_are_refused(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
         text = entry(f"{source.host}/app:1.0", f"{target.host}/app:x") + entry(
@@ -475,7 +479,7 @@ class TestFailures:
 
 
 class TestCredentials:
-    def test_each_registry_by_its_own(self, source: FaultyRegistry, start: Start, tmp_path: Path) -> None:
+    def test_each_registry_gets_its_own_credentials(self, source: FaultyRegistry, start: Start, tmp_path: Path) -> None:
         one, two = start(auth=Basic("one", "first")), start(auth=Basic("two", "second"))
         (tmp_path / "auth.json").write_text(json.dumps({"auths": {two.host: {"auth": "dHdvOnNlY29uZA=="}}}))
         text = '[credentials.one]\nusername = "one"\npassword-env = "ONE"\n[credentials.two]\nauthfile = "auth.json"\n'
@@ -492,7 +496,9 @@ class TestCredentials:
         missing = sync(tmp_path, text, env={"ONE": None})
         assertions.failure(missing, 2, "password-env", "ONE", "not set")
 
-    def test_a_wrong_one_is_corrected_where_it_is(self, source: FaultyRegistry, start: Start, tmp_path: Path) -> None:
+    def test_the_hint_for_wrong_credentials_names_their_source(
+        self, source: FaultyRegistry, start: Start, tmp_path: Path
+    ) -> None:
         one = start(auth=Basic("one", "first"))
         text = '[credentials.one]\nusername = "one"\npassword-env = "ONE"\n'
         text += (
@@ -502,7 +508,7 @@ class TestCredentials:
         assert refused.code == 3
         assert "correct or remove ONE, which the sync file names" in refused.err
 
-    def test_a_mirror_is_not_shown_a_registrys_password(
+    def test_a_mirror_does_not_get_the_password_of_the_registry(
         self, start: Start, target: FaultyRegistry, layout: Layout, tmp_path: Path
     ) -> None:
         own, mirror = start(auth=Basic("one", "first")), start(auth=Basic("one", "first"))
@@ -517,7 +523,9 @@ class TestCredentials:
         assert mirror.requests
         assert [r for r in mirror.requests if "Authorization" in r.headers] == []
 
-    def test_those_that_the_configuration_has(self, source: FaultyRegistry, start: Start, tmp_path: Path) -> None:
+    def test_credentials_of_the_configuration_are_used(
+        self, source: FaultyRegistry, start: Start, tmp_path: Path
+    ) -> None:
         one, two = start(auth=Basic("one", "first")), start(auth=Basic("two", "second"))
         configuration = tmp_path / "config.toml"
         configuration.write_text(
@@ -588,19 +596,21 @@ class TestTheFile:
             ),
         ],
     )
-    def test_a_mistake_is_named_and_nothing_is_asked(self, tmp_path: Path, text: str, words: list[str]) -> None:
+    def test_a_mistake_in_the_file_is_named_and_no_request_is_sent(
+        self, tmp_path: Path, text: str, words: list[str]
+    ) -> None:
         assertions.failure(sync(tmp_path, text), 2, "sync.toml", *words)
 
-    def test_one_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_reported(self, tmp_path: Path) -> None:
         assertions.failure(ocistream("sync", tmp_path / "none.toml"), 4, "none.toml", "no such file")
 
     @pytest.mark.parametrize("part", ["4/4", "0/0", "1", "-1/4", "a/b"])
-    def test_a_shard_that_is_none(self, tmp_path: Path, part: str) -> None:
+    def test_an_invalid_shard_is_refused(self, tmp_path: Path, part: str) -> None:
         (tmp_path / "sync.toml").write_text(entry("a/b", "c/d"))
         assertions.failure(ocistream("sync", tmp_path / "sync.toml", f"--shard={part}"), 2, "--shard")
 
 
-def test_a_result_is_not_written_over_the_file(tmp_path: Path) -> None:
+def test_the_result_does_not_overwrite_the_sync_file(tmp_path: Path) -> None:
     result = sync(tmp_path, entry("a.example/b", "c.example/d"), "--result", tmp_path / "sync.toml")
     assertions.failure(result, 2, "--result", "sync.toml")
     assert "[[sync]]" in (tmp_path / "sync.toml").read_text()
@@ -608,7 +618,7 @@ def test_a_result_is_not_written_over_the_file(tmp_path: Path) -> None:
 
 class TestShards:
     @pytest.mark.uncounted
-    def test_together_they_are_the_whole_and_none_does_what_another_does(
+    def test_shards_are_complete_and_disjoint(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
     ) -> None:
         text = entry(f"{source.host}/app", f"{target.host}/app", f"{other.host}/app")
@@ -632,7 +642,7 @@ class TestShards:
 
 
 class TestResults:
-    def test_result_has_what_became_of_each(
+    def test_result_lists_the_status_of_each_image(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
         source.faults.append(Fault(Reply(404), path="/manifests/1.1$", times=None))
@@ -652,7 +662,7 @@ class TestResults:
         assert (failed["status"], failed["exitCode"]) == ("failed", 4)
         assert failed["error"]
 
-    def test_a_dry_run_says_the_bytes_and_writes_nothing(
+    def test_a_dry_run_prints_bytes_and_writes_nothing(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
     ) -> None:
         text = entry(
@@ -682,7 +692,7 @@ class TestResults:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_what_was_interrupted_is_said_and_goes_on(
+def test_an_interrupted_sync_reports_and_resumes(
     source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
 ) -> None:
     target.faults.append(Fault(StopReading(after=0), method="PUT", path="/app/manifests/2.0$"))
@@ -711,7 +721,7 @@ def test_what_was_interrupted_is_said_and_goes_on(
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("jobs", ["1", "4"])
-def test_in_the_middle_of_a_blob_for_several_too(
+def test_an_interruption_inside_a_blob_resumes_for_several_destinations(
     source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path, jobs: str
 ) -> None:
     layout = Layout(tmp_path / "big")
@@ -773,7 +783,7 @@ def test_progress_does_not_wait_for_what_failed(source: FaultyRegistry, target: 
     assert 100_000 < planned[-1]["total"] < 102_000
 
 
-def test_lines_on_stdout_are_whole_beside_a_bar(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
+def test_result_lines_are_complete_beside_a_bar(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
     file = tmp_path / "sync.toml"
     file.write_text(entry(f"{source.host}/app", f"{target.host}/app"))
     seen = on_terminal("sync", str(file))
@@ -785,7 +795,7 @@ def test_lines_on_stdout_are_whole_beside_a_bar(source: FaultyRegistry, target: 
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
-def test_several_images_are_looked_into_at_a_time(
+def test_several_images_are_examined_in_parallel(
     source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path, options: list[str]
 ) -> None:
     source.faults.append(Fault(Stall(after=0), method="GET", path="/app/manifests/", times=3))

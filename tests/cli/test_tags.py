@@ -115,7 +115,7 @@ class TestInspect:
         assert sorted(result.lines()) == TAGS
         assert result.err == ""
 
-    def test_and_as_json(self, served: FaultyRegistry) -> None:
+    def test_tags_as_json(self, served: FaultyRegistry) -> None:
         document = json.loads(ocistream("inspect", "--json", f"docker://{served.host}/app").out)
         assert sorted(document.pop("tags")) == TAGS
         assert document == {

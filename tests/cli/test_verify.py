@@ -1,4 +1,4 @@
-"""`ocistream verify`: what is whole is said to be, and what is not is named, from a file, a directory and a pipe."""
+"""`ocistream verify`: complete and damaged archives, from a file, a directory and a pipe."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class TestWhole:
         names = {line.partition("@")[0] for line in result.lines()[:-1]}
         assert names == {"v1", "both", "parts"}
 
-    def test_a_directory_is_too(self, images: Layout) -> None:
+    def test_a_complete_directory_is_ok(self, images: Layout) -> None:
         result = ocistream("verify", images.path, "--deep")
         assert result.code == 0, result.err
         assert result.lines()[-1].startswith("ok: OCI layout, 3 images, ")
@@ -98,7 +98,7 @@ class TestWhole:
 
 
 class TestWrongBytes:
-    def test_a_flipped_byte_in_a_layer(self, images: Layout, verify: Verify) -> None:
+    def test_a_flipped_byte_in_a_layer_is_found(self, images: Layout, verify: Verify) -> None:
         digest = a_layer(images)
         content = images.file(digest).read_bytes()
         result = verify(changed(images, digest, content[:-1] + b"?"))
@@ -107,7 +107,7 @@ class TestWrongBytes:
         assert " more)" not in result.err
         assert result.lines()[-1].startswith("NOT ok")
 
-    def test_everything_that_is_wrong_is_named_in_one_pass(self, images: Layout, verify: Verify) -> None:
+    def test_all_wrong_blobs_are_named_in_one_pass(self, images: Layout, verify: Verify) -> None:
         items = items_of(images)
         layers = _layers(images)[:3]
         archive = tar_of(
@@ -121,23 +121,23 @@ class TestWrongBytes:
         assert {failure["digest"] for failure in document(result)["failures"]} == set(layers)
         assert "(and 2 more)" in result.err
 
-    def test_a_layer_of_another_size(self, images: Layout, verify: Verify) -> None:
+    def test_a_layer_with_a_wrong_size_is_found(self, images: Layout, verify: Verify) -> None:
         digest = a_layer(images)
         assert verify(changed(images, digest, images.file(digest).read_bytes()[:-1])).code == 5
 
-    def test_a_flipped_byte_in_a_manifest(self, images: Layout, verify: Verify) -> None:
+    def test_a_flipped_byte_in_a_manifest_is_found(self, images: Layout, verify: Verify) -> None:
         image = json.loads((images.path / "index.json").read_bytes())["manifests"][0]["digest"]
         content = images.file(image).read_bytes()
         assert verify(changed(images, image, content[:-1] + b" ")).code == 5
 
-    def test_a_blob_that_no_image_needs_is_hashed_too(self, images: Layout, verify: Verify) -> None:
+    def test_an_unreferenced_blob_is_hashed_too(self, images: Layout, verify: Verify) -> None:
         name = blob_name(digest_of(b"unneeded"))
         good = verify(tar_of([*items_of(images), (name, b"unneeded")]))
         assert good.code == 0
         assert "1 blob that no image needs" in good.lines()[-1]
         assert verify(tar_of([*items_of(images), (name, b"needed!!")])).code == 5
 
-    def test_of_a_directory_as_well(self, images: Layout) -> None:
+    def test_a_wrong_blob_of_a_directory_is_found(self, images: Layout) -> None:
         stray = images.blob(b"unneeded", "text/plain")
         assert "1 blob that no image needs" in ocistream("verify", images.path).lines()[-1]
         images.file(stray["digest"]).write_bytes(b"needed!!")
@@ -163,14 +163,14 @@ def test_a_config_that_is_not_json_is_named(layout: Layout, verify: Verify, orde
 
 
 class TestIncomplete:
-    def test_what_is_missing_is_listed(self, images: Layout, verify: Verify) -> None:
+    def test_missing_content_is_listed(self, images: Layout, verify: Verify) -> None:
         digest = a_layer(images)
         result = verify(changed(images, digest, None))
         assert result.code == 6
         assert f"missing {digest}" in result.lines()
         assert digest in result.err
 
-    def test_a_missing_manifest_is_too(self, images: Layout, verify: Verify) -> None:
+    def test_a_missing_manifest_is_listed(self, images: Layout, verify: Verify) -> None:
         image = json.loads((images.path / "index.json").read_bytes())["manifests"][0]
         result = verify(changed(images, image["digest"], None), "--json")
         assert result.code == 6
@@ -188,7 +188,7 @@ class TestIncomplete:
         for content in (b"", b"no tar at all" * 100, END):
             assert verify(content).code == 6
 
-    def test_nothing_there(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_not_found(self, tmp_path: Path) -> None:
         assert ocistream("verify", tmp_path / "gone.tar").code == 4
 
 
@@ -219,14 +219,14 @@ class TestNames:
         images.name(images.image([tar_layer({"a": b"1"})]), *names)
         assert verify(tar_of(items_of(images))).code == 0
 
-    def test_of_a_directory(self, images: Layout) -> None:
+    def test_an_illegal_file_name_in_a_directory_is_reported(self, images: Layout) -> None:
         (images.path / "blobs/sha256/abc").write_bytes(b"x")
         (images.path / "blobs/sha256" / ("0" * 64)).symlink_to("/etc/passwd")
         result = ocistream("verify", images.path, "--json")
         assert result.code == 6
         assert document(result)["illegalNames"] == ["blobs/sha256/" + "0" * 64, "blobs/sha256/abc"]
 
-    def test_an_unfinished_file_in_a_directory_is_none(self, images: Layout) -> None:
+    def test_a_partial_file_in_a_directory_is_not_reported(self, images: Layout) -> None:
         (images.path / "blobs/sha256/.abc.123456.partial").write_bytes(b"x")
         assert ocistream("verify", images.path).code == 0
 
@@ -245,14 +245,14 @@ class TestDeep:
         )
         return tar_of(items_of(layout))
 
-    def test_a_layer_that_is_not_the_one_of_its_config(self, layout: Layout, verify: Verify) -> None:
+    def test_a_layer_that_does_not_match_the_config(self, layout: Layout, verify: Verify) -> None:
         archive = self.made(layout, tar_layer({"a": b"1"}), [digest_of(b"another")])
         assert verify(archive).code == 0
         result = verify(archive, "--deep")
         assert result.code == 5
         assert digest_of(b"another") in result.err
 
-    def test_a_layer_that_cannot_be_unpacked(self, layout: Layout, verify: Verify) -> None:
+    def test_a_layer_that_cannot_be_decompressed(self, layout: Layout, verify: Verify) -> None:
         whole = tar_layer({"a": b"1"})
         archive = self.made(layout, whole[:-4], [digest_of(gzip.decompress(whole))])
         assert verify(archive).code == 0
@@ -260,7 +260,7 @@ class TestDeep:
         assert result.code == 6
         assert digest_of(whole[:-4]) in result.err
 
-    def test_a_config_of_another_number_of_layers(self, layout: Layout, verify: Verify) -> None:
+    def test_a_config_with_a_different_number_of_layers(self, layout: Layout, verify: Verify) -> None:
         plain = digest_of(gzip.decompress(tar_layer({"a": b"1"})))
         assert verify(self.made(layout, tar_layer({"a": b"1"}), [plain, plain]), "--deep").code == 6
 
@@ -273,7 +273,7 @@ class TestDeep:
 
 
 class TestManySmallBlobs:
-    def test_more_json_than_there_is_room_for_waits_in_a_file(self, images: Layout) -> None:
+    def test_json_beyond_the_memory_bound_is_buffered_in_a_file(self, images: Layout) -> None:
         # All the room there is for JSON is taken before anything comes that is needed.
         size = limits.MAX_BUFFERED_JSON // 8
         strays = [b'{"number": %d, "filling": "' % number for number in range(8)]
@@ -294,7 +294,7 @@ def test_a_fifo_is_read_once(images: Layout, tmp_path: Path) -> None:
     assert result.code == 0, result.err
 
 
-def test_an_image_in_a_registry_is_told_to_be_pulled_first() -> None:
+def test_the_error_for_an_image_in_a_registry_suggests_a_pull() -> None:
     result = ocistream("verify", "docker://r.example/app:1")
     assert result.code == 2
     assert "pull" in result.err

@@ -1,4 +1,4 @@
-"""`copy --via`: an ocistream behind a command is asked what it lacks, and is sent that."""
+"""`copy --via`: a remote ocistream reports missing blobs, and only these are sent."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def is_json(path: Path) -> bool:
     return path.read_bytes()[:1] == b"{"
 
 
-class TestWhatIsSent:
+class TestSentBlobs:
     @pytest.mark.uncounted
     def test_an_image_arrives_as_it_is_and_only_what_is_lacking_is_sent(
         self, images: Images, there: FaultyRegistry, far: str, tmp_path: Path
@@ -179,7 +179,7 @@ class TestWhatIsSent:
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize("kind", ["layout", "file", "pipe", "docker"])
-    def test_out_of_any_end(
+    def test_from_every_kind_of_source(
         self, kind: str, layout: Layout, start: Callable[..., FaultyRegistry], far: str, tmp_path: Path
     ) -> None:
         there = start()
@@ -211,13 +211,13 @@ class TestWhatIsSent:
         assert results[1].lines() == [f"{there.host}/app:1@{manifest_digest(there.host, 'app', '1')}"]
 
     @pytest.mark.uncounted
-    def test_what_hangs_on_it_goes_along(self, images: Images, there: FaultyRegistry, far: str) -> None:
+    def test_referrers_are_sent_too(self, images: Images, there: FaultyRegistry, far: str) -> None:
         parts = images.layout.artifact(b"a list of parts", subject=images.first)
         seed(images.layout, parts, images.registry.host, "app")
         assertions.success(copy(images.v1, f"{there.host}/app:v1", far))
         assert manifest_digest(there.host, "app", parts["digest"]) == parts["digest"]
 
-    def test_what_can_be_mounted_is_not_sent(self, images: Images, there: FaultyRegistry, far: str) -> None:
+    def test_mountable_blobs_are_not_sent(self, images: Images, there: FaultyRegistry, far: str) -> None:
         seed(images.layout, images.first, there.host, "base", "1")
         absent = Fault(refusal(404, "BLOB_UNKNOWN"), "HEAD", path="/v2/app/blobs/", times=None)
         there.faults.append(absent)
@@ -228,9 +228,9 @@ class TestWhatIsSent:
         assert any("mount=" in request.target and "from=base" in request.target for request in there.requests)
 
 
-class TestWhatIsSaid:
+class TestMessages:
     @pytest.mark.uncounted
-    def test_the_far_side_is_told_apart(self, images: Images, there: FaultyRegistry, far: str) -> None:
+    def test_remote_messages_have_a_prefix(self, images: Images, there: FaultyRegistry, far: str) -> None:
         # What it has moved is what was sent, and said by this side.
         assertions.success(quiet := copy(images.v1, f"{there.host}/app:v0", far))
         assert [line for line in quiet.err.splitlines() if "remote: " in line] == []
@@ -244,7 +244,9 @@ class TestWhatIsSaid:
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize("option", [["--log-format", "json", "-v"], ["--progress", "json"]])
-    def test_and_as_json(self, option: list[str], images: Images, there: FaultyRegistry, far: str) -> None:
+    def test_remote_messages_have_a_side_in_json(
+        self, option: list[str], images: Images, there: FaultyRegistry, far: str
+    ) -> None:
         result = copy(images.v1, f"{there.host}/app:v1", far, *option)
         assertions.success(result)
         objects = assertions.json_lines(result.err)
@@ -255,7 +257,7 @@ class TestWhatIsSaid:
             events = {o.get("event") for o in found} - {None}
             assert events == ({"planned", "progress", "blob"} if option[0] == "--progress" else set())
 
-    def test_another_version_is_named(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_a_different_version_is_reported(self, images: Images, faked: Callable[..., str]) -> None:
         via = faked(
             have='cat >/dev/null; echo "# ocistream have 1"; echo "# by ocistream 9.9"; echo "# digests 0"',
             push=f"cat >/dev/null; echo app@{images.first['digest']}",
@@ -264,7 +266,7 @@ class TestWhatIsSaid:
         assertions.success(result)
         assert f"the remote side has ocistream 9.9, this side has {package.__version__}" in result.err
 
-    def test_nothing_that_is_said_drives_a_terminal(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_remote_messages_cannot_control_the_terminal(self, images: Images, faked: Callable[..., str]) -> None:
         via = faked(
             have=f"printf 'Welcome\\033[2J\\n' >&2; head -c 200000 /dev/zero | tr '\\0' a >&2; echo >&2; {NOTHING}",
             push=f'cat >/dev/null; printf "%s\\n" \'{{"level": "info", "message": "a\\u001b[2J\\nb"}}\' >&2; '
@@ -277,7 +279,9 @@ class TestWhatIsSaid:
         assert "\033" not in result.err
         assert max(map(len, result.err.splitlines())) < 70_000
 
-    def test_what_is_passed_on(self, images: Images, faked: Callable[..., str], tmp_path: Path) -> None:
+    def test_options_that_are_passed_to_the_remote_side(
+        self, images: Images, faked: Callable[..., str], tmp_path: Path
+    ) -> None:
         via = faked(have=NOTHING, push=f"cat >/dev/null; echo app@{images.first['digest']}")
         options = ["--upload", "chunk=1MiB", "--mount-from", "base", "--plain-http", "--limit-rate", "1G", "-v"]
         options += ["--retries", "2", "--via-program", "ocistream"]
@@ -299,7 +303,7 @@ class TestWhatIsSaid:
             (["--src-plain-http", "--src-insecure"], ""),
         ],
     )
-    def test_options_of_one_side_are_passed_on_if_they_are_the_destination_s(
+    def test_options_of_the_destination_are_passed_to_the_remote_side(
         self, images: Images, faked: Callable[..., str], tmp_path: Path, given: list[str], passed: str
     ) -> None:
         via = faked(have=NOTHING, push=f"cat >/dev/null; echo app@{images.first['digest']}")
@@ -395,13 +399,13 @@ class TestFailures:
             ("echo '# ocistream have 2'", 8, ["format 2"]),
         ],
     )
-    def test_the_way_there(self, via: str, code: int, words: list[str], images: Images) -> None:
+    def test_a_failing_connection_is_explained(self, via: str, code: int, words: list[str], images: Images) -> None:
         program = ["--via-program", "no-such-program"] if "env" in via else []
         via = via.replace("echo '#", "sh -c 'echo \"#").replace("have 2'", "have 2\"'")
         result = copy(images.v1, "registry.local/app:v1", via, *program)
         assertions.failure(result, code, *words)
 
-    def test_a_far_side_that_is_too_old(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_a_remote_version_that_is_too_old(self, images: Images, faked: Callable[..., str]) -> None:
         error = {"level": "error", "message": "No such command 'have'.", "hint": "see `--help`", "exit_code": 2}
         via = faked(have=f"echo '{json.dumps(error).replace(chr(39), chr(39) + chr(92) + chr(39) * 2)}' >&2; exit 2")
         assertions.failure(copy(images.v1, "registry.local/app:v1", via), 8, "No such command 'have'", "same version")
@@ -422,14 +426,18 @@ class TestFailures:
         ],
         ids=["asking", "pushing", "a blob", "a manifest"],
     )
-    def test_the_registry_there(self, fault: Fault, code: int, images: Images, there: FaultyRegistry, far: str) -> None:
+    def test_errors_of_the_remote_registry_have_their_exit_codes(
+        self, fault: Fault, code: int, images: Images, there: FaultyRegistry, far: str
+    ) -> None:
         there.faults.append(fault)
         result = copy(images.v2, f"{there.host}/app:v2", far, "--retries", "0")
         failed(result, code, "the remote side failed: ", there.host)
         there.faults.clear()
         assert tags(there.host, "app") == []
 
-    def test_an_image_that_breaks_here_is_not_seen_there(self, images: Images, there: FaultyRegistry, far: str) -> None:
+    def test_a_failure_of_the_source_makes_nothing_visible(
+        self, images: Images, there: FaultyRegistry, far: str
+    ) -> None:
         images.registry.faults.append(Fault(Flip(MIB // 4), path=f"/blobs/{images.more}", times=None))
         result = copy(images.v2, f"{there.host}/app:v2", far)
         failed(result, 5, images.more)
@@ -442,18 +450,20 @@ class TestFailures:
         # What has arrived whole is not sent again.
         assert uploaded(there) < MIB
 
-    def test_nor_is_heard_what_the_far_side_says_of_that(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_the_remote_error_after_a_local_failure_is_not_shown(
+        self, images: Images, faked: Callable[..., str]
+    ) -> None:
         images.registry.faults.append(Fault(Flip(MIB // 4), path=f"/blobs/{images.more}", times=None))
         via = faked(have=NOTHING, push="cat >/dev/null; echo it has no end >&2; echo what now >&2; exit 6")
         assertions.failure(copy(images.v2, "registry.local/app:v2", via), 5, images.more)
 
-    def test_what_is_no_list_is_the_reason_and_not_that_nobody_listens(
+    def test_a_malformed_list_is_reported_instead_of_the_broken_pipe(
         self, images: Images, faked: Callable[..., str]
     ) -> None:
         via = faked(have="cat >/dev/null; echo Welcome; yes")
         assertions.failure(copy(images.v2, "registry.local/app:v2", via), 6, "'Welcome' is not a digest")
 
-    def test_a_far_side_that_gives_up_says_why(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_the_remote_error_is_shown(self, images: Images, faked: Callable[..., str]) -> None:
         error = json.dumps({"level": "error", "message": "disk full", "hint": "free some", "exit_code": 9})
         via = faked(have=NOTHING, push=f"head -c 10000 >/dev/null; echo '{error}' >&2; exit 9")
         assertions.failure(
@@ -463,20 +473,22 @@ class TestFailures:
     @pytest.mark.parametrize(
         "error", ['{"level": "error", "message": [], "exit_code": []}', '{"level": "error"}', "{}"]
     )
-    def test_whatever_is_said_of_it_is_an_error(self, error: str, images: Images, faked: Callable[..., str]) -> None:
+    def test_every_remote_failure_is_an_error(self, error: str, images: Images, faked: Callable[..., str]) -> None:
         via = faked(have=NOTHING, push=f"echo '{error}' >&2; exit 3")
         assertions.failure(copy(images.v2, "registry.local/app:v2", via), 7, "exit status 3")
 
-    def test_one_that_ends_early_as_if_all_was_well(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_a_remote_side_that_exits_early_with_0(self, images: Images, faked: Callable[..., str]) -> None:
         via = faked(have=NOTHING, push=f"head -c 100 >/dev/null; echo app@{images.second['digest']}")
         assertions.failure(copy(images.v2, "registry.local/app:v2", via), 7, "ended before it had the complete archive")
 
     @pytest.mark.parametrize("printed", ["", f"echo app@{digest_of(b'other')}", "echo app"])
-    def test_one_that_has_written_something_else(self, printed: str, images: Images, faked: Callable[..., str]) -> None:
+    def test_a_remote_side_that_wrote_another_image(
+        self, printed: str, images: Images, faked: Callable[..., str]
+    ) -> None:
         via = faked(have=NOTHING, push=f"cat >/dev/null; {printed}")
         assertions.failure(copy(images.v1, "registry.local/app:v1", via), 5, images.first["digest"])
 
-    def test_one_that_claims_what_it_has_not(
+    def test_a_remote_side_that_claims_blobs_that_it_lacks(
         self, images: Images, there: FaultyRegistry, far: str, faked: Callable[..., str]
     ) -> None:
         digests = [blob["digest"] for blob in images.layout.read(images.second["digest"])["layers"]]
@@ -491,7 +503,7 @@ class TestFailures:
         )
         assert tags(there.host, "app") == []
 
-    def test_one_whose_blob_is_damaged_is_sent_it_again(self, images: Images, far: str, tmp_path: Path) -> None:
+    def test_a_damaged_remote_blob_is_sent_again(self, images: Images, far: str, tmp_path: Path) -> None:
         end = f"oci:{tmp_path / 'there'}"
         assertions.success(copy(images.v1, f"{end}:v1", far))
         base = images.layout.read(images.first["digest"])["layers"][0]["digest"]
@@ -500,7 +512,7 @@ class TestFailures:
         assertions.success(copy(images.v2, f"{end}:v2", far))
         assert digest_of(path.read_bytes()) == base
 
-    def test_its_events_may_have_any_fields(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_remote_events_may_have_any_fields(self, images: Images, faked: Callable[..., str]) -> None:
         events = r"""echo '{"event": "x", "self": 1, "side": 2}' >&2; head -c 200000 /dev/zero | tr '\0' a >&2"""
         result = copy(
             images.v1, "registry.local/app:v1", faked(have=f"cat >/dev/null; {events}; exit 9"), "--progress", "json"
@@ -509,7 +521,7 @@ class TestFailures:
         assert {"event": "x", "self": 1, "side": "remote"} in said_lines
         assert "Traceback" not in result.err
 
-    def test_what_it_says_last_is_not_shown_without_end(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_long_remote_output_is_cut(self, images: Images, faked: Callable[..., str]) -> None:
         via = faked(have="cat >/dev/null; head -c 60000 /dev/zero | tr '\\0' a >&2; exit 9")
         result = copy(images.v1, "registry.local/app:v1", via)
         failed(result, 7, "aaaa")

@@ -1,1 +1,1 @@
-"""The numbered rules on what arrives, and what shows them."""
+"""Tests of the numbered rules about untrusted input."""

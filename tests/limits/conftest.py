@@ -1,4 +1,4 @@
-"""Fixtures of the numbered rules, and their table at the end of a run."""
+"""Fixtures of the tests of rules, and the table of rules at the end of a run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.faulty_registry import FaultyRegistry
 from tests.hostile.archive_parts import image, tar
 from tests.limits.rules import LIMITS
 
-#: What a test's report calls the numbers of its rules.
+#: The key of a test report that has the numbers of its rules.
 _PROPERTY: Final = "limit"
 
 
 @pytest.fixture
 def ocistream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Sequence[object]], int]]:
-    """Return a function that runs a command line in this process, in an empty folder, and gives its exit code."""
+    """Return a function that runs a command line in this process, in an empty folder, and returns its exit code."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -35,35 +35,35 @@ def ocistream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[FaultyRegistry]:
-    """Return an empty registry, which is to become a hostile one."""
+    """Return an empty registry, which a test makes hostile."""
     with FaultyRegistry(tmp_path / "served") as registry:
         yield registry
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[FaultyRegistry]:
-    """Return another registry, which must get no request because of what the first one answers."""
+    """Return a second registry. A response of the first one must not cause a request to it."""
     with FaultyRegistry(tmp_path / "elsewhere") as other:
         yield other
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """Return a sound archive."""
+    """Return a valid archive."""
     path = tmp_path / "sound.tar"
     path.write_bytes(tar(*image()))
     return path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Write into each test's report which rules it shows."""
+    """Add the rules of each test to its report."""
     for item in items:
         numbers = {int(mark.args[0]) for mark in item.iter_markers(_PROPERTY)}
         item.user_properties += [(_PROPERTY, number) for number in sorted(numbers)]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print, for each rule, where it lives and what shows it."""
+    """Print the modules and the tests of each rule."""
     passed: dict[int, int] = {}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):
@@ -72,7 +72,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                     passed[number] = passed.get(number, 0) + (outcome == "passed")
     if not passed:
         return
-    from tests.limits.test_rules import archives_of  # noqa: PLC0415 - it makes the corpus
+    from tests.limits.test_rules import archives_of  # noqa: PLC0415 - the import builds the corpus
 
     terminalreporter.section("what is not believed, and where the rule lives")
     for number, rule in LIMITS.items():

@@ -1,4 +1,4 @@
-"""Rules about untrusted input: each has a number, the modules that implement it, and the tests that show it.
+"""Rules about untrusted input: each has a number, the modules that implement it, and its tests.
 
 A number never changes its meaning. `archives` are patterns of names in the corpus of hostile archives. `tests` are
 tests in other directories, as FILE::NAME; tests in this directory name the number themselves.
@@ -23,7 +23,7 @@ class Limit:
 
 
 def limit(number: int) -> pytest.MarkDecorator:
-    """Say that a test shows that a rule is held; a test may show several."""
+    """Mark a test that covers a rule; a test may cover several."""
     assert number in LIMITS, number
     return pytest.mark.limit(number)
 
@@ -133,7 +133,7 @@ LIMITS: Final[dict[int, Limit]] = {
         "characters",
         ("http.client", "http.response", "oci.reference", "cli.console"),
         archives=("*-escapes",),
-        tests=("cli/test_exit_codes.py::test_what_a_registry_says_cannot_drive_the_terminal",),
+        tests=("cli/test_exit_codes.py::test_text_from_a_registry_cannot_control_the_terminal",),
     ),
     10: Limit(
         "A body is read up to its promised size plus one byte; memory of a stated size is never allocated",
@@ -211,8 +211,8 @@ LIMITS: Final[dict[int, Limit]] = {
         ("remote.command",),
         tests=(
             "cli/test_via.py::test_a_name_that_a_shell_might_interpret_is_refused",
-            "cli/test_via.py::test_nothing_that_is_said_drives_a_terminal",
-            "cli/test_via.py::test_whatever_is_said_of_it_is_an_error",
+            "cli/test_via.py::test_remote_messages_cannot_control_the_terminal",
+            "cli/test_via.py::test_every_remote_failure_is_an_error",
         ),
     ),
     21: Limit(

@@ -1,4 +1,4 @@
-"""What real registries and archives do, as numbered tests.
+"""Tests of known behavior of real registries and archives, by number.
 
-`statements` is the list; `habits` and `registries` are the registries' part of it, as data.
+`statements` is the list. `registry_quirks`, `upload_quirks` and `registry_models` describe registries as data.
 """

@@ -1,4 +1,4 @@
-"""Fixtures of the numbered tests: registries with quirks, and what moves images; and the matrix at the end of a run."""
+"""Fixtures of the quirk tests: registries with quirks and commands; and the table at the end of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.quirks.upload_quirks import STORAGE
 from tests.registry_http import seed
 from tests.runner import Argument
 
-#: What a test's report calls the numbers of its statements.
+#: The key of a test report that has the numbers of its statements.
 _PROPERTY: Final = "quirk"
 _WORST_FIRST: Final = ("failed", "error", "skipped", "passed")
 
@@ -29,7 +29,7 @@ _WORST_FIRST: Final = ("failed", "error", "skipped", "passed")
 def start(tmp_path: Path) -> Iterator[Callable[..., QuirkyRegistry]]:
     """Return a function that starts a registry; its arguments are those of `QuirkyRegistry`.
 
-    One whose blobs or uploads are elsewhere has a second server, whose `Tap` is `memory["tap"]`.
+    A registry with blobs or uploads on another host has a second server, whose `Tap` is `memory["tap"]`.
     """
     with contextlib.ExitStack() as stack:
         started: list[QuirkyRegistry] = []
@@ -40,7 +40,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., QuirkyRegistry]]:
             started.append(registry)
             if any(quirk.elsewhere for quirk in quirks):
                 storage = stack.enter_context(QuirkyRegistry(path, STORAGE))
-                # The same uploads, seen from two places.
+                # Both servers share the uploads.
                 storage.uploads = registry.uploads
                 tap = stack.enter_context(tapped(storage.host))
                 registry.memory |= {"storage": tap.url, "tap": tap}
@@ -51,9 +51,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., QuirkyRegistry]]:
 
 @pytest.fixture
 def mover(tmp_path: Path) -> Callable[..., Mover]:
-    """Return a function that makes what runs commands; its arguments are their options.
+    """Return a function that creates a `Mover`, which runs commands; its arguments are options of the commands.
 
-    They have a home directory of their own, and run as USER with PASSWORD unless another `env` says who runs them.
+    The commands have their own home directory, and use USER and PASSWORD unless `env` says otherwise.
     """
     home = {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state")}
     user = {"OCISTREAM_USERNAME": USER, "OCISTREAM_PASSWORD": PASSWORD}
@@ -68,9 +68,9 @@ def mover(tmp_path: Path) -> Callable[..., Mover]:
 
 @pytest.fixture
 def pushes(start: Callable[..., QuirkyRegistry], mover: Callable[..., Mover], layout: Layout) -> Callable[..., Pushes]:
-    """Return a function that starts a registry, and gives pushes of an image with one large layer to it.
+    """Return a function that starts a registry and returns pushes of an image with one large layer.
 
-    Its arguments are those of `start`, and the layer's size.
+    Its arguments are those of `start` and the size of the layer.
     """
 
     def make(*quirks: Any, size: int = SIZE, **options: Any) -> Pushes:
@@ -83,7 +83,7 @@ def pushes(start: Callable[..., QuirkyRegistry], mover: Callable[..., Mover], la
 def mirrored(
     start: Callable[..., QuirkyRegistry], mover: Callable[..., Mover], layout: Layout
 ) -> Callable[..., Mirrored]:
-    """Return a function that starts a registry with an image: a small one, or what it is given."""
+    """Return a function that starts a registry with an image: a small one, or a given one."""
 
     def make(make_image: Callable[[Layout], dict[str, object]] = small_image) -> Mirrored:
         image = make_image(layout)
@@ -97,7 +97,7 @@ def mirrored(
 
 @pytest.fixture
 def tap() -> Iterator[Callable[[str], Tap]]:
-    """Return a function that makes a tap on the way to a server at HOST:PORT."""
+    """Return a function that creates a proxy with a log (a tap) before a server at HOST:PORT."""
     with contextlib.ExitStack() as stack:
         yield lambda target: stack.enter_context(tapped(target))
 
@@ -106,18 +106,18 @@ def tap() -> Iterator[Callable[[str], Tap]]:
 
 
 def numbers_of(marks: Any) -> list[int]:
-    """Return the numbers of the statements that marks name, sorted."""
+    """Return the sorted numbers of statements in the marks."""
     return sorted({int(mark.args[0]) for mark in marks if mark.name == _PROPERTY})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Write into each test's report which statements it shows."""
+    """Add the statements of each test to its report."""
     for item in items:
         item.user_properties += [(_PROPERTY, number) for number in numbers_of(item.iter_markers(_PROPERTY))]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print, for each statement, what became of its tests."""
+    """Print the results of the tests of each statement."""
     outcomes: dict[int, dict[str, int]] = {}
     for outcome in _WORST_FIRST:
         for report in terminalreporter.stats.get(outcome, []):
