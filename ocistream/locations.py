@@ -252,7 +252,7 @@ class Selection:
     #: Whether to include blobs that no image needs, to verify them.
     all_blobs: bool = False
     #: How to handle referrers: signatures, SBOMs and the like.
-    referrers: ReferrerMode = "along"
+    referrers: ReferrerMode = "copy"
     #: Which of a repository's tags to read; None reads the one that the location names.
     tags: Callable[[Sequence[str]], Sequence[str]] | None = None
 

@@ -307,7 +307,7 @@ def _build_selection(
         select,
         parse_platform_choice(options.platforms, default_platform() if is_one_platform else None),
         options.max_ratio,
-        referrers="left" if options.no_referrers else "along",
+        referrers="skip" if options.no_referrers else "copy",
         tags=tags,
     )
 

@@ -50,7 +50,7 @@ def inspect_location(
             report(f"{listed.document['repository']} has no tags")
         return listed.document
     with contextlib.closing(
-        open_source(location, context, Selection(platforms=platforms, max_ratio=max_ratio, referrers="listed"))
+        open_source(location, context, Selection(platforms=platforms, max_ratio=max_ratio, referrers="list"))
     ) as source:
         if not location.reference:
             return {"location": location.text, **inspect_source(source, cancelled=cancelled, report=report)}
@@ -99,7 +99,7 @@ def list_names(location: Location, context: OpenContext, *, max_ratio: int, canc
     if location.is_repository:
         return _list_tags(location, context)
     with contextlib.ExitStack() as stack:
-        source = open_source(location, context, Selection(max_ratio=max_ratio, referrers="listed"))
+        source = open_source(location, context, Selection(max_ratio=max_ratio, referrers="list"))
         stack.callback(source.close)
         discarded = stack.enter_context(contextlib.closing(DiscardedBlobs(cancelled)))
         graph = source.resolve(discarded)

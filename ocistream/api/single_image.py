@@ -119,7 +119,7 @@ class SingleImage:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[Source, Graph, Root, DiscardedBlobs]]:
-        selection = Selection(select_single_image, self.platforms, self.max_ratio, referrers="left")
+        selection = Selection(select_single_image, self.platforms, self.max_ratio, referrers="skip")
         with contextlib.ExitStack() as stack:
             source = open_source(self.location, self.context, selection)
             stack.callback(source.close)

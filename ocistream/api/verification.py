@@ -46,7 +46,7 @@ def open_locations(locations: Sequence[Location], context: OpenContext, *, max_r
         if location.kind == "docker":
             msg = f"{printable(location.text)!r} is in a registry"
             raise UsageError(msg, hint="pull it first: `ocistream pull IMAGE | ocistream verify`")
-    return open_sources(locations, context, Selection(all_blobs=True, max_ratio=max_ratio, referrers="listed"))
+    return open_sources(locations, context, Selection(all_blobs=True, max_ratio=max_ratio, referrers="list"))
 
 
 def verify_source(

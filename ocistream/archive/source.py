@@ -80,7 +80,7 @@ class ArchiveSource(ABC):
         *,
         select: ImageSelector = select_every_image,
         platforms: PlatformChoice = ALL_PLATFORMS,
-        referrers: ReferrerMode = "listed",
+        referrers: ReferrerMode = "list",
         include_unneeded: bool = False,
         as_docker: bool = False,
     ) -> None:

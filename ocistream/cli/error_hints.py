@@ -116,7 +116,7 @@ def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
 
     select = select_named_images([name for name in names if name]) if all(names) else select_every_image
     with contextlib.suppress(OcistreamError):
-        source = open_source(replace(source_location, name=None), OpenContext(), Selection(select, referrers="left"))
+        source = open_source(replace(source_location, name=None), OpenContext(), Selection(select, referrers="skip"))
         with contextlib.closing(source):
             if isinstance(source, IncompleteSource):
                 is_missing = source.is_missing
@@ -229,7 +229,7 @@ def _find_images_by_id(image_id: str, source_location: Location | None, source: 
 def _search_images_by_id(image_id: str, source_location: Location) -> list[Root]:
     from ocistream.transfer.verify import DiscardedBlobs
 
-    source = open_source(replace(source_location, name=None), OpenContext(), Selection(referrers="left"))
+    source = open_source(replace(source_location, name=None), OpenContext(), Selection(referrers="skip"))
     with contextlib.closing(source):
         graph = source.resolve(DiscardedBlobs(threading.Event()))
     digests = {

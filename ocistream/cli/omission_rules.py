@@ -192,7 +192,7 @@ def _read_graph(
         source = open_source(
             location,
             _open_context_for(context, location, source_location),
-            Selection(platforms=choice, referrers="left"),
+            Selection(platforms=choice, referrers="skip"),
         )
         stack.callback(source.close)
         return source.resolve(stack.enter_context(contextlib.closing(DiscardedBlobs(context.cancelled))))

@@ -193,7 +193,7 @@ class ReferrerResolver:
         """
         included, narrowed = self._graph_walk.list_included(), self._narrowed_digests()
         self._remove_referrer_lists((*included, *narrowed, *self._skipped))
-        if self._referrers == "along" and self._attach_to(set(included)):
+        if self._referrers == "copy" and self._attach_to(set(included)):
             self._depth += 1
             if self._depth > limits.MAX_REFERRER_DEPTH:
                 msg = f"referrers refer to each other more than {limits.MAX_REFERRER_DEPTH} levels deep"
@@ -260,7 +260,7 @@ class ReferrerResolver:
         pending = deque(subjects)
         while pending:
             subject = pending.popleft()
-            why = EXCLUDED if self._referrers == "left" else self._skipped.get(subject, PLATFORM_FILTERED)
+            why = EXCLUDED if self._referrers == "skip" else self._skipped.get(subject, PLATFORM_FILTERED)
             skipped = [(candidate, tag, why) for candidate, tag in referrers.pop(subject, ())]
             skipped += [(candidate, None, NOT_FOUND) for candidate in missing.pop(fallback_tag(subject), ())]
             for candidate in mismatched.pop(subject, ()):
@@ -332,7 +332,7 @@ class IndexWalk:
         self._annotations = index.annotations
         self._select = select
         self._referrers = referrers
-        self._graph_walk = GraphWalk(platforms, skip_referrers=referrers == "left")
+        self._graph_walk = GraphWalk(platforms, skip_referrers=referrers == "skip")
         self._resolver = ReferrerResolver(self._graph_walk, referrers)
         self._all = [
             replace(root, is_synthesized=root.descriptor.digest in image_digests) for root in build_roots(index.entries)
@@ -355,7 +355,7 @@ class IndexWalk:
             OcistreamError: as `GraphWalk.settle`.
             ArchiveError: the annotation of omitted blobs is malformed.
         """
-        if self._referrers == "listed":
+        if self._referrers == "list":
             self._choose()
             yield from self._graph_walk.settle()
             return self._build()
@@ -467,7 +467,7 @@ class IndexWalk:
     def _attach_referrers(self) -> Walk[None]:
         """Walk to the chosen images, then to their referrers, and to the referrers of those."""
         yield from self._graph_walk.settle()
-        if self._referrers == "along":
+        if self._referrers == "copy":
             for attestation, image in self._graph_walk.new_attestations():
                 self._resolver.add_attestation(attestation, image)
                 self._unread.append(attestation)

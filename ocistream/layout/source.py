@@ -40,7 +40,7 @@ class LayoutSource:
         *,
         select: ImageSelector = select_every_image,
         platforms: PlatformChoice = ALL_PLATFORMS,
-        referrers: ReferrerMode = "listed",
+        referrers: ReferrerMode = "list",
         include_unneeded: bool = False,
     ) -> None:
         """Open a layout. With `include_unneeded`, `blobs` also yields blobs that no image needs.

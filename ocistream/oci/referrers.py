@@ -56,9 +56,8 @@ REFERRER_NAME: Final = "vnd.ocistream.image.name"
 #: and does not make an image of an entry that has it.
 SUBJECT: Final = "io.containerd.manifest.subject"
 
-#: What happens to referrers: "along" copies them, "left" skips them, and "listed" treats them as images (to inspect or
-#: verify everything).
-ReferrerMode: TypeAlias = Literal["along", "left", "listed"]
+#: What to do with referrers: "copy", "skip", or "list" (as images, to inspect or verify everything).
+ReferrerMode: TypeAlias = Literal["copy", "skip", "list"]
 
 #: The suffixes of cosign's tags, and the kinds of the manifests with these tags.
 _COSIGN: Final = {".sig": "signature", ".att": "attestation", ".sbom": "SBOM"}

@@ -50,7 +50,7 @@ class RegistrySource:
         references: Sequence[Reference],
         *,
         platforms: PlatformChoice = ALL_PLATFORMS,
-        referrers: ReferrerMode = "listed",
+        referrers: ReferrerMode = "list",
         open_repository: Callable[[Reference], ReadableRepository] | None = None,
         jobs: int = DEFAULT_JOBS,
         cancelled: threading.Event | None = None,
@@ -78,7 +78,7 @@ class RegistrySource:
         return self._graph
 
     def _build_graph(self) -> Graph:
-        walk = GraphWalk(self._platforms, skip_referrers=self._referrers == "left")
+        walk = GraphWalk(self._platforms, skip_referrers=self._referrers == "skip")
         repositories = []
         for reference in self._references:
             repository = self._open_repository(reference)
@@ -86,7 +86,7 @@ class RegistrySource:
             manifest = self._resolve_image(reference, repository)
             walk.add_root(Root(reference.name if reference.tag else None, manifest.descriptor, str(repository)))
             self._settle(walk, repository, manifest)
-        if self._referrers == "along":
+        if self._referrers == "copy":
             self._collect_referrers(repositories, walk)
         graph = walk.build()
         for digest, document in graph.documents.items():

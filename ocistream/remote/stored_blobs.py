@@ -120,7 +120,7 @@ class _RepositoryQuery:
         from ocistream.registry.source import RegistrySource
 
         client = self._context.client()
-        return RegistrySource(client, references, referrers="along", jobs=self._jobs).resolve(self._early)
+        return RegistrySource(client, references, referrers="copy", jobs=self._jobs).resolve(self._early)
 
     def stored(
         self, blobs: Iterable[Descriptor], *, include_mountable: bool = False, partial: bool = False

@@ -231,7 +231,7 @@ class _SourceImage(NamedTuple):
 
 def select_for(entry: SyncEntry) -> Selection:
     """Return the selection for an entry's source."""
-    return Selection(platforms=entry.platforms, referrers="along" if entry.referrers else "left")
+    return Selection(platforms=entry.platforms, referrers="copy" if entry.referrers else "skip")
 
 
 class _TagListRepository:

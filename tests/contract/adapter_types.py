@@ -15,7 +15,7 @@ UNREADABLE: Final = "unreadable"
 SAME_TAG: Final = "same tag"
 
 #: What becomes of referrers: listed as images of their own, copied along with their subjects, or left.
-ReferrerChoice = Literal["listed", "along", "left"]
+ReferrerChoice = Literal["list", "copy", "skip"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Wanted:
 
     platforms: tuple[str, ...] = ()
     asked: bool = True
-    referrers: ReferrerChoice = "listed"
+    referrers: ReferrerChoice = "list"
     images: tuple[str, ...] | Literal["entries", "images", "only"] = "entries"
 
 

@@ -89,7 +89,7 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def _open_destination(self) -> Destination: ...
 
-    def source(self, *platforms: str, asked: bool = True, referrers: ReferrerChoice = "listed") -> Source:
+    def source(self, *platforms: str, asked: bool = True, referrers: ReferrerChoice = "list") -> Source:
         """Open the store to read every image of it."""
         source = self._open_source(Wanted(platforms, asked, referrers))
         self._stack.callback(source.close)
@@ -293,7 +293,7 @@ class RegistryStore(Store):
             path.write_bytes(content)
 
     def _open_source(self, wanted: Wanted) -> Source:
-        tags = [tag for tag in self._tags() if wanted.referrers == "listed" or "-" not in tag]
+        tags = [tag for tag in self._tags() if wanted.referrers == "list" or "-" not in tag]
         return adapter.registry_source([f"{self._repository}:{tag}" for tag in tags], wanted)
 
     def _open_destination(self) -> Destination:

@@ -31,8 +31,8 @@ from tests.contract.adapter_types import (
 from tests.images import OCI_INDEX, Descriptor, Layout, small_image, tar_layer
 from tests.signed_image import REF_NAME, cosign_signature, cosign_tag, referrer, signed
 
-ONLY = Wanted(referrers="along", images="only")
-IMAGES = Wanted(referrers="along", images="images")
+ONLY = Wanted(referrers="copy", images="only")
+IMAGES = Wanted(referrers="copy", images="images")
 
 
 def enter(layout: Layout, *entries: Descriptor, name: str | None = None) -> None:
@@ -45,7 +45,7 @@ def enter(layout: Layout, *entries: Descriptor, name: str | None = None) -> None
 
 
 def named(*names: str) -> Wanted:
-    return Wanted(referrers="along", images=names)
+    return Wanted(referrers="copy", images=names)
 
 
 def listing_of(layout: Layout, wanted: Wanted = ONLY) -> Listing:
@@ -101,7 +101,7 @@ class TestImages:
         children = [layout.image([b""], platform=f"linux/{cpu}") for cpu in ("amd64", "arm64")]
         index = layout.index(children, name="v1")
         enter(layout, *children)
-        listing = listing_of(layout, Wanted(platforms, referrers="along", images="only"))
+        listing = listing_of(layout, Wanted(platforms, referrers="copy", images="only"))
         assert images(listing) == [(children[1] if platforms else index)["digest"]]
         assert listing.skipped == ()
 
@@ -340,7 +340,7 @@ class TestLimits:
             listing_of(layout)
         assert "--no-referrers" in (caught.value.hint or "")
 
-    @pytest.mark.parametrize("choice", ["along", "left"])
+    @pytest.mark.parametrize("choice", ["copy", "skip"])
     def test_the_work_for_many_referrers_of_one_subject_grows_with_their_number(
         self, layout: Layout, choice: ReferrerChoice
     ) -> None:
@@ -354,7 +354,7 @@ class TestLimits:
     @pytest.mark.uncounted
     def test_the_work_for_a_long_chain_grows_with_its_length(self, layout: Layout) -> None:
         end = small_image(layout, name="v1")
-        left = Wanted(referrers="left", images="only")
+        left = Wanted(referrers="skip", images="only")
         calls = []
         for number in range(2):
             end = chain(layout, end, 100)

@@ -70,7 +70,7 @@ class TestSources:
         found = signed(layout)
         found.enter(layout, "v1")
         store.fill(layout)
-        listing = store.source(referrers="along").list()
+        listing = store.source(referrers="copy").list()
         image = found.image["digest"]
         assert [digest for _, digest in listing.images] == [image]
         assert references(listing) == expected(found)
@@ -83,7 +83,7 @@ class TestSources:
         found = signed(layout)
         found.enter(layout, "v1")
         store.fill(layout)
-        listing = store.source(referrers="along").list()
+        listing = store.source(referrers="copy").list()
         first = sorted([found.signature["digest"], found.sbom["digest"]])
         order = [found.image["digest"], *first, found.cosign["digest"], found.attestation["digest"]]
         assert digests(listing) == order
@@ -92,7 +92,7 @@ class TestSources:
         found = signed(layout)
         found.enter(layout, "v1")
         store.fill(layout)
-        described = {one.digest: one for one in store.source(referrers="along").list().referrers}
+        described = {one.digest: one for one in store.source(referrers="copy").list().referrers}
         signature = described[found.signature["digest"]]
         assert (signature.artifact_type, signature.annotations) == (found.signature["artifactType"], {"signer": "me"})
         assert described[found.sbom["digest"]].artifact_type == found.sbom["artifactType"]
@@ -109,7 +109,7 @@ class TestSources:
         document["manifests"] = [e for e in document["manifests"] if e["digest"] not in images or "annotations" in e]
         (layout.path / "index.json").write_text(json.dumps(document))
         store.fill(layout)
-        listing = store.source("linux/arm64", referrers="along").list()
+        listing = store.source("linux/arm64", referrers="copy").list()
         assert [digest for _, digest in listing.images] == [arm.image["digest"]]
         assert references(listing) == expected(arm)
         left = {(one.subject, one.digest or one.tag) for one in listing.skipped if one.reason == NOT_CHOSEN}
@@ -129,7 +129,7 @@ class TestSources:
         document["manifests"].append(index)
         (layout.path / "index.json").write_text(json.dumps(document))
         store.fill(layout)
-        listing = store.source("linux/amd64", asked=False, referrers="along").list()
+        listing = store.source("linux/amd64", asked=False, referrers="copy").list()
         assert references(listing) == {(image["digest"], index["digest"], None)}
         assert set(digests(listing)) == {image["digest"], index["digest"], *(part["digest"] for part in parts)}
 
@@ -137,7 +137,7 @@ class TestSources:
         found = signed(layout)
         found.enter(layout, "v1")
         store.fill(layout)
-        listing = store.source(referrers="left").list()
+        listing = store.source(referrers="skip").list()
         assert digests(listing) == [found.image["digest"]]
         assert references(listing) == set()
         # A registry is not even asked.
@@ -152,7 +152,7 @@ class TestCopies:
         found = signed(layout)
         found.enter(layout, "v1")
         store.fill(layout)
-        done = copy(store.source(referrers="along"), other.destination())
+        done = copy(store.source(referrers="copy"), other.destination())
         assert references(done.listing) == expected(found)
         assert other.images()["v1"] == layout.file(found.image["digest"]).read_bytes()
         assert other.cosign_tags() == {found.cosign_tag: found.cosign["digest"]}
@@ -173,7 +173,7 @@ class TestCopies:
         found = signed(layout)
         found.enter(layout, "v1")
         store.fill(layout)
-        copy(store.source(referrers="left"), other.destination())
+        copy(store.source(referrers="skip"), other.destination())
         assert set(other.images()) == {"v1"}
         referring = {digest_of(raw) for raw in parts_of(layout, *found.referrers, found.cosign).manifests.values()}
         assert referring.isdisjoint(other.blobs())
@@ -186,5 +186,5 @@ class TestCopies:
         layout.name(alone, "alone")
         layout.name(alone, cosign_tag(elsewhere))
         store.fill(layout)
-        copy(store.source(referrers="along"), other.destination())
+        copy(store.source(referrers="copy"), other.destination())
         assert {"v1", "alone"} <= set(other.images())

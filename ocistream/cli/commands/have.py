@@ -101,7 +101,7 @@ def _open_holdings(
     from ocistream.remote.stored_blobs import open_stored_blobs
     from ocistream.transfer.verify import DiscardedBlobs
 
-    selection = Selection(max_ratio=context.copy.max_ratio, referrers="listed")
+    selection = Selection(max_ratio=context.copy.max_ratio, referrers="list")
 
     def opened(location: Location) -> StoredBlobs:
         registry = location.reference.registry if location.reference else None

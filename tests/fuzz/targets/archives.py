@@ -92,7 +92,7 @@ def _options(data: bytes) -> dict[str, Any]:
     arm = parse_platform("linux/arm64")
     return {
         "include_unneeded": chance.random() < 0.5,
-        "referrers": chance.choice(("along", "along", "listed", "left")),
+        "referrers": chance.choice(("copy", "copy", "list", "skip")),
         "platforms": chance.choice((ALL_PLATFORMS, ALL_PLATFORMS, PlatformChoice((arm,)))),
         "select": chance.choice(
             (

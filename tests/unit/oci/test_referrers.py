@@ -98,7 +98,7 @@ def found(layout: Layout) -> Signed:
 
 
 def graph_of(path: Path) -> Graph:
-    return LayoutSource(path, referrers="along").resolve(NothingEarly())
+    return LayoutSource(path, referrers="copy").resolve(NothingEarly())
 
 
 class TestLeavingBehind:

@@ -13,7 +13,7 @@ def test_each_need_is_searched_once_however_many_documents_arrive(layout: Layout
     digests = [layout.image([b"%d" % number], name=f"app:{number}")["digest"] for number in range(20)]
     index = parse_index_json((layout.path / "index.json").read_bytes())
     searched: list[str] = []
-    walk = IndexWalk(index, select_every_image, ALL_PLATFORMS, "listed")
+    walk = IndexWalk(index, select_every_image, ALL_PLATFORMS, "list")
     streamed = StreamedWalk(walk.run(), lambda need: searched.append(need.digest))
     streamed.answer_found()
     for digest in reversed(digests):

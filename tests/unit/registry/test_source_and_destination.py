@@ -479,7 +479,7 @@ def test_a_signature_that_cannot_go_is_left_where_the_registry_has_the_platforms
     document = layout.read(other["digest"])
     for gone in (other, document["config"], document["layers"][1]):
         layout.file(gone["digest"]).unlink()
-    source = LayoutSource(layout.path, select=select_named_images(["v1"]), referrers="along")
+    source = LayoutSource(layout.path, select=select_named_images(["v1"]), referrers="copy")
     report = move(source, sink(quick(), f"{registry.host}/app:1"))
     assert report.graph.roots[0].descriptor.digest == index["digest"]
     assert [(skipped.digest, skipped.reason) for skipped in report.graph.skipped_referrers] == [
