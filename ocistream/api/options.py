@@ -268,7 +268,7 @@ class CopyOptions:
     max_ratio: int = option(
         limits.MAX_RATIO,
         type=Whole(1, 1_000_000),
-        help="Maximum compression ratio beyond 1 GiB.",
+        help="Maximum expansion factor of layers above 1 GiB.",
     )
     #: The maximum size of a volume, in bytes; 0 writes one file.
     split: int = option(

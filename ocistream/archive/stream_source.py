@@ -19,6 +19,7 @@ from ocistream.archive.tar import InputStream, TarEntry, TarReader
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.index import LayoutIndex, no_image_error
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
+from ocistream.oci.digest import digest_error
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import parse_checksum_line, parse_part_name, part_error, part_name
 from ocistream.streams import files
@@ -268,8 +269,7 @@ class ArchiveStreamSource(ArchiveSource):
             line = read_all(itertools.islice(self._reader.read_chunks(), 1))
             expected = parse_checksum_line(part_name(digest, offset), line)
             if expected != actual:
-                mismatch = IntegrityError(f"{expected}: the bytes have the digest {actual}")
-                raise part_error(digest, offset, self._what, mismatch)
+                raise part_error(digest, offset, self._what, digest_error(expected, actual))
 
     def _start_walks(self, index: LayoutIndex) -> None:
         """Start the walks to the manifests below `index.json`. A failed selection is not final yet."""

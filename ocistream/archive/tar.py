@@ -147,10 +147,10 @@ _COMPRESSION_MAGICS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", 
 _NOT_AN_ARCHIVE_HINT: Final = "use an archive from `ocistream pull`, `docker save` or skopeo"
 #: The first bytes of other files that users pass by mistake.
 _OTHER_FORMATS: Final = {
-    b"<": "it looks like HTML",
+    b"<": "this looks like HTML",
     b"PK\3\4": "this is a zip file",
     b"PK\5\6": "this is a zip file",
-    b"{": "this looks like JSON; for a layout, name the directory",
+    b"{": "this looks like JSON (for a layout, name the directory)",
     b"\x7fELF": "this is a program",
 }
 _DAMAGED_HINT: Final = "it is damaged: fetch or write it again"
@@ -494,7 +494,7 @@ def _compression_error(kind: str) -> UnsupportedError:
 def _build_format_hint(block: bytes | bytearray) -> str:
     """Return a hint for a file that does not begin like an archive."""
     kind = next((text for magic, text in _OTHER_FORMATS.items() if block.startswith(magic)), "")
-    return f"{_NOT_AN_ARCHIVE_HINT}; {kind}" if kind else _NOT_AN_ARCHIVE_HINT
+    return f"{kind}: {_NOT_AN_ARCHIVE_HINT}" if kind else _NOT_AN_ARCHIVE_HINT
 
 
 def build_header(name: str, size: int, mtime: int = 0) -> bytes:

@@ -247,7 +247,7 @@ class Authenticator:
     def _login_error(self, message: str, credential: Credential | None = None) -> AuthenticationError:
         hint = f"ocistream login {self._registry}"
         if credential is not None and (credential.is_explicit or credential.source.startswith(_EXPLICIT_SOURCES)):
-            hint = f"correct or remove {credential.source}: it overrides the credentials of `{hint}`"
+            hint = f"correct or remove {credential.source}: this source overrides the credentials of `{hint}`"
         return AuthenticationError(message, hint=hint)
 
     def _lock_of(self, key: Hashable) -> threading.Lock:

@@ -107,7 +107,7 @@ class CredentialHelper:
 
     def _failed(self, reason: str) -> AuthenticationError:
         msg = f"credential helper {self.program} failed: {reason}"
-        return AuthenticationError(msg, hint=f"it is configured in {self.configured_in}")
+        return AuthenticationError(msg, hint=f"install or repair the helper, or remove it from {self.configured_in}")
 
     def _run(self, verb: str, request: bytes) -> tuple[int, bytes]:
         """Run the helper to its end; return its exit status and output."""

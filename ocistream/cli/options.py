@@ -159,7 +159,7 @@ class OmissionOptions:
         metavar="FILE|-|LOCATION",
         no_default=SELECTS_CONTENT,
         section=MISSING,
-        help="Omit blobs in a list of `ocistream have`, or that LOCATION has; repeatable.",
+        help="Omit blobs that FILE (from `ocistream have`) lists, or that LOCATION has; repeatable.",
     )
     base: tuple[str, ...] = option(
         (),
@@ -239,7 +239,7 @@ def _describe_options(
             "is_flag": annotation == "bool" or None,
             "multiple": annotation.startswith(("tuple", "Sequence")),
             "count": declared.type == _COUNT,
-            "metavar": declared.metavar,
+            "metavar": declared.metavar or ("N" if isinstance(declared.type, Whole) else None),
             "callback": None if declared.check is None else functools.partial(_check, declared.check),
             "help": help_text.format(declared.help),
             "no_default": declared.no_default,

@@ -10,7 +10,7 @@ from ocistream.errors import IntegrityError
 if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
 
-__all__ = ["check_content", "compute_digest", "size_error"]
+__all__ = ["check_content", "compute_digest", "digest_error", "size_error"]
 
 
 def compute_digest(content: bytes, algorithm: str = "sha256") -> str:
@@ -28,8 +28,12 @@ def check_content(descriptor: Descriptor, content: bytes) -> None:
         raise size_error(descriptor, len(content))
     actual = compute_digest(content, descriptor.digest.partition(":")[0])
     if actual != descriptor.digest:
-        msg = f"{descriptor.digest}: the bytes have the digest {actual}"
-        raise IntegrityError(msg)
+        raise digest_error(descriptor.digest, actual)
+
+
+def digest_error(expected: str, actual: str) -> IntegrityError:
+    """Return the error for bytes with another digest than the expected one."""
+    return IntegrityError(f"{expected}: digest mismatch: the bytes have {actual}")
 
 
 def size_error(descriptor: Descriptor, size: int) -> IntegrityError:

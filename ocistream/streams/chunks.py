@@ -10,9 +10,9 @@ import io
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
-from ocistream.errors import IntegrityError, OcistreamError
+from ocistream.errors import OcistreamError
 from ocistream.limits import CHUNK_SIZE, MIN_THREADED_HASH
-from ocistream.oci.digest import size_error
+from ocistream.oci.digest import digest_error, size_error
 from ocistream.oci.reference import parse_digest
 from ocistream.streams.hashing import Hasher, ThreadedHasher
 from ocistream.streams.memory import is_double_buffered
@@ -156,8 +156,7 @@ def check_digest(descriptor: Descriptor, hasher: Hasher) -> None:
     algorithm, _, expected = descriptor.digest.partition(":")
     actual = hasher.hexdigest()
     if actual != expected:
-        msg = f"{descriptor.digest}: the bytes have the digest {algorithm}:{actual}"
-        raise IntegrityError(msg)
+        raise digest_error(descriptor.digest, f"{algorithm}:{actual}")
 
 
 def read_all(chunks: Iterable[Chunk]) -> bytes:

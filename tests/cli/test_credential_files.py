@@ -89,7 +89,7 @@ def test_an_authfile_comes_before_all_but_the_user_name(user: User) -> None:
     env = {"OCISTREAM_USERNAME": "other", "OCISTREAM_PASSWORD": "docker-secret", "REGISTRY_AUTH_FILE": str(wrong)}
     assertions.success(user.pull("--authfile", user.auth_file, **env))
     refused = user.pull("--authfile", wrong)
-    assertions.failure(refused, 3, "correct or remove ~/wrong.json, which --authfile names: it overrides")
+    assertions.failure(refused, 3, "correct or remove ~/wrong.json, which --authfile names: this source overrides")
     assertions.success(user.pull("--authfile", wrong, "--username=me", "--password-file", user.password))
 
 

@@ -163,7 +163,7 @@ def guarded(start: Callable[..., FaultyRegistry], layout: Layout, image: Descrip
         ("REGISTRY_AUTH_FILE", '{"auths": 1}', 2, "{path} (named by REGISTRY_AUTH_FILE): auths is not a JSON object"),
         ("DOCKER_CONFIG", "[", 2, "{path} (named by DOCKER_CONFIG) is not valid JSON"),
         ("DOCKER_CONFIG", '{"credsStore": 1}', 2, "{path} (named by DOCKER_CONFIG): credsStore is not a string"),
-        ("DOCKER_CONFIG", '{"credsStore": "nope"}', 3, "is configured in {path} (named by DOCKER_CONFIG)"),
+        ("DOCKER_CONFIG", '{"credsStore": "nope"}', 3, "remove it from {path} (named by DOCKER_CONFIG)"),
         ("DOCKER_AUTH_CONFIG", "{", 2, "DOCKER_AUTH_CONFIG is not valid JSON"),
         ("DOCKER_AUTH_CONFIG", '{"auths": []}', 2, "DOCKER_AUTH_CONFIG: auths is not a JSON object"),
     ],

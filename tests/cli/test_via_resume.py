@@ -184,7 +184,7 @@ class TestWhatIsWrong:
         with wrong(layout, image, at):
             result = copy(layout, end, line)
         assert result.code == 5
-        assert "the bytes have the digest" in result.err
+        assert "digest mismatch: the bytes have" in result.err
         assert line.sent() < LAYER - CUT + SMALL
         assertions.no_image(served)
         assert not (tmp_path / "there/index.json").exists() or where == "registry"

@@ -137,7 +137,7 @@ def test_what_is_no_archive_is_called_what_it_seems_to_be(tmp_path: Path) -> Non
         ("large.zip", None, "this is a zip file"),
         ("index.json", json.dumps({"schemaVersion": 2}).encode(), "this looks like JSON"),
         ("long.json", json.dumps({"schemaVersion": [2] * 1000}).encode(), "this looks like JSON"),
-        ("page.html", b"<html>", "it looks like HTML"),
+        ("page.html", b"<html>", "this looks like HTML"),
         ("program", b"\x7fELF" + bytes(1000), "this is a program"),
     ]:
         if content is not None:

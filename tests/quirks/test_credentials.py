@@ -359,7 +359,7 @@ def test_a_helper_that_fails_is_named_and_what_it_said_is_not_shown(home: Home) 
         home.helper("bad", script)
         result = home.run("inspect", f"{home.host}/app:1")
         words = f"credential helper docker-credential-bad failed: {reason}"
-        assertions.failure(result, 3, words, "it is configured in ~/.docker/config.json")
+        assertions.failure(result, 3, words, "remove it from ~/.docker/config.json")
         assert "hidden" not in result.err
 
 

@@ -59,7 +59,7 @@ class TestReading:
         corrupt(path_of(served))
         assert again("HEAD", TARGET).status == 200
         assert len(cut_off(again)) < len(CONTENT)
-        eventually(lambda: any("the bytes have the digest" in (entry.problem or "") for entry in access_log))
+        eventually(lambda: any("digest mismatch: the bytes have" in (entry.problem or "") for entry in access_log))
         assert next(entry for entry in access_log if "the bytes have" in (entry.problem or "")).is_server_fault
         # From now on the registry knows that the blob is corrupt.
         assert again("GET", TARGET).status == 500

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     metavar="COMMAND",
     no_default=SELECTS_CONTENT,
     section=MISSING,
-    help="Run ocistream on the remote side with COMMAND (`ssh host`), to write DST there; send only missing blobs.",
+    help="Run ocistream through COMMAND (`ssh host`), write DST there, and send only missing blobs.",
 )
 @click.option(
     "--via-program",
