@@ -35,8 +35,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> int:
     """Run every job and print the table."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure ocistream and other tools.")
-    parser.add_argument("--runs", type=int, default=5, help="runs of each command (default: 5; with --quick: 1)")
-    parser.add_argument("--quick", action="store_true", help="an eighth of the data and one run, in about 2 minutes")
+    parser.add_argument("--runs", type=int, help="runs of each command (default: 5; with --quick: 1)")
+    parser.add_argument("--quick", action="store_true", help="an eighth of the data; one run takes about 2 minutes")
     parser.add_argument("--only", default="", metavar="TEXT", help="only jobs whose names contain TEXT")
     parser.add_argument("--profile", action="store_true", help="instead, profile a pull into a pipe")
     parser.add_argument(
@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the results as SVG files in DIR")
     arguments = parser.parse_args()
     command = arguments.command or str(Path(sys.executable).with_name("ocistream"))
-    runs = 1 if arguments.quick else arguments.runs
+    runs = arguments.runs or (1 if arguments.quick else 5)
     if arguments.sync:
         counts = (100, 1_000) if arguments.quick else (1_000, 10_000)
         with tempfile.TemporaryDirectory(prefix="ocistream-bench-") as name:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Line", "line_of", "table"]
 
-_COLUMNS = ("job", "ratio", "goal", "beside", "others", "MiB/s", "CPU s", "peak MiB")
+_COLUMNS = ("job", "ratio", "goal", "compared with", "times of others", "MiB/s", "CPU s", "CPU s of others", "peak MiB")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Line:
     ratio: float
     goal: float | None
     beside: str | None
-    #: The medians of the other tools, divided by ours.
+    #: The median times of the other tools, divided by ours, and their median CPU seconds.
     others: dict[str, float]
+    others_cpu: dict[str, float]
     #: Bytes that are moved; 0 if a rate would mean nothing.
     size: int
     #: Our bytes per second, CPU seconds, and the peak memory of each of our processes in bytes.
@@ -44,9 +45,22 @@ def line_of(job: Job, found: dict[str, list[Run]]) -> Line:
     beside = min(rivals, key=lambda name: median(found[name])) if rivals else None
     ratio = mine / median(found[beside]) if beside else mine
     others = {name: median(runs) / mine for name, runs in found.items() if name != OURS}
+    others_cpu = {name: median(found[name], "cpu") for name in others}
     programs = sorted({program for run in ours for program in run.peaks if program.startswith(OURS)})
     peaks = {program: max(run.peaks.get(program, 0) for run in ours) for program in programs}
-    return Line(job.name, ratio, job.goal, beside, others, job.size, job.size / mine, median(ours, "cpu"), peaks, found)
+    return Line(
+        job.name,
+        ratio,
+        job.goal,
+        beside,
+        others,
+        others_cpu,
+        job.size,
+        job.size / mine,
+        median(ours, "cpu"),
+        peaks,
+        found,
+    )
 
 
 def table(lines: list[Line], *, heading: bool = True) -> str:
@@ -63,6 +77,7 @@ def table(lines: list[Line], *, heading: bool = True) -> str:
                 ", ".join(f"{name} {ratio:.2f}" for name, ratio in line.others.items()),
                 f"{line.throughput / MIB:.0f}" if line.throughput else "",
                 f"{line.cpu:.2f}",
+                ", ".join(f"{name} {cpu:.2f}" for name, cpu in line.others_cpu.items()),
                 " / ".join(f"{peak / MIB:.1f}" for peak in line.peaks.values()),
             )
         )
