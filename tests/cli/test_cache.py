@@ -1,4 +1,4 @@
-"""`--cache DIR`: what is in it is not fetched, what is fetched is kept, and what is wrong in it does no harm."""
+"""`--cache DIR`: cached blobs are not fetched, fetched blobs are stored, and corrupt ones are replaced."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def files_in(cache: Path) -> set[str]:
 # What is there is not fetched ----------------------------------------------------------------------------------
 
 
-def test_a_blob_that_is_used_is_not_old(
+def test_using_a_blob_updates_its_time(
     registry: FaultyRegistry, image: Descriptor, blobs: list[str], cache: Path, tmp_path: Path
 ) -> None:
     # `gc --older-than` and `--max-size` go by the last use.
@@ -124,7 +124,7 @@ def test_every_destination_reads_from_the_cache(
         assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_copy_to_a_registry_takes_it_from_the_cache(
+def test_a_copy_to_a_registry_uses_the_cache(
     registry: FaultyRegistry, start: Callable[..., FaultyRegistry], cache: Path, image: Descriptor
 ) -> None:
     pull(registry, "--cache", cache)
@@ -136,7 +136,7 @@ def test_a_copy_to_a_registry_takes_it_from_the_cache(
     assert fetched(registry) == []
 
 
-def test_what_two_images_share_and_another_repository_has_is_there(
+def test_blobs_are_shared_between_images_and_repositories(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, cache: Path, blobs: list[str]
 ) -> None:
     pull(registry, "--cache", cache)
@@ -148,7 +148,7 @@ def test_what_two_images_share_and_another_repository_has_is_there(
     assert len(fetched(registry)) == 3
 
 
-def test_manifests_below_an_index_are_not_fetched_either(
+def test_manifests_below_an_index_are_cached(
     served: FaultyRegistry, layout: Layout, cache: Path, tmp_path: Path
 ) -> None:
     seed(layout, two_platforms(layout), served.host, "app", "1")
@@ -158,7 +158,7 @@ def test_manifests_below_an_index_are_not_fetched_either(
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
-def test_what_hangs_on_an_image_is_asked_for_and_not_fetched_again(
+def test_referrers_are_listed_but_not_fetched_again(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, cache: Path, tmp_path: Path
 ) -> None:
     pull = ["pull", f"{registry.host}/app:1", "--cache", str(cache), "-o"]
@@ -174,9 +174,7 @@ def test_what_hangs_on_an_image_is_asked_for_and_not_fetched_again(
 
 
 @pytest.mark.uncounted
-def test_the_environment_names_it_and_the_option_has_the_last_word(
-    registry: FaultyRegistry, cache: Path, tmp_path: Path
-) -> None:
+def test_the_option_overrides_the_variable(registry: FaultyRegistry, cache: Path, tmp_path: Path) -> None:
     pull(registry, env={"OCISTREAM_CACHE": str(cache)})
     assert cache.is_dir()
     pull(registry, "--cache", tmp_path / "other", env={"OCISTREAM_CACHE": str(cache)})
@@ -190,7 +188,7 @@ def test_the_environment_names_it_and_the_option_has_the_last_word(
 # What the registry is asked all the same -----------------------------------------------------------------------
 
 
-def test_a_tag_that_has_moved_is_what_it_is_now(
+def test_a_moved_tag_is_resolved_by_the_registry(
     registry: FaultyRegistry, layout: Layout, cache: Path, tmp_path: Path
 ) -> None:
     pull(registry, "--cache", cache)
@@ -292,7 +290,7 @@ def test_an_entry_that_is_not_a_file_costs_only_its_own_blob(
     assert sorted(fetched(registry)) == sorted(blobs[:2])
 
 
-def test_what_is_fetched_wrong_is_not_kept(registry: FaultyRegistry, cache: Path, blobs: list[str]) -> None:
+def test_corrupt_downloads_are_not_stored(registry: FaultyRegistry, cache: Path, blobs: list[str]) -> None:
     registry.faults = [Fault(Flip(MIB), "GET", blobs[2], times=None)]
     result = ocistream("pull", f"{registry.host}/app:1", "--no-referrers", "--cache", cache)
     assert result.code == 5
@@ -300,7 +298,7 @@ def test_what_is_fetched_wrong_is_not_kept(registry: FaultyRegistry, cache: Path
     assertions.no_partial_files(cache)
 
 
-def test_a_manifest_that_is_fetched_wrong_is_not_kept(served: FaultyRegistry, layout: Layout, cache: Path) -> None:
+def test_a_corrupt_manifest_is_not_stored(served: FaultyRegistry, layout: Layout, cache: Path) -> None:
     index = two_platforms(layout)
     seed(layout, index, served.host, "app", "1")
     wrong = layout.read(index["digest"])["manifests"][1]["digest"]
@@ -311,7 +309,7 @@ def test_a_manifest_that_is_fetched_wrong_is_not_kept(served: FaultyRegistry, la
     assert wrong not in files_in(cache)
 
 
-def test_what_a_descriptor_lies_about_does_not_cost_others_their_blob(
+def test_a_wrong_descriptor_does_not_damage_a_cached_blob(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, cache: Path, blobs: list[str]
 ) -> None:
     pull(registry, "--cache", cache)
@@ -325,7 +323,7 @@ def test_what_a_descriptor_lies_about_does_not_cost_others_their_blob(
     assert file_of(cache, blobs[2]).read_bytes() == content
 
 
-def test_a_part_by_from_byte_is_of_what_was_verified(registry: FaultyRegistry, cache: Path, blobs: list[str]) -> None:
+def test_from_byte_uses_verified_cached_blobs(registry: FaultyRegistry, cache: Path, blobs: list[str]) -> None:
     whole = pull(registry, "--cache", cache).out
     path = file_of(cache, blobs[2])
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -338,9 +336,7 @@ def test_a_part_by_from_byte_is_of_what_was_verified(registry: FaultyRegistry, c
 # What cannot be kept --------------------------------------------------------------------------------------------
 
 
-def test_a_directory_with_other_things_is_refused_before_anything_is_asked(
-    registry: FaultyRegistry, tmp_path: Path
-) -> None:
+def test_a_directory_with_other_files_is_refused_before_any_request(registry: FaultyRegistry, tmp_path: Path) -> None:
     folder, file = tmp_path / "folder", tmp_path / "file"
     folder.mkdir()
     (folder / "letter").write_text("dear")
@@ -353,9 +349,7 @@ def test_a_directory_with_other_things_is_refused_before_anything_is_asked(
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_one_that_cannot_be_written_costs_nothing_but_a_note(
-    registry: FaultyRegistry, tmp_path: Path, *, is_there: bool
-) -> None:
+def test_an_unwritable_cache_is_only_reported(registry: FaultyRegistry, tmp_path: Path, *, is_there: bool) -> None:
     cache = tmp_path / "cache"
     if is_there:
         pull(registry, "--cache", cache)
@@ -371,7 +365,7 @@ def test_one_that_cannot_be_written_costs_nothing_but_a_note(
     assert target.read_bytes() == pull(registry).out
 
 
-def test_one_that_cannot_be_written_is_read(registry: FaultyRegistry, cache: Path, blobs: list[str]) -> None:
+def test_an_unwritable_cache_is_read(registry: FaultyRegistry, cache: Path, blobs: list[str]) -> None:
     plain = pull(registry, "--cache", cache).out
     file_of(cache, blobs[1]).unlink()
     for path in (cache, *cache.rglob("*")):
@@ -381,7 +375,7 @@ def test_one_that_cannot_be_written_is_read(registry: FaultyRegistry, cache: Pat
     assert (result.code, result.out, fetched(registry)) == (0, plain, [blobs[1]])
 
 
-def test_one_that_cannot_be_read_costs_nothing_but_a_note(registry: FaultyRegistry, cache: Path) -> None:
+def test_an_unreadable_cache_is_only_reported(registry: FaultyRegistry, cache: Path) -> None:
     plain = pull(registry, "--cache", cache).out
     cache.chmod(0)
     try:
@@ -396,7 +390,7 @@ def test_one_that_cannot_be_read_costs_nothing_but_a_note(registry: FaultyRegist
 
 
 @pytest.mark.uncounted
-def test_two_that_fetch_the_same_at_the_same_time_are_both_right(
+def test_two_parallel_pulls_of_one_image_succeed(
     registry: FaultyRegistry, cache: Path, tmp_path: Path, blobs: list[str], image: Descriptor
 ) -> None:
     plain = pull(registry).out
@@ -415,7 +409,7 @@ def test_two_that_fetch_the_same_at_the_same_time_are_both_right(
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_one_that_is_ended_in_the_middle_leaves_no_half_blob(
+def test_an_interrupted_pull_leaves_no_partial_blob_in_the_cache(
     registry: FaultyRegistry, cache: Path, blobs: list[str], image: Descriptor, tmp_path: Path, number: signal.Signals
 ) -> None:
     plain = pull(registry).out
@@ -439,7 +433,7 @@ def test_one_that_is_ended_in_the_middle_leaves_no_half_blob(
     assertions.no_partial_files(cache)
 
 
-def test_an_output_that_is_gone_on_with_is_not_fetched_for_the_cache(
+def test_a_resumed_blob_is_not_fetched_again_for_the_cache(
     registry: FaultyRegistry, cache: Path, blobs: list[str], tmp_path: Path
 ) -> None:
     registry.faults = [Fault(Stall(after=3 * MIB // 2), "GET", blobs[2])]
@@ -457,7 +451,7 @@ def test_an_output_that_is_gone_on_with_is_not_fetched_for_the_cache(
 # What is said ----------------------------------------------------------------------------------------------------
 
 
-def test_how_much_came_from_there_is_said(
+def test_the_bytes_from_the_cache_are_reported(
     registry: FaultyRegistry, cache: Path, layout: Layout, blobs: list[str], tmp_path: Path
 ) -> None:
     result, path = tmp_path / "result.json", file_of(cache, blobs[2])

@@ -1,4 +1,4 @@
-"""A real shell on a terminal, in which somebody types the beginning of something and presses the tab key."""
+"""Completion in real shells on a terminal: type a prefix and press the tab key."""
 
 from __future__ import annotations
 
@@ -135,14 +135,14 @@ def test_options_of_the_group_and_of_no_command_are_offered() -> None:
 
 
 @pytest.mark.uncounted
-def test_where_a_file_or_an_image_may_stand_files_are_offered() -> None:
+def test_files_are_offered_for_locations() -> None:
     assert asked("ocistream copy ", 2) == ["file,"]
     assert asked("ocistream verify x", 2) == ["file,x"]
     assert asked("ocistream inspect ./", 2) == ["file,./"]
     assert asked("ocistream pull --jobs ", 3) == [""]
 
 
-def test_an_option_s_value_behind_an_equals_sign_is_offered_as_each_shell_takes_it() -> None:
+def test_values_after_an_equals_sign_are_completed_in_each_shell() -> None:
     assert asked("ocistream pull --progress = j", 4) == ["plain,json"]
     assert asked("ocistream pull --progress =", 3) == [
         f"plain,{word}" for word in ("auto", "bar", "plain", "json", "none")
@@ -154,15 +154,15 @@ def test_an_option_s_value_behind_an_equals_sign_is_offered_as_each_shell_takes_
     assert asked("ocistream pull --progress=j", 2, **zsh) == ["plain", "--progress=json", "_"]
 
 
-def test_what_no_script_of_ours_asks_is_a_mistake() -> None:
+def test_an_unknown_completion_request_is_an_error() -> None:
     for instruction in ("bash_other", "tcsh_complete", "x"):
         assert ocistream(env={"_OCISTREAM_COMPLETE": instruction}).code == 1
 
 
-def test_a_variable_that_was_left_over_does_not_stand_in_the_way_of_a_command() -> None:
+def test_a_stray_completion_variable_does_not_affect_commands() -> None:
     result = ocistream("--version", env={"_OCISTREAM_COMPLETE": "bash_complete"})
     assert result.lines() == ocistream("--version").lines()
 
 
-def test_another_shell_is_a_mistake() -> None:
+def test_an_unsupported_shell_is_an_error() -> None:
     assertions.failure(ocistream("completion", "tcsh"), 2, "bash", "zsh", "fish")

@@ -1,4 +1,4 @@
-"""`ocistream config`: what is set, and by what, as a file that says the same; and whether a file is right."""
+"""`ocistream config`: the effective settings with their origins, and checks of a file."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def user(tmp_path: Path) -> User:
     return User(tmp_path / "home")
 
 
-def test_without_a_file_everything_is_built_in(user: User) -> None:
+def test_without_a_file_all_values_are_built_in(user: User) -> None:
     shown = user.show()
     assert "\njobs = 4   # built in\n" in shown
     assert '\nprogress = "auto"   # built in\n' in shown
@@ -62,7 +62,7 @@ def test_without_a_file_everything_is_built_in(user: User) -> None:
     assert {setting["origin"] for setting in settings["defaults"].values()} == {"built in"}
 
 
-def test_each_value_is_shown_with_where_it_came_from(user: User) -> None:
+def test_each_value_is_shown_with_its_origin(user: User) -> None:
     user.configure("[defaults]", "jobs = 8", "retries = 2", 'cache = "kept"', "[defaults.pull]", "retries = 3")
     shown = user.show(OCISTREAM_STALL_TIMEOUT="2.5", OCISTREAM_NO_REFERRERS="1")
     assert "# file: ~/.config/ocistream/config.toml\n" in shown
@@ -74,7 +74,7 @@ def test_each_value_is_shown_with_where_it_came_from(user: User) -> None:
     assert "\nretries = 2   # file ~/.config/ocistream/config.toml [defaults]\n" in shown
 
 
-def test_of_one_command_what_holds_for_that_is_shown(user: User) -> None:
+def test_show_prints_the_settings_of_one_command(user: User) -> None:
     user.configure("[defaults]", "jobs = 8", "retries = 2", "[defaults.push]", "retries = 3")
     settings = user.document("push")["defaults"]["defaults.push"]
     assert settings["jobs"] == {"value": 8, "origin": "file", "where": f"{user.file} [defaults]"}
@@ -85,7 +85,7 @@ def test_of_one_command_what_holds_for_that_is_shown(user: User) -> None:
     assertions.failure(user.run("show", "pul"), 2, "'pul' is not a command", "pull, push")
 
 
-def test_what_is_shown_is_a_file_that_says_the_same(user: User) -> None:
+def test_the_output_of_show_is_an_equivalent_file(user: User) -> None:
     user.write(".config/ocistream/ca.pem")
     user.configure(
         "[defaults]",
@@ -133,7 +133,7 @@ def test_what_is_shown_is_a_file_that_says_the_same(user: User) -> None:
     assert before["registries"]["docker.io"]["settings"]["credentials"]["value"] == f"file:{user.file.parent}/auth.json"
 
 
-def test_registries_are_shown_with_all_that_is_said_of_them_and_no_secret(user: User) -> None:
+def test_registries_are_shown_without_secrets(user: User) -> None:
     auth = base64.b64encode(f"me:{SECRET}".encode()).decode()
     user.write(".docker/config.json", json.dumps({"auths": {"b.example": {"auth": auth}}, "credsStore": "gone"}))
     user.write(".config/containers/certs.d/c.example:5000/ca.crt")
@@ -182,7 +182,7 @@ def test_registries_are_shown_with_all_that_is_said_of_them_and_no_secret(user: 
     assert set(tomllib.loads(shown)["registry"]) == {"a.example", "b.example", "c.example:5000"}
 
 
-def test_check_finds_what_is_wrong_for_any_command(user: User) -> None:
+def test_check_finds_mistakes_for_all_commands(user: User) -> None:
     for line, words in (
         ("[defaults.gc]\nmax-size = 'huge'", "[defaults.gc] max-size: --max-size 'huge' is not a size"),
         ("[defaults]\njobs = 99", "[defaults] jobs: Invalid value for '--jobs'"),
@@ -198,7 +198,7 @@ def test_check_finds_what_is_wrong_for_any_command(user: User) -> None:
         assertions.failure(user.run("show", "--config", file), 2, str(file), words)
 
 
-def test_check_finds_what_is_nested_too_deeply(user: User) -> None:
+def test_check_finds_too_deep_nesting(user: User) -> None:
     file = user.write("other.toml", "x = " + 5000 * "[")
     result = user.run("check", file)
     assertions.failure(result, 2, str(file))
@@ -206,7 +206,7 @@ def test_check_finds_what_is_nested_too_deeply(user: User) -> None:
     assert re.search("is nested too deeply|is not TOML", result.err)
 
 
-def test_check_says_which_file_is_right(user: User) -> None:
+def test_check_names_the_valid_file(user: User) -> None:
     assert "no configuration file found" in user.run("check").err
     user.configure("[defaults]", "jobs = 8")
     result = user.run("check")
@@ -217,7 +217,7 @@ def test_check_says_which_file_is_right(user: User) -> None:
     assertions.failure(user.run("check", "--json"), 2, "--json is only for `config show`")
 
 
-def test_another_file_is_looked_at_whatever_is_wrong_with_ones_own(user: User) -> None:
+def test_another_file_is_checked_even_if_the_own_file_is_invalid(user: User) -> None:
     user.configure("[defaults")
     assertions.success(user.run("check", user.write("other.toml", "[defaults]")))
     assertions.success(user.run("show", "--config", user.home / "other.toml"))

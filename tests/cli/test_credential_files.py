@@ -1,4 +1,4 @@
-"""Passwords and credentials out of files: --password-file and --authfile, which all commands have that log in."""
+"""--password-file and --authfile, for all commands that log in."""
 
 from __future__ import annotations
 
@@ -76,15 +76,15 @@ def test_every_command_that_logs_in_has_them() -> None:
         assert "--authfile" in found[name] or name == "serve", name
 
 
-def test_a_password_out_of_a_file(user: User) -> None:
+def test_a_password_from_a_file(user: User) -> None:
     user.each("-u", "me", "--password-file", user.password)
 
 
-def test_credentials_out_of_an_authfile(user: User) -> None:
+def test_credentials_from_an_authfile(user: User) -> None:
     user.each("--authfile", user.auth_file)
 
 
-def test_an_authfile_comes_before_all_but_the_user_name(user: User) -> None:
+def test_an_authfile_overrides_everything_but_the_user_name(user: User) -> None:
     wrong = user.write("wrong.json", "other", "docker-secret")
     env = {"OCISTREAM_USERNAME": "other", "OCISTREAM_PASSWORD": "docker-secret", "REGISTRY_AUTH_FILE": str(wrong)}
     assertions.success(user.pull("--authfile", user.auth_file, **env))
@@ -93,7 +93,7 @@ def test_an_authfile_comes_before_all_but_the_user_name(user: User) -> None:
     assertions.success(user.pull("--authfile", wrong, "--username=me", "--password-file", user.password))
 
 
-def test_an_authfile_takes_the_place_of_the_others(user: User) -> None:
+def test_an_authfile_replaces_other_credential_files(user: User) -> None:
     user.write("docker/config.json", "me", SECRET)
     empty = user.home / "empty.json"
     empty.write_text("{}")
@@ -109,7 +109,7 @@ def test_an_authfile_takes_the_place_of_the_others(user: User) -> None:
     assert {request.headers["Authorization"] for request in user.registry.requests} == {None}
 
 
-def test_an_authfile_that_does_not_exist_is_told_even_where_no_password_is_asked_for(user: User) -> None:
+def test_a_missing_authfile_is_an_error_even_without_authentication(user: User) -> None:
     user.registry.auth = None
     for option in ("--authfile", "--src-authfile"):
         end = [f"{user.registry.host}/app:1", f"oci:{user.home}/out"]
@@ -165,7 +165,7 @@ def test_a_registry_is_served_with_a_password_out_of_a_file(user: User) -> None:
         (["--username=me", "--password-file=one", "--password-stdin"], 2, ["both give the password"]),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_asked(
+def test_mistakes_are_reported_before_any_request(
     served: FaultyRegistry, tmp_path: Path, options: list[str], code: int, words: list[str]
 ) -> None:
     (tmp_path / "one").write_text("x")
@@ -201,7 +201,7 @@ def test_what_is_wrong_is_told_before_anything_is_asked(
         (["verify", "--creds=me:hunter2"], "see `ocistream verify --help`"),
     ],
 )
-def test_options_of_other_tools_are_answered_with_ours(argv: list[str], hint: str) -> None:
+def test_options_of_other_tools_are_answered_with_the_option_of_ocistream(argv: list[str], hint: str) -> None:
     result = ocistream(*argv)
     assertions.failure(result, 2, "No such option", hint)
     assert "hunter2" not in result.err

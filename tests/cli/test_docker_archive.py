@@ -1,4 +1,4 @@
-"""docker-archives on the command line: what `docker save` wrote is pushed and copied, and written for old daemons."""
+"""docker-archives on the command line: push and copy archives of `docker save`, and write archives for old daemons."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_every_dialect_is_read_from_a_file_and_from_a_pipe(
 
 @both
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
-def test_it_may_be_compressed_as_a_whole(
+def test_the_archive_may_be_compressed(
     served: FaultyRegistry, one: Saved, how: str, pack: Callable[[bytes], bytes], give: Callable[..., Result]
 ) -> None:
     assertions.success(give(archive_of(of_docker([one])), "file", "push", f"{served.host}/plain:1"))
@@ -121,7 +121,7 @@ def test_it_may_be_compressed_as_a_whole(
 
 
 @pytest.mark.parametrize(("compress", "suffix"), [("gzip:9", "+gzip"), ("zstd", "+zstd"), ("none", "")])
-def test_its_layers_are_compressed_as_asked_for(
+def test_layers_are_compressed_as_requested(
     served: FaultyRegistry, one: Saved, compress: str, suffix: str, give: Callable[..., Result]
 ) -> None:
     found = set()
@@ -133,7 +133,7 @@ def test_its_layers_are_compressed_as_asked_for(
     assert len(found) == 1
 
 
-def test_every_image_goes_to_its_own_place_from_a_file(
+def test_to_pushes_every_image_from_a_file(
     served: FaultyRegistry, images: list[Saved], give: Callable[..., Result]
 ) -> None:
     result = give(archive_of(of_docker(images)), "file", "push", "--to", f"{served.host}/mirror")
@@ -150,7 +150,7 @@ def test_every_image_goes_to_its_own_place_from_a_file(
     ]
 
 
-def test_from_a_pipe_it_is_not_known_in_time_where_they_belong(
+def test_to_refuses_a_docker_archive_from_a_pipe(
     served: FaultyRegistry, images: list[Saved], give: Callable[..., Result]
 ) -> None:
     result = give(archive_of(of_docker(images)), "pipe", "push", "--to", served.host)
@@ -160,7 +160,7 @@ def test_from_a_pipe_it_is_not_known_in_time_where_they_belong(
 
 
 @both
-def test_one_of_several_is_chosen_by_name(
+def test_one_of_several_images_is_selected_by_name(
     served: FaultyRegistry, images: list[Saved], how: str, give: Callable[..., Result]
 ) -> None:
     archive = archive_of(of_podman(images))
@@ -175,7 +175,7 @@ def test_one_of_several_is_chosen_by_name(
 
 
 @both
-def test_a_platform_has_to_be_the_images_own(
+def test_the_platform_must_be_that_of_the_image(
     served: FaultyRegistry, one: Saved, how: str, give: Callable[..., Result]
 ) -> None:
     archive = archive_of(of_docker([one]))
@@ -188,7 +188,7 @@ def test_a_platform_has_to_be_the_images_own(
 @pytest.mark.parametrize(
     "source", ["given.tar", "docker-archive:given.tar", "oci-archive:given.tar", "docker-archive:-"]
 )
-def test_it_is_copied_into_a_layout(one: Saved, source: str, tmp_path: Path) -> None:
+def test_a_docker_archive_is_copied_into_a_layout(one: Saved, source: str, tmp_path: Path) -> None:
     (tmp_path / "given.tar").write_bytes(archive_of(of_docker([one])))
     stdin = (tmp_path / "given.tar").read_bytes() if source.endswith("-") else None
     assertions.success(
@@ -201,7 +201,7 @@ def test_it_is_copied_into_a_layout(one: Saved, source: str, tmp_path: Path) -> 
     assert (image.config, image.layers) == (one.config, one.layers)
 
 
-def test_one_of_several_is_copied_by_name(images: list[Saved], tmp_path: Path) -> None:
+def test_one_of_several_images_is_copied_by_name(images: list[Saved], tmp_path: Path) -> None:
     (tmp_path / "given.tar").write_bytes(archive_of(of_docker(images)))
     assertions.success(
         ocistream("copy", "docker-archive:given.tar:a.example:5000/team/app:2", "oci:out:it", cwd=tmp_path)
@@ -322,7 +322,7 @@ def test_pull_writes_the_same_to_a_file_and_to_a_pipe(registry: FaultyRegistry, 
     assertions.nothing_left(tmp_path, "made", "out.tar", "served-0")
 
 
-def test_layers_that_several_images_share_are_there_once(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_shared_layers_are_stored_once(registry: FaultyRegistry, tmp_path: Path) -> None:
     names = [f"{registry.host}/{repository}:{tag}" for repository, tag in KINDS]
     assertions.success(ocistream("pull", "--format", "docker-archive", *names, names[0], "-o", tmp_path / "out.tar"))
     content = (tmp_path / "out.tar").read_bytes()
@@ -409,7 +409,7 @@ def test_between_docker_archives_there_is_no_digest_to_print(images: list[Saved]
     assert (document["images"][0]["imageId"], "digest" in document["images"][0]) == (image_id, False)
 
 
-def test_that_docker_will_have_no_name_for_it_is_said(layout: Layout, tmp_path: Path) -> None:
+def test_an_image_without_a_name_for_docker_is_reported(layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout, name="v1")
     other = layout.image([tar_layer({"x": b"y"})])
     layout.name(other, "app:1", "app")
@@ -429,7 +429,7 @@ def test_that_docker_will_have_no_name_for_it_is_said(layout: Layout, tmp_path: 
         assert not said or f"{nameless} is not a name for Docker" in said[0]
 
 
-def test_what_has_no_repository_in_its_name_has_no_tag(layout: Layout, tmp_path: Path) -> None:
+def test_a_name_without_a_repository_gives_no_tag(layout: Layout, tmp_path: Path) -> None:
     small_image(layout, name="v1")
     assertions.success(ocistream("copy", f"oci:{layout.path}", f"docker-archive:{tmp_path}/out.tar"))
     files = files_in((tmp_path / "out.tar").read_bytes())
@@ -453,7 +453,7 @@ def test_from_a_pipe_to_a_pipe(layout: Layout, items: Callable[[Layout], Any], t
     assert (tmp_path / "out.tar").read_bytes() == result.out
 
 
-def test_what_is_written_is_read_again(registry: FaultyRegistry) -> None:
+def test_a_written_archive_can_be_read(registry: FaultyRegistry) -> None:
     source = ["pull", "--format", "docker-archive", f"{registry.host}/app:gzip"]
     first, second = pipe(source, ["push", f"{registry.host}/again:1"])
     assertions.success(first)
@@ -477,7 +477,9 @@ def test_its_layers_are_plain(registry: FaultyRegistry, tmp_path: Path) -> None:
     assert read_back((tmp_path / "out.tar").read_bytes()) == [as_saved(registry, "app", "gzip")]
 
 
-def test_an_index_is_none_and_one_of_its_images_is(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+def test_an_index_is_refused_and_one_of_its_images_is_written(
+    registry: FaultyRegistry, layout: Layout, tmp_path: Path
+) -> None:
     name = f"{registry.host}/app:index"
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -515,7 +517,7 @@ def test_copy_takes_this_machines_image_of_an_index_as_pull_does(
     assert not (folder / "x").exists()
 
 
-def test_an_artifact_is_none(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_an_artifact_is_refused(registry: FaultyRegistry, tmp_path: Path) -> None:
     result = ocistream("copy", f"{registry.host}/app:artifact", "docker-archive:out.tar", cwd=tmp_path)
     assertions.failure(result, 8, "is not an image that a docker-archive can contain", "oci-archive")
     result = ocistream("pull", f"{registry.host}/app:artifact", "--format=docker-archive")
@@ -533,7 +535,7 @@ def test_a_corrupt_layer_leaves_no_file(layout: Layout, tmp_path: Path) -> None:
     assertions.nothing_left(folder)
 
 
-def test_a_config_that_promises_other_layers_leaves_no_file(layout: Layout, tmp_path: Path) -> None:
+def test_a_config_with_other_layers_leaves_no_file(layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout)
     document = layout.read(image["digest"])
     config = layout.read(document["config"]["digest"])

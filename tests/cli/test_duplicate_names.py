@@ -1,4 +1,4 @@
-"""Two images that have the same name in one archive or layout: that is said, with the image that each tool takes."""
+"""Two images with one name in an archive or layout are reported, with the image that each tool takes."""
 
 from __future__ import annotations
 

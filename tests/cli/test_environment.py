@@ -1,4 +1,4 @@
-"""What the environment decides: proxies, authorities, dates, credentials, and that little of it is needed."""
+"""Environment variables: proxies, CA certificates, dates and credentials. Little of the environment is needed."""
 
 from __future__ import annotations
 

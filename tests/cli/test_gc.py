@@ -1,4 +1,4 @@
-"""`ocistream gc`: what no image needs goes, what one needs never does, and who is at work beside it loses nothing."""
+"""`ocistream gc`: unneeded blobs are deleted, needed ones never, and other processes lose nothing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def gc(layout: Layout, *argv: Argument) -> Result:
     return result
 
 
-def test_all_that_no_image_needs_goes_and_is_printed(layout: Layout, image: Descriptor, stray: list[str]) -> None:
+def test_unneeded_blobs_are_deleted_and_printed(layout: Layout, image: Descriptor, stray: list[str]) -> None:
     result = gc(layout)
     assert result.lines() == sorted(stray)
     assert there(layout.path) == needed(layout, image)
@@ -71,7 +71,7 @@ def test_all_that_no_image_needs_goes_and_is_printed(layout: Layout, image: Desc
     assert gc(layout).lines() == []
 
 
-def test_a_dry_run_says_the_same_and_drops_nothing(layout: Layout, stray: list[str]) -> None:
+def test_a_dry_run_prints_the_same_and_deletes_nothing(layout: Layout, stray: list[str]) -> None:
     before = there(layout.path)
     for argv in ([], ["--max-size=0"]):
         result = gc(layout, "--dry-run", *argv)
@@ -80,9 +80,7 @@ def test_a_dry_run_says_the_same_and_drops_nothing(layout: Layout, stray: list[s
     assert there(layout.path) == before
 
 
-def test_what_was_not_used_for_longest_goes_first_until_the_rest_is_small_enough(
-    layout: Layout, image: Descriptor, stray: list[str]
-) -> None:
+def test_max_size_deletes_the_least_recently_used_blobs(layout: Layout, image: Descriptor, stray: list[str]) -> None:
     total = size_of(layout.path)
     assert gc(layout, "--max-size", f"{total}").lines() == []
     assert gc(layout, "--max-size", f"{total - 1}").lines() == [stray[3]]
@@ -90,14 +88,14 @@ def test_what_was_not_used_for_longest_goes_first_until_the_rest_is_small_enough
     assert there(layout.path) == {*needed(layout, image), stray[0]}
 
 
-def test_what_images_need_stays_whatever_size_is_asked_for(layout: Layout, image: Descriptor, stray: list[str]) -> None:
+def test_needed_blobs_stay_for_every_max_size(layout: Layout, image: Descriptor, stray: list[str]) -> None:
     result = gc(layout, "--max-size", "1k")
     assert result.lines() == sorted(stray)
     assert there(layout.path) == needed(layout, image)
     assert re.search(r": (\S+ kB) remain, which is more than --max-size: images need \1$", result.err, re.MULTILINE)
 
 
-def test_what_was_used_lately_is_spared_unless_a_size_is_asked_for(layout: Layout, stray: list[str]) -> None:
+def test_recently_used_blobs_stay_without_max_size(layout: Layout, stray: list[str]) -> None:
     age(layout, stray[0], 0)
     result = gc(layout)
     assert result.lines() == sorted(stray[1:])
@@ -108,12 +106,12 @@ def test_what_was_used_lately_is_spared_unless_a_size_is_asked_for(layout: Layou
     assert gc(layout, "--older-than", "0").lines() == [stray[0]]
 
 
-def test_how_old_is_old_can_be_said(layout: Layout, stray: list[str]) -> None:
+def test_older_than_changes_the_age(layout: Layout, stray: list[str]) -> None:
     assert gc(layout, "--older-than=3d", "--max-size=0").lines() == sorted(stray[2:])
     assert gc(layout, "--older-than=36h").lines() == [stray[1]]
 
 
-def test_what_is_below_indexes_and_what_refers_is_needed(layout: Layout) -> None:
+def test_children_of_indexes_and_referrers_are_needed(layout: Layout) -> None:
     index = two_platforms(layout, name="multi")
     subject = layout.image([b"signed"])
     layout.artifact(b"signature", subject=subject, name="signature")
@@ -123,7 +121,7 @@ def test_what_is_below_indexes_and_what_refers_is_needed(layout: Layout) -> None
 
 
 @pytest.mark.parametrize("damage", ["is no JSON", "has other bytes"])
-def test_where_a_manifest_cannot_be_read_nothing_goes(
+def test_an_unreadable_manifest_prevents_deletion(
     layout: Layout, image: Descriptor, stray: list[str], damage: str
 ) -> None:
     path = layout.file(image["digest"])
@@ -140,7 +138,7 @@ def test_where_a_manifest_cannot_be_read_nothing_goes(
 
 
 @pytest.mark.parametrize("place", ["a link", "a broken link", "a directory"])
-def test_where_something_else_is_in_the_place_of_a_manifest_nothing_goes(
+def test_another_file_in_place_of_a_manifest_prevents_deletion(
     layout: Layout, image: Descriptor, stray: list[str], tmp_path: Path, place: str
 ) -> None:
     path = layout.file(image["digest"])
@@ -154,13 +152,13 @@ def test_where_something_else_is_in_the_place_of_a_manifest_nothing_goes(
     assert there(layout.path) == before >= set(stray)
 
 
-def test_a_missing_manifest_needs_nothing(layout: Layout, image: Descriptor) -> None:
+def test_a_missing_manifest_does_not_prevent_deletion(layout: Layout, image: Descriptor) -> None:
     below = needed(layout, image) - {image["digest"]}
     layout.file(image["digest"]).unlink()
     assert gc(layout, "--older-than=0").lines() == sorted(below)
 
 
-def test_what_is_none_of_ours_stays(layout: Layout, stray: list[str], tmp_path: Path) -> None:
+def test_foreign_files_stay(layout: Layout, stray: list[str], tmp_path: Path) -> None:
     folder = layout.path / "blobs" / "sha256"
     (folder / "README").write_text("mine")
     (folder / ("0" * 64)).mkdir()
@@ -170,7 +168,7 @@ def test_what_is_none_of_ours_stays(layout: Layout, stray: list[str], tmp_path: 
 
 
 @pytest.mark.usefixtures("stray")
-def test_parts_of_blobs_go_when_they_are_old(layout: Layout) -> None:
+def test_old_partial_blobs_are_deleted(layout: Layout) -> None:
     folder = layout.path / "blobs" / "sha256"
     old, young, killed = (
         folder / name for name in (f".{'a' * 64}.partial", f".{'b' * 64}.partial", ".x.0123456789ab.partial")
@@ -187,7 +185,7 @@ def test_parts_of_blobs_go_when_they_are_old(layout: Layout) -> None:
     assert not young.exists()
 
 
-def test_uploads_of_a_server_that_was_killed_go_and_not_those_of_one_that_runs(layout: Layout) -> None:
+def test_uploads_of_a_killed_server_are_deleted(layout: Layout) -> None:
     with started_fork("serve", layout.path, "--listen=127.0.0.1:0") as server:
         host = server.stdout.readline().decode().strip()
         connection = http.client.HTTPConnection(host, timeout=60)
@@ -218,7 +216,7 @@ def test_uploads_of_a_server_that_was_killed_go_and_not_those_of_one_that_runs(l
         (["gc", "made", "--older-than", "1y"], 2, "--older-than"),
     ],
 )
-def test_what_makes_no_sense(layout: Layout, tmp_path: Path, argv: list[str], code: int, words: str) -> None:
+def test_invalid_options_are_refused(layout: Layout, tmp_path: Path, argv: list[str], code: int, words: str) -> None:
     assert layout.path == tmp_path / "made"
     assertions.failure(ocistream(*argv, cwd=tmp_path), code, words)
 
@@ -260,7 +258,7 @@ def test_a_pull_into_the_same_layout_loses_nothing(registry: FaultyRegistry, tmp
 
 
 @pytest.mark.uncounted
-def test_what_a_pull_has_found_there_is_in_use(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+def test_blobs_that_a_pull_found_count_as_used(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     target = Layout(tmp_path / "out")
     first = layout.read(str(assertions.index_of(registry.layout.path)[0]["digest"]))["layers"][0]["digest"]
     found = str(target.blob(layout.file(first).read_bytes(), "x/y")["digest"])
@@ -292,7 +290,7 @@ def test_a_pull_whose_blob_was_removed_names_no_image(registry: FaultyRegistry, 
 
 
 @pytest.mark.uncounted
-def test_a_pull_goes_on_without_what_was_dropped_from_its_cache(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_a_pull_continues_if_its_cached_blobs_are_deleted(registry: FaultyRegistry, tmp_path: Path) -> None:
     registry.faults = []
     pull = ["pull", f"{registry.host}/app:1", "--no-referrers", "--cache", f"{tmp_path}/cache", "-o"]
     assertions.success(ocistream(*pull, tmp_path / "x"))
@@ -305,6 +303,6 @@ def test_a_pull_goes_on_without_what_was_dropped_from_its_cache(registry: Faulty
 
 
 @pytest.mark.parametrize(("verb", "names"), [("gc", []), ("rm", ["app"])])
-def test_an_archive_is_no_directory(tmp_path: Path, verb: str, names: list[str]) -> None:
+def test_an_archive_is_refused(tmp_path: Path, verb: str, names: list[str]) -> None:
     (tmp_path / "app.tar").write_bytes(b"")
     assertions.failure(ocistream(verb, tmp_path / "app.tar", *names), 4, "app.tar is not a directory")

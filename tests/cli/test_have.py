@@ -1,4 +1,4 @@
-"""`ocistream have`: the digests that an end holds, and which of some it holds."""
+"""`ocistream have`: the digests of a location, and which of given digests it has."""
 
 from __future__ import annotations
 
@@ -71,16 +71,16 @@ class End:
 
 
 @pytest.mark.parametrize("kind", ENDS)
-class TestEnds:
-    def test_all_that_is_there_is_listed(
-        self, kind: str, layout: Layout, served: FaultyRegistry, tmp_path: Path
-    ) -> None:
+class TestLocations:
+    def test_all_blobs_are_listed(self, kind: str, layout: Layout, served: FaultyRegistry, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         two_platforms(layout, name="both")
         end = End(kind, layout, served, tmp_path)
         assert listed(end.have(), end.origin) == everything(layout)
 
-    def test_what_is_lacking_is_not(self, kind: str, layout: Layout, served: FaultyRegistry, tmp_path: Path) -> None:
+    def test_missing_blobs_are_not_listed(
+        self, kind: str, layout: Layout, served: FaultyRegistry, tmp_path: Path
+    ) -> None:
         image = small_image(layout, name="v1")
         gone = layout.read(image["digest"])["layers"][1]["digest"]
         end = End(kind, layout, served, tmp_path)
@@ -93,7 +93,7 @@ class TestEnds:
         assert gone not in found
         assert image["digest"] in found
 
-    def test_of_a_list_only_what_is_there_is_listed(
+    def test_among_lists_only_existing_blobs(
         self, kind: str, layout: Layout, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         image = small_image(layout, name="v1")
@@ -105,7 +105,7 @@ class TestEnds:
 
 
 class TestRegistries:
-    def test_one_image_is_what_it_needs(self, layout: Layout, served: FaultyRegistry) -> None:
+    def test_one_image_lists_its_blobs(self, layout: Layout, served: FaultyRegistry) -> None:
         image, other = small_image(layout), layout.image([b"another"])
         for tag, descriptor in (("v1", image), ("v2", other)):
             seed(layout, descriptor, served.host, "app", tag)
@@ -115,7 +115,7 @@ class TestRegistries:
         by_digest = f"{served.host}/app@{image['digest']}"
         assert listed(ocistream("have", by_digest), by_digest) == needed
 
-    def test_what_hangs_on_images_is_there_too(self, layout: Layout, served: FaultyRegistry) -> None:
+    def test_referrers_are_listed_too(self, layout: Layout, served: FaultyRegistry) -> None:
         image = small_image(layout)
         seed(layout, image, served.host, "app", "v1")
         parts = layout.artifact(b"a list of parts", subject=image)
@@ -141,7 +141,7 @@ class TestRegistries:
         asked = [request.path for request in served.requests if "/blobs/" in request.path]
         assert len(asked) == len(set(asked))
 
-    def test_a_tag_that_cannot_be_read_does_not_stand_for_all(self, layout: Layout, served: FaultyRegistry) -> None:
+    def test_an_unreadable_tag_fails(self, layout: Layout, served: FaultyRegistry) -> None:
         kept, lost = small_image(layout), layout.image([b"another"])
         for tag, descriptor in (("kept", kept), ("lost", lost)):
             seed(layout, descriptor, served.host, "app", tag)
@@ -153,22 +153,22 @@ class TestRegistries:
         assert "app:lost" in result.err
 
     @pytest.mark.parametrize("end", ["app", "app:v1", f"app@{OTHER}"])
-    def test_what_is_not_there_is_not_found(self, end: str, served: FaultyRegistry) -> None:
+    def test_a_missing_repository_is_not_found(self, end: str, served: FaultyRegistry) -> None:
         served.faults.append(Fault(refusal(404, "NAME_UNKNOWN"), path="/tags/", times=None))
         assertions.failure(ocistream("have", f"{served.host}/{end}"), 4, "app")
 
     @pytest.mark.parametrize("end", ["app", "app:v1", f"app@{OTHER}"])
-    def test_which_of_a_list_it_has_is_none(self, end: str, served: FaultyRegistry) -> None:
+    def test_among_of_a_missing_repository_is_empty(self, end: str, served: FaultyRegistry) -> None:
         result = ocistream("have", "--among", "-", f"{served.host}/{end}", stdin=f"{OTHER}\n".encode())
         assert listed(result, f"{served.host}/{end}") == set()
 
-    def test_that_none_of_it_exists_is_said_to_who_wants_to_know_more(self, served: FaultyRegistry) -> None:
+    def test_verbose_reports_a_missing_repository(self, served: FaultyRegistry) -> None:
         result = ocistream("have", "-v", "--among", "-", f"{served.host}/app:v1", stdin=f"{OTHER}\n".encode())
         assertions.success(result)
         assert "app:v1" in result.err
         assert "it has none of these blobs" in result.err
 
-    def test_what_can_be_mounted_counts(self, layout: Layout, served: FaultyRegistry) -> None:
+    def test_mountable_blobs_count(self, layout: Layout, served: FaultyRegistry) -> None:
         seed(layout, small_image(layout), served.host, "base", "1")
         asked = "\n".join(everything(layout)).encode()
         line = ("have", "--among", "-", f"{served.host}/app", "--mount-from")
@@ -176,7 +176,7 @@ class TestRegistries:
         assert listed(ocistream(*line, "other", stdin=b"# digests 0\n"), f"{served.host}/app") == set()
         assertions.failure(ocistream("have", f"{served.host}/app", "--mount-from", "base"), 2, "--among")
 
-    def test_what_is_asked_for_may_be_a_manifest(self, layout: Layout, served: FaultyRegistry) -> None:
+    def test_among_accepts_manifest_digests(self, layout: Layout, served: FaultyRegistry) -> None:
         image = small_image(layout)
         seed(layout, image, served.host, "app", "v1")
         asked = "\n".join(everything(layout)).encode()
@@ -191,12 +191,12 @@ class TestRegistries:
             ocistream("have", "--among", "-", f"{served.host}/app", "--retries", "0", stdin=f"{OTHER}\n".encode()), 7
         )
 
-    def test_a_right_to_look_is_all_that_is_asked_for(self, layout: Layout, served: FaultyRegistry) -> None:
+    def test_read_permission_is_enough(self, layout: Layout, served: FaultyRegistry) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
         served.faults.append(Fault(refusal(401, "UNAUTHORIZED"), path="/v2/app/", times=None))
         assertions.failure(ocistream("have", f"{served.host}/app"), 3)
 
-    def test_tags_that_are_not_listed_are_said(self, layout: Layout, served: FaultyRegistry) -> None:
+    def test_an_incomplete_list_of_tags_is_reported(self, layout: Layout, served: FaultyRegistry) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
         elsewhere = {"Link": '<http://localhost:1/more>; rel="next"'}
         served.faults.append(Fault(Reply(200, elsewhere, b'{"tags": ["v1"]}'), path="/tags/"))
@@ -228,7 +228,7 @@ class TestFiles:
         found = listed(ocistream("have", end, stdin=archive if on_stdin else None), end)
         assert found == {digest_of(image.config), *image.diff_ids}
 
-    def test_several_ends_are_one_list(self, layout: Layout, served: FaultyRegistry, tmp_path: Path) -> None:
+    def test_several_locations_are_one_list(self, layout: Layout, served: FaultyRegistry, tmp_path: Path) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
         other = Layout(tmp_path / "other")
         small_image(other, annotations={"why": "because"}, name="v2")
@@ -238,7 +238,7 @@ class TestFiles:
         found = listed(ocistream("have", *ends, "--among", "-", stdin=asked), *ends)
         assert found == everything(layout) | everything(other)
 
-    def test_links_and_folders_are_nothing(self, layout: Layout) -> None:
+    def test_links_and_directories_are_not_blobs(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         one, two = (layer["digest"] for layer in layout.read(image["digest"])["layers"])
         layout.file(one).rename(layout.path / "elsewhere")
@@ -251,7 +251,7 @@ class TestFiles:
         asked = "\n".join([*expected, one, two]).encode()
         assert listed(ocistream("have", end, "--among", "-", stdin=asked), end) == expected
 
-    def test_a_layout_that_was_only_begun_has_what_it_has(self, layout: Layout) -> None:
+    def test_an_unfinished_layout_lists_its_blobs(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         (layout.path / "index.json").unlink()
         (layout.path / "oci-layout").unlink()
@@ -261,20 +261,20 @@ class TestFiles:
         assertions.failure(ocistream("have", end), 6, "index.json")
 
     @pytest.mark.parametrize("end", ["oci:gone", "./gone.tar"])
-    def test_what_is_not_there_is_not_found_and_holds_nothing(self, end: str, tmp_path: Path) -> None:
+    def test_a_missing_location_is_not_found_and_has_no_blobs(self, end: str, tmp_path: Path) -> None:
         assertions.failure(ocistream("have", end, cwd=tmp_path), 4, "gone")
         result = ocistream("have", end, "--among", "-", stdin=OTHER.encode(), cwd=tmp_path)
         assert listed(result, end) == set()
 
     @pytest.mark.parametrize("cut", [100, 3000, -512])
-    def test_an_archive_that_is_cut_gives_no_list(self, cut: int, layout: Layout, tmp_path: Path) -> None:
+    def test_a_truncated_archive_gives_no_list(self, cut: int, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         (tmp_path / "x.tar").write_bytes(tar_of(small_first(layout), end=cut < 0)[:cut])
         assertions.failure(ocistream("have", tmp_path / "x.tar"), 6)
         assertions.failure(ocistream("have", "-", stdin=tmp_path / "x.tar"), 6)
 
 
-class TestTheQuestion:
+class TestAmongList:
     @pytest.mark.parametrize(
         ("text", "code", "word"),
         [
@@ -286,13 +286,13 @@ class TestTheQuestion:
         ],
         ids=["empty", "nonsense", "later", "cut", "too many"],
     )
-    def test_it_has_to_be_a_list(self, text: bytes, code: int, word: str, layout: Layout, tmp_path: Path) -> None:
+    def test_the_list_must_be_valid(self, text: bytes, code: int, word: str, layout: Layout, tmp_path: Path) -> None:
         (tmp_path / "asked").write_bytes(text)
         assertions.failure(ocistream("have", f"oci:{layout.path}", "--among", tmp_path / "asked"), code, word, "asked")
         result = ocistream("have", f"oci:{layout.path}", "--among", "-", stdin=text)
         assertions.failure(result, code, word, "the list on stdin")
 
-    def test_it_has_to_be_there(self, layout: Layout, tmp_path: Path) -> None:
+    def test_the_list_must_exist(self, layout: Layout, tmp_path: Path) -> None:
         end = f"oci:{layout.path}"
         assertions.failure(ocistream("have", end, "--among", tmp_path / "gone"), 4, "gone")
         assertions.failure(ocistream("have", end, "--among", tmp_path), 9)
@@ -301,7 +301,7 @@ class TestTheQuestion:
     def test_stdin_is_read_once(self, ends: Sequence[str]) -> None:
         assertions.failure(ocistream("have", *ends, stdin=b""), 2, "twice")
 
-    def test_the_answer_of_one_is_a_question_to_another(self, layout: Layout, served: FaultyRegistry) -> None:
+    def test_an_output_is_a_valid_among_list(self, layout: Layout, served: FaultyRegistry) -> None:
         image = small_image(layout, name="v1")
         seed(layout, image, served.host, "app", "v1")
         layout.image([b"more"], name="v2")

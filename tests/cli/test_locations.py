@@ -1,4 +1,4 @@
-"""Every way to write an end, and what each of them is."""
+"""Every form of a location."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ def test_a_name_may_say_docker_and_have_a_tag_and_a_digest(
         assert result.out.endswith(f"@{digest}\n".encode())
 
 
-def test_a_digest_is_what_is_asked_for_whatever_the_tag_says(
-    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
-) -> None:
+def test_a_digest_overrides_the_tag(served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path) -> None:
     seed(layout, image, served.host, "app", "1")
     other = seed(layout, two_platforms(layout), served.host, "app", "1")
     served.requests.clear()
@@ -64,7 +62,7 @@ def test_a_digest_is_what_is_asked_for_whatever_the_tag_says(
     assert served.asked("GET", "/manifests/1$") == []
 
 
-def test_a_sha512_digest_is_one_as_well(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+def test_a_sha512_digest_is_accepted(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout, algorithm="sha512")
     # By its digest: under a tag a registry gives it a digest of its own choice.
     seed(layout, image, served.host, "app")
@@ -159,7 +157,7 @@ def test_a_windows_path_is_a_path(copy: Callable[..., Result], tmp_path: Path, i
     assert assertions.index_of(tmp_path / "C:\\x.tar")[0]["digest"] == image["digest"]
 
 
-def test_what_follows_o_and_i_is_a_path_even_where_it_looks_like_an_image(
+def test_output_and_input_are_paths_even_if_they_look_like_images(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     seed(layout, image, served.host, "app", "1")
@@ -170,7 +168,7 @@ def test_what_follows_o_and_i_is_a_path_even_where_it_looks_like_an_image(
         assertions.success(ocistream("push", f"{served.host}/new:1", "-i", name, cwd=tmp_path))
 
 
-def test_o_and_i_take_the_prefixes_too(
+def test_output_and_input_accept_transport_prefixes(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     seed(layout, image, served.host, "app", "1")
@@ -284,14 +282,14 @@ def test_a_fifo_is_read_and_written_once(copy: Callable[..., Result], tmp_path: 
         ["verify", "oci-archive:"],
     ],
 )
-def test_nothing_is_no_end(tmp_path: Path, argv: list[str]) -> None:
+def test_an_empty_location_is_refused(tmp_path: Path, argv: list[str]) -> None:
     before = sorted(tmp_path.iterdir())
     assertions.failure(ocistream(*argv, cwd=tmp_path), 2, "malformed location")
     assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.usefixtures("image")
-def test_a_file_is_no_layout_and_the_way_to_write_it_is_said(copy: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_file_as_oci_layout_is_refused_with_a_hint(copy: Callable[..., Result], tmp_path: Path) -> None:
     copy("oci:made:app", "./x.tar")
     before = (tmp_path / "x.tar").read_bytes()
     for argv, hint in (
@@ -307,7 +305,7 @@ def test_a_file_is_no_layout_and_the_way_to_write_it_is_said(copy: Callable[...,
 
 
 @pytest.mark.usefixtures("image")
-def test_a_directory_is_no_archive_and_the_way_to_write_it_is_said(tmp_path: Path) -> None:
+def test_a_directory_as_oci_archive_is_refused_with_a_hint(tmp_path: Path) -> None:
     assert ocistream("copy", "oci:made:app", "./x.tar", cwd=tmp_path).code == 0
     for argv, hint in (
         (["verify", "oci-archive:made"], "oci:made"),

@@ -1,4 +1,4 @@
-"""`ocistream login` and `logout`: a credential is checked, kept where Docker keeps it, and forgotten."""
+"""`ocistream login` and `logout`: check a credential, store it where Docker does, and remove it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def kept(config: Path) -> dict[str, Any]:
     return dict(json.loads(config.read_bytes())["auths"])
 
 
-def test_what_login_keeps_is_used_until_logout(registry: FaultyRegistry, config: Path, tmp_path: Path) -> None:
+def test_a_stored_credential_is_used_until_logout(registry: FaultyRegistry, config: Path, tmp_path: Path) -> None:
     pull = ["pull", f"{registry.host}/app:1", "-o", str(tmp_path / "x.tar")]
     assertions.failure(ocistream(*pull), 3, f"ocistream login {registry.host}")
     result = login(registry, "-u", "me")
@@ -58,19 +58,19 @@ def test_what_login_keeps_is_used_until_logout(registry: FaultyRegistry, config:
 
 
 @pytest.mark.parametrize(("user", "password"), [("me", b"wrong"), ("you", b"right")])
-def test_what_is_refused_is_not_kept(registry: FaultyRegistry, config: Path, user: str, password: bytes) -> None:
+def test_a_refused_credential_is_not_stored(registry: FaultyRegistry, config: Path, user: str, password: bytes) -> None:
     result = login(registry, "-u", user, password=password)
     assertions.failure(result, 3, f"{registry.host} refused the user name or the password")
     assert not config.exists()
 
 
-def test_what_cannot_be_checked_is_not_kept(registry: FaultyRegistry, config: Path) -> None:
+def test_an_unchecked_credential_is_not_stored(registry: FaultyRegistry, config: Path) -> None:
     registry.stop()
     assertions.failure(login(registry, "-u", "me"), 7, registry.host)
     assert not config.exists()
 
 
-def test_a_refused_login_leaves_the_one_before(registry: FaultyRegistry, config: Path) -> None:
+def test_a_refused_login_keeps_the_earlier_credential(registry: FaultyRegistry, config: Path) -> None:
     assertions.success(login(registry, "-u", "me"))
     before = config.read_bytes()
     assertions.failure(login(registry, "-u", "me", password=b"wrong"), 3)
@@ -115,13 +115,13 @@ def test_messages_may_be_json(registry: FaultyRegistry, config: Path) -> None:
 
 
 @pytest.mark.usefixtures("config")
-def test_logout_where_nobody_is_logged_in_is_no_failure() -> None:
+def test_logout_without_a_login_succeeds() -> None:
     for argv, host in ([], "docker.io"), (["registry.example"], "registry.example"):
         result = ocistream("logout", *argv)
         assert (result.code, result.err) == (0, f"ocistream: not logged in to {host}\n")
 
 
-def test_a_file_that_cannot_be_read_is_not_written_over(registry: FaultyRegistry, config: Path) -> None:
+def test_an_unreadable_file_is_not_overwritten(registry: FaultyRegistry, config: Path) -> None:
     config.parent.mkdir()
     config.write_text("{ broken")
     assertions.failure(login(registry, "-u", "me"), 2, str(config))

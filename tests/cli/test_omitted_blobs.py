@@ -1,4 +1,4 @@
-"""Archives of only what the other side lacks: what is left out and said to be, and what a push of one asks first."""
+"""Archives without omitted blobs: which blobs are omitted and reported, and what a push checks first."""
 
 from __future__ import annotations
 

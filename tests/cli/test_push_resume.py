@@ -1,4 +1,4 @@
-"""A push that was killed goes on when the same command is run again: what is sent again, and what is left behind."""
+"""Resume a killed push with the same command: which bytes are sent again, and what is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What hangs on an image, as users meet it: it goes along unless told otherwise, and what does not is said."""
+"""Referrers on the command line: they are copied with their image unless excluded, and skipped ones are reported."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def notes(result: Result) -> list[str]:
     return [line for line in result.err.splitlines() if line.startswith("ocistream: not copied: ")]
 
 
-class TestGoingAlong:
-    def test_pull_and_push_carry_it_through_an_archive(
+class TestCopied:
+    def test_pull_and_push_copy_referrers_through_an_archive(
         self, served: FaultyRegistry, found: Signed, other: FaultyRegistry, tmp_path: Path
     ) -> None:
         archive = tmp_path / "app.tar"
@@ -75,7 +75,7 @@ class TestGoingAlong:
         assert notes(pulled) == notes(pushed) == []
         is_all_there(found, other)
 
-    def test_through_a_pipe(self, served: FaultyRegistry, found: Signed, other: FaultyRegistry) -> None:
+    def test_referrers_through_a_pipe(self, served: FaultyRegistry, found: Signed, other: FaultyRegistry) -> None:
         one, two = pipe(["pull", f"{served.host}/app:1"], ["push", f"{other.host}/app:1"])
         assertions.success(one)
         assertions.success(two)
@@ -103,22 +103,20 @@ class TestGoingAlong:
         is_all_there(found, other, "promoted/app", "2")
 
     @pytest.mark.uncounted
-    def test_an_archive_of_an_archive_is_the_same(self, archive: Path, tmp_path: Path) -> None:
+    def test_a_copy_of_an_archive_is_identical(self, archive: Path, tmp_path: Path) -> None:
         again, piped = tmp_path / "again.tar", tmp_path / "piped.tar"
         done("copy", archive, f"oci-archive:{again}")
         assert again.read_bytes() == archive.read_bytes()
         done("copy", "-", f"oci-archive:{piped}", stdin=archive)
         assert piped.read_bytes() == archive.read_bytes()
 
-    def test_push_to_puts_it_beside_its_image_and_counts_images_only(
-        self, archive: Path, found: Signed, other: FaultyRegistry
-    ) -> None:
+    def test_push_to_counts_only_images(self, archive: Path, found: Signed, other: FaultyRegistry) -> None:
         pushed = done("push", "--to", f"{other.host}/mirror", "-i", archive)
         assert pushed.lines() == [f"{other.host}/mirror/app:1@{found.image['digest']}"]
         is_all_there(found, other, "mirror/app")
 
     @pytest.mark.uncounted
-    def test_only_what_hangs_on_the_chosen_image_goes(
+    def test_only_referrers_of_the_selected_image_are_copied(
         self, layout: Layout, other: FaultyRegistry, tmp_path: Path
     ) -> None:
         one, two = signed(layout), signed(layout, layout.image([tar_layer({"two": b""})]))
@@ -134,7 +132,7 @@ class TestGoingAlong:
         assert len(assertions.index_of(copied)) == 2 * 5
 
     @pytest.mark.uncounted
-    def test_a_signature_is_an_image_for_who_asks_for_it(
+    def test_a_signature_can_be_copied_by_name(
         self, served: FaultyRegistry, archive: Path, found: Signed, other: FaultyRegistry
     ) -> None:
         done("push", f"{other.host}/signature:1", "-i", archive, "--image", found.sbom["digest"])
@@ -147,7 +145,7 @@ class TestGoingAlong:
         done("push", f"{other.host}/signature:3", "-i", archive)
         assert registry_http.manifest_digest(other.host, "signature", "3") == found.cosign["digest"]
 
-    def test_a_list_of_referrers_in_a_layout_is_understood(self, layout: Layout, other: FaultyRegistry) -> None:
+    def test_a_referrers_list_in_a_layout_is_read(self, layout: Layout, other: FaultyRegistry) -> None:
         """As tools leave it that know registries without the API only."""
         found = signed(layout)
         layout.name(found.image, "v1")
@@ -159,7 +157,7 @@ class TestGoingAlong:
         assert sorted(registry_http.tags(other.host, "app")) == sorted(["1", found.cosign_tag])
 
     @pytest.mark.uncounted
-    def test_a_layout_that_is_pulled_into_twice_lists_it_once_and_serves_it(
+    def test_two_pulls_into_a_layout_list_a_referrer_once(
         self, served: FaultyRegistry, found: Signed, other: FaultyRegistry, tmp_path: Path
     ) -> None:
         folder = tmp_path / "images"
@@ -171,7 +169,7 @@ class TestGoingAlong:
             done("copy", f"{over_it.host}/app:1", f"{other.host}/app:1")
         is_all_there(found, other)
 
-    def test_a_signature_that_is_made_anew_takes_the_place_of_the_old_one(
+    def test_a_new_signature_replaces_the_old_one(
         self, served: FaultyRegistry, found: Signed, layout: Layout, tmp_path: Path
     ) -> None:
         folder = tmp_path / "images"
@@ -184,7 +182,7 @@ class TestGoingAlong:
         ]
         assert named == [anew["digest"]]
 
-    def test_all_tags_bring_it_too_and_lists_of_the_source_stay_there(
+    def test_all_tags_copies_referrers_but_not_referrers_lists(
         self, start: Callable[..., FaultyRegistry], layout: Layout, other: FaultyRegistry
     ) -> None:
         found = signed(layout)
@@ -200,7 +198,7 @@ class TestGoingAlong:
         assert sorted(registry_http.tags(other.host, "app")) == sorted(["1", found.cosign_tag])
 
 
-class TestOutOfAPipeToSeveralPlaces:
+class TestPipeToSeveralDestinations:
     """What comes before the graph is known cannot be taken: nobody knows where it belongs."""
 
     @pytest.fixture
@@ -239,7 +237,7 @@ class TestOutOfAPipeToSeveralPlaces:
         done("push", "--to", f"{other.host}/mirror", *chosen, stdin=tar_of(items))
         assert registry_http.manifest_digest(other.host, "mirror/app", "1") == image["digest"]
 
-    def test_but_if_it_comes_after_all_nothing_is_visible(
+    def test_a_late_referrer_makes_nothing_visible(
         self, layout: Layout, image: Descriptor, candidate: Descriptor, other: FaultyRegistry
     ) -> None:
         name = blob_name(candidate["digest"])
@@ -254,8 +252,8 @@ class TestOutOfAPipeToSeveralPlaces:
         assert [one["digest"] for one in json.loads(raw)["manifests"]] == [candidate["digest"]]
 
 
-class TestLeavingBehind:
-    def test_no_referrers_leaves_it_in_the_registry(
+class TestSkipped:
+    def test_no_referrers_skips_referrers_of_a_registry(
         self, served: FaultyRegistry, found: Signed, tmp_path: Path
     ) -> None:
         served.requests.clear()
@@ -265,7 +263,7 @@ class TestLeavingBehind:
         assert "with" not in pulled.err
 
     @pytest.mark.uncounted
-    def test_no_referrers_leaves_it_in_an_archive_and_says_so(
+    def test_no_referrers_skips_and_reports_referrers_of_an_archive(
         self, archive: Path, found: Signed, other: FaultyRegistry, tmp_path: Path
     ) -> None:
         result = tmp_path / "result.json"
@@ -280,7 +278,7 @@ class TestLeavingBehind:
         assert [entry["digest"] for entry in assertions.index_of(copied)] == [found.image["digest"]]
 
     @pytest.mark.usefixtures("found")
-    def test_a_docker_archive_has_no_place_for_it(self, served: FaultyRegistry, tmp_path: Path) -> None:
+    def test_a_docker_archive_cannot_store_referrers(self, served: FaultyRegistry, tmp_path: Path) -> None:
         saved = done("copy", f"{served.host}/app:1", f"docker-archive:{tmp_path / 'app.tar'}:app:1")
         assert notes(saved) == [f"ocistream: not copied: {KINDS}; a docker-archive cannot contain them"]
         with tarfile.open(tmp_path / "app.tar") as tar:
@@ -304,7 +302,7 @@ class TestLeavingBehind:
         assert notes(pushed) == []
         is_all_there(found, other)
 
-    def test_of_an_index_that_is_cut_down_it_is_said_how_to_get_it(
+    def test_a_selected_platform_reports_skipped_referrers(
         self, served: FaultyRegistry, layout: Layout, tmp_path: Path
     ) -> None:
         index = two_platforms(layout)
@@ -320,7 +318,7 @@ class TestLeavingBehind:
         assert f"{KINDS}; " in note
         assert len(assertions.index_of(tmp_path / "one.tar")) == 1
 
-    def test_what_a_registry_hides_is_said_and_the_image_comes(
+    def test_referrers_that_a_registry_does_not_list_are_reported(
         self, served: FaultyRegistry, found: Signed, tmp_path: Path
     ) -> None:
         served.faults.append(Fault(refusal(403, "DENIED"), path="/referrers/", times=None))
@@ -330,7 +328,7 @@ class TestLeavingBehind:
         assert "the registry does not list them" in note
         assert "403" in note
 
-    def test_what_was_signed_where_it_arrived_stays_and_it_is_said_how_to_replace_it(
+    def test_signatures_of_the_destination_stay_with_a_hint(
         self, served: FaultyRegistry, found: Signed, layout: Layout, other: FaultyRegistry, tmp_path: Path
     ) -> None:
         result = tmp_path / "result.json"
@@ -347,7 +345,7 @@ class TestLeavingBehind:
         done("copy", "--tags", "sha256-*.*", f"{served.host}/app", f"{other.host}/prod/app")
         is_all_there(found, other, "prod/app")
 
-    def test_a_tag_of_cosigns_that_is_asked_for_beside_its_image_is_moved(
+    def test_a_requested_cosign_tag_is_moved(
         self, served: FaultyRegistry, found: Signed, layout: Layout, other: FaultyRegistry
     ) -> None:
         own = layout.artifact(b"signed for production")
@@ -356,12 +354,12 @@ class TestLeavingBehind:
         assert notes(copied) == []
         is_all_there(found, other)
 
-    def test_quietly_nothing_is_said(self, archive: Path, other: FaultyRegistry) -> None:
+    def test_quiet_prints_nothing(self, archive: Path, other: FaultyRegistry) -> None:
         assert done("push", "-q", "--no-referrers", f"{other.host}/app:1", "-i", archive).err == ""
 
 
 class TestFailing:
-    def test_a_registry_that_refuses_it_gets_no_tag_and_the_way_out_is_said(
+    def test_a_refused_referrer_leaves_no_tag_and_gives_a_hint(
         self, start: Callable[..., FaultyRegistry], archive: Path, found: Signed
     ) -> None:
         refusing = start(Fault(refusal(415, "UNSUPPORTED"), "PUT", found.sbom["digest"], times=None))
@@ -370,7 +368,7 @@ class TestFailing:
         done("push", "--no-referrers", f"{refusing.host}/app:1", "-i", archive)
         assert registry_http.tags(refusing.host, "app") == ["1"]
 
-    def test_an_archive_that_lacks_a_part_of_it_is_incomplete(
+    def test_an_archive_without_a_blob_of_a_referrer_is_incomplete(
         self, archive: Path, layout: Layout, found: Signed, other: FaultyRegistry
     ) -> None:
         (layer,) = layout.read(found.sbom["digest"])["layers"]
@@ -381,7 +379,7 @@ class TestFailing:
 
 
 class TestResults:
-    def test_the_document_says_what_went_along(
+    def test_the_result_document_lists_referrers(
         self, served: FaultyRegistry, found: Signed, layout: Layout, tmp_path: Path
     ) -> None:
         path = tmp_path / "result.json"
@@ -414,18 +412,18 @@ class TestResults:
         own = layout.read(found.image["digest"])
         assert document["images"][0]["size"] == sum(blob["size"] for blob in (own["config"], *own["layers"]))
 
-    def test_inspect_and_verify_look_at_everything(self, archive: Path, found: Signed) -> None:
+    def test_inspect_and_verify_include_referrers(self, archive: Path, found: Signed) -> None:
         document = json.loads(done("inspect", "--json", archive).out)
         assert {image["digest"] for image in document["images"]} == {found.image["digest"], *found.hanging}
         done("verify", archive)
 
     @pytest.mark.uncounted
-    def test_help_tells_of_it(self) -> None:
+    def test_help_mentions_referrers(self) -> None:
         for command in ("pull", "push", "copy"):
             assert "--no-referrers" in done(command, "--help").out.decode()
 
 
-def test_a_name_of_cosigns_without_its_image_is_an_image(layout: Layout, other: FaultyRegistry, tmp_path: Path) -> None:
+def test_a_cosign_tag_without_its_image_is_an_image(layout: Layout, other: FaultyRegistry, tmp_path: Path) -> None:
     elsewhere = small_image(layout)
     alone = referrer(layout, elsewhere, "a/b", b"alone")
     layout.name(alone, f"r.example.com/app:{cosign_tag(elsewhere)}")

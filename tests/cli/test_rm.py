@@ -1,4 +1,4 @@
-"""`ocistream rm`: an image goes, with what hangs on it; what anybody else needs stays."""
+"""`ocistream rm`: an image is removed with its referrers; referrers of other images stay."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def images(layout: Layout) -> list[Descriptor]:
 
 
 @pytest.mark.parametrize("name", ["registry.example/a:1", None])
-def test_by_its_name_or_its_digest_an_image_goes_and_its_blobs_stay(
-    layout: Layout, images: list[Descriptor], name: str | None
-) -> None:
+def test_an_image_is_removed_by_name_or_digest(layout: Layout, images: list[Descriptor], name: str | None) -> None:
     digest = images[0]["digest"]
     before = {path.name for path in layout.path.rglob("*")}
     removed = ocistream("rm", layout.path, name or digest)
@@ -53,7 +51,7 @@ def test_by_its_name_or_its_digest_an_image_goes_and_its_blobs_stay(
     assert set(ocistream("gc", layout.path, "--older-than=0").lines()) == needed
 
 
-def test_several_go_at_once_or_none(layout: Layout, images: list[Descriptor]) -> None:
+def test_several_images_are_removed_or_none(layout: Layout, images: list[Descriptor]) -> None:
     before = (layout.path / "index.json").read_bytes()
     failed = ocistream("rm", layout.path, "registry.example/a:1", "registry.example/none:1")
     assertions.failure(failed, 4, "none:1", "registry.example/b:2")
@@ -118,7 +116,7 @@ def test_a_name_takes_itself_away_and_a_digest_all_names(layout: Layout) -> None
     assert listed(layout.path) == []
 
 
-def test_what_hangs_on_it_goes_too_and_what_hangs_on_that(layout: Layout, images: list[Descriptor]) -> None:
+def test_referrers_of_a_removed_image_are_removed_recursively(layout: Layout, images: list[Descriptor]) -> None:
     first, second, _ = images
     signature = layout.artifact(b"signature", subject=first)
     of_that = layout.artifact(b"of the signature", subject=signature)
@@ -134,7 +132,7 @@ def test_what_hangs_on_it_goes_too_and_what_hangs_on_that(layout: Layout, images
     assert listed(layout.path) == [*[image["digest"] for image in images[1:]], other["digest"]]
 
 
-def test_what_hangs_on_what_stays_as_well_stays(layout: Layout) -> None:
+def test_referrers_of_a_remaining_image_stay(layout: Layout) -> None:
     inner = layout.image([b"inner"])
     signature = layout.artifact(b"signature", subject=inner)
     index = layout.index([inner], name="registry.example/index:1")
@@ -147,9 +145,7 @@ def test_what_hangs_on_what_stays_as_well_stays(layout: Layout) -> None:
     assert listed(layout.path) == []
 
 
-def test_what_somebody_has_named_stays_and_so_does_what_hangs_on_nothing(
-    layout: Layout, images: list[Descriptor]
-) -> None:
+def test_named_referrers_and_referrers_without_a_subject_stay(layout: Layout, images: list[Descriptor]) -> None:
     named = layout.artifact(b"sbom", subject=images[0], name="registry.example/sbom:1")
     alone = layout.image([b"nameless"])
     entered(layout, alone)
@@ -164,7 +160,7 @@ def test_a_damaged_image_can_be_removed(layout: Layout, images: list[Descriptor]
     assert listed(layout.path) == [images[2]["digest"]]
 
 
-def test_only_a_layout_has_images_to_remove(tmp_path: Path) -> None:
+def test_only_a_layout_is_accepted(tmp_path: Path) -> None:
     assertions.failure(ocistream("rm", tmp_path / "missing", "x"), 4, "missing")
     assertions.failure(ocistream("rm", tmp_path, "x"), 6, "not an OCI layout")
     assertions.failure(ocistream("rm", tmp_path), 2)

@@ -100,16 +100,14 @@ def test_names_of_an_archive_are_listed(layout: Layout, tmp_path: Path, how: str
 
 @pytest.mark.usefixtures("images")
 class TestInspect:
-    def test_of_the_tags_that_are_like_a_missing_one_three_are_proposed(
-        self, served: FaultyRegistry, layout: Layout
-    ) -> None:
+    def test_three_similar_tags_are_suggested_for_a_missing_one(self, served: FaultyRegistry, layout: Layout) -> None:
         for tag in ("3.10.1", "3.10.2", "3.10.3", "3.10.4"):
             seed(layout, small_image(layout), served.host, "app", tag)
         result = ocistream("inspect", f"{served.host}/app:3.10.")
         assertions.failure(result, 4, "did you mean 3.10.")
         assert result.err.count(" or 3.10.") == 2
 
-    def test_a_repository_is_its_tags_one_a_line(self, served: FaultyRegistry) -> None:
+    def test_tags_of_a_repository_one_per_line(self, served: FaultyRegistry) -> None:
         result = ocistream("inspect", f"{served.host}/app")
         assert result.code == 0, result.err
         assert sorted(result.lines()) == TAGS
@@ -124,7 +122,7 @@ class TestInspect:
             "complete": True,
         }
 
-    def test_a_list_that_is_cut_is_said_to_be(self, served: FaultyRegistry) -> None:
+    def test_a_truncated_list_is_reported(self, served: FaultyRegistry) -> None:
         elsewhere = {"Link": '<http://localhost:1/more>; rel="next"'}
         served.faults.append(Fault(Reply(200, elsewhere, b'{"tags": ["a"]}'), path="/tags/", times=None))
         result = ocistream("inspect", f"{served.host}/app")
@@ -132,19 +130,19 @@ class TestInspect:
         assert "localhost:1" in result.err
         assert json.loads(ocistream("inspect", "--json", f"{served.host}/app").out)["complete"] is False
 
-    def test_no_tags_are_said_to_be_none(self, served: FaultyRegistry) -> None:
+    def test_a_repository_without_tags_is_reported(self, served: FaultyRegistry) -> None:
         served.faults.append(Fault(Reply(200, {}, b'{"tags": null}'), path="/tags/"))
         result = ocistream("inspect", f"{served.host}/app")
         assert (result.code, result.out) == (0, b"")
         assert f"{served.host}/app has no tags" in result.err
 
-    def test_a_repository_that_is_not_there(self, served: FaultyRegistry) -> None:
+    def test_a_missing_repository_is_not_found(self, served: FaultyRegistry) -> None:
         served.faults.append(Fault(refusal(404, "NAME_UNKNOWN"), path="/tags/"))
         assert ocistream("inspect", f"{served.host}/gone").code == 4
 
 
 class TestCopy:
-    def test_all_tags_arrive_each_as_it_was(
+    def test_all_tags_are_copied_unchanged(
         self, served: FaultyRegistry, other: FaultyRegistry, images: dict[str, Descriptor]
     ) -> None:
         result = ocistream("copy", "--all-tags", f"{served.host}/app", f"{other.host}/mirror/app")
@@ -165,7 +163,7 @@ class TestCopy:
         ],
     )
     @pytest.mark.usefixtures("images")
-    def test_globs_choose(
+    def test_globs_select_tags(
         self, served: FaultyRegistry, other: FaultyRegistry, globs: list[str], chosen: list[str]
     ) -> None:
         options = [text for glob in globs for text in ("--tags", glob)]
@@ -200,7 +198,7 @@ class TestCopy:
         assert [manifest_digest(other.host, "app", tag) for tag in ("1", "2")] == [first["digest"], second["digest"]]
 
     @pytest.mark.usefixtures("images")
-    def test_none_is_moved_if_one_cannot_be(self, served: FaultyRegistry, other: FaultyRegistry) -> None:
+    def test_no_tag_is_copied_if_one_fails(self, served: FaultyRegistry, other: FaultyRegistry) -> None:
         served.faults.append(Fault(refusal(404, "MANIFEST_UNKNOWN"), path="/manifests/2.0", times=None))
         result = ocistream("copy", "--all-tags", f"{served.host}/app", f"{other.host}/app")
         assert result.code == 4
@@ -218,7 +216,7 @@ class TestCopy:
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize("how", ["layout", "archive", "pipe"])
-    def test_an_image_without_a_tag_is_not_dropped(
+    def test_an_image_without_a_tag_is_an_error(
         self, layout: Layout, other: FaultyRegistry, tmp_path: Path, how: str
     ) -> None:
         image, nameless = self.one_without_a_name(layout)
@@ -245,9 +243,7 @@ class TestCopy:
             nameless["digest"],
         }
 
-    def test_an_image_without_a_tag_that_patterns_do_not_choose_is_named(
-        self, layout: Layout, other: FaultyRegistry
-    ) -> None:
+    def test_an_image_without_a_tag_is_reported_with_patterns(self, layout: Layout, other: FaultyRegistry) -> None:
         image, nameless = self.one_without_a_name(layout)
         result = ocistream("copy", "--tags", "*", f"oci:{layout.path}", f"{other.host}/app")
         assert result.lines() == [f"{other.host}/app:1@{image['digest']}"], result.err
@@ -282,7 +278,7 @@ class TestCopy:
             ("{one}/app", "oci:{path}:name", ":name"),
         ],
     )
-    def test_an_end_that_names_one_image_is_a_mistake(
+    def test_a_location_of_one_image_is_refused(
         self, served: FaultyRegistry, other: FaultyRegistry, tmp_path: Path, source: str, destination: str, named: str
     ) -> None:
         ends = [end.format(one=served.host, two=other.host, path=tmp_path / "x") for end in (source, destination)]
@@ -292,14 +288,14 @@ class TestCopy:
         assert served.requests == other.requests == []
 
     @pytest.mark.usefixtures("images")
-    def test_a_list_that_is_cut_is_not_copied_in_part(self, served: FaultyRegistry, other: FaultyRegistry) -> None:
+    def test_a_truncated_list_is_not_copied(self, served: FaultyRegistry, other: FaultyRegistry) -> None:
         elsewhere = {"Link": '<http://localhost:1/more>; rel="next"'}
         served.faults.append(Fault(Reply(200, elsewhere, b'{"tags": ["1.0"]}'), path="/tags/"))
         result = ocistream("copy", "--all-tags", f"{served.host}/app", f"{other.host}/app")
         assert result.code == 8
         assert other.requests == []
 
-    def test_tags_that_say_what_hangs_on_an_image_are_chosen_only_by_their_own_kind_of_pattern(
+    def test_referrer_tags_need_a_pattern_of_their_own(
         self, served: FaultyRegistry, other: FaultyRegistry, images: dict[str, Descriptor], layout: Layout
     ) -> None:
         # Of an image that is gone: a signature that nothing would bring along.

@@ -1,4 +1,4 @@
-"""A path that cannot be examined is an error of the disk, with the path and the cause, whatever it was given for."""
+"""A path that cannot be examined is a disk error with the path and the cause, for every option."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How blobs go up, as a user sees it: --upload, --mount-from, what is learnt, and a pipe whose upload breaks."""
+"""Uploads: --upload, --mount-from, the method for later blobs, and a broken upload from a pipe."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TestUpload:
                 assert result.code == 2
                 assert "chunk=4MiB" in result.err
 
-    def test_chunks_that_cannot_be_held_are_one_and_the_bound_is_said(self) -> None:
+    def test_chunks_beyond_the_memory_bound_are_refused(self) -> None:
         result = ocistream("push", "localhost:1/app", "--upload", "chunk=1G")
         assert result.code == 2
         assert "at most chunk=8MiB" in result.err
@@ -65,7 +65,7 @@ class TestUpload:
         ("way", "method", "count"),
         [("auto", "PATCH", 2), ("stream", "PATCH", 2), ("put", "PUT", 2), ("chunk=1M", "PATCH", 5)],
     )
-    def test_blobs_go_up_as_asked_for(
+    def test_blobs_use_the_requested_method(
         self, served: FaultyRegistry, archive: Path, tmp_path: Path, way: str, method: str, count: int
     ) -> None:
         result = tmp_path / "result.json"
@@ -77,7 +77,7 @@ class TestUpload:
         used = {"auto": "stream", "chunk=1M": "chunk=1048576"}.get(way, way)
         assert json.loads(result.read_bytes())["upload"] == {served.host: used}
 
-    def test_on_copy_as_well(self, served: FaultyRegistry, archive: Path) -> None:
+    def test_copy_uses_the_requested_method(self, served: FaultyRegistry, archive: Path) -> None:
         assertions.success(ocistream("copy", archive, f"{served.host}/app:1", "--upload", "put"))
         assert {sent for sent, _, _ in bodies(served)} == {"PUT"}
 
@@ -88,9 +88,7 @@ class TestLearning:
         """Return a registry that takes no more than 1 MiB in one request."""
         return start(Fault(refusal(413), "PATCH|PUT", larger_than=MIB, times=None))
 
-    def test_the_second_layer_is_sent_as_the_first_one_was_accepted(
-        self, bounded: FaultyRegistry, layout: Layout
-    ) -> None:
+    def test_the_second_layer_uses_the_accepted_method(self, bounded: FaultyRegistry, layout: Layout) -> None:
         layout.image([tar_layer({name: bytes(3 * MIB)}, compression="") for name in ("one", "two")], name="v2")
         argv = ["copy", f"oci:{layout.path}:v2", f"{bounded.host}/app:2", "--jobs", "1", "-v"]
         result = ocistream(*argv)
@@ -102,7 +100,7 @@ class TestLearning:
         accepted = [int(length) for _, status, length in bodies(bounded) if status == 202]
         assert sum(length for length in accepted if length > MIB // 2) == 6 * MIB
 
-    def test_no_file_of_it_is_left(self, bounded: FaultyRegistry, archive: Path, state: Path) -> None:
+    def test_the_accepted_method_is_not_stored(self, bounded: FaultyRegistry, archive: Path, state: Path) -> None:
         assertions.success(ocistream("push", f"{bounded.host}/app:1", stdin=archive))
         assert [path for path in state.rglob("*") if path.is_file()] == []
 
@@ -143,14 +141,14 @@ class TestMountFrom:
         assert served.asked("POST", "from=base/image")
 
     @pytest.mark.uncounted
-    def test_on_copy_from_an_archive_too(self, start: Start, archive: Path) -> None:
+    def test_copy_from_an_archive_mounts_blobs(self, start: Start, archive: Path) -> None:
         served = start()
         assertions.success(ocistream("push", f"{served.host}/base/image:1", stdin=archive))
         result = ocistream("copy", archive, f"{served.host}/app:1", "--mount-from", "base/image")
         assertions.success(result)
         assert "mounted" in result.err
 
-    def test_a_repository_that_refuses_costs_nothing_but_the_question(self, start: Start, archive: Path) -> None:
+    def test_a_refused_mount_costs_one_request(self, start: Start, archive: Path) -> None:
         served = start(Fault(refusal(403), "POST", "mount=", times=None))
         assertions.success(ocistream("push", f"{served.host}/app:1", "--mount-from", "secret", stdin=archive))
         assert len(served.asked("POST", "mount=")) <= 2
@@ -178,7 +176,7 @@ class TestMountFrom:
             if source != "../base":
                 assert said in result.err
 
-    def test_so_is_a_destination_that_is_no_registry(self, archive: Path, tmp_path: Path) -> None:
+    def test_a_destination_outside_a_registry_is_a_usage_error(self, archive: Path, tmp_path: Path) -> None:
         result = ocistream("copy", archive, tmp_path / "out.tar", "--mount-from", "base")
         assert result.code == 2
         assert not (tmp_path / "out.tar").exists()

@@ -1,4 +1,4 @@
-"""What is chosen, skipped or replaced on the way is told: with -v, or always where a user would not expect it."""
+"""Messages about choices, skips and replacements: with -v, or always if a user would not expect them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`copy --via` over a line that breaks off: the same command goes on in the middle of a blob."""
+"""`copy --via` over a connection that breaks: the same command resumes inside a blob."""
 
 from __future__ import annotations
 
@@ -66,9 +66,7 @@ def wrong(layout: Layout, image: Descriptor, at: int) -> Iterator[None]:
 
 
 class TestIntoARegistry:
-    def test_the_rest_alone_is_sent(
-        self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line
-    ) -> None:
+    def test_only_the_rest_is_sent(self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line) -> None:
         cut(layout, f"{served.host}/app:1", line)
         assertions.no_image(served)
         assert len(line.records()) == 1
@@ -88,16 +86,14 @@ class TestIntoARegistry:
         assert manifest_digest(served.host, "app", "1") == image["digest"]
         assert len([request for request in served.requests if request.method == "PATCH" and request.status == 202]) > 1
 
-    def test_however_often_it_breaks(
-        self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line
-    ) -> None:
+    def test_several_interruptions(self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line) -> None:
         for _ in range(3):
             cut(layout, f"{served.host}/app:1", line, 3 * MIB // 2)
         assertions.success(copy(layout, f"{served.host}/app:1", line))
         assert line.sent() <= LAYER - 3 * (3 * MIB // 2) + 4 * SMALL
         assert manifest_digest(served.host, "app", "1") == image["digest"]
 
-    def test_what_the_far_side_has_lost_meanwhile_is_sent_by_the_same_command(
+    def test_bytes_that_the_remote_side_lost_are_sent_by_the_same_command(
         self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line
     ) -> None:
         cut(layout, f"{served.host}/app:1", line)
@@ -108,7 +104,7 @@ class TestIntoARegistry:
         assert [(verb, code) for verb, _, code in line.passed()] == [("have", 0), ("push", 7), ("have", 0), ("push", 0)]
         assert manifest_digest(served.host, "app", "1") == image["digest"]
 
-    def test_from_a_pipe_by_the_next_one(
+    def test_from_a_pipe_the_next_command_sends_them(
         self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line, tmp_path: Path
     ) -> None:
         cut(layout, f"{served.host}/app:1", line)
@@ -124,7 +120,7 @@ class TestIntoARegistry:
         assert manifest_digest(served.host, "app", "1") == image["digest"]
 
     @pytest.mark.parametrize("old", [False, True])
-    def test_a_far_side_that_says_nothing_of_it_gets_all_of_it(
+    def test_a_remote_side_without_resume_gets_the_complete_blob(
         self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line, old: bool
     ) -> None:
         cut(layout, f"{served.host}/app:1", line)
@@ -137,7 +133,7 @@ class TestIntoARegistry:
         ]
         assert manifest_digest(served.host, "app", "1") == image["digest"]
 
-    def test_one_that_says_it_again_and_again_gets_all_of_it_as_well(
+    def test_a_remote_side_that_always_reports_loss_gets_the_complete_blob(
         self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line
     ) -> None:
         (layer,) = layout.read(image["digest"])["layers"]
@@ -146,9 +142,7 @@ class TestIntoARegistry:
         assert [(verb, code) for verb, _, code in line.passed()] == [("have", 0), ("push", 7), ("have", 0), ("push", 0)]
         assert manifest_digest(served.host, "app", "1") == image["digest"]
 
-    def test_which_image_is_taken_is_said_once_though_it_is_sent_again(
-        self, served: FaultyRegistry, layout: Layout, line: Line
-    ) -> None:
+    def test_the_default_platform_is_reported_once(self, served: FaultyRegistry, layout: Layout, line: Line) -> None:
         image = layout.image([2 * MIB], platform="linux/amd64")
         layout.index([image, layout.image([b"another"], platform="linux/amd64")], name="v1")
         (layer,) = layout.read(image["digest"])["layers"]
@@ -159,9 +153,9 @@ class TestIntoARegistry:
         assert result.err.count("linux/amd64 matches linux/amd64; not copied: linux/amd64") == 1
 
 
-class TestWhatIsWrong:
+class TestCorruption:
     @pytest.mark.parametrize("where", ["registry", "layout"])
-    def test_a_beginning_that_is_not_the_blobs_costs_time_and_nothing_else(
+    def test_a_wrong_stored_beginning_is_replaced(
         self, where: str, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line, tmp_path: Path
     ) -> None:
         end = f"{served.host}/app:1" if where == "registry" else f"oci:{tmp_path / 'there'}:v1"
@@ -193,7 +187,7 @@ class TestWhatIsWrong:
 
 
 class TestIntoAnArchive:
-    def test_what_arrived_is_kept_and_completed_by_the_next_run(
+    def test_the_next_run_completes_a_partial_archive(
         self, layout: Layout, image: Descriptor, line: Line, tmp_path: Path
     ) -> None:
         folder = tmp_path / "there"
@@ -220,7 +214,7 @@ class TestIntoAnArchive:
 
 
 class TestIntoALayout:
-    def test_the_rest_alone_is_sent(self, layout: Layout, image: Descriptor, line: Line, tmp_path: Path) -> None:
+    def test_only_the_rest_is_sent(self, layout: Layout, image: Descriptor, line: Line, tmp_path: Path) -> None:
         end = f"oci:{tmp_path / 'there'}:v1"
         cut(layout, end, line)
         assertions.success(copy(layout, end, line))

@@ -1,4 +1,4 @@
-"""Archives cut into volumes: pulled, and pushed in every order, at once and one by one; one lacking, twice, foreign."""
+"""Archives split into volumes: pull them, and push them in every order; missing, repeated and foreign volumes."""
 
 from __future__ import annotations
 
@@ -153,7 +153,9 @@ def test_the_same_image_gives_the_same_volumes_byte_for_byte(registry: FaultyReg
     assert [path.read_bytes() for path in split(registry, folder, "--jobs", "1")] == first
 
 
-def test_what_fits_into_one_is_an_archive_as_any_other(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
+def test_an_image_that_fits_one_volume_is_an_ordinary_archive(
+    registry: FaultyRegistry, folder: Path, tmp_path: Path
+) -> None:
     (path,) = split(registry, folder, size=MIB)
     assert path.name == "app.000.tar"
     whole = tmp_path / "whole.tar"
@@ -164,7 +166,7 @@ def test_what_fits_into_one_is_an_archive_as_any_other(registry: FaultyRegistry,
     assert len(split(registry, folder, size=whole.stat().st_size - 1)) == 2
 
 
-def test_a_size_that_is_too_small_is_refused_with_the_least_that_does(registry: FaultyRegistry, folder: Path) -> None:
+def test_a_too_small_size_is_refused_with_the_minimum(registry: FaultyRegistry, folder: Path) -> None:
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", folder / "app.%d.tar", "--split"]
     refused = ocistream(*argv, "1k")
     assertions.failure(refused, 2, "too small", "use at least ")
@@ -200,7 +202,7 @@ def test_a_size_that_is_too_small_is_refused_with_the_least_that_does(registry: 
         (["-o", "app.%d.tar", "--split", "1GiB", "--result", "app.7.tar"], ["--result app.7.tar"]),
     ],
 )
-def test_what_does_not_go_with_volumes_is_refused(argv: list[str], words: list[str], folder: Path) -> None:
+def test_incompatible_options_are_refused(argv: list[str], words: list[str], folder: Path) -> None:
     assertions.failure(ocistream("pull", "127.0.0.1:1/app:1", *argv, cwd=folder), 2, *words)
     assertions.nothing_left(folder)
 
@@ -213,7 +215,7 @@ def test_a_percent_sign_may_be_in_a_name(registry: FaultyRegistry, folder: Path)
     assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", folder / "100%.tar"))
 
 
-def test_a_name_that_is_no_files_is_found_out_before_anything_is_fetched(
+def test_an_invalid_file_name_is_refused_before_any_request(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path
 ) -> None:
     (folder / "app.002.tar").mkdir()
@@ -224,7 +226,7 @@ def test_a_name_that_is_no_files_is_found_out_before_anything_is_fetched(
     assertions.failure(ocistream(*argv[:3], folder / "none" / "app.%d.tar", *argv[4:]), 4, "none")
 
 
-def test_volumes_of_an_earlier_set_stay_and_are_told(registry: FaultyRegistry, folder: Path) -> None:
+def test_volumes_of_an_earlier_set_stay_and_are_reported(registry: FaultyRegistry, folder: Path) -> None:
     (folder / "app.007.tar").write_bytes(b"of another day")
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", folder / "app.%03d.tar", "--split", str(SIZE)]
     pulled = ocistream(*argv)
@@ -233,13 +235,13 @@ def test_volumes_of_an_earlier_set_stay_and_are_told(registry: FaultyRegistry, f
     assert (folder / "app.007.tar").read_bytes() == b"of another day"
 
 
-def test_copy_by_way_of_another_host_cuts_nothing() -> None:
+def test_copy_via_refuses_split() -> None:
     argv = ["copy", "127.0.0.1:1/app:1", "registry.local/app:1", "--via", "true", "--split", "1GiB"]
     assertions.failure(ocistream(*argv), 2, "--split", "--via")
 
 
 @pytest.mark.uncounted
-def test_copy_cuts_too(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
+def test_copy_splits_archives(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
     paths = split(registry, folder)
     whole = tmp_path / "whole.tar"
     assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", whole))
@@ -253,7 +255,7 @@ def test_copy_cuts_too(registry: FaultyRegistry, folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.uncounted
-def test_what_the_other_side_has_is_in_no_volume(
+def test_omitted_blobs_are_in_no_volume(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry, tmp_path: Path
 ) -> None:
     had = layer(layout, image, 1)
@@ -285,7 +287,7 @@ def test_what_the_other_side_has_is_in_no_volume(
         ),
     ],
 )
-def test_a_pull_that_was_stopped_goes_on_and_fetches_no_volume_again(
+def test_an_interrupted_pull_resumes_without_fetching_volumes_again(
     served: FaultyRegistry, layout: Layout, folder: Path, number: int, kind: int
 ) -> None:
     # Of each at least a MiB is there when it halts, less than which is not kept.
@@ -435,7 +437,7 @@ def test_an_interrupted_part_is_reported_and_resumed(cut: CutOnce, target: Fault
 
 
 @pytest.mark.uncounted
-def test_a_volume_that_is_missing_is_asked_for_by_name(
+def test_a_missing_volume_is_named(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
 ) -> None:
     paths = split(registry, folder, size=WHOLE)
@@ -500,7 +502,7 @@ def test_what_was_left_out_and_what_brings_it_are_put_together(
 
 
 @pytest.mark.uncounted
-def test_a_lost_volume_is_replaced_by_an_archive_of_what_was_in_it(
+def test_an_archive_of_the_missing_blobs_replaces_a_lost_volume(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
 ) -> None:
     paths = split(registry, folder)
@@ -511,7 +513,7 @@ def test_a_lost_volume_is_replaced_by_an_archive_of_what_was_in_it(
     is_there(target, image, layout)
 
 
-def test_only_what_can_be_read_anywhere_is_put_together(
+def test_only_seekable_inputs_are_joined(
     registry: FaultyRegistry, folder: Path, target: FaultyRegistry, tmp_path: Path
 ) -> None:
     paths = split(registry, folder)
@@ -535,7 +537,7 @@ def test_one_volume_alone_may_come_from_a_pipe(
     is_there(target, image, layout)
 
 
-def test_every_image_of_volumes_goes_where_it_belongs(
+def test_to_pushes_every_image_of_volumes(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
 ) -> None:
     seed(layout, layout.image([b"another"]), registry.host, "other", "2")
@@ -547,7 +549,7 @@ def test_every_image_of_volumes_goes_where_it_belongs(
     assert manifest_digest(target.host, "other", "2")
 
 
-def test_a_name_out_of_a_volume_drives_no_terminal(layout: Layout, folder: Path, target: FaultyRegistry) -> None:
+def test_a_name_in_a_volume_cannot_control_the_terminal(layout: Layout, folder: Path, target: FaultyRegistry) -> None:
     image = layout.image([b"layer"], name="v1")
     lacking = layer(layout, image, 0)
     omitted = f"# volume \x1b]0;owned\x07\u202eapp\n{lacking}"
@@ -562,7 +564,7 @@ def test_a_name_out_of_a_volume_drives_no_terminal(layout: Layout, folder: Path,
 # Looked at -------------------------------------------------------------------------------------------------------
 
 
-def test_verify_says_of_a_volume_which_it_is(registry: FaultyRegistry, folder: Path) -> None:
+def test_verify_names_the_volume(registry: FaultyRegistry, folder: Path) -> None:
     paths = split(registry, folder)
     for number, path in enumerate(paths):
         seen = ocistream("verify", path)
@@ -602,7 +604,7 @@ def test_verify_finds_a_flipped_byte_in_a_part(registry: FaultyRegistry, folder:
         assert from_pipe or f" in {path.name} is corrupt: " in seen.err
 
 
-def test_a_damaged_part_changes_nothing_and_its_volume_is_named(
+def test_a_damaged_part_is_named_and_nothing_becomes_visible(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
 ) -> None:
     paths = split(registry, folder)
@@ -620,7 +622,7 @@ def test_a_damaged_part_changes_nothing_and_its_volume_is_named(
     is_there(target, image, layout)
 
 
-def test_a_volume_is_no_whole_archive_to_copy(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
+def test_copy_refuses_a_single_volume(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
     paths = split(registry, folder, size=WHOLE)
     assertions.failure(
         ocistream("copy", paths[0], tmp_path / "copy.tar"), 6, "still needed: app.001.tar, app.002.tar", "all volumes"

@@ -224,7 +224,7 @@ LIMITS: Final[dict[int, Limit]] = {
     22: Limit(
         "The rest of a blob must end where the blob ends, and is verified together with its beginning",
         ("transfer.partial_blobs",),
-        tests=("cli/test_via_resume.py::test_a_beginning_that_is_not_the_blobs_costs_time_and_nothing_else",),
+        tests=("cli/test_via_resume.py::test_a_wrong_stored_beginning_is_replaced",),
     ),
     23: Limit(
         "manifest.json and index.json in one archive must name the same images; more images in manifest.json "
