@@ -129,7 +129,7 @@ class PartialBlobLostError(NetworkError):
     The stored beginning is deleted or shorter than before, so the same command sends what is needed.
     """
 
-    kind: ClassVar[str] = "lost-beginning"
+    kind: ClassVar[str] = "partial-blob-lost"
 
 
 class RegistryError(NetworkError):

@@ -24,7 +24,7 @@ _FORMAT: Final = "# ocistream have "
 _VERSION: Final = "1"
 _ORIGIN: Final = "# origin "
 _BY: Final = "# by ocistream "
-_REACHED: Final = "# reached "
+_PARTIAL: Final = "# partial "
 _DIGESTS: Final = "# digests "
 _COUNT = re.compile(r"[0-9]{1,9}\Z")
 _OFFSET = re.compile(r"[1-9][0-9]{0,17}\Z")
@@ -69,7 +69,7 @@ def format_have_list(
         yield f"{_ORIGIN}{printable(origin, limits.MAX_HAVE_LINE // 8)}\n"
     yield f"{_BY}{version}\n"
     for digest, offset in sorted((partial_blobs or {}).items())[: limits.MAX_RESUMABLE_BLOBS]:
-        yield f"{_REACHED}{digest} {offset}\n"
+        yield f"{_PARTIAL}{digest} {offset}\n"
     yield f"{_DIGESTS}{len(digests)}\n"
     for digest in sorted(digests):
         yield f"{digest}\n"
@@ -164,9 +164,9 @@ class HaveListReader:
                 raise self._malformed_error(number, f"{printable(count, 40)!r} is not a number of digests")
             self._total_count += 1
             self._expected_digests += int(count)
-        elif text.startswith(_REACHED):
+        elif text.startswith(_PARTIAL):
             # A malformed value is ignored: this header only saves bytes.
-            digest, _, offset = text.removeprefix(_REACHED).partition(" ")
+            digest, _, offset = text.removeprefix(_PARTIAL).partition(" ")
             if is_digest(digest) and _OFFSET.match(offset) and len(self.partial_blobs) < limits.MAX_RESUMABLE_BLOBS:
                 self.partial_blobs[digest] = int(offset)
         else:

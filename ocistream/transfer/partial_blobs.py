@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 #: The annotation of `index.json` that lists partial blobs. Each line has a digest and a byte offset.
-PARTIAL_BLOBS: Final = "vnd.ocistream.begun"
+PARTIAL_BLOBS: Final = "vnd.ocistream.partial-blobs"
 
 _OFFSET: Final = re.compile(r"[1-9][0-9]{0,17}\Z")
 

@@ -125,7 +125,7 @@ class TestIntoARegistry:
     ) -> None:
         cut(layout, f"{served.host}/app:1", line)
         # Or that what is there is more than there can be.
-        line.edits(r"/^# reached/d" if old else r"s/^\(# reached .*\) .*/\1 99999999999/")
+        line.edits(r"/^# partial/d" if old else r"s/^\(# partial .*\) .*/\1 99999999999/")
         assertions.success(copy(layout, f"{served.host}/app:1", line))
         assert [(verb, size > LAYER, code) for verb, size, code in line.passed()] == [
             ("have", False, 0),
@@ -137,7 +137,7 @@ class TestIntoARegistry:
         self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line
     ) -> None:
         (layer,) = layout.read(image["digest"])["layers"]
-        line.edits(rf"/^# by/a\# reached {layer['digest']} {CUT}")
+        line.edits(rf"/^# by/a\# partial {layer['digest']} {CUT}")
         assertions.success(copy(layout, f"{served.host}/app:1", line))
         assert [(verb, code) for verb, _, code in line.passed()] == [("have", 0), ("push", 7), ("have", 0), ("push", 0)]
         assert manifest_digest(served.host, "app", "1") == image["digest"]
@@ -146,7 +146,7 @@ class TestIntoARegistry:
         image = layout.image([2 * MIB], platform="linux/amd64")
         layout.index([image, layout.image([b"another"], platform="linux/amd64")], name="v1")
         (layer,) = layout.read(image["digest"])["layers"]
-        line.edits(rf"/^# by/a\# reached {layer['digest']} {MIB}")
+        line.edits(rf"/^# by/a\# partial {layer['digest']} {MIB}")
         result = copy(layout, f"{served.host}/app:1", line, "--platform", "linux/amd64")
         assertions.success(result)
         assert "sending the complete blob" in result.err

@@ -22,7 +22,7 @@ MIB: Final = 1 << 20
 A, B = digest_of(b"a"), digest_of(b"b")
 LIST: Final = f"# ocistream have 1\n# have registry.example/app\n# by 1.0\n# digests 2\n{A}\n{B}\n".encode()
 #: The annotation of index.json that says of which blobs an archive has only the rest.
-BEGUN: Final = "vnd.ocistream.begun"
+PARTIAL_BLOBS: Final = "vnd.ocistream.partial-blobs"
 
 
 def read_list(ocistream: Run, content: bytes) -> int:
@@ -90,7 +90,7 @@ class Rest:
 
     def archive(self, text: str | None = None, rest: bytes | None = None) -> bytes:
         """Return the archive with this annotation, if not the right one, and with this rest of the layer."""
-        note = {BEGUN: f"{self.digest} {self.start}" if text is None else text}
+        note = {PARTIAL_BLOBS: f"{self.digest} {self.start}" if text is None else text}
         index = json.dumps({**self.index, "annotations": note}).encode()
         layer = self.digest[7:]
         items = [item for item in self.items if item[0] != "index.json" and not item[0].endswith(layer)]
@@ -136,7 +136,7 @@ def test_a_malformed_annotation_about_rests_is_refused(
     ocistream: Run, capsys: pytest.CaptureFixture[str], rest: Rest, text: str
 ) -> None:
     assert rest.copy(ocistream, rest.archive(text), rest.content[: rest.start]) == 6
-    assert BEGUN in capsys.readouterr().err
+    assert PARTIAL_BLOBS in capsys.readouterr().err
     assert not rest.is_complete()
 
 

@@ -201,7 +201,7 @@ def test_memory_does_not_grow_with_the_list() -> None:
     assert peaks[1] < peaks[0] + 64 * limits.KIB
 
 
-def reached(text: bytes) -> dict[str, int]:
+def partial(text: bytes) -> dict[str, int]:
     listed = HaveListReader(read_lines(io.BytesIO(text)), "have.txt")
     list(listed)
     return listed.partial_blobs
@@ -209,9 +209,9 @@ def reached(text: bytes) -> dict[str, int]:
 
 def test_what_is_there_of_others_stands_in_front_and_readers_that_do_not_know_it_pass_over_it() -> None:
     text = "".join(format_have_list(["app"], {A}, version="0.5.0", partial_blobs={C: 12, B: 1 << 40})).encode()
-    first, second = sorted([f"# reached {B} {1 << 40}", f"# reached {C} 12"])
+    first, second = sorted([f"# partial {B} {1 << 40}", f"# partial {C} 12"])
     assert f"{first}\n{second}\n# digests 1\n" in text.decode()
-    assert reached(text) == {B: 1 << 40, C: 12}
+    assert partial(text) == {B: 1 << 40, C: 12}
     assert read(text, A, B) == HaveListMatch({A}, ("app",), ("0.5.0",), 1)
 
 
@@ -219,14 +219,14 @@ def test_what_is_there_of_others_stands_in_front_and_readers_that_do_not_know_it
     "line", ["", "x", A, f"{A} ", f"{A} 0", f"{A} 01", f"{A} -1", f"{A} 1 2", f"{A} {10**18}", "sha256:1 5", f"{A} ٣"]
 )
 def test_what_makes_no_sense_there_is_passed_over(line: str) -> None:
-    assert reached(HEAD + f"# reached {line}\n# reached {B} 7\n# digests 0\n".encode()) == {B: 7}
+    assert partial(HEAD + f"# partial {line}\n# partial {B} 7\n# digests 0\n".encode()) == {B: 7}
 
 
 def test_no_more_of_them_is_held_than_there_can_be() -> None:
     many = {digest_of(f"{n}".encode()): n + 1 for n in range(limits.MAX_RESUMABLE_BLOBS + 1)}
     assert (
-        len(reached("".join(format_have_list(["app"], (), version="1", partial_blobs=many)).encode()))
+        len(partial("".join(format_have_list(["app"], (), version="1", partial_blobs=many)).encode()))
         == limits.MAX_RESUMABLE_BLOBS
     )
-    text = HEAD + "".join(f"# reached {digest} {n}\n" for digest, n in many.items()).encode() + b"# digests 0\n"
-    assert len(reached(text)) == limits.MAX_RESUMABLE_BLOBS
+    text = HEAD + "".join(f"# partial {digest} {n}\n" for digest, n in many.items()).encode() + b"# digests 0\n"
+    assert len(partial(text)) == limits.MAX_RESUMABLE_BLOBS
