@@ -396,7 +396,7 @@ def parse_mount_sources(texts: Sequence[str], registry: str | None) -> tuple[str
     """
     if texts and registry is None:
         msg = "--mount-from needs a registry as the destination"
-        raise UsageError(msg, hint="omit it: blobs are copied here")
+        raise UsageError(msg, hint="omit --mount-from: blobs are mounted only within a registry")
     return tuple(dict.fromkeys(_parse_mount_source(text, registry or "") for text in texts))
 
 

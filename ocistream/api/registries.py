@@ -114,8 +114,7 @@ class RegistryAccess:
 
         state = state_home(self._env, find_home(self._env) if self._env.get("HOME") else None)
         if state is None:
-            reason = "neither HOME nor XDG_STATE_HOME is set"
-            notices.notify(f"{reason}: no later run can resume an upload of this one", level=1)
+            notices.notify("neither HOME nor XDG_STATE_HOME is set: interrupted uploads cannot be resumed", level=1)
         directory = None if state is None else state / "ocistream" / "uploads"
         return UploadRecords(directory, lambda message: self._report(message, 1))
 

@@ -175,7 +175,7 @@ class VerifyResult:
             msg = f"{target} lacks {findings.missing[0].digest}{more}"
             raise MissingContentError(msg, hint="a registry that has the missing blobs still accepts it")
         if self.illegal_names:
-            msg = f"{target} has a name that no image archive has: {printable(self.illegal_names[0])!r}"
+            msg = f"{target} has a name that is not allowed in image archives: {printable(self.illegal_names[0])!r}"
             raise ArchiveError(msg)
 
     def subject(self, root: Root) -> str | None:

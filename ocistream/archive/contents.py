@@ -98,7 +98,7 @@ class ArchiveContents:
         self.docker_files: dict[str, Extent | str] = {}
         self._ambiguous: set[str] = set()
         self._name_bytes = 0
-        #: Number of entries with names that no image archive has, and the first such name.
+        #: Number of entries with names that are not allowed in image archives, and the first such name.
         self.illegal_count = 0
         self.first_illegal_name = ""
         #: Number of files that do not belong to an OCI archive.

@@ -190,7 +190,7 @@ class MirroredRepository:
         if candidate.pull_source.is_mirror:
             # The mirror may have copied only some of the referrers.
             message = f"the mirror {candidate.pull_source} lists the referrers of {printable(self._display_name)}"
-            notify(f"{message}; no other source is asked for more", level=1)
+            notify(f"{message}; other sources were not asked for more", level=1)
         return referrers
 
     def find_digest(self, target: str) -> str | None:

@@ -376,7 +376,7 @@ class Upload:
         if self._can_resume and request.span and stated is not None and self.acknowledged < stated < end:
             if stated - self.acknowledged < _MIN_PROGRESS or not self._buffer.can_seek(stated):
                 # Count this as a failure, or a registry that stores very little each time would never end the loop.
-                msg = f"{self._host} took {stated - request.span[0]} of {request.size} bytes"
+                msg = f"{self._host} accepted {stated - request.span[0]} of {request.size} bytes"
                 raise NetworkError(msg)
             end = stated
         self._acknowledge(end)

@@ -42,7 +42,7 @@ def test_referrers_that_only_a_mirror_was_asked_for(start: Start, layout: Layout
     env = configured(tmp_path, "ocistream/config.toml", text)
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar"]
     lists = f"the mirror {mirror.host}/hub/app lists the referrers of {registry.host}/app"
-    said = f"{lists}; no other source is asked for more"
+    said = f"{lists}; other sources were not asked for more"
     assert said in told(ocistream(*argv, "-v", env=env))
     assert said not in told(ocistream(*argv, env=env))
 
@@ -140,6 +140,6 @@ def test_no_home_to_keep_state_in(served: FaultyRegistry, layout: Layout) -> Non
     small_image(layout, name="app")
     env: dict[str, str | None] = {"HOME": None, "XDG_STATE_HOME": None}
     argv: list[Argument] = ["push", "-i", layout.path, f"{served.host}/app:1", "-v"]
-    said = "neither HOME nor XDG_STATE_HOME is set: no later run can resume an upload of this one"
+    said = "neither HOME nor XDG_STATE_HOME is set: interrupted uploads cannot be resumed"
     assert any(line.startswith(said) for line in told(ocistream(*argv, env=env)))
     assert not any(line.startswith(said) for line in told(ocistream(*argv)))

@@ -205,7 +205,7 @@ class TestNames:
         result = verify(tar_of(items_of(images)), "--json")
         assert result.code == 6
         assert sorted(document(result)["illegalNames"]) == sorted(names)
-        assert "has a name that no image archive has" in result.err
+        assert "has a name that is not allowed in image archives" in result.err
         assert ocistream("verify", images.path).code == 6
 
     def test_a_docker_archives_tags_are_to_be_names_of_images(self, layout: Layout, verify: Verify) -> None:

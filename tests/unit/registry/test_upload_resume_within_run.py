@@ -123,7 +123,7 @@ class TestWhatIsBelieved:
             uploader(quick(), registry).upload(source.blob)
             assert is_stored(registry, source.content)
         else:
-            with pytest.raises(NetworkError, match="took 1048576 of") as caught:
+            with pytest.raises(NetworkError, match="accepted 1048576 of") as caught:
                 uploader(quick(), registry).upload(source.blob)
             assert "chunk=8MiB" in (caught.value.hint or "")
         assert source.opened == 1
@@ -147,7 +147,7 @@ class TestWhatIsBelieved:
 
         monkeypatch.setattr(Upload, "receive", sparing)
         registry = faulty()
-        with pytest.raises(NetworkError, match="took 100 of 1048576 bytes"):
+        with pytest.raises(NetworkError, match="accepted 100 of 1048576 bytes"):
             uploader(quick(ladder=UploadStrategy(explicit_method=UploadMethod(CHUNK, MIB))), registry).upload(
                 Source().blob
             )
