@@ -51,7 +51,7 @@ def line_of(job: Job, found: dict[str, list[Run]]) -> Line:
     return Line(
         job.name,
         ratio,
-        job.goal,
+        job.goal if beside or job.is_goal_in_seconds else None,
         beside,
         others,
         others_cpu,
