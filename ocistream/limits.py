@@ -126,6 +126,12 @@ MAX_HAVE_HEADERS: Final = 100
 #: Digests of one query: all that one transfer can have.
 MAX_QUERIED_DIGESTS: Final = MAX_MANIFESTS + MAX_BLOBS
 
+# Lists of images (`pull --images`) --------------------------------------------------------------------------
+#: One line: names have at most some hundred characters, and a comment may follow.
+MAX_IMAGE_LIST_LINE: Final = 4 * KIB
+#: Lines: `MAX_IMAGES`, and as many comments and blank lines.
+MAX_IMAGE_LIST_LINES: Final = 2 * MAX_IMAGES
+
 # The remote command of --via --------------------------------------------------------------------------------
 #: One line of the remote command's output; a longer line is handled in pieces.
 MAX_REMOTE_LINE: Final = 64 * KIB

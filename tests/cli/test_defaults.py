@@ -20,7 +20,7 @@ from tests.runner import Result, ocistream
 REFUSED = {
     "it decides what is copied": [
         *("output", "input", "image", "to", "tags", "all", "all-tags", "via", "have", "base", "only", "among"),
-        "by-digest",
+        *("by-digest", "images"),
     ],
     "it is for one run": ["from-byte", "split", "result", "dry-run", "shard"],
     "it decides what is printed": ["access-log", "json", "raw", "raw-config"],

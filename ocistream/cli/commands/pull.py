@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ocistream.api.copy_plan import plan_copy
-from ocistream.api.options import FOR_ONE_RUN, OUTPUT, SELECTS_CONTENT, CopyOptions
+from ocistream.api.options import FOR_ONE_RUN, OUTPUT, SELECTION, SELECTS_CONTENT, CopyOptions
+from ocistream.cli.image_lists import read_image_list
 from ocistream.cli.options import (
     OmissionOptions,
     Option,
@@ -38,7 +39,18 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
 
 
 @command
-@click.argument("sources", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("sources", nargs=-1, metavar="IMAGE...")
+@click.option(
+    "--images",
+    "lists",
+    cls=Option,
+    type=FilePath(),
+    multiple=True,
+    metavar="FILE",
+    no_default=SELECTS_CONTENT,
+    section=SELECTION,
+    help="Also pull the images in FILE (- is stdin), one per line, # for comments; repeatable.",
+)
 @click.option(
     "-o",
     "--output",
@@ -81,6 +93,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
 def pull(
     context: CommandContext,
     sources: tuple[str, ...],
+    lists: tuple[str, ...],
     output: str,
     kind: str | None,
     *,
@@ -94,10 +107,19 @@ def pull(
     \b
     ocistream pull nginx:1 | ssh host ocistream push localhost:5000/nginx:1
     ocistream pull --platform all -o app.tar registry.example.com/app:2 nginx:1
+    ocistream pull --images k3s-images.txt -o k3s.tar
     ssh host ocistream have oci:images | ocistream pull --have - -o n.tar nginx:2
     ocistream pull --split 4GiB -o '/media/stick/app.%03d.tar' app:2
     """
     images = [Location("docker", text, reference=parse_image(text, _OUTPUT_HINT)) for text in sources]
+    if not images and not lists:
+        msg = "Missing argument 'IMAGE...'."
+        raise UsageError(msg, hint="name images, or a list of images with --images FILE")
+    if [*lists, *context.omission.have].count("-") > 1:
+        msg = "only one list can come from stdin"
+        raise UsageError(msg, hint="write the other one into a file")
+    for path in lists:
+        images += read_image_list(context, path, _OUTPUT_HINT)
     destination = parse_output(output, kind)
     if destination.is_stream and destination.kind == "oci":
         msg = "cannot write a layout directory to stdout"
