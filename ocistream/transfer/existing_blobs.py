@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ocistream.oci.omitted_blobs import VOLUME
 from ocistream.streams.workers import run_each
 from ocistream.transfer.interfaces import IncompleteSource, MountingDestination
-from ocistream.transfer.report import MissingBlobsError, NeededVolumes
+from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, NeededVolumes
 
 if TYPE_CHECKING:
     import threading
@@ -130,7 +130,7 @@ class ExistenceCheck:
         Return how many bytes of each other blob of `remaining` an earlier run has stored.
 
         Raises:
-            MissingBlobsError: neither side has a blob, or only other volumes have it.
+            MissingBlobsError: neither side has a blob; or only other volumes have it (MissingVolumesError).
         """
         sizes = self._destination.stored(remaining, partial=True) if remaining else {}
         stored = self._stored | {blob.digest for blob in remaining if sizes.get(blob.digest) == blob.size}
@@ -144,7 +144,7 @@ class ExistenceCheck:
             self._check_missing(graph, missing)
             reasons = [graph.omitted_from_source.get(blob.digest) for blob in missing]
             volumes = sorted({reason.name for reason in reasons if reason is not None})
-            raise MissingBlobsError(missing, graph, is_untouched=True, needed=NeededVolumes(volumes, {}))
+            raise MissingVolumesError(missing, graph, is_untouched=True, needed=NeededVolumes(volumes, {}))
         return {digest: size for digest, size in sizes.items() if digest in unmountable}
 
     def _check_missing(self, graph: Graph, missing: Sequence[Descriptor]) -> None:
