@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import functools
 from typing import TYPE_CHECKING, TypeAlias
 
-from ocistream.api.registries import RegistryAccess, find_home
+from ocistream.api.registries import RegistryAccess, find_home, once
 from ocistream.errors import UsageError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Collection, Mapping
 
     from ocistream.api.options import ClientOptions
@@ -44,16 +46,17 @@ class ClientRegistries:
         self._plain_http = plain_http
         self._tls = tls
         self._closed = closed
-        #: Registries that calls named; a mirror from the configuration is none of them.
-        self._named: set[str] = set()
-        self._lock = threading.RLock()
-        self._clients: dict[bool, HttpClient] = {}
+        #: Registries that calls named, as keys; a mirror from the configuration is none of them.
+        self._named: dict[str, None] = {}
+        self._resources = contextlib.ExitStack()
+        #: The client for registries, and the one for mirrors.
+        self._clients = [
+            once(functools.partial(self._create_client, is_for_mirrors)) for is_for_mirrors in (False, True)
+        ]
 
     def close(self) -> None:
         """Close all idle connections."""
-        with self._lock:
-            for client in self._clients.values():
-                client.close()
+        self._resources.close()
 
     def build_context(self, registries: Collection[str], cancelled: threading.Event) -> OpenContext:
         """Return the context of a call that names these registries.
@@ -61,10 +64,9 @@ class ClientRegistries:
         Raises:
             UsageError: SOURCE_DATE_EPOCH is malformed.
         """
-        with self._lock:
-            self._named |= set(registries)
+        self._named.update(dict.fromkeys(registries))
         return self._access.build_context(
-            lambda is_for_mirrors: self._client(is_for_mirrors).for_transfer(cancelled), cancelled
+            lambda is_for_mirrors: self._clients[is_for_mirrors]().for_transfer(cancelled), cancelled
         )
 
     def check_environment_credential(self, registries: Collection[str]) -> None:
@@ -73,17 +75,16 @@ class ClientRegistries:
             msg = f"OCISTREAM_USERNAME cannot be used for {' and '.join(sorted(registries))}"
             raise UsageError(msg, hint="run `ocistream login` for each registry, or pass credentials by host")
 
-    def _client(self, is_for_mirrors: bool) -> HttpClient:
-        with self._lock:
-            if is_for_mirrors not in self._clients:
-                self._clients[is_for_mirrors] = self._access.create_client(
-                    self._find_credential,
-                    plain_http=self._plain_http,
-                    tls=self._tls,
-                    is_for_mirrors=is_for_mirrors,
-                    cancelled=self._closed,
-                )
-            return self._clients[is_for_mirrors]
+    def _create_client(self, is_for_mirrors: bool) -> HttpClient:
+        client = self._access.create_client(
+            self._find_credential,
+            plain_http=self._plain_http,
+            tls=self._tls,
+            is_for_mirrors=is_for_mirrors,
+            cancelled=self._closed,
+        )
+        self._resources.callback(client.close)
+        return client
 
     def _find_credential(self, registry: str, repository: str) -> Credential | None:
         from ocistream.auth.credentials import Credential, Keychain
@@ -97,13 +98,11 @@ class ClientRegistries:
             for named, credential in given.items():
                 if normalize_host(named) == host:
                     return credential
-        with self._lock:
-            named_registries = frozenset(self._named)
         keychain = Keychain(
             self._env,
             home=find_home(self._env),
             explicit=given if isinstance(given, Credential) else None,
-            named=named_registries,
+            named=frozenset(self._named),
             configured=self._access.rules().credentials,
         )
         return keychain.find(registry, repository)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from ocistream.cli.console import can_draw
 from ocistream.limits import MAX_CONFIG
 from ocistream.sizes import format_count, format_size
+from ocistream.streams.workers import start
 from ocistream.transfer.interfaces import NullObserver
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class Progress:
     def __enter__(self) -> Self:
         # If the system allows no more threads, nothing is displayed.
         with contextlib.suppress(RuntimeError):
-            threading.Thread(target=self._tick_until_closed, daemon=True).start()
+            start(self._tick_until_closed, "progress")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -78,7 +77,6 @@ class LayoutWriters:
 
     def __init__(self) -> None:
         """Start without layouts."""
-        self._lock = threading.Lock()
         self._writers: dict[Path, LayoutWriter] = {}
 
     def open(self, path: Path) -> LayoutWriter:
@@ -87,10 +85,8 @@ class LayoutWriters:
         Raises:
             UsageError, ArchiveError, LocalDiskError: as `LayoutWriter`.
         """
-        with self._lock:
-            writer = self._writers.pop(path, None)
-            self._writers[path] = writer = LayoutWriter(path) if writer is None else writer
-            return writer
+        # Of two threads that create a writer, the first one's is used; the other one has nothing open.
+        return self._writers.get(path) or self._writers.setdefault(path, LayoutWriter(path))
 
     def list_images(self, location: Location) -> ListedImages:
         """Return the images of a layout; none if it does not exist yet.
@@ -108,20 +104,17 @@ class LayoutWriters:
     @property
     def is_flushed(self) -> bool:
         """Whether no copied image waits to be made visible."""
-        with self._lock:
-            return all(writer.is_flushed for writer in self._writers.values())
+        return all(writer.is_flushed for writer in list(self._writers.values()))
 
     def flush(self) -> None:
         """Make the copied images visible. Those that could not be made visible have `IndexChange.error` afterwards."""
-        with self._lock:
-            for writer in self._writers.values():
-                writer.flush()
+        for writer in list(self._writers.values()):
+            writer.flush()
 
     def close(self, *, keep: int = 0) -> None:
-        """Close the writers, but for the `keep` last used ones. No image may be under way."""
-        with self._lock:
-            for path in [*self._writers][: len(self._writers) - keep]:
-                self._writers.pop(path).close()
+        """Close the writers, but for the `keep` newest ones. No image may be under way."""
+        for path in [*self._writers][: max(0, len(self._writers) - keep)]:
+            self._writers.pop(path).close()
 
 
 def _read_archive(location: Location, context: OpenContext, name: str) -> ListedImages:

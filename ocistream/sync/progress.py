@@ -32,7 +32,8 @@ class SyncProgress:
     def __init__(self, observer: Observer) -> None:
         """Report to `observer`."""
         self.observer = observer
-        self._lock = threading.Lock()
+        #: Guards the counts of the images too.
+        self.lock = threading.Lock()
         self._size = self._blobs = 0
 
     def add_expected(self, size: int, blobs: int) -> None:
@@ -47,7 +48,7 @@ class SyncProgress:
 
     def add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
         """Add to the total, and report it; `roots` are the images that are copied next."""
-        with self._lock:
+        with self.lock:
             self._size += size
             self._blobs += blobs
             self.observer.planned(cast("Graph", _Total(self._size, self._blobs, roots)))
@@ -59,7 +60,6 @@ class ImageProgress:
     def __init__(self, progress: SyncProgress, size: int, blobs: int) -> None:
         """Begin an image whose size and blobs are already in the total."""
         self._progress = progress
-        self._lock = threading.Lock()
         #: Bytes and blobs of the image: those that are in the total, and those that have moved.
         self._expected = (size, blobs)
         self._moved = self._done = 0
@@ -72,13 +72,13 @@ class ImageProgress:
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
         """Count moved bytes."""
-        with self._lock:
+        with self._progress.lock:
             self._moved += size
         self._progress.observer.advance(size, descriptor)
 
     def done(self, descriptor: Descriptor, status: str) -> None:
         """Count a finished blob."""
-        with self._lock:
+        with self._progress.lock:
             self._done += 1
         self._progress.observer.done(descriptor, status)
 
