@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import (
@@ -42,6 +42,10 @@ __all__ = [
     "reject_symlink",
     "require_regular_file",
 ]
+
+
+#: Pieces of an index that are written by one system call.
+_PIECES_PER_WRITE: Final = 256
 
 
 class BlobDirectory:
@@ -473,11 +477,21 @@ class LayoutDirectory(BlobDirectory):
         with self.lock_index():
             previous = self.read_raw_index()
             changed = change(self.parse_index(previous).entries)
-            raw = build_index_json(changed, previous)
-            self.check_index_size(len(changed), len(raw))
-            self.sync_blobs()
-            with files.atomic_file(self.index_path) as file:
-                files.write_all(file, raw)
+            self.write_index(len(changed), [build_index_json(changed, previous)])
+
+    def write_index(self, entries: int, pieces: Sequence[bytes]) -> files.FileState:
+        """Replace `index.json` by these pieces, which have so many entries. The caller holds the lock of the index.
+
+        Raises:
+            UnsupportedError: the new file would be larger than readers accept.
+            LocalDiskError, OSError: the file cannot be written.
+        """
+        self.check_index_size(entries, sum(map(len, pieces)))
+        self.sync_blobs()
+        with files.atomic_file(self.index_path) as file:
+            for start in range(0, len(pieces), _PIECES_PER_WRITE):
+                files.write_all(file, b"".join(pieces[start : start + _PIECES_PER_WRITE]))
+            return files.file_state(os.fstat(file.fileno()))
 
     @contextlib.contextmanager
     def lock_index(self) -> Iterator[None]:

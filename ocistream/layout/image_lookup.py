@@ -15,7 +15,7 @@ from ocistream.layout.index import REF_NAME, LayoutIndex, build_roots, subject_o
 from ocistream.layout.index_walk import mark_strays
 from ocistream.oci.digest import check_content
 from ocistream.oci.documents import parse_document
-from ocistream.oci.reference import parse_reference
+from ocistream.oci.reference import is_digest, parse_reference
 from ocistream.oci.referrers import (
     REFERRER_NAME,
     SUBJECT_MISSING,
@@ -52,23 +52,20 @@ class ImageLookup:
         """
         self._index = index
         self._read = read
-        self._roots = mark_strays(
-            [
-                replace(root, is_synthesized=root.descriptor.digest in image_digests)
-                for root in build_roots(index.entries)
-            ]
-        )
-        self._by_name: dict[str, list[int]] = {}
+        self._image_digests = image_digests
+        #: The first entry of each name, and the others: names that several entries have are few.
+        self._by_name: dict[str, int] = {}
+        self._others_by_name: dict[str, list[int]] = {}
         #: Positions of possible referrers, by the subject's digest or by the tag of its list of referrers.
         self._by_subject: dict[str, list[int]] = {}
         #: Positions of the entries that may be images or referrers, and whose manifest could be read.
         self._read_strays: set[int] = set()
-        for position, (root, tag) in enumerate(self._roots):
+        for position, (root, tag) in enumerate(self._list_roots()):
             entry = root.descriptor
-            names = {root.name, entry.annotations.get(REF_NAME), entry.annotations.get(REFERRER_NAME), entry.digest}
+            names = {root.name, entry.annotations.get(REF_NAME), entry.annotations.get(REFERRER_NAME)}
             for name in names:
-                if name is not None:
-                    self._by_name.setdefault(name, []).append(position)
+                if name is not None and self._by_name.setdefault(name, position) != position:
+                    self._others_by_name.setdefault(name, []).append(position)
             if root.is_stray:
                 for subject in self._read_subjects(position, entry, tag):
                     self._by_subject.setdefault(subject, []).append(position)
@@ -82,7 +79,7 @@ class ImageLookup:
             full_name = parse_reference(name).name
         except InvalidNameError:
             full_name = name
-        found = {position for key in (name, full_name) for position in self._by_name.get(key, ())}
+        found = {position for key in (name, full_name) for position in self._positions_of(key)}
         if not found:
             return self._index
         digests = self._list_reachable([self._index.entries[position] for position in found])
@@ -94,7 +91,8 @@ class ImageLookup:
 
         Also return the referrers whose subject is not in the source. They have stray roots.
         """
-        named = [root.descriptor for root, _ in self._roots if not root.is_stray]
+        listed = self._list_roots()
+        named = [root.descriptor for root, _ in listed if not root.is_stray]
         reachable = self._list_reachable(named)
         referring = {position for positions in self._by_subject.values() for position in positions}
         images = {
@@ -105,7 +103,7 @@ class ImageLookup:
         reachable |= self._list_reachable(images.values())
         roots: list[Root] = []
         skipped: list[SkippedReferrer] = []
-        for position, (root, tag) in enumerate(self._roots):
+        for position, (root, tag) in enumerate(listed):
             entry = root.descriptor
             if not root.is_stray:
                 roots.append(root)
@@ -119,6 +117,21 @@ class ImageLookup:
                 kind = classify_referrer(entry.artifact_type, tag)
                 skipped.append(SkippedReferrer(subject, why, kind, entry.digest, tag))
         return roots, skipped
+
+    def _list_roots(self) -> list[tuple[Root, str | None]]:
+        return mark_strays(
+            [
+                replace(root, is_synthesized=root.descriptor.digest in self._image_digests)
+                for root in build_roots(self._index.entries)
+            ]
+        )
+
+    def _positions_of(self, name: str) -> Iterator[int]:
+        if is_digest(name):
+            yield from (position for position, entry in enumerate(self._index.entries) if entry.digest == name)
+        if name in self._by_name:
+            yield self._by_name[name]
+            yield from self._others_by_name.get(name, ())
 
     def _read_subjects(self, position: int, entry: Descriptor, tag: str | None) -> Iterator[str]:
         yield from self._subjects_in_entry(entry, tag)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocistream import notices
 from ocistream.errors import OcistreamError
@@ -14,11 +15,11 @@ from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.index import build_index_fields, entry_name_of
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted, parse_omitted
 from ocistream.oci.reference import printable
-from ocistream.oci.strict_json import canonical_json, canonical_json_with_items
+from ocistream.oci.strict_json import canonical_json, canonical_json_pieces
 from ocistream.streams import files, paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
@@ -96,10 +97,10 @@ class LayoutWriter:
         with self._lock:
             status = paths.status(self.directory.index_path)
             state = files.file_state(status) if status is not None else None
-            if self._table is None or state != self._state:
-                self._load(self.directory.read_raw_index())
-                self._state = state
-            return self._table.images if self._table is not None else ListedImages({}, frozenset())
+            table = self._table
+            if table is None or state != self._state:
+                table, self._state = self._load(), state
+            return table.images
 
     def add(self, change: IndexChange) -> None:
         """Add a change, which `flush` writes."""
@@ -131,17 +132,20 @@ class LayoutWriter:
         if lock is not None:
             os.close(lock)
 
-    def _load(self, raw: bytes | None) -> _EntryTable:
-        """Parse an `index.json`, unless it is the one that the table was read from or written to."""
+    def _load(self) -> _EntryTable:
+        """Read `index.json`, unless it has the content that the table was read from or written to."""
+        raw = self.directory.read_raw_index()
         content_hash = hashlib.sha256(raw).digest() if raw is not None else b""
         if self._table is None or content_hash != self._hash:
+            # The old table is freed first: each takes some megabytes.
+            self._table = None
             self._table = _EntryTable(self.directory.parse_index(raw).entries, build_index_fields(raw))
             self._hash = content_hash
         return self._table
 
     def _write(self, queue: Sequence[IndexChange]) -> None:
         """Write the changes whose blobs exist. The caller holds the lock of `index.json`, which `gc` takes too."""
-        table = self._load(self.directory.read_raw_index())
+        table = self._load()
         omitted: dict[str, OmissionReason] = {}
         written = False
         for change in queue:
@@ -158,13 +162,12 @@ class LayoutWriter:
         if not written:
             return
         table.set_omitted(omitted, self.directory)
-        raw = table.raw()
-        self.directory.check_index_size(len(table), len(raw))
-        self.directory.sync_blobs()
-        with files.atomic_file(self.directory.index_path) as file:
-            files.write_all(file, raw)
-            self._state = files.file_state(os.fstat(file.fileno()))
-        self._hash = hashlib.sha256(raw).digest()
+        pieces = table.pieces()
+        self._state = self.directory.write_index(len(table), pieces)
+        hasher = hashlib.sha256()
+        for piece in pieces:
+            hasher.update(piece)
+        self._hash = hasher.digest()
 
     def _report_replaced(self, table: _EntryTable, entries: Sequence[Descriptor]) -> None:
         for entry in entries:
@@ -180,14 +183,16 @@ class _EntryTable:
 
     def __init__(self, entries: Iterable[Descriptor], fields: dict[str, Any]) -> None:
         self._fields = fields
+        #: The digest and the JSON of each entry, by its position.
         self._lines: dict[int, tuple[str, bytes]] = {}
         self._next = 0
-        #: Positions by the unique key of an entry: its name, or its digest if it has no name.
-        self._positions: dict[tuple[str | None, str], list[int]] = {}
+        #: The position of the first entry with a key, and those of others with the same key: these are few.
+        self._positions: dict[str, int] = {}
+        self._others: dict[str, list[int]] = {}
         self._size = 0
+        #: How many entries have a digest.
         self._digests: dict[str, int] = {}
-        self._by_name: dict[str, str] = {}
-        self.images = ListedImages(self._by_name, self._digests.keys())
+        self.images = ListedImages(_NameView(self._positions, self._lines), self._digests.keys())
         for entry in entries:
             self._append(entry)
 
@@ -208,15 +213,10 @@ class _EntryTable:
         """Add entries at the end. Each replaces the entries of the same name."""
         added = {_key_of(entry): entry for entry in entries}
         for key in added:
-            for position in self._positions.pop(key, ()):
-                digest, line = self._lines.pop(position)
-                self._size -= len(line) + 1
-                self._digests[digest] -= 1
-                if not self._digests[digest]:
-                    del self._digests[digest]
+            if key in self._positions:
+                for position in (self._positions.pop(key), *self._others.pop(key, ())):
+                    self._remove(position)
         for entry in added.values():
-            if (name := entry_name_of(entry)) is not None:
-                self._by_name.pop(name, None)
             self._append(entry)
 
     def set_omitted(self, omitted: Mapping[str, OmissionReason], directory: LayoutDirectory) -> None:
@@ -235,22 +235,50 @@ class _EntryTable:
         if annotations:
             self._fields["annotations"] = annotations
 
-    def raw(self) -> bytes:
+    def pieces(self) -> list[bytes]:
         """Return the file's content in canonical form."""
-        return canonical_json_with_items(self._fields, "manifests", (line for _, line in self._lines.values()))
+        return [*canonical_json_pieces(self._fields, "manifests", (line for _, line in self._lines.values()))]
 
     def _append(self, entry: Descriptor) -> None:
         line = canonical_json(entry.to_json())
         self._lines[self._next] = entry.digest, line
-        self._positions.setdefault(_key_of(entry), []).append(self._next)
+        key = _key_of(entry)
+        if self._positions.setdefault(key, self._next) != self._next:
+            self._others.setdefault(key, []).append(self._next)
         self._next += 1
         self._size += len(line) + 1
         self._digests[entry.digest] = self._digests.get(entry.digest, 0) + 1
-        if (name := entry_name_of(entry)) is not None:
-            # Of two entries with one name, the first is used.
-            self._by_name.setdefault(name, entry.digest)
+
+    def _remove(self, position: int) -> None:
+        digest, line = self._lines.pop(position)
+        self._size -= len(line) + 1
+        self._digests[digest] -= 1
+        if not self._digests[digest]:
+            del self._digests[digest]
 
 
-def _key_of(entry: Descriptor) -> tuple[str | None, str]:
+class _NameView(Mapping[str, str]):
+    """The digest of each name. Of two entries with one name, the first is used."""
+
+    def __init__(self, positions: Mapping[str, int], lines: Mapping[int, tuple[str, bytes]]) -> None:
+        self._positions = positions
+        self._lines = lines
+
+    def __getitem__(self, name: str) -> str:
+        return self._lines[self._positions[name]][0]
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key in self._positions if not key.startswith(_UNNAMED))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+#: Begins the keys of entries without a name.
+_UNNAMED: Final = "\0"
+
+
+def _key_of(entry: Descriptor) -> str:
+    """Return the unique key of an entry: its name, or its digest if it has no name."""
     name = entry_name_of(entry)
-    return (name, "") if name is not None else (None, entry.digest)
+    return name if name is not None else f"{_UNNAMED}{entry.digest}"

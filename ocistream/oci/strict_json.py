@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-__all__ = ["ItemConverter", "canonical_json", "canonical_json_with_items", "check_keys", "discard_item", "parse_json"]
+__all__ = [
+    "ItemConverter",
+    "canonical_json",
+    "canonical_json_pieces",
+    "canonical_json_with_items",
+    "check_keys",
+    "discard_item",
+    "parse_json",
+]
 
 #: Converts one element of a list to something smaller. It gets the index of the element and its value.
 ItemConverter: TypeAlias = "Callable[[int, Any], object]"
@@ -31,16 +39,22 @@ def canonical_json(document: object) -> bytes:
 
 
 def canonical_json_with_items(fields: Mapping[str, Any], key: str, items: Iterable[bytes]) -> bytes:
-    """Return `fields` as JSON with a list under `key`.
+    """Return `fields` as JSON with a list under `key`; the items are canonical JSON already."""
+    return b"".join(canonical_json_pieces(fields, key, items))
 
-    The items are canonical JSON already, so that thousands of them need not be dicts.
-    """
+
+def canonical_json_pieces(fields: Mapping[str, Any], key: str, items: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the pieces of `canonical_json_with_items`: thousands of items need not be in memory twice."""
     names = list(dict.fromkeys((*fields, key)))
     members = {name: canonical_json(name) + b":" + canonical_json(fields[name]) for name in fields if name != key}
     head = b"".join(members[name] + b"," for name in names[: names.index(key)])
     tail = b"".join(b"," + members[name] for name in names[names.index(key) + 1 :])
-    # The items may have megabytes, so they are copied only once more.
-    return b"".join((b"{", head, canonical_json(key), b":[", b",".join(items), b"]", tail, b"}"))
+    yield b"".join((b"{", head, canonical_json(key), b":["))
+    separator = b""
+    for item in items:
+        yield separator + item
+        separator = b","
+    yield b"".join((b"]", tail, b"}"))
 
 
 def discard_item(index: int, value: object) -> None:

@@ -280,12 +280,7 @@ class DirectoryStorage(LayoutDirectory):
                 applied.append(change)
         if not applied:
             return
-        raw = index.raw()
-        self.check_index_size(len(index.entries), len(raw))
-        self.sync_blobs()
-        with files.atomic_file(self.index_path) as file:
-            files.write_all(file, raw)
-            version = files.file_state(os.fstat(file.fileno()))
+        version = self.write_index(len(index.entries), [index.raw()])
         with self._index_lock:
             self._index = version, index
         for change in applied:
