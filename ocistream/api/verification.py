@@ -21,7 +21,7 @@ from ocistream.transfer import verify as verification
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ocistream.errors import OcistreamError
     from ocistream.locations import Location, OpenContext
@@ -151,6 +151,27 @@ class VerifyResult:
             "otherFiles": self.other_files,
         }
 
+    def intact_images(self) -> list[Root]:
+        """Return the images, and the referrers beside them, without any problem."""
+        graph, problems = self.findings.graph, self._problem_digests()
+        roots = [root for root in graph.roots if root.name not in self.illegal_names]
+        return [root for root in roots if problems.isdisjoint(graph.reachable(root))] if problems else roots
+
+    def errors(self) -> list[OcistreamError]:
+        """Return an error for each problem, the gravest first; each is named with the first image that it affects."""
+        failures = sorted(self.findings.failures, key=lambda failure: not isinstance(failure.error, IntegrityError))
+        names = self._name_images(self._problem_digests())
+        errors: list[OcistreamError] = []
+        for failure in failures:
+            kind = IntegrityError if isinstance(failure.error, IntegrityError) else ArchiveError
+            errors.append(kind(f"{names[failure.digest]}{failure.error.message}", hint=failure.error.hint))
+        hint = "a registry that has the missing blobs still accepts it"
+        for descriptor in self.findings.missing:
+            message = f"{names[descriptor.digest]}missing {descriptor.digest}"
+            errors.append(MissingContentError(message, hint=hint))
+        errors += map(_illegal_name_error, self.illegal_names)
+        return errors
+
     def raise_for_findings(self) -> None:
         """Raise the gravest problem as an error; do nothing if there is none.
 
@@ -158,25 +179,25 @@ class VerifyResult:
             IntegrityError: bytes are wrong.
             ArchiveError: content is missing or malformed, or a name is illegal.
         """
+        if errors := self.errors():
+            error = errors[0]
+            target = "the archive on stdin" if self.paths == ("-",) else printable(" ".join(self.paths), 1024)
+            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+            raise type(error)(f"{target}: {error.message}{more}", hint=error.hint)
+
+    def _problem_digests(self) -> set[str]:
         findings = self.findings
-        errors: list[OcistreamError] = [failure.error for failure in findings.failures]
-        integrity = [error for error in errors if isinstance(error, IntegrityError)]
-        target = "the archive on stdin" if self.paths == ("-",) else printable(" ".join(self.paths), 1024)
-        if integrity:
-            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-            msg = f"{target}: {integrity[0].message}{more}"
-            raise IntegrityError(msg)
-        if errors:
-            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-            msg = f"{target}: {errors[0].message}{more}"
-            raise ArchiveError(msg, hint=errors[0].hint)
-        if findings.missing:
-            more = f" and {len(findings.missing) - 1} more" if len(findings.missing) > 1 else ""
-            msg = f"{target} lacks {findings.missing[0].digest}{more}"
-            raise MissingContentError(msg, hint="a registry that has the missing blobs still accepts it")
-        if self.illegal_names:
-            msg = f"{target} has a name that is not allowed in image archives: {printable(self.illegal_names[0])!r}"
-            raise ArchiveError(msg)
+        return {failure.digest for failure in findings.failures} | {blob.digest for blob in findings.missing}
+
+    def _name_images(self, digests: set[str]) -> Mapping[str, str]:
+        """Return the beginning of an error message for each digest: the first image that needs it, or ""."""
+        names = dict.fromkeys(digests, "")
+        graph, unnamed = self.findings.graph, set(digests)
+        for root in graph.roots if digests else ():
+            found = unnamed & graph.reachable(root)
+            names.update(dict.fromkeys(found, f"{printable(root.name or root.descriptor.digest)}: "))
+            unnamed -= found
+        return names
 
     def subject(self, root: Root) -> str | None:
         """Return the subject of an entry without a name; None for an image."""
@@ -215,6 +236,10 @@ class VolumeSet(NamedTuple):
 def format_paths(paths: tuple[str, ...]) -> str | list[str]:
     """Return the paths as the JSON document shows them: a string for one path, a list for several."""
     return paths[0] if len(paths) == 1 else list(paths)
+
+
+def _illegal_name_error(name: str) -> ArchiveError:
+    return ArchiveError(f"{printable(name)!r} is a name that is not allowed in image archives")
 
 
 def _is_docker_name(name: str) -> bool:

@@ -19,6 +19,7 @@ from ocistream.layout.index import (
     select_named_images,
 )
 from ocistream.locations import OpenContext, Selection, open_source, parse_location
+from ocistream.oci.digest import DIGEST_MISMATCH
 from ocistream.oci.graph import Root
 from ocistream.oci.reference import is_digest, printable
 from ocistream.sizes import format_count, format_size
@@ -68,7 +69,8 @@ def add_copy_hints(console: Console, plan: CopyPlan, source: Source) -> Iterator
         raise
     except IntegrityError as error:
         # Other errors of this class are about an image that differs from the requested one.
-        is_blob_error = is_digest(error.message.partition(": ")[0])
+        subject = error.message.partition(": ")[0]
+        is_blob_error = subject == DIGEST_MISMATCH or is_digest(subject)
         if is_blob_error and not error.hint and location is not None and location.path and not location.is_stream:
             path = printable(str(location.path), 1024)
             error.hint = f"{path} is damaged, or changed during the run: check it with `ocistream verify {path}`"

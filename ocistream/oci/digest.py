@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import IntegrityError
 
 if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
 
-__all__ = ["check_content", "compute_digest", "digest_error", "size_error"]
+__all__ = ["DIGEST_MISMATCH", "check_content", "compute_digest", "digest_error", "size_error"]
+
+#: The beginning of the message of `digest_error`.
+DIGEST_MISMATCH: Final = "digest mismatch"
 
 
 def compute_digest(content: bytes, algorithm: str = "sha256") -> str:
@@ -32,8 +35,8 @@ def check_content(descriptor: Descriptor, content: bytes) -> None:
 
 
 def digest_error(expected: str, actual: str) -> IntegrityError:
-    """Return the error for bytes with another digest than the expected one."""
-    return IntegrityError(f"{expected}: digest mismatch: the bytes have {actual}")
+    """Return the error for bytes with another digest than the descriptor's."""
+    return IntegrityError(f"{DIGEST_MISMATCH}: expected {expected}, got {actual}")
 
 
 def size_error(descriptor: Descriptor, size: int) -> IntegrityError:

@@ -261,7 +261,7 @@ def test_a_wrong_archive_is_refused_and_nothing_is_visible(
         (cut, "pipe", 6, "truncated"),
         (in_the_middle_of_a_layer, "file", 6, "truncated"),
         (wrong_layer, "pipe", 5, "the config of its image says"),
-        (wrong_layer, "file", 5, "digest mismatch: the bytes have"),
+        (wrong_layer, "file", 5, "digest mismatch: expected"),
         (lacking_layer, "file", 6, "lacks"),
         (out_of_it, "pipe", 6, "lacks ../../../../etc/passwd"),
         (nothing_like_it, "file", 6, "not a list of images"),

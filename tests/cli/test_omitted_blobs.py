@@ -346,7 +346,7 @@ class TestVerify:
         (tmp_path / "damaged.tar").write_bytes(tar_of(kept))
         result = ocistream("verify", tmp_path / "damaged.tar")
         assert result.code == 6
-        assert f"missing {lost}" in result.out.decode()
+        assert f"missing {lost}" in result.err
 
     @pytest.mark.parametrize("nonsense", ["# have x\nsha256:12", 5])
     def test_refuses_what_says_nonsense_of_them(self, layout: Layout, tmp_path: Path, nonsense: object) -> None:

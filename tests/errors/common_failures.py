@@ -357,7 +357,7 @@ FAILURES: Final = [
             "the program that writes the archive probably failed: check its messages (in a shell, use "
             "`set -o pipefail`)",
             _nothing_on_stdin),
-    Failure("a damaged archive", 5, "DIGEST: digest mismatch: the bytes have DIGEST",
+    Failure("a damaged archive", 5, "digest mismatch: expected DIGEST, got DIGEST",
             "FILE is damaged, or changed during the run: check it with `ocistream verify FILE`", _altered),
     Failure("no `-o`, and no pipe", 2, "stdout is a terminal: archives are not written to terminals",
             "name an output file (`pull -o FILE`), or pipe the archive: `... | ssh host ...`",

@@ -71,11 +71,13 @@ def verify(context: CommandContext, paths: tuple[str, ...], *, deep: bool, as_js
         result = verify_source(
             source, paths, deep=deep, max_ratio=max_ratio, observer=observer, cancelled=context.cancelled
         )
-    click.echo(
-        escape_ci_commands(json.dumps(result.document(), indent=2))
-        if as_json
-        else "\n".join(map(sanitize_line, _format_lines(result)))
-    )
+    if as_json:
+        click.echo(escape_ci_commands(json.dumps(result.document(), indent=2)))
+    else:
+        click.echo("\n".join(map(sanitize_line, _format_lines(result))))
+        # The first problem is the error.
+        for line in _limit_lines([error.message for error in result.errors()[1:]]):
+            context.console.info(line, level=-1)
     result.raise_for_findings()
 
 
@@ -96,12 +98,9 @@ def _print_error_as_json(paths: tuple[str, ...]) -> Iterator[None]:
 def _format_lines(result: VerifyResult) -> Iterator[str]:
     """Return the result as lines for people."""
     findings = result.findings
-    for root in findings.graph.roots:
+    for root in result.intact_images():
         digest = None if root.is_synthesized else root.descriptor.digest
         yield format_result_line(root.name or "-", digest, findings.graph.image_id(root))
-    yield from _limit_lines([f"missing {descriptor.digest}" for descriptor in findings.missing])
-    yield from _limit_lines([f"wrong {failure.error.message}" for failure in findings.failures])
-    yield from _limit_lines([f"illegal name {printable(name)!r}" for name in result.illegal_names])
     if result.volumes:
         yield _format_volumes(result.volumes)
     sizes = {blob.digest: blob.size for blob in findings.omitted}

@@ -128,7 +128,7 @@ class TestIntoALayout:
         beginning = b"!" + rest.content[1 : rest.start] if wrong == "beginning" else rest.content[: rest.start]
         path = begun(tmp_path / "there", rest, beginning)
         end = rest.content[rest.start : -1] + bytes([rest.content[-1] ^ 1]) if wrong == "end" else None
-        with pytest.raises(PartialBlobLostError, match="digest mismatch: the bytes have"):
+        with pytest.raises(PartialBlobLostError, match="digest mismatch"):
             copied(rest.archive(rest=end), LayoutDestination(tmp_path / "there"))
         assert not path.with_name(rest.hex).exists()
         assert not path.exists()
