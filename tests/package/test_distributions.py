@@ -92,3 +92,16 @@ def test_the_sdist_can_be_installed(sdist: Path, tmp_path: Path) -> None:
     done = run(tmp_path / "venv" / "bin" / "ocistream", "--version", cwd=tmp_path)
     assert done.stdout == f"ocistream {ocistream.__version__}\n"
     assert (tmp_path / "venv" / "share" / "man" / "man1" / "ocistream-pull.1").is_file()
+
+
+def test_an_older_python_gets_a_wheel_that_pip_refuses_and_no_traceback(tmp_path: Path) -> None:
+    code = (
+        "import sys, tomllib; sys.version_info = (3, 10, 12); "
+        "sys.modules['tomli'] = tomllib; sys.modules['ocistream'] = None; "
+        "from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
+    )
+    run(sys.executable, "-c", code, tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("METADATA"))
+        assert b"Requires-Python: >=3.11\n" in archive.read(name)
