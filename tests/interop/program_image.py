@@ -65,8 +65,8 @@ def image_of_programs(layout: Layout, *programs: str) -> Descriptor:
     return layout.image([tar_layer(content)])
 
 
-def python_image(layout: Layout, *, name: str) -> Descriptor:
-    """Write an image of the Python that runs the tests, as a base for `scripts/image`."""
+def python_image(layout: Layout, environment: Sequence[str]) -> Descriptor:
+    """Write an image of the Python that runs the tests, as a base for `scripts/image`, with variables of its own."""
     need("env", "ldd")
     library = Path(sysconfig.get_path("stdlib"))
     program = Path(sys.executable).resolve()
@@ -94,8 +94,8 @@ def python_image(layout: Layout, *, name: str) -> Descriptor:
             entry = tarfile.TarInfo(name_of_file)
             entry.size, entry.mode = len(data), 0o755
             archive.addfile(entry, io.BytesIO(data))
-    environment = [f"PATH=/usr/local/bin:{program.parent}", f"PYTHON_VERSION={platform.python_version()}"]
-    return layout.image([output.getvalue()], name=name, platform=_PLATFORM, config={"Env": environment})
+    path = f"PATH=/usr/local/bin:{program.parent}"
+    return layout.image([output.getvalue()], platform=_PLATFORM, config={"Env": [path, *environment], "User": "root"})
 
 
 def podman_run(tools: Tools, name: str, *arguments: str, options: Sequence[str] = ("--network=none",)) -> str:
