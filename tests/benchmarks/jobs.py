@@ -13,7 +13,7 @@ from tests.benchmarks.measurement import MIB, Command
 from tests.benchmarks.tools import Crane, Curl, Ocistream, Skopeo, Tool, one, peers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tests.benchmarks.data import Image
@@ -91,17 +91,7 @@ def jobs(
     def at(host: str, image: Image) -> str:
         return f"{host}/{image.name}:v1"
 
-    def job(
-        name: str,
-        goal: float | None,
-        image: Image,
-        make: Callable[[Tool, Place], Work | None],
-    ) -> Job:
-        found = Job(name, goal, size=image.size)
-        for tool in [*tools, Curl(image)]:
-            if make(tool, Place(archive, "probe")) is not None:
-                found.works[tool.name] = partial(make, tool)
-        return found
+    job = partial(_job, tools, archive)
 
     source = at(servers.registry, big)
     yield job("big: to stdout", 0.70, big, lambda tool, _: tool.pull_stdout(source))
@@ -148,12 +138,29 @@ def jobs(
         {OURS: lambda _: ours.push_directory(many, small)},
         is_goal_in_seconds=True,
     )
+    yield from _distant(ours, many, job, servers)
     if debian is not None:
         yield from _recompression(ours, debian)
     for image in sorted(images.values(), key=lambda image: image.size):
         if image.name.startswith(("memory", "big")):
             name = f"{MEMORY}{image.size // MIB} MiB"
             yield Job(name, None, {OURS: partial(_pipe, ours, at(servers.registry, image), target)}, size=image.size)
+
+
+def _job(
+    tools: Sequence[Tool],
+    archive: Path,
+    name: str,
+    goal: float | None,
+    image: Image,
+    make: Callable[[Tool, Place], Work | None],
+) -> Job:
+    """Return a job of all tools that can do it."""
+    found = Job(name, goal, size=image.size)
+    for tool in [*tools, Curl(image)]:
+        if make(tool, Place(archive, "probe")) is not None:
+            found.works[tool.name] = partial(make, tool)
+    return found
 
 
 def _pipe(ours: Ocistream, source: str, target: Callable[[Place], str], place: Place) -> Work:
@@ -170,7 +177,14 @@ def _start(ours: Ocistream) -> Iterator[Job]:
     )
 
 
-def _pipes(ours: Ocistream, source: str, target: Callable[[Place], str], image: Image) -> Iterator[Job]:
+def _pipes(
+    ours: Ocistream,
+    source: str,
+    target: Callable[[Place], str],
+    image: Image,
+    prefix: str = "",
+    goals: tuple[float | None, float | None] = (1.2, 0.5),
+) -> Iterator[Job]:
     """Compare `pull | push` with a direct copy of each peer, and with its copy through a file."""
     direct: dict[str, Callable[[Place], Work | None]] = {OURS: lambda place: ours.pipe(source, target(place))}
     by_file = dict(direct)
@@ -182,8 +196,24 @@ def _pipes(ours: Ocistream, source: str, target: Callable[[Place], str], image: 
         *ours.pull_file(source, place.out),
         *ours.push_file(place.out, target(place)),
     ]
-    yield Job("big: pull | push; peers: a direct copy", 1.2, direct, size=image.size)
-    yield Job("big: pull | push; peers: through a file", 0.5, by_file, size=image.size)
+    name = f"{prefix}{image.name}: pull | push"
+    yield Job(f"{name}; peers: a direct copy", goals[0], direct, size=image.size)
+    yield Job(f"{name}; peers: through a file", goals[1], by_file, size=image.size)
+
+
+def _distant(ours: Ocistream, many: Image, job: Callable[..., Job], servers: Servers) -> Iterator[Job]:
+    """Yield the jobs with registries at the end of a long round trip."""
+    source = f"{servers.distant}/{many.name}:v1"
+
+    def target(place: Place) -> str:
+        return f"{servers.other_distant}/{place.repository}:v1"
+
+    yield job("distant, many: to stdout", 0.3, many, lambda tool, _: tool.pull_stdout(source))
+    yield job("distant, many: to a directory", 0.8, many, lambda tool, place: tool.pull_directory(source, place.out))
+    yield job(
+        "distant, many: from a directory", 0.8, many, lambda tool, place: tool.push_directory(many, target(place))
+    )
+    yield from _pipes(ours, source, target, many, prefix="distant, ", goals=(1.1, None))
 
 
 def _recompression(ours: Ocistream, debian: Path) -> Iterator[Job]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tests.benchmarks import distant_proxy
 from tests.certificates import make_certificate
 from tests.peers import docker_registry, nginx
 
@@ -14,10 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["RATE", "Servers", "running"]
+__all__ = ["RATE", "ROUND_TRIP", "Servers", "running"]
 
 #: The rate of the limited server for each connection, in bytes per second.
 RATE = 50_000_000
+#: The round-trip time to the distant registries, in seconds.
+ROUND_TRIP = 0.1
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,9 @@ class Servers:
     limited: str
     encrypted: str
     ca: Path
+    #: Both registries at the end of a round trip of `ROUND_TRIP`.
+    distant: str
+    other_distant: str
     #: The data directories of both registries.
     roots: tuple[Path, ...]
 
@@ -58,4 +66,27 @@ def running(folder: Path) -> Iterator[Servers]:
             nginx(folder / "encrypted", f"{buffered} {proxied}", tls=certificate, name="localhost")
         )
         roots = tuple(server.root / "docker" / "registry" / "v2" for server in (first, second))
-        yield Servers(first.host, second.host, limited.host, encrypted.host, certificate.file, roots)
+        distant, other_distant = (stack.enter_context(_distant(server.host)) for server in (first, second))
+        yield Servers(
+            registry=first.host,
+            other=second.host,
+            limited=limited.host,
+            encrypted=encrypted.host,
+            ca=certificate.file,
+            distant=distant,
+            other_distant=other_distant,
+            roots=roots,
+        )
+
+
+@contextlib.contextmanager
+def _distant(host: str) -> Iterator[str]:
+    """Run a proxy that adds `ROUND_TRIP` to a server; yield its HOST:PORT."""
+    port = host.rpartition(":")[2]
+    line = [sys.executable, distant_proxy.__file__, port, str(ROUND_TRIP)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()

@@ -86,16 +86,16 @@ def python_image(layout: Layout, environment: Sequence[str]) -> Descriptor:
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w") as archive:
         # A directory without an entry is readable for root only in Docker.
-        for folder in sorted({str(parent) for path in content for parent in Path(path).parents}):
+        for folder in sorted({str(parent) for file_name in content for parent in Path(file_name).parents}):
             entry = tarfile.TarInfo(folder)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             archive.addfile(entry)
-        for name_of_file, data in content.items():
-            entry = tarfile.TarInfo(name_of_file)
+        for file_name, data in content.items():
+            entry = tarfile.TarInfo(file_name)
             entry.size, entry.mode = len(data), 0o755
             archive.addfile(entry, io.BytesIO(data))
-    path = f"PATH=/usr/local/bin:{program.parent}"
-    return layout.image([output.getvalue()], platform=_PLATFORM, config={"Env": [path, *environment], "User": "root"})
+    variables = [f"PATH=/usr/local/bin:{program.parent}", *environment]
+    return layout.image([output.getvalue()], platform=_PLATFORM, config={"Env": variables, "User": "root"})
 
 
 def podman_run(tools: Tools, name: str, *arguments: str, options: Sequence[str] = ("--network=none",)) -> str:
