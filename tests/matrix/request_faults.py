@@ -105,7 +105,7 @@ def _token_ends(step: Step) -> Means:
 
 TROUBLES: Final = (
     Trouble("connection refused", "broken", _always(Led("port", "closed")), lasts=True),
-    Trouble("reset before the headers", "broken", _always(Reset()), sample=True, everywhere=True),
+    Trouble("reset before the headers", "broken", _always(Reset()), sample=True),
     Trouble(
         "reset in the middle of the body",
         "broken",

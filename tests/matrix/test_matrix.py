@@ -15,7 +15,7 @@ from tests.matrix.request_rows import Step
 from tests.matrix.rules import ABSORBED, expected
 
 #: Faults that are not `everywhere`, and lasting ones, happen to one request in so many; in the nightly run, to each.
-_SHARE: Final = 4
+_SHARE: Final = 8
 CASES = [(flow, trouble) for flow in FLOWS for trouble in TROUBLES if flow.meets(trouble)]
 
 

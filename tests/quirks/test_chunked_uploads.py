@@ -21,6 +21,7 @@ from tests.quirks.command_runner import WAYS, How, Mover, run
 from tests.quirks.quirky_registry import Quirk, QuirkyHandler, QuirkyRegistry, changed, refused
 from tests.quirks.small_images import MIB, is_stored, layer_of, one_layer, upload_of
 from tests.quirks.statements import quirk
+from tests.registry.storage import Upload
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Result
 
@@ -249,6 +250,33 @@ def test_a_pipe_goes_on_after_a_break_that_is_further_back_than_one_read(
     registry.faults += [Fault(StopReading(2 * MIB, reset=True), "PATCH", larger_than=MIB, times=2)]
     mover().push(archive, f"{registry.host}/app:v1", "pipe")
     whole(registry, layout, image)
+
+
+@quirk(29)
+def test_a_registry_that_takes_next_to_nothing_of_each_chunk_is_given_up(
+    start: Start, mover: Move, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive = Upload.receive
+
+    def sparing(upload: Upload, read: Callable[[memoryview], int], buffer: memoryview) -> None:
+        left = [100]
+
+        def some(view: memoryview) -> int:
+            got = taken = min(read(view), left[0])
+            left[0] -= taken
+            while not taken and (got := read(view)):
+                pass
+            return taken or got
+
+        receive(upload, some, buffer)
+
+    monkeypatch.setattr(Upload, "receive", sparing)
+    _, archive = one_layer(layout, SIZE)
+    registry = start()
+    mover("--upload", "chunk=1MiB", "--retries", "2").push(
+        archive, f"{registry.host}/app:v1", code=7, says="took 100 of "
+    )
+    assert len(registry.asked("PATCH")) <= 10
 
 
 @quirk(41)

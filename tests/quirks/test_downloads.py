@@ -28,7 +28,16 @@ from tests.faulty_registry import (
     redirect,
     refusal,
 )
-from tests.images import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Descriptor, Layout, digest_of
+from tests.images import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Layout,
+    digest_of,
+    two_platforms,
+)
 from tests.quirks import registry_quirks
 from tests.quirks.command_runner import Mover
 from tests.quirks.quirky_registry import QuirkyRegistry
@@ -99,6 +108,22 @@ def test_a_connection_that_is_closed_early_is_replaced_by_one_that_continues_exa
     used = pulls()
     used.pull(Drop(after))
     assert used.ranges() == [None, f"bytes={after}-"]
+
+
+@quirk(24)
+@quirk(62)
+@pytest.mark.parametrize(
+    "action", [Header("Content-Range", "bytes 0-9/10"), Header("Content-Range", None), refusal(416, "RANGE_INVALID")]
+)
+def test_a_pull_is_resumed_from_a_registry_that_cannot_begin_in_the_middle(action: Action, pulls: MakePulls) -> None:
+    used = pulls()
+    used.pull()
+    whole = (used.mover.folder / "pulled.tar").read_bytes()
+    (used.mover.folder / ".pulled.tar.partial").write_bytes(whole[: len(whole) // 2])
+    used.registry.requests.clear()
+    used.pull(action, retries=0)
+    assert [part is None for part in used.ranges()] == [False, True]
+    assert (used.mover.folder / "pulled.tar").read_bytes() == whole
 
 
 @quirk(30)
@@ -355,6 +380,17 @@ def test_a_manifest_that_breaks_off_is_asked_for_again(failure: Action, pulls: M
     assert len(used.registry.asked("GET", "/manifests/")) == 4
     used.pull(Fault(failure, "GET", "/manifests/", times=None), code=7, retries=3)
     assert len(used.registry.asked("GET", "/manifests/")) == 8
+
+
+@quirk(62)
+def test_bytes_that_are_announced_beyond_a_manifest_are_not_waited_for(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry, index = start(), two_platforms(layout)
+    seed(layout, index, registry.host, "app", "v1")
+    child = layout.read(index["digest"])["manifests"][0]["digest"]
+    registry.faults = [Fault(Resize(1), "GET", child)]
+    mover().pull(f"{registry.host}/app:v1", code=5, says="bytes are announced instead of")
 
 
 @quirk(57)

@@ -76,6 +76,20 @@ def test_what_the_second_has_is_mounted_from_there_and_the_session_of_the_first_
 
 
 @quirk(47)
+def test_a_session_in_place_of_a_mount_is_deleted_if_its_blob_cannot_be_read(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    source, registry = start(), start(registry_quirks.only_in())
+    image, _ = layers(layout, 1)
+    seed(layout, image, source.host, "app", "v1")
+    source.faults = [Fault(refusal(404), "GET", "/blobs/", times=None)]
+    mounting(mover, "base").copy(f"{source.host}/app:v1", f"{registry.host}/app:v1", code=4)
+    opened = registry.asked("POST", "mount=")
+    assert [request.status for request in opened] == [202] * len(opened) != []
+    assert [request.status for request in registry.asked("DELETE")] == [204] * len(opened)
+
+
+@quirk(47)
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405])
 def test_a_repository_that_refuses_is_not_asked_again(status: int, start: Start, mover: Move, layout: Layout) -> None:
     refuses = Fault(refusal(status), "POST", "mount=", times=None)

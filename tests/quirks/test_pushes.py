@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.archives import small_first, tar_of
 from tests.faulty_registry import Fault, Header, refusal
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.quirks import registry_quirks
@@ -150,6 +151,20 @@ def test_a_blob_for_two_repositories_is_sent_once_and_mounted_or_sent_to_each(
     )
     for repository in ("a", "b"):
         assert manifest_digest(registry.host, repository, "1") == image["digest"]
+
+
+@quirk(64)
+def test_a_pipe_cannot_give_a_blob_to_two_repositories_of_which_neither_mounts(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(registry_quirks.refused_mounts(405))
+    image = small_image(layout)
+    named(layout, image, "a:1", "b:1")
+    registry.faults = [Fault(refusal(404), "HEAD", "/blobs/", times=None)]
+    archive = tar_of(small_first(layout))
+    result = mover().run("push", "--to", registry.host, "--jobs", "1", stdin=archive, code=7, says="nor read again")
+    assert "push from a file instead of a pipe" in result.err
+    assert pushed(registry) == []
 
 
 @quirk(17)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Final
 
@@ -109,7 +110,9 @@ def test_bytes_of_something_else_are_found_out_at_the_end_and_all_is_sent_again(
     used = pushes()
     used.interrupt()
     used.registry.faults = [Fault(refusal(400, "DIGEST_INVALID"), "PUT", "digest=")]
-    used.push()
+    document = used.mover.folder / "result.json"
+    used.push("file", "--result", str(document))
+    assert json.loads(document.read_bytes())["resumed"] == 0
     assert [request.status for request in used.uploads("PUT")] == [400, 201]
     assert used.received() == SIZE - SENT + SIZE
     assert used.is_complete()
@@ -173,6 +176,33 @@ def test_a_signed_location_is_not_written_to_the_disk(query: str, pushes: MakePu
     used.push("file", "--upload", "chunk=1MiB", "--retries", "0", code=7)
     # What is remembered is deleted, and not the bytes: nothing may say where they are.
     assert [path.read_bytes() for path in used.records() if query.encode() in path.read_bytes()] == []
+
+
+@quirk(50)
+@pytest.mark.parametrize(
+    ("method", "fault"),
+    [("chunk=256KiB", Fault(refusal(503), "PATCH", times=None)), ("stream", Fault(refusal(501), "PATCH", times=None))],
+    ids=["less than a mebibyte", "a refused method"],
+)
+def test_an_upload_that_is_not_worth_resuming_is_deleted(method: str, fault: Fault, pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [fault]
+    used.push("file", "--upload", method, "--retries", "0", code=7)
+    assert used.methods()[-1] == "DELETE"
+    assert used.records() == []
+
+
+@quirk(50)
+@pytest.mark.parametrize(("status", "code"), [(401, 3), (403, 3), (407, 7)])
+def test_an_upload_that_is_denied_continues_with_the_next_login(status: int, code: int, pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(status), "PATCH", skip=SENT // MIB, times=None)]
+    used.push("file", "--upload", "chunk=1MiB", code=code)
+    used.registry.faults = []
+    used.registry.requests.clear()
+    used.push()
+    assert used.received() == SIZE - SENT
+    assert used.is_complete()
 
 
 # Sources that fail ----------------------------------------------------------------------------------------------

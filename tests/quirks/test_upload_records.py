@@ -196,6 +196,9 @@ def test_a_location_that_could_not_have_been_written_is_not_asked(form: str, pus
     session = used.record()["location"].rpartition("/")[2]
     location = form.format(host=used.registry.host, other=other.host, session=session)
     path.write_text(json.dumps({**used.record(), "location": location}))
+    digests = used.mover.folder / "digests"
+    digests.write_text(f"{used.digest}\n")
+    used.mover.run("have", f"{used.registry.host}/app", "--among", digests)
     used.push()
     assert other.requests == []
     assert [request for request in used.uploads() if session in request.target] == []

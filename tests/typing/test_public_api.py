@@ -51,17 +51,18 @@ MISTAKES = {
 
 
 @pytest.fixture(scope="module")
-def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+def errors(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> dict[str, list[str]]:
     """Check users' scripts, as strictly as can be, against the installed package; return the errors of each script.
 
-    mypy runs once for all of them: most of its time goes to the package.
+    mypy runs once for all of them: most of its time goes to the package, so its cache stays for the next run.
     """
+    cache = pytestconfig.rootpath / ".cache" / "tests" / "mypy"
     folder = tmp_path_factory.mktemp("scripts")
     scripts = [USER, *EXAMPLES, *(f"{USER}\n{mistake}\n" for mistake in MISTAKES)]
     names = [f"script{number}.py" for number in range(len(scripts))]
     for name, script in zip(names, scripts, strict=True):
         (folder / name).write_text(script)
-    options = ["--strict", "--cache-dir", str(folder / "cache"), "--config-file=", "--no-error-summary"]
+    options = ["--strict", "--cache-dir", str(cache), "--config-file=", "--no-error-summary"]
     line = [sys.executable, "-m", "mypy", *options, *names]
     lines = subprocess.run(line, capture_output=True, text=True, cwd=folder, check=False).stdout.splitlines()
     found = {

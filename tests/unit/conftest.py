@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from ocistream.notices import set_listener
-from tests.faulty_registry import FaultyHandler
 from tests.http_doubles import CountingRegistry, QuickTransport
 
 # On a busy machine an example takes as long as it takes: no test asserts a time.
@@ -49,19 +47,3 @@ def quick() -> Iterator[Callable[..., QuickTransport]]:
             return stack.enter_context(QuickTransport(**options))  # type: ignore[arg-type]
 
         yield make
-
-
-@pytest.fixture
-def loses_answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Make a registry close the connection once in place of an answer to each of the methods in this list."""
-    lost: list[str] = []
-    transmit = FaultyHandler.transmit
-
-    def maybe(handler: FaultyHandler, answer: Any) -> None:
-        if handler.command in lost:
-            lost.remove(handler.command)
-            handler.hang_up()
-        transmit(handler, answer)
-
-    monkeypatch.setattr(FaultyHandler, "transmit", maybe)
-    return lost

@@ -76,16 +76,6 @@ class TestNames:
 
 
 class TestContents:
-    def test_what_belongs_to_an_archive_is_noted(self) -> None:
-        contents = ArchiveContents()
-        entries = [entry(name) for name in ("oci-layout", "./index.json", "manifest.json", BLOB)]
-        assert [contents.add(one) for one in entries] == [None, None, None, f"sha256:{HEX}"]
-        assert contents.documents == dict(zip(["oci-layout", "index.json", "manifest.json"], entries, strict=False))
-        assert contents.blobs == {f"sha256:{HEX}": (512, 1)}
-        assert contents.duplicate_blobs == {}
-        assert contents.index_json is entries[1]
-        contents.require_index()
-
     @pytest.mark.parametrize(
         "name", ["repositories", "../x", "/x/index.json", "/etc/passwd", "blobs/sha256/../../x", "a/index.json"]
     )
@@ -107,31 +97,6 @@ class TestContents:
         with pytest.raises(ArchiveError, match="is not a regular file") as caught:
             ArchiveContents().add(entry(name, kind))
         assert caught.value.exit_code == 6
-
-    @pytest.mark.parametrize("names", [("index.json", "index.json"), ("./index.json", "index.json")])
-    def test_a_second_index_is_refused(self, names: tuple[str, str]) -> None:
-        contents = ArchiveContents()
-        contents.add(entry(names[0]))
-        with pytest.raises(ArchiveError, match=r"the archive has index\.json twice"):
-            contents.add(entry(names[1]))
-
-    def test_a_blob_may_stand_there_twice_and_the_first_counts(self) -> None:
-        contents = ArchiveContents()
-        again = entry(f"./{BLOB}", size=5, offset=4096)
-        assert contents.add(entry(BLOB, size=5)) == contents.add(again) == f"sha256:{HEX}"
-        assert contents.blobs[f"sha256:{HEX}"].offset == 512
-
-    def test_but_not_with_two_sizes(self) -> None:
-        contents = ArchiveContents()
-        contents.add(entry(BLOB, size=5))
-        with pytest.raises(ArchiveError, match="twice, with different sizes"):
-            contents.add(entry(BLOB, size=6))
-
-    def test_an_archive_of_something_else_is_refused(self) -> None:
-        contents = ArchiveContents()
-        contents.add(entry("readme.txt"))
-        with pytest.raises(ArchiveError, match=r"it has neither an index\.json nor a manifest\.json"):
-            contents.require_index()
 
     @pytest.mark.parametrize(
         "name",
@@ -196,29 +161,3 @@ class TestLinks:
         contents = ArchiveContents()
         contents.add(entry("d/x"))
         contents.add(entry("d", "link"))
-
-
-class TestDockerNames:
-    """Names that a manifest.json may mean; which of two entries a tool takes depends on the tool."""
-
-    @pytest.mark.parametrize("again", ["c.json", "./c.json", ".//c.json", "x/../c.json", "/c.json", "../c.json"])
-    @pytest.mark.parametrize("kind", ["file", "directory", "other"])
-    def test_a_second_entry_of_one_path_makes_it_ambiguous(self, again: str, kind: str) -> None:
-        contents = ArchiveContents()
-        contents.add(entry("c.json"))
-        contents.add(entry(BLOB))
-        contents.add(entry(again, kind))
-        with pytest.raises(
-            ArchiveError, match=r"the archive has 'c\.json' twice \(some tools treat another name as this one\)"
-        ):
-            contents.resolve_docker_file("c.json")
-
-    def test_one_that_is_spelled_in_another_way_is_ambiguous_by_itself(self) -> None:
-        contents = ArchiveContents()
-        contents.add(entry("x/../c.json"))
-        with pytest.raises(
-            ArchiveError, match=r"the archive has 'c\.json' twice \(some tools treat another name as this one\)"
-        ):
-            contents.resolve_docker_file("c.json")
-        with pytest.raises(ArchiveError, match="lacks"):
-            contents.resolve_docker_file("x/../c.json")

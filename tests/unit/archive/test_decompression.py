@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
-import os
 import random
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -19,14 +16,7 @@ from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.archive.decompression import decompress_input, is_compressed
-from ocistream.errors import ArchiveError, LocalDiskError, NotFoundError, OcistreamError
-from ocistream.layout.destination import LayoutDestination
-from ocistream.locations import OpenContext, Selection, open_source, parse_location
-from ocistream.transfer import copy as transfer
-from tests.archives import END, items_of, small_first, tar_of
-from tests.images import Layout, small_image
-from tests.observers import Watch
-from tests.recompression_checks import named
+from ocistream.errors import ArchiveError, LocalDiskError, NotFoundError
 
 NOISE: Final = random.Random(5).randbytes(700_000)
 PACKERS: Final = {"plain": bytes, "gzip": lambda raw: gzip.compress(raw, mtime=0), "zstd": zstandard.compress}
@@ -118,79 +108,3 @@ def test_a_file_is_asked_how_it_begins(packer: str, tmp_path: Path) -> None:
         is_compressed(tmp_path / "nowhere")
     with pytest.raises(LocalDiskError):
         is_compressed(tmp_path)
-
-
-class TestArchives:
-    """The same through the table of ends, as the commands have it."""
-
-    def copied(self, content: bytes, how: str, tmp_path: Path, max_ratio: int = 200) -> Layout:
-        def nothing() -> Any:
-            raise AssertionError
-
-        text, stdin = str(tmp_path / "archive"), io.BytesIO(content)
-        threads: list[threading.Thread] = []
-        if how == "stdin":
-            text = "-"
-        elif how == "fifo":
-            os.mkfifo(text)
-            threads.append(threading.Thread(target=self.feed, args=(text, content), daemon=True))
-            threads[0].start()
-        else:
-            Path(text).write_bytes(content)
-        around = OpenContext(client=nothing, stdin=lambda: stdin, stdout=nothing)
-        source = open_source(parse_location(text), around, Selection(max_ratio=max_ratio))
-        sink = LayoutDestination(tmp_path / "out")
-        try:
-            transfer.copy(source, sink, Watch())
-        finally:
-            source.close()
-            for thread in threads:
-                thread.join()
-        return Layout(tmp_path / "out")
-
-    @staticmethod
-    def feed(path: str, content: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            Path(path).write_bytes(content)
-
-    @pytest.mark.parametrize("order", [items_of, small_first])
-    @pytest.mark.parametrize("how", ["stdin", "fifo", "file"])
-    @packers
-    def test_an_image_keeps_its_digest(self, layout: Layout, tmp_path: Path, packer: str, how: str, order: Any) -> None:
-        image = small_image(layout, name="v1")
-        found = self.copied(PACKERS[packer](tar_of(order(layout))), how, tmp_path)
-        assert named(found)["v1"]["digest"] == image["digest"]
-
-    @pytest.mark.parametrize("how", ["stdin", "file"])
-    @pytest.mark.parametrize("packer", ["gzip", "zstd"])
-    def test_what_is_cut_after_the_tar_has_ended_is_found_too(
-        self, layout: Layout, tmp_path: Path, packer: str, how: str
-    ) -> None:
-        small_image(layout, name="v1")
-        packed = PACKERS[packer](tar_of(small_first(layout)))
-        with pytest.raises(ArchiveError, match="ends too early"):
-            self.copied(packed[:-2], how, tmp_path)
-        assert named(Layout(tmp_path / "out")) == {}
-
-    @pytest.mark.parametrize("packer", ["gzip", "zstd"])
-    def test_an_archive_without_an_end_in_a_whole_stream(self, layout: Layout, tmp_path: Path, packer: str) -> None:
-        small_image(layout, name="v1")
-        archive = tar_of(small_first(layout))
-        with pytest.raises(ArchiveError, match="truncated"):
-            self.copied(PACKERS[packer](archive[: -len(END)]), "stdin", tmp_path)
-
-    def test_one_that_grows_too_much_is_stopped(
-        self, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(limits, "UNCHECKED_EXPANSION", 10_000)
-        layout.image([bytes(4 << 20)], name="v1")
-        packed = gzip.compress(tar_of(small_first(layout)))
-        with pytest.raises(ArchiveError, match="expands to more than 200 times"):
-            self.copied(packed, "file", tmp_path)
-        assert set(named(self.copied(packed, "file", tmp_path, max_ratio=5000))) == {"v1"}
-
-    @pytest.mark.parametrize("packer", ["gzip", "zstd"])
-    def test_twice_is_once_too_often(self, layout: Layout, tmp_path: Path, packer: str) -> None:
-        small_image(layout, name="v1")
-        with pytest.raises(OcistreamError):
-            self.copied(PACKERS[packer](PACKERS[packer](tar_of(items_of(layout)))), "stdin", tmp_path)

@@ -28,7 +28,7 @@ from ocistream.errors import LocalDiskError, OutputClosedError, UsageError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.interfaces import NewBlob
-from tests.archives import END, files_in
+from tests.archives import files_in
 from tests.images import digest_of
 
 SIZES: Final = [0, 1, 511, 512, 513, 1_000_000]
@@ -257,25 +257,6 @@ class TestOutputs:
             assert not isinstance(fifo, RewritableOutput)
         os.close(reader)
 
-    @pytest.mark.parametrize("name", ["rewrite", "truncate"])
-    def test_a_disk_that_fails_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        output = open_file_output(tmp_path / "out")
-        assert isinstance(output, RewritableOutput)
-
-        def fail(*_: object) -> int:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-        if name == "rewrite":
-            monkeypatch.setattr("os.pwrite", fail)
-            arguments: tuple[Any, ...] = (0, b"a")
-        else:
-            # Nobody can seek to before the beginning.
-            arguments = (-1,)
-        with pytest.raises(LocalDiskError, match="cannot write"):
-            getattr(output, name)(*arguments)
-        output.close()
-        assert list(tmp_path.iterdir()) == []
-
     def test_a_file_that_takes_less_at_a_time_gets_all_of_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -287,8 +268,3 @@ class TestOutputs:
         output.rewrite(5, b"0123456789")
         output.finish()
         assert (tmp_path / "out").read_bytes() == bytes(5) + b"0123456789" + bytes(5)
-
-    def test_an_archive_ends_as_it_should(self, written: Written) -> None:
-        writer = TarWriter(written.output)
-        writer.finish()
-        assert written.read() == END

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from ocistream import limits
 from ocistream.archive import tar
 from ocistream.archive.volume_destination import VolumePlan, VolumeSetDestination, plan_volumes
-from ocistream.errors import ArchiveError, IntegrityError, NetworkError, UnsupportedError, UsageError
+from ocistream.errors import ArchiveError, UnsupportedError, UsageError
 from ocistream.layout.index import blob_name, build_entries, build_index_json
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
@@ -33,11 +32,9 @@ from ocistream.oci.volumes import (
     parse_volume,
     volume_annotations,
 )
-from ocistream.transfer import copy as transfer
 from ocistream.transfer.interfaces import VerifiedBlob
 from tests.images import Layout, digest_of
 from tests.observers import NothingEarly
-from tests.volume_archives import read_volumes
 
 ONE, OTHER = digest_of(b"one"), digest_of(b"other", "sha512")
 SET = digest_of(b"set")
@@ -321,54 +318,6 @@ class TestPlans:
 
 
 class TestSink:
-    @pytest.mark.parametrize("kind", [IntegrityError, NetworkError])
-    @pytest.mark.parametrize("after", [0, 1, 150_000, 299_999])
-    def test_a_blob_that_was_begun_is_begun_anew(
-        self, layout: Layout, tmp_path: Path, kind: type[Exception], after: int
-    ) -> None:
-        layout.image([300_000, 50_000], name="v1")
-        source = LayoutSource(layout.path)
-        graph = source.resolve(NothingEarly())
-        sink = VolumeSetDestination(tmp_path / "app.%d.tar", 200_000)
-        sink.begin(graph)
-
-        def broken(*_: object) -> Iterator[bytes]:
-            yield bytes(after)
-            raise kind("in its middle")
-
-        for blob in source.blobs(graph.blobs):
-            with pytest.raises(kind):
-                sink.write(VerifiedBlob(blob.descriptor, broken))
-            sink.write(VerifiedBlob(blob.descriptor, blob.open, can_resume=False))
-        sink.commit(graph)
-        assert sink.traits.can_retry
-        sink.close()
-        paths = sorted(tmp_path.glob("app.*"))
-        assert len(paths) == 2
-        assert set(read_volumes(paths)) >= {blob_name(blob.digest) for blob in graph.blobs}
-
-    @pytest.mark.parametrize("left", [0, 700_000, 1_300_000])
-    def test_what_is_there_of_a_blob_ends_where_the_first_volume_lacks_some(
-        self, layout: Layout, tmp_path: Path, left: int
-    ) -> None:
-        layout.image([4_000_000], name="v1")
-        source = LayoutSource(layout.path)
-        graph = source.resolve(NothingEarly())
-        sink = VolumeSetDestination(tmp_path / "app.%d.tar", 1_500_000)
-        sink.begin(graph)
-        for blob in source.blobs(graph.blobs):
-            sink.write(VerifiedBlob(blob.descriptor, blob.open))
-        sink.close()
-        partials = sorted(tmp_path.glob(".app.*.partial"))
-        assert len(partials) == 2
-        content = partials[0].read_bytes()
-        begin = content.index(b"parts/") + 512
-        partials[0].write_bytes(content[: begin + left])
-        report = transfer.copy(source, VolumeSetDestination(tmp_path / "app.%d.tar", 1_500_000))
-        resumed = {moved.descriptor.size: moved.resumed_size for moved in report.blobs}
-        assert resumed[4_000_000] == left
-        read_volumes(sorted(tmp_path.glob("app.*")))
-
     def test_a_blob_before_the_graph_has_no_place(self, tmp_path: Path) -> None:
         sink = VolumeSetDestination(tmp_path / "app.%d.tar", 1000)
         descriptor = Descriptor("x", digest_of(b"x"), 1)

@@ -18,13 +18,12 @@ from ocistream.auth.authenticator import Authenticator
 from ocistream.auth.credentials import Credential
 from ocistream.auth.docker_config import with_named_source
 from ocistream.auth.tokens import Challenge, TokenRequest, TokenResponse, parse_challenges, repository_scope
-from ocistream.errors import AuthenticationError, RegistryError, UsageError
+from ocistream.errors import AuthenticationError, UsageError
 
 PULL = ("repository:org/app:pull",)
 PUSH = ("repository:org/app:pull,push",)
 BEARER = 'Bearer realm="https://auth.example/token",service="registry.example"'
 ALICE = Credential("alice", "s3cret:with colon", source="~/.docker/config.json")
-REGISTRY_TOKEN = Credential("alice", "", source="config.json", registry_token="token-of-alice")
 IDENTITY = Credential("<token>", "", "identity-of-alice", source="docker-credential-pass")
 
 
@@ -264,65 +263,7 @@ def test_an_oauth2_request_has_no_empty_fields() -> None:
     assert set(parse_qs(server.requests[0].body.decode())) == {"grant_type", "refresh_token", "client_id"}
 
 
-def test_a_refused_identity_token_is_not_tried_in_another_way() -> None:
-    server = Server(answer(401))
-    with pytest.raises(AuthenticationError, match="docker-credential-pass"):
-        authenticator(server, IDENTITY).answer_challenge([BEARER], PULL, None)
-    assert len(server.requests) == 1
-
-
-def test_a_scope_that_the_challenge_asks_for_and_ours_lack_is_added_behind_them() -> None:
-    server = Server()
-    auth = authenticator(server)
-    auth.answer_challenge(
-        [BEARER + ',scope="repository:org/app:pull registry:catalog:* repository:org/app:push"'], PUSH, None
-    )
-    assert [value for name, value in server.query() if name == "scope"] == [PUSH[0], "registry:catalog:*"]
-    auth.answer_challenge([BEARER], PUSH, "Bearer t1")
-    assert [value for name, value in server.query() if name == "scope"] == [PUSH[0], "registry:catalog:*"]
-    auth.answer_challenge([BEARER + ',scope="registry:catalog:delete"'], PUSH, "Bearer t2")
-    assert [value for name, value in server.query() if name == "scope"][1:] == [
-        "registry:catalog:*",
-        "registry:catalog:delete",
-    ]
-
-
 # -- what a token server answers -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"token": "a"}, "a"),
-        ({"access_token": "b"}, "b"),
-        ({"token": "a", "access_token": "b"}, "a"),
-        ({"token": "", "access_token": "b"}, "b"),
-        ({"token": None, "access_token": "b", "more": [1]}, "b"),
-        ({"token": "QQ=="}, "QQ=="),
-    ],
-)
-def test_a_token_is_taken_under_either_name(fields: dict[str, object], expected: str) -> None:
-    server = Server(answer(**fields))
-    assert authenticator(server).answer_challenge([BEARER], PULL, None) == f"Bearer {expected}"
-
-
-def test_a_refused_credential_is_not_shown_again_for_the_same_scopes() -> None:
-    server = Server(answer(401))
-    auth = authenticator(server, ALICE)
-    for _ in range(3):
-        with pytest.raises(AuthenticationError, match="the credentials from"):
-            auth.answer_challenge([BEARER], PULL, None)
-    with pytest.raises(AuthenticationError):
-        auth.authorization(PULL)
-    assert len(server.requests) == 1
-    assert auth.authorization(PUSH) == "Bearer t2"
-
-
-def test_a_failure_of_the_token_server_is_not_remembered() -> None:
-    auth = authenticator(Server(answer(500)), ALICE)
-    with pytest.raises(RegistryError):
-        auth.answer_challenge([BEARER], PULL, None)
-    assert auth.answer_challenge([BEARER], PULL, None) == "Bearer t2"
 
 
 def test_no_secret_is_in_a_repr() -> None:

@@ -12,13 +12,11 @@ import pytest
 
 from ocistream import notices
 from ocistream.archive.destination import ArchiveDestination
-from ocistream.archive.outputs import open_file_output, open_stream_output
-from ocistream.errors import IntegrityError, NetworkError
+from ocistream.archive.outputs import open_file_output
+from ocistream.errors import IntegrityError
 from ocistream.layout import directory as blob_folders
 from ocistream.layout.cache import Cache
 from ocistream.layout.cached_repository import CachedRepository
-from ocistream.layout.destination import LayoutDestination
-from ocistream.layout.directory import LayoutDirectory
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.reference import parse_reference
 from ocistream.registry.opener import ReadableRepository, RepositoryOpener
@@ -27,7 +25,7 @@ from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks
 from ocistream.transfer.copy import copy
 from ocistream.transfer.interfaces import Destination
-from tests.faulty_registry import Fault, Flip, HangUp
+from tests.faulty_registry import Fault, Flip
 from tests.http_doubles import CountingRegistry, QuickTransport
 from tests.images import Layout
 from tests.registry_http import seed
@@ -190,68 +188,3 @@ def test_what_is_right_there_stays_if_it_was_the_registry_that_gave_wrong_bytes(
     with pytest.raises(IntegrityError):
         setting.archive()
     assert setting.file(setting.blobs[0]).read_bytes() == content
-
-
-def test_what_is_not_there_may_come_over_several_connections(setting: Setting) -> None:
-    reading = RepositoryOpener(setting.transport).open_repository(parse_reference(f"{setting.registry.host}/app:1"))
-    repository = CachedRepository(setting.cache, reading)
-    blob = Descriptor("x/y", setting.blobs[0], 2 * MIB)
-    assert repository.blob(blob).fetch_range is not None
-
-
-def test_one_read_is_enough_where_it_can_be_begun_anew(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting.archive()
-    opened: list[str] = []
-    original = LayoutDirectory.open_blob
-
-    def noting(layout: LayoutDirectory, digest: str) -> FileIO:
-        opened.append(digest)
-        return original(layout, digest)
-
-    monkeypatch.setattr(LayoutDirectory, "open_blob", noting)
-    setting.archive()
-    assert opened.count(setting.blobs[0]) == 1
-
-
-def test_into_a_pipe_what_is_wrong_is_found_before_the_first_byte(setting: Setting, tmp_path: Path) -> None:
-    plain = setting.archive()
-    path = setting.file(setting.blobs[0])
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    target = tmp_path / "piped"
-    with FileIO(target, "wb") as stream:
-        setting.pull(ArchiveDestination(open_stream_output(stream, "to a pipe")))
-    assert target.read_bytes() == plain
-    assert fetched(setting) == [setting.blobs[0]]
-
-
-@pytest.mark.parametrize("jobs", [1, 4])
-def test_segments_that_are_fetched_ahead_are_kept_as_well(setting: Setting, jobs: int, layout: Layout) -> None:
-    plain = setting.archive(ahead=8 * MIB, jobs=jobs)
-    for digest in setting.blobs:
-        assert setting.file(digest).read_bytes() == layout.file(digest).read_bytes()
-    assert setting.archive(ahead=8 * MIB, jobs=jobs) == plain
-    assert fetched(setting) == []
-
-
-def test_the_cache_may_be_where_it_goes_to(setting: Setting) -> None:
-    for _ in range(2):
-        setting.pull(LayoutDestination(setting.folder / "cache"))
-    assert fetched(setting) == []
-    assert len(setting.cache.layout.list_entries()) == 1
-
-
-def test_what_is_used_is_not_old(setting: Setting) -> None:
-    setting.archive()
-    digests = [*setting.blobs, setting.image["digest"]]
-    for digest in digests:
-        os.utime(setting.file(digest), (1, 1))
-    setting.archive()
-    assert [digest for digest in digests if setting.file(digest).stat().st_mtime == 1] == []
-
-
-def test_a_registry_that_is_down_is_not_asked_twice_over(setting: Setting) -> None:
-    setting.archive()
-    setting.registry.faults = [Fault(HangUp(), path="/manifests/", times=None)]
-    with pytest.raises(NetworkError):
-        setting.archive()
-    assert {request.method for request in setting.registry.asked(path="/manifests/")} == {"HEAD"}

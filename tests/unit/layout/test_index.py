@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UsageError
+from ocistream.errors import ArchiveError, OcistreamError
 from ocistream.layout.index import (
     FULL_NAME,
     OCI_LAYOUT,
@@ -21,17 +21,12 @@ from ocistream.layout.index import (
     build_manifest_json,
     build_roots,
     check_layout_file,
-    format_image_names,
     image_name_of,
     parse_index_entries,
-    select_every_image,
-    select_existing_images,
-    select_named_images,
-    select_only_image,
 )
 from ocistream.layout.source import LayoutSource
-from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, parse_platform
-from ocistream.oci.graph import Graph, Root
+from ocistream.oci.descriptor import OCI_MANIFEST, Descriptor, Platform
+from ocistream.oci.graph import Root
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from tests.contract.image_shapes import nested_index, with_attestation
 from tests.images import Layout, small_image, tar_layer, two_platforms
@@ -95,10 +90,6 @@ class TestParsing:
         assert entry.extra_json == b'{"x":null}'
         assert replace(entry, annotations={}).to_json() == {**replace(plain, annotations={}).to_json(), "x": None}
 
-    @pytest.mark.parametrize("raw", [b'{"manifests": null}', b'{"manifests": []}'])
-    def test_an_empty_list_may_be_null(self, raw: bytes) -> None:
-        assert parse_index_entries(raw) == []
-
     @pytest.mark.parametrize(
         "raw",
         [
@@ -156,105 +147,11 @@ class TestNames:
         assert build_entry(Root(name, before)).annotations == {"x": "y", **annotations}
 
 
-class TestChoosing:
-    full = build_roots(
-        [
-            descriptor(**{FULL_NAME: "docker.io/library/nginx:1", REF_NAME: "1"}),
-            descriptor(OTHER, **{FULL_NAME: "r.example/app:2", REF_NAME: "2"}),
-            descriptor(OTHER, **{FULL_NAME: "r.example/other:1", REF_NAME: "1"}),
-        ]
-    )
-
-    @pytest.mark.parametrize(
-        ("name", "place"),
-        [
-            ("docker.io/library/nginx:1", 0),
-            ("nginx:1", 0),
-            ("r.example/app:2", 1),
-            ("2", 1),
-            (DIGEST, 0),
-        ],
-    )
-    def test_an_image_is_found_by_each_of_its_names(self, name: str, place: int) -> None:
-        assert list(select_named_images([name])(self.full)) == [self.full[place]]
-
-    def test_images_come_in_the_order_of_the_question(self) -> None:
-        assert list(select_named_images(["2", "nginx:1"])(self.full)) == [self.full[1], self.full[0]]
-
-    @pytest.mark.parametrize("name", ["3", "nginx", "NGINX", "r.example/app", "", "sha256:" + "c" * 64])
-    def test_one_that_is_not_there_is_not_found_and_those_there_are_listed(self, name: str) -> None:
-        with pytest.raises(NotFoundError) as caught:
-            select_named_images([name])(self.full)
-        assert "docker.io/library/nginx:1, r.example/app:2" in (caught.value.hint or "")
-
-    def test_a_tag_of_two_images_is_no_choice(self) -> None:
-        with pytest.raises(UsageError, match="2 images have the name '1'"):
-            select_named_images(["1"])(self.full)
-
-    def test_two_entries_of_one_image_are_one(self) -> None:
-        twice = [named("v1"), named("v1")]
-        assert list(select_named_images(["v1"])(twice)) == twice[:1]
-
-    def test_where_each_name_has_a_place_a_digest_chooses_all_names(self) -> None:
-        nameless = Root(None, descriptor())
-        names = [named("r.example/app:1"), named("r.example/app:2")]
-        assert list(select_named_images([DIGEST])([nameless, *names])) == names[:1]
-        assert list(select_named_images([DIGEST], all_names=True)([nameless, *names])) == names
-        assert list(select_named_images([DIGEST, "r.example/app:2"], all_names=True)([nameless, *names])) == names
-
-    def test_every_image_is_all_of_them(self) -> None:
-        assert select_every_image(self.full) == self.full
-
-    def test_the_only_image_is_chosen_without_a_name(self) -> None:
-        nameless = Root(None, descriptor(OTHER))
-        assert list(select_only_image([nameless])) == [nameless]
-        # A signature of an image that is not here does not count beside an image.
-        stray = Root(None, descriptor(OTHER), is_stray=True)
-        assert list(select_only_image([stray, named("v1")])) == [named("v1")]
-        assert list(select_only_image([stray])) == [stray]
-        # Two names of one image are one image.
-        assert list(select_only_image([named("v1"), named("v2")])) == [named("v1")]
-        assert list(select_only_image([Root(None, descriptor()), named("v1")])) == [named("v1")]
-
-    def test_of_several_none_is_the_only_one(self) -> None:
-        with pytest.raises(UsageError, match="the archive or layout has 2 images") as caught:
-            select_only_image(self.full)
-        assert "with --to: docker.io/library/nginx:1, r.example/app:2" in (caught.value.hint or "")
-        with pytest.raises(UsageError):
-            select_only_image([Root(None, descriptor()), Root(None, descriptor(OTHER))])
-
-    def test_an_image_without_a_name_is_a_second_image(self) -> None:
-        with pytest.raises(UsageError, match="the archive or layout has 2 images") as caught:
-            select_only_image([named("r.example/app:1"), Root(None, descriptor(OTHER))])
-        assert caught.value.hint == f"choose one with --image: r.example/app:1, {OTHER}"
-
-    def test_of_none_there_is_none(self) -> None:
-        with pytest.raises(NotFoundError, match="no image"):
-            select_only_image([])
-
-    def test_a_long_list_is_cut(self) -> None:
-        assert format_image_names([]) == "none"
-        assert format_image_names([named(str(n)) for n in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
-        assert format_image_names([named(str(n)) for n in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
-        assert format_image_names([Root(None, descriptor()), named("a\x1bb")]) == f"{DIGEST}, a?b"
-
-
 class TestDockersManifest:
     def made(self, layout: Layout, platforms: PlatformChoice = ALL_PLATFORMS) -> list[dict[str, Any]]:
         graph = LayoutSource(layout.path, platforms=platforms).resolve(NothingEarly())
         entries: list[dict[str, Any]] = json.loads(build_manifest_json(graph))
         return entries
-
-    def test_an_image_is_entered_with_paths_into_blobs_and_its_short_name(self, layout: Layout) -> None:
-        image = small_image(layout, name="docker.io/library/app:v1")
-        manifest = layout.read(image["digest"])
-        assert self.made(layout) == [
-            {
-                "Config": blob_name(manifest["config"]["digest"]),
-                "RepoTags": ["app:v1"],
-                "Layers": [blob_name(layer["digest"]) for layer in manifest["layers"]],
-            }
-        ]
 
     def test_several_names_of_one_image_are_one_entry(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
@@ -291,16 +188,6 @@ class TestDockersManifest:
         layout.index([vouching], name="v3")
         assert len(self.made(layout)) == 1
 
-    def test_an_index_that_is_lacking_has_no_entry(self, layout: Layout) -> None:
-        index = two_platforms(layout, name="v1")
-        layout.file(index["digest"]).unlink()
-        assert self.made(layout) == []
-
-    def test_a_narrowed_image_is_entered(self, layout: Layout) -> None:
-        two_platforms(layout, name="r.example/app:v1")
-        (entry,) = self.made(layout, PlatformChoice((parse_platform("linux/arm64"),)))
-        assert entry["RepoTags"] == ["r.example/app:v1"]
-
     def test_indexes_that_list_each_other_a_thousand_times_are_looked_into_once(self, layout: Layout) -> None:
         found = small_image(layout)
         for _ in range(limits.MAX_INDEX_DEPTH - 1):
@@ -309,29 +196,7 @@ class TestDockersManifest:
         assert len(self.made(layout)) == 1
 
 
-def test_an_index_of_ours_says_so() -> None:
-    document = json.loads(build_index_json([]))
-    assert document == {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
-
-
 def test_a_path_is_made_of_a_digest_and_of_nothing_else() -> None:
     assert blob_name(DIGEST) == "blobs/sha256/" + "a" * 64
     with pytest.raises(OcistreamError):
         blob_name("sha256:../../../etc/passwd")
-
-
-def test_an_empty_graph_has_empty_documents() -> None:
-    assert build_manifest_json(Graph((), (), ())) == b"[]"
-
-
-def test_of_two_images_of_one_name_the_digests_are_named() -> None:
-    roots = [named("v1"), named("v1", f"sha256:{'b' * 64}")]
-    with pytest.raises(UsageError, match="2 images have the name 'v1'") as caught:
-        select_named_images(["v1"])(roots)
-    assert all(root.descriptor.digest in (caught.value.hint or "") for root in roots)
-
-
-def test_nothing_is_no_image_to_copy() -> None:
-    with pytest.raises(NotFoundError, match="the archive or layout has no images"):
-        select_existing_images([])
-    assert select_existing_images([named("v1")]) == [named("v1")]

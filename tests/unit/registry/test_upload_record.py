@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import json
-import os
-import stat
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -58,67 +51,6 @@ def left(folder: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        replace(KEY, registry="registry.example"),
-        replace(KEY, repository="team/other"),
-        replace(KEY, digest=f"sha256:{'b' * 64}"),
-        replace(KEY, size=4_000_001),
-        replace(KEY, digest="", size=0),
-    ],
-)
-def test_it_is_of_that_blob_in_that_repository_only(folder: Path, left: Path, other: UploadKey) -> None:
-    del left
-    claim = claimed(folder, other)
-    assert claim.location is None
-    claim.remove()
-
-
-def test_who_comes_second_gets_nothing_until_the_first_is_done(folder: Path) -> None:
-    first = claimed(folder)
-    first.write(RECORD)
-    assert records(folder).lock(KEY) is None
-    first.release()
-    second = claimed(folder)
-    assert second.location == RECORD
-    second.remove()
-    assert list(folder.iterdir()) == []
-    third = claimed(folder)
-    assert third.location is None
-    third.remove()
-
-
-def test_who_is_killed_holds_nothing(folder: Path) -> None:
-    code = (
-        "import os, sys, pathlib\n"
-        "from ocistream.registry.upload_record import *\n"
-        f"claim = UploadRecords(pathlib.Path(sys.argv[1])).lock({KEY})\n"
-        f"claim.write({RECORD})\n"
-        "os.kill(os.getpid(), 9)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, folder], check=False).returncode == -9
-    claim = claimed(folder)
-    assert claim.location == RECORD
-    claim.remove()
-
-
-def test_a_shorter_location_leaves_nothing_of_a_longer_one(folder: Path, left: Path) -> None:
-    claim = claimed(folder)
-    claim.write(replace(RECORD, url=f"{HOME}/2"))
-    assert json.loads(left.read_bytes())["location"] == f"{HOME}/2"
-    claim.release()
-    assert claimed(folder).location == replace(RECORD, url=f"{HOME}/2")
-
-
-def changed(**fields: Any) -> Callable[[dict[str, Any]], bytes]:
-    return lambda document: json.dumps({**document, **fields}).encode()
-
-
-def less(field: str) -> Callable[[dict[str, Any]], bytes]:
-    return lambda document: json.dumps({k: v for k, v in document.items() if k != field}).encode()
-
-
 class TestWhatStandsInItsPlace:
     def check(self, folder: Path) -> None:
         claim = claimed(folder)
@@ -126,20 +58,6 @@ class TestWhatStandsInItsPlace:
         claim.write(RECORD)
         claim.release()
         assert claimed(folder).location == RECORD
-
-    @pytest.mark.skipif("os.geteuid()")
-    def test_nor_a_file_of_another_user(self, folder: Path, left: Path) -> None:
-        os.chown(left, 12345, 12345)
-        self.check(folder)
-
-    def test_nor_is_a_folder_of_another_user_used(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        notes: list[str] = []
-        folder.mkdir(parents=True, mode=0o755)
-        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-        assert records(folder, notes).lock(KEY) is None
-        assert "cannot store upload records" in notes[0]
-        assert list(folder.iterdir()) == []
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o755
 
     def test_a_file_that_went_while_it_was_being_locked_is_not_the_one_and_another_ones_new_one_stays(
         self, folder: Path, left: Path, monkeypatch: pytest.MonkeyPatch
@@ -181,11 +99,6 @@ class TestWhatStandsInItsPlace:
         self.check(folder)
 
 
-def test_without_a_place_nothing_is_kept() -> None:
-    assert records(None).lock(KEY) is None
-    assert list(records(None).lock_abandoned(KEY.registry, KEY.repository, [KEY.digest])) == []
-
-
 def test_a_run_holds_no_more_files_than_a_process_may_have(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_OPEN_UPLOAD_RECORDS", 3)
     kept = records(folder)
@@ -197,70 +110,6 @@ def test_a_run_holds_no_more_files_than_a_process_may_have(folder: Path, monkeyp
     again = kept.lock(KEY)
     assert again is not None
     again.remove()
-
-
-class TestWhatIsLeftOver:
-    def found(self, folder: Path, *digests: str, now: float = NOW) -> list[SessionLocation | None]:
-        found = []
-        for claim in records(folder, now=now).lock_abandoned(KEY.registry, KEY.repository, digests):
-            found.append(claim.location)
-            claim.remove()
-        return found
-
-    def test_is_what_nobody_uses_of_these_blobs_in_this_repository(self, folder: Path, left: Path) -> None:
-        del left
-        other = replace(KEY, repository="team/other")
-        elsewhere, later = claimed(folder, other), claimed(folder, replace(KEY, digest=f"sha256:{'c' * 64}"))
-        used = claimed(folder, replace(KEY, digest=f"sha256:{'b' * 64}"))
-        for claim in (elsewhere, later, used):
-            claim.write(RECORD)
-        elsewhere.release()
-        later.release()
-        assert self.found(folder, KEY.digest, f"sha256:{'b' * 64}") == [RECORD]
-        assert self.found(folder, KEY.digest, f"sha256:{'b' * 64}") == []
-        assert len(list(folder.iterdir())) == 3
-        used.remove()
-
-    def test_and_what_had_no_name_yet(self, folder: Path) -> None:
-        for _ in range(2):
-            claim = claimed(folder, replace(KEY, digest="", size=0))
-            claim.write(RECORD)
-            claim.release()
-        assert self.found(folder) == [RECORD, RECORD]
-
-    def test_and_what_makes_no_sense_or_says_it_is_of_another_place(self, folder: Path, left: Path) -> None:
-        document = json.loads(left.read_bytes())
-        left.write_bytes(json.dumps({**document, "repository": "team/other"}).encode())
-        assert self.found(folder, KEY.digest) == [None]
-        assert list(folder.iterdir()) == []
-
-    def test_what_is_too_old_goes_wherever_it_was(self, folder: Path, left: Path) -> None:
-        other = claimed(folder, replace(KEY, repository="team/other"))
-        other.write(RECORD)
-        other.release()
-        recent = claimed(folder, replace(KEY, repository="team/third"))
-        recent.release()
-        for path in folder.iterdir():
-            age = limits.MAX_UPLOAD_RECORD_AGE if path.stat().st_size else 0
-            os.utime(path, (time.time() - age - 10,) * 2)
-        assert left.exists()
-        assert self.found(folder, now=time.time()) == [RECORD]
-        assert len(list(folder.iterdir())) == 1
-
-    def test_and_has_its_session_said_if_it_is_of_this_repository(self, folder: Path, left: Path) -> None:
-        other = claimed(folder, replace(KEY, repository="team/other"))
-        other.write(RECORD)
-        other.release()
-        assert self.found(folder, now=NOW + limits.MAX_UPLOAD_RECORD_AGE + 3600) == [RECORD]
-        assert list(folder.iterdir()) == []
-        del left
-
-    def test_other_files_stay(self, folder: Path, left: Path) -> None:
-        (folder / "README").touch()
-        os.utime(folder / "README", (0, 0))
-        assert self.found(folder, KEY.digest) == [RECORD]
-        assert [path.name for path in folder.iterdir()] == ["README"]
-        del left
 
 
 class TestLocations:

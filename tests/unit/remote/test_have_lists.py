@@ -8,8 +8,6 @@ import tracemalloc
 from collections.abc import Collection, Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, OcistreamError, UnsupportedError
@@ -43,30 +41,6 @@ def test_a_list_is_a_header_and_its_digests_in_order() -> None:
     assert written({C, A, B}) == HEAD + b"# digests 3\n" + "".join(f"{d}\n" for d in sorted((A, B, C))).encode()
 
 
-def test_it_names_all_that_it_is_of() -> None:
-    text = written({A}, "registry.local/app", "oci:a\nb")
-    assert b"# origin registry.local/app\n# origin oci:a?b\n# by" in text
-    assert read(text, A) == HaveListMatch({A}, ("registry.local/app", "oci:a?b"), ("0.5.0",), 1)
-
-
-def test_only_what_is_wanted_is_given() -> None:
-    found = read(written({A, B, LONG}), B, C, LONG)
-    assert found == HaveListMatch({B, LONG}, ("registry.local/app",), ("0.5.0",), 3)
-
-
-def test_an_end_with_nothing_in_it_has_a_list_too() -> None:
-    assert read(written(set()), A) == HaveListMatch(set(), ("registry.local/app",), ("0.5.0",), 0)
-
-
-_digests = st.sets(st.binary(max_size=4).map(digest_of), max_size=20)
-
-
-@given(_digests, _digests)
-def test_what_is_written_is_read(there: set[str], wanted: set[str]) -> None:
-    found = read(written(there), *wanted)
-    assert (found.digests, found.total) == (there & wanted, len(there))
-
-
 @pytest.mark.parametrize("there", [{A}, {A, B, LONG}])
 def test_a_list_that_is_cut_anywhere_is_refused(there: set[str]) -> None:
     whole = written(there)
@@ -97,11 +71,6 @@ def test_how_much_is_lacking_is_said() -> None:
 )
 def test_a_command_that_failed_wrote_no_list(text: bytes) -> None:
     refused(text, "no digest")
-
-
-def test_a_header_without_a_count_is_one_that_was_cut() -> None:
-    refused(HEAD, "is truncated")
-    refused(HEAD + written(set()), "is truncated")
 
 
 @pytest.mark.parametrize(
@@ -163,26 +132,6 @@ def test_a_later_format_is_not_guessed_at(version: str) -> None:
 )
 def test_what_is_no_text_is_no_list(text: bytes, word: str) -> None:
     refused(text, word)
-
-
-def test_a_line_without_end_is_not_held() -> None:
-    class Endless(io.RawIOBase):
-        def readable(self) -> bool:
-            return True
-
-        def readinto(self, buffer: object) -> int:
-            view = memoryview(buffer)  # type: ignore[arg-type]
-            view[:] = b"a" * len(view)
-            return len(view)
-
-    with pytest.raises(ArchiveError, match="line 1: it has more than"):
-        match_have_list(read_lines(io.BufferedReader(Endless())), {A}, "have.txt")
-
-
-def test_too_many_lines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_HAVE_LINES", 3)
-    assert read(f"{A}\n\n\n".encode(), A).digests == {A}
-    refused(f"{A}\n\n\n\n".encode(), "more than 3 lines", error=UnsupportedError)
 
 
 @pytest.mark.uncounted

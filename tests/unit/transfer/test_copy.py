@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,26 +9,17 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits
-from ocistream.archive.docker_destination import DockerArchiveDestination
-from ocistream.archive.outputs import open_file_output
 from ocistream.errors import (
     ArchiveError,
     CancelledError,
-    IntegrityError,
     NetworkError,
-    UnsupportedError,
-    UsageError,
 )
-from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
-from ocistream.oci.graph import Graph, Root
-from ocistream.oci.omitted_blobs import VOLUME, OmissionReason
-from ocistream.streams.workers import run_in_thread
+from ocistream.oci.graph import Graph
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.interfaces import Blob, EarlyBlobs, Traits, VerifiedBlob
 from ocistream.transfer.prefetch import Prefetcher
-from ocistream.transfer.recompress import parse_recompression
 from tests.contract.image_shapes import named_in
 from tests.images import Layout
 from tests.observers import Watch
@@ -127,40 +116,6 @@ class Holding(Memory):
     """A sink that takes memory for each blob under way."""
 
     traits = Traits(concurrent=True, buffer_size=limits.MIB)
-
-
-class TestRefusals:
-    """What cannot be written is refused before a byte of it is, though layers get their digests on the way."""
-
-    def test_two_images_of_one_name(self, layout: Layout, tmp_path: Path) -> None:
-        for size in (4000, 5000):
-            layout.image([size], name=f"v{size}")
-        watch = Watch()
-        with pytest.raises(UsageError, match="two images have the name 'same'"):
-            transfer.copy(
-                LayoutSource(layout.path),
-                LayoutDestination(tmp_path / "out"),
-                watch,
-                recompression=parse_recompression("none"),
-                rename=lambda graph: dataclasses.replace(
-                    graph, roots=tuple(Root("same", root.descriptor) for root in graph.roots)
-                ),
-            )
-        assert watch.status == {}
-
-    def test_omitted_blobs(self, layout: Layout, tmp_path: Path) -> None:
-        several_layers(layout, 2)
-        sink, watch = DockerArchiveDestination(open_file_output(tmp_path / "out.tar")), Watch()
-        with pytest.raises(UnsupportedError, match="cannot omit blobs from this destination"):
-            transfer.copy(
-                LayoutSource(layout.path),
-                sink,
-                watch,
-                recompression=parse_recompression("none"),
-                omit=lambda graph: {blob.digest: OmissionReason(VOLUME, "x") for blob in graph.blobs},
-            )
-        sink.close()
-        assert watch.status == {}
 
 
 class TestAhead:
@@ -276,53 +231,3 @@ class TestSideBySide:
 
         with pytest.raises(NetworkError, match=r"\?"):
             transfer.copy(LayoutSource(layout.path), Asked(), Watch())
-
-    def test_an_interruption_stops_every_thread(self, layout: Layout) -> None:
-        # In a shell's background Python finds SIGINT ignored, and leaves it so.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        several_layers(layout)
-        sink = Memory()
-        sink.blobs[config_of(layout)] = b"there already"
-        cancelled = threading.Event()
-        together = threading.Barrier(3)
-        stopped = threading.Semaphore(0)
-        main = threading.main_thread()
-        assert main is threading.current_thread()
-
-        def take(blob: VerifiedBlob) -> bytes:
-            chunks = blob.open()
-            next(chunks)
-            if together.wait(PATIENCE) == 0:
-                signal.pthread_kill(main.ident or 0, signal.SIGINT)
-            cancelled.wait(PATIENCE)
-            try:
-                return whole(Blob(blob.descriptor, lambda: chunks))
-            except CancelledError:
-                stopped.release()
-                raise
-
-        sink.take = take
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                run_in_thread(
-                    lambda: transfer.copy(LayoutSource(layout.path), sink, Watch(), jobs=3, cancelled=cancelled),
-                    cancelled,
-                )
-        finally:
-            signal.signal(signal.SIGINT, before)
-        assert all(stopped.acquire(timeout=PATIENCE) for _ in range(3))
-        assert sink.diary == ["begin"]
-
-    def test_a_layout_is_left_clean_by_a_failure(self, layout: Layout, tmp_path: Path) -> None:
-        digests = several_layers(layout)
-        content = layout.file(digests[3]).read_bytes()
-        layout.file(digests[3]).write_bytes(content[:-1] + b"\xff")
-        with pytest.raises(IntegrityError):
-            transfer.copy(LayoutSource(layout.path), LayoutDestination(tmp_path / "out"), Watch(), jobs=4)
-        names = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
-        wrong = digests[3].partition(":")[2]
-        # The others may have got so far that the next run goes on with them, which is no dirt: parts of what is right.
-        others = {f".{digest.partition(':')[2]}.partial" for digest in digests} - {f".{wrong}.partial"}
-        assert {name for name in names if name.startswith(".")} <= others
-        assert "index.json" not in names
-        assert wrong not in names

@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import io
 import os
-import random
 import tarfile
 import threading
 import time
@@ -27,7 +26,6 @@ from ocistream.errors import (
     LocalDiskError,
     NetworkError,
     OcistreamError,
-    UsageError,
 )
 from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.source import LayoutSource
@@ -41,8 +39,8 @@ from ocistream.transfer.recompress import parse_recompression
 from ocistream.transfer.report import Report
 from ocistream.transfer.verified_blobs import BlobProgress, use_verified
 from tests.archives import blob_name
-from tests.images import OCI_LAYER, Layout, small_image, tar_layer
-from tests.observers import NothingEarly, Watch
+from tests.images import OCI_LAYER, Layout, tar_layer
+from tests.observers import Watch
 
 SIZES = [70_000, 40_000, 300_000]
 
@@ -149,17 +147,6 @@ class TestAnArchive:
     def archive(self, folder: Path) -> ArchiveDestination:
         return ArchiveDestination(open_file_output(folder / "x.tar"))
 
-    def test_a_failure_leaves_what_has_come_and_nothing_of_it_is_read_again(
-        self, layout: Layout, digests: list[str], whole: bytes, folder: Path
-    ) -> None:
-        fails(Reading(layout.path, failing_in(digests[1], 7000)), self.archive(folder))
-        assert names_in(folder) == [".x.tar.partial"]
-        source = Reading(layout.path)
-        run(source, self.archive(folder))
-        assert (folder / "x.tar").read_bytes() == whole
-        assert names_in(folder) == ["x.tar"]
-        assert source.read == [[digests[1], 7000, SIZES[1] - 7000], [digests[2], 0, SIZES[2]]]
-
     def test_wherever_it_was_cut_the_result_is_the_same_and_no_byte_is_read_twice(
         self, layout: Layout, digests: list[str], whole: bytes, folder: Path
     ) -> None:
@@ -196,15 +183,6 @@ class TestAnArchive:
         self, layout: Layout, whole: bytes, folder: Path, left: bytes | None
     ) -> None:
         (folder / ".x.tar.partial").write_bytes(whole + b"and more" if left is None else left)
-        run(Reading(layout.path), self.archive(folder))
-        assert (folder / "x.tar").read_bytes() == whole
-
-    def test_so_does_another_image(self, layout: Layout, whole: bytes, folder: Path, tmp_path: Path) -> None:
-        other = Layout(tmp_path / "other")
-        image = other.image([SIZES[0], 5000], name="v2")
-        layer = other.read(image["digest"])["layers"][1]["digest"]
-        fails(Reading(other.path, failing_in(layer, 2000)), self.archive(folder))
-        assert names_in(folder) == [".x.tar.partial"]
         run(Reading(layout.path), self.archive(folder))
         assert (folder / "x.tar").read_bytes() == whole
 
@@ -248,13 +226,6 @@ class TestAnArchive:
         assert (folder / ".x.tar.partial").read_bytes() == whole[:-1]
         del digests
 
-    @pytest.mark.parametrize("error", [IntegrityError("x"), ArchiveError("x")])
-    def test_what_was_found_wrong_is_not_kept(
-        self, layout: Layout, digests: list[str], folder: Path, error: OcistreamError
-    ) -> None:
-        fails(Reading(layout.path, failing_in(digests[1], 7000, error)), self.archive(folder), type(error))
-        assert names_in(folder) == []
-
     def test_a_blob_that_is_wrong_with_what_was_held_is_read_anew_in_the_same_run(
         self, layout: Layout, digests: list[str], whole: bytes, folder: Path
     ) -> None:
@@ -286,87 +257,6 @@ class TestAnArchive:
         assert [read[1] for read in source.read if read[0] in digests] == [0, 0, 0]
         assert sum(written) == 5000
 
-    def test_of_what_can_only_be_read_from_its_beginning_nothing_is_kept(
-        self, layout: Layout, digests: list[str], folder: Path
-    ) -> None:
-        fails(Reading(layout.path, failing_in(digests[1], 7000), once=True), self.archive(folder))
-        assert names_in(folder) == []
-
-    def test_nor_of_layers_that_are_made_anew(self, layout: Layout, digests: list[str], folder: Path) -> None:
-        source, sink = Reading(layout.path, failing_in(digests[2], 7000)), self.archive(folder)
-        with pytest.raises(NetworkError):
-            transfer.copy(source, sink, recompression=parse_recompression("none", 200))
-        sink.close()
-        assert names_in(folder) == []
-
-    @pytest.mark.parametrize("plain", [False, True])
-    def test_nor_of_a_docker_archives_layers_whether_they_are_unpacked_or_not(
-        self, layout: Layout, folder: Path, plain: bool
-    ) -> None:
-        files = {"noise": random.Random(0).randbytes(50_000)}
-        layer = layout.blob(
-            tar_layer(files, compression="" if plain else "gzip"), OCI_LAYER + ("" if plain else "+gzip")
-        )
-        layout.image([layer, 5000], name="v1")
-        sink = DockerArchiveDestination(open_file_output(folder / "x.tar"))
-        source = Reading(layout.path, failing_in(layer["digest"], 40_000))
-        with pytest.raises(NetworkError):
-            transfer.copy(source, sink, recompression=parse_recompression("none", 200))
-        sink.close()
-        assert names_in(folder) == []
-
-    def test_a_docker_archive_is_as_ever_whatever_was_there(
-        self, layout: Layout, whole: bytes, folder: Path, tmp_path: Path
-    ) -> None:
-        del whole
-        wanted: list[bytes] = []
-        for name in ("a.tar", "x.tar"):
-            if wanted:
-                (folder / ".x.tar.partial").write_bytes(wanted[0][:-3000])
-            sink = DockerArchiveDestination(open_file_output(folder / name))
-            transfer.copy(LayoutSource(layout.path), sink, recompression=parse_recompression("none", 200))
-            wanted.append((folder / name).read_bytes())
-        assert wanted[0] == wanted[1]
-        assert names_in(folder) == ["a.tar", "x.tar"]
-        del tmp_path
-
-    def test_strays_of_the_same_archive_are_swept_up_and_others_are_not(
-        self, layout: Layout, whole: bytes, folder: Path
-    ) -> None:
-        for name in (".x.tar.0123456789ab.partial", ".y.tar.0123456789ab.partial", ".y.tar.partial"):
-            (folder / name).write_bytes(b"left")
-        run(Reading(layout.path), self.archive(folder))
-        assert names_in(folder) == [".y.tar.0123456789ab.partial", ".y.tar.partial", "x.tar"]
-        del whole
-
-    def test_two_at_once_both_end_well(self, layout: Layout, digests: list[str], whole: bytes, folder: Path) -> None:
-        inner: list[bytes] = []
-
-        def meanwhile(digest: str, position: int) -> None:
-            if digest == digests[1] and not position:
-                run(Reading(layout.path), self.archive(folder))
-                inner.append((folder / "x.tar").read_bytes())
-
-        run(Reading(layout.path, meanwhile), self.archive(folder))
-        assert (folder / "x.tar").read_bytes() == whole
-        assert inner == [whole]
-        assert names_in(folder) == ["x.tar"]
-
-    def test_a_disk_that_fails_while_what_is_there_is_read_is_said(
-        self, layout: Layout, whole: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (folder / ".x.tar.partial").write_bytes(whole[:-1])
-        sink = self.archive(folder)
-
-        def broken(*_: object) -> int:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-        with monkeypatch.context() as patched:
-            patched.setattr("os.preadv", broken)
-            with pytest.raises(LocalDiskError, match="cannot write"):
-                sink.begin(LayoutSource(layout.path).resolve(NothingEarly()))
-        sink.close()
-
     def test_so_it_is_in_the_middle_of_a_blob(
         self, layout: Layout, digests: list[str], whole: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -388,44 +278,6 @@ class TestALayout:
     def parts(self, path: Path) -> list[str]:
         return sorted(entry.name for entry in path.rglob("*.partial"))
 
-    def test_each_blob_goes_on_by_itself(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
-        out = tmp_path / "out"
-        begun = threading.Barrier(2)
-
-        def fail(digest: str, position: int) -> None:
-            if digest in digests[:2] and position >= 7000:
-                begun.wait(60)
-                msg = "it broke off"
-                raise NetworkError(msg)
-
-        fails(Reading(layout.path, fail), LayoutDestination(out))
-        assert self.parts(out) == sorted(f".{digest[7:]}.partial" for digest in digests[:2])
-        source = Reading(layout.path)
-        report = run(source, LayoutDestination(out))
-        assert sorted(source.read, key=str) == sorted(
-            [
-                [digests[0], 7000, SIZES[0] - 7000],
-                [digests[1], 7000, SIZES[1] - 7000],
-                [digests[2], 0, SIZES[2]],
-            ],
-            key=str,
-        )
-        assert sum(moved.resumed_size for moved in report.blobs) == 14_000
-        assert self.parts(out) == []
-        for digest in digests:
-            assert (out / blob_name(digest)).read_bytes() == layout.file(digest).read_bytes()
-
-    def test_what_is_there_whole_is_not_asked_for(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
-        out = LayoutDestination(tmp_path / "out")
-        out.begin(LayoutSource(layout.path).resolve(NothingEarly()))
-        folder = tmp_path / "out" / "blobs" / "sha256"
-        folder.mkdir()
-        (folder / f".{digests[2][7:]}.partial").write_bytes(layout.file(digests[2]).read_bytes())
-        source = Reading(layout.path)
-        run(source, out)
-        assert digests[2] not in {read[0] for read in source.read}
-        assert (folder / digests[2][7:]).read_bytes() == layout.file(digests[2]).read_bytes()
-
     @pytest.mark.parametrize("size", [5000, SIZES[1], SIZES[1] + 5000])
     def test_what_is_wrong_is_thrown_away_and_the_blob_read_anew(
         self, layout: Layout, digests: list[str], tmp_path: Path, size: int
@@ -438,22 +290,6 @@ class TestALayout:
         assert [digests[1], 0, SIZES[1]] in source.read
         assert (folder / digests[1][7:]).read_bytes() == layout.file(digests[1]).read_bytes()
         assert self.parts(tmp_path) == []
-
-    def test_what_was_read_anew_of_it_is_kept_as_well(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
-        folder = tmp_path / "out" / "blobs" / "sha256"
-        folder.mkdir(parents=True)
-        partial = folder / f".{digests[1][7:]}.partial"
-        partial.write_bytes(bytes(5000))
-        readings: list[int] = []
-
-        def fail(digest: str, position: int) -> None:
-            if digest == digests[1]:
-                readings.extend([1] if not position else [])
-                if readings and position >= 7000:
-                    raise NetworkError(digest)
-
-        fails(Reading(layout.path, fail), LayoutDestination(tmp_path / "out"))
-        assert partial.read_bytes() == layout.file(digests[1]).read_bytes()[:7000]
 
     def test_what_is_only_longer_is_cut(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
         folder = tmp_path / "out" / "blobs" / "sha256"
@@ -502,21 +338,6 @@ class TestALayout:
         assert ".index.json.0123456789ab.partial" not in names_in(out)
         run(Reading(layout.path), LayoutDestination(out))
         assert self.parts(out) == sorted([new, *others])
-
-    def test_small_blobs_get_no_lasting_file(
-        self, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", limits.MIB)
-        small_image(layout, name="v1")
-        seen: list[str] = []
-
-        def look(digest: str, position: int) -> None:
-            del digest, position
-            seen.extend(self.parts(tmp_path))
-
-        run(Reading(layout.path, look), LayoutDestination(tmp_path / "out"))
-        assert seen
-        assert all(len(name.split(".")) == 4 for name in seen)
 
 
 class TestWhatIsWrongElsewhere:
@@ -640,30 +461,6 @@ class TestTheRest:
                 expected += [[blob.digest, there, size - there]] if there < size else []
             assert source.read == expected, first
         del digests
-
-    @pytest.mark.parametrize("first", [0, 1, 10_000, 200_000])
-    def test_what_cannot_be_begun_in_its_middle_is_read_and_dropped(
-        self, layout: Layout, whole: bytes, tmp_path: Path, first: int
-    ) -> None:
-        self.write(Reading(layout.path, once=True), first, tmp_path / "rest")
-        assert (tmp_path / "rest").read_bytes() == whole[first:]
-
-    def test_a_docker_archives_is_too(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
-        self.write(Reading(layout.path), 0, tmp_path / "whole", docker=True)
-        whole = (tmp_path / "whole").read_bytes()
-        for first in (1, 700, 100_000, len(whole) - 1, len(whole)):
-            self.write(Reading(layout.path), first, tmp_path / "rest", docker=True)
-            assert (tmp_path / "rest").read_bytes() == whole[first:], first
-        del digests
-
-    def test_beyond_the_end_there_is_nothing_and_the_length_is_said(
-        self, layout: Layout, whole: bytes, tmp_path: Path
-    ) -> None:
-        source = Reading(layout.path)
-        with pytest.raises(UsageError, match=f"{len(whole)} bytes"):
-            self.write(source, len(whole) + 1, tmp_path / "rest")
-        assert (tmp_path / "rest").read_bytes() == b""
-        assert source.read == []
 
     def test_all_after_the_blob_that_it_begins_in_is_verified(
         self, layout: Layout, digests: list[str], whole: bytes, tmp_path: Path
