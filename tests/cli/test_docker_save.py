@@ -105,18 +105,15 @@ ORDERS: Final = [(), ("manifest.json",), ("manifest.json", "index.json"), ("inde
 
 
 @both
-@pytest.mark.parametrize("first", ORDERS, ids=lambda names: " ".join(names) or "last")
-def test_an_image_that_only_manifest_json_lists_counts_too(
-    how: str, first: tuple[str, ...], images: list[Saved], give: Give
-) -> None:
-    archive = archive_of(ordered(of_docker_25(images), *first))
-    result = give(archive, how, "verify", "{}")
-    assertions.success(result)
-    # Both manifests are in the archive, byte for byte: their digests exist there.
-    assert result.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", f"-@{digest(images[1])}"]
-    assert "ok: OCI archive, 2 images, 7 blobs," in result.lines()[2]
-    assert _ALSO in result.err
-    assert image_id(images[1]) in result.err
+def test_an_image_that_only_manifest_json_lists_counts_too(how: str, images: list[Saved], give: Give) -> None:
+    for first in ORDERS:
+        result = give(archive_of(ordered(of_docker_25(images), *first)), how, "verify", "{}")
+        assertions.success(result)
+        # Both manifests are in the archive, byte for byte: their digests exist there.
+        assert result.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", f"-@{digest(images[1])}"]
+        assert "ok: OCI archive, 2 images, 7 blobs," in result.lines()[2]
+        assert _ALSO in result.err
+        assert image_id(images[1]) in result.err
 
 
 @pytest.mark.uncounted

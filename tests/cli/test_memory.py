@@ -149,12 +149,12 @@ def four_layers(size: int) -> Image:
     ("move", "image", "size"),
     [
         (through_a_pipe, one_layer, USUAL),
-        (from_registry_to_registry, four_layers, USUAL),
+        pytest.param(from_registry_to_registry, four_layers, USUAL, marks=nightly),
         # Layers that end before the client opens further connections would show nothing.
         (from_a_slow_registry, four_layers, 4 * USUAL),
         pytest.param(through_a_pipe_from_a_slow_registry, one_layer, 4 * USUAL, marks=nightly),
         (through_a_remote_command, four_layers, USUAL),
-        (into_an_archive, one_layer, USUAL),
+        pytest.param(into_an_archive, one_layer, USUAL, marks=nightly),
         (through_volumes, four_layers, USUAL),
         (verified, one_layer, USUAL),
     ],
@@ -290,9 +290,9 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> int:
     ("make", "code"),
     [
         (many_layers, 6),
-        (most_layers, 6),
+        pytest.param(most_layers, 6, marks=nightly),
         (wide_characters, 0),
-        (a_long_annotation, 0),
+        pytest.param(a_long_annotation, 0, marks=nightly),
         (tiny_objects, 0),
         (tiny_members, 6),
         (a_thousand_images, 0),
@@ -410,7 +410,7 @@ def tiny_layers(image: Saved) -> bytes:
     ("make", "piped", "code"),
     [
         (long_names, True, 6),
-        (large_documents, True, 0),
+        pytest.param(large_documents, True, 0, marks=nightly),
         (large_configs, True, 0),
         (many_listed, True, 0),
         (tiny_layers, False, 0),

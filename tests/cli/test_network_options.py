@@ -358,7 +358,6 @@ def test_names_that_are_none_or_look_like_others_are_usage_errors(tmp_path: Path
     [
         ("--limit-rate=fast", "--limit-rate 'fast' is not a rate in bytes per second"),
         ("--limit-rate=0", "is not a rate in bytes per second"),
-        ("--limit-rate=-5k", "is not a rate in bytes per second"),
         ("--limit-rate=1T", "is not a rate in bytes per second"),
         ("--limit-rate=", "is not a rate in bytes per second"),
         ("--max-requests-per-second=0", "--max-requests-per-second"),

@@ -324,13 +324,11 @@ def test_so_it_is_of_an_archive_that_is_made_on_the_way(registry: FaultyRegistry
     assertions.failure(pull(registry, *argv, "--from-byte", str(len(whole) + 1)), 2, f"{len(whole)} bytes")
 
 
-@pytest.mark.parametrize(
-    "number", ["1_000", " 5", "5 ", "+5", "\u0663", "1e3", "", "-", *(pytest.param(x * 5000, id=x) for x in "9x")]
-)
-def test_a_byte_is_digits_and_no_more_than_a_file_can_have(number: str) -> None:
-    result = ocistream("pull", "registry.invalid/app:1", "--from-byte", number)
-    assertions.failure(result, 2, "--from-byte")
-    assert len(result.err) < 200
+def test_a_byte_is_digits_and_no_more_than_a_file_can_have() -> None:
+    for number in ("1_000", " 5", "5 ", "+5", "\u0663", "1e3", "", "-", "9" * 5000, "x" * 5000):
+        result = ocistream("pull", "registry.invalid/app:1", "--from-byte", number)
+        assertions.failure(result, 2, "--from-byte")
+        assert len(result.err) < 200
 
 
 def test_it_can_go_into_a_fifo(registry: FaultyRegistry, whole: bytes, folder: Path) -> None:

@@ -159,7 +159,7 @@ def test_an_ignored_hangup_does_not_stop_the_command(stalling: FaultyRegistry, t
 
 
 def test_a_push_that_waits_for_a_pipe_can_be_stopped(served: FaultyRegistry) -> None:
-    with started("push", f"{served.host}/app:1", stdin=subprocess.PIPE) as process:
+    with started_fork("push", f"{served.host}/app:1", stdin=subprocess.PIPE) as process:
         assert process.stdin
         process.stdin.write(b"blobs/")
         process.stdin.flush()
@@ -170,9 +170,7 @@ def test_a_push_that_waits_for_a_pipe_can_be_stopped(served: FaultyRegistry) -> 
 
 def test_a_closed_reader_ends_a_pull(stalling: FaultyRegistry) -> None:
     stalling.faults = []
-    with started("pull", f"{stalling.host}/app:1") as process:
-        assert process.stdout
-        assert process.stderr
+    with started_fork("pull", f"{stalling.host}/app:1") as process:
         assert len(process.stdout.read(100_000)) == 100_000
         process.stdout.close()
         err = process.stderr.read().decode()
@@ -206,13 +204,14 @@ def test_output_that_nobody_reads_ends_every_command_without_a_message(
 
 def test_push_fails_when_pull_is_killed(stalling: FaultyRegistry, served: FaultyRegistry) -> None:
     """`pull | push`, and the pull dies of SIGKILL, so that it cannot say anything any more."""
-    with started("pull", f"{stalling.host}/app:1") as pull:
-        assert pull.stdout
-        with started("push", f"{served.host}/app:1", stdin=pull.stdout.fileno()) as push:
-            pull.stdout.close()
-            assertions.wait_for(lambda: [request for request in stalling.requests if request.fault])
-            pull.kill()
-            out, err = push.communicate(timeout=60)
+    with (
+        started_fork("pull", f"{stalling.host}/app:1") as pull,
+        started_fork("push", f"{served.host}/app:1", stdin=pull.stdout.fileno()) as push,
+    ):
+        pull.stdout.close()
+        assertions.wait_for(lambda: [request for request in stalling.requests if request.fault])
+        pull.kill()
+        out, err = push.communicate(timeout=60)
     assert (push.returncode, out) == (6, b"")
     assert "truncated" in err.decode()
     assertions.no_image(served)
@@ -316,7 +315,7 @@ def test_a_signal_ends_a_credential_helper(tmp_path: Path) -> None:
     helper.chmod(0o755)
     (tmp_path / "config.json").write_text('{"credsStore": "slow"}')
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DOCKER_CONFIG": str(tmp_path)}
-    with started("logout", "registry.test", env=env) as process:
+    with started_fork("logout", "registry.test", env=env) as process:
         assertions.wait_for(pid.exists)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
@@ -334,8 +333,7 @@ def test_a_signal_ends_a_credential_helper(tmp_path: Path) -> None:
 
 def test_a_signal_ends_a_pull_whose_reader_does_not_read(stalling: FaultyRegistry) -> None:
     stalling.faults = []
-    with started("pull", f"{stalling.host}/app:1") as process:
-        assert process.stdout
+    with started_fork("pull", f"{stalling.host}/app:1") as process:
         assert process.stdout.read(1000)
         # Its pipe is full now, or soon.
         assertions.wait_for(lambda: stalling.asked("GET", "/blobs/"))
