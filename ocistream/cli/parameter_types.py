@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ocistream.cli.standard_streams import result_on_stdout_error
-from ocistream.errors import InvalidNameError, UsageError
+from ocistream.errors import InvalidNameError, LocalDiskError, UsageError
 from ocistream.locations import is_archive_name, parse_location
 from ocistream.notices import add_failure_hint
 from ocistream.oci.reference import parse_reference, printable
@@ -33,6 +33,7 @@ __all__ = [
     "is_path",
     "parse_age",
     "parse_image",
+    "parse_image_name",
     "parse_location_argument",
     "parse_max_size",
 ]
@@ -45,20 +46,31 @@ _HOST: Final = re.compile(r"(?:localhost|[^.:/@]+(?:\.[^.:/@]+)+)(?::[0-9]+)?\Z"
 
 def parse_image(text: str, hint: str) -> Reference:
     """Parse an image name where only a registry's image is allowed; `hint` says how to use a file instead."""
-    if not text:
-        msg = "malformed image name '': it is empty"
-        raise InvalidNameError(msg, hint="is a shell variable empty?")
     if _NOT_AN_IMAGE.match(text) or is_archive_name(text):
         msg = f"{printable(text)!r} is a path, not the name of an image in a registry"
         raise InvalidNameError(msg, hint=hint)
+    return parse_image_name(text)
+
+
+def parse_image_name(text: str) -> Reference:
+    """Parse an image name that does not look like a path."""
+    if not text:
+        msg = "malformed image name '': it is empty"
+        raise InvalidNameError(msg, hint="is a shell variable empty?")
     reference = parse_reference(text)
     _advise_ambiguous_name(text, reference)
     return reference
 
 
-def is_path(text: str) -> bool:
-    """Return whether the text of an argument is a path and not an image's name, as `parse_location` decides it."""
-    return _NOT_AN_IMAGE.match(text) is not None or is_archive_name(text) or paths.is_existing_path(text)
+def is_path(text: str, *, may_exist: bool) -> bool:
+    """Return whether the text of an argument is a path; with `may_exist`, also if it could be an image's name."""
+    if _NOT_AN_IMAGE.match(text) is not None or is_archive_name(text):
+        return True
+    try:
+        return may_exist and paths.is_existing_path(text)
+    except LocalDiskError:
+        # A name does not have to be a path that this user may read.
+        return False
 
 
 def parse_location_argument(text: str, *, is_remote: bool = False) -> Location:

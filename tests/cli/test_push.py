@@ -69,6 +69,16 @@ def enter(layout: Layout, *descriptors: Descriptor) -> None:
 # Which images go where ----------------------------------------------------------------------------------------
 
 
+def test_one_image_is_in_a_registry_even_if_a_path_of_that_name_exists(
+    served: FaultyRegistry, layout: Layout, tmp_path: Path
+) -> None:
+    small_image(layout, name="app")
+    (tmp_path / served.host / "app").mkdir(parents=True)
+    assertions.success(ocistream("push", f"{served.host}/app", "-i", layout.path, cwd=tmp_path))
+    refused = ocistream("push", f"{served.host}/app", "--to", served.host, cwd=tmp_path)
+    assertions.failure(refused, 2, "is a path", f"-i {served.host}/app --to {served.host}")
+
+
 def test_the_only_image_is_pushed_to_the_given_name(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout, name="whatever")
     assertions.success(ocistream("push", f"{served.host}/some/where:tag", "-i", layout.path))

@@ -28,8 +28,8 @@ _DIGEST = "sha256:" + 64 * "a"
         (["pull", "./app.tar"], 2, ["is a path, not the name of an image", "-o PATH"]),
         (["pull", "oci:layout"], 2, ["is a path, not the name of an image", "ocistream copy"]),
         (["pull", "-"], 2, ["is a path, not the name of an image", "-o PATH"]),
-        (["push", "./app.tar"], 2, ["is a path, not the name of an image", "-i PATH"]),
-        (["push", "docker-archive:app.tar"], 2, ["is a path, not the name of an image", "-i PATH"]),
+        (["push", "./app.tar"], 2, ["is a path, not the name of an image", "`ocistream push -i ./app.tar IMAGE`"]),
+        (["push", "docker-archive:app.tar"], 2, ["is a path, not the name of an image", "-i docker-archive:app.tar"]),
         (["push"], 2, ["either IMAGE", "HOST/REPOSITORY:TAG"]),
         (["push", "--to", "localhost:5000/app:1"], 2, ["has a tag or a digest", "push localhost:5000/app:1"]),
         (["push", "--to", f"localhost:5000/app@{_DIGEST}"], 2, ["has a tag or a digest"]),
@@ -189,7 +189,10 @@ def test_the_name_of_an_archive_is_a_path_everywhere(tmp_path: Path, command: st
 @pytest.mark.parametrize("command", ["pull", "push"])
 def test_the_name_of_an_archive_is_no_image_of_a_registry(tmp_path: Path, command: str) -> None:
     assertions.failure(
-        ocistream(command, "app.tar", cwd=tmp_path), 2, "app.tar", "-o PATH" if command == "pull" else "-i PATH"
+        ocistream(command, "app.tar", cwd=tmp_path),
+        2,
+        "app.tar",
+        "-o PATH" if command == "pull" else "-i app.tar IMAGE",
     )
 
 

@@ -24,7 +24,7 @@ from ocistream.cli.options import (
     transfer_options,
     upload_options,
 )
-from ocistream.cli.parameter_types import FilePath, is_path, parse_image
+from ocistream.cli.parameter_types import FilePath, is_path, parse_image_name
 from ocistream.cli.transfers import run_plan
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.layout.index import select_only_image
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 #: With more archives, a shell has probably expanded a glob.
 _MAX_ARCHIVES_IN_HINT: Final = 3
-_INPUT_HINT = "use -i PATH for the archive; IMAGE is the destination, such as HOST/REPOSITORY:TAG"
 
 
 @command
@@ -101,14 +100,16 @@ def push(
         if len(context.copy.images) > 1:
             msg = "IMAGE names one image, but --image names several"
             raise UsageError(msg, hint="use --to HOST[/PREFIX] to push several")
-        destination = Location("docker", image, reference=parse_image(image, _INPUT_HINT))
+        destination = Location("docker", image, reference=parse_image_name(image))
         plan = plan_copy(archives, destination, context.copy, select_one=select_only_image)
     run_plan(context, plan, dry_run=dry_run)
 
 
 def _check_arguments(arguments: Sequence[str], paths: Sequence[str], prefix: str | None) -> None:
     """Raise UsageError, with the line to type, if an argument is a path or a second image."""
-    files = [text for text in arguments if is_path(text)]
+    # One IMAGE is always in a registry, whatever exists here. Of several arguments, an existing path is an archive.
+    is_one_image = len(arguments) == 1 and prefix is None
+    files = [text for text in arguments if is_path(text, may_exist=not is_one_image)]
     images = [text for text in arguments if text not in files]
     if files:
         targets = [*images[:1], *([] if prefix is None else ["--to", prefix])]
