@@ -68,7 +68,7 @@ def parse_template(text: str) -> ImageTemplate:
             has_field = True
     parts.append(_literal(text[end:]))
     if not has_field:
-        msg = f"--format {shown!r} is neither text nor json, and a template needs a field"
+        msg = f"--format {shown!r} is not text, json or html, and a template needs a field"
         raise UsageError(msg, hint=_describe_fields())
     return ImageTemplate(parts)
 

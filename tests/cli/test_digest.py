@@ -98,6 +98,14 @@ def test_an_archive_and_a_layout_have_the_same_digest(
     assert ocistream("digest", end, "--platform", "linux/arm64", stdin=stdin).lines() == [arm]
 
 
+@pytest.mark.parametrize("verb", ["digest", "tags"])
+@pytest.mark.usefixtures("index")
+def test_a_pipe_is_read_to_its_end(layout: Layout, verb: str) -> None:
+    archive = tar_of(small_first(layout))
+    assertions.success(ocistream(verb, "-", stdin=archive))
+    assertions.failure(ocistream(verb, "-", stdin=archive[:-1024]), 6, "truncated")
+
+
 def test_an_image_is_chosen_by_its_name(layout: Layout, index: Descriptor) -> None:
     image = small_image(layout, name="v1")
     assertions.failure(ocistream("digest", layout.path), 2, "has 2 images", "both, v1")

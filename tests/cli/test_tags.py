@@ -95,7 +95,7 @@ def test_names_of_an_archive_are_listed(layout: Layout, tmp_path: Path, how: str
     assert ocistream("tags", end, stdin=stdin).lines() == ["v1", "example.com/app:2"]
     document = json.loads(ocistream("tags", end, "--json", stdin=stdin).out)
     validate_ours(document, "inspect")
-    assert document == {"end": end, "names": ["v1", "example.com/app:2"]}
+    assert document == {"location": end, "names": ["v1", "example.com/app:2"]}
 
 
 @pytest.mark.usefixtures("images")

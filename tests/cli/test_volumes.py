@@ -613,7 +613,7 @@ def test_a_damaged_part_is_named_and_nothing_becomes_visible(
     content[content.index(b"parts/") + 2000] ^= 1
     paths[1].write_bytes(content)
     assertions.failure(push(target, *paths), 5, f"{paths[1]} is damaged")
-    assert push(target, paths[0]).code == 6
+    assert push(target, paths[0]).code == 10
     assertions.failure(push(target, paths[1]), 5, "its part from byte", " in app.001.tar is corrupt: ")
     assertions.no_image(target)
     paths[1].write_bytes(sound)

@@ -243,6 +243,11 @@ def _malformed_platform(place: Place) -> Result:
     return _pull(place, place.app, "--platform=amd64")
 
 
+def _no_deletion(place: Place) -> Result:
+    place.registry.faults.append(Fault(refusal(405, "UNSUPPORTED"), "DELETE", times=None))
+    return ocistream("rm", place.app)
+
+
 def _old_manifest(place: Place) -> Result:
     kind = "application/vnd.docker.distribution.manifest.v1+prettyjws"
     return _pull_from(place, Reply(200, {"Content-Type": kind}, b'{"schemaVersion": 1, "name": "app", "tag": "1"}'))
@@ -376,4 +381,7 @@ FAILURES: Final = [
     Failure("a Docker schema 1 image", 8,
             "manifest DIGEST is a Docker schema 1 manifest, which is not supported",
             "push the image again with a current tool, which makes a new manifest", _old_manifest),
+    Failure("a registry that deletes no tags", 8, "HOST does not delete the tag IMAGE (DELETE …)",
+            "--by-digest deletes its manifest instead, with all tags of that manifest; to enable deletion in "
+            "docker-registry, set REGISTRY_STORAGE_DELETE_ENABLED=true", _no_deletion),
 ]  # fmt: skip

@@ -163,7 +163,9 @@ def _write_document(document: dict[str, Any], kind: str, title: str) -> None:
 
 
 def _write_raw(content: bytes) -> None:
-    """Write the bytes to stdout; to a terminal, without characters that control it."""
+    """Write the bytes to stdout, unless it is closed; to a terminal, without characters that control it."""
+    if sys.stdout is None:
+        return
     if sys.stdout.isatty():
         for line in content.decode(errors="replace").splitlines():
             click.echo(sanitize_line(line))
