@@ -83,6 +83,7 @@ OTHER_FORM = {
     "--progress": "observer",
     "--input": "source",
     "--output": "destination",
+    "--all": "platforms",
 }
 #: What is for a command line only, by the page's word or because it is about the terminal.
 COMMAND_ONLY = {"--have", "--base", "--only", "--via", "--via-program", "--from-byte"} | {
