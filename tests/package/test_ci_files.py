@@ -1,28 +1,35 @@
-"""The CI files that docs/ci.md shows are well formed and their commands work, and so is our own workflow."""
+"""Our workflow, action and template for CI, and the CI files that docs/ci.md shows: their form, and their commands."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import yaml
 
+from tests.faulty_auth import Basic
 from tests.faulty_registry import FaultyRegistry
-from tests.images import Layout, two_platforms
+from tests.images import Layout, small_image, two_platforms
 from tests.package.conftest import ROOT
-from tests.registry_http import manifest_digest, seed
+from tests.registry_http import basic, manifest_digest, seed
 
 README = (ROOT / "README.md").read_text()
 PAGE = (ROOT / "docs/ci.md").read_text()
 SECTION = PAGE.partition("\n## Pull in one job, push in another\n")[2].partition("\n## ")[0]
 GITHUB, GITLAB = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", SECTION, re.DOTALL))
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+INSTALLING = PAGE.partition("\n## Install ocistream in a job\n")[2].partition("\n## ")[0]
+USES_ACTION, USES_TEMPLATE = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", INSTALLING, re.DOTALL))
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
+TEMPLATE = yaml.safe_load((ROOT / "templates" / "ocistream.gitlab-ci.yml").read_text())
 #: YAML 1.1, which PyYAML reads, takes the word `on` for this.
 ON = True
 
@@ -94,3 +101,119 @@ def test_no_host_is_named_that_is_not_for_examples() -> None:
     texts = [README, *pages, (ROOT / ".github" / "workflows" / "test.yml").read_text()]
     hosts = {host for text in texts for host in re.findall(r"https?://([\w.-]+)", text)}
     assert {host for host in hosts if not host.endswith(".example.com")} <= ours
+
+
+#: A password with characters that a shell would interpret.
+SECRET: Final = "a 'secret' $HOME `id` \\"
+
+
+@pytest.fixture
+def protected(start: Callable[..., FaultyRegistry], layout: Layout) -> FaultyRegistry:
+    """Return a registry with a password that has an image, app:2."""
+    registry = start(auth=Basic("ada", SECRET))
+    seed(layout, small_image(layout), registry.host, "app", "2", headers=basic("ada", SECRET))
+    return registry
+
+
+class Job:
+    """A job of CI: its directory, and the environment of its shells."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        programs = folder / "programs"
+        programs.mkdir()
+        # Without the ocistream that is beside it.
+        (programs / "python3").symlink_to(sys.executable)
+        pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+        self.environment = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(folder), **pip, **environment}
+
+    def run(self, script: str, shell: Sequence[str], **environment: str) -> str:
+        """Run a script, and return what it prints."""
+        done = subprocess.run(
+            [*shell, script],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert SECRET not in done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return what a job installs: a file in its directory, or a wheel for pip."""
+    if request.param == "wheel":
+        return str(request.getfixturevalue("wheel"))
+    shutil.copy(request.getfixturevalue("zipapp"), tmp_path / "ocistream.pyz")
+    return "ocistream.pyz"
+
+
+class TestAction:
+    #: How the runner starts the shell `bash`.
+    SHELL: Final = ("bash", "--noprofile", "--norc", "-eo", "pipefail", "-c")
+
+    def test_the_page_uses_and_explains_each_input(self) -> None:
+        (step,) = (step for step in USES_ACTION["jobs"]["archive"]["steps"] if "/ocistream@" in step.get("uses", ""))
+        assert set(step["with"]) == set(ACTION["inputs"])
+        assert [name for name in ACTION["inputs"] if f"`{name}`" not in INSTALLING] == []
+
+    def test_inputs_are_variables_and_no_part_of_a_script(self) -> None:
+        for step in ACTION["runs"]["steps"]:
+            assert "${{" not in step["run"]
+            assert set(step["env"].values()) <= {f"${{{{ inputs.{name} }}}}" for name in ACTION["inputs"]}
+
+    @pytest.mark.parametrize("source", ["file", "wheel"], indirect=True)
+    def test_its_steps_install_ocistream_and_log_in_for_the_next_step(
+        self, source: str, protected: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        files = {name: tmp_path / name for name in ("GITHUB_PATH", "GITHUB_ENV")}
+        fixed = {"RUNNER_TEMP": str(tmp_path / "temp"), "GITHUB_ACTION_PATH": str(ROOT)}
+        job = Job(tmp_path, **fixed, **{name: str(path) for name, path in files.items()})
+        inputs = {"source": source, "registry": protected.host, "username": "ada", "password": SECRET}
+        for step in ACTION["runs"]["steps"]:
+            named = {name: inputs[value.split(".")[1].split()[0]] for name, value in step["env"].items()}
+            job.run(step["run"], self.SHELL, **named)
+            for path in files["GITHUB_PATH"].read_text().split():
+                job.environment["PATH"] = f"{path}:{job.environment['PATH']}"
+        name, _, value = files["GITHUB_ENV"].read_text().strip().partition("=")
+        job.environment[name] = value
+        assert Path(value).is_relative_to(tmp_path / "temp")
+        line = USES_ACTION["jobs"]["archive"]["steps"][-1]["run"].replace("registry.example.com", protected.host)
+        assert job.run(line, self.SHELL).startswith(f"{protected.host}/app:2@sha256:")
+        assert not (tmp_path / ".docker").exists()
+
+
+class TestTemplate:
+    def test_the_page_includes_the_template_and_names_its_variable(self) -> None:
+        (included,) = USES_TEMPLATE["include"]
+        assert (ROOT / included["local"]).is_file()
+        assert USES_TEMPLATE["archive"]["extends"] in TEMPLATE
+        assert [name for name in TEMPLATE[".ocistream"]["variables"] if f"`{name}`" not in INSTALLING] == []
+
+    @pytest.mark.parametrize("source", ["file", "wheel"], indirect=True)
+    @pytest.mark.parametrize("has_registry", [True, False])
+    def test_its_scripts_install_ocistream_log_in_and_clean_up(
+        self, source: str, has_registry: bool, protected: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        template = TEMPLATE[".ocistream"]
+        builds = tmp_path / "builds"
+        of_project = {"CI_REGISTRY": protected.host, "CI_REGISTRY_USER": "ada", "CI_REGISTRY_PASSWORD": SECRET}
+        job = Job(
+            tmp_path,
+            **template["variables"] | {"INSTALL_OCISTREAM_FROM": source},
+            CI_BUILDS_DIR=str(builds),
+            CI_JOB_ID="7",
+            CI_REGISTRY_IMAGE=f"{protected.host}/app",
+            **(of_project if has_registry else {"OCISTREAM_USERNAME": "ada", "OCISTREAM_PASSWORD": SECRET}),
+        )
+        # The runner runs both in one shell.
+        lines = ["set -e", *template["before_script"], *USES_TEMPLATE["archive"]["script"]]
+        printed = job.run("\n".join(lines), ["sh", "-c"])
+        assert f"\n{protected.host}/app:2@sha256:" in printed
+        assert (tmp_path / USES_TEMPLATE["archive"]["artifacts"]["paths"][0]).is_file()
+        assert list(builds.iterdir())
+        job.run("\n".join(template["after_script"]), ["sh", "-c"])
+        assert list(builds.iterdir()) == []

@@ -60,7 +60,7 @@ def test_the_sdist_has_what_builds_and_tests_it(sdist: Path) -> None:
         found = {member.name.partition("/")[2] for member in archive}
     wanted = ["LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml", "tox.ini", "scripts/test"]
     wanted += ["ocistream/py.typed", "tests/conftest.py", "scripts/release/hatch_build.py", "docs/api.md"]
-    wanted += [".github/workflows/test.yml", ".ci/run"]
+    wanted += [".github/workflows/test.yml", ".ci/run", "action.yml", "templates/ocistream.gitlab-ci.yml"]
     assert set(wanted) <= found
     assert not [name for name in found if re.search(r"__pycache__|\.pyc$|^\.(tox|venv|cache)", name)]
 
