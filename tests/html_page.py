@@ -22,7 +22,7 @@ _ATTRIBUTES: Final = frozenset(
     re.findall(
         r"\S+",
         """
-        lang charset name content http-equiv class id href scope value title tabindex role aria-label aria-hidden
+        lang charset name content http-equiv class id href scope value title role aria-label aria-hidden
         colspan x width height
         """,
     )

@@ -36,7 +36,7 @@ _REFERENCE_DIGEST: Final = "vnd.docker.reference.digest"
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --back: #fff; --fill: #f6f8fa;
-  --own: #4a7bb5; --shared: #b8741a; --warn: #b3261e; --link: #1f5fa8; }
+  --own: #4a7bb5; --shared: #a15c00; --warn: #b3261e; --link: #1f5fa8; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #9aa4af; --line: #343b44; --back: #14171b;
   --fill: #1d2127; --own: #6f9fd8; --shared: #dda04d; --warn: #ff8a80; --link: #8ab8ee; } }
 * { box-sizing: border-box; }
@@ -76,7 +76,6 @@ tbody th { font-weight: 400; }
 th.n, td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .digest { display: inline-block; max-width: 20ch; overflow: hidden; overflow: clip; text-overflow: ellipsis;
   white-space: nowrap; user-select: all; }
-.digest:focus { max-width: none; white-space: normal; }
 .all { user-select: all; }
 .command { display: block; background: var(--fill); border: 1px solid var(--line); border-radius: 4px;
   padding: 0.5rem 0.75rem; margin: 0.75rem 0; user-select: all; }
@@ -543,7 +542,7 @@ def _size(size: int) -> str:
 def _short(digest: str) -> str:
     """Return a digest that is shown shortened, and selected and copied completely."""
     text = _text(digest)
-    return f'<code class="digest" tabindex="0" title="{text}">{text}</code>'
+    return f'<code class="digest" title="{text}">{text}</code>'
 
 
 def _text(value: object) -> str:
