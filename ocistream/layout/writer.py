@@ -19,7 +19,7 @@ from ocistream.oci.strict_json import canonical_json, canonical_json_pieces
 from ocistream.streams import files, paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
@@ -139,8 +139,10 @@ class LayoutWriter:
         if self._table is None or content_hash != self._hash:
             # The old table is freed first: each takes some megabytes.
             self._table = None
-            self._table = _EntryTable(self.directory.parse_index(raw).entries, build_index_fields(raw))
-            self._hash = content_hash
+            fields = build_index_fields(raw)
+            entries = self.directory.parse_index(raw).entries
+            del raw
+            self._table, self._hash = _EntryTable(entries, fields), content_hash
         return self._table
 
     def _write(self, queue: Sequence[IndexChange]) -> None:
@@ -181,7 +183,7 @@ class LayoutWriter:
 class _EntryTable:
     """The entries of an `index.json` as JSON, in order, with the names and digests to find them by."""
 
-    def __init__(self, entries: Iterable[Descriptor], fields: dict[str, Any]) -> None:
+    def __init__(self, entries: list[Descriptor], fields: dict[str, Any]) -> None:
         self._fields = fields
         #: The digest and the JSON of each entry, by its position.
         self._lines: dict[int, tuple[str, bytes]] = {}
@@ -193,8 +195,10 @@ class _EntryTable:
         #: How many entries have a digest.
         self._digests: dict[str, int] = {}
         self.images = ListedImages(_NameView(self._positions, self._lines), self._digests.keys())
-        for entry in entries:
-            self._append(entry)
+        # Each entry is freed as soon as its line exists.
+        entries.reverse()
+        while entries:
+            self._append(entries.pop())
 
     def __len__(self) -> int:
         return len(self._lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,8 @@ class LayoutWriters:
 
     def __init__(self) -> None:
         """Start without layouts."""
+        # Each writer reads an index when it is created, which takes some megabytes: one at a time.
+        self._lock = threading.Lock()
         self._writers: dict[Path, LayoutWriter] = {}
 
     def open(self, path: Path) -> LayoutWriter:
@@ -85,8 +88,10 @@ class LayoutWriters:
         Raises:
             UsageError, ArchiveError, LocalDiskError: as `LayoutWriter`.
         """
-        # Of two threads that create a writer, the first one's is used; the other one has nothing open.
-        return self._writers.get(path) or self._writers.setdefault(path, LayoutWriter(path))
+        with self._lock:
+            if path not in self._writers:
+                self._writers[path] = LayoutWriter(path)
+            return self._writers[path]
 
     def list_images(self, location: Location) -> ListedImages:
         """Return the images of a layout; none if it does not exist yet.
