@@ -1,8 +1,9 @@
-"""README's first command works in a copy of the sources, for who has nothing but Python and an empty HOME."""
+"""README's first command shows an image go through a pipe; at night in a fresh clone, with nothing but Python."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tests.docs_examples import ROOT
 from tests.images import Layout
 from tests.peers import DockerRegistry
 from tests.registry_http import seed
+from tests.runner import forking_command
 
 #: What a fresh clone has not.
 _NOT_CLONED = shutil.ignore_patterns(".*cache*", ".git", ".tox", ".venv", "__pycache__", "dist")
@@ -27,26 +29,26 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(clone: Path, home: Path, *arguments: str, python: str = "") -> subprocess.CompletedProcess[str]:
-    """Run it with a HOME of its own; `python` is code that runs before, in the same process."""
+def quickstart(
+    clone: Path, home: Path, *arguments: str, before: str = "", replaced: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run it with a HOME of its own, in which it must leave nothing.
+
+    `before` is Python code that runs first, in the same process; `replaced` are globals of the script, as keyword
+    arguments.
+    """
     # Not the whole PATH: pip asks rustc for its version, and rustup's rustc writes into HOME.
     env = {"HOME": str(home), "PATH": os.defpath, "LANG": "C.UTF-8"}
     # Where packages come from, and by which proxy, is the machine's affair.
     env |= {name: value for name, value in os.environ.items() if name.lower().startswith(("pip_", "http", "no_proxy"))}
     script = str(clone / "scripts" / "quickstart")
     line = [sys.executable, "-P", script, *arguments]
-    if python:
-        code = f"import runpy, sys; {python}; runpy.run_path({script!r}, run_name='__main__')"
-        line = [sys.executable, "-P", "-c", code, *arguments]
-    return subprocess.run(line, env=env, capture_output=True, text=True, timeout=600, check=False)
-
-
-def quickstart(clone: Path, home: Path, *arguments: str) -> str:
-    """Run it to its end, and return what it showed. It leaves nothing in HOME."""
-    done = run(clone, home, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
+    if before or replaced:
+        code = f"import runpy, sys; {before or 'pass'}; main = runpy.run_path({script!r})['main']"
+        line = [sys.executable, "-P", "-c", f"{code}; main.__globals__.update({replaced}); main()", *arguments]
+    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert list(home.iterdir()) == []
-    return done.stdout
+    return done
 
 
 @pytest.fixture
@@ -57,22 +59,33 @@ def home(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_quickstart_shows_an_image_go_through_a_pipe_and_what_to_do_next(clone: Path, home: Path) -> None:
-    shown = quickstart(clone, home)
-    assert "Both registries have the same digest: sha256:" in shown
-    assert "ocistream help pull" in shown.partition("Next:")[2]
+# To install takes most of the time that the script takes.
+@pytest.mark.nightly
+def test_in_a_fresh_clone_it_installs_the_command_and_shows_an_image_go_through_a_pipe(clone: Path, home: Path) -> None:
+    done = quickstart(clone, home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Both registries have the same digest: sha256:" in done.stdout
 
 
-def test_the_quickstart_takes_an_image(clone: Path, registry: DockerRegistry, layout: Layout, home: Path) -> None:
+@pytest.mark.parametrize("given", [False, True], ids=["an image that it makes", "an image of a registry"])
+def test_it_shows_an_image_go_through_a_pipe_and_what_to_do_next(
+    given: bool, clone: Path, registry: DockerRegistry, layout: Layout, home: Path
+) -> None:
     seed(layout, layout.image([2_000_000, 1_000_000]), registry.host, "team/app", "v1")
     name = f"{registry.host}/team/app:v1"
-    shown = quickstart(clone, home, name)
-    assert f"Copy {name} to the first one:" in shown
-    assert "Both registries have the same digest: sha256:" in shown
+    program = clone / "ocistream-in-a-fork"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(forking_command())} "$@"\n')
+    program.chmod(0o755)
+    replaced = f"ocistream=lambda: {str(program)!r}, LAYER_SIZE=500_000"
+    done = quickstart(clone, home, *([name] if given else []), replaced=replaced)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (f"Copy {name} to the first one:" in done.stdout) == given
+    assert "Both registries have the same digest: sha256:" in done.stdout
+    assert "ocistream help pull" in done.stdout.partition("Next:")[2]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "python", "code", "words"),
+    ("arguments", "before", "code", "words"),
     [
         (["--help"], "", 0, "usage: scripts/quickstart"),
         (["--nothing"], "", 2, "unrecognized arguments: --nothing"),
@@ -82,12 +95,11 @@ def test_the_quickstart_takes_an_image(clone: Path, registry: DockerRegistry, la
     ],
 )
 def test_what_the_quickstart_cannot_do_is_one_clear_line(
-    clone: Path, home: Path, arguments: list[str], python: str, code: int, words: str
+    clone: Path, home: Path, arguments: list[str], before: str, code: int, words: str
 ) -> None:
-    done = run(clone, home, *arguments, python=python)
+    done = quickstart(clone, home, *arguments, before=before)
     assert done.returncode == code, done.stderr
     shown = done.stderr if code else done.stdout
     assert words in shown
     assert "Traceback" not in shown
     assert len(done.stderr.splitlines()) <= 2
-    assert list(home.iterdir()) == []
