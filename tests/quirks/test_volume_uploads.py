@@ -39,7 +39,7 @@ class Volumes:
 
     def push_all(self) -> None:
         """Push the volumes one by one, and assert that the image arrives."""
-        for number, code in enumerate((6, 6, 0)):
+        for number, code in enumerate((10, 10, 0)):
             self.push(number, code)
         assert manifest_digest(self.registry.host, "app", "v1") == self.image["digest"]
         assert is_stored(self.registry, self.layout, layer_of(self.layout, self.image))
@@ -64,7 +64,7 @@ def volumes(start: Callable[..., QuirkyRegistry], mover: Callable[..., Mover], l
 @pytest.mark.parametrize("status", [400, 405])
 def test_of_a_part_that_is_refused_nothing_is_kept(status: int, volumes: Volumes) -> None:
     volumes.registry.faults = [Fault(refusal(status, "UNSUPPORTED"), "PATCH", larger_than=MIB)]
-    volumes.push(0, 6, "still needed")
+    volumes.push(0, 10, "still needed")
     assert [request.method for request in volumes.registry.asked("PATCH|DELETE")][-1] == "DELETE"
     assert volumes.records() == []
     volumes.push_all()
@@ -72,8 +72,8 @@ def test_of_a_part_that_is_refused_nothing_is_kept(status: int, volumes: Volumes
 
 @quirk(50)
 def test_parts_that_are_not_the_blob_together_are_an_error_of_integrity(volumes: Volumes) -> None:
-    volumes.push(0, 6)
-    volumes.push(1, 6)
+    volumes.push(0, 10)
+    volumes.push(1, 10)
     volumes.registry.faults = [Fault(refusal(400, "DIGEST_INVALID"), "PUT", f"digest={volumes.digest}")]
     volumes.push(2, 5, "received all parts, but together they have another digest")
     assert volumes.records() == []
