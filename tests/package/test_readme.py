@@ -58,7 +58,7 @@ def test_each_option_that_is_named_is_one() -> None:
     every = {spelling for name in COMMANDS for spelling in options(name)}
     text = re.sub(r"```(?:yaml|toml).*?```|\n\| [^\n]*", "", PAGES, flags=re.DOTALL)
     named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+[a-z])\b(?![-*])", text))
-    scripts = {"--missing", "--plots", "--profile"}
+    scripts = {"--missing", "--plots", "--profile", "--quick", "--runs"}
     assert named - every - OTHERS - scripts == set()
 
 
