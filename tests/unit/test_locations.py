@@ -69,7 +69,7 @@ class TestParsing:
     def test_a_dash_is_a_stream_where_one_can_be(self, text: str, is_stream: bool) -> None:
         assert parse_location(text).is_stream is is_stream
 
-    @pytest.mark.parametrize("text", ["a", "a.tar", "r.example/app:v1", "docker://r.example/a"])
+    @pytest.mark.parametrize("text", ["a", "a.tar", "r.example/app:v1"])
     def test_behind_an_option_a_bare_word_is_a_path(self, text: str) -> None:
         assert parse_location(text, bare_is_path=True) == Location("path", text, path=Path(text))
 
