@@ -154,7 +154,9 @@ def test_without_a_manifest_it_is_called_by_its_image_id(how: str, images: list[
     assert "ok: OCI archive, 1 image, 3 blobs," in result.lines()[1]
     spoilt = [(name, b"{}" if name == manifest_file else content) for name, content in entries]
     result = give(archive_of(spoilt), how, "verify", "{}")
-    assert (result.code, result.lines()[0]) == (5, f"- image ID {image_id(images[1])}")
+    assert result.code == 5
+    # Only an intact image has a line of its own.
+    assert result.lines()[0].startswith("NOT ok: OCI archive, 1 image, 4 blobs,")
     assert f"digest mismatch: expected {digest(images[1])}, got " in result.err
 
 
