@@ -128,6 +128,17 @@ class TestRequests:
         assert {**head.headers, "Date": ""} == {**page.headers, "Date": ""}
         assert ask("GET", "/v2/").body == b"{}"
 
+    @pytest.mark.parametrize("size", [1, 1_000, 1_000_000])
+    def test_the_page_ends_once_whatever_the_sizes_of_its_pieces(
+        self, served: Served, set_limits: SetLimits, size: int
+    ) -> None:
+        set_limits(MIN_READ=size)
+        requests = [
+            f"GET {target} HTTP/1.1\r\nHost: {served.host}\r\nAccept: text/html\r\n" for target in ("/", "/v2/")
+        ]
+        answer = converse(served.host, f"{requests[0]}\r\n{requests[1]}Connection: close\r\n\r\n".encode())
+        assert b"</html>\n\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n" in answer
+
     def test_a_client_of_http_1_0_gets_the_page_up_to_the_end(self, served: Served, image: str) -> None:
         assert image
         answer = converse(served.host, b"GET / HTTP/1.0\r\nAccept: text/html\r\n\r\n")
