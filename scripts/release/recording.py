@@ -13,6 +13,7 @@ import fcntl
 import html
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -49,12 +50,12 @@ STEP: Final = 0.15
 END: Final = 4.0
 #: Seconds between two keys.
 KEY: Final = 0.03
-#: The typed lines, and the seconds after which a command is interrupted (0: never).
+#: The typed lines, and the percentage at which a command is interrupted (0: never).
 SCRIPT: Final = (
     ("# Copy an image through ssh into a remote registry, at 200 Mbit/s.", 0),
     ("ocistream pull debian:12 | ssh host ocistream push localhost:5000/debian:12", 0),
     ("# The next release: only new blobs are sent. Interrupt the copy ...", 0),
-    ("ocistream copy debian:13 localhost:5000/debian:13 --via 'ssh host'", 2.5),
+    ("ocistream copy debian:13 localhost:5000/debian:13 --via 'ssh host'", 65),
     ("# ... and run it again: it resumes.", 0),
     ("ocistream copy debian:13 localhost:5000/debian:13 --via 'ssh host'", 0),
 )
@@ -99,6 +100,11 @@ class Film:
         if now - self._since >= STEP:
             self._keep(now)
 
+    def percentage(self) -> int:
+        """Return the percentage of the total that the progress bar shows; 0 without a bar."""
+        found = [re.match(r" *([0-9]+)%\|", line) for line in self._screen.display]
+        return max((int(match[1]) for match in found if match), default=0)
+
     def frames(self) -> list[Frame]:
         """Return all frames so far; the last one is shown longer."""
         self._keep(time.monotonic())
@@ -134,32 +140,31 @@ def perform(found: World, folder: Path, film: Film) -> None:
     home.mkdir()
     env = {**found.env, "HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "TERM": "xterm-256color"}
     env["OCISTREAM_LIMIT_RATE"] = str(RATE)
-    for line, seconds in SCRIPT:
+    for line, percentage in SCRIPT:
         film.write(_PROMPT.encode())
         for key in line:
             film.write(key.encode())
             time.sleep(KEY)
         film.write(b"\r\n")
         if not line.startswith("#"):
-            _run([*found.inside, "bash", "--noprofile", "--norc", "-c", line], env, folder, seconds, film)
+            _run([*found.inside, "bash", "--noprofile", "--norc", "-c", line], env, folder, percentage, film)
         film.frames()
 
 
-def _run(line: Sequence[str], env: dict[str, str], folder: Path, seconds: float, film: Film) -> None:
+def _run(line: Sequence[str], env: dict[str, str], folder: Path, percentage: int, film: Film) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     process = subprocess.Popen(
         line, cwd=folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
     )
     os.close(theirs)
-    end = time.monotonic() + seconds if seconds else 0.0
     with process:
         for content in _read(ours):
             film.write(content)
-            if end and time.monotonic() > end:
+            if percentage and film.percentage() >= percentage:
                 film.write(b"^C")
                 os.killpg(process.pid, signal.SIGINT)
-                end = 0.0
+                percentage = 0
     os.close(ours)
 
 
