@@ -63,7 +63,7 @@ class SingleImage:
             except RegistryError as error:
                 if error.status not in _HEAD_UNSUPPORTED:
                     raise
-            # A registry's word is no proof that it has the digest that the user gave. None and "" are no digests.
+            # The registry may claim the digest that the user gave without having it. None and "" are not digests.
             if stated is not None and is_digest(stated) and reference.digest in {None, stated}:
                 return stated
         return self.read_manifest().descriptor.digest

@@ -154,7 +154,7 @@ class _Copy:
 
     def preview(self) -> Report:
         """Return what `run` would report, as far as that is known without writing anything."""
-        # Imported here because a real run needs none of it.
+        # Imported here, because only a dry run needs these modules.
         from ocistream.transfer.verify import DiscardedBlobs
 
         started_at = time.monotonic()
