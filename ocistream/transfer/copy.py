@@ -14,7 +14,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, CancelledError, IntegrityError, TruncatedError, UnsupportedError
+from ocistream.errors import (
+    ArchiveError,
+    CancelledError,
+    IntegrityError,
+    OcistreamError,
+    TruncatedError,
+    UnsupportedError,
+)
 from ocistream.oci.referrers import RECOMPRESSED
 from ocistream.streams.chunks import check_chunks_size, read_all
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
@@ -305,7 +312,7 @@ class _Copy:
         concurrency = min(jobs, len(wanted))
         blobs = self.source.blobs(wanted)
         if not self.source.concurrent:
-            self.move_each(plan, concurrency, self.buffer_small(plan, blobs) if concurrency > 1 else blobs)
+            self.move_from_pipe(plan, concurrency, blobs)
             return
         memory = self.prefetch_memory - self.destination.traits.buffer_size * concurrency
         if memory <= 0 or self.jobs == 1 or are_recompressed:
@@ -315,17 +322,37 @@ class _Copy:
             prefetched = prefetcher.in_order(blobs) if jobs == 1 else prefetcher.concurrently(blobs)
             self.move_each(plan, concurrency, prefetched)
 
-    def buffer_small(self, plan: BlobPlan, blobs: Iterator[Blob]) -> Iterator[Blob]:
-        """Yield the small blobs of a pipe, buffered, so that several move at once; move each large blob meanwhile.
+    def move_from_pipe(self, plan: BlobPlan, concurrency: int, blobs: Iterator[Blob]) -> None:
+        """Move blobs in the order of a pipe; small ones are buffered, and several of them move at once.
 
         Without this, a distant registry with many small layers costs several round trips for each, one after the other.
         """
-        for blob in blobs:
-            if blob.range is None and blob.descriptor.size <= limits.MAX_BUFFERED_BLOB:
-                chunks = check_chunks_size(blob.open(), blob.descriptor, 0)
-                yield blob_from_bytes(blob.descriptor, read_all(chunks))
-            else:
-                self.transfer(plan, 1, blob)
+        if concurrency == 1:
+            self.move_each(plan, 1, blobs)
+            return
+        failures: list[OcistreamError] = []
+        try:
+            self.move_each(plan, concurrency, self.buffer_small(plan, blobs, failures))
+        except OcistreamError as error:
+            raise (failures or [error])[0] from None
+        if failures:
+            raise failures[0]
+
+    def buffer_small(self, plan: BlobPlan, blobs: Iterator[Blob], failures: list[OcistreamError]) -> Iterator[Blob]:
+        """Yield the small blobs, buffered, and move each large blob meanwhile.
+
+        A failure ends the iterator and is added to `failures`: the blobs that arrived before it still move, so that the
+        next run need not send them again.
+        """
+        try:
+            for blob in blobs:
+                if blob.range is None and blob.descriptor.size <= limits.MAX_BUFFERED_BLOB:
+                    chunks = check_chunks_size(blob.open(), blob.descriptor, 0)
+                    yield blob_from_bytes(blob.descriptor, read_all(chunks))
+                else:
+                    self.transfer(plan, 1, blob)
+        except OcistreamError as error:
+            failures.append(error)
 
     def move_each(self, plan: BlobPlan, concurrency: int, blobs: Iterator[Blob]) -> None:
         for blob in blobs:
