@@ -8,8 +8,10 @@ from typing import Final
 
 import pytest
 
+from ocistream.sizes import format_size
 from tests.faulty_registry import Action, Drop, Fault, HangUp, Header, StopReading, refusal
-from tests.quirks.command_runner import WAYS, How
+from tests.images import Layout
+from tests.quirks.command_runner import WAYS, How, Mover
 from tests.quirks.interrupted_pushes import SENT, SIZE, Pushes
 from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
 from tests.quirks.small_images import MIB
@@ -17,6 +19,8 @@ from tests.quirks.statements import quirk
 from tests.registry_http import seed
 
 MakePushes = Callable[..., Pushes]
+Start = Callable[..., QuirkyRegistry]
+Move = Callable[..., Mover]
 both_ways = pytest.mark.parametrize("how", WAYS)
 #: Where a streamed upload breaks.
 BREAK: Final = 3 * MIB
@@ -205,6 +209,51 @@ def test_an_upload_that_is_denied_continues_with_the_next_login(status: int, cod
     assert used.is_complete()
 
 
+@quirk(50)
+def test_an_upload_of_an_earlier_run_is_kept_if_this_run_fails_before_its_first_byte(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    used.registry.faults = [Fault(refusal(503), "GET|POST", "uploads", times=None)]
+    used.push("file", "--retries", "0", code=7)
+    assert used.uploads("DELETE") == []
+    used.registry.faults = []
+    used.push()
+    assert used.received() == SIZE - SENT
+    assert used.is_complete()
+
+
+@quirk(50)
+def test_a_replacement_session_is_deleted_if_the_push_fails_before_it_is_used(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [
+        Fault(refusal(416), "PATCH", times=None),
+        Fault(refusal(503), "GET", "uploads", times=None),
+    ]
+    used.push("file", "--upload", "stream", "--retries", "0", code=7)
+    assert [request.status for request in used.uploads("POST")] == [202, 202]
+    assert [request.status for request in used.uploads("DELETE")] == [204, 204]
+    assert used.records() == []
+
+
+@quirk(50)
+@pytest.mark.parametrize(("status", "deletions"), [(500, 3), (401, 1), (403, 1), (429, 1)])
+def test_a_server_error_ends_one_deletion_of_an_abandoned_session_and_another_failure_ends_all(
+    status: int, deletions: int, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry, used = start(), mover()
+    for number in range(3):
+        alone = Layout(layout.path.parent / f"image-{number}")
+        image = alone.image([alone.random_layer(3 * MIB, seed=number)[0]], name="app")
+        Pushes(registry, alone, image, used).interrupt()
+    all_layers = Pushes(registry, layout, layout.image([3 * MIB] * 3, name="app"), used)
+    seed(layout, all_layers.image, registry.host, "app", "v1")
+    assert len(all_layers.records()) == 3
+    registry.faults = [Fault(refusal(status), "DELETE", times=1 if deletions > 1 else None)]
+    all_layers.push()
+    assert len(all_layers.uploads("DELETE")) == deletions
+    assert len(all_layers.records()) == (1 if deletions > 1 else 3)
+
+
 # Sources that fail ----------------------------------------------------------------------------------------------
 
 
@@ -238,3 +287,36 @@ def test_what_was_sent_of_a_source_that_broke_off_is_kept_and_of_one_that_has_go
     assert used.is_complete()
     assert used.records() == []
     assert (used.received() < used.size + MIB) == kept
+
+
+@quirk(50)
+@pytest.mark.parametrize("stored", [SENT, MIB])
+def test_a_copy_whose_source_failed_states_what_the_registry_has_and_the_next_run_resumes_there(
+    stored: int, pushes: MakePushes, start: Start
+) -> None:
+    used, source = pushes(), start()
+    seed(used.layout, used.image, source.host, "app", "v1")
+    source.faults = [
+        Fault(Drop(SENT), "GET", used.digest),
+        Fault(HangUp(), "GET", used.digest, times=None),
+    ]
+    used.registry.faults = [Fault(Header("Range", f"0-{stored - 1}"), "PATCH")]
+    config = used.mover.folder / "config.toml"
+    config.write_text(f'[registry."{used.registry.host}"]\nprofile = "distribution"\n')
+    names = f"{source.host}/app:v1", f"{used.registry.host}/app:v1"
+    options = ("--config", config, "--jobs", "1", "--retries", "1")
+    result = used.mover.copy(*names, *options, code=7)
+    assert f"{used.registry.host} has stored {format_size(stored)} of 1 unfinished blob" in result.err
+    source.faults, used.registry.faults = [], []
+    used.mover.copy(*names, *options)
+    assert used.ranges()[-1] == f"{SENT}-{SIZE - 1}"
+    assert used.received() == SIZE
+    assert used.is_complete()
+
+
+@quirk(50)
+def test_chunks_are_not_called_stored_after_a_request_without_an_answer(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(StopReading(MIB), "PATCH", skip=1)]
+    options = ("--upload", "chunk=1MiB", "--retries", "0")
+    used.push("file", *options, code=7, says=f"{used.registry.host} may have stored a part of 1 blob")
