@@ -12,16 +12,21 @@ from typing import Final
 import pytest
 
 from ocistream import limits
+from tests.archives import small_first, tar_of
 from tests.faulty_registry import Fault, Header, Reply, StopReading, refusal
+from tests.images import Layout, tar_layer
 from tests.quirks import upload_quirks
-from tests.quirks.command_runner import WAYS, How
+from tests.quirks.command_runner import WAYS, How, Mover
 from tests.quirks.interrupted_pushes import SENT, SIZE, Pushes
-from tests.quirks.quirky_registry import Quirk
-from tests.quirks.small_images import MIB
+from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
+from tests.quirks.small_images import MIB, is_stored
 from tests.quirks.statements import quirk
 
 MakePushes = Callable[..., Pushes]
+Start = Callable[..., QuirkyRegistry]
+Move = Callable[..., Mover]
 both_ways = pytest.mark.parametrize("how", WAYS)
+KINDS: Final = ("zstd", "gzip", "zstd", "gzip")
 FORCED: Final = ("stream", "put", "chunk=1MiB")
 STREAM: Final = ["POST", "PATCH", "PUT"]
 #: The profiles that a configuration may name.
@@ -202,6 +207,50 @@ def test_a_404_that_says_nothing_is_a_lost_session_once_and_the_method_twice(
     assert method_used(used) == ("put" if times is None else "stream")
     assert used.is_complete()
     assert len(used.uploads("PATCH")) == 2
+
+
+@quirk(60)
+@pytest.mark.parametrize(("status", "method"), [(405, "PUT"), (413, "PATCH")])
+def test_the_method_that_was_found_for_one_blob_is_used_first_for_later_ones(
+    status: int, method: str, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    image = layout.image([2 * MIB] * 3, name="app")
+    registry.faults = [Fault(refusal(status), "PATCH", larger_than=MIB, times=None)]
+    mover("--jobs", "1").push(tar_of(small_first(layout)), f"{registry.host}/app:v1")
+    bodies = [request for request in registry.asked("PATCH|PUT", "uploads") if request.headers["Content-Length"] != "0"]
+    config, refused, *later = bodies
+    assert (config.status, refused.status) == (202, status)
+    assert {(request.method, request.status) for request in later} == {(method, 202 if method == "PATCH" else 201)}
+    assert is_stored(registry, layout, *layout.read(image["digest"])["layers"])
+
+
+@quirk(60)
+def test_a_blob_of_unknown_size_is_not_sent_by_the_put_that_was_found_for_another(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    # A layer in zstd keeps its size; one in gzip is recompressed.
+    layers = [tar_layer({f"{number}": b"y" * 1000}, compression=kind) for number, kind in enumerate(KINDS)]
+    layout.image(layers, name="app")
+    registry.faults = [Fault(refusal(405), "PATCH", larger_than=0, times=None)]
+    mover("--jobs", "1").push(tar_of(small_first(layout)), f"{registry.host}/app:v1", "file", "--compress", "zstd")
+    refused, *unsized = registry.asked("PATCH")
+    assert refused.status == 405
+    assert [(patch.status, patch.headers["Transfer-Encoding"]) for patch in unsized] == [(202, "chunked")] * 2
+    assert [put.received > 0 for put in registry.asked("PUT", "uploads")].count(True) == 3
+
+
+@quirk(60)
+def test_the_method_that_was_found_for_a_blob_of_unknown_size_is_used_first_for_later_ones(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    layout.image([tar_layer({f"{number}": b"x" * 1000}) for number in range(3)], name="app")
+    registry.faults = [Fault(refusal(411), "PATCH", only_chunked_coding=True, times=None)]
+    mover("--jobs", "1").push(tar_of(small_first(layout)), f"{registry.host}/app:v1", "file", "--compress", "zstd")
+    assert [patch.status for patch in registry.asked("PATCH")].count(411) == 1
+    assert [patch.status for patch in registry.asked("PATCH")].count(202) == 4
 
 
 @quirk(60)
