@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 import resource
 import sys
 import time
@@ -139,13 +140,18 @@ def _wrong(hostile: Hostile, way: Way, result: Result, target: Target) -> Iterat
         yield "something on stdout"
     if result.peak is None or result.peak >= BUDGET:
         yield f"a peak of {result.peak} bytes"
-    yield from _wrong_words(result.err)
+    yield from _wrong_words(result.err, has_problems=way.name == "verify")
     yield from target.spoiled()
 
 
-def _wrong_words(said: str) -> Iterator[str]:
-    """Say what is wrong with an error's words: they are a line, or two with what to do."""
+def _wrong_words(said: str, *, has_problems: bool) -> Iterator[str]:
+    """Say what is wrong with an error's words: they are a line, or two with what to do.
+
+    With `has_problems`, lines with further problems come first.
+    """
     lines = said.splitlines()
+    while has_problems and len(lines) > 1 and re.match("ocistream: (?!error: )", lines[0]):
+        del lines[0]
     if not lines or not lines[0].startswith("ocistream: error: ") or len(lines) > 2:
         yield f"{len(lines)} lines"
     if len(lines) == 2 and not lines[1].startswith("  "):
