@@ -15,7 +15,7 @@ from ocistream import limits, notices
 from ocistream.errors import InvalidNameError, LocalDiskError, UnsupportedError, UsageError
 from ocistream.layout.index import ImageSelector, select_every_image, select_named_images
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
-from ocistream.oci.reference import Reference, parse_reference, printable
+from ocistream.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference, printable
 from ocistream.streams import files, paths
 from ocistream.streams.workers import DEFAULT_JOBS
 
@@ -95,8 +95,10 @@ def parse_location(
     """Parse a location: an image, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, or a path.
 
     Text that is the name of an archive, or of an existing file or directory, is a path. If it could be an image's name
-    too, a notice says so. Relative paths start at `folder`, by default the current directory; with `is_remote` they are
-    on another machine. With `bare_is_path`, text that could be an image's name is a path, unless it has `docker://`.
+    too, a notice says so. `app.tar:1` is refused: Docker Hub is not asked for the name of an archive.
+
+    Relative paths start at `folder`, by default the current directory; with `is_remote` they are on another machine.
+    With `bare_is_path`, text that could be an image's name is a path, unless it has `docker://`.
 
     Raises:
         InvalidNameError: the text is none of these.
@@ -123,6 +125,14 @@ def parse_location(
     if is_path or (not is_remote and _names_existing_path(text, folder or Path())):
         return Location("path", text, path=_expand_user(text), is_stream=text == "-")
     reference = parse_reference(text, default_tag=False)
+    if (
+        is_archive_name(prefix)
+        and reference.registry == DEFAULT_REGISTRY
+        and not text.startswith(f"{DEFAULT_REGISTRY}/")
+    ):
+        msg = f"ambiguous location {printable(text)!r}: {printable(prefix)} is the name of an archive"
+        hint = f"write oci-archive:{printable(text)} or docker-archive:{printable(text)}"
+        raise InvalidNameError(msg, hint=f"{hint}; for the image, write docker://{printable(text)}")
     return Location(
         "docker",
         text,

@@ -156,7 +156,9 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     signal handlers are not restored.
     """
     if arguments and (option := _OPTION_COMMANDS.get(arguments[0])):
-        arguments = [*arguments[1:], option]
+        # `help help` and `help version` are about commands that have no page of their own.
+        rest = arguments[1:]
+        arguments = [*(rest[1:] if rest and rest[0] in _OPTION_COMMANDS else rest), option]
     console = Console.from_arguments(arguments)
     # Only without arguments, so that a variable left in the environment does no harm.
     if not arguments and (instruction := os.environ.get("_OCISTREAM_COMPLETE")):

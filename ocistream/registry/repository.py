@@ -429,10 +429,10 @@ def next_page_url(response: Response) -> str | None:
 def image_not_found_error(
     repository: object, target: str, error: NotFoundError, *, one_of_many: bool = False
 ) -> NotFoundError:
-    """Build an error that names the image as the user wrote it, not the URL; `one_of_many` if tags were selected."""
+    """Build an error that names the image as the user wrote it, not the URL; `one_of_many` if there are others."""
     separator = "@" if is_digest(target) else ":"
     hint = None if separator == "@" else "check the repository and the tag"
     if one_of_many and hint:
         # After a clean-up of the registry, tags often exist without their manifest.
-        hint = f"name only the others, or exclude this tag: --tags '!{target}'"
+        hint = f"check the name, or omit this image; with `copy --tags`, add --tags '!{target}'"
     return NotFoundError(f"{repository}{separator}{target} not found ({error.message})", hint=hint)

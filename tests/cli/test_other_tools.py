@@ -58,6 +58,8 @@ def test_the_table_has_each_tool_and_no_line_twice() -> None:
 def test_help_and_version_are_commands_too() -> None:
     assert ocistream("help").out == ocistream("--help").out
     assert ocistream("version").out == ocistream("--version").out
+    for name in ("help", "version"):
+        assert ocistream("help", name).out == ocistream("--help").out
     for name in commands():
         assert ocistream("help", name).out == ocistream(name, "--help").out
     assertions.failure(ocistream("help", "no-such-command"), 2, "no-such-command")

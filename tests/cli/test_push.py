@@ -285,6 +285,13 @@ def test_to_pushes_only_the_selected_images(
     assert (tags(served.host, "nginx"), tags(served.host, "third"), tags(served.host, "team/app")) == (["2"], ["3"], [])
 
 
+def test_to_and_an_image_exclude_each_other(served: FaultyRegistry, archive: Path) -> None:
+    result = ocistream("push", "-i", archive, "--to", served.host, f"{served.host}/app:1")
+    assertions.failure(result, 2, "IMAGE and --to exclude each other")
+    assertions.failure(ocistream("push", "-i", archive), 2, "push needs a destination")
+    assert not served.requests
+
+
 def test_to_needs_full_names(served: FaultyRegistry, layout: Layout, archive: Path) -> None:
     assertions.failure(ocistream("push", "--to", served.host, "--image", "plain", "-i", archive), 2, "plain", "--image")
     other = Layout(layout.path.with_name("nameless"))

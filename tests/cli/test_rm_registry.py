@@ -91,6 +91,9 @@ def test_a_dry_run_deletes_nothing(served: FaultyRegistry, host: str, image: Des
     assert result.lines() == [f"{host}/app:1@{image['digest']}", f"{host}/app@{image['digest']}"]
     assert f"would delete the tag: {host}/app:1" in result.err
     assert "would delete the manifest with all its tags" in result.err
+    result = ocistream("rm", "--dry-run", "--by-digest", f"{host}/app:1")
+    assertions.success(result)
+    assert "would delete the tag, or its manifest with all its tags if the registry does not" in result.err
     assert {request.method for request in served.requests} == {"HEAD"}
     assertions.failure(ocistream("rm", "--dry-run", f"{host}/app:none"), 4, "app:none not found")
 

@@ -89,7 +89,8 @@ def push(
     _check_arguments(arguments, paths, prefix)
     image = arguments[0] if arguments else None
     if (image is None) == (prefix is None):
-        msg = "push needs a destination: either IMAGE or --to HOST[/PREFIX]"
+        both = image is not None
+        msg = "IMAGE and --to exclude each other" if both else "push needs a destination: IMAGE or --to HOST[/PREFIX]"
         hint = "IMAGE (HOST/REPOSITORY:TAG) names one image; with --to, each image keeps its name from the archive"
         raise UsageError(msg, hint=hint)
     archives = [location for path in paths or ("-",) for location in _expand_glob(parse_local_location(path))]

@@ -117,4 +117,7 @@ def _remove_from_registries(
         click.echo(format_result_line(image.reference.name, image.digest, None))
         verb = "would delete" if dry_run else "deleted"
         what = "the manifest with all its tags" if image.with_all_tags else "the tag"
+        if dry_run and by_digest and not image.with_all_tags:
+            # Only a DELETE shows whether the registry deletes tags.
+            what += ", or its manifest with all its tags if the registry does not delete tags"
         context.console.info(f"{verb} {what}: {image.reference.name}")

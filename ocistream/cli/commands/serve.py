@@ -173,6 +173,12 @@ def _parse_served_location(text: str) -> Location:
     if is_archive and not paths.exists(path, follow=False):
         msg = f"{path}: no such file"
         raise NotFoundError(msg, hint=f"check the path; for a new layout directory, write oci:{path}")
+    if location.kind == "path" and ":" in text and not text.startswith((".", "/", "~")) and not paths.exists(path):
+        # `app.tar:1` or `localhost:5000/app` would otherwise become a layout directory of that name.
+        msg = f"{printable(text)}: no such file or directory"
+        raise NotFoundError(
+            msg, hint=f"serve takes a path, not an image; for a new layout directory, write ./{printable(text)}"
+        )
     return location
 
 
