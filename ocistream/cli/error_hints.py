@@ -45,14 +45,14 @@ _MAX_LISTED: Final = 1000
 
 
 @contextlib.contextmanager
-def add_copy_hints(console: Console, plan: CopyPlan, source: Source) -> Iterator[None]:
+def add_copy_hints(console: Console, plan: CopyPlan, source: Source, *, dry_run: bool) -> Iterator[None]:
     """Add to the error of a copy what the user can do about it."""
     location = plan.local_source
     try:
         yield
     except MissingBlobsError as error:
         if isinstance(error, MissingVolumesError):
-            _describe_needed_volumes(error, source, plan.destination)
+            _describe_needed_volumes(error, source, plan.destination, dry_run=dry_run)
         elif error.needed is not None:
             error.hint = "name all volumes in one command, or copy them one by one into a layout directory"
         elif any(missing.digest in error.graph.omitted_from_source for missing in error.missing):
@@ -152,7 +152,9 @@ def _list_missing_blobs(console: Console, error: MissingBlobsError) -> None:
         console.info(f"missing {len(error.missing) - _MAX_LISTED} more", level=-1)
 
 
-def _describe_needed_volumes(error: MissingVolumesError, source: Source, destination: Location) -> None:
+def _describe_needed_volumes(
+    error: MissingVolumesError, source: Source, destination: Location, *, dry_run: bool
+) -> None:
     """Say which volumes are stored, and how to write the others: together always works, one by one in some orders."""
     from ocistream.api.verification import VolumeSet
 
@@ -160,8 +162,12 @@ def _describe_needed_volumes(error: MissingVolumesError, source: Source, destina
     names, volumes = error.needed.names, VolumeSet.from_source(source)
     stored = [volume for volume in (volumes.present if volumes else ()) if volume.name not in names]
     if stored:
-        shown = f"{stored[0]} is" if len(stored) == 1 else f"{len(stored)} of {stored[0].total} volumes are"
-        error.message = f"{shown} stored; still needed: {', '.join(map(printable, names))}"
+        shown = f"{stored[0]}" if len(stored) == 1 else f"{len(stored)} of {stored[0].total} volumes"
+        verb = "would be" if dry_run else "is" if len(stored) == 1 else "are"
+        error.message = f"{shown} {verb} stored; still needed: {', '.join(map(printable, names))}"
+    if dry_run:
+        error.hint = "nothing was changed; to see all that would move, name all volumes"
+        return
     if destination.kind != "docker":
         where = printable(destination.text, 1024)
         error.hint = f"{where} keeps what was written: copy the other volumes too, one after the other"

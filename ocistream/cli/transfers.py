@@ -107,7 +107,7 @@ def run_transfer(
             report_selected_platforms(graph.roots, source, into_docker_archive=into_docker_archive)
 
         with (
-            add_copy_hints(context.console, plan, source),
+            add_copy_hints(context.console, plan, source, dry_run=dry_run),
             show_progress("none" if dry_run else context.options.progress, context.console) as observer,
         ):
             report = plan.run(

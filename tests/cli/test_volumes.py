@@ -338,6 +338,13 @@ def test_volumes_are_pushed_in_every_order(cut: CutOnce, start: Callable[..., Fa
         is_there(target, cut.image, cut.layout)
 
 
+def test_a_dry_run_of_a_volume_does_not_say_that_it_is_stored(cut: CutOnce, target: FaultyRegistry) -> None:
+    result = push(target, cut.whole[1], argv=["--dry-run"])
+    assertions.failure(result, 10, f"({NAMES[1]}) would be stored; still needed: {NAMES[0]}, {NAMES[2]}", "nothing was")
+    assert "the registry keeps" not in result.err
+    assert {request.method for request in target.requests} <= {"GET", "HEAD"}
+
+
 def test_a_quoted_glob_means_all_its_files(cut: CutOnce, target: FaultyRegistry, folder: Path) -> None:
     for path in cut.paths:
         (folder / path.name).symlink_to(path)
