@@ -223,9 +223,15 @@ def load_all_options() -> dict[str, click.Option]:
 
 
 def _reasons_against_defaults() -> dict[str, str]:
-    """Return the options of all commands that neither a variable nor the file sets, with the reasons."""
+    """Return the options that neither a variable nor the file sets for any command, with the reasons."""
     options = {key: option for command in _load_commands() for key, option in _own_options(command)}
-    return {key: reason for key, option in options.items() if (reason := _reason_against_default(option))}
+    # --format of `pull` has a default, --format of `inspect` has none.
+    known = load_all_options()
+    return {
+        key: reason
+        for key, option in options.items()
+        if key not in known and (reason := _reason_against_default(option))
+    }
 
 
 def _build_setting(table: TomlTable, key: str, option: click.Option, directory: Path, where: str) -> Setting:

@@ -248,6 +248,7 @@ def test_the_format_of_pull_is_not_that_of_inspect(user: User) -> None:
     result = user.run("inspect", user.layout, OCISTREAM_FORMAT="docker-archive")
     assertions.success(result)
     assert result.out.startswith(b"app  image")
+    assert UNUSED not in result.err
 
 
 UNUSED = "has no effect"

@@ -365,6 +365,11 @@ class TestRaw:
         assertions.failure(
             ocistream("inspect", end, "--raw-config", stdin=stdin), 2, "is an index", "linux/amd64, linux/arm64/v8"
         )
+        # An index of some platforms exists only in a copy.
+        assertions.failure(
+            ocistream("inspect", end, "--raw", "--platform", "linux/amd64,linux/arm64", stdin=stdin),
+            *(2, "one manifest or index", "choose one --platform"),
+        )
 
     def test_a_docker_archive_has_a_config_but_no_manifest(self, layout: Layout, tmp_path: Path) -> None:
         image = small_image(layout, name="v1")

@@ -115,6 +115,10 @@ def inspect(
     registries = {parsed.reference.registry} if parsed.reference else set()
     open_context = context.build_open_context(registries=registries)
     platforms = parse_platform_choice(context.copy.platforms)
+    if raw and len(platforms.platforms) > 1:
+        # An index of some platforms exists only in a copy.
+        msg = "--raw prints one manifest or index, not several platforms"
+        raise UsageError(msg, hint="choose one --platform, or all for the index")
     if raw or raw_config:
         image = SingleImage(
             location=parsed,
