@@ -9,7 +9,7 @@ import pytest
 
 from tests.archives import small_first, tar_of
 from tests.faulty_auth import Bearer
-from tests.faulty_registry import Fault, refusal
+from tests.faulty_registry import Fault, Header, refusal
 from tests.images import Descriptor, Layout
 from tests.quirks import registry_quirks
 from tests.quirks.command_runner import Mover
@@ -18,6 +18,7 @@ from tests.quirks.registry_models import PASSWORD, USER
 from tests.quirks.small_images import config_of, is_stored, layer_of
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest_digest, seed
+from tests.runner import ocistream
 
 Start = Callable[..., QuirkyRegistry]
 Move = Callable[..., Mover]
@@ -87,6 +88,43 @@ def test_a_session_in_place_of_a_mount_is_deleted_if_its_blob_cannot_be_read(
     opened = registry.asked("POST", "mount=")
     assert [request.status for request in opened] == [202] * len(opened) != []
     assert [request.status for request in registry.asked("DELETE")] == [204] * len(opened)
+
+
+@quirk(47)
+def test_unused_sessions_are_deleted_only_until_a_deadline_and_the_next_run_uses_the_rest(
+    start: Start, mover: Move, layout: Layout, tmp_path: Path
+) -> None:
+    source, registry = start(), start(registry_quirks.only_in())
+    image, _ = layers(layout, 5)
+    seed(layout, image, source.host, "app", "v1")
+    source.faults = [Fault(refusal(404), "GET", "/blobs/", times=None)]
+    clock, machine = tmp_path / "clock", tmp_path / "machine"
+    machine.mkdir()
+    # The clock of the process is as many seconds ahead as this file has bytes.
+    clock.touch()
+    (machine / "sitecustomize.py").write_text(
+        "import os, time\n_monotonic = time.monotonic\n"
+        f"time.monotonic = lambda: _monotonic() + os.stat({str(clock)!r}).st_size\n"
+    )
+
+    def advance_clock(_: str) -> str:
+        with clock.open("a") as file:
+            file.write("x" * 60)
+        return ""
+
+    registry.faults = [Fault(Header("X-Slow", advance_clock), "DELETE", times=None)]
+    used = mover("--jobs", "1", "--mount-from", "base", env={})
+    command = ("copy", f"{source.host}/app:v1", f"{registry.host}/app:v1", *used.options)
+    result = ocistream(*command, env=used.env, no_waits=True, machine=machine)
+    assert result.code == 4
+    # One session was used by the upload that failed. Only one of the other five was deleted in time.
+    assert len(registry.asked("POST", "mount=")) == 6
+    assert len(registry.asked("DELETE")) == 2
+    source.faults, registry.faults = [], []
+    registry.requests.clear()
+    used.run(*command)
+    assert len(registry.asked("GET", "/blobs/uploads/")) == 4
+    assert manifest_digest(registry.host, "app", "v1") == image["digest"]
 
 
 @quirk(47)
