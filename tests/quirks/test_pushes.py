@@ -153,6 +153,24 @@ def test_a_blob_for_two_repositories_is_sent_once_and_mounted_or_sent_to_each(
         assert manifest_digest(registry.host, repository, "1") == image["digest"]
 
 
+@quirk(47)
+@quirk(64)
+def test_a_repository_that_got_a_blob_by_a_mount_is_not_asked_for_the_blob_again(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(registry_quirks.only_in("base"))
+    image = small_image(layout)
+    named(layout, image, "a:1", "b:1")
+    seed(layout, image, registry.host, "base", "1")
+    registry.faults = [Fault(refusal(405), "POST", "/v2/b/.*from=base", times=None)]
+    options = ("--mount-from", "base", "--no-referrers", "--jobs", "1")
+    mover().run("push", "--to", registry.host, "-i", layout.path, *options)
+    for repository in ("a", "b"):
+        assert asked(registry, f"/v2/{repository}/blobs/") == dict.fromkeys(blobs_of(layout, image), 1)
+        assert bool(registry.asked("PATCH", f"/v2/{repository}/")) == (repository == "b")
+        assert manifest_digest(registry.host, repository, "1") == image["digest"]
+
+
 @quirk(64)
 def test_a_pipe_cannot_give_a_blob_to_two_repositories_of_which_neither_mounts(
     start: Start, mover: Move, layout: Layout
