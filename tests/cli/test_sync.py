@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.archives import small_first, tar_of
 from tests.cli import assertions
 from tests.cli.terminal import on_terminal
 from tests.faulty_auth import Basic
@@ -807,3 +808,29 @@ def test_several_images_are_examined_in_parallel(
         source.release()
         _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
+
+
+@pytest.mark.parametrize("fault", [None, "a wrong manifest", "a wrong layer", "no such image"])
+def test_only_a_few_of_many_archives_are_open_at_the_same_time(
+    fault: str | None, target: FaultyRegistry, layout: Layout, tmp_path: Path
+) -> None:
+    image = small_image(layout, name="app")
+    archive = tar_of(small_first(layout))
+    wrong = layout.read(image["digest"])["layers"][0] if fault == "a wrong layer" else image
+    content = layout.file(wrong["digest"]).read_bytes()
+    entries = []
+    for number in range(12):
+        path = tmp_path / f"{number:02}.tar"
+        is_wrong = fault in {"a wrong manifest", "a wrong layer"} and number < 11
+        path.write_bytes(archive.replace(content, content[:-1] + b" ") if is_wrong else archive)
+        name = "other" if fault == "no such image" and number < 11 else "app"
+        entries.append(f'[[sync]]\nfrom = "oci-archive:{path}:{name}"\nto = "{target.host}/app:{number}"\n')
+    (tmp_path / "sync.toml").write_text("".join(entries))
+    target.faults = [Fault(Stall(), "PUT", "/manifests/11")]
+    with started_fork("sync", str(tmp_path / "sync.toml"), "--jobs=1") as process:
+        assertions.wait_for(lambda: target.asked("PUT", "/manifests/11"))
+        opened = [str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
+        target.release()
+        _, err = process.communicate(timeout=60)
+    assert len(tags(target.host, "app")) == (12 if fault is None else 1), err
+    assert 1 <= len([name for name in opened if name.endswith(".tar")]) <= 4
