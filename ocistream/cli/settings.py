@@ -89,6 +89,14 @@ def apply_defaults(group: click.Context, name: str, command: click.Command, argu
         # `config` and `sync` read files that may name further variables: they check the variables themselves.
         if name not in {"config", "sync"} and not _is_quiet(given, by_parameter):
             warn_unused_variables(group.obj, os.environ, find_credential_variables(table))
+            if "platform" in settings and not (given.get("platforms") or given.get("all_platforms")):
+                _announce_platform(group.obj, settings["platform"])
+
+
+def _announce_platform(console: Console, setting: Setting) -> None:
+    """Print the platform that a variable or a file selects: other defaults do not decide what is copied."""
+    value = setting.value if isinstance(setting.value, str) else ",".join(cast("list[str]", setting.value))
+    console.info(f"--platform {printable(value)} is set by {setting.where}")
 
 
 def _is_quiet(explicit: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:

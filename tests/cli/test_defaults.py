@@ -137,6 +137,16 @@ def test_a_repeatable_option_has_a_list_or_words(user: User) -> None:
     assert shown["defaults"]["defaults.pull"]["platform"]["value"] == [s390, arm]
 
 
+def test_a_platform_that_no_option_names_is_announced(user: User) -> None:
+    line = "--platform linux/amd64 is set by"
+    user.configure("[defaults]", 'platform = ["linux/amd64"]')
+    argv = ["inspect", str(user.layout)]
+    assert f"{line} {user.file} [defaults]" in user.run(*argv).err
+    assert f"{line} OCISTREAM_PLATFORM" in user.run(*argv, OCISTREAM_PLATFORM="linux/amd64").err
+    for option in ("--platform=linux/amd64", "--quiet"):
+        assert line not in user.run(*argv, option).err
+
+
 def test_a_variable_names_the_configuration_file(user: User, tmp_path: Path) -> None:
     user.configure("[defaults]", "jobs = 99")
     other = tmp_path / "other.toml"
