@@ -30,7 +30,7 @@ _DIGEST = "sha256:" + 64 * "a"
         (["pull", "-"], 2, ["is a path, not the name of an image", "-o PATH"]),
         (["push", "./app.tar"], 2, ["is a path, not the name of an image", "`ocistream push -i ./app.tar IMAGE`"]),
         (["push", "docker-archive:app.tar"], 2, ["is a path, not the name of an image", "-i docker-archive:app.tar"]),
-        (["push"], 2, ["either IMAGE", "HOST/REPOSITORY:TAG"]),
+        (["push"], 2, ["IMAGE or --to HOST", "HOST/REPOSITORY:TAG"]),
         (["push", "--to", "localhost:5000/app:1"], 2, ["has a tag or a digest", "push localhost:5000/app:1"]),
         (["push", "--to", f"localhost:5000/app@{_DIGEST}"], 2, ["has a tag or a digest"]),
         (["copy", "dir:x", "oci:y"], 8, ["the transport dir", "save the image to a file"]),
