@@ -193,8 +193,7 @@ class TestTemplate:
         assert USES_TEMPLATE["archive"]["extends"] in TEMPLATE
         assert [name for name in TEMPLATE[".ocistream"]["variables"] if f"`{name}`" not in INSTALLING] == []
 
-    @pytest.mark.parametrize("source", ["file", "wheel"], indirect=True)
-    @pytest.mark.parametrize("has_registry", [True, False])
+    @pytest.mark.parametrize(("source", "has_registry"), [("file", False), ("wheel", True)], indirect=["source"])
     def test_its_scripts_install_ocistream_log_in_and_clean_up(
         self, source: str, has_registry: bool, protected: FaultyRegistry, tmp_path: Path
     ) -> None:
