@@ -50,6 +50,10 @@ def inspect_source(
         discarded.read_contents(sized or source, configs, summaries.add, jobs=jobs, cancelled=cancelled)
     if summaries.unlabelled:
         report(f"the labels of {format_count(summaries.unlabelled, 'image')} are not shown: they are too many")
+    for root in graph.roots:
+        chosen = root.chosen_platforms
+        if chosen is not None and root.descriptor.is_index and root.descriptor.digest != chosen.index:
+            report(f"{root.descriptor.digest} is what a copy of these platforms gets; the location has {chosen.index}")
     if sized:
         missing = [blob for blob in graph.blobs if not sized.has_blob(blob) and blob.digest not in graph.embedded]
     else:

@@ -439,3 +439,13 @@ def test_a_refused_list_of_referrers_is_reported(image: Descriptor, layout: Layo
     assert result.code == 0
     assert f"not all referrers of {image['digest']} are shown: " in result.err
     assert "403" in result.err
+
+
+def test_a_digest_that_only_a_copy_gets_is_announced(layout: Layout) -> None:
+    platforms = ("linux/amd64", "linux/arm64", "linux/s390x")
+    index = layout.index([layout.image([name.encode()], platform=name) for name in platforms], name="all")
+    location = f"oci:{layout.path}:all"
+    result = ocistream("inspect", location, "--platform", "linux/amd64,linux/s390x", "--format", "{digest}")
+    (digest,) = result.lines()
+    assert f"{digest} is what a copy of these platforms gets; the location has {index['digest']}" in result.err
+    assert "is what a copy" not in ocistream("inspect", location, "--platform", "linux/amd64").err
