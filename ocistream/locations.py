@@ -42,6 +42,7 @@ __all__ = [
     "is_archive_name",
     "is_directory",
     "is_layout_destination",
+    "names_archive_and_tag",
     "open_archive_destination",
     "open_archive_source",
     "open_destination",
@@ -125,11 +126,7 @@ def parse_location(
     if is_path or (not is_remote and _names_existing_path(text, folder or Path())):
         return Location("path", text, path=_expand_user(text), is_stream=text == "-")
     reference = parse_reference(text, default_tag=False)
-    if (
-        is_archive_name(prefix)
-        and reference.registry == DEFAULT_REGISTRY
-        and not text.startswith(f"{DEFAULT_REGISTRY}/")
-    ):
+    if names_archive_and_tag(text, reference):
         msg = f"ambiguous location {printable(text)!r}: {printable(prefix)} is the name of an archive"
         hint = f"write oci-archive:{printable(text)} or docker-archive:{printable(text)}"
         raise InvalidNameError(msg, hint=f"{hint}; for the image, write docker://{printable(text)}")
@@ -139,6 +136,12 @@ def parse_location(
         reference=parse_reference(text),
         is_repository=reference.tag is None and reference.digest is None,
     )
+
+
+def names_archive_and_tag(text: str, reference: Reference) -> bool:
+    """Return whether a name such as `app.tar:1` was meant for an archive, and not for an image of Docker Hub."""
+    is_on_hub = reference.registry == DEFAULT_REGISTRY and not text.startswith(f"{DEFAULT_REGISTRY}/")
+    return is_on_hub and is_archive_name(text.partition(":")[0])
 
 
 def parse_local_location(text: str) -> Location:

@@ -321,3 +321,12 @@ def test_a_directory_as_oci_archive_is_refused_with_a_hint(tmp_path: Path) -> No
         result = ocistream(*argv, cwd=tmp_path)
         assertions.failure(result, 2, "made", "is a directory")
         assert result.err.rstrip().endswith(f" {hint}"), result.err
+
+
+@pytest.mark.parametrize(
+    "argv", [["pull", "app.tar:1"], ["push", "app.tar:1"], ["digest", "app.tar:1"], ["copy", "app.tar:1", "out.tar"]]
+)
+def test_the_name_of_an_archive_with_a_tag_is_not_an_image_of_docker_hub(argv: list[str], tmp_path: Path) -> None:
+    result = ocistream(*argv, cwd=tmp_path, stdin=b"", names={"registry-1.docker.io": None})
+    assertions.failure(result, 2, "app.tar:1")
+    assert result.connected == {}
