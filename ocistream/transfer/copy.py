@@ -351,6 +351,9 @@ class _Copy:
                     yield blob_from_bytes(blob.descriptor, read_all(chunks))
                 else:
                     self.transfer(plan, 1, blob)
+        except CancelledError:
+            # The reason is the failure of another blob, or the user.
+            raise
         except OcistreamError as error:
             failures.append(error)
 
