@@ -108,7 +108,7 @@ def push(
 
 def _check_arguments(arguments: Sequence[str], paths: Sequence[str], prefix: str | None) -> None:
     """Raise UsageError, with the line to type, if an argument is a path or a second image."""
-    # One IMAGE is always in a registry, whatever exists here. Of several arguments, an existing path is an archive.
+    # One IMAGE is never a path. Of several arguments, an existing path is an archive.
     is_one_image = len(arguments) == 1 and prefix is None
     files = [text for text in arguments if is_path(text, may_exist=not is_one_image)]
     images = [text for text in arguments if text not in files]
