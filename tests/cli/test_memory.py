@@ -449,3 +449,10 @@ def test_large_layers_of_a_docker_archive_are_moved_within_the_budget(layout: La
     copied = measured("copy", f"oci:{layout.path}", "docker-archive:-")
     peak(copied)
     peak(measured("push", f"{served.host}/app:1", "--compress", "gzip:1", stdin=copied.out))
+
+
+def test_small_and_large_layers_of_a_pipe_are_pushed_within_the_budget(layout: Layout, served: FaultyRegistry) -> None:
+    sizes = [size - number for number in range(6) for size in (*[MIB] * 6, 20 * MIB)]
+    layout.image(sizes, name="app")
+    copied = measured("copy", f"oci:{layout.path}", "oci-archive:-")
+    peak(measured("push", f"{served.host}/app:1", stdin=copied.out))
