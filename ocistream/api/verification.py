@@ -21,7 +21,7 @@ from ocistream.transfer import verify as verification
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from ocistream.errors import OcistreamError
     from ocistream.locations import Location, OpenContext
@@ -101,31 +101,28 @@ class VerifyResult:
     def document(self) -> dict[str, Any]:
         """Return what `ocistream verify --json` prints."""
         findings = self.findings
+        intact, damaged = self._split_images()
+        names = self._first_images(self._problem_digests())
         omitted_reasons = findings.graph.omitted_from_source
         return {
             "path": format_paths(self.paths),
             "format": self.format,
             "ok": self.ok,
             "deep": self.deep,
-            "images": [
-                {
-                    "name": root.name,
-                    **(
-                        {"imageId": findings.graph.image_id(root)}
-                        if root.is_synthesized
-                        else {"digest": root.descriptor.digest, "mediaType": root.descriptor.media_type}
-                    ),
-                    **({"subject": subject} if (subject := self.subject(root)) else {}),
-                }
-                for root in findings.graph.roots
-            ],
+            "images": list(map(self._image_json, intact)),
+            "damagedImages": list(map(self._image_json, damaged)),
             "blobs": findings.blobs,
             "bytes": findings.size,
             "unreferenced": findings.unreferenced,
             "unpacked": findings.unpacked,
             **({"volumes": self.volumes.document(findings.parts)} if self.volumes else {}),
             "missing": [
-                {"digest": descriptor.digest, "mediaType": descriptor.media_type, "size": descriptor.size}
+                {
+                    "image": names.get(descriptor.digest),
+                    "digest": descriptor.digest,
+                    "mediaType": descriptor.media_type,
+                    "size": descriptor.size,
+                }
                 for descriptor in findings.missing
             ],
             "omitted": [
@@ -146,28 +143,56 @@ class VerifyResult:
                 }
                 for index in findings.incomplete
             ],
-            "failures": [{"digest": failure.digest, "error": failure.error.message} for failure in findings.failures],
+            "failures": [
+                {"image": names.get(failure.digest), "digest": failure.digest, "error": failure.error.message}
+                for failure in findings.failures
+            ],
             "illegalNames": list(self.illegal_names),
             "otherFiles": self.other_files,
         }
 
+    def _identify(self, root: Root) -> str:
+        """Return the digest of an image, or its image ID if the source has no manifest of it."""
+        image_id = self.findings.graph.image_id(root) if root.is_synthesized else None
+        return image_id or root.descriptor.digest
+
+    def _image_json(self, root: Root) -> dict[str, Any]:
+        if root.is_synthesized:
+            identity = {"imageId": self._identify(root)}
+        else:
+            identity = {"digest": self._identify(root), "mediaType": root.descriptor.media_type}
+        subject = self.subject(root)
+        return {"name": root.name, **identity, **({"subject": subject} if subject else {})}
+
     def intact_images(self) -> list[Root]:
         """Return the images, and the referrers beside them, without any problem."""
+        return self._split_images()[0]
+
+    def _split_images(self) -> tuple[list[Root], list[Root]]:
+        """Return the images without any problem, and the others."""
         graph, problems = self.findings.graph, self._problem_digests()
-        roots = [root for root in graph.roots if root.name not in self.illegal_names]
-        return [root for root in roots if problems.isdisjoint(graph.reachable(root))] if problems else roots
+        intact: list[Root] = []
+        damaged: list[Root] = []
+        for root in graph.roots:
+            is_intact = root.name not in self.illegal_names and (
+                not problems or problems.isdisjoint(graph.reachable(root))
+            )
+            (intact if is_intact else damaged).append(root)
+        return intact, damaged
 
     def errors(self) -> list[OcistreamError]:
         """Return an error for each problem, the gravest first; each is named with the first image that it affects."""
         failures = sorted(self.findings.failures, key=lambda failure: not isinstance(failure.error, IntegrityError))
-        names = self._name_images(self._problem_digests())
+        prefixes = {
+            digest: f"{printable(name)}: " for digest, name in self._first_images(self._problem_digests()).items()
+        }
         errors: list[OcistreamError] = []
         for failure in failures:
             kind = IntegrityError if isinstance(failure.error, IntegrityError) else ArchiveError
-            errors.append(kind(f"{names[failure.digest]}{failure.error.message}", hint=failure.error.hint))
+            errors.append(kind(f"{prefixes.get(failure.digest, '')}{failure.error.message}", hint=failure.error.hint))
         hint = "a registry that has the missing blobs still accepts it"
         for descriptor in self.findings.missing:
-            message = f"{names[descriptor.digest]}missing {descriptor.digest}"
+            message = f"{prefixes.get(descriptor.digest, '')}missing {descriptor.digest}"
             errors.append(MissingContentError(message, hint=hint))
         errors += map(_illegal_name_error, self.illegal_names)
         return errors
@@ -189,13 +214,13 @@ class VerifyResult:
         findings = self.findings
         return {failure.digest for failure in findings.failures} | {blob.digest for blob in findings.missing}
 
-    def _name_images(self, digests: set[str]) -> Mapping[str, str]:
-        """Return the beginning of an error message for each digest: the first image that needs it, or ""."""
-        names = dict.fromkeys(digests, "")
+    def _first_images(self, digests: set[str]) -> dict[str, str]:
+        """Return the name, or else the digest or image ID, of the first image that needs each digest."""
+        names: dict[str, str] = {}
         graph, unnamed = self.findings.graph, set(digests)
         for root in graph.roots if digests else ():
             found = unnamed & graph.reachable(root)
-            names.update(dict.fromkeys(found, f"{printable(root.name or root.descriptor.digest)}: "))
+            names.update(dict.fromkeys(found, root.name or self._identify(root)))
             unnamed -= found
         return names
 
