@@ -66,7 +66,7 @@ _THREAD_LIMIT_HINT: Final = (
     "the limit of processes or memory is reached: raise it (`ulimit -u`, or the container's PID limit), or use --jobs 1"
 )
 #: Errors of writing to stdout. All other writes convert their errors where they happen.
-_STDOUT_ERRNOS: Final = frozenset({errno.EPIPE, errno.ENOSPC})
+_STDOUT_ERRNOS: Final = frozenset({errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPIPE})
 _STDOUT_OPERATION: Final = "cannot write to stdout"
 
 
@@ -173,12 +173,17 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     notices.set_listener(console.info)
     # An error that Python cannot raise, such as in `__del__`, would otherwise be printed on stderr.
     sys.unraisablehook = partial(_report_unraisable, console)
-    try:
-        return _run(arguments, console, ends_process=ends_process)
-    except Exception as error:  # noqa: BLE001 - no traceback reaches a user
-        return _handle_failure(console, error, ends_process=ends_process)
-    finally:
-        _flush_streams()
+    with contextlib.ExitStack() as stack:
+        stack.callback(_flush_streams)
+        if sys.stdout is None:
+            # A result that cannot be written is a failure. Python has no stdout if the process has none.
+            from ocistream.cli.standard_streams import ClosedOutput
+
+            stack.enter_context(contextlib.redirect_stdout(ClosedOutput()))
+        try:
+            return _run(arguments, console, ends_process=ends_process)
+        except Exception as error:  # noqa: BLE001 - no traceback reaches a user
+            return _handle_failure(console, error, ends_process=ends_process)
 
 
 def _run(arguments: Sequence[str], console: Console, *, ends_process: bool) -> int:
@@ -201,8 +206,7 @@ def _invoke(context: click.Context) -> None:
 
 def _flush_stdout() -> None:
     """Flush stdout, so that a full disk or a closed pipe behind it is a failure of the run."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
+    sys.stdout.flush()
 
 
 def _handle_failure(console: Console, error: Exception, *, ends_process: bool) -> int:

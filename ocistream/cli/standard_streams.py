@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.errors import UsageError
+from ocistream.errors import LocalDiskError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams.files import CancellableInput, disk_errors
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STDIN_HINT",
+    "ClosedOutput",
     "is_visible_on_stdout",
     "open_stdin",
     "open_stdout",
@@ -31,6 +32,15 @@ __all__ = [
 ]
 
 STDIN_HINT: Final = "pipe an archive into stdin, or name a file or directory (`push -i PATH`)"
+
+
+class ClosedOutput(io.TextIOBase):
+    """The stdout of a process that was started without one (`>&-`): Python has None, which `click.echo` ignores."""
+
+    def write(self, text: str, /) -> int:  # noqa: ARG002 - the stream's signature
+        """Raise LocalDiskError: the result is lost."""
+        msg = "cannot write the result to stdout: it is closed"
+        raise LocalDiskError(msg, hint="to discard the result, redirect it to /dev/null")
 
 
 def open_stdin(what: str, hint: str, cancelled: threading.Event) -> io.BufferedReader:
@@ -47,7 +57,7 @@ def open_stdin(what: str, hint: str, cancelled: threading.Event) -> io.BufferedR
 
 def open_stdout() -> io.FileIO:
     """Open stdout to write an archive to it, unbuffered; raise UsageError if it is closed or a terminal."""
-    if sys.stdout is None:
+    if isinstance(sys.stdout, ClosedOutput):
         msg = "cannot write the archive to stdout: it is closed"
         raise UsageError(msg, hint="name an output file (`pull -o FILE`)")
     if sys.stdout.isatty():
@@ -101,8 +111,6 @@ def resolve_stdout(location: Location) -> Location:
 
 
 def _is_stdout(path: Path) -> bool:
-    if sys.stdout is None:
-        return False
     try:
         return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from tests.cli import assertions
 from tests.cli.terminal import on_terminal
 from tests.faulty_registry import Fault, FaultyRegistry, redirect, refusal
-from tests.images import Layout, small_image, two_platforms
+from tests.images import OCI_LAYER, Layout, small_image, two_platforms
 from tests.registry_http import seed, tags
 from tests.runner import command, ocistream, real, run, started_fork
 
@@ -188,14 +189,66 @@ def test_json_messages_disable_the_bar(registry: FaultyRegistry, tmp_path: Path)
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-def test_streams_that_are_closed_are_no_trap(registry: FaultyRegistry, tmp_path: Path, closed: tuple[int, ...]) -> None:
+def test_a_run_completes_with_closed_streams_and_fails_if_its_result_is_lost(
+    registry: FaultyRegistry, tmp_path: Path, closed: tuple[int, ...]
+) -> None:
     # tests/cli/test_runner.py shows that a fork with closed streams is like a real process.
     argv = ["pull", f"{registry.host}/app:1", "-v", "-o", str(tmp_path / "app.tar")]
     done = ocistream(*argv, closed=closed)
-    assert done.code == 0
+    assert done.code == (9 if 1 in closed else 0)
     assert b"copied" not in done.out
     assert len(done.lines()) == (0 if 1 in closed else 1)
     assert next(assertions.entries(tmp_path / "app.tar"))[0] == "oci-layout"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["pull", "IMAGE", "-o", "DIR/app.tar"],
+        ["pull", "--dry-run", "IMAGE", "-o", "DIR/app.tar"],
+        ["push", "-i", "MADE", "--image", "app", "HOST/new:1"],
+        ["copy", "IMAGE", "DIR/app.tar"],
+        ["sync", "-q", "DIR/images.toml"],
+        ["verify", "MADE"],
+        ["verify", "--json", "MADE"],
+        ["inspect", "IMAGE"],
+        ["inspect", "--json", "IMAGE"],
+        ["inspect", "--raw", "IMAGE"],
+        ["inspect", "--format", "{digest}", "IMAGE"],
+        ["digest", "IMAGE"],
+        ["tags", "HOST/app"],
+        ["have", "IMAGE"],
+        ["rm", "MADE", "app"],
+        ["gc", "MADE", "--older-than", "0"],
+        ["config", "show"],
+        ["completion", "bash"],
+        ["serve", "MADE", "--listen", "127.0.0.1:0"],
+        ["version"],
+        ["--version"],
+        ["help"],
+        ["help", "pull"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "unwritable"])
+def test_a_result_that_cannot_be_written_is_a_failure(
+    registry: FaultyRegistry, layout: Layout, tmp_path: Path, argv: list[str], is_closed: bool
+) -> None:
+    (tmp_path / "images.toml").write_text(
+        f'[[sync]]\nfrom = "{registry.host}/app:1"\nto = "oci:{tmp_path}/copied"\nplatforms = "all"\n'
+    )
+    layout.blob(b"a blob that no image needs", OCI_LAYER)
+    texts = {"IMAGE": f"{registry.host}/app:1", "HOST": registry.host, "MADE": str(layout.path), "DIR": str(tmp_path)}
+    words = [functools.reduce(lambda text, name: text.replace(name, texts[name]), texts, word) for word in argv]
+    if is_closed:
+        assertions.failure(ocistream(*words, closed=[1]), 9, "stdout", "it is closed", "/dev/null")
+        return
+    # Opened to read: each write fails.
+    stdout = os.open(os.devnull, os.O_RDONLY)
+    try:
+        assertions.failure(ocistream(*words, stdout=stdout), 9, "cannot write to stdout")
+    finally:
+        os.close(stdout)
 
 
 def test_a_stream_that_is_needed_and_closed_is_a_mistake_of_whoever_called(registry: FaultyRegistry) -> None:

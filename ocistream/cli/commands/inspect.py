@@ -167,14 +167,12 @@ def _write_document(document: dict[str, Any], kind: str, title: str) -> None:
 
 
 def _write_raw(content: bytes) -> None:
-    """Write the bytes to stdout, unless it is closed; to a terminal, without characters that control it."""
-    if sys.stdout is None:
-        return
+    """Write the bytes to stdout; to a terminal, without characters that control it."""
     if sys.stdout.isatty():
         for line in content.decode(errors="replace").splitlines():
             click.echo(sanitize_line(line))
         return
-    sys.stdout.buffer.write(content)
+    click.echo(content, nl=False)
 
 
 def _format_lines(document: Mapping[str, Any]) -> Iterator[str]:
