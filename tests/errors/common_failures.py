@@ -248,6 +248,11 @@ def _no_deletion(place: Place) -> Result:
     return ocistream("rm", place.app)
 
 
+def _read_only(place: Place) -> Result:
+    place.registry.faults.append(Fault(refusal(405), "POST", times=None))
+    return ocistream("push", "-i", place.layout.path, f"{place.registry.host}/new:1")
+
+
 def _old_manifest(place: Place) -> Result:
     kind = "application/vnd.docker.distribution.manifest.v1+prettyjws"
     return _pull_from(place, Reply(200, {"Content-Type": kind}, b'{"schemaVersion": 1, "name": "app", "tag": "1"}'))
@@ -382,6 +387,9 @@ FAILURES: Final = [
             "manifest DIGEST is a Docker schema 1 manifest, which is not supported",
             "push the image again with a current tool, which makes a new manifest", _old_manifest),
     Failure("a registry that deletes no tags", 8, "HOST does not delete the tag IMAGE (DELETE …)",
-            "--by-digest deletes its manifest instead, with all tags of that manifest; to enable deletion in "
-            "docker-registry, set REGISTRY_STORAGE_DELETE_ENABLED=true", _no_deletion),
+            "--by-digest deletes its manifest instead, with all tags of that manifest, unless the registry is "
+            "read-only, or its deletion is disabled: ask its operator (docker-registry: "
+            "REGISTRY_STORAGE_DELETE_ENABLED=true)", _no_deletion),
+    Failure("a read-only registry", 8, "HOST does not accept pushes (POST …)",
+            "it is read-only, or not a registry: push to another registry, or ask its operator", _read_only),
 ]  # fmt: skip
