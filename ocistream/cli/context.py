@@ -18,7 +18,6 @@ from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
 from ocistream.cli.registry_options import build_hint_translator
 from ocistream.cli.standard_streams import (
-    STDIN_HINT,
     is_visible_on_stdout,
     open_stdin,
     open_stdout,
@@ -50,12 +49,18 @@ __all__ = ["CommandContext"]
 _MIN_REPORTED_WAIT: Final = 5.0
 #: Default name, in errors, of the input that is read from stdin.
 ARCHIVE_INPUT: Final = "archive"
+#: How the commands that do not take it as their first argument name an archive or layout instead of stdin.
+_INPUT_USAGES: Final = {"copy": "copy PATH DST", "push": "push -i PATH"}
+#: How commands name a file instead of stdout.
+_OUTPUT_USAGES: Final = {"copy": "copy SRC FILE", "pull": "pull -o FILE"}
 
 
 @dataclass(kw_only=True)
 class CommandContext:
     """The shared options of one run, the console, and the objects that a transfer needs, created on first use."""
 
+    #: The name of the command.
+    command: str
     console: Console
     options: RunOptions
     registry: RegistryOptions
@@ -193,8 +198,10 @@ class CommandContext:
             with Path(path).open("rb") as file:
                 yield file
 
-    def open_stdin(self, what: str = ARCHIVE_INPUT, hint: str = STDIN_HINT) -> io.BufferedReader:
+    def open_stdin(self, what: str = ARCHIVE_INPUT, hint: str | None = None) -> io.BufferedReader:
         """Open stdin to read `what` from it; `hint` is for the UsageError if stdin is closed or a terminal.
+
+        Without a hint, the error says how this command names a file.
 
         The console becomes terse if an archive comes by a pipe and stderr is not a terminal, unless the user asked for
         more output.
@@ -204,6 +211,9 @@ class CommandContext:
                 msg = f"stdin cannot be both the {what} and the password"
                 option = f"--{side}-password-file" if side else "--password-file"
                 raise UsageError(msg, hint=f"use {option}, or read the {what} from a file")
+        if hint is None:
+            usage = _INPUT_USAGES.get(self.command, f"{self.command} PATH")
+            hint = f"pipe an archive into stdin, or name a file or directory (`{usage}`)"
         file = open_stdin(what, hint, self.cancelled)
         self.console.other_programs.add_pipe(file.fileno())
         if what == ARCHIVE_INPUT:
@@ -213,6 +223,6 @@ class CommandContext:
         return file
 
     def _open_stdout(self) -> io.FileIO:
-        file = open_stdout()
+        file = open_stdout(_OUTPUT_USAGES[self.command])
         self.console.other_programs.add_pipe(file.fileno())
         return file

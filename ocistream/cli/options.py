@@ -279,6 +279,7 @@ def command(function: Callable[..., None]) -> click.Command:
         run_options = _collect(RunOptions, values)
         _collect(MessageOptions, values).apply(console, run_options.progress)
         context = CommandContext(
+            command=function.__name__,
             console=console,
             options=run_options,
             registry=_collect(RegistryOptions, values),

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.errors import LocalDiskError, UsageError
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ocistream.locations import Location
 
 __all__ = [
-    "STDIN_HINT",
     "ClosedOutput",
     "is_visible_on_stdout",
     "open_stdin",
@@ -30,8 +29,6 @@ __all__ = [
     "resolve_stdout",
     "result_on_stdout_error",
 ]
-
-STDIN_HINT: Final = "pipe an archive into stdin, or name a file or directory (`push -i PATH`)"
 
 
 class ClosedOutput(io.TextIOBase):
@@ -55,14 +52,17 @@ def open_stdin(what: str, hint: str, cancelled: threading.Event) -> io.BufferedR
     return io.BufferedReader(CancellableInput(sys.stdin.fileno(), cancelled), 64 * limits.KIB)
 
 
-def open_stdout() -> io.FileIO:
-    """Open stdout to write an archive to it, unbuffered; raise UsageError if it is closed or a terminal."""
+def open_stdout(usage: str) -> io.FileIO:
+    """Open stdout to write an archive to it, unbuffered; raise UsageError if it is closed or a terminal.
+
+    `usage` is how the command names a file instead.
+    """
     if isinstance(sys.stdout, ClosedOutput):
         msg = "cannot write the archive to stdout: it is closed"
-        raise UsageError(msg, hint="name an output file (`pull -o FILE`)")
+        raise UsageError(msg, hint=f"name an output file (`{usage}`)")
     if sys.stdout.isatty():
         msg = "stdout is a terminal: archives are not written to terminals"
-        raise UsageError(msg, hint="name an output file (`pull -o FILE`), or pipe the archive: `... | ssh host ...`")
+        raise UsageError(msg, hint=f"name an output file (`{usage}`), or pipe the archive: `... | ssh host ...`")
     return io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
 
 

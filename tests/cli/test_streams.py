@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,16 +98,35 @@ def test_an_archive_is_never_read_from_a_terminal(registry: FaultyRegistry, argv
     assert registry.requests == []
 
 
-@pytest.mark.parametrize("argv", [["verify"], ["inspect", "-"], ["copy", "-", "out.tar"], ["copy", "IMAGE", "-"]])
-def test_the_hint_uses_the_options_of_the_command(registry: FaultyRegistry, argv: list[str], tmp_path: Path) -> None:
-    words = [word.replace("IMAGE", f"{registry.host}/app:1").replace("out", f"{tmp_path}/out") for word in argv]
-    streams = ["stdout" if argv[-1] == "-" and argv[0] == "copy" else "stdin", "stderr"]
-    seen = on_terminal(*words, streams=streams)
-    assert seen.code == 2
-    said = " ".join(seen.screen.split())
-    # Only `pull` has -o, and only `push` has -i.
-    assert ("name an output file" if streams[0] == "stdout" else "name a file") in said
-    assert re.findall(r"(?<!\S)-[io]", said.replace("`pull -o FILE`", "").replace("`push -i PATH`", "")) == []
+@pytest.mark.parametrize(
+    ("argv", "usage"),
+    [
+        (["push", "HOST/app:2"], "push -i PATH"),
+        (["verify"], "verify PATH"),
+        (["inspect", "-"], "inspect PATH"),
+        (["digest", "-"], "digest PATH"),
+        (["tags", "-"], "tags PATH"),
+        (["have", "-"], "have PATH"),
+        (["copy", "-", "FOLDER/out.tar"], "copy PATH DST"),
+        (["copy", "HOST/app:1", "-"], "copy SRC FILE"),
+        (["pull", "HOST/app:1"], "pull -o FILE"),
+    ],
+)
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "terminal"])
+def test_the_hint_names_a_file_as_the_command_does(
+    registry: FaultyRegistry, argv: list[str], usage: str, is_closed: bool, tmp_path: Path
+) -> None:
+    words = [word.replace("HOST", registry.host).replace("FOLDER", str(tmp_path)) for word in argv]
+    stream = 1 if usage.endswith("FILE") else 0
+    if is_closed:
+        result = ocistream(*words, closed=[stream])
+        code, said = result.code, result.err
+    else:
+        seen = on_terminal(*words, streams=[("stdin", "stdout")[stream], "stderr"])
+        code, said = seen.code, seen.screen
+    assert code == 2
+    kind = "name an output file" if stream else "name a file or directory"
+    assert f"{kind} (`{usage}`)" in " ".join(said.split())
 
 
 @pytest.mark.parametrize("argv", [["pull", "-h"], ["--version"], ["--help"]])
