@@ -6,8 +6,9 @@ import contextlib
 import functools
 from typing import TYPE_CHECKING, TypeAlias
 
-from ocistream.api.registries import RegistryAccess, find_home, once
+from ocistream.api.registries import RegistryAccess, find_home
 from ocistream.errors import UsageError
+from ocistream.streams.once import once
 
 if TYPE_CHECKING:
     import threading

@@ -6,17 +6,18 @@ The command line and the Python API open registries through `RegistryAccess`.
 from __future__ import annotations
 
 import functools
-import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from ocistream import notices
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.locations import OpenContext
+from ocistream.streams.once import once
 from ocistream.streams.paths import exists
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Mapping
 
     from ocistream.api.options import ClientOptions
@@ -37,26 +38,9 @@ __all__ = [
     "build_http_settings",
     "find_home",
     "load_host_rules",
-    "once",
 ]
 
-_T = TypeVar("_T")
-
 _PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-
-
-def once(create: Callable[[], _T]) -> Callable[[], _T]:
-    """Return a function whose first call creates an object, which all calls return. Safe for several threads."""
-    lock = threading.RLock()
-    created: list[_T] = []
-
-    def get() -> _T:
-        with lock:
-            if not created:
-                created.append(create())
-            return created[0]
-
-    return get
 
 
 class RegistryAccess:

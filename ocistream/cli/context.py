@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ocistream.api.registries import RegistryAccess, find_home, load_host_rules, once
+from ocistream.api.registries import RegistryAccess, find_home, load_host_rules
 from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
 from ocistream.cli.registry_options import build_hint_translator
@@ -26,6 +26,7 @@ from ocistream.cli.standard_streams import (
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams import files
+from ocistream.streams.once import once
 from ocistream.streams.paths import real_path
 
 if TYPE_CHECKING:

@@ -387,7 +387,7 @@ class _Transport(HttpClient):
 
 
 def _transport() -> HttpClient:
-    return _Transport(HttpSettings(), lambda _registry, _repository: None)
+    return _Transport(HttpSettings(), lambda _registry, _repository: None, cancelled=threading.Event())
 
 
 class _SmallVolumes(VolumeSetDestination):
