@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from ocistream import limits, notices
+from ocistream import notices
 from ocistream.errors import InvalidNameError, LocalDiskError, UnsupportedError, UsageError
-from ocistream.layout.index import ImageSelector, select_every_image, select_named_images
-from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.layout.index import select_named_images
 from ocistream.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference, printable
 from ocistream.streams import files, paths
 from ocistream.streams.workers import DEFAULT_JOBS
@@ -26,9 +25,10 @@ if TYPE_CHECKING:
     from ocistream.archive.outputs import Output
     from ocistream.archive.tar import InputStream
     from ocistream.http.client import HttpClient
+    from ocistream.layout.image_selection import Selection
+    from ocistream.layout.index import ImageSelector
     from ocistream.layout.writer import LayoutWriter
     from ocistream.oci.graph import Root
-    from ocistream.oci.referrers import ReferrerMode
     from ocistream.registry.opener import RepositoryOpener
     from ocistream.registry.upload_record import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Location",
     "OpenContext",
-    "Selection",
     "check_path_kind",
     "is_archive_name",
     "is_directory",
@@ -254,22 +253,6 @@ class OpenContext:
         return opener.unwrapped() if self.is_dry_run else opener
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which images and platforms of a source are wanted."""
-
-    select: ImageSelector = field(default=select_every_image)
-    platforms: PlatformChoice = ALL_PLATFORMS
-    #: How much larger than itself a compressed archive may become.
-    max_ratio: int = limits.MAX_RATIO
-    #: Whether to include blobs that no image needs, to verify them.
-    all_blobs: bool = False
-    #: How to handle referrers: signatures, SBOMs and the like.
-    referrers: ReferrerMode = "copy"
-    #: Which of a repository's tags to read; None reads the one that the location names.
-    tags: Callable[[Sequence[str]], Sequence[str]] | None = None
-
-
 def open_source(location: Location, context: OpenContext, selection: Selection) -> Source:
     """Open a location to read images from.
 
@@ -300,13 +283,7 @@ def open_sources(locations: Sequence[Location], context: OpenContext, selection:
         return _open_references([reference_of(location) for location in locations], context, selection)
     from ocistream.archive.joined_source import open_joined_source
 
-    return open_joined_source(
-        [(_check_joinable(location), location.text) for location in locations],
-        select=selection.select,
-        platforms=selection.platforms,
-        referrers=selection.referrers,
-        all_blobs=selection.all_blobs,
-    )
+    return open_joined_source([(_check_joinable(location), location.text) for location in locations], selection)
 
 
 def _check_joinable(location: Location) -> Path:
@@ -464,13 +441,7 @@ def open_layout_source(location: Location, context: OpenContext, selection: Sele
     from ocistream.layout.source import LayoutSource
 
     _check_not_file(location)
-    return LayoutSource(
-        path_of(location),
-        select=selection.select,
-        platforms=selection.platforms,
-        referrers=selection.referrers,
-        include_unneeded=selection.all_blobs,
-    )
+    return LayoutSource(path_of(location), selection)
 
 
 def open_layout_destination(location: Location, context: OpenContext) -> Destination:
@@ -505,38 +476,23 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
         label = "the archive on stdin" if str(path) == "-" else location.text
         file = decompress_input(context.stdin(), label, selection.max_ratio)
     elif paths.is_file(path) and not is_compressed(path):
-        return ArchiveFileSource(
-            path,
-            select=selection.select,
-            platforms=selection.platforms,
-            referrers=selection.referrers,
-            include_unneeded=selection.all_blobs,
-            as_docker=as_docker,
-        )
+        return ArchiveFileSource(path, selection, as_docker=as_docker)
     else:
         # A FIFO can be read only once, as stdin, and so can a compressed file.
         label = str(path)
         file = decompress_input(
             open_input_stream(path, context.cancelled or threading.Event()), label, selection.max_ratio
         )
-    return ArchiveStreamSource(
-        file,
-        what=label,
-        select=selection.select,
-        platforms=selection.platforms,
-        referrers=selection.referrers,
-        include_unneeded=selection.all_blobs,
-        as_docker=as_docker,
-    )
+    return ArchiveStreamSource(file, selection, what=label, as_docker=as_docker)
 
 
 def _open_output(location: Location, context: OpenContext) -> Output:
     from ocistream.archive.outputs import (
-        build_tail_output,
+        StreamOutput,
+        TailOutput,
         open_file_output,
         open_null_output,
         open_special_file_output,
-        open_stream_output,
     )
 
     path = path_of(location)
@@ -544,10 +500,10 @@ def _open_output(location: Location, context: OpenContext) -> Output:
     if context.is_dry_run:
         return open_null_output(None if location.is_stream else path)
     if location.is_stream:
-        output = context.output() if context.output is not None else open_stream_output(context.stdout(), "to stdout")
+        output = context.output() if context.output is not None else StreamOutput(context.stdout(), "to stdout")
     else:
         output = open_special_file_output(path) if paths.is_special(path) else open_file_output(path)
-    return build_tail_output(output, context.from_byte) if context.from_byte else output
+    return TailOutput(output, context.from_byte) if context.from_byte else output
 
 
 def open_archive_destination(location: Location, context: OpenContext) -> Destination:

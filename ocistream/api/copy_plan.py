@@ -19,10 +19,10 @@ from ocistream.api.copy_targets import (
     select_tagged,
 )
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
+from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import select_existing_images, select_named_images
 from ocistream.locations import (
     Location,
-    Selection,
     is_directory,
     is_layout_destination,
     open_destination,

@@ -6,7 +6,8 @@ import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ocistream.errors import UnsupportedError, UsageError
-from ocistream.locations import Selection, open_source, reference_of
+from ocistream.layout.image_selection import Selection
+from ocistream.locations import open_source, reference_of
 from ocistream.oci.reference import printable
 from ocistream.transfer.inspection import inspect_source
 from ocistream.transfer.verify import DiscardedBlobs

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.api.copy_targets import select_single_image
 from ocistream.errors import ArchiveError, NotFoundError, RegistryError, UnsupportedError, UsageError
-from ocistream.locations import Selection, open_source
+from ocistream.layout.image_selection import Selection
+from ocistream.locations import open_source
 from ocistream.oci.platforms import ALL_PLATFORMS, list_platforms
 from ocistream.oci.reference import is_digest, printable
 from ocistream.transfer.verify import DiscardedBlobs

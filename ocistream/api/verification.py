@@ -13,8 +13,9 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
+from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import entry_name_of, is_printable_name, subject_of, tag_of
-from ocistream.locations import Selection, open_sources
+from ocistream.locations import open_sources
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.oci.referrers import cosign_subject
 from ocistream.transfer import verify as verification

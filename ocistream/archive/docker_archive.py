@@ -26,8 +26,8 @@ from ocistream.streams import layer_media_types
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from ocistream.layout.image_selection import Selection
     from ocistream.layout.index import ImageSelector
-    from ocistream.oci.platforms import PlatformChoice
 
 __all__ = [
     "DockerFiles",
@@ -148,9 +148,7 @@ def report_no_manifest_json() -> None:
     notices.notify("the archive has no manifest.json: reading the images of its index.json", level=1)
 
 
-def build_docker_graph(
-    images: Sequence[DockerImage], select: ImageSelector, platforms: PlatformChoice, files: DockerFiles
-) -> Graph:
+def build_docker_graph(images: Sequence[DockerImage], selection: Selection, files: DockerFiles) -> Graph:
     """Return the graph of the selected images. Nothing of the other images is read.
 
     Raises:
@@ -158,7 +156,8 @@ def build_docker_graph(
         IntegrityError: a plain layer has another digest than the config says.
     """
     manifests = ManifestSynthesizer(files)
-    graph = run_walk(walk_images(_select_roots(images, select, manifests), platforms), manifests.read)
+    roots = _select_roots(images, selection.select, manifests)
+    graph = run_walk(walk_images(roots, selection.platforms), manifests.read)
     return replace(
         graph,
         has_plain_layers=manifests.has_plain_layers,

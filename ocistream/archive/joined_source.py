@@ -30,11 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ocistream.layout.index import ImageSelector
+    from ocistream.layout.image_selection import Selection
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph, Root
-    from ocistream.oci.platforms import PlatformChoice
-    from ocistream.oci.referrers import ReferrerMode
     from ocistream.oci.volumes import Volume
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob, BlobPart, EarlyBlobs
@@ -44,14 +42,7 @@ __all__ = ["JoinedSource", "open_joined_source"]
 JoinedInput: TypeAlias = "ArchiveFileSource | LayoutSource"
 
 
-def open_joined_source(
-    paths: Sequence[tuple[Path, str]],
-    *,
-    select: ImageSelector,
-    platforms: PlatformChoice,
-    referrers: ReferrerMode,
-    all_blobs: bool = False,
-) -> JoinedSource:
+def open_joined_source(paths: Sequence[tuple[Path, str]], selection: Selection) -> JoinedSource:
     """Open archives in files, and layout directories. Each path comes with its name for errors.
 
     Raises:
@@ -70,7 +61,7 @@ def open_joined_source(
         for _, source in inputs:
             source.close()
         raise
-    return JoinedSource(inputs, select=select, platforms=platforms, referrers=referrers, all_blobs=all_blobs)
+    return JoinedSource(inputs, selection)
 
 
 class JoinedSource:
@@ -82,21 +73,10 @@ class JoinedSource:
 
     concurrent = True
 
-    def __init__(
-        self,
-        inputs: Sequence[tuple[str, JoinedInput]],
-        *,
-        select: ImageSelector,
-        platforms: PlatformChoice,
-        referrers: ReferrerMode,
-        all_blobs: bool,
-    ) -> None:
+    def __init__(self, inputs: Sequence[tuple[str, JoinedInput]], selection: Selection) -> None:
         """Take open inputs, each with its name for errors. `close` closes them."""
         self._inputs = inputs
-        self._select_images = select
-        self._platforms = platforms
-        self._referrers = referrers
-        self._all_blobs = all_blobs
+        self._selection = selection
         #: The selected images, as the indexes list them.
         self._chosen: Sequence[Root] = ()
         #: One input for each volume of the set that was given, by volume number.
@@ -142,7 +122,7 @@ class JoinedSource:
         if len(entries) > limits.MAX_LIST_ENTRIES:
             msg = f"together the archives list more than {limits.MAX_LIST_ENTRIES} images"
             raise ArchiveError(msg)
-        walk = IndexWalk(LayoutIndex(entries, {}), self._select, self._platforms, self._referrers)
+        walk = IndexWalk(LayoutIndex(entries, {}), replace(self._selection, select=self._select))
         graph = run_walk(walk.run(), self._read)
         report_duplicate_names(graph)
         self._check_same_images(listed_digests)
@@ -170,7 +150,7 @@ class JoinedSource:
                 if parts and all(part.blob for part in parts):
                     opened = partial(_assemble, parts)
                     yield RecoverableBlob(descriptor, opened, on_corrupt=partial(self._raise_damaged_part, parts))
-        if self._all_blobs:
+        if self._selection.all_blobs:
             for number, (_, source) in enumerate(self._inputs):
                 yield from source.other_blobs(yielded.get(number, set()))
 
@@ -278,7 +258,7 @@ class JoinedSource:
 
     def _select(self, roots: Sequence[Root]) -> Sequence[Root]:
         """Select images, and remember them: the graph may have one platform's manifest in place of an index."""
-        self._chosen = self._select_images(roots)
+        self._chosen = self._selection.select(roots)
         return self._chosen
 
     def _check_same_images(self, listed_digests: Sequence[set[str]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.archive.contents import ArchiveContents, check_document_size, parse_blob_name
@@ -24,11 +24,10 @@ from ocistream.archive.docker_archive import (
 from ocistream.archive.index_comparison import IndexComparison
 from ocistream.errors import ArchiveError, IntegrityError
 from ocistream.layout.image_selection import report_duplicate_names
-from ocistream.layout.index import ImageSelector, LayoutIndex, check_layout_file, parse_index_json, select_every_image
+from ocistream.layout.index import LayoutIndex, check_layout_file, parse_index_json
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
 from ocistream.oci.digest import compute_digest, size_error
-from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import Volume, parse_volume
 from ocistream.oci.walk import StreamedWalk
@@ -41,28 +40,13 @@ if TYPE_CHECKING:
     from ocistream.archive.contents import Extent
     from ocistream.archive.docker_archive import DockerImage
     from ocistream.archive.tar import TarEntry
+    from ocistream.layout.image_selection import Selection
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
-    from ocistream.oci.referrers import ReferrerMode
     from ocistream.oci.walk import Need
     from ocistream.streams.compression import Codec
 
-__all__ = ["ArchiveOptions", "ArchiveSource", "describe_layer_blob"]
-
-
-class ArchiveOptions(TypedDict, total=False):
-    """Options of an `ArchiveSource`.
-
-    `select`, `platforms` and `referrers` choose images, all by default. With `include_unneeded`, `blobs` also yields
-    blobs that no image needs. With `as_docker`, the images are those of `manifest.json`, even if the archive has an
-    `index.json` too.
-    """
-
-    select: ImageSelector
-    platforms: PlatformChoice
-    referrers: ReferrerMode
-    include_unneeded: bool
-    as_docker: bool
+__all__ = ["ArchiveSource", "describe_layer_blob"]
 
 
 class ArchiveSource(ABC):
@@ -75,20 +59,9 @@ class ArchiveSource(ABC):
     #: What to do about a layer that is not recognized.
     _no_layer_hint: str | None = None
 
-    def __init__(
-        self,
-        *,
-        select: ImageSelector = select_every_image,
-        platforms: PlatformChoice = ALL_PLATFORMS,
-        referrers: ReferrerMode = "list",
-        include_unneeded: bool = False,
-        as_docker: bool = False,
-    ) -> None:
-        """Take the options; see `ArchiveOptions`."""
-        self._select = select
-        self._platforms = platforms
-        self._referrers: ReferrerMode = referrers
-        self._includes_unneeded = include_unneeded
+    def __init__(self, selection: Selection, *, as_docker: bool) -> None:
+        """Take the selection; `as_docker` reads the images of `manifest.json`, even beside an `index.json`."""
+        self._selection = selection
         self._as_docker = as_docker
         self.contents = ArchiveContents(as_docker=as_docker)
         #: Whether every entry was added to `contents`.
@@ -211,7 +184,7 @@ class ArchiveSource(ABC):
         self._read_documents()
         images = self._images or ()
         self._finish_comparison().find_only_in_manifest_json(images, by_name=True)
-        return self._complete(build_docker_graph(images, self._select, self._platforms, self))
+        return self._complete(build_docker_graph(images, self._selection, self))
 
     def read_complete_index(self) -> LayoutIndex:
         """Return `index.json`, and add the images that only `manifest.json` lists, with manifests built here.
@@ -233,9 +206,7 @@ class ArchiveSource(ABC):
 
     def _start_walk(self, index: LayoutIndex) -> StreamedWalk[Graph]:
         """Select images of an index, and start the walk to everything that they need."""
-        self._index_walk = IndexWalk(
-            index, self._select, self._platforms, self._referrers, image_digests=self.synthesized_manifests
-        )
+        self._index_walk = IndexWalk(index, self._selection, image_digests=self.synthesized_manifests)
         return StreamedWalk(self._index_walk.run(), self.read)
 
     def _complete(self, graph: Graph) -> Graph:

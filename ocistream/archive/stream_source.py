@@ -10,13 +10,14 @@ from __future__ import annotations
 import io
 import itertools
 from functools import partial
-from typing import TYPE_CHECKING, Final, Unpack
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.archive.contents import normalize_name
-from ocistream.archive.source import ArchiveOptions, ArchiveSource, describe_layer_blob
+from ocistream.archive.source import ArchiveSource, describe_layer_blob
 from ocistream.archive.tar import InputStream, TarEntry, TarReader
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
+from ocistream.layout.image_selection import ALL_IMAGES
 from ocistream.layout.index import LayoutIndex, no_image_error
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.digest import digest_error
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from ocistream.archive.contents import Extent
     from ocistream.errors import OcistreamError
+    from ocistream.layout.image_selection import Selection
     from ocistream.oci.graph import Graph
     from ocistream.oci.walk import Need
     from ocistream.streams.chunks import Chunk
@@ -58,10 +60,15 @@ class ArchiveStreamSource(ArchiveSource):
     _no_layer_hint = "if it is a layer in an uncommon format, read it from a file instead of a pipe"
 
     def __init__(
-        self, file: InputStream, *, what: str = "the archive on stdin", **options: Unpack[ArchiveOptions]
+        self,
+        file: InputStream,
+        selection: Selection = ALL_IMAGES,
+        *,
+        what: str = "the archive on stdin",
+        as_docker: bool = False,
     ) -> None:
         """Read from the position of `file`, later. `what` names the stream in errors."""
-        super().__init__(**options)
+        super().__init__(selection, as_docker=as_docker)
         self._file = file
         self._reader = TarReader(file, what)
         self._entries = iter(self._reader)
@@ -147,13 +154,13 @@ class ArchiveStreamSource(ArchiveSource):
             descriptor = by_digest.pop(digest, None)
             if self.contents.is_duplicate(digest, entry):
                 self._check_duplicate(entry, digest)
-            elif descriptor is not None or self._includes_unneeded:
+            elif descriptor is not None or self._selection.all_blobs:
                 descriptor = descriptor or Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)
                 yield self._blob(descriptor, entry, chunks)
             else:
                 self._compare_manifest(entry, digest)
         self._reader.drain()
-        if self.volume is not None and self._includes_unneeded:
+        if self.volume is not None and self._selection.all_blobs:
             self.contents.check_parts(self.volume)
         if not self._is_compared:
             self._check_late_manifest_json()
@@ -228,7 +235,7 @@ class ArchiveStreamSource(ArchiveSource):
         """Yield the wanted blobs that are in memory, and free all memory of blobs."""
         for digest, extent in self.contents.blobs.items():
             content = self._buffered.get(extent.offset)
-            if content is not None and (digest in wanted or self._includes_unneeded):
+            if content is not None and (digest in wanted or self._selection.all_blobs):
                 unknown = Descriptor(UNKNOWN_MEDIA_TYPE, digest, len(content))
                 yield blob_from_bytes(wanted.get(digest, unknown), content)
         self._buffered.clear()
@@ -247,7 +254,7 @@ class ArchiveStreamSource(ArchiveSource):
             return
         elif self._early_blobs is not None and name in self.contents.docker_files:
             self._keep_docker_file(entry, self._early_blobs)
-        elif self._includes_unneeded:
+        elif self._selection.all_blobs:
             self._check_part(name)
 
     def _check_part(self, name: str) -> None:
@@ -455,7 +462,7 @@ class ArchiveStreamSource(ArchiveSource):
 
     def _find_tail(self, entry: TarEntry) -> tuple[str, int] | None:
         """Return the digest of a blob and the offset where an entry starts in it, if the archive has only its tail."""
-        if not self._tail_offsets or self._includes_unneeded or entry.kind != "file":
+        if not self._tail_offsets or self._selection.all_blobs or entry.kind != "file":
             return None
         # A tail has the name of a volume part, but no checksum: such an archive is only sent, never kept.
         part = parse_part_name(normalize_name(entry.name))

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import IntegrityError, OcistreamError
+from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import (
     NoSuchImageError,
     format_image_names,
@@ -18,7 +19,7 @@ from ocistream.layout.index import (
     select_every_image,
     select_named_images,
 )
-from ocistream.locations import OpenContext, Selection, open_source, parse_location
+from ocistream.locations import OpenContext, open_source, parse_location
 from ocistream.oci.digest import DIGEST_MISMATCH
 from ocistream.oci.graph import Root
 from ocistream.oci.reference import is_digest, printable

@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
-    from ocistream.layout.index import ImageSelector, LayoutIndex
+    from ocistream.layout.image_selection import Selection
+    from ocistream.layout.index import LayoutIndex
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
-    from ocistream.oci.platforms import PlatformChoice
     from ocistream.oci.walk import Walk
 
 __all__ = [
@@ -318,22 +318,20 @@ class IndexWalk:
     def __init__(
         self,
         index: LayoutIndex,
-        select: ImageSelector,
-        platforms: PlatformChoice,
-        referrers: ReferrerMode,
+        selection: Selection,
         *,
         image_digests: Container[str] = (),
     ) -> None:
-        """Walk to the images that `select` chooses from the entries of `index`.
+        """Walk to the selected images among the entries of `index`.
 
         `image_digests` are the digests of entries that are images even without a name, because their manifests were
         built here.
         """
         self._annotations = index.annotations
-        self._select = select
-        self._referrers = referrers
-        self._graph_walk = GraphWalk(platforms, skip_referrers=referrers == "skip")
-        self._resolver = ReferrerResolver(self._graph_walk, referrers)
+        self._select = selection.select
+        self._referrers = selection.referrers
+        self._graph_walk = GraphWalk(selection.platforms, skip_referrers=selection.referrers == "skip")
+        self._resolver = ReferrerResolver(self._graph_walk, selection.referrers)
         self._all = [
             replace(root, is_synthesized=root.descriptor.digest in image_digests) for root in build_roots(index.entries)
         ]

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 from ocistream import notices
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.layout.image_selection import report_duplicate_names
-from ocistream.layout.index import ImageSelector, select_every_image
+from ocistream.layout.image_selection import ALL_IMAGES, Selection, report_duplicate_names
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
-from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.walk import Need, run_walk
 from ocistream.transfer.interfaces import Blob
 
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
     from ocistream.layout.index import LayoutIndex
     from ocistream.oci.graph import Graph
-    from ocistream.oci.referrers import ReferrerMode
     from ocistream.transfer.interfaces import BlobPart, EarlyBlobs
 
 __all__ = ["LayoutSource"]
@@ -34,16 +31,8 @@ class LayoutSource:
 
     concurrent = True
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        select: ImageSelector = select_every_image,
-        platforms: PlatformChoice = ALL_PLATFORMS,
-        referrers: ReferrerMode = "list",
-        include_unneeded: bool = False,
-    ) -> None:
-        """Open a layout. With `include_unneeded`, `blobs` also yields blobs that no image needs.
+    def __init__(self, path: Path, selection: Selection = ALL_IMAGES) -> None:
+        """Open a layout.
 
         Raises:
             NotFoundError: the directory does not exist.
@@ -51,10 +40,7 @@ class LayoutSource:
         """
         self._layout = LayoutDirectory(path)
         self._layout.check()
-        self._select = select
-        self._platforms = platforms
-        self._referrers: ReferrerMode = referrers
-        self._includes_unneeded = include_unneeded
+        self._selection = selection
 
     def read_index(self) -> LayoutIndex:
         """Return the contents of `index.json`."""
@@ -69,7 +55,7 @@ class LayoutSource:
 
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - blobs can be read in any order
         """Read `index.json` and every manifest below the selected images."""
-        walk = IndexWalk(self.read_index(), self._select, self._platforms, self._referrers)
+        walk = IndexWalk(self.read_index(), self._selection)
         graph = run_walk(walk.run(), self.read)
         report_duplicate_names(graph)
         return graph
@@ -83,7 +69,7 @@ class LayoutSource:
         for descriptor in wanted:
             if (blob := self.blob(descriptor)) is not None:
                 yield blob
-        if self._includes_unneeded:
+        if self._selection.all_blobs:
             yield from self.other_blobs({descriptor.digest for descriptor in wanted})
 
     def blob(self, descriptor: Descriptor) -> Blob | None:

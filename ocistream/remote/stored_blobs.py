@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError
-from ocistream.locations import Selection, is_directory, open_source
+from ocistream.layout.image_selection import Selection
+from ocistream.locations import is_directory, open_source
 from ocistream.oci.descriptor import UNKNOWN_SIZE
 from ocistream.streams.workers import run_each
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits
 from ocistream.errors import NetworkError, OcistreamError, RegistryError
-from ocistream.locations import Selection
+from ocistream.layout.image_selection import Selection
 from ocistream.oci.reference import is_digest
 from ocistream.sync.destination_state import DestinationState
 from ocistream.sync.sources import read_graph

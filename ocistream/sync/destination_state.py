@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from ocistream import notices
 from ocistream.errors import NotFoundError, OcistreamError
+from ocistream.layout.image_selection import Selection
 from ocistream.layout.writer import LayoutWriter, ListedImages
-from ocistream.locations import Selection, is_directory, is_layout_destination, path_of
+from ocistream.locations import is_directory, is_layout_destination, path_of
 from ocistream.oci.reference import printable
 from ocistream.registry.repository import Repository
 from ocistream.streams import paths

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final, cast
 from ocistream.archive.decompression import is_compressed
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.image_lookup import ImageLookup
+from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import select_named_images
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.layout.source import LayoutSource
-from ocistream.locations import Selection, is_directory, open_source, path_of
+from ocistream.locations import is_directory, open_source, path_of
 from ocistream.oci.reference import printable
 from ocistream.oci.walk import run_walk
 from ocistream.streams import paths
@@ -169,10 +170,8 @@ class _LocalImage:
         self._on_close = on_close
 
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - blobs can be read in any order
-        selection, synthesized = self._selection, self._images.synthesized
-        walk = IndexWalk(
-            self._index, selection.select, selection.platforms, selection.referrers, image_digests=synthesized
-        )
+        synthesized = self._images.synthesized
+        walk = IndexWalk(self._index, self._selection, image_digests=synthesized)
         graph = run_walk(walk.run(), self._source.read)
         return replace(graph, synthesized=synthesized.intersection(graph.documents))
 

@@ -14,7 +14,7 @@ from ocistream.api.options import SELECTION, SELECTS_CONTENT, CopyOptions
 from ocistream.cli.options import Option, RunOptions, command, credential_options, network_options, options
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
-from ocistream.locations import Selection
+from ocistream.layout.image_selection import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
