@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import shlex
 import threading
 from dataclasses import replace
@@ -156,30 +155,40 @@ def _list_missing_blobs(console: Console, error: MissingBlobsError) -> None:
 def _describe_needed_volumes(
     error: MissingVolumesError, source: Source, destination: Location, *, dry_run: bool
 ) -> None:
-    """Say which volumes are stored, and how to write the others: together always works, one by one in some orders."""
+    """Say which volumes are stored, and how to write the others: together, or one by one in the order of numbers."""
     from ocistream.api.verification import VolumeSet
 
     assert error.needed is not None  # noqa: S101 - the error is raised for these
-    names, volumes = error.needed.names, VolumeSet.from_source(source)
-    stored = [volume for volume in (volumes.present if volumes else ()) if volume.name not in names]
-    if stored:
+    present = volumes.present if (volumes := VolumeSet.from_source(source)) else ()
+    names = sorted(error.needed.names, key=lambda name: (present[0].template.parse_number(name) or 0) if present else 0)
+    needed = ", ".join(map(printable, names))
+    stored = [volume for volume in present if volume.name not in names]
+    is_layout = destination.kind != "docker"
+    # A registry stores the parts of a blob in order, a layout only complete blobs.
+    partial_blobs = [rest if is_layout else rest[1:] for rest in error.needed.in_order.values()]
+    refused = sorted({volume.name for volume in present} & {name for rest in partial_blobs for name in rest})
+    if refused:
+        first = printable(next(iter(error.needed.in_order.values()))[0])
+        reason = "a layout stores only complete blobs" if is_layout else f"{first} must come first"
+        shown = ", ".join(map(printable, refused))
+        error.message = f"part of {shown} was not stored: {reason}; still needed: {needed}"
+    elif stored:
         shown = f"{stored[0]}" if len(stored) == 1 else f"{len(stored)} of {stored[0].total} volumes"
         verb = "would be" if dry_run else "is" if len(stored) == 1 else "are"
-        error.message = f"{shown} {verb} stored; still needed: {', '.join(map(printable, names))}"
+        error.message = f"{shown} {verb} stored; still needed: {needed}"
     if dry_run:
-        error.hint = "nothing was changed; to see all that would move, name all volumes"
+        error.hint = "nothing was changed; name all volumes to see everything that would be copied"
         return
-    if destination.kind != "docker":
-        where = printable(destination.text, 1024)
-        error.hint = f"{where} keeps what was written: copy the other volumes too, one after the other"
+    options = _format_input_options(names)
+    if is_layout:
+        where = printable(str(destination.path), 1024)
+        error.hint = (
+            f"push {options} together to `ocistream serve {where}`"
+            if refused
+            else f"{where} keeps what was written: copy the needed volumes one by one, in this order"
+        )
         return
-    error.hint = (
-        f"the registry keeps what was sent: continue with {_format_input_options(names)}, "
-        "together or one after the other"
-    )
-    for digest, ordered_names in itertools.islice(error.needed.in_order.items(), 1):
-        options = _format_input_options(ordered_names)
-        error.hint += f"; {digest} continues from one volume to the next: pass {options} together, or in this order"
+    error.hint = f"the registry keeps what was sent: push {options} together, or one by one in this order"
 
 
 def _format_input_options(names: Sequence[str]) -> str:

@@ -124,7 +124,10 @@ class MissingBlobsError(MissingContentError):
         hint = "get the complete image, or choose a complete platform with --platform"
         if needed is not None:
             message = f"incomplete: still needed: {', '.join(map(printable, needed.names))}"
-            hint = "the destination keeps what was written: continue with these, in any order or together"
+            hint = (
+                "the destination keeps what was written: copy these together, or one by one in the order of their "
+                "numbers"
+            )
         super().__init__(message, hint=hint)
         self.needed = needed
         self.missing = tuple(missing)

@@ -79,7 +79,7 @@ def push(
     """Push the images of an archive to a registry.
 
     Blobs that the registry has are not sent. Manifests and tags are pushed last. Re-run an interrupted push to resume
-    it. Volumes (`pull --split`) may come in any order, together or one after the other.
+    it. Push volumes (`pull --split`) together in any order, or one by one in the order of their numbers.
 
     \b
     ssh build ocistream pull app:2 | ocistream push localhost:5000/app:2
