@@ -231,7 +231,7 @@ class OpenContext:
     #: Records of uploads that a later run may resume; None keeps none.
     records: Callable[[], UploadRecords] | None = None
     #: Cancels one transfer, while others with the same client continue.
-    cancelled: threading.Event | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
     #: Raises AuthenticationError if the configuration forbids pushes to a reference.
     check_push: Callable[[Reference], None] = field(default=lambda _reference: None)
     #: The writer of a layout that several images are written to; None makes each image visible by itself.
@@ -480,9 +480,7 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
     else:
         # A FIFO can be read only once, as stdin, and so can a compressed file.
         label = str(path)
-        file = decompress_input(
-            open_input_stream(path, context.cancelled or threading.Event()), label, selection.max_ratio
-        )
+        file = decompress_input(open_input_stream(path, context.cancelled), label, selection.max_ratio)
     return ArchiveStreamSource(file, selection, what=label, as_docker=as_docker)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -122,7 +121,7 @@ def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
         with contextlib.closing(source):
             if isinstance(source, IncompleteSource):
                 is_missing = source.is_missing
-                graph_without_filter = source.resolve(DiscardedBlobs(threading.Event()))
+                graph_without_filter = source.resolve(DiscardedBlobs())
                 platforms = find_exported_platforms(graph_without_filter, lambda blob: bool(is_missing(blob)))
                 shown = ", ".join(map(printable, platforms[:_MAX_IN_COMMAND])) or "none"
                 return f"complete platforms: {shown}; {hint}"
@@ -249,7 +248,7 @@ def _search_images_by_id(image_id: str, source_location: Location) -> list[Root]
 
     source = open_source(replace(source_location, name=None), OpenContext(), Selection(referrers="skip"))
     with contextlib.closing(source):
-        graph = source.resolve(DiscardedBlobs(threading.Event()))
+        graph = source.resolve(DiscardedBlobs())
     digests = {
         digest
         for digest, document in graph.documents.items()

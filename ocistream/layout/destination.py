@@ -6,7 +6,6 @@ that file in a directory, and `serve` changes only `index.json`.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
@@ -19,6 +18,7 @@ from ocistream.transfer.interfaces import Traits
 from ocistream.transfer.verified_blobs import require_complete
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
@@ -53,7 +53,7 @@ class LayoutDestination:
         self._writer = LayoutWriter(path) if writer is None else writer
         self._is_shared = writer is not None
         self._layout = self._writer.directory
-        self._cancelled = cancelled or threading.Event()
+        self._cancelled = cancelled
         #: Sizes of the blobs that this transfer found or wrote, by digest.
         self._stored: dict[str, int] = {}
         #: The committed entries.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,11 +10,13 @@ from ocistream import limits
 from ocistream.errors import ArchiveError
 from ocistream.oci.documents import ConfigSummary, parse_config_summary
 from ocistream.sizes import format_count
+from ocistream.streams.budget import Budget
 from ocistream.transfer.interfaces import SizedSource
 from ocistream.transfer.inventory import Inventory, describe_images, list_image_configs
 from ocistream.transfer.verify import DiscardedBlobs
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ocistream.oci.descriptor import Descriptor
@@ -31,7 +32,7 @@ def inspect_source(
     name: str | None = None,
     list_referrers: Callable[[Sequence[str]], Mapping[str, Sequence[Descriptor]]] = lambda _digests: {},
     jobs: int = 1,
-    cancelled: threading.Event,
+    cancelled: threading.Event | None = None,
     report: Callable[[str], None] = lambda _message: None,
 ) -> Inventory:
     """Return the description of the images of a source, which is not needed any more.
@@ -49,7 +50,7 @@ def inspect_source(
         configs = [config for config in list_image_configs(graph) if not sized or sized.can_have_blob(config)]
         discarded.read_contents(sized or source, configs, summaries.add, jobs=jobs, cancelled=cancelled)
     if summaries.unlabelled:
-        report(f"the labels of {format_count(summaries.unlabelled, 'image')} are not shown: they are too many")
+        report(f"the labels of {format_count(len(summaries.unlabelled), 'image')} are not shown: they are too many")
     for root in graph.roots:
         chosen = root.chosen_platforms
         if chosen is not None and root.descriptor.is_index and root.descriptor.digest != chosen.index:
@@ -69,10 +70,9 @@ class _ConfigSummaries:
     def __init__(self) -> None:
         self.by_digest: dict[str, ConfigSummary] = {}
         self.found: set[str] = set()
-        #: How many images have labels that do not fit into `MAX_SHOWN_LABELS`.
-        self.unlabelled = 0
-        self._label_size = 0
-        self._lock = threading.Lock()
+        #: Digests of the configs whose labels do not fit into `MAX_SHOWN_LABELS`.
+        self.unlabelled: set[str] = set()
+        self._label_memory = Budget(limits.MAX_SHOWN_LABELS)
 
     def add(self, descriptor: Descriptor, content: bytes) -> None:
         self.found.add(descriptor.digest)
@@ -82,13 +82,10 @@ class _ConfigSummaries:
             # A config that is only shown may be malformed; it is checked when it is copied.
             return
         size = sum(len(key) + len(value) for key, value in summary.labels.items())
-        with self._lock:
-            if self._label_size + size > limits.MAX_SHOWN_LABELS:
-                self.unlabelled += 1
-                summary = replace(summary, labels={})
-            else:
-                self._label_size += size
-            self.by_digest[descriptor.digest] = summary
+        if not self._label_memory.take(size):
+            self.unlabelled.add(descriptor.digest)
+            summary = replace(summary, labels={})
+        self.by_digest[descriptor.digest] = summary
 
 
 class _BlobsOfRightSize:

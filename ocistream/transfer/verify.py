@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import itertools
 import tempfile
-import threading
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, NamedTuple
 
@@ -30,6 +29,7 @@ from ocistream.transfer.interfaces import IncompleteSource, NullObserver
 from ocistream.transfer.verified_blobs import BlobProgress, use_verified
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
@@ -103,9 +103,7 @@ def verify(
     Raises:
         OcistreamError: reading cannot continue.
     """
-    check = _Verification(
-        observer or NullObserver(), deep=deep, max_ratio=max_ratio, cancelled=cancelled or threading.Event()
-    )
+    check = _Verification(observer or NullObserver(), deep=deep, max_ratio=max_ratio, cancelled=cancelled)
     try:
         return check.run(source)
     finally:
@@ -115,7 +113,7 @@ def verify(
 class _Verification:
     """One verification."""
 
-    def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event) -> None:
+    def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event | None) -> None:
         self._observer = observer
         self._deep = deep
         self._cancelled = cancelled
@@ -302,7 +300,7 @@ class BlobChecker:
 
     accepts_early = True
 
-    def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event) -> None:
+    def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event | None) -> None:
         """With `deep`, decompress layers, up to `max_ratio` times their size. Setting `cancelled` stops it."""
         self._observer = observer
         self._deep = deep
@@ -459,7 +457,7 @@ class DiscardedBlobs:
 
     accepts_early = True
 
-    def __init__(self, cancelled: threading.Event) -> None:
+    def __init__(self, cancelled: threading.Event | None = None) -> None:
         """Setting `cancelled` stops the reading."""
         self._checker = BlobChecker(NullObserver(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
 
@@ -489,7 +487,7 @@ class DiscardedBlobs:
         use: Callable[[Descriptor, bytes], None],
         *,
         jobs: int,
-        cancelled: threading.Event,
+        cancelled: threading.Event | None,
     ) -> None:
         """Pass the content of each small blob that the source has to `use`; a stream is read to its end.
 
