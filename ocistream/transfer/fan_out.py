@@ -6,10 +6,10 @@ destination that runs ahead would need copies. A destination that fails is skipp
 
 from __future__ import annotations
 
-import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, cast
 
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
@@ -18,6 +18,7 @@ from ocistream.transfer.interfaces import MountingDestination, Traits
 from ocistream.transfer.verified_blobs import map_chunks, require_complete
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ocistream.oci.descriptor import Descriptor
@@ -34,19 +35,22 @@ _POLL_INTERVAL: Final = 0.2
 
 @dataclass(eq=False)
 class FanOutBranch:
-    """One of the destinations, and its result.
-
-    `rename` gives the images their names at this destination. `bytes_written` counts the bytes of its blobs.
-    """
+    """One of the destinations, and its result. `rename` gives the images their names at this destination."""
 
     destination: Destination
     rename: Callable[[Graph], Graph] = field(default=lambda graph: graph)
     failure: OcistreamError | None = None
-    bytes_written: int = 0
     graph: Graph | None = None
     #: Digests of blobs that this destination needs, and of those that it has.
     needed: frozenset[str] = frozenset()
     stored: set[str] = field(default_factory=set)
+    #: Digests of the blobs that were written, with their sizes in bytes.
+    written: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def bytes_written(self) -> int:
+        """How many bytes of blobs were written."""
+        return sum(self.written.values())
 
     def set_graph(self, graph: Graph) -> None:
         """Set the graph to write here."""
@@ -73,9 +77,8 @@ class FanOutDestination:
         self.branches = branches
         self._before_blobs = before_blobs
         self._cancelled = cancelled
-        self._lock = threading.Lock()
-        #: How many bytes of blobs were read from the source for all destinations.
-        self.bytes_read = 0
+        #: For each reading of a blob: how many bytes it has read. Only the thread that reads changes its count.
+        self._read_counts: list[list[int]] = []
         traits = [branch.destination.traits for branch in branches]
         self.traits = Traits(
             concurrent=all(each.concurrent for each in traits),
@@ -86,6 +89,11 @@ class FanOutDestination:
             can_retry=all(each.can_retry for each in traits),
             buffer_size=sum(each.buffer_size for each in traits),
         )
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of blobs were read from the source for all destinations."""
+        return sum(count for (count,) in self._read_counts)
 
     def expect(self, graph: Graph) -> Graph:
         """Tell each destination what may come. What one cannot hold is still written to the others."""
@@ -172,10 +180,11 @@ class FanOutDestination:
         """Count the bytes that are read of a blob, by any destination and at each restart."""
 
         def passing(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+            count = [0]
+            self._read_counts.append(count)
             with closing(cast("Closeable", chunks)):
                 for chunk in chunks:
-                    with self._lock:
-                        self.bytes_read += len(chunk)
+                    count[0] += len(chunk)
                     yield chunk
 
         return map_chunks(blob, passing)
@@ -213,15 +222,13 @@ class FanOutDestination:
         return descriptor.digest in branch.needed and descriptor.digest not in branch.stored
 
     def _mark_stored(self, branch: FanOutBranch, descriptor: Descriptor) -> None:
-        with self._lock:
-            branch.stored.add(descriptor.digest)
-            branch.bytes_written += descriptor.size
+        branch.written[descriptor.digest] = descriptor.size
+        branch.stored.add(descriptor.digest)
 
     def _all_have(self, descriptor: Descriptor, ask: Callable[[FanOutBranch], bool]) -> bool:
         for branch in self._active_without(descriptor):
             if self._ask_branch(branch, ask):
-                with self._lock:
-                    branch.stored.add(descriptor.digest)
+                branch.stored.add(descriptor.digest)
         return not self._active_without(descriptor)
 
     def _ask_branch(self, branch: FanOutBranch, ask: Callable[[FanOutBranch], bool]) -> bool | None:
@@ -244,9 +251,8 @@ class FanOutDestination:
 
     def fail_branch(self, branch: FanOutBranch, error: OcistreamError) -> bool:
         """Mark a destination as failed; return whether others are left."""
-        with self._lock:
-            branch.failure = branch.failure or error
-            return any(other.failure is None for other in self.branches)
+        branch.failure = branch.failure or error
+        return any(other.failure is None for other in self.branches)
 
     def _first_failure(self) -> OcistreamError:
         return next(branch.failure for branch in self.branches if branch.failure is not None)
@@ -294,7 +300,7 @@ class _SourceFailures:
 
 
 class _Broadcast:
-    """One blob for several readers, in lockstep."""
+    """One blob for several readers, in lockstep. The thread that calls `run` reads it and passes on each chunk."""
 
     def __init__(self, blob: VerifiedBlob, readers: int, cancelled: threading.Event) -> None:
         self.blob = blob
@@ -303,13 +309,12 @@ class _Broadcast:
         #: Those, and the failures of the source towards readers that have left the shared reading.
         self.source_failures: list[BaseException] = []
         self._cancelled = cancelled
-        self._changed = threading.Condition()
-        self._sequence = 0
-        self._chunk: Chunk = b""
-        self._has_ended = False
-        #: Readers that read along or may start to, and those of them that still use the current chunk.
+        #: Readers that read along or may start to. Only the thread that calls `run` uses it.
         self._readers = set(range(readers))
-        self._busy: set[int] = set()
+        #: To each reader: chunks, and None at the end.
+        self._chunks: list[SimpleQueue[Chunk | None]] = [SimpleQueue() for _ in range(readers)]
+        #: From the readers: the number of each that is done with the current chunk, and whether it has left.
+        self._done: SimpleQueue[tuple[int, bool]] = SimpleQueue()
         self._unexpected: list[BaseException] = []
 
     def run(self, tasks: list[Callable[[], None]]) -> None:
@@ -375,52 +380,40 @@ class _Broadcast:
         self._end(None)
 
     def _publish(self, chunk: Chunk) -> bool:
-        """Wait until all readers are done with a chunk; return False if no readers are left."""
-        with self._changed:
-            self._chunk = chunk
-            self._sequence += 1
-            self._busy = set(self._readers)
-            self._changed.notify_all()
-        while True:
-            with self._changed:
-                if not self._busy:
-                    return bool(self._readers)
-                self._changed.wait(_POLL_INTERVAL)
+        """Pass on a chunk and wait until all readers are done with it; return False if no readers are left."""
+        for number in self._readers:
+            self._chunks[number].put(chunk)
+        busy = set(self._readers)
+        while busy:
             self._check_cancelled()
+            with suppress(Empty):
+                number, has_left = self._done.get(timeout=_POLL_INTERVAL)
+                busy.discard(number)
+                if has_left:
+                    self._readers.discard(number)
+        return bool(self._readers)
 
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise CancelledError("stopped")
 
     def _read(self, number: int) -> Iterator[Chunk]:
-        sequence = 0
+        chunks = self._chunks[number]
         try:
-            while True:
-                with self._changed:
-                    while self._sequence == sequence and not self._has_ended:
-                        self._changed.wait()
-                    if self._sequence == sequence or self.failures:
-                        break
-                    sequence, chunk = self._sequence, self._chunk
+            while (chunk := chunks.get()) is not None and not self.failures:
                 yield chunk
-                with self._changed:
-                    self._busy.discard(number)
-                    self._changed.notify_all()
+                self._done.put((number, False))
             for failure in self.failures:
                 raise failure if isinstance(failure, Exception) else CancelledError("stopped")
         finally:
             self._leave(number)
 
     def _leave(self, number: int) -> None:
-        with self._changed:
-            self._readers.discard(number)
-            self._busy.discard(number)
-            self._changed.notify_all()
+        self._done.put((number, True))
 
     def _end(self, error: BaseException | None) -> None:
-        with self._changed:
-            if error is not None:
-                self.failures.append(error)
-                self.source_failures.append(error)
-            self._has_ended = True
-            self._changed.notify_all()
+        if error is not None:
+            self.failures.append(error)
+            self.source_failures.append(error)
+        for chunks in self._chunks:
+            chunks.put(None)
