@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-import threading
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -217,7 +216,7 @@ def _build_request_log(console: Console, path: Path | None, stack: ExitStack) ->
     access: AccessLog | None = None
     if path is not None:
         target_path = None if str(path) == "-" else path
-        access = AccessLog(target_path, as_json=console.as_json, report=console.info)
+        access = AccessLog(target_path, console)
         stack.callback(access.close)
 
     def log(entry: AccessLogEntry) -> None:
@@ -246,13 +245,14 @@ _MONTHS: Final = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep",
 
 
 class AccessLog:
-    """Writes a line per request to a file or to stderr. Safe for several threads."""
+    """Writes a line per request to a file or to stderr. Safe for several threads.
 
-    def __init__(self, path: Path | None, *, as_json: bool, report: Callable[[str], None]) -> None:
-        """Append to `path`, None for stderr. `report` is called once, if the log cannot be written any more."""
-        self._as_json = as_json
-        self._report = report
-        self._lock = threading.Lock()
+    If the log cannot be written any more, the console shows one message.
+    """
+
+    def __init__(self, path: Path | None, console: Console) -> None:
+        """Append to `path`, None for stderr."""
+        self._console = console
         self._failed = False
         if path is None:
             self._descriptor = os.dup(sys.stderr.fileno())
@@ -268,14 +268,14 @@ class AccessLog:
 
     def write(self, entry: AccessLogEntry) -> None:
         """Write the line of a request; a failure does not stop the request."""
-        line = (_format_json_line(entry) if self._as_json else _format_common_line(entry)).encode() + b"\n"
-        with self._lock:
+        line = (_format_json_line(entry) if self._console.as_json else _format_common_line(entry)).encode() + b"\n"
+        with self._console.writing:
             try:
                 while line:
                     line = line[os.write(self._descriptor, line) :]
             except OSError as error:
                 if not self._failed:
-                    self._report(f"cannot write the access log: {error.strerror}")
+                    self._console.info(f"cannot write the access log: {error.strerror}")
                 self._failed = True
 
     def close(self) -> None:
