@@ -27,6 +27,7 @@ from ocistream.serve.repositories import Repositories
 from ocistream.serve.storage import ArchiveStorage, DirectoryStorage
 from ocistream.serve.uploads import Uploads
 from ocistream.streams import paths
+from ocistream.streams.budget import Budget
 from ocistream.streams.workers import start
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ class Registry:
         """
         self.log = log
         self.auth = auth
-        self.page_slot = threading.BoundedSemaphore(1)
-        self.large_push_slots = threading.BoundedSemaphore(limits.MAX_LARGE_PUSHES)
+        self.page_slot = Budget(1)
+        self.large_push_slots = Budget(limits.MAX_LARGE_PUSHES)
         self._tls = tls
         self._task: Task[None] | None = None
         self._serving = False

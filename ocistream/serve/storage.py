@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION
 from ocistream.oci.volumes import VOLUME_ANNOTATION
+from ocistream.serve.capacity import remember
 from ocistream.serve.http_handler import FileSection
 from ocistream.serve.image_index import ImageIndex, repository_of_directory
 from ocistream.streams import files
@@ -56,21 +57,21 @@ class _VerificationResult(NamedTuple):
 
 
 class VerificationCache:
-    """Results of the most recent checks, by digest. Safe for several threads."""
+    """Results of the most recent checks, by digest.
+
+    Safe for several threads: each result names the file that was hashed, so any of two results for a digest is true.
+    """
 
     def __init__(self) -> None:
         """Start without results."""
-        self._lock = threading.Lock()
-        self._results: dict[str, _VerificationResult] = {}
+        self._results: OrderedDict[str, _VerificationResult] = OrderedDict()
 
     def record(self, digest: str, status: os.stat_result, *, is_right: bool) -> None:
         """Remember the result for the file that had this status when it was opened."""
-        with self._lock:
-            old_result = self._results.pop(digest, None)
-            size = status.st_size if is_right else old_result and old_result.size
-            if len(self._results) >= limits.MAX_CACHED_BLOB_CHECKS:
-                del self._results[next(iter(self._results))]
-            self._results[digest] = _VerificationResult(files.file_state(status), is_right, size)
+        old_result = self._results.get(digest)
+        size = status.st_size if is_right else old_result and old_result.size
+        result = _VerificationResult(files.file_state(status), is_right, size)
+        remember(self._results, digest, result, limits.MAX_CACHED_BLOB_CHECKS)
 
     def has_result(self, digest: str) -> bool:
         """Return whether there is a result for any file of this blob."""
@@ -94,14 +95,14 @@ class VerificationCache:
 
     def record_touch(self, digest: str, before: os.stat_result, after: os.stat_result) -> None:
         """Keep a result although the mtime of the file was set to the present."""
-        with self._lock:
-            result = self._results.get(digest)
-            if (
-                result is not None
-                and result.state == files.file_state(before)
-                and files.file_state(before)[:3] == files.file_state(after)[:3]
-            ):
-                self._results[digest] = result._replace(state=files.file_state(after))
+        result = self._results.get(digest)
+        if (
+            result is not None
+            and result.state == files.file_state(before)
+            and files.file_state(before)[:3] == files.file_state(after)[:3]
+        ):
+            touched = result._replace(state=files.file_state(after))
+            remember(self._results, digest, touched, limits.MAX_CACHED_BLOB_CHECKS)
 
 
 def is_unexpectedly_empty(digest: str, size: int) -> bool:

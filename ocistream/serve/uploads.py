@@ -60,7 +60,8 @@ class Upload:
         self.last_used = time.monotonic()
         self._layout = layout
         self._on_stored = on_stored
-        self._lock = threading.Lock()
+        #: Held by the request that writes to the session.
+        self.lock = threading.Lock()
         self.is_open = True
         self.is_out_of_space = False
         self._start_hash(algorithm)
@@ -133,38 +134,6 @@ class Upload:
             self._path.unlink()
         self._lock_holder.close()
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Block other requests of this upload during the block, except those that ask for its offset.
-
-        Raises:
-            RequestRejectedError: the session has ended (404), or another request keeps the lock (429).
-        """
-        if not self._lock.acquire(timeout=_LOCK_TIMEOUT):
-            message = "another request is still writing to this upload"
-            raise RequestRejectedError(429, "TOOMANYREQUESTS", message, headers={"Retry-After": "1"})
-        try:
-            if not self.is_open:
-                raise _unknown_upload_error(self.identifier)
-            yield
-        finally:
-            self.last_used = time.monotonic()
-            self._lock.release()
-
-    def discard_if_idle(self, before: float) -> bool:
-        """End the session if no request uses it and none did since `before`; return whether it has ended.
-
-        A session that found the disk full ends at once: few clients resume it, and its bytes take space from others.
-        """
-        if not self._lock.acquire(blocking=False):
-            return False
-        try:
-            if self.last_used < before or self.is_out_of_space:
-                self.discard()
-            return not self.is_open
-        finally:
-            self._lock.release()
-
     def _start_hash(self, algorithm: str) -> None:
         self._algorithm = algorithm
         self._hash: Hasher = new_hash(f"{algorithm}:{'0' * DIGEST_HEX_LENGTHS[algorithm]}")
@@ -195,7 +164,7 @@ class Uploads:
         """
         self._layout = layout
         self._on_stored = on_stored
-        self._lock = threading.Lock()
+        #: Any thread adds and removes: single operations of a dict are atomic.
         self._uploads: dict[str, Upload] = {}
 
     def begin(self, repository: str, algorithm: str = "sha256") -> Upload:
@@ -208,12 +177,16 @@ class Uploads:
         if self._layout is None:
             raise RequestRejectedError(405, "UNSUPPORTED", "uploads are not possible here")
         self._discard_idle(idle_since=time.monotonic() - limits.UPLOAD_IDLE_TIMEOUT)
-        with self._lock:
-            if len(self._uploads) >= limit_by_descriptors(limits.MAX_UPLOADS):
-                raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many uploads", headers={"Retry-After": "60"})
+        maximum = limit_by_descriptors(limits.MAX_UPLOADS)
+        if len(self._uploads) < maximum:
             upload = Upload(self._layout, repository, algorithm, self._on_stored)
             self._uploads[upload.identifier] = upload
-        return upload
+            if len(self._uploads) <= maximum:
+                return upload
+            # Another client has begun one at the same time.
+            upload.discard()
+            self._uploads.pop(upload.identifier, None)
+        raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many uploads", headers={"Retry-After": "60"})
 
     def find(self, repository: str, identifier: str) -> Upload:
         """Return the session of a repository with this identifier.
@@ -221,25 +194,30 @@ class Uploads:
         Raises:
             RequestRejectedError: it does not exist (404).
         """
-        with self._lock:
-            upload = self._uploads.get(identifier)
+        upload = self._uploads.get(identifier)
         if upload is None or upload.repository != repository:
             raise _unknown_upload_error(identifier)
         return upload
 
     @contextlib.contextmanager
     def lock(self, upload: Upload) -> Iterator[None]:
-        """Block other requests of a session during the block, and forget the session if it has ended.
+        """Block other requests of a session during the block, except those that ask for its offset.
+
+        A session that has ended is forgotten.
 
         Raises:
             RequestRejectedError: the session has ended (404), or another request keeps the lock (429).
         """
-        with upload.lock():
-            try:
-                yield
-            finally:
-                if not upload.is_open:
-                    self._forget(upload)
+        if not upload.lock.acquire(timeout=_LOCK_TIMEOUT):
+            message = "another request is still writing to this upload"
+            raise RequestRejectedError(429, "TOOMANYREQUESTS", message, headers={"Retry-After": "1"})
+        try:
+            if not upload.is_open:
+                raise _unknown_upload_error(upload.identifier)
+            yield
+        finally:
+            upload.last_used = time.monotonic()
+            self._unlock(upload)
 
     def delete_abandoned(self) -> None:
         """Delete the partial files of killed processes: these files are not locked.
@@ -258,19 +236,25 @@ class Uploads:
 
     def close(self) -> None:
         """Discard all sessions, even those in use."""
-        with self._lock:
-            for upload in self._uploads.values():
-                upload.discard()
+        for upload in list(self._uploads.values()):
+            upload.discard()
 
     def _discard_idle(self, idle_since: float) -> None:
-        with self._lock:
-            uploads: list[Upload] = list(self._uploads.values())
-        for upload in uploads:
-            if upload.discard_if_idle(idle_since):
-                self._forget(upload)
+        """End the sessions that no request uses and none has used since `idle_since`.
 
-    def _forget(self, upload: Upload) -> None:
-        with self._lock:
+        A session that found the disk full ends at once: few clients resume it, and its bytes take space from others.
+        """
+        for upload in list(self._uploads.values()):
+            if upload.lock.acquire(blocking=False):
+                try:
+                    if upload.last_used < idle_since or upload.is_out_of_space:
+                        upload.discard()
+                finally:
+                    self._unlock(upload)
+
+    def _unlock(self, upload: Upload) -> None:
+        upload.lock.release()
+        if not upload.is_open:
             self._uploads.pop(upload.identifier, None)
 
 

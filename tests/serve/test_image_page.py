@@ -207,7 +207,7 @@ class TestSlowClients:
         request.getfixturevalue("slow")
         eventually(lambda: access_log[-1].target == "/")
         assert "timed out" in str(access_log[-1].problem)
-        assert served.registry.page_slot.acquire(timeout=60)
+        assert served.registry.page_slot.take(timeout=60)
 
 
 def test_several_clients_get_the_page_one_after_the_other(served: Served, image: str) -> None:
