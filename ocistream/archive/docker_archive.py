@@ -37,7 +37,6 @@ __all__ = [
     "expand_docker_name",
     "mark_synthesized",
     "parse_manifest_json",
-    "report_no_manifest_json",
     "report_only_in_manifest_json",
 ]
 
@@ -141,11 +140,6 @@ def mark_synthesized(graph: Graph, synthesized: Collection[str]) -> Graph:
         for root in graph.roots
     )
     return replace(graph, roots=roots, synthesized=frozenset(synthesized))
-
-
-def report_no_manifest_json() -> None:
-    """Report, with -v, that `index.json` is used, because there is no `manifest.json`."""
-    notices.notify("the archive has no manifest.json: reading the images of its index.json", level=1)
 
 
 def build_docker_graph(images: Sequence[DockerImage], selection: Selection, files: DockerFiles) -> Graph:
