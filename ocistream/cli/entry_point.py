@@ -58,6 +58,7 @@ COMMANDS: Final = {
     ),
 }
 
+_HELP_OPTIONS: Final = ["-h", "--help"]
 #: Commands that stand for an option: `help [COMMAND]` and `version`.
 _OPTION_COMMANDS: Final = {"help": "--help", "version": "--version"}
 #: Python's message if the system allows no more threads.
@@ -138,7 +139,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": _HELP_OPTIONS})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Copy container images as streams: from a registry, through a pipe or a file, into another registry.
@@ -155,10 +156,6 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     Call it in the main thread, which handles signals. If `ends_process`, the caller ends the process with the code: the
     signal handlers are not restored.
     """
-    if arguments and (option := _OPTION_COMMANDS.get(arguments[0])):
-        # `help help` and `help version` are about commands that have no page of their own.
-        rest = arguments[1:]
-        arguments = [*(rest[1:] if rest and rest[0] in _OPTION_COMMANDS else rest), option]
     console = Console.from_arguments(arguments)
     # Only without arguments, so that a variable left in the environment does no harm.
     if not arguments and (instruction := os.environ.get("_OCISTREAM_COMPLETE")):
@@ -181,9 +178,26 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
 
             stack.enter_context(contextlib.redirect_stdout(ClosedOutput()))
         try:
-            return _run(arguments, console, ends_process=ends_process)
+            return _run(_replace_option_command(arguments), console, ends_process=ends_process)
         except Exception as error:  # noqa: BLE001 - no traceback reaches a user
             return _handle_failure(console, error, ends_process=ends_process)
+
+
+def _replace_option_command(arguments: Sequence[str]) -> Sequence[str]:
+    """Return the arguments, with the option in place of `help [COMMAND]` and `version`.
+
+    Raises:
+        UsageError: further arguments follow.
+    """
+    if not arguments or (option := _OPTION_COMMANDS.get(arguments[0])) is None:
+        return arguments
+    rest = [argument for argument in arguments[1:] if argument not in _HELP_OPTIONS]
+    topic, extra = (rest[:1], rest[1:]) if option == "--help" else ([], rest)
+    if extra:
+        msg = f"Got unexpected extra argument ({printable(extra[0])})."
+        raise UsageError(msg, hint=f"write `{_NAME} help [COMMAND]` or `{_NAME} version`")
+    # `help help` and `help version` are about commands that have no page of their own.
+    return [*(name for name in topic if name not in _OPTION_COMMANDS), option]
 
 
 def _run(arguments: Sequence[str], console: Console, *, ends_process: bool) -> int:
