@@ -39,11 +39,12 @@ __all__ = [
     "Location",
     "OpenContext",
     "archive_kind_of",
+    "check_not_archive",
     "check_path_kind",
     "is_archive_name",
     "is_directory",
     "is_layout_destination",
-    "names_archive_and_tag",
+    "layout_path_of",
     "open_archive_destination",
     "open_archive_source",
     "open_destination",
@@ -127,10 +128,7 @@ def parse_location(
     if is_path or (not is_remote and _names_existing_path(text, folder or Path())):
         return Location("path", text, path=_expand_user(text), is_stream=text == "-")
     reference = parse_reference(text, default_tag=False)
-    if names_archive_and_tag(text, reference):
-        msg = f"ambiguous location {printable(text)!r}: {printable(prefix)} is the name of an archive"
-        hint = f"write oci-archive:{printable(text)} or docker-archive:{printable(text)}"
-        raise InvalidNameError(msg, hint=f"{hint}; for the image, write docker://{printable(text)}")
+    check_not_archive(text, reference)
     return Location(
         "docker",
         text,
@@ -139,10 +137,15 @@ def parse_location(
     )
 
 
-def names_archive_and_tag(text: str, reference: Reference) -> bool:
-    """Return whether a name such as `app.tar:1` was meant for an archive, and not for an image of Docker Hub."""
+def check_not_archive(text: str, reference: Reference) -> None:
+    """Raise InvalidNameError if a name such as `app.tar:1`, parsed as `reference`, may be meant for an archive."""
     is_on_hub = reference.registry == DEFAULT_REGISTRY and not text.startswith(f"{DEFAULT_REGISTRY}/")
-    return is_on_hub and is_archive_name(text.partition(":")[0])
+    path = text.partition(":")[0]
+    if is_on_hub and is_archive_name(path):
+        shown = printable(text)
+        msg = f"ambiguous name {shown!r}: {printable(path)} is the name of an archive"
+        hint = f"for the image, write docker://{shown}; for an archive, oci-archive:{shown} or docker-archive:{shown}"
+        raise InvalidNameError(msg, hint=hint)
 
 
 def parse_local_location(text: str) -> Location:
@@ -167,12 +170,22 @@ def parse_layout_path(text: str) -> Path:
         InvalidNameError, UnsupportedError: see `parse_location`.
     """
     location = parse_local_location(text)
-    if location.is_stream or location.kind not in {"path", "oci"}:
-        msg = f"{printable(text)!r} is an archive, but this must be a layout directory"
-        raise UsageError(msg, hint="`ocistream copy SRC oci:DIR` copies an archive to a layout")
+    path = layout_path_of(location)
     if location.name is not None:
         msg = f"{printable(text)!r} has the name of an image, but this must be the whole layout"
-        raise UsageError(msg, hint=f"write oci:{printable(str(location.path))}")
+        raise UsageError(msg, hint=f"write oci:{printable(str(path))}")
+    return path
+
+
+def layout_path_of(location: Location) -> Path:
+    """Return the path of a layout directory.
+
+    Raises:
+        UsageError: the location is an archive.
+    """
+    if location.is_stream or location.kind not in {"path", "oci"}:
+        msg = f"{printable(location.text)!r} is an archive, but this must be a layout directory"
+        raise UsageError(msg, hint="`ocistream copy SRC oci:DIR` copies an archive to a layout")
     return path_of(location)
 
 

@@ -13,7 +13,7 @@ import click
 
 from ocistream.cli.standard_streams import result_on_stdout_error
 from ocistream.errors import InvalidNameError, LocalDiskError, UsageError
-from ocistream.locations import is_archive_name, names_archive_and_tag, parse_location
+from ocistream.locations import check_not_archive, is_archive_name, parse_location
 from ocistream.notices import add_failure_hint
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.sizes import parse_size
@@ -58,9 +58,7 @@ def parse_image_name(text: str) -> Reference:
         msg = "malformed image name '': it is empty"
         raise InvalidNameError(msg, hint="is a shell variable empty?")
     reference = parse_reference(text)
-    if names_archive_and_tag(text, reference):
-        msg = f"{printable(text)!r} has the name of an archive, not of an image in a registry"
-        raise InvalidNameError(msg, hint=f"for the image, write {printable(reference.name)}")
+    check_not_archive(text, reference)
     _advise_ambiguous_name(text, reference)
     return reference
 

@@ -324,9 +324,23 @@ def test_a_directory_as_oci_archive_is_refused_with_a_hint(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "argv", [["pull", "app.tar:1"], ["push", "app.tar:1"], ["digest", "app.tar:1"], ["copy", "app.tar:1", "out.tar"]]
+    "argv",
+    [["pull", "app.tar:1"], ["push", "app.tar:1"], ["digest", "app.tar:1"], ["copy", "app.tar:1", "out.tar"]]
+    + [[name, "app.tar:1"] for name in ("inspect", "tags", "have", "rm")],
 )
 def test_the_name_of_an_archive_with_a_tag_is_not_an_image_of_docker_hub(argv: list[str], tmp_path: Path) -> None:
     result = ocistream(*argv, cwd=tmp_path, stdin=b"", names={"registry-1.docker.io": None})
-    assertions.failure(result, 2, "app.tar:1")
+    assertions.failure(
+        result,
+        2,
+        "ambiguous name 'app.tar:1': app.tar is the name of an archive",
+        "for the image, write docker://app.tar:1; for an archive, oci-archive:app.tar:1 or docker-archive:app.tar:1",
+    )
     assert result.connected == {}
+
+
+def test_an_archive_is_not_a_layout_directory(tmp_path: Path) -> None:
+    for location in ("-", "oci-archive:x.tar", "docker-archive:x.tar"):
+        for argv in (["gc", location], ["rm", location, "app"]):
+            words = (f"'{location}' is an archive", "must be a layout directory", "`ocistream copy SRC oci:DIR`")
+            assertions.failure(ocistream(*argv, cwd=tmp_path), 2, *words)
