@@ -41,6 +41,7 @@ __all__ = [
     "archive_kind_of",
     "check_not_archive",
     "check_path_kind",
+    "check_repository",
     "is_archive_name",
     "is_directory",
     "is_layout_destination",
@@ -66,6 +67,10 @@ __all__ = [
 _FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "dir", "docker-daemon", "ostree", "sif"})
 _PATH_START = re.compile(r"(?:-|\.\.?|~)\Z|/|\.\.?/|~/|[A-Za-z]:\\")
 _ARCHIVE_NAME: Final = re.compile(r".+\.(?:tar|tgz|tar\.gz|tar\.zst)", re.IGNORECASE)
+#: `HOST:PORT` alone, or localhost: by the naming rules an image of Docker Hub, whose repositories have no such names.
+_REGISTRY_ALONE: Final = re.compile(
+    r"localhost(?::[0-9]+)?|[^.:/@]+(?:\.[^.:/@]+)+:[0-9]+|\[[0-9a-fA-F:.]+\](?::[0-9]+)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +128,13 @@ def parse_location(
     if colon and prefix in _FOREIGN_TRANSPORTS:
         msg = f"{printable(text)!r}: the transport {prefix} is not supported"
         raise UnsupportedError(msg, hint="save the image to a file, and name the file")
-    is_path = _PATH_START.match(text) is not None or is_archive_name(text)
+    is_path = _PATH_START.match(text) is not None or is_archive_name(text) or (text.endswith("/") and "://" not in text)
     is_path = is_path or (bare_is_path and not text.startswith("docker://"))
     if is_path or (not is_remote and _names_existing_path(text, folder or Path())):
-        return Location("path", text, path=_expand_user(text), is_stream=text == "-")
+        own_path = _expand_user(text)
+        _check_no_tag(text, (folder or Path()) / own_path)
+        return Location("path", text, path=own_path, is_stream=text == "-")
+    check_repository(text)
     reference = parse_reference(text, default_tag=False)
     check_not_archive(text, reference)
     return Location(
@@ -135,6 +143,24 @@ def parse_location(
         reference=parse_reference(text),
         is_repository=reference.tag is None and reference.digest is None,
     )
+
+
+def check_repository(text: str) -> None:
+    """Raise InvalidNameError for the name of an image that is only a registry, such as `localhost:5000`."""
+    name = text.removeprefix("docker://")
+    if _REGISTRY_ALONE.fullmatch(name) and not is_archive_name(name.partition(":")[0]):
+        msg = f"{printable(name)} is a registry, not an image"
+        hint = f"write {printable(name)}/REPOSITORY[:TAG]; for the image docker.io/library/{printable(name)}, that name"
+        raise InvalidNameError(msg, hint=hint)
+
+
+def _check_no_tag(text: str, path: Path) -> None:
+    """Raise InvalidNameError for `./app.tar:1`, unless such a file exists: a tag needs a prefix."""
+    folder, slash, name = text.rpartition("/")
+    archive, colon, _ = name.partition(":")
+    if colon and is_archive_name(archive) and not is_archive_name(name) and not paths.exists(path, follow=False):
+        msg = f"ambiguous location {printable(text)!r}: {printable(folder + slash + archive)} is the name of an archive"
+        raise InvalidNameError(msg, hint=f"write oci-archive:{printable(text)} or docker-archive:{printable(text)}")
 
 
 def check_not_archive(text: str, reference: Reference) -> None:

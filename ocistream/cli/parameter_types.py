@@ -13,7 +13,7 @@ import click
 
 from ocistream.cli.standard_streams import result_on_stdout_error
 from ocistream.errors import InvalidNameError, LocalDiskError, UsageError
-from ocistream.locations import check_not_archive, is_archive_name, parse_location
+from ocistream.locations import check_not_archive, check_repository, is_archive_name, parse_location
 from ocistream.notices import add_failure_hint
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.sizes import parse_size
@@ -40,8 +40,8 @@ __all__ = [
 
 #: Transports before a colon that are not registries, and the beginnings of paths.
 _NOT_AN_IMAGE: Final = re.compile(r"(?:oci|oci-archive|docker-archive):|-\Z|\.{0,2}/|~/")
-#: `HOST[:PORT]` alone. No repository in Docker Hub's library has a dot in its name.
-_HOST: Final = re.compile(r"(?:localhost|[^.:/@]+(?:\.[^.:/@]+)+)(?::[0-9]+)?\Z")
+#: `HOST` alone. No repository in Docker Hub's library has a dot in its name.
+_HOST: Final = re.compile(r"[^.:/@]+(?:\.[^.:/@]+)+\Z")
 
 
 def parse_image(text: str, hint: str) -> Reference:
@@ -57,6 +57,7 @@ def parse_image_name(text: str) -> Reference:
     if not text:
         msg = "malformed image name '': it is empty"
         raise InvalidNameError(msg, hint="is a shell variable empty?")
+    check_repository(text)
     reference = parse_reference(text)
     check_not_archive(text, reference)
     _advise_ambiguous_name(text, reference)

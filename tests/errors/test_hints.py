@@ -156,9 +156,8 @@ def test_what_ends_within_a_header_is_truncated_all_the_same() -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        ["push", "localhost:5000"],
+        ["push", "registry.test"],
         ["inspect", "registry.test"],
-        ["inspect", "127.0.0.1:5000"],
     ],
 )
 def test_an_image_name_that_looks_like_a_host_gets_a_hint(tmp_path: Path, argv: Sequence[str]) -> None:
@@ -170,6 +169,25 @@ def test_an_image_name_that_looks_like_a_host_gets_a_hint(tmp_path: Path, argv: 
     assert first.startswith("ocistream: error: ")
     assert f"{argv[1]} means the image docker.io/library/{argv[1]}" in second
     assert second.endswith(f"write {argv[1]}/REPOSITORY[:TAG] for an image in that registry")
+
+
+@pytest.mark.parametrize("name", ["localhost", "localhost:5000", "127.0.0.1:5000", "registry.example.com:5000"])
+@pytest.mark.parametrize("command", ["pull", "push", "copy", "inspect", "digest", "tags", "have"])
+def test_a_registry_alone_is_not_an_image(tmp_path: Path, command: str, name: str) -> None:
+    argv = [command, "oci:x", name] if command == "copy" else [command, name]
+    env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}"}
+    result = ocistream(*argv, cwd=tmp_path, stdin=b"" if command == "push" else None, env=env)
+    assertions.failure(
+        result,
+        2,
+        f"{name} is a registry, not an image\n",
+        f"write {name}/REPOSITORY[:TAG]; for the image docker.io/library/{name}, that name",
+    )
+
+
+def test_an_image_in_full_may_look_like_a_registry() -> None:
+    env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}", "OCISTREAM_RETRIES": "0"}
+    assertions.failure(ocistream("digest", "docker.io/library/localhost:5000", env=env), 7, "/library/localhost/")
 
 
 @pytest.mark.parametrize("name", ["folder:1", "nginx", "localhost:5000/x"])
