@@ -32,6 +32,7 @@ __all__ = [
     "Progress",
     "ProgressSnapshot",
     "TransferRate",
+    "describe_status",
     "human_duration",
     "percentage",
     "show_progress",
@@ -96,6 +97,11 @@ def human_duration(seconds: float) -> str:
     if seconds < 172_800:
         return f"{seconds // 3_600:.0f} h {seconds % 3_600 // 60:.0f} min"
     return f"{seconds / 86_400:.0f} days"
+
+
+def describe_status(status: str) -> str:
+    """Return the status of a blob for people: a layer is converted by recompressing it."""
+    return "recompressed" if status == "converted" else status
 
 
 def percentage(moved: int, total: int) -> int:
@@ -312,7 +318,7 @@ class _ProgressLines(Progress):
             self.print_line(self._console)
 
     def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:
-        text = f"{status} {descriptor.digest} ({format_size(descriptor.size)}"
+        text = f"{describe_status(status)} {descriptor.digest} ({format_size(descriptor.size)}"
         if self._section is None:
             self._console.info(f"{text})", level=1)
         else:

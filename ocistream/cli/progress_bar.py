@@ -14,6 +14,7 @@ from ocistream.cli.console import TerminalLock
 from ocistream.cli.progress import (
     LINE_INTERVAL,
     Progress,
+    describe_status,
     human_duration,
     percentage,
 )
@@ -83,7 +84,7 @@ class ProgressBar(Progress):
 
     def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:  # noqa: ARG002 - a display's method
         """Print a line for a finished blob with -v."""
-        self._console.info(f"{status} {descriptor.digest} ({format_size(descriptor.size)})", level=1)
+        self._console.info(f"{describe_status(status)} {descriptor.digest} ({format_size(descriptor.size)})", level=1)
 
     def tick(self) -> None:
         """Draw, or print a line where nothing may be drawn."""
@@ -213,7 +214,9 @@ def _format_counts(state: ProgressSnapshot, hidden: int) -> str:
     text = f"{state.done_count} blobs"
     if state.blob_count is not None:
         text = f"{state.done_count} of {format_count(max(state.blob_count, state.done_count), 'blob')}"
-    parts = [f"{state.outcomes[status]} {status}" for status in _OUTCOME_ORDER if state.outcomes.get(status)]
+    parts = [
+        f"{state.outcomes[status]} {describe_status(status)}" for status in _OUTCOME_ORDER if state.outcomes.get(status)
+    ]
     if state.images is not None:
         parts.append(f"{state.images[0]} of {format_count(state.images[1], 'image')}")
     text = ": ".join([text, *parts[:1]])

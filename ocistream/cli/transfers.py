@@ -128,7 +128,7 @@ def run_transfer(
         write_result(result, report, images, retried=context.retry_count, upload=methods_used, cached=cached_sizes)
     if dry_run:
         print_dry_run(plan, report, images)
-        report_dry_run(context.console, report, images)
+        report_dry_run(context.console, plan, report, images)
         return
     if not plan.destination.is_stream:
         print_results(images)

@@ -139,7 +139,7 @@ def test_readable_output_may_go_to_a_terminal(argv: list[str]) -> None:
 def test_a_copy_prints_a_summary_of_one_line(registry: FaultyRegistry, tmp_path: Path) -> None:
     result = ocistream("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar")
     assert len(result.err.splitlines()) == 1
-    assert result.err.startswith("ocistream: moved 3 blobs, ")
+    assert result.err.startswith("ocistream: copied 3 blobs, ")
 
 
 @pytest.mark.uncounted
@@ -203,7 +203,7 @@ def test_json_messages_disable_the_bar(registry: FaultyRegistry, tmp_path: Path)
     seen = on_terminal("pull", "--log-format=json", f"{registry.host}/app:1", "-o", tmp_path / "x", streams=["stderr"])
     assert seen.code == 0
     (line,) = assertions.json_lines(seen.screen)
-    assert line["message"].startswith("moved 3 blobs")
+    assert line["message"].startswith("copied 3 blobs")
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
