@@ -164,7 +164,7 @@ class CommandContext:
     def _build_keychain(self, side: str, registries: Collection[str]) -> Keychain:
         from ocistream.auth.credentials import Keychain
 
-        return Keychain(
+        keychain = Keychain(
             os.environ,
             home=find_home(os.environ),
             explicit=self.credentials.find_credential(side),
@@ -173,6 +173,8 @@ class CommandContext:
             configured=self.access.rules().credentials,
             auth_file=self.credentials.find_auth_file(side),
         )
+        keychain.check_auth_file()
+        return keychain
 
     def _report_retry(self, retry: RetryEvent) -> None:
         self.retry_count += 1

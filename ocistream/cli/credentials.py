@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocistream.cli.standard_streams import read_password, read_password_file
-from ocistream.errors import AuthenticationError, UsageError
+from ocistream.errors import NotFoundError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams.paths import exists
 
@@ -58,9 +58,7 @@ class ExplicitCredentials:
                 if not exists(path):
                     msg = f"{option} {printable(path, 1024)}: no such file"
                     hint = "check the path; `ocistream login --authfile FILE` creates such a file"
-                    # AuthenticationError, as for a missing file named by a variable or the configuration: no image was
-                    # looked up yet.
-                    raise AuthenticationError(msg, hint=hint)
+                    raise NotFoundError(msg, hint=hint)
                 return Path(path), option
         return None
 

@@ -58,7 +58,7 @@ class Cache:
             with files.disk_errors(f"cannot read the cache {path}"):
                 if paths.exists(path) and not paths.is_directory(path):
                     msg = f"the cache {path} is not a directory"
-                    raise UsageError(msg, hint="name an empty or a new directory, or a layout")
+                    raise UsageError(msg, hint="name an empty or new directory, or a layout")
             self.layout.check_usable()
         except (OSError, LocalDiskError) as error:
             self.disable(error)

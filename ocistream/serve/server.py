@@ -378,12 +378,11 @@ def _resolve_listen_address(
         numeric = ipaddress.ip_address("127.0.0.1" if name == "localhost" else name.strip("[]"))
     except ValueError:
         numeric = None
-    if numeric is None and has_password:
-        msg = f"{printable(name)} is neither a numeric address nor localhost"
-        raise UsageError(msg, hint="write 127.0.0.1 or [::1]; 0.0.0.0 or [::] for all addresses of this machine")
-    if numeric is None or not (has_password or numeric.is_loopback):
-        msg = f"{printable(name)} is not an address on loopback"
-        hint = "beyond this machine, clients need a password: use --username with --password-stdin"
-        raise UsageError(msg, hint=hint)
+    if numeric is None:
+        msg = f"cannot listen on {printable(name)}: it is a host name, not an address"
+        raise UsageError(msg, hint="write an IP address or localhost; 0.0.0.0 or [::] for all interfaces")
+    if not (has_password or numeric.is_loopback):
+        msg = f"refusing to listen on {printable(name)} without a password: it is not an address on loopback"
+        raise UsageError(msg, hint="add --username USER --password-file FILE, or use 127.0.0.1")
     family = socket.AF_INET if numeric.version == 4 else socket.AF_INET6
     return family, (str(numeric), port)

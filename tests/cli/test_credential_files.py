@@ -114,7 +114,15 @@ def test_a_missing_authfile_is_an_error_even_without_authentication(user: User) 
     for option in ("--authfile", "--src-authfile"):
         end = [f"{user.registry.host}/app:1", f"oci:{user.home}/out"]
         result = user.run("copy", *end, f"{option}={user.home}/none.json")
-        assertions.failure(result, 3, f"{option} {user.home}/none.json: no such file")
+        assertions.failure(result, 4, f"{option} {user.home}/none.json: no such file")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"auths": []}', '{"credHelpers": 1}'])
+def test_a_malformed_authfile_is_an_error_even_without_authentication(user: User, content: str) -> None:
+    user.registry.auth = None
+    (user.home / "broken.json").write_text(content)
+    assertions.failure(user.pull("--authfile", user.home / "broken.json"), 2, "broken.json", "log in again")
+    assert user.registry.requests == []
 
 
 def test_login_and_logout_keep_credentials_in_an_authfile(user: User) -> None:

@@ -255,6 +255,7 @@ def test_a_command_for_a_layout_or_an_archive_refuses_other_locations(
         (["serve", "oci:x.tar"], 2, ["is a file", "oci-archive:x.tar"]),
         (["serve", "oci-archive:made"], 2, ["is a directory", "oci:made"]),
         (["serve", "oci-archive:none"], 4, ["none: no such file"]),
+        (["serve", "none.tgz"], 4, ["no such file", "oci:none.tgz"]),
         (["serve", "x.tar:app"], 2, ["x.tar is the name of an archive"]),
         (["serve", "oci-archive:-"], 2, ["stdin"]),
         (["serve", "127.0.0.1:1/app"], 4, ["not an image"]),

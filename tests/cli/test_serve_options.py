@@ -77,6 +77,29 @@ def test_with_a_password_only_who_knows_it_is_served(archive: Path, tmp_path: Pa
     assert err == b"ocistream: terminated\n"
 
 
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("0.0.0.0:0", ["refusing to listen on 0.0.0.0 without a password", "add --username USER --password-file FILE"]),
+        ("foo:5000", ["cannot listen on foo: it is a host name, not an address", "write an IP address or localhost"]),
+        ("127.0.0.1:99999", ["malformed address '127.0.0.1:99999': the port is not from 0 to 65535", "HOST:PORT"]),
+        ("127.0.0.1:000000", ["the port is not from 0 to 65535"]),
+        ("127.0.0.1", ["malformed address '127.0.0.1'\n", "HOST:PORT"]),
+    ],
+)
+def test_a_refused_address_is_reported_with_its_correction(archive: Path, address: str, words: list[str]) -> None:
+    assertions.failure(ocistream("serve", archive, "--listen", address), 2, *words)
+
+
+def test_a_new_layout_is_reported(tmp_path: Path) -> None:
+    for notice in (b"ocistream: created an empty layout in new\n", b""):
+        with started_fork("serve", "new", "--listen=127.0.0.1:0", cwd=tmp_path) as process:
+            assert process.stdout.readline()
+            process.terminate()
+            _, err = process.communicate(timeout=60)
+        assert err == notice + b"ocistream: new has no images yet\nocistream: terminated\n"
+
+
 def test_a_password_may_come_on_stdin_and_then_every_address_will_do(archive: Path) -> None:
     for address in ("0.0.0.0:0", "192.0.2.1:0"):
         assertions.failure(

@@ -116,7 +116,7 @@ def test_a_wrong_password_at_login_is_told_of_tokens(place: Place, tmp_path: Pat
     host = place.start(auth=Basic("me", "hunter2")).host
     argv = ["login", host, "--username=me", "--password-stdin"]
     result = ocistream(*argv, stdin=b"other", env={"DOCKER_CONFIG": str(tmp_path / "docker")})
-    assertions.failure(result, 3, "refused the user name or the password", "a token instead of the password")
+    assertions.failure(result, 3, "refused the user name or the password\n", "an access token instead of the password")
 
 
 def test_docker_s_file_is_told_what_to_do_about_in_each_part(place: Place, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ _STOP_TIMEOUT: Final = 6.0
 _DEFAULT_ADDRESS: Final = "127.0.0.1:5000"
 _MAX_LOGGED: Final = 2000
 _MAX_PORT: Final = 65535
+_MAX_PORT_DIGITS: Final = 5
 _PATH_TYPE: Final = click.Path(path_type=Path)
 
 
@@ -94,7 +95,8 @@ def serve(
     """Serve PATH as a registry: a layout directory for pull and push (default: .), an archive for pull.
 
     Without a password, it listens only on loopback. Stop it with SIGINT or SIGTERM. The first line on stdout is the
-    address, where a browser shows a page about the images. If PATH does not exist, an empty layout is created.
+    address, where a browser shows a page about the images. A missing directory is created as an empty layout; a missing
+    archive is an error.
 
     \b
     ocistream serve images/     # docker push localhost:5000/app:1
@@ -108,6 +110,8 @@ def serve(
     console = context.console
     address = _parse_address(listen)
     location = _parse_served_location(location_text)
+    path = path_of(location)
+    is_new = not paths.exists(path)
     auth = _build_basic_auth(context)
     tls = _build_tls_context(tls_cert, tls_key)
     # A note, not an error: a proxy or a tunnel may add TLS.
@@ -123,7 +127,7 @@ def serve(
     with ExitStack() as stack:
         log = _build_request_log(console, access_log, stack)
         registry = Registry(
-            path_of(location),
+            path,
             address=address,
             read_only=read_only,
             log=log,
@@ -132,6 +136,8 @@ def serve(
             kind=archive_kind_of(location),
         )
         stack.callback(registry.stop)
+        if is_new:
+            console.info(f"created an empty layout in {printable(str(path), 1024)}")
         for line in registry.operator_notices():
             console.info(line)
         click.echo(registry.host)
@@ -143,9 +149,13 @@ def serve(
 
 def _parse_address(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > _MAX_PORT:
-        msg = f"malformed address {listen!r}"
-        raise UsageError(msg, hint="write HOST:PORT, such as 127.0.0.1:5000 or [::1]:5000")
+    hint = "write HOST:PORT, such as 127.0.0.1:5000 or [::1]:5000"
+    if not host or not port.isascii() or not port.isdigit():
+        msg = f"malformed address {printable(listen)!r}"
+        raise UsageError(msg, hint=hint)
+    if len(port) > _MAX_PORT_DIGITS or int(port) > _MAX_PORT:
+        msg = f"malformed address {printable(listen)!r}: the port is not from 0 to {_MAX_PORT}"
+        raise UsageError(msg, hint=hint)
     return host.strip("[]"), int(port)
 
 
