@@ -351,7 +351,9 @@ class LayoutDirectory(BlobDirectory):
             others = [entry.name for entry in self.path.iterdir() if not _is_layout_file(entry.name)]
             if others and not self.exists():
                 msg = f"{self.path} is not empty and not an OCI layout"
-                raise UsageError(msg, hint="name an empty or new directory, or a layout that `ocistream pull -o DIR/` wrote")
+                raise UsageError(
+                    msg, hint="name an empty or new directory, or a layout that `ocistream pull -o DIR/` wrote"
+                )
         for algorithm in DIGEST_HEX_LENGTHS:
             self.algorithm_directory(algorithm)
         self._check_marker()
