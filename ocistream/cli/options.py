@@ -364,4 +364,4 @@ def json_option(help_text: str) -> _Decorator:
 
 def dry_run_option(help_text: str) -> _Decorator:
     """Give a command --dry-run."""
-    return click.option("--dry-run", cls=Option, is_flag=True, section=OUTPUT, help=help_text, no_default=FOR_ONE_RUN)
+    return click.option("--dry-run", cls=Option, is_flag=True, section=OUTPUT, help=help_text)
