@@ -17,11 +17,11 @@ from tests import schemas
 from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import assertions
 from tests.docker_archives import archive_of, of_docker, saved
-from tests.fault_actions import Stall
-from tests.faulty_registry import Fault, FaultyRegistry
+from tests.fault_actions import Stall, WithholdAnswer
+from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
-from tests.runner import forking_command, ocistream, pipe
+from tests.runner import forking_command, ocistream, pipe, started_fork
 
 MIB = 1 << 20
 #: A writer that notices whether all of what it wrote was read.
@@ -500,3 +500,28 @@ def test_a_pipe_that_is_cut_leaves_nothing(start: Callable[..., FaultyRegistry],
     assert push.code == 6
     assert "Traceback" not in pull.err + push.err
     assertions.no_image(two)
+
+
+def test_the_first_failure_is_reported_and_not_the_cancellation_that_it_causes(
+    served: FaultyRegistry, layout: Layout, tmp_path: Path
+) -> None:
+    layout.image([2 * MIB], name="app")
+    archive = tmp_path / "app.tar"
+    assertions.success(ocistream("copy", f"oci:{layout.path}:app", archive))
+    served.faults = [
+        # The config comes first. Its upload opens only when the layer is on its way, and is then refused.
+        Fault(WithholdAnswer(), "POST", "uploads"),
+        Fault(refusal(403, "DENIED"), "PATCH|PUT", "uploads", skip=1, times=None),
+    ]
+    with started_fork("push", f"{served.host}/app:1", stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        process.stdin.write(archive.read_bytes()[:-MIB])
+        process.stdin.flush()
+        served.wait_for_request("PATCH", "uploads")
+        served.release()
+        # The pipe stays open: the layer's upload ends only when it is cancelled.
+        said = process.stderr.read().decode()
+        assert process.wait(60) == 3, said
+    assert said.startswith(f"ocistream: error: {served.host} refused: "), said
+    assert "403 DENIED" in said
+    assertions.no_image(served)
