@@ -338,7 +338,7 @@ def test_blobs_that_the_registry_has_are_not_sent(
     (tmp_path / "app.tar").write_bytes(stdin)
     given = ["-i", str(tmp_path / "app.tar")] if how == "file" else []
     assertions.success(ocistream("push", f"{served.host}/app:1", *given, stdin=stdin))
-    assert len(served.asked("PATCH")) == 3
+    assert len(served.asked("PUT", "uploads")) == 3
     served.requests.clear()
     assertions.success(ocistream("push", f"{served.host}/app:2", *given, stdin=stdin))
     assert len(served.asked("HEAD", "/blobs/")) == 3
