@@ -20,12 +20,12 @@ from ocistream.streams.workers import start
 from ocistream.transfer.interfaces import NullObserver
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ocistream.cli.console import Console
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.oci.graph import Graph
-    from ocistream.transfer.interfaces import Observer
+    from ocistream.oci.graph import Graph, Root
+    from ocistream.transfer.interfaces import RunObserver
 
 __all__ = [
     "LINE_INTERVAL",
@@ -63,7 +63,7 @@ _LOG_SECTIONS: Final = {
 
 
 @contextlib.contextmanager
-def show_progress(kind: str, console: Console) -> Iterator[Observer]:
+def show_progress(kind: str, console: Console) -> Iterator[RunObserver]:
     """Show the progress of the transfer within the block.
 
     `kind` is the value of --progress. "auto" is a bar on a terminal, else a line every few seconds, and nothing with -q
@@ -229,9 +229,14 @@ class Progress:
             self.tick()
 
     def planned(self, graph: Graph) -> None:
-        """Set the total."""
+        """Add a graph to the total."""
+        self.add_total(graph.size, len(graph.blobs), graph.roots)
+
+    def add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:  # noqa: ARG002 - a display shows them
+        """Add bytes and blobs to the total, or remove some (negative)."""
         with self._lock:
-            self._total, self._blob_count = graph.size, len(graph.blobs)
+            self._total = (self._total or 0) + size
+            self._blob_count = (self._blob_count or 0) + blobs
             self.has_started = True
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
@@ -353,10 +358,11 @@ class _JsonProgress(Progress):
         self._has_reported_total = False
         self._next_event = time.monotonic()
 
-    def planned(self, graph: Graph) -> None:
-        super().planned(graph)
-        images = [{"name": root.name, "digest": root.descriptor.digest} for root in graph.roots]
-        self._console.emit_event(event="planned", images=images, blobs=len(graph.blobs), total=graph.size)
+    def add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
+        images = [{"name": root.name, "digest": root.descriptor.digest} for root in roots]
+        with self._console.writing:
+            super().add_total(size, blobs)
+            self._console.emit_event(event="planned", images=images, blobs=self._blob_count, total=self._total)
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
         super().advance(size, descriptor)

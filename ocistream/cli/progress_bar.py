@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ocistream.cli.console import Console
     from ocistream.cli.progress import ProgressSnapshot
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.oci.graph import Graph
+    from ocistream.oci.graph import Root
 
 __all__ = ["ProgressBar", "render_lines"]
 
@@ -77,9 +77,9 @@ class ProgressBar(Progress):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def planned(self, graph: Graph) -> None:
-        """Set the total."""
-        super().planned(graph)
+    def add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
+        """Add to the total, and draw it."""
+        super().add_total(size, blobs, roots)
         self._draw()
 
     def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:  # noqa: ARG002 - a display's method

@@ -27,7 +27,7 @@ from ocistream.streams.workers import run_each, start, wait_to_settle
 from ocistream.sync.comparison import ImageComparer, ImageComparison, SyncResult, select_for
 from ocistream.sync.destination_state import LayoutWriters
 from ocistream.sync.plan import EntryCopies, drop_duplicates
-from ocistream.sync.progress import ImageProgress, SyncProgress
+from ocistream.sync.progress import ImageProgress
 from ocistream.sync.sources import SyncSources, read_graph
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.oci.reference import Reference
     from ocistream.sync.plan import CopyDestination, ImageCopy, Shard, SyncEntry, SyncLocation, SyncPlan
-    from ocistream.transfer.interfaces import Destination, Observer, Source
+    from ocistream.transfer.interfaces import Destination, RunObserver, Source
 
 __all__ = ["ImageCopier", "SyncResult", "SyncRun"]
 
@@ -74,7 +74,7 @@ class SyncRun:
         jobs: int,
         prefetch_memory: int,
         create_cancel_event: Callable[[], threading.Event],
-        observer: Observer,
+        observer: RunObserver,
         check_push: Callable[[Reference | None], None] = lambda _: None,
     ) -> None:
         """`context` returns the context of a location; `create_cancel_event` an event to cancel one image."""
@@ -96,13 +96,13 @@ class SyncRun:
         #: Copied images whose results are not reported yet, and when others were (monotonic seconds).
         self._unreported: list[ImageComparison] = []
         self._reported_at = 0.0
-        self._progress = SyncProgress(observer)
+        self._observer = observer
         self._copier = ImageCopier(
             context,
             sources=self._sources,
             layouts=self._layouts,
             create_cancel_event=create_cancel_event,
-            progress=self._progress,
+            observer=observer,
         )
 
     def run(self, plan: SyncPlan, shard: Shard, *, dry_run: bool = False) -> None:
@@ -142,10 +142,8 @@ class SyncRun:
 
     def _copy_batch(self, comparisons: Sequence[ImageComparison], jobs: int, done: int, count: int) -> None:
         """Copy several images at once, and report the results in the order of `comparisons`."""
-        self._progress.add_expected(
-            sum(comparison.size for comparison in comparisons),
-            sum(comparison.blob_count for comparison in comparisons),
-        )
+        if blobs := sum(comparison.blob_count for comparison in comparisons):
+            self._observer.add_total(sum(comparison.size for comparison in comparisons), blobs)
         pending = [comparison for comparison in comparisons if comparison.pending]
         images = max(1, min(jobs // _JOBS_PER_IMAGE, len(pending)))
         #: Images that were copied, or failed; and those that were not yet. Only this thread uses the latter.
@@ -171,7 +169,7 @@ class SyncRun:
                     self._report_copied(_FLUSH_INTERVAL)
                 self._unreported.append(comparison)
                 self._report_copied(0.0 if self._layouts.is_flushed else _FLUSH_INTERVAL)
-                self._progress.report_images(number, count)
+                self._observer.report_images(number, count)
         finally:
             wait_to_settle([copying])
             self._report_copied(0.0)
@@ -241,14 +239,14 @@ class ImageCopier:
         sources: SyncSources,
         layouts: LayoutWriters,
         create_cancel_event: Callable[[], threading.Event],
-        progress: SyncProgress,
+        observer: RunObserver,
     ) -> None:
         """`context` returns the context of a location; `create_cancel_event` an event to cancel one image."""
         self._context_of = context
         self._sources = sources
         self._layouts = layouts
         self._create_cancel_event = create_cancel_event
-        self._progress = progress
+        self._observer = observer
         self._blobs = _CopiedBlobs()
         #: Blobs planned for each registry or layout: one that several images have is written once.
         self._planned_blobs: set[int] = set()
@@ -262,7 +260,7 @@ class ImageCopier:
         failures: dict[str, OcistreamError] = {}
         branches: dict[str, FanOutBranch] = {}
         digest, bytes_read = None, 0
-        progress = ImageProgress(self._progress, comparison.size, comparison.blob_count)
+        progress = ImageProgress(self._observer, comparison.size, comparison.blob_count)
         stores = {store for destination in comparison.pending if (store := _store_of(destination)) is not None}
         with ExitStack() as stack:
             claim = stack.enter_context(self._blobs.claim(stores, cancelled))
