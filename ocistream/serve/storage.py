@@ -186,9 +186,10 @@ class DirectoryStorage(LayoutDirectory):
     def __init__(self, path: Path) -> None:
         """Use the directory at `path`; nothing is read yet."""
         super().__init__(path)
-        self._index_lock = threading.Lock()
-        #: The version of the file, and its entries.
+        #: The version of the file, and its entries. It is replaced as a whole, so that any thread may read it.
         self._index: tuple[tuple[int, ...], ImageIndex] | None = None
+        #: Held to replace it: one thread at a time parses the file, which takes some megabytes.
+        self._index_lock = threading.Lock()
         self._queue: deque[_IndexChange] = deque()
         self._writing = threading.Lock()
         self._verifications = VerificationCache()
@@ -199,6 +200,8 @@ class DirectoryStorage(LayoutDirectory):
 
     def index(self) -> ImageIndex:
         """Return the entries of `index.json`; the file is read only if another process has changed it."""
+        if (known := self._index) is not None and known[0] == self._index_version():
+            return known[1]
         with self._index_lock:
             version = self._index_version()
             if self._index is None or self._index[0] != version:
