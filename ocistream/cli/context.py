@@ -139,28 +139,6 @@ class CommandContext:
             msg = f"--result {result} is the archive itself"
             raise UsageError(msg, hint="name another file: this one would be overwritten")
 
-    def check_credentials(self, registries: Collection[str]) -> None:
-        """Raise UsageError if several registries could ask for the one user name and password given."""
-        origin = "--username" if self.registry.username is not None else ""
-        if not origin and os.environ.get("OCISTREAM_USERNAME"):
-            sides = ("OCISTREAM_SRC_USERNAME", "OCISTREAM_DEST_USERNAME")
-            origin = "" if any(os.environ.get(name) for name in sides) else "OCISTREAM_USERNAME"
-        if origin and len(registries) > 1:
-            msg = f"{origin} cannot be used for {' and '.join(sorted(registries))}"
-            hint = "run `ocistream login` for each registry"
-            if self.sides:
-                hint += (
-                    ", or use --src-username and --dest-username, or OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
-                )
-            raise UsageError(msg, hint=hint)
-
-    def check_password_options(self) -> None:
-        """Raise UsageError if two passwords would come on stdin."""
-        if sum(options.password_stdin for options in (self.registry, *self.sides.values())) > 1:
-            msg = "only one password can come from stdin"
-            others = "--src-password-file, --dest-password-file, OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD"
-            raise UsageError(msg, hint=f"use {others} for the other one")
-
     def _build_keychain(self, side: str, registries: Collection[str]) -> Keychain:
         from ocistream.auth.credentials import Keychain
 

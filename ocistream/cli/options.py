@@ -288,7 +288,7 @@ def command(function: Callable[..., None]) -> click.Command:
             omission=_collect(OmissionOptions, values),
             cancelled=console.cancelled,
         )
-        context.check_password_options()
+        context.credentials.check_password_stdin()
         return_large_blocks()
         function(context, **values)
 

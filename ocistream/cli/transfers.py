@@ -57,7 +57,7 @@ def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
     queried = find_queried_registries(context)
     named = plan.source_registries | plan.destination_registries
     if not context.sides:
-        context.check_credentials(named | queried)
+        context.credentials.check_registries(named | queried)
         return
     for side in context.sides:
         context.registry_options(side)
@@ -75,7 +75,7 @@ def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
             context.console.info(message)
         if not context.sides[side].has_credential:
             shared |= side_registries
-    context.check_credentials(shared)
+    context.credentials.check_registries(shared)
 
 
 def run_transfer(

@@ -67,7 +67,7 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
     if context.copy.mount_from and among is None:
         msg = "--mount-from needs --among"
         raise UsageError(msg, hint="without --among, name the other repositories too: ocistream have REPO REPO")
-    context.check_credentials({location.reference.registry for location in parsed if location.reference})
+    context.credentials.check_registries({location.reference.registry for location in parsed if location.reference})
     with _open_holdings(context, parsed, writes=among is not None) as stores:
         partial_blobs: Mapping[str, int] = {}
         if among is None:

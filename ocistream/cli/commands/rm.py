@@ -100,7 +100,7 @@ def _remove_from_registries(
     from ocistream.registry.deletion import ImageDeleter
 
     registries = {reference.registry for reference in references}
-    context.check_credentials(registries)
+    context.credentials.check_registries(registries)
     open_context = context.build_open_context(registries=registries)
     for reference in references:
         open_context.check_push(reference)
