@@ -45,6 +45,7 @@ __all__ = [
     "is_archive_name",
     "is_directory",
     "is_layout_destination",
+    "is_missing_image",
     "layout_path_of",
     "open_archive_destination",
     "open_archive_source",
@@ -127,7 +128,10 @@ def parse_location(
         return Location(prefix, text, path=_expand_user(path), name=name or None, is_stream=is_stream)
     if colon and prefix in _FOREIGN_TRANSPORTS:
         msg = f"{printable(text)!r}: the transport {prefix} is not supported"
-        raise UnsupportedError(msg, hint="save the image to a file, and name the file")
+        hint = "`docker save IMAGE | ocistream push DST` reads from Docker, `ocistream pull IMAGE | docker load` writes"
+        if prefix != "docker-daemon":
+            hint = f"use oci-archive:FILE, and copy between it and {prefix}: with `skopeo copy`"
+        raise UnsupportedError(msg, hint=hint)
     is_path = _PATH_START.match(text) is not None or is_archive_name(text) or (text.endswith("/") and "://" not in text)
     is_path = is_path or (bare_is_path and not text.startswith("docker://"))
     if is_path or (not is_remote and _names_existing_path(text, folder or Path())):
@@ -174,6 +178,14 @@ def check_not_archive(text: str, reference: Reference) -> None:
         raise InvalidNameError(msg, hint=hint)
 
 
+def is_missing_image(location: Location) -> bool:
+    """Return whether a path does not exist and has the form of `HOST[:PORT]/REPOSITORY`."""
+    text = location.text
+    host, slash, _ = text.partition("/")
+    has_form = slash and (host == "localhost" or re.fullmatch(r"[^.:~][^:]*(?:\.[^.:]+|:[0-9]+)", host) is not None)
+    return bool(has_form) and not is_archive_name(text) and not paths.exists(text)
+
+
 def parse_local_location(text: str) -> Location:
     """Parse the location of an archive or a layout where none of a registry makes sense, as for -i and -o.
 
@@ -196,6 +208,11 @@ def parse_layout_path(text: str) -> Path:
         InvalidNameError, UnsupportedError: see `parse_location`.
     """
     location = parse_local_location(text)
+    if is_missing_image(location):
+        msg = f"{printable(text)!r} is in a registry, but this must be a layout directory"
+        raise UsageError(
+            msg, hint=f"registries delete unused blobs themselves; for a directory, write ./{printable(text)}"
+        )
     path = layout_path_of(location)
     if location.name is not None:
         msg = f"{printable(text)!r} has the name of an image, but this must be the whole layout"
@@ -209,10 +226,12 @@ def layout_path_of(location: Location) -> Path:
     Raises:
         UsageError: the location is an archive.
     """
-    if location.is_stream or location.kind not in {"path", "oci"}:
+    path = path_of(location)
+    has_archive_name = location.kind == "path" and is_archive_name(path.name) and not is_directory(location)
+    if location.is_stream or has_archive_name or location.kind not in {"path", "oci"}:
         msg = f"{printable(location.text)!r} is an archive, but this must be a layout directory"
         raise UsageError(msg, hint="`ocistream copy SRC oci:DIR` copies an archive to a layout")
-    return path_of(location)
+    return path
 
 
 def _names_existing_path(text: str, folder: Path) -> bool:
@@ -515,12 +534,13 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
     from ocistream.archive.decompression import decompress_input, is_compressed
     from ocistream.archive.file_source import ArchiveFileSource
     from ocistream.archive.stream_source import ArchiveStreamSource, open_input_stream
+    from ocistream.archive.tar import ARCHIVE_ON_STDIN
 
     path = path_of(location)
     kind = archive_kind_of(location)
     _check_not_directory(location)
     if location.is_stream:
-        label = "the archive on stdin" if str(path) == "-" else location.text
+        label = ARCHIVE_ON_STDIN if str(path) == "-" else location.text
         file = decompress_input(context.stdin(), label, selection.max_ratio)
     elif paths.is_file(path) and not is_compressed(path):
         return ArchiveFileSource(path, selection, kind)

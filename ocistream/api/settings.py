@@ -35,7 +35,7 @@ class TlsFiles:
 
         if self.client_key and not self.client_cert:
             msg = "--client-key needs --client-cert"
-            raise UsageError(msg)
+            raise UsageError(msg, hint="name the certificate of that key too")
         directory = directory or TlsSettings()
         return TlsSettings(
             ((self.ca_cert,) if self.ca_cert else ()) + directory.ca_files,

@@ -15,7 +15,8 @@ from ocistream.errors import (
 )
 from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import entry_name_of, is_printable_name, subject_of, tag_of
-from ocistream.locations import open_sources
+from ocistream.locations import is_missing_image, open_sources
+from ocistream.oci.digest import DIGEST_MISMATCH
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.oci.referrers import cosign_subject
 from ocistream.transfer import verify as verification
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["VerifyResult", "VolumeSet", "format_paths", "open_locations", "verify_source"]
 
 _DOCKER_ARCHIVE: Final = "docker-archive"
+_LAYOUT: Final = "OCI layout"
 
 
 def open_locations(locations: Sequence[Location], context: OpenContext, *, max_ratio: int) -> Source:
@@ -44,7 +46,7 @@ def open_locations(locations: Sequence[Location], context: OpenContext, *, max_r
         OcistreamError: a location cannot be opened.
     """
     for location in locations:
-        if location.kind == "docker":
+        if location.kind == "docker" or is_missing_image(location):
             msg = f"{printable(location.text)!r} is in a registry"
             raise UsageError(msg, hint="pull it first: `ocistream pull IMAGE | ocistream verify`")
     return open_sources(locations, context, Selection(all_blobs=True, max_ratio=max_ratio, referrers="list"))
@@ -190,7 +192,10 @@ class VerifyResult:
         errors: list[OcistreamError] = []
         for failure in failures:
             kind = IntegrityError if isinstance(failure.error, IntegrityError) else ArchiveError
-            errors.append(kind(f"{prefixes.get(failure.digest, '')}{failure.error.message}", hint=failure.error.hint))
+            hint = failure.error.hint
+            if hint is None and DIGEST_MISMATCH in failure.error.message:
+                hint = f"the {'layout' if self.format == _LAYOUT else 'archive'} is damaged: copy or pull it again"
+            errors.append(kind(f"{prefixes.get(failure.digest, '')}{failure.error.message}", hint=hint))
         hint = "a registry that has the missing blobs still accepts it"
         for descriptor in self.findings.missing:
             message = f"{prefixes.get(descriptor.digest, '')}missing {descriptor.digest}"
@@ -281,7 +286,7 @@ def _describe_source(source: Source) -> tuple[str, int, list[str]]:
     from ocistream.layout.source import LayoutSource
 
     if isinstance(source, LayoutSource):
-        return "OCI layout", 0, list(source.layout.list_foreign_files())
+        return _LAYOUT, 0, list(source.layout.list_foreign_files())
     from ocistream.archive.joined_source import JoinedSource
     from ocistream.archive.source import ArchiveSource
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.archive.contents import normalize_name
 from ocistream.archive.source import ArchiveSource, describe_layer_blob
-from ocistream.archive.tar import InputStream, TarEntry, TarReader
+from ocistream.archive.tar import ARCHIVE_ON_STDIN, InputStream, TarEntry, TarReader
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import ALL_IMAGES
 from ocistream.layout.index import LayoutIndex, no_image_error
@@ -65,7 +65,7 @@ class ArchiveStreamSource(ArchiveSource):
         selection: Selection = ALL_IMAGES,
         kind: ArchiveKind | None = None,
         *,
-        what: str = "the archive on stdin",
+        what: str = ARCHIVE_ON_STDIN,
     ) -> None:
         """Read from the position of `file`, later. `what` names the stream in errors."""
         super().__init__(selection, kind)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
 
 __all__ = [
+    "ARCHIVE_ON_STDIN",
     "END_OF_ARCHIVE",
     "TarEntry",
     "TarHeader",
@@ -137,6 +138,8 @@ def parse_pax_records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 BLOCK_SIZE: Final = 512
 #: Two blocks of zeros end an archive (POSIX pax, "ustar Interchange Format").
 END_OF_ARCHIVE: Final = bytes(2 * BLOCK_SIZE)
+#: The name of stdin in errors.
+ARCHIVE_ON_STDIN: Final = "the archive on stdin"
 _ZEROS: Final = bytes(BLOCK_SIZE)
 
 #: The records of a pax header that are used. Keeping a MiB of other records would need many times as much memory.
@@ -437,16 +440,16 @@ class TarReader:
 
     def _truncated_error(self, where: str) -> TruncatedError:
         if self._file.position == 0:
-            return TruncatedError(
-                f"{self._what} is truncated: it has 0 bytes",
-                hint=(
+            hint = "the program that wrote it probably failed: create it again"
+            if self._what == ARCHIVE_ON_STDIN:
+                hint = (
                     "the program that writes the archive probably failed: check its messages (in a shell, use "
                     "`set -o pipefail`)"
-                ),
-            )
+                )
+            return TruncatedError(f"{self._what} is empty", hint=hint)
         return TruncatedError(
             f"{self._what} is truncated: it ends at byte {self._file.position}, {where}",
-            hint="the program that wrote it failed or was interrupted",
+            hint="the program that wrote it failed or was interrupted: pull or copy it again",
         )
 
 

@@ -345,7 +345,7 @@ def _describe_usage_error(error: click.ClickException) -> tuple[str, str | None]
             return f"No such option {printable(error.option_name)!r}.", hint
     # Some messages of click have a line for each choice.
     message = " ".join(error.format_message().split())
-    return message, f"see `{context.command_path} --help`" if context is not None else None
+    return message, f"see `{_NAME if context is None else context.command_path} --help`"
 
 
 def _flush_streams() -> None:

@@ -70,9 +70,13 @@ def add_copy_hints(console: Console, plan: CopyPlan, source: Source, *, dry_run:
         # Other errors of this class are about an image that differs from the requested one.
         subject = error.message.partition(": ")[0]
         is_blob_error = subject == DIGEST_MISMATCH or is_digest(subject)
-        if is_blob_error and not error.hint and location is not None and location.path and not location.is_stream:
+        if is_blob_error and not error.hint and location is not None and location.path:
             path = printable(str(location.path), 1024)
-            error.hint = f"{path} is damaged, or changed during the run: check it with `ocistream verify {path}`"
+            error.hint = (
+                "the archive on stdin is damaged: save it to a file, and check it with `ocistream verify FILE`"
+                if location.is_stream
+                else f"{path} is damaged, or changed during the run: check it with `ocistream verify {path}`"
+            )
         raise
 
 

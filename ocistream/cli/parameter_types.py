@@ -109,13 +109,17 @@ class WholeNumber(click.IntRange):
         if isinstance(value, str):
             digits = value.removeprefix("-")
             if not digits.isascii() or not digits.isdigit():
-                self._fail(value, "is not a whole number", param, ctx)
+                self._fail(value, param, ctx)
             if len(digits) > _MAX_DIGITS:
-                self._fail(value, "is too large", param, ctx)
-        return super().convert(value, param, ctx)
+                self._fail(value, param, ctx)
+        number = int(value)
+        if (self.min is not None and number < self.min) or (self.max is not None and number > self.max):
+            self._fail(value, param, ctx)
+        return number
 
-    def _fail(self, value: str, problem: str, param: click.Parameter | None, ctx: click.Context | None) -> NoReturn:
-        self.fail(f"{printable(value, 40)!r} {problem}", param, ctx)
+    def _fail(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> NoReturn:
+        bounds = f"from {self.min} to {self.max}" if self.max is not None else f"of at least {self.min}"
+        self.fail(f"{printable(str(value), 40)!r} is not a whole number {bounds}", param, ctx)
 
 
 class PositiveNumber(click.FloatRange):

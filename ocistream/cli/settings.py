@@ -291,7 +291,7 @@ def _check_setting(context: click.Context, key: str, option: click.Option, setti
     try:
         option.process_value(context, setting.value)
     except click.BadParameter as error:
-        msg = f"{where}: {' '.join(error.format_message().split())}"
+        msg = f"{where}: {error.message}"
         raise UsageError(msg) from error
     except UsageError as error:
         msg = f"{where}: {error.message}"

@@ -81,7 +81,7 @@ def read_password_file(path: str, option: str) -> str:
         msg = f"{option} - is not a file"
         raise UsageError(msg, hint=f"read the password from stdin with {option.removesuffix('file')}stdin")
     description = f"{option} {printable(path, 1024)}"
-    with disk_errors(description), open(path, "rb") as file:  # noqa: PTH123 - a Path refuses names that are too long
+    with disk_errors(f"cannot read {description}"), open(path, "rb") as file:  # noqa: PTH123 - a Path refuses names that are too long
         raw = file.read(limits.MAX_ERROR_BODY + 1)
     if len(raw) > limits.MAX_ERROR_BODY:
         msg = f"{description} has more than {limits.MAX_ERROR_BODY} bytes: too long for a password"

@@ -173,6 +173,9 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
         msg = f"malformed image name {printed_text!r}: a URL is not a name"
         raise InvalidNameError(msg, hint="write HOST[:PORT]/REPOSITORY[:TAG][@DIGEST], without http:// or https://")
     rest, separator, digest = rest.partition("@")
+    if separator and "/" in digest:
+        msg = f"malformed image name {printed_text!r}: a user name is not part of a name"
+        raise InvalidNameError(msg, hint="use --username, or `ocistream login HOST`")
     if separator:
         parse_digest(digest)
     host, repository, tag = _split(rest)

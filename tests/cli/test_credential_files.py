@@ -205,7 +205,7 @@ def test_mistakes_are_reported_before_any_request(
         ),
         (["push", "--password=hunter2", "a"], "use --password-file or --password-stdin"),
         (["login", "--password", "hunter2"], "use --password-file or --password-stdin"),
-        (["copy", "--dest-tls-verify=false", "a", "b"], "--dest-insecure skips the check of certificates"),
+        (["copy", "--dest-tls-verify=false", "a", "b"], "--dest-insecure disables certificate verification"),
         (["verify", "--creds=me:hunter2"], "see `ocistream verify --help`"),
     ],
 )

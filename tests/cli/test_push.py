@@ -287,7 +287,7 @@ def test_to_pushes_only_the_selected_images(
 
 def test_to_and_an_image_exclude_each_other(served: FaultyRegistry, archive: Path) -> None:
     result = ocistream("push", "-i", archive, "--to", served.host, f"{served.host}/app:1")
-    assertions.failure(result, 2, "IMAGE and --to exclude each other")
+    assertions.failure(result, 2, "use either IMAGE or --to, not both")
     assertions.failure(ocistream("push", "-i", archive), 2, "push needs a destination")
     assert not served.requests
 

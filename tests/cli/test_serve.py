@@ -53,7 +53,10 @@ def test_the_first_line_is_the_address_and_the_registry_works(layout: Layout, tm
         assertions.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
-    said = f"ocistream: {tmp_path / 'store'} has no images yet\nocistream: terminated\n"
+    store = tmp_path / "store"
+    said = (
+        f"ocistream: created an empty layout in {store}\nocistream: {store} has no images yet\nocistream: terminated\n"
+    )
     assert (process.returncode, out, err.decode()) == (143, b"", said)
     assert assertions.index_of(tmp_path / "x.tar")[0]["digest"] == image["digest"]
     # What was pushed is in the directory, and there for the next one.
@@ -65,7 +68,10 @@ def test_ctrl_c_stops_the_server(tmp_path: Path) -> None:
     with serving(tmp_path / "store") as (process, _):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    said = f"ocistream: {tmp_path / 'store'} has no images yet\nocistream: interrupted\n"
+    store = tmp_path / "store"
+    said = (
+        f"ocistream: created an empty layout in {store}\nocistream: {store} has no images yet\nocistream: interrupted\n"
+    )
     assert (process.returncode, err.decode()) == (130, said)
 
 

@@ -587,7 +587,8 @@ def test_verify_names_the_volume(registry: FaultyRegistry, folder: Path) -> None
         assertions.success(seen)
         others = ", ".join(name for name in NAMES if name != path.name)
         assert f"volume {number + 1} of 3 ({path.name}); {others} have the rest" in seen.lines()
-        assert seen.lines()[-1].startswith("ok: OCI archive, 1 image")
+        assert seen.lines()[-1].startswith(f"ok, but incomplete (volume {number + 1} of 3): OCI archive, 1 image")
+        assert seen.lines()[-1].endswith("1 part of split blobs") == (number < 2)
         assertions.success(ocistream("verify", stdin=path))
         shown = ocistream("inspect", path)
         assertions.success(shown)
@@ -601,6 +602,7 @@ def test_verify_of_all_volumes_finds_the_image_complete(cut: CutOnce, order: Seq
     seen = ocistream("verify", "--deep", *(cut.paths[number] for number in order))
     assertions.success(seen)
     assert "volumes 1, 2, 3 of 3: all volumes" in seen.lines()
+    assert seen.lines()[-1].startswith("ok: ")
     document = json.loads(ocistream("verify", "--json", *(cut.paths[number] for number in order[:2])).out)
     assert document["ok"]
     assert document["volumes"]["present"] == sorted(NAMES[number] for number in order[:2])

@@ -362,8 +362,8 @@ FAILURES: Final = [
             "not an image archive: it has neither an index.json nor a manifest.json",
             "use an archive from `ocistream pull`, `docker save`, skopeo or podman", _source_code),
     Failure("a truncated archive", 6, "FILE is truncated: it ends at byte …",
-            "the program that wrote it failed or was interrupted", _cut),
-    Failure("nothing on stdin", 6, "the archive on stdin is truncated: it has 0 bytes",
+            "the program that wrote it failed or was interrupted: pull or copy it again", _cut),
+    Failure("nothing on stdin", 6, "the archive on stdin is empty",
             "the program that writes the archive probably failed: check its messages (in a shell, use "
             "`set -o pipefail`)",
             _nothing_on_stdin),

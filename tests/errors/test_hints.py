@@ -33,7 +33,22 @@ _DIGEST = "sha256:" + 64 * "a"
         (["push"], 2, ["IMAGE or --to HOST", "HOST/REPOSITORY:TAG"]),
         (["push", "--to", "localhost:5000/app:1"], 2, ["has a tag or a digest", "push localhost:5000/app:1"]),
         (["push", "--to", f"localhost:5000/app@{_DIGEST}"], 2, ["has a tag or a digest"]),
-        (["copy", "dir:x", "oci:y"], 8, ["the transport dir", "save the image to a file"]),
+        (["copy", "dir:x", "oci:y"], 8, ["the transport dir", "use oci-archive:FILE, and copy between it and dir:"]),
+        (["copy", "docker-daemon:x:1", "oci:y"], 8, ["docker-daemon", "`docker save IMAGE | ocistream push DST`"]),
+        (["inspect", "user:secret@host/x"], 2, ["malformed image name '...@host/x': a user name is not", "--username"]),
+        (["pull", "user@host/x:1"], 2, ["malformed image name 'user@host/x:1': a user name is not part", "--username"]),
+        (["pull", "localhost:1/a:1", "--jobs=99"], 2, ["'99' is not a whole number from 1 to 32", "pull --help"]),
+        (["pull", "localhost:1/a:1", "--jobs=foo"], 2, ["'foo' is not a whole number from 1 to 32", "pull --help"]),
+        (["pull", "localhost:1/a:1", "--from-byte=-1"], 2, ["'-1' is not a whole number of at least 0", "--help"]),
+        (["pull", "localhost:1/a:1", "--platform"], 2, ["requires an argument", "see `ocistream --help`"]),
+        (["pull", "localhost:1/a:1", "--client-key=k"], 2, ["--client-key needs --client-cert", "certificate of that"]),
+        (["pull", "localhost:1/a:1", "-u=a", "--password-file=no"], 4, ["no such file", "check the path"]),
+        (["verify", "localhost:5000/app:1"], 2, ["is in a registry", "pull it first"]),
+        (["verify", "registry.example.com/app"], 2, ["is in a registry", "pull it first"]),
+        (["gc", "localhost:5000/app:1"], 2, ["is in a registry, but this must be a layout directory", "themselves"]),
+        (["gc", "nowhere"], 4, ["no such directory", "check the path"]),
+        (["rm", "app.tar"], 2, ["app.tar is an archive, which is never changed", "name a layout directory"]),
+        (["list", "localhost:1/app"], 2, ["No such command", "use `ocistream tags HOST/REPO`"]),
         (["pull", "localhost:5000/app:a/b"], 2, ["is not a tag", "128 characters"]),
         (["pull", "localhost:5000/app@sha256:abc"], 2, ["malformed digest", "64 characters"]),
         (["pull", "app :1"], 2, ["is not a repository", "lower-case letters and digits"]),
@@ -69,6 +84,7 @@ def test_a_configuration_that_is_no_toml_is_said_with_what_toml_is(tmp_path: Pat
     [
         ("OCISTREAM_CONFIG", "/nowhere.toml", 4, "correct or unset that variable"),
         ("SSL_CERT_FILE", "/nowhere.pem", 4, "correct or unset that variable"),
+        ("OCISTREAM_JOBS", "foo", 2, "error: OCISTREAM_JOBS: 'foo' is not a whole number from 1 to 32\n"),
         ("HTTPS_PROXY", "other://proxy", 7, "the proxy comes from HTTPS_PROXY"),
     ],
 )
@@ -146,6 +162,13 @@ def test_what_is_no_archive_is_called_what_it_seems_to_be(tmp_path: Path) -> Non
             argv = [] if piped else ["-i", str(tmp_path / name)]
             stdin = tmp_path.joinpath(name).read_bytes() if piped else None
             assertions.failure(ocistream("push", *argv, "localhost:1/app:1", stdin=stdin), 6, "no tar header", word)
+
+
+def test_an_empty_archive_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "e.tar").write_bytes(b"")
+    assertions.failure(ocistream("verify", "e.tar", cwd=tmp_path), 6, "e.tar is empty\n", "create it again")
+    (tmp_path / "list.txt").write_bytes(b"")
+    assertions.failure(ocistream("pull", "--images", "list.txt", cwd=tmp_path), 2, "list.txt is empty\n")
 
 
 def test_what_ends_within_a_header_is_truncated_all_the_same() -> None:

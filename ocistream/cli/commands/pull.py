@@ -176,7 +176,7 @@ def _read_image_list(context: CommandContext, path: str) -> list[Location]:
             if text:
                 images.append(_parse_list_item(text, f"{label}, line {number}"))
     if not images:
-        msg = f"{label} has no images"
+        msg = f"{label} has no images" if number else f"{label} is empty"
         raise UsageError(msg, hint="write one image per line")
     return images
 
@@ -193,7 +193,7 @@ def _parse_line(raw: bytes, where: str, *, first: bool) -> str:
 
 def _parse_list_item(text: str, where: str) -> Location:
     if len(text.split()) > 1:
-        msg = f"{where}: {printable(text)!r} is more than one word"
+        msg = f"{where}: {printable(text)!r} is more than one image name"
         raise InvalidNameError(msg, hint="write one image per line")
     try:
         return Location("docker", text, reference=parse_image(text, _OUTPUT_HINT))

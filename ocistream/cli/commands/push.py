@@ -90,7 +90,7 @@ def push(
     image = arguments[0] if arguments else None
     if (image is None) == (prefix is None):
         both = image is not None
-        msg = "IMAGE and --to exclude each other" if both else "push needs a destination: IMAGE or --to HOST[/PREFIX]"
+        msg = "use either IMAGE or --to, not both" if both else "push needs a destination: IMAGE or --to HOST[/PREFIX]"
         hint = "IMAGE (HOST/REPOSITORY:TAG) names one image; with --to, each image keeps its name from the archive"
         raise UsageError(msg, hint=hint)
     archives = [location for path in paths or ("-",) for location in _expand_glob(parse_local_location(path))]
@@ -123,7 +123,9 @@ def _check_arguments(arguments: Sequence[str], paths: Sequence[str], prefix: str
         raise UsageError(msg, hint=hint)
     if len(images) > 1:
         msg = f"push takes one IMAGE, but {printable(images[1])!r} is a second one"
-        raise UsageError(msg, hint="push reads archives: `ocistream copy SRC DST` copies from a registry to another")
+        raise UsageError(
+            msg, hint="run push once for each destination; `ocistream copy SRC DST` copies between registries"
+        )
 
 
 def _expand_glob(location: Location) -> list[Location]:

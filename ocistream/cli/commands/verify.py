@@ -114,8 +114,23 @@ def _format_lines(result: VerifyResult) -> Iterator[str]:
     for index in findings.incomplete:
         name = printable(index.name or index.digest)
         yield from _limit_lines([f"not exported: {printable(missing)} of {name}" for missing in index.missing])
-    verdict = "ok" if result.ok else "NOT ok"
+    verdict = "NOT ok"
+    if result.ok:
+        reasons = _describe_absent(result)
+        verdict = f"ok, but incomplete ({', '.join(reasons)})" if reasons else "ok"
     yield f"{verdict}: {result.format}, {', '.join(_format_counts(result))}"
+
+
+def _describe_absent(result: VerifyResult) -> list[str]:
+    """Return what other volumes, or the destination, have instead of the archive."""
+    reasons: list[str] = []
+    if result.volumes and result.volumes.absent_names:
+        reasons.append(_number_volumes(result.volumes))
+    is_omitted = result.findings.graph.omitted_from_source
+    count = sum(not result.volumes or is_omitted[blob.digest].kind != VOLUME for blob in result.findings.omitted)
+    if count:
+        reasons.append(f"{format_count(count, 'blob')} omitted")
+    return reasons
 
 
 def _format_counts(result: VerifyResult) -> list[str]:
@@ -131,7 +146,7 @@ def _format_counts(result: VerifyResult) -> list[str]:
     if findings.unpacked:
         parts.append(f"{format_count(findings.unpacked, 'layer')} unpacked")
     if findings.parts:
-        parts.append(f"{format_count(findings.parts, 'part')} of blobs")
+        parts.append(f"{format_count(findings.parts, 'part')} of split blobs")
     if result.other_files:
         parts.append(format_count(result.other_files, "other file"))
     return parts
@@ -143,11 +158,16 @@ def _limit_lines(lines: list[str]) -> Iterator[str]:
         yield f"... and {len(lines) - _MAX_LINES} more"
 
 
+def _number_volumes(volumes: VolumeSet) -> str:
+    """Return the numbers of the volumes, counted from 1."""
+    numbers = ", ".join(str(volume.number + 1) for volume in volumes.present)
+    return f"{'volume' if len(volumes.present) == 1 else 'volumes'} {numbers} of {volumes.present[0].total}"
+
+
 def _format_volumes(volumes: VolumeSet) -> str:
     """Return the volumes as a line for people."""
-    present, total = volumes.present, volumes.present[0].total
-    numbers = ", ".join(str(volume.number + 1) for volume in present)
-    description = str(present[0]) if len(present) == 1 else f"volumes {numbers} of {total}"
+    present = volumes.present
+    description = str(present[0]) if len(present) == 1 else _number_volumes(volumes)
     if not volumes.absent_names:
         return f"{description}: all volumes"
     more_text = f" and {len(volumes.absent_names) - _MAX_NAMES} more" if len(volumes.absent_names) > _MAX_NAMES else ""
