@@ -360,7 +360,7 @@ def _check_split(options: CopyOptions, location: Location) -> None:
     name = location.path.name if location.path is not None and not location.is_stream else ""
     if not options.split:
         if name and not is_layout_destination(location) and is_template(name):
-            msg = f"{printable(location.text)} has a placeholder for a volume number, but --split is missing"
+            msg = f"{printable(location.text)} has a %d for a volume number, but --split is missing"
             raise UsageError(msg, hint="add --split SIZE, or choose another name")
         return
     if location.is_stream or not name or is_layout_destination(location) or location.kind == "docker-archive":

@@ -92,11 +92,11 @@ def parse_template(text: str) -> VolumeTemplate:
             widths.append(int(match[2] or 0))
             texts.append("")
         else:
-            msg = f"{shown!r} is not a valid name for volumes: %{printable(match[4])} is not a placeholder for a number"
+            msg = f"{shown!r} is not a valid name for volumes: %{printable(match[4])} is not %d"
             raise UsageError(msg, hint=hint)
     texts[-1] += text[position:]
     if len(widths) != 1:
-        msg = f"{shown!r} is not a valid name for volumes: it has {len(widths) or 'no'} placeholders for a number"
+        msg = f"{shown!r} is not a valid name for volumes: it has {len(widths) or 'no'} %d"
         raise UsageError(msg, hint=hint)
     return VolumeTemplate(texts[0], widths[0], texts[1])
 

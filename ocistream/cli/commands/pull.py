@@ -78,18 +78,18 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
     metavar="N",
     no_default=FOR_ONE_RUN,
     section=OUTPUT,
-    help="Write the archive to stdout from byte N on, to resume a broken pipe.",
+    help="Write the archive to stdout from byte N on, to append to a partly received copy.",
 )
 @options(CopyOptions, "split")
 @platform_option("this machine's")
 @all_platforms_option
 @options(OmissionOptions)
 @options(CopyOptions, "no_referrers")
-@compression_options("Stdout needs temporary disk space.")
+@compression_options("To stdout, it needs disk space for a layer.")
 @credential_options
 @options(RunOptions, "memory", "cache")
 @transfer_options
-@dry_run_option("Print what would be copied, in bytes; change nothing.")
+@dry_run_option("Print the images and bytes that would be copied; change nothing.")
 def pull(
     context: CommandContext,
     sources: tuple[str, ...],

@@ -68,11 +68,11 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
 @platform_option("all")
 @all_platforms_option
 @options(CopyOptions, "no_referrers")
-@compression_options("`docker save` layers become gzip.")
+@compression_options("Layers of `docker save` become gzip.")
 @upload_options
 @credential_options
 @transfer_options
-@dry_run_option("Print what would be copied, in bytes; change nothing.")
+@dry_run_option("Print the images and bytes that would be copied; change nothing.")
 def push(
     context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, ...], prefix: str | None, *, dry_run: bool
 ) -> None:

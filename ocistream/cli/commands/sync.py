@@ -47,7 +47,7 @@ _REPORT_TIMEOUT: Final = 5.0
 
 @command
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@dry_run_option("Print what would be copied, in bytes; write nothing.")
+@dry_run_option("Print the images and bytes that would be copied; change nothing.")
 @click.option(
     "--shard",
     "part",
