@@ -23,7 +23,7 @@ from ocistream.oci.strict_json import canonical_json
 from ocistream.serve.access_control import is_from_web_page
 from ocistream.serve.errors import RequestRejectedError
 from ocistream.serve.http_handler import AccessLogEntry, FileSection, HTTPRequestHandler, ServerResponse
-from ocistream.serve.request import parse_content_range, parse_range_header
+from ocistream.serve.request import parse_content_range, parse_range_header, split_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,7 +80,7 @@ class RegistryHandler(HTTPRequestHandler):
         if auth is not None:
             self.user = auth.authenticate(self.headers.get("Authorization"))
         self.mark_admitted()
-        segments, self.parameters = self.parse_target()
+        segments, self.parameters = split_target(self.path)
         endpoints = self._endpoints(segments)
         place = "here"
         if self.registry.read_only:

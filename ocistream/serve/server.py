@@ -129,7 +129,7 @@ class Registry:
             _open_layout(directory, read_only=read_only)
         self.read_only = read_only or directory is None
         self.repositories = Repositories(self.storage)
-        self.uploads = Uploads(directory, directory.record_intact if directory else None)
+        self.uploads = Uploads(directory)
         if directory is not None and not read_only:
             # A push may start at any time: the lock shows that to `gc`.
             if (lock := directory.lock_blobs()) is not None:

@@ -24,12 +24,9 @@ from ocistream.streams.chunks import new_hash, read_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import TypeAlias
 
-    from ocistream.layout.directory import LayoutDirectory
+    from ocistream.serve.storage import DirectoryStorage
     from ocistream.streams.chunks import Hasher
-
-    OnStored: TypeAlias = Callable[[str, os.stat_result], None]
 
 __all__ = ["Upload", "Uploads"]
 
@@ -46,10 +43,8 @@ class Upload:
     start recognizes the files of a killed process.
     """
 
-    def __init__(self, layout: LayoutDirectory, repository: str, algorithm: str, on_stored: OnStored | None) -> None:
+    def __init__(self, layout: DirectoryStorage, repository: str, algorithm: str) -> None:
         """Start without bytes. `algorithm` is the one that the digest will probably have.
-
-        `on_stored` is called with the file that becomes a blob.
 
         Raises:
             LocalDiskError: the disk is full, or permission is denied.
@@ -59,7 +54,6 @@ class Upload:
         self.offset = 0
         self.last_used = time.monotonic()
         self._layout = layout
-        self._on_stored = on_stored
         #: Held by the request that writes to the session.
         self.lock = threading.Lock()
         self.is_open = True
@@ -122,8 +116,7 @@ class Upload:
                 path.parent.mkdir(exist_ok=True)
                 self._path.replace(path)
                 files.sync_directory(path.parent)
-            if self._on_stored is not None:
-                self._on_stored(digest, status)
+            self._layout.record_intact(digest, status)
         finally:
             self.discard()
 
@@ -157,13 +150,9 @@ class Upload:
 class Uploads:
     """All upload sessions of one registry. Safe for several threads."""
 
-    def __init__(self, layout: LayoutDirectory | None, on_stored: OnStored | None = None) -> None:
-        """Store uploads in `layout`, next to its blobs; if it is None, uploads are rejected.
-
-        `on_stored` is called with the digest and the status of each file that becomes a blob.
-        """
+    def __init__(self, layout: DirectoryStorage | None) -> None:
+        """Store uploads in `layout`, next to its blobs; if it is None, uploads are rejected."""
         self._layout = layout
-        self._on_stored = on_stored
         #: Any thread adds and removes: single operations of a dict are atomic.
         self._uploads: dict[str, Upload] = {}
 
@@ -179,7 +168,7 @@ class Uploads:
         self._discard_idle(idle_since=time.monotonic() - limits.UPLOAD_IDLE_TIMEOUT)
         maximum = limit_by_descriptors(limits.MAX_UPLOADS)
         if len(self._uploads) < maximum:
-            upload = Upload(self._layout, repository, algorithm, self._on_stored)
+            upload = Upload(self._layout, repository, algorithm)
             self._uploads[upload.identifier] = upload
             if len(self._uploads) <= maximum:
                 return upload
