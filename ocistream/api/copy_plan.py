@@ -376,7 +376,7 @@ def _choose_recompression(options: CopyOptions, destination: Location) -> Recomp
     if destination.kind != "docker-archive":
         return _parse_recompression(options, options.compress)
     if options.compress not in {None, "none"}:
-        msg = "layers of a docker-archive are never compressed"
+        msg = "layers of a docker-archive cannot be compressed"
         raise UsageError(msg, hint="omit --compress, or write an oci-archive: `docker load` reads it too")
     return _parse_recompression(options, "none")
 

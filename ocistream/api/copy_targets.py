@@ -56,8 +56,8 @@ def build_rename(name: str, kind: str) -> Callable[[Graph], Graph]:
     def rename(graph: Graph) -> Graph:
         (root,) = graph.roots
         if is_digest(digest) and digest != root.descriptor.digest:
-            msg = f"{printable(name)} was requested, but the image is {root.descriptor.digest}"
-            raise IntegrityError(msg)
+            msg = f"the image is {root.descriptor.digest}, not {digest} as in the name {printable(name)}"
+            raise IntegrityError(msg, hint="correct the digest, or write a tag")
         # Keep the name at the source: hints may need it.
         return replace(graph, roots=(replace(root, name=name, origin=root.origin or root.name or ""),))
 
@@ -159,6 +159,6 @@ def select_full_names(chosen: Sequence[str]) -> ImageSelector:
         else (select_existing_images, "in the archive or layout")
     )
     hint = (
-        "--to needs a full name for every image; push this one alone: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
+        "--to needs a full name for every image; push each of these: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
     )
     return lambda roots: select_all_images(select(roots), has_full_name, "full name", hint, description=description)

@@ -417,8 +417,8 @@ class ArchiveStreamSource(ArchiveSource):
         must_begin = not self._early_blobs.accepts_early
         if self._may_list_more_images():
             if must_begin:
-                msg = "manifest.json lists images that index.json does not list; their repositories are not known yet"
-                raise UnsupportedError(msg, hint="name one IMAGE to push to, or push from a file instead of a pipe")
+                msg = "manifest.json lists images that index.json does not list, so --to cannot read it from a pipe"
+                raise UnsupportedError(msg, hint="save it to a file and push with -i FILE, or push to one IMAGE")
             return False
         if must_begin and self._walk is not None and self._index_walk is not None and self._index_walk.is_chosen:
             self._abandoned.update(self._walk.skip_candidates())

@@ -313,8 +313,8 @@ class VolumeSetDestination(TarDestination):
         """
         require_complete(blob)
         if self._graph is None:
-            msg = "the index of the archive comes after its layers, so their volumes are not known in time"
-            raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
+            msg = "this archive lists its images only at its end, so --split cannot read it from a pipe"
+            raise UnsupportedError(msg, hint="save it to a file first")
         digest = blob.descriptor.digest
         pieces = self._plan.parts[digest] if self._plan else ()
         if len(pieces) > 1:

@@ -250,7 +250,7 @@ class Authenticator:
     def _login_error(self, message: str, credential: Credential | None = None) -> AuthenticationError:
         hint = f"ocistream login {self._registry}"
         if credential is not None and (credential.is_explicit or credential.source.startswith(_EXPLICIT_SOURCES)):
-            hint = f"correct or remove {credential.source}: this source overrides the credentials of `{hint}`"
+            hint = f"check the user name and password from {credential.source}: they take precedence over `{hint}`"
         return AuthenticationError(message, hint=hint)
 
     # -- tokens -----------------------------------------------------------------------------------------

@@ -243,18 +243,21 @@ def _describe_selected(
     if into_docker_archive:
         advice = "" if available_count == 1 else "; choose another with --platform"
     else:
-        advice = "; --platform all keeps the index" if available_count == 1 else "; --platform all for all"
+        advice = (
+            "; use --platform all to keep the index" if available_count == 1 else "; use --platform all to copy all"
+        )
     if may_lack and available_count > 1:
-        return f"{selected} of {available_count} platforms in the index{advice}, if the archive has the others"
+        return f"only {selected} of {available_count} platforms in the index{advice}, if the archive has the others"
     if available_count == listed_count:
         return (
             f"{selected}, the only platform of an index{advice}"
             if available_count == 1
-            else f"{selected} of {available_count} platforms{advice}"
+            else f"only {selected} of {available_count} platforms{advice}"
         )
     if available_count == 1:
         return f"{selected}, the only platform that the source has of the {listed_count} in the index{advice}"
-    return f"{selected} of the {available_count} platforms that the source has; the index lists {listed_count}{advice}"
+    present = f"only {selected} of the {available_count} platforms that the source has"
+    return f"{present}; the index lists {listed_count}{advice}"
 
 
 def _report_resumed(console: Console, report: Report) -> None:

@@ -42,7 +42,7 @@ _UNSUPPORTED_TYPES: Final = {
     "application/vnd.oci.artifact.manifest.v1+json": "an OCI artifact manifest (withdrawn before image-spec 1.1)",
     "application/vnd.cncf.oras.artifact.manifest.v1+json": "an ORAS artifact manifest",
 }
-_REPUSH_HINT: Final = "push the image again with a current tool, which makes a new manifest"
+_REPUSH_HINT: Final = "rebuild the image or push it again with a current version of Docker"
 #: The largest size that every other tool can represent.
 _MAX_SIZE: Final = 2**63 - 1
 _NO_ANNOTATIONS: Final[Mapping[str, str]] = {}

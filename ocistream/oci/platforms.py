@@ -233,4 +233,5 @@ def check_platform_matches(choice: PlatformChoice, name: str, platform: Platform
     if not any(wanted.matches(platform) for wanted in choice.platforms):
         wanted_text = ", ".join(str(wanted) for wanted in choice.platforms)
         msg = f"{name} has no platform {wanted_text}"
-        raise NotFoundError(msg, hint=f"it is a single image, for {printable(str(platform))}")
+        hint = f"it is a single image, for {printable(str(platform))}: omit --platform, or use a multi-platform image"
+        raise NotFoundError(msg, hint=hint)

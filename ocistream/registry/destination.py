@@ -201,10 +201,12 @@ class RegistryDestination:
         for root in graph.roots:
             reference = self._target(root)
             if reference.digest and reference.digest != root.descriptor.digest:
-                msg = f"{reference.name}: {reference.digest} was requested, but the image is {root.descriptor.digest}"
+                msg = f"the image is {root.descriptor.digest}, not {reference.digest} as in the name {reference.name}"
                 is_narrowed_index = any(index.digest == reference.digest for index in graph.incomplete_indexes)
                 hint = (
-                    "the source has only some platforms of this index: omit the digest" if is_narrowed_index else None
+                    "the source has only some platforms of this index: omit the digest"
+                    if is_narrowed_index
+                    else "correct the digest, or push to a tag"
                 )
                 raise IntegrityError(msg, hint=hint)
         self._find_targets(graph)
@@ -423,7 +425,7 @@ class RegistryDestination:
         existing = repository.find_digest(tag)
         if existing and existing not in {digest, compute_digest(manifest.raw)} and not can_replace(existing):
             msg = f"{reference.name}: another client changed this tag during the copy"
-            raise NetworkError(msg, hint="re-run the command to keep their version too, or use --no-referrers")
+            raise NetworkError(msg, hint="re-run the command to keep both versions, or use --no-referrers")
         if existing and existing not in {digest, compute_digest(manifest.raw)}:
             notices.notify(f"{reference.name}: replacing {existing}", level=1)
         if existing == digest or (not is_canonical_digest(digest) and repository.push_manifest_with_tag(tag, manifest)):
@@ -465,11 +467,11 @@ class RegistryDestination:
     def _early_reference(self) -> Reference:
         if self._early_target is None:
             msg = (
-                "the index of the archive comes after its layers, so their repositories are not known in "
-                "time; nothing was sent"
+                "this archive lists its images only at its end (as `docker save` does), so --to cannot read it from a "
+                "pipe; nothing was sent"
             )
-            suggestion = "one image of it with `ocistream push HOST/REPOSITORY:TAG --image NAME`"
-            raise UnsupportedError(msg, hint=f"push from a file instead of a pipe (-i FILE), or push {suggestion}")
+            suggestion = "push one image with `ocistream push HOST/REPOSITORY:TAG --image NAME`"
+            raise UnsupportedError(msg, hint=f"save it to a file and push with -i FILE, or {suggestion}")
         return self._early_target
 
     def _repository(self, reference: Reference) -> tuple[Repository, BlobPusher]:

@@ -157,8 +157,8 @@ class FanOutDestination:
         """Write a blob to all destinations that lack it."""
         require_complete(blob)
         if not self._is_expecting():
-            msg = "the index of the archive comes after its layers, so their destinations are not known in time"
-            raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
+            msg = "this archive lists its images only at its end, so several destinations cannot read it from a pipe"
+            raise UnsupportedError(msg, hint="save it to a file first")
         branches = self._active_without(blob.descriptor)
         if not branches:
             return 0

@@ -188,7 +188,7 @@ def test_check_finds_mistakes_for_all_commands(user: User) -> None:
         ("[defaults]\njobs = 99", "[defaults] jobs: '99' is not a whole number from 1 to 32"),
         ("[defaults.push]\ncache = 'x'", "cache is not an option of `ocistream push`"),
         ("[registry.'a.example']\nprofile = 'x'", "profile is not one of"),
-        ("[register]", "register is not supported here"),
+        ("[register]", "unknown key 'register'"),
         ("x =", "is not TOML"),
     ):
         file = user.write("other.toml", line)

@@ -89,7 +89,9 @@ def test_an_authfile_overrides_everything_but_the_user_name(user: User) -> None:
     env = {"OCISTREAM_USERNAME": "other", "OCISTREAM_PASSWORD": "docker-secret", "REGISTRY_AUTH_FILE": str(wrong)}
     assertions.success(user.pull("--authfile", user.auth_file, **env))
     refused = user.pull("--authfile", wrong)
-    assertions.failure(refused, 3, "correct or remove ~/wrong.json, which --authfile names: this source overrides")
+    assertions.failure(
+        refused, 3, "check the user name and password from ~/wrong.json, which --authfile names: they take precedence"
+    )
     assertions.success(user.pull("--authfile", wrong, "--username=me", "--password-file", user.password))
 
 

@@ -390,7 +390,7 @@ def test_the_configuration_names_the_source_of_a_password(
     assertions.success(user.run(*argv, **env))
     env["CI_PASSWORD"] = "wrong"
     failed = user.run(*argv, **env)
-    assertions.failure(failed, 3, "correct or remove CI_USERNAME, which the configuration names")
+    assertions.failure(failed, 3, "from CI_USERNAME, which the configuration names: they take precedence")
     assert "wrong" not in failed.err
 
 

@@ -111,7 +111,7 @@ class TestPull:
     def test_the_platform_that_was_chosen_is_reported(self, host: str) -> None:
         dry = ocistream("pull", f"{host}/app:1", "--dry-run")
         assert ", to stdout\n" in dry.err
-        assert "of 2 platforms; --platform all for all" in dry.err
+        assert "of 2 platforms; use --platform all to copy all" in dry.err
 
     def test_each_blob_is_named_with_v(self, host: str, layout: Layout, index: Descriptor) -> None:
         dry = ocistream("pull", f"{host}/app:1", "--platform", "linux/arm64", "--dry-run", "-v")

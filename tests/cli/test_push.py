@@ -225,9 +225,7 @@ def test_to_refuses_a_pipe_with_a_late_index_before_it_sends(
     archive = tmp_path / "exported.tar"
     archive.write_bytes(tar_of(items_of(layout)))
     result = ocistream("push", "--to", served.host, *options, stdin=archive)
-    assertions.failure(
-        result, 8, "the index of the archive comes after its layers", "nothing was sent", "-i FILE", "--image"
-    )
+    assertions.failure(result, 8, "lists its images only at its end", "--to", "nothing was sent", "-i FILE", "--image")
     assert served.requests == []
     # Both ways that the hint names.
     assertions.success(ocistream("push", f"{served.host}/one:1", "--image", "a.example/team/app:1", stdin=archive))

@@ -85,7 +85,7 @@ def test_a_configuration_that_is_no_toml_is_said_with_what_toml_is(tmp_path: Pat
         ("OCISTREAM_CONFIG", "/nowhere.toml", 4, "correct or unset that variable"),
         ("SSL_CERT_FILE", "/nowhere.pem", 4, "correct or unset that variable"),
         ("OCISTREAM_JOBS", "foo", 2, "error: OCISTREAM_JOBS: 'foo' is not a whole number from 1 to 32\n"),
-        ("HTTPS_PROXY", "other://proxy", 7, "the proxy comes from HTTPS_PROXY"),
+        ("HTTPS_PROXY", "other://proxy", 7, "check the proxy in HTTPS_PROXY"),
     ],
 )
 def test_a_variable_that_is_wrong_is_named(tmp_path: Path, variable: str, value: str, code: int, word: str) -> None:

@@ -148,7 +148,7 @@ def test_an_image_without_a_tag_needs_one(tmp_path: Path) -> None:
     text = "[[sync]]\nfrom = 'oci:x:an image'\nto = 'c.example/x'"
     with pytest.raises(UsageError, match="no tag") as caught:
         planned(tmp_path, text, [])
-    assert "sync[0]" in caught.value.message
+    assert "[[sync]] number 1" in caught.value.message
 
 
 @given(st.binary(max_size=300))
