@@ -182,7 +182,8 @@ def _bytes_to_skip(response: Response, offset: int, max_skip: int) -> int:
             return 0
         response.close()
         msg = (
-            f"{label}: asked for bytes from {offset} on, got {printable(response.header('Content-Range') or 'others')}"
+            f"{label}: the server returned a wrong byte range instead of bytes from {offset} on: "
+            f"{printable(response.header('Content-Range') or 'no Content-Range')}"
         )
         raise PermanentNetworkError(msg)
     if offset > max_skip:

@@ -154,7 +154,7 @@ def test_to_refuses_a_docker_archive_from_a_pipe(
     served: FaultyRegistry, images: list[Saved], give: Callable[..., Result]
 ) -> None:
     result = give(archive_of(of_docker(images)), "pipe", "push", "--to", served.host)
-    assertions.failure(result, 8, "from a file instead of a pipe (-i FILE)", "nothing was sent")
+    assertions.failure(result, 8, "save it to a file and push with -i FILE", "nothing was sent")
     assertions.no_image(served)
     assert served.requests == []
 

@@ -588,7 +588,7 @@ def test_verify_names_the_volume(registry: FaultyRegistry, folder: Path) -> None
         others = ", ".join(name for name in NAMES if name != path.name)
         assert f"volume {number + 1} of 3 ({path.name}); {others} have the rest" in seen.lines()
         assert seen.lines()[-1].startswith(f"ok, but incomplete (volume {number + 1} of 3): OCI archive, 1 image")
-        assert seen.lines()[-1].endswith("1 part of split blobs") == (number < 2)
+        assert seen.lines()[-1].endswith("1 part of a split blob") == (number < 2)
         assertions.success(ocistream("verify", stdin=path))
         shown = ocistream("inspect", path)
         assertions.success(shown)

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     help="Program for --via to run: a name, a path, or `python3 -m ocistream`.",
 )
 @options(CopyOptions, "no_referrers")
-@compression_options("To stdout, it needs disk space for a layer.")
+@compression_options("To stdout, it needs temporary disk space.")
 @upload_options
 @credential_options
 @side_options

@@ -146,7 +146,7 @@ def _format_counts(result: VerifyResult) -> list[str]:
     if findings.unpacked:
         parts.append(f"{format_count(findings.unpacked, 'layer')} unpacked")
     if findings.parts:
-        parts.append(f"{format_count(findings.parts, 'part')} of split blobs")
+        parts.append(format_count(findings.parts, "part of a split blob", "parts of split blobs"))
     if result.other_files:
         parts.append(format_count(result.other_files, "other file"))
     return parts
