@@ -365,7 +365,7 @@ def _check_joinable(location: Location) -> Path:
         problem = "is compressed: decompress it first"
     if problem:
         msg = f"{printable(location.text)} {problem}, but only OCI archives in files and layouts can be combined"
-        raise UsageError(msg)
+        raise UsageError(msg, hint="name this archive in a command of its own")
     return path
 
 

@@ -37,8 +37,22 @@ _NUMBER_TYPES: Final = (type(click.INT), type(click.FLOAT))
 _CONFIGURABLE_COMMANDS: Final = tuple(name for name in COMMANDS if name != "config")
 
 
+class _Action(click.Choice[str]):
+    """Whether to show or to check; an error names the command that prints the config of an image, as `crane config`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the action."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            msg = f"{printable(str(value))!r} is neither show nor check"
+            raise UsageError(
+                msg, hint="`ocistream inspect --raw-config IMAGE` prints the config of an image"
+            ) from error
+
+
 @command
-@click.argument("action", type=click.Choice(["show", "check"]))
+@click.argument("action", type=_Action(["show", "check"]))
 @click.argument("of", metavar="[COMMAND|FILE]", required=False, type=FilePath())
 @json_option("Print one JSON document.")
 @options(RunOptions, "config")
