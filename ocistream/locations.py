@@ -5,6 +5,7 @@ To add a kind, write its two open functions and a line in `_KINDS`. OpenContext 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from dataclasses import dataclass, field, replace
@@ -235,17 +236,20 @@ def layout_path_of(location: Location) -> Path:
 
 
 def _names_existing_path(text: str, folder: Path) -> bool:
-    """Return whether text that could be an image's name is an existing file or directory, and tell the user."""
+    """Return whether text is an existing file or directory; if it could be an image's name too, tell the user."""
     try:
         if not paths.is_existing_path(str(folder / text)):
             return False
     except LocalDiskError:
         # A name does not have to be a path that this user may read.
         return False
-    kind = "directory" if paths.is_directory(folder / text) else "file"
-    notices.notify(
-        f"{printable(text)} is the {kind} ./{printable(text)}; for the image, write docker://{printable(text)}"
-    )
+    # A text such as `images/` names no image.
+    with contextlib.suppress(InvalidNameError):
+        parse_reference(text)
+        kind = "directory" if paths.is_directory(folder / text) else "file"
+        notices.notify(
+            f"{printable(text)} is the {kind} ./{printable(text)}; for the image, write docker://{printable(text)}"
+        )
     return True
 
 

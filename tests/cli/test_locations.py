@@ -366,3 +366,15 @@ def test_an_archive_is_not_a_layout_directory(tmp_path: Path) -> None:
         for argv in (["gc", location], ["rm", location, "app"]):
             words = (f"'{location}' is an archive", "must be a layout directory", "`ocistream copy SRC oci:DIR`")
             assertions.failure(ocistream(*argv, cwd=tmp_path), 2, *words)
+
+
+@pytest.mark.parametrize("argv", [["inspect", "IMAGES"], ["tags", "IMAGES"], ["rm", "--dry-run", "IMAGES", "app"]])
+def test_a_notice_names_the_image_only_if_the_text_could_be_one(
+    argv: list[str], layout: Layout, tmp_path: Path
+) -> None:
+    small_image(layout, name="app")
+    (tmp_path / "images").symlink_to(layout.path)
+    for text, is_told in (("images", True), ("images/", False), ("./images", False), ("oci:images", False)):
+        result = ocistream(*[text if word == "IMAGES" else word for word in argv], cwd=tmp_path)
+        assertions.success(result)
+        assert ("for the image, write docker://images" in result.err) == is_told, (text, result.err)
