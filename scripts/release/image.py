@@ -148,7 +148,8 @@ class ImageBuilder:
         layer = self._layer(config)
         is_docker = manifest["config"]["mediaType"].startswith(_DOCKER)
         layer_type = f"{_DOCKER}image.rootfs.diff.tar.gzip" if is_docker else f"{_OCI}layer.v1.tar+gzip"
-        manifest["layers"].append(self.layout.write(gzip.compress(layer, mtime=0), layer_type))
+        # Level 9 takes six times as long as level 6 and saves 1 % of the size.
+        manifest["layers"].append(self.layout.write(gzip.compress(layer, 6, mtime=0), layer_type))
         config["rootfs"]["diff_ids"].append(f"sha256:{hashlib.sha256(layer).hexdigest()}")
         config.setdefault("history", []).append({"created_by": "scripts/image", "comment": f"ocistream {self.version}"})
         settings = config.setdefault("config", {})
