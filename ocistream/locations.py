@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ocistream.archive.contents import ArchiveKind
     from ocistream.archive.outputs import Output
-    from ocistream.archive.tar import InputStream
+    from ocistream.archive.tar_reader import InputStream
     from ocistream.http.client import HttpClient
     from ocistream.layout.image_selection import Selection
     from ocistream.layout.index import ImageSelector
@@ -35,35 +35,6 @@ if TYPE_CHECKING:
     from ocistream.registry.upload_record import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.transfer.interfaces import Destination, Source
-
-__all__ = [
-    "Location",
-    "OpenContext",
-    "archive_kind_of",
-    "check_not_archive",
-    "check_path_kind",
-    "check_repository",
-    "is_archive_name",
-    "is_directory",
-    "is_layout_destination",
-    "is_missing_image",
-    "layout_path_of",
-    "open_archive_destination",
-    "open_archive_source",
-    "open_destination",
-    "open_docker_archive_destination",
-    "open_layout_destination",
-    "open_layout_source",
-    "open_registry_destination",
-    "open_registry_source",
-    "open_source",
-    "open_sources",
-    "parse_layout_path",
-    "parse_local_location",
-    "parse_location",
-    "path_of",
-    "reference_of",
-]
 
 #: Transports of containers-transports(5) that are recognised to refuse them: a typo must not become an image's name.
 _FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "dir", "docker-daemon", "ostree", "sif"})
@@ -538,7 +509,7 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
     from ocistream.archive.decompression import decompress_input, is_compressed
     from ocistream.archive.file_source import ArchiveFileSource
     from ocistream.archive.stream_source import ArchiveStreamSource, open_input_stream
-    from ocistream.archive.tar import ARCHIVE_ON_STDIN
+    from ocistream.archive.tar_reader import ARCHIVE_ON_STDIN
 
     path = path_of(location)
     kind = archive_kind_of(location)

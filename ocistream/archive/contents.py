@@ -15,19 +15,8 @@ from ocistream.oci.reference import printable
 from ocistream.oci.volumes import checksum_name, parse_part_name, part_name
 
 if TYPE_CHECKING:
-    from ocistream.archive.tar import TarEntry
+    from ocistream.archive.tar_reader import TarEntry
     from ocistream.oci.volumes import Volume, VolumePart
-
-__all__ = [
-    "DOCKER_ARCHIVE",
-    "OCI_ARCHIVE",
-    "ArchiveContents",
-    "ArchiveKind",
-    "Extent",
-    "check_document_size",
-    "normalize_name",
-    "parse_blob_name",
-]
 
 ArchiveKind = Literal["oci-archive", "docker-archive"]
 OCI_ARCHIVE: Final = "oci-archive"
@@ -86,11 +75,7 @@ class Extent(NamedTuple):
 
 
 def check_document_size(entry: Extent | TarEntry, limit: int) -> None:
-    """Check that a document is small enough to be read into memory.
-
-    Raises:
-        ArchiveError: the document is larger than `limit` bytes.
-    """
+    """Check that a document is small enough to be read into memory."""
     if entry.size > limit:
         msg = f"the document at byte {entry.offset} of the archive is larger than {limit} bytes"
         raise ArchiveError(msg)
@@ -181,11 +166,7 @@ class ArchiveContents:
             raise ArchiveError(msg)
 
     def find_part(self, volume: Volume, digest: str, part: VolumePart) -> tuple[Extent, Extent]:
-        """Return the extents of a part of a blob and of its checksum.
-
-        Raises:
-            ArchiveError: one of them is missing, or the part has another size.
-        """
+        """Return the extents of a part of a blob and of its checksum."""
         name = part_name(digest, part.offset)
         extent, checksum = self.parts.get((digest, part.offset)), self.checksums.get((digest, part.offset))
         if extent is None or checksum is None:
@@ -197,22 +178,14 @@ class ArchiveContents:
         return extent, checksum
 
     def check_parts(self, volume: Volume) -> None:
-        """Check that the archive has all parts that its index lists.
-
-        Raises:
-            ArchiveError: a part is missing or has another size.
-        """
+        """Check that the archive has all parts that its index lists."""
         for digest, parts in volume.parts.items():
             for part in parts:
                 if part.volume == volume.number:
                     self.find_part(volume, digest, part)
 
     def resolve_docker_file(self, name: str) -> tuple[str, Extent]:
-        """Return the name and the extent of a file of a docker-archive. At most one link is followed.
-
-        Raises:
-            ArchiveError: the file is missing, ambiguous, or a link to a link.
-        """
+        """Return the name and the extent of a file of a docker-archive. At most one link is followed."""
         file = self._find(name)
         if isinstance(file, str):
             name, file = file, self._find(file)
@@ -294,11 +267,7 @@ class ArchiveContents:
             raise UsageError(msg, hint="write oci-archive: instead of docker-archive:")
 
     def require_index(self) -> None:
-        """Check that the archive has an `index.json`.
-
-        Raises:
-            ArchiveError: the archive has no `index.json`.
-        """
+        """Check that the archive has an `index.json`."""
         if self.index_json is None:
             msg = "not an image archive: it has neither an index.json nor a manifest.json"
             raise ArchiveError(msg, hint="use an archive from `ocistream pull`, `docker save`, skopeo or podman")

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
-__all__ = ["ArchiveDestination", "TarDestination", "build_manifest_json", "build_small_files", "list_docker_images"]
-
 
 class TarDestination(ABC):
     """Writes images into new tars, which have no blobs of earlier runs. Each digest is stored once."""

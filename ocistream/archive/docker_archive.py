@@ -29,18 +29,6 @@ if TYPE_CHECKING:
     from ocistream.layout.image_selection import Selection
     from ocistream.layout.index import ImageSelector
 
-__all__ = [
-    "DockerFiles",
-    "DockerImage",
-    "ManifestSynthesizer",
-    "build_docker_graph",
-    "expand_docker_name",
-    "mark_synthesized",
-    "parse_manifest_json",
-    "report_only_in_manifest_json",
-]
-
-
 #: At most this many names are printed.
 _MAX_SHOWN: Final = 10
 #: The keys of an entry of `manifest.json` (moby's image/tarexport); see `oci.documents.MANIFEST_FIELDS`.
@@ -61,12 +49,7 @@ class DockerImage:
 
 
 def parse_manifest_json(raw: bytes) -> list[DockerImage]:
-    """Return the images that a `manifest.json` lists.
-
-    Raises:
-        ArchiveError: the file is malformed.
-        UnsupportedError: the file lists more than `limits.MAX_IMAGES` images.
-    """
+    """Return the images that a `manifest.json` lists."""
     if len(raw) > limits.MAX_MANIFEST:
         msg = f"manifest.json is larger than {limits.MAX_MANIFEST} bytes"
         raise ArchiveError(msg)

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
-__all__ = ["DockerArchiveDestination"]
-
 
 class DockerArchiveDestination(TarDestination):
     """Writes images into one docker-archive. It takes only plain layers: `transfer` decompresses the others."""

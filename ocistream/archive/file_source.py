@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ocistream import limits
 from ocistream.archive.contents import Extent, check_document_size
 from ocistream.archive.source import ArchiveSource, describe_layer_blob
-from ocistream.archive.tar import TarEntry, TarReader
+from ocistream.archive.tar_reader import TarEntry, TarReader
 from ocistream.errors import ArchiveError, IntegrityError
 from ocistream.layout.image_selection import ALL_IMAGES
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from ocistream.oci.volumes import Volume, VolumePart
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import EarlyBlobs
-
-__all__ = ["ArchiveFileSource"]
 
 
 class ArchiveFileSource(ArchiveSource):

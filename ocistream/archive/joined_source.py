@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob, BlobPart, EarlyBlobs
 
-__all__ = ["JoinedSource", "open_joined_source"]
-
 JoinedInput: TypeAlias = "ArchiveFileSource | LayoutSource"
 
 

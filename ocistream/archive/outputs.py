@@ -25,16 +25,6 @@ if TYPE_CHECKING:
 
     from ocistream.streams.chunks import Chunk
 
-__all__ = [
-    "Output",
-    "RewritableOutput",
-    "StreamOutput",
-    "TailOutput",
-    "open_file_output",
-    "open_null_output",
-    "open_special_file_output",
-]
-
 
 class Output(ABC):
     """A place that an archive is written to, and the steps that make it visible there.

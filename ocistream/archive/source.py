@@ -44,14 +44,12 @@ if TYPE_CHECKING:
 
     from ocistream.archive.contents import Extent
     from ocistream.archive.docker_archive import DockerImage
-    from ocistream.archive.tar import TarEntry
+    from ocistream.archive.tar_reader import TarEntry
     from ocistream.layout.image_selection import Selection
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
     from ocistream.oci.walk import Need
     from ocistream.streams.compression import Codec
-
-__all__ = ["ArchiveSource", "describe_layer_blob"]
 
 
 class ArchiveSource(ABC):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.archive.contents import normalize_name
 from ocistream.archive.source import ArchiveSource, describe_layer_blob
-from ocistream.archive.tar import ARCHIVE_ON_STDIN, InputStream, TarEntry, TarReader
+from ocistream.archive.tar_reader import ARCHIVE_ON_STDIN, InputStream, TarEntry, TarReader
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import ALL_IMAGES
 from ocistream.layout.index import LayoutIndex, no_image_error
@@ -44,11 +44,6 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.streams.compression import Codec
     from ocistream.transfer.interfaces import BlobPart, EarlyBlobs
-
-__all__ = [
-    "ArchiveStreamSource",
-    "open_input_stream",
-]
 
 _READ_FROM_FILE_HINT: Final = "read it from a file instead of a pipe: then the order does not matter"
 
@@ -259,12 +254,7 @@ class ArchiveStreamSource(ArchiveSource):
             self._check_part(name)
 
     def _check_part(self, name: str) -> None:
-        """Read an entry if it is a part of a blob, or the checksum that follows a part.
-
-        Raises:
-            IntegrityError: a part does not match its checksum.
-            ArchiveError: the checksum is malformed.
-        """
+        """Read an entry if it is a part of a blob, or the checksum that follows a part."""
         if (part := parse_part_name(name)) is None:
             return
         digest, offset, is_checksum = part
@@ -294,11 +284,7 @@ class ArchiveStreamSource(ArchiveSource):
             self._walk.answer_found()
 
     def _keep_docker_file(self, entry: TarEntry, early_blobs: EarlyBlobs) -> None:
-        """Buffer an entry that may be a config, or write one that may be a layer to the destination.
-
-        Raises:
-            UnsupportedError: there are too many layers.
-        """
+        """Buffer an entry that may be a config, or write one that may be a layer to the destination."""
         chunks = self._reader.read_chunks()
         first_chunk = bytes(next(chunks, b""))
         content = itertools.chain([first_chunk], chunks)
@@ -482,10 +468,6 @@ class ArchiveStreamSource(ArchiveSource):
         """Check a `manifest.json` that came after the graph was built.
 
         The images of `index.json` do not wait for a `manifest.json` after the layers, so it cannot add images.
-
-        Raises:
-            ArchiveError: it contradicts `index.json`.
-            UnsupportedError: it lists other images.
         """
         if self._images and (more := self._finish_comparison().find_only_in_manifest_json(self._images)):
             msg = f"manifest.json comes after the layers, and lists the image {printable(more[0].config)} as well"

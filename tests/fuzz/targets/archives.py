@@ -24,7 +24,7 @@ from ocistream.archive.docker_destination import DockerArchiveDestination
 from ocistream.archive.file_source import ArchiveFileSource
 from ocistream.archive.outputs import open_file_output
 from ocistream.archive.stream_source import ArchiveStreamSource
-from ocistream.archive.tar import TarReader
+from ocistream.archive.tar_reader import TarReader
 from ocistream.errors import ArchiveError, OcistreamError
 from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.image_selection import ALL_IMAGES, Selection

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream import limits
-from ocistream.archive.tar import TarEntry, TarReader, build_header, padding, parse_header
+from ocistream.archive.tar_reader import TarEntry, TarReader, parse_header
+from ocistream.archive.tar_writer import build_header, padding
 from ocistream.errors import ArchiveError, UnsupportedError
 from tests.archives import BLOCK, END, Kind, files_in, member, padded, pax_header, tar_of, with_checksum
 from tests.peers import need

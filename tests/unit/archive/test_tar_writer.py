@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import pytest
 
-from ocistream.archive import tar
 from ocistream.archive.outputs import (
     Output,
     RewritableOutput,
@@ -23,7 +22,7 @@ from ocistream.archive.outputs import (
     open_file_output,
     open_special_file_output,
 )
-from ocistream.archive.tar_writer import TarWriter
+from ocistream.archive.tar_writer import TarWriter, build_single_block_header
 from ocistream.errors import LocalDiskError, OutputClosedError, UsageError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.chunks import Chunk
@@ -152,7 +151,7 @@ class TestEntries:
 
     def test_a_header_has_one_block_whatever_the_size(self) -> None:
         for size in (0, 8**11 - 1, 8**11, 1 << 50):
-            block = tar.build_single_block_header("blobs/sha256/" + "0" * 64, size, 5)
+            block = build_single_block_header("blobs/sha256/" + "0" * 64, size, 5)
             assert len(block) == 512
             assert tarfile.TarInfo.frombuf(block, "utf-8", "strict").size == size
 
