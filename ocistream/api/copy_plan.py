@@ -30,8 +30,6 @@ from ocistream.locations import (
 )
 from ocistream.oci.platforms import default_platform, parse_platform_choice
 from ocistream.oci.reference import is_repository, parse_registry, printable
-from ocistream.oci.tag_filters import glob_filter
-from ocistream.oci.volumes import is_template
 from ocistream.transfer import copy as transfer
 
 if TYPE_CHECKING:
@@ -44,11 +42,9 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.oci.reference import Reference
-    from ocistream.transfer.copy import Report
     from ocistream.transfer.interfaces import Destination, Observer, Source
     from ocistream.transfer.recompress import Recompression
-
-__all__ = ["CopyPlan", "parse_mount_sources", "plan_copy", "plan_copy_to_prefix"]
+    from ocistream.transfer.report import Report
 
 _SPLIT_HINT = "name the volumes with a template, such as app.%03d.tar"
 
@@ -237,6 +233,8 @@ def plan_copy(
     select: ImageSelector = select_existing_images
     choose = None
     if options.all_tags or options.tags:
+        from ocistream.oci.tag_filters import glob_filter
+
         _check_repositories(sources, destination, options)
         choose = glob_filter(options.tags)
         select = (
@@ -359,7 +357,11 @@ def _check_split(options: CopyOptions, location: Location) -> None:
     """Raise UsageError if the archive cannot be cut into volumes, or its name has a place for a volume's number."""
     name = location.path.name if location.path is not None and not location.is_stream else ""
     if not options.split:
-        if name and not is_layout_destination(location) and is_template(name):
+        if not name or is_layout_destination(location):
+            return
+        from ocistream.oci.volumes import is_template
+
+        if is_template(name):
             msg = f"{printable(location.text)} has a %d for a volume number, but --split is missing"
             raise UsageError(msg, hint="add --split SIZE, or choose another name")
         return
