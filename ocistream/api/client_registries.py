@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ocistream.locations import OpenContext
     from ocistream.registry.configuration import RegistryConfiguration
 
-__all__ = ["ClientRegistries", "Credentials"]
-
 Credentials: TypeAlias = "Credential | Mapping[str, Credential] | Callable[[str, str], Credential | None]"
 
 

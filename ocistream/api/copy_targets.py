@@ -24,17 +24,6 @@ if TYPE_CHECKING:
     from ocistream.layout.index import ImageSelector
     from ocistream.oci.graph import Graph, Root
 
-__all__ = [
-    "build_prefix_target",
-    "build_rename",
-    "build_tag_target",
-    "require_distinct_targets",
-    "select_all_by_tag",
-    "select_full_names",
-    "select_single_image",
-    "select_tagged",
-]
-
 
 def build_rename(name: str, kind: str) -> Callable[[Graph], Graph]:
     """Return the function that gives the graph's only root its name at a destination of this kind.

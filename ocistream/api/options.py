@@ -23,23 +23,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-__all__ = [
-    "FOR_ONE_RUN",
-    "OUTPUT",
-    "PATH",
-    "PERFORMANCE",
-    "SELECTION",
-    "SELECTS_CONTENT",
-    "ClientOptions",
-    "CopyOptions",
-    "Declaration",
-    "Positive",
-    "Whole",
-    "option",
-    "parse_client_options",
-    "parse_split",
-]
-
 #: Reasons why neither a variable nor the configuration file sets an option.
 FOR_ONE_RUN: Final = "it is for one run: use the option"
 SELECTS_CONTENT: Final = "it decides what is copied: use the option"
@@ -204,11 +187,7 @@ class ClientOptions:
 
 
 def parse_client_options(**values: Any) -> ClientOptions:  # noqa: ANN401 - the types of the fields
-    """Return the options after checks of types and bounds. Sizes, rates and the upload method may be text.
-
-    Raises:
-        UsageError: a value is malformed or out of range.
-    """
+    """Return the options after checks of types and bounds. Sizes, rates and the upload method may be text."""
     fields = ClientOptions.__dataclass_fields__
     for name, value in values.items():
         kind = fields[name].metadata["option"].type

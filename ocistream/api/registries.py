@@ -33,12 +33,6 @@ if TYPE_CHECKING:
     from ocistream.registry.upload_record import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
 
-__all__ = [
-    "RegistryAccess",
-    "build_http_settings",
-    "find_home",
-    "load_host_rules",
-]
 
 _PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -194,11 +188,7 @@ def build_http_settings(
     tls: TlsSettings,
     format_hint: Callable[[str], str] = str,
 ) -> HttpSettings:
-    """Return the settings for all hosts; proxies and the system's CAs come from the environment `env`.
-
-    Raises:
-        NotFoundError: SSL_CERT_FILE names a file that does not exist.
-    """
+    """Return the settings for all hosts; proxies and the system's CAs come from the environment `env`."""
     from ocistream import __version__
     from ocistream.http.settings import HttpSettings, RetryPolicy
 
@@ -248,9 +238,6 @@ def _read_source_date_epoch(env: Mapping[str, str]) -> int:
     """Return SOURCE_DATE_EPOCH, in seconds since 1970; 0 if it is not set.
 
     The limit is what 11 octal digits of a tar header hold.
-
-    Raises:
-        UsageError: the variable is not a number of seconds.
     """
     text = env.get("SOURCE_DATE_EPOCH") or "0"
     if not text.isascii() or not text.isdigit() or int(text) >= 8**11:

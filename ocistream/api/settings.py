@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from ocistream.http.settings import TlsSettings
     from ocistream.registry.configuration import HostRule
 
-__all__ = ["RegistrySettings", "TlsFiles"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:

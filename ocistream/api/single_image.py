@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ocistream.oci.platforms import PlatformChoice
     from ocistream.transfer.interfaces import Source
 
-__all__ = ["SingleImage"]
-
 #: Statuses of registries and proxies that do not support HEAD; they may support GET.
 _HEAD_UNSUPPORTED: Final = frozenset({400, 405, 501})
 
@@ -111,9 +109,8 @@ class SingleImage:
             if (content := graph.embedded.get(document.config.digest)) is not None:
                 return content
             contents: list[bytes] = []
-            discarded.read_contents(
-                source, [document.config], lambda _, content: contents.append(content), jobs=1, cancelled=self.cancelled
-            )
+            wanted = [document.config]
+            discarded.read_contents(source.blobs(wanted), wanted, lambda _, content: contents.append(content), jobs=1)
             if not contents:
                 raise self._missing_error(document.config)
             return contents[0]

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import Observer, Source
     from ocistream.transfer.verify import Findings
 
-__all__ = ["VerifyResult", "VolumeSet", "format_paths", "open_locations", "verify_source"]
-
 _DOCKER_ARCHIVE: Final = "docker-archive"
 _LAYOUT: Final = "OCI layout"
 

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, IncompleteIndex, Root
     from ocistream.oci.platforms import ChosenPlatforms
     from ocistream.oci.referrers import SkippedReferrer
-    from ocistream.transfer.copy import Report
     from ocistream.transfer.interfaces import Source
-    from ocistream.transfer.report import BlobResult
+    from ocistream.transfer.report import BlobResult, Report
 
 __all__ = [
     "cached_size",

@@ -66,7 +66,7 @@ class IncompleteIndexes:
     def _build_smaller_index(self, index: Descriptor) -> Manifest | None:
         graph = run_walk(walk_images([Root(None, index)]), self._read)
         missing = find_not_exported(graph, self._is_missing)
-        exported = limit_to_exported(graph, {item.digest for item in missing})
+        exported = limit_to_exported(graph, self._is_missing)
         root = exported.roots[0].descriptor
         if root.digest == index.digest:
             if not missing:

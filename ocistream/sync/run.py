@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ocistream.oci.reference import Reference
     from ocistream.sync.plan import CopyDestination, ImageCopy, Shard, SyncEntry, SyncLocation, SyncPlan
     from ocistream.transfer.interfaces import Destination, RunObserver, Source
+    from ocistream.transfer.report import Report
 
 __all__ = ["ImageCopier", "SyncResult", "SyncRun"]
 
@@ -492,7 +493,7 @@ def _store_of(destination: CopyDestination) -> str | None:
     return str(location.path) if is_layout_destination(location) else None
 
 
-def _report_root(copy: ImageCopy, report: transfer.Report) -> str:
+def _report_root(copy: ImageCopy, report: Report) -> str:
     """Return the digest of the copied image, and report which platforms were chosen if that is ambiguous."""
     root = report.graph.roots[0]
     for ambiguity in root.chosen_platforms.describe_ambiguities() if root.chosen_platforms else ():

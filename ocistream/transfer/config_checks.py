@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob, VerifiedBlob
 
-__all__ = ["ConfigChecker", "can_be_json_object", "not_json_error", "with_config_check"]
-
 _JSON_OBJECT_START: Final = re.compile(rb"[ \t\n\r]*+\{")
 
 
@@ -61,9 +59,6 @@ class ConfigChecker:
 
         Most early JSON is buffered until the graph is known, and then parsed. What did not fit into the buffer is not
         read again.
-
-        Raises:
-            ArchiveError: the config does not start as a JSON object.
         """
         if descriptor.digest in self.digests and descriptor.digest in self._not_json:
             raise not_json_error(descriptor)

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ocistream.transfer.config_checks import ConfigChecker
     from ocistream.transfer.recompress import RecompressedLayer, Recompression, Recompressor
 
-__all__ = ["EarlyBlobWriter"]
-
 _SENT_TWICE_NOTICE: Final = (
     "layers were sent compressed and then again uncompressed: this archive is not from `docker save`; "
     "push from a file (-i FILE) to avoid this"
@@ -136,7 +134,7 @@ class EarlyBlobWriter:
         if graph.has_plain_layers or recompressor is None or not isinstance(destination, ReadableDestination):
             return
         for blob in graph.blobs:
-            if blob.digest in self._compressed and (result := recompressor.find_result(blob.digest)) is not None:
+            if blob.digest in self._compressed and (result := recompressor.results.get(blob.digest)) is not None:
                 open_plain = functools.partial(_decompress_result, destination, result, recompressor)
                 if self._is_stored(blob):
                     self._writer.results.add(blob, "skipped")

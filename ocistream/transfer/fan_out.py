@@ -6,13 +6,14 @@ destination that runs ahead would need copies. A destination that fails is skipp
 
 from __future__ import annotations
 
-from contextlib import closing, suppress
+import contextlib
 from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, cast
 
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
+from ocistream.streams.chunks import closing_chunks
 from ocistream.streams.workers import start, wait_to_settle
 from ocistream.transfer.interfaces import MountingDestination, Traits
 from ocistream.transfer.verified_blobs import map_chunks, require_complete
@@ -23,11 +24,9 @@ if TYPE_CHECKING:
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
-    from ocistream.streams.chunks import Chunk, Closeable
+    from ocistream.streams.chunks import Chunk
     from ocistream.streams.workers import Task
     from ocistream.transfer.interfaces import Destination, Source, VerifiedBlob
-
-__all__ = ["FanOutBranch", "FanOutDestination"]
 
 #: Seconds between two checks whether the transfer was cancelled.
 _POLL_INTERVAL: Final = 0.2
@@ -141,7 +140,10 @@ class FanOutDestination:
         def mount(branch: FanOutBranch) -> bool:
             return isinstance(branch.destination, MountingDestination) and branch.destination.mount(descriptor, source)
 
-        return self._all_have(descriptor, mount)
+        for branch in self._active_without(descriptor):
+            if self._ask_branch(branch, mount):
+                branch.stored.add(descriptor.digest)
+        return not self._active_without(descriptor)
 
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether each destination has the blob or could mount it."""
@@ -164,16 +166,16 @@ class FanOutDestination:
             return 0
         blob = self._count_reads(blob)
         if len(branches) == 1:
-            tracked = _SourceFailures(blob)
-            with self._failure_scope(branches[0], tracked.failures):
-                branches[0].destination.write(tracked.blob)
+            failures: list[BaseException] = []
+            with self._failure_scope(branches[0], failures):
+                branches[0].destination.write(map_chunks(blob, lambda chunks: _record_failure(chunks, failures)))
                 self._mark_stored(branches[0], blob.descriptor)
             return 0
         shared = _Broadcast(blob, len(branches), self._cancelled)
         tasks = [self._write_task(shared, branch, number) for number, branch in enumerate(branches)]
         shared.run(tasks)
         if not self._active():
-            raise self._first_failure()
+            raise next(branch.failure for branch in self.branches if branch.failure is not None)
         return 0
 
     def _count_reads(self, blob: VerifiedBlob) -> VerifiedBlob:
@@ -182,7 +184,7 @@ class FanOutDestination:
         def passing(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
             count = [0]
             self._read_counts.append(count)
-            with closing(cast("Closeable", chunks)):
+            with closing_chunks(chunks):
                 for chunk in chunks:
                     count[0] += len(chunk)
                     yield chunk
@@ -225,16 +227,11 @@ class FanOutDestination:
         branch.written[descriptor.digest] = descriptor.size
         branch.stored.add(descriptor.digest)
 
-    def _all_have(self, descriptor: Descriptor, ask: Callable[[FanOutBranch], bool]) -> bool:
-        for branch in self._active_without(descriptor):
-            if self._ask_branch(branch, ask):
-                branch.stored.add(descriptor.digest)
-        return not self._active_without(descriptor)
-
     def _ask_branch(self, branch: FanOutBranch, ask: Callable[[FanOutBranch], bool]) -> bool | None:
+        answers: list[bool] = []
         with self._failure_scope(branch):
-            return ask(branch)
-        return None
+            answers.append(ask(branch))
+        return answers[0] if answers else None
 
     def _write_task(self, shared: _Broadcast, branch: FanOutBranch, number: int) -> Callable[[], None]:
         def put() -> None:
@@ -244,59 +241,38 @@ class FanOutDestination:
 
         return put
 
+    @contextlib.contextmanager
     def _failure_scope(
-        self, branch: FanOutBranch, source_failures: list[BaseException] | None = None, *, last: bool = True
-    ) -> _FailureScope:
-        return _FailureScope(self, branch, [] if source_failures is None else source_failures, last=last)
+        self, branch: FanOutBranch, source_failures: Sequence[BaseException] = (), *, last: bool = True
+    ) -> Iterator[None]:
+        """Run a block in which a destination may fail. The last failure is raised if `last`.
 
-    def fail_branch(self, branch: FanOutBranch, error: OcistreamError) -> bool:
+        Errors of the source, and a cancelled transfer, are not the destination's failure and are raised.
+        """
+        try:
+            yield
+        except CancelledError:
+            raise
+        except OcistreamError as error:
+            if any(error is other for other in source_failures):
+                raise
+            if not self._fail_branch(branch, error) and last:
+                raise
+
+    def _fail_branch(self, branch: FanOutBranch, error: OcistreamError) -> bool:
         """Mark a destination as failed; return whether others are left."""
         branch.failure = branch.failure or error
         return any(other.failure is None for other in self.branches)
 
-    def _first_failure(self) -> OcistreamError:
-        return next(branch.failure for branch in self.branches if branch.failure is not None)
 
-
-class _FailureScope:
-    """A context in which a destination may fail.
-
-    Errors of the source, and a cancelled transfer, are not the destination's failure and pass through.
-    """
-
-    def __init__(
-        self, fan_out: FanOutDestination, branch: FanOutBranch, source_failures: list[BaseException], *, last: bool
-    ) -> None:
-        self._fan_out = fan_out
-        self._branch = branch
-        self._source_failures = source_failures
-        self._last = last
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        if not isinstance(error, OcistreamError) or isinstance(error, CancelledError):
-            return False
-        if any(error is other for other in self._source_failures):
-            return False
-        return self._fan_out.fail_branch(self._branch, error) or not self._last
-
-
-class _SourceFailures:
-    """A blob that records the errors of its source. By these, a source's failure is told from a destination's."""
-
-    def __init__(self, blob: VerifiedBlob) -> None:
-        self.failures: list[BaseException] = []
-        self.blob = map_chunks(blob, self._record_failure)
-
-    def _record_failure(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        with closing(cast("Closeable", chunks)):
-            try:
-                yield from chunks
-            except Exception as error:
-                self.failures.append(error)
-                raise
+def _record_failure(chunks: Iterator[Chunk], failures: list[BaseException]) -> Iterator[Chunk]:
+    """Pass on chunks, and record why they end too early: this is a failure of the source, not of a destination."""
+    with closing_chunks(chunks):
+        try:
+            yield from chunks
+        except Exception as error:
+            failures.append(error)
+            raise
 
 
 class _Broadcast:
@@ -349,19 +325,11 @@ class _Broadcast:
             nonlocal is_open
             if is_open or offset:
                 self._leave(number)
-                return self._read_alone(self.blob.open(offset, stored))
+                return _record_failure(self.blob.open(offset, stored), self.source_failures)
             is_open = True
             return self._read(number)
 
         return replace(self.blob, open=opened, can_resume=False)
-
-    def _read_alone(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        with closing(cast("Closeable", chunks)):
-            try:
-                yield from chunks
-            except Exception as error:
-                self.source_failures.append(error)
-                raise
 
     def _run_one(self, number: int, task: Callable[[], None]) -> None:
         try:
@@ -373,7 +341,7 @@ class _Broadcast:
             self._leave(number)
 
     def _publish_all(self) -> None:
-        with closing(cast("Closeable", chunks := self.blob.open())):
+        with closing_chunks(chunks := self.blob.open()):
             for chunk in chunks:
                 if not self._publish(chunk):
                     break
@@ -386,7 +354,7 @@ class _Broadcast:
         busy = set(self._readers)
         while busy:
             self._check_cancelled()
-            with suppress(Empty):
+            with contextlib.suppress(Empty):
                 number, has_left = self._done.get(timeout=_POLL_INTERVAL)
                 busy.discard(number)
                 if has_left:

@@ -19,28 +19,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.streams.chunks import Chunk
 
-__all__ = [
-    "Access",
-    "Blob",
-    "BlobPart",
-    "ByteRange",
-    "Destination",
-    "EarlyBlobs",
-    "IncompleteSource",
-    "MountingDestination",
-    "NewBlob",
-    "NewBlobDestination",
-    "NullObserver",
-    "Observer",
-    "ReadableDestination",
-    "RecoverableBlob",
-    "RunObserver",
-    "SizedSource",
-    "Source",
-    "Traits",
-    "VerifiedBlob",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:

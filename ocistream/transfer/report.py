@@ -16,15 +16,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Observer
 
-__all__ = [
-    "BlobResult",
-    "BlobResults",
-    "MissingBlobsError",
-    "MissingVolumesError",
-    "NeededVolumes",
-    "Report",
-]
-
 
 @dataclass(slots=True)
 class BlobResult:

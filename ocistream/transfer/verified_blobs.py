@@ -20,15 +20,6 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Observer
 
-__all__ = [
-    "BlobProgress",
-    "blob_from_bytes",
-    "map_chunks",
-    "peek",
-    "require_complete",
-    "use_verified",
-]
-
 
 def blob_from_bytes(descriptor: Descriptor, content: bytes) -> Blob:
     """Return a blob with the given content."""

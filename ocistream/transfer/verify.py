@@ -5,6 +5,7 @@ Collects all failures in one pass; raises only for what makes further reading po
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import tempfile
@@ -24,27 +25,17 @@ from ocistream.streams.compression import decompress, detect_codec
 from ocistream.streams.layer_media_types import is_probably_layer
 from ocistream.streams.workers import run_each
 from ocistream.transfer.config_checks import ConfigChecker, can_be_json_object, not_json_error
-from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
+from ocistream.transfer.incomplete_indexes import limit_to_exported
 from ocistream.transfer.interfaces import IncompleteSource, NullObserver
 from ocistream.transfer.verified_blobs import BlobProgress, use_verified
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator, Sequence
-    from collections.abc import Set as AbstractSet
 
     from ocistream.oci.graph import Graph, IncompleteIndex
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob, Observer, Source
-
-__all__ = [
-    "BlobChecker",
-    "BlobFailure",
-    "DiscardedBlobs",
-    "Findings",
-    "PlainLayer",
-    "verify",
-]
 
 #: Reading in parallel helps while there are free cores; more than these are rarely free.
 _JOBS = 4
@@ -221,7 +212,8 @@ class _Verification:
         missing_blobs = [
             blob for blob in graph.blobs if blob.digest not in self._checker.sizes and blob.digest not in graph.embedded
         ]
-        exported = self._limit_to_exported(graph, {blob.digest for blob in missing_blobs})
+        missing_digests = {blob.digest for blob in missing_blobs}
+        exported = limit_to_exported(graph, lambda blob: blob.digest in missing_digests)
         needed = {blob.digest for blob in (*exported.blobs, *exported.absent)}
         referenced = {blob.digest for blob in graph.blobs} | {m.descriptor.digest for m in graph.manifests}
         # A file of a docker-archive that no image names is not a blob.
@@ -246,12 +238,6 @@ class _Verification:
             omitted=[blob for blob in missing_blobs if blob.digest in graph.omitted_from_source],
             failures=[BlobFailure(digest, error) for digest, error in self._checker.errors.items()],
         )
-
-    @staticmethod
-    def _limit_to_exported(graph: Graph, missing_digests: AbstractSet[str]) -> Graph:
-        """Return the graph without the platforms that were not exported."""
-        missing = find_not_exported(graph, lambda blob: blob.digest in missing_digests)
-        return limit_to_exported(graph, {manifest.digest for manifest in missing}) if missing else graph
 
     def _check_diff_ids(self, graph: Graph) -> None:
         for manifest, document in graph.images():
@@ -319,14 +305,20 @@ class BlobChecker:
 
     # -- blobs that come before the graph (interfaces.EarlyBlobs) --------------------------------------------
 
-    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - nothing is compressed here
-        """Verify a blob of which only the digest is known."""
+    def write(
+        self,
+        blob: Blob,
+        *,
+        can_be_plain_layer: bool = False,  # noqa: ARG002 - nothing is compressed here
+    ) -> IntegrityError | None:
+        """Verify a blob of which only the digest is known, and store its error: all failures are reported."""
         chunks = blob.open()
         beginning = bytes(next(chunks, b""))
         complete: Iterator[Chunk] = itertools.chain([beginning], chunks)
         if can_be_json_object(beginning) and blob.descriptor.size <= limits.MAX_CONFIG:
             complete = self._spill_file.write(blob.descriptor, complete)
         self.check(blob.descriptor, complete, unpack=self._deep and is_probably_layer(beginning))
+        return None
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Verify a layer of unknown digest."""
@@ -373,10 +365,6 @@ class BlobChecker:
         """Read all of a blob; return its uncompressed digest, or None without `unpack`.
 
         The observer counts the bytes for `descriptor`.
-
-        Raises:
-            _CannotUnpackError: the bytes are right, but not a well-formed compressed stream.
-            OcistreamError: reading failed.
         """
         raw = FailureTracker(BlobProgress(self._observer, descriptor, self._cancelled).count(chunks))
         if not unpack:
@@ -452,46 +440,31 @@ class _SpillFile:
             self._file.close()
 
 
-class DiscardedBlobs:
+class DiscardedBlobs(BlobChecker):
     """The `EarlyBlobs` of a source of which only the graph is needed: blobs are verified and discarded."""
-
-    accepts_early = True
 
     def __init__(self, cancelled: threading.Event | None = None) -> None:
         """Setting `cancelled` stops the reading."""
-        self._checker = BlobChecker(NullObserver(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
+        super().__init__(NullObserver(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
 
-    def write(
-        self,
-        blob: Blob,
-        *,
-        can_be_plain_layer: bool = False,  # noqa: ARG002 - nothing is compressed here
-    ) -> IntegrityError | None:
+    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> IntegrityError | None:
         """Read and verify a blob; return the error if it does not match its digest."""
-        self._checker.write(blob)
-        error = self._checker.errors.get(blob.descriptor.digest)
+        super().write(blob, can_be_plain_layer=can_be_plain_layer)
+        error = self.errors.get(blob.descriptor.digest)
         return error if isinstance(error, IntegrityError) else None
-
-    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
-        """Read a layer to its end."""
-        return self._checker.write_new(chunks)
-
-    def read_back(self, descriptor: Descriptor) -> bytes:
-        """Return small content that was written."""
-        return self._checker.read_back(descriptor)
 
     def read_contents(
         self,
-        source: Source,
+        blobs: Iterator[Blob],
         wanted: Sequence[Descriptor],
         use: Callable[[Descriptor, bytes], None],
         *,
         jobs: int,
-        cancelled: threading.Event | None,
     ) -> None:
-        """Pass the content of each small blob that the source has to `use`; a stream is read to its end.
+        """Pass the content of each wanted small blob to `use`; `blobs` are those that the source yields.
 
-        `use` may be called from several threads, up to `jobs`. A blob that a registry lists and lacks is not passed.
+        A wanted blob that came before the graph is read back. `use` may be called from several threads, up to `jobs`. A
+        blob that a registry lists and lacks is not passed.
 
         Raises:
             IntegrityError: a blob is corrupt.
@@ -506,11 +479,16 @@ class DiscardedBlobs:
             found.add(blob.descriptor.digest)
             use(blob.descriptor, content)
 
-        run_each(read, source.blobs(wanted), jobs=jobs if source.concurrent else 1, cancelled=cancelled)
+        run_each(read, blobs, jobs=jobs, cancelled=self._cancelled)
         for descriptor in wanted:
-            if descriptor.digest not in found and self._checker.can_read_back(descriptor):
-                use(descriptor, self._checker.read_back(descriptor))
+            if descriptor.digest not in found and self.can_read_back(descriptor):
+                use(descriptor, self.read_back(descriptor))
 
-    def close(self) -> None:
-        """Delete the temporary file."""
-        self._checker.close()
+
+def read_graph(source: Source, cancelled: threading.Event | None = None) -> Graph:
+    """Return the graph of a source. A pipe is read to its end: its writer must not fail."""
+    with contextlib.closing(DiscardedBlobs(cancelled)) as discarded:
+        graph = source.resolve(discarded)
+        for _ in source.blobs(()):
+            pass
+    return graph
