@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["Cache"]
-
 #: Errors if a directory or something else that is not a file has a blob's path.
 _OCCUPIED_PATH_ERRNOS: Final = frozenset({errno.EISDIR, errno.EINVAL, errno.ENOTEMPTY, errno.EEXIST})
 

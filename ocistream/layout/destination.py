@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
-__all__ = ["LayoutDestination"]
-
 #: Bytes of existing blobs from which on they are hashed in several threads.
 _MIN_CONCURRENT_HASHING: Final = 16 * limits.MIB
 

@@ -28,16 +28,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.referrers import ReferrerMode
 
-__all__ = [
-    "ALL_IMAGES",
-    "UNKNOWN_SIZE",
-    "Selection",
-    "UnknownDigestError",
-    "report_duplicate_names",
-    "report_untagged",
-    "select_all_images",
-]
-
 #: The size of a root whose manifest is not built yet. Its digest is a placeholder, and must not be printed.
 UNKNOWN_SIZE: Final = -1
 #: At most this many names, and images of one name, are printed.

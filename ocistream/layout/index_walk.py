@@ -48,13 +48,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.oci.walk import Walk
 
-__all__ = [
-    "IndexWalk",
-    "ReferrerCandidate",
-    "ReferrerResolver",
-    "mark_strays",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class ReferrerCandidate:
@@ -160,11 +153,7 @@ class ReferrerResolver:
         ]
 
     def add_document(self, entry: Descriptor, document: Document) -> list[Descriptor]:
-        """Store the subject of a manifest that was read. Return the new candidates if it is a referrers list.
-
-        Raises:
-            UnsupportedError: referrers lists name too many manifests.
-        """
+        """Store the subject of a manifest that was read. Return the new candidates if it is a referrers list."""
         new = []
         self._descriptors[entry.digest] = referrer_descriptor(entry, document)
         if document.subject is not None:
@@ -187,9 +176,6 @@ class ReferrerResolver:
         """Attach referrers of copied manifests. When all are attached, skip referrers of other manifests.
 
         Return whether referrers were attached.
-
-        Raises:
-            UnsupportedError: the referrers of referrers are too deep.
         """
         included, narrowed = self._graph_walk.list_included(), self._narrowed_digests()
         self._remove_referrer_lists((*included, *narrowed, *self._skipped))

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import BlobPart, EarlyBlobs
 
-__all__ = ["LayoutSource"]
-
 
 class LayoutSource:
     """Reads images from a layout directory."""
@@ -38,18 +36,19 @@ class LayoutSource:
             NotFoundError: the directory does not exist.
             ArchiveError: the directory is not a layout.
         """
-        self._layout = LayoutDirectory(path)
-        self._layout.check()
+        #: The layout directory.
+        self.layout = LayoutDirectory(path)
+        self.layout.check()
         self._selection = selection
 
     def read_index(self) -> LayoutIndex:
         """Return the contents of `index.json`."""
-        index = self._layout.read_index()
-        manifest_json = self._layout.path / "manifest.json"
+        index = self.layout.read_index()
+        manifest_json = self.layout.path / "manifest.json"
         if not index.entries and os.path.lexists(manifest_json):
             notices.notify(
                 f"index.json lists no images, and {manifest_json} is not read in a directory; to use it, "
-                f"run `tar -C {self._layout.path} -cf x.tar .` and push x.tar"
+                f"run `tar -C {self.layout.path} -cf x.tar .` and push x.tar"
             )
         return index
 
@@ -62,7 +61,7 @@ class LayoutSource:
 
     def read(self, need: Need) -> bytes | None:
         """Return a document that a graph needs, or None if the layout does not have it."""
-        return None if self.is_missing(need.descriptor) else self._layout.read_blob(need.descriptor)
+        return None if self.is_missing(need.descriptor) else self.layout.read_blob(need.descriptor)
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Yield the wanted blobs that exist, in the order of `wanted`."""
@@ -78,30 +77,25 @@ class LayoutSource:
 
     def other_blobs(self, digests: AbstractSet[str]) -> Iterator[Blob]:
         """Yield the blobs that are not among `digests`."""
-        for digest in self._layout.list_blobs():
-            if digest not in digests and (size := self._layout.blob_size(digest)) is not None:
+        for digest in self.layout.list_blobs():
+            if digest not in digests and (size := self.layout.blob_size(digest)) is not None:
                 yield self._blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, size))
 
     def is_missing(self, descriptor: Descriptor) -> bool:
         """Return whether no file has the blob's name."""
-        return self._layout.blob_size(descriptor.digest) is None
+        return self.layout.blob_size(descriptor.digest) is None
 
     def stored_size(self, digest: str) -> int | None:
         """Return the size of a blob's file, or None."""
-        return self._layout.blob_size(digest)
+        return self.layout.blob_size(digest)
 
     def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:  # noqa: ARG002 - no blob is split here
         """Return nothing: a layout has complete blobs only."""
         return ()
 
-    @property
-    def layout(self) -> LayoutDirectory:
-        """The layout directory."""
-        return self._layout
-
     def close(self) -> None:
         """Do nothing: no file stays open."""
 
     def _blob(self, descriptor: Descriptor) -> Blob:
-        chunks = partial(self._layout.blob_chunks, descriptor.digest, descriptor.size)
+        chunks = partial(self.layout.blob_chunks, descriptor.digest, descriptor.size)
         return Blob(descriptor, chunks)

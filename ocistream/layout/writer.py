@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.omitted_blobs import OmissionReason
 
-__all__ = ["IndexChange", "LayoutWriter", "ListedImages"]
-
 
 @dataclass(eq=False)
 class IndexChange:
@@ -204,11 +202,7 @@ class _EntryTable:
         return len(self._lines)
 
     def check_can_add(self, entries: Sequence[Descriptor], directory: LayoutDirectory) -> None:
-        """Check that the file can be read again with these entries.
-
-        Raises:
-            UnsupportedError: the limits allow fewer entries or bytes.
-        """
+        """Check that the file can be read again with these entries."""
         new = [entry for entry in entries if _key_of(entry) not in self._positions]
         size = self._size + sum(len(canonical_json(entry.to_json())) + 1 for entry in new)
         directory.check_index_size(len(self) + len(new), size)

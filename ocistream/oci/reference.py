@@ -11,18 +11,6 @@ from typing import Final
 
 from ocistream.errors import InvalidNameError, UnsupportedError
 
-__all__ = [
-    "DEFAULT_REGISTRY",
-    "Digest",
-    "Reference",
-    "is_digest",
-    "is_digest_tag",
-    "is_repository",
-    "is_tag",
-    "parse_digest",
-    "parse_reference",
-]
-
 DEFAULT_REGISTRY: Final = "docker.io"
 DEFAULT_TAG: Final = "latest"
 #: Docker's names for Docker Hub. All are the same registry.

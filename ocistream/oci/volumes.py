@@ -12,24 +12,6 @@ from ocistream.oci.reference import is_digest, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = [
-    "PARTS_ANNOTATION",
-    "VOLUME_ANNOTATION",
-    "Volume",
-    "VolumePart",
-    "VolumeTemplate",
-    "checksum_line",
-    "checksum_name",
-    "is_template",
-    "parse_checksum_line",
-    "parse_part_name",
-    "parse_template",
-    "parse_volume",
-    "part_error",
-    "part_name",
-    "volume_annotations",
-]
-
 #: The annotation of `index.json` that names the volume: `NUMBER TOTAL IDENTITY TEMPLATE`.
 VOLUME_ANNOTATION: Final = "vnd.ocistream.volume"
 #: The annotation with the parts of split blobs: for each blob a line `# DIGEST`, then `VOLUME OFFSET SIZE` for each
