@@ -1,6 +1,6 @@
 """Locations of images: parse them, and open each kind as a source or a destination.
 
-To add a kind, write its two open functions and a line in `_KINDS`. OpenContext supplies stdin and stdout.
+To add a kind, write its two open functions and a line in `_KINDS`. OpenContext supplies the streams.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from ocistream.streams import files, paths
 from ocistream.streams.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import Callable, Iterable, Sequence
 
     from ocistream.archive.contents import ArchiveKind
@@ -243,7 +242,8 @@ class OpenContext:
 
     client: Callable[[], HttpClient] = field(default=_not_provided)
     stdin: Callable[[], InputStream] = field(default=_not_provided)
-    stdout: Callable[[], io.FileIO] = field(default=_not_provided)
+    #: The output of a stream location.
+    output: Callable[[], Output] = field(default=_not_provided)
     #: Seconds since 1970 for every entry of an archive.
     mtime: int = 0
     #: Repositories of the destination's registry that may already have blobs.
@@ -256,23 +256,20 @@ class OpenContext:
     from_byte: int = 0
     #: The maximum size of a volume, in bytes; 0 writes one file.
     volume_size: int = 0
-    #: How repositories are opened for reading (mirrors, cache); None reads from the repository itself.
-    opener: Callable[[], RepositoryOpener] | None = None
+    #: How repositories are opened for reading (mirrors, cache).
+    opener: Callable[[], RepositoryOpener] = field(default=_not_provided)
     #: Concurrent requests, and the limit of one registry, if it has one.
     jobs: int = DEFAULT_JOBS
     find_host_jobs: Callable[[str], int | None] = field(default=lambda _registry: None)
-    #: How registries accept uploads; None knows only their profiles.
-    upload_strategy: Callable[[], UploadStrategy] | None = None
-    #: Records of uploads that a later run may resume; None keeps none.
-    records: Callable[[], UploadRecords] | None = None
+    #: How registries accept uploads, and the records of uploads that a later run may resume.
+    upload_strategy: Callable[[], UploadStrategy] = field(default=_not_provided)
+    records: Callable[[], UploadRecords] = field(default=_not_provided)
     #: Cancels one transfer, while others with the same client continue.
     cancelled: threading.Event = field(default_factory=threading.Event)
     #: Raises AuthenticationError if the configuration forbids pushes to a reference.
     check_push: Callable[[Reference], None] = field(default=lambda _reference: None)
     #: The writer of a layout that several images are written to; None makes each image visible by itself.
     layout_writer: Callable[[Path], LayoutWriter] | None = None
-    #: Opens the output of a stream location; None is stdout.
-    output: Callable[[], Output] | None = None
     #: Whether locations are opened for a dry run: no file is created, and no cache is filled.
     is_dry_run: bool = False
 
@@ -282,10 +279,7 @@ class OpenContext:
 
     def repository_opener(self) -> RepositoryOpener:
         """Return the opener for repositories to read from."""
-        from ocistream.registry.opener import RepositoryOpener
-
-        opener = self.opener() if self.opener is not None else RepositoryOpener(self.client())
-        return opener.unwrapped() if self.is_dry_run else opener
+        return self.opener().unwrapped() if self.is_dry_run else self.opener()
 
 
 def open_source(location: Location, context: OpenContext, selection: Selection) -> Source:
@@ -465,8 +459,8 @@ def open_registry_destination(location: Location, context: OpenContext) -> Desti
         early_target=location.reference,
         mount_from=context.mount_from,
         mount_candidates=context.mount_candidates,
-        strategy=context.upload_strategy() if context.upload_strategy is not None else None,
-        records=context.records() if context.records is not None else None,
+        strategy=context.upload_strategy(),
+        records=context.records(),
         jobs=context.jobs_at([location.reference.registry] if location.reference else []),
         cancelled=context.cancelled,
     )
@@ -528,7 +522,6 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
 
 def _open_output(location: Location, context: OpenContext) -> Output:
     from ocistream.archive.outputs import (
-        StreamOutput,
         TailOutput,
         open_file_output,
         open_null_output,
@@ -540,7 +533,7 @@ def _open_output(location: Location, context: OpenContext) -> Output:
     if context.is_dry_run:
         return open_null_output(None if location.is_stream else path)
     if location.is_stream:
-        output = context.output() if context.output is not None else StreamOutput(context.stdout(), "to stdout")
+        output = context.output()
     else:
         output = open_special_file_output(path) if paths.is_special(path) else open_file_output(path)
     return TailOutput(output, context.from_byte) if context.from_byte else output

@@ -198,7 +198,8 @@ class VerifyResult:
         for descriptor in self.findings.missing:
             message = f"{prefixes.get(descriptor.digest, '')}missing {descriptor.digest}"
             errors.append(MissingContentError(message, hint=hint))
-        errors += map(_illegal_name_error, self.illegal_names)
+        illegal = "is a name that is not allowed in image archives"
+        errors += [ArchiveError(f"{printable(name)!r} {illegal}") for name in self.illegal_names]
         return errors
 
     def raise_for_findings(self) -> None:
@@ -265,10 +266,6 @@ class VolumeSet(NamedTuple):
 def format_paths(paths: tuple[str, ...]) -> str | list[str]:
     """Return the paths as the JSON document shows them: a string for one path, a list for several."""
     return paths[0] if len(paths) == 1 else list(paths)
-
-
-def _illegal_name_error(name: str) -> ArchiveError:
-    return ArchiveError(f"{printable(name)!r} is a name that is not allowed in image archives")
 
 
 def _is_docker_name(name: str) -> bool:

@@ -102,7 +102,7 @@ class JoinedSource:
         entries_by_digest: dict[str, Descriptor] = {}
         listed_digests: list[set[str]] = []
         annotations: list[Mapping[str, str]] = []
-        volumes: list[tuple[str, Volume]] = []
+        volumes: list[tuple[str, Volume, set[str]]] = []
         for text, source in self._inputs:
             index = self._read_index(text, source)
             self._report_unused_names(text, index.entries, entries)
@@ -112,11 +112,9 @@ class JoinedSource:
             listed_digests.append({entry.digest for entry in index.entries})
             annotations.append(index.annotations)
             if isinstance(source, ArchiveFileSource) and source.volume is not None:
-                volumes.append((text, source.volume))
+                volumes.append((text, source.volume, listed_digests[-1]))
                 self._add_volume(text, source, source.volume)
-        self._check_one_set(
-            volumes, [listed_digests[n] for n, (_, s) in enumerate(self._inputs) if _volume_of(s)], entries_by_digest
-        )
+        self._check_one_set(volumes, entries_by_digest)
         if len(entries) > limits.MAX_LIST_ENTRIES:
             msg = f"together the archives list more than {limits.MAX_LIST_ENTRIES} images"
             raise ArchiveError(msg)
@@ -233,24 +231,22 @@ class JoinedSource:
             self._names[volume.name] = text
 
     @staticmethod
-    def _check_one_set(
-        volumes: Sequence[tuple[str, Volume]], listed_digests: Sequence[set[str]], entries: Mapping[str, Descriptor]
-    ) -> None:
-        """Check that all volumes are of one set, and agree on it. The set of most volumes is the expected one."""
+    def _check_one_set(volumes: Sequence[tuple[str, Volume, set[str]]], entries: Mapping[str, Descriptor]) -> None:
+        """Check that all volumes are of one set, and agree on it. The set of most volumes is the expected one.
+
+        Each volume comes with its name for errors, and the digests that its index lists.
+        """
         if not volumes:
             return
-        identity, _ = Counter(volume.identity for _, volume in volumes).most_common(1)[0]
-        first = next(number for number, (_, volume) in enumerate(volumes) if volume.identity == identity)
-        first_text, first_volume = volumes[first]
-        for (text, volume), digests in zip(volumes, listed_digests, strict=True):
+        identity, _ = Counter(volume.identity for _, volume, _ in volumes).most_common(1)[0]
+        first_text, first_volume, first_digests = next(each for each in volumes if each[1].identity == identity)
+        for text, volume, digests in volumes:
             if volume.identity != identity:
                 actual = f"{volume} of {_describe_images(digests, entries)}"
-                expected = (
-                    f"{printable(first_text)} is {first_volume} of {_describe_images(listed_digests[first], entries)}"
-                )
+                expected = f"{printable(first_text)} is {first_volume} of {_describe_images(first_digests, entries)}"
                 msg = f"{printable(text)} does not belong to the others: it is {actual}; in another set, {expected}"
                 raise ArchiveError(msg, hint="use the volumes of one `pull --split`")
-            if volume[1:] != first_volume[1:] or digests != listed_digests[first]:
+            if volume[1:] != first_volume[1:] or digests != first_digests:
                 msg = f"{printable(text)} claims to be of the same set as {printable(first_text)}, but they differ"
                 raise ArchiveError(msg)
 
@@ -321,10 +317,6 @@ def _damaged_error(text: str, error: IntegrityError) -> IntegrityError:
     path = printable(text, 1024)
     hint = f"{path} is damaged, or changed during the run: check it with `ocistream verify {path}`"
     return IntegrityError(error.message, hint=hint)
-
-
-def _volume_of(source: JoinedInput) -> Volume | None:
-    return source.volume if isinstance(source, ArchiveFileSource) else None
 
 
 def _describe_images(digests: set[str], entries: Mapping[str, Descriptor]) -> str:

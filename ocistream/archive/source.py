@@ -245,7 +245,7 @@ class ArchiveSource(ABC):
                 return self._read_document(extent, limits.MAX_MANIFEST)
         return None
 
-    # -- files that manifest.json names (docker_archive.DockerFiles) -----------------------------------------
+    # -- files that manifest.json names ------------------------------------------------------------------------
 
     def read_config(self, name: str) -> bytes:
         """Return a config. It becomes a blob of the archive."""

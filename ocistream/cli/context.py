@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from ocistream.api.options import CopyOptions
+    from ocistream.archive.outputs import Output
     from ocistream.auth.credentials import Keychain
     from ocistream.cli.console import Console
     from ocistream.cli.options import OmissionOptions, RunOptions
@@ -124,7 +125,7 @@ class CommandContext:
             )
 
         context = self.access.build_context(create_client, self.cancelled)
-        return replace(context, stdin=self.open_stdin, stdout=self._open_stdout)
+        return replace(context, stdin=self.open_stdin, output=self._open_stdout)
 
     def check_result_path(self, *locations: Location) -> None:
         """Raise UsageError if --result would overwrite one of the locations, or mix with the output on stdout."""
@@ -203,7 +204,9 @@ class CommandContext:
             self.console.is_terse = is_pipe(file.fileno()) and not has_terminal and not wants_more_output
         return file
 
-    def _open_stdout(self) -> io.FileIO:
+    def _open_stdout(self) -> Output:
+        from ocistream.archive.outputs import StreamOutput
+
         file = open_stdout(_OUTPUT_USAGES[self.command])
         self.console.other_programs.add_pipe(file.fileno())
-        return file
+        return StreamOutput(file, "to stdout")

@@ -225,8 +225,10 @@ def build_entries(graph: Graph) -> list[Descriptor]:
         referrers = [referrer for digest in graph.reachable(root) for referrer in graph.referrers.get(digest, ())]
         for referrer in sorted(referrers, key=lambda item: item.sort_key):
             if referrer.tag is not None:
-                name = _build_referrer_name(root, referrer.tag)
-                tagged.setdefault(name, _build_named_referrer_entry(referrer, name))
+                reference = parse_full_name(root.name) if root.name else None
+                repository = f"{reference.registry}/{reference.repository}:" if reference else ""
+                name = repository + referrer.tag
+                tagged.setdefault(name, _build_referrer_entry(referrer, {REFERRER_NAME: name}))
     return [*images, *untagged.values(), *tagged.values()]
 
 
@@ -238,19 +240,9 @@ def _remove_name(entry: Descriptor) -> Descriptor:
     return replace(entry, annotations=kept)
 
 
-def _build_referrer_entry(referrer: Referrer) -> Descriptor:
+def _build_referrer_entry(referrer: Referrer, annotations: Mapping[str, str] | None = None) -> Descriptor:
     entry = _remove_name(referrer.descriptor)
-    return replace(entry, annotations={**entry.annotations, SUBJECT: referrer.subject})
-
-
-def _build_named_referrer_entry(referrer: Referrer, name: str) -> Descriptor:
-    entry = _build_referrer_entry(referrer)
-    return replace(entry, annotations={**entry.annotations, REFERRER_NAME: name})
-
-
-def _build_referrer_name(root: Root, referrer_tag: str) -> str:
-    reference = parse_full_name(root.name) if root.name else None
-    return f"{reference.registry}/{reference.repository}:{referrer_tag}" if reference else referrer_tag
+    return replace(entry, annotations={**entry.annotations, SUBJECT: referrer.subject, **(annotations or {})})
 
 
 def select_every_image(roots: Sequence[Root]) -> Sequence[Root]:
@@ -330,12 +322,14 @@ def find_named(roots: Sequence[Root], name: str) -> list[Root]:
         with contextlib.suppress(InvalidNameError):
             full_name = parse_reference(name).name
             exact = [root for root in roots if root.name == full_name]
-    return exact or [root for root in roots if name in _list_other_names(root)]
-
-
-def _list_other_names(root: Root) -> set[str | None]:
-    annotations = root.descriptor.annotations
-    return {annotations.get(REF_NAME), annotations.get(REFERRER_NAME), root.descriptor.digest, root.image_id}
+    if exact:
+        return exact
+    return [
+        root
+        for root in roots
+        if name in {root.descriptor.digest, root.image_id}
+        or name in map(root.descriptor.annotations.get, (REF_NAME, REFERRER_NAME))
+    ]
 
 
 def format_image_names(roots: Sequence[Root]) -> str:

@@ -75,8 +75,10 @@ class EarlyBlobWriter:
             and isinstance(self._destination, ReadableDestination)
             and (recompressor := self._plain_layer_recompressor()) is not None
         ):
+            from ocistream.streams.compression import NONE, detect_codec
+
             blob, beginning = peek(blob)
-            if recompressor.can_compress_plain(beginning):
+            if recompressor.can_recompress(beginning) and detect_codec(beginning) is NONE:
                 self._compressed.add(blob.descriptor.digest)
                 self._writer.recompress(blob, recompressor)
                 return

@@ -108,12 +108,13 @@ class Recompressor:
         for _, document in graph.images():
             if is_image(document):
                 for layer in document.layers:
-                    if layer_media_types.codec_name(layer.media_type) is None and not layer.is_foreign:
+                    codec = layer_media_types.codec_name(layer.media_type)
+                    if codec is None and not layer.is_foreign:
                         message = (
                             f"{layer.digest} is not recompressed: layers of the type {printable(layer.media_type)}"
                         )
                         notices.notify(f"{message} are copied as they are", level=1)
-                    elif self._applies_to(layer) and layer.digest not in excluded:
+                    elif codec is not None and self._is_affected(codec) and layer.digest not in excluded:
                         layers.setdefault(layer.digest, layer)
         return layers
 
@@ -170,10 +171,6 @@ class Recompressor:
         """Return whether a blob with these first bytes must be recompressed."""
         return layer_media_types.is_probably_layer(beginning) and self._is_affected(detect_codec(beginning).name)
 
-    def can_compress_plain(self, beginning: bytes) -> bool:
-        """Return whether a blob with these first bytes is uncompressed and must be recompressed."""
-        return self.can_recompress(beginning) and detect_codec(beginning) is NONE
-
     def can_recompress_layer(self, beginning: bytes) -> bool:
         """Return whether a layer or config with these first bytes must be recompressed."""
         return not layer_media_types.is_probably_json(beginning) and self._is_affected(detect_codec(beginning).name)
@@ -205,10 +202,6 @@ class Recompressor:
         results = {digest: done.result for digest in self.find_layers(graph) if (done := self.results.get(digest))}
         rewriting = GraphRewriter(graph, results, self.settings.codec.name)
         return rewriting.rewrite(), rewriting.origins
-
-    def _applies_to(self, layer: Descriptor) -> bool:
-        name = layer_media_types.codec_name(layer.media_type)
-        return name is not None and self._is_affected(name)
 
     def _is_affected(self, codec: str) -> bool:
         return codec != self.settings.codec.name and (codec == NONE.name or not self.plain_only)
@@ -397,7 +390,11 @@ class GraphRewriter:
 
     def _is_affected(self, manifest: Manifest) -> bool:
         document = self._graph.documents[manifest.descriptor.digest]
-        return self._has_changed(document) or (document.subject is not None and document.subject.digest in self._new)
+        if document.subject is not None and document.subject.digest in self._new:
+            return True
+        if document.config is not None:
+            return is_image(document) and any(layer.digest in self._results for layer in document.layers)
+        return any(child.digest in self._new for child in document.manifests)
 
     def _rewrite_manifest(self, manifest: Manifest) -> Manifest:
         """Return the manifest with new descriptors."""
@@ -437,11 +434,6 @@ class GraphRewriter:
             # A Docker manifest list must not refer to an OCI manifest.
             becomes_oci = any(self._updated(child).media_type != child.media_type for child in document.manifests)
         return _OCI_FOR.get(media_type, media_type) if becomes_oci else media_type
-
-    def _has_changed(self, document: Document) -> bool:
-        if document.config is not None:
-            return is_image(document) and any(layer.digest in self._results for layer in document.layers)
-        return any(child.digest in self._new for child in document.manifests)
 
     def _rewrite_layer(self, layer: dict[str, Any], *, leaves_docker: bool) -> dict[str, Any]:
         result = self._results.get(layer["digest"])

@@ -22,7 +22,7 @@ from ocistream.oci.volumes import part_error
 from ocistream.streams import files, layer_media_types
 from ocistream.streams.chunks import FailureTracker, HashedChunks, read_all, verify_chunks
 from ocistream.streams.compression import decompress, detect_codec
-from ocistream.streams.layer_media_types import is_probably_layer
+from ocistream.streams.layer_media_types import codec_name, is_probably_layer
 from ocistream.streams.workers import run_each
 from ocistream.transfer.config_checks import ConfigChecker, can_be_json_object, not_json_error
 from ocistream.transfer.incomplete_indexes import limit_to_exported
@@ -41,11 +41,6 @@ if TYPE_CHECKING:
 _JOBS = 4
 #: Fewer where layers are decompressed: each thread keeps memory for the widest window that it has met.
 _DEEP_JOBS = 2
-
-
-def is_layer(descriptor: Descriptor) -> bool:
-    """Return whether a descriptor is an image layer, by its media type."""
-    return layer_media_types.codec_name(descriptor.media_type) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +117,7 @@ class _Verification:
         images = [document for _, document in graph.images() if is_image(document)] if self._deep else []
         configs = ConfigChecker()
         configs.find_configs(graph)
-        unpack = {layer.digest for document in images for layer in document.layers if is_layer(layer)}
+        unpack = {layer.digest for document in images for layer in document.layers if codec_name(layer.media_type)}
         pending = [blob for blob in graph.blobs if blob.digest not in self._checker.sizes]
 
         def look(blob: Blob) -> None:
@@ -259,7 +254,7 @@ class _Verification:
                 if plain is None:
                     continue
                 # Without --deep a media type is trusted. Here the bytes must have the compression that it says.
-                if layer.size and layer_media_types.codec_name(layer.media_type) not in {None, plain.codec}:
+                if layer.size and codec_name(layer.media_type) not in {None, plain.codec}:
                     msg = f"{layer.digest} has the media type {layer.media_type}, but its compression is {plain.codec}"
                     self._checker.errors.setdefault(layer.digest, ArchiveError(msg))
                 if plain.digest != diff_id:
