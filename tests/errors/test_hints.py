@@ -47,7 +47,7 @@ _DIGEST = "sha256:" + 64 * "a"
         (["verify", "registry.example.com/app"], 2, ["is in a registry", "pull it first"]),
         (["gc", "localhost:5000/app:1"], 2, ["is in a registry, but this must be a layout directory", "themselves"]),
         (["gc", "nowhere"], 4, ["no such directory", "check the path"]),
-        (["rm", "app.tar"], 2, ["app.tar is an archive, which is never changed", "name a layout directory"]),
+        (["rm", "app.tar"], 2, ["app.tar' is an archive, but this must be a layout directory", "copy SRC oci:DIR"]),
         (["list", "localhost:1/app"], 2, ["No such command", "use `ocistream tags HOST/REPO`"]),
         (["pull", "localhost:5000/app:a/b"], 2, ["is not a tag", "128 characters"]),
         (["pull", "localhost:5000/app@sha256:abc"], 2, ["malformed digest", "64 characters"]),
