@@ -117,8 +117,9 @@ def disk_error(operation: str, error: OSError) -> OcistreamError:
         return NotFoundError(f"{operation}: no such file or directory", hint=hint)
     if isinstance(error, NotADirectoryError):
         return NotFoundError(f"{operation}: a part of the path is not a directory", hint=_PATH_HINT)
-    if isinstance(error, IsADirectoryError):
-        # The disk is in order: the caller named a directory in place of a file.
+    if isinstance(error, IsADirectoryError) and error.filename2 is None:
+        # The disk is in order: the user named a directory in place of a file. A rename to a path that is a directory is
+        # about a file of a layout, which the user did not name.
         return UsageError(f"{operation}: this is a directory, not a file", hint=_PATH_HINT)
     return LocalDiskError(f"{operation}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0))
 
