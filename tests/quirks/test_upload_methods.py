@@ -153,6 +153,16 @@ def test_no_upload_is_opened_for_a_small_blob_that_is_wrong(how: How, pushes: Ma
     assert used.uploads() == []
 
 
+@quirk(60)
+@pytest.mark.parametrize(("excess", "records"), [(0, 0), (1, 1)])
+def test_a_failed_upload_of_a_small_blob_is_not_recorded(excess: int, records: int, pushes: MakePushes) -> None:
+    used = pushes(size=limits.MAX_BUFFERED_BLOB + excess)
+    # A session that cannot be deleted is left to a later run if it is recorded.
+    used.registry.faults = [Fault(refusal(503), "PUT|DELETE", "uploads", times=None)]
+    used.push("file", "--retries", "0", code=7, says="503")
+    assert len(used.records()) == records
+
+
 # As a registry takes it -----------------------------------------------------------------------------------------
 
 
