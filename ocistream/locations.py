@@ -22,7 +22,6 @@ from ocistream.streams.workers import DEFAULT_JOBS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from ocistream.archive.contents import ArchiveKind
     from ocistream.archive.outputs import Output
     from ocistream.archive.tar_reader import InputStream
     from ocistream.http.client import HttpClient
@@ -383,12 +382,6 @@ def path_of(location: Location) -> Path:
     return location.path
 
 
-def archive_kind_of(location: Location) -> ArchiveKind | None:
-    """Return the kind of archive that the prefix of a location requires; None if the format is detected."""
-    kinds: Sequence[ArchiveKind] = ("oci-archive", "docker-archive")
-    return next((kind for kind in kinds if kind == location.kind), None)
-
-
 def check_path_kind(location: Location) -> None:
     """Raise UsageError for a file that is written as a layout, or a directory that is written as an archive."""
     if location.kind == "oci":
@@ -498,7 +491,7 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
     """Open an archive: a file, whose parts can be read in parallel, or a stream.
 
     Raises:
-        UsageError: the path is a directory, or the archive is not of the kind that the prefix names.
+        UsageError: the path is a directory.
         NotFoundError, ArchiveError, LocalDiskError: see `ArchiveFileSource` and `ArchiveStreamSource`.
     """
     from ocistream.archive.decompression import decompress_input, is_compressed
@@ -507,18 +500,18 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
     from ocistream.archive.tar_reader import ARCHIVE_ON_STDIN
 
     path = path_of(location)
-    kind = archive_kind_of(location)
+    as_docker = location.kind == "docker-archive"
     _check_not_directory(location)
     if location.is_stream:
         label = ARCHIVE_ON_STDIN if str(path) == "-" else location.text
         file = decompress_input(context.stdin(), label, selection.max_ratio)
     elif paths.is_file(path) and not is_compressed(path):
-        return ArchiveFileSource(path, selection, kind)
+        return ArchiveFileSource(path, selection, as_docker=as_docker)
     else:
         # A FIFO can be read only once, as stdin, and so can a compressed file.
         label = str(path)
         file = decompress_input(open_input_stream(path, context.cancelled), label, selection.max_ratio)
-    return ArchiveStreamSource(file, selection, kind, what=label)
+    return ArchiveStreamSource(file, selection, what=label, as_docker=as_docker)
 
 
 def _open_output(location: Location, context: OpenContext) -> Output:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import posixpath
 import re
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, UsageError
+from ocistream.errors import ArchiveError
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import checksum_name, parse_part_name, part_name
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from ocistream.archive.tar_reader import TarEntry
     from ocistream.oci.volumes import Volume, VolumePart
 
-ArchiveKind = Literal["oci-archive", "docker-archive"]
-OCI_ARCHIVE: Final = "oci-archive"
-DOCKER_ARCHIVE: Final = "docker-archive"
 
 #: Files of Docker's first image format. A docker-archive has one of each for every layer.
 _DOCKER_V1_FILES: Final = frozenset({"VERSION", "json", "repositories"})
@@ -84,9 +81,9 @@ def check_document_size(entry: Extent | TarEntry, limit: int) -> None:
 class ArchiveContents:
     """The entries that were read from an archive so far."""
 
-    def __init__(self, kind: ArchiveKind | None = None) -> None:
-        """Take the kind that the archive must have, or None; a docker-archive is read by its `manifest.json` alone."""
-        self._kind = kind
+    def __init__(self, *, as_docker: bool = False) -> None:
+        """With `as_docker`, the archive is read by its `manifest.json` if it has one, even beside an `index.json`."""
+        self._as_docker = as_docker
         #: Whether the archive has a file named `repositories`, which only `docker save` and similar tools write.
         self.has_repositories_file = False
         #: `oci-layout`, `index.json` and `manifest.json`, by name.
@@ -218,7 +215,7 @@ class ArchiveContents:
             # It is unclear which of the two is meant. That is an error only if `manifest.json` names this path.
             self._ambiguous.add(path)
             return
-        if self.is_oci and self._kind != DOCKER_ARCHIVE:
+        if self.is_oci and not self._as_docker:
             return
         if entry.kind not in {"file", "link"} or posixpath.basename(path) in _DOCKER_V1_FILES:
             return
@@ -249,22 +246,7 @@ class ArchiveContents:
     @property
     def is_docker_archive(self) -> bool:
         """Whether `manifest.json` and not `index.json` lists the images."""
-        return "manifest.json" in self.documents and (self._kind == DOCKER_ARCHIVE or self.index_json is None)
-
-    def check_kind(self, what: str) -> None:
-        """Check, after every entry was added, that the archive has the kind that the caller named.
-
-        An archive with both files is of both kinds. `what` names the archive.
-
-        Raises:
-            UsageError: the archive has the other kind only.
-        """
-        if self._kind == OCI_ARCHIVE and self.is_docker_archive:
-            msg = f"{what} is a docker-archive, not an OCI archive: it has no index.json"
-            raise UsageError(msg, hint="write docker-archive: instead of oci-archive:")
-        if self._kind == DOCKER_ARCHIVE and self.index_json is not None and not self.is_docker_archive:
-            msg = f"{what} is an OCI archive, not a docker-archive: it has no manifest.json"
-            raise UsageError(msg, hint="write oci-archive: instead of docker-archive:")
+        return "manifest.json" in self.documents and (self._as_docker or self.index_json is None)
 
     def require_index(self) -> None:
         """Check that the archive has an `index.json`."""

@@ -113,6 +113,11 @@ def mark_synthesized(graph: Graph, synthesized: Collection[str]) -> Graph:
     return replace(graph, roots=roots, synthesized=frozenset(synthesized))
 
 
+def report_no_manifest_json() -> None:
+    """Report, with -v, that `index.json` is used, because there is no `manifest.json`."""
+    notices.notify("the archive has no manifest.json: reading the images of its index.json", level=1)
+
+
 def build_docker_graph(images: Sequence[DockerImage], selection: Selection, files: ArchiveSource) -> Graph:
     """Return the graph of the selected images. Nothing of the other images is read.
 

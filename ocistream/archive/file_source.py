@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
-    from ocistream.archive.contents import ArchiveKind
     from ocistream.layout.image_selection import Selection
     from ocistream.oci.graph import Graph
     from ocistream.oci.volumes import Volume, VolumePart
@@ -39,16 +38,15 @@ class ArchiveFileSource(ArchiveSource):
 
     concurrent = True
 
-    def __init__(self, path: Path, selection: Selection = ALL_IMAGES, kind: ArchiveKind | None = None) -> None:
+    def __init__(self, path: Path, selection: Selection = ALL_IMAGES, *, as_docker: bool = False) -> None:
         """Open the file and read its headers.
 
         Raises:
             NotFoundError: the file does not exist.
             LocalDiskError: the file cannot be read.
             ArchiveError: the archive is malformed or truncated, or its `oci-layout` has an unknown version.
-            UsageError: the archive is of another kind.
         """
-        super().__init__(selection, kind)
+        super().__init__(selection, as_docker=as_docker)
         self._what = f"cannot read {path}"
         with files.disk_errors(self._what):
             #: The open archive. Callers read at offsets of their own and do not move its position.
@@ -59,7 +57,6 @@ class ArchiveFileSource(ArchiveSource):
                 for entry in reader:
                     self.contents.add(entry)
                 reader.drain()
-            self.contents.check_kind(str(path))
             self._has_ended = True
             self._unparsed = dict(self.contents.documents)
             if (oci_layout := self._unparsed.pop("oci-layout", None)) is not None:

@@ -12,18 +12,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.archive.contents import (
-    DOCKER_ARCHIVE,
-    ArchiveContents,
-    ArchiveKind,
-    check_document_size,
-    parse_blob_name,
-)
+from ocistream.archive.contents import ArchiveContents, check_document_size, parse_blob_name
 from ocistream.archive.docker_archive import (
     ManifestSynthesizer,
     build_docker_graph,
     mark_synthesized,
     parse_manifest_json,
+    report_no_manifest_json,
     report_only_in_manifest_json,
 )
 from ocistream.archive.index_comparison import IndexComparison
@@ -62,14 +57,11 @@ class ArchiveSource(ABC):
     #: What to do about a layer that is not recognized.
     _no_layer_hint: str | None = None
 
-    def __init__(self, selection: Selection, kind: ArchiveKind | None) -> None:
-        """Take the selection. An archive that is not of the `kind` is an error, if one is given.
-
-        The images of a "docker-archive" are those of `manifest.json`, even if the archive has an `index.json` too.
-        """
+    def __init__(self, selection: Selection, *, as_docker: bool) -> None:
+        """Take the selection; `as_docker` reads the images of `manifest.json`, even beside an `index.json`."""
         self._selection = selection
-        self._as_docker = kind == DOCKER_ARCHIVE
-        self.contents = ArchiveContents(kind)
+        self._as_docker = as_docker
+        self.contents = ArchiveContents(as_docker=as_docker)
         #: Whether every entry was added to `contents`.
         self._has_ended = False
         #: What `index.json` and `manifest.json` list, once they were read.
@@ -171,6 +163,8 @@ class ArchiveSource(ABC):
         if (graph := self.build_docker_graph()) is not None:
             return graph
         index = self.read_complete_index()
+        if self._as_docker:
+            report_no_manifest_json()
         if self._walk is None or index is not self._index:
             self._walk = self._start_walk(index)
         graph = self._walk.finish(self.read)

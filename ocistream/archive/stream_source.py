@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from ocistream.archive.contents import ArchiveKind, Extent
+    from ocistream.archive.contents import Extent
     from ocistream.errors import OcistreamError
     from ocistream.layout.image_selection import Selection
     from ocistream.oci.graph import Graph
@@ -58,12 +58,12 @@ class ArchiveStreamSource(ArchiveSource):
         self,
         file: InputStream,
         selection: Selection = ALL_IMAGES,
-        kind: ArchiveKind | None = None,
         *,
         what: str = ARCHIVE_ON_STDIN,
+        as_docker: bool = False,
     ) -> None:
         """Read from the position of `file`, later. `what` names the stream in errors."""
-        super().__init__(selection, kind)
+        super().__init__(selection, as_docker=as_docker)
         self._file = file
         self._reader = TarReader(file, what)
         self._entries = iter(self._reader)
@@ -122,7 +122,6 @@ class ArchiveStreamSource(ArchiveSource):
                 if self._walk is None:
                     raise self._selection_error or no_image_error()
                 return self._complete(self._walk.finish(self.read))
-        self.contents.check_kind(self._what)
         self._is_compared = True
         return self._resolve()
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self, TypeAlias
 
-    from ocistream.archive.contents import ArchiveKind
     from ocistream.serve.access_control import BasicAuth
     from ocistream.serve.http_handler import AccessLogEntry
     from ocistream.serve.storage import Storage
@@ -78,19 +77,17 @@ class Registry:
         log: Callable[[AccessLogEntry], None] | None = None,
         auth: BasicAuth | None = None,
         tls: ssl.SSLContext | None = None,
-        kind: ArchiveKind | None = None,
+        as_docker: bool = False,
     ) -> None:
         """Open the layout at `path` (created if missing, unless `read_only`) and listen at `address`.
 
-        A regular file at `path` is an archive and read only; it must be of the `kind` if one is given. Of a
-        "docker-archive" the `manifest.json` counts and not the `index.json`. Port 0 lets the kernel choose a port; see
-        `host`. `log` is called for each request, in the thread of its connection. With `auth` clients must send a
-        password; with `tls` connections are encrypted. TLS is optional even beyond loopback, because a proxy or tunnel
-        may provide it.
+        A regular file at `path` is an archive and read only; with `as_docker`, its `manifest.json` counts and not its
+        `index.json`. Port 0 lets the kernel choose a port; see `host`. `log` is
+        called for each request, in the thread of its connection. With `auth` clients must send a password; with `tls`
+        connections are encrypted. TLS is optional even beyond loopback, because a proxy or tunnel may provide it.
 
         Raises:
-            UsageError: an address beyond loopback needs a password, the directory is not a layout, or the archive is of
-                another kind.
+            UsageError: an address beyond loopback needs a password, or the directory is not a layout.
             NotFoundError, ArchiveError: the layout or archive does not exist, or cannot be read.
             UnsupportedError: the archive is compressed.
             NetworkError: the address is in use or not allowed.
@@ -113,16 +110,16 @@ class Registry:
         self._resources = contextlib.ExitStack()
         self.storage: Storage
         try:
-            self._open_storage(path, read_only=read_only, kind=kind)
+            self._open_storage(path, read_only=read_only, as_docker=as_docker)
         except BaseException:
             self._resources.close()
             self._server.server_close()
             raise
 
-    def _open_storage(self, path: Path, *, read_only: bool, kind: ArchiveKind | None) -> None:
+    def _open_storage(self, path: Path, *, read_only: bool, as_docker: bool) -> None:
         directory: DirectoryStorage | None = None
         if paths.is_file(path):
-            self.storage = archive = ArchiveStorage(path, kind=kind)
+            self.storage = archive = ArchiveStorage(path, as_docker=as_docker)
             self._resources.callback(archive.close)
         else:
             self.storage = directory = DirectoryStorage(path)

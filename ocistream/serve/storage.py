@@ -35,7 +35,6 @@ from ocistream.streams.paths import real_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ocistream.archive.contents import ArchiveKind
     from ocistream.transfer.interfaces import Source
 
 __all__ = [
@@ -377,8 +376,8 @@ class ArchiveStorage:
     which has none, are synthesized when it is opened.
     """
 
-    def __init__(self, path: Path, *, kind: ArchiveKind | None = None) -> None:
-        """Read the headers and the index of an archive, which must be of the `kind` if one is given.
+    def __init__(self, path: Path, *, as_docker: bool = False) -> None:
+        """Read the headers and the index; with `as_docker`, that of a docker-archive.
 
         Raises:
             NotFoundError: the file does not exist, or has no image.
@@ -393,7 +392,7 @@ class ArchiveStorage:
             )
         self._what = f"{path}"
         self.default_repository = repository_of_directory(path.name.removesuffix(".tar"))
-        self._source = ArchiveFileSource(path, kind=kind)
+        self._source = ArchiveFileSource(path, as_docker=as_docker)
         #: Synthesized manifests, by digest.
         self._synthesized: dict[str, bytes] = {}
         self._operator_notices: list[str] = []

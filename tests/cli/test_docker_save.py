@@ -240,30 +240,13 @@ def test_as_a_docker_archive_manifest_json_counts_alone(
     assert_pushed(served.host, "app", "1", image)
 
 
-@pytest.mark.parametrize(
-    ("how", "name"),
-    [
-        *((how, name) for how in ("file", "pipe") for name in ("verify", "inspect", "digest", "tags", "have", "copy")),
-        ("file", "serve"),
-    ],
-)
-@pytest.mark.parametrize("prefix", ["oci-archive:", "docker-archive:"])
-def test_a_prefix_that_does_not_fit_the_archive_is_an_error_that_names_the_right_one(
-    how: str, name: str, prefix: str, images: list[Saved], give: Give, tmp_path: Path
-) -> None:
-    lacks, right = ("index.json", "docker-archive:") if prefix == "oci-archive:" else ("manifest.json", "oci-archive:")
-    entries = of_docker_25(images[:1])
-    archive = archive_of([entry for entry in entries if entry[0] not in {lacks, "oci-layout"}])
-    after = {"copy": [f"oci:{tmp_path}/copied"], "serve": ["--listen=127.0.0.1:0"]}.get(name, [])
-    words = ("archive", lacks, f"write {right} instead of {prefix}")
-    assertions.failure(give(archive, how, name, "{}", *after, prefix=prefix), 2, *words)
-    assert not (tmp_path / "copied/index.json").exists()
-
-
 @both
-@pytest.mark.parametrize("prefix", ["oci-archive:", "docker-archive:"])
-def test_an_archive_with_both_files_has_both_kinds(how: str, prefix: str, images: list[Saved], give: Give) -> None:
-    assertions.success(give(archive_of(of_docker_25(images[:1])), how, "verify", "{}", prefix=prefix))
+def test_as_a_docker_archive_without_manifest_json_it_is_read_as_oci(how: str, images: list[Saved], give: Give) -> None:
+    entries = [entry for entry in of_docker_25(images[:1]) if entry[0] not in {"manifest.json", "repositories"}]
+    result = give(archive_of(entries), how, "verify", "{}", "-v", prefix="docker-archive:")
+    assertions.success(result)
+    assert result.lines()[0] == f"docker.io/library/app:1@{digest(images[0])}"
+    assert "no manifest.json" in result.err
 
 
 def test_of_a_directory_index_json_alone_counts_and_that_is_said(images: list[Saved], tmp_path: Path) -> None:

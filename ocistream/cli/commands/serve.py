@@ -22,7 +22,7 @@ from ocistream.cli.registry_options import TLS, RegistryOptions
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.forced_exit import delayed_exit
 from ocistream.http.origins import is_loopback
-from ocistream.locations import archive_kind_of, check_path_kind, is_archive_name, parse_local_location, path_of
+from ocistream.locations import check_path_kind, is_archive_name, parse_local_location, path_of
 from ocistream.oci.reference import printable
 from ocistream.sizes import format_count
 from ocistream.streams import files, paths
@@ -133,7 +133,7 @@ def serve(
             log=log,
             auth=auth,
             tls=tls,
-            kind=archive_kind_of(location),
+            as_docker=location.kind == "docker-archive",
         )
         stack.callback(registry.stop)
         if is_new:
