@@ -87,53 +87,6 @@ def test_a_path_below_a_closed_directory(words: Callable[[str, Argument], list[s
     assert list(closed.iterdir()) == []
 
 
-def test_a_directory_in_place_of_a_file_is_a_usage_error(
-    words: Callable[[str, Argument], list[str]], tmp_path: Path
-) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for line in (
-        "pull HOST/app:1 -o OUT --result PATH",
-        "pull HOST/app:1 -o OUT --images PATH",
-        "pull HOST/app:1 -o OUT --only PATH",
-        "pull HOST/app:1 -o OUT --config PATH",
-        "pull HOST/app:1 -o oci-archive:PATH",
-        "pull registry.invalid/app:1 -o OUT --username me --password-file PATH",
-        "pull registry.invalid/app:1 -o OUT --client-cert PATH --client-key PATH",
-        "push -i docker-archive:PATH HOST/new:1",
-        "have --among PATH LAYOUT",
-        "sync PATH",
-        "config check PATH",
-        "serve FILE --listen 127.0.0.1:0 --access-log PATH",
-        "serve FILE --listen 127.0.0.1:0 --tls-cert PATH",
-        "logout --authfile PATH registry.example",
-    ):
-        assertions.failure(ocistream(*words(line, folder)), 2, str(folder), "is a directory")
-    assert list(folder.iterdir()) == []
-
-
-def test_a_path_below_a_file_does_not_exist(words: Callable[[str, Argument], list[str]], tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(b"")
-    for line in (
-        "pull HOST/app:1 -o PATH",
-        "pull HOST/app:1 -o oci:PATH",
-        "pull HOST/app:1 -o OUT --images PATH",
-        "push -i PATH HOST/new:1",
-        "copy LAYOUT PATH",
-        "verify PATH",
-        "inspect PATH",
-        "have --among PATH LAYOUT",
-        "gc PATH",
-        "rm PATH app",
-        "serve PATH",
-        "sync PATH",
-        "config check PATH",
-    ):
-        assertions.failure(ocistream(*words(line, file / "x")), 4, f"{file / 'x'}")
-    assert file.read_bytes() == b""
-
-
 def test_a_link_that_leads_back_to_itself(words: Callable[[str, Argument], list[str]], tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
