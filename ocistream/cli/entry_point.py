@@ -20,7 +20,7 @@ import click
 from ocistream import __version__, forced_exit, notices, open_uploads
 from ocistream.cli.console import Console
 from ocistream.cli.signals import SignalReceivedError, run_until_signal
-from ocistream.errors import IntegrityError, OcistreamError, OutputClosedError, UsageError
+from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError, OutputClosedError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams import files, partial_files
 
@@ -59,6 +59,8 @@ COMMANDS: Final = {
 }
 
 _HELP_OPTIONS: Final = ["-h", "--help"]
+#: Commands whose only effect is their output.
+_PRINTING_COMMANDS: Final = frozenset({"completion", "config", "digest", "have", "help", "inspect", "tags", "version"})
 #: Commands that stand for an option: `help [COMMAND]` and `version`.
 _OPTION_COMMANDS: Final = {"help": "--help", "version": "--version"}
 #: Python's message if the system allows no more threads.
@@ -170,17 +172,23 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     notices.set_listener(console.info)
     # An error that Python cannot raise, such as in `__del__`, would otherwise be printed on stderr.
     sys.unraisablehook = partial(_report_unraisable, console)
-    with contextlib.ExitStack() as stack:
-        stack.callback(_flush_streams)
-        if sys.stdout is None:
-            # A result that cannot be written is a failure. Python has no stdout if the process has none.
-            from ocistream.cli.standard_streams import ClosedOutput
+    try:
+        _require_stdout(arguments)
+        return _run(_replace_option_command(arguments), console, ends_process=ends_process)
+    except Exception as error:  # noqa: BLE001 - no traceback reaches a user
+        return _handle_failure(console, error, ends_process=ends_process)
+    finally:
+        _flush_streams()
 
-            stack.enter_context(contextlib.redirect_stdout(ClosedOutput()))
-        try:
-            return _run(_replace_option_command(arguments), console, ends_process=ends_process)
-        except Exception as error:  # noqa: BLE001 - no traceback reaches a user
-            return _handle_failure(console, error, ends_process=ends_process)
+
+def _require_stdout(arguments: Sequence[str]) -> None:
+    """Raise LocalDiskError if stdout is closed (`>&-`), and the command does nothing but print a result there.
+
+    Other commands do their work without it: Python has no stdout then, and their result lines are discarded.
+    """
+    if sys.stdout is None and arguments and arguments[0] in _PRINTING_COMMANDS:
+        msg = "cannot write the result to stdout: it is closed"
+        raise LocalDiskError(msg, hint="to discard the result, redirect it to /dev/null")
 
 
 def _replace_option_command(arguments: Sequence[str]) -> Sequence[str]:
@@ -220,7 +228,8 @@ def _invoke(context: click.Context) -> None:
 
 def _flush_stdout() -> None:
     """Flush stdout, so that a full disk or a closed pipe behind it is a failure of the run."""
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def _handle_failure(console: Console, error: Exception, *, ends_process: bool) -> int:

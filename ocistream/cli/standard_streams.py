@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.errors import LocalDiskError, UsageError
+from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams.files import CancellableInput, disk_errors
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ocistream.locations import Location
 
 __all__ = [
-    "ClosedOutput",
     "is_visible_on_stdout",
     "open_stdin",
     "open_stdout",
@@ -29,15 +28,6 @@ __all__ = [
     "resolve_stdout",
     "result_on_stdout_error",
 ]
-
-
-class ClosedOutput(io.TextIOBase):
-    """The stdout of a process that was started without one (`>&-`): Python has None, which `click.echo` ignores."""
-
-    def write(self, text: str, /) -> int:  # noqa: ARG002 - the stream's signature
-        """Raise LocalDiskError: the result is lost."""
-        msg = "cannot write the result to stdout: it is closed"
-        raise LocalDiskError(msg, hint="to discard the result, redirect it to /dev/null")
 
 
 def open_stdin(what: str, hint: str, cancelled: threading.Event) -> io.BufferedReader:
@@ -57,7 +47,7 @@ def open_stdout(usage: str) -> io.FileIO:
 
     `usage` is how the command names a file instead.
     """
-    if isinstance(sys.stdout, ClosedOutput):
+    if sys.stdout is None:
         msg = "cannot write the archive to stdout: it is closed"
         raise UsageError(msg, hint=f"name an output file (`{usage}`)")
     if sys.stdout.isatty():
@@ -111,6 +101,8 @@ def resolve_stdout(location: Location) -> Location:
 
 
 def _is_stdout(path: Path) -> bool:
+    if sys.stdout is None:
+        return False
     try:
         return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
     except OSError:

@@ -207,13 +207,11 @@ def test_json_messages_disable_the_bar(registry: FaultyRegistry, tmp_path: Path)
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-def test_a_run_completes_with_closed_streams_and_fails_if_its_result_is_lost(
-    registry: FaultyRegistry, tmp_path: Path, closed: tuple[int, ...]
-) -> None:
+def test_a_run_completes_with_closed_streams(registry: FaultyRegistry, tmp_path: Path, closed: tuple[int, ...]) -> None:
     # tests/cli/test_runner.py shows that a fork with closed streams is like a real process.
     argv = ["pull", f"{registry.host}/app:1", "-v", "-o", str(tmp_path / "app.tar")]
     done = ocistream(*argv, closed=closed)
-    assert done.code == (9 if 1 in closed else 0)
+    assert done.code == 0
     assert b"copied" not in done.out
     assert len(done.lines()) == (0 if 1 in closed else 1)
     assert next(assertions.entries(tmp_path / "app.tar"))[0] == "oci-layout"
@@ -249,7 +247,7 @@ def test_a_run_completes_with_closed_streams_and_fails_if_its_result_is_lost(
     ids=" ".join,
 )
 @pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "unwritable"])
-def test_a_result_that_cannot_be_written_is_a_failure(
+def test_a_result_that_cannot_be_written_is_a_failure_unless_the_command_has_another_effect(
     registry: FaultyRegistry, layout: Layout, tmp_path: Path, argv: list[str], is_closed: bool
 ) -> None:
     (tmp_path / "images.toml").write_text(
@@ -259,7 +257,11 @@ def test_a_result_that_cannot_be_written_is_a_failure(
     texts = {"IMAGE": f"{registry.host}/app:1", "HOST": registry.host, "MADE": str(layout.path), "DIR": str(tmp_path)}
     words = [functools.reduce(lambda text, name: text.replace(name, texts[name]), texts, word) for word in argv]
     if is_closed:
-        assertions.failure(ocistream(*words, closed=[1]), 9, "stdout", "it is closed", "/dev/null")
+        printing = ("config", "completion", "digest", "have", "help", "inspect", "tags", "version")
+        if argv[0] in printing:
+            assertions.failure(ocistream(*words, closed=[1]), 9, "stdout", "it is closed", "/dev/null")
+        elif argv[0] != "serve":
+            assertions.success(ocistream(*words, closed=[1]))
         return
     # Opened to read: each write fails.
     stdout = os.open(os.devnull, os.O_RDONLY)
