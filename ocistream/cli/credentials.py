@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocistream.cli.standard_streams import read_password, read_password_file
-from ocistream.errors import NotFoundError, UsageError
+from ocistream.errors import AuthenticationError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams.paths import exists
 
@@ -80,7 +80,8 @@ class ExplicitCredentials:
                 if not exists(path):
                     msg = f"{option} {printable(path, 1024)}: no such file"
                     hint = "check the path; `ocistream login --authfile FILE` creates such a file"
-                    raise NotFoundError(msg, hint=hint)
+                    # As for a missing file that a variable or the configuration names: no image was looked up yet.
+                    raise AuthenticationError(msg, hint=hint)
                 return Path(path), option
         return None
 

@@ -30,7 +30,7 @@ EXIT_CODES: Final = {
     "0": "success: the result is complete and verified",
     "1": "any error without its own code",
     "2": "wrong usage; a malformed name; a terminal in place of an archive",
-    "3": "authentication or permission; a missing credential file that a variable or the configuration names",
+    "3": "authentication or permission; a missing credential file",
     "4": "the image, repository, platform, file, directory or command of `--via` does not exist",
     "5": "a size or digest is wrong",
     "6": "an invalid, truncated or malicious archive; or blobs that neither side has",

@@ -116,7 +116,7 @@ def test_a_missing_authfile_is_an_error_even_without_authentication(user: User) 
     for option in ("--authfile", "--src-authfile"):
         end = [f"{user.registry.host}/app:1", f"oci:{user.home}/out"]
         result = user.run("copy", *end, f"{option}={user.home}/none.json")
-        assertions.failure(result, 4, f"{option} {user.home}/none.json: no such file")
+        assertions.failure(result, 3, f"{option} {user.home}/none.json: no such file")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"auths": []}', '{"credHelpers": 1}'])
