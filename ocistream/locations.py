@@ -39,6 +39,7 @@ __all__ = [
     "OpenContext",
     "Selection",
     "check_path_kind",
+    "has_registry",
     "is_archive_name",
     "is_directory",
     "is_layout_destination",
@@ -88,6 +89,13 @@ class Location:
 def is_archive_name(text: str) -> bool:
     """Return whether text is the name of an archive, such as `app.tar`. No registry is asked for it."""
     return _ARCHIVE_NAME.fullmatch(text) is not None and not text.startswith("docker://")
+
+
+def has_registry(text: str) -> bool:
+    """Return whether text begins with the host of a registry, as in `registry.example.com/app`, and is not a path."""
+    host, slash, _ = text.partition("/")
+    is_host = "." in host or ":" in host or host == "localhost"
+    return bool(slash) and is_host and _PATH_START.match(text) is None and not is_archive_name(text)
 
 
 def parse_location(

@@ -219,14 +219,16 @@ class Client:
         source: LocationLike | Sequence[LocationLike],
         *,
         deep: bool = False,
+        keys: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
         max_ratio: int = limits.MAX_RATIO,
         observer: Observer | None = None,
         cancelled: threading.Event | None = None,
     ) -> VerifyResult:
-        """Verify an archive or a layout offline, or several that belong together. A text argument is a path.
+        """Verify archives or layouts that belong together, or images in registries. A text argument is a path.
 
-        Every blob is hashed, and with `deep` layers are decompressed and checked against their configs. Wrong, missing
-        and malformed content is in the result; `raise_for_findings()` raises it as the command does.
+        Every blob is hashed, and with `deep` layers are decompressed and checked against their configs. With `keys`,
+        files of public keys, each image must be signed by one of them. Wrong, missing and malformed content is in the
+        result; `raise_for_findings()` raises it as the command does.
 
         Raises:
             CancelledError: `cancelled` was set, or the client was closed.
@@ -237,7 +239,9 @@ class Client:
         event = self._begin(cancelled)
         sources = list_locations(source, bare_is_path=True)
         locations = [argument.location for argument in sources]
-        context = self._open_context((), sources, event)
+        registries = {registry for argument in sources for registry in argument.registries}
+        context = self._open_context(registries, sources, event)
+        key_files = [keys] if isinstance(keys, str | os.PathLike) else keys
 
         def run() -> VerifyResult:
             with closing(open_locations(locations, context, max_ratio=max_ratio)) as opened:
@@ -246,6 +250,7 @@ class Client:
                     [location.text for location in locations],
                     deep=deep,
                     max_ratio=max_ratio,
+                    keys=[os.fspath(key) for key in key_files],
                     observer=observer,
                     cancelled=event,
                 )

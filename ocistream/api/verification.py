@@ -11,7 +11,6 @@ from ocistream.errors import (
     InvalidNameError,
     MissingContentError,
     UnsupportedError,
-    UsageError,
 )
 from ocistream.layout.index import entry_name_of, is_printable_name, subject_of, tag_of
 from ocistream.locations import Selection, open_sources
@@ -25,8 +24,10 @@ if TYPE_CHECKING:
 
     from ocistream.errors import OcistreamError
     from ocistream.locations import Location, OpenContext
-    from ocistream.oci.graph import Root
+    from ocistream.oci.graph import Graph, Root
+    from ocistream.oci.referrers import ReferrerMode
     from ocistream.oci.volumes import Volume
+    from ocistream.signatures.check import ImageSignature, SignatureCheck
     from ocistream.transfer.interfaces import Observer, Source
     from ocistream.transfer.verify import Findings
 
@@ -36,17 +37,14 @@ _DOCKER_ARCHIVE: Final = "docker-archive"
 
 
 def open_locations(locations: Sequence[Location], context: OpenContext, *, max_ratio: int) -> Source:
-    """Open an archive or layout, or several that belong together, to verify everything in it.
+    """Open an archive or layout, or several that belong together, or images in registries, to verify everything in it.
 
     Raises:
-        UsageError: a location is in a registry.
         OcistreamError: a location cannot be opened.
     """
-    for location in locations:
-        if location.kind == "docker":
-            msg = f"{printable(location.text)!r} is in a registry"
-            raise UsageError(msg, hint="pull it first: `ocistream pull IMAGE | ocistream verify`")
-    return open_sources(locations, context, Selection(all_blobs=True, max_ratio=max_ratio, referrers="list"))
+    # A registry lists the referrers of an image; an archive lists images and referrers alike.
+    mode: ReferrerMode = "copy" if any(location.kind == "docker" for location in locations) else "list"
+    return open_sources(locations, context, Selection(all_blobs=True, max_ratio=max_ratio, referrers=mode))
 
 
 def verify_source(
@@ -55,15 +53,19 @@ def verify_source(
     *,
     deep: bool,
     max_ratio: int,
+    keys: Sequence[str] = (),
     observer: Observer | None = None,
     cancelled: threading.Event,
 ) -> VerifyResult:
     """Verify a source of `open_locations`, whose locations are named `paths`.
 
+    With `keys`, files of public keys, each image must be signed by one of them.
+
     Raises:
-        OcistreamError: reading cannot continue.
+        OcistreamError: reading cannot continue, or a key cannot be used.
     """
-    findings = verification.verify(source, observer, deep=deep, max_ratio=max_ratio, cancelled=cancelled)
+    check = _build_signature_check(keys) if keys else None
+    findings = verification.verify(source, observer, deep=deep, max_ratio=max_ratio, check=check, cancelled=cancelled)
     kind, other_files, illegal = _describe_source(source)
     is_legal = _is_docker_name if kind == _DOCKER_ARCHIVE else is_printable_name
     names = dict.fromkeys(root.name for root in findings.graph.roots if root.name)
@@ -75,7 +77,25 @@ def verify_source(
         illegal_names=(*illegal, *(name for name in names if not is_legal(name))),
         volumes=VolumeSet.from_source(source),
         deep=deep,
+        signatures=tuple(check.results()) if check is not None else None,
     )
+
+
+def _build_signature_check(keys: Sequence[str]) -> SignatureCheck:
+    # Imported here, because few runs check signatures.
+    from ocistream.signatures.check import SignatureCheck
+    from ocistream.signatures.keys import load_keys
+
+    return SignatureCheck(load_keys(keys), _find_subject)
+
+
+def _find_subject(graph: Graph, root: Root) -> str | None:
+    """Return the digest that a root refers to, if its manifest, its entry or a tag of cosign's says so."""
+    document = graph.documents.get(root.descriptor.digest)
+    if document is not None and document.subject is not None:
+        return document.subject.digest
+    tag = tag_of(root.name or entry_name_of(root.descriptor))
+    return subject_of(root.descriptor) or cosign_subject(tag or "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +103,7 @@ class VerifyResult:
     """The result of `verify`: what it found, the format of the archive, and names of entries that are not allowed.
 
     `other_files` counts files that belong to no image. `volumes` are the verified files of a split archive.
+    `signatures` has the result for each image if keys were given; otherwise it is None.
     """
 
     paths: tuple[str, ...]
@@ -92,15 +113,21 @@ class VerifyResult:
     illegal_names: tuple[str, ...]
     volumes: VolumeSet | None
     deep: bool
+    signatures: tuple[ImageSignature, ...] | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether everything that the images need exists and is right."""
-        return not (self.findings.missing or self.findings.failures or self.illegal_names)
+        """Whether everything that the images need exists and is right, and all are signed if keys were given."""
+        return not (self.findings.missing or self.findings.failures or self.illegal_names or self.unsigned)
+
+    @property
+    def unsigned(self) -> list[ImageSignature]:
+        """The results of images without a valid signature."""
+        return [signature for signature in self.signatures or () if signature.problem]
 
     def document(self) -> dict[str, Any]:
         """Return what `ocistream verify --json` prints."""
-        findings = self.findings
+        findings, signatures = self.findings, {id(found.root): found for found in self.signatures or ()}
         omitted_reasons = findings.graph.omitted_from_source
         return {
             "path": format_paths(self.paths),
@@ -116,6 +143,7 @@ class VerifyResult:
                         else {"digest": root.descriptor.digest, "mediaType": root.descriptor.media_type}
                     ),
                     **({"subject": subject} if (subject := self.subject(root)) else {}),
+                    **({"signature": found.document()} if (found := signatures.get(id(root))) else {}),
                 }
                 for root in findings.graph.roots
             ],
@@ -154,17 +182,20 @@ class VerifyResult:
     def intact_images(self) -> list[Root]:
         """Return the images, and the referrers beside them, without any problem."""
         graph, problems = self.findings.graph, self._problem_digests()
-        roots = [root for root in graph.roots if root.name not in self.illegal_names]
+        unsigned = {id(signature.root) for signature in self.unsigned}
+        roots = [root for root in graph.roots if root.name not in self.illegal_names and id(root) not in unsigned]
         return [root for root in roots if problems.isdisjoint(graph.reachable(root))] if problems else roots
 
     def errors(self) -> list[OcistreamError]:
         """Return an error for each problem, the gravest first; each is named with the first image that it affects."""
-        failures = sorted(self.findings.failures, key=lambda failure: not isinstance(failure.error, IntegrityError))
+        failures = self.findings.failures
         names = self._name_images(self._problem_digests())
         errors: list[OcistreamError] = []
         for failure in failures:
             kind = IntegrityError if isinstance(failure.error, IntegrityError) else ArchiveError
             errors.append(kind(f"{names[failure.digest]}{failure.error.message}", hint=failure.error.hint))
+        errors += [signature.to_error() for signature in self.unsigned]
+        errors.sort(key=lambda error: not isinstance(error, IntegrityError))
         hint = "a registry that has the missing blobs still accepts it"
         for descriptor in self.findings.missing:
             message = f"{names[descriptor.digest]}missing {descriptor.digest}"
@@ -264,7 +295,8 @@ def _describe_source(source: Source) -> tuple[str, int, list[str]]:
         kinds = " and ".join(sorted({kind for kind, _, _ in descriptions}))
         illegal = [name for _, _, names in descriptions for name in names]
         return f"{kinds}, joined", sum(foreign for _, foreign, _ in descriptions), illegal
-    assert isinstance(source, ArchiveSource), source  # noqa: S101 - there are no others
+    if not isinstance(source, ArchiveSource):
+        return "registry", 0, []
     contents = source.contents
     illegal = [contents.first_illegal_name] if contents.illegal_count else []
     if contents.is_docker_archive:

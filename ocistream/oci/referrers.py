@@ -29,6 +29,9 @@ __all__ = [
     "PLATFORM_FILTERED",
     "RECOMPRESSED",
     "REFERRER_NAME",
+    "SIGNATURE_TYPES",
+    "SIGSTORE_BUNDLE",
+    "SIMPLE_SIGNING",
     "SUBJECT",
     "SUBJECT_MISMATCH",
     "SUBJECT_MISSING",
@@ -55,6 +58,11 @@ REFERRER_NAME: Final = "vnd.ocistream.image.name"
 #: The same for the digest of an entry's subject. containerd (2.2 and later), and so Docker, writes it for referrers,
 #: and does not make an image of an entry that has it.
 SUBJECT: Final = "io.containerd.manifest.subject"
+
+#: The layers of signatures: cosign's payloads, each with its signature in an annotation, and Sigstore bundles.
+SIMPLE_SIGNING: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
+SIGSTORE_BUNDLE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
+SIGNATURE_TYPES: Final = frozenset({SIMPLE_SIGNING, SIGSTORE_BUNDLE})
 
 #: What to do with referrers: "copy", "skip", or "list" (as images, to inspect or verify everything).
 ReferrerMode: TypeAlias = Literal["copy", "skip", "list"]

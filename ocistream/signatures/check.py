@@ -1,0 +1,268 @@
+"""Check that each image of a graph is signed by one of the given keys. The caller reads the payloads of signatures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
+from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.documents import MANIFEST_FIELDS, DescriptorListParser
+from ocistream.oci.graph import Root, is_image
+from ocistream.oci.reference import printable
+from ocistream.oci.referrers import SIGNATURE_TYPES, SIGSTORE_BUNDLE, SIMPLE_SIGNING
+from ocistream.oci.strict_json import parse_json
+from ocistream.signatures import bundle, simple_signing
+from ocistream.signatures.messages import RefusedSignatureError
+from ocistream.streams.layer_media_types import codec_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ocistream.oci.graph import Graph
+    from ocistream.signatures.keys import PublicKey
+
+__all__ = ["ImageSignature", "SignatureCheck"]
+
+_NO_SIGNATURE: Final = "it has no signature"
+_OTHER_KEY: Final = "it is signed by another key"
+_MISSING: Final = "the payload of its signature is missing"
+_HINT: Final = "signatures are images under cosign's tag sha256-HEX.sig, and Sigstore bundles that refer to the image"
+#: Reasons that are shown for one image.
+_MAX_REASONS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSignature:
+    """Whether an image is signed: by which `keys` (their files), or the `problem`.
+
+    `names` are the names that signers wrote into valid signatures. They prove nothing about the registry.
+    """
+
+    root: Root
+    keys: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    problem: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return the result as JSON."""
+        return {"problem": self.problem} if self.problem else {"keys": list(self.keys), "names": list(self.names)}
+
+    def to_error(self, more: int = 0) -> IntegrityError:
+        """Return the error for an image without a valid signature, and `more` such images."""
+        digest = self.root.descriptor.digest
+        name = self.root.name or self.root.origin
+        shown = f"{printable(name)} ({digest})" if name else digest
+        others = f" (and {more} more)" if more else ""
+        return IntegrityError(f"{shown}: no valid signature: {self.problem}{others}", hint=_HINT)
+
+
+class _Claim(NamedTuple):
+    """A signature that was found for a manifest, and whose payload was not read yet."""
+
+    subject: str
+    #: The signature of a simple signing payload in base64; None for a bundle, which contains its signature.
+    annotation: str | None = None
+
+
+@dataclass(slots=True)
+class _Results:
+    """What is known about the signatures of one manifest."""
+
+    keys: dict[str, None] = field(default_factory=dict)
+    names: dict[str, None] = field(default_factory=dict)
+    reasons: dict[str, None] = field(default_factory=dict)
+
+
+class SignatureCheck:
+    """Checks the signatures of one graph: `start`, then `add` for each payload, then `results` or `finish`.
+
+    `find_subject` returns the digest that a root refers to if it is a referrer; None for an image.
+    """
+
+    def __init__(
+        self, keys: Sequence[PublicKey], find_subject: Callable[[Graph, Root], str | None] = lambda _graph, _root: None
+    ) -> None:
+        """Take the keys, one of which must have signed each image."""
+        self._keys = keys
+        self._find_subject = find_subject
+        self._graph: Graph | None = None
+        self._raw: dict[str, bytes] = {}
+        #: By the digest of a payload: the signatures of it.
+        self._claims: dict[str, list[_Claim]] = {}
+        self._count = 0
+        self._results: dict[str, _Results] = {}
+
+    def start(self, graph: Graph) -> list[Descriptor]:
+        """Find the signatures of a graph. Return the payloads to read, each of which has a bounded size.
+
+        Raises:
+            UnsupportedError: there are too many signatures.
+        """
+        self._graph = graph
+        self._raw = {manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}
+        payloads: dict[str, Descriptor] = {}
+        for subject, raw in self._find_signatures(graph):
+            for payload, claim in _read_layers(subject, raw):
+                self._count += 1
+                if self._count > limits.MAX_SIGNATURES:
+                    msg = f"the images have more than {limits.MAX_SIGNATURES} signatures"
+                    raise UnsupportedError(msg, hint="copy fewer images at a time")
+                if max(payload.size, len(claim.annotation or "")) > limits.MAX_SIGNATURE_PAYLOAD:
+                    self._refuse(subject, f"its signature is larger than {limits.MAX_SIGNATURE_PAYLOAD} bytes")
+                    continue
+                payloads[payload.digest] = payload
+                self._claims.setdefault(payload.digest, []).append(claim)
+        return list(payloads.values())
+
+    def add(self, payload: Descriptor, content: bytes) -> None:
+        """Check the signatures of a payload, whose bytes match its digest."""
+        for claim in self._claims.pop(payload.digest, ()):
+            try:
+                self._check(claim, content)
+            except RefusedSignatureError as reason:
+                self._refuse(claim.subject, str(reason))
+            except ArchiveError as error:
+                self._refuse(claim.subject, f"its signature is malformed: {error.message}")
+
+    def results(self) -> list[ImageSignature]:
+        """Return the result for each image. Payloads that were not added are missing."""
+        assert self._graph is not None, "the check was started"  # noqa: S101 - its callers start it
+        for claims in self._claims.values():
+            for claim in claims:
+                self._refuse(claim.subject, _MISSING)
+        self._claims.clear()
+        return [self._result(self._graph, root) for root in self._graph.roots if not self._is_artifact(root)]
+
+    def finish(self) -> None:
+        """Raise an error unless each image is signed.
+
+        Raises:
+            IntegrityError: images are not signed by one of the keys.
+        """
+        if unsigned := [result for result in self.results() if result.problem]:
+            raise unsigned[0].to_error(len(unsigned) - 1)
+
+    # -- finding signatures ----------------------------------------------------------------------------------
+
+    def _find_signatures(self, graph: Graph) -> Iterator[tuple[str, bytes]]:
+        """Yield each manifest of signatures, after the digest that it refers to."""
+        references = [(referrer.subject, referrer.descriptor.digest) for referrer in graph.all_referrers]
+        references += [
+            (subject, root.descriptor.digest)
+            for root in graph.roots
+            if (subject := self._find_subject(graph, root)) is not None
+        ]
+        for subject, digest in dict.fromkeys(references):
+            document = graph.documents.get(digest)
+            if document is not None and any(layer.media_type in SIGNATURE_TYPES for layer in document.layers):
+                yield subject, self._raw[digest]
+
+    # -- checking signatures ---------------------------------------------------------------------------------
+
+    def _check(self, claim: _Claim, content: bytes) -> None:
+        subject = claim.subject
+        if claim.annotation is None:
+            signed = bundle.read_bundle(content, subject, self._raw.get(subject, b""))
+        else:
+            signed = simple_signing.read_payload(content, claim.annotation, subject)
+        keys = [key.name for key in self._keys if key.has_signed(signed.message, signed.signature)]
+        if not keys:
+            raise RefusedSignatureError(_OTHER_KEY)
+        results = self._results.setdefault(subject, _Results())
+        results.keys.update(dict.fromkeys(keys))
+        if signed.name is not None:
+            results.names[printable(signed.name)] = None
+
+    def _refuse(self, subject: str, reason: str) -> None:
+        reasons = self._results.setdefault(subject, _Results()).reasons
+        if len(reasons) < _MAX_REASONS:
+            reasons[reason] = None
+
+    # -- images ----------------------------------------------------------------------------------------------
+
+    def _is_artifact(self, root: Root) -> bool:
+        """Return whether a root is a referrer that cannot be run, such as a signature: nobody signs these."""
+        graph = self._graph
+        if graph is None or self._find_subject(graph, root) is None:
+            return False
+        return not any(map(self._can_run, graph.reachable(root, alone=True)))
+
+    def _can_run(self, digest: str) -> bool:
+        document = self._graph.documents.get(digest) if self._graph is not None else None
+        return document is not None and is_image(document) and any(codec_name(x.media_type) for x in document.layers)
+
+    def _result(self, graph: Graph, root: Root) -> ImageSignature:
+        signed = self._find_signed(graph, root.descriptor.digest, {})
+        if signed is None and root.chosen_platforms is not None:
+            # The manifest was taken out of this index, so that the index has its digest.
+            signed = self._signed_alone(root.chosen_platforms.index)
+        problem = self._describe_problem(graph, root) if signed is None else self._find_unsigned_referrer(graph, root)
+        if signed is None or problem is not None:
+            return ImageSignature(root, problem=problem)
+        return ImageSignature(root, tuple(signed.keys), tuple(signed.names))
+
+    def _signed_alone(self, digest: str) -> _Results | None:
+        results = self._results.get(digest)
+        return results if results is not None and results.keys else None
+
+    def _find_signed(self, graph: Graph, digest: str, known: dict[str, _Results | None]) -> _Results | None:
+        """Return who signed a manifest, or an index or each manifest of it; None if that is not signed."""
+        if digest in known:
+            return known[digest]
+        known[digest] = None
+        signed = self._signed_alone(digest)
+        document = graph.documents.get(digest)
+        # A blob that an index lists has no signature of its own.
+        if signed is None and document is not None and document.manifests and not document.layers:
+            merged = _Results()
+            for child in document.manifests:
+                if (found := self._find_signed(graph, child.digest, known)) is None:
+                    break
+                merged.keys.update(found.keys)
+                merged.names.update(found.names)
+            else:
+                signed = merged
+        known[digest] = signed
+        return signed
+
+    def _find_unsigned_referrer(self, graph: Graph, root: Root) -> str | None:
+        """Return the problem if a referrer of a signed image is an image itself, and is not signed."""
+        needed, known = graph.reachable(root, alone=True), dict[str, _Results | None]()
+        for digest in graph.reachable(root) - needed:
+            if self._can_run(digest) and digest not in needed and self._find_signed(graph, digest, known) is None:
+                return f"the image {digest}, which refers to it, has no valid signature"
+        return None
+
+    def _describe_problem(self, graph: Graph, root: Root) -> str:
+        digests = [root.descriptor.digest]
+        if root.chosen_platforms is not None:
+            digests.append(root.chosen_platforms.index)
+        reasons = [reason for digest in digests if digest in self._results for reason in self._results[digest].reasons]
+        if reasons:
+            return "; ".join(dict.fromkeys(reasons))
+        document = graph.documents.get(root.descriptor.digest)
+        known: dict[str, _Results | None] = {}
+        unsigned = [
+            child
+            for child in (document.manifests if document else ())
+            if self._find_signed(graph, child.digest, known) is None
+        ]
+        if document is None or len(unsigned) in {0, len(document.manifests)}:
+            return _NO_SIGNATURE
+        first = unsigned[0]
+        return f"{_NO_SIGNATURE}, and of its manifests {first.platform or first.digest} has none"
+
+
+def _read_layers(subject: str, raw: bytes) -> Iterator[tuple[Descriptor, _Claim]]:
+    """Yield the payloads that a manifest lists, with their signatures."""
+    what = "a signature"
+    layers = DescriptorListParser("layers", what)
+    fields = parse_json(raw, what, keys=frozenset({"layers"}), known_keys=MANIFEST_FIELDS, convert={"layers": layers})
+    for layer in layers.descriptors(fields):
+        payload = Descriptor(layer.media_type, layer.digest, layer.size)
+        if layer.media_type == SIMPLE_SIGNING:
+            yield payload, _Claim(subject, layer.annotations.get(simple_signing.SIGNATURE_ANNOTATION, ""))
+        elif layer.media_type == SIGSTORE_BUNDLE:
+            yield payload, _Claim(subject)
