@@ -274,6 +274,8 @@ class Selection:
     all_blobs: bool = False
     #: How to handle referrers: signatures, SBOMs and the like.
     referrers: ReferrerMode = "copy"
+    #: Whether to find signatures that are not copied too, because a check needs them.
+    with_signatures: bool = False
     #: Which of a repository's tags to read; None reads the one that the location names.
     tags: Callable[[Sequence[str]], Sequence[str]] | None = None
 
@@ -313,6 +315,7 @@ def open_sources(locations: Sequence[Location], context: OpenContext, selection:
         select=selection.select,
         platforms=selection.platforms,
         referrers=selection.referrers,
+        with_signatures=selection.with_signatures,
         all_blobs=selection.all_blobs,
     )
 
@@ -428,6 +431,7 @@ def _open_references(references: Sequence[Reference], context: OpenContext, sele
         references,
         platforms=selection.platforms,
         referrers=selection.referrers,
+        with_signatures=selection.with_signatures,
         open_repository=context.repository_opener().open_repository,
         jobs=context.jobs_at(reference.registry for reference in references),
         cancelled=context.cancelled,
@@ -477,6 +481,7 @@ def open_layout_source(location: Location, context: OpenContext, selection: Sele
         select=selection.select,
         platforms=selection.platforms,
         referrers=selection.referrers,
+        with_signatures=selection.with_signatures,
         include_unneeded=selection.all_blobs,
     )
 
@@ -518,6 +523,7 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
             select=selection.select,
             platforms=selection.platforms,
             referrers=selection.referrers,
+            with_signatures=selection.with_signatures,
             include_unneeded=selection.all_blobs,
             as_docker=as_docker,
         )
@@ -533,6 +539,7 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
         select=selection.select,
         platforms=selection.platforms,
         referrers=selection.referrers,
+        with_signatures=selection.with_signatures,
         include_unneeded=selection.all_blobs,
         as_docker=as_docker,
     )

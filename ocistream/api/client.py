@@ -9,7 +9,7 @@ import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from ocistream import limits
 from ocistream.api.cancellation import LinkedEvent
@@ -42,6 +42,8 @@ __all__ = ["Client", "copy", "delete", "digest", "inspect", "tags", "verify"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+#: One file or several.
+_FilePaths: TypeAlias = "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"
 
 
 class Client:
@@ -142,6 +144,7 @@ class Client:
         all_tags: bool = False,
         tags: str | Iterable[str] = (),
         referrers: bool = True,
+        require_signature: _FilePaths = (),
         compress: str | None = None,
         max_ratio: int = limits.MAX_RATIO,
         split: str | int | None = None,
@@ -174,6 +177,7 @@ class Client:
             all_tags=all_tags,
             tags=_list(tags),
             no_referrers=not referrers,
+            require_signature=_list_paths(require_signature),
             compress=compress,
             max_ratio=max_ratio,
             split=0 if split is None else parse_split(split),
@@ -219,7 +223,7 @@ class Client:
         source: LocationLike | Sequence[LocationLike],
         *,
         deep: bool = False,
-        keys: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
+        keys: _FilePaths = (),
         max_ratio: int = limits.MAX_RATIO,
         observer: Observer | None = None,
         cancelled: threading.Event | None = None,
@@ -241,7 +245,6 @@ class Client:
         locations = [argument.location for argument in sources]
         registries = {registry for argument in sources for registry in argument.registries}
         context = self._open_context(registries, sources, event)
-        key_files = [keys] if isinstance(keys, str | os.PathLike) else keys
 
         def run() -> VerifyResult:
             with closing(open_locations(locations, context, max_ratio=max_ratio)) as opened:
@@ -250,7 +253,7 @@ class Client:
                     [location.text for location in locations],
                     deep=deep,
                     max_ratio=max_ratio,
-                    keys=[os.fspath(key) for key in key_files],
+                    keys=_list_paths(keys),
                     observer=observer,
                     cancelled=event,
                 )
@@ -426,6 +429,10 @@ def _parse_deleted(image: str | Reference) -> Reference:
 
 def _list(value: str | Iterable[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _list_paths(value: _FilePaths) -> tuple[str, ...]:
+    return tuple(os.fspath(path) for path in ([value] if isinstance(value, str | os.PathLike) else value))
 
 
 def _list_platforms(value: str | Platform | Iterable[str | Platform]) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.oci.reference import Reference
+    from ocistream.signatures.check import SignatureCheck
+    from ocistream.signatures.keys import PublicKey
     from ocistream.transfer.copy import Report
     from ocistream.transfer.interfaces import Destination, Observer, Source
     from ocistream.transfer.recompress import Recompression
@@ -68,6 +70,8 @@ class CopyPlan:
     rename: Callable[[Graph], Graph] | None = None
     mount_from: tuple[str, ...] = ()
     recompression: Recompression | None = None
+    #: One of these must have signed each image; empty if no signatures are required.
+    keys: tuple[PublicKey, ...] = ()
     #: Whether another ocistream writes the destination (`copy --via`), with its own names and layers.
     is_remote: bool = False
 
@@ -160,8 +164,16 @@ class CopyPlan:
             omit=omit,
             recompression=self.recompression,
             plain_layers=plain_layers,
+            check=self._build_check(),
             dry_run=dry_run,
         )
+
+    def _build_check(self) -> SignatureCheck | None:
+        if not self.keys:
+            return None
+        from ocistream.signatures.check import SignatureCheck
+
+        return SignatureCheck(self.keys)
 
     def _check_digest_stays(self, graph: Graph) -> None:
         """Refuse to recompress an image whose own digest the destination names, before a blob moves.
@@ -269,6 +281,7 @@ def plan_copy(
         if is_remote
         else parse_mount_sources(options.mount_from, destination.reference.registry if destination.reference else None),
         recompression=None if is_remote else _choose_recompression(options, destination),
+        keys=_load_keys(options),
         is_remote=is_remote,
     )
 
@@ -293,7 +306,18 @@ def plan_copy_to_prefix(sources: Sequence[Location], prefix: str, options: CopyO
         target=target,
         mount_from=parse_mount_sources(options.mount_from, parse_registry(prefix.partition("/")[0])),
         recompression=_parse_recompression(options, options.compress),
+        keys=_load_keys(options),
     )
+
+
+def _load_keys(options: CopyOptions) -> tuple[PublicKey, ...]:
+    """Read the keys before a location is opened."""
+    if not options.require_signature:
+        return ()
+    # Imported here, because few copies check signatures.
+    from ocistream.signatures.keys import load_keys
+
+    return load_keys(options.require_signature)
 
 
 def _build_selection(
@@ -308,6 +332,7 @@ def _build_selection(
         parse_platform_choice(options.platforms, default_platform() if is_one_platform else None),
         options.max_ratio,
         referrers="skip" if options.no_referrers else "copy",
+        with_signatures=bool(options.require_signature),
         tags=tags,
     )
 

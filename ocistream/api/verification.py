@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ocistream.errors import OcistreamError
     from ocistream.locations import Location, OpenContext
-    from ocistream.oci.graph import Graph, Root
+    from ocistream.oci.graph import Root
     from ocistream.oci.referrers import ReferrerMode
     from ocistream.oci.volumes import Volume
     from ocistream.signatures.check import ImageSignature, SignatureCheck
@@ -86,16 +86,7 @@ def _build_signature_check(keys: Sequence[str]) -> SignatureCheck:
     from ocistream.signatures.check import SignatureCheck
     from ocistream.signatures.keys import load_keys
 
-    return SignatureCheck(load_keys(keys), _find_subject)
-
-
-def _find_subject(graph: Graph, root: Root) -> str | None:
-    """Return the digest that a root refers to, if its manifest, its entry or a tag of cosign's says so."""
-    document = graph.documents.get(root.descriptor.digest)
-    if document is not None and document.subject is not None:
-        return document.subject.digest
-    tag = tag_of(root.name or entry_name_of(root.descriptor))
-    return subject_of(root.descriptor) or cosign_subject(tag or "")
+    return SignatureCheck(load_keys(keys))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

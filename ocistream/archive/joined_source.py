@@ -50,6 +50,7 @@ def open_joined_source(
     select: ImageSelector,
     platforms: PlatformChoice,
     referrers: ReferrerMode,
+    with_signatures: bool = False,
     all_blobs: bool = False,
 ) -> JoinedSource:
     """Open archives in files, and layout directories. Each path comes with its name for errors.
@@ -70,7 +71,14 @@ def open_joined_source(
         for _, source in inputs:
             source.close()
         raise
-    return JoinedSource(inputs, select=select, platforms=platforms, referrers=referrers, all_blobs=all_blobs)
+    return JoinedSource(
+        inputs,
+        select=select,
+        platforms=platforms,
+        referrers=referrers,
+        with_signatures=with_signatures,
+        all_blobs=all_blobs,
+    )
 
 
 class JoinedSource:
@@ -89,6 +97,7 @@ class JoinedSource:
         select: ImageSelector,
         platforms: PlatformChoice,
         referrers: ReferrerMode,
+        with_signatures: bool,
         all_blobs: bool,
     ) -> None:
         """Take open inputs, each with its name for errors. `close` closes them."""
@@ -96,6 +105,7 @@ class JoinedSource:
         self._select_images = select
         self._platforms = platforms
         self._referrers = referrers
+        self._with_signatures = with_signatures
         self._all_blobs = all_blobs
         #: The selected images, as the indexes list them.
         self._chosen: Sequence[Root] = ()
@@ -142,7 +152,13 @@ class JoinedSource:
         if len(entries) > limits.MAX_LIST_ENTRIES:
             msg = f"together the archives list more than {limits.MAX_LIST_ENTRIES} images"
             raise ArchiveError(msg)
-        walk = IndexWalk(LayoutIndex(entries, {}), self._select, self._platforms, self._referrers)
+        walk = IndexWalk(
+            LayoutIndex(entries, {}),
+            self._select,
+            self._platforms,
+            self._referrers,
+            with_signatures=self._with_signatures,
+        )
         graph = run_walk(walk.run(), self._read)
         report_duplicate_names(graph)
         self._check_same_images(listed_digests)

@@ -53,7 +53,8 @@ __all__ = ["ArchiveOptions", "ArchiveSource", "describe_layer_blob"]
 class ArchiveOptions(TypedDict, total=False):
     """Options of an `ArchiveSource`.
 
-    `select`, `platforms` and `referrers` choose images, all by default. With `include_unneeded`, `blobs` also yields
+    `select`, `platforms` and `referrers` choose images, all by default. With `with_signatures`, signatures that are not
+    copied are found too. With `include_unneeded`, `blobs` also yields
     blobs that no image needs. With `as_docker`, the images are those of `manifest.json`, even if the archive has an
     `index.json` too.
     """
@@ -61,6 +62,7 @@ class ArchiveOptions(TypedDict, total=False):
     select: ImageSelector
     platforms: PlatformChoice
     referrers: ReferrerMode
+    with_signatures: bool
     include_unneeded: bool
     as_docker: bool
 
@@ -81,6 +83,7 @@ class ArchiveSource(ABC):
         select: ImageSelector = select_every_image,
         platforms: PlatformChoice = ALL_PLATFORMS,
         referrers: ReferrerMode = "list",
+        with_signatures: bool = False,
         include_unneeded: bool = False,
         as_docker: bool = False,
     ) -> None:
@@ -88,6 +91,7 @@ class ArchiveSource(ABC):
         self._select = select
         self._platforms = platforms
         self._referrers: ReferrerMode = referrers
+        self._with_signatures = with_signatures
         self._includes_unneeded = include_unneeded
         self._as_docker = as_docker
         self.contents = ArchiveContents(as_docker=as_docker)
@@ -234,7 +238,12 @@ class ArchiveSource(ABC):
     def _start_walk(self, index: LayoutIndex) -> StreamedWalk[Graph]:
         """Select images of an index, and start the walk to everything that they need."""
         self._index_walk = IndexWalk(
-            index, self._select, self._platforms, self._referrers, image_digests=self.synthesized_manifests
+            index,
+            self._select,
+            self._platforms,
+            self._referrers,
+            with_signatures=self._with_signatures,
+            image_digests=self.synthesized_manifests,
         )
         return StreamedWalk(self._index_walk.run(), self.read)
 

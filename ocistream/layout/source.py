@@ -41,6 +41,7 @@ class LayoutSource:
         select: ImageSelector = select_every_image,
         platforms: PlatformChoice = ALL_PLATFORMS,
         referrers: ReferrerMode = "list",
+        with_signatures: bool = False,
         include_unneeded: bool = False,
     ) -> None:
         """Open a layout. With `include_unneeded`, `blobs` also yields blobs that no image needs.
@@ -54,6 +55,7 @@ class LayoutSource:
         self._select = select
         self._platforms = platforms
         self._referrers: ReferrerMode = referrers
+        self._with_signatures = with_signatures
         self._includes_unneeded = include_unneeded
 
     def read_index(self) -> LayoutIndex:
@@ -69,7 +71,9 @@ class LayoutSource:
 
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - blobs can be read in any order
         """Read `index.json` and every manifest below the selected images."""
-        walk = IndexWalk(self.read_index(), self._select, self._platforms, self._referrers)
+        walk = IndexWalk(
+            self.read_index(), self._select, self._platforms, self._referrers, with_signatures=self._with_signatures
+        )
         graph = run_walk(walk.run(), self.read)
         report_duplicate_names(graph)
         return graph

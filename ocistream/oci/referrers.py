@@ -47,6 +47,7 @@ __all__ = [
     "fallback_tag",
     "format_kind_counts",
     "is_fallback_tag",
+    "is_signature",
     "referrer_descriptor",
     "strip_descriptor",
     "tagged_subject",
@@ -207,6 +208,11 @@ def classify_referrer(artifact_type: str | None, tag: str | None = None) -> str:
         return _COSIGN[tag[tag.rindex(".") :]]
     lowered = (artifact_type or "").lower()
     return next((kind for part, kind in _KIND_BY_TYPE_PART if part in lowered), "artifact")
+
+
+def is_signature(document: Document) -> bool:
+    """Return whether a manifest has signatures that can be checked."""
+    return document.config is not None and any(layer.media_type in SIGNATURE_TYPES for layer in document.layers)
 
 
 def format_kind_counts(kinds: Iterable[str]) -> str:

@@ -11,14 +11,21 @@ from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.documents import MANIFEST_FIELDS, DescriptorListParser
 from ocistream.oci.graph import Root, is_image
 from ocistream.oci.reference import printable
-from ocistream.oci.referrers import SIGNATURE_TYPES, SIGSTORE_BUNDLE, SIMPLE_SIGNING
+from ocistream.oci.referrers import (
+    REFERRER_NAME,
+    SIGSTORE_BUNDLE,
+    SIMPLE_SIGNING,
+    SUBJECT,
+    cosign_subject,
+    is_signature,
+)
 from ocistream.oci.strict_json import parse_json
 from ocistream.signatures import bundle, simple_signing
 from ocistream.signatures.messages import RefusedSignatureError
 from ocistream.streams.layer_media_types import codec_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from ocistream.oci.graph import Graph
     from ocistream.signatures.keys import PublicKey
@@ -29,8 +36,9 @@ _NO_SIGNATURE: Final = "it has no signature"
 _OTHER_KEY: Final = "it is signed by another key"
 _MISSING: Final = "the payload of its signature is missing"
 _HINT: Final = "signatures are images under cosign's tag sha256-HEX.sig, and Sigstore bundles that refer to the image"
-#: Reasons that are shown for one image.
-_MAX_REASONS: Final = 3
+#: Reasons that are shown for one image, and that are kept for one manifest.
+_MAX_SHOWN: Final = 3
+_MAX_REASONS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +84,11 @@ class _Results:
 
 
 class SignatureCheck:
-    """Checks the signatures of one graph: `start`, then `add` for each payload, then `results` or `finish`.
+    """Checks the signatures of one graph: `start`, then `add` for each payload, then `results` or `finish`."""
 
-    `find_subject` returns the digest that a root refers to if it is a referrer; None for an image.
-    """
-
-    def __init__(
-        self, keys: Sequence[PublicKey], find_subject: Callable[[Graph, Root], str | None] = lambda _graph, _root: None
-    ) -> None:
+    def __init__(self, keys: Sequence[PublicKey]) -> None:
         """Take the keys, one of which must have signed each image."""
         self._keys = keys
-        self._find_subject = find_subject
         self._graph: Graph | None = None
         self._raw: dict[str, bytes] = {}
         #: By the digest of a payload: the signatures of it.
@@ -101,7 +103,8 @@ class SignatureCheck:
             UnsupportedError: there are too many signatures.
         """
         self._graph = graph
-        self._raw = {manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}
+        subjects = [uncopied.subject for uncopied in graph.uncopied_signatures]
+        self._raw = {manifest.descriptor.digest: manifest.raw for manifest in (*graph.manifests, *subjects)}
         payloads: dict[str, Descriptor] = {}
         for subject, raw in self._find_signatures(graph):
             for payload, claim in _read_layers(subject, raw):
@@ -152,11 +155,14 @@ class SignatureCheck:
         references += [
             (subject, root.descriptor.digest)
             for root in graph.roots
-            if (subject := self._find_subject(graph, root)) is not None
+            if (subject := _find_subject(graph, root)) is not None
         ]
+        for uncopied in graph.uncopied_signatures:
+            for manifest in uncopied.manifests:
+                yield uncopied.subject.descriptor.digest, manifest.raw
         for subject, digest in dict.fromkeys(references):
             document = graph.documents.get(digest)
-            if document is not None and any(layer.media_type in SIGNATURE_TYPES for layer in document.layers):
+            if document is not None and is_signature(document):
                 yield subject, self._raw[digest]
 
     # -- checking signatures ---------------------------------------------------------------------------------
@@ -185,7 +191,7 @@ class SignatureCheck:
     def _is_artifact(self, root: Root) -> bool:
         """Return whether a root is a referrer that cannot be run, such as a signature: nobody signs these."""
         graph = self._graph
-        if graph is None or self._find_subject(graph, root) is None:
+        if graph is None or _find_subject(graph, root) is None:
             return False
         return not any(map(self._can_run, graph.reachable(root, alone=True)))
 
@@ -241,7 +247,8 @@ class SignatureCheck:
             digests.append(root.chosen_platforms.index)
         reasons = [reason for digest in digests if digest in self._results for reason in self._results[digest].reasons]
         if reasons:
-            return "; ".join(dict.fromkeys(reasons))
+            # Payloads are read in several threads, in any order.
+            return "; ".join(sorted(set(reasons))[:_MAX_SHOWN])
         document = graph.documents.get(root.descriptor.digest)
         known: dict[str, _Results | None] = {}
         unsigned = [
@@ -253,6 +260,16 @@ class SignatureCheck:
             return _NO_SIGNATURE
         first = unsigned[0]
         return f"{_NO_SIGNATURE}, and of its manifests {first.platform or first.digest} has none"
+
+
+def _find_subject(graph: Graph, root: Root) -> str | None:
+    """Return the digest that a root refers to, if its manifest, its entry or a tag of cosign's says so."""
+    document = graph.documents.get(root.descriptor.digest)
+    if document is not None and document.subject is not None:
+        return document.subject.digest
+    annotations = root.descriptor.annotations
+    name = root.name or annotations.get(REFERRER_NAME, "")
+    return cosign_subject(name.rpartition(":")[2]) or annotations.get(SUBJECT)
 
 
 def _read_layers(subject: str, raw: bytes) -> Iterator[tuple[Descriptor, _Claim]]:
