@@ -35,7 +35,7 @@ __all__ = ["ImageSignature", "SignatureCheck"]
 _NO_SIGNATURE: Final = "it has no signature"
 _OTHER_KEY: Final = "it is signed by another key"
 _MISSING: Final = "the payload of its signature is missing"
-_HINT: Final = "signatures are images under cosign's tag sha256-HEX.sig, and Sigstore bundles that refer to the image"
+_HINT: Final = "sign this digest, or, if its index is signed, copy all platforms (--platform all)"
 #: Reasons that are shown for one image, and that are kept for one manifest.
 _MAX_SHOWN: Final = 3
 _MAX_REASONS: Final = 100
@@ -63,7 +63,10 @@ class ImageSignature:
         name = self.root.name or self.root.origin
         shown = f"{printable(name)} ({digest})" if name else digest
         others = f" (and {more} more)" if more else ""
-        return IntegrityError(f"{shown}: no valid signature: {self.problem}{others}", hint=_HINT)
+        return IntegrityError(
+            f"{shown}: no valid signature: {self.problem}{others}",
+            hint=_HINT if self.problem == _NO_SIGNATURE else None,
+        )
 
 
 class _Claim(NamedTuple):
