@@ -19,7 +19,7 @@ from ocistream.api.copy_targets import (
     select_tagged,
 )
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
-from ocistream.layout.index import select_existing_images, select_named_images
+from ocistream.layout.index import parse_full_name, select_existing_images, select_named_images
 from ocistream.locations import (
     Location,
     Selection,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ocistream.oci.reference import Reference
     from ocistream.signatures.check import SignatureCheck
     from ocistream.signatures.keys import PublicKey
+    from ocistream.signatures.policy import TrustPolicy, TrustRule
     from ocistream.transfer.copy import Report
     from ocistream.transfer.interfaces import Destination, Observer, Source
     from ocistream.transfer.recompress import Recompression
@@ -72,6 +73,8 @@ class CopyPlan:
     recompression: Recompression | None = None
     #: One of these must have signed each image; empty if no signatures are required.
     keys: tuple[PublicKey, ...] = ()
+    #: The policy of the configuration; None if there is none.
+    policy: TrustPolicy | None = None
     #: Whether another ocistream writes the destination (`copy --via`), with its own names and layers.
     is_remote: bool = False
 
@@ -168,12 +171,43 @@ class CopyPlan:
             dry_run=dry_run,
         )
 
+    def with_policy(self, policy: TrustPolicy) -> CopyPlan:
+        """Return the plan with the policy of the configuration."""
+        if not policy.rules:
+            return self
+        # The names in an archive are not known yet; finding its signatures costs nothing.
+        has_names = all(location.reference is not None for location in self.sources)
+        rules = (
+            policy.find_all(_list_repositories([*self.sources, self.destination]))
+            if has_names
+            else policy.rules.values()
+        )
+        with_signatures = self.selection.with_signatures or any(rule.keys for rule in rules)
+        selection = replace(self.selection, with_signatures=with_signatures)
+        return replace(self, policy=policy, selection=selection)
+
     def _build_check(self) -> SignatureCheck | None:
-        if not self.keys:
+        if not self.keys and self.policy is None:
             return None
         from ocistream.signatures.check import SignatureCheck
 
-        return SignatureCheck(self.keys)
+        return SignatureCheck(self.keys, self._find_rules)
+
+    def _find_rules(self, root: Root) -> Sequence[TrustRule]:
+        """Return the rules for an image: by its names at the source, in the archive, and at the destination."""
+        if self.policy is None:
+            return ()
+        references = [parse_full_name(root.name)] if root.name else []
+        if self.target is not None:
+            references.append(self.target(root))
+        names = [f"{reference.registry}/{reference.repository}" for reference in references if reference is not None]
+        digests = {root.descriptor.digest, root.chosen_platforms.index if root.chosen_platforms else None}
+        sources = [
+            location
+            for location in self.sources
+            if len(self.sources) == 1 or (location.reference is not None and location.reference.digest in digests)
+        ]
+        return self.policy.find_all([root.origin, *names, *_list_repositories([*sources, self.destination])])
 
     def _check_digest_stays(self, graph: Graph) -> None:
         """Refuse to recompress an image whose own digest the destination names, before a blob moves.
@@ -308,6 +342,11 @@ def plan_copy_to_prefix(sources: Sequence[Location], prefix: str, options: CopyO
         recompression=_parse_recompression(options, options.compress),
         keys=_load_keys(options),
     )
+
+
+def _list_repositories(locations: Sequence[Location]) -> list[str]:
+    references = [location.reference for location in locations if location.reference is not None]
+    return [f"{reference.registry}/{reference.repository}" for reference in references]
 
 
 def _load_keys(options: CopyOptions) -> tuple[PublicKey, ...]:

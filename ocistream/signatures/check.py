@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocistream import limits
@@ -21,14 +21,17 @@ from ocistream.oci.referrers import (
 )
 from ocistream.oci.strict_json import parse_json
 from ocistream.signatures import bundle, simple_signing
+from ocistream.signatures.keys import load_keys
 from ocistream.signatures.messages import RefusedSignatureError
 from ocistream.streams.layer_media_types import codec_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from ocistream.oci.graph import Graph
     from ocistream.signatures.keys import PublicKey
+    from ocistream.signatures.policy import TrustRule
 
 __all__ = ["ImageSignature", "SignatureCheck"]
 
@@ -87,11 +90,23 @@ class _Results:
 
 
 class SignatureCheck:
-    """Checks the signatures of one graph: `start`, then `add` for each payload, then `results` or `finish`."""
+    """Checks the signatures of one graph: `start`, then `add` for each payload, then `results` or `finish`.
 
-    def __init__(self, keys: Sequence[PublicKey]) -> None:
-        """Take the keys, one of which must have signed each image."""
+    `keys` are keys one of which must have signed each image; empty if only rules hold. `find_rules` returns the rules
+    of the policy for a root.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[PublicKey] = (),
+        find_rules: Callable[[Root], Sequence[TrustRule]] = lambda _root: (),
+    ) -> None:
+        """Take what must hold."""
         self._keys = keys
+        self._find_rules = find_rules
+        #: The keys of the rules that hold for images of the graph, by their files.
+        self._rule_keys: dict[str, PublicKey] = {}
+        self._rules: dict[int, Sequence[TrustRule]] = {}
         self._graph: Graph | None = None
         self._raw: dict[str, bytes] = {}
         #: By the digest of a payload: the signatures of it.
@@ -103,11 +118,17 @@ class SignatureCheck:
         """Find the signatures of a graph. Return the payloads to read, each of which has a bounded size.
 
         Raises:
+            UsageError: the key of a rule cannot be used.
             UnsupportedError: there are too many signatures.
         """
         self._graph = graph
         subjects = [uncopied.subject for uncopied in graph.uncopied_signatures]
         self._raw = {manifest.descriptor.digest: manifest.raw for manifest in (*graph.manifests, *subjects)}
+        self._rules = {id(root): self._find_rules(root) for root in graph.roots}
+        files = dict.fromkeys(file for rules in self._rules.values() for rule in rules for file in rule.keys)
+        self._rule_keys = {key.name: key for key in load_keys(list(files))}
+        if not self._keys and not self._rule_keys:
+            return []
         payloads: dict[str, Descriptor] = {}
         for subject, raw in self._find_signatures(graph):
             for payload, claim in _read_layers(subject, raw):
@@ -139,7 +160,7 @@ class SignatureCheck:
             for claim in claims:
                 self._refuse(claim.subject, _MISSING)
         self._claims.clear()
-        return [self._result(self._graph, root) for root in self._graph.roots if not self._is_artifact(root)]
+        return [self._check_root(self._graph, root) for root in self._graph.roots if not self._is_artifact(root)]
 
     def finish(self) -> None:
         """Raise an error unless each image is signed.
@@ -176,7 +197,8 @@ class SignatureCheck:
             signed = bundle.read_bundle(content, subject, self._raw.get(subject, b""))
         else:
             signed = simple_signing.read_payload(content, claim.annotation, subject)
-        keys = [key.name for key in self._keys if key.has_signed(signed.message, signed.signature)]
+        known = {**self._rule_keys, **{key.name: key for key in self._keys}}
+        keys = [name for name, key in known.items() if key.has_signed(signed.message, signed.signature)]
         if not keys:
             raise RefusedSignatureError(_OTHER_KEY)
         results = self._results.setdefault(subject, _Results())
@@ -202,67 +224,97 @@ class SignatureCheck:
         document = self._graph.documents.get(digest) if self._graph is not None else None
         return document is not None and is_image(document) and any(codec_name(x.media_type) for x in document.layers)
 
-    def _result(self, graph: Graph, root: Root) -> ImageSignature:
-        signed = self._find_signed(graph, root.descriptor.digest, {})
-        if signed is None and root.chosen_platforms is not None:
+    def _check_root(self, graph: Graph, root: Root) -> ImageSignature:
+        """Check a root against the keys, and against each rule that holds for it."""
+        required = [frozenset(key.name for key in self._keys)] if self._keys else []
+        for rule in self._rules.get(id(root), ()):
+            if rule.rejects:
+                return ImageSignature(root, problem=f"the configuration rejects the images of {printable(rule.prefix)}")
+            if rule.keys:
+                required.append(frozenset(rule.keys))
+        keys, names = dict[str, None](), dict[str, None]()
+        for allowed in required:
+            result = self._check_keys(graph, root, allowed)
+            if result.problem:
+                return result
+            keys.update(dict.fromkeys(result.keys))
+            names.update(dict.fromkeys(result.names))
+        return ImageSignature(root, tuple(keys), tuple(names))
+
+    def _check_keys(self, graph: Graph, root: Root, allowed: AbstractSet[str]) -> ImageSignature:
+        """Check that one of the allowed keys has signed a root."""
+        signed = _SignedManifests(graph, self._results, allowed)
+        found = signed.find(root.descriptor.digest)
+        if found is None and root.chosen_platforms is not None:
             # The manifest was taken out of this index, so that the index has its digest.
-            signed = self._signed_alone(root.chosen_platforms.index)
-        problem = self._describe_problem(graph, root) if signed is None else self._find_unsigned_referrer(graph, root)
-        if signed is None or problem is not None:
+            found = signed.find_alone(root.chosen_platforms.index)
+        problem = (
+            self._describe_problem(graph, root, signed)
+            if found is None
+            else self._find_unsigned_referrer(graph, root, signed)
+        )
+        if found is None or problem is not None:
             return ImageSignature(root, problem=problem)
-        return ImageSignature(root, tuple(signed.keys), tuple(signed.names))
+        return ImageSignature(root, tuple(found.keys), tuple(found.names))
 
-    def _signed_alone(self, digest: str) -> _Results | None:
-        results = self._results.get(digest)
-        return results if results is not None and results.keys else None
-
-    def _find_signed(self, graph: Graph, digest: str, known: dict[str, _Results | None]) -> _Results | None:
-        """Return who signed a manifest, or an index or each manifest of it; None if that is not signed."""
-        if digest in known:
-            return known[digest]
-        known[digest] = None
-        signed = self._signed_alone(digest)
-        document = graph.documents.get(digest)
-        # A blob that an index lists has no signature of its own.
-        if signed is None and document is not None and document.manifests and not document.layers:
-            merged = _Results()
-            for child in document.manifests:
-                if (found := self._find_signed(graph, child.digest, known)) is None:
-                    break
-                merged.keys.update(found.keys)
-                merged.names.update(found.names)
-            else:
-                signed = merged
-        known[digest] = signed
-        return signed
-
-    def _find_unsigned_referrer(self, graph: Graph, root: Root) -> str | None:
+    def _find_unsigned_referrer(self, graph: Graph, root: Root, signed: _SignedManifests) -> str | None:
         """Return the problem if a referrer of a signed image is an image itself, and is not signed."""
-        needed, known = graph.reachable(root, alone=True), dict[str, _Results | None]()
-        for digest in graph.reachable(root) - needed:
-            if self._can_run(digest) and digest not in needed and self._find_signed(graph, digest, known) is None:
+        for digest in sorted(graph.reachable(root) - graph.reachable(root, alone=True)):
+            if self._can_run(digest) and signed.find(digest) is None:
                 return f"the image {digest}, which refers to it, has no valid signature"
         return None
 
-    def _describe_problem(self, graph: Graph, root: Root) -> str:
+    def _describe_problem(self, graph: Graph, root: Root, signed: _SignedManifests) -> str:
         digests = [root.descriptor.digest]
         if root.chosen_platforms is not None:
             digests.append(root.chosen_platforms.index)
-        reasons = [reason for digest in digests if digest in self._results for reason in self._results[digest].reasons]
+        results = [self._results[digest] for digest in digests if digest in self._results]
+        reasons = {reason for found in results for reason in found.reasons}
+        if any(found.keys for found in results):
+            reasons.add(_OTHER_KEY)
         if reasons:
             # Payloads are read in several threads, in any order.
-            return "; ".join(sorted(set(reasons))[:_MAX_SHOWN])
+            return "; ".join(sorted(reasons)[:_MAX_SHOWN])
         document = graph.documents.get(root.descriptor.digest)
-        known: dict[str, _Results | None] = {}
-        unsigned = [
-            child
-            for child in (document.manifests if document else ())
-            if self._find_signed(graph, child.digest, known) is None
-        ]
+        unsigned = [child for child in (document.manifests if document else ()) if signed.find(child.digest) is None]
         if document is None or len(unsigned) in {0, len(document.manifests)}:
             return _NO_SIGNATURE
         first = unsigned[0]
         return f"{_NO_SIGNATURE}, and of its manifests {first.platform or first.digest} has none"
+
+
+class _SignedManifests:
+    """Which manifests of a graph some keys have signed."""
+
+    def __init__(self, graph: Graph, results: Mapping[str, _Results], keys: AbstractSet[str]) -> None:
+        self._graph = graph
+        self._results = results
+        self._keys = keys
+        self._known: dict[str, _Results | None] = {}
+
+    def find_alone(self, digest: str) -> _Results | None:
+        """Return the signatures of a manifest itself by the keys, or None."""
+        results = self._results.get(digest)
+        keys = {key: None for key in results.keys if key in self._keys} if results is not None else {}
+        return replace(results, keys=keys) if results is not None and keys else None
+
+    def find(self, digest: str) -> _Results | None:
+        """Return the signatures of a manifest, or of an index or all manifests of it; None if that is not signed."""
+        if digest in self._known:
+            return self._known[digest]
+        found = self.find_alone(digest)
+        document = self._graph.documents.get(digest)
+        # A blob that an index lists has no signature of its own.
+        if found is None and document is not None and document.manifests and not document.layers:
+            children = [self.find(child.digest) for child in document.manifests]
+            signed = [child for child in children if child is not None]
+            if len(signed) == len(children):
+                found = _Results(
+                    {key: None for child in signed for key in child.keys},
+                    {name: None for child in signed for name in child.names},
+                )
+        self._known[digest] = found
+        return found
 
 
 def _find_subject(graph: Graph, root: Root) -> str | None:
