@@ -19,7 +19,7 @@ from ocistream.api.copy_targets import (
     select_tagged,
 )
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
-from ocistream.layout.index import parse_full_name, select_existing_images, select_named_images
+from ocistream.layout.index import select_existing_images, select_named_images
 from ocistream.locations import (
     Location,
     Selection,
@@ -175,15 +175,10 @@ class CopyPlan:
         """Return the plan with the policy of the configuration."""
         if not policy.rules:
             return self
-        # The names in an archive are not known yet; finding its signatures costs nothing.
-        has_names = all(location.reference is not None for location in self.sources)
-        rules = (
-            policy.find_all(_list_repositories([*self.sources, self.destination]))
-            if has_names
-            else policy.rules.values()
-        )
-        with_signatures = self.selection.with_signatures or any(rule.keys for rule in rules)
-        selection = replace(self.selection, with_signatures=with_signatures)
+        references = [location.reference for location in (*self.sources, self.destination)]
+        # The names in an archive are not known yet; finding its signatures costs no request.
+        needs = policy.needs_signatures(references, may_have_names=None in references[:-1])
+        selection = replace(self.selection, with_signatures=self.selection.with_signatures or needs)
         return replace(self, policy=policy, selection=selection)
 
     def _build_check(self) -> SignatureCheck | None:
@@ -194,20 +189,17 @@ class CopyPlan:
         return SignatureCheck(self.keys, self._find_rules)
 
     def _find_rules(self, root: Root) -> Sequence[TrustRule]:
-        """Return the rules for an image: by its names at the source, in the archive, and at the destination."""
         if self.policy is None:
             return ()
-        references = [parse_full_name(root.name)] if root.name else []
-        if self.target is not None:
-            references.append(self.target(root))
-        names = [f"{reference.registry}/{reference.repository}" for reference in references if reference is not None]
         digests = {root.descriptor.digest, root.chosen_platforms.index if root.chosen_platforms else None}
-        sources = [
-            location
+        references = [
+            location.reference
             for location in self.sources
+            # The name of an image in the graph may lack the registry, if a digest was requested.
             if len(self.sources) == 1 or (location.reference is not None and location.reference.digest in digests)
         ]
-        return self.policy.find_all([root.origin, *names, *_list_repositories([*sources, self.destination])])
+        references.append(self.target(root) if self.target is not None else self.destination.reference)
+        return self.policy.find_for(root, references)
 
     def _check_digest_stays(self, graph: Graph) -> None:
         """Refuse to recompress an image whose own digest the destination names, before a blob moves.
@@ -342,11 +334,6 @@ def plan_copy_to_prefix(sources: Sequence[Location], prefix: str, options: CopyO
         recompression=_parse_recompression(options, options.compress),
         keys=_load_keys(options),
     )
-
-
-def _list_repositories(locations: Sequence[Location]) -> list[str]:
-    references = [location.reference for location in locations if location.reference is not None]
-    return [f"{reference.registry}/{reference.repository}" for reference in references]
 
 
 def _load_keys(options: CopyOptions) -> tuple[PublicKey, ...]:

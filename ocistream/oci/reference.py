@@ -20,6 +20,7 @@ __all__ = [
     "is_repository",
     "is_tag",
     "parse_digest",
+    "parse_full_name",
     "parse_reference",
 ]
 
@@ -187,6 +188,15 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
     if tag is None and not digest and default_tag:
         tag = DEFAULT_TAG
     return Reference(registry, repository, tag, digest or None)
+
+
+def parse_full_name(name: str) -> Reference | None:
+    """Parse a full name, with registry and tag, or return None."""
+    try:
+        reference = parse_reference(name, default_tag=False)
+    except (InvalidNameError, UnsupportedError):
+        return None
+    return reference if reference.tag and name.startswith(f"{reference.registry}/") else None
 
 
 def _parse_host(text: str, error_message: str) -> str:

@@ -171,7 +171,12 @@ class _LocalImage:
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - blobs can be read in any order
         selection, synthesized = self._selection, self._images.synthesized
         walk = IndexWalk(
-            self._index, selection.select, selection.platforms, selection.referrers, image_digests=synthesized
+            self._index,
+            selection.select,
+            selection.platforms,
+            selection.referrers,
+            with_signatures=selection.with_signatures,
+            image_digests=synthesized,
         )
         graph = run_walk(walk.run(), self._source.read)
         return replace(graph, synthesized=synthesized.intersection(graph.documents))

@@ -146,6 +146,41 @@ class TestNames:
         copy()
 
 
+class TestSync:
+    def test_each_image_is_checked_by_its_rules(
+        self, user: User, image: Descriptor, layout: Layout, trusted: Signer, start: Callable[..., FaultyRegistry]
+    ) -> None:
+        inner, unsigned = start(), layout.image([5_000])
+        registry_http.seed(layout, unsigned, user.host, "team/unsigned", "1")
+        user.configure('[trust."HOST/team"]', f'keys = ["{trusted.path}"]')
+        file = user.home / "images.toml"
+        copies = [
+            f'[[sync]]\nfrom = "{user.host}/team/{name}:1"\nto = "{inner.host}/{name}:1"\n'
+            for name in ("unsigned", "app")
+        ]
+        file.write_text("".join(copies))
+        dry = user.run("sync", file, "--dry-run")
+        assert dry.code == 5, dry.err
+        assert inner.requests == [] or not [item for item in inner.requests if item.method == "PUT"]
+        result = user.run("sync", file)
+        assert result.code == 5, result.err
+        assert "it has no signature" in result.err
+        assert registry_http.manifest_digest(inner.host, "unsigned", "1") is None
+        assert registry_http.manifest_digest(inner.host, "app", "1") == image["digest"]
+
+    def test_the_rules_of_the_destination_hold_for_a_layout(
+        self, user: User, layout: Layout, stranger: Signer, start: Callable[..., FaultyRegistry]
+    ) -> None:
+        inner = start()
+        user.configure(f'[trust."{inner.host}"]', f'keys = ["{stranger.path}"]')
+        file = user.home / "images.toml"
+        file.write_text(f'[[sync]]\nfrom = "oci:{layout.path}:app:1"\nto = "{inner.host}/app:1"\n')
+        result = user.run("sync", file)
+        assert result.code == 5, result.err
+        assert "by another key" in result.err
+        assertions.no_image(inner)
+
+
 class TestConfigCommand:
     def test_show_prints_what_holds_for_an_image(self, user: User, trusted: Signer) -> None:
         user.configure(
