@@ -143,6 +143,8 @@ MAX_REMOTE_RESULTS: Final = 1 * MIB
 MAX_KEY_FILE: Final = 64 * KIB
 #: The payload of a signature, or a Sigstore bundle: payloads have 300 bytes, bundles with proofs of a log 20 KB.
 MAX_SIGNATURE_PAYLOAD: Final = 256 * KIB
+#: Bytes of messages and signatures that are verified at once.
+MAX_UNVERIFIED_SIGNATURES: Final = 1 * MIB
 #: Signatures of the images of one transfer.
 MAX_SIGNATURES: Final = MAX_REFERRERS
 

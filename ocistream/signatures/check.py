@@ -21,7 +21,7 @@ from ocistream.oci.referrers import (
 )
 from ocistream.oci.strict_json import parse_json
 from ocistream.signatures import bundle, simple_signing
-from ocistream.signatures.keys import load_keys
+from ocistream.signatures.keys import find_signers, load_keys
 from ocistream.signatures.messages import RefusedSignatureError
 from ocistream.streams.layer_media_types import codec_name
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from ocistream.oci.graph import Graph
     from ocistream.signatures.keys import PublicKey
+    from ocistream.signatures.messages import SignedMessage
     from ocistream.signatures.policy import TrustRule
 
 __all__ = ["ImageSignature", "SignatureCheck"]
@@ -112,6 +113,9 @@ class SignatureCheck:
         #: By the digest of a payload: the signatures of it.
         self._claims: dict[str, list[_Claim]] = {}
         self._count = 0
+        #: Signatures that were read, by their subjects, and their size in bytes.
+        self._unverified: list[tuple[str, SignedMessage]] = []
+        self._unverified_size = 0
         self._results: dict[str, _Results] = {}
 
     def start(self, graph: Graph) -> list[Descriptor]:
@@ -156,6 +160,7 @@ class SignatureCheck:
     def results(self) -> list[ImageSignature]:
         """Return the result for each image. Payloads that were not added are missing."""
         assert self._graph is not None, "the check was started"  # noqa: S101 - its callers start it
+        self._verify()
         for claims in self._claims.values():
             for claim in claims:
                 self._refuse(claim.subject, _MISSING)
@@ -197,14 +202,24 @@ class SignatureCheck:
             signed = bundle.read_bundle(content, subject, self._raw.get(subject, b""))
         else:
             signed = simple_signing.read_payload(content, claim.annotation, subject)
+        self._unverified.append((subject, signed))
+        self._unverified_size += len(signed.message) + len(signed.signature)
+        if self._unverified_size > limits.MAX_UNVERIFIED_SIGNATURES:
+            self._verify()
+
+    def _verify(self) -> None:
+        """Verify the signatures that were read, all at once: it takes a process."""
         known = {**self._rule_keys, **{key.name: key for key in self._keys}}
-        keys = [name for name, key in known.items() if key.has_signed(signed.message, signed.signature)]
-        if not keys:
-            raise RefusedSignatureError(_OTHER_KEY)
-        results = self._results.setdefault(subject, _Results())
-        results.keys.update(dict.fromkeys(keys))
-        if signed.name is not None:
-            results.names[printable(signed.name)] = None
+        signers = find_signers(list(known.values()), [signed for _, signed in self._unverified])
+        for (subject, signed), keys in zip(self._unverified, signers, strict=True):
+            if not keys:
+                self._refuse(subject, _OTHER_KEY)
+                continue
+            results = self._results.setdefault(subject, _Results())
+            results.keys.update(dict.fromkeys(keys))
+            if signed.name is not None:
+                results.names[printable(signed.name)] = None
+        self._unverified, self._unverified_size = [], 0
 
     def _refuse(self, subject: str, reason: str) -> None:
         reasons = self._results.setdefault(subject, _Results()).reasons

@@ -259,7 +259,7 @@ LIMITS: Final[dict[int, Limit]] = {
     26: Limit(
         "A signature must be of the manifest's own digest; the given key decides algorithm and hash; "
         "payloads are bounded",
-        ("signatures.check", "signatures.keys"),
+        ("signatures.check", "signatures.verifier"),
         tests=(
             "signatures/test_hostile.py::test_the_signature_of_another_image",
             "signatures/test_hostile.py::test_a_document_does_not_choose_the_hash",
