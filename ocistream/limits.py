@@ -191,8 +191,9 @@ UPLOAD_MEMORY: Final = 8 * MIB
 #: If a registry or proxy refuses chunks of this size as too large, it accepts none.
 MIN_UPLOAD_CHUNK: Final = 256 * KIB
 
-#: A blob from a pipe that is at most this large is buffered, so that several such blobs are written at once. At 1 MiB,
-#: a push of layers of 1 MiB and of 20 MiB takes more than 48 MiB of memory.
+#: A blob that is at most this large is buffered: from a pipe, so that several such blobs are written at once; for a
+#: registry, so that it is uploaded by one PUT. At 1 MiB, a push of layers of 1 MiB and of 20 MiB from a pipe takes more
+#: than 48 MiB of memory.
 MAX_BUFFERED_BLOB: Final = 256 * KIB
 
 # Data of interrupted runs -----------------------------------------------------------------------------------

@@ -1,70 +1,48 @@
 """Locations of images: parse them, and open each kind as a source or a destination.
 
-To add a kind, write its two open functions and a line in `_KINDS`. OpenContext supplies stdin and stdout.
+To add a kind, write its two open functions and a line in `_KINDS`. OpenContext supplies the streams.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from ocistream import limits, notices
+from ocistream import notices
 from ocistream.errors import InvalidNameError, LocalDiskError, UnsupportedError, UsageError
-from ocistream.layout.index import ImageSelector, select_every_image, select_named_images
-from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.layout.index import select_named_images
 from ocistream.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference, printable
 from ocistream.streams import files, paths
 from ocistream.streams.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import Callable, Iterable, Sequence
 
+    from ocistream.archive.contents import ArchiveKind
     from ocistream.archive.outputs import Output
-    from ocistream.archive.tar import InputStream
+    from ocistream.archive.tar_reader import InputStream
     from ocistream.http.client import HttpClient
+    from ocistream.layout.image_selection import Selection
+    from ocistream.layout.index import ImageSelector
     from ocistream.layout.writer import LayoutWriter
     from ocistream.oci.graph import Root
-    from ocistream.oci.referrers import ReferrerMode
     from ocistream.registry.opener import RepositoryOpener
     from ocistream.registry.upload_record import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.transfer.interfaces import Destination, Source
 
-__all__ = [
-    "Location",
-    "OpenContext",
-    "Selection",
-    "check_path_kind",
-    "has_registry",
-    "is_archive_name",
-    "is_directory",
-    "is_layout_destination",
-    "names_archive_and_tag",
-    "open_archive_destination",
-    "open_archive_source",
-    "open_destination",
-    "open_docker_archive_destination",
-    "open_layout_destination",
-    "open_layout_source",
-    "open_registry_destination",
-    "open_registry_source",
-    "open_source",
-    "open_sources",
-    "parse_layout_path",
-    "parse_local_location",
-    "parse_location",
-    "path_of",
-    "reference_of",
-]
-
 #: Transports of containers-transports(5) that are recognised to refuse them: a typo must not become an image's name.
 _FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "dir", "docker-daemon", "ostree", "sif"})
 _PATH_START = re.compile(r"(?:-|\.\.?|~)\Z|/|\.\.?/|~/|[A-Za-z]:\\")
 _ARCHIVE_NAME: Final = re.compile(r".+\.(?:tar|tgz|tar\.gz|tar\.zst)", re.IGNORECASE)
+#: `HOST:PORT` alone, or localhost: by the naming rules an image of Docker Hub, whose repositories have no such names.
+_REGISTRY_ALONE: Final = re.compile(
+    r"localhost(?::[0-9]+)?|[^.:/@]+(?:\.[^.:/@]+)+:[0-9]+|\[[0-9a-fA-F:.]+\](?::[0-9]+)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +67,6 @@ class Location:
 def is_archive_name(text: str) -> bool:
     """Return whether text is the name of an archive, such as `app.tar`. No registry is asked for it."""
     return _ARCHIVE_NAME.fullmatch(text) is not None and not text.startswith("docker://")
-
-
-def has_registry(text: str) -> bool:
-    """Return whether text begins with the host of a registry, as in `registry.example.com/app`, and is not a path."""
-    host, slash, _ = text.partition("/")
-    is_host = "." in host or ":" in host or host == "localhost"
-    return bool(slash) and is_host and _PATH_START.match(text) is None and not is_archive_name(text)
 
 
 def parse_location(
@@ -128,16 +99,19 @@ def parse_location(
         return Location(prefix, text, path=_expand_user(path), name=name or None, is_stream=is_stream)
     if colon and prefix in _FOREIGN_TRANSPORTS:
         msg = f"{printable(text)!r}: the transport {prefix} is not supported"
-        raise UnsupportedError(msg, hint="save the image to a file, and name the file")
-    is_path = _PATH_START.match(text) is not None or is_archive_name(text)
+        hint = "`docker save IMAGE | ocistream push DST` reads from Docker, `ocistream pull IMAGE | docker load` writes"
+        if prefix != "docker-daemon":
+            hint = f"use oci-archive:FILE, and copy between it and {prefix}: with `skopeo copy`"
+        raise UnsupportedError(msg, hint=hint)
+    is_path = _PATH_START.match(text) is not None or is_archive_name(text) or (text.endswith("/") and "://" not in text)
     is_path = is_path or (bare_is_path and not text.startswith("docker://"))
     if is_path or (not is_remote and _names_existing_path(text, folder or Path())):
-        return Location("path", text, path=_expand_user(text), is_stream=text == "-")
+        own_path = _expand_user(text)
+        _check_no_tag(text, (folder or Path()) / own_path)
+        return Location("path", text, path=own_path, is_stream=text == "-")
+    check_repository(text)
     reference = parse_reference(text, default_tag=False)
-    if names_archive_and_tag(text, reference):
-        msg = f"ambiguous location {printable(text)!r}: {printable(prefix)} is the name of an archive"
-        hint = f"write oci-archive:{printable(text)} or docker-archive:{printable(text)}"
-        raise InvalidNameError(msg, hint=f"{hint}; for the image, write docker://{printable(text)}")
+    check_not_archive(text, reference)
     return Location(
         "docker",
         text,
@@ -146,10 +120,41 @@ def parse_location(
     )
 
 
-def names_archive_and_tag(text: str, reference: Reference) -> bool:
-    """Return whether a name such as `app.tar:1` was meant for an archive, and not for an image of Docker Hub."""
+def check_repository(text: str) -> None:
+    """Raise InvalidNameError for the name of an image that is only a registry, such as `localhost:5000`."""
+    name = text.removeprefix("docker://")
+    if _REGISTRY_ALONE.fullmatch(name) and not is_archive_name(name.partition(":")[0]):
+        msg = f"{printable(name)} is a registry, not an image"
+        hint = f"write {printable(name)}/REPOSITORY[:TAG]; for the image docker.io/library/{printable(name)}, that name"
+        raise InvalidNameError(msg, hint=hint)
+
+
+def _check_no_tag(text: str, path: Path) -> None:
+    """Raise InvalidNameError for `./app.tar:1`, unless such a file exists: a tag needs a prefix."""
+    folder, slash, name = text.rpartition("/")
+    archive, colon, _ = name.partition(":")
+    if colon and is_archive_name(archive) and not is_archive_name(name) and not paths.exists(path, follow=False):
+        msg = f"ambiguous location {printable(text)!r}: {printable(folder + slash + archive)} is the name of an archive"
+        raise InvalidNameError(msg, hint=f"write oci-archive:{printable(text)} or docker-archive:{printable(text)}")
+
+
+def check_not_archive(text: str, reference: Reference) -> None:
+    """Raise InvalidNameError if a name such as `app.tar:1`, parsed as `reference`, may be meant for an archive."""
     is_on_hub = reference.registry == DEFAULT_REGISTRY and not text.startswith(f"{DEFAULT_REGISTRY}/")
-    return is_on_hub and is_archive_name(text.partition(":")[0])
+    path = text.partition(":")[0]
+    if is_on_hub and is_archive_name(path):
+        shown = printable(text)
+        msg = f"ambiguous name {shown!r}: {printable(path)} is the name of an archive"
+        hint = f"for the image, write docker://{shown}; for an archive, oci-archive:{shown} or docker-archive:{shown}"
+        raise InvalidNameError(msg, hint=hint)
+
+
+def is_missing_image(location: Location) -> bool:
+    """Return whether a path does not exist and has the form of `HOST[:PORT]/REPOSITORY`."""
+    text = location.text
+    host, slash, _ = text.partition("/")
+    has_form = slash and (host == "localhost" or re.fullmatch(r"[^.:~][^:]*(?:\.[^.:]+|:[0-9]+)", host) is not None)
+    return bool(has_form) and not is_archive_name(text) and not paths.exists(text)
 
 
 def parse_local_location(text: str) -> Location:
@@ -174,27 +179,47 @@ def parse_layout_path(text: str) -> Path:
         InvalidNameError, UnsupportedError: see `parse_location`.
     """
     location = parse_local_location(text)
-    if location.is_stream or location.kind not in {"path", "oci"}:
-        msg = f"{printable(text)!r} is an archive, but this must be a layout directory"
-        raise UsageError(msg, hint="`ocistream copy SRC oci:DIR` copies an archive to a layout")
+    if is_missing_image(location):
+        msg = f"{printable(text)!r} is in a registry, but this must be a layout directory"
+        raise UsageError(
+            msg, hint=f"registries delete unused blobs themselves; for a directory, write ./{printable(text)}"
+        )
+    path = layout_path_of(location)
     if location.name is not None:
         msg = f"{printable(text)!r} has the name of an image, but this must be the whole layout"
-        raise UsageError(msg, hint=f"write oci:{printable(str(location.path))}")
-    return path_of(location)
+        raise UsageError(msg, hint=f"write oci:{printable(str(path))}")
+    return path
+
+
+def layout_path_of(location: Location) -> Path:
+    """Return the path of a layout directory.
+
+    Raises:
+        UsageError: the location is an archive.
+    """
+    path = path_of(location)
+    has_archive_name = location.kind == "path" and is_archive_name(path.name) and not is_directory(location)
+    if location.is_stream or has_archive_name or location.kind not in {"path", "oci"}:
+        msg = f"{printable(location.text)!r} is an archive, but this must be a layout directory"
+        raise UsageError(msg, hint="`ocistream copy SRC oci:DIR` copies an archive to a layout")
+    return path
 
 
 def _names_existing_path(text: str, folder: Path) -> bool:
-    """Return whether text that could be an image's name is an existing file or directory, and tell the user."""
+    """Return whether text is an existing file or directory; if it could be an image's name too, tell the user."""
     try:
         if not paths.is_existing_path(str(folder / text)):
             return False
     except LocalDiskError:
         # A name does not have to be a path that this user may read.
         return False
-    kind = "directory" if paths.is_directory(folder / text) else "file"
-    notices.notify(
-        f"{printable(text)} is the {kind} ./{printable(text)}; for the image, write docker://{printable(text)}"
-    )
+    # A text such as `images/` names no image.
+    with contextlib.suppress(InvalidNameError):
+        parse_reference(text)
+        kind = "directory" if paths.is_directory(folder / text) else "file"
+        notices.notify(
+            f"{printable(text)} is the {kind} ./{printable(text)}; for the image, write docker://{printable(text)}"
+        )
     return True
 
 
@@ -217,7 +242,8 @@ class OpenContext:
 
     client: Callable[[], HttpClient] = field(default=_not_provided)
     stdin: Callable[[], InputStream] = field(default=_not_provided)
-    stdout: Callable[[], io.FileIO] = field(default=_not_provided)
+    #: The output of a stream location.
+    output: Callable[[], Output] = field(default=_not_provided)
     #: Seconds since 1970 for every entry of an archive.
     mtime: int = 0
     #: Repositories of the destination's registry that may already have blobs.
@@ -230,23 +256,20 @@ class OpenContext:
     from_byte: int = 0
     #: The maximum size of a volume, in bytes; 0 writes one file.
     volume_size: int = 0
-    #: How repositories are opened for reading (mirrors, cache); None reads from the repository itself.
-    opener: Callable[[], RepositoryOpener] | None = None
+    #: How repositories are opened for reading (mirrors, cache).
+    opener: Callable[[], RepositoryOpener] = field(default=_not_provided)
     #: Concurrent requests, and the limit of one registry, if it has one.
     jobs: int = DEFAULT_JOBS
     find_host_jobs: Callable[[str], int | None] = field(default=lambda _registry: None)
-    #: How registries accept uploads; None knows only their profiles.
-    upload_strategy: Callable[[], UploadStrategy] | None = None
-    #: Records of uploads that a later run may resume; None keeps none.
-    records: Callable[[], UploadRecords] | None = None
+    #: How registries accept uploads, and the records of uploads that a later run may resume.
+    upload_strategy: Callable[[], UploadStrategy] = field(default=_not_provided)
+    records: Callable[[], UploadRecords] = field(default=_not_provided)
     #: Cancels one transfer, while others with the same client continue.
-    cancelled: threading.Event | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
     #: Raises AuthenticationError if the configuration forbids pushes to a reference.
     check_push: Callable[[Reference], None] = field(default=lambda _reference: None)
     #: The writer of a layout that several images are written to; None makes each image visible by itself.
     layout_writer: Callable[[Path], LayoutWriter] | None = None
-    #: Opens the output of a stream location; None is stdout.
-    output: Callable[[], Output] | None = None
     #: Whether locations are opened for a dry run: no file is created, and no cache is filled.
     is_dry_run: bool = False
 
@@ -256,28 +279,7 @@ class OpenContext:
 
     def repository_opener(self) -> RepositoryOpener:
         """Return the opener for repositories to read from."""
-        from ocistream.registry.opener import RepositoryOpener
-
-        opener = self.opener() if self.opener is not None else RepositoryOpener(self.client())
-        return opener.unwrapped() if self.is_dry_run else opener
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which images and platforms of a source are wanted."""
-
-    select: ImageSelector = field(default=select_every_image)
-    platforms: PlatformChoice = ALL_PLATFORMS
-    #: How much larger than itself a compressed archive may become.
-    max_ratio: int = limits.MAX_RATIO
-    #: Whether to include blobs that no image needs, to verify them.
-    all_blobs: bool = False
-    #: How to handle referrers: signatures, SBOMs and the like.
-    referrers: ReferrerMode = "copy"
-    #: Whether to find signatures that are not copied too, because a check needs them.
-    with_signatures: bool = False
-    #: Which of a repository's tags to read; None reads the one that the location names.
-    tags: Callable[[Sequence[str]], Sequence[str]] | None = None
+        return self.opener().unwrapped() if self.is_dry_run else self.opener()
 
 
 def open_source(location: Location, context: OpenContext, selection: Selection) -> Source:
@@ -310,14 +312,7 @@ def open_sources(locations: Sequence[Location], context: OpenContext, selection:
         return _open_references([reference_of(location) for location in locations], context, selection)
     from ocistream.archive.joined_source import open_joined_source
 
-    return open_joined_source(
-        [(_check_joinable(location), location.text) for location in locations],
-        select=selection.select,
-        platforms=selection.platforms,
-        referrers=selection.referrers,
-        with_signatures=selection.with_signatures,
-        all_blobs=selection.all_blobs,
-    )
+    return open_joined_source([(_check_joinable(location), location.text) for location in locations], selection)
 
 
 def _check_joinable(location: Location) -> Path:
@@ -339,7 +334,7 @@ def _check_joinable(location: Location) -> Path:
         problem = "is compressed: decompress it first"
     if problem:
         msg = f"{printable(location.text)} {problem}, but only OCI archives in files and layouts can be combined"
-        raise UsageError(msg)
+        raise UsageError(msg, hint="name this archive in a command of its own")
     return path
 
 
@@ -385,6 +380,12 @@ def path_of(location: Location) -> Path:
     """Return the path of a location that is not a registry."""
     assert location.path is not None, "a location outside a registry has a path"  # noqa: S101 - parse_location sets it
     return location.path
+
+
+def archive_kind_of(location: Location) -> ArchiveKind | None:
+    """Return the kind of archive that the prefix of a location requires; None if the format is detected."""
+    kinds: Sequence[ArchiveKind] = ("oci-archive", "docker-archive")
+    return next((kind for kind in kinds if kind == location.kind), None)
 
 
 def check_path_kind(location: Location) -> None:
@@ -459,8 +460,8 @@ def open_registry_destination(location: Location, context: OpenContext) -> Desti
         early_target=location.reference,
         mount_from=context.mount_from,
         mount_candidates=context.mount_candidates,
-        strategy=context.upload_strategy() if context.upload_strategy is not None else None,
-        records=context.records() if context.records is not None else None,
+        strategy=context.upload_strategy(),
+        records=context.records(),
         jobs=context.jobs_at([location.reference.registry] if location.reference else []),
         cancelled=context.cancelled,
     )
@@ -476,14 +477,7 @@ def open_layout_source(location: Location, context: OpenContext, selection: Sele
     from ocistream.layout.source import LayoutSource
 
     _check_not_file(location)
-    return LayoutSource(
-        path_of(location),
-        select=selection.select,
-        platforms=selection.platforms,
-        referrers=selection.referrers,
-        with_signatures=selection.with_signatures,
-        include_unneeded=selection.all_blobs,
-    )
+    return LayoutSource(path_of(location), selection)
 
 
 def open_layout_destination(location: Location, context: OpenContext) -> Destination:
@@ -504,54 +498,35 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
     """Open an archive: a file, whose parts can be read in parallel, or a stream.
 
     Raises:
-        UsageError: the path is a directory.
+        UsageError: the path is a directory, or the archive is not of the kind that the prefix names.
         NotFoundError, ArchiveError, LocalDiskError: see `ArchiveFileSource` and `ArchiveStreamSource`.
     """
     from ocistream.archive.decompression import decompress_input, is_compressed
     from ocistream.archive.file_source import ArchiveFileSource
     from ocistream.archive.stream_source import ArchiveStreamSource, open_input_stream
+    from ocistream.archive.tar_reader import ARCHIVE_ON_STDIN
 
     path = path_of(location)
-    as_docker = location.kind == "docker-archive"
+    kind = archive_kind_of(location)
     _check_not_directory(location)
     if location.is_stream:
-        label = "the archive on stdin" if str(path) == "-" else location.text
+        label = ARCHIVE_ON_STDIN if str(path) == "-" else location.text
         file = decompress_input(context.stdin(), label, selection.max_ratio)
     elif paths.is_file(path) and not is_compressed(path):
-        return ArchiveFileSource(
-            path,
-            select=selection.select,
-            platforms=selection.platforms,
-            referrers=selection.referrers,
-            with_signatures=selection.with_signatures,
-            include_unneeded=selection.all_blobs,
-            as_docker=as_docker,
-        )
+        return ArchiveFileSource(path, selection, kind)
     else:
         # A FIFO can be read only once, as stdin, and so can a compressed file.
         label = str(path)
-        file = decompress_input(
-            open_input_stream(path, context.cancelled or threading.Event()), label, selection.max_ratio
-        )
-    return ArchiveStreamSource(
-        file,
-        what=label,
-        select=selection.select,
-        platforms=selection.platforms,
-        referrers=selection.referrers,
-        with_signatures=selection.with_signatures,
-        include_unneeded=selection.all_blobs,
-        as_docker=as_docker,
-    )
+        file = decompress_input(open_input_stream(path, context.cancelled), label, selection.max_ratio)
+    return ArchiveStreamSource(file, selection, kind, what=label)
 
 
 def _open_output(location: Location, context: OpenContext) -> Output:
     from ocistream.archive.outputs import (
-        build_tail_output,
+        TailOutput,
         open_file_output,
         open_null_output,
         open_special_file_output,
-        open_stream_output,
     )
 
     path = path_of(location)
@@ -559,10 +534,10 @@ def _open_output(location: Location, context: OpenContext) -> Output:
     if context.is_dry_run:
         return open_null_output(None if location.is_stream else path)
     if location.is_stream:
-        output = context.output() if context.output is not None else open_stream_output(context.stdout(), "to stdout")
+        output = context.output()
     else:
         output = open_special_file_output(path) if paths.is_special(path) else open_file_output(path)
-    return build_tail_output(output, context.from_byte) if context.from_byte else output
+    return TailOutput(output, context.from_byte) if context.from_byte else output
 
 
 def open_archive_destination(location: Location, context: OpenContext) -> Destination:

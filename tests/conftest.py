@@ -57,7 +57,7 @@ _UNIT_TESTS: Final = Path(__file__).with_name("unit")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add an option that selects the tests for a second Python and for coverage."""
-    text = "no property tests; of a test with parameters only the first, except for unit tests and tests of signals"
+    text = "no property tests; of a test with parameters only the first, except for unit tests"
     parser.addoption("--first-parameters", action="store_true", help=text)
 
 
@@ -98,9 +98,7 @@ def _is_repetition(item: Any) -> bool:
     """
     if _is_property_test(item):
         return True
-    runs_with_all = item.path.stem == "test_signals" or (
-        item.path.is_relative_to(_UNIT_TESTS) and item.path.stem != "test_compression"
-    )
+    runs_with_all = item.path.is_relative_to(_UNIT_TESTS) and item.path.stem != "test_compression"
     return not (runs_with_all or _has_first_parameters(item))
 
 

@@ -79,7 +79,7 @@ class QuickTransport(HttpClient):
             find_host_settings=settings_of,
             rate_limits=pace,
             on_retry=self.told.append,
-            cancelled=cancelled,
+            cancelled=cancelled or threading.Event(),
             on_response=self.upload_strategy.observe_headers,
         )
 

@@ -35,7 +35,7 @@ def validate(document: bytes | Any, kind: Kind) -> None:
 
 
 def validate_ours(
-    instance: Any, name: Literal["inspect", "progress", "result", "sync-result"], *, strict: bool = True
+    instance: Any, name: Literal["inspect", "progress", "result", "sync-result", "verify"], *, strict: bool = True
 ) -> None:
     """Check what is said or written for programs by the schema of docs/ that is called `name`.
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["LinkedEvent"]
-
 #: Seconds between two checks of the other events.
 _POLL_INTERVAL: Final = 0.1
 

@@ -35,10 +35,8 @@ if TYPE_CHECKING:
     from ocistream.api.location_arguments import LocationLike
     from ocistream.api.verification import VerifyResult
     from ocistream.locations import OpenContext
-    from ocistream.transfer.copy import Report
     from ocistream.transfer.interfaces import Observer
-
-__all__ = ["Client", "copy", "delete", "digest", "inspect", "tags", "verify"]
+    from ocistream.transfer.report import Report
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

@@ -6,8 +6,9 @@ import contextlib
 import functools
 from typing import TYPE_CHECKING, TypeAlias
 
-from ocistream.api.registries import RegistryAccess, find_home, once
+from ocistream.api.registries import RegistryAccess, find_home
 from ocistream.errors import UsageError
+from ocistream.streams.once import once
 
 if TYPE_CHECKING:
     import threading
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from ocistream.http.settings import TlsSettings
     from ocistream.locations import OpenContext
     from ocistream.registry.configuration import RegistryConfiguration
-
-__all__ = ["ClientRegistries", "Credentials"]
 
 Credentials: TypeAlias = "Credential | Mapping[str, Credential] | Callable[[str, str], Credential | None]"
 

@@ -19,10 +19,10 @@ from ocistream.api.copy_targets import (
     select_tagged,
 )
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
+from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import select_existing_images, select_named_images
 from ocistream.locations import (
     Location,
-    Selection,
     is_directory,
     is_layout_destination,
     open_destination,
@@ -30,8 +30,6 @@ from ocistream.locations import (
 )
 from ocistream.oci.platforms import default_platform, parse_platform_choice
 from ocistream.oci.reference import is_repository, parse_registry, printable
-from ocistream.oci.tag_filters import glob_filter
-from ocistream.oci.volumes import is_template
 from ocistream.transfer import copy as transfer
 
 if TYPE_CHECKING:
@@ -47,11 +45,9 @@ if TYPE_CHECKING:
     from ocistream.signatures.check import SignatureCheck
     from ocistream.signatures.keys import PublicKey
     from ocistream.signatures.policy import TrustPolicy, TrustRule
-    from ocistream.transfer.copy import Report
     from ocistream.transfer.interfaces import Destination, Observer, Source
     from ocistream.transfer.recompress import Recompression
-
-__all__ = ["CopyPlan", "parse_mount_sources", "plan_copy", "plan_copy_to_prefix"]
+    from ocistream.transfer.report import Report
 
 _SPLIT_HINT = "name the volumes with a template, such as app.%03d.tar"
 
@@ -275,6 +271,8 @@ def plan_copy(
     select: ImageSelector = select_existing_images
     choose = None
     if options.all_tags or options.tags:
+        from ocistream.oci.tag_filters import glob_filter
+
         _check_repositories(sources, destination, options)
         choose = glob_filter(options.tags)
         select = (
@@ -410,8 +408,12 @@ def _check_split(options: CopyOptions, location: Location) -> None:
     """Raise UsageError if the archive cannot be cut into volumes, or its name has a place for a volume's number."""
     name = location.path.name if location.path is not None and not location.is_stream else ""
     if not options.split:
-        if name and not is_layout_destination(location) and is_template(name):
-            msg = f"{printable(location.text)} has a placeholder for a volume number, but --split is missing"
+        if not name or is_layout_destination(location):
+            return
+        from ocistream.oci.volumes import is_template
+
+        if is_template(name):
+            msg = f"{printable(location.text)} has a %d for a volume number, but --split is missing"
             raise UsageError(msg, hint="add --split SIZE, or choose another name")
         return
     if location.is_stream or not name or is_layout_destination(location) or location.kind == "docker-archive":
@@ -427,7 +429,7 @@ def _choose_recompression(options: CopyOptions, destination: Location) -> Recomp
     if destination.kind != "docker-archive":
         return _parse_recompression(options, options.compress)
     if options.compress not in {None, "none"}:
-        msg = "layers of a docker-archive are never compressed"
+        msg = "layers of a docker-archive cannot be compressed"
         raise UsageError(msg, hint="omit --compress, or write an oci-archive: `docker load` reads it too")
     return _parse_recompression(options, "none")
 

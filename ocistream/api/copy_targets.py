@@ -24,17 +24,6 @@ if TYPE_CHECKING:
     from ocistream.layout.index import ImageSelector
     from ocistream.oci.graph import Graph, Root
 
-__all__ = [
-    "build_prefix_target",
-    "build_rename",
-    "build_tag_target",
-    "require_distinct_targets",
-    "select_all_by_tag",
-    "select_full_names",
-    "select_single_image",
-    "select_tagged",
-]
-
 
 def build_rename(name: str, kind: str) -> Callable[[Graph], Graph]:
     """Return the function that gives the graph's only root its name at a destination of this kind.
@@ -56,8 +45,8 @@ def build_rename(name: str, kind: str) -> Callable[[Graph], Graph]:
     def rename(graph: Graph) -> Graph:
         (root,) = graph.roots
         if is_digest(digest) and digest != root.descriptor.digest:
-            msg = f"{printable(name)} was requested, but the image is {root.descriptor.digest}"
-            raise IntegrityError(msg)
+            msg = f"the image is {root.descriptor.digest}, not {digest} as in the name {printable(name)}"
+            raise IntegrityError(msg, hint="correct the digest, or write a tag")
         # Keep the name at the source: hints may need it.
         return replace(graph, roots=(replace(root, name=name, origin=root.origin or root.name or ""),))
 
@@ -159,6 +148,6 @@ def select_full_names(chosen: Sequence[str]) -> ImageSelector:
         else (select_existing_images, "in the archive or layout")
     )
     hint = (
-        "--to needs a full name for every image; push this one alone: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
+        "--to needs a full name for every image; push each of these: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
     )
     return lambda roots: select_all_images(select(roots), has_full_name, "full name", hint, description=description)

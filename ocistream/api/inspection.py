@@ -6,10 +6,11 @@ import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ocistream.errors import UnsupportedError, UsageError
-from ocistream.locations import Selection, open_source, reference_of
+from ocistream.layout.image_selection import Selection
+from ocistream.locations import open_source, reference_of
 from ocistream.oci.reference import printable
 from ocistream.transfer.inspection import inspect_source
-from ocistream.transfer.verify import DiscardedBlobs
+from ocistream.transfer.verify import read_graph
 
 if TYPE_CHECKING:
     import threading
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.platforms import PlatformChoice
     from ocistream.transfer.interfaces import Source
-
-__all__ = ["NameList", "inspect_location", "list_names", "to_plain_values"]
 
 
 def inspect_location(
@@ -98,14 +97,8 @@ def list_names(location: Location, context: OpenContext, *, max_ratio: int, canc
         raise UsageError(msg, hint="omit its tag, digest or name")
     if location.is_repository:
         return _list_tags(location, context)
-    with contextlib.ExitStack() as stack:
-        source = open_source(location, context, Selection(max_ratio=max_ratio, referrers="list"))
-        stack.callback(source.close)
-        discarded = stack.enter_context(contextlib.closing(DiscardedBlobs(cancelled)))
-        graph = source.resolve(discarded)
-        # A pipe is read to its end: its writer must not fail.
-        for _ in source.blobs(()):
-            pass
+    with contextlib.closing(open_source(location, context, Selection(max_ratio=max_ratio, referrers="list"))) as source:
+        graph = read_graph(source, cancelled)
     names = tuple(dict.fromkeys(root.name for root in graph.roots if root.name))
     return NameList(names, {"location": location.text, "names": list(names)})
 

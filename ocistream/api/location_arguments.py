@@ -1,20 +1,23 @@
-"""Locations as a program passes them: text, paths, references and binary file objects."""
+"""Locations as a program passes them: text, paths, references and binary file objects, which stay open."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Final, TypeAlias
+from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
-from ocistream.api.file_objects import FileObjectInput, FileObjectOutput
+from ocistream.archive.outputs import Output
 from ocistream.errors import UsageError
 from ocistream.locations import Location, OpenContext, parse_location
 from ocistream.oci.reference import DEFAULT_TAG, Reference, printable
+from ocistream.streams import files
 
-__all__ = ["LocationArgument", "LocationLike", "list_locations"]
+if TYPE_CHECKING:
+    from ocistream.streams.chunks import Chunk
 
 LocationLike: TypeAlias = "str | os.PathLike[str] | Reference | IO[bytes]"
 
@@ -25,11 +28,7 @@ class LocationArgument:
     """A location, and its file object if the argument was one."""
 
     def __init__(self, value: LocationLike, *, bare_is_path: bool = False) -> None:
-        """Parse the value. With `bare_is_path`, text that could be an image's name is a path.
-
-        Raises:
-            InvalidNameError, UnsupportedError: text is not a location.
-        """
+        """Parse the value. With `bare_is_path`, text that could be an image's name is a path."""
         self._file: IO[bytes] | None = None
         if isinstance(value, Reference):
             is_repository = value.tag is None and value.digest is None
@@ -84,24 +83,76 @@ class LocationArgument:
         if file is None:
             return replace(
                 context,
-                stdin=lambda: FileObjectInput(sys.stdin.buffer, "stdin"),
-                output=lambda: FileObjectOutput(sys.stdout.buffer, "stdout"),
+                stdin=lambda: _FileObjectInput(sys.stdin.buffer, "stdin"),
+                output=lambda: _FileObjectOutput(sys.stdout.buffer, "stdout"),
             )
-        return replace(context, stdin=lambda: FileObjectInput(file, name), output=lambda: FileObjectOutput(file, name))
+        return replace(
+            context, stdin=lambda: _FileObjectInput(file, name), output=lambda: _FileObjectOutput(file, name)
+        )
 
 
 def list_locations(
     value: LocationLike | Sequence[LocationLike], *, bare_is_path: bool = False
 ) -> list[LocationArgument]:
-    """Return the locations of an argument that is one location or a sequence of them.
-
-    Raises:
-        UsageError: the sequence is empty.
-        InvalidNameError, UnsupportedError: text is not a location.
-    """
+    """Return the locations of an argument that is one location or a sequence of them."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         return [LocationArgument(value, bare_is_path=bare_is_path)]
     if not value:
         msg = "no source was given"
         raise UsageError(msg)
     return [LocationArgument(item, bare_is_path=bare_is_path) for item in value]
+
+
+class _FileObjectInput:
+    """Reads a file object forward."""
+
+    def __init__(self, file: IO[bytes], description: str) -> None:
+        """Read from `file`, which errors call `description`."""
+        self._file = file
+        self._operation = f"cannot read {description}"
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill the buffer unless the file ends, and return the number of bytes read.
+
+        A pipe or a socket may return less than was asked for.
+        """
+        count = 0
+        with files.disk_errors(self._operation):
+            while count < len(buffer):
+                data = self._file.read(len(buffer) - count)
+                if not data:
+                    break
+                buffer[count : count + len(data)] = data
+                count += len(data)
+        return count
+
+    def close(self) -> None:
+        """Leave the caller's file open."""
+
+
+class _FileObjectOutput(Output):
+    """Writes an archive to a file object. Written bytes cannot be taken back."""
+
+    def __init__(self, file: IO[bytes], description: str) -> None:
+        """Write to `file`, which errors call `description`."""
+        self._file = file
+        self._operation = f"cannot write {description}"
+
+    def write(self, chunk: Chunk) -> None:
+        """Write all of a chunk; an unbuffered file may accept fewer bytes at once."""
+        view = memoryview(chunk)
+        with files.disk_errors(self._operation):
+            while view:
+                count: int | None = self._file.write(view)
+                if count is None:
+                    # The answer of a file that does not block and has no room.
+                    raise BlockingIOError(errno.EAGAIN, "the file object does not block")
+                view = view[count:]
+
+    def finish(self) -> None:
+        """Flush the file."""
+        with files.disk_errors(self._operation):
+            self._file.flush()
+
+    def close(self) -> None:
+        """Leave the caller's file open. Without its end, no reader takes the archive for complete."""

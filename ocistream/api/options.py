@@ -23,23 +23,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-__all__ = [
-    "FOR_ONE_RUN",
-    "OUTPUT",
-    "PATH",
-    "PERFORMANCE",
-    "SELECTION",
-    "SELECTS_CONTENT",
-    "ClientOptions",
-    "CopyOptions",
-    "Declaration",
-    "Positive",
-    "Whole",
-    "option",
-    "parse_client_options",
-    "parse_split",
-]
-
 #: Reasons why neither a variable nor the configuration file sets an option.
 FOR_ONE_RUN: Final = "it is for one run: use the option"
 SELECTS_CONTENT: Final = "it decides what is copied: use the option"
@@ -166,12 +149,12 @@ class ClientOptions:
         type=parse_memory,
         text=f"{limits.PREFETCH_MEMORY // limits.MIB}MiB",
         metavar="SIZE",
-        help="Memory for prefetching from a slow registry over --jobs connections.",
+        help="Buffer for fetching a layer over several connections.",
     )
     cache: str | os.PathLike[str] | None = option(
         type=PATH,
         metavar="DIR",
-        help="Layout directory that stores fetched blobs for later runs; runs may share it.",
+        help="Directory for fetched blobs, created if missing; runs may share it.",
     )
     retries: int = option(5, type=Whole(0, 20), help="Retries of a request.")
     # At most a day, because a socket accepts no more.
@@ -204,11 +187,7 @@ class ClientOptions:
 
 
 def parse_client_options(**values: Any) -> ClientOptions:  # noqa: ANN401 - the types of the fields
-    """Return the options after checks of types and bounds. Sizes, rates and the upload method may be text.
-
-    Raises:
-        UsageError: a value is malformed or out of range.
-    """
+    """Return the options after checks of types and bounds. Sizes, rates and the upload method may be text."""
     fields = ClientOptions.__dataclass_fields__
     for name, value in values.items():
         kind = fields[name].metadata["option"].type
@@ -271,12 +250,12 @@ class CopyOptions:
         metavar="gzip|zstd|none[:LEVEL]",
         check=_check_compression,
         section=OUTPUT,
-        help="Recompress layers of other formats (new digest).",
+        help="Recompress layers; this changes the digest.",
     )
     max_ratio: int = option(
         limits.MAX_RATIO,
         type=Whole(1, 1_000_000),
-        help="Maximum expansion factor of layers above 1 GiB.",
+        help="Abort if a layer expands over N times to over 1 GiB.",
     )
     #: The maximum size of a volume, in bytes; 0 writes one file.
     split: int = option(
@@ -285,7 +264,7 @@ class CopyOptions:
         metavar="SIZE",
         no_default=FOR_ONE_RUN,
         section=OUTPUT,
-        help="Split the archive into files of at most SIZE (4GiB); %03d in the name is the number.",
+        help="Write files of at most SIZE, such as 4GiB; %03d in the name becomes the volume number.",
     )
     mount_from: Sequence[str] = option(
         (),

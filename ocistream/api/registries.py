@@ -6,17 +6,18 @@ The command line and the Python API open registries through `RegistryAccess`.
 from __future__ import annotations
 
 import functools
-import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from ocistream import notices
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.locations import OpenContext
+from ocistream.streams.once import once
 from ocistream.streams.paths import exists
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Mapping
 
     from ocistream.api.options import ClientOptions
@@ -33,32 +34,8 @@ if TYPE_CHECKING:
     from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.signatures.policy import TrustPolicy
 
-__all__ = [
-    "RegistryAccess",
-    "build_http_settings",
-    "find_home",
-    "load_host_rules",
-    "load_trust_policy",
-    "once",
-]
-
-_T = TypeVar("_T")
 
 _PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-
-
-def once(create: Callable[[], _T]) -> Callable[[], _T]:
-    """Return a function whose first call creates an object, which all calls return. Safe for several threads."""
-    lock = threading.RLock()
-    created: list[_T] = []
-
-    def get() -> _T:
-        with lock:
-            if not created:
-                created.append(create())
-            return created[0]
-
-    return get
 
 
 class RegistryAccess:
@@ -212,11 +189,7 @@ def build_http_settings(
     tls: TlsSettings,
     format_hint: Callable[[str], str] = str,
 ) -> HttpSettings:
-    """Return the settings for all hosts; proxies and the system's CAs come from the environment `env`.
-
-    Raises:
-        NotFoundError: SSL_CERT_FILE names a file that does not exist.
-    """
+    """Return the settings for all hosts; proxies and the system's CAs come from the environment `env`."""
     from ocistream import __version__
     from ocistream.http.settings import HttpSettings, RetryPolicy
 
@@ -279,9 +252,6 @@ def _read_source_date_epoch(env: Mapping[str, str]) -> int:
     """Return SOURCE_DATE_EPOCH, in seconds since 1970; 0 if it is not set.
 
     The limit is what 11 octal digits of a tar header hold.
-
-    Raises:
-        UsageError: the variable is not a number of seconds.
     """
     text = env.get("SOURCE_DATE_EPOCH") or "0"
     if not text.isascii() or not text.isdigit() or int(text) >= 8**11:

@@ -9,10 +9,7 @@ if TYPE_CHECKING:
     from ocistream.api.copy_plan import CopyPlan
     from ocistream.oci.graph import IncompleteIndex, Root
     from ocistream.oci.referrers import SkippedReferrer
-    from ocistream.transfer.copy import Report
-    from ocistream.transfer.report import BlobResult
-
-__all__ = ["CopyResult", "ImageResult", "build_result", "list_images"]
+    from ocistream.transfer.report import BlobResult, Report
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from ocistream.http.settings import TlsSettings
     from ocistream.registry.configuration import HostRule
 
-__all__ = ["RegistrySettings", "TlsFiles"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
@@ -35,7 +33,7 @@ class TlsFiles:
 
         if self.client_key and not self.client_cert:
             msg = "--client-key needs --client-cert"
-            raise UsageError(msg)
+            raise UsageError(msg, hint="name the certificate of that key too")
         directory = directory or TlsSettings()
         return TlsSettings(
             ((self.ca_cert,) if self.ca_cert else ()) + directory.ca_files,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.api.copy_targets import select_single_image
 from ocistream.errors import ArchiveError, NotFoundError, RegistryError, UnsupportedError, UsageError
-from ocistream.locations import Selection, open_source
+from ocistream.layout.image_selection import Selection
+from ocistream.locations import open_source
 from ocistream.oci.platforms import ALL_PLATFORMS, list_platforms
 from ocistream.oci.reference import is_digest, printable
 from ocistream.transfer.verify import DiscardedBlobs
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.platforms import PlatformChoice
     from ocistream.transfer.interfaces import Source
-
-__all__ = ["SingleImage"]
 
 #: Statuses of registries and proxies that do not support HEAD; they may support GET.
 _HEAD_UNSUPPORTED: Final = frozenset({400, 405, 501})
@@ -110,9 +109,8 @@ class SingleImage:
             if (content := graph.embedded.get(document.config.digest)) is not None:
                 return content
             contents: list[bytes] = []
-            discarded.read_contents(
-                source, [document.config], lambda _, content: contents.append(content), jobs=1, cancelled=self.cancelled
-            )
+            wanted = [document.config]
+            discarded.read_contents(source.blobs(wanted), wanted, lambda _, content: contents.append(content), jobs=1)
             if not contents:
                 raise self._missing_error(document.config)
             return contents[0]

@@ -12,15 +12,17 @@ from ocistream.errors import (
     MissingContentError,
     UnsupportedError,
 )
+from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import entry_name_of, is_printable_name, subject_of, tag_of
-from ocistream.locations import Selection, open_sources
+from ocistream.locations import open_sources
+from ocistream.oci.digest import DIGEST_MISMATCH
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.oci.referrers import cosign_subject
 from ocistream.transfer import verify as verification
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from ocistream.errors import OcistreamError
     from ocistream.locations import Location, OpenContext
@@ -31,9 +33,8 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import Observer, Source
     from ocistream.transfer.verify import Findings
 
-__all__ = ["VerifyResult", "VolumeSet", "format_paths", "open_locations", "verify_source"]
-
 _DOCKER_ARCHIVE: Final = "docker-archive"
+_LAYOUT: Final = "OCI layout"
 
 
 def open_locations(locations: Sequence[Location], context: OpenContext, *, max_ratio: int) -> Source:
@@ -118,33 +119,30 @@ class VerifyResult:
 
     def document(self) -> dict[str, Any]:
         """Return what `ocistream verify --json` prints."""
-        findings, signatures = self.findings, {id(found.root): found for found in self.signatures or ()}
+        findings = self.findings
+        intact, damaged = self._split_images()
+        signatures = {id(signature.root): signature for signature in self.signatures or ()}
+        names = self._first_images(self._problem_digests())
         omitted_reasons = findings.graph.omitted_from_source
         return {
             "path": format_paths(self.paths),
             "format": self.format,
             "ok": self.ok,
             "deep": self.deep,
-            "images": [
-                {
-                    "name": root.name,
-                    **(
-                        {"imageId": findings.graph.image_id(root)}
-                        if root.is_synthesized
-                        else {"digest": root.descriptor.digest, "mediaType": root.descriptor.media_type}
-                    ),
-                    **({"subject": subject} if (subject := self.subject(root)) else {}),
-                    **({"signature": found.document()} if (found := signatures.get(id(root))) else {}),
-                }
-                for root in findings.graph.roots
-            ],
+            "images": [self._image_json(root, signatures.get(id(root))) for root in intact],
+            "damagedImages": [self._image_json(root, signatures.get(id(root))) for root in damaged],
             "blobs": findings.blobs,
             "bytes": findings.size,
             "unreferenced": findings.unreferenced,
             "unpacked": findings.unpacked,
             **({"volumes": self.volumes.document(findings.parts)} if self.volumes else {}),
             "missing": [
-                {"digest": descriptor.digest, "mediaType": descriptor.media_type, "size": descriptor.size}
+                {
+                    "image": names.get(descriptor.digest),
+                    "digest": descriptor.digest,
+                    "mediaType": descriptor.media_type,
+                    "size": descriptor.size,
+                }
                 for descriptor in findings.missing
             ],
             "omitted": [
@@ -165,33 +163,68 @@ class VerifyResult:
                 }
                 for index in findings.incomplete
             ],
-            "failures": [{"digest": failure.digest, "error": failure.error.message} for failure in findings.failures],
+            "failures": [
+                {"image": names.get(failure.digest), "digest": failure.digest, "error": failure.error.message}
+                for failure in findings.failures
+            ],
             "illegalNames": list(self.illegal_names),
             "otherFiles": self.other_files,
         }
 
+    def _identify(self, root: Root) -> str:
+        """Return the digest of an image, or its image ID if the source has no manifest of it."""
+        image_id = self.findings.graph.image_id(root) if root.is_synthesized else None
+        return image_id or root.descriptor.digest
+
+    def _image_json(self, root: Root, signature: ImageSignature | None) -> dict[str, Any]:
+        if root.is_synthesized:
+            identity = {"imageId": self._identify(root)}
+        else:
+            identity = {"digest": self._identify(root), "mediaType": root.descriptor.media_type}
+        subject = self.subject(root)
+        document = {"name": root.name, **identity, **({"subject": subject} if subject else {})}
+        return {**document, **({"signature": signature.document()} if signature is not None else {})}
+
     def intact_images(self) -> list[Root]:
         """Return the images, and the referrers beside them, without any problem."""
+        return self._split_images()[0]
+
+    def _split_images(self) -> tuple[list[Root], list[Root]]:
+        """Return the images without any problem, and the others."""
         graph, problems = self.findings.graph, self._problem_digests()
+        intact: list[Root] = []
+        damaged: list[Root] = []
         unsigned = {id(signature.root) for signature in self.unsigned}
-        roots = [root for root in graph.roots if root.name not in self.illegal_names and id(root) not in unsigned]
-        return [root for root in roots if problems.isdisjoint(graph.reachable(root))] if problems else roots
+        for root in graph.roots:
+            is_intact = (
+                root.name not in self.illegal_names
+                and id(root) not in unsigned
+                and (not problems or problems.isdisjoint(graph.reachable(root)))
+            )
+            (intact if is_intact else damaged).append(root)
+        return intact, damaged
 
     def errors(self) -> list[OcistreamError]:
         """Return an error for each problem, the gravest first; each is named with the first image that it affects."""
         failures = self.findings.failures
-        names = self._name_images(self._problem_digests())
+        prefixes = {
+            digest: f"{printable(name)}: " for digest, name in self._first_images(self._problem_digests()).items()
+        }
         errors: list[OcistreamError] = []
         for failure in failures:
             kind = IntegrityError if isinstance(failure.error, IntegrityError) else ArchiveError
-            errors.append(kind(f"{names[failure.digest]}{failure.error.message}", hint=failure.error.hint))
+            hint = failure.error.hint
+            if hint is None and DIGEST_MISMATCH in failure.error.message:
+                hint = f"the {'layout' if self.format == _LAYOUT else 'archive'} is damaged: copy or pull it again"
+            errors.append(kind(f"{prefixes.get(failure.digest, '')}{failure.error.message}", hint=hint))
         errors += [signature.to_error() for signature in self.unsigned]
         errors.sort(key=lambda error: not isinstance(error, IntegrityError))
         hint = "a registry that has the missing blobs still accepts it"
         for descriptor in self.findings.missing:
-            message = f"{names[descriptor.digest]}missing {descriptor.digest}"
+            message = f"{prefixes.get(descriptor.digest, '')}missing {descriptor.digest}"
             errors.append(MissingContentError(message, hint=hint))
-        errors += map(_illegal_name_error, self.illegal_names)
+        illegal = "is a name that is not allowed in image archives"
+        errors += [ArchiveError(f"{printable(name)!r} {illegal}") for name in self.illegal_names]
         return errors
 
     def raise_for_findings(self) -> None:
@@ -211,13 +244,13 @@ class VerifyResult:
         findings = self.findings
         return {failure.digest for failure in findings.failures} | {blob.digest for blob in findings.missing}
 
-    def _name_images(self, digests: set[str]) -> Mapping[str, str]:
-        """Return the beginning of an error message for each digest: the first image that needs it, or ""."""
-        names = dict.fromkeys(digests, "")
+    def _first_images(self, digests: set[str]) -> dict[str, str]:
+        """Return the name, or else the digest or image ID, of the first image that needs each digest."""
+        names: dict[str, str] = {}
         graph, unnamed = self.findings.graph, set(digests)
         for root in graph.roots if digests else ():
             found = unnamed & graph.reachable(root)
-            names.update(dict.fromkeys(found, f"{printable(root.name or root.descriptor.digest)}: "))
+            names.update(dict.fromkeys(found, root.name or self._identify(root)))
             unnamed -= found
         return names
 
@@ -260,10 +293,6 @@ def format_paths(paths: tuple[str, ...]) -> str | list[str]:
     return paths[0] if len(paths) == 1 else list(paths)
 
 
-def _illegal_name_error(name: str) -> ArchiveError:
-    return ArchiveError(f"{printable(name)!r} is a name that is not allowed in image archives")
-
-
 def _is_docker_name(name: str) -> bool:
     try:
         parse_reference(name)
@@ -277,7 +306,7 @@ def _describe_source(source: Source) -> tuple[str, int, list[str]]:
     from ocistream.layout.source import LayoutSource
 
     if isinstance(source, LayoutSource):
-        return "OCI layout", 0, list(source.layout.list_foreign_files())
+        return _LAYOUT, 0, list(source.layout.list_foreign_files())
     from ocistream.archive.joined_source import JoinedSource
     from ocistream.archive.source import ArchiveSource
 

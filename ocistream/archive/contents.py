@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import posixpath
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from ocistream import limits
-from ocistream.errors import ArchiveError
+from ocistream.errors import ArchiveError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import checksum_name, parse_part_name, part_name
 
 if TYPE_CHECKING:
-    from ocistream.archive.tar import TarEntry
+    from ocistream.archive.tar_reader import TarEntry
     from ocistream.oci.volumes import Volume, VolumePart
 
-__all__ = ["ArchiveContents", "Extent", "check_document_size", "normalize_name", "parse_blob_name"]
+ArchiveKind = Literal["oci-archive", "docker-archive"]
+OCI_ARCHIVE: Final = "oci-archive"
+DOCKER_ARCHIVE: Final = "docker-archive"
 
 #: Files of Docker's first image format. A docker-archive has one of each for every layer.
 _DOCKER_V1_FILES: Final = frozenset({"VERSION", "json", "repositories"})
@@ -73,11 +75,7 @@ class Extent(NamedTuple):
 
 
 def check_document_size(entry: Extent | TarEntry, limit: int) -> None:
-    """Check that a document is small enough to be read into memory.
-
-    Raises:
-        ArchiveError: the document is larger than `limit` bytes.
-    """
+    """Check that a document is small enough to be read into memory."""
     if entry.size > limit:
         msg = f"the document at byte {entry.offset} of the archive is larger than {limit} bytes"
         raise ArchiveError(msg)
@@ -86,9 +84,9 @@ def check_document_size(entry: Extent | TarEntry, limit: int) -> None:
 class ArchiveContents:
     """The entries that were read from an archive so far."""
 
-    def __init__(self, *, as_docker: bool = False) -> None:
-        """With `as_docker`, the archive is read by its `manifest.json` if it has one, even beside an `index.json`."""
-        self._as_docker = as_docker
+    def __init__(self, kind: ArchiveKind | None = None) -> None:
+        """Take the kind that the archive must have, or None; a docker-archive is read by its `manifest.json` alone."""
+        self._kind = kind
         #: Whether the archive has a file named `repositories`, which only `docker save` and similar tools write.
         self.has_repositories_file = False
         #: `oci-layout`, `index.json` and `manifest.json`, by name.
@@ -168,11 +166,7 @@ class ArchiveContents:
             raise ArchiveError(msg)
 
     def find_part(self, volume: Volume, digest: str, part: VolumePart) -> tuple[Extent, Extent]:
-        """Return the extents of a part of a blob and of its checksum.
-
-        Raises:
-            ArchiveError: one of them is missing, or the part has another size.
-        """
+        """Return the extents of a part of a blob and of its checksum."""
         name = part_name(digest, part.offset)
         extent, checksum = self.parts.get((digest, part.offset)), self.checksums.get((digest, part.offset))
         if extent is None or checksum is None:
@@ -184,22 +178,14 @@ class ArchiveContents:
         return extent, checksum
 
     def check_parts(self, volume: Volume) -> None:
-        """Check that the archive has all parts that its index lists.
-
-        Raises:
-            ArchiveError: a part is missing or has another size.
-        """
+        """Check that the archive has all parts that its index lists."""
         for digest, parts in volume.parts.items():
             for part in parts:
                 if part.volume == volume.number:
                     self.find_part(volume, digest, part)
 
     def resolve_docker_file(self, name: str) -> tuple[str, Extent]:
-        """Return the name and the extent of a file of a docker-archive. At most one link is followed.
-
-        Raises:
-            ArchiveError: the file is missing, ambiguous, or a link to a link.
-        """
+        """Return the name and the extent of a file of a docker-archive. At most one link is followed."""
         file = self._find(name)
         if isinstance(file, str):
             name, file = file, self._find(file)
@@ -232,7 +218,7 @@ class ArchiveContents:
             # It is unclear which of the two is meant. That is an error only if `manifest.json` names this path.
             self._ambiguous.add(path)
             return
-        if self.is_oci and not self._as_docker:
+        if self.is_oci and self._kind != DOCKER_ARCHIVE:
             return
         if entry.kind not in {"file", "link"} or posixpath.basename(path) in _DOCKER_V1_FILES:
             return
@@ -263,14 +249,25 @@ class ArchiveContents:
     @property
     def is_docker_archive(self) -> bool:
         """Whether `manifest.json` and not `index.json` lists the images."""
-        return "manifest.json" in self.documents and (self._as_docker or self.index_json is None)
+        return "manifest.json" in self.documents and (self._kind == DOCKER_ARCHIVE or self.index_json is None)
 
-    def require_index(self) -> None:
-        """Check that the archive has an `index.json`.
+    def check_kind(self, what: str) -> None:
+        """Check, after every entry was added, that the archive has the kind that the caller named.
+
+        An archive with both files is of both kinds. `what` names the archive.
 
         Raises:
-            ArchiveError: the archive has no `index.json`.
+            UsageError: the archive has the other kind only.
         """
+        if self._kind == OCI_ARCHIVE and self.is_docker_archive:
+            msg = f"{what} is a docker-archive, not an OCI archive: it has no index.json"
+            raise UsageError(msg, hint="write docker-archive: instead of oci-archive:")
+        if self._kind == DOCKER_ARCHIVE and self.index_json is not None and not self.is_docker_archive:
+            msg = f"{what} is an OCI archive, not a docker-archive: it has no manifest.json"
+            raise UsageError(msg, hint="write oci-archive: instead of docker-archive:")
+
+    def require_index(self) -> None:
+        """Check that the archive has an `index.json`."""
         if self.index_json is None:
             msg = "not an image archive: it has neither an index.json nor a manifest.json"
             raise ArchiveError(msg, hint="use an archive from `ocistream pull`, `docker save`, skopeo or podman")

@@ -14,11 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ocistream.archive.tar import InputStream
+    from ocistream.archive.tar_reader import InputStream
     from ocistream.streams.chunks import Chunk
     from ocistream.streams.compression import Codec
-
-__all__ = ["decompress_input", "is_compressed"]
 
 #: More bytes than any file has.
 _UNLIMITED = 1 << 62

@@ -1,4 +1,4 @@
-"""Destination for an OCI archive (a layout in a tar). The same graph gives the same bytes.
+"""Destination for an OCI archive (a layout in a tar), and `manifest.json`. The same graph gives the same bytes.
 
 The order is `oci-layout`, `index.json`, `manifest.json`, manifests, configs, layers. A reader knows the graph, and can
 ask its registry for missing blobs, before the first large byte.
@@ -7,25 +7,28 @@ ask its registry for missing blobs, before the first large byte.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ocistream.archive.tar_writer import TarWriter
-from ocistream.layout.index import OCI_LAYOUT, blob_name, build_entries, build_index_json, build_manifest_json
+from ocistream.layout.index import OCI_LAYOUT, blob_name, build_entries, build_index_json, docker_tag
+from ocistream.notices import notify
+from ocistream.oci.graph import is_image
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted
+from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json
+from ocistream.oci.walk import leaves_of
 from ocistream.transfer.interfaces import Traits
 from ocistream.transfer.verified_blobs import require_complete
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ocistream.archive.outputs import Output
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.oci.graph import Graph
+    from ocistream.oci.graph import Graph, Root
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
-
-__all__ = ["ArchiveDestination", "TarDestination", "build_small_files"]
 
 
 class TarDestination(ABC):
@@ -136,6 +139,59 @@ def build_small_files(
     }
     yield "index.json", build_index_json(entries, annotations=index_annotations or None)
     # Docker cannot load an archive that lacks layers, so an archive with omitted blobs has no manifest.json.
-    manifest_json = build_manifest_json(graph) if not graph.omitted_from_output else canonical_json([])
-    if manifest_json != canonical_json([]):
-        yield "manifest.json", manifest_json
+    if not graph.omitted_from_output and (images := list_docker_images(graph)):
+        yield "manifest.json", build_manifest_json(graph, images, blob_name)
+
+
+def list_docker_images(graph: Graph) -> list[tuple[Root, str]]:
+    """List the images for `manifest.json`, by which all versions of `docker load` can load an OCI archive.
+
+    `docker load` takes one image a tag, so an index is represented by linux/amd64, or else by its first image. The
+    result must not depend on the machine: use `--platform` to choose another image.
+    """
+    images: list[tuple[Root, str]] = []
+    for root in graph.roots:
+        platforms = _list_image_platforms(graph, root.descriptor)
+        if not platforms:
+            continue
+        amd64 = (digest for digest, platform in platforms.items() if platform == "linux/amd64")
+        chosen = next(itertools.chain(amd64, platforms))
+        images.append((root, chosen))
+        if len(platforms) > 1:
+            name = printable(root.name) if root.name else root.descriptor.digest
+            platform = printable(platforms[chosen] or "no platform")
+            which = f"{platform}, one of {len(platforms)} platforms of {name}"
+            notify(f"manifest.json lists {which}: `docker load` before version 25 takes that one", level=1)
+    return images
+
+
+def _list_image_platforms(graph: Graph, root: Descriptor) -> dict[str, str]:
+    """Return the digests of the images of a root, each with the first platform that is listed for it."""
+    leaves = leaves_of(graph.documents, root.digest) if root.is_index and root.digest in graph.documents else [root]
+    platforms: dict[str, str] = {}
+    for leaf in leaves:
+        if leaf.digest in graph.documents and is_image(graph.documents[leaf.digest]):
+            platforms.setdefault(leaf.digest, str(leaf.platform or ""))
+    # Attestations look like images with an unknown platform.
+    return {digest: platform for digest, platform in platforms.items() if platform != "unknown/unknown"}
+
+
+def build_manifest_json(graph: Graph, images: Iterable[tuple[Root, str]], path_of: Callable[[str], str]) -> bytes:
+    """Return a `manifest.json` with one entry for each image: a root with its name, and the digest of its manifest.
+
+    The tag is the short name that `docker save` would write. `path_of` returns the name in the tar of a blob.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    for root, digest in images:
+        document = graph.documents[digest]
+        entry = entries.setdefault(
+            digest,
+            {
+                "Config": path_of(document.config.digest) if document.config else "",
+                "RepoTags": None,
+                "Layers": [path_of(layer.digest) for layer in document.layers],
+            },
+        )
+        if root.name and (tag := docker_tag(root.name)):
+            entry["RepoTags"] = list(dict.fromkeys([*(entry["RepoTags"] or ()), tag]))
+    return canonical_json(list(entries.values()))

@@ -1,13 +1,13 @@
 """docker-archives (`docker save` before version 25, podman, skopeo): parse `manifest.json` and build OCI manifests.
 
 The config lists the digests of the plain layers, so an OCI manifest can be built. Compressing them is then the same
-conversion as `--compress`. The sources provide configs and layers; this module opens no files.
+conversion as `--compress`. `ArchiveSource` provides configs and layers; this module opens no files.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits, notices
 from ocistream.archive.contents import normalize_name, parse_blob_name
@@ -26,21 +26,9 @@ from ocistream.streams import layer_media_types
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from ocistream.archive.source import ArchiveSource
+    from ocistream.layout.image_selection import Selection
     from ocistream.layout.index import ImageSelector
-    from ocistream.oci.platforms import PlatformChoice
-
-__all__ = [
-    "DockerFiles",
-    "DockerImage",
-    "ManifestSynthesizer",
-    "build_docker_graph",
-    "expand_docker_name",
-    "mark_synthesized",
-    "parse_manifest_json",
-    "report_no_manifest_json",
-    "report_only_in_manifest_json",
-]
-
 
 #: At most this many names are printed.
 _MAX_SHOWN: Final = 10
@@ -62,12 +50,7 @@ class DockerImage:
 
 
 def parse_manifest_json(raw: bytes) -> list[DockerImage]:
-    """Return the images that a `manifest.json` lists.
-
-    Raises:
-        ArchiveError: the file is malformed.
-        UnsupportedError: the file lists more than `limits.MAX_IMAGES` images.
-    """
+    """Return the images that a `manifest.json` lists."""
     if len(raw) > limits.MAX_MANIFEST:
         msg = f"manifest.json is larger than {limits.MAX_MANIFEST} bytes"
         raise ArchiveError(msg)
@@ -108,19 +91,6 @@ def _are_strings(items: object) -> bool:
     return isinstance(items, list) and all(isinstance(item, str) for item in items)
 
 
-class DockerFiles(Protocol):
-    """The files of an archive that `manifest.json` names. Names are normalized."""
-
-    def read_config(self, name: str) -> bytes:
-        """Return a config."""
-
-    def describe_layer(self, name: str, diff_id: str) -> Descriptor:
-        """Return the descriptor of a layer. `diff_id` is the digest of the plain layer, as the config says."""
-
-    def find_manifest(self, image: DockerImage) -> Manifest | None:
-        """Return the manifest that the archive has of an image, or None."""
-
-
 def report_only_in_manifest_json(images: Sequence[DockerImage]) -> None:
     """Report images that `manifest.json` lists and `index.json` does not: tools that read `index.json` miss them."""
     names = [
@@ -143,14 +113,7 @@ def mark_synthesized(graph: Graph, synthesized: Collection[str]) -> Graph:
     return replace(graph, roots=roots, synthesized=frozenset(synthesized))
 
 
-def report_no_manifest_json() -> None:
-    """Report, with -v, that `index.json` is used, because there is no `manifest.json`."""
-    notices.notify("the archive has no manifest.json: reading the images of its index.json", level=1)
-
-
-def build_docker_graph(
-    images: Sequence[DockerImage], select: ImageSelector, platforms: PlatformChoice, files: DockerFiles
-) -> Graph:
+def build_docker_graph(images: Sequence[DockerImage], selection: Selection, files: ArchiveSource) -> Graph:
     """Return the graph of the selected images. Nothing of the other images is read.
 
     Raises:
@@ -158,7 +121,8 @@ def build_docker_graph(
         IntegrityError: a plain layer has another digest than the config says.
     """
     manifests = ManifestSynthesizer(files)
-    graph = run_walk(walk_images(_select_roots(images, select, manifests), platforms), manifests.read)
+    roots = _select_roots(images, selection.select, manifests)
+    graph = run_walk(walk_images(roots, selection.platforms), manifests.read)
     return replace(
         graph,
         has_plain_layers=manifests.has_plain_layers,
@@ -198,7 +162,7 @@ class ManifestSynthesizer:
     A manifest is byte for byte the one that Docker 25.0.1 and later write, so that its digest is the same.
     """
 
-    def __init__(self, files: DockerFiles) -> None:
+    def __init__(self, files: ArchiveSource) -> None:
         """Build manifests from these files."""
         self._files = files
         #: The digests of manifests that the archive has.

@@ -10,15 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.archive.destination import TarDestination
+from ocistream.archive.destination import TarDestination, build_manifest_json
 from ocistream.archive.tar_writer import TarWriter
 from ocistream.errors import UnsupportedError
-from ocistream.layout.index import docker_tag
 from ocistream.oci.descriptor import CONFIG_TYPES
 from ocistream.oci.graph import is_image
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import NOT_IN_DOCKER_ARCHIVE, PLATFORM_FILTERED, RECOMPRESSED
-from ocistream.oci.strict_json import canonical_json
 from ocistream.streams import layer_media_types
 from ocistream.streams.layer_media_types import is_probably_json
 from ocistream.transfer.interfaces import Traits
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph, Root
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
-
-__all__ = ["DockerArchiveDestination"]
 
 
 class DockerArchiveDestination(TarDestination):
@@ -99,14 +95,10 @@ class DockerArchiveDestination(TarDestination):
         Raises:
             UnsupportedError: a layer is compressed and could not be decompressed.
         """
-        entries: dict[str, dict[str, object]] = {}
-        for root in graph.roots:
-            digest, document = _find_image(graph, root)
-            entry = entries.setdefault(digest, self._build_entry(document))
-            if root.name and (tag := docker_tag(root.name)):
-                tags = entry["RepoTags"]
-                entry["RepoTags"] = list(dict.fromkeys([*(tags if isinstance(tags, list) else []), tag]))
-        self._tar.add_small("manifest.json", canonical_json(list(entries.values())))
+        images = [(root, _find_image(graph, root)) for root in graph.roots]
+        for _, digest in images:
+            _check_layers(graph.documents[digest])
+        self._tar.add_small("manifest.json", build_manifest_json(graph, images, self._names.__getitem__))
         self._tar.finish()
 
     def _writers(self) -> Sequence[TarWriter]:
@@ -116,25 +108,20 @@ class DockerArchiveDestination(TarDestination):
         self._written.add(digest)
         self._names.setdefault(digest, name)
 
-    def _build_entry(self, document: Document) -> dict[str, object]:
-        config = document.config
-        for layer in document.layers:
-            if layer_media_types.codec_name(layer.media_type) != "none":
-                msg = f"the layer {layer.digest} is {layer.media_type}, which a docker-archive cannot contain"
-                raise UnsupportedError(msg, hint="write an oci-archive: `docker load` reads it too")
-        return {
-            "Config": self._names[config.digest] if config else "",
-            "RepoTags": None,
-            "Layers": [self._names[layer.digest] for layer in document.layers],
-        }
-
 
 def _file_name(digest: str, suffix: str) -> str:
     return digest.partition(":")[2] + suffix
 
 
-def _find_image(graph: Graph, root: Root) -> tuple[str, Document]:
-    """Return the digest and the manifest of the one image of a root."""
+def _check_layers(document: Document) -> None:
+    for layer in document.layers:
+        if layer_media_types.codec_name(layer.media_type) != "none":
+            msg = f"the layer {layer.digest} is {layer.media_type}, which a docker-archive cannot contain"
+            raise UnsupportedError(msg, hint="write an oci-archive: `docker load` reads it too")
+
+
+def _find_image(graph: Graph, root: Root) -> str:
+    """Return the digest of the manifest of the one image of a root."""
     name = printable(root.name) if root.name else root.descriptor.digest
     document = graph.documents.get(root.descriptor.digest)
     if document is None:
@@ -145,4 +132,4 @@ def _find_image(graph: Graph, root: Root) -> tuple[str, Document]:
     if not is_image(document):
         msg = f"{name} is not an image that a docker-archive can contain"
         raise UnsupportedError(msg, hint="write an oci-archive")
-    return root.descriptor.digest, document
+    return root.descriptor.digest

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.archive.contents import Extent, check_document_size
-from ocistream.archive.source import ArchiveOptions, ArchiveSource, describe_layer_blob
-from ocistream.archive.tar import TarEntry, TarReader
+from ocistream.archive.source import ArchiveSource, describe_layer_blob
+from ocistream.archive.tar_reader import TarEntry, TarReader
 from ocistream.errors import ArchiveError, IntegrityError
+from ocistream.layout.image_selection import ALL_IMAGES
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.volumes import parse_checksum_line, part_error, part_name
 from ocistream.streams import files
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
+    from ocistream.archive.contents import ArchiveKind
+    from ocistream.layout.image_selection import Selection
     from ocistream.oci.graph import Graph
     from ocistream.oci.volumes import Volume, VolumePart
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import EarlyBlobs
-
-__all__ = ["ArchiveFileSource"]
 
 
 class ArchiveFileSource(ArchiveSource):
@@ -38,15 +39,16 @@ class ArchiveFileSource(ArchiveSource):
 
     concurrent = True
 
-    def __init__(self, path: Path, **options: Unpack[ArchiveOptions]) -> None:
+    def __init__(self, path: Path, selection: Selection = ALL_IMAGES, kind: ArchiveKind | None = None) -> None:
         """Open the file and read its headers.
 
         Raises:
             NotFoundError: the file does not exist.
             LocalDiskError: the file cannot be read.
             ArchiveError: the archive is malformed or truncated, or its `oci-layout` has an unknown version.
+            UsageError: the archive is of another kind.
         """
-        super().__init__(**options)
+        super().__init__(selection, kind)
         self._what = f"cannot read {path}"
         with files.disk_errors(self._what):
             #: The open archive. Callers read at offsets of their own and do not move its position.
@@ -57,6 +59,7 @@ class ArchiveFileSource(ArchiveSource):
                 for entry in reader:
                     self.contents.add(entry)
                 reader.drain()
+            self.contents.check_kind(str(path))
             self._has_ended = True
             self._unparsed = dict(self.contents.documents)
             if (oci_layout := self._unparsed.pop("oci-layout", None)) is not None:
@@ -79,7 +82,7 @@ class ArchiveFileSource(ArchiveSource):
         for descriptor in wanted:
             if (blob := self.blob(descriptor)) is not None:
                 yield blob
-        if self._includes_unneeded:
+        if self._selection.all_blobs:
             yield from self.other_blobs({descriptor.digest for descriptor in wanted})
 
     def check_duplicates(self) -> None:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from ocistream.oci.documents import Document
     from ocistream.oci.walk import Walk
 
-__all__ = ["IndexComparison"]
-
 _DISAGREEMENT_HINT: Final = (
     "tools read different images from this archive; to use manifest.json, write docker-archive:FILE"
 )
@@ -48,9 +46,6 @@ class IndexComparison(StreamedWalk[None]):
         """Compare with these entries of `index.json`.
 
         `find_document` returns a manifest that is already parsed, `find` the bytes of one that was read already.
-
-        Raises:
-            UnsupportedError: there are too many manifests.
         """
         self._entries = entries
         self._find_document = find_document
@@ -116,9 +111,6 @@ class IndexComparison(StreamedWalk[None]):
 
         While manifests are needed, the result may be too long. With `by_name`, only the images that have the same name
         in both files are compared.
-
-        Raises:
-            ArchiveError: the two files contradict each other.
         """
         digests_by_name = self._group_entries_by_name() if any(image.tags for image in images) else {}
         configs_by_entry: dict[str, tuple[set[str], bool]] = {}
@@ -145,11 +137,7 @@ class IndexComparison(StreamedWalk[None]):
         return additional
 
     def may_list_more(self, images: Sequence[DockerImage]) -> bool:
-        """Return whether `manifest.json` may list images that `index.json` does not, as far as is known now.
-
-        Raises:
-            ArchiveError: the two files contradict each other.
-        """
+        """Return whether `manifest.json` may list images that `index.json` does not, as far as is known now."""
         revision = len(self._known), len(self._unanswered)
         if self._revision != revision:
             self._revision = revision

@@ -30,29 +30,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ocistream.layout.index import ImageSelector
+    from ocistream.layout.image_selection import Selection
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph, Root
-    from ocistream.oci.platforms import PlatformChoice
-    from ocistream.oci.referrers import ReferrerMode
     from ocistream.oci.volumes import Volume
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob, BlobPart, EarlyBlobs
 
-__all__ = ["JoinedSource", "open_joined_source"]
-
 JoinedInput: TypeAlias = "ArchiveFileSource | LayoutSource"
 
 
-def open_joined_source(
-    paths: Sequence[tuple[Path, str]],
-    *,
-    select: ImageSelector,
-    platforms: PlatformChoice,
-    referrers: ReferrerMode,
-    with_signatures: bool = False,
-    all_blobs: bool = False,
-) -> JoinedSource:
+def open_joined_source(paths: Sequence[tuple[Path, str]], selection: Selection) -> JoinedSource:
     """Open archives in files, and layout directories. Each path comes with its name for errors.
 
     Raises:
@@ -71,14 +59,7 @@ def open_joined_source(
         for _, source in inputs:
             source.close()
         raise
-    return JoinedSource(
-        inputs,
-        select=select,
-        platforms=platforms,
-        referrers=referrers,
-        with_signatures=with_signatures,
-        all_blobs=all_blobs,
-    )
+    return JoinedSource(inputs, selection)
 
 
 class JoinedSource:
@@ -90,23 +71,10 @@ class JoinedSource:
 
     concurrent = True
 
-    def __init__(
-        self,
-        inputs: Sequence[tuple[str, JoinedInput]],
-        *,
-        select: ImageSelector,
-        platforms: PlatformChoice,
-        referrers: ReferrerMode,
-        with_signatures: bool,
-        all_blobs: bool,
-    ) -> None:
+    def __init__(self, inputs: Sequence[tuple[str, JoinedInput]], selection: Selection) -> None:
         """Take open inputs, each with its name for errors. `close` closes them."""
         self._inputs = inputs
-        self._select_images = select
-        self._platforms = platforms
-        self._referrers = referrers
-        self._with_signatures = with_signatures
-        self._all_blobs = all_blobs
+        self._selection = selection
         #: The selected images, as the indexes list them.
         self._chosen: Sequence[Root] = ()
         #: One input for each volume of the set that was given, by volume number.
@@ -134,7 +102,7 @@ class JoinedSource:
         entries_by_digest: dict[str, Descriptor] = {}
         listed_digests: list[set[str]] = []
         annotations: list[Mapping[str, str]] = []
-        volumes: list[tuple[str, Volume]] = []
+        volumes: list[tuple[str, Volume, set[str]]] = []
         for text, source in self._inputs:
             index = self._read_index(text, source)
             self._report_unused_names(text, index.entries, entries)
@@ -144,21 +112,13 @@ class JoinedSource:
             listed_digests.append({entry.digest for entry in index.entries})
             annotations.append(index.annotations)
             if isinstance(source, ArchiveFileSource) and source.volume is not None:
-                volumes.append((text, source.volume))
+                volumes.append((text, source.volume, listed_digests[-1]))
                 self._add_volume(text, source, source.volume)
-        self._check_one_set(
-            volumes, [listed_digests[n] for n, (_, s) in enumerate(self._inputs) if _volume_of(s)], entries_by_digest
-        )
+        self._check_one_set(volumes, entries_by_digest)
         if len(entries) > limits.MAX_LIST_ENTRIES:
             msg = f"together the archives list more than {limits.MAX_LIST_ENTRIES} images"
             raise ArchiveError(msg)
-        walk = IndexWalk(
-            LayoutIndex(entries, {}),
-            self._select,
-            self._platforms,
-            self._referrers,
-            with_signatures=self._with_signatures,
-        )
+        walk = IndexWalk(LayoutIndex(entries, {}), replace(self._selection, select=self._select))
         graph = run_walk(walk.run(), self._read)
         report_duplicate_names(graph)
         self._check_same_images(listed_digests)
@@ -186,7 +146,7 @@ class JoinedSource:
                 if parts and all(part.blob for part in parts):
                     opened = partial(_assemble, parts)
                     yield RecoverableBlob(descriptor, opened, on_corrupt=partial(self._raise_damaged_part, parts))
-        if self._all_blobs:
+        if self._selection.all_blobs:
             for number, (_, source) in enumerate(self._inputs):
                 yield from source.other_blobs(yielded.get(number, set()))
 
@@ -238,7 +198,7 @@ class JoinedSource:
             return source.layout.read_index()
         if source.contents.is_docker_archive:
             msg = f"{printable(text)} is a docker-archive, but only OCI archives and layouts can be combined"
-            raise UsageError(msg)
+            raise UsageError(msg, hint="name this archive in a command of its own")
         try:
             index = source.read_complete_index()
         except ArchiveError as error:
@@ -271,30 +231,28 @@ class JoinedSource:
             self._names[volume.name] = text
 
     @staticmethod
-    def _check_one_set(
-        volumes: Sequence[tuple[str, Volume]], listed_digests: Sequence[set[str]], entries: Mapping[str, Descriptor]
-    ) -> None:
-        """Check that all volumes are of one set, and agree on it. The set of most volumes is the expected one."""
+    def _check_one_set(volumes: Sequence[tuple[str, Volume, set[str]]], entries: Mapping[str, Descriptor]) -> None:
+        """Check that all volumes are of one set, and agree on it. The set of most volumes is the expected one.
+
+        Each volume comes with its name for errors, and the digests that its index lists.
+        """
         if not volumes:
             return
-        identity, _ = Counter(volume.identity for _, volume in volumes).most_common(1)[0]
-        first = next(number for number, (_, volume) in enumerate(volumes) if volume.identity == identity)
-        first_text, first_volume = volumes[first]
-        for (text, volume), digests in zip(volumes, listed_digests, strict=True):
+        identity, _ = Counter(volume.identity for _, volume, _ in volumes).most_common(1)[0]
+        first_text, first_volume, first_digests = next(each for each in volumes if each[1].identity == identity)
+        for text, volume, digests in volumes:
             if volume.identity != identity:
                 actual = f"{volume} of {_describe_images(digests, entries)}"
-                expected = (
-                    f"{printable(first_text)} is {first_volume} of {_describe_images(listed_digests[first], entries)}"
-                )
+                expected = f"{printable(first_text)} is {first_volume} of {_describe_images(first_digests, entries)}"
                 msg = f"{printable(text)} does not belong to the others: it is {actual}; in another set, {expected}"
                 raise ArchiveError(msg, hint="use the volumes of one `pull --split`")
-            if volume[1:] != first_volume[1:] or digests != listed_digests[first]:
+            if volume[1:] != first_volume[1:] or digests != first_digests:
                 msg = f"{printable(text)} claims to be of the same set as {printable(first_text)}, but they differ"
                 raise ArchiveError(msg)
 
     def _select(self, roots: Sequence[Root]) -> Sequence[Root]:
         """Select images, and remember them: the graph may have one platform's manifest in place of an index."""
-        self._chosen = self._select_images(roots)
+        self._chosen = self._selection.select(roots)
         return self._chosen
 
     def _check_same_images(self, listed_digests: Sequence[set[str]]) -> None:
@@ -359,10 +317,6 @@ def _damaged_error(text: str, error: IntegrityError) -> IntegrityError:
     path = printable(text, 1024)
     hint = f"{path} is damaged, or changed during the run: check it with `ocistream verify {path}`"
     return IntegrityError(error.message, hint=hint)
-
-
-def _volume_of(source: JoinedInput) -> Volume | None:
-    return source.volume if isinstance(source, ArchiveFileSource) else None
 
 
 def _describe_images(digests: set[str], entries: Mapping[str, Descriptor]) -> str:

@@ -25,16 +25,6 @@ if TYPE_CHECKING:
 
     from ocistream.streams.chunks import Chunk
 
-__all__ = [
-    "Output",
-    "RewritableOutput",
-    "build_tail_output",
-    "open_file_output",
-    "open_null_output",
-    "open_special_file_output",
-    "open_stream_output",
-]
-
 
 class Output(ABC):
     """A place that an archive is written to, and the steps that make it visible there.
@@ -196,10 +186,11 @@ class _DiscardSignal(Exception):  # noqa: N818 - a signal to the file's own cont
     """Ends the context of an unfinished file."""
 
 
-class _StreamOutput(Output):
+class StreamOutput(Output):
     """A pipe, or another existing file that cannot be renamed. Written bytes cannot be taken back."""
 
     def __init__(self, file: FileIO, what: str) -> None:
+        """Write to an open, unbuffered file; `what` names it in errors."""
         self._file = file
         self._what = f"cannot write {what}"
         # A larger pipe needs fewer switches between the two processes. Without permission it keeps its size.
@@ -207,10 +198,12 @@ class _StreamOutput(Output):
             fcntl.fcntl(file.fileno(), fcntl.F_SETPIPE_SZ, limits.PIPE_SIZE)
 
     def write(self, chunk: Chunk) -> None:
+        """Write all bytes of a chunk."""
         with files.disk_errors(self._what):
             files.write_all(self._file, chunk)
 
     def finish(self) -> None:
+        """Make the written bytes durable, if the file is on a disk."""
         # stdout may be a regular file: a full disk may be reported only here.
         try:
             os.fsync(self._file.fileno())
@@ -222,8 +215,8 @@ class _StreamOutput(Output):
         """Do nothing. The written bytes have no end mark, so no reader takes them for a complete archive."""
 
 
-class _SpecialFileOutput(_StreamOutput):
-    """A `_StreamOutput` for a file that was opened here."""
+class _SpecialFileOutput(StreamOutput):
+    """A `StreamOutput` for a file that was opened here."""
 
     def close(self) -> None:
         # The reader of a FIFO waits for this. `finish` already reported late write errors.
@@ -231,39 +224,50 @@ class _SpecialFileOutput(_StreamOutput):
             self._file.close()
 
 
-class _TailOutput(Output):
+class TailOutput(Output):
     """Passes on the bytes from `start` on, to continue a pipe that broke (`--from-byte`).
 
     The bytes before `start` cannot be checked: the receiver must have them.
     """
 
     def __init__(self, output: Output, start: int) -> None:
+        """Pass on to `output` the bytes from byte `start` on."""
         self._output = output
         self._start = start
         self._position = 0
 
     def existing_size(self) -> int:
+        """Return how many bytes from here on are not passed on."""
         return max(0, self._start - self._position)
 
     def read_existing(self, size: int) -> None:  # noqa: ARG002 - the reader of the broken pipe has them
-        return None
+        """Return None: the existing bytes cannot be read."""
+        return
 
     def skip_existing(self, size: int) -> None:
+        """Skip the next `size` existing bytes."""
         self._position += size
 
     def write(self, chunk: Chunk) -> None:
+        """Write the bytes of a chunk that are not skipped."""
         skipped = min(self.existing_size(), len(chunk))
         self._position += len(chunk)
         if skipped < len(chunk):
             self._output.write(memoryview(chunk)[skipped:])
 
     def finish(self) -> None:
+        """Finish the output.
+
+        Raises:
+            UsageError: the archive has fewer bytes than `start`.
+        """
         if self._position < self._start:
             msg = f"the archive has {self._position} bytes, but --from-byte is {self._start}"
             raise UsageError(msg, hint="was the first part written with another image or other options?")
         self._output.finish()
 
     def close(self) -> None:
+        """Close the output."""
         self._output.close()
 
 
@@ -278,19 +282,6 @@ class _NullOutput(Output):
 
     def close(self) -> None:
         pass
-
-
-def build_tail_output(output: Output, start: int) -> Output:
-    """Return an output that passes on to `output` only the bytes from `start` on.
-
-    Its `finish` raises UsageError if fewer bytes were written.
-    """
-    return _TailOutput(output, start)
-
-
-def open_stream_output(file: FileIO, what: str) -> Output:
-    """Return an output for an open, unbuffered file. `what` names the file in errors."""
-    return _StreamOutput(file, what)
 
 
 def open_special_file_output(path: Path) -> Output:

@@ -9,26 +9,30 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.archive.contents import ArchiveContents, check_document_size, parse_blob_name
+from ocistream.archive.contents import (
+    DOCKER_ARCHIVE,
+    ArchiveContents,
+    ArchiveKind,
+    check_document_size,
+    parse_blob_name,
+)
 from ocistream.archive.docker_archive import (
     ManifestSynthesizer,
     build_docker_graph,
     mark_synthesized,
     parse_manifest_json,
-    report_no_manifest_json,
     report_only_in_manifest_json,
 )
 from ocistream.archive.index_comparison import IndexComparison
 from ocistream.errors import ArchiveError, IntegrityError
 from ocistream.layout.image_selection import report_duplicate_names
-from ocistream.layout.index import ImageSelector, LayoutIndex, check_layout_file, parse_index_json, select_every_image
+from ocistream.layout.index import LayoutIndex, check_layout_file, parse_index_json
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
 from ocistream.oci.digest import compute_digest, size_error
-from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import Volume, parse_volume
 from ocistream.oci.walk import StreamedWalk
@@ -40,31 +44,12 @@ if TYPE_CHECKING:
 
     from ocistream.archive.contents import Extent
     from ocistream.archive.docker_archive import DockerImage
-    from ocistream.archive.tar import TarEntry
+    from ocistream.archive.tar_reader import TarEntry
+    from ocistream.layout.image_selection import Selection
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
-    from ocistream.oci.referrers import ReferrerMode
     from ocistream.oci.walk import Need
     from ocistream.streams.compression import Codec
-
-__all__ = ["ArchiveOptions", "ArchiveSource", "describe_layer_blob"]
-
-
-class ArchiveOptions(TypedDict, total=False):
-    """Options of an `ArchiveSource`.
-
-    `select`, `platforms` and `referrers` choose images, all by default. With `with_signatures`, signatures that are not
-    copied are found too. With `include_unneeded`, `blobs` also yields
-    blobs that no image needs. With `as_docker`, the images are those of `manifest.json`, even if the archive has an
-    `index.json` too.
-    """
-
-    select: ImageSelector
-    platforms: PlatformChoice
-    referrers: ReferrerMode
-    with_signatures: bool
-    include_unneeded: bool
-    as_docker: bool
 
 
 class ArchiveSource(ABC):
@@ -77,24 +62,14 @@ class ArchiveSource(ABC):
     #: What to do about a layer that is not recognized.
     _no_layer_hint: str | None = None
 
-    def __init__(
-        self,
-        *,
-        select: ImageSelector = select_every_image,
-        platforms: PlatformChoice = ALL_PLATFORMS,
-        referrers: ReferrerMode = "list",
-        with_signatures: bool = False,
-        include_unneeded: bool = False,
-        as_docker: bool = False,
-    ) -> None:
-        """Take the options; see `ArchiveOptions`."""
-        self._select = select
-        self._platforms = platforms
-        self._referrers: ReferrerMode = referrers
-        self._with_signatures = with_signatures
-        self._includes_unneeded = include_unneeded
-        self._as_docker = as_docker
-        self.contents = ArchiveContents(as_docker=as_docker)
+    def __init__(self, selection: Selection, kind: ArchiveKind | None) -> None:
+        """Take the selection. An archive that is not of the `kind` is an error, if one is given.
+
+        The images of a "docker-archive" are those of `manifest.json`, even if the archive has an `index.json` too.
+        """
+        self._selection = selection
+        self._as_docker = kind == DOCKER_ARCHIVE
+        self.contents = ArchiveContents(kind)
         #: Whether every entry was added to `contents`.
         self._has_ended = False
         #: What `index.json` and `manifest.json` list, once they were read.
@@ -196,8 +171,6 @@ class ArchiveSource(ABC):
         if (graph := self.build_docker_graph()) is not None:
             return graph
         index = self.read_complete_index()
-        if self._as_docker:
-            report_no_manifest_json()
         if self._walk is None or index is not self._index:
             self._walk = self._start_walk(index)
         graph = self._walk.finish(self.read)
@@ -215,7 +188,7 @@ class ArchiveSource(ABC):
         self._read_documents()
         images = self._images or ()
         self._finish_comparison().find_only_in_manifest_json(images, by_name=True)
-        return self._complete(build_docker_graph(images, self._select, self._platforms, self))
+        return self._complete(build_docker_graph(images, self._selection, self))
 
     def read_complete_index(self) -> LayoutIndex:
         """Return `index.json`, and add the images that only `manifest.json` lists, with manifests built here.
@@ -237,14 +210,7 @@ class ArchiveSource(ABC):
 
     def _start_walk(self, index: LayoutIndex) -> StreamedWalk[Graph]:
         """Select images of an index, and start the walk to everything that they need."""
-        self._index_walk = IndexWalk(
-            index,
-            self._select,
-            self._platforms,
-            self._referrers,
-            with_signatures=self._with_signatures,
-            image_digests=self.synthesized_manifests,
-        )
+        self._index_walk = IndexWalk(index, self._selection, image_digests=self.synthesized_manifests)
         return StreamedWalk(self._index_walk.run(), self.read)
 
     def _complete(self, graph: Graph) -> Graph:
@@ -279,7 +245,7 @@ class ArchiveSource(ABC):
                 return self._read_document(extent, limits.MAX_MANIFEST)
         return None
 
-    # -- files that manifest.json names (docker_archive.DockerFiles) -----------------------------------------
+    # -- files that manifest.json names ------------------------------------------------------------------------
 
     def read_config(self, name: str) -> bytes:
         """Return a config. It becomes a blob of the archive."""

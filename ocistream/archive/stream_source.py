@@ -10,13 +10,14 @@ from __future__ import annotations
 import io
 import itertools
 from functools import partial
-from typing import TYPE_CHECKING, Final, Unpack
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.archive.contents import normalize_name
-from ocistream.archive.source import ArchiveOptions, ArchiveSource, describe_layer_blob
-from ocistream.archive.tar import InputStream, TarEntry, TarReader
+from ocistream.archive.source import ArchiveSource, describe_layer_blob
+from ocistream.archive.tar_reader import ARCHIVE_ON_STDIN, InputStream, TarEntry, TarReader
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
+from ocistream.layout.image_selection import ALL_IMAGES
 from ocistream.layout.index import LayoutIndex, no_image_error
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.digest import digest_error
@@ -35,18 +36,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from ocistream.archive.contents import Extent
+    from ocistream.archive.contents import ArchiveKind, Extent
     from ocistream.errors import OcistreamError
+    from ocistream.layout.image_selection import Selection
     from ocistream.oci.graph import Graph
     from ocistream.oci.walk import Need
     from ocistream.streams.chunks import Chunk
     from ocistream.streams.compression import Codec
     from ocistream.transfer.interfaces import BlobPart, EarlyBlobs
-
-__all__ = [
-    "ArchiveStreamSource",
-    "open_input_stream",
-]
 
 _READ_FROM_FILE_HINT: Final = "read it from a file instead of a pipe: then the order does not matter"
 
@@ -58,10 +55,15 @@ class ArchiveStreamSource(ArchiveSource):
     _no_layer_hint = "if it is a layer in an uncommon format, read it from a file instead of a pipe"
 
     def __init__(
-        self, file: InputStream, *, what: str = "the archive on stdin", **options: Unpack[ArchiveOptions]
+        self,
+        file: InputStream,
+        selection: Selection = ALL_IMAGES,
+        kind: ArchiveKind | None = None,
+        *,
+        what: str = ARCHIVE_ON_STDIN,
     ) -> None:
         """Read from the position of `file`, later. `what` names the stream in errors."""
-        super().__init__(**options)
+        super().__init__(selection, kind)
         self._file = file
         self._reader = TarReader(file, what)
         self._entries = iter(self._reader)
@@ -120,6 +122,7 @@ class ArchiveStreamSource(ArchiveSource):
                 if self._walk is None:
                     raise self._selection_error or no_image_error()
                 return self._complete(self._walk.finish(self.read))
+        self.contents.check_kind(self._what)
         self._is_compared = True
         return self._resolve()
 
@@ -147,13 +150,13 @@ class ArchiveStreamSource(ArchiveSource):
             descriptor = by_digest.pop(digest, None)
             if self.contents.is_duplicate(digest, entry):
                 self._check_duplicate(entry, digest)
-            elif descriptor is not None or self._includes_unneeded:
+            elif descriptor is not None or self._selection.all_blobs:
                 descriptor = descriptor or Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)
                 yield self._blob(descriptor, entry, chunks)
             else:
                 self._compare_manifest(entry, digest)
         self._reader.drain()
-        if self.volume is not None and self._includes_unneeded:
+        if self.volume is not None and self._selection.all_blobs:
             self.contents.check_parts(self.volume)
         if not self._is_compared:
             self._check_late_manifest_json()
@@ -228,7 +231,7 @@ class ArchiveStreamSource(ArchiveSource):
         """Yield the wanted blobs that are in memory, and free all memory of blobs."""
         for digest, extent in self.contents.blobs.items():
             content = self._buffered.get(extent.offset)
-            if content is not None and (digest in wanted or self._includes_unneeded):
+            if content is not None and (digest in wanted or self._selection.all_blobs):
                 unknown = Descriptor(UNKNOWN_MEDIA_TYPE, digest, len(content))
                 yield blob_from_bytes(wanted.get(digest, unknown), content)
         self._buffered.clear()
@@ -247,16 +250,11 @@ class ArchiveStreamSource(ArchiveSource):
             return
         elif self._early_blobs is not None and name in self.contents.docker_files:
             self._keep_docker_file(entry, self._early_blobs)
-        elif self._includes_unneeded:
+        elif self._selection.all_blobs:
             self._check_part(name)
 
     def _check_part(self, name: str) -> None:
-        """Read an entry if it is a part of a blob, or the checksum that follows a part.
-
-        Raises:
-            IntegrityError: a part does not match its checksum.
-            ArchiveError: the checksum is malformed.
-        """
+        """Read an entry if it is a part of a blob, or the checksum that follows a part."""
         if (part := parse_part_name(name)) is None:
             return
         digest, offset, is_checksum = part
@@ -286,11 +284,7 @@ class ArchiveStreamSource(ArchiveSource):
             self._walk.answer_found()
 
     def _keep_docker_file(self, entry: TarEntry, early_blobs: EarlyBlobs) -> None:
-        """Buffer an entry that may be a config, or write one that may be a layer to the destination.
-
-        Raises:
-            UnsupportedError: there are too many layers.
-        """
+        """Buffer an entry that may be a config, or write one that may be a layer to the destination."""
         chunks = self._reader.read_chunks()
         first_chunk = bytes(next(chunks, b""))
         content = itertools.chain([first_chunk], chunks)
@@ -409,8 +403,8 @@ class ArchiveStreamSource(ArchiveSource):
         must_begin = not self._early_blobs.accepts_early
         if self._may_list_more_images():
             if must_begin:
-                msg = "manifest.json lists images that index.json does not list; their repositories are not known yet"
-                raise UnsupportedError(msg, hint="name one IMAGE to push to, or push from a file instead of a pipe")
+                msg = "manifest.json lists images that index.json does not list, so --to cannot read it from a pipe"
+                raise UnsupportedError(msg, hint="save it to a file and push with -i FILE, or push to one IMAGE")
             return False
         if must_begin and self._walk is not None and self._index_walk is not None and self._index_walk.is_chosen:
             self._abandoned.update(self._walk.skip_candidates())
@@ -455,7 +449,7 @@ class ArchiveStreamSource(ArchiveSource):
 
     def _find_tail(self, entry: TarEntry) -> tuple[str, int] | None:
         """Return the digest of a blob and the offset where an entry starts in it, if the archive has only its tail."""
-        if not self._tail_offsets or self._includes_unneeded or entry.kind != "file":
+        if not self._tail_offsets or self._selection.all_blobs or entry.kind != "file":
             return None
         # A tail has the name of a volume part, but no checksum: such an archive is only sent, never kept.
         part = parse_part_name(normalize_name(entry.name))
@@ -474,10 +468,6 @@ class ArchiveStreamSource(ArchiveSource):
         """Check a `manifest.json` that came after the graph was built.
 
         The images of `index.json` do not wait for a `manifest.json` after the layers, so it cannot add images.
-
-        Raises:
-            ArchiveError: it contradicts `index.json`.
-            UnsupportedError: it lists other images.
         """
         if self._images and (more := self._finish_comparison().find_only_in_manifest_json(self._images)):
             msg = f"manifest.json comes after the layers, and lists the image {printable(more[0].config)} as well"

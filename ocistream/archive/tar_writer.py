@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import tarfile
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from ocistream.archive import tar
 from ocistream.archive.outputs import RewritableOutput
 from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError
 from ocistream.streams import files
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
-__all__ = ["TarWriter"]
-
-
+#: Two blocks of zeros end an archive (POSIX pax, "ustar Interchange Format").
+END_OF_ARCHIVE: Final = bytes(2 * tarfile.BLOCKSIZE)
 _SPOOL_FAILED = "cannot store a layer in a temporary file"
 
 
@@ -80,10 +79,10 @@ class TarWriter:
 
     def _add(self, name: str, size: int, chunks: Callable[[], Iterable[Chunk]]) -> None:
         with self.roll_back_on_failure():
-            self._output.write(tar.build_header(name, size, self._mtime))
+            self._output.write(build_header(name, size, self._mtime))
             for chunk in chunks():
                 self._output.write(chunk)
-            self._output.write(tar.padding(size))
+            self._output.write(padding(size))
 
     def _remaining_chunks(self, blob: VerifiedBlob) -> Iterator[Chunk]:
         """Skip the existing bytes of a blob, and return the chunks of the rest."""
@@ -103,7 +102,7 @@ class TarWriter:
 
     def add_small(self, name: str, content: bytes) -> None:
         """Write an entry from memory."""
-        self._output.write(tar.build_header(name, len(content), self._mtime) + content + tar.padding(len(content)))
+        self._output.write(build_header(name, len(content), self._mtime) + content + padding(len(content)))
 
     def add_new(self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None]) -> Descriptor:
         """Write an entry whose size is known only at its end.
@@ -122,7 +121,7 @@ class TarWriter:
 
     def write_end(self) -> None:
         """Write the end mark."""
-        self._output.write(tar.END_OF_ARCHIVE)
+        self._output.write(END_OF_ARCHIVE)
 
     def discard(self) -> None:
         """Keep nothing that a later run could resume."""
@@ -159,15 +158,15 @@ class TarWriter:
         # A later run cannot resume in the middle of an entry of unknown size and digest.
         output.discard()
         with self.roll_back_on_failure():
-            output.write(bytes(tar.BLOCK_SIZE))
+            output.write(bytes(tarfile.BLOCKSIZE))
             for chunk in blob.open():
                 output.write(chunk)
             descriptor = blob.descriptor()
         if (name := choose_name(descriptor)) is None:
             output.truncate(position)
         else:
-            output.write(tar.padding(descriptor.size))
-            output.rewrite(position, tar.build_single_block_header(name, descriptor.size, self._mtime))
+            output.write(padding(descriptor.size))
+            output.rewrite(position, build_single_block_header(name, descriptor.size, self._mtime))
         return descriptor
 
     def _add_via_spool(self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None]) -> Descriptor:
@@ -177,8 +176,36 @@ class TarWriter:
             descriptor = blob.descriptor()
             if (name := choose_name(descriptor)) is not None:
                 spool.seek(0)
-                self._output.write(tar.build_single_block_header(name, descriptor.size, self._mtime))
+                self._output.write(build_single_block_header(name, descriptor.size, self._mtime))
                 for chunk in read_chunks(spool, descriptor.size):
                     self._output.write(chunk)
-                self._output.write(tar.padding(descriptor.size))
+                self._output.write(padding(descriptor.size))
         return descriptor
+
+
+def build_header(name: str, size: int, mtime: int = 0) -> bytes:
+    """Return the header of a regular file. Owner, mode and time are fixed, so every machine writes the same bytes.
+
+    `mtime` is in seconds since 1970: `SOURCE_DATE_EPOCH`, or 0. No directory entries are written, for the same reason.
+    """
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size, mtime, 0o644
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+def build_single_block_header(name: str, size: int, mtime: int = 0) -> bytes:
+    """Return a header of one block for any size: one block was reserved before the size was known.
+
+    From 8 GiB on the header has GNU's binary form of numbers, which current tars understand.
+    """
+    block = build_header(name, size, mtime)
+    if len(block) == tarfile.BLOCKSIZE:
+        return block
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size, mtime, 0o644
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def padding(size: int) -> bytes:
+    """Return the zeros that fill the last block of an entry of `size` bytes."""
+    return bytes(-size % tarfile.BLOCKSIZE)

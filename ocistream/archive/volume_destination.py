@@ -11,13 +11,13 @@ import functools
 import hashlib
 import itertools
 import os
+import tarfile
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits, notices
-from ocistream.archive import tar
 from ocistream.archive.destination import TarDestination, build_small_files
 from ocistream.archive.outputs import RewritableOutput, open_file_output
-from ocistream.archive.tar_writer import TarWriter
+from ocistream.archive.tar_writer import END_OF_ARCHIVE, TarWriter, build_header, padding
 from ocistream.errors import UnsupportedError, UsageError
 from ocistream.layout.index import OCI_LAYOUT, blob_name, build_entries, build_index_json
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, VOLUME, OmissionReason, format_omitted
@@ -44,12 +44,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk, Hasher
     from ocistream.transfer.interfaces import VerifiedBlob
-
-__all__ = [
-    "VolumePlan",
-    "VolumeSetDestination",
-    "plan_volumes",
-]
 
 #: A blob that needs several volumes starts in the rest of a volume only if that is at least this fraction of it.
 #: Starting each large blob in a new volume would waste up to a volume; a smaller part is not worth its entries.
@@ -88,10 +82,6 @@ def plan_volumes(graph: Graph, template: VolumeTemplate, size: int) -> VolumePla
 
     Blobs keep their order, and each goes into the first volume with enough space from there on. A better packing would
     mix the layers of many images, and save only a part of a volume.
-
-    Raises:
-        UsageError: volumes of this size are too small, or there would be too many.
-        UnsupportedError: the index of a volume would be larger than readers accept.
     """
     packer = _VolumePacker(graph, template)
     if packer.unsplit_size <= size:
@@ -136,7 +126,7 @@ class _VolumePacker:
         ]
         self._sizes = [_entry_size(blob_name(blob.digest), blob.size) for blob in self._blobs]
         #: The size of what every volume has, without its index.
-        self._fixed_size = _entry_size("oci-layout", len(OCI_LAYOUT)) + len(tar.END_OF_ARCHIVE)
+        self._fixed_size = _entry_size("oci-layout", len(OCI_LAYOUT)) + len(END_OF_ARCHIVE)
         self._fixed_size += sum(_entry_size(blob_name(digest), size) for digest, size in manifests.items())
 
         small = sum(_entry_size(name, len(content)) for name, content in build_small_files(graph, self._entries))
@@ -210,7 +200,7 @@ class _VolumePacker:
             while offset < blob.size:
                 if volume >= limits.MAX_VOLUMES:
                     return None
-                part_size = (free - _part_overhead(blob.digest, offset, free)) // tar.BLOCK_SIZE * tar.BLOCK_SIZE
+                part_size = (free - _part_overhead(blob.digest, offset, free)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
                 part_size = min(part_size, blob.size - offset)
                 if part_size > 0:
                     pieces.append(VolumePart(volume, offset, part_size))
@@ -218,7 +208,7 @@ class _VolumePacker:
                     free -= (
                         _part_overhead(blob.digest, offset - part_size, part_size)
                         + part_size
-                        + -part_size % tar.BLOCK_SIZE
+                        + -part_size % tarfile.BLOCKSIZE
                     )
                 elif free == capacity:
                     return None
@@ -228,7 +218,7 @@ class _VolumePacker:
 
 
 def _entry_size(name: str, size: int) -> int:
-    return _header_size(name, size) + size + -size % tar.BLOCK_SIZE
+    return _header_size(name, size) + size + -size % tarfile.BLOCKSIZE
 
 
 def _part_overhead(digest: str, offset: int, size: int) -> int:
@@ -249,7 +239,7 @@ def _header_size(name: str, size: int) -> int:
 
 @functools.lru_cache(1024)
 def _cached_header_size(length: int, size: int) -> int:
-    return len(tar.build_header("x" * length, size))
+    return len(build_header("x" * length, size))
 
 
 class _OpenVolume(NamedTuple):
@@ -313,8 +303,8 @@ class VolumeSetDestination(TarDestination):
         """
         require_complete(blob)
         if self._graph is None:
-            msg = "the index of the archive comes after its layers, so their volumes are not known in time"
-            raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
+            msg = "this archive lists its images only at its end, so --split cannot read it from a pipe"
+            raise UnsupportedError(msg, hint="save it to a file first")
         digest = blob.descriptor.digest
         pieces = self._plan.parts[digest] if self._plan else ()
         if len(pieces) > 1:
@@ -379,7 +369,7 @@ class VolumeSetDestination(TarDestination):
         with contextlib.ExitStack() as stack:
             for volume, name, piece in zip(volumes, names, pieces, strict=True):
                 stack.enter_context(volume.tar.roll_back_on_failure())
-                volume.output.write(tar.build_header(name, piece.size, self._mtime))
+                volume.output.write(build_header(name, piece.size, self._mtime))
             chunks, position = _remaining_chunks(blob, pieces, volumes, hashes)
             number = 0
             for chunk in chunks:
@@ -392,7 +382,7 @@ class VolumeSetDestination(TarDestination):
                     volumes[number].output.write(piece_bytes)
                     remaining, position = remaining[len(piece_bytes) :], position + len(piece_bytes)
             for volume, name, piece, hasher in zip(volumes, names, pieces, hashes, strict=True):
-                volume.output.write(tar.padding(piece.size))
+                volume.output.write(padding(piece.size))
                 volume.tar.add_small(checksum_name(name), checksum_line(name, hasher.hexdigest()))
 
     def _report_unrelated_volumes(self) -> None:

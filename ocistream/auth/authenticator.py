@@ -6,7 +6,6 @@ The HTTP client sends the requests and decides which origin may see a header.
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -29,9 +28,10 @@ from ocistream.auth.tokens import (
 from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import parse_json
+from ocistream.streams.once import KeyedLocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Hashable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from ocistream.auth.docker_config import Credential
     from ocistream.auth.tokens import TokenRequest, TokenResponse
@@ -79,11 +79,12 @@ class Authenticator:
         challenge needs it. `send` sends a token request and returns the response. `clock` counts seconds.
         """
         self._registry = registry
-        self._find = find
         self._send = send
         self._clock = clock
-        self._lock = threading.Lock()
-        self._locks: dict[Hashable, threading.Lock] = {}
+        self._find = find
+        #: The locks under which one thread sends a secret (its header is the key), fetches a token (its scopes), or
+        #: asks for a credential.
+        self._locks: KeyedLocks[str | tuple[str, ...]] = KeyedLocks()
         self._challenge: Challenge | None = None
         self._credentials: dict[str, Credential | None] = {}
         self._tokens: dict[tuple[str, ...], _Token] = {}
@@ -132,7 +133,7 @@ class Authenticator:
         """
         if header is None or header in self._accepted or not self._is_only_credential(header, scopes):
             return (yield header)
-        with self._lock_of(header):
+        with self._locks[header]:
             if header in self._refused:
                 raise self._refused_error(self._find_credential(scopes))
             challenges = yield header
@@ -178,12 +179,14 @@ class Authenticator:
             raise AuthenticationError(msg, hint=hint)
         if challenge.scheme == "bearer":
             requested_scopes = challenge.parameters.get("scope", "").split()[:MAX_ADDED_SCOPES]
-            with self._lock:
+            with self._locks[scopes]:
                 added_scopes = self._added_scopes.get(scopes, ())
                 self._added_scopes[scopes] = (added_scopes + missing_scopes(requested_scopes, scopes + added_scopes))[
                     :MAX_ADDED_SCOPES
                 ]
-                self._tokens = {key: token for key, token in self._tokens.items() if token.header != refused}
+            for key, token in self._tokens.copy().items():
+                if token.header == refused:
+                    self._tokens.pop(key, None)
             header = self._bearer_header(challenge, scopes)
             credential = self._find_credential(scopes)
             if header == refused and credential is not None and credential.registry_token is not None:
@@ -219,7 +222,7 @@ class Authenticator:
         repository = next(names, "")
         if repository in self._credentials:
             return self._credentials[repository]
-        with self._lock_of("credential"):
+        with self._locks["credential"]:
             if repository not in self._credentials:
                 credential = self._credentials[repository] = _check_credential(self._find(repository))
                 description = (
@@ -247,13 +250,8 @@ class Authenticator:
     def _login_error(self, message: str, credential: Credential | None = None) -> AuthenticationError:
         hint = f"ocistream login {self._registry}"
         if credential is not None and (credential.is_explicit or credential.source.startswith(_EXPLICIT_SOURCES)):
-            hint = f"correct or remove {credential.source}: this source overrides the credentials of `{hint}`"
+            hint = f"check the user name and password from {credential.source}: they take precedence over `{hint}`"
         return AuthenticationError(message, hint=hint)
-
-    def _lock_of(self, key: Hashable) -> threading.Lock:
-        """Return the lock under which one thread sends a secret, fetches a token, or asks for a credential."""
-        with self._lock:
-            return self._locks.setdefault(key, threading.Lock())
 
     # -- tokens -----------------------------------------------------------------------------------------
 
@@ -262,19 +260,17 @@ class Authenticator:
         credential = self._find_credential(scopes)
         if credential is not None and credential.registry_token is not None:
             return f"Bearer {credential.registry_token}"
-        with self._lock:
-            all_scopes = scopes + self._added_scopes.get(scopes, ())
+        all_scopes = scopes + self._added_scopes.get(scopes, ())
         if (stored_token := self._find_token(all_scopes, credential)) is not None:
             return stored_token.header
-        with self._lock_of(all_scopes):
+        with self._locks[all_scopes]:
             if (stored_token := self._find_token(all_scopes, credential)) is not None:
                 return stored_token.header
             if all_scopes in self._refusals:
                 # Repeating a wrong password locks accounts, so parallel workers share the refusal.
                 raise self._login_error(self._refusals[all_scopes], credential)
             new_token = self._fetch_token(challenge, all_scopes, credential)
-            with self._lock:
-                self._tokens[all_scopes] = new_token
+            self._tokens[all_scopes] = new_token
             return new_token.header
 
     def _find_token(self, wanted: tuple[str, ...], credential: Credential | None) -> _Token | None:
@@ -284,10 +280,9 @@ class Authenticator:
         credential does not count: it may have fewer rights.
         """
         now = self._clock()
-        with self._lock:
-            tokens = [self._tokens[wanted]] if wanted in self._tokens else []
-            tokens += self._tokens.values()
-        for token in tokens:
+        tokens = self._tokens.copy()
+        exact = tokens.get(wanted)
+        for token in (exact, *tokens.values()) if exact is not None else tokens.values():
             if now < token.renew_at and token.credential == credential and not missing_scopes(wanted, token.scopes):
                 return token
         return None

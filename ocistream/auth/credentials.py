@@ -114,6 +114,19 @@ class Keychain:
         self._configured = configured
         self._named = None if named is None else {normalize_host(registry) for registry in named}
 
+    def check_auth_file(self) -> None:
+        """Read the file that an option names, so that an error does not depend on whether a registry asks.
+
+        Raises:
+            UsageError: the file is malformed.
+            LocalDiskError: the file cannot be read.
+            AuthenticationError: the file does not exist.
+        """
+        if self._auth_file is not None:
+            file = self._load_named(*self._auth_file)
+            file.find_helper("")
+            file.list_entries("")
+
     def find(self, registry: str, repository: str = "") -> Credential | None:
         """Return the credential for `repository` at `registry` ("docker.io", "localhost:5000"); None for anonymous.
 

@@ -73,7 +73,8 @@ class Console:
         self.is_terse = False
         #: Set by the first signal: the command must end.
         self.cancelled = CancelEvent()
-        self._lock = threading.Lock()
+        #: Held to write to stderr, or to a log. It is recursive: a display prints messages while it draws.
+        self.writing = threading.RLock()
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Console:
@@ -164,7 +165,7 @@ class Console:
     def _write(self, text: str) -> None:
         # Write each line with one call, one thread at a time. A closed stderr (None after `2>&-`) is not a failure, and
         # its text must not go to stdout, as with `print`.
-        with self._lock, contextlib.suppress(OSError):
+        with self.writing, contextlib.suppress(OSError):
             if sys.stderr is not None:
                 if fresh := self.fresh_line():
                     text = f"{fresh}{text}"
@@ -239,20 +240,20 @@ class _SharedPipe:
         self._descriptor = descriptor
         self._is_peer_ocistream = False
         self._is_marked = False
-        # Called by the thread that draws and by every thread that prints messages.
-        self._lock = threading.Lock()
         self._mark()
 
     def has_foreign_peer(self) -> bool:
-        """Return whether the program at the other end is not known to be an ocistream."""
-        with self._lock:
-            if not self._is_peer_ocistream:
-                self._is_peer_ocistream = self._try_lock(fcntl.LOCK_EX) is False
-                # flock(2): a conversion drops the shared lock first, even if the conversion fails.
-                self._is_marked = False
-            if not self._is_marked:
-                self._mark()
-            return not self._is_peer_ocistream
+        """Return whether the program at the other end is not known to be an ocistream.
+
+        The caller holds `Console.writing`.
+        """
+        if not self._is_peer_ocistream:
+            self._is_peer_ocistream = self._try_lock(fcntl.LOCK_EX) is False
+            # flock(2): a conversion drops the shared lock first, even if the conversion fails.
+            self._is_marked = False
+        if not self._is_marked:
+            self._mark()
+        return not self._is_peer_ocistream
 
     def _mark(self) -> None:
         self._is_marked = self._try_lock(fcntl.LOCK_SH) is True

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ocistream.api.registries import RegistryAccess, find_home, load_host_rules, load_trust_policy, once
+from ocistream.api.registries import RegistryAccess, find_home, load_host_rules, load_trust_policy
 from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
 from ocistream.cli.registry_options import build_hint_translator
 from ocistream.cli.standard_streams import (
-    STDIN_HINT,
     is_visible_on_stdout,
     open_stdin,
     open_stdout,
@@ -27,6 +26,7 @@ from ocistream.cli.standard_streams import (
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams import files
+from ocistream.streams.once import once
 from ocistream.streams.paths import real_path
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from ocistream.api.options import CopyOptions
+    from ocistream.archive.outputs import Output
     from ocistream.auth.credentials import Keychain
     from ocistream.cli.console import Console
     from ocistream.cli.options import OmissionOptions, RunOptions
@@ -51,12 +52,18 @@ __all__ = ["CommandContext"]
 _MIN_REPORTED_WAIT: Final = 5.0
 #: Default name, in errors, of the input that is read from stdin.
 ARCHIVE_INPUT: Final = "archive"
+#: How the commands that do not take it as their first argument name an archive or layout instead of stdin.
+_INPUT_USAGES: Final = {"copy": "copy PATH DST", "push": "push -i PATH"}
+#: How commands name a file instead of stdout.
+_OUTPUT_USAGES: Final = {"copy": "copy SRC FILE", "pull": "pull -o FILE"}
 
 
 @dataclass(kw_only=True)
 class CommandContext:
     """The shared options of one run, the console, and the objects that a transfer needs, created on first use."""
 
+    #: The name of the command.
+    command: str
     console: Console
     options: RunOptions
     registry: RegistryOptions
@@ -123,7 +130,7 @@ class CommandContext:
             )
 
         context = self.access.build_context(create_client, self.cancelled)
-        return replace(context, stdin=self.open_stdin, stdout=self._open_stdout)
+        return replace(context, stdin=self.open_stdin, output=self._open_stdout)
 
     def check_result_path(self, *locations: Location) -> None:
         """Raise UsageError if --result would overwrite one of the locations, or mix with the output on stdout."""
@@ -138,32 +145,10 @@ class CommandContext:
             msg = f"--result {result} is the archive itself"
             raise UsageError(msg, hint="name another file: this one would be overwritten")
 
-    def check_credentials(self, registries: Collection[str]) -> None:
-        """Raise UsageError if several registries could ask for the one user name and password given."""
-        origin = "--username" if self.registry.username is not None else ""
-        if not origin and os.environ.get("OCISTREAM_USERNAME"):
-            sides = ("OCISTREAM_SRC_USERNAME", "OCISTREAM_DEST_USERNAME")
-            origin = "" if any(os.environ.get(name) for name in sides) else "OCISTREAM_USERNAME"
-        if origin and len(registries) > 1:
-            msg = f"{origin} cannot be used for {' and '.join(sorted(registries))}"
-            hint = "run `ocistream login` for each registry"
-            if self.sides:
-                hint += (
-                    ", or use --src-username and --dest-username, or OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
-                )
-            raise UsageError(msg, hint=hint)
-
-    def check_password_options(self) -> None:
-        """Raise UsageError if two passwords would come on stdin."""
-        if sum(options.password_stdin for options in (self.registry, *self.sides.values())) > 1:
-            msg = "only one password can come from stdin"
-            others = "--src-password-file, --dest-password-file, OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD"
-            raise UsageError(msg, hint=f"use {others} for the other one")
-
     def _build_keychain(self, side: str, registries: Collection[str]) -> Keychain:
         from ocistream.auth.credentials import Keychain
 
-        return Keychain(
+        keychain = Keychain(
             os.environ,
             home=find_home(os.environ),
             explicit=self.credentials.find_credential(side),
@@ -172,6 +157,8 @@ class CommandContext:
             configured=self.access.rules().credentials,
             auth_file=self.credentials.find_auth_file(side),
         )
+        keychain.check_auth_file()
+        return keychain
 
     def _report_retry(self, retry: RetryEvent) -> None:
         self.retry_count += 1
@@ -198,8 +185,10 @@ class CommandContext:
             with Path(path).open("rb") as file:
                 yield file
 
-    def open_stdin(self, what: str = ARCHIVE_INPUT, hint: str = STDIN_HINT) -> io.BufferedReader:
+    def open_stdin(self, what: str = ARCHIVE_INPUT, hint: str | None = None) -> io.BufferedReader:
         """Open stdin to read `what` from it; `hint` is for the UsageError if stdin is closed or a terminal.
+
+        Without a hint, the error says how this command names a file.
 
         The console becomes terse if an archive comes by a pipe and stderr is not a terminal, unless the user asked for
         more output.
@@ -209,6 +198,9 @@ class CommandContext:
                 msg = f"stdin cannot be both the {what} and the password"
                 option = f"--{side}-password-file" if side else "--password-file"
                 raise UsageError(msg, hint=f"use {option}, or read the {what} from a file")
+        if hint is None:
+            usage = _INPUT_USAGES.get(self.command, f"{self.command} PATH")
+            hint = f"pipe an archive into stdin, or name a file or directory (`{usage}`)"
         file = open_stdin(what, hint, self.cancelled)
         self.console.other_programs.add_pipe(file.fileno())
         if what == ARCHIVE_INPUT:
@@ -217,7 +209,9 @@ class CommandContext:
             self.console.is_terse = is_pipe(file.fileno()) and not has_terminal and not wants_more_output
         return file
 
-    def _open_stdout(self) -> io.FileIO:
-        file = open_stdout()
+    def _open_stdout(self) -> Output:
+        from ocistream.archive.outputs import StreamOutput
+
+        file = open_stdout(_OUTPUT_USAGES[self.command])
         self.console.other_programs.add_pipe(file.fileno())
-        return file
+        return StreamOutput(file, "to stdout")

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocistream.cli.standard_streams import read_password, read_password_file
-from ocistream.errors import AuthenticationError, UsageError
+from ocistream.errors import NotFoundError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams.paths import exists
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from ocistream.auth.credentials import Credential
     from ocistream.cli.registry_options import RegistryOptions
@@ -33,6 +33,28 @@ class ExplicitCredentials:
         self._credentials: dict[str, Credential | None] = {}
         #: The password read from stdin, which can be read only once for both sides.
         self._stdin_password: str | None = None
+
+    def check_password_stdin(self) -> None:
+        """Raise UsageError if two passwords would come on stdin."""
+        if sum(options.password_stdin for options in self._options.values()) > 1:
+            msg = "only one password can come from stdin"
+            others = "--src-password-file, --dest-password-file, OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD"
+            raise UsageError(msg, hint=f"use {others} for the other one")
+
+    def check_registries(self, registries: Collection[str]) -> None:
+        """Raise UsageError if several registries could ask for the one user name and password given."""
+        origin = "--username" if self._options[""].username is not None else ""
+        if not origin and self._env.get("OCISTREAM_USERNAME"):
+            sides = ("OCISTREAM_SRC_USERNAME", "OCISTREAM_DEST_USERNAME")
+            origin = "" if any(self._env.get(name) for name in sides) else "OCISTREAM_USERNAME"
+        if origin and len(registries) > 1:
+            msg = f"{origin} cannot be used for {' and '.join(sorted(registries))}"
+            hint = "run `ocistream login` for each registry"
+            if len(self._options) > 1:
+                hint += (
+                    ", or use --src-username and --dest-username, or OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
+                )
+            raise UsageError(msg, hint=hint)
 
     def find_credential(self, side: str) -> Credential | None:
         """Return the credential of one side, or None if no option gives one.
@@ -58,9 +80,7 @@ class ExplicitCredentials:
                 if not exists(path):
                     msg = f"{option} {printable(path, 1024)}: no such file"
                     hint = "check the path; `ocistream login --authfile FILE` creates such a file"
-                    # AuthenticationError, as for a missing file named by a variable or the configuration: no image was
-                    # looked up yet.
-                    raise AuthenticationError(msg, hint=hint)
+                    raise NotFoundError(msg, hint=hint)
                 return Path(path), option
         return None
 

@@ -58,6 +58,7 @@ COMMANDS: Final = {
     ),
 }
 
+_HELP_OPTIONS: Final = ["-h", "--help"]
 #: Commands that stand for an option: `help [COMMAND]` and `version`.
 _OPTION_COMMANDS: Final = {"help": "--help", "version": "--version"}
 #: Python's message if the system allows no more threads.
@@ -66,7 +67,7 @@ _THREAD_LIMIT_HINT: Final = (
     "the limit of processes or memory is reached: raise it (`ulimit -u`, or the container's PID limit), or use --jobs 1"
 )
 #: Errors of writing to stdout. All other writes convert their errors where they happen.
-_STDOUT_ERRNOS: Final = frozenset({errno.EPIPE, errno.ENOSPC})
+_STDOUT_ERRNOS: Final = frozenset({errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPIPE})
 _STDOUT_OPERATION: Final = "cannot write to stdout"
 
 
@@ -138,7 +139,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": _HELP_OPTIONS})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Copy container images as streams: from a registry, through a pipe or a file, into another registry.
@@ -155,10 +156,6 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     Call it in the main thread, which handles signals. If `ends_process`, the caller ends the process with the code: the
     signal handlers are not restored.
     """
-    if arguments and (option := _OPTION_COMMANDS.get(arguments[0])):
-        # `help help` and `help version` are about commands that have no page of their own.
-        rest = arguments[1:]
-        arguments = [*(rest[1:] if rest and rest[0] in _OPTION_COMMANDS else rest), option]
     console = Console.from_arguments(arguments)
     # Only without arguments, so that a variable left in the environment does no harm.
     if not arguments and (instruction := os.environ.get("_OCISTREAM_COMPLETE")):
@@ -173,12 +170,34 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     notices.set_listener(console.info)
     # An error that Python cannot raise, such as in `__del__`, would otherwise be printed on stderr.
     sys.unraisablehook = partial(_report_unraisable, console)
-    try:
-        return _run(arguments, console, ends_process=ends_process)
-    except Exception as error:  # noqa: BLE001 - no traceback reaches a user
-        return _handle_failure(console, error, ends_process=ends_process)
-    finally:
-        _flush_streams()
+    with contextlib.ExitStack() as stack:
+        stack.callback(_flush_streams)
+        if sys.stdout is None:
+            # A result that cannot be written is a failure. Python has no stdout if the process has none.
+            from ocistream.cli.standard_streams import ClosedOutput
+
+            stack.enter_context(contextlib.redirect_stdout(ClosedOutput()))
+        try:
+            return _run(_replace_option_command(arguments), console, ends_process=ends_process)
+        except Exception as error:  # noqa: BLE001 - no traceback reaches a user
+            return _handle_failure(console, error, ends_process=ends_process)
+
+
+def _replace_option_command(arguments: Sequence[str]) -> Sequence[str]:
+    """Return the arguments, with the option in place of `help [COMMAND]` and `version`.
+
+    Raises:
+        UsageError: further arguments follow.
+    """
+    if not arguments or (option := _OPTION_COMMANDS.get(arguments[0])) is None:
+        return arguments
+    rest = [argument for argument in arguments[1:] if argument not in _HELP_OPTIONS]
+    topic, extra = (rest[:1], rest[1:]) if option == "--help" else ([], rest)
+    if extra:
+        msg = f"Got unexpected extra argument ({printable(extra[0])})."
+        raise UsageError(msg, hint=f"write `{_NAME} help [COMMAND]` or `{_NAME} version`")
+    # `help help` and `help version` are about commands that have no page of their own.
+    return [*(name for name in topic if name not in _OPTION_COMMANDS), option]
 
 
 def _run(arguments: Sequence[str], console: Console, *, ends_process: bool) -> int:
@@ -201,8 +220,7 @@ def _invoke(context: click.Context) -> None:
 
 def _flush_stdout() -> None:
     """Flush stdout, so that a full disk or a closed pipe behind it is a failure of the run."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
+    sys.stdout.flush()
 
 
 def _handle_failure(console: Console, error: Exception, *, ends_process: bool) -> int:
@@ -327,7 +345,7 @@ def _describe_usage_error(error: click.ClickException) -> tuple[str, str | None]
             return f"No such option {printable(error.option_name)!r}.", hint
     # Some messages of click have a line for each choice.
     message = " ".join(error.format_message().split())
-    return message, f"see `{context.command_path} --help`" if context is not None else None
+    return message, f"see `{_NAME if context is None else context.command_path} --help`"
 
 
 def _flush_streams() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import shlex
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import IntegrityError, OcistreamError
+from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import (
     NoSuchImageError,
     format_image_names,
@@ -17,7 +16,7 @@ from ocistream.layout.index import (
     select_every_image,
     select_named_images,
 )
-from ocistream.locations import OpenContext, Selection, open_source, parse_location
+from ocistream.locations import OpenContext, open_source, parse_location
 from ocistream.oci.digest import DIGEST_MISMATCH
 from ocistream.oci.graph import Root
 from ocistream.oci.reference import is_digest, parse_full_name, printable
@@ -70,9 +69,13 @@ def add_copy_hints(console: Console, plan: CopyPlan, source: Source, *, dry_run:
         # Other errors of this class are about an image that differs from the requested one.
         subject = error.message.partition(": ")[0]
         is_blob_error = subject == DIGEST_MISMATCH or is_digest(subject)
-        if is_blob_error and not error.hint and location is not None and location.path and not location.is_stream:
+        if is_blob_error and not error.hint and location is not None and location.path:
             path = printable(str(location.path), 1024)
-            error.hint = f"{path} is damaged, or changed during the run: check it with `ocistream verify {path}`"
+            error.hint = (
+                "the archive on stdin is damaged: save it to a file, and check it with `ocistream verify FILE`"
+                if location.is_stream
+                else f"{path} is damaged, or changed during the run: check it with `ocistream verify {path}`"
+            )
         raise
 
 
@@ -121,7 +124,7 @@ def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
         with contextlib.closing(source):
             if isinstance(source, IncompleteSource):
                 is_missing = source.is_missing
-                graph_without_filter = source.resolve(DiscardedBlobs(threading.Event()))
+                graph_without_filter = source.resolve(DiscardedBlobs())
                 platforms = find_exported_platforms(graph_without_filter, lambda blob: bool(is_missing(blob)))
                 shown = ", ".join(map(printable, platforms[:_MAX_IN_COMMAND])) or "none"
                 return f"complete platforms: {shown}; {hint}"
@@ -154,30 +157,40 @@ def _list_missing_blobs(console: Console, error: MissingBlobsError) -> None:
 def _describe_needed_volumes(
     error: MissingVolumesError, source: Source, destination: Location, *, dry_run: bool
 ) -> None:
-    """Say which volumes are stored, and how to write the others: together always works, one by one in some orders."""
+    """Say which volumes are stored, and how to write the others: together, or one by one in the order of numbers."""
     from ocistream.api.verification import VolumeSet
 
     assert error.needed is not None  # noqa: S101 - the error is raised for these
-    names, volumes = error.needed.names, VolumeSet.from_source(source)
-    stored = [volume for volume in (volumes.present if volumes else ()) if volume.name not in names]
-    if stored:
+    present = volumes.present if (volumes := VolumeSet.from_source(source)) else ()
+    names = sorted(error.needed.names, key=lambda name: (present[0].template.parse_number(name) or 0) if present else 0)
+    needed = ", ".join(map(printable, names))
+    stored = [volume for volume in present if volume.name not in names]
+    is_layout = destination.kind != "docker"
+    # A registry stores the parts of a blob in order, a layout only complete blobs.
+    partial_blobs = [rest if is_layout else rest[1:] for rest in error.needed.in_order.values()]
+    refused = sorted({volume.name for volume in present} & {name for rest in partial_blobs for name in rest})
+    if refused:
+        first = printable(next(iter(error.needed.in_order.values()))[0])
+        reason = "a layout stores only complete blobs" if is_layout else f"{first} must come first"
+        shown = ", ".join(map(printable, refused))
+        error.message = f"part of {shown} was not stored: {reason}; still needed: {needed}"
+    elif stored:
         shown = f"{stored[0]}" if len(stored) == 1 else f"{len(stored)} of {stored[0].total} volumes"
         verb = "would be" if dry_run else "is" if len(stored) == 1 else "are"
-        error.message = f"{shown} {verb} stored; still needed: {', '.join(map(printable, names))}"
+        error.message = f"{shown} {verb} stored; still needed: {needed}"
     if dry_run:
-        error.hint = "nothing was changed; to see all that would move, name all volumes"
+        error.hint = "nothing was changed; name all volumes to see everything that would be copied"
         return
-    if destination.kind != "docker":
-        where = printable(destination.text, 1024)
-        error.hint = f"{where} keeps what was written: copy the other volumes too, one after the other"
+    options = _format_input_options(names)
+    if is_layout:
+        where = printable(str(destination.path), 1024)
+        error.hint = (
+            f"push {options} together to `ocistream serve {where}`"
+            if refused
+            else f"{where} keeps what was written: copy the needed volumes one by one, in this order"
+        )
         return
-    error.hint = (
-        f"the registry keeps what was sent: continue with {_format_input_options(names)}, "
-        "together or one after the other"
-    )
-    for digest, ordered_names in itertools.islice(error.needed.in_order.items(), 1):
-        options = _format_input_options(ordered_names)
-        error.hint += f"; {digest} continues from one volume to the next: pass {options} together, or in this order"
+    error.hint = f"the registry keeps what was sent: push {options} together, or one by one in this order"
 
 
 def _format_input_options(names: Sequence[str]) -> str:
@@ -238,7 +251,7 @@ def _search_images_by_id(image_id: str, source_location: Location) -> list[Root]
 
     source = open_source(replace(source_location, name=None), OpenContext(), Selection(referrers="skip"))
     with contextlib.closing(source):
-        graph = source.resolve(DiscardedBlobs(threading.Event()))
+        graph = source.resolve(DiscardedBlobs())
     digests = {
         digest
         for digest, document in graph.documents.items()

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ocistream.errors import ArchiveError, NotFoundError, UsageError
-from ocistream.locations import Selection, open_source, parse_location
+from ocistream.layout.image_selection import Selection
+from ocistream.locations import open_source, parse_location
 from ocistream.oci.omitted_blobs import BASE, HAVE, NOT_SELECTED, OmissionReason
 from ocistream.oci.reference import is_digest, printable
 from ocistream.streams import files, paths

@@ -125,7 +125,7 @@ class RunOptions(ClientOptions):
         type=PATH,
         metavar="DIR",
         section=TLS,
-        help="Read *.crt, *.cert and *.key from DIR instead of certs.d.",
+        help="Read *.crt, *.cert and *.key from DIR, not from certs.d in ~/.config and /etc.",
     )
     config: Path | None = option(
         type=click.Path(path_type=Path),
@@ -166,7 +166,7 @@ class OmissionOptions:
         metavar="IMAGE",
         no_default=SELECTS_CONTENT,
         section=MISSING,
-        help="Omit the blobs of IMAGE, which the destination has; repeatable.",
+        help="Omit the blobs of IMAGE, a base image that the destination has; repeatable.",
     )
     only: tuple[str, ...] = option(
         (),
@@ -182,7 +182,7 @@ class OmissionOptions:
 class MessageOptions:
     """Which messages are printed on stderr, and how."""
 
-    quiet: bool = option(default=False, flags=["-q", "--quiet"], section=MESSAGES, help="Print only errors.")
+    quiet: bool = option(default=False, flags=["-q", "--quiet"], section=MESSAGES, help="Print only errors on stderr.")
     verbose: int = option(
         0, type=_COUNT, flags=["-v", "--verbose"], section=MESSAGES, help="Print more; -vv also prints tracebacks."
     )
@@ -279,6 +279,7 @@ def command(function: Callable[..., None]) -> click.Command:
         run_options = _collect(RunOptions, values)
         _collect(MessageOptions, values).apply(console, run_options.progress)
         context = CommandContext(
+            command=function.__name__,
             console=console,
             options=run_options,
             registry=_collect(RegistryOptions, values),
@@ -287,7 +288,7 @@ def command(function: Callable[..., None]) -> click.Command:
             omission=_collect(OmissionOptions, values),
             cancelled=console.cancelled,
         )
-        context.check_password_options()
+        context.credentials.check_password_stdin()
         return_large_blocks()
         function(context, **values)
 
@@ -363,4 +364,4 @@ def json_option(help_text: str) -> _Decorator:
 
 def dry_run_option(help_text: str) -> _Decorator:
     """Give a command --dry-run."""
-    return click.option("--dry-run", cls=Option, is_flag=True, section=OUTPUT, help=help_text, no_default=FOR_ONE_RUN)
+    return click.option("--dry-run", cls=Option, is_flag=True, section=OUTPUT, help=help_text)

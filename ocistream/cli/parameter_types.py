@@ -13,7 +13,7 @@ import click
 
 from ocistream.cli.standard_streams import result_on_stdout_error
 from ocistream.errors import InvalidNameError, LocalDiskError, UsageError
-from ocistream.locations import is_archive_name, names_archive_and_tag, parse_location
+from ocistream.locations import check_not_archive, check_repository, is_archive_name, parse_location
 from ocistream.notices import add_failure_hint
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.sizes import parse_size
@@ -40,8 +40,8 @@ __all__ = [
 
 #: Transports before a colon that are not registries, and the beginnings of paths.
 _NOT_AN_IMAGE: Final = re.compile(r"(?:oci|oci-archive|docker-archive):|-\Z|\.{0,2}/|~/")
-#: `HOST[:PORT]` alone. No repository in Docker Hub's library has a dot in its name.
-_HOST: Final = re.compile(r"(?:localhost|[^.:/@]+(?:\.[^.:/@]+)+)(?::[0-9]+)?\Z")
+#: `HOST` alone. No repository in Docker Hub's library has a dot in its name.
+_HOST: Final = re.compile(r"[^.:/@]+(?:\.[^.:/@]+)+\Z")
 
 
 def parse_image(text: str, hint: str) -> Reference:
@@ -57,10 +57,9 @@ def parse_image_name(text: str) -> Reference:
     if not text:
         msg = "malformed image name '': it is empty"
         raise InvalidNameError(msg, hint="is a shell variable empty?")
+    check_repository(text)
     reference = parse_reference(text)
-    if names_archive_and_tag(text, reference):
-        msg = f"{printable(text)!r} has the name of an archive, not of an image in a registry"
-        raise InvalidNameError(msg, hint=f"for the image, write {printable(reference.name)}")
+    check_not_archive(text, reference)
     _advise_ambiguous_name(text, reference)
     return reference
 
@@ -110,13 +109,17 @@ class WholeNumber(click.IntRange):
         if isinstance(value, str):
             digits = value.removeprefix("-")
             if not digits.isascii() or not digits.isdigit():
-                self._fail(value, "is not a whole number", param, ctx)
+                self._fail(value, param, ctx)
             if len(digits) > _MAX_DIGITS:
-                self._fail(value, "is too large", param, ctx)
-        return super().convert(value, param, ctx)
+                self._fail(value, param, ctx)
+        number = int(value)
+        if (self.min is not None and number < self.min) or (self.max is not None and number > self.max):
+            self._fail(value, param, ctx)
+        return number
 
-    def _fail(self, value: str, problem: str, param: click.Parameter | None, ctx: click.Context | None) -> NoReturn:
-        self.fail(f"{printable(value, 40)!r} {problem}", param, ctx)
+    def _fail(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> NoReturn:
+        bounds = f"from {self.min} to {self.max}" if self.max is not None else f"of at least {self.min}"
+        self.fail(f"{printable(str(value), 40)!r} is not a whole number {bounds}", param, ctx)
 
 
 class PositiveNumber(click.FloatRange):

@@ -20,19 +20,19 @@ from ocistream.streams.workers import start
 from ocistream.transfer.interfaces import NullObserver
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ocistream.cli.console import Console
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.oci.graph import Graph
-    from ocistream.transfer.interfaces import Observer
+    from ocistream.oci.graph import Graph, Root
+    from ocistream.transfer.interfaces import RunObserver
 
 __all__ = [
     "LINE_INTERVAL",
-    "LinePrinter",
     "Progress",
     "ProgressSnapshot",
     "TransferRate",
+    "describe_status",
     "human_duration",
     "percentage",
     "show_progress",
@@ -63,7 +63,7 @@ _LOG_SECTIONS: Final = {
 
 
 @contextlib.contextmanager
-def show_progress(kind: str, console: Console) -> Iterator[Observer]:
+def show_progress(kind: str, console: Console) -> Iterator[RunObserver]:
     """Show the progress of the transfer within the block.
 
     `kind` is the value of --progress. "auto" is a bar on a terminal, else a line every few seconds, and nothing with -q
@@ -97,6 +97,11 @@ def human_duration(seconds: float) -> str:
     if seconds < 172_800:
         return f"{seconds // 3_600:.0f} h {seconds % 3_600 // 60:.0f} min"
     return f"{seconds / 86_400:.0f} days"
+
+
+def describe_status(status: str) -> str:
+    """Return the status of a blob for people: a layer is converted by recompressing it."""
+    return "recompressed" if status == "converted" else status
 
 
 def percentage(moved: int, total: int) -> int:
@@ -201,7 +206,8 @@ class Progress:
         self._rate = TransferRate()
         self._images: tuple[int, int] | None = None
         self.has_started = False
-        self._stop = threading.Event()
+        self._has_printed_total = False
+        self._is_closed = False
 
     def __enter__(self) -> Self:
         # If the system allows no more threads, nothing is displayed.
@@ -210,19 +216,27 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        self._is_closed = True
 
     def tick(self) -> None:
         """Update the display."""
 
     def _tick_until_closed(self) -> None:
-        while not self._stop.wait(self.interval):
+        while True:
+            time.sleep(self.interval)
+            if self._is_closed:
+                return
             self.tick()
 
     def planned(self, graph: Graph) -> None:
-        """Set the total."""
+        """Add a graph to the total."""
+        self.add_total(graph.size, len(graph.blobs), graph.roots)
+
+    def add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:  # noqa: ARG002 - a display shows them
+        """Add bytes and blobs to the total, or remove some (negative)."""
         with self._lock:
-            self._total, self._blob_count = graph.size, len(graph.blobs)
+            self._total = (self._total or 0) + size
+            self._blob_count = (self._blob_count or 0) + blobs
             self.has_started = True
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
@@ -270,20 +284,12 @@ class Progress:
                 moved, total, rate, seconds_left, self._blob_count, dict(self._outcomes), active_blobs, self._images
             )
 
-
-class LinePrinter:
-    """Prints progress as lines: the total once, then the bytes moved."""
-
-    def __init__(self, console: Console) -> None:
-        """Print nothing yet."""
-        self._console = console
-        self._has_printed_total = False
-
-    def print_line(self, state: ProgressSnapshot) -> None:
-        """Print one line, and the total before the first one."""
+    def print_line(self, console: Console) -> None:
+        """Print the current state as one line, and the total before the first line."""
+        state = self.snapshot()
         if state.total is not None and not self._has_printed_total:
             self._has_printed_total = True
-            self._console.info(f"{format_count(state.blob_count or 0, 'blob')}, {format_size(state.total)} in all")
+            console.info(f"{format_count(state.blob_count or 0, 'blob')}, {format_size(state.total)} in all")
         parts = [format_size(state.moved)]
         if state.total is not None:
             parts = [f"{parts[0]} of {format_size(state.total)}", f"{state.percent} %"]
@@ -293,7 +299,7 @@ class LinePrinter:
         parts.append(f"{format_size(state.rate)}/s")
         if state.seconds_left:
             parts.append(f"{human_duration(state.seconds_left)} left")
-        self._console.info(", ".join(parts), bytes=state.moved, total=state.total or 0)
+        console.info(", ".join(parts), bytes=state.moved, total=state.total or 0)
 
 
 class _ProgressLines(Progress):
@@ -308,17 +314,16 @@ class _ProgressLines(Progress):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
-        self._printer = LinePrinter(console)
         #: The beginning and end of a log section, or None.
         self._section = _find_log_section(os.environ) if console.verbosity >= 0 and not console.as_json else None
         self._blob_lines: list[str] = []
 
     def tick(self) -> None:
         if self.has_started:
-            self._printer.print_line(self.snapshot())
+            self.print_line(self._console)
 
     def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:
-        text = f"{status} {descriptor.digest} ({format_size(descriptor.size)}"
+        text = f"{describe_status(status)} {descriptor.digest} ({format_size(descriptor.size)}"
         if self._section is None:
             self._console.info(f"{text})", level=1)
         else:
@@ -350,19 +355,19 @@ class _JsonProgress(Progress):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
-        #: Held while an event of progress is printed, so that the numbers appear in order.
-        self._event_lock = threading.Lock()
         self._has_reported_total = False
         self._next_event = time.monotonic()
 
-    def planned(self, graph: Graph) -> None:
-        super().planned(graph)
-        images = [{"name": root.name, "digest": root.descriptor.digest} for root in graph.roots]
-        self._console.emit_event(event="planned", images=images, blobs=len(graph.blobs), total=graph.size)
+    def add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
+        images = [{"name": root.name, "digest": root.descriptor.digest} for root in roots]
+        with self._console.writing:
+            super().add_total(size, blobs)
+            self._console.emit_event(event="planned", images=images, blobs=self._blob_count, total=self._total)
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
         super().advance(size, descriptor)
-        with self._event_lock:
+        # Also held while an event is printed, so that the numbers appear in order.
+        with self._console.writing:
             # Bytes that are taken back move again, and the total is then reported again.
             self._has_reported_total = self._has_reported_total and self._is_complete()
             now = time.monotonic()
@@ -372,7 +377,7 @@ class _JsonProgress(Progress):
 
     def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:  # noqa: ARG002 - a display's method
         self._console.emit_event(event="blob", digest=descriptor.digest, size=descriptor.size, status=status)
-        with self._event_lock:
+        with self._console.writing:
             if self._is_complete() and not self._has_reported_total:
                 self._emit_progress()
 

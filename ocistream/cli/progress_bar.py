@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Final, Self
 
@@ -14,8 +13,8 @@ from tqdm import tqdm
 from ocistream.cli.console import TerminalLock
 from ocistream.cli.progress import (
     LINE_INTERVAL,
-    LinePrinter,
     Progress,
+    describe_status,
     human_duration,
     percentage,
 )
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from ocistream.cli.console import Console
     from ocistream.cli.progress import ProgressSnapshot
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.oci.graph import Graph
+    from ocistream.oci.graph import Root
 
 __all__ = ["ProgressBar", "render_lines"]
 
@@ -60,7 +59,6 @@ class ProgressBar(Progress):
         super().__init__()
         self._console = console
         self._is_explicit = is_explicit
-        self._printer = LinePrinter(console)
         #: When the next line is due (monotonic seconds), and how many bytes had moved by then.
         self._next_line = time.monotonic() + LINE_INTERVAL
         self._moved_when_due: int | None = None
@@ -69,9 +67,8 @@ class ProgressBar(Progress):
         self._ascii = not _can_encode_blocks()
         #: One bar a terminal: only the process that has the lock draws.
         self._terminal_lock = TerminalLock()
-        #: The lines on the terminal; the cursor is at their beginning. Hold `_drawing` to write to stderr.
+        #: The lines on the terminal; the cursor is at their beginning. Hold `Console.writing` to change them.
         self._drawn_lines: list[str] = []
-        self._drawing = threading.Lock()
 
     def __enter__(self) -> Self:
         self._console.display = self
@@ -80,24 +77,24 @@ class ProgressBar(Progress):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def planned(self, graph: Graph) -> None:
-        """Set the total."""
-        super().planned(graph)
+    def add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
+        """Add to the total, and draw it."""
+        super().add_total(size, blobs, roots)
         self._draw()
 
     def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:  # noqa: ARG002 - a display's method
         """Print a line for a finished blob with -v."""
-        self._console.info(f"{status} {descriptor.digest} ({format_size(descriptor.size)})", level=1)
+        self._console.info(f"{describe_status(status)} {descriptor.digest} ({format_size(descriptor.size)})", level=1)
 
     def tick(self) -> None:
         """Draw, or print a line where nothing may be drawn."""
         self._draw()
         if self._is_line_due():
-            self._printer.print_line(self.snapshot())
+            self.print_line(self._console)
 
     def print_above(self, text: str) -> None:
         """Print lines that stay, and the bar below them."""
-        with self._drawing:
+        with self._console.writing:
             was_drawn = bool(self._drawn_lines)
             if was_drawn:
                 self._erase(f"{text}\n")
@@ -112,17 +109,17 @@ class ProgressBar(Progress):
     @contextlib.contextmanager
     def suspend(self) -> Iterator[None]:
         """Erase the bar while the block writes to the same terminal."""
-        with self._drawing:
+        with self._console.writing:
             self._erase()
             yield
 
     def close(self) -> None:
         """Draw the final state, then stop drawing."""
-        if self._stop.is_set():
+        if self._is_closed:
             return
         self._draw()
-        with self._drawing:
-            self._stop.set()
+        with self._console.writing:
+            self._is_closed = True
             self._console.display = None
             self._erase()
             self._terminal_lock.release()
@@ -141,8 +138,8 @@ class ProgressBar(Progress):
         return True
 
     def _draw(self) -> None:
-        with self._drawing:
-            if self._stop.is_set() or not self.has_started or not self._terminal_lock.acquire():
+        with self._console.writing:
+            if self._is_closed or not self.has_started or not self._terminal_lock.acquire():
                 self._is_suppressed = False
                 return
             size = _terminal_size()
@@ -217,7 +214,9 @@ def _format_counts(state: ProgressSnapshot, hidden: int) -> str:
     text = f"{state.done_count} blobs"
     if state.blob_count is not None:
         text = f"{state.done_count} of {format_count(max(state.blob_count, state.done_count), 'blob')}"
-    parts = [f"{state.outcomes[status]} {status}" for status in _OUTCOME_ORDER if state.outcomes.get(status)]
+    parts = [
+        f"{state.outcomes[status]} {describe_status(status)}" for status in _OUTCOME_ORDER if state.outcomes.get(status)
+    ]
     if state.images is not None:
         parts.append(f"{state.images[0]} of {format_count(state.images[1], 'image')}")
     text = ": ".join([text, *parts[:1]])

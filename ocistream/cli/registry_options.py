@@ -88,8 +88,8 @@ class RegistryOptions:
         default=False,
         no_default=_FOR_ONE_REGISTRY,
         section=TLS,
-        help="Do not verify certificates of the registries of this command.",
-        side_help="Do not verify the certificate of the {}.",
+        help="Disable certificate verification for the registries of this command.",
+        side_help="Disable certificate verification for the {}.",
     )
     ca_cert: str | None = option(
         type=PATH,

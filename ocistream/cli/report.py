@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, IncompleteIndex, Root
     from ocistream.oci.platforms import ChosenPlatforms
     from ocistream.oci.referrers import SkippedReferrer
-    from ocistream.transfer.copy import Report
     from ocistream.transfer.interfaces import Source
-    from ocistream.transfer.report import BlobResult
+    from ocistream.transfer.report import BlobResult, Report
 
 __all__ = [
     "cached_size",
@@ -100,7 +99,7 @@ def report_copy(
     *,
     omits: bool,
 ) -> None:
-    """Print on stderr what a copy moved, and what became of images and blobs that were not copied as they are.
+    """Print on stderr what a copy transferred, and what became of images and blobs that were not copied as they are.
 
     `cached` is how many bytes came from the cache, by digest. `omits` says that blobs could be omitted by digest.
     """
@@ -108,10 +107,12 @@ def report_copy(
     _report_resumed(console, report)
     _report_summary(console, report, cached)
     report_incomplete_indexes(console, report.graph.incomplete_indexes, report.origins)
+    if not into_docker_archive:
+        _report_new_digests(console, report, is_requested=plan.options.compress is not None)
     if plan.options.compress is None and not into_docker_archive:
         is_saved = getattr(source, "is_docker_save", False)
         excludes = not plan.compresses_plain_layers(source, omits=omits)
-        _report_recompressed(console, report, is_saved=is_saved, excludes=excludes)
+        _report_plain_layers(console, report, is_saved=is_saved, excludes=excludes)
     _report_omitted(console, report)
     report_skipped_referrers(console, report.graph.skipped_referrers)
     _report_unused_entries(console, source)
@@ -120,15 +121,16 @@ def report_copy(
         _warn_unnamed_images(console, report.graph)
 
 
-def report_dry_run(console: Console, report: Report, images: Sequence[ImageResult]) -> None:
-    """Print on stderr what a real run would move, and what it would not copy."""
+def report_dry_run(console: Console, plan: CopyPlan, report: Report, images: Sequence[ImageResult]) -> None:
+    """Print on stderr what a real run would copy, and what it would not."""
     counts = Counter(blob.status for blob in report.blobs)
-    moved = counts["copied"] + counts["converted"]
+    copied = counts["copied"] + counts["converted"]
     resumed = sum(blob.resumed_size for blob in report.blobs)
     size = total_size(report, "copied") + total_size(report, "converted") - resumed
-    parts = [f"would move {format_count(moved, 'blob')}, {format_size(size)}"]
+    parts = [f"would copy {format_count(copied, 'blob')}, {format_size(size)}"]
     if kinds := _count_referrers(report):
         parts[0] += f", with {kinds}"
+    parts[0] += f", to {'stdout' if plan.destination.is_stream else printable(plan.destination.text, _MAX_NAME)}"
     if counts["converted"]:
         parts.append(f"{counts['converted']} of them recompressed to a size that is not known yet")
     if resumed:
@@ -136,7 +138,7 @@ def report_dry_run(console: Console, report: Report, images: Sequence[ImageResul
     parts += [
         f"{counts[outcome]} {text} ({format_size(total_size(report, outcome))})"
         for outcome, text in (
-            ("skipped", "exist at the destination"),
+            ("skipped", "exists at the destination" if counts["skipped"] == 1 else "exist at the destination"),
             ("mounted", "mounted from another repository"),
         )
         if counts[outcome]
@@ -164,13 +166,13 @@ def _report_image_ids(console: Console, report: Report, images: Iterable[ImageRe
 
 
 def _report_summary(console: Console, report: Report, cached: Mapping[str, int]) -> None:
-    """Print one line: what was moved and how fast."""
+    """Print one line: what was copied and how fast."""
     counts = Counter(blob.status for blob in report.blobs)
     written = total_size(report, "copied") + total_size(report, "converted")
     resumed = sum(blob.resumed_size for blob in report.blobs)
     rate = (written - resumed) / report.seconds if report.seconds else 0.0
-    moved = format_count(counts["copied"] + counts["converted"], "blob")
-    parts = [f"{moved}, {format_size(written)}, in {report.seconds:.1f} s ({format_size(rate)}/s)"]
+    copied = format_count(counts["copied"] + counts["converted"], "blob")
+    parts = [f"copied {copied}, {format_size(written)}, in {report.seconds:.1f} s ({format_size(rate)}/s)"]
     if counts["converted"]:
         parts.append(f"{counts['converted']} of them recompressed")
     if resumed:
@@ -187,8 +189,8 @@ def _report_summary(console: Console, report: Report, cached: Mapping[str, int])
     foreign = f"{format_count(len(report.graph.foreign), 'foreign layer')} not copied"
     if report.graph.foreign:
         parts.append(foreign)
-    console.print_status("moved " + "; ".join(parts))
-    # Also on a terse console: which bytes were not moved.
+    console.print_status("; ".join(parts))
+    # Also on a terse console: which bytes were not copied.
     if console.is_terse and resumed:
         console.info(f"{format_size(resumed)} resumed from an earlier run")
     if console.is_terse and report.graph.foreign:
@@ -240,18 +242,21 @@ def _describe_selected(
     if into_docker_archive:
         advice = "" if available_count == 1 else "; choose another with --platform"
     else:
-        advice = "; --platform all keeps the index" if available_count == 1 else "; --platform all for all"
+        advice = (
+            "; use --platform all to keep the index" if available_count == 1 else "; use --platform all to copy all"
+        )
     if may_lack and available_count > 1:
-        return f"{selected} of {available_count} platforms in the index{advice}, if the archive has the others"
+        return f"only {selected} of {available_count} platforms in the index{advice}, if the archive has the others"
     if available_count == listed_count:
         return (
             f"{selected}, the only platform of an index{advice}"
             if available_count == 1
-            else f"{selected} of {available_count} platforms{advice}"
+            else f"only {selected} of {available_count} platforms{advice}"
         )
     if available_count == 1:
         return f"{selected}, the only platform that the source has of the {listed_count} in the index{advice}"
-    return f"{selected} of the {available_count} platforms that the source has; the index lists {listed_count}{advice}"
+    present = f"only {selected} of the {available_count} platforms that the source has"
+    return f"{present}; the index lists {listed_count}{advice}"
 
 
 def _report_resumed(console: Console, report: Report) -> None:
@@ -262,17 +267,8 @@ def _report_resumed(console: Console, report: Report) -> None:
             console.info(f"resumed {digest} after {format_size(blob.resumed_size)} of {total}", level=1)
 
 
-def _report_recompressed(console: Console, report: Report, *, is_saved: bool, excludes: bool) -> None:
-    """Print what became of the layers that `docker save` left uncompressed, if it may surprise the user.
-
-    `is_saved` says that the source was written by `docker save`, perhaps recognized too late to compress its layers.
-    `excludes` says that blobs were omitted by digest.
-    """
-    if not (report.graph.has_plain_layers or is_saved):
-        return
-    # Not at the top: most transfers need no codecs.
-    from ocistream.streams.layer_media_types import codec_name
-
+def _report_new_digests(console: Console, report: Report, *, is_requested: bool) -> None:
+    """Print the new digest of a recompressed image. `is_requested` says that --compress was given."""
     pairs = [
         (source.descriptor.digest, root.descriptor.digest)
         for source, root in zip(report.source_graph.roots, report.graph.roots, strict=True)
@@ -284,7 +280,21 @@ def _report_recompressed(console: Console, report: Report, *, is_saved: bool, ex
     if changed:
         old, new = next(iter(changed))
         others = f" (and those of {format_count(len(changed) - 1, 'other image')})" if len(changed) > 1 else ""
-        console.info(f"the layers of `docker save` were compressed: the digest {old} became {new}{others}")
+        cause = "layers were recompressed" if is_requested else "the layers of `docker save` were compressed"
+        console.info(f"{cause}: the digest {old} became {new}{others}")
+
+
+def _report_plain_layers(console: Console, report: Report, *, is_saved: bool, excludes: bool) -> None:
+    """Print which layers that `docker save` left uncompressed were not compressed.
+
+    `is_saved` says that the source was written by `docker save`, perhaps recognized too late to compress its layers.
+    `excludes` says that blobs were omitted by digest.
+    """
+    if not (report.graph.has_plain_layers or is_saved):
+        return
+    # Not at the top: most transfers need no codecs.
+    from ocistream.streams.layer_media_types import codec_name
+
     plain = {
         layer.digest
         for _, document in report.graph.images()
@@ -292,14 +302,14 @@ def _report_recompressed(console: Console, report: Report, *, is_saved: bool, ex
         if codec_name(layer.media_type) == "none"
     }
     if plain:
-        stay, they = (
-            ("layer of `docker save` stays", "it") if len(plain) == 1 else ("layers of `docker save` stay", "they")
-        )
-        if excludes:
-            reason = "blobs are excluded by their digests"
-        else:
-            reason = f"{they} came before manifest.json. Use --compress gzip, or read the archive from a file"
-        console.info(f"{len(plain)} {stay} uncompressed: {reason}")
+        was, they, them = ("layer was", "it", "it") if len(plain) == 1 else ("layers were", "they", "them")
+        reason = "blobs are omitted by their digests"
+        if not excludes:
+            reason = (
+                f"{they} came before manifest.json in the pipe; to compress {them}, add --compress gzip, or read the "
+                "archive from a file"
+            )
+        console.info(f"{len(plain)} {was} copied uncompressed, because {reason}")
 
 
 def _report_omitted(console: Console, report: Report) -> None:

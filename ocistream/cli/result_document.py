@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from ocistream.api.results import ImageResult
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Root
-    from ocistream.transfer.copy import Report
-    from ocistream.transfer.report import BlobResult
+    from ocistream.transfer.report import BlobResult, Report
 
 __all__ = ["check_result_writable", "write_result", "write_result_pieces"]
 

@@ -36,9 +36,10 @@ __all__ = [
     "check_all_defaults",
     "configurable_options",
     "find_credential_variables",
-    "load_all_options",
+    "group_option_names",
     "option_name",
     "read_settings",
+    "reasons_against_defaults",
     "variable_name",
     "warn_unused_variables",
 ]
@@ -141,6 +142,19 @@ def configurable_options(command: click.Command) -> dict[str, click.Option]:
     return {name: option for name, option in _own_options(command) if not _reason_against_default(option)}
 
 
+@functools.cache
+def reasons_against_defaults() -> dict[str, str]:
+    """Return the options of all commands by long name: why neither a variable nor the file sets one, "" if they may."""
+    from ocistream.cli.entry_point import COMMANDS, load_command
+
+    reasons: dict[str, str] = {}
+    for command in map(load_command, COMMANDS):
+        for name, option in _own_options(command):
+            # --format of `pull` has a default, --format of `inspect` has none.
+            reasons[name] = reasons.get(name, "-") and _reason_against_default(option)
+    return reasons
+
+
 def read_settings(
     name: str, command: click.Command, table: TomlTable | None, env: Mapping[str, str]
 ) -> dict[str, Setting]:
@@ -174,9 +188,9 @@ def _read_file_settings(
             _check_command_table(shared, key)
         elif key in options:
             yield key, _build_setting(shared, key, options[key], directory, f"{table.label} [defaults]")
-        elif key not in _group_options():
+        elif key not in group_option_names():
             # It may be an option of another command. To import all commands takes 20 ms.
-            _check_option_name(shared, key, load_all_options())
+            _check_option_name(shared, key, _configurable_names())
     command_table = shared.table(name)
     for key in command_table.values:
         _check_option_name(command_table, key, options, of=f"`ocistream {name}`")
@@ -197,15 +211,15 @@ def _check_command_table(table: TomlTable, key: str) -> None:
         raise table.key_error(key, "is a table, not a command", _suggest_name(key, COMMANDS))
 
 
-def _check_option_name(table: TomlTable, key: str, known: Mapping[str, Any], of: str = "any command") -> None:
+def _check_option_name(table: TomlTable, key: str, known: Collection[str], of: str = "any command") -> None:
     if key in known:
         return
-    if reason := _reasons_against_defaults().get(key):
+    if reason := reasons_against_defaults().get(key):
         raise table.key_error(key, "has no default", reason)
     raise table.key_error(key, f"is not an option of {of}", _suggest_name(key, known))
 
 
-def _suggest_name(key: str, known: Mapping[str, Any]) -> str:
+def _suggest_name(key: str, known: Collection[str]) -> str:
     from difflib import get_close_matches
 
     close = get_close_matches(key.replace("_", "-").lower().lstrip("-"), known, n=1)
@@ -213,33 +227,13 @@ def _suggest_name(key: str, known: Mapping[str, Any]) -> str:
 
 
 @functools.cache
-def _group_options() -> dict[str, click.Option]:
+def group_option_names() -> frozenset[str]:
     """Return the options of all groups that a variable or the file may set, by long name, without any command."""
-    options = {option_name(option): option for group in GROUPS for option in make_options(group)}
-    return {name: option for name, option in options.items() if not option.no_default}
+    return frozenset(option_name(option) for group in GROUPS for option in make_options(group) if not option.no_default)
 
 
-def _load_commands() -> Iterator[click.Command]:
-    from ocistream.cli.entry_point import COMMANDS, load_command
-
-    return map(load_command, COMMANDS)
-
-
-def load_all_options() -> dict[str, click.Option]:
-    """Return the options of all commands that a variable or the file may set, by long name."""
-    return {key: option for command in _load_commands() for key, option in configurable_options(command).items()}
-
-
-def _reasons_against_defaults() -> dict[str, str]:
-    """Return the options that neither a variable nor the file sets for any command, with the reasons."""
-    options = {key: option for command in _load_commands() for key, option in _own_options(command)}
-    # --format of `pull` has a default, --format of `inspect` has none.
-    known = load_all_options()
-    return {
-        key: reason
-        for key, option in options.items()
-        if key not in known and (reason := _reason_against_default(option))
-    }
+def _configurable_names() -> list[str]:
+    return [name for name, reason in reasons_against_defaults().items() if not reason]
 
 
 def _build_setting(table: TomlTable, key: str, option: click.Option, directory: Path, where: str) -> Setting:
@@ -297,7 +291,7 @@ def _check_setting(context: click.Context, key: str, option: click.Option, setti
     try:
         option.process_value(context, setting.value)
     except click.BadParameter as error:
-        msg = f"{where}: {' '.join(error.format_message().split())}"
+        msg = f"{where}: {error.message}"
         raise UsageError(msg) from error
     except UsageError as error:
         msg = f"{where}: {error.message}"
@@ -337,14 +331,13 @@ def _describe_unused(names: Collection[str], used: Collection[str]) -> Iterator[
     unused = [name for name in names if name not in used_variables and not _KUBERNETES_VARIABLE.match(name)]
     if not unused:
         return
-    refused = {variable_name(key): reason for key, reason in _reasons_against_defaults().items()}
-    known = {variable_name(key) for key in load_all_options()}
+    reasons = {variable_name(key): reason for key, reason in reasons_against_defaults().items()}
     for name in unused:
-        if name in refused:
-            yield f"the variable {name} has no effect: {refused[name]}"
-        elif name not in known:
-            suggestion = _suggest_variable(name, {*known, *used_variables} - _TEST_VARIABLES)
-            yield f"the variable {printable(name)} has no effect: {suggestion}"
+        if (reason := reasons.get(name)) is None:
+            known = {*map(variable_name, _configurable_names()), *used_variables}
+            reason = _suggest_variable(name, known - _TEST_VARIABLES)
+        if reason:
+            yield f"the variable {printable(name)} has no effect: {reason}"
 
 
 def _suggest_variable(name: str, known: Collection[str]) -> str:

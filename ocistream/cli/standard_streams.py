@@ -6,10 +6,10 @@ import io
 import os
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.errors import UsageError
+from ocistream.errors import LocalDiskError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams.files import CancellableInput, disk_errors
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ocistream.locations import Location
 
 __all__ = [
-    "STDIN_HINT",
+    "ClosedOutput",
     "is_visible_on_stdout",
     "open_stdin",
     "open_stdout",
@@ -30,7 +30,14 @@ __all__ = [
     "result_on_stdout_error",
 ]
 
-STDIN_HINT: Final = "pipe an archive into stdin, or name a file or directory (`push -i PATH`)"
+
+class ClosedOutput(io.TextIOBase):
+    """The stdout of a process that was started without one (`>&-`): Python has None, which `click.echo` ignores."""
+
+    def write(self, text: str, /) -> int:  # noqa: ARG002 - the stream's signature
+        """Raise LocalDiskError: the result is lost."""
+        msg = "cannot write the result to stdout: it is closed"
+        raise LocalDiskError(msg, hint="to discard the result, redirect it to /dev/null")
 
 
 def open_stdin(what: str, hint: str, cancelled: threading.Event) -> io.BufferedReader:
@@ -45,14 +52,17 @@ def open_stdin(what: str, hint: str, cancelled: threading.Event) -> io.BufferedR
     return io.BufferedReader(CancellableInput(sys.stdin.fileno(), cancelled), 64 * limits.KIB)
 
 
-def open_stdout() -> io.FileIO:
-    """Open stdout to write an archive to it, unbuffered; raise UsageError if it is closed or a terminal."""
-    if sys.stdout is None:
+def open_stdout(usage: str) -> io.FileIO:
+    """Open stdout to write an archive to it, unbuffered; raise UsageError if it is closed or a terminal.
+
+    `usage` is how the command names a file instead.
+    """
+    if isinstance(sys.stdout, ClosedOutput):
         msg = "cannot write the archive to stdout: it is closed"
-        raise UsageError(msg, hint="name an output file (`pull -o FILE`)")
+        raise UsageError(msg, hint=f"name an output file (`{usage}`)")
     if sys.stdout.isatty():
         msg = "stdout is a terminal: archives are not written to terminals"
-        raise UsageError(msg, hint="name an output file (`pull -o FILE`), or pipe the archive: `... | ssh host ...`")
+        raise UsageError(msg, hint=f"name an output file (`{usage}`), or pipe the archive: `... | ssh host ...`")
     return io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
 
 
@@ -71,7 +81,7 @@ def read_password_file(path: str, option: str) -> str:
         msg = f"{option} - is not a file"
         raise UsageError(msg, hint=f"read the password from stdin with {option.removesuffix('file')}stdin")
     description = f"{option} {printable(path, 1024)}"
-    with disk_errors(description), open(path, "rb") as file:  # noqa: PTH123 - a Path refuses names that are too long
+    with disk_errors(f"cannot read {description}"), open(path, "rb") as file:  # noqa: PTH123 - a Path refuses names that are too long
         raw = file.read(limits.MAX_ERROR_BODY + 1)
     if len(raw) > limits.MAX_ERROR_BODY:
         msg = f"{description} has more than {limits.MAX_ERROR_BODY} bytes: too long for a password"
@@ -101,8 +111,6 @@ def resolve_stdout(location: Location) -> Location:
 
 
 def _is_stdout(path: Path) -> bool:
-    if sys.stdout is None:
-        return False
     try:
         return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
     except OSError:

@@ -58,7 +58,7 @@ def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
     queried = find_queried_registries(context)
     named = plan.source_registries | plan.destination_registries
     if not context.sides:
-        context.check_credentials(named | queried)
+        context.credentials.check_registries(named | queried)
         return
     for side in context.sides:
         context.registry_options(side)
@@ -76,7 +76,7 @@ def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
             context.console.info(message)
         if not context.sides[side].has_credential:
             shared |= side_registries
-    context.check_credentials(shared)
+    context.credentials.check_registries(shared)
 
 
 def run_transfer(
@@ -129,7 +129,7 @@ def run_transfer(
         write_result(result, report, images, retried=context.retry_count, upload=methods_used, cached=cached_sizes)
     if dry_run:
         print_dry_run(plan, report, images)
-        report_dry_run(context.console, report, images)
+        report_dry_run(context.console, plan, report, images)
         return
     if not plan.destination.is_stream:
         print_results(images)

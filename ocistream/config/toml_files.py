@@ -22,7 +22,7 @@ from ocistream.streams.files import disk_errors
 from ocistream.streams.paths import is_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Self
 
 __all__ = [
@@ -117,10 +117,13 @@ class TomlTable:
         self.home = home
         for name in values:
             if self.keys and name not in self.keys and not self.ignores_unknown:
-                hint = f"known: {', '.join(sorted(self.keys))}"
+                hint = f"allowed: {', '.join(sorted(self.keys))}"
                 if self.sensitive_hint and _SECRET.search(name):
                     hint = f"{self.sensitive_hint}; {hint}"
-                raise self.key_error(name, "is not supported here", hint)
+                elif close := _find_similar(name, self.keys):
+                    hint = f"did you mean {close[0]}? {hint}"
+                msg = f"{self.label}: unknown key {printable(name)!r}"
+                raise UsageError(msg, hint=hint)
         for name, key in self.keys.items():
             value = values.get(name, key.default)
             if value is None and key.is_required:
@@ -149,6 +152,12 @@ class TomlTable:
             UsageError: the value is not a table.
         """
         return TomlTable.read(self, key, self.values.get(key, {}))
+
+
+def _find_similar(name: str, keys: Iterable[str]) -> list[str]:
+    from difflib import get_close_matches
+
+    return get_close_matches(name, keys, 1)
 
 
 # -- readers of values ---------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import http.client
 import select
 import socket
 import ssl
-import threading
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import requests
@@ -85,7 +84,7 @@ class Adapter(requests.adapters.BaseAdapter):
         self._contexts = TlsContexts(settings.ca_file, requests.utils.DEFAULT_CA_BUNDLE_PATH)
         #: Host -> whether its address is outside of this machine and network.
         self._external: dict[str, bool] = {}
-        self._lock = threading.Lock()
+        #: Any thread appends and removes: single operations of a list are atomic.
         self._idle: list[_Connection] = []
         self._is_closed = False
 
@@ -127,23 +126,21 @@ class Adapter(requests.adapters.BaseAdapter):
         """Keep the connection of a response whose body was read to its end; close any other connection."""
         raw, connection = cast("BoundedResponse", response.raw), cast("_Connection | None", response.connection)
         response.connection = cast("Any", None)
-        surplus = connection
-        if connection is not None and raw.isclosed() and not raw.missing and not connection.is_closed:
-            with self._lock:
-                if not self._is_closed:
-                    self._idle.append(connection)
-                    surplus = self._idle.pop(0) if len(self._idle) > _MAX_IDLE else None
+        is_idle = connection is not None and raw.isclosed() and not raw.missing and not connection.is_closed
         raw.close()
-        if surplus is not None:
-            surplus.close()
+        if connection is None:
+            return
+        if not is_idle:
+            connection.close()
+            return
+        self._idle.append(connection)
+        # Closed before or after this connection was added: nothing else would close it.
+        self._close_idle(keep=0 if self._is_closed else _MAX_IDLE)
 
     def close(self) -> None:
         """Close all idle connections, and others as soon as their response is read. No connection is opened later."""
-        with self._lock:
-            self._is_closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        self._is_closed = True
+        self._close_idle(keep=0)
 
     def is_external(self, host: str) -> bool | None:
         """Return whether a host has an external address; None without a connection yet, or only through a proxy."""
@@ -164,15 +161,24 @@ class Adapter(requests.adapters.BaseAdapter):
 
     def _take_idle(self, route: Route) -> _Connection | None:
         """Return an idle connection, the last one used, unless the server has closed it."""
-        while True:
-            with self._lock:
-                connection = next((idle for idle in reversed(self._idle) if idle.route == route), None)
-                if connection is None:
-                    return None
+        for connection in reversed(self._idle.copy()):
+            if connection.route != route:
+                continue
+            try:
                 self._idle.remove(connection)
+            except ValueError:
+                # Another thread has taken it.
+                continue
             if connection.is_connected:
                 return connection
             connection.close()
+        return None
+
+    def _close_idle(self, *, keep: int) -> None:
+        """Close the idle connections that were used longest ago, but for `keep` of them."""
+        while len(self._idle) > keep:
+            with contextlib.suppress(IndexError):
+                self._idle.pop(0).close()
 
     def _connect(self, route: Route, timeout: float) -> _Connection:
         """Open a connection. A proxy opens a tunnel for https, and gets complete URLs for http."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import threading
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -27,8 +26,10 @@ from ocistream.http.session import Session, StreamedBody
 from ocistream.http.settings import HostSettings, HttpSettings, TlsSettings
 from ocistream.http.tls import check_tls_files
 from ocistream.streams import clock
+from ocistream.streams.once import KeyedLocks, OncePerKey
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Container, Mapping, Sequence
 
     from ocistream.auth.credentials import Credential
@@ -73,7 +74,7 @@ class HttpClient:
         *,
         find_host_settings: Callable[[str, str], HostSettings] = lambda _registry, _repository: HostSettings(),
         on_retry: Callable[[RetryEvent], None] = lambda _: None,
-        cancelled: threading.Event | None = None,
+        cancelled: threading.Event,
         rate_limits: RateLimits | None = None,
         on_response: Callable[[str, Callable[[str], str | None]], None] = lambda _registry, _header: None,
     ) -> None:
@@ -86,15 +87,16 @@ class HttpClient:
         """
         self._settings = settings
         self.retry_policy = settings.retry_policy
-        self.cancelled = cancelled or threading.Event()
+        self.cancelled = cancelled
         self._find = find
-        self._find_host_settings = find_host_settings
         self._on_retry = on_retry
         self._on_response = on_response
         self._rate_limits = rate_limits or RateLimits()
-        self._lock = threading.Lock()
-        self._host_settings: dict[tuple[str, str], HostSettings] = {}
-        self._endpoints: dict[tuple[str, HostSettings, bool], Endpoint] = {}
+        #: Host and repository -> its settings.
+        self._host_settings = OncePerKey[tuple[str, str], HostSettings](lambda key: find_host_settings(*key))
+        self._endpoints = OncePerKey(self._create_endpoint)
+        #: One thread at a time finds out whether a host speaks TLS.
+        self._scheme_locks: KeyedLocks[Endpoint] = KeyedLocks()
         self._check_tls_files(settings.tls)
         self._session = Session(settings, self.wait)
         #: Sends the requests for tokens, which all transfers share.
@@ -123,22 +125,21 @@ class HttpClient:
         Raises:
             NotFoundError, LocalDiskError, UsageError: certificates configured for the registry cannot be used.
         """
-        settings = self._settings_of(registry, repository)
-        key = registry, settings, is_explicit
-        with self._lock:
-            if key not in self._endpoints:
-                explicit_tls = self._settings.tls
-                if not is_explicit:
-                    explicit_tls = TlsSettings(explicit_tls.ca_files)
-                self._check_tls_files(TlsSettings(settings.ca_files, settings.client_certificates))
-                endpoint = Endpoint(registry, settings, explicit_tls, plain_http=self._settings.plain_http)
-                endpoint.authenticator = Authenticator(
-                    registry,
-                    lambda repository: self._find(registry, repository),
-                    lambda request: self._token_client._send_token_request(endpoint, request),  # noqa: SLF001 - same class
-                )
-                self._endpoints[key] = endpoint
-            return self._endpoints[key]
+        return self._endpoints((registry, self._host_settings((registry, repository)), is_explicit))
+
+    def _create_endpoint(self, key: tuple[str, HostSettings, bool]) -> Endpoint:
+        registry, settings, is_explicit = key
+        explicit_tls = self._settings.tls
+        if not is_explicit:
+            explicit_tls = TlsSettings(explicit_tls.ca_files)
+        self._check_tls_files(TlsSettings(settings.ca_files, settings.client_certificates))
+        endpoint = Endpoint(registry, settings, explicit_tls, plain_http=self._settings.plain_http)
+        endpoint.authenticator = Authenticator(
+            registry,
+            lambda repository: self._find(registry, repository),
+            lambda request: self._token_client._send_token_request(endpoint, request),  # noqa: SLF001 - same class
+        )
+        return endpoint
 
     # -- the path of a request: retries, authorization, redirects, rate limit -----------------------------
 
@@ -362,18 +363,9 @@ class HttpClient:
 
     # -- hosts: settings, addresses and schemes -----------------------------------------------------------
 
-    def _settings_of(self, host: str, repository: str = "") -> HostSettings:
-        """Return the settings of a host, for one of its repositories."""
-        key = host, repository
-        if (settings := self._host_settings.get(key)) is None:
-            with self._lock:
-                if (settings := self._host_settings.get(key)) is None:
-                    settings = self._host_settings[key] = self._find_host_settings(host, repository)
-        return settings
-
     def _settings_at(self, endpoint: Endpoint, origin: Origin) -> HostSettings:
         """Return the settings of the host at an origin, whichever host led to it."""
-        return endpoint.settings if origin == endpoint.origin else self._settings_of(origin.host_and_port)
+        return endpoint.settings if origin == endpoint.origin else self._host_settings((origin.host_and_port, ""))
 
     def _check_target(self, leader: Origin, url: str) -> None:
         check_target(leader, url, is_external=self._session.is_external(leader.host))
@@ -391,8 +383,6 @@ class HttpClient:
     def _can_change_scheme(self, request: _Request, url: str) -> bool:
         """Return whether a request failed because it used plain HTTP and the host speaks TLS."""
         endpoint = request.endpoint
-        if request.is_started:
-            return False
         if endpoint.scheme_state is not SchemeState.KNOWN and Origin.from_url(url) == endpoint.origin:
             self._detect_scheme(endpoint)
         return endpoint.current_url(url) != url
@@ -402,7 +392,7 @@ class HttpClient:
 
         If the host cannot be reached, its scheme stays undecided. The words of a plain response are not trusted.
         """
-        with endpoint.lock:
+        with self._scheme_locks[endpoint]:
             if endpoint.scheme_state is SchemeState.KNOWN:
                 return
             try:

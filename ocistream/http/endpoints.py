@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import threading
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -45,7 +44,6 @@ class Endpoint:
         self.registry = registry
         self.settings = settings
         self.explicit_tls = explicit_tls
-        self.lock = threading.Lock()
         self.scheme_state = SchemeState.KNOWN
         # Docker Hub's API has another host name.
         self._host = "registry-1.docker.io" if registry == "docker.io" else registry

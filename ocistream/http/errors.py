@@ -59,7 +59,7 @@ _CERTIFICATE_HINTS: Final = {
     20: _OWN_CA_HINT,
     21: _OWN_CA_HINT,
     9: "the certificate is not valid yet: check the clock of this machine",
-    10: "the operator of the registry must renew it; also check the clock of this machine",
+    10: "the administrator of the registry must renew it; also check the clock of this machine",
     62: "use the host name of the certificate, or get a certificate for this name",
     64: "use the host name of the certificate, or get a certificate for this address",
 }
@@ -68,7 +68,7 @@ _CLIENT_CERTIFICATE_HINT: Final = (
     "--client-key, or client.cert and client.key in certs.d/HOST[:PORT]"
 )
 _TIMED_OUT: Final = "timed out"
-_PROXY_HINT: Final = "the proxy comes from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"
+_PROXY_HINT: Final = "check the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, or exclude this host with NO_PROXY"
 _TIMEOUT_HINT: Final = "--connect-timeout, --stall-timeout and --retries change how long and how often ocistream tries"
 #: getaddrinfo(3) codes for a name that does not exist or has no address. Other codes may be temporary.
 _NO_SUCH_NAME: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
@@ -87,7 +87,9 @@ _HINTS_BY_BODY: Final = {
 }
 
 _DENIED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
-_LOST_BLOB_HINT: Final = "the registry has lost this blob: push the image again, or tell the operator of the registry"
+_LOST_BLOB_HINT: Final = (
+    "the registry has lost this blob: push the image again, or contact the administrator of the registry"
+)
 _LOGIN_LIMIT_HINT: Final = ", or log in for a higher limit"
 #: Units of time, their length in seconds, and the limit in seconds up to which each is used.
 _UNITS: Final = (("s", 1, 600), ("min", 60, 7_200), ("h", 3_600, 172_800), ("days", 86_400, limits.MAX_RETRY_AFTER))
@@ -172,7 +174,7 @@ def network_error(method: str, url: str, error: Exception, *, known: bool = Fals
                 _NAME_HINTS.get(cause.errno, _RESOLVER_HINT),
             )
         elif isinstance(cause, requests.exceptions.ProxyError):
-            hint, prefix = _PROXY_HINT, "through the proxy: "
+            hint, prefix = _PROXY_HINT, "cannot connect to the proxy: "
         elif isinstance(cause, OSError) and "407 Proxy Authentication Required" in str(cause):
             permanent, hint = (
                 True,
@@ -281,7 +283,7 @@ def response_error(
         # The next redirect may have another signature, so the hint suggests a retry.
         hint = (
             f"{registry} redirected the request to that host, and your credentials do not apply there: "
-            f"try again, or tell the operator of {registry}"
+            f"try again, or contact the administrator of {registry}"
         )
         return RegistryError(f"{sender} refused: {summary}", status=status, codes=codes, hint=hint)
     if status in _DENIED:

@@ -102,7 +102,7 @@ def resolve_url(base: str, location: str) -> str:
         # http.client decodes header bytes as Latin-1.
         return urljoin(base, _UNSENDABLE.sub(lambda match: quote(match[0], safe="", encoding="latin-1"), location))
     except ValueError as error:
-        msg = f"{redact_url(base)} leads to {redact_url(location)}"
+        msg = f"{redact_url(base)} points to {redact_url(location)}, which is not a URL"
         raise PermanentNetworkError(msg) from error
 
 
@@ -190,13 +190,13 @@ def check_target(origin: Origin, url: str, *, is_external: bool | None = None) -
     """
     target = Origin.from_url(url)
     if origin.scheme == "https" and target.scheme != "https":
-        msg = f"{origin.host} leads from https to {redact_url(url)}: not followed"
+        msg = f"{origin.host} uses https, but points to {redact_url(url)}: not followed"
         hint = "a proxy in front of the registry does not send X-Forwarded-Proto: https"
         raise PermanentNetworkError(msg, hint=hint if target.host == origin.host else None)
     if target.host == origin.host or not is_internal(target.host):
         return
     if not is_internal(origin.host) if is_external is None else is_external:
-        msg = f"{origin.host} leads to {target.host}, {_INTERNAL_ADDRESS}"
+        msg = f"{origin.host} points to {target.host}, {_INTERNAL_ADDRESS}"
         raise PermanentNetworkError(msg)
 
 

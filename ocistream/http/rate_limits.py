@@ -27,6 +27,10 @@ _MIN_BUFFER: Final = 16 * limits.KIB
 _MAX_BUFFER: Final = 256 * limits.KIB
 
 
+#: Guards the times of all throttles: each is held for some additions only.
+_lock: Final = threading.Lock()
+
+
 class Throttle:
     """A rate in bytes per second, shared by any number of threads.
 
@@ -38,14 +42,13 @@ class Throttle:
         """Allow `rate` bytes per second."""
         self._rate = rate
         self._clock = clock
-        self._lock = threading.Lock()
         self._free_at = clock()
         #: How many bytes to move at once, at most.
         self.piece_size = int(min(limits.CHUNK_SIZE, max(_SMALLEST_PIECE, rate / _PIECES_PER_SECOND)))
 
     def spend(self, count: int) -> float:
         """Count `count` bytes that have moved; return how many seconds the caller must wait."""
-        with self._lock:
+        with _lock:
             now = self._clock()
             self._free_at = max(self._free_at, now) + count / self._rate
             return self._free_at - now
@@ -87,20 +90,19 @@ class RequestThrottle:
     def __init__(self, *, clock: Callable[[], float] = clock.now) -> None:
         """Start with no reservations."""
         self._clock = clock
-        self._lock = threading.Lock()
         self._next: dict[Hashable, float] = {}
         self._paused_until: dict[Hashable, float] = {}
 
     def pause(self, host: Hashable, seconds: float) -> None:
         """Allow no request to a host for `seconds`."""
-        with self._lock:
+        with _lock:
             self._paused_until[host] = max(self._paused_until.get(host, 0.0), self._clock() + seconds)
 
     def reserve(self, host: Hashable, per_second: float | None) -> float:
         """Reserve the next request to a host; return how many seconds to wait. None for `per_second` means no limit."""
         if per_second is None and host not in self._paused_until:
             return 0.0
-        with self._lock:
+        with _lock:
             now = self._clock()
             delay = self._paused_until.get(host, now) - now
             if per_second is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +10,7 @@ from ocistream import notices
 from ocistream.errors import UsageError
 from ocistream.streams import paths
 from ocistream.streams.files import disk_errors
+from ocistream.streams.once import OncePerKey
 
 if TYPE_CHECKING:
     from ocistream.http.settings import TlsSettings
@@ -65,8 +65,7 @@ class TlsContexts:
         """Trust `bundle`, a file or directory, instead of the system's CAs; trust `fallback` if there are none."""
         self._bundle = bundle
         self._fallback = fallback
-        self._lock = threading.Lock()
-        self._contexts: dict[TlsSettings, ssl.SSLContext] = {}
+        self._contexts = OncePerKey(self._make)
 
     def load(self, settings: TlsSettings) -> ssl.SSLContext:
         """Return the context for these settings.
@@ -74,10 +73,7 @@ class TlsContexts:
         Raises:
             NotFoundError, LocalDiskError, UsageError: as in `check_tls_files`.
         """
-        with self._lock:
-            if settings not in self._contexts:
-                self._contexts[settings] = self._make(settings)
-            return self._contexts[settings]
+        return self._contexts(settings)
 
     def _make(self, settings: TlsSettings) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import threading
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits, notices
@@ -20,14 +19,13 @@ from ocistream.errors import (
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.streams import files, paths
+from ocistream.streams.once import once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ocistream.streams.chunks import Chunk
-
-__all__ = ["Cache"]
 
 #: Errors if a directory or something else that is not a file has a blob's path.
 _OCCUPIED_PATH_ERRNOS: Final = frozenset({errno.EISDIR, errno.EINVAL, errno.ENOTEMPTY, errno.EEXIST})
@@ -51,22 +49,23 @@ class Cache:
         self.is_enabled = True
         #: By digest: the number of bytes of a blob that the last read took from the cache.
         self.bytes_read: dict[str, int] = {}
-        self._lock = threading.Lock()
-        self._is_created = False
+        #: Makes the directory a layout, unless it is one, and removes files that killed processes left. Raises
+        #: OcistreamError or OSError if the layout cannot be created.
+        self.create = once(self._create)
         try:
             with files.disk_errors(f"cannot read the cache {path}"):
                 if paths.exists(path) and not paths.is_directory(path):
                     msg = f"the cache {path} is not a directory"
-                    raise UsageError(msg, hint="name an empty or a new directory, or a layout")
+                    raise UsageError(msg, hint="name an empty or new directory, or a layout")
             self.layout.check_usable()
         except (OSError, LocalDiskError) as error:
             self.disable(error)
 
     def disable(self, error: OSError | OcistreamError) -> None:
         """Store nothing more in this run, and report why."""
-        with self._lock:
-            was_keeping, self.is_enabled = self.is_enabled, False
-        if was_keeping:
+        # Two threads that fail at once may both report it: a notice with the same text appears once.
+        if self.is_enabled:
+            self.is_enabled = False
             why = error.message if isinstance(error, OcistreamError) else error.strerror or str(error)
             notices.notify(f"nothing more is stored in the cache {self.layout.path}: {why}")
 
@@ -133,21 +132,12 @@ class Cache:
         finally:
             copy.finish()
 
-    def create(self) -> None:
-        """Make the directory a layout, unless it is one, and remove files that killed processes left.
-
-        Raises:
-            OcistreamError, OSError: the layout cannot be created.
-        """
-        with self._lock:
-            if self._is_created:
-                return
-            self.layout.create()
-            if not paths.exists(self.layout.path / "index.json"):
-                # Other tools do not accept a layout without index.json.
-                self.layout.change_index(lambda entries: entries)
-            self.layout.remove_stale()
-            self._is_created = True
+    def _create(self) -> None:
+        self.layout.create()
+        if not paths.exists(self.layout.path / "index.json"):
+            # Other tools do not accept a layout without index.json.
+            self.layout.change_index(lambda entries: entries)
+        self.layout.remove_stale()
 
 
 class _CacheWriter:

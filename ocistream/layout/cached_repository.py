@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ocistream.registry.referrers import ReferrerList
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["CachedRepository"]
-
 #: Statuses after which GET is tried: a registry may not support HEAD. 408 and 429 are temporary.
 _REFUSAL_STATUSES: Final = frozenset(range(400, 500)) - {408, 429}
 

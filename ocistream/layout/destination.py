@@ -6,7 +6,6 @@ that file in a directory, and `serve` changes only `index.json`.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
@@ -19,6 +18,7 @@ from ocistream.transfer.interfaces import Traits
 from ocistream.transfer.verified_blobs import require_complete
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
-
-__all__ = ["LayoutDestination"]
 
 #: Bytes of existing blobs from which on they are hashed in several threads.
 _MIN_CONCURRENT_HASHING: Final = 16 * limits.MIB
@@ -53,7 +51,7 @@ class LayoutDestination:
         self._writer = LayoutWriter(path) if writer is None else writer
         self._is_shared = writer is not None
         self._layout = self._writer.directory
-        self._cancelled = cancelled or threading.Event()
+        self._cancelled = cancelled
         #: Sizes of the blobs that this transfer found or wrote, by digest.
         self._stored: dict[str, int] = {}
         #: The committed entries.

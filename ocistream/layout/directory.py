@@ -36,14 +36,6 @@ if TYPE_CHECKING:
     from ocistream.streams.partial_files import PartialFile
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
-__all__ = [
-    "BlobDirectory",
-    "LayoutDirectory",
-    "reject_symlink",
-    "require_regular_file",
-]
-
-
 #: Pieces of an index that are written by one system call.
 _PIECES_PER_WRITE: Final = 256
 
@@ -138,11 +130,7 @@ class BlobDirectory:
             return files.open_for_reading(self.blob_path(digest))
 
     def blob_chunks(self, digest: str, size: int, offset: int = 0) -> Iterator[Chunk]:
-        """Yield a blob as unverified chunks from byte `offset` on. If it is longer than `size`, one more byte follows.
-
-        Raises:
-            NotFoundError, ArchiveError, LocalDiskError: as `open_blob`.
-        """
+        """Yield a blob as unverified chunks from byte `offset`. If it is longer than `size`, one more byte follows."""
         with self.open_blob(digest) as file, files.disk_errors(f"cannot read the blob {digest} in {self.path}"):
             file.seek(offset)
             yield from read_chunks(file, size - offset)
@@ -207,12 +195,7 @@ class BlobDirectory:
                 name(path)
 
     def store_blob(self, blob: VerifiedBlob) -> None:
-        """Store a blob; a partial file of an earlier run is resumed, and must have the bytes before `blob.start`.
-
-        Raises:
-            PartialBlobLostError: the source sends only the tail, and the bytes before it do not exist here.
-            LocalDiskError: the disk is full or read-only, or the path cannot be written.
-        """
+        """Store a blob; a partial file of an earlier run is resumed, and must have the bytes before `blob.start`."""
         digest = blob.descriptor.digest
         if not blob.start and not blob.is_worth_keeping:
             self.write_blob(digest, blob.open())
@@ -279,11 +262,7 @@ class BlobDirectory:
         return sizes
 
     def write_new_blob(self, blob: NewBlob) -> Descriptor:
-        """Store a blob whose digest is known only after its last byte. Return its descriptor.
-
-        Raises:
-            LocalDiskError: the disk is full or read-only, or the path cannot be written.
-        """
+        """Store a blob whose digest is known only after its last byte. Return its descriptor."""
         folder = self.algorithm_directory("sha256")
         with files.disk_errors(f"cannot write a blob in {self.path}"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -306,11 +285,7 @@ class BlobDirectory:
 
 
 def reject_symlink(path: Path) -> Path:
-    """Return the path if it is not a symbolic link. It need not exist.
-
-    Raises:
-        ArchiveError: the path is a symbolic link.
-    """
+    """Return the path if it is not a symbolic link. It need not exist."""
     if paths.is_link(path):
         msg = f"{path} is a symbolic link, which is not followed out of a layout"
         raise ArchiveError(msg)
@@ -337,13 +312,7 @@ class LayoutDirectory(BlobDirectory):
         return paths.exists(self.path / "oci-layout") or paths.exists(self.path / "index.json")
 
     def check_usable(self) -> None:
-        """Check that the directory, if it exists, is a layout or may become one.
-
-        Raises:
-            UsageError: the directory has other contents.
-            ArchiveError: the layout is malformed, has an unknown version, or has a link.
-            LocalDiskError: the path is not a directory, or cannot be read.
-        """
+        """Check that the directory, if it exists, is a layout or may become one."""
         with files.disk_errors(f"cannot create the layout {self.path}"):
             if not paths.exists(self.path):
                 return
@@ -351,7 +320,9 @@ class LayoutDirectory(BlobDirectory):
             others = [entry.name for entry in self.path.iterdir() if not _is_layout_file(entry.name)]
             if others and not self.exists():
                 msg = f"{self.path} is not empty and not an OCI layout"
-                raise UsageError(msg, hint="name an empty or a new directory")
+                raise UsageError(
+                    msg, hint="name an empty or new directory, or a layout that `ocistream pull -o DIR/` wrote"
+                )
         for algorithm in DIGEST_HEX_LENGTHS:
             self.algorithm_directory(algorithm)
         self._check_marker()

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from ocistream.layout.directory import LayoutDirectory
 
-__all__ = ["DocumentReferences", "GCResult", "collect_garbage", "read_references"]
-
 _LIST_FIELDS: Final = ("manifests", "layers", "blobs")
 
 
@@ -169,12 +167,7 @@ def _check_not_replaced(layout: LayoutDirectory, digest: str) -> None:
 
 
 def read_references(layout: LayoutDirectory, digest: str, size: int) -> DocumentReferences:
-    """Return the references of a document of `size` bytes.
-
-    Raises:
-        ArchiveError, IntegrityError: the document is malformed, or does not match its digest.
-        NotFoundError: the document does not exist.
-    """
+    """Return the references of a document of `size` bytes."""
     what = f"manifest {digest}"
     if size > limits.MAX_MANIFEST:
         msg = f"{what} is larger than {limits.MAX_MANIFEST} bytes"

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Root
 
-__all__ = ["ImageLookup"]
-
 
 class ImageLookup:
     """The entries of one index by name, and the possible referrers by subject. Safe for several threads."""

@@ -1,29 +1,59 @@
-"""Choose all images of a source, or fail if an image has no usable name. Report duplicate and missing tags.
+"""What a source is asked for. Choose all images, or fail if one has no usable name; report names that are not used.
 
-`push --to`, `copy --all-tags` and `sync` use this, so that none of them drops an image because of its name.
+`push --to`, `copy --all-tags` and `sync` choose by `select_all_images`, so that none drops an image for its name.
 """
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from ocistream import limits
 from ocistream.errors import UsageError
-from ocistream.layout.index import format_image_names, select_existing_images, tag_of
+from ocistream.layout.index import (
+    ImageSelector,
+    format_image_names,
+    select_every_image,
+    select_existing_images,
+    tag_of,
+)
 from ocistream.notices import notify
+from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ocistream.oci.graph import Graph, Root
-
-__all__ = ["UNKNOWN_SIZE", "UnknownDigestError", "report_duplicate_names", "report_untagged", "select_all_images"]
+    from ocistream.oci.referrers import ReferrerMode
 
 #: The size of a root whose manifest is not built yet. Its digest is a placeholder, and must not be printed.
 UNKNOWN_SIZE: Final = -1
 #: At most this many names, and images of one name, are printed.
 _MAX_NAMES: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which images and platforms of a source are wanted."""
+
+    select: ImageSelector = field(default=select_every_image)
+    platforms: PlatformChoice = ALL_PLATFORMS
+    #: How much larger than itself a compressed archive may become.
+    max_ratio: int = limits.MAX_RATIO
+    #: Whether to include blobs that no image needs, to verify them.
+    all_blobs: bool = False
+    #: How to handle referrers: signatures, SBOMs and the like.
+    referrers: ReferrerMode = "copy"
+    #: Whether to find signatures that are not copied too, because a check needs them.
+    with_signatures: bool = False
+    #: Which of a repository's tags to read; None reads the one that the location names.
+    tags: Callable[[Sequence[str]], Sequence[str]] | None = None
+
+
+#: Every image, with referrers as images of their own.
+ALL_IMAGES: Final = Selection(referrers="list")
 
 
 class UnknownDigestError(Exception):

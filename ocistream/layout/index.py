@@ -1,4 +1,4 @@
-"""`index.json` and `manifest.json`: parse and build them, name their entries, and choose images by name.
+"""`index.json`: parse and build it, name its entries, and choose images by name.
 
 Used for directories and for archives. This module opens no files.
 """
@@ -10,18 +10,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
-from ocistream.notices import notify
 from ocistream.oci.descriptor import DOCKER_LIST, OCI_INDEX, Descriptor
 from ocistream.oci.documents import MANIFEST_FIELDS, DescriptorListParser, check_document_type
-from ocistream.oci.graph import Graph, Root, is_image
+from ocistream.oci.graph import Graph, Root
 from ocistream.oci.reference import is_digest, is_tag, parse_digest, parse_full_name, parse_reference, printable
 from ocistream.oci.referrers import REFERRER_NAME, SUBJECT
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, discard_item, parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from ocistream.oci.documents import Document
     from ocistream.oci.referrers import Referrer
     from ocistream.oci.strict_json import ItemConverter
 
@@ -76,15 +74,6 @@ def parse_index_json(raw: bytes) -> LayoutIndex:
             msg = f"index.json has an annotation {printable(key)} that is not a string"
             raise ArchiveError(msg)
     return LayoutIndex(list(parser.descriptors(fields)), our_annotations)
-
-
-def parse_index_entries(raw: bytes) -> list[Descriptor]:
-    """Return the entries of an `index.json` in order.
-
-    Raises:
-        ArchiveError: the file is malformed.
-    """
-    return parse_index_json(raw).entries
 
 
 def image_name_of(entry: Descriptor) -> str | None:
@@ -226,8 +215,10 @@ def build_entries(graph: Graph) -> list[Descriptor]:
         referrers = [referrer for digest in graph.reachable(root) for referrer in graph.referrers.get(digest, ())]
         for referrer in sorted(referrers, key=lambda item: item.sort_key):
             if referrer.tag is not None:
-                name = _build_referrer_name(root, referrer.tag)
-                tagged.setdefault(name, _build_named_referrer_entry(referrer, name))
+                reference = parse_full_name(root.name) if root.name else None
+                repository = f"{reference.registry}/{reference.repository}:" if reference else ""
+                name = repository + referrer.tag
+                tagged.setdefault(name, _build_referrer_entry(referrer, {REFERRER_NAME: name}))
     return [*images, *untagged.values(), *tagged.values()]
 
 
@@ -239,19 +230,9 @@ def _remove_name(entry: Descriptor) -> Descriptor:
     return replace(entry, annotations=kept)
 
 
-def _build_referrer_entry(referrer: Referrer) -> Descriptor:
+def _build_referrer_entry(referrer: Referrer, annotations: Mapping[str, str] | None = None) -> Descriptor:
     entry = _remove_name(referrer.descriptor)
-    return replace(entry, annotations={**entry.annotations, SUBJECT: referrer.subject})
-
-
-def _build_named_referrer_entry(referrer: Referrer, name: str) -> Descriptor:
-    entry = _build_referrer_entry(referrer)
-    return replace(entry, annotations={**entry.annotations, REFERRER_NAME: name})
-
-
-def _build_referrer_name(root: Root, referrer_tag: str) -> str:
-    reference = parse_full_name(root.name) if root.name else None
-    return f"{reference.registry}/{reference.repository}:{referrer_tag}" if reference else referrer_tag
+    return replace(entry, annotations={**entry.annotations, SUBJECT: referrer.subject, **(annotations or {})})
 
 
 def select_every_image(roots: Sequence[Root]) -> Sequence[Root]:
@@ -331,12 +312,14 @@ def find_named(roots: Sequence[Root], name: str) -> list[Root]:
         with contextlib.suppress(InvalidNameError):
             full_name = parse_reference(name).name
             exact = [root for root in roots if root.name == full_name]
-    return exact or [root for root in roots if name in _list_other_names(root)]
-
-
-def _list_other_names(root: Root) -> set[str | None]:
-    annotations = root.descriptor.annotations
-    return {annotations.get(REF_NAME), annotations.get(REFERRER_NAME), root.descriptor.digest, root.image_id}
+    if exact:
+        return exact
+    return [
+        root
+        for root in roots
+        if name in {root.descriptor.digest, root.image_id}
+        or name in map(root.descriptor.annotations.get, (REF_NAME, REFERRER_NAME))
+    ]
 
 
 def format_image_names(roots: Sequence[Root]) -> str:
@@ -359,77 +342,3 @@ def blob_name(digest: str) -> str:
     """Return the path of a blob within a layout: `blobs/<algorithm>/<hex>`."""
     parsed = parse_digest(digest)
     return f"blobs/{parsed.algorithm}/{parsed.hex}"
-
-
-def build_manifest_json(graph: Graph) -> bytes:
-    """Return a `manifest.json`, by which all versions of `docker load` can load an OCI archive.
-
-    It has one entry an image. The paths point into `blobs/`, and the tag is the short name that `docker save` would
-    write. `docker load` takes one image a tag, so an index is represented by linux/amd64, or else by its first image.
-    The result must not depend on the machine: use `--platform` to choose another image.
-    """
-    entries: dict[str, dict[str, Any]] = {}
-    for root in graph.roots:
-        digest = _choose_docker_image(graph, root.descriptor)
-        if digest is None:
-            continue
-        _report_other_platforms(graph, root, digest)
-        if digest not in entries:
-            entries[digest] = _build_docker_entry(graph.documents[digest])
-        if root.name and (tag := docker_tag(root.name)):
-            entries[digest]["RepoTags"] = [*(entries[digest]["RepoTags"] or []), tag]
-    return canonical_json(list(entries.values()))
-
-
-def _build_docker_entry(document: Document) -> dict[str, Any]:
-    config = document.config
-    return {
-        "Config": blob_name(config.digest) if config else "",
-        "RepoTags": None,
-        "Layers": [blob_name(layer.digest) for layer in document.layers],
-    }
-
-
-def _choose_docker_image(graph: Graph, root: Descriptor) -> str | None:
-    """Return the digest of the image of a root that `docker load` takes."""
-    first: str | None = None
-    for digest, platform in _list_leaves(graph, root):
-        # Attestations look like images with an unknown platform.
-        if platform != "unknown/unknown" and digest in graph.documents and is_image(graph.documents[digest]):
-            if platform == "linux/amd64":
-                return digest
-            first = first or digest
-    return first
-
-
-def _report_other_platforms(graph: Graph, root: Root, chosen: str) -> None:
-    """Report that `manifest.json` has only one platform if the root has several."""
-    platforms = {
-        digest: platform or "no platform"
-        for digest, platform in _list_leaves(graph, root.descriptor)
-        if platform != "unknown/unknown" and digest in graph.documents and is_image(graph.documents[digest])
-    }
-    if len(platforms) > 1:
-        name = printable(root.name) if root.name else root.descriptor.digest
-        which = f"{printable(platforms[chosen])}, one of {len(platforms)} platforms of {name}"
-        notify(f"manifest.json lists {which}: `docker load` before version 25 takes that one", level=1)
-
-
-def _list_leaves(graph: Graph, root: Descriptor) -> Iterator[tuple[str, str | None]]:
-    """Yield the manifests that are not indexes, in order and once each, with the first platform listed for each.
-
-    Each index is read once, however often it is listed.
-    """
-    seen: set[str] = set()
-    iterators = [iter((root,))]
-    while iterators:
-        descriptor = next(iterators[-1], None)
-        if descriptor is None:
-            iterators.pop()
-        elif descriptor.digest not in seen:
-            seen.add(descriptor.digest)
-            document = graph.documents.get(descriptor.digest)
-            if document is None or not document.manifests:
-                yield descriptor.digest, str(descriptor.platform) if descriptor.platform else None
-            else:
-                iterators.append(iter(document.manifests))

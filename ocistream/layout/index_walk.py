@@ -42,19 +42,12 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
-    from ocistream.layout.index import ImageSelector, LayoutIndex
+    from ocistream.layout.image_selection import Selection
+    from ocistream.layout.index import LayoutIndex
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
-    from ocistream.oci.platforms import PlatformChoice
     from ocistream.oci.walk import Walk
-
-__all__ = [
-    "IndexWalk",
-    "ReferrerCandidate",
-    "ReferrerResolver",
-    "mark_strays",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +161,7 @@ class ReferrerResolver:
         ]
 
     def add_document(self, entry: Descriptor, document: Document) -> list[Descriptor]:
-        """Store the subject of a manifest that was read. Return the new candidates if it is a referrers list.
-
-        Raises:
-            UnsupportedError: referrers lists name too many manifests.
-        """
+        """Store the subject of a manifest that was read. Return the new candidates if it is a referrers list."""
         new = []
         self._descriptors[entry.digest] = referrer_descriptor(entry, document)
         if document.subject is not None:
@@ -197,9 +186,6 @@ class ReferrerResolver:
         """Attach referrers of copied manifests. When all are attached, skip referrers of other manifests.
 
         Return whether referrers were attached, or signatures were added.
-
-        Raises:
-            UnsupportedError: the referrers of referrers are too deep.
         """
         included, narrowed = self._graph_walk.list_included(), self._narrowed_digests()
         self._remove_referrer_lists((*included, *narrowed, *self._skipped))
@@ -344,25 +330,22 @@ class IndexWalk:
     def __init__(
         self,
         index: LayoutIndex,
-        select: ImageSelector,
-        platforms: PlatformChoice,
-        referrers: ReferrerMode,
+        selection: Selection,
         *,
-        with_signatures: bool = False,
         image_digests: Container[str] = (),
     ) -> None:
-        """Walk to the images that `select` chooses from the entries of `index`.
-
-        With `with_signatures`, the graph has signatures that are not copied, to be checked.
+        """Walk to the selected images among the entries of `index`.
 
         `image_digests` are the digests of entries that are images even without a name, because their manifests were
         built here.
         """
         self._annotations = index.annotations
-        self._select = select
-        self._referrers = referrers
-        self._graph_walk = GraphWalk(platforms, skip_referrers=referrers == "skip")
-        self._resolver = ReferrerResolver(self._graph_walk, referrers, with_signatures=with_signatures)
+        self._select = selection.select
+        self._referrers = selection.referrers
+        self._graph_walk = GraphWalk(selection.platforms, skip_referrers=selection.referrers == "skip")
+        self._resolver = ReferrerResolver(
+            self._graph_walk, selection.referrers, with_signatures=selection.with_signatures
+        )
         self._all = [
             replace(root, is_synthesized=root.descriptor.digest in image_digests) for root in build_roots(index.entries)
         ]

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ocistream.layout.directory import LayoutDirectory
     from ocistream.oci.descriptor import Descriptor
 
-__all__ = ["RemovalResult", "remove_images"]
-
 
 class RemovalResult(NamedTuple):
     """Entries that were removed from `index.json`: the named images, and their referrers."""

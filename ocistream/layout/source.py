@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 from ocistream import notices
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.layout.image_selection import report_duplicate_names
-from ocistream.layout.index import ImageSelector, select_every_image
+from ocistream.layout.image_selection import ALL_IMAGES, Selection, report_duplicate_names
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
-from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.walk import Need, run_walk
 from ocistream.transfer.interfaces import Blob
 
@@ -23,10 +21,7 @@ if TYPE_CHECKING:
 
     from ocistream.layout.index import LayoutIndex
     from ocistream.oci.graph import Graph
-    from ocistream.oci.referrers import ReferrerMode
     from ocistream.transfer.interfaces import BlobPart, EarlyBlobs
-
-__all__ = ["LayoutSource"]
 
 
 class LayoutSource:
@@ -34,60 +29,46 @@ class LayoutSource:
 
     concurrent = True
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        select: ImageSelector = select_every_image,
-        platforms: PlatformChoice = ALL_PLATFORMS,
-        referrers: ReferrerMode = "list",
-        with_signatures: bool = False,
-        include_unneeded: bool = False,
-    ) -> None:
-        """Open a layout. With `include_unneeded`, `blobs` also yields blobs that no image needs.
+    def __init__(self, path: Path, selection: Selection = ALL_IMAGES) -> None:
+        """Open a layout.
 
         Raises:
             NotFoundError: the directory does not exist.
             ArchiveError: the directory is not a layout.
         """
-        self._layout = LayoutDirectory(path)
-        self._layout.check()
-        self._select = select
-        self._platforms = platforms
-        self._referrers: ReferrerMode = referrers
-        self._with_signatures = with_signatures
-        self._includes_unneeded = include_unneeded
+        #: The layout directory.
+        self.layout = LayoutDirectory(path)
+        self.layout.check()
+        self._selection = selection
 
     def read_index(self) -> LayoutIndex:
         """Return the contents of `index.json`."""
-        index = self._layout.read_index()
-        manifest_json = self._layout.path / "manifest.json"
+        index = self.layout.read_index()
+        manifest_json = self.layout.path / "manifest.json"
         if not index.entries and os.path.lexists(manifest_json):
             notices.notify(
                 f"index.json lists no images, and {manifest_json} is not read in a directory; to use it, "
-                f"run `tar -C {self._layout.path} -cf x.tar .` and push x.tar"
+                f"run `tar -C {self.layout.path} -cf x.tar .` and push x.tar"
             )
         return index
 
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - blobs can be read in any order
         """Read `index.json` and every manifest below the selected images."""
-        walk = IndexWalk(
-            self.read_index(), self._select, self._platforms, self._referrers, with_signatures=self._with_signatures
-        )
+        walk = IndexWalk(self.read_index(), self._selection)
         graph = run_walk(walk.run(), self.read)
         report_duplicate_names(graph)
         return graph
 
     def read(self, need: Need) -> bytes | None:
         """Return a document that a graph needs, or None if the layout does not have it."""
-        return None if self.is_missing(need.descriptor) else self._layout.read_blob(need.descriptor)
+        return None if self.is_missing(need.descriptor) else self.layout.read_blob(need.descriptor)
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Yield the wanted blobs that exist, in the order of `wanted`."""
         for descriptor in wanted:
             if (blob := self.blob(descriptor)) is not None:
                 yield blob
-        if self._includes_unneeded:
+        if self._selection.all_blobs:
             yield from self.other_blobs({descriptor.digest for descriptor in wanted})
 
     def blob(self, descriptor: Descriptor) -> Blob | None:
@@ -96,30 +77,25 @@ class LayoutSource:
 
     def other_blobs(self, digests: AbstractSet[str]) -> Iterator[Blob]:
         """Yield the blobs that are not among `digests`."""
-        for digest in self._layout.list_blobs():
-            if digest not in digests and (size := self._layout.blob_size(digest)) is not None:
+        for digest in self.layout.list_blobs():
+            if digest not in digests and (size := self.layout.blob_size(digest)) is not None:
                 yield self._blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, size))
 
     def is_missing(self, descriptor: Descriptor) -> bool:
         """Return whether no file has the blob's name."""
-        return self._layout.blob_size(descriptor.digest) is None
+        return self.layout.blob_size(descriptor.digest) is None
 
     def stored_size(self, digest: str) -> int | None:
         """Return the size of a blob's file, or None."""
-        return self._layout.blob_size(digest)
+        return self.layout.blob_size(digest)
 
     def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:  # noqa: ARG002 - no blob is split here
         """Return nothing: a layout has complete blobs only."""
         return ()
 
-    @property
-    def layout(self) -> LayoutDirectory:
-        """The layout directory."""
-        return self._layout
-
     def close(self) -> None:
         """Do nothing: no file stays open."""
 
     def _blob(self, descriptor: Descriptor) -> Blob:
-        chunks = partial(self._layout.blob_chunks, descriptor.digest, descriptor.size)
+        chunks = partial(self.layout.blob_chunks, descriptor.digest, descriptor.size)
         return Blob(descriptor, chunks)

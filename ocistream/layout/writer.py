@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -17,6 +17,7 @@ from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted, pars
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_pieces
 from ocistream.streams import files, paths
+from ocistream.streams.once import once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.omitted_blobs import OmissionReason
-
-__all__ = ["IndexChange", "LayoutWriter", "ListedImages"]
 
 
 @dataclass(eq=False)
@@ -51,7 +50,10 @@ class ListedImages(NamedTuple):
 
 
 class LayoutWriter:
-    """One layout directory, and its `index.json` as it was last read or written. Safe for several threads."""
+    """One layout directory, and its `index.json` as it was last read or written.
+
+    Any thread may call `prepare` and `add`. Only one thread at a time may call the other methods.
+    """
 
     def __init__(self, path: Path) -> None:
         """Check that the directory, if it exists, is a layout or may become one.
@@ -63,11 +65,10 @@ class LayoutWriter:
         """
         self.directory = LayoutDirectory(path)
         self.directory.check_usable()
-        self._lock = threading.Lock()
         #: A lock on the blobs that tells `gc` that images are being added.
         self._blobs_lock: int | None = None
-        self._is_prepared = False
-        self._queue: list[IndexChange] = []
+        self._prepare_once = once(self._prepare)
+        self._queue: deque[IndexChange] = deque()
         self._table: _EntryTable | None = None
         #: The hash and the state of the file that the table was read from, or written to.
         self._hash = b""
@@ -79,13 +80,13 @@ class LayoutWriter:
         Raises:
             LocalDiskError: the layout cannot be created.
         """
-        with self._lock:
-            if not self._is_prepared:
-                self.directory.create()
-                if self._blobs_lock is None:
-                    self._blobs_lock = self.directory.lock_blobs()
-                self.directory.remove_stale()
-                self._is_prepared = True
+        self._prepare_once()
+
+    def _prepare(self) -> None:
+        self.directory.create()
+        if self._blobs_lock is None:
+            self._blobs_lock = self.directory.lock_blobs()
+        self.directory.remove_stale()
 
     def list_images(self) -> ListedImages:
         """Return the images that `index.json` lists. The file is read again only after another process changed it.
@@ -94,18 +95,16 @@ class LayoutWriter:
             ArchiveError: the index is malformed.
             LocalDiskError: the index cannot be read.
         """
-        with self._lock:
-            status = paths.status(self.directory.index_path)
-            state = files.file_state(status) if status is not None else None
-            table = self._table
-            if table is None or state != self._state:
-                table, self._state = self._load(), state
-            return table.images
+        status = paths.status(self.directory.index_path)
+        state = files.file_state(status) if status is not None else None
+        table = self._table
+        if table is None or state != self._state:
+            table, self._state = self._load(), state
+        return table.images
 
     def add(self, change: IndexChange) -> None:
         """Add a change, which `flush` writes."""
-        with self._lock:
-            self._queue.append(change)
+        self._queue.append(change)
 
     @property
     def is_flushed(self) -> bool:
@@ -114,17 +113,16 @@ class LayoutWriter:
 
     def flush(self) -> None:
         """Write the added changes. A change that cannot be written has its `error` afterwards."""
-        with self._lock:
-            queue, self._queue = self._queue, []
-            if not queue:
-                return
-            try:
-                with self.directory.lock_index():
-                    self._write(queue)
-            except OcistreamError as error:
-                self._table = None
-                for change in queue:
-                    change.error = change.error or error
+        queue = [self._queue.popleft() for _ in range(len(self._queue))]
+        if not queue:
+            return
+        try:
+            with self.directory.lock_index():
+                self._write(queue)
+        except OcistreamError as error:
+            self._table = None
+            for change in queue:
+                change.error = change.error or error
 
     def close(self) -> None:
         """Release the lock of the blobs. Partial files stay, so that a later run can resume."""
@@ -204,11 +202,7 @@ class _EntryTable:
         return len(self._lines)
 
     def check_can_add(self, entries: Sequence[Descriptor], directory: LayoutDirectory) -> None:
-        """Check that the file can be read again with these entries.
-
-        Raises:
-            UnsupportedError: the limits allow fewer entries or bytes.
-        """
+        """Check that the file can be read again with these entries."""
         new = [entry for entry in entries if _key_of(entry) not in self._positions]
         size = self._size + sum(len(canonical_json(entry.to_json())) + 1 for entry in new)
         directory.check_index_size(len(self) + len(new), size)

@@ -13,8 +13,6 @@ from ocistream.oci.reference import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Descriptor", "Manifest", "Platform", "is_media_type", "parse_platform"]
-
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"

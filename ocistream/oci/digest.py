@@ -10,8 +10,6 @@ from ocistream.errors import IntegrityError
 if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
 
-__all__ = ["DIGEST_MISMATCH", "check_content", "compute_digest", "digest_error", "size_error"]
-
 #: The beginning of the message of `digest_error`.
 DIGEST_MISMATCH: Final = "digest mismatch"
 

@@ -18,23 +18,6 @@ from ocistream.oci.strict_json import canonical_json, check_keys, discard_item, 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = [
-    "MANIFEST_FIELDS",
-    "ConfigSummary",
-    "DescriptorListParser",
-    "Document",
-    "check_config",
-    "check_document_type",
-    "guess_media_type",
-    "intern_string",
-    "parse_config_platform",
-    "parse_config_summary",
-    "parse_descriptor",
-    "parse_diff_ids",
-    "parse_document",
-    "parse_outline",
-]
-
 #: Documents whose content this version cannot copy completely. They are refused.
 _UNSUPPORTED_TYPES: Final = {
     "application/vnd.docker.distribution.manifest.v1+json": "a Docker schema 1 manifest",
@@ -42,7 +25,7 @@ _UNSUPPORTED_TYPES: Final = {
     "application/vnd.oci.artifact.manifest.v1+json": "an OCI artifact manifest (withdrawn before image-spec 1.1)",
     "application/vnd.cncf.oras.artifact.manifest.v1+json": "an ORAS artifact manifest",
 }
-_REPUSH_HINT: Final = "push the image again with a current tool, which makes a new manifest"
+_REPUSH_HINT: Final = "rebuild the image or push it again with a current version of Docker"
 #: The largest size that every other tool can represent.
 _MAX_SIZE: Final = 2**63 - 1
 _NO_ANNOTATIONS: Final[Mapping[str, str]] = {}
@@ -109,12 +92,7 @@ class Document:
 
 
 def parse_descriptor(fields: object, where: str) -> Descriptor:
-    """Check one descriptor of a document. `where` names the place in errors.
-
-    Raises:
-        ArchiveError: a field is missing, of a wrong type, or out of range.
-        UnsupportedError: the digest's algorithm is not registered.
-    """
+    """Check one descriptor of a document. `where` names the place in errors."""
     if not isinstance(fields, dict):
         msg = f"{where} is not a descriptor"
         raise ArchiveError(msg)
@@ -349,11 +327,7 @@ def _own_annotations(fields: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def parse_config_platform(raw: bytes, what: str) -> Platform | None:
-    """Return the platform in an image's config, or None if it names none.
-
-    Raises:
-        ArchiveError: the config is malformed.
-    """
+    """Return the platform in an image's config, or None if it names none."""
     keys = {"os", "architecture", "variant", "os.version"}
     fields = parse_json(raw, what, limits.MAX_CONFIG, keys=keys, known_keys=_CONFIG_FIELDS)
     return _parse_platform_fields(fields, what)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.oci.platforms import ChosenPlatforms
 
-__all__ = ["Graph", "IncompleteIndex", "Root", "UncopiedSignatures", "children_of", "is_image"]
-
 
 @dataclass(frozen=True, slots=True)
 class Root:

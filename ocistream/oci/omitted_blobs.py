@@ -15,18 +15,6 @@ from ocistream.oci.reference import is_digest, parse_reference, printable
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-__all__ = [
-    "BASE",
-    "HAVE",
-    "NOT_SELECTED",
-    "OMITTED_ANNOTATION",
-    "VOLUME",
-    "OmissionReason",
-    "format_omitted",
-    "group_by_reason",
-    "parse_omitted",
-]
-
 #: The name of the annotation.
 OMITTED_ANNOTATION: Final = "vnd.ocistream.omitted"
 

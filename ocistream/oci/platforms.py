@@ -19,21 +19,6 @@ if TYPE_CHECKING:
 
     from ocistream.oci.descriptor import Descriptor, Manifest
 
-__all__ = [
-    "ALL_PLATFORMS",
-    "ChosenPlatforms",
-    "PlatformChoice",
-    "attestation_subject",
-    "build_smaller_index",
-    "check_config_platform",
-    "check_platform_matches",
-    "choose_manifests",
-    "default_platform",
-    "describe_choice",
-    "list_platforms",
-    "parse_platform_choice",
-]
-
 _ARCHITECTURES: Final = {
     "x86_64": "amd64",
     "amd64": "amd64",
@@ -132,9 +117,6 @@ def choose_manifests(leaves: Sequence[Descriptor], choice: PlatformChoice, name:
     """Return the manifests of the chosen platforms, or None if there is nothing to choose from.
 
     With several platforms, the attestations of these images are included.
-
-    Raises:
-        NotFoundError: a platform does not exist. The message lists the available platforms.
     """
     available = _available(leaves)
     if not available and not choice.explicit:
@@ -215,22 +197,15 @@ def build_smaller_index(documents: Sequence[Manifest], chosen: Sequence[Descript
 
 
 def check_config_platform(choice: PlatformChoice, name: str, config: bytes) -> None:
-    """Check the config of a single image (not an index) against the chosen platforms.
-
-    Raises:
-        NotFoundError: the image is for another platform.
-    """
+    """Check the config of a single image (not an index) against the chosen platforms."""
     if (platform := parse_config_platform(config, f"the config of {name}")) is not None:
         check_platform_matches(choice, name, platform)
 
 
 def check_platform_matches(choice: PlatformChoice, name: str, platform: Platform) -> None:
-    """Check the platform of a single image (not an index) against the chosen platforms.
-
-    Raises:
-        NotFoundError: it is another platform.
-    """
+    """Check the platform of a single image (not an index) against the chosen platforms."""
     if not any(wanted.matches(platform) for wanted in choice.platforms):
         wanted_text = ", ".join(str(wanted) for wanted in choice.platforms)
         msg = f"{name} has no platform {wanted_text}"
-        raise NotFoundError(msg, hint=f"it is a single image, for {printable(str(platform))}")
+        hint = f"it is a single image, for {printable(str(platform))}: omit --platform, or use a multi-platform image"
+        raise NotFoundError(msg, hint=hint)

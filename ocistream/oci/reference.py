@@ -11,19 +11,6 @@ from typing import Final
 
 from ocistream.errors import InvalidNameError, UnsupportedError
 
-__all__ = [
-    "DEFAULT_REGISTRY",
-    "Digest",
-    "Reference",
-    "is_digest",
-    "is_digest_tag",
-    "is_repository",
-    "is_tag",
-    "parse_digest",
-    "parse_full_name",
-    "parse_reference",
-]
-
 DEFAULT_REGISTRY: Final = "docker.io"
 DEFAULT_TAG: Final = "latest"
 #: Docker's names for Docker Hub. All are the same registry.
@@ -174,6 +161,9 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
         msg = f"malformed image name {printed_text!r}: a URL is not a name"
         raise InvalidNameError(msg, hint="write HOST[:PORT]/REPOSITORY[:TAG][@DIGEST], without http:// or https://")
     rest, separator, digest = rest.partition("@")
+    if separator and "/" in digest:
+        msg = f"malformed image name {printed_text!r}: a user name is not part of a name"
+        raise InvalidNameError(msg, hint="use --username, or `ocistream login HOST`")
     if separator:
         parse_digest(digest)
     host, repository, tag = _split(rest)

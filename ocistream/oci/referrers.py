@@ -18,41 +18,6 @@ if TYPE_CHECKING:
 
     from ocistream.oci.documents import Document
 
-__all__ = [
-    "DUPLICATE_TAG",
-    "EXCLUDED",
-    "LISTING_DENIED",
-    "LIST_TRUNCATED",
-    "NOT_EXPORTED",
-    "NOT_FOUND",
-    "NOT_IN_DOCKER_ARCHIVE",
-    "PLATFORM_FILTERED",
-    "RECOMPRESSED",
-    "REFERRER_NAME",
-    "SIGNATURE_TYPES",
-    "SIGSTORE_BUNDLE",
-    "SIMPLE_SIGNING",
-    "SUBJECT",
-    "SUBJECT_MISMATCH",
-    "SUBJECT_MISSING",
-    "TAG_EXISTS",
-    "UNREADABLE",
-    "UNSUPPORTED_TYPE",
-    "Referrer",
-    "ReferrerMode",
-    "SkippedReferrer",
-    "classify_referrer",
-    "cosign_subject",
-    "cosign_tags",
-    "fallback_tag",
-    "format_kind_counts",
-    "is_fallback_tag",
-    "is_signature",
-    "referrer_descriptor",
-    "strip_descriptor",
-    "tagged_subject",
-]
-
 #: An annotation of an entry of `index.json`: the name of a referrer with a tag of cosign's, a full name or the tag.
 #: With an image's annotations, a referrer would be an image, and `ctr images import` fails to unpack a signature.
 REFERRER_NAME: Final = "vnd.ocistream.image.name"

@@ -17,16 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-__all__ = [
-    "ItemConverter",
-    "canonical_json",
-    "canonical_json_pieces",
-    "canonical_json_with_items",
-    "check_keys",
-    "discard_item",
-    "parse_json",
-]
-
 #: Converts one element of a list to something smaller. It gets the index of the element and its value.
 ItemConverter: TypeAlias = "Callable[[int, Any], object]"
 #: The position of a first byte, and the one after a last byte.

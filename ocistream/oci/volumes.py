@@ -12,24 +12,6 @@ from ocistream.oci.reference import is_digest, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = [
-    "PARTS_ANNOTATION",
-    "VOLUME_ANNOTATION",
-    "Volume",
-    "VolumePart",
-    "VolumeTemplate",
-    "checksum_line",
-    "checksum_name",
-    "is_template",
-    "parse_checksum_line",
-    "parse_part_name",
-    "parse_template",
-    "parse_volume",
-    "part_error",
-    "part_name",
-    "volume_annotations",
-]
-
 #: The annotation of `index.json` that names the volume: `NUMBER TOTAL IDENTITY TEMPLATE`.
 VOLUME_ANNOTATION: Final = "vnd.ocistream.volume"
 #: The annotation with the parts of split blobs: for each blob a line `# DIGEST`, then `VOLUME OFFSET SIZE` for each
@@ -92,11 +74,11 @@ def parse_template(text: str) -> VolumeTemplate:
             widths.append(int(match[2] or 0))
             texts.append("")
         else:
-            msg = f"{shown!r} is not a valid name for volumes: %{printable(match[4])} is not a placeholder for a number"
+            msg = f"{shown!r} is not a valid name for volumes: %{printable(match[4])} is not %d"
             raise UsageError(msg, hint=hint)
     texts[-1] += text[position:]
     if len(widths) != 1:
-        msg = f"{shown!r} is not a valid name for volumes: it has {len(widths) or 'no'} placeholders for a number"
+        msg = f"{shown!r} is not a valid name for volumes: it has {len(widths) or 'no'} %d"
         raise UsageError(msg, hint=hint)
     return VolumeTemplate(texts[0], widths[0], texts[1])
 

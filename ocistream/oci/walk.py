@@ -41,18 +41,6 @@ from ocistream.oci.referrers import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-__all__ = [
-    "GraphWalk",
-    "Need",
-    "NestedIndexes",
-    "StreamedWalk",
-    "Walk",
-    "leaves_of",
-    "nested_indexes",
-    "run_walk",
-    "walk_images",
-]
-
 T = TypeVar("T")
 
 
@@ -290,10 +278,11 @@ class GraphWalk:
             new, self._new = self._new, []
             need, raw = yield new
             del self._needs[need.digest]
-            if raw is None:
-                self._mark_missing(need)
-            else:
+            if raw is not None:
                 self._add_document(need, raw)
+            elif not need.is_config:
+                self._absent[need.digest] = need.descriptor
+                self._update_roots(need.descriptor)
         # A dict that has become empty keeps its memory.
         self._needs.clear()
 
@@ -307,11 +296,6 @@ class GraphWalk:
         self._update_roots(descriptor)
         self._need_children(need.digest)
         self._need_config(need.digest)
-
-    def _mark_missing(self, need: Need) -> None:
-        if not need.is_config:
-            self._absent[need.digest] = need.descriptor
-            self._update_roots(need.descriptor)
 
     def build(self) -> Graph:
         """Return the graph of what `settle` has found."""
@@ -481,7 +465,10 @@ class GraphWalk:
             chosen = choose_manifests(leaves, self._choice, _display_name(self._roots[positions[0]]))
             if chosen is not None:
                 index = self._roots[positions[0]].descriptor
-                narrowed, description = self._narrowed(index, chosen), describe_choice(index, leaves, self._choice)
+                # Registries refuse an index whose manifests they lack, so several platforms make a smaller index. The
+                # manifests stay byte for byte as they are.
+                narrowed = chosen[0] if len(chosen) == 1 else self._add_smaller_index(index, chosen)
+                description = describe_choice(index, leaves, self._choice)
                 self._narrowed_indexes.update(dict.fromkeys(nested_indexes(self._documents, digest)))
                 for position in positions:
                     self._roots[position] = replace(
@@ -497,11 +484,6 @@ class GraphWalk:
             if attestation_subject(leaf) == image and leaf.digest not in self._attestations:
                 self._attestations[leaf.digest] = leaf, image
                 self._new_attestations.append((leaf, image))
-
-    def _narrowed(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
-        # Registries refuse an index whose manifests they lack, so several platforms make a smaller index. The manifests
-        # stay byte for byte as they are.
-        return chosen[0] if len(chosen) == 1 else self._add_smaller_index(index, chosen)
 
     def _add_smaller_index(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
         documents = [self._raw[digest] for digest in nested_indexes(self._documents, index.digest)]

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["DeletedImage", "ImageDeleter"]
 
-#: Statuses of a registry that does not delete. distribution 2.8 answers 400 to a tag, and 405 if deletion is disabled.
+#: Statuses of a registry that does not delete. distribution 2.8 answers 400 to a tag, and 405 if it is read-only or its
+#: deletion is disabled.
 _UNSUPPORTED_STATUSES: Final = frozenset({400, 405, 501})
-_ENABLE_HINT: Final = "to enable deletion in docker-registry, set REGISTRY_STORAGE_DELETE_ENABLED=true"
+_REFUSED_HINT: Final = (
+    "the registry is read-only, or its deletion is disabled: ask its operator "
+    "(docker-registry: REGISTRY_STORAGE_DELETE_ENABLED=true)"
+)
 _BY_DIGEST_HINT: Final = "--by-digest deletes its manifest instead, with all tags of that manifest"
 
 
@@ -85,7 +89,7 @@ class ImageDeleter:
                     raise
                 if not self._by_digest:
                     msg = f"{repository.endpoint.registry} does not delete the tag {reference.name} ({error.message})"
-                    raise UnsupportedError(msg, hint=f"{_BY_DIGEST_HINT}; {_ENABLE_HINT}") from error
+                    raise UnsupportedError(msg, hint=f"{_BY_DIGEST_HINT}, unless {_REFUSED_HINT}") from error
             else:
                 return image
         try:
@@ -94,7 +98,7 @@ class ImageDeleter:
             if error.status not in _UNSUPPORTED_STATUSES:
                 raise
             msg = f"{repository.endpoint.registry} does not delete {repository}@{image.digest} ({error.message})"
-            raise UnsupportedError(msg, hint=_ENABLE_HINT) from error
+            raise UnsupportedError(msg, hint=_REFUSED_HINT) from error
         self._deleted.add((str(repository), image.digest))
         return replace(image, with_all_tags=True)
 

@@ -6,7 +6,6 @@ MANIFEST_BLOB_UNKNOWN).
 
 from __future__ import annotations
 
-import threading
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -24,6 +23,7 @@ from ocistream.streams.workers import DEFAULT_JOBS, run_each
 from ocistream.transfer.interfaces import Traits
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ocistream.http.client import HttpClient
@@ -76,42 +76,47 @@ class ExistingImages:
             for blob in blobs:
                 self._images_by_blob.setdefault(blob.digest, []).append(image)
 
+    def list_checks(self, blobs: Sequence[Descriptor]) -> list[Callable[[], None]]:
+        """Return the checks of the large images that have these blobs; each check is returned once.
+
+        Any thread may call a check. Before all checks of an image were called, `has_blob` does not know its blobs.
+        """
+        images = {id(image): image for blob in blobs for image in self._images_by_blob.get(blob.digest, ())}
+        return [check for image in images.values() for check in image.take_checks()]
+
     def has_blob(self, blob: Descriptor) -> bool:
         """Return whether a blob belongs to a large image that exists. False means that the answer is not known."""
-        return any(image.is_stored() for image in self._images_by_blob.get(blob.digest, ()))
+        return any(image.is_stored for image in self._images_by_blob.get(blob.digest, ()))
 
 
 class _ImageCheck:
-    """A list of existence checks for one image. Each thread that needs the result runs some of them."""
+    """The existence checks for one image, each of which runs once."""
 
     def __init__(self, checks: Sequence[Callable[[], bool]]) -> None:
-        self._remaining = list(reversed(checks))
-        self._running = 0
-        self._is_stored = True
-        self._condition = threading.Condition()
+        self._checks = checks
+        self._are_taken = False
+        self._is_missing = False
+        #: Checks that succeeded. Any thread appends: that is atomic.
+        self._succeeded: list[Callable[[], bool]] = []
 
+    @property
     def is_stored(self) -> bool:
-        """Run the remaining checks, wait for checks of other threads, and return whether all succeeded.
+        return len(self._succeeded) == len(self._checks)
 
-        If a check raises, the other waiting threads get False.
-        """
-        while True:
-            with self._condition:
-                if not self._remaining or not self._is_stored:
-                    # Wait even if the result is False: the caller then repeats the same checks one by one.
-                    self._condition.wait_for(lambda: not self._running)
-                    return self._is_stored
-                check = self._remaining.pop()
-                self._running += 1
-            succeeded = False
-            try:
-                succeeded = check()
-            finally:
-                with self._condition:
-                    self._running -= 1
-                    if not succeeded:
-                        self._is_stored = False
-                    self._condition.notify_all()
+    def take_checks(self) -> list[Callable[[], None]]:
+        if self._are_taken:
+            return []
+        self._are_taken = True
+        return [partial(self._run, check) for check in self._checks]
+
+    def _run(self, check: Callable[[], bool]) -> None:
+        # After one failure the caller checks all blobs one by one.
+        if self._is_missing:
+            return
+        if check():
+            self._succeeded.append(check)
+        else:
+            self._is_missing = True
 
 
 def _sample_blobs(blobs: Sequence[Descriptor]) -> list[Descriptor]:
@@ -196,10 +201,12 @@ class RegistryDestination:
         for root in graph.roots:
             reference = self._target(root)
             if reference.digest and reference.digest != root.descriptor.digest:
-                msg = f"{reference.name}: {reference.digest} was requested, but the image is {root.descriptor.digest}"
+                msg = f"the image is {root.descriptor.digest}, not {reference.digest} as in the name {reference.name}"
                 is_narrowed_index = any(index.digest == reference.digest for index in graph.incomplete_indexes)
                 hint = (
-                    "the source has only some platforms of this index: omit the digest" if is_narrowed_index else None
+                    "the source has only some platforms of this index: omit the digest"
+                    if is_narrowed_index
+                    else "correct the digest, or push to a tag"
                 )
                 raise IntegrityError(msg, hint=hint)
         self._find_targets(graph)
@@ -224,6 +231,9 @@ class RegistryDestination:
         With `partial`, an unfinished upload counts if one repository lacks the blob: its parts are sent only once.
         """
         found: dict[str, int] = {}
+        if not are_manifests:
+            checks = [check for images in self._existing_images.values() for check in images.list_checks(blobs)]
+            run_each(lambda check: check(), checks, jobs=self._jobs, cancelled=self._cancelled, sets_cancelled=False)
 
         def ask(blob: Descriptor) -> None:
             if are_manifests:
@@ -415,7 +425,7 @@ class RegistryDestination:
         existing = repository.find_digest(tag)
         if existing and existing not in {digest, compute_digest(manifest.raw)} and not can_replace(existing):
             msg = f"{reference.name}: another client changed this tag during the copy"
-            raise NetworkError(msg, hint="re-run the command to keep their version too, or use --no-referrers")
+            raise NetworkError(msg, hint="re-run the command to keep both versions, or use --no-referrers")
         if existing and existing not in {digest, compute_digest(manifest.raw)}:
             notices.notify(f"{reference.name}: replacing {existing}", level=1)
         if existing == digest or (not is_canonical_digest(digest) and repository.push_manifest_with_tag(tag, manifest)):
@@ -457,11 +467,11 @@ class RegistryDestination:
     def _early_reference(self) -> Reference:
         if self._early_target is None:
             msg = (
-                "the index of the archive comes after its layers, so their repositories are not known in "
-                "time; nothing was sent"
+                "this archive lists its images only at its end (as `docker save` does), so --to cannot read it from a "
+                "pipe; nothing was sent"
             )
-            suggestion = "one image of it with `ocistream push HOST/REPOSITORY:TAG --image NAME`"
-            raise UnsupportedError(msg, hint=f"push from a file instead of a pipe (-i FILE), or push {suggestion}")
+            suggestion = "push one image with `ocistream push HOST/REPOSITORY:TAG --image NAME`"
+            raise UnsupportedError(msg, hint=f"save it to a file and push with -i FILE, or {suggestion}")
         return self._early_target
 
     def _repository(self, reference: Reference) -> tuple[Repository, BlobPusher]:

@@ -149,11 +149,11 @@ def read_range(response: Response, start: int, view: memoryview, *, is_complete:
     """
     if not is_complete and (response.status != 206 or not _starts_at(response, start)):
         response.close()
-        msg = f"GET {redact_url(response.url)}: asked for bytes from {start} on, got others"
+        msg = f"GET {redact_url(response.url)}: the server returned a wrong byte range instead of bytes from {start} on"
         raise PermanentNetworkError(msg)
     if has_excess_length(response, len(view)):
         response.close()
-        msg = f"GET {redact_url(response.url)}: asked for {len(view)} bytes, but more are announced"
+        msg = f"GET {redact_url(response.url)}: the server announced more than the requested {len(view)} bytes"
         raise PermanentNetworkError(msg)
     yield from response.read_into(view)
 
@@ -182,7 +182,8 @@ def _bytes_to_skip(response: Response, offset: int, max_skip: int) -> int:
             return 0
         response.close()
         msg = (
-            f"{label}: asked for bytes from {offset} on, got {printable(response.header('Content-Range') or 'others')}"
+            f"{label}: the server returned a wrong byte range instead of bytes from {offset} on: "
+            f"{printable(response.header('Content-Range') or 'no Content-Range')}"
         )
         raise PermanentNetworkError(msg)
     if offset > max_skip:

@@ -28,7 +28,7 @@ __all__ = [
 
 #: POST, one PATCH without a Content-Range, PUT without a body: what docker, skopeo and crane do.
 STREAM: Final = "stream"
-#: POST, one PUT with the digest and the body.
+#: POST, one PUT with the digest and the body: what containerd and oras do.
 PUT: Final = "put"
 #: POST, PATCHes that state their range and length, each to the Location of the answer before, PUT without a body.
 CHUNK: Final = "chunk"
@@ -46,8 +46,8 @@ class RegistryProfile:
     hosts: tuple[str, ...] = ()
     #: Response headers that only this kind sends, each with a regular expression to search for in its value.
     headers: tuple[tuple[str, str], ...] = ()
-    #: The upload methods that the registry accepts; the first is tried first. One PUT would save a request for each
-    #: blob, but Artifactory refuses PUT with a body.
+    #: The upload methods that the registry accepts; the first is tried first for all but small blobs. Those go by one
+    #: PUT, if the registry accepts that.
     methods: tuple[str, ...] = (STREAM, PUT, CHUNK)
     #: The largest body of a PATCH with a Content-Range; None if no limit is known.
     largest_chunk: int | None = None

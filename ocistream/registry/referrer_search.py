@@ -5,7 +5,6 @@ Several manifests are queried at a time. Referrers of an index that is copied in
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -27,9 +26,11 @@ from ocistream.oci.referrers import (
     is_signature,
     strip_descriptor,
 )
+from ocistream.streams.budget import Budget
 from ocistream.streams.workers import run_each
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ocistream.errors import OcistreamError
@@ -90,13 +91,15 @@ class ReferrerSearch:
         self._repositories: dict[str, ReadableRepository] = {}
         self._queried: set[tuple[str, str]] = set()
         self._digests_by_tag: dict[tuple[str, str], str] = {}
-        self._lock = threading.Lock()
+        #: The queries of a level run in several threads, which only append here, and to `_skipped`.
         self._found: list[_FoundReferrer] = []
-        self._listed_count = 0
-        self._found_count = 0
-        self._found_bytes = 0
+        #: How many more referrers may be listed and found, and how many more bytes their manifests may have.
+        self._free_listed = Budget(limits.MAX_REFERRERS)
+        self._free_found = Budget(limits.MAX_REFERRERS)
+        self._free_bytes = Budget(limits.MAX_GRAPH_BYTES)
         self._skipped: dict[SkippedReferrer, None] = {}
-        self._unreadable_repositories: set[str] = set()
+        #: By repository: the first query that its registry refused.
+        self._refused_queries: dict[str, _ReferrerQuery] = {}
 
     def collect(
         self,
@@ -159,20 +162,16 @@ class ReferrerSearch:
         retried and then raise.
         """
         reason = f"{LISTING_DENIED}: {error.message}"
-        with self._lock:
-            if str(query.repository) not in self._unreadable_repositories:
-                self._unreadable_repositories.add(str(query.repository))
-                self._skipped[SkippedReferrer(query.digest, reason)] = None
+        if self._refused_queries.setdefault(str(query.repository), query) is query:
+            self._skipped[SkippedReferrer(query.digest, reason)] = None
 
     def _query_referrers(self, query: _ReferrerQuery) -> None:
         referrers = self._repositories[str(query.repository)].list_referrers(query.digest)
-        with self._lock:
-            # Each listed entry costs a request, even if it is skipped.
-            self._listed_count += len(referrers.descriptors)
-            if self._listed_count > limits.MAX_REFERRERS:
-                raise _too_many_error(f"more than {limits.MAX_REFERRERS} referrers are listed")
-            if referrers.incomplete_reason:
-                self._skipped[SkippedReferrer(query.digest, f"{LIST_TRUNCATED}: {referrers.incomplete_reason}")] = None
+        # Each listed entry costs a request, even if it is skipped.
+        if not self._free_listed.take(len(referrers.descriptors)):
+            raise _too_many_error(f"more than {limits.MAX_REFERRERS} referrers are listed")
+        if referrers.incomplete_reason:
+            self._skipped[SkippedReferrer(query.digest, f"{LIST_TRUNCATED}: {referrers.incomplete_reason}")] = None
         for descriptor in referrers.descriptors:
             self._add_listed(query, descriptor)
 
@@ -221,20 +220,16 @@ class ReferrerSearch:
         # The manifest describes the referrer, not the list: registries omit annotations in their lists, and the same
         # image must always give the same archive.
         referrer = Referrer(strip_descriptor(manifest.descriptor), query.digest, tag)
-        with self._lock:
-            self._found_count += 1
-            self._found_bytes += len(manifest.raw)
-            if self._found_count > limits.MAX_REFERRERS or self._found_bytes > limits.MAX_GRAPH_BYTES:
-                raise _too_many_error(
-                    f"the images have more than {limits.MAX_REFERRERS} referrers, or more than "
-                    f"{limits.MAX_GRAPH_BYTES} bytes of manifests of referrers"
-                )
-            self._found.append(_FoundReferrer(query, referrer, manifest))
+        if not self._free_found.take(1) or not self._free_bytes.take(len(manifest.raw)):
+            raise _too_many_error(
+                f"the images have more than {limits.MAX_REFERRERS} referrers, or more than "
+                f"{limits.MAX_GRAPH_BYTES} bytes of manifests of referrers"
+            )
+        self._found.append(_FoundReferrer(query, referrer, manifest))
 
     def _skip(self, descriptor: Descriptor | None, subject: str, reason: str, tag: str | None = None) -> None:
         kind = classify_referrer(descriptor.artifact_type if descriptor else None, tag)
-        with self._lock:
-            self._skipped[SkippedReferrer(subject, reason, kind, descriptor.digest if descriptor else None, tag)] = None
+        self._skipped[SkippedReferrer(subject, reason, kind, descriptor.digest if descriptor else None, tag)] = None
 
     def _move_to_graph(self, queries: Sequence[_ReferrerQuery]) -> list[_ReferrerQuery]:
         """Add the found referrers to the graph in the order of the queries; return queries for their referrers."""

@@ -5,6 +5,7 @@ Knows URLs, media types and statuses. Manifests are verified here; downloaded bl
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from functools import partial
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from ocistream.registry.referrers import ReferrerList, RepositoryReferrers
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["Repository"]
+__all__ = ["Repository", "read_only_errors"]
 
 _MANIFEST_TYPES: Final = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
 _NEXT_LINK = re.compile(r"<([^<>]{1,4096})>\s*;[^,]*\brel=\"?next\b")
@@ -58,6 +59,8 @@ _DELETED_STATUSES: Final = (200, 202, 204)
 _CANONICAL_ALGORITHM: Final = "sha256"
 #: Error codes of a registry that refuses the digest under which a manifest is pushed.
 _DIGEST_REFUSAL_CODES: Final = frozenset({"DIGEST_INVALID", "UNSUPPORTED"})
+#: The answer of a read-only registry to a push: of `ocistream serve` with UNSUPPORTED, of distribution without a code.
+_READ_ONLY_STATUS: Final = 405
 
 
 class Repository:
@@ -184,7 +187,7 @@ class Repository:
 
         Raises:
             RegistryError: the registry refuses the manifest.
-            UnsupportedError: the registry does not support the digest algorithm.
+            UnsupportedError: the registry is read-only, or does not support the digest algorithm.
             IntegrityError: the registry reports that it stored other bytes.
         """
         if is_canonical_digest(target) or not is_digest(target):
@@ -209,21 +212,23 @@ class Repository:
 
         Raises:
             RegistryError: the registry refuses the manifest.
+            UnsupportedError: the registry is read-only.
             IntegrityError: the registry reports that it stored other bytes.
         """
         response = self._push_manifest(f"{manifest.descriptor.digest}?tag={tag}", manifest)
         return tag in {name.strip() for name in (response.header("OCI-Tag") or "").split(",")}
 
     def _push_manifest(self, target: str, manifest: Manifest) -> Response:
-        response = self.client.request(
-            self.endpoint,
-            "PUT",
-            self.url(f"manifests/{target}"),
-            scopes=self.scopes,
-            headers={"Content-Type": manifest.descriptor.media_type},
-            body=manifest.raw,
-            expected=_PUSHED_STATUSES,
-        )
+        with read_only_errors(self):
+            response = self.client.request(
+                self.endpoint,
+                "PUT",
+                self.url(f"manifests/{target}"),
+                scopes=self.scopes,
+                headers={"Content-Type": manifest.descriptor.media_type},
+                body=manifest.raw,
+                expected=_PUSHED_STATUSES,
+            )
         response.drain()
         stored = response.header("Docker-Content-Digest") or ""
         # The registry may use another digest algorithm, but it must have stored the same bytes.
@@ -403,6 +408,23 @@ def determine_media_type(raw: bytes, declared: str, label: str) -> str:
     return declared if declared in _MANIFEST_TYPES else guess_media_type(raw, label)
 
 
+@contextlib.contextmanager
+def read_only_errors(repository: Repository) -> Iterator[None]:
+    """Convert the refusal of a read-only registry, within a block that opens an upload or pushes a manifest.
+
+    Raises:
+        UnsupportedError: the registry does not accept pushes.
+    """
+    try:
+        yield
+    except RegistryError as error:
+        if error.status != _READ_ONLY_STATUS:
+            raise
+        msg = f"{repository.endpoint.registry} does not accept pushes ({error.message})"
+        hint = "it is read-only, or not a registry: push to another registry, or ask its operator"
+        raise UnsupportedError(msg, hint=hint) from error
+
+
 def _is_expired_redirect(error: OcistreamError) -> bool:
     """Return whether the error is the answer of an expired signed URL."""
     if isinstance(error, RegistryError):
@@ -430,9 +452,12 @@ def image_not_found_error(
     repository: object, target: str, error: NotFoundError, *, one_of_many: bool = False
 ) -> NotFoundError:
     """Build an error that names the image as the user wrote it, not the URL; `one_of_many` if there are others."""
-    separator = "@" if is_digest(target) else ":"
-    hint = None if separator == "@" else "check the repository and the tag"
-    if one_of_many and hint:
+    if is_digest(target):
+        cause = error.message.replace(target, "…")
+        hint = f"the image may have been deleted: `ocistream tags {repository}` lists the tags"
+        return NotFoundError(f"{repository}@{target} not found ({cause})", hint=hint)
+    hint = "check the repository and the tag"
+    if one_of_many:
         # After a clean-up of the registry, tags often exist without their manifest.
         hint = f"check the name, or omit this image; with `copy --tags`, add --tags '!{target}'"
-    return NotFoundError(f"{repository}{separator}{target} not found ({error.message})", hint=hint)
+    return NotFoundError(f"{repository}:{target} not found ({error.message})", hint=hint)

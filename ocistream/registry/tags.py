@@ -81,7 +81,10 @@ def suggest_tags(repository: Repository, tag: str) -> str | None:
         )
         listed = _parse_tags(response.read(limits.MAX_MANIFEST), repository)
     except NotFoundError as error:
-        return error.hint or "the repository does not exist or you may not see it: check the name"
+        return (
+            error.hint
+            or "the repository does not exist, or you have no permission to pull it: check the name, or log in"
+        )
     except OcistreamError:
         return None
     # Users do not type the tags of signatures.

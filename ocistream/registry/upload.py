@@ -110,13 +110,19 @@ class Upload:
         self._session = session
         self._content = content
         self._is_size_known = content.end is not None
+        #: Whether the content is a complete blob that fits into the buffer, and no earlier run has uploaded some of it.
+        self._is_small = (
+            self._is_size_known
+            and not (content.is_part or session.is_from_earlier_run)
+            and content.blob().size <= limits.MAX_BUFFERED_BLOB
+        )
         self._buffer = ReplayBuffer(
             content,
             strategy.replay_buffer_size(reopenable=content.reopenable, is_size_known=self._is_size_known),
         )
         self._retries = repository.client.start_retries()
         self._explicit_method = strategy.explicit_method(repository.endpoint.settings.upload)
-        self._method = self._explicit_method or strategy.choose_method(self._host, is_size_known=self._is_size_known)
+        self._method = self._explicit_method or self._choose_method()
         #: One PUT is for complete blobs only.
         self._tried_methods = {self._method, *([UploadMethod(PUT)] if content.is_part else [])}
         #: Whether every request must get a proper end even if the source fails: distribution 2.8 neither resumes nor
@@ -182,10 +188,13 @@ class Upload:
         open_upload.remove()
         if self._is_closed:
             self._session.finish()
-            self._strategy.record_success(self._host, self._method)
+            self._strategy.record_success(self._host, self._method, is_small=self._is_small)
         else:
             self._session.release()
         return self.acknowledged
+
+    def _choose_method(self) -> UploadMethod:
+        return self._strategy.choose_method(self._host, is_size_known=self._is_size_known, is_small=self._is_small)
 
     def _run(self) -> None:
         if self._method.kind == PUT and not self._is_size_known:
@@ -285,6 +294,9 @@ class Upload:
         """Send the content from the acknowledged offset on."""
         # The session is opened when the first bytes are there (skopeo#2101).
         self._buffer.open()
+        if self._is_small:
+            # All bytes: then the source cannot fail in the middle of a request.
+            self._buffer.fill(0, limits.MAX_BUFFERED_BLOB)
         self._session.open(self._retries)
         if self._content.is_part and not self._session.is_recorded:
             raise _PartRefusedError
@@ -504,7 +516,7 @@ class Upload:
         """Switch to another upload method; return False if there is none."""
         refused, body_size = self._method, self._request.size if self._request is not None else 0
         # The upload of another blob may have found a better method in the meantime.
-        method: UploadMethod | None = self._strategy.choose_method(self._host, is_size_known=self._is_size_known)
+        method: UploadMethod | None = self._choose_method()
         if method in self._tried_methods:
             method = self._strategy.choose_next_method(
                 self._host,

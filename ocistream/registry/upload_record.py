@@ -13,7 +13,6 @@ import json
 import os
 import re
 import stat
-import threading
 import time
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -154,6 +153,7 @@ class LockedRecord:
         if self.is_locked:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
+            self._records.forget(self)
 
 
 class UploadRecords:
@@ -172,8 +172,8 @@ class UploadRecords:
         self._directory = directory
         self._warn = warn
         self._now = now
-        self._lock = threading.Lock()
-        self._locked_records: list[LockedRecord] = []
+        #: The records of uploads that run now. Any thread adds and removes: single operations of a dict are atomic.
+        self._locked_records: dict[LockedRecord, None] = {}
         self._has_warned = False
 
     def lock(self, key: UploadKey) -> LockedRecord | None:
@@ -182,19 +182,22 @@ class UploadRecords:
         This creates the file before the session is opened, so that the session is stored as soon as it exists. A record
         that is too old is dropped.
         """
-        with self._lock:
-            self._locked_records = [record for record in self._locked_records if record.is_locked]
-            if self._directory is None or len(self._locked_records) >= limits.MAX_OPEN_UPLOAD_RECORDS:
-                return None
-            try:
-                _ensure_private_directory(self._directory)
-                record = self._lock_or_create(self._directory / _file_name(key), key)
-            except OSError as error:
-                self.warn_once(error)
-                return None
-            if record is not None:
-                self._locked_records.append(record)
-            return record
+        # Threads that ask at once may exceed the limit, by their number.
+        if self._directory is None or len(self._locked_records) >= limits.MAX_OPEN_UPLOAD_RECORDS:
+            return None
+        try:
+            _ensure_private_directory(self._directory)
+            record = self._lock_or_create(self._directory / _file_name(key), key)
+        except OSError as error:
+            self.warn_once(error)
+            return None
+        if record is not None:
+            self._locked_records[record] = None
+        return record
+
+    def forget(self, record: LockedRecord) -> None:
+        """Count a record no more: it was released."""
+        self._locked_records.pop(record, None)
 
     def lock_abandoned(self, registry: str, repository: str, digests: Collection[str]) -> Iterator[LockedRecord]:
         """Lock and yield each unused record of a repository: of these blobs, of blobs without a digest, and old ones.

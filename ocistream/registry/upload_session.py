@@ -20,6 +20,7 @@ from ocistream.errors import (
     RegistryError,
 )
 from ocistream.http.origins import redact_url, resolve_url
+from ocistream.registry.repository import read_only_errors
 from ocistream.registry.upload_record import SessionLocation, can_store_location
 
 if TYPE_CHECKING:
@@ -78,9 +79,11 @@ def open_session(repository: Repository, retries: Retries) -> SessionLocation:
 
     Raises:
         NotFoundError: the repository does not exist, and the registry does not create it.
+        UnsupportedError: the registry is read-only.
     """
     try:
-        response = _request(repository, "POST", repository.url("blobs/uploads/"), (202,), retries)
+        with read_only_errors(repository):
+            response = _request(repository, "POST", repository.url("blobs/uploads/"), (202,), retries)
     except NotFoundError as error:
         hint = "some registries require that a repository is created before the first push"
         raise NotFoundError(error.message, codes=error.codes, hint=hint) from error

@@ -60,6 +60,8 @@ ALTERNATIVES: Final[Mapping[str, Mapping[int, tuple[str, ...]]]] = MappingProxyT
         # The digest of a recompressed layer is known only at its end, so one PUT is not possible.
         UNSIZED_STREAM: {400: (CHUNK,), 404: (CHUNK,), 411: (CHUNK,), 413: (CHUNK,), 416: (CHUNK,), 501: (CHUNK,)},
         PUT: {
+            # A registry that ignores the body computes the digest of no bytes.
+            400: (STREAM, CHUNK),
             # Artifactory answers 404 BLOB_UNKNOWN to a PUT with a body (docker/buildx#196).
             404: (STREAM, CHUNK),
             405: (STREAM, CHUNK),
@@ -193,10 +195,16 @@ class UploadStrategy:
         """
         return self._explicit_method or (parse_upload_method(configured) if configured else None)
 
-    def choose_method(self, host: str, *, is_size_known: bool) -> UploadMethod:
-        """Return the method to try first for a blob of known or unknown size."""
+    def choose_method(self, host: str, *, is_size_known: bool, is_small: bool = False) -> UploadMethod:
+        """Return the method to try first for a blob of known or unknown size.
+
+        A small blob is complete before its upload begins, so it needs neither a stream nor an upload that can be
+        resumed: one PUT saves a request.
+        """
         method = self._methods.get((host, is_size_known)) or self._methods.get((host, True))
         if method is None or (method.kind == PUT and not is_size_known):
+            if is_small and PUT in self.profile(host).methods:
+                return UploadMethod(PUT)
             # One PUT needs the digest in advance.
             method = self._initial_method(host, is_size_known=is_size_known)
         return method
@@ -247,9 +255,12 @@ class UploadStrategy:
         """Use this method first for all later blobs."""
         self._methods[host, is_size_known] = method
 
-    def record_success(self, host: str, method: UploadMethod) -> None:
-        """Record how a blob was uploaded, for `methods_used`."""
-        self._methods_used[host] = str(method)
+    def record_success(self, host: str, method: UploadMethod, *, is_small: bool) -> None:
+        """Record how a blob was uploaded, for `methods_used`; small blobs count only if there is no larger one."""
+        if is_small:
+            self._methods_used.setdefault(host, str(method))
+        else:
+            self._methods_used[host] = str(method)
 
     def _initial_method(self, host: str, *, is_size_known: bool) -> UploadMethod:
         """Return the first method of the host's profile."""

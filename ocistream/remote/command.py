@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
     from ocistream.streams.workers import Task
 
-__all__ = ["RemoteCommand", "check_shell_safe", "split_command"]
-
 #: A word that no shell changes, expands or splits, and that is not an unexpected option.
 _SHELL_SAFE = re.compile(r"(?:[A-Za-z0-9_/.][A-Za-z0-9_./:@=+,-]*|-{0,2}(?:[a-z][a-z-]*)?)\Z")
 #: Seconds for the remote command to clean up after its stdin is closed, and then to end after each signal. The second
@@ -257,11 +255,7 @@ class RemoteCommand:
             reader.wait(_STREAM_END_TIMEOUT)
 
     def _wait_for_end(self, timeout: float | None = None) -> bool:
-        """Wait until the command has ended; return False after `timeout` seconds.
-
-        Raises:
-            CancelledError: the transfer was cancelled.
-        """
+        """Wait until the command has ended; return False after `timeout` seconds."""
         assert self._end is not None, "it was started"  # noqa: S101 - the caller starts it
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._end.wait(_POLL_INTERVAL):

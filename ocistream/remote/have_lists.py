@@ -18,8 +18,6 @@ from ocistream.oci.reference import DIGEST_HEX_LENGTHS, is_digest, printable
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["HaveListMatch", "HaveListReader", "format_have_list", "match_have_list", "read_lines"]
-
 _FORMAT: Final = "# ocistream have "
 _VERSION: Final = "1"
 _ORIGIN: Final = "# origin "

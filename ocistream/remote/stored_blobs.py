@@ -7,12 +7,15 @@ the caller asks for some; a list of all blobs reads none.
 from __future__ import annotations
 
 import itertools
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError
-from ocistream.locations import Selection, is_directory, open_source
+from ocistream.layout.image_selection import Selection
+from ocistream.locations import is_directory, open_source, path_of
 from ocistream.oci.descriptor import UNKNOWN_SIZE
 from ocistream.streams.workers import run_each
 
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
     from ocistream.registry.repository import Repository
     from ocistream.registry.upload_record import UploadRecords
     from ocistream.transfer.interfaces import EarlyBlobs, Source
-
-__all__ = ["StoredBlobs", "open_stored_blobs"]
 
 #: Tags that are read together: shared blobs are checked once, and the manifests stay in memory.
 _MAX_TAGS_AT_ONCE: Final = 32
@@ -85,73 +86,10 @@ def open_stored_blobs(
     count for `stored`. `warn` receives what is not listed.
     """
     if location.reference is not None:
-        query = _RepositoryQuery(context, location.reference, early_blobs, records)
-        return _RepositoryBlobs(query, warn) if location.is_repository else _ImageBlobs(query)
-    blobs_class = (
-        _LayoutBlobs
-        if location.kind == "oci" or (location.kind == "path" and is_directory(location))
-        else _ArchiveBlobs
-    )
-    return blobs_class(location, context, selection or Selection(), early_blobs)
-
-
-class _RepositoryQuery:
-    """Requests to one repository of a registry, never to its mirrors."""
-
-    def __init__(
-        self, context: OpenContext, reference: Reference, early_blobs: EarlyBlobs, records: UploadRecords | None
-    ) -> None:
-        self.reference = reference
-        self._context = context
-        self._jobs = context.jobs_at([reference.registry])
-        self._early = early_blobs
-        self._records = records
-        self._is_for_push = records is not None
-
-    def list_tags(self) -> tuple[Sequence[str], str | None]:
-        """Return the tags, and why they are not complete, or None."""
-        from ocistream.registry.tags import list_tags
-
-        tag_list = list_tags(self._repository(self.reference.repository))
-        return tag_list.tags, tag_list.incomplete_reason
-
-    def build_graph(self, references: Sequence[Reference]) -> Graph:
-        """Return the graph of images and of their referrers."""
-        from ocistream.registry.source import RegistrySource
-
-        client = self._context.client()
-        return RegistrySource(client, references, referrers="copy", jobs=self._jobs).resolve(self._early)
-
-    def stored(
-        self, blobs: Iterable[Descriptor], *, include_mountable: bool = False, partial: bool = False
-    ) -> dict[str, int]:
-        """Ask for each blob. A blob of unknown size may also be a manifest.
-
-        With `include_mountable`, blobs of the repositories that can be mounted from count too. With `partial`,
-        unfinished uploads of earlier runs count with the bytes that they have.
-        """
-        repositories = [self._repository(self.reference.repository, writes=self._is_for_push)]
-        repositories += [self._repository(name) for name in self._context.mount_from if include_mountable]
-        blobs = list(blobs)
-        found: dict[str, int] = {}
-
-        def ask(blob: Descriptor) -> None:
-            if any(_has_content(repository, blob) for repository in repositories):
-                found[blob.digest] = blob.size
-
-        run_each(ask, blobs, jobs=self._jobs, cancelled=self._context.client().cancelled)
-        if partial:
-            from ocistream.registry.blob_push import BlobPusher
-
-            pusher = BlobPusher(self._repository(self.reference.repository, writes=True), records=self._records)
-            unstored = [blob.digest for blob in blobs if blob.digest not in found]
-            found |= _select_resumable((digest, pusher.partial_size(digest)) for digest in unstored)
-        return found
-
-    def _repository(self, name: str, *, writes: bool = False) -> Repository:
-        from ocistream.registry.repository import Repository
-
-        return Repository(self._context.client(), self.reference.registry, name, for_push=writes)
+        registry_class = _RepositoryBlobs if location.is_repository else _ImageBlobs
+        return registry_class(context, location.reference, early_blobs, records, warn)
+    local_class = _LayoutBlobs if location.kind == "oci" or is_directory(location) else _ArchiveBlobs
+    return local_class(location, context, selection or Selection(), early_blobs)
 
 
 def _select_resumable(partial_blobs: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -160,25 +98,35 @@ def _select_resumable(partial_blobs: Iterable[tuple[str, int]]) -> dict[str, int
     return dict(itertools.islice(resumable, limits.MAX_RESUMABLE_BLOBS))
 
 
-def _has_content(repository: Repository, blob: Descriptor) -> bool:
-    if repository.has_blob(blob):
-        return True
-    return blob.size == UNKNOWN_SIZE and repository.has_manifest(blob.digest)
-
-
 class _RepositoryBlobs:
-    """A repository of a registry, with all of its tags."""
+    """A repository of a registry, with all of its tags. Its mirrors are not asked."""
 
-    def __init__(self, query: _RepositoryQuery, warn: Callable[[str], None]) -> None:
-        self._query = query
+    def __init__(
+        self,
+        context: OpenContext,
+        reference: Reference,
+        early_blobs: EarlyBlobs,
+        records: UploadRecords | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._reference = reference
+        self._context = context
+        self._jobs = context.jobs_at([reference.registry])
+        self._early = early_blobs
+        self._records = records
         self._warn = warn
-        self.origin = f"{query.reference.registry}/{query.reference.repository}"
+
+    @property
+    def origin(self) -> str:
+        return f"{self._reference.registry}/{self._reference.repository}"
 
     def list_digests(self) -> set[str]:
-        tags, incomplete_reason = self._query.list_tags()
-        if incomplete_reason:
-            self._warn(f"{self.origin} has further tags, which are not read: {incomplete_reason}")
-        references = [replace(self._query.reference, tag=tag) for tag in sorted(tags)]
+        from ocistream.registry.tags import list_tags
+
+        tag_list = list_tags(self._repository(self._reference.repository))
+        if tag_list.incomplete_reason:
+            self._warn(f"{self.origin} has further tags, which are not read: {tag_list.incomplete_reason}")
+        references = [replace(self._reference, tag=tag) for tag in sorted(tag_list.tags)]
         digests: set[str] = set()
         seen: set[str] = set()
         start, at_once = 0, 1
@@ -191,13 +139,33 @@ class _RepositoryBlobs:
                 needed += len(graph.blobs)
                 # Free the manifests: for thousands of blobs they take megabytes.
                 del graph
-                digests |= self._query.stored(new).keys()
+                digests |= self._find_existing(new).keys()
             start += at_once
             at_once = min(2 * at_once, _MAX_TAGS_AT_ONCE) if needed < _MANY_BLOBS else 1
         return digests
 
     def stored(self, blobs: Sequence[Descriptor], *, partial: bool = False) -> Mapping[str, int]:
-        return self._query.stored(blobs, include_mountable=True, partial=partial)
+        found = self._find_existing(blobs, self._context.mount_from)
+        if partial:
+            from ocistream.registry.blob_push import BlobPusher
+
+            pusher = BlobPusher(self._repository(self._reference.repository, writes=True), records=self._records)
+            unstored = [blob.digest for blob in blobs if blob.digest not in found]
+            found |= _select_resumable((digest, pusher.partial_size(digest)) for digest in unstored)
+        return found
+
+    def _find_existing(self, blobs: Sequence[Descriptor], mount_from: Sequence[str] = ()) -> dict[str, int]:
+        """Ask for each blob, in the repository and in those that it can be mounted from."""
+        repositories = [self._repository(self._reference.repository, writes=self._records is not None)]
+        repositories += map(self._repository, mount_from)
+        found: dict[str, int] = {}
+
+        def ask(blob: Descriptor) -> None:
+            if any(_has_content(repository, blob) for repository in repositories):
+                found[blob.digest] = blob.size
+
+        run_each(ask, blobs, jobs=self._jobs, cancelled=self._context.client().cancelled)
+        return found
 
     def _build_graphs(self, references: Sequence[Reference]) -> Iterable[Graph]:
         """Yield the graphs of some tags; after a failure one by one, so that a bad tag does not affect the others.
@@ -205,7 +173,7 @@ class _RepositoryBlobs:
         A tag is skipped if its manifest is missing, malformed, or older than OCI's and Docker's schema 2.
         """
         try:
-            yield self._query.build_graph(references)
+            yield self._build_graph(references)
         except (NotFoundError, ArchiveError, UnsupportedError) as error:
             if len(references) > 1:
                 for reference in references:
@@ -213,62 +181,70 @@ class _RepositoryBlobs:
             else:
                 self._warn(f"nothing of {references[0].name} is listed: {error.message}")
 
+    def _build_graph(self, references: Sequence[Reference]) -> Graph:
+        """Return the graph of images and of their referrers."""
+        from ocistream.registry.source import RegistrySource
 
-class _ImageBlobs:
+        client = self._context.client()
+        return RegistrySource(client, references, referrers="copy", jobs=self._jobs).resolve(self._early)
+
+    def _repository(self, name: str, *, writes: bool = False) -> Repository:
+        from ocistream.registry.repository import Repository
+
+        return Repository(self._context.client(), self._reference.registry, name, for_push=writes)
+
+
+class _ImageBlobs(_RepositoryBlobs):
     """One image of a registry, by tag or digest."""
 
-    def __init__(self, query: _RepositoryQuery) -> None:
-        self._query = query
-        self.origin = str(query.reference)
+    @property
+    def origin(self) -> str:
+        return str(self._reference)
 
     def list_digests(self) -> set[str]:
-        graph = self._build_graph()
-        return self._query.stored(graph.blobs).keys() | {manifest.descriptor.digest for manifest in graph.manifests}
+        graph = self._build_graph([self._reference])
+        return self._find_existing(graph.blobs).keys() | {manifest.descriptor.digest for manifest in graph.manifests}
 
     def stored(self, blobs: Sequence[Descriptor], *, partial: bool = False) -> Mapping[str, int]:
-        graph = self._build_graph()
+        graph = self._build_graph([self._reference])
         manifests = {manifest.descriptor.digest for manifest in graph.manifests}
         needed = {blob.digest for blob in graph.blobs}
-        wanted = [blob for blob in blobs if blob.digest in needed]
-        found = self._query.stored(wanted, include_mountable=True, partial=partial)
-        return found | {blob.digest: blob.size for blob in blobs if blob.digest in manifests}
+        found = super().stored([blob for blob in blobs if blob.digest in needed], partial=partial)
+        return {**found, **{blob.digest: blob.size for blob in blobs if blob.digest in manifests}}
 
-    def _build_graph(self) -> Graph:
-        return self._query.build_graph([self._query.reference])
+
+def _has_content(repository: Repository, blob: Descriptor) -> bool:
+    """Return whether a repository has a blob. A blob of unknown size may also be a manifest."""
+    return repository.has_blob(blob) or (blob.size == UNKNOWN_SIZE and repository.has_manifest(blob.digest))
 
 
 class _LayoutBlobs:
     """A layout directory: its regular blob files, or those that one image needs."""
 
     def __init__(self, location: Location, context: OpenContext, selection: Selection, early_blobs: EarlyBlobs) -> None:
-        self._location = location
-        self._context = context
-        self._selection = selection
-        self._early = early_blobs
+        from ocistream.layout.directory import LayoutDirectory
+
         self.origin = location.text if location.kind == "oci" else f"oci:{location.text}"
+        # An unfinished layout has blobs, but no index yet.
+        self._layout = LayoutDirectory(path_of(location))
+        self._is_one_image = location.name is not None
+        self._open = partial(open_source, location, context, selection)
+        self._early = early_blobs
 
     def list_digests(self) -> set[str]:
-        from ocistream.layout.directory import LayoutDirectory
-
-        assert self._location.path is not None  # noqa: S101 - parse_location sets it
-        layout = LayoutDirectory(self._location.path)
-        source = open_source(self._location, self._context, self._selection)
+        source, layout = self._open(), self._layout
         stored = {digest for digest in layout.list_blobs() if layout.blob_size(digest) is not None}
-        return stored if self._location.name is None else stored & _graph_digests(source.resolve(self._early))
+        return stored & _graph_digests(source.resolve(self._early)) if self._is_one_image else stored
 
     def stored(self, blobs: Sequence[Descriptor], *, partial: bool = False) -> Mapping[str, int]:
-        from ocistream.layout.directory import LayoutDirectory
-
-        assert self._location.path is not None  # noqa: S101 - parse_location sets it
-        # An unfinished layout has blobs, but no index yet.
-        layout = LayoutDirectory(self._location.path)
+        layout = self._layout
         found: dict[str, int] = {}
         for blob in blobs:
             size = layout.blob_size(blob.digest)
             if size is not None and _has_size(blob, size) and layout.has_blob(replace(blob, size=size)):
                 found[blob.digest] = blob.size
-        if self._location.name is not None:
-            needed = _graph_digests(open_source(self._location, self._context, self._selection).resolve(self._early))
+        if self._is_one_image:
+            needed = _graph_digests(self._open().resolve(self._early))
             found = {digest: size for digest, size in found.items() if digest in needed}
         if partial:
             unstored = [blob.digest for blob in blobs if blob.digest not in found]
@@ -283,11 +259,10 @@ class _ArchiveBlobs:
     """
 
     def __init__(self, location: Location, context: OpenContext, selection: Selection, early_blobs: EarlyBlobs) -> None:
-        self._location = location
-        self._context = context
-        self._selection = selection
-        self._early = early_blobs
         self.origin = location.text
+        self._is_one_image = location.name is not None
+        self._open = partial(open_source, location, context, selection)
+        self._early = early_blobs
 
     def list_digests(self) -> set[str]:
         return set(self._read_sizes())
@@ -297,11 +272,8 @@ class _ArchiveBlobs:
         return {blob.digest: blob.size for blob in blobs if _has_size(blob, sizes.get(blob.digest))}
 
     def _read_sizes(self) -> dict[str, int]:
-        source = open_source(self._location, self._context, self._selection)
-        try:
+        with closing(self._open()) as source:
             return self._read_sizes_of(source)
-        finally:
-            source.close()
 
     def _read_sizes_of(self, source: Source) -> dict[str, int]:
         from ocistream.archive.source import ArchiveSource
@@ -316,7 +288,7 @@ class _ArchiveBlobs:
             return {blob.digest: blob.size for blob in graph.blobs}
         needed = _graph_digests(graph)
         entries = source.contents.blobs.items()
-        return {digest: entry.size for digest, entry in entries if self._location.name is None or digest in needed}
+        return {digest: entry.size for digest, entry in entries if not self._is_one_image or digest in needed}
 
 
 def _graph_digests(graph: Graph) -> set[str]:

@@ -1,17 +1,23 @@
-"""How many connections and uploads the limit of file descriptors allows."""
+"""What bounds the server: the limit of file descriptors, and the number of values that are remembered."""
 
 from __future__ import annotations
 
 import contextlib
 import resource
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ocistream import limits
+
+if TYPE_CHECKING:
+    from collections import OrderedDict
 
 __all__ = [
     "limit_by_descriptors",
     "raise_descriptor_limit",
+    "remember",
 ]
+
+_Value = TypeVar("_Value")
 
 #: A connection has a socket and a file, an upload has its lock. The same number again may be open for a moment.
 _DESCRIPTORS_EACH: Final = 4
@@ -36,3 +42,13 @@ def raise_descriptor_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < needed:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def remember(values: OrderedDict[str, _Value], digest: str, value: _Value, maximum: int) -> None:
+    """Add a value, and forget the values that were added first if there are more than `maximum`.
+
+    Any thread may call it, and read `values`: each operation of an OrderedDict is atomic.
+    """
+    values[digest] = value
+    while len(values) > maximum:
+        values.popitem(last=False)

@@ -23,7 +23,7 @@ from ocistream.oci.strict_json import canonical_json
 from ocistream.serve.access_control import is_from_web_page
 from ocistream.serve.errors import RequestRejectedError
 from ocistream.serve.http_handler import AccessLogEntry, FileSection, HTTPRequestHandler, ServerResponse
-from ocistream.serve.request import parse_content_range, parse_range_header
+from ocistream.serve.request import parse_content_range, parse_range_header, split_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,7 +80,7 @@ class RegistryHandler(HTTPRequestHandler):
         if auth is not None:
             self.user = auth.authenticate(self.headers.get("Authorization"))
         self.mark_admitted()
-        segments, self.parameters = self.parse_target()
+        segments, self.parameters = split_target(self.path)
         endpoints = self._endpoints(segments)
         place = "here"
         if self.registry.read_only:
@@ -132,14 +132,14 @@ class RegistryHandler(HTTPRequestHandler):
     def _get_page(self) -> None:
         from ocistream.serve.image_page import HEADERS, render_image_page
 
-        if not self.registry.page_slot.acquire(timeout=limits.PAGE_TIMEOUT):
+        if not self.registry.page_slot.take(timeout=limits.PAGE_TIMEOUT):
             raise RequestRejectedError(429, "TOOMANYREQUESTS", "another client still reads this page")
         try:
             host = self.headers.get("Host", "").strip() or self.registry.host
             pieces = render_image_page(self.registry.storage, host)
             self.respond(ServerResponse(200, HEADERS, self._limit_time(_join(pieces))))
         finally:
-            self.registry.page_slot.release()
+            self.registry.page_slot.give_back()
 
     def _limit_time(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         """Yield pieces of a body, and let the connection fail if the client takes too long to read them."""
@@ -356,9 +356,9 @@ class RegistryHandler(HTTPRequestHandler):
             slots = self.registry.large_push_slots
 
             def wait_for_slot() -> None:
-                if not slots.acquire(timeout=limits.LARGE_PUSH_QUEUE_TIMEOUT):
+                if not slots.take(timeout=limits.LARGE_PUSH_QUEUE_TIMEOUT):
                     raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many large manifests are being pushed")
-                stack.callback(slots.release)
+                stack.callback(slots.give_back)
 
             self._push_manifest(repository, reference, self.read_small_body(limits.MAX_MANIFEST, wait_for_slot))
 
@@ -371,15 +371,15 @@ class RegistryHandler(HTTPRequestHandler):
         # The tags of a push by digest refer to that digest, also if it is not sha256 (distribution-spec, "Pushing
         # Manifests").
         tags = tuple(dict.fromkeys(self.parameters.get("tag", []))) if is_digest(reference) else ()
-        result = self.registry.repositories.push(repository, reference, raw, media_type, hosts, tags)
+        digest, subject = self.registry.repositories.push(repository, reference, raw, media_type, hosts, tags)
         headers = {
-            "Location": f"/v2/{repository}/manifests/{result.digest}",
-            "Docker-Content-Digest": result.digest,
+            "Location": f"/v2/{repository}/manifests/{digest}",
+            "Docker-Content-Digest": digest,
         }
         if tags:
             headers["OCI-Tag"] = ", ".join(tags)
-        if result.subject is not None:
-            headers["OCI-Subject"] = result.subject
+        if subject is not None:
+            headers["OCI-Subject"] = subject
         self.respond(ServerResponse(201, headers))
 
     def _delete_manifest(self, repository: str, reference: str) -> None:

@@ -6,6 +6,7 @@ Subclasses implement `dispatch`. This module knows nothing of registries.
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import ssl
 import time
@@ -27,7 +28,6 @@ from ocistream.serve.request import (
     check_host,
     check_request_line,
     open_request_body,
-    split_target,
 )
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks, verify_chunks
@@ -109,7 +109,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
 
     protocol_version = "HTTP/1.1"
     server_version = "ocistream"
-    sys_version = ""
     # The end of a response must not wait until the client acknowledges its beginning.
     disable_nagle_algorithm = True
     timeout: ClassVar[float | None] = limits.CLIENT_IDLE_TIMEOUT
@@ -117,11 +116,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
     command = ""
     path = ""
     raw_requestline = b""
-
-    def setup(self) -> None:
-        """Start a connection; the buffer for bodies is allocated with the first body."""
-        super().setup()
-        self._buffer: memoryview | None = None
 
     def _reset(self) -> None:
         self.body = SizedRequestBody(self.rfile, 0)
@@ -159,12 +153,10 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         finally:
             self.rfile = stream
 
-    @property
+    @functools.cached_property
     def buffer(self) -> memoryview:
-        """The connection's only buffer, into which bodies are read."""
-        if self._buffer is None:
-            self._buffer = memoryview(bytearray(limits.CHUNK_SIZE))
-        return self._buffer
+        """The connection's only buffer, into which bodies are read. It is allocated with the first body."""
+        return memoryview(bytearray(limits.CHUNK_SIZE))
 
     @abstractmethod
     def dispatch(self) -> None:
@@ -210,14 +202,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             self.body = ChunkedRequestBody(self.rfile)
             raise
 
-    def parse_target(self) -> tuple[list[str], dict[str, list[str]]]:
-        """Return the decoded segments of the request's path and the parameters of its query.
-
-        Raises:
-            RequestRejectedError: there are too many parameters (400).
-        """
-        return split_target(self.path)
-
     def read_body(self, buffer: memoryview) -> int:
         """Read some of the request's body into `buffer` and return the number of bytes; 0 at the end."""
         return self.body.readinto(buffer)
@@ -261,7 +245,9 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         """Send a response, after the rest of the request's body was read or the connection marked for closing."""
         self._drain_or_close()
         self.status = int(response.status)
-        self.write_response(response)
+        self.write_head(response)
+        if self.command != "HEAD" and response.size != 0:
+            self.write_body(response.body)
         if not self.body.is_finished:
             self._linger()
 
@@ -273,30 +259,21 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         headers = {"Content-Type": "application/json", **refused.headers}
         self.respond(ServerResponse(refused.status, headers, refused.body()))
 
-    def write_response(self, response: ServerResponse) -> None:
-        """Write a response to the connection."""
-        self.write_head(response)
-        if self.command != "HEAD" and response.size != 0:
-            self.write_body(response.body)
-
     def write_head(self, response: ServerResponse) -> None:
         """Write a response's status line and headers."""
         self.send_response_only(response.status)
-        self.send_header("Server", self.version_string())
+        self.send_header("Server", self.server_version)
         self.send_header("Date", self.date_time_string())
         for name, value in response.headers.items():
             self.send_header(name, value)
-        if (size := self.content_length(response)) is not None:
-            self.send_header("Content-Length", str(size))
-        elif response.size is None and not self.close_connection:
-            self.send_header("Transfer-Encoding", "chunked")
+        if response.size is None:
+            if not self.close_connection:
+                self.send_header("Transfer-Encoding", "chunked")
+        elif response.status not in _STATUSES_WITHOUT_BODY:
+            self.send_header("Content-Length", str(response.size))
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-
-    def content_length(self, response: ServerResponse) -> int | None:
-        """Return the Content-Length of a response, or None to omit it."""
-        return None if response.status in _STATUSES_WITHOUT_BODY else response.size
 
     def write_body(self, body: Body) -> None:
         """Write a response's body. If its file has become shorter meanwhile, the connection ends.
@@ -353,10 +330,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
 
     def log_access(self, entry: AccessLogEntry) -> None:
         """Handle the log entry of a request that has ended."""
-
-    def version_string(self) -> str:
-        """Return the Server header, without Python's version."""
-        return self.server_version
 
     def handle_expect_100(self) -> bool:
         """Delay the interim response until the body is read: after a rejection the client need not send the body."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream.layout.index import FULL_NAME, entry_name_of
@@ -38,7 +37,7 @@ def render_image_page(storage: Storage, host: str) -> Iterator[str]:
     """
     index = storage.index()
     with contextlib.closing(storage.open_source()) as source:
-        inventory = inspect_source(source, cancelled=threading.Event())
+        inventory = inspect_source(source)
     return render_page(inventory, host, lambda image: _pull_command(index, host, image))
 
 

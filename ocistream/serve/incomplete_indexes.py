@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
 
 from ocistream import notices
 from ocistream.errors import NotFoundError, OcistreamError
 from ocistream.oci.graph import Root
 from ocistream.oci.reference import printable
 from ocistream.oci.walk import Need, run_walk, walk_images
+from ocistream.serve.capacity import remember
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from ocistream.serve.storage import Storage
 
 __all__ = ["IncompleteIndexes"]
-
-ValueT = TypeVar("ValueT")
 
 #: Cache sizes: indexes that are known to be complete, and smaller indexes that were built.
 _MAX_COMPLETE: Final = 1000
@@ -32,18 +31,16 @@ class IncompleteIndexes:
     def __init__(self, storage: Storage) -> None:
         """Read from `storage` when an index is requested."""
         self._storage = storage
-        self._lock = threading.Lock()
-        self._complete: dict[str, None] = {}
-        self._synthesized: dict[str, Manifest] = {}
+        self._complete: OrderedDict[str, None] = OrderedDict()
+        self._synthesized: OrderedDict[str, Manifest] = OrderedDict()
 
     def find_replacement(self, index: Descriptor) -> Manifest | None:
         """Return the manifest to serve in place of an index with missing platforms; None for any other index.
 
         An index with a damaged part is served unchanged; the client that requests that part gets the error.
         """
-        with self._lock:
-            if index.digest in self._complete:
-                return None
+        if index.digest in self._complete:
+            return None
         try:
             return self._build_smaller_index(index)
         except OcistreamError:
@@ -51,8 +48,7 @@ class IncompleteIndexes:
 
     def find_synthesized(self, digest: str) -> Manifest | None:
         """Return a smaller index that was served in place of another one."""
-        with self._lock:
-            return self._synthesized.get(digest)
+        return self._synthesized.get(digest)
 
     def _is_missing(self, blob: Descriptor) -> bool:
         """Return whether a blob does not exist. A corrupt blob is not a reason to omit its platform."""
@@ -70,25 +66,19 @@ class IncompleteIndexes:
     def _build_smaller_index(self, index: Descriptor) -> Manifest | None:
         graph = run_walk(walk_images([Root(None, index)]), self._read)
         missing = find_not_exported(graph, self._is_missing)
-        exported = limit_to_exported(graph, {item.digest for item in missing})
+        exported = limit_to_exported(graph, self._is_missing)
         root = exported.roots[0].descriptor
         if root.digest == index.digest:
             if not missing:
-                self._remember(self._complete, index.digest, None, _MAX_COMPLETE)
+                remember(self._complete, index.digest, None, _MAX_COMPLETE)
             return None
         for incomplete in exported.incomplete_indexes:
             _report_incomplete(incomplete)
         (manifest,) = (item for item in exported.manifests if item.descriptor.digest == root.digest)
         if root.is_index:
             # Clients request it by its digest next, and no blob has it.
-            self._remember(self._synthesized, root.digest, manifest, _MAX_SYNTHESIZED)
+            remember(self._synthesized, root.digest, manifest, _MAX_SYNTHESIZED)
         return manifest
-
-    def _remember(self, cache: dict[str, ValueT], digest: str, value: ValueT, limit: int) -> None:
-        with self._lock:
-            while len(cache) >= limit:
-                del cache[next(iter(cache))]
-            cache[digest] = value
 
 
 def _report_incomplete(incomplete: IncompleteIndex) -> None:

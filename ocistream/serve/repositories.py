@@ -7,7 +7,6 @@ This module knows nothing of HTTP but error responses.
 from __future__ import annotations
 
 import contextlib
-import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +29,7 @@ from ocistream.serve.image_index import (
 )
 from ocistream.serve.incomplete_indexes import IncompleteIndexes
 from ocistream.serve.storage import DirectoryStorage
+from ocistream.streams.budget import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -37,19 +37,11 @@ if TYPE_CHECKING:
     from ocistream.serve.image_index import ImageIndex
     from ocistream.serve.storage import Storage
 
-__all__ = ["PushResult", "Repositories"]
+__all__ = ["Repositories"]
 
 #: How many manifests without a name are read at the start, to tell images from referrers.
 _MAX_UNNAMED_READ: Final = 100
 _DOCUMENT_TYPES: Final = INDEX_TYPES | MANIFEST_TYPES
-
-
-@dataclass(frozen=True, slots=True)
-class PushResult:
-    """A pushed manifest: its digest, and the digest of its subject or None."""
-
-    digest: str
-    subject: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +62,7 @@ class Repositories:
         """Read from `storage` when something is requested."""
         self._storage = storage
         #: Limits how many threads parse manifests at once, because parsing takes much memory.
-        self._parse_slots = threading.BoundedSemaphore(limits.MAX_CONCURRENT_PARSES)
+        self._parse_slots = Budget(limits.MAX_CONCURRENT_PARSES)
         self._incomplete_indexes = IncompleteIndexes(storage)
         # Cached by digest, so the entries stay valid. Unreachable digests are dropped. References that exceed the limit
         # are read again when needed.
@@ -121,7 +113,7 @@ class Repositories:
             RequestRejectedError: it does not exist (404).
             OcistreamError: it cannot be read, or is damaged.
         """
-        with self._parse_slots:
+        with self._parse_slots.reserve():
             return self._read_manifest(repository, reference)
 
     def _read_manifest(self, repository: str, reference: str) -> Manifest:
@@ -161,10 +153,11 @@ class Repositories:
         media_type: str,
         hosts: tuple[str, ...],
         tags: Sequence[str] = (),
-    ) -> PushResult:
+    ) -> tuple[str, str | None]:
         """Store a manifest under a tag, or under a digest with `tags` that refer to it.
 
-        `media_type` is the client's, "" if it sent none. `hosts` are tried in turn for the image's full name.
+        Return its digest, and the digest of its subject or None. `media_type` is the client's, "" if it sent none.
+        `hosts` are tried in turn for the image's full name.
 
         Raises:
             RequestRejectedError: the manifest is malformed, of another type, or refers to missing blobs or manifests
@@ -180,7 +173,7 @@ class Repositories:
                 400, "DIGEST_INVALID", "the manifest has another digest", details=[{"digest": digest}]
             )
         try:
-            with self._parse_slots:
+            with self._parse_slots.reserve():
                 entry = Descriptor(media_type or guess_media_type(raw, "the manifest"), digest, len(raw))
                 document = parse_document(entry, raw)
         except (ArchiveError, UnsupportedError) as error:
@@ -209,7 +202,7 @@ class Repositories:
             layout.update_index(change)
         except UnsupportedError as error:
             raise RequestRejectedError(400, "MANIFEST_INVALID", "the index.json of the registry is full") from error
-        return PushResult(digest, document.subject.digest if document.subject else None)
+        return digest, document.subject.digest if document.subject else None
 
     def delete(self, repository: str, reference: str) -> None:
         """Delete a tag; or, by digest, a manifest and all tags of `repository` that refer to it.
@@ -235,7 +228,7 @@ class Repositories:
 
         They are in the order of `index.json`.
         """
-        with self._parse_slots:
+        with self._parse_slots.reserve():
             return self._find_referrers(subject)
 
     def _find_referrers(self, subject: str) -> list[dict[str, Any]]:

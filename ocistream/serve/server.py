@@ -27,6 +27,7 @@ from ocistream.serve.repositories import Repositories
 from ocistream.serve.storage import ArchiveStorage, DirectoryStorage
 from ocistream.serve.uploads import Uploads
 from ocistream.streams import paths
+from ocistream.streams.budget import Budget
 from ocistream.streams.workers import start
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self, TypeAlias
 
+    from ocistream.archive.contents import ArchiveKind
     from ocistream.serve.access_control import BasicAuth
     from ocistream.serve.http_handler import AccessLogEntry
     from ocistream.serve.storage import Storage
@@ -76,17 +78,19 @@ class Registry:
         log: Callable[[AccessLogEntry], None] | None = None,
         auth: BasicAuth | None = None,
         tls: ssl.SSLContext | None = None,
-        as_docker: bool = False,
+        kind: ArchiveKind | None = None,
     ) -> None:
         """Open the layout at `path` (created if missing, unless `read_only`) and listen at `address`.
 
-        A regular file at `path` is an archive and read only; with `as_docker`, its `manifest.json` counts and not its
-        `index.json`. Port 0 lets the kernel choose a port; see `host`. `log` is
-        called for each request, in the thread of its connection. With `auth` clients must send a password; with `tls`
-        connections are encrypted. TLS is optional even beyond loopback, because a proxy or tunnel may provide it.
+        A regular file at `path` is an archive and read only; it must be of the `kind` if one is given. Of a
+        "docker-archive" the `manifest.json` counts and not the `index.json`. Port 0 lets the kernel choose a port; see
+        `host`. `log` is called for each request, in the thread of its connection. With `auth` clients must send a
+        password; with `tls` connections are encrypted. TLS is optional even beyond loopback, because a proxy or tunnel
+        may provide it.
 
         Raises:
-            UsageError: an address beyond loopback needs a password, or the directory is not a layout.
+            UsageError: an address beyond loopback needs a password, the directory is not a layout, or the archive is of
+                another kind.
             NotFoundError, ArchiveError: the layout or archive does not exist, or cannot be read.
             UnsupportedError: the archive is compressed.
             NetworkError: the address is in use or not allowed.
@@ -94,8 +98,8 @@ class Registry:
         """
         self.log = log
         self.auth = auth
-        self.page_slot = threading.BoundedSemaphore(1)
-        self.large_push_slots = threading.BoundedSemaphore(limits.MAX_LARGE_PUSHES)
+        self.page_slot = Budget(1)
+        self.large_push_slots = Budget(limits.MAX_LARGE_PUSHES)
         self._tls = tls
         self._task: Task[None] | None = None
         self._serving = False
@@ -109,23 +113,23 @@ class Registry:
         self._resources = contextlib.ExitStack()
         self.storage: Storage
         try:
-            self._open_storage(path, read_only=read_only, as_docker=as_docker)
+            self._open_storage(path, read_only=read_only, kind=kind)
         except BaseException:
             self._resources.close()
             self._server.server_close()
             raise
 
-    def _open_storage(self, path: Path, *, read_only: bool, as_docker: bool) -> None:
+    def _open_storage(self, path: Path, *, read_only: bool, kind: ArchiveKind | None) -> None:
         directory: DirectoryStorage | None = None
         if paths.is_file(path):
-            self.storage = archive = ArchiveStorage(path, as_docker=as_docker)
+            self.storage = archive = ArchiveStorage(path, kind=kind)
             self._resources.callback(archive.close)
         else:
             self.storage = directory = DirectoryStorage(path)
             _open_layout(directory, read_only=read_only)
         self.read_only = read_only or directory is None
         self.repositories = Repositories(self.storage)
-        self.uploads = Uploads(directory, directory.record_intact if directory else None)
+        self.uploads = Uploads(directory)
         if directory is not None and not read_only:
             # A push may start at any time: the lock shows that to `gc`.
             if (lock := directory.lock_blobs()) is not None:
@@ -374,12 +378,11 @@ def _resolve_listen_address(
         numeric = ipaddress.ip_address("127.0.0.1" if name == "localhost" else name.strip("[]"))
     except ValueError:
         numeric = None
-    if numeric is None and has_password:
-        msg = f"{printable(name)} is neither a numeric address nor localhost"
-        raise UsageError(msg, hint="write 127.0.0.1 or [::1]; 0.0.0.0 or [::] for all addresses of this machine")
-    if numeric is None or not (has_password or numeric.is_loopback):
-        msg = f"{printable(name)} is not an address on loopback"
-        hint = "beyond this machine, clients need a password: use --username with --password-stdin"
-        raise UsageError(msg, hint=hint)
+    if numeric is None:
+        msg = f"cannot listen on {printable(name)}: it is a host name, not an address"
+        raise UsageError(msg, hint="write an IP address or localhost; 0.0.0.0 or [::] for all interfaces")
+    if not (has_password or numeric.is_loopback):
+        msg = f"refusing to listen on {printable(name)} without a password: it is not an address on loopback"
+        raise UsageError(msg, hint="add --username USER --password-file FILE, or use 127.0.0.1")
     family = socket.AF_INET if numeric.version == 4 else socket.AF_INET6
     return family, (str(numeric), port)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION
 from ocistream.oci.volumes import VOLUME_ANNOTATION
+from ocistream.serve.capacity import remember
 from ocistream.serve.http_handler import FileSection
 from ocistream.serve.image_index import ImageIndex, repository_of_directory
 from ocistream.streams import files
@@ -34,6 +35,7 @@ from ocistream.streams.paths import real_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from ocistream.archive.contents import ArchiveKind
     from ocistream.transfer.interfaces import Source
 
 __all__ = [
@@ -56,21 +58,21 @@ class _VerificationResult(NamedTuple):
 
 
 class VerificationCache:
-    """Results of the most recent checks, by digest. Safe for several threads."""
+    """Results of the most recent checks, by digest.
+
+    Safe for several threads: each result names the file that was hashed, so any of two results for a digest is true.
+    """
 
     def __init__(self) -> None:
         """Start without results."""
-        self._lock = threading.Lock()
-        self._results: dict[str, _VerificationResult] = {}
+        self._results: OrderedDict[str, _VerificationResult] = OrderedDict()
 
     def record(self, digest: str, status: os.stat_result, *, is_right: bool) -> None:
         """Remember the result for the file that had this status when it was opened."""
-        with self._lock:
-            old_result = self._results.pop(digest, None)
-            size = status.st_size if is_right else old_result and old_result.size
-            if len(self._results) >= limits.MAX_CACHED_BLOB_CHECKS:
-                del self._results[next(iter(self._results))]
-            self._results[digest] = _VerificationResult(files.file_state(status), is_right, size)
+        old_result = self._results.get(digest)
+        size = status.st_size if is_right else old_result and old_result.size
+        result = _VerificationResult(files.file_state(status), is_right, size)
+        remember(self._results, digest, result, limits.MAX_CACHED_BLOB_CHECKS)
 
     def has_result(self, digest: str) -> bool:
         """Return whether there is a result for any file of this blob."""
@@ -94,14 +96,14 @@ class VerificationCache:
 
     def record_touch(self, digest: str, before: os.stat_result, after: os.stat_result) -> None:
         """Keep a result although the mtime of the file was set to the present."""
-        with self._lock:
-            result = self._results.get(digest)
-            if (
-                result is not None
-                and result.state == files.file_state(before)
-                and files.file_state(before)[:3] == files.file_state(after)[:3]
-            ):
-                self._results[digest] = result._replace(state=files.file_state(after))
+        result = self._results.get(digest)
+        if (
+            result is not None
+            and result.state == files.file_state(before)
+            and files.file_state(before)[:3] == files.file_state(after)[:3]
+        ):
+            touched = result._replace(state=files.file_state(after))
+            remember(self._results, digest, touched, limits.MAX_CACHED_BLOB_CHECKS)
 
 
 def is_unexpectedly_empty(digest: str, size: int) -> bool:
@@ -184,9 +186,10 @@ class DirectoryStorage(LayoutDirectory):
     def __init__(self, path: Path) -> None:
         """Use the directory at `path`; nothing is read yet."""
         super().__init__(path)
-        self._index_lock = threading.Lock()
-        #: The version of the file, and its entries.
+        #: The version of the file, and its entries. It is replaced as a whole, so that any thread may read it.
         self._index: tuple[tuple[int, ...], ImageIndex] | None = None
+        #: Held to replace it: one thread at a time parses the file, which takes some megabytes.
+        self._index_lock = threading.Lock()
         self._queue: deque[_IndexChange] = deque()
         self._writing = threading.Lock()
         self._verifications = VerificationCache()
@@ -197,6 +200,8 @@ class DirectoryStorage(LayoutDirectory):
 
     def index(self) -> ImageIndex:
         """Return the entries of `index.json`; the file is read only if another process has changed it."""
+        if (known := self._index) is not None and known[0] == self._index_version():
+            return known[1]
         with self._index_lock:
             version = self._index_version()
             if self._index is None or self._index[0] != version:
@@ -372,8 +377,8 @@ class ArchiveStorage:
     which has none, are synthesized when it is opened.
     """
 
-    def __init__(self, path: Path, *, as_docker: bool = False) -> None:
-        """Read the headers and the index; with `as_docker`, that of a docker-archive.
+    def __init__(self, path: Path, *, kind: ArchiveKind | None = None) -> None:
+        """Read the headers and the index of an archive, which must be of the `kind` if one is given.
 
         Raises:
             NotFoundError: the file does not exist, or has no image.
@@ -388,7 +393,7 @@ class ArchiveStorage:
             )
         self._what = f"{path}"
         self.default_repository = repository_of_directory(path.name.removesuffix(".tar"))
-        self._source = ArchiveFileSource(path, as_docker=as_docker)
+        self._source = ArchiveFileSource(path, kind=kind)
         #: Synthesized manifests, by digest.
         self._synthesized: dict[str, bytes] = {}
         self._operator_notices: list[str] = []

@@ -24,12 +24,9 @@ from ocistream.streams.chunks import new_hash, read_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import TypeAlias
 
-    from ocistream.layout.directory import LayoutDirectory
+    from ocistream.serve.storage import DirectoryStorage
     from ocistream.streams.chunks import Hasher
-
-    OnStored: TypeAlias = Callable[[str, os.stat_result], None]
 
 __all__ = ["Upload", "Uploads"]
 
@@ -46,10 +43,8 @@ class Upload:
     start recognizes the files of a killed process.
     """
 
-    def __init__(self, layout: LayoutDirectory, repository: str, algorithm: str, on_stored: OnStored | None) -> None:
+    def __init__(self, layout: DirectoryStorage, repository: str, algorithm: str) -> None:
         """Start without bytes. `algorithm` is the one that the digest will probably have.
-
-        `on_stored` is called with the file that becomes a blob.
 
         Raises:
             LocalDiskError: the disk is full, or permission is denied.
@@ -59,8 +54,8 @@ class Upload:
         self.offset = 0
         self.last_used = time.monotonic()
         self._layout = layout
-        self._on_stored = on_stored
-        self._lock = threading.Lock()
+        #: Held by the request that writes to the session.
+        self.lock = threading.Lock()
         self.is_open = True
         self.is_out_of_space = False
         self._start_hash(algorithm)
@@ -121,8 +116,7 @@ class Upload:
                 path.parent.mkdir(exist_ok=True)
                 self._path.replace(path)
                 files.sync_directory(path.parent)
-            if self._on_stored is not None:
-                self._on_stored(digest, status)
+            self._layout.record_intact(digest, status)
         finally:
             self.discard()
 
@@ -132,38 +126,6 @@ class Upload:
         with contextlib.suppress(OSError):
             self._path.unlink()
         self._lock_holder.close()
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Block other requests of this upload during the block, except those that ask for its offset.
-
-        Raises:
-            RequestRejectedError: the session has ended (404), or another request keeps the lock (429).
-        """
-        if not self._lock.acquire(timeout=_LOCK_TIMEOUT):
-            message = "another request is still writing to this upload"
-            raise RequestRejectedError(429, "TOOMANYREQUESTS", message, headers={"Retry-After": "1"})
-        try:
-            if not self.is_open:
-                raise _unknown_upload_error(self.identifier)
-            yield
-        finally:
-            self.last_used = time.monotonic()
-            self._lock.release()
-
-    def discard_if_idle(self, before: float) -> bool:
-        """End the session if no request uses it and none did since `before`; return whether it has ended.
-
-        A session that found the disk full ends at once: few clients resume it, and its bytes take space from others.
-        """
-        if not self._lock.acquire(blocking=False):
-            return False
-        try:
-            if self.last_used < before or self.is_out_of_space:
-                self.discard()
-            return not self.is_open
-        finally:
-            self._lock.release()
 
     def _start_hash(self, algorithm: str) -> None:
         self._algorithm = algorithm
@@ -188,14 +150,10 @@ class Upload:
 class Uploads:
     """All upload sessions of one registry. Safe for several threads."""
 
-    def __init__(self, layout: LayoutDirectory | None, on_stored: OnStored | None = None) -> None:
-        """Store uploads in `layout`, next to its blobs; if it is None, uploads are rejected.
-
-        `on_stored` is called with the digest and the status of each file that becomes a blob.
-        """
+    def __init__(self, layout: DirectoryStorage | None) -> None:
+        """Store uploads in `layout`, next to its blobs; if it is None, uploads are rejected."""
         self._layout = layout
-        self._on_stored = on_stored
-        self._lock = threading.Lock()
+        #: Any thread adds and removes: single operations of a dict are atomic.
         self._uploads: dict[str, Upload] = {}
 
     def begin(self, repository: str, algorithm: str = "sha256") -> Upload:
@@ -208,12 +166,16 @@ class Uploads:
         if self._layout is None:
             raise RequestRejectedError(405, "UNSUPPORTED", "uploads are not possible here")
         self._discard_idle(idle_since=time.monotonic() - limits.UPLOAD_IDLE_TIMEOUT)
-        with self._lock:
-            if len(self._uploads) >= limit_by_descriptors(limits.MAX_UPLOADS):
-                raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many uploads", headers={"Retry-After": "60"})
-            upload = Upload(self._layout, repository, algorithm, self._on_stored)
+        maximum = limit_by_descriptors(limits.MAX_UPLOADS)
+        if len(self._uploads) < maximum:
+            upload = Upload(self._layout, repository, algorithm)
             self._uploads[upload.identifier] = upload
-        return upload
+            if len(self._uploads) <= maximum:
+                return upload
+            # Another client has begun one at the same time.
+            upload.discard()
+            self._uploads.pop(upload.identifier, None)
+        raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many uploads", headers={"Retry-After": "60"})
 
     def find(self, repository: str, identifier: str) -> Upload:
         """Return the session of a repository with this identifier.
@@ -221,25 +183,30 @@ class Uploads:
         Raises:
             RequestRejectedError: it does not exist (404).
         """
-        with self._lock:
-            upload = self._uploads.get(identifier)
+        upload = self._uploads.get(identifier)
         if upload is None or upload.repository != repository:
             raise _unknown_upload_error(identifier)
         return upload
 
     @contextlib.contextmanager
     def lock(self, upload: Upload) -> Iterator[None]:
-        """Block other requests of a session during the block, and forget the session if it has ended.
+        """Block other requests of a session during the block, except those that ask for its offset.
+
+        A session that has ended is forgotten.
 
         Raises:
             RequestRejectedError: the session has ended (404), or another request keeps the lock (429).
         """
-        with upload.lock():
-            try:
-                yield
-            finally:
-                if not upload.is_open:
-                    self._forget(upload)
+        if not upload.lock.acquire(timeout=_LOCK_TIMEOUT):
+            message = "another request is still writing to this upload"
+            raise RequestRejectedError(429, "TOOMANYREQUESTS", message, headers={"Retry-After": "1"})
+        try:
+            if not upload.is_open:
+                raise _unknown_upload_error(upload.identifier)
+            yield
+        finally:
+            upload.last_used = time.monotonic()
+            self._unlock(upload)
 
     def delete_abandoned(self) -> None:
         """Delete the partial files of killed processes: these files are not locked.
@@ -258,19 +225,25 @@ class Uploads:
 
     def close(self) -> None:
         """Discard all sessions, even those in use."""
-        with self._lock:
-            for upload in self._uploads.values():
-                upload.discard()
+        for upload in list(self._uploads.values()):
+            upload.discard()
 
     def _discard_idle(self, idle_since: float) -> None:
-        with self._lock:
-            uploads: list[Upload] = list(self._uploads.values())
-        for upload in uploads:
-            if upload.discard_if_idle(idle_since):
-                self._forget(upload)
+        """End the sessions that no request uses and none has used since `idle_since`.
 
-    def _forget(self, upload: Upload) -> None:
-        with self._lock:
+        A session that found the disk full ends at once: few clients resume it, and its bytes take space from others.
+        """
+        for upload in list(self._uploads.values()):
+            if upload.lock.acquire(blocking=False):
+                try:
+                    if upload.last_used < idle_since or upload.is_out_of_space:
+                        upload.discard()
+                finally:
+                    self._unlock(upload)
+
+    def _unlock(self, upload: Upload) -> None:
+        upload.lock.release()
+        if not upload.is_open:
             self._uploads.pop(upload.identifier, None)
 
 

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream.streams.budget import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -193,32 +194,32 @@ def _unzstd(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         raise _malformed("zstd", "it ends too early")
 
 
-class _WideWindowLock:
-    """A lock for streams that need much memory: the library keeps a window for each open stream.
+class _WideWindowTurn:
+    """The turn of streams that need much memory: the library keeps a window for each open stream.
 
-    A thread that has the lock may open another such stream.
+    A thread that has the turn may open another such stream.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._turns = Budget(1)
         self._owner: int | None = None
 
     def acquire(self) -> bool:
-        """Wait for the lock; return False if this thread has it already."""
+        """Wait for the turn; return False if this thread has it already."""
         if self._owner == threading.get_ident():
             return False
-        self._lock.acquire()
+        self._turns.take(timeout=None)
         self._owner = threading.get_ident()
         return True
 
     def release(self) -> None:
-        """Release the lock from any thread: a generator may be closed by another thread than the one that used it."""
+        """Give the turn back, from any thread: another thread than the one that used a generator may close it."""
         self._owner = None
-        self._lock.release()
+        self._turns.give_back()
 
 
 #: Streams with a wide window are decompressed one at a time, however many are read in parallel.
-_wide_window_lock = _WideWindowLock()
+_wide_window_turn = _WideWindowTurn()
 
 
 class _ChunkReader:
@@ -228,7 +229,7 @@ class _ChunkReader:
         # An empty chunk would be read as the end of the file.
         self._chunks = filter(len, chunks)
         self._frames = frames
-        self._has_lock = False
+        self._has_turn = False
 
     def read(self, _size: int) -> bytes:
         # The library accepts any number of bytes.
@@ -239,15 +240,15 @@ class _ChunkReader:
             raise UnsupportedError(
                 msg, hint="it was compressed with zstd --long=28 or more: compress it again with less"
             )
-        if self._frames.window > limits.WIDE_ZSTD_WINDOW and not self._has_lock:
-            self._has_lock = _wide_window_lock.acquire()
+        if self._frames.window > limits.WIDE_ZSTD_WINDOW and not self._has_turn:
+            self._has_turn = _wide_window_turn.acquire()
         return chunk
 
     def release(self) -> None:
-        """Release the lock for wide windows."""
-        if self._has_lock:
-            self._has_lock = False
-            _wide_window_lock.release()
+        """Give back the turn for wide windows."""
+        if self._has_turn:
+            self._has_turn = False
+            _wide_window_turn.release()
 
 
 class _ZstdFrameTracker:

@@ -25,6 +25,7 @@ from ocistream.errors import (
     OcistreamError,
     OutputClosedError,
     TruncatedError,
+    UsageError,
 )
 from ocistream.streams import partial_files
 from ocistream.streams.partial_files import PARTIAL_SUFFIX, clean_up_unfinished
@@ -93,6 +94,7 @@ def disk_errors(operation: str) -> Iterator[None]:
 
     Raises:
         NotFoundError: a file or directory does not exist (exit 4).
+        UsageError: a directory was named in place of a file (exit 2).
         OutputClosedError: the reader has closed the pipe (exit 141).
         LocalDiskError: any other error (exit 9).
     """
@@ -113,6 +115,12 @@ def disk_error(operation: str, error: OSError) -> OcistreamError:
     if error.errno == errno.ENOENT:
         hint = next((hint for prefix, hint in _NOT_FOUND_HINTS.items() if operation.startswith(prefix)), None)
         return NotFoundError(f"{operation}: no such file or directory", hint=hint)
+    if isinstance(error, NotADirectoryError):
+        return NotFoundError(f"{operation}: a part of the path is not a directory", hint=_PATH_HINT)
+    if isinstance(error, IsADirectoryError) and error.filename2 is None:
+        # The disk is in order: the user named a directory in place of a file. A rename to a path that is a directory is
+        # about a file of a layout, which the user did not name.
+        return UsageError(f"{operation}: this is a directory, not a file", hint=_PATH_HINT)
     return LocalDiskError(f"{operation}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0))
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import deque
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from ocistream.streams.workers import start
@@ -43,9 +42,11 @@ class ThreadedHasher:
     def __init__(self, hasher: Hasher) -> None:
         """Update `hasher`; the thread starts with the block."""
         self._hasher = hasher
-        self._changed = threading.Condition(threading.Lock())
-        self._chunks: deque[bytes | memoryview] = deque()
-        #: Chunks passed to `update` and not hashed yet.
+        #: From the reader to the thread: chunks, and None at the end.
+        self._chunks: SimpleQueue[bytes | memoryview | None] = SimpleQueue()
+        #: From the thread to the reader: an item for each hashed chunk.
+        self._hashed: SimpleQueue[None] = SimpleQueue()
+        #: Chunks passed to `update` and not known to be hashed. Only the reader uses it.
         self._pending = 0
         self._is_closed = False
 
@@ -56,25 +57,20 @@ class ThreadedHasher:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """End the thread, without hashing the chunks that still wait."""
-        with self._changed:
-            self._chunks.clear()
-            self._is_closed = True
-            self._changed.notify_all()
+        self._is_closed = True
+        self._chunks.put(None)
 
     def update(self, data: bytes | memoryview, /) -> None:
         """Queue bytes; wait first while the queue is full."""
-        with self._changed:
-            while self._pending >= _MAX_QUEUED:
-                self._changed.wait()
-            self._chunks.append(data)
-            self._pending += 1
-            self._changed.notify_all()
+        self.wait(except_last=_MAX_QUEUED - 1)
+        self._pending += 1
+        self._chunks.put(data)
 
     def wait(self, except_last: int = 0) -> None:
         """Wait until all chunks are hashed, except the last `except_last` ones."""
-        with self._changed:
-            while self._pending > except_last:
-                self._changed.wait()
+        while self._pending > except_last:
+            self._hashed.get()
+            self._pending -= 1
 
     def hexdigest(self) -> str:
         """Return the lower-case hex digest of all bytes so far."""
@@ -82,14 +78,7 @@ class ThreadedHasher:
         return self._hasher.hexdigest()
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._chunks:
-                    if self._is_closed:
-                        return
-                    self._changed.wait()
-                data = self._chunks.popleft()
+        while (data := self._chunks.get()) is not None and not self._is_closed:
             self._hasher.update(data)
-            with self._changed:
-                self._pending -= 1
-                self._changed.notify_all()
+            del data
+            self._hashed.put(None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import mmap
-import threading
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
@@ -47,8 +46,8 @@ class ReadBuffers:
 
     def __init__(self) -> None:
         """Start without readers."""
-        #: Locked while a reader has the large buffers.
-        self._large = threading.Lock()
+        #: The size of the large buffers, unless a reader has them. `pop` and `append` are atomic.
+        self._large = [limits.READ_BUFFER]
 
     @contextlib.contextmanager
     def borrow(self) -> Iterator[Iterator[memoryview]]:
@@ -57,12 +56,15 @@ class ReadBuffers:
         No other reader reuses them: after a failure the last chunk may still be hashed. The memory is freed with the
         last view.
         """
-        is_alone = self._large.acquire(blocking=False)
         try:
-            yield _alternate(limits.READ_BUFFER if is_alone else limits.CHUNK_SIZE)
+            size = self._large.pop()
+        except IndexError:
+            yield _alternate(limits.CHUNK_SIZE)
+            return
+        try:
+            yield _alternate(size)
         finally:
-            if is_alone:
-                self._large.release()
+            self._large.append(size)
 
 
 def _alternate(size: int) -> Iterator[memoryview]:

@@ -117,7 +117,7 @@ def run_each(
     items: Iterable[_T],
     *,
     jobs: int,
-    cancelled: threading.Event,
+    cancelled: threading.Event | None,
     sets_cancelled: bool = True,
 ) -> None:
     """Call a function for each item: in this thread if there is one job or one item, else in up to `jobs` threads.
@@ -133,7 +133,7 @@ def run_each(
         jobs = min(jobs, len(items))
     if jobs <= 1:
         for item in items:
-            if cancelled.is_set():
+            if cancelled is not None and cancelled.is_set():
                 raise CancelledError("cancelled")
             work(item)
         return
@@ -164,12 +164,17 @@ class _SharedItems(Generic[_T]):
     """Items that several workers take from one iterator."""
 
     def __init__(
-        self, work: Callable[[_T], None], items: Iterator[_T], cancelled: threading.Event, *, sets_cancelled: bool
+        self,
+        work: Callable[[_T], None],
+        items: Iterator[_T],
+        cancelled: threading.Event | None,
+        *,
+        sets_cancelled: bool,
     ) -> None:
         self._work = work
         self._items = items
-        self._cancelled = cancelled
-        self._sets_cancelled = sets_cancelled
+        self._is_cancelled = cancelled.is_set if cancelled is not None else lambda: False
+        self._cancel = cancelled.set if cancelled is not None and sets_cancelled else lambda: None
         self._is_exhausted = False
         self._lock = threading.Lock()
         #: In the order in which they happened: the first failure is the reason, the others are its consequences.
@@ -180,13 +185,14 @@ class _SharedItems(Generic[_T]):
         try:
             for _ in range(jobs):
                 tasks.append(start(self._loop))  # noqa: PERF401 - if one cannot start, the others are stopped
-        except RuntimeError:
-            self._cancelled.set()
+        except RuntimeError as error:
+            self._failures.append(error)
+            self._cancel()
             wait_to_settle(tasks)
             raise
         for task in tasks:
             # Stop waiting for a stalled worker when another one has failed.
-            while not task.wait(_POLL_INTERVAL) and not self._failures and not self._cancelled.is_set():
+            while not task.wait(_POLL_INTERVAL) and not self._failures and not self._is_cancelled():
                 pass
         wait_to_settle(tasks)
         if self._failures:
@@ -196,7 +202,7 @@ class _SharedItems(Generic[_T]):
 
     def _loop(self) -> None:
         try:
-            while not self._failures and not self._cancelled.is_set():
+            while not self._failures and not self._is_cancelled():
                 with self._lock:
                     item = next(self._items, None)
                 if item is None:
@@ -206,5 +212,4 @@ class _SharedItems(Generic[_T]):
         except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
             # Without the lock: the next item may take long to come.
             self._failures.append(error)
-            if self._sets_cancelled:
-                self._cancelled.set()
+            self._cancel()

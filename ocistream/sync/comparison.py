@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -12,13 +11,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits
 from ocistream.errors import NetworkError, OcistreamError, RegistryError
-from ocistream.locations import Selection
+from ocistream.layout.image_selection import Selection
 from ocistream.oci.reference import is_digest
+from ocistream.streams.budget import Budget
 from ocistream.sync.destination_state import DestinationState
 from ocistream.sync.sources import read_graph
 from ocistream.transfer.incomplete_indexes import limit_to_source
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from ocistream.http.endpoints import Endpoint
@@ -78,8 +79,6 @@ class ImageComparison:
         self.size = self.blob_count = 0
         #: Bytes of its manifests.
         self.manifest_bytes = 0
-        #: Set when the image was copied, or failed.
-        self.is_copied = threading.Event()
         #: By the name of a layout: the change of its index that makes the image visible.
         self.index_changes: dict[str, IndexChange] = {}
         #: In a dry run: the graph that would be written to each destination, by its name, and the blobs it lacks.
@@ -126,9 +125,8 @@ class ImageComparer:
         self._check_push = check_push
         self._policy = policy
         self._unreachable = _UnreachableRegistries()
-        self._lock = threading.Lock()
-        #: Memory left for manifests, in bytes.
-        self.free_memory = limits.MAX_PENDING_GRAPH_BYTES
+        #: Memory for manifests, in bytes.
+        self._memory = Budget(limits.MAX_PENDING_GRAPH_BYTES)
         self._tags: dict[tuple[str, str], Collection[str]] = {}
 
     def add_tags(self, reference: Reference, tags: Collection[str]) -> None:
@@ -180,11 +178,9 @@ class ImageComparer:
             return
         comparison.size, comparison.blob_count = graph.size, len(graph.blobs)
         manifest_bytes = sum(len(manifest.raw) for manifest in graph.manifests)
-        with self._lock:
-            if manifest_bytes > self.free_memory:
-                source.close()
-                return
-            self.free_memory -= manifest_bytes
+        if not self._memory.take(manifest_bytes):
+            source.close()
+            return
         comparison.source, comparison.manifest_bytes = source, manifest_bytes
 
     def release(self, comparison: ImageComparison) -> None:
@@ -192,8 +188,7 @@ class ImageComparer:
         if comparison.source is not None:
             comparison.source.close()
             comparison.source = None
-            with self._lock:
-                self.free_memory += comparison.manifest_bytes
+            self._memory.give_back(comparison.manifest_bytes)
 
     def _image_context(self, sync_location: SyncLocation) -> OpenContext:
         # One request at a time: other images are compared in parallel.

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import operator
-import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from ocistream import notices
 from ocistream.errors import NotFoundError, OcistreamError
+from ocistream.layout.image_selection import Selection
 from ocistream.layout.writer import LayoutWriter, ListedImages
-from ocistream.locations import Selection, is_directory, is_layout_destination, path_of
+from ocistream.locations import is_directory, is_layout_destination, path_of
 from ocistream.oci.reference import printable
 from ocistream.registry.repository import Repository
 from ocistream.streams import paths
 from ocistream.streams.files import disk_errors
-from ocistream.sync.sources import SyncSources, read_graph
+from ocistream.sync.sources import SyncSources, local_lock, read_graph
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,8 +78,6 @@ class LayoutWriters:
 
     def __init__(self) -> None:
         """Start without layouts."""
-        # Each writer reads an index when it is created, which takes some megabytes: one at a time.
-        self._lock = threading.Lock()
         self._writers: dict[Path, LayoutWriter] = {}
 
     def open(self, path: Path) -> LayoutWriter:
@@ -88,10 +86,13 @@ class LayoutWriters:
         Raises:
             UsageError, ArchiveError, LocalDiskError: as `LayoutWriter`.
         """
-        with self._lock:
-            if path not in self._writers:
-                self._writers[path] = LayoutWriter(path)
-            return self._writers[path]
+        with local_lock:
+            return self._open(path)
+
+    def _open(self, path: Path) -> LayoutWriter:
+        if path not in self._writers:
+            self._writers[path] = LayoutWriter(path)
+        return self._writers[path]
 
     def list_images(self, location: Location) -> ListedImages:
         """Return the images of a layout; none if it does not exist yet.
@@ -104,7 +105,8 @@ class LayoutWriters:
         # An empty directory is not a layout yet.
         if not is_directory(location) or not paths.exists(path / "index.json"):
             return _NOTHING
-        return self.open(path).list_images()
+        with local_lock:
+            return self._open(path).list_images()
 
     @property
     def is_flushed(self) -> bool:

@@ -126,9 +126,11 @@ def _tag_filter(table: TomlTable, key: str, value: object) -> TagFilter:
         if not all(isinstance(pattern, str) and pattern for pattern in patterns):
             raise table.key_error(key, "has an item that is not a pattern")
         return glob_filter(patterns)
+    if not isinstance(value, dict):
+        raise table.key_error(key, "must be a pattern, a list or a table", 'such as "1.*" or { latest = 5 }')
     chosen = _VersionsTable.read(table, key, value)
     if not chosen.values:
-        raise table.key_error(key, "chooses nothing", "known: regex; or versions, latest, suffix")
+        raise table.key_error(key, "selects nothing", "allowed: regex; or versions, latest, suffix")
     if chosen.regex is not None and len(chosen.values) > 1:
         raise chosen.key_error("regex", "is set together with another choice: use one")
     try:
@@ -202,8 +204,8 @@ class _Planner:
         table = self._table
         rules = {host: self._read_registry(host, registry) for host, registry in table.registry.items()}
         entries = tuple(
-            self._read_entry(_EntryTable.read(table, f"sync[{number}]", value))
-            for number, value in enumerate(table.sync)
+            self._read_entry(_EntryTable.read(table, f"[[sync]] number {number}", value))
+            for number, value in enumerate(table.sync, 1)
         )
         if not entries:
             msg = f"{table.label} has no [[sync]]"

@@ -111,6 +111,11 @@ class SyncPlan:
     entries: tuple[SyncEntry, ...]
     registries: Mapping[str, HostRule] = field(default_factory=dict)
 
+    @property
+    def sync_locations(self) -> list[SyncLocation]:
+        """The sources and destinations of all entries, in the order of the file."""
+        return [location for entry in self.entries for location in (entry.source, *entry.destinations)]
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:

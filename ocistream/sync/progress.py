@@ -1,89 +1,51 @@
-"""Report the copies of a sync as one: bytes, blobs and images of the whole run."""
+"""Report the copy of one image as a part of a run: bytes and blobs of all images are one total."""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, cast
-
-from ocistream.transfer.interfaces import ImageCountObserver
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.oci.graph import Graph, Root
-    from ocistream.transfer.interfaces import Observer
+    from ocistream.oci.graph import Graph
+    from ocistream.transfer.interfaces import RunObserver
 
-__all__ = ["ImageProgress", "SyncProgress"]
-
-
-class _Total:
-    """The part of a graph that observers read: bytes and blobs of all images, and the newly added roots."""
-
-    def __init__(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
-        self.size = size
-        self.blobs = range(blobs)
-        self.roots = roots
-
-
-class SyncProgress:
-    """Reports the transfers of several images as one. Safe for several threads."""
-
-    def __init__(self, observer: Observer) -> None:
-        """Report to `observer`."""
-        self.observer = observer
-        #: Guards the counts of the images too.
-        self.lock = threading.Lock()
-        self._size = self._blobs = 0
-
-    def add_expected(self, size: int, blobs: int) -> None:
-        """Add the size of some images to the total before they are copied."""
-        if blobs:
-            self.add_total(size, blobs)
-
-    def report_images(self, number: int, count: int) -> None:
-        """Report that `number` of `count` images are finished."""
-        if isinstance(self.observer, ImageCountObserver):
-            self.observer.report_images(number, count)
-
-    def add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
-        """Add to the total, and report it; `roots` are the images that are copied next."""
-        with self.lock:
-            self._size += size
-            self._blobs += blobs
-            self.observer.planned(cast("Graph", _Total(self._size, self._blobs, roots)))
+__all__ = ["ImageProgress"]
 
 
 class ImageProgress:
-    """An observer of the transfer of one image."""
+    """An observer of the copy of one image, for the observer of the run."""
 
-    def __init__(self, progress: SyncProgress, size: int, blobs: int) -> None:
+    def __init__(self, run: RunObserver, size: int, blobs: int) -> None:
         """Begin an image whose size and blobs are already in the total."""
-        self._progress = progress
-        #: Bytes and blobs of the image: those that are in the total, and those that have moved.
+        self._run = run
+        #: Bytes and blobs of the image that are in the total.
         self._expected = (size, blobs)
-        self._moved = self._done = 0
+        #: By blob and thread, so that one thread alone changes a number: how many bytes it has moved.
+        self._moved: dict[tuple[str, int], int] = {}
+        #: Any thread appends the digest of a finished blob.
+        self._done: list[str] = []
 
     def planned(self, graph: Graph) -> None:
         """Replace the expected size of the image by its real size."""
         size, blobs = self._expected
         self._expected = graph.size, len(graph.blobs)
-        self._progress.add_total(graph.size - size, len(graph.blobs) - blobs, graph.roots)
+        self._run.add_total(graph.size - size, len(graph.blobs) - blobs, graph.roots)
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
         """Count moved bytes."""
-        with self._progress.lock:
-            self._moved += size
-        self._progress.observer.advance(size, descriptor)
+        key = descriptor.digest if descriptor is not None else "", threading.get_ident()
+        self._moved[key] = self._moved.get(key, 0) + size
+        self._run.advance(size, descriptor)
 
     def done(self, descriptor: Descriptor, status: str) -> None:
         """Count a finished blob."""
-        with self._progress.lock:
-            self._done += 1
-        self._progress.observer.done(descriptor, status)
+        self._done.append(descriptor.digest)
+        self._run.done(descriptor, status)
 
     def close(self) -> None:
         """End the image, also after a failure: what has not moved by now is removed from the total."""
-        size, blobs = self._moved - self._expected[0], self._done - self._expected[1]
+        size, blobs = self._expected
+        size, blobs = sum(self._moved.values()) - size, len(self._done) - blobs
         if size or blobs:
-            self._progress.add_total(size, blobs)
+            self._run.add_total(size, blobs)

@@ -11,6 +11,7 @@ import threading
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
+from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +28,7 @@ from ocistream.streams.workers import run_each, start, wait_to_settle
 from ocistream.sync.comparison import ImageComparer, ImageComparison, SyncResult, select_with_signatures
 from ocistream.sync.destination_state import LayoutWriters
 from ocistream.sync.plan import EntryCopies, drop_duplicates
-from ocistream.sync.progress import ImageProgress, SyncProgress
+from ocistream.sync.progress import ImageProgress
 from ocistream.sync.sources import SyncSources, read_graph
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
     from ocistream.oci.reference import Reference
     from ocistream.signatures.check import SignatureCheck
     from ocistream.sync.plan import CopyDestination, ImageCopy, Shard, SyncEntry, SyncLocation, SyncPlan
-    from ocistream.transfer.interfaces import Destination, Observer, Source
+    from ocistream.transfer.interfaces import Destination, RunObserver, Source
+    from ocistream.transfer.report import Report
 
 __all__ = ["ImageCopier", "SyncResult", "SyncRun"]
 
@@ -76,7 +78,7 @@ class SyncRun:
         jobs: int,
         prefetch_memory: int,
         create_cancel_event: Callable[[], threading.Event],
-        observer: Observer,
+        observer: RunObserver,
         check_push: Callable[[Reference | None], None] = lambda _: None,
         policy: TrustPolicy | None = None,
     ) -> None:
@@ -104,13 +106,13 @@ class SyncRun:
         #: Copied images whose results are not reported yet, and when others were (monotonic seconds).
         self._unreported: list[ImageComparison] = []
         self._reported_at = 0.0
-        self._progress = SyncProgress(observer)
+        self._observer = observer
         self._copier = ImageCopier(
             context,
             sources=self._sources,
             layouts=self._layouts,
             create_cancel_event=create_cancel_event,
-            progress=self._progress,
+            observer=observer,
             policy=policy,
         )
 
@@ -151,29 +153,34 @@ class SyncRun:
 
     def _copy_batch(self, comparisons: Sequence[ImageComparison], jobs: int, done: int, count: int) -> None:
         """Copy several images at once, and report the results in the order of `comparisons`."""
-        self._progress.add_expected(
-            sum(comparison.size for comparison in comparisons),
-            sum(comparison.blob_count for comparison in comparisons),
-        )
+        if blobs := sum(comparison.blob_count for comparison in comparisons):
+            self._observer.add_total(sum(comparison.size for comparison in comparisons), blobs)
         pending = [comparison for comparison in comparisons if comparison.pending]
         images = max(1, min(jobs // _JOBS_PER_IMAGE, len(pending)))
+        #: Images that were copied, or failed; and those that were not yet. Only this thread uses the latter.
+        copied: SimpleQueue[ImageComparison] = SimpleQueue()
+        waiting = set(pending)
 
         def copy(comparison: ImageComparison) -> None:
             self._copier.copy(comparison, jobs=max(1, jobs // images), memory=self._prefetch_memory // images)
             self._comparer.release(comparison)
-            comparison.is_copied.set()
+            copied.put(comparison)
 
         copying = start(partial(run_each, copy, pending, jobs=images, cancelled=self._create_cancel_event()))
         try:
             for number, comparison in enumerate(comparisons, done + 1):
-                while comparison.pending and not comparison.is_copied.wait(_POLL_INTERVAL):
-                    if copying.is_done and not comparison.is_copied.is_set():
-                        # The run was cancelled, or another copy failed in an unexpected way.
-                        copying.result()
+                while comparison in waiting:
+                    has_ended = copying.is_done
+                    try:
+                        waiting.remove(copied.get(timeout=_POLL_INTERVAL))
+                    except Empty:
+                        if has_ended:
+                            # The run was cancelled, or another copy failed in an unexpected way.
+                            copying.result()
                     self._report_copied(_FLUSH_INTERVAL)
                 self._unreported.append(comparison)
                 self._report_copied(0.0 if self._layouts.is_flushed else _FLUSH_INTERVAL)
-                self._progress.report_images(number, count)
+                self._observer.report_images(number, count)
         finally:
             wait_to_settle([copying])
             self._report_copied(0.0)
@@ -243,7 +250,7 @@ class ImageCopier:
         sources: SyncSources,
         layouts: LayoutWriters,
         create_cancel_event: Callable[[], threading.Event],
-        progress: SyncProgress,
+        observer: RunObserver,
         policy: TrustPolicy,
     ) -> None:
         """`context` returns the context of a location; `create_cancel_event` an event to cancel one image."""
@@ -251,7 +258,7 @@ class ImageCopier:
         self._sources = sources
         self._layouts = layouts
         self._create_cancel_event = create_cancel_event
-        self._progress = progress
+        self._observer = observer
         self._policy = policy
         self._blobs = _CopiedBlobs()
         #: Blobs planned for each registry or layout: one that several images have is written once.
@@ -266,7 +273,7 @@ class ImageCopier:
         failures: dict[str, OcistreamError] = {}
         branches: dict[str, FanOutBranch] = {}
         digest, bytes_read = None, 0
-        progress = ImageProgress(self._progress, comparison.size, comparison.blob_count)
+        progress = ImageProgress(self._observer, comparison.size, comparison.blob_count)
         stores = {store for destination in comparison.pending if (store := _store_of(destination)) is not None}
         with ExitStack() as stack:
             claim = stack.enter_context(self._blobs.claim(stores, cancelled))
@@ -513,7 +520,7 @@ def _store_of(destination: CopyDestination) -> str | None:
     return str(location.path) if is_layout_destination(location) else None
 
 
-def _report_root(copy: ImageCopy, report: transfer.Report) -> str:
+def _report_root(copy: ImageCopy, report: Report) -> str:
     """Return the digest of the copied image, and report which platforms were chosen if that is ambiguous."""
     root = report.graph.roots[0]
     for ambiguity in root.chosen_platforms.describe_ambiguities() if root.chosen_platforms else ():

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final, cast
 from ocistream.archive.decompression import is_compressed
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.image_lookup import ImageLookup
+from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import select_named_images
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.layout.source import LayoutSource
-from ocistream.locations import Selection, is_directory, open_source, path_of
+from ocistream.locations import is_directory, open_source, path_of
 from ocistream.oci.reference import printable
 from ocistream.oci.walk import run_walk
 from ocistream.streams import paths
@@ -35,11 +36,14 @@ if TYPE_CHECKING:
     from ocistream.streams.files import FileState
     from ocistream.transfer.interfaces import Blob, BlobPart, EarlyBlobs, Source
 
-__all__ = ["SyncSources", "read_graph"]
+__all__ = ["SyncSources", "local_lock", "read_graph"]
 
 
 #: Layouts and archives that stay open; a sync file may name thousands.
 _MAX_OPEN: Final = 4
+#: Guards the open layouts and archives that the images of a run share. Indexes are read under it, one at a time,
+#: because each takes some megabytes.
+local_lock: Final = threading.Lock()
 
 
 class SyncSources:
@@ -47,7 +51,6 @@ class SyncSources:
 
     def __init__(self) -> None:
         """Open nothing yet."""
-        self._lock = threading.Lock()
         self._opened: dict[Path, _LocalImages] = {}
 
     def open(self, location: Location, context: OpenContext, selection: Selection) -> Source:
@@ -82,13 +85,13 @@ class SyncSources:
 
     def close(self) -> None:
         """Close the layouts and archives."""
-        with self._lock:
+        with local_lock:
             for path in [*self._opened]:
                 self._drop(path)
 
     def _acquire(self, location: Location, context: OpenContext) -> _LocalImages:
         path = path_of(location)
-        with self._lock, disk_errors(f"cannot read {printable(location.text)}"):
+        with local_lock, disk_errors(f"cannot read {printable(location.text)}"):
             status = paths.status(path / "index.json" if is_directory(location) else path)
             state = file_state(status) if status is not None else None
             images = self._opened.get(path)
@@ -102,7 +105,7 @@ class SyncSources:
             return images
 
     def _release(self, images: _LocalImages) -> None:
-        with self._lock:
+        with local_lock:
             images.users -= 1
             if images.is_dropped and not images.users:
                 images.source.close()
@@ -169,15 +172,8 @@ class _LocalImage:
         self._on_close = on_close
 
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - blobs can be read in any order
-        selection, synthesized = self._selection, self._images.synthesized
-        walk = IndexWalk(
-            self._index,
-            selection.select,
-            selection.platforms,
-            selection.referrers,
-            with_signatures=selection.with_signatures,
-            image_digests=synthesized,
-        )
+        synthesized = self._images.synthesized
+        walk = IndexWalk(self._index, self._selection, image_digests=synthesized)
         graph = run_walk(walk.run(), self._source.read)
         return replace(graph, synthesized=synthesized.intersection(graph.documents))
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ocistream.transfer.recompress import Recompressor
     from ocistream.transfer.report import BlobResults
 
-__all__ = ["Action", "BlobPlan", "find_recompressed", "plan_blobs"]
-
 
 class Action(Enum):
     """What happens to a blob of the graph. All but OMIT, RECOMPRESS and READ apply if the destination lacks it."""
@@ -68,19 +66,14 @@ def find_recompressed(graph: Graph, recompressor: Recompressor | None, results: 
     return {
         digest
         for digest in recompressor.find_layers(graph)
-        if results.find(digest) is None or recompressor.find_result(digest)
+        if results.find(digest) is None or recompressor.results.get(digest)
     }
 
 
 def plan_blobs(
     graph: Graph, configs: Collection[str], recompressor: Recompressor | None, results: BlobResults
 ) -> BlobPlan:
-    """Return the plan for a graph; `configs` are the digests of the configs that must be JSON.
-
-    Raises:
-        UnsupportedError: a blob that came before the graph was recompressed, and must not be.
-        IntegrityError: a blob that came before the graph has another size.
-    """
+    """Return the plan for a graph; `configs` are the digests of the configs that must be JSON."""
     actions = dict.fromkeys((blob.digest for blob in graph.blobs), Action.WRITE)
 
     def assign(digests: Collection[str], action: Action) -> None:

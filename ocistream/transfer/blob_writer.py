@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import Blob, Destination, Observer
     from ocistream.transfer.recompress import Recompressor
 
-__all__ = ["BlobWriter"]
-
 
 class BlobWriter:
     """Writes the blobs of one copy, and collects the result of each in `results`. Safe for several threads."""
@@ -114,11 +112,7 @@ class BlobWriter:
         return source
 
     def new_blob_destination(self) -> NewBlobDestination:
-        """Return the destination as one that accepts layers before their digests are known.
-
-        Raises:
-            UnsupportedError: the destination does not accept them.
-        """
+        """Return the destination as one that accepts layers before their digests are known."""
         if not isinstance(self.destination, NewBlobDestination):
             msg = "this destination does not support recompressed layers"
             raise UnsupportedError(msg)

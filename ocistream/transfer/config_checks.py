@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,6 +16,7 @@ from ocistream import limits
 from ocistream.errors import ArchiveError
 from ocistream.oci.documents import check_config
 from ocistream.oci.graph import is_image
+from ocistream.streams.budget import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,13 +27,11 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob, VerifiedBlob
 
-__all__ = ["ConfigChecker", "can_be_json_object", "not_json_error", "with_config_check"]
-
 _JSON_OBJECT_START: Final = re.compile(rb"[ \t\n\r]*+\{")
 
 
 #: Of all transfers of the process, one at a time buffers a large config.
-_large_config_lock: Final = threading.Lock()
+_large_configs: Final = Budget(1)
 
 
 class ConfigChecker:
@@ -61,9 +59,6 @@ class ConfigChecker:
 
         Most early JSON is buffered until the graph is known, and then parsed. What did not fit into the buffer is not
         read again.
-
-        Raises:
-            ArchiveError: the config does not start as a JSON object.
         """
         if descriptor.digest in self.digests and descriptor.digest in self._not_json:
             raise not_json_error(descriptor)
@@ -79,7 +74,7 @@ class ConfigChecker:
 
     def reserve_memory(self, descriptor: Descriptor) -> AbstractContextManager[object]:
         """Return a context that waits until a config of this size may be buffered."""
-        return _large_config_lock if descriptor.size > limits.MAX_JSON_UNSPLIT else nullcontext()
+        return _large_configs.reserve() if descriptor.size > limits.MAX_JSON_UNSPLIT else nullcontext()
 
 
 def with_config_check(blob: VerifiedBlob) -> VerifiedBlob:

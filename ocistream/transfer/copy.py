@@ -30,7 +30,7 @@ from ocistream.transfer.blob_writer import BlobWriter
 from ocistream.transfer.config_checks import ConfigChecker, with_config_check
 from ocistream.transfer.early_blobs import EarlyBlobWriter
 from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
-from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported, limit_to_source
+from ocistream.transfer.incomplete_indexes import limit_to_exported, limit_to_source
 from ocistream.transfer.interfaces import MountingDestination, NullObserver
 from ocistream.transfer.prefetch import Prefetcher
 from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, Report
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import Blob, Destination, Observer, Source
     from ocistream.transfer.recompress import Recompression, Recompressor
     from ocistream.transfer.report import NeededVolumes
-
-__all__ = ["Report", "copy"]
 
 #: How many layers are recompressed at once. Each one takes its own memory, and zstd runs two threads for it.
 _RECOMPRESS_JOBS = 2
@@ -422,7 +420,7 @@ class _Copy:
             recompressor.add_config(digest, content)
             if self.results.find(digest) is None:
                 self.writer.write(blob_from_bytes(blob.descriptor, content), concurrency=concurrency)
-        elif recompressor is not None and recompressor.is_result(digest):
+        elif recompressor is not None and digest in recompressor.result_digests:
             # A layer was recompressed into this blob after the destination was asked for it.
             self.writer.skip(blob)
         elif recompressor is not None and action is Action.CHECK_COMPRESSION:
@@ -454,10 +452,6 @@ class _Copy:
         """Reduce the graph to what a pipe really had, if only platforms that were not exported are missing.
 
         A destination that has already written the index cannot change it, so this is an error there.
-
-        Raises:
-            MissingVolumesError: other volumes have the missing blobs.
-            MissingBlobsError: other blobs are missing as well.
         """
         unavailable_digests = {blob.digest for blob in unavailable}
         if (
@@ -466,8 +460,7 @@ class _Copy:
             and not graph.omitted_from_output
             and not plan.recompressed
         ):
-            missing = find_not_exported(graph, lambda blob: blob.digest in unavailable_digests)
-            exported = limit_to_exported(graph, {manifest.digest for manifest in missing})
+            exported = limit_to_exported(graph, lambda blob: blob.digest in unavailable_digests)
             if unavailable_digests.isdisjoint(blob.digest for blob in (*exported.blobs, *exported.absent)):
                 self.destination.begin(exported)
                 return exported
@@ -482,10 +475,10 @@ class _Copy:
             return Report(graph, graph, self.results.list_for(graph, {}))
         for blob in graph.blobs:
             # A config that came before the graph was not recognised as one.
-            if plan.actions[blob.digest] is Action.READ and not self.recompressor.has_config(blob.digest):
+            if plan.actions[blob.digest] is Action.READ and blob.digest not in self.recompressor.diff_ids:
                 self.recompressor.add_config(blob.digest, self.early_blobs.read_back(blob))
         rewritten, origins = self.recompressor.rewrite_graph(graph)
         self.destination.begin(rewritten)
-        layers = [layer for digest in plan.recompressed if (layer := self.recompressor.find_result(digest))]
+        layers = [layer for digest in plan.recompressed if (layer := self.recompressor.results.get(digest))]
         source_digests = {layer.result.digest: layer.source.digest for layer in layers}
         return Report(rewritten, graph, self.results.list_for(rewritten, source_digests), origins=origins)

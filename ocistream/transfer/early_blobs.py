@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ocistream.transfer.config_checks import ConfigChecker
     from ocistream.transfer.recompress import RecompressedLayer, Recompression, Recompressor
 
-__all__ = ["EarlyBlobWriter"]
-
 _SENT_TWICE_NOTICE: Final = (
     "layers were sent compressed and then again uncompressed: this archive is not from `docker save`; "
     "push from a file (-i FILE) to avoid this"
@@ -77,8 +75,10 @@ class EarlyBlobWriter:
             and isinstance(self._destination, ReadableDestination)
             and (recompressor := self._plain_layer_recompressor()) is not None
         ):
+            from ocistream.streams.compression import NONE, detect_codec
+
             blob, beginning = peek(blob)
-            if recompressor.can_compress_plain(beginning):
+            if recompressor.can_recompress(beginning) and detect_codec(beginning) is NONE:
                 self._compressed.add(blob.descriptor.digest)
                 self._writer.recompress(blob, recompressor)
                 return
@@ -136,7 +136,7 @@ class EarlyBlobWriter:
         if graph.has_plain_layers or recompressor is None or not isinstance(destination, ReadableDestination):
             return
         for blob in graph.blobs:
-            if blob.digest in self._compressed and (result := recompressor.find_result(blob.digest)) is not None:
+            if blob.digest in self._compressed and (result := recompressor.results.get(blob.digest)) is not None:
                 open_plain = functools.partial(_decompress_result, destination, result, recompressor)
                 if self._is_stored(blob):
                     self._writer.results.add(blob, "skipped")

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Destination, Source
 
-__all__ = ["ExistenceCheck", "find_missing_manifests", "list_stored"]
-
 
 def list_stored(destination: Destination, blobs: Sequence[Descriptor], *, are_manifests: bool = False) -> set[str]:
     """Return the digests of the blobs that are stored completely."""
@@ -92,11 +90,7 @@ class ExistenceCheck:
         return absent, remaining
 
     def find_missing(self, graph: Graph, absent: Sequence[Descriptor]) -> list[Descriptor]:
-        """Skip or mount the absent blobs; return those that only other volumes have.
-
-        Raises:
-            MissingBlobsError: a blob could not be mounted after all.
-        """
+        """Skip or mount the absent blobs; return those that only other volumes have."""
         existing = self.skip_or_mount(absent, self._stored)
         missing = [*self._missing_manifests, *(blob for blob in absent if blob.digest not in existing)]
         self._check_missing(graph, missing)
@@ -128,9 +122,6 @@ class ExistenceCheck:
         """Note the blobs that exist at the destination or could be mounted, and mount nothing.
 
         Return how many bytes of each other blob of `remaining` an earlier run has stored.
-
-        Raises:
-            MissingBlobsError: neither side has a blob; or only other volumes have it (MissingVolumesError).
         """
         sizes = self._destination.stored(remaining, partial=True) if remaining else {}
         stored = self._stored | {blob.digest for blob in remaining if sizes.get(blob.digest) == blob.size}

@@ -6,27 +6,27 @@ destination that runs ahead would need copies. A destination that fails is skipp
 
 from __future__ import annotations
 
-import threading
-from contextlib import closing
+import contextlib
 from dataclasses import dataclass, field, replace
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, cast
 
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
+from ocistream.streams.chunks import closing_chunks
 from ocistream.streams.workers import start, wait_to_settle
 from ocistream.transfer.interfaces import MountingDestination, Traits
 from ocistream.transfer.verified_blobs import map_chunks, require_complete
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
-    from ocistream.streams.chunks import Chunk, Closeable
+    from ocistream.streams.chunks import Chunk
     from ocistream.streams.workers import Task
     from ocistream.transfer.interfaces import Destination, Source, VerifiedBlob
-
-__all__ = ["FanOutBranch", "FanOutDestination"]
 
 #: Seconds between two checks whether the transfer was cancelled.
 _POLL_INTERVAL: Final = 0.2
@@ -34,19 +34,22 @@ _POLL_INTERVAL: Final = 0.2
 
 @dataclass(eq=False)
 class FanOutBranch:
-    """One of the destinations, and its result.
-
-    `rename` gives the images their names at this destination. `bytes_written` counts the bytes of its blobs.
-    """
+    """One of the destinations, and its result. `rename` gives the images their names at this destination."""
 
     destination: Destination
     rename: Callable[[Graph], Graph] = field(default=lambda graph: graph)
     failure: OcistreamError | None = None
-    bytes_written: int = 0
     graph: Graph | None = None
     #: Digests of blobs that this destination needs, and of those that it has.
     needed: frozenset[str] = frozenset()
     stored: set[str] = field(default_factory=set)
+    #: Digests of the blobs that were written, with their sizes in bytes.
+    written: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def bytes_written(self) -> int:
+        """How many bytes of blobs were written."""
+        return sum(self.written.values())
 
     def set_graph(self, graph: Graph) -> None:
         """Set the graph to write here."""
@@ -73,9 +76,8 @@ class FanOutDestination:
         self.branches = branches
         self._before_blobs = before_blobs
         self._cancelled = cancelled
-        self._lock = threading.Lock()
-        #: How many bytes of blobs were read from the source for all destinations.
-        self.bytes_read = 0
+        #: For each reading of a blob: how many bytes it has read. Only the thread that reads changes its count.
+        self._read_counts: list[list[int]] = []
         traits = [branch.destination.traits for branch in branches]
         self.traits = Traits(
             concurrent=all(each.concurrent for each in traits),
@@ -86,6 +88,11 @@ class FanOutDestination:
             can_retry=all(each.can_retry for each in traits),
             buffer_size=sum(each.buffer_size for each in traits),
         )
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of blobs were read from the source for all destinations."""
+        return sum(count for (count,) in self._read_counts)
 
     def expect(self, graph: Graph) -> Graph:
         """Tell each destination what may come. What one cannot hold is still written to the others."""
@@ -133,7 +140,10 @@ class FanOutDestination:
         def mount(branch: FanOutBranch) -> bool:
             return isinstance(branch.destination, MountingDestination) and branch.destination.mount(descriptor, source)
 
-        return self._all_have(descriptor, mount)
+        for branch in self._active_without(descriptor):
+            if self._ask_branch(branch, mount):
+                branch.stored.add(descriptor.digest)
+        return not self._active_without(descriptor)
 
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether each destination has the blob or could mount it."""
@@ -149,33 +159,34 @@ class FanOutDestination:
         """Write a blob to all destinations that lack it."""
         require_complete(blob)
         if not self._is_expecting():
-            msg = "the index of the archive comes after its layers, so their destinations are not known in time"
-            raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
+            msg = "this archive lists its images only at its end, so several destinations cannot read it from a pipe"
+            raise UnsupportedError(msg, hint="save it to a file first")
         branches = self._active_without(blob.descriptor)
         if not branches:
             return 0
         blob = self._count_reads(blob)
         if len(branches) == 1:
-            tracked = _SourceFailures(blob)
-            with self._failure_scope(branches[0], tracked.failures):
-                branches[0].destination.write(tracked.blob)
+            failures: list[BaseException] = []
+            with self._failure_scope(branches[0], failures):
+                branches[0].destination.write(map_chunks(blob, lambda chunks: _record_failure(chunks, failures)))
                 self._mark_stored(branches[0], blob.descriptor)
             return 0
         shared = _Broadcast(blob, len(branches), self._cancelled)
         tasks = [self._write_task(shared, branch, number) for number, branch in enumerate(branches)]
         shared.run(tasks)
         if not self._active():
-            raise self._first_failure()
+            raise next(branch.failure for branch in self.branches if branch.failure is not None)
         return 0
 
     def _count_reads(self, blob: VerifiedBlob) -> VerifiedBlob:
         """Count the bytes that are read of a blob, by any destination and at each restart."""
 
         def passing(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-            with closing(cast("Closeable", chunks)):
+            count = [0]
+            self._read_counts.append(count)
+            with closing_chunks(chunks):
                 for chunk in chunks:
-                    with self._lock:
-                        self.bytes_read += len(chunk)
+                    count[0] += len(chunk)
                     yield chunk
 
         return map_chunks(blob, passing)
@@ -213,21 +224,14 @@ class FanOutDestination:
         return descriptor.digest in branch.needed and descriptor.digest not in branch.stored
 
     def _mark_stored(self, branch: FanOutBranch, descriptor: Descriptor) -> None:
-        with self._lock:
-            branch.stored.add(descriptor.digest)
-            branch.bytes_written += descriptor.size
-
-    def _all_have(self, descriptor: Descriptor, ask: Callable[[FanOutBranch], bool]) -> bool:
-        for branch in self._active_without(descriptor):
-            if self._ask_branch(branch, ask):
-                with self._lock:
-                    branch.stored.add(descriptor.digest)
-        return not self._active_without(descriptor)
+        branch.written[descriptor.digest] = descriptor.size
+        branch.stored.add(descriptor.digest)
 
     def _ask_branch(self, branch: FanOutBranch, ask: Callable[[FanOutBranch], bool]) -> bool | None:
+        answers: list[bool] = []
         with self._failure_scope(branch):
-            return ask(branch)
-        return None
+            answers.append(ask(branch))
+        return answers[0] if answers else None
 
     def _write_task(self, shared: _Broadcast, branch: FanOutBranch, number: int) -> Callable[[], None]:
         def put() -> None:
@@ -237,64 +241,42 @@ class FanOutDestination:
 
         return put
 
+    @contextlib.contextmanager
     def _failure_scope(
-        self, branch: FanOutBranch, source_failures: list[BaseException] | None = None, *, last: bool = True
-    ) -> _FailureScope:
-        return _FailureScope(self, branch, [] if source_failures is None else source_failures, last=last)
+        self, branch: FanOutBranch, source_failures: Sequence[BaseException] = (), *, last: bool = True
+    ) -> Iterator[None]:
+        """Run a block in which a destination may fail. The last failure is raised if `last`.
 
-    def fail_branch(self, branch: FanOutBranch, error: OcistreamError) -> bool:
-        """Mark a destination as failed; return whether others are left."""
-        with self._lock:
-            branch.failure = branch.failure or error
-            return any(other.failure is None for other in self.branches)
-
-    def _first_failure(self) -> OcistreamError:
-        return next(branch.failure for branch in self.branches if branch.failure is not None)
-
-
-class _FailureScope:
-    """A context in which a destination may fail.
-
-    Errors of the source, and a cancelled transfer, are not the destination's failure and pass through.
-    """
-
-    def __init__(
-        self, fan_out: FanOutDestination, branch: FanOutBranch, source_failures: list[BaseException], *, last: bool
-    ) -> None:
-        self._fan_out = fan_out
-        self._branch = branch
-        self._source_failures = source_failures
-        self._last = last
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        if not isinstance(error, OcistreamError) or isinstance(error, CancelledError):
-            return False
-        if any(error is other for other in self._source_failures):
-            return False
-        return self._fan_out.fail_branch(self._branch, error) or not self._last
-
-
-class _SourceFailures:
-    """A blob that records the errors of its source. By these, a source's failure is told from a destination's."""
-
-    def __init__(self, blob: VerifiedBlob) -> None:
-        self.failures: list[BaseException] = []
-        self.blob = map_chunks(blob, self._record_failure)
-
-    def _record_failure(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        with closing(cast("Closeable", chunks)):
-            try:
-                yield from chunks
-            except Exception as error:
-                self.failures.append(error)
+        Errors of the source, and a cancelled transfer, are not the destination's failure and are raised.
+        """
+        try:
+            yield
+        except CancelledError:
+            raise
+        except OcistreamError as error:
+            if any(error is other for other in source_failures):
                 raise
+            if not self._fail_branch(branch, error) and last:
+                raise
+
+    def _fail_branch(self, branch: FanOutBranch, error: OcistreamError) -> bool:
+        """Mark a destination as failed; return whether others are left."""
+        branch.failure = branch.failure or error
+        return any(other.failure is None for other in self.branches)
+
+
+def _record_failure(chunks: Iterator[Chunk], failures: list[BaseException]) -> Iterator[Chunk]:
+    """Pass on chunks, and record why they end too early: this is a failure of the source, not of a destination."""
+    with closing_chunks(chunks):
+        try:
+            yield from chunks
+        except Exception as error:
+            failures.append(error)
+            raise
 
 
 class _Broadcast:
-    """One blob for several readers, in lockstep."""
+    """One blob for several readers, in lockstep. The thread that calls `run` reads it and passes on each chunk."""
 
     def __init__(self, blob: VerifiedBlob, readers: int, cancelled: threading.Event) -> None:
         self.blob = blob
@@ -303,13 +285,12 @@ class _Broadcast:
         #: Those, and the failures of the source towards readers that have left the shared reading.
         self.source_failures: list[BaseException] = []
         self._cancelled = cancelled
-        self._changed = threading.Condition()
-        self._sequence = 0
-        self._chunk: Chunk = b""
-        self._has_ended = False
-        #: Readers that read along or may start to, and those of them that still use the current chunk.
+        #: Readers that read along or may start to. Only the thread that calls `run` uses it.
         self._readers = set(range(readers))
-        self._busy: set[int] = set()
+        #: To each reader: chunks, and None at the end.
+        self._chunks: list[SimpleQueue[Chunk | None]] = [SimpleQueue() for _ in range(readers)]
+        #: From the readers: the number of each that is done with the current chunk, and whether it has left.
+        self._done: SimpleQueue[tuple[int, bool]] = SimpleQueue()
         self._unexpected: list[BaseException] = []
 
     def run(self, tasks: list[Callable[[], None]]) -> None:
@@ -344,19 +325,11 @@ class _Broadcast:
             nonlocal is_open
             if is_open or offset:
                 self._leave(number)
-                return self._read_alone(self.blob.open(offset, stored))
+                return _record_failure(self.blob.open(offset, stored), self.source_failures)
             is_open = True
             return self._read(number)
 
         return replace(self.blob, open=opened, can_resume=False)
-
-    def _read_alone(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        with closing(cast("Closeable", chunks)):
-            try:
-                yield from chunks
-            except Exception as error:
-                self.source_failures.append(error)
-                raise
 
     def _run_one(self, number: int, task: Callable[[], None]) -> None:
         try:
@@ -368,59 +341,47 @@ class _Broadcast:
             self._leave(number)
 
     def _publish_all(self) -> None:
-        with closing(cast("Closeable", chunks := self.blob.open())):
+        with closing_chunks(chunks := self.blob.open()):
             for chunk in chunks:
                 if not self._publish(chunk):
                     break
         self._end(None)
 
     def _publish(self, chunk: Chunk) -> bool:
-        """Wait until all readers are done with a chunk; return False if no readers are left."""
-        with self._changed:
-            self._chunk = chunk
-            self._sequence += 1
-            self._busy = set(self._readers)
-            self._changed.notify_all()
-        while True:
-            with self._changed:
-                if not self._busy:
-                    return bool(self._readers)
-                self._changed.wait(_POLL_INTERVAL)
+        """Pass on a chunk and wait until all readers are done with it; return False if no readers are left."""
+        for number in self._readers:
+            self._chunks[number].put(chunk)
+        busy = set(self._readers)
+        while busy:
             self._check_cancelled()
+            with contextlib.suppress(Empty):
+                number, has_left = self._done.get(timeout=_POLL_INTERVAL)
+                busy.discard(number)
+                if has_left:
+                    self._readers.discard(number)
+        return bool(self._readers)
 
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise CancelledError("stopped")
 
     def _read(self, number: int) -> Iterator[Chunk]:
-        sequence = 0
+        chunks = self._chunks[number]
         try:
-            while True:
-                with self._changed:
-                    while self._sequence == sequence and not self._has_ended:
-                        self._changed.wait()
-                    if self._sequence == sequence or self.failures:
-                        break
-                    sequence, chunk = self._sequence, self._chunk
+            while (chunk := chunks.get()) is not None and not self.failures:
                 yield chunk
-                with self._changed:
-                    self._busy.discard(number)
-                    self._changed.notify_all()
+                self._done.put((number, False))
             for failure in self.failures:
                 raise failure if isinstance(failure, Exception) else CancelledError("stopped")
         finally:
             self._leave(number)
 
     def _leave(self, number: int) -> None:
-        with self._changed:
-            self._readers.discard(number)
-            self._busy.discard(number)
-            self._changed.notify_all()
+        self._done.put((number, True))
 
     def _end(self, error: BaseException | None) -> None:
-        with self._changed:
-            if error is not None:
-                self.failures.append(error)
-                self.source_failures.append(error)
-            self._has_ended = True
-            self._changed.notify_all()
+        if error is not None:
+            self.failures.append(error)
+            self.source_failures.append(error)
+        for chunks in self._chunks:
+            chunks.put(None)

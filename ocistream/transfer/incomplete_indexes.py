@@ -27,14 +27,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.transfer.interfaces import Source
 
-__all__ = [
-    "find_exported_platforms",
-    "find_not_exported",
-    "limit_to_exported",
-    "limit_to_source",
-    "read_exported_platforms",
-]
-
 
 def find_not_exported(graph: Graph, lacks: Callable[[Descriptor], bool]) -> list[Descriptor]:
     """List the manifests, and nested indexes, of the images' indexes that the source does not have.
@@ -55,8 +47,14 @@ def find_not_exported(graph: Graph, lacks: Callable[[Descriptor], bool]) -> list
     return list(missing.values())
 
 
-def limit_to_exported(graph: Graph, missing: Collection[str]) -> Graph:
-    """Reduce each image's index to what exists; `missing` are digests from `find_not_exported`.
+def limit_to_exported(
+    graph: Graph,
+    lacks: Callable[[Descriptor], bool],
+    list_stored: Callable[[Sequence[Descriptor]], Collection[str]] = lambda _: (),
+) -> Graph:
+    """Reduce each image's index to what exists; `lacks` says whether the source lacks a blob.
+
+    `list_stored` returns the digests of those of the missing manifests that exist elsewhere.
 
     One remaining platform is taken as its manifest, byte for byte; several make a smaller index. Attestations stay with
     their images. An image without any remaining platform stays as it is.
@@ -64,7 +62,10 @@ def limit_to_exported(graph: Graph, missing: Collection[str]) -> Graph:
     Raises:
         ArchiveError: the smaller index is too large, or malformed.
     """
-    reduced = [_ReducedImage(graph, root, missing) for root in graph.roots]
+    not_exported = find_not_exported(graph, lacks)
+    stored = list_stored(not_exported) if not_exported else ()
+    missing = {manifest.digest for manifest in not_exported if manifest.digest not in stored}
+    reduced = [_ReducedImage(graph, root, missing) for root in graph.roots] if missing else []
     if not any(image.incomplete for image in reduced):
         return graph
     new_indexes = {
@@ -114,12 +115,8 @@ def limit_to_source(
     """
     if not isinstance(source, IncompleteSource):
         return graph
-    lacks = source.is_missing
-    missing = find_not_exported(graph, lambda blob: bool(lacks(blob)))
-    if not missing:
-        return graph
-    stored = list_stored_manifests(missing)
-    return limit_to_exported(graph, {manifest.digest for manifest in missing if manifest.digest not in stored})
+    is_missing = source.is_missing
+    return limit_to_exported(graph, lambda blob: bool(is_missing(blob)), list_stored_manifests)
 
 
 def read_exported_platforms(source: Source, leaves: Sequence[Descriptor]) -> tuple[str, ...] | None:

@@ -16,30 +16,8 @@ if TYPE_CHECKING:
 
     from ocistream.errors import IntegrityError
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.oci.graph import Graph
+    from ocistream.oci.graph import Graph, Root
     from ocistream.streams.chunks import Chunk
-
-__all__ = [
-    "Access",
-    "Blob",
-    "BlobPart",
-    "ByteRange",
-    "Destination",
-    "EarlyBlobs",
-    "ImageCountObserver",
-    "IncompleteSource",
-    "MountingDestination",
-    "NewBlob",
-    "NewBlobDestination",
-    "NullObserver",
-    "Observer",
-    "ReadableDestination",
-    "RecoverableBlob",
-    "SizedSource",
-    "Source",
-    "Traits",
-    "VerifiedBlob",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,9 +309,11 @@ class Observer(Protocol):
         """
 
 
-@runtime_checkable
-class ImageCountObserver(Protocol):
-    """An observer that is told how many images of a run are finished."""
+class RunObserver(Observer, Protocol):
+    """An observer of a run that copies several images, some of them at once."""
+
+    def add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
+        """Bytes and blobs are added to the total, or removed (negative); `roots` are the images copied next."""
 
     def report_images(self, number: int, count: int) -> None:
         """`number` of `count` images are finished."""
@@ -343,6 +323,12 @@ class NullObserver:
     """An observer that ignores all calls."""
 
     def planned(self, graph: Graph) -> None:
+        """Do nothing."""
+
+    def add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
+        """Do nothing."""
+
+    def report_images(self, number: int, count: int) -> None:
         """Do nothing."""
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:

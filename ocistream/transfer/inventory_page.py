@@ -1,4 +1,4 @@
-"""Render a description of images (`transfer/inventory.py`) as one HTML page, in pieces.
+"""Render a description of images (`transfer/inspection.py`) as one HTML page, in pieces.
 
 The page has no script and loads nothing. All text of images is escaped; `STYLE_SOURCE` allows the one style sheet.
 """
@@ -17,8 +17,6 @@ from ocistream.sizes import format_count, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-__all__ = ["CONTENT_SECURITY_POLICY", "render_page"]
 
 #: The most characters of an annotation or a label.
 _MAX_VALUE: Final = 500

@@ -21,13 +21,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Blob, Destination, Source
 
-__all__ = [
-    "PARTIAL_BLOBS",
-    "format_partial_blobs",
-    "parse_partial_blobs",
-    "write_parts",
-]
-
 #: The annotation of `index.json` that lists partial blobs. Each line has a digest and a byte offset.
 PARTIAL_BLOBS: Final = "vnd.ocistream.partial-blobs"
 

@@ -26,12 +26,6 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob
 
-__all__ = [
-    "Prefetcher",
-    "Segment",
-    "SegmentFetcher",
-]
-
 #: One measurement takes at least this long (seconds), and this many bytes, or blobs if they are small.
 _WINDOW: Final = 0.25
 _WINDOW_BYTES: Final = 4 * limits.MIB

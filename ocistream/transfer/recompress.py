@@ -38,14 +38,6 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Access, VerifiedBlob
 
-__all__ = [
-    "GraphRewriter",
-    "RecompressedLayer",
-    "Recompression",
-    "Recompressor",
-    "parse_recompression",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Recompression:
@@ -94,9 +86,11 @@ class Recompressor:
         self.settings = settings
         #: Whether only uncompressed layers are compressed; others stay as they are.
         self.plain_only = False
-        self._results: dict[str, RecompressedLayer] = {}
-        self._result_digests: set[str] = set()
-        self._diff_ids: dict[str, tuple[str, ...]] = {}
+        #: The results, by the digests of the original layers, and the digests of the new layers.
+        self.results: dict[str, RecompressedLayer] = {}
+        self.result_digests: set[str] = set()
+        #: The diff_ids of the configs that were read, by digest.
+        self.diff_ids: dict[str, tuple[str, ...]] = {}
 
     def find_layers(self, graph: Graph) -> dict[str, Descriptor]:
         """Return the layers to recompress, by digest.
@@ -114,12 +108,13 @@ class Recompressor:
         for _, document in graph.images():
             if is_image(document):
                 for layer in document.layers:
-                    if layer_media_types.codec_name(layer.media_type) is None and not layer.is_foreign:
+                    codec = layer_media_types.codec_name(layer.media_type)
+                    if codec is None and not layer.is_foreign:
                         message = (
                             f"{layer.digest} is not recompressed: layers of the type {printable(layer.media_type)}"
                         )
                         notices.notify(f"{message} are copied as they are", level=1)
-                    elif self._applies_to(layer) and layer.digest not in excluded:
+                    elif codec is not None and self._is_affected(codec) and layer.digest not in excluded:
                         layers.setdefault(layer.digest, layer)
         return layers
 
@@ -176,38 +171,18 @@ class Recompressor:
         """Return whether a blob with these first bytes must be recompressed."""
         return layer_media_types.is_probably_layer(beginning) and self._is_affected(detect_codec(beginning).name)
 
-    def can_compress_plain(self, beginning: bytes) -> bool:
-        """Return whether a blob with these first bytes is uncompressed and must be recompressed."""
-        return self.can_recompress(beginning) and detect_codec(beginning) is NONE
-
     def can_recompress_layer(self, beginning: bytes) -> bool:
         """Return whether a layer or config with these first bytes must be recompressed."""
         return not layer_media_types.is_probably_json(beginning) and self._is_affected(detect_codec(beginning).name)
 
     def add_config(self, digest: str, content: bytes) -> None:
-        """Store the diff_ids of a config.
-
-        Raises:
-            ArchiveError: the config is malformed.
-        """
-        self._diff_ids[digest] = parse_diff_ids(content, f"the config {digest}")
-
-    def has_config(self, digest: str) -> bool:
-        """Return whether the diff_ids of a config are known."""
-        return digest in self._diff_ids
-
-    def find_result(self, digest: str) -> RecompressedLayer | None:
-        """Return the result of a layer, or None."""
-        return self._results.get(digest)
+        """Store the diff_ids of a config."""
+        self.diff_ids[digest] = parse_diff_ids(content, f"the config {digest}")
 
     def add_result(self, result: RecompressedLayer) -> None:
         """Store the result of a layer."""
-        self._results[result.source.digest] = result
-        self._result_digests.add(result.result.digest)
-
-    def is_result(self, digest: str) -> bool:
-        """Return whether a layer was recompressed into this blob."""
-        return digest in self._result_digests
+        self.results[result.source.digest] = result
+        self.result_digests.add(result.result.digest)
 
     def recompress(
         self, open_raw: Callable[[], Iterator[Chunk]], source: Descriptor | None, *, access: Access
@@ -222,20 +197,11 @@ class Recompressor:
         """Return the graph with the recompressed layers, and with new manifests and indexes that refer to them.
 
         Also return the digest of the original manifest, by the digest of each new one.
-
-        Raises:
-            IntegrityError: a layer's uncompressed bytes do not match the diff_id of its config.
-            ArchiveError: a config and its manifest do not fit.
-            UnsupportedError: a config has diff_ids of another algorithm than sha256.
         """
         self._check_diff_ids(graph)
-        results = {digest: done.result for digest in self.find_layers(graph) if (done := self.find_result(digest))}
+        results = {digest: done.result for digest in self.find_layers(graph) if (done := self.results.get(digest))}
         rewriting = GraphRewriter(graph, results, self.settings.codec.name)
         return rewriting.rewrite(), rewriting.origins
-
-    def _applies_to(self, layer: Descriptor) -> bool:
-        name = layer_media_types.codec_name(layer.media_type)
-        return name is not None and self._is_affected(name)
 
     def _is_affected(self, codec: str) -> bool:
         return codec != self.settings.codec.name and (codec == NONE.name or not self.plain_only)
@@ -244,11 +210,11 @@ class Recompressor:
         wanted = self.find_layers(graph)
         for manifest, document in graph.images():
             recompressed = [
-                (i, self.find_result(b.digest)) for i, b in enumerate(document.layers) if b.digest in wanted
+                (i, self.results.get(b.digest)) for i, b in enumerate(document.layers) if b.digest in wanted
             ]
             if not recompressed or document.config is None or not is_image(document):
                 continue
-            diff_ids = self._diff_ids.get(document.config.digest, ())
+            diff_ids = self.diff_ids.get(document.config.digest, ())
             if len(diff_ids) != len(document.layers):
                 msg = (
                     f"manifest {manifest.descriptor.digest} has {len(document.layers)} layers, but its config "
@@ -424,7 +390,11 @@ class GraphRewriter:
 
     def _is_affected(self, manifest: Manifest) -> bool:
         document = self._graph.documents[manifest.descriptor.digest]
-        return self._has_changed(document) or (document.subject is not None and document.subject.digest in self._new)
+        if document.subject is not None and document.subject.digest in self._new:
+            return True
+        if document.config is not None:
+            return is_image(document) and any(layer.digest in self._results for layer in document.layers)
+        return any(child.digest in self._new for child in document.manifests)
 
     def _rewrite_manifest(self, manifest: Manifest) -> Manifest:
         """Return the manifest with new descriptors."""
@@ -464,11 +434,6 @@ class GraphRewriter:
             # A Docker manifest list must not refer to an OCI manifest.
             becomes_oci = any(self._updated(child).media_type != child.media_type for child in document.manifests)
         return _OCI_FOR.get(media_type, media_type) if becomes_oci else media_type
-
-    def _has_changed(self, document: Document) -> bool:
-        if document.config is not None:
-            return is_image(document) and any(layer.digest in self._results for layer in document.layers)
-        return any(child.digest in self._new for child in document.manifests)
 
     def _rewrite_layer(self, layer: dict[str, Any], *, leaves_docker: bool) -> dict[str, Any]:
         result = self._results.get(layer["digest"])

@@ -16,15 +16,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Observer
 
-__all__ = [
-    "BlobResult",
-    "BlobResults",
-    "MissingBlobsError",
-    "MissingVolumesError",
-    "NeededVolumes",
-    "Report",
-]
-
 
 @dataclass(slots=True)
 class BlobResult:
@@ -124,7 +115,10 @@ class MissingBlobsError(MissingContentError):
         hint = "get the complete image, or choose a complete platform with --platform"
         if needed is not None:
             message = f"incomplete: still needed: {', '.join(map(printable, needed.names))}"
-            hint = "the destination keeps what was written: continue with these, in any order or together"
+            hint = (
+                "the destination keeps what was written: copy these together, or one by one in the order of their "
+                "numbers"
+            )
         super().__init__(message, hint=hint)
         self.needed = needed
         self.missing = tuple(missing)

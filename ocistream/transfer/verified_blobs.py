@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,20 +13,12 @@ from ocistream.streams.chunks import check_chunks_size, chunks_from, closing_chu
 from ocistream.transfer.interfaces import Access, Blob, NullObserver, RecoverableBlob, VerifiedBlob
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Generator, Iterable, Iterator
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Observer
-
-__all__ = [
-    "BlobProgress",
-    "blob_from_bytes",
-    "map_chunks",
-    "peek",
-    "require_complete",
-    "use_verified",
-]
 
 
 def blob_from_bytes(descriptor: Descriptor, content: bytes) -> Blob:
@@ -81,7 +72,7 @@ class BlobProgress:
     Bytes that the destination already has count as moved; `resumed_size` is their number.
     """
 
-    def __init__(self, observer: Observer, descriptor: Descriptor, cancelled: threading.Event) -> None:
+    def __init__(self, observer: Observer, descriptor: Descriptor, cancelled: threading.Event | None) -> None:
         """Start at 0. Every change is reported to `observer` for the blob `descriptor`."""
         self._observer = observer
         self._descriptor = descriptor
@@ -107,7 +98,7 @@ class BlobProgress:
         try:
             with closing_chunks(chunks):
                 for chunk in chunks:
-                    if self._cancelled.is_set():
+                    if self._cancelled is not None and self._cancelled.is_set():
                         msg = "cancelled"
                         raise CancelledError(msg)
                     size = len(chunk)
@@ -156,7 +147,7 @@ def use_verified(
         blob if isinstance(blob, RecoverableBlob) else RecoverableBlob(blob.descriptor, blob.open, range=blob.range)
     )
     is_rest = recoverable.range_descriptor is None
-    progress = progress or BlobProgress(NullObserver(), blob.descriptor, threading.Event())
+    progress = progress or BlobProgress(NullObserver(), blob.descriptor, None)
     if not can_retry and recoverable.precheck is not None:
         recoverable.precheck()
     while True:

@@ -5,10 +5,10 @@ Collects all failures in one pass; raises only for what makes further reading po
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import tempfile
-import threading
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, NamedTuple
 
@@ -22,40 +22,26 @@ from ocistream.oci.volumes import part_error
 from ocistream.streams import files, layer_media_types
 from ocistream.streams.chunks import FailureTracker, HashedChunks, read_all, verify_chunks
 from ocistream.streams.compression import decompress, detect_codec
-from ocistream.streams.layer_media_types import is_probably_layer
+from ocistream.streams.layer_media_types import codec_name, is_probably_layer
 from ocistream.streams.workers import run_each
 from ocistream.transfer.config_checks import ConfigChecker, can_be_json_object, not_json_error
-from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
+from ocistream.transfer.incomplete_indexes import limit_to_exported
 from ocistream.transfer.interfaces import IncompleteSource, NullObserver
 from ocistream.transfer.verified_blobs import BlobProgress, use_verified
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator, Sequence
-    from collections.abc import Set as AbstractSet
 
     from ocistream.oci.graph import Graph, IncompleteIndex
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.graph_check import GraphCheck, GraphCheckReader
     from ocistream.transfer.interfaces import Blob, Observer, Source
 
-__all__ = [
-    "BlobChecker",
-    "BlobFailure",
-    "DiscardedBlobs",
-    "Findings",
-    "PlainLayer",
-    "verify",
-]
-
 #: Reading in parallel helps while there are free cores; more than these are rarely free.
 _JOBS = 4
 #: Fewer where layers are decompressed: each thread keeps memory for the widest window that it has met.
 _DEEP_JOBS = 2
-
-
-def is_layer(descriptor: Descriptor) -> bool:
-    """Return whether a descriptor is an image layer, by its media type."""
-    return layer_media_types.codec_name(descriptor.media_type) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +91,7 @@ def verify(
     Raises:
         OcistreamError: reading cannot continue.
     """
-    verification = _Verification(
-        observer or NullObserver(), deep=deep, max_ratio=max_ratio, cancelled=cancelled or threading.Event()
-    )
+    verification = _Verification(observer or NullObserver(), deep=deep, max_ratio=max_ratio, cancelled=cancelled)
     try:
         return verification.run(source, check)
     finally:
@@ -117,7 +101,7 @@ def verify(
 class _Verification:
     """One verification."""
 
-    def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event) -> None:
+    def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event | None) -> None:
         self._observer = observer
         self._deep = deep
         self._cancelled = cancelled
@@ -136,7 +120,7 @@ class _Verification:
         images = [document for _, document in graph.images() if is_image(document)] if self._deep else []
         configs = ConfigChecker()
         configs.find_configs(graph)
-        unpack = {layer.digest for document in images for layer in document.layers if is_layer(layer)}
+        unpack = {layer.digest for document in images for layer in document.layers if codec_name(layer.media_type)}
         pending = [blob for blob in graph.blobs if blob.digest not in self._checker.sizes]
 
         def look(blob: Blob) -> None:
@@ -243,7 +227,8 @@ class _Verification:
         missing_blobs = [
             blob for blob in graph.blobs if blob.digest not in self._checker.sizes and blob.digest not in graph.embedded
         ]
-        exported = self._limit_to_exported(graph, {blob.digest for blob in missing_blobs})
+        missing_digests = {blob.digest for blob in missing_blobs}
+        exported = limit_to_exported(graph, lambda blob: blob.digest in missing_digests)
         needed = {blob.digest for blob in (*exported.blobs, *exported.absent)}
         referenced = {blob.digest for blob in graph.blobs} | {m.descriptor.digest for m in graph.manifests}
         # A file of a docker-archive that no image names is not a blob.
@@ -269,12 +254,6 @@ class _Verification:
             failures=[BlobFailure(digest, error) for digest, error in self._checker.errors.items()],
         )
 
-    @staticmethod
-    def _limit_to_exported(graph: Graph, missing_digests: AbstractSet[str]) -> Graph:
-        """Return the graph without the platforms that were not exported."""
-        missing = find_not_exported(graph, lambda blob: blob.digest in missing_digests)
-        return limit_to_exported(graph, {manifest.digest for manifest in missing}) if missing else graph
-
     def _check_diff_ids(self, graph: Graph) -> None:
         for manifest, document in graph.images():
             config = document.config
@@ -295,7 +274,7 @@ class _Verification:
                 if plain is None:
                     continue
                 # Without --deep a media type is trusted. Here the bytes must have the compression that it says.
-                if layer.size and layer_media_types.codec_name(layer.media_type) not in {None, plain.codec}:
+                if layer.size and codec_name(layer.media_type) not in {None, plain.codec}:
                     msg = f"{layer.digest} has the media type {layer.media_type}, but its compression is {plain.codec}"
                     self._checker.errors.setdefault(layer.digest, ArchiveError(msg))
                 if plain.digest != diff_id:
@@ -322,7 +301,7 @@ class BlobChecker:
 
     accepts_early = True
 
-    def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event) -> None:
+    def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event | None) -> None:
         """With `deep`, decompress layers, up to `max_ratio` times their size. Setting `cancelled` stops it."""
         self._observer = observer
         self._deep = deep
@@ -341,14 +320,20 @@ class BlobChecker:
 
     # -- blobs that come before the graph (interfaces.EarlyBlobs) --------------------------------------------
 
-    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - nothing is compressed here
-        """Verify a blob of which only the digest is known."""
+    def write(
+        self,
+        blob: Blob,
+        *,
+        can_be_plain_layer: bool = False,  # noqa: ARG002 - nothing is compressed here
+    ) -> IntegrityError | None:
+        """Verify a blob of which only the digest is known, and store its error: all failures are reported."""
         chunks = blob.open()
         beginning = bytes(next(chunks, b""))
         complete: Iterator[Chunk] = itertools.chain([beginning], chunks)
         if can_be_json_object(beginning) and blob.descriptor.size <= limits.MAX_CONFIG:
             complete = self._spill_file.write(blob.descriptor, complete)
         self.check(blob.descriptor, complete, unpack=self._deep and is_probably_layer(beginning))
+        return None
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Verify a layer of unknown digest."""
@@ -395,10 +380,6 @@ class BlobChecker:
         """Read all of a blob; return its uncompressed digest, or None without `unpack`.
 
         The observer counts the bytes for `descriptor`.
-
-        Raises:
-            _CannotUnpackError: the bytes are right, but not a well-formed compressed stream.
-            OcistreamError: reading failed.
         """
         raw = FailureTracker(BlobProgress(self._observer, descriptor, self._cancelled).count(chunks))
         if not unpack:
@@ -474,50 +455,35 @@ class _SpillFile:
             self._file.close()
 
 
-class DiscardedBlobs:
+class DiscardedBlobs(BlobChecker):
     """The `EarlyBlobs` of a source of which only the graph is needed: blobs are verified and discarded."""
 
-    accepts_early = True
-
-    def __init__(self, cancelled: threading.Event) -> None:
+    def __init__(self, cancelled: threading.Event | None = None) -> None:
         """Setting `cancelled` stops the reading."""
-        self._checker = BlobChecker(NullObserver(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
+        super().__init__(NullObserver(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
 
-    def write(
-        self,
-        blob: Blob,
-        *,
-        can_be_plain_layer: bool = False,  # noqa: ARG002 - nothing is compressed here
-    ) -> IntegrityError | None:
+    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> IntegrityError | None:
         """Read and verify a blob; return the error if it does not match its digest."""
-        self._checker.write(blob)
-        error = self._checker.errors.get(blob.descriptor.digest)
+        super().write(blob, can_be_plain_layer=can_be_plain_layer)
+        error = self.errors.get(blob.descriptor.digest)
         return error if isinstance(error, IntegrityError) else None
-
-    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
-        """Read a layer to its end."""
-        return self._checker.write_new(chunks)
-
-    def read_back(self, descriptor: Descriptor) -> bytes:
-        """Return small content that was written."""
-        return self._checker.read_back(descriptor)
 
     def can_read_back(self, descriptor: Descriptor) -> bool:
         """Return whether `read_back` has the content, and the content matches its digest."""
-        return self._checker.can_read_back(descriptor) and descriptor.digest not in self._checker.errors
+        return super().can_read_back(descriptor) and descriptor.digest not in self.errors
 
     def read_contents(
         self,
-        source: Source,
+        blobs: Iterator[Blob],
         wanted: Sequence[Descriptor],
         use: Callable[[Descriptor, bytes], None],
         *,
         jobs: int,
-        cancelled: threading.Event,
     ) -> None:
-        """Pass the content of each small blob that the source has to `use`; a stream is read to its end.
+        """Pass the content of each wanted small blob to `use`; `blobs` are those that the source yields.
 
-        `use` may be called from several threads, up to `jobs`. A blob that a registry lists and lacks is not passed.
+        A wanted blob that came before the graph is read back. `use` may be called from several threads, up to `jobs`. A
+        blob that a registry lists and lacks is not passed.
 
         Raises:
             IntegrityError: a blob is corrupt.
@@ -532,11 +498,16 @@ class DiscardedBlobs:
             found.add(blob.descriptor.digest)
             use(blob.descriptor, content)
 
-        run_each(read, source.blobs(wanted), jobs=jobs if source.concurrent else 1, cancelled=cancelled)
+        run_each(read, blobs, jobs=jobs, cancelled=self._cancelled)
         for descriptor in wanted:
-            if descriptor.digest not in found and self._checker.can_read_back(descriptor):
-                use(descriptor, self._checker.read_back(descriptor))
+            if descriptor.digest not in found and self.can_read_back(descriptor):
+                use(descriptor, self.read_back(descriptor))
 
-    def close(self) -> None:
-        """Delete the temporary file."""
-        self._checker.close()
+
+def read_graph(source: Source, cancelled: threading.Event | None = None) -> Graph:
+    """Return the graph of a source. A pipe is read to its end: its writer must not fail."""
+    with contextlib.closing(DiscardedBlobs(cancelled)) as discarded:
+        graph = source.resolve(discarded)
+        for _ in source.blobs(()):
+            pass
+    return graph

@@ -3,7 +3,7 @@
     python -m scripts.release.image [--output FILE] [--platform OS/ARCH]... [--zipapp FILE] [BASE]
 
 BASE is any location of an image with Python 3.11 or later and glibc, by default Docker Hub's slim image. One layer is
-added to it: ocistream.pyz and the zstandard package for the platform, which pip fetches as a wheel. No program of the
+added to it: ocistream.pyz, and isal and zstandard for the platform, which pip fetches as wheels. No program of the
 image is run, so one machine makes the image for all platforms. ocistream itself reads BASE and writes the archive.
 
 The same BASE, wheels and Python give the same bytes.
@@ -32,6 +32,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 _BASE: Final = "docker.io/library/python:3.13-slim"
 _PLATFORMS: Final = ("linux/amd64", "linux/arm64")
 #: The machine's name in wheels, by GOARCH.
+#: The packages that the zipapp lacks.
+_COMPILED: Final = ("isal", "zstandard")
 _MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 #: The user of the image: the usual number for "nonroot", which needs no entry in /etc/passwd.
 _USER: Final = 65532
@@ -146,7 +148,8 @@ class ImageBuilder:
         layer = self._layer(config)
         is_docker = manifest["config"]["mediaType"].startswith(_DOCKER)
         layer_type = f"{_DOCKER}image.rootfs.diff.tar.gzip" if is_docker else f"{_OCI}layer.v1.tar+gzip"
-        manifest["layers"].append(self.layout.write(gzip.compress(layer, mtime=0), layer_type))
+        # Level 9 takes six times as long as level 6 and saves 1 % of the size.
+        manifest["layers"].append(self.layout.write(gzip.compress(layer, 6, mtime=0), layer_type))
         config["rootfs"]["diff_ids"].append(f"sha256:{hashlib.sha256(layer).hexdigest()}")
         config.setdefault("history", []).append({"created_by": "scripts/image", "comment": f"ocistream {self.version}"})
         settings = config.setdefault("config", {})
@@ -165,7 +168,7 @@ class ImageBuilder:
         """Return the layer for a platform: a tar file."""
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            files = {f"{_PACKAGES}/{name}": content for name, content in self._zstandard(config)}
+            files = {f"{_PACKAGES}/{name}": content for name, content in self._compiled_packages(config)}
             # Docker makes a directory without an entry readable for root only (UnpackLayer in moby's pkg/archive).
             paths = map(PurePosixPath, (_HOME, _PROGRAM, *files))
             for folder in sorted({folder for path in paths for folder in path.parents if folder.name}):
@@ -176,22 +179,22 @@ class ImageBuilder:
                 _add_file(tar, path, content, 0o755 if path.endswith(".so") else 0o644)
         return stream.getvalue()
 
-    def _zstandard(self, config: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-        """Fetch the wheel of zstandard for the platform and Python of an image, and yield its files."""
+    def _compiled_packages(self, config: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+        """Fetch the wheels that the zipapp lacks, for the platform and Python of an image, and yield their files."""
         python, machine = _python_version(config), _MACHINES.get(config["architecture"])
         if machine is None:
             sys.exit(f"scripts/image: no wheels for linux/{config['architecture']}: use --platform")
-        target = self.folder / f"zstandard-{machine}"
+        target = self.folder / f"wheels-{machine}"
         tags = (f"manylinux2014_{machine}", f"manylinux_2_17_{machine}", f"manylinux_2_28_{machine}")
         kind = ["--only-binary", ":all:", "--implementation", "cp", "--python-version", python]
         kind += [word for tag in tags for word in ("--platform", tag)]
         pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "download", "--no-deps", "--dest", str(target), *kind, "zstandard"], check=True)
-        (wheel,) = target.glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            for name in sorted(archive.namelist()):
-                if not name.endswith("/"):
-                    yield name, archive.read(name)
+        subprocess.run([*pip, "download", "--no-deps", "--dest", str(target), *kind, *_COMPILED], check=True)
+        for wheel in sorted(target.glob("*.whl")):
+            with zipfile.ZipFile(wheel) as archive:
+                for name in sorted(archive.namelist()):
+                    if not name.endswith("/"):
+                        yield name, archive.read(name)
 
 
 def _python_version(config: dict[str, Any]) -> str:

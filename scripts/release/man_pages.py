@@ -29,16 +29,19 @@ __all__ = ["ENVIRONMENT", "EXIT_CODES", "pages", "write"]
 EXIT_CODES: Final = {
     "0": "success: the result is complete and verified",
     "1": "any error without its own code",
-    "2": "usage; a malformed name; a terminal where an archive belongs",
-    "3": "authentication or permission",
-    "4": "the image, repository, platform, file or directory does not exist",
+    "2": "wrong usage; a malformed name; a directory in place of a file; a terminal in place of an archive",
+    "3": "authentication or permission; a missing credential file that a variable or the configuration names",
+    "4": "the image, repository, platform, file, directory or command of `--via` does not exist",
     "5": "a size or digest is wrong",
-    "6": "an archive that is malformed, truncated, hostile, or lacks blobs that the destination does not have",
-    "7": "the network or the registry failed after all retries; rate limited",
-    "8": "well formed, but not supported",
-    "9": "the local disk: full, read-only, no permission",
-    "10": "so far so good: other volumes of a split archive are needed",
-    "129, 130, 141, 143": "SIGHUP, SIGINT, a closed stdout (without a message), SIGTERM",
+    "6": "an invalid, truncated or malicious archive; or blobs that neither side has",
+    "7": "the network or the registry failed after all retries; rate limited; `serve` cannot listen on its port",
+    "8": "valid, but not supported",
+    "9": "the local disk: full, read-only, no permission; stdout is closed or cannot be written",
+    "10": "incomplete: push the remaining volumes of the split archive",
+    "129": "SIGHUP",
+    "130": "SIGINT (Ctrl-C)",
+    "141": "broken pipe: the reader closed stdout (no message is printed)",
+    "143": "SIGTERM",
 }
 #: Every environment variable that ocistream reads.
 ENVIRONMENT: Final = {

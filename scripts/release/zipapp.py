@@ -3,11 +3,12 @@
     python -m scripts.release.zipapp [--output FILE] [WHEEL]
 
 Without WHEEL, the wheel is built first. The file also contains the run-time dependencies, as wheels of pure Python from
-pip, except for two:
+pip, except for three:
 
-- zstandard is compiled, and Python cannot import compiled modules from a zip. Most copies decompress no layer. If one
-  must, `ocistream.streams.compression` says what to install, and the file uses zstandard if Python has it. To unpack it
-  at the first start would need a writable and trusted directory, and a file for each Python, processor and libc.
+- zstandard and isal are compiled, and Python cannot import compiled modules from a zip. Most copies decompress no
+  layer. If one must, `ocistream.streams.compression` uses zlib instead of isal, and says that zstandard must be
+  installed. The file uses both if Python has them. To unpack them at the first start would need a writable and trusted
+  directory, and a file for each Python, processor and libc.
 - certifi has a file of CAs that OpenSSL cannot read inside a zip. A module of the same name returns the CAs of the
   system, which ocistream trusts anyway.
 
@@ -95,6 +96,7 @@ def _fetched(wheel: Path, folder: Path) -> list[Path]:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = BytesParser().parsebytes(archive.read(name))
+    # With a marker: extras, and isal.
     wanted = [text for text in metadata.get_all("Requires-Dist", []) if ";" not in text]
     wanted = [text for text in wanted if not text.startswith(_EXCLUDED)]
     pure = ["--platform", "any", "--implementation", "py", "--abi", "none", "--python-version", _OLDEST]

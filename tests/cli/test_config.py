@@ -185,10 +185,10 @@ def test_registries_are_shown_without_secrets(user: User) -> None:
 def test_check_finds_mistakes_for_all_commands(user: User) -> None:
     for line, words in (
         ("[defaults.gc]\nmax-size = 'huge'", "[defaults.gc] max-size: --max-size 'huge' is not a size"),
-        ("[defaults]\njobs = 99", "[defaults] jobs: Invalid value for '--jobs'"),
+        ("[defaults]\njobs = 99", "[defaults] jobs: '99' is not a whole number from 1 to 32"),
         ("[defaults.push]\ncache = 'x'", "cache is not an option of `ocistream push`"),
         ("[registry.'a.example']\nprofile = 'x'", "profile is not one of"),
-        ("[register]", "register is not supported here"),
+        ("[register]", "unknown key 'register'"),
         ("x =", "is not TOML"),
     ):
         file = user.write("other.toml", line)

@@ -89,7 +89,9 @@ def test_an_authfile_overrides_everything_but_the_user_name(user: User) -> None:
     env = {"OCISTREAM_USERNAME": "other", "OCISTREAM_PASSWORD": "docker-secret", "REGISTRY_AUTH_FILE": str(wrong)}
     assertions.success(user.pull("--authfile", user.auth_file, **env))
     refused = user.pull("--authfile", wrong)
-    assertions.failure(refused, 3, "correct or remove ~/wrong.json, which --authfile names: this source overrides")
+    assertions.failure(
+        refused, 3, "check the user name and password from ~/wrong.json, which --authfile names: they take precedence"
+    )
     assertions.success(user.pull("--authfile", wrong, "--username=me", "--password-file", user.password))
 
 
@@ -114,7 +116,15 @@ def test_a_missing_authfile_is_an_error_even_without_authentication(user: User) 
     for option in ("--authfile", "--src-authfile"):
         end = [f"{user.registry.host}/app:1", f"oci:{user.home}/out"]
         result = user.run("copy", *end, f"{option}={user.home}/none.json")
-        assertions.failure(result, 3, f"{option} {user.home}/none.json: no such file")
+        assertions.failure(result, 4, f"{option} {user.home}/none.json: no such file")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"auths": []}', '{"credHelpers": 1}'])
+def test_a_malformed_authfile_is_an_error_even_without_authentication(user: User, content: str) -> None:
+    user.registry.auth = None
+    (user.home / "broken.json").write_text(content)
+    assertions.failure(user.pull("--authfile", user.home / "broken.json"), 2, "broken.json", "log in again")
+    assert user.registry.requests == []
 
 
 def test_login_and_logout_keep_credentials_in_an_authfile(user: User) -> None:
@@ -197,7 +207,7 @@ def test_mistakes_are_reported_before_any_request(
         ),
         (["push", "--password=hunter2", "a"], "use --password-file or --password-stdin"),
         (["login", "--password", "hunter2"], "use --password-file or --password-stdin"),
-        (["copy", "--dest-tls-verify=false", "a", "b"], "--dest-insecure skips the check of certificates"),
+        (["copy", "--dest-tls-verify=false", "a", "b"], "--dest-insecure disables certificate verification"),
         (["verify", "--creds=me:hunter2"], "see `ocistream verify --help`"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ REFUSED = {
         *("output", "input", "image", "to", "tags", "all", "all-tags", "via", "have", "base", "only", "among"),
         *("by-digest", "images"),
     ],
-    "it is for one run": ["from-byte", "split", "result", "dry-run", "shard"],
+    "it is for one run": ["from-byte", "split", "result", "shard"],
     "it decides what is printed": ["access-log", "json", "raw", "raw-config"],
     "use `ocistream login`": [
         *("username", "password-stdin", "password-file", "src-username", "src-password-stdin", "src-password-file"),
@@ -121,6 +122,44 @@ def test_a_variable_disables_a_switch_of_the_file(user: User) -> None:
     assert user.pull("--progress=plain", OCISTREAM_QUIET="0").err != ""
 
 
+@pytest.mark.parametrize("is_variable", [True, False], ids=["variable", "file"])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["pull", "IMAGE", "-o", "HOME/app.tar"],
+        ["push", "-i", "MADE", "HOST/new:1"],
+        ["copy", "IMAGE", "oci:HOME/copied"],
+        ["sync", "HOME/images.toml"],
+        ["gc", "MADE", "--older-than", "0"],
+        ["rm", "MADE", "app"],
+        ["rm", "IMAGE"],
+    ],
+    ids=" ".join,
+)
+def test_a_dry_run_that_is_a_default_changes_nothing(user: User, argv: list[str], is_variable: bool) -> None:
+    image = f"{user.registry.host}/app:1"
+    (user.home / "images.toml").write_text(f'[[sync]]\nfrom = "{image}"\nto = "oci:{user.home}/copied"\n')
+    (user.layout / f"blobs/sha256/{'0' * 64}").write_bytes(b"a blob that no image needs")
+    user.configure(*([] if is_variable else ["[defaults]", "dry-run = true"]))
+    texts = {"IMAGE": image, "HOST": user.registry.host, "MADE": str(user.layout), "HOME": str(user.home)}
+    words = [functools.reduce(lambda text, name: text.replace(name, texts[name]), texts, word) for word in argv]
+
+    def state() -> object:
+        files = [path for path in (*user.home.rglob("*"), *user.layout.rglob("*")) if ".local" not in path.parts]
+        changes = [request for request in user.registry.requests if request.method not in {"GET", "HEAD"}]
+        return files, (user.layout / "index.json").read_bytes(), changes
+
+    before = state()
+    given = user.run(*words, **({"OCISTREAM_DRY_RUN": "1"} if is_variable else {}))
+    assertions.success(given)
+    assert given.out == user.run(*words, "--dry-run").out != b""
+    assert "has no effect" not in given.err
+    assert state() == before
+    # A run that is meant to change something can say so.
+    assertions.success(user.run(*words, OCISTREAM_DRY_RUN="0"))
+    assert state() != before
+
+
 def test_verbose_overrides_a_quiet_default(user: User) -> None:
     user.configure("[defaults]", "quiet = true", "verbose = 0")
     assert "OCISTREAM_CONFIG: /nowhere" in user.run("config", "check", OCISTREAM_CONFIG="/nowhere").err
@@ -202,9 +241,11 @@ def test_a_json_log_format_by_default_applies_to_usage_errors(user: User) -> Non
 def test_what_the_flag_refuses_a_default_refuses_in_the_same_words(
     user: User, line: str, flag: str, table: str
 ) -> None:
-    said = user.pull(flag).err.splitlines()[0].removeprefix("ocistream: error: ")
-    user.configure(f"[{table}]", line)
     key = line.partition(" ")[0]
+    # The default is named by its variable or its place in the file, not by the option.
+    said = user.pull(flag).err.splitlines()[0].removeprefix(f"ocistream: error: Invalid value for '--{key}': ")
+    assert not said.startswith("ocistream: ")
+    user.configure(f"[{table}]", line)
     assertions.failure(user.pull(), 2, f"{user.file} [{table}] {key}: {said}")
     user.configure("")
     value = flag.partition("=")[2]
@@ -352,7 +393,7 @@ def test_the_configuration_names_the_source_of_a_password(
     assertions.success(user.run(*argv, **env))
     env["CI_PASSWORD"] = "wrong"
     failed = user.run(*argv, **env)
-    assertions.failure(failed, 3, "correct or remove CI_USERNAME, which the configuration names")
+    assertions.failure(failed, 3, "from CI_USERNAME, which the configuration names: they take precedence")
     assert "wrong" not in failed.err
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,7 +95,7 @@ class TestPull:
         )
         assert results(dry) == done.lines()
         assert {blob["status"] for blob in document["blobs"]} == {"copied"}
-        assert "would move 5 blobs" in dry.err
+        assert re.search(rf"would copy 5 blobs, [0-9.]+ .?B, to {output}\n", dry.err)
         assert dry.lines()[0].startswith(f"copy {document['bytes']['copied']} {host}/app:1 {host}/app:1@sha256:")
         # A second run finds the layout complete; an archive is always written again.
         again, _, document = both(tmp_path, ["pull", f"{host}/app:1", "--platform", "all", "-o", output], served=served)
@@ -109,7 +110,8 @@ class TestPull:
 
     def test_the_platform_that_was_chosen_is_reported(self, host: str) -> None:
         dry = ocistream("pull", f"{host}/app:1", "--dry-run")
-        assert "of 2 platforms; --platform all for all" in dry.err
+        assert ", to stdout\n" in dry.err
+        assert "of 2 platforms; use --platform all to copy all" in dry.err
 
     def test_each_blob_is_named_with_v(self, host: str, layout: Layout, index: Descriptor) -> None:
         dry = ocistream("pull", f"{host}/app:1", "--platform", "linux/arm64", "--dry-run", "-v")
@@ -159,7 +161,7 @@ class TestPull:
         ]
         dry, _, document = both(tmp_path, arguments, served=served)
         assert {blob["status"] for blob in document["blobs"]} == {"omitted"}
-        assert "would move 0 blobs" in dry.err
+        assert "would copy 0 blobs" in dry.err
         assert "omitted 5 blobs" in dry.err
 
     def test_what_an_earlier_run_has_stored_is_not_counted(
@@ -215,10 +217,10 @@ class TestPush:
         dry, done, document = both(tmp_path, arguments, stdin=stdin, served=served)
         assert results(dry) == done.lines() == [f"{served.host}/app:1@{index['digest']}"]
         assert {blob["status"] for blob in document["blobs"]} == {"copied"}
-        assert "would move 5 blobs" in dry.err
+        assert "would copy 5 blobs" in dry.err
         dry, _, document = both(tmp_path, arguments, stdin=stdin, served=served)
         assert {blob["status"] for blob in document["blobs"]} == {"skipped"}
-        assert "would move 0 blobs" in dry.err
+        assert "would copy 0 blobs" in dry.err
 
     def test_the_line_names_the_image_at_its_source(
         self, served: FaultyRegistry, layout: Layout, host: str, index: Descriptor
@@ -334,12 +336,12 @@ class TestCopy:
         there = f"oci:{tmp_path / 'there'}"
         dry = ocistream("copy", f"{host}/app:1", there, "--via", via, "--dry-run")
         assertions.success(dry)
-        assert "would move 5 blobs" in dry.err
+        assert "would copy 5 blobs" in dry.err
         assert (folder / "said").read_text().split() == ["have"]
         assert not (tmp_path / "there").exists()
         assertions.success(ocistream("copy", f"{host}/app:1", there, "--via", via))
         dry = ocistream("copy", f"{host}/app:1", there, "--via", via, "--dry-run")
-        assert "would move 0 blobs" in dry.err
+        assert "would copy 0 blobs" in dry.err
         assert "omitted 5 blobs" in dry.err
 
 

@@ -97,7 +97,7 @@ def test_1_for_an_internal_error() -> None:
         ("pull a.example/x b.example/y -o x.tar --username me", "a.example and b.example"),
         ("pull a.example/x a.example/y -o oci:x:both", "both"),
         ("push", "--to HOST[/PREFIX]"),
-        ("push a.example/x --to a.example", "IMAGE and --to exclude each other"),
+        ("push a.example/x --to a.example", "use either IMAGE or --to, not both"),
         ("push a.example/x --image a --image b", "--to HOST[/PREFIX]"),
         ("push --to a.example/UPPER", "UPPER"),
         ("push --to intranet", "intranet:443"),

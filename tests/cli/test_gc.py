@@ -302,7 +302,13 @@ def test_a_pull_continues_if_its_cached_blobs_are_deleted(registry: FaultyRegist
     assert len(there(tmp_path / "cache")) == 4
 
 
-@pytest.mark.parametrize(("verb", "names"), [("gc", []), ("rm", ["app"])])
+@pytest.mark.parametrize(("verb", "names"), [("gc", []), ("rm", []), ("rm", ["app"])])
 def test_an_archive_is_refused(tmp_path: Path, verb: str, names: list[str]) -> None:
     (tmp_path / "app.tar").write_bytes(b"")
-    assertions.failure(ocistream(verb, tmp_path / "app.tar", *names), 4, "app.tar is not a directory")
+    assertions.failure(ocistream(verb, "app.tar", *names, cwd=tmp_path), 2, "is an archive", "layout directory")
+
+
+@pytest.mark.parametrize(("verb", "names"), [("gc", []), ("rm", ["app"])])
+def test_a_file_is_not_a_layout(tmp_path: Path, verb: str, names: list[str]) -> None:
+    (tmp_path / "app").write_bytes(b"")
+    assertions.failure(ocistream(verb, "./app", *names, cwd=tmp_path), 4, "app is not a directory")

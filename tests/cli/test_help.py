@@ -34,7 +34,7 @@ RARE = {
     "ocistream.streams.layer_media_types",
     "ocistream.transfer.verify",
     "ocistream.serve",
-    "ocistream.archive.tar",
+    "ocistream.archive.tar_reader",
     "ocistream.registry.mirrors",
     "ocistream.registry.tags",
 }

@@ -55,7 +55,7 @@ def test_several_lists_and_arguments_are_joined(images: dict[str, Descriptor], t
     ("line", "problem"),
     [
         (b"example.com/UPPER:1", "is not a repository"),
-        (b"example.com/a:1 example.com/b:1", "is more than one word"),
+        (b"example.com/a:1 example.com/b:1", "is more than one image name"),
         (b"./app.tar", "is a path"),
         (b"oci:dir", "is a path"),
         (b"https://example.com/app", "a URL is not a name"),

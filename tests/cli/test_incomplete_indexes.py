@@ -317,7 +317,8 @@ class TestOtherCommands:
         config = made.layout.read(made.images["linux/amd64"]["digest"])["config"]["digest"]
         assert config.partition(":")[2] in entry["Config"]
         # What a pipe lacks is not known before its end.
-        which = "linux/amd64 of 3 platforms in the index; choose another with --platform, if the archive has the others"
+        advice = "choose another with --platform, if the archive has the others"
+        which = f"only linux/amd64 of 3 platforms in the index; {advice}"
         if not is_pipe:
             which = "linux/amd64, the only platform that the source has of the 3 in the index"
         assert f"ocistream: {NAME}: {which}\n" in result.err
@@ -327,7 +328,9 @@ class TestOtherCommands:
         made.remove("linux/s390x")
         result = ocistream("copy", made.layout.path, f"docker-archive:{tmp_path / 'a.tar'}:app:1")
         assertions.success(result)
-        which = "linux/amd64 of the 2 platforms that the source has; the index lists 3; choose another with --platform"
+        which = (
+            "only linux/amd64 of the 2 platforms that the source has; the index lists 3; choose another with --platform"
+        )
         assert f"ocistream: {NAME}: {which}\n" in result.err
         # A docker-archive holds no attestation, whatever the platforms.
         assert "not copied: 1 attestation; a docker-archive cannot contain them\n" in result.err

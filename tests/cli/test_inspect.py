@@ -396,7 +396,9 @@ class TestRaw:
 
     def test_one_kind_of_output_is_chosen(self, layout: Layout) -> None:
         small_image(layout, name="v1")
-        assertions.failure(ocistream("inspect", f"oci:{layout.path}", "--raw", "--json"), 2, "exclude each other")
+        assertions.failure(
+            ocistream("inspect", f"oci:{layout.path}", "--raw", "--json"), 2, "use one of --json, --format"
+        )
 
     @pytest.mark.parametrize(("file", "code"), [("example.com/app:1", 4), ("/dev/null", 2)])
     def test_config_of_skopeo_is_answered_with_the_option_for_it(self, file: str, code: int) -> None:

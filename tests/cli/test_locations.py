@@ -38,6 +38,28 @@ def copy(tmp_path: Path) -> Callable[..., Result]:
     return run
 
 
+# Paths -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("image")
+def test_a_name_that_ends_in_a_slash_is_a_layout(copy: Callable[..., Result], tmp_path: Path) -> None:
+    copy("./made", "new/")
+    assert (tmp_path / "new/index.json").exists()
+    copy("new/", "app.tar")
+    assertions.success(ocistream("verify", tmp_path / "app.tar"))
+
+
+@pytest.mark.usefixtures("image")
+def test_a_path_to_an_archive_with_a_tag_is_refused(tmp_path: Path) -> None:
+    for path in ("./new.tar:1", f"{tmp_path}/new.tar:1"):
+        refused = ocistream("copy", "./made", path, cwd=tmp_path)
+        assertions.failure(refused, 2, f"ambiguous location '{path}'", f"write oci-archive:{path}")
+    assert not list(tmp_path.glob("new*"))
+    assertions.success(ocistream("copy", "./made", "./old.tar", cwd=tmp_path))
+    (tmp_path / "old.tar").rename(tmp_path / "old.tar:1")
+    assertions.success(ocistream("copy", "./old.tar:1", "./x.tar", cwd=tmp_path))
+
+
 # Registries --------------------------------------------------------------------------------------------------
 
 
@@ -234,8 +256,8 @@ def test_a_command_for_a_layout_or_an_archive_refuses_other_locations(
         (["serve", "oci-archive:made"], 2, ["is a directory", "oci:made"]),
         (["serve", "oci-archive:none"], 4, ["none: no such file"]),
         (["serve", "none.tgz"], 4, ["no such file", "oci:none.tgz"]),
+        (["serve", "x.tar:app"], 2, ["x.tar is the name of an archive"]),
         (["serve", "oci-archive:-"], 2, ["stdin"]),
-        (["serve", "x.tar:app"], 4, ["not an image", "./x.tar:app"]),
         (["serve", "127.0.0.1:1/app"], 4, ["not an image"]),
         *(([command, "x.tar:app"], 2, ["oci-archive:x.tar:app"]) for command in ("digest", "inspect", "tags", "have")),
         (["copy", "x.tar:app", "oci:new"], 2, ["oci-archive:x.tar:app"]),
@@ -324,9 +346,35 @@ def test_a_directory_as_oci_archive_is_refused_with_a_hint(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "argv", [["pull", "app.tar:1"], ["push", "app.tar:1"], ["digest", "app.tar:1"], ["copy", "app.tar:1", "out.tar"]]
+    "argv",
+    [["pull", "app.tar:1"], ["push", "app.tar:1"], ["digest", "app.tar:1"], ["copy", "app.tar:1", "out.tar"]]
+    + [[name, "app.tar:1"] for name in ("inspect", "tags", "have", "rm")],
 )
 def test_the_name_of_an_archive_with_a_tag_is_not_an_image_of_docker_hub(argv: list[str], tmp_path: Path) -> None:
     result = ocistream(*argv, cwd=tmp_path, stdin=b"", names={"registry-1.docker.io": None})
-    assertions.failure(result, 2, "app.tar:1")
+    assertions.failure(
+        result,
+        2,
+        "ambiguous name 'app.tar:1': app.tar is the name of an archive",
+        "for the image, write docker://app.tar:1; for an archive, oci-archive:app.tar:1 or docker-archive:app.tar:1",
+    )
     assert result.connected == {}
+
+
+def test_an_archive_is_not_a_layout_directory(tmp_path: Path) -> None:
+    for location in ("-", "oci-archive:x.tar", "docker-archive:x.tar"):
+        for argv in (["gc", location], ["rm", location, "app"]):
+            words = (f"'{location}' is an archive", "must be a layout directory", "`ocistream copy SRC oci:DIR`")
+            assertions.failure(ocistream(*argv, cwd=tmp_path), 2, *words)
+
+
+@pytest.mark.parametrize("argv", [["inspect", "IMAGES"], ["tags", "IMAGES"], ["rm", "--dry-run", "IMAGES", "app"]])
+def test_a_notice_names_the_image_only_if_the_text_could_be_one(
+    argv: list[str], layout: Layout, tmp_path: Path
+) -> None:
+    small_image(layout, name="app")
+    (tmp_path / "images").symlink_to(layout.path)
+    for text, is_told in (("images", True), ("images/", False), ("./images", False), ("oci:images", False)):
+        result = ocistream(*[text if word == "IMAGES" else word for word in argv], cwd=tmp_path)
+        assertions.success(result)
+        assert ("for the image, write docker://images" in result.err) == is_told, (text, result.err)

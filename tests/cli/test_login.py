@@ -57,6 +57,13 @@ def test_a_stored_credential_is_used_until_logout(registry: FaultyRegistry, conf
     assertions.failure(ocistream(*pull), 3)
 
 
+def test_a_registry_that_asks_for_no_credential_cannot_check_one(served: FaultyRegistry, config: Path) -> None:
+    result = login(served, "-u", "me")
+    assertions.success(result)
+    assert f"{served.host} does not ask for credentials: nothing was checked; the credential is stored in" in result.err
+    assert served.host in kept(config)
+
+
 @pytest.mark.parametrize(("user", "password"), [("me", b"wrong"), ("you", b"right")])
 def test_a_refused_credential_is_not_stored(registry: FaultyRegistry, config: Path, user: str, password: bytes) -> None:
     result = login(registry, "-u", user, password=password)

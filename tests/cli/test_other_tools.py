@@ -63,3 +63,9 @@ def test_help_and_version_are_commands_too() -> None:
     for name in commands():
         assert ocistream("help", name).out == ocistream(name, "--help").out
     assertions.failure(ocistream("help", "no-such-command"), 2, "no-such-command")
+
+
+@pytest.mark.parametrize("argv", [["help", "pull", "push"], ["help", "help", "push"], ["version", "push"]])
+def test_help_takes_one_command_and_version_none(argv: list[str]) -> None:
+    assertions.failure(ocistream(*argv), 2, "extra argument (push)", "`ocistream help [COMMAND]`")
+    assertions.success(ocistream(*argv[:-1], "--help"))

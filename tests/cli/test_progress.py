@@ -67,7 +67,7 @@ def test_json_progress_is_one_object_per_line_and_adds_up(registry: FaultyRegist
         lines = events("pull", image, "-o", target)
         check(lines, total, {"copied"})
         assert lines[0]["images"] == [{"name": image, "digest": assertions.index_of(tmp_path / "app.tar")[0]["digest"]}]
-        assert lines[-1]["message"].startswith("moved 4 blobs")
+        assert lines[-1]["message"].startswith("copied 4 blobs")
 
 
 @pytest.mark.uncounted
@@ -102,7 +102,7 @@ def test_an_image_without_blobs_of_its_own_has_a_total_too(
     seed(layout, layout.index([]), served.host, "empty", "1")
     (first, last) = events("pull", f"{served.host}/empty:1", "--platform=all", "-o", tmp_path / "empty.tar")
     assert (first["total"], first["blobs"]) == (0, 0)
-    assert last["message"].startswith("moved 0 blobs")
+    assert last["message"].startswith("copied 0 blobs")
 
 
 @pytest.mark.parametrize("columns", [40, 200])
@@ -126,7 +126,7 @@ def test_a_terminal_gets_a_bar_that_is_gone_at_the_end(
     assert last[1].startswith("5.2 MB of 5.2 MB")
     screen = Screen(columns, seen.screen)
     assert [line for line in screen.broken if not line.startswith("ocistream: ")] == []
-    assert re.fullmatch(r"ocistream: moved 4 blobs, 5.2 MB, in [0-9.]+ s \([0-9.]+ [kM]B/s\)", "".join(screen.lines))
+    assert re.fullmatch(r"ocistream: copied 4 blobs, 5.2 MB, in [0-9.]+ s \([0-9.]+ [kM]B/s\)", "".join(screen.lines))
 
 
 def test_a_bar_follows_the_size_of_its_terminal(
@@ -184,7 +184,7 @@ def test_both_sides_of_a_pipe_share_one_bar(registry: FaultyRegistry, start: Cal
     assert last == ""
     assert [line for line in lines if not re.match(r"ocistream: |127\.0\.0\.1:[0-9]+/app:1@sha256:", line)] == []
     assert len([line for line in lines if line.startswith("ocistream: copied sha256:")]) == 8
-    assert len([line for line in lines if line.startswith("ocistream: moved 4 blobs")]) == 2
+    assert len([line for line in lines if line.startswith("ocistream: copied 4 blobs")]) == 2
     # At no time are there two bars.
     drawings = [found.end() for found in re.finditer(r"\x1b\[[0-9]+A", seen.screen)]
     assert drawings
@@ -250,7 +250,7 @@ def test_an_early_error_draws_no_bar(served: FaultyRegistry, tmp_path: Path) -> 
 def test_progress_none_draws_no_bar(registry: FaultyRegistry, tmp_path: Path, kind: str) -> None:
     target = tmp_path / "app.tar"
     seen = on_terminal("pull", f"{registry.host}/app:1", f"--progress={kind}", "-o", target, streams=["stderr"])
-    assert seen.screen.startswith("ocistream: moved 4 blobs")
+    assert seen.screen.startswith("ocistream: copied 4 blobs")
     assert len(seen.screen.splitlines()) == 1
 
 
@@ -294,7 +294,7 @@ def test_a_ci_s_log_has_a_section_with_a_line_for_each_blob(
     assert re.fullmatch(begin, first)
     assert re.fullmatch(end, last)
     assert all(re.match(r"  copied sha256:[0-9a-f]{64} \([0-9.]+ [kM]?B", line) for line in blobs)
-    assert summary.startswith("ocistream: moved 4 blobs")
+    assert summary.startswith("ocistream: copied 4 blobs")
     assert len(result.err.split("\n")) == 8
 
 

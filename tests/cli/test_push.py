@@ -17,11 +17,11 @@ from tests import schemas
 from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import assertions
 from tests.docker_archives import archive_of, of_docker, saved
-from tests.fault_actions import Stall
-from tests.faulty_registry import Fault, FaultyRegistry
+from tests.fault_actions import Stall, WithholdAnswer
+from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
-from tests.runner import forking_command, ocistream, pipe
+from tests.runner import forking_command, ocistream, pipe, started_fork
 
 MIB = 1 << 20
 #: A writer that notices whether all of what it wrote was read.
@@ -225,9 +225,7 @@ def test_to_refuses_a_pipe_with_a_late_index_before_it_sends(
     archive = tmp_path / "exported.tar"
     archive.write_bytes(tar_of(items_of(layout)))
     result = ocistream("push", "--to", served.host, *options, stdin=archive)
-    assertions.failure(
-        result, 8, "the index of the archive comes after its layers", "nothing was sent", "-i FILE", "--image"
-    )
+    assertions.failure(result, 8, "lists its images only at its end", "--to", "nothing was sent", "-i FILE", "--image")
     assert served.requests == []
     # Both ways that the hint names.
     assertions.success(ocistream("push", f"{served.host}/one:1", "--image", "a.example/team/app:1", stdin=archive))
@@ -287,7 +285,7 @@ def test_to_pushes_only_the_selected_images(
 
 def test_to_and_an_image_exclude_each_other(served: FaultyRegistry, archive: Path) -> None:
     result = ocistream("push", "-i", archive, "--to", served.host, f"{served.host}/app:1")
-    assertions.failure(result, 2, "IMAGE and --to exclude each other")
+    assertions.failure(result, 2, "use either IMAGE or --to, not both")
     assertions.failure(ocistream("push", "-i", archive), 2, "push needs a destination")
     assert not served.requests
 
@@ -338,7 +336,7 @@ def test_blobs_that_the_registry_has_are_not_sent(
     (tmp_path / "app.tar").write_bytes(stdin)
     given = ["-i", str(tmp_path / "app.tar")] if how == "file" else []
     assertions.success(ocistream("push", f"{served.host}/app:1", *given, stdin=stdin))
-    assert len(served.asked("PATCH")) == 3
+    assert len(served.asked("PUT", "uploads")) == 3
     served.requests.clear()
     assertions.success(ocistream("push", f"{served.host}/app:2", *given, stdin=stdin))
     assert len(served.asked("HEAD", "/blobs/")) == 3
@@ -500,3 +498,28 @@ def test_a_pipe_that_is_cut_leaves_nothing(start: Callable[..., FaultyRegistry],
     assert push.code == 6
     assert "Traceback" not in pull.err + push.err
     assertions.no_image(two)
+
+
+def test_the_first_failure_is_reported_and_not_the_cancellation_that_it_causes(
+    served: FaultyRegistry, layout: Layout, tmp_path: Path
+) -> None:
+    layout.image([2 * MIB], name="app")
+    archive = tmp_path / "app.tar"
+    assertions.success(ocistream("copy", f"oci:{layout.path}:app", archive))
+    served.faults = [
+        # The config comes first. Its upload opens only when the layer is on its way, and is then refused.
+        Fault(WithholdAnswer(), "POST", "uploads"),
+        Fault(refusal(403, "DENIED"), "PATCH|PUT", "uploads", skip=1, times=None),
+    ]
+    with started_fork("push", f"{served.host}/app:1", stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        process.stdin.write(archive.read_bytes()[:-MIB])
+        process.stdin.flush()
+        served.wait_for_request("PATCH", "uploads")
+        served.release()
+        # The pipe stays open: the layer's upload ends only when it is cancelled.
+        said = process.stderr.read().decode()
+        assert process.wait(60) == 3, said
+    assert said.startswith(f"ocistream: error: {served.host} refused: "), said
+    assert "403 DENIED" in said
+    assertions.no_image(served)

@@ -94,14 +94,14 @@ class TestPlatforms:
         return [line for line in lines if "image ID" not in line]
 
     def test_the_default_platform_is_reported_for_every_output(self, name: str, tmp_path: Path) -> None:
-        said = [f"ocistream: {name}: {MINE} of 3 platforms; --platform all for all"]
+        said = [f"ocistream: {name}: only {MINE} of 3 platforms; use --platform all to copy all"]
         assert self.notes(ocistream("pull", name), name) == said
         assert self.notes(ocistream("pull", name, "-o", tmp_path / "app.tar"), name) == said
         assert self.notes(ocistream("pull", name, name, "-o", f"{tmp_path}/layout/"), name) == said
         assert self.notes(ocistream("pull", name, "-q"), name) == []
         for argv in (["pull", "--format=docker-archive", name], ["copy", name, "docker-archive:-"]):
             assert self.notes(ocistream(*argv), name) == [
-                f"ocistream: {name}: {MINE} of 3 platforms; choose another with --platform"
+                f"ocistream: {name}: only {MINE} of 3 platforms; choose another with --platform"
             ]
 
     def test_a_requested_platform_is_not_reported(self, name: str, tmp_path: Path) -> None:
@@ -112,14 +112,16 @@ class TestPlatforms:
 
     def test_only_one_side_of_a_pipe_reports_the_platform(self, name: str) -> None:
         first, second = pipe(["pull", name], ["push", name.replace("app", "other")])
-        assert self.notes(first, name) == [f"ocistream: {name}: {MINE} of 3 platforms; --platform all for all"]
+        assert self.notes(first, name) == [
+            f"ocistream: {name}: only {MINE} of 3 platforms; use --platform all to copy all"
+        ]
         assert "platform" not in second.err
 
     def test_the_only_platform_of_an_index_is_reported(self, served: FaultyRegistry, layout: Layout) -> None:
         name = f"{served.host}/one:1"
         seed(layout, layout.index([layout.image([b""], platform=MINE)]), served.host, "one", "1")
         only = f"ocistream: {name}: {MINE}, the only platform of an index"
-        assert self.notes(ocistream("pull", name), name) == [f"{only}; --platform all keeps the index"]
+        assert self.notes(ocistream("pull", name), name) == [f"{only}; use --platform all to keep the index"]
         assert self.notes(ocistream("copy", name, "docker-archive:-"), name) == [only]
 
     def test_another_variant_is_reported(self, served: FaultyRegistry, layout: Layout) -> None:
@@ -127,7 +129,7 @@ class TestPlatforms:
         images = [layout.image([f"v{n}".encode()], platform=f"{MINE}/v{n}") for n in (12, 13)]
         seed(layout, layout.index(images), served.host, "app", "variants")
         assert self.notes(ocistream("pull", name), name) == [
-            f"ocistream: {name}: {MINE}/v12 of 2 platforms; --platform all for all",
+            f"ocistream: {name}: only {MINE}/v12 of 2 platforms; use --platform all to copy all",
             f"ocistream: {name}: {MINE} matches {MINE}/v12; not copied: {MINE}/v13",
         ]
         # Even if the platform was asked for: the variant was not.

@@ -135,7 +135,8 @@ class TestUnsupported:
         small_image(layout, name="127.0.0.1/app:1")
         with started_fork("serve", layout.path, "--read-only", "--listen", "127.0.0.1:0") as process:
             host = process.stdout.readline().decode().strip()
-            assertions.failure(ocistream("rm", f"{host}/app:1"), 8, "does not delete the tag")
+            result = ocistream("rm", f"{host}/app:1")
+            assertions.failure(result, 8, "does not delete the tag", "unless the registry is read-only")
 
 
 class TestPermission:

@@ -41,9 +41,9 @@ def test_an_archive_is_pulled_from_and_not_pushed_to(archive: Path, tmp_path: Pa
     before = archive.read_bytes()
     with serving(archive) as (_, host):
         assertions.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
-        assertions.failure(
-            ocistream("push", "-i", archive, f"{host}/app:2", "--retries=0"), 7, "405", "this registry is read-only"
-        )
+        for image in ("app:2", "new:1"):
+            result = ocistream("push", "-i", archive, f"{host}/{image}")
+            assertions.failure(result, 8, f"{host} does not accept pushes", "405", "this registry is read-only")
     assert archive.read_bytes() == before
     assertions.success(ocistream("verify", tmp_path / "x.tar"))
 
@@ -75,6 +75,29 @@ def test_with_a_password_only_who_knows_it_is_served(archive: Path, tmp_path: Pa
         _, err = process.communicate(timeout=60)
     # On loopback nobody is on the way.
     assert err == b"ocistream: terminated\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("0.0.0.0:0", ["refusing to listen on 0.0.0.0 without a password", "add --username USER --password-file FILE"]),
+        ("foo:5000", ["cannot listen on foo: it is a host name, not an address", "write an IP address or localhost"]),
+        ("127.0.0.1:99999", ["malformed address '127.0.0.1:99999': the port is not from 0 to 65535", "HOST:PORT"]),
+        ("127.0.0.1:000000", ["the port is not from 0 to 65535"]),
+        ("127.0.0.1", ["malformed address '127.0.0.1'\n", "HOST:PORT"]),
+    ],
+)
+def test_a_refused_address_is_reported_with_its_correction(archive: Path, address: str, words: list[str]) -> None:
+    assertions.failure(ocistream("serve", archive, "--listen", address), 2, *words)
+
+
+def test_a_new_layout_is_reported(tmp_path: Path) -> None:
+    for notice in (b"ocistream: created an empty layout in new\n", b""):
+        with started_fork("serve", "new", "--listen=127.0.0.1:0", cwd=tmp_path) as process:
+            assert process.stdout.readline()
+            process.terminate()
+            _, err = process.communicate(timeout=60)
+        assert err == notice + b"ocistream: new has no images yet\nocistream: terminated\n"
 
 
 def test_a_password_may_come_on_stdin_and_then_every_address_will_do(archive: Path) -> None:

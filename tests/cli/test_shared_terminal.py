@@ -93,7 +93,7 @@ def beside_a_program_that_talks(registry: FaultyRegistry, columns: int, options:
         r"4 blobs, 5\.2 MB in all",
         r"[0-9.]+ [kM]B of 5\.2 MB, [0-9]+ %, [0-4] of 4 blobs, [0-9.]+ [kM]?B/s(, [0-9]+ s left)?",
         r"copied sha256:[0-9a-f]{64} \([0-9.]+ [kM]?B\)",
-        r"moved 4 blobs, 5\.2 MB, in [0-9.]+ s \([0-9.]+ [kM]B/s\)",
+        r"copied 4 blobs, 5\.2 MB, in [0-9.]+ s \([0-9.]+ [kM]B/s\)",
     ]
     assert [line for line in ours if not re.fullmatch("ocistream: (" + "|".join(whole) + ")", line)] == []
     assert len([line for line in ours if " of 5.2 MB" in line]) >= 1
@@ -111,7 +111,7 @@ def test_a_prompt_that_stays_while_bytes_move_keeps_its_row(registry: FaultyRegi
     lines = [line for line in Screen(80, seen.screen).written if line]
     assert [line for line in lines if not line.startswith("ocistream: ")] == [prompt]
     assert len([line for line in lines if line.startswith("ocistream: copied sha256:")]) == 4
-    assert lines[-1].startswith("ocistream: moved 4 blobs")
+    assert lines[-1].startswith("ocistream: copied 4 blobs")
 
 
 def test_no_line_is_printed_while_a_program_asks_for_a_password_and_nothing_moves(registry: FaultyRegistry) -> None:
@@ -147,7 +147,7 @@ def test_a_pipe_of_two_ocistreams_has_a_bar_without_being_asked(
     assert "%|" in seen.screen
     lines = Screen(80, seen.screen).written
     assert [
-        line for line in lines if not re.match(r"ocistream: moved|127\.0\.0\.1:[0-9]+/other:1@sha256:|$", line)
+        line for line in lines if not re.match(r"ocistream: copied|127\.0\.0\.1:[0-9]+/other:1@sha256:|$", line)
     ] == []
 
 
@@ -191,7 +191,7 @@ def test_the_receiving_side_of_a_pipe_says_more_if_it_is_asked_to(
     del image
     result = ocistream("push", f"{served.host}/app:1", option, stdin=tar_of(items_of(layout)))
     assertions.success(result)
-    assert result.err.splitlines()[-1].startswith("ocistream: moved 4 blobs")
+    assert result.err.splitlines()[-1].startswith("ocistream: copied 4 blobs")
 
 
 def test_what_reads_a_file_without_a_terminal_says_what_it_moved(
@@ -200,4 +200,4 @@ def test_what_reads_a_file_without_a_terminal_says_what_it_moved(
     del image
     result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", stdin=b"unused")
     assertions.success(result)
-    assert result.err.startswith("ocistream: moved 4 blobs")
+    assert result.err.startswith("ocistream: copied 4 blobs")

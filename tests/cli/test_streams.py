@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 from tests.cli import assertions
 from tests.cli.terminal import on_terminal
 from tests.faulty_registry import Fault, FaultyRegistry, redirect, refusal
-from tests.images import Layout, small_image, two_platforms
+from tests.images import OCI_LAYER, Layout, small_image, two_platforms
 from tests.registry_http import seed, tags
 from tests.runner import command, ocistream, real, run, started_fork
 
@@ -98,16 +98,35 @@ def test_an_archive_is_never_read_from_a_terminal(registry: FaultyRegistry, argv
     assert registry.requests == []
 
 
-@pytest.mark.parametrize("argv", [["verify"], ["inspect", "-"], ["copy", "-", "out.tar"], ["copy", "IMAGE", "-"]])
-def test_the_hint_uses_the_options_of_the_command(registry: FaultyRegistry, argv: list[str], tmp_path: Path) -> None:
-    words = [word.replace("IMAGE", f"{registry.host}/app:1").replace("out", f"{tmp_path}/out") for word in argv]
-    streams = ["stdout" if argv[-1] == "-" and argv[0] == "copy" else "stdin", "stderr"]
-    seen = on_terminal(*words, streams=streams)
-    assert seen.code == 2
-    said = " ".join(seen.screen.split())
-    # Only `pull` has -o, and only `push` has -i.
-    assert ("name an output file" if streams[0] == "stdout" else "name a file") in said
-    assert re.findall(r"(?<!\S)-[io]", said.replace("`pull -o FILE`", "").replace("`push -i PATH`", "")) == []
+@pytest.mark.parametrize(
+    ("argv", "usage"),
+    [
+        (["push", "HOST/app:2"], "push -i PATH"),
+        (["verify"], "verify PATH"),
+        (["inspect", "-"], "inspect PATH"),
+        (["digest", "-"], "digest PATH"),
+        (["tags", "-"], "tags PATH"),
+        (["have", "-"], "have PATH"),
+        (["copy", "-", "FOLDER/out.tar"], "copy PATH DST"),
+        (["copy", "HOST/app:1", "-"], "copy SRC FILE"),
+        (["pull", "HOST/app:1"], "pull -o FILE"),
+    ],
+)
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "terminal"])
+def test_the_hint_names_a_file_as_the_command_does(
+    registry: FaultyRegistry, argv: list[str], usage: str, is_closed: bool, tmp_path: Path
+) -> None:
+    words = [word.replace("HOST", registry.host).replace("FOLDER", str(tmp_path)) for word in argv]
+    stream = 1 if usage.endswith("FILE") else 0
+    if is_closed:
+        result = ocistream(*words, closed=[stream])
+        code, said = result.code, result.err
+    else:
+        seen = on_terminal(*words, streams=[("stdin", "stdout")[stream], "stderr"])
+        code, said = seen.code, seen.screen
+    assert code == 2
+    kind = "name an output file" if stream else "name a file or directory"
+    assert f"{kind} (`{usage}`)" in " ".join(said.split())
 
 
 @pytest.mark.parametrize("argv", [["pull", "-h"], ["--version"], ["--help"]])
@@ -120,7 +139,7 @@ def test_readable_output_may_go_to_a_terminal(argv: list[str]) -> None:
 def test_a_copy_prints_a_summary_of_one_line(registry: FaultyRegistry, tmp_path: Path) -> None:
     result = ocistream("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar")
     assert len(result.err.splitlines()) == 1
-    assert result.err.startswith("ocistream: moved 3 blobs, ")
+    assert result.err.startswith("ocistream: copied 3 blobs, ")
 
 
 @pytest.mark.uncounted
@@ -184,18 +203,70 @@ def test_json_messages_disable_the_bar(registry: FaultyRegistry, tmp_path: Path)
     seen = on_terminal("pull", "--log-format=json", f"{registry.host}/app:1", "-o", tmp_path / "x", streams=["stderr"])
     assert seen.code == 0
     (line,) = assertions.json_lines(seen.screen)
-    assert line["message"].startswith("moved 3 blobs")
+    assert line["message"].startswith("copied 3 blobs")
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-def test_streams_that_are_closed_are_no_trap(registry: FaultyRegistry, tmp_path: Path, closed: tuple[int, ...]) -> None:
+def test_a_run_completes_with_closed_streams_and_fails_if_its_result_is_lost(
+    registry: FaultyRegistry, tmp_path: Path, closed: tuple[int, ...]
+) -> None:
     # tests/cli/test_runner.py shows that a fork with closed streams is like a real process.
     argv = ["pull", f"{registry.host}/app:1", "-v", "-o", str(tmp_path / "app.tar")]
     done = ocistream(*argv, closed=closed)
-    assert done.code == 0
+    assert done.code == (9 if 1 in closed else 0)
     assert b"copied" not in done.out
     assert len(done.lines()) == (0 if 1 in closed else 1)
     assert next(assertions.entries(tmp_path / "app.tar"))[0] == "oci-layout"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["pull", "IMAGE", "-o", "DIR/app.tar"],
+        ["pull", "--dry-run", "IMAGE", "-o", "DIR/app.tar"],
+        ["push", "-i", "MADE", "--image", "app", "HOST/new:1"],
+        ["copy", "IMAGE", "DIR/app.tar"],
+        ["sync", "-q", "DIR/images.toml"],
+        ["verify", "MADE"],
+        ["verify", "--json", "MADE"],
+        ["inspect", "IMAGE"],
+        ["inspect", "--json", "IMAGE"],
+        ["inspect", "--raw", "IMAGE"],
+        ["inspect", "--format", "{digest}", "IMAGE"],
+        ["digest", "IMAGE"],
+        ["tags", "HOST/app"],
+        ["have", "IMAGE"],
+        ["rm", "MADE", "app"],
+        ["gc", "MADE", "--older-than", "0"],
+        ["config", "show"],
+        ["completion", "bash"],
+        ["serve", "MADE", "--listen", "127.0.0.1:0"],
+        ["version"],
+        ["--version"],
+        ["help"],
+        ["help", "pull"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "unwritable"])
+def test_a_result_that_cannot_be_written_is_a_failure(
+    registry: FaultyRegistry, layout: Layout, tmp_path: Path, argv: list[str], is_closed: bool
+) -> None:
+    (tmp_path / "images.toml").write_text(
+        f'[[sync]]\nfrom = "{registry.host}/app:1"\nto = "oci:{tmp_path}/copied"\nplatforms = "all"\n'
+    )
+    layout.blob(b"a blob that no image needs", OCI_LAYER)
+    texts = {"IMAGE": f"{registry.host}/app:1", "HOST": registry.host, "MADE": str(layout.path), "DIR": str(tmp_path)}
+    words = [functools.reduce(lambda text, name: text.replace(name, texts[name]), texts, word) for word in argv]
+    if is_closed:
+        assertions.failure(ocistream(*words, closed=[1]), 9, "stdout", "it is closed", "/dev/null")
+        return
+    # Opened to read: each write fails.
+    stdout = os.open(os.devnull, os.O_RDONLY)
+    try:
+        assertions.failure(ocistream(*words, stdout=stdout), 9, "cannot write to stdout")
+    finally:
+        os.close(stdout)
 
 
 def test_a_stream_that_is_needed_and_closed_is_a_mistake_of_whoever_called(registry: FaultyRegistry) -> None:

@@ -507,7 +507,7 @@ class TestCredentials:
         )
         refused = sync(tmp_path, text, env={"ONE": "wrong"})
         assert refused.code == 3
-        assert "correct or remove ONE, which the sync file names" in refused.err
+        assert "from ONE, which the sync file names: they take precedence" in refused.err
 
     def test_a_mirror_does_not_get_the_password_of_the_registry(
         self, start: Start, target: FaultyRegistry, layout: Layout, tmp_path: Path
@@ -567,7 +567,7 @@ class TestTheFile:
             ("[[sync]]\nfrom = 'a/b'\nto = []", ["to", "is empty"]),
             (
                 "[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntag = ['x']",
-                ["sync[0]", "tag is not supported here", "known: from,"],
+                ["[[sync]] number 1: unknown key 'tag'", "did you mean tags? allowed: from,"],
             ),
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\npassword = 'x'", ["do not write passwords here"]),
             ("[[sync]]\nfrom = 'a/b:1'\nto = 'c/d'\ntags = ['x']", ["tags", "is one image"]),
@@ -578,8 +578,16 @@ class TestTheFile:
             ("[[sync]]\nfrom = 'a/b'\nto = ['c/d', 'c/d']", ["to", "twice"]),
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { versions = 'new' }", ["tags", "malformed range", "new"]),
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { regex = '(' }", ["tags", "malformed regular expression"]),
+            (
+                "[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = 5",
+                ["tags must be a pattern, a list or a table", "{ latest = 5 }"],
+            ),
+            (
+                "[[sync]]\nfrom = 'a/b'\nto = 'localhost:5000'",
+                ["[[sync]] number 1: to is not a", "localhost:5000/REPO"],
+            ),
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { latest = 0 }", ["latest", "above 0"]),
-            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = {}", ["tags", "chooses nothing"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = {}", ["tags", "selects nothing"]),
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\nplatforms = ['x']", ["platforms"]),
             ('[[sync]]\nfrom = "oci:\\u0000"\nto = "a/b"', ["sync.from", "zero byte"]),
             ('[[sync]]\n"a\\u0000" = 1', ["a?", "zero byte"]),

@@ -87,6 +87,53 @@ def test_a_path_below_a_closed_directory(words: Callable[[str, Argument], list[s
     assert list(closed.iterdir()) == []
 
 
+def test_a_directory_in_place_of_a_file_is_a_usage_error(
+    words: Callable[[str, Argument], list[str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for line in (
+        "pull HOST/app:1 -o OUT --result PATH",
+        "pull HOST/app:1 -o OUT --images PATH",
+        "pull HOST/app:1 -o OUT --only PATH",
+        "pull HOST/app:1 -o OUT --config PATH",
+        "pull HOST/app:1 -o oci-archive:PATH",
+        "pull registry.invalid/app:1 -o OUT --username me --password-file PATH",
+        "pull registry.invalid/app:1 -o OUT --client-cert PATH --client-key PATH",
+        "push -i docker-archive:PATH HOST/new:1",
+        "have --among PATH LAYOUT",
+        "sync PATH",
+        "config check PATH",
+        "serve FILE --listen 127.0.0.1:0 --access-log PATH",
+        "serve FILE --listen 127.0.0.1:0 --tls-cert PATH",
+        "logout --authfile PATH registry.example",
+    ):
+        assertions.failure(ocistream(*words(line, folder)), 2, str(folder), "is a directory")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_path_below_a_file_does_not_exist(words: Callable[[str, Argument], list[str]], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    for line in (
+        "pull HOST/app:1 -o PATH",
+        "pull HOST/app:1 -o oci:PATH",
+        "pull HOST/app:1 -o OUT --images PATH",
+        "push -i PATH HOST/new:1",
+        "copy LAYOUT PATH",
+        "verify PATH",
+        "inspect PATH",
+        "have --among PATH LAYOUT",
+        "gc PATH",
+        "rm PATH app",
+        "serve PATH",
+        "sync PATH",
+        "config check PATH",
+    ):
+        assertions.failure(ocistream(*words(line, file / "x")), 4, f"{file / 'x'}")
+    assert file.read_bytes() == b""
+
+
 def test_a_link_that_leads_back_to_itself(words: Callable[[str, Argument], list[str]], tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
@@ -122,8 +169,7 @@ def test_a_working_directory_that_was_deleted(words: Callable[[str, Argument], l
         (tmp_path / "gone").mkdir()
         result = ocistream(*words(line, "./x"), cwd=tmp_path / "gone", deletes_cwd=True)
         is_misused = "--from-byte" in line
-        missing = 3 if "--authfile" in line else 4
-        assert result.code in ({2} if is_misused else {missing, 9}), (line, result.err)
+        assert result.code in ({2} if is_misused else {4, 9}), (line, result.err)
         assert "internal error" not in result.err
         if " -o PATH" in line and not is_misused:
             assert "the working directory was deleted" in result.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
@@ -19,6 +20,7 @@ from tests.docker_archives import archive_of, of_docker, saved
 from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Layout, digest_of, small_image, tar_layer, two_platforms
 from tests.runner import Result, ocistream
+from tests.schemas import validate_ours
 
 Verify = Callable[..., Result]
 
@@ -59,8 +61,15 @@ def a_layer(layout: Layout) -> str:
 
 
 def document(result: Result) -> dict[str, Any]:
+    """Return the document of --json, which docs/verify.schema.json describes."""
     found: dict[str, Any] = json.loads(result.out)
+    validate_ours(found, "verify")
     return found
+
+
+def names_in(found: dict[str, Any], key: str) -> list[str]:
+    """Return the names of the images in a list of the document."""
+    return [image["name"] for image in found[key]]
 
 
 class TestWhole:
@@ -113,6 +122,36 @@ class TestWrongBytes:
         # Only the images without a problem are results.
         assert [line.partition("@")[0] for line in result.lines()[:-1]] == ["both", "parts"]
         assert result.lines()[-1].startswith("NOT ok")
+
+    def test_the_json_document_separates_damaged_images_and_names_one_in_each_failure(
+        self, images: Layout, verify: Verify
+    ) -> None:
+        digest = a_layer(images)
+        content = images.file(digest).read_bytes()[:-1] + b"?"
+        found = document(verify(changed(images, digest, content), "--json"))
+        assert found["ok"] is False
+        assert (names_in(found, "images"), names_in(found, "damagedImages")) == (["both", "parts"], ["v1"])
+        error = f"digest mismatch: expected {digest}, got {digest_of(content)}"
+        assert found["failures"] == [{"image": "v1", "digest": digest, "error": error}]
+
+    def test_an_image_without_a_name_is_named_by_its_digest(self, layout: Layout, verify: Verify) -> None:
+        image = small_image(layout)
+        (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [image]}))
+        layer = layout.read(image["digest"])["layers"][0]["digest"]
+        archive = changed(layout, layer, layout.file(layer).read_bytes()[:-1] + b"?")
+        result = verify(archive, "--json")
+        assert [failure["image"] for failure in document(result)["failures"]] == [image["digest"]]
+        assert f": {image['digest']}: digest mismatch: expected {layer}" in result.err
+
+    def test_an_image_without_a_manifest_or_a_name_is_named_by_its_image_id(
+        self, layout: Layout, tmp_path: Path
+    ) -> None:
+        image = saved(layout, small_image(layout))
+        image = dataclasses.replace(image, layers=(gzip.decompress(tar_layer({"other": b"x"})), *image.layers[1:]))
+        (tmp_path / "saved.tar").write_bytes(archive_of(of_docker([image])))
+        found = document(ocistream("verify", tmp_path / "saved.tar", "--deep", "--json"))
+        (damaged,) = found["damagedImages"]
+        assert [failure["image"] for failure in found["failures"]] == [damaged["imageId"]]
 
     def test_all_wrong_blobs_are_named_in_one_pass(self, images: Layout, verify: Verify) -> None:
         items = items_of(images)
@@ -184,7 +223,10 @@ class TestIncomplete:
         image = json.loads((images.path / "index.json").read_bytes())["manifests"][0]
         result = verify(changed(images, image["digest"], None), "--json")
         assert result.code == 6
-        assert [missing["digest"] for missing in document(result)["missing"]] == [image["digest"]]
+        assert [(missing["image"], missing["digest"]) for missing in document(result)["missing"]] == [
+            ("v1", image["digest"])
+        ]
+        assert names_in(document(result), "damagedImages") == ["v1"]
 
     def test_a_cut_archive(self, images: Layout, verify: Verify) -> None:
         for less in (1, 512, 1024, 1500, 5000):

@@ -237,8 +237,8 @@ class TestMessages:
         result = copy(images.v2, f"{there.host}/app:v2", far, "-v")
         lines = result.err.splitlines()
         for side in ("", "remote: "):
-            (moved,) = (line for line in lines if line.startswith(f"ocistream: {side}moved "))
-            assert moved.startswith(f"ocistream: {side}moved 2 blobs, 525.0 kB, in ")
+            (moved,) = (line for line in lines if line.startswith(f"ocistream: {side}copied "))
+            assert moved.startswith(f"ocistream: {side}copied 2 blobs, 525.0 kB, in ")
         assert copy(images.v1, f"{there.host}/app:v1", far, "-q").err == ""
 
     @pytest.mark.uncounted
@@ -249,7 +249,7 @@ class TestMessages:
         sides = {side: [o for o in objects if o.get("side") == side] for side in ("remote", None)}
         assert len(sides["remote"]) + len(sides[None]) == len(objects)
         for found in sides.values():
-            assert [o for o in found if str(o.get("message", "")).startswith("moved 3 blobs")]
+            assert [o for o in found if str(o.get("message", "")).startswith("copied 3 blobs")]
             events = {o.get("event") for o in found} - {None}
             assert events == {"planned", "progress", "blob"}
 

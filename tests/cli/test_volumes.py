@@ -183,11 +183,11 @@ def test_a_too_small_size_is_refused_with_the_minimum(registry: FaultyRegistry, 
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["-o", "app.tar", "--split", "1GiB"], ["app.tar", "no placeholders", "%03d"]),
-        (["-o", "app.%d.%d.tar", "--split", "1GiB"], ["2 placeholders"]),
+        (["-o", "app.tar", "--split", "1GiB"], ["app.tar", "it has no %d", "%03d"]),
+        (["-o", "app.%d.%d.tar", "--split", "1GiB"], ["it has 2 %d"]),
         (["-o", "app.%s.tar", "--split", "1GiB"], ["%s"]),
         (["-o", "app.%3d.tar", "--split", "1GiB"], ["%3"]),
-        (["-o", "app.%%d.tar", "--split", "1GiB"], ["no placeholders"]),
+        (["-o", "app.%%d.tar", "--split", "1GiB"], ["it has no %d"]),
         (["-o", "app.%d.tar%", "--split", "1GiB"], ["app.%d.tar%"]),
         (["-o", "app.%03d.tar"], ["--split SIZE"]),
         (["--split", "1GiB"], ["-", "%03d"]),
@@ -396,7 +396,6 @@ def test_volumes_are_pushed_one_by_one_in_any_order(cut: CutOnce, target: Faulty
 def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
     cut: CutOnce, target: FaultyRegistry, order: Sequence[int]
 ) -> None:
-    continued = layer(cut.layout, cut.image, 1)
     results = [push(target, cut.paths[number]) for number in order]
     if order.index(0) < order.index(1):
         assert [result.code for result in results] == [10, 10, 0]
@@ -405,14 +404,14 @@ def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
         assert f"still needed: {', '.join(needed)}\n" in results[0].err
         assert f"still needed: {NAMES[order[2]]}\n" in results[1].err
     else:
-        # The end came before the beginning: it is said, and asked for again.
+        # The end of a blob came before its beginning: the message says so, and asks for the volume again.
         assert [result.code for result in results] == [10, 10, 10]
-        late = results[order.index(1)]
+        needed = NAMES if order[0] == 1 else NAMES[:2]
         assertions.failure(
-            late,
+            results[order.index(1)],
             10,
-            f"{continued} continues from one volume to the next",
-            "-i app.000.tar -i app.001.tar together, or in this order",
+            f"part of {NAMES[1]} was not stored: {NAMES[0]} must come first; still needed: {', '.join(needed)}\n",
+            f"push {' '.join(f'-i {name}' for name in needed)} together, or one by one in this order",
         )
         assertions.failure(results[-1], 10, "still needed: app.0")
         assertions.no_image(target)
@@ -420,6 +419,16 @@ def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
     is_there(target, cut.image, cut.layout)
     sent = [request for request in target.requests if request.method == "PATCH"]
     assert sum(int(request.headers["Content-Length"] or 0) for request in sent) <= sum(LAYERS) + 4 * KIB
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_layout_that_cannot_store_a_part_says_so(cut: CutOnce, tmp_path: Path, number: int) -> None:
+    assertions.failure(
+        ocistream("copy", cut.paths[number], f"{tmp_path}/copy/"),
+        10,
+        f"part of {NAMES[number]} was not stored: a layout stores only complete blobs; still needed: {NAMES[0]}, ",
+        f"together to `ocistream serve {tmp_path}/copy`",
+    )
 
 
 @pytest.mark.uncounted
@@ -578,7 +587,8 @@ def test_verify_names_the_volume(registry: FaultyRegistry, folder: Path) -> None
         assertions.success(seen)
         others = ", ".join(name for name in NAMES if name != path.name)
         assert f"volume {number + 1} of 3 ({path.name}); {others} have the rest" in seen.lines()
-        assert seen.lines()[-1].startswith("ok: OCI archive, 1 image")
+        assert seen.lines()[-1].startswith(f"ok, but incomplete (volume {number + 1} of 3): OCI archive, 1 image")
+        assert seen.lines()[-1].endswith("1 part of a split blob") == (number < 2)
         assertions.success(ocistream("verify", stdin=path))
         shown = ocistream("inspect", path)
         assertions.success(shown)
@@ -592,6 +602,7 @@ def test_verify_of_all_volumes_finds_the_image_complete(cut: CutOnce, order: Seq
     seen = ocistream("verify", "--deep", *(cut.paths[number] for number in order))
     assertions.success(seen)
     assert "volumes 1, 2, 3 of 3: all volumes" in seen.lines()
+    assert seen.lines()[-1].startswith("ok: ")
     document = json.loads(ocistream("verify", "--json", *(cut.paths[number] for number in order[:2])).out)
     assert document["ok"]
     assert document["volumes"]["present"] == sorted(NAMES[number] for number in order[:2])

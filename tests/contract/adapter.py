@@ -18,14 +18,14 @@ from ocistream.archive.destination import ArchiveDestination
 from ocistream.archive.docker_destination import DockerArchiveDestination
 from ocistream.archive.file_source import ArchiveFileSource
 from ocistream.archive.joined_source import open_joined_source
-from ocistream.archive.outputs import open_file_output, open_stream_output
+from ocistream.archive.outputs import StreamOutput, open_file_output
 from ocistream.archive.stream_source import ArchiveStreamSource
 from ocistream.archive.volume_destination import VolumeSetDestination
 from ocistream.errors import IntegrityError, OcistreamError, UsageError
 from ocistream.http.client import HttpClient, HttpSettings
 from ocistream.layout.destination import LayoutDestination
+from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import (
-    ImageSelector,
     select_every_image,
     select_existing_images,
     select_named_images,
@@ -309,27 +309,23 @@ def needed_by(listing: Listing, image: str) -> set[str]:
 
 def layout_source(path: Path, wanted: Wanted = EVERYTHING) -> Source:
     """Open a layout directory."""
-    select = _selection(wanted)
-    return Source(LayoutSource(path, select=select, platforms=_choice(wanted), referrers=wanted.referrers))
+    return Source(LayoutSource(path, _selection(wanted)))
 
 
 def archive_source(path: Path, wanted: Wanted = EVERYTHING) -> Source:
     """Open an archive, of OCI's kind or Docker's, in a file."""
-    select = _selection(wanted)
-    return Source(ArchiveFileSource(path, select=select, platforms=_choice(wanted), referrers=wanted.referrers))
+    return Source(ArchiveFileSource(path, _selection(wanted)))
 
 
 def pipe_source(file: io.BufferedReader, wanted: Wanted = EVERYTHING) -> Source:
     """Open an archive, of OCI's kind or Docker's, that comes through a pipe."""
-    select = _selection(wanted)
-    return Source(ArchiveStreamSource(file, select=select, platforms=_choice(wanted), referrers=wanted.referrers))
+    return Source(ArchiveStreamSource(file, _selection(wanted)))
 
 
 def volumes_source(paths: Sequence[Path], wanted: Wanted = EVERYTHING) -> Source:
     """Open the volumes of a set."""
     inputs = [(path, str(path)) for path in paths]
-    select = _selection(wanted)
-    return Source(open_joined_source(inputs, select=select, platforms=_choice(wanted), referrers=wanted.referrers))
+    return Source(open_joined_source(inputs, _selection(wanted)))
 
 
 def registry_source(names: Sequence[str], wanted: Wanted = EVERYTHING) -> Source:
@@ -352,12 +348,12 @@ def archive_destination(path: Path, *, mtime: int = 0) -> Destination:
 
 def pipe_destination(file: io.FileIO) -> Destination:
     """Open an OCI archive that is written to a pipe."""
-    return Destination(ArchiveDestination(open_stream_output(file, "to the pipe")))
+    return Destination(ArchiveDestination(StreamOutput(file, "to the pipe")))
 
 
 def docker_archive_destination(target: Path | io.FileIO) -> Destination:
     """Open an archive of Docker's kind that is written to a file or a pipe."""
-    output = open_file_output(target) if isinstance(target, Path) else open_stream_output(target, "to the pipe")
+    output = open_file_output(target) if isinstance(target, Path) else StreamOutput(target, "to the pipe")
     return Destination(DockerArchiveDestination(output))
 
 
@@ -387,7 +383,7 @@ class _Transport(HttpClient):
 
 
 def _transport() -> HttpClient:
-    return _Transport(HttpSettings(), lambda _registry, _repository: None)
+    return _Transport(HttpSettings(), lambda _registry, _repository: None, cancelled=threading.Event())
 
 
 class _SmallVolumes(VolumeSetDestination):
@@ -503,8 +499,10 @@ def _choice(wanted: Wanted) -> PlatformChoice:
     return PlatformChoice(tuple(map(parse_platform, wanted.platforms)), explicit=wanted.asked)
 
 
-def _selection(wanted: Wanted) -> ImageSelector:
-    return select_named_images(wanted.images) if isinstance(wanted.images, tuple) else _SELECTIONS[wanted.images]
+def _selection(wanted: Wanted) -> Selection:
+    named = wanted.images if isinstance(wanted.images, tuple) else None
+    select = _SELECTIONS[str(wanted.images)] if named is None else select_named_images(named)
+    return Selection(select, _choice(wanted), referrers=wanted.referrers)
 
 
 def _piece(descriptor: Descriptor) -> Piece:

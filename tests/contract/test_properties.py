@@ -72,7 +72,7 @@ def changed(items: list[Item], data: st.DataObject) -> list[Item]:
     return [*items[:place], *new[kind], *items[place + 1 :]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_a_file_and_a_pipe_give_the_same_answer(
     made: Layout, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -103,7 +103,7 @@ def docker_images(tmp_path_factory: pytest.TempPathFactory) -> list[Saved]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_a_docker_archive_has_the_same_images_in_any_order_and_dialect_of_tar(
     docker_images: list[Saved], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -145,7 +145,7 @@ def entries_of(files: dict[str, bytes]) -> dict[str, set[str]]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(names=st.lists(NAMES, min_size=1, max_size=3, unique=True), key=st.sampled_from([REF_NAME, FULL_NAME]))
 def test_an_image_that_is_copied_under_a_name_has_that_name_or_is_refused(
     made: Layout, tmp_path_factory: pytest.TempPathFactory, names: list[str], key: str

@@ -248,6 +248,11 @@ def _no_deletion(place: Place) -> Result:
     return ocistream("rm", place.app)
 
 
+def _read_only(place: Place) -> Result:
+    place.registry.faults.append(Fault(refusal(405), "POST", times=None))
+    return ocistream("push", "-i", place.layout.path, f"{place.registry.host}/new:1")
+
+
 def _old_manifest(place: Place) -> Result:
     kind = "application/vnd.docker.distribution.manifest.v1+prettyjws"
     return _pull_from(place, Reply(200, {"Content-Type": kind}, b'{"schemaVersion": 1, "name": "app", "tag": "1"}'))
@@ -301,7 +306,8 @@ FAILURES: Final = [
     Failure("not logged in", 3, "HOST requires a user name and password, but none were found",
             "ocistream login HOST", _not_logged_in),
     Failure("a wrong password", 3, "HOST refused the credentials from …",
-            "correct or remove …: this source overrides the credentials of `ocistream login HOST`", _wrong_password),
+            "check the user name and password from …: they take precedence over `ocistream login HOST`",
+            _wrong_password),
     Failure("no right to push", 3, "HOST refused: POST …: 403 DENIED: …",
             "check the name and your permissions; `ocistream login HOST` stores a credential", _no_right_to_push),
     Failure("a credential helper that is not installed", 3,
@@ -310,11 +316,13 @@ FAILURES: Final = [
     Failure("a typo in a tag", 4, "IMAGE not found (…)",
             "did you mean …? `ocistream inspect IMAGE` lists its tags", _no_such_tag),
     Failure("a typo in a repository", 4, "IMAGE not found (…)",
-            "the repository does not exist or you may not see it: check the name", _no_such_repository),
+            "the repository does not exist, or you have no permission to pull it: check the name, or log in",
+            _no_such_repository),
     Failure("no such platform", 4, "IMAGE has no platform …",
             "its platforms are: …; choose one with --platform, or all", _no_such_platform),
     Failure("a layer that the registry has lost", 4, "GET …: 404 …",
-            "the registry has lost this blob: push the image again, or tell the operator of the registry", _lost_blob),
+            "the registry has lost this blob: push the image again, or contact the administrator of the registry",
+            _lost_blob),
     Failure("a missing file", 4, "cannot read FILE: no such file or directory",
             "check the path; relative paths start at the current directory", _no_file),
     Failure("a missing directory", 4, "cannot write FILE: no such file or directory",
@@ -330,13 +338,14 @@ FAILURES: Final = [
     Failure("a clock that is wrong", 7, "GET …: the certificate is not trusted: certificate is not yet valid",
             "the certificate is not valid yet: check the clock of this machine", _not_yet_valid),
     Failure("a certificate that has expired", 7, "GET …: the certificate is not trusted: certificate has expired",
-            "the operator of the registry must renew it; also check the clock of this machine", _expired),
+            "the administrator of the registry must renew it; also check the clock of this machine", _expired),
     Failure("a certificate for another name", 7, "GET …: the certificate is not trusted: Hostname mismatch, …",
             "use the host name of the certificate, or get a certificate for this name", _other_name),
     Failure("a registry that speaks plain HTTP", 7, "GET …: TLS failed: the server does not speak TLS",
             "the registry seems to use plain HTTP: use --plain-http", _plain_http),
-    Failure("a missing proxy", 7, "GET …: through the proxy: connection refused",
-            "the proxy comes from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY", _proxy_is_not_there),
+    Failure("a missing proxy", 7, "GET …: cannot connect to the proxy: connection refused",
+            "check the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, or exclude this host with NO_PROXY",
+            _proxy_is_not_there),
     Failure("a proxy that requires a password", 7, "GET …: … 407 Proxy Authentication Required",
             "add the user and password of the proxy: HTTPS_PROXY=http://USER:PASSWORD@…", _proxy_wants_a_password),
     Failure("a rate limit", 7, "GET …: 429 TOOMANYREQUESTS…",
@@ -357,8 +366,8 @@ FAILURES: Final = [
             "not an image archive: it has neither an index.json nor a manifest.json",
             "use an archive from `ocistream pull`, `docker save`, skopeo or podman", _source_code),
     Failure("a truncated archive", 6, "FILE is truncated: it ends at byte …",
-            "the program that wrote it failed or was interrupted", _cut),
-    Failure("nothing on stdin", 6, "the archive on stdin is truncated: it has 0 bytes",
+            "the program that wrote it failed or was interrupted: pull or copy it again", _cut),
+    Failure("nothing on stdin", 6, "the archive on stdin is empty",
             "the program that writes the archive probably failed: check its messages (in a shell, use "
             "`set -o pipefail`)",
             _nothing_on_stdin),
@@ -380,8 +389,11 @@ FAILURES: Final = [
             "write OS/ARCHITECTURE[/VARIANT], such as linux/arm64, or all", _malformed_platform),
     Failure("a Docker schema 1 image", 8,
             "manifest DIGEST is a Docker schema 1 manifest, which is not supported",
-            "push the image again with a current tool, which makes a new manifest", _old_manifest),
+            "rebuild the image or push it again with a current version of Docker", _old_manifest),
     Failure("a registry that deletes no tags", 8, "HOST does not delete the tag IMAGE (DELETE …)",
-            "--by-digest deletes its manifest instead, with all tags of that manifest; to enable deletion in "
-            "docker-registry, set REGISTRY_STORAGE_DELETE_ENABLED=true", _no_deletion),
+            "--by-digest deletes its manifest instead, with all tags of that manifest, unless the registry is "
+            "read-only, or its deletion is disabled: ask its operator (docker-registry: "
+            "REGISTRY_STORAGE_DELETE_ENABLED=true)", _no_deletion),
+    Failure("a read-only registry", 8, "HOST does not accept pushes (POST …)",
+            "it is read-only, or not a registry: push to another registry, or ask its operator", _read_only),
 ]  # fmt: skip

@@ -33,7 +33,22 @@ _DIGEST = "sha256:" + 64 * "a"
         (["push"], 2, ["IMAGE or --to HOST", "HOST/REPOSITORY:TAG"]),
         (["push", "--to", "localhost:5000/app:1"], 2, ["has a tag or a digest", "push localhost:5000/app:1"]),
         (["push", "--to", f"localhost:5000/app@{_DIGEST}"], 2, ["has a tag or a digest"]),
-        (["copy", "dir:x", "oci:y"], 8, ["the transport dir", "save the image to a file"]),
+        (["copy", "dir:x", "oci:y"], 8, ["the transport dir", "use oci-archive:FILE, and copy between it and dir:"]),
+        (["copy", "docker-daemon:x:1", "oci:y"], 8, ["docker-daemon", "`docker save IMAGE | ocistream push DST`"]),
+        (["inspect", "user:secret@host/x"], 2, ["malformed image name '...@host/x': a user name is not", "--username"]),
+        (["pull", "user@host/x:1"], 2, ["malformed image name 'user@host/x:1': a user name is not part", "--username"]),
+        (["pull", "localhost:1/a:1", "--jobs=99"], 2, ["'99' is not a whole number from 1 to 32", "pull --help"]),
+        (["pull", "localhost:1/a:1", "--jobs=foo"], 2, ["'foo' is not a whole number from 1 to 32", "pull --help"]),
+        (["pull", "localhost:1/a:1", "--from-byte=-1"], 2, ["'-1' is not a whole number of at least 0", "--help"]),
+        (["pull", "localhost:1/a:1", "--platform"], 2, ["requires an argument", "see `ocistream --help`"]),
+        (["pull", "localhost:1/a:1", "--client-key=k"], 2, ["--client-key needs --client-cert", "certificate of that"]),
+        (["pull", "localhost:1/a:1", "-u=a", "--password-file=no"], 4, ["no such file", "check the path"]),
+        (["verify", "localhost:5000/app:1"], 2, ["is in a registry", "pull it first"]),
+        (["verify", "registry.example.com/app"], 2, ["is in a registry", "pull it first"]),
+        (["gc", "localhost:5000/app:1"], 2, ["is in a registry, but this must be a layout directory", "themselves"]),
+        (["gc", "nowhere"], 4, ["no such directory", "check the path"]),
+        (["rm", "app.tar"], 2, ["app.tar' is an archive, but this must be a layout directory", "copy SRC oci:DIR"]),
+        (["list", "localhost:1/app"], 2, ["No such command", "use `ocistream tags HOST/REPO`"]),
         (["pull", "localhost:5000/app:a/b"], 2, ["is not a tag", "128 characters"]),
         (["pull", "localhost:5000/app@sha256:abc"], 2, ["malformed digest", "64 characters"]),
         (["pull", "app :1"], 2, ["is not a repository", "lower-case letters and digits"]),
@@ -69,7 +84,8 @@ def test_a_configuration_that_is_no_toml_is_said_with_what_toml_is(tmp_path: Pat
     [
         ("OCISTREAM_CONFIG", "/nowhere.toml", 4, "correct or unset that variable"),
         ("SSL_CERT_FILE", "/nowhere.pem", 4, "correct or unset that variable"),
-        ("HTTPS_PROXY", "other://proxy", 7, "the proxy comes from HTTPS_PROXY"),
+        ("OCISTREAM_JOBS", "foo", 2, "error: OCISTREAM_JOBS: 'foo' is not a whole number from 1 to 32\n"),
+        ("HTTPS_PROXY", "other://proxy", 7, "check the proxy in HTTPS_PROXY"),
     ],
 )
 def test_a_variable_that_is_wrong_is_named(tmp_path: Path, variable: str, value: str, code: int, word: str) -> None:
@@ -116,7 +132,7 @@ def test_a_wrong_password_at_login_is_told_of_tokens(place: Place, tmp_path: Pat
     host = place.start(auth=Basic("me", "hunter2")).host
     argv = ["login", host, "--username=me", "--password-stdin"]
     result = ocistream(*argv, stdin=b"other", env={"DOCKER_CONFIG": str(tmp_path / "docker")})
-    assertions.failure(result, 3, "refused the user name or the password", "a token instead of the password")
+    assertions.failure(result, 3, "refused the user name or the password\n", "an access token instead of the password")
 
 
 def test_docker_s_file_is_told_what_to_do_about_in_each_part(place: Place, tmp_path: Path) -> None:
@@ -148,6 +164,13 @@ def test_what_is_no_archive_is_called_what_it_seems_to_be(tmp_path: Path) -> Non
             assertions.failure(ocistream("push", *argv, "localhost:1/app:1", stdin=stdin), 6, "no tar header", word)
 
 
+def test_an_empty_archive_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "e.tar").write_bytes(b"")
+    assertions.failure(ocistream("verify", "e.tar", cwd=tmp_path), 6, "e.tar is empty\n", "create it again")
+    (tmp_path / "list.txt").write_bytes(b"")
+    assertions.failure(ocistream("pull", "--images", "list.txt", cwd=tmp_path), 2, "list.txt is empty\n")
+
+
 def test_what_ends_within_a_header_is_truncated_all_the_same() -> None:
     result = ocistream("push", "localhost:1/app:1", stdin=b"oci-layout" + bytes(100))
     assertions.failure(result, 6, "is truncated: it ends at byte 110")
@@ -156,9 +179,8 @@ def test_what_ends_within_a_header_is_truncated_all_the_same() -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        ["push", "localhost:5000"],
+        ["push", "registry.test"],
         ["inspect", "registry.test"],
-        ["inspect", "127.0.0.1:5000"],
     ],
 )
 def test_an_image_name_that_looks_like_a_host_gets_a_hint(tmp_path: Path, argv: Sequence[str]) -> None:
@@ -170,6 +192,25 @@ def test_an_image_name_that_looks_like_a_host_gets_a_hint(tmp_path: Path, argv: 
     assert first.startswith("ocistream: error: ")
     assert f"{argv[1]} means the image docker.io/library/{argv[1]}" in second
     assert second.endswith(f"write {argv[1]}/REPOSITORY[:TAG] for an image in that registry")
+
+
+@pytest.mark.parametrize("name", ["localhost", "localhost:5000", "127.0.0.1:5000", "registry.example.com:5000"])
+@pytest.mark.parametrize("command", ["pull", "push", "copy", "inspect", "digest", "tags", "have"])
+def test_a_registry_alone_is_not_an_image(tmp_path: Path, command: str, name: str) -> None:
+    argv = [command, "oci:x", name] if command == "copy" else [command, name]
+    env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}"}
+    result = ocistream(*argv, cwd=tmp_path, stdin=b"" if command == "push" else None, env=env)
+    assertions.failure(
+        result,
+        2,
+        f"{name} is a registry, not an image\n",
+        f"write {name}/REPOSITORY[:TAG]; for the image docker.io/library/{name}, that name",
+    )
+
+
+def test_an_image_in_full_may_look_like_a_registry() -> None:
+    env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}", "OCISTREAM_RETRIES": "0"}
+    assertions.failure(ocistream("digest", "docker.io/library/localhost:5000", env=env), 7, "/library/localhost/")
 
 
 @pytest.mark.parametrize("name", ["folder:1", "nginx", "localhost:5000/x"])

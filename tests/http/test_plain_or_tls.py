@@ -140,7 +140,7 @@ def test_after_https_there_is_no_way_back_to_http(start: Start, run: Run, ids: I
         registry.faults = [Fault(redirect(location), path="manifests", times=None)]
         result = inspect(run, registry.host, ids.ca)
         assert result.code == 7
-        assert "leads from https to http" in result.err
+        assert "uses https, but points to http" in result.err
     assert plain.requests == []
 
 

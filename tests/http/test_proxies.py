@@ -18,7 +18,7 @@ from tests.http.raw_registry import RawRegistry
 from tests.raw_server import Heard, RawServer, unused_port
 from tests.registry_http import basic
 
-HINT: Final = "the proxy comes from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"
+HINT: Final = "check the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, or exclude this host with NO_PROXY"
 
 
 def test_plain_http_goes_through_the_proxy_with_its_password(

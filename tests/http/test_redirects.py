@@ -115,7 +115,7 @@ def test_a_redirect_without_a_location_is_a_failure(raw: RawRegistry, run: Run, 
     ("location", "said"),
     [
         ("ftp://h/x?secret", "not an http or https URL"),
-        ("http://[::1/?secret", "leads to"),
+        ("http://[::1/?secret", "points to"),
         ("file:///etc/passwd", "not an http or https URL"),
         ("http://user:secret@127.0.0.1:0/?secret", "GET http://127.0.0.1:0/"),
     ],

@@ -235,7 +235,7 @@ def test_https_that_leads_to_http_under_its_own_name_is_explained(start: Start, 
     registry.faults = [Fault(redirect(f"http://{registry.host}/v2/?sig=secret"), path="manifests", times=None)]
     result = inspect(run, registry, ids.ca)
     assert result.code == 7
-    assert "leads from https to http://" in result.err
+    assert "uses https, but points to http://" in result.err
     assert "X-Forwarded-Proto" in result.err
     assert "secret" not in result.err
     leads(registry, f"http://{other_name(other)}")
@@ -250,6 +250,6 @@ def test_a_redirect_that_went_to_https_does_not_go_back_to_http(start: Start, ru
     storage.faults = [Fault(redirect(f"{other.url}/v2/"), times=None)]
     result = inspect(run, registry, ids.ca, "--plain-http")
     assert result.code == 7
-    assert "leads from https to http://" in result.err
+    assert "uses https, but points to http://" in result.err
     assert storage.requests
     assert other.requests == []

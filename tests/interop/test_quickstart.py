@@ -37,8 +37,12 @@ def quickstart(
     `before` is Python code that runs first, in the same process; `replaced` are globals of the script, as keyword
     arguments.
     """
-    # Not the whole PATH: pip asks rustc for its version, and rustup's rustc writes into HOME.
-    env = {"HOME": str(home), "PATH": os.defpath, "LANG": "C.UTF-8"}
+    programs = clone / "programs"
+    programs.mkdir(exist_ok=True)
+    # pip asks rustc for its version. This is what rustup's rustc does first.
+    (programs / "rustc").write_text('#!/bin/sh\nmkdir -p "${RUSTUP_HOME:-$HOME/.rustup}"\necho "rustc 1.0.0 (x)"\n')
+    (programs / "rustc").chmod(0o755)
+    env = {"HOME": str(home), "PATH": f"{programs}:{os.defpath}", "LANG": "C.UTF-8"}
     # Where packages come from, and by which proxy, is the machine's affair.
     env |= {name: value for name, value in os.environ.items() if name.lower().startswith(("pip_", "http", "no_proxy"))}
     script = str(clone / "scripts" / "quickstart")

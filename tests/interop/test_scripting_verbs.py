@@ -120,6 +120,19 @@ class TestRm:
             assertions.failure(ocistream("rm", f"{registry.host}/app:1", *options), 8, *words)
             assert list(registry.tags("app")) == ["1"]
 
+    def test_a_registry_in_read_only_mode(self, tmp_path: Path, layout: Layout) -> None:
+        with docker_registry(tmp_path / "registry") as registry:
+            seed(layout, small_image(layout, name="app"), registry.host, "app", "1")
+        settings = {"REGISTRY_STORAGE_MAINTENANCE_READONLY": '{"enabled": true}'}
+        with docker_registry(tmp_path / "registry", settings=settings) as registry:
+            host = registry.host
+            # The blobs exist: the manifest is what is refused.
+            for image in ("app:2", "new:1"):
+                result = ocistream("push", "-i", layout.path, f"{host}/{image}")
+                assertions.failure(result, 8, f"{host} does not accept pushes", "405", "it is read-only")
+            assertions.failure(ocistream("rm", f"{host}/app:1"), 8, "does not delete the tag", "read-only")
+            assert list(registry.tags("app")) == ["1"]
+
     def test_what_is_deleted_from_serve_is_gone_for_skopeo(self, tools: Tools, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         with started_fork("serve", tmp_path / "store", "--listen", "127.0.0.1:0") as process:

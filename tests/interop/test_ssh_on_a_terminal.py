@@ -45,4 +45,4 @@ def test_no_line_of_either_side_is_cut_or_overwritten(tmp_path: Path, layout: La
     assert ours[0] == "ocistream: 3 blobs, 5.2 MB in all"
     assert [line for line in ours[1:-1] if not re.match(r"ocistream: [0-9.]+ MB of 5\.2 MB, ", line)] == []
     assert len(ours) > 2
-    assert ours[-1].startswith("ocistream: moved 3 blobs, 5.2 MB")
+    assert ours[-1].startswith("ocistream: copied 3 blobs, 5.2 MB")

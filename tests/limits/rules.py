@@ -54,12 +54,12 @@ LIMITS: Final[dict[int, Limit]] = {
     3: Limit(
         "Entries are regular files; links are allowed only in docker-archives, to names in the same archive, "
         "one level deep",
-        ("archive.tar", "archive.contents"),
+        ("archive.tar_reader", "archive.contents"),
         archives=("type-*", "docker-link-*", "docker-hard-link-*", "docker-layer-device", "docker-layer-directory"),
     ),
     4: Limit(
         "Sizes are not negative and match the descriptors; sparse files are refused; names and headers are limited",
-        ("archive.tar", "streams.chunks"),
+        ("archive.tar_reader", "streams.chunks"),
         archives=(
             "size-*",
             "pax-*",
@@ -186,7 +186,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     18: Limit(
         "An archive without its end or its index, or with a short entry, fails before any manifest is pushed",
-        ("archive.tar", "archive.contents"),
+        ("archive.tar_reader", "archive.contents"),
         archives=(
             "cut-*",
             "zeros-within",
@@ -238,7 +238,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     24: Limit(
         "Input that common tools read differently is refused: names, headers, types, and entries behind links",
-        ("archive.tar", "archive.contents"),
+        ("archive.tar_reader", "archive.contents"),
         archives=("differ-*",),
         tests=(
             "interop/test_ambiguous_archives.py::test_gnu_tar",

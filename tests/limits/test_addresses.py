@@ -97,7 +97,7 @@ def test_a_public_registry_does_not_lead_to_a_name_of_such_an_address(
     leads(registry, f"http://{public('storage', elsewhere)}/v2/app/manifests/1")
     with names(monkeypatch, registry=OUTSIDE, storage=address):
         assert inspect(ocistream, registry) == 7
-    assert f"registry.test leads to storage.test, {INWARD}" in capsys.readouterr().err
+    assert f"registry.test points to storage.test, {INWARD}" in capsys.readouterr().err
     assert elsewhere.requests == []
 
 
@@ -195,7 +195,7 @@ def test_a_registry_is_public_if_the_address_that_answered_is(
     leads(registry, f"{elsewhere.url}/blob")
     with names(monkeypatch, registry=(OUTSIDE, *later)):
         assert inspect(ocistream, registry) == 7
-    assert f"registry.test leads to 127.0.0.1, {INWARD}" in capsys.readouterr().err
+    assert f"registry.test points to 127.0.0.1, {INWARD}" in capsys.readouterr().err
     assert elsewhere.requests == []
 
 

@@ -34,25 +34,21 @@ def run(*argv: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the sdist, and of the wheel that is built out of that."""
-    pytest.importorskip("build", reason="tox's environment `package` has it")
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-P", "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def wheel(built: Path) -> Path:
-    """Return the wheel."""
-    (found,) = built.glob("*.whl")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the sdist."""
+    pytest.importorskip("build", reason="tox's environment `installed` has it")
+    folder = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-P", "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    (found,) = folder.glob("*.tar.gz")
     return found
 
 
 @pytest.fixture(scope="session")
-def sdist(built: Path) -> Path:
-    """Return the sdist."""
-    (found,) = built.glob("*.tar.gz")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the wheel. pip builds it from the sdist, with only the packages that the sdist requires, as for a user."""
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, sdist, cwd=folder)
+    (found,) = folder.glob("*.whl")
     return found
 
 

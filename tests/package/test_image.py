@@ -131,7 +131,7 @@ def test_an_engine_loads_it_and_its_program_pulls_without_root(
         run_image = podman_with(made, request.getfixturevalue("tools"))
     registry = start()
     digest = seed(layout, small_image(layout), registry.host, "app", "1")
-    script = "import os, zstandard; print(os.getuid())"
+    script = "import os, isal.isal_zlib, zstandard; print(os.getuid())"
     assert run_image("-c", script, options=("--entrypoint=python3",)) == "65532\n"
     assert run_image("--version") == f"ocistream {ocistream.__version__}\n"
     assert run_image("pull", f"{registry.host}/app:1", "-o", "app.tar") == f"{registry.host}/app:1@{digest}\n"

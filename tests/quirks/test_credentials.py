@@ -244,10 +244,10 @@ def test_a_malformed_file_is_an_error_that_names_it_and_shows_nothing_of_it(home
 
 
 @quirk(55)
-def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(home: Home) -> None:
+def test_a_file_that_cannot_be_read_is_an_error(home: Home) -> None:
     home.docker.mkdir(parents=True)
     words = "cannot read ~/.docker/config.json"
-    assertions.failure(home.run("inspect", f"{home.host}/app:1"), 9, f"{words}: Is a directory")
+    assertions.failure(home.run("inspect", f"{home.host}/app:1"), 2, f"{words}: this is a directory, not a file")
     home.docker.rmdir()
     home.docker.symlink_to(home.docker)
     assertions.failure(home.run("inspect", f"{home.host}/app:1"), 9, words)

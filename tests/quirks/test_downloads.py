@@ -196,7 +196,7 @@ def test_a_download_that_breaks_while_known_bytes_are_read_again_continues(pulls
 )
 def test_a_part_that_does_not_begin_where_it_should_is_refused(value: str | None, pulls: MakePulls) -> None:
     used = pulls()
-    used.pull(Drop(1000), Header("Content-Range", value), code=7, says="asked for bytes from 1000 on")
+    used.pull(Drop(1000), Header("Content-Range", value), code=7, says="instead of bytes from 1000 on")
     assert len(used.ranges()) == 2
 
 

@@ -110,7 +110,7 @@ def test_another_part_than_was_asked_for_is_refused(start: Start, mover: Move, l
     cut = Quirk("breaks", (Fault(Drop(CUT), "GET", layer_of(layout, image)["digest"]),), outward=elsewhere)
     registry = start(cut)
     seed(layout, image, registry.host, "app", "v1")
-    mover().pull(f"{registry.host}/app:v1", code=7, says="asked for bytes from")
+    mover().pull(f"{registry.host}/app:v1", code=7, says="a wrong byte range instead of bytes from")
 
 
 @quirk(25)

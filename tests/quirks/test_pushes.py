@@ -167,7 +167,7 @@ def test_a_repository_that_got_a_blob_by_a_mount_is_not_asked_for_the_blob_again
     mover().run("push", "--to", registry.host, "-i", layout.path, *options)
     for repository in ("a", "b"):
         assert asked(registry, f"/v2/{repository}/blobs/") == dict.fromkeys(blobs_of(layout, image), 1)
-        assert bool(registry.asked("PATCH", f"/v2/{repository}/")) == (repository == "b")
+        assert bool(registry.asked("PUT", f"/v2/{repository}/blobs/")) == (repository == "b")
         assert manifest_digest(registry.host, repository, "1") == image["digest"]
 
 

@@ -6,6 +6,7 @@ Statements 60 and 61.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from typing import Final
 
@@ -107,6 +108,49 @@ def test_a_blob_whose_last_byte_is_wrong_is_never_closed(way: str, how: How, pus
     assert [put for put in used.uploads("PUT") if put.status == 201] == []
     assert used.registry.asked("PUT", "/manifests/") == []
     assert used.records() == []
+
+
+# Small blobs ----------------------------------------------------------------------------------------------------
+
+
+@quirk(60)
+@both_ways
+@pytest.mark.parametrize(
+    ("profile", "excess", "methods"),
+    [("unknown", 0, ["POST", "PUT"]), ("unknown", 1, STREAM), ("artifactory", 0, STREAM)],
+)
+def test_a_small_blob_is_uploaded_by_one_put_unless_the_registry_is_known_to_refuse_that(
+    profile: str, excess: int, methods: list[str], how: How, pushes: MakePushes
+) -> None:
+    used = pushes(size=limits.MAX_BUFFERED_BLOB + excess)
+    used.push(how, *configured(used, f'profile = "{profile}"'))
+    assert used.methods() == methods
+    assert used.is_complete()
+
+
+@quirk(60)
+@both_ways
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
+def test_after_a_refused_put_of_a_small_blob_all_later_blobs_are_streamed(
+    status: int, how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    image = layout.image([4000, 5000, 6000], name="app")
+    registry.faults = [Fault(refusal(status), "PUT", "uploads", larger_than=0, times=None)]
+    mover("--jobs", "1").push(tar_of(small_first(layout)), f"{registry.host}/app:v1", how)
+    assert [put.status for put in registry.asked("PUT", "uploads")] == [status, 201, 201, 201, 201]
+    assert [patch.status for patch in registry.asked("PATCH")] == [202] * 4
+    assert is_stored(registry, layout, *layout.read(image["digest"])["layers"])
+
+
+@quirk(60)
+@both_ways
+def test_no_upload_is_opened_for_a_small_blob_that_is_wrong(how: How, pushes: MakePushes) -> None:
+    used = pushes(size=4000)
+    content = used.layout.file(used.digest).read_bytes()
+    used.archive = used.archive.replace(content, content[:-1] + bytes([content[-1] ^ 1]))
+    used.push(how, "--jobs", "1", code=5, says=used.digest)
+    assert used.uploads() == []
 
 
 # As a registry takes it -----------------------------------------------------------------------------------------
@@ -219,7 +263,7 @@ def test_the_method_that_was_found_for_one_blob_is_used_first_for_later_ones(
     mover("--jobs", "1").push(tar_of(small_first(layout)), f"{registry.host}/app:v1")
     bodies = [request for request in registry.asked("PATCH|PUT", "uploads") if request.headers["Content-Length"] != "0"]
     config, refused, *later = bodies
-    assert (config.status, refused.status) == (202, status)
+    assert (config.method, config.status, refused.status) == ("PUT", 201, status)
     assert {(request.method, request.status) for request in later} == {(method, 202 if method == "PATCH" else 201)}
     assert is_stored(registry, layout, *layout.read(image["digest"])["layers"])
 
@@ -229,7 +273,7 @@ def test_a_blob_of_unknown_size_is_not_sent_by_the_put_that_was_found_for_anothe
     start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()
-    kept = [tar_layer({f"{number}": b"y"}, compression="zstd") for number in range(2)]
+    kept = [tar_layer({f"{number}": random.randbytes(300_000)}, compression="zstd") for number in range(2)]
     recompressed = [tar_layer({f"{number}": b"z"}) for number in range(2)]
     layout.image([*kept, *recompressed], name="app")
     registry.faults = [Fault(refusal(405), "PATCH", larger_than=0, times=None)]
@@ -249,16 +293,18 @@ def test_the_method_that_was_found_for_a_blob_of_unknown_size_is_used_first_for_
     registry.faults = [Fault(refusal(411), "PATCH", only_chunked_coding=True, times=None)]
     mover("--jobs", "1").push(tar_of(small_first(layout)), f"{registry.host}/app:v1", "file", "--compress", "zstd")
     assert [patch.status for patch in registry.asked("PATCH")].count(411) == 1
-    assert [patch.status for patch in registry.asked("PATCH")].count(202) == 4
+    # The config is small, and is sent by one PUT.
+    assert [patch.status for patch in registry.asked("PATCH")].count(202) == 3
 
 
 @quirk(60)
-@pytest.mark.parametrize("method", ["POST", "PUT"])
-@pytest.mark.parametrize("status", [405, 413])
-def test_what_has_no_body_says_nothing_of_the_way(method: str, status: int, pushes: MakePushes) -> None:
+@pytest.mark.parametrize(
+    ("method", "status", "code"), [("POST", 405, 8), ("POST", 413, 7), ("PUT", 405, 7), ("PUT", 413, 7)]
+)
+def test_what_has_no_body_says_nothing_of_the_way(method: str, status: int, code: int, pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(refusal(status), method, "uploads", times=None)]
-    used.push(code=7, says=str(status))
+    used.push(code=code, says=str(status))
     assert len(used.uploads(method)) == 1
 
 

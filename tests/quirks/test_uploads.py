@@ -15,7 +15,7 @@ from tests.archives import small_first, tar_of
 from tests.certificates import Certificate
 from tests.cli.proxy import tunnelling_to
 from tests.faulty_auth import Basic, Bearer
-from tests.faulty_registry import Fault, refusal
+from tests.faulty_registry import Fault, Header, refusal
 from tests.images import Layout
 from tests.quirks import upload_quirks
 from tests.quirks.command_runner import WAYS, How, Mover
@@ -131,7 +131,8 @@ def test_an_upload_elsewhere_gets_no_authorization(how: How, start: Start, mover
     mover().push(archive, f"{registry.host}/app:v1", how)
     assert registry.asked("PATCH|PUT", "uploads") == []
     heard = registry.memory["tap"].heard
-    assert heard.count(b"PATCH /v2/app/blobs/uploads/") == 2
+    # The layer takes two requests, the small config one.
+    assert [heard.count(method + b" /v2/app/blobs/uploads/") for method in (b"PATCH", b"PUT")] == [1, 2]
     assert b"uthorization" not in heard
     assert is_stored(registry, layout, layer_of(layout, image), config_of(layout, image))
 
@@ -145,12 +146,16 @@ def test_a_blob_is_one_post_one_streamed_patch_and_a_put_without_a_body(
     registry = start()
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1", how)
-    for blob in (layer_of(layout, image), config_of(layout, image)):
-        patch, put = upload_of(registry, blob)
-        assert (patch.method, patch.received) == ("PATCH", blob["size"])
-        assert patch.headers["Content-Range"] is None
-        assert patch.headers["Content-Type"] == "application/octet-stream"
-        assert (put.method, put.received, put.headers["Content-Length"]) == ("PUT", 0, "0")
+    layer, config = layer_of(layout, image), config_of(layout, image)
+    patch, put = upload_of(registry, layer)
+    assert (patch.method, patch.received) == ("PATCH", layer["size"])
+    assert patch.headers["Content-Range"] is None
+    assert patch.headers["Content-Type"] == "application/octet-stream"
+    assert (put.method, put.received, put.headers["Content-Length"]) == ("PUT", 0, "0")
+    # A small blob takes one PUT.
+    (put,) = upload_of(registry, config)
+    assert (put.method, put.received, put.headers["Content-Length"]) == ("PUT", config["size"], str(config["size"]))
+    assert put.headers["Content-Type"] == "application/octet-stream"
     assert [request.headers["Content-Length"] for request in registry.asked("POST")] == ["0", "0"]
 
 
@@ -210,11 +215,9 @@ def test_a_token_that_ends_before_the_closing_put_costs_that_put_and_no_more(
     registry = start(upload_quirks.TOKENS_END, auth=auth)
     image, archive = one_layer(layout)
     mover("--jobs", "1").push(archive, f"{registry.host}/app:v1", how)
-    layer, config = layer_of(layout, image), config_of(layout, image)
     puts = [request.status for request in registry.asked("PUT", "digest=")]
     assert sorted(puts, key=str) == [201, 201, 401]
-    patches = registry.asked("PATCH")
-    assert sorted(request.received for request in patches) == sorted([layer["size"], config["size"]])
+    assert [request.received for request in registry.asked("PATCH")] == [layer_of(layout, image)["size"]]
     assert [request.status for request in auth.requests] == [200, 200]
 
 
@@ -301,12 +304,16 @@ def test_an_upload_is_known_by_its_location_alone(start: Start, mover: Move, lay
 
 
 @quirk(41)
-def test_who_wants_a_patch_gets_one(start: Start, mover: Move, layout: Layout) -> None:
+@pytest.mark.parametrize(("header", "refused"), [("X-JFrog-Version", 0), ("X-Other", 1)])
+def test_who_wants_a_patch_gets_one(header: str, refused: int, start: Start, mover: Move, layout: Layout) -> None:
     registry = start(upload_quirks.NO_SINGLE_PUT)
-    image, archive = one_layer(layout)
-    mover().push(archive, f"{registry.host}/app:v1")
-    assert {request.status for request in registry.asked("PUT")} == {201}
-    assert is_stored(registry, layout, layer_of(layout, image))
+    # A registry that is known by this header gets no small blob in one PUT. Another one refuses the first.
+    registry.faults = [Fault(Header(header, "7.1"), times=None)]
+    image = layout.image([4000, 5000, LAYER], name="app")
+    mover("--jobs", "1").push(tar_of(small_first(layout)), f"{registry.host}/app:v1")
+    statuses = [request.status for request in registry.asked("PUT", "uploads")]
+    assert (statuses.count(404), statuses.count(201)) == (refused, 4)
+    assert is_stored(registry, layout, *layout.read(image["digest"])["layers"])
 
 
 @quirk(42)

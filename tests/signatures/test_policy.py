@@ -215,7 +215,7 @@ class TestConfigCommand:
             (['"HOST" = { keys = [] }'], "has no keys"),
             (['"HOST" = { keys = ["absent.pub"] }'], "no such file"),
             (['"HOST" = { keys = "cosign.pub" }'], "is not a list"),
-            (['"HOST" = { key = [] }'], "key is not supported here"),
+            (['"HOST" = { key = [] }'], "unknown key 'key'"),
             (['"not a host" = "any"'], "is not HOST"),
         ],
     )

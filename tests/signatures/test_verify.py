@@ -159,7 +159,9 @@ class TestRefused:
         assert result.code == 5
         document: dict[str, Any] = json.loads(result.out)
         assert document["ok"] is False
-        signatures = {item["name"]: item.get("signature") for item in document["images"]}
+        assert [item["name"] for item in document["damagedImages"]] == ["other:1"]
+        images = [*document["images"], *document["damagedImages"]]
+        signatures = {item["name"]: item.get("signature") for item in images}
         assert signatures["app:1"] == {"keys": [str(trusted.path)], "names": ["elsewhere.example.com/app"]}
         assert signatures["other:1"] == {"problem": "it has no signature"}
         assert signatures[cosign_tag(image)] is None

@@ -13,7 +13,9 @@ from ocistream.notices import set_listener
 from tests.http_doubles import CountingRegistry, QuickTransport
 
 # On a busy machine an example takes as long as it takes: no test asserts a time.
-settings.register_profile("untimed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "untimed", settings.default, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("untimed")
 
 

@@ -6,14 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.errors import (
-    InvalidNameError,
-    UnsupportedError,
-)
+from ocistream.errors import InvalidNameError, UnsupportedError
 from ocistream.locations import Location, parse_location
 from ocistream.oci.reference import parse_reference
-from tests.archives import items_of, tar_of
-from tests.images import Layout, small_image, two_platforms
 
 
 class TestParsing:
@@ -83,13 +78,3 @@ class TestParsing:
         with pytest.raises(UnsupportedError, match="not supported") as caught:
             parse_location(text)
         assert caught.value.exit_code == 8
-
-
-@pytest.fixture
-def archive(layout: Layout, tmp_path: Path) -> Path:
-    """Return an archive of two images, v1 and v2."""
-    small_image(layout, name="v1")
-    two_platforms(layout, name="v2")
-    path = tmp_path / "images.tar"
-    path.write_bytes(tar_of(items_of(layout)))
-    return path

@@ -21,7 +21,7 @@ from ocistream.cli.settings import (
     warn_unused_variables,
 )
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
-from ocistream.locations import has_registry
+from ocistream.locations import is_missing_image, parse_location
 from ocistream.oci.reference import parse_reference, parse_registry, printable
 from ocistream.streams import paths
 
@@ -39,8 +39,22 @@ _NUMBER_TYPES: Final = (type(click.INT), type(click.FLOAT))
 _CONFIGURABLE_COMMANDS: Final = tuple(name for name in COMMANDS if name != "config")
 
 
+class _Action(click.Choice[str]):
+    """Whether to show or to check; an error names the command that prints the config of an image, as `crane config`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the action."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            msg = f"{printable(str(value))!r} is neither show nor check"
+            raise UsageError(
+                msg, hint="`ocistream inspect --raw-config IMAGE` prints the config of an image"
+            ) from error
+
+
 @command
-@click.argument("action", type=click.Choice(["show", "check"]))
+@click.argument("action", type=_Action(["show", "check"]))
 @click.argument("of", metavar="[COMMAND|IMAGE|FILE]", required=False, type=FilePath())
 @json_option("Print one JSON document.")
 @options(RunOptions, "config")
@@ -65,7 +79,7 @@ def config(context: CommandContext, *, action: str, of: str | None, as_json: boo
             raise UsageError(msg)
         _check_file(console, of, config_file)
         return
-    if of is not None and has_registry(of):
+    if of is not None and is_missing_image(parse_location(of, bare_is_path=True)):
         rule = context.load_trust_policy().find(_repository_of(of))
         setting = {"trust": None if rule is None else {rule.prefix: _trust_value(rule)}}
         click.echo(json.dumps(setting, indent=2) if as_json else "\n".join(_format_trust(rule)))

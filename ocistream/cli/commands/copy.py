@@ -58,20 +58,22 @@ if TYPE_CHECKING:
     help="Program for --via to run: a name, a path, or `python3 -m ocistream`.",
 )
 @options(CopyOptions, "no_referrers", "require_signature")
-@compression_options("Stdout needs temporary disk space.")
+@compression_options("To stdout, it needs temporary disk space.")
 @upload_options
 @credential_options
 @side_options
 @options(RunOptions, "memory", "cache")
 @transfer_options
-@dry_run_option("Print what would be copied, in bytes; change nothing.")
+@dry_run_option("Print the images and bytes that would be copied; change nothing.")
 def copy(
     context: CommandContext, source: str, destination: str, *, via: str | None, via_program: str, dry_run: bool
 ) -> None:
     """Copy images between registries, layouts and archives.
 
-    SRC and DST are images, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]` or paths. Blobs
-    are mounted within one registry. Uncompressed layers of a docker-archive become gzip.
+    SRC and DST are images, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]` or paths. A word
+    is a path if it starts with /, ./, ../ or ~/, ends in / or .tar (or .tgz, .tar.gz, .tar.zst), or exists.
+
+    Blobs are mounted within one registry. Uncompressed layers of a docker-archive become gzip.
 
     Options of a registry, such as --plain-http, apply to both sides; those with --src- or --dest- override them for one
     side.

@@ -14,7 +14,7 @@ from ocistream.api.options import SELECTION, SELECTS_CONTENT, CopyOptions
 from ocistream.cli.options import Option, RunOptions, command, credential_options, network_options, options
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
-from ocistream.locations import Selection
+from ocistream.layout.image_selection import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -67,7 +67,7 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
     if context.copy.mount_from and among is None:
         msg = "--mount-from needs --among"
         raise UsageError(msg, hint="without --among, name the other repositories too: ocistream have REPO REPO")
-    context.check_credentials({location.reference.registry for location in parsed if location.reference})
+    context.credentials.check_registries({location.reference.registry for location in parsed if location.reference})
     with _open_holdings(context, parsed, writes=among is not None) as stores:
         partial_blobs: Mapping[str, int] = {}
         if among is None:

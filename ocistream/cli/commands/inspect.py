@@ -107,7 +107,7 @@ def inspect(
         msg = "Missing argument 'LOCATION'."
         raise UsageError(msg, hint="--config is the configuration file; --raw-config prints the config of an image")
     if as_json + raw + raw_config + (output_format is not None) > 1:
-        msg = "--json, --format, --raw and --raw-config exclude each other"
+        msg = "use one of --json, --format, --raw and --raw-config, not several"
         raise UsageError(msg, hint="use one of them")
     kind = "json" if as_json else "text" if output_format is None else output_format
     template = None if kind in FORMATS else parse_template(kind)
@@ -167,14 +167,12 @@ def _write_document(document: dict[str, Any], kind: str, title: str) -> None:
 
 
 def _write_raw(content: bytes) -> None:
-    """Write the bytes to stdout, unless it is closed; to a terminal, without characters that control it."""
-    if sys.stdout is None:
-        return
+    """Write the bytes to stdout; to a terminal, without characters that control it."""
     if sys.stdout.isatty():
         for line in content.decode(errors="replace").splitlines():
             click.echo(sanitize_line(line))
         return
-    sys.stdout.buffer.write(content)
+    click.echo(content, nl=False)
 
 
 def _format_lines(document: Mapping[str, Any]) -> Iterator[str]:

@@ -55,9 +55,10 @@ def login(context: CommandContext, registry: str) -> None:
     username = context.registry.username or os.environ.get("OCISTREAM_USERNAME") or _prompt("Username: ")
     secret = option_password or os.environ.get("OCISTREAM_PASSWORD") or _prompt("Password: ", secret=True)
     credential = Credential(username, secret, source="the given user name and password")
-    _check_credential(context, host, credential)
+    is_checked = _check_credential(context, host, credential)
     store = keychain.save(host, credential)
-    context.console.info(f"logged in to {host}; the credential is stored in {store}")
+    result = f"logged in to {host}" if is_checked else f"{host} does not ask for credentials: nothing was checked"
+    context.console.info(f"{result}; the credential is stored in {store}")
 
 
 @command
@@ -85,11 +86,20 @@ def _open_keychain(context: CommandContext) -> Keychain:
     return Keychain(os.environ, home=find_home(os.environ), auth_file=(Path(path), "--authfile") if path else None)
 
 
-def _check_credential(context: CommandContext, host: str, credential: Credential) -> None:
-    """Try the credential; raise AuthenticationError if the registry refuses it."""
+def _check_credential(context: CommandContext, host: str, credential: Credential) -> bool:
+    """Try the credential; return whether the registry asked for it.
+
+    Raise AuthenticationError if the registry refuses the credential.
+    """
+    asked: list[str] = []
+
+    def find(registry: str, _repository: str) -> Credential | None:
+        asked.append(registry)
+        return credential if registry == host else None
+
     options = replace(context.options, retries=_RETRIES)
     client = RegistryAccess(options, os.environ, context.load_rules).create_client(
-        lambda registry, _: credential if registry == host else None,
+        find,
         plain_http=context.registry.plain_http,
         tls=context.registry.tls_settings(options.cert_dir),
         use_certs_d=not options.cert_dir,
@@ -100,10 +110,11 @@ def _check_credential(context: CommandContext, host: str, credential: Credential
         client.request(endpoint, "GET", f"{endpoint.url}/v2/").drain()
     except AuthenticationError as error:
         msg = f"{host} refused the user name or the password"
-        hint = f"check the spelling; many registries expect a token instead of the password ({error.message})"
+        hint = "check the user name and password; many registries expect an access token instead of the password"
         raise AuthenticationError(msg, hint=hint) from error
     finally:
         client.close()
+    return host in asked
 
 
 def _prompt(prompt: str, *, secret: bool = False) -> str:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ocistream import limits
 from ocistream.api.copy_plan import plan_copy
 from ocistream.api.options import FOR_ONE_RUN, OUTPUT, SELECTION, SELECTS_CONTENT, CopyOptions
-from ocistream.cli.image_lists import read_image_list
 from ocistream.cli.options import (
     OmissionOptions,
     Option,
@@ -26,7 +26,7 @@ from ocistream.cli.options import (
 from ocistream.cli.parameter_types import FilePath, WholeNumber, parse_image
 from ocistream.cli.standard_streams import resolve_stdout
 from ocistream.cli.transfers import run_plan
-from ocistream.errors import UsageError
+from ocistream.errors import InvalidNameError, UsageError
 from ocistream.locations import Location, parse_local_location
 from ocistream.oci.reference import printable
 from ocistream.streams import paths
@@ -78,18 +78,18 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
     metavar="N",
     no_default=FOR_ONE_RUN,
     section=OUTPUT,
-    help="Write the archive to stdout from byte N on, to resume a broken pipe.",
+    help="Write the archive to stdout from byte N on, to append to a partly received copy.",
 )
 @options(CopyOptions, "split")
 @platform_option("this machine's")
 @all_platforms_option
 @options(OmissionOptions)
 @options(CopyOptions, "no_referrers", "require_signature")
-@compression_options("Stdout needs temporary disk space.")
+@compression_options("To stdout, it needs temporary disk space.")
 @credential_options
 @options(RunOptions, "memory", "cache")
 @transfer_options
-@dry_run_option("Print what would be copied, in bytes; change nothing.")
+@dry_run_option("Print the images and bytes that would be copied; change nothing.")
 def pull(
     context: CommandContext,
     sources: tuple[str, ...],
@@ -119,7 +119,7 @@ def pull(
         msg = "only one list can come from stdin"
         raise UsageError(msg, hint="write the other one into a file")
     for path in lists:
-        images += read_image_list(context, path, _OUTPUT_HINT)
+        images += _read_image_list(context, path)
     destination = parse_output(output, kind)
     if destination.is_stream and destination.kind == "oci":
         msg = "cannot write a layout directory to stdout"
@@ -154,3 +154,48 @@ def check_from_byte(location: Location, split: int) -> None:
     if location.kind == "oci" or not (location.is_stream or is_special):
         msg = "--from-byte writes the rest of an archive to stdout"
         raise UsageError(msg, hint="files and layouts resume by themselves: re-run the command without --from-byte")
+
+
+def _read_image_list(context: CommandContext, path: str) -> list[Location]:
+    """Return the images of a list in a file or on stdin (`-`), as k3s and RKE2 publish them: one image per line.
+
+    Raises:
+        UsageError: a line is malformed, the list is empty or too long, or stdin is unusable.
+        NotFoundError, LocalDiskError: the file cannot be read.
+    """
+    label = "the list on stdin" if path == "-" else printable(path, 1024)
+    images: list[Location] = []
+    with context.open_list(path) as file:
+        number = 0
+        while raw := file.readline(limits.MAX_IMAGE_LIST_LINE + 1):
+            number += 1
+            if len(raw) > limits.MAX_IMAGE_LIST_LINE or number > limits.MAX_IMAGE_LIST_LINES:
+                msg = f"{label}, line {number}: this is not a list of images"
+                raise UsageError(msg, hint="write one image per line")
+            text = _parse_line(raw, f"{label}, line {number}", first=number == 1)
+            if text:
+                images.append(_parse_list_item(text, f"{label}, line {number}"))
+    if not images:
+        msg = f"{label} has no images" if number else f"{label} is empty"
+        raise UsageError(msg, hint="write one image per line")
+    return images
+
+
+def _parse_line(raw: bytes, where: str, *, first: bool) -> str:
+    """Return the line without its comment; "" if nothing is left."""
+    try:
+        line = raw.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        msg = f"{where}: this is not text in UTF-8"
+        raise UsageError(msg, hint="write one image per line") from error
+    return line.partition("#")[0].strip()
+
+
+def _parse_list_item(text: str, where: str) -> Location:
+    if len(text.split()) > 1:
+        msg = f"{where}: {printable(text)!r} is more than one image name"
+        raise InvalidNameError(msg, hint="write one image per line")
+    try:
+        return Location("docker", text, reference=parse_image(text, _OUTPUT_HINT))
+    except InvalidNameError as error:
+        raise InvalidNameError(f"{where}: {error.message}", hint=error.hint) from error

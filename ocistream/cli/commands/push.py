@@ -68,18 +68,18 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
 @platform_option("all")
 @all_platforms_option
 @options(CopyOptions, "no_referrers", "require_signature")
-@compression_options("`docker save` layers become gzip.")
+@compression_options("Layers of `docker save` become gzip.")
 @upload_options
 @credential_options
 @transfer_options
-@dry_run_option("Print what would be copied, in bytes; change nothing.")
+@dry_run_option("Print the images and bytes that would be copied; change nothing.")
 def push(
     context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, ...], prefix: str | None, *, dry_run: bool
 ) -> None:
     """Push the images of an archive to a registry.
 
     Blobs that the registry has are not sent. Manifests and tags are pushed last. Re-run an interrupted push to resume
-    it. Volumes (`pull --split`) may come in any order, together or one after the other.
+    it. Push volumes (`pull --split`) together in any order, or one by one in the order of their numbers.
 
     \b
     ssh build ocistream pull app:2 | ocistream push localhost:5000/app:2
@@ -90,7 +90,7 @@ def push(
     image = arguments[0] if arguments else None
     if (image is None) == (prefix is None):
         both = image is not None
-        msg = "IMAGE and --to exclude each other" if both else "push needs a destination: IMAGE or --to HOST[/PREFIX]"
+        msg = "use either IMAGE or --to, not both" if both else "push needs a destination: IMAGE or --to HOST[/PREFIX]"
         hint = "IMAGE (HOST/REPOSITORY:TAG) names one image; with --to, each image keeps its name from the archive"
         raise UsageError(msg, hint=hint)
     archives = [location for path in paths or ("-",) for location in _expand_glob(parse_local_location(path))]
@@ -123,7 +123,9 @@ def _check_arguments(arguments: Sequence[str], paths: Sequence[str], prefix: str
         raise UsageError(msg, hint=hint)
     if len(images) > 1:
         msg = f"push takes one IMAGE, but {printable(images[1])!r} is a second one"
-        raise UsageError(msg, hint="push reads archives: `ocistream copy SRC DST` copies from a registry to another")
+        raise UsageError(
+            msg, hint="run push once for each destination; `ocistream copy SRC DST` copies between registries"
+        )
 
 
 def _expand_glob(location: Location) -> list[Location]:

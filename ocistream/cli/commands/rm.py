@@ -11,7 +11,7 @@ from ocistream.cli.options import Option, command, credential_options, dry_run_o
 from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.report import format_result_line
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
-from ocistream.locations import parse_location, path_of
+from ocistream.locations import layout_path_of, parse_location
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.sizes import format_count
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocistream.cli.context import CommandContext
-    from ocistream.locations import Location
     from ocistream.oci.reference import Reference
 
 
@@ -58,8 +57,11 @@ def rm(context: CommandContext, texts: tuple[str, ...], *, by_digest: bool, dry_
     if by_digest:
         msg = "--by-digest is for images in a registry"
         raise UsageError(msg, hint="in a layout, a digest removes all names of the image")
+    if location.reference is not None:
+        msg = f"{printable(location.text)}: no such directory"
+        raise NotFoundError(msg, hint="an image in a registry needs a tag or a digest: HOST/REPO:TAG")
     names = texts[1:] if location.name is None else (location.name, *texts[1:])
-    _remove_from_layout(context, _parse_layout_path(location), names, dry_run=dry_run)
+    _remove_from_layout(context, layout_path_of(location), names, dry_run=dry_run)
 
 
 def _parse_image(text: str) -> Reference:
@@ -70,16 +72,6 @@ def _parse_image(text: str) -> Reference:
         raise InvalidNameError(msg, hint="write HOST/REPO:TAG or HOST/REPO@DIGEST")
     # Only a tag that was written is deleted.
     return parse_reference(text, default_tag=False)
-
-
-def _parse_layout_path(location: Location) -> Path:
-    if location.reference is not None:
-        msg = f"{printable(location.text)}: no such directory"
-        raise NotFoundError(msg, hint="an image in a registry needs a tag or a digest: HOST/REPO:TAG")
-    if location.kind not in {"path", "oci"} or location.is_stream:
-        msg = f"{printable(location.text)} is an archive, which is never changed"
-        raise UsageError(msg, hint="name a layout directory, or an image in a registry")
-    return path_of(location)
 
 
 def _remove_from_layout(context: CommandContext, path: Path, names: Sequence[str], *, dry_run: bool) -> None:
@@ -108,7 +100,7 @@ def _remove_from_registries(
     from ocistream.registry.deletion import ImageDeleter
 
     registries = {reference.registry for reference in references}
-    context.check_credentials(registries)
+    context.credentials.check_registries(registries)
     open_context = context.build_open_context(registries=registries)
     for reference in references:
         open_context.check_push(reference)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-import threading
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,7 @@ from ocistream.cli.registry_options import TLS, RegistryOptions
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.forced_exit import delayed_exit
 from ocistream.http.origins import is_loopback
-from ocistream.locations import check_path_kind, is_archive_name, parse_local_location, path_of
+from ocistream.locations import archive_kind_of, check_path_kind, is_archive_name, parse_local_location, path_of
 from ocistream.oci.reference import printable
 from ocistream.sizes import format_count
 from ocistream.streams import files, paths
@@ -43,6 +42,7 @@ _STOP_TIMEOUT: Final = 6.0
 _DEFAULT_ADDRESS: Final = "127.0.0.1:5000"
 _MAX_LOGGED: Final = 2000
 _MAX_PORT: Final = 65535
+_MAX_PORT_DIGITS: Final = 5
 _PATH_TYPE: Final = click.Path(path_type=Path)
 
 
@@ -95,7 +95,8 @@ def serve(
     """Serve PATH as a registry: a layout directory for pull and push (default: .), an archive for pull.
 
     Without a password, it listens only on loopback. Stop it with SIGINT or SIGTERM. The first line on stdout is the
-    address, where a browser shows a page about the images. If PATH does not exist, an empty layout is created.
+    address, where a browser shows a page about the images. A missing directory is created as an empty layout; a missing
+    archive is an error.
 
     \b
     ocistream serve images/     # docker push localhost:5000/app:1
@@ -109,6 +110,8 @@ def serve(
     console = context.console
     address = _parse_address(listen)
     location = _parse_served_location(location_text)
+    path = path_of(location)
+    is_new = not paths.exists(path)
     auth = _build_basic_auth(context)
     tls = _build_tls_context(tls_cert, tls_key)
     # A note, not an error: a proxy or a tunnel may add TLS.
@@ -124,15 +127,17 @@ def serve(
     with ExitStack() as stack:
         log = _build_request_log(console, access_log, stack)
         registry = Registry(
-            path_of(location),
+            path,
             address=address,
             read_only=read_only,
             log=log,
             auth=auth,
             tls=tls,
-            as_docker=location.kind == "docker-archive",
+            kind=archive_kind_of(location),
         )
         stack.callback(registry.stop)
+        if is_new:
+            console.info(f"created an empty layout in {printable(str(path), 1024)}")
         for line in registry.operator_notices():
             console.info(line)
         click.echo(registry.host)
@@ -144,9 +149,13 @@ def serve(
 
 def _parse_address(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > _MAX_PORT:
-        msg = f"malformed address {listen!r}"
-        raise UsageError(msg, hint="write HOST:PORT, such as 127.0.0.1:5000 or [::1]:5000")
+    hint = "write HOST:PORT, such as 127.0.0.1:5000 or [::1]:5000"
+    if not host or not port.isascii() or not port.isdigit():
+        msg = f"malformed address {printable(listen)!r}"
+        raise UsageError(msg, hint=hint)
+    if len(port) > _MAX_PORT_DIGITS or int(port) > _MAX_PORT:
+        msg = f"malformed address {printable(listen)!r}: the port is not from 0 to {_MAX_PORT}"
+        raise UsageError(msg, hint=hint)
     return host.strip("[]"), int(port)
 
 
@@ -217,7 +226,7 @@ def _build_request_log(console: Console, path: Path | None, stack: ExitStack) ->
     access: AccessLog | None = None
     if path is not None:
         target_path = None if str(path) == "-" else path
-        access = AccessLog(target_path, as_json=console.as_json, report=console.info)
+        access = AccessLog(target_path, console)
         stack.callback(access.close)
 
     def log(entry: AccessLogEntry) -> None:
@@ -246,13 +255,14 @@ _MONTHS: Final = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep",
 
 
 class AccessLog:
-    """Writes a line per request to a file or to stderr. Safe for several threads."""
+    """Writes a line per request to a file or to stderr. Safe for several threads.
 
-    def __init__(self, path: Path | None, *, as_json: bool, report: Callable[[str], None]) -> None:
-        """Append to `path`, None for stderr. `report` is called once, if the log cannot be written any more."""
-        self._as_json = as_json
-        self._report = report
-        self._lock = threading.Lock()
+    If the log cannot be written any more, the console shows one message.
+    """
+
+    def __init__(self, path: Path | None, console: Console) -> None:
+        """Append to `path`, None for stderr."""
+        self._console = console
         self._failed = False
         if path is None:
             self._descriptor = os.dup(sys.stderr.fileno())
@@ -268,14 +278,14 @@ class AccessLog:
 
     def write(self, entry: AccessLogEntry) -> None:
         """Write the line of a request; a failure does not stop the request."""
-        line = (_format_json_line(entry) if self._as_json else _format_common_line(entry)).encode() + b"\n"
-        with self._lock:
+        line = (_format_json_line(entry) if self._console.as_json else _format_common_line(entry)).encode() + b"\n"
+        with self._console.writing:
             try:
                 while line:
                     line = line[os.write(self._descriptor, line) :]
             except OSError as error:
                 if not self._failed:
-                    self._report(f"cannot write the access log: {error.strerror}")
+                    self._console.info(f"cannot write the access log: {error.strerror}")
                 self._failed = True
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ocistream.auth.credentials import Keychain
     from ocistream.cli.context import CommandContext
     from ocistream.locations import OpenContext
-    from ocistream.sync.plan import Login, Shard, SyncLocation, SyncPlan
+    from ocistream.sync.plan import Login, Shard, SyncPlan
     from ocistream.sync.run import SyncResult
 
 _SYNC_FILE: Final = "the sync file"
@@ -47,7 +47,7 @@ _REPORT_TIMEOUT: Final = 5.0
 
 @command
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@dry_run_option("Print what would be copied, in bytes; write nothing.")
+@dry_run_option("Print the images and bytes that would be copied; change nothing.")
 @click.option(
     "--shard",
     "part",
@@ -81,22 +81,20 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     _report_unused_tables(context, plan)
     _warn_unused_variables(context, plan)
     result = context.options.result
-    context.check_result_path(
-        *(sync_location.location for entry in plan.entries for sync_location in (entry.source, *entry.destinations))
-    )
+    context.check_result_path(*(sync_location.location for sync_location in plan.sync_locations))
     if result is not None:
         if real_path(result) == real_path(file):
             msg = f"--result {printable(str(result), 1024)} is the sync file itself"
             raise UsageError(msg, hint="name another file: this one would be overwritten")
         check_result_writable(result)
     policy = context.load_trust_policy()
-    open_contexts = _OpenContexts(context, plan)
+    open_contexts = _build_open_contexts(context, plan)
     reporter = _OutcomeReporter(context, dry_run=dry_run, keeps=result is not None)
     is_complete = False
     try:
         with show_progress(context.options.progress, context.console) as observer:
             run = SyncRun(
-                open_contexts,
+                lambda sync_location: open_contexts[sync_location.login],
                 reporter,
                 jobs=context.options.jobs,
                 prefetch_memory=context.options.prefetch_memory,
@@ -121,10 +119,9 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
 
 def _report_unused_tables(context: CommandContext, plan: SyncPlan) -> None:
     """Print with -v which tables are for registries that no entry names: mirrors, or misspelt names."""
-    locations = (sync_location for entry in plan.entries for sync_location in (entry.source, *entry.destinations))
     named_registries = {
         sync_location.location.reference.registry.lower()
-        for sync_location in locations
+        for sync_location in plan.sync_locations
         if sync_location.location.reference
     }
     for host in plan.registries:
@@ -138,13 +135,7 @@ def _warn_unused_variables(context: CommandContext, plan: SyncPlan) -> None:
         return
     from ocistream.cli.settings import find_credential_variables, read_configuration_file, warn_unused_variables
 
-    logins = [
-        sync_location.login
-        for entry in plan.entries
-        for sync_location in (entry.source, *entry.destinations)
-        if sync_location.login
-    ]
-    used_variables = {login.password_env for login in logins}
+    used_variables = {location.login.password_env for location in plan.sync_locations if location.login}
     sources = [rule.credentials for rule in plan.registries.values() if rule.credentials]
     used_variables |= {
         f"{source.name}_{word}" for source in sources if source.kind == "env" for word in ("USERNAME", "PASSWORD")
@@ -160,61 +151,49 @@ def _warn_unused_variables(context: CommandContext, plan: SyncPlan) -> None:
             context.console.info(f'{prefix}: give each registry its credentials in [registry."HOST"] of the sync file')
 
 
-class _OpenContexts:
-    """The open context of each location: one set of connections for each login of the file.
+def _build_open_contexts(context: CommandContext, plan: SyncPlan) -> dict[Login | None, OpenContext]:
+    """Return the open context of each login of the file: one set of connections, which all images share."""
+    registries: dict[Login | None, set[str]] = {}
+    for sync_location in plan.sync_locations:
+        login_registries = registries.setdefault(sync_location.login, set())
+        if sync_location.location.reference is not None:
+            login_registries.add(sync_location.location.reference.registry)
+    hint = build_sync_hint_translator(context.registry)
+    # Secrets are read before any copy, so a variable that is not set is reported at once.
+    return {
+        login: context.build_open_context(
+            build_keychain=functools.partial(_build_keychain, context, login, _read_secret(login), named), hint=hint
+        )
+        for login, named in registries.items()
+    }
 
-    All images share the connections and tokens.
+
+def _build_keychain(context: CommandContext, login: Login | None, secret: str, registries: Collection[str]) -> Keychain:
+    """Build the keychain of a login: its credential is for the `registries` the file uses it with.
+
+    A mirror of such a registry gets its own credential, if it has one.
     """
+    from ocistream.auth.credentials import Credential, Keychain
+    from ocistream.auth.docker_config import with_named_source
 
-    def __init__(self, context: CommandContext, plan: SyncPlan) -> None:
-        self._context = context
-        registries: dict[Login | None, set[str]] = {}
-        for entry in plan.entries:
-            for sync_location in (entry.source, *entry.destinations):
-                login_registries = registries.setdefault(sync_location.login, set())
-                if sync_location.location.reference is not None:
-                    login_registries.add(sync_location.location.reference.registry)
-        # Secrets are read before any copy, so a variable that is not set is reported at once.
-        self._contexts = {
-            login: self._build_context(login, _read_secret(login), registries_of_login)
-            for login, registries_of_login in registries.items()
-        }
-
-    def __call__(self, sync_location: SyncLocation) -> OpenContext:
-        return self._contexts[sync_location.login]
-
-    def _build_context(self, login: Login | None, secret: str, registries: Collection[str]) -> OpenContext:
-        build_keychain = functools.partial(self._build_keychain, login, secret, registries)
-        return self._context.build_open_context(
-            build_keychain=build_keychain, hint=build_sync_hint_translator(self._context.registry)
-        )
-
-    def _build_keychain(self, login: Login | None, secret: str, registries: Collection[str]) -> Keychain:
-        """Return the keychain of a login: its credential is for the `registries` the file uses it with.
-
-        A mirror of such a registry gets its own credential, if it has one.
-        """
-        from ocistream.auth.credentials import Credential, Keychain
-        from ocistream.auth.docker_config import with_named_source
-
-        auth_file = self._context.credentials.find_auth_file("")
-        credential: Credential | None = None
-        # A user name without a registry (OCISTREAM_USERNAME) is for none of the file's registries.
-        named: Collection[str] = ()
-        if login is not None and login.auth_file is not None:
-            auth_file = login.auth_file, _SYNC_FILE
-        elif login is not None:
-            source = login.password_env or str(login.password_file)
-            credential = with_named_source(Credential(login.username, secret, source=source), _SYNC_FILE)
-            named = registries
-        return Keychain(
-            dict(os.environ),
-            home=find_home(os.environ),
-            explicit=credential,
-            named=named,
-            configured=self._context.access.rules().credentials,
-            auth_file=auth_file,
-        )
+    auth_file = context.credentials.find_auth_file("")
+    credential: Credential | None = None
+    # A user name without a registry (OCISTREAM_USERNAME) is for none of the file's registries.
+    named: Collection[str] = ()
+    if login is not None and login.auth_file is not None:
+        auth_file = login.auth_file, _SYNC_FILE
+    elif login is not None:
+        source = login.password_env or str(login.password_file)
+        credential = with_named_source(Credential(login.username, secret, source=source), _SYNC_FILE)
+        named = registries
+    return Keychain(
+        dict(os.environ),
+        home=find_home(os.environ),
+        explicit=credential,
+        named=named,
+        configured=context.access.rules().credentials,
+        auth_file=auth_file,
+    )
 
 
 def _read_secret(login: Login | None) -> str:

@@ -23,7 +23,7 @@ from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.progress import show_progress
 from ocistream.cli.report import format_result_line
 from ocistream.errors import OcistreamError
-from ocistream.locations import has_registry, parse_location
+from ocistream.locations import is_missing_image, parse_location
 from ocistream.oci.omitted_blobs import VOLUME, group_by_reason
 from ocistream.oci.reference import printable
 from ocistream.sizes import format_count, format_size
@@ -81,9 +81,9 @@ def verify(
     from ocistream.api.verification import open_locations, verify_source
 
     paths = paths or ("-",)
-    locations = [parse_location(path, bare_is_path=not has_registry(path)) for path in paths]
+    locations = [parse_location(path, bare_is_path=True) for path in paths]
+    locations = [parse_location(item.text) if is_missing_image(item) else item for item in locations]
     registries = {location.reference.registry for location in locations if location.reference}
-    context.check_credentials(registries)
     max_ratio = context.copy.max_ratio
     with contextlib.ExitStack() as stack:
         if as_json:
@@ -146,8 +146,23 @@ def _format_lines(result: VerifyResult) -> Iterator[str]:
     for index in findings.incomplete:
         name = printable(index.name or index.digest)
         yield from _limit_lines([f"not exported: {printable(missing)} of {name}" for missing in index.missing])
-    verdict = "ok" if result.ok else "NOT ok"
+    verdict = "NOT ok"
+    if result.ok:
+        reasons = _describe_absent(result)
+        verdict = f"ok, but incomplete ({', '.join(reasons)})" if reasons else "ok"
     yield f"{verdict}: {result.format}, {', '.join(_format_counts(result))}"
+
+
+def _describe_absent(result: VerifyResult) -> list[str]:
+    """Return what other volumes, or the destination, have instead of the archive."""
+    reasons: list[str] = []
+    if result.volumes and result.volumes.absent_names:
+        reasons.append(_number_volumes(result.volumes))
+    is_omitted = result.findings.graph.omitted_from_source
+    count = sum(not result.volumes or is_omitted[blob.digest].kind != VOLUME for blob in result.findings.omitted)
+    if count:
+        reasons.append(f"{format_count(count, 'blob')} omitted")
+    return reasons
 
 
 def _format_counts(result: VerifyResult) -> list[str]:
@@ -164,7 +179,7 @@ def _format_counts(result: VerifyResult) -> list[str]:
     if findings.unpacked:
         parts.append(f"{format_count(findings.unpacked, 'layer')} unpacked")
     if findings.parts:
-        parts.append(f"{format_count(findings.parts, 'part')} of blobs")
+        parts.append(format_count(findings.parts, "part of a split blob", "parts of split blobs"))
     if result.other_files:
         parts.append(format_count(result.other_files, "other file"))
     return parts
@@ -176,11 +191,16 @@ def _limit_lines(lines: list[str]) -> Iterator[str]:
         yield f"... and {len(lines) - _MAX_LINES} more"
 
 
+def _number_volumes(volumes: VolumeSet) -> str:
+    """Return the numbers of the volumes, counted from 1."""
+    numbers = ", ".join(str(volume.number + 1) for volume in volumes.present)
+    return f"{'volume' if len(volumes.present) == 1 else 'volumes'} {numbers} of {volumes.present[0].total}"
+
+
 def _format_volumes(volumes: VolumeSet) -> str:
     """Return the volumes as a line for people."""
-    present, total = volumes.present, volumes.present[0].total
-    numbers = ", ".join(str(volume.number + 1) for volume in present)
-    description = str(present[0]) if len(present) == 1 else f"volumes {numbers} of {total}"
+    present = volumes.present
+    description = str(present[0]) if len(present) == 1 else _number_volumes(volumes)
     if not volumes.absent_names:
         return f"{description}: all volumes"
     more_text = f" and {len(volumes.absent_names) - _MAX_NAMES} more" if len(volumes.absent_names) > _MAX_NAMES else ""

@@ -10,6 +10,7 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -23,9 +24,10 @@ from ocistream.archive.docker_destination import DockerArchiveDestination
 from ocistream.archive.file_source import ArchiveFileSource
 from ocistream.archive.outputs import open_file_output
 from ocistream.archive.stream_source import ArchiveStreamSource
-from ocistream.archive.tar import TarReader
+from ocistream.archive.tar_reader import TarReader
 from ocistream.errors import ArchiveError, OcistreamError
 from ocistream.layout.destination import LayoutDestination
+from ocistream.layout.image_selection import ALL_IMAGES, Selection
 from ocistream.layout.index import select_every_image, select_existing_images, select_named_images, select_only_image
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import parse_platform
@@ -72,7 +74,7 @@ def _files(folder: Path) -> Iterator[Check]:
     def check(data: bytes) -> None:
         path.write_bytes(data)
         if not is_compressed(path):
-            _verified(ArchiveFileSource(path, **_options(data)))
+            _verified(ArchiveFileSource(path, _selection(data)))
 
     yield check
 
@@ -81,20 +83,20 @@ def _files(folder: Path) -> Iterator[Check]:
 def _pipes(_: Path) -> Iterator[Check]:
     def check(data: bytes) -> None:
         file = decompress_input(io.BytesIO(data), "the archive on stdin", limits.MAX_RATIO)
-        _verified(ArchiveStreamSource(file, **_options(data)))
+        _verified(ArchiveStreamSource(file, _selection(data)))
 
     yield check
 
 
-def _options(data: bytes) -> dict[str, Any]:
+def _selection(data: bytes) -> Selection:
     """Return how a source is opened: in any of the ways that the command line knows, the same for the same input."""
     chance = Random(zlib.crc32(data))
     arm = parse_platform("linux/arm64")
-    return {
-        "include_unneeded": chance.random() < 0.5,
-        "referrers": chance.choice(("copy", "copy", "list", "skip")),
-        "platforms": chance.choice((ALL_PLATFORMS, ALL_PLATFORMS, PlatformChoice((arm,)))),
-        "select": chance.choice(
+    return Selection(
+        all_blobs=chance.random() < 0.5,
+        referrers=chance.choice(("copy", "copy", "list", "skip")),
+        platforms=chance.choice((ALL_PLATFORMS, ALL_PLATFORMS, PlatformChoice((arm,)))),
+        select=chance.choice(
             (
                 select_every_image,
                 select_every_image,
@@ -103,7 +105,7 @@ def _options(data: bytes) -> dict[str, Any]:
                 select_named_images(["app:1"]),
             )
         ),
-    }
+    )
 
 
 def _verified(source: Source) -> None:
@@ -152,18 +154,18 @@ def _written(folder: Path) -> Iterator[Check]:
     def check(data: bytes) -> None:
         path.write_bytes(data)
         target.unlink(missing_ok=True)
-        options = {**_options(data), "include_unneeded": False}
+        selection = replace(_selection(data), all_blobs=False)
         kind = DockerArchiveDestination if data.count(b"5") % 2 else ArchiveDestination
         try:
             with (
-                contextlib.closing(ArchiveFileSource(path, **options)) as source,
+                contextlib.closing(ArchiveFileSource(path, selection)) as source,
                 contextlib.closing(kind(open_file_output(target))) as sink,
             ):
                 copy(source, sink)
         except OcistreamError:
             assert not target.exists(), "something is left"
             raise
-        with contextlib.closing(ArchiveFileSource(target, include_unneeded=True)) as source:
+        with contextlib.closing(ArchiveFileSource(target, replace(ALL_IMAGES, all_blobs=True))) as source:
             findings = verify(source)
         assert not findings.failures, "what was written is wrong"
         assert not findings.unreferenced, "something is there that nobody needs"
@@ -333,7 +335,7 @@ def _layouts(folder: Path) -> Iterator[Check]:
         _unpack(data, path)
         before = _seen(path)
         try:
-            _verified(LayoutSource(path, **_options(data)))
+            _verified(LayoutSource(path, _selection(data)))
             _into_layout(LayoutSource(path), target)
             with contextlib.closing(LayoutSource(path)) as source, contextlib.closing(LayoutDestination(path)) as sink:
                 copy(source, sink)

@@ -19,7 +19,7 @@ from ocistream.auth.authenticator import Authenticator
 from ocistream.auth.docker_config import AuthFile, Credential, check_storable, encode_entry
 from ocistream.auth.tokens import TokenRequest, TokenResponse, parse_challenges
 from ocistream.errors import ArchiveError, OcistreamError, UsageError
-from ocistream.layout.index import build_index_json, build_roots, check_layout_file, parse_index_entries
+from ocistream.layout.index import build_index_json, build_roots, check_layout_file, parse_index_json
 from ocistream.oci.descriptor import ACCEPTED_TYPES, UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import (
@@ -161,7 +161,7 @@ def _documents(_: Path) -> Iterator[Check]:
         first: OcistreamError | None = None
         for read in (
             lambda: parse_document(Descriptor(kind, compute_digest(raw), len(raw)), raw),
-            lambda: _rewritten(parse_index_entries(raw)),
+            lambda: _rewritten(parse_index_json(raw).entries),
             lambda: guess_media_type(raw, "it"),
             lambda: parse_outline(raw, "it"),
             lambda: parse_config_platform(raw, "it"),
@@ -183,7 +183,7 @@ def _rewritten(entries: list[Descriptor]) -> None:
     """Write an index.json again: what is read of it is the same."""
     build_roots(entries)
     raw = build_index_json(entries)
-    assert build_index_json(parse_index_entries(raw)) == raw, "an index that is written again is another one"
+    assert build_index_json(parse_index_json(raw).entries) == raw, "an index that is written again is another one"
 
 
 # -- tokens -------------------------------------------------------------------------------------------------

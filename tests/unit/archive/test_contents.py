@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.archive.contents import ArchiveContents, normalize_name, parse_blob_name
-from ocistream.archive.tar import TarEntry
+from ocistream.archive.tar_reader import TarEntry
 from ocistream.errors import ArchiveError
 from ocistream.oci.reference import is_digest
 

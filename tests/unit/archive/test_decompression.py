@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.archive.decompression import decompress_input, is_compressed
-from ocistream.errors import ArchiveError, LocalDiskError, NotFoundError
+from ocistream.errors import ArchiveError, NotFoundError, UsageError
 
 NOISE: Final = random.Random(5).randbytes(700_000)
 PACKERS: Final = {"plain": bytes, "gzip": lambda raw: gzip.compress(raw, mtime=0), "zstd": zstandard.compress}
@@ -106,5 +106,5 @@ def test_a_file_is_asked_how_it_begins(packer: str, tmp_path: Path) -> None:
     assert is_compressed(file) == (packer != "plain")
     with pytest.raises(NotFoundError):
         is_compressed(tmp_path / "nowhere")
-    with pytest.raises(LocalDiskError):
+    with pytest.raises(UsageError, match="this is a directory, not a file"):
         is_compressed(tmp_path)

@@ -23,14 +23,13 @@ from ocistream.errors import (
     OcistreamError,
     UnsupportedError,
 )
+from ocistream.layout.image_selection import ALL_IMAGES, Selection
 from ocistream.layout.index import (
-    ImageSelector,
-    select_every_image,
     select_named_images,
 )
 from ocistream.oci.descriptor import Descriptor, parse_platform
 from ocistream.oci.graph import Graph
-from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.oci.platforms import PlatformChoice
 from ocistream.streams.chunks import Chunk
 from ocistream.streams.compression import CODECS
 from ocistream.streams.layer_media_types import is_probably_json
@@ -133,15 +132,14 @@ def source_of(
     folder: Path,
     *,
     sizes: Sequence[int] = (1 << 16,),
-    select: ImageSelector = select_every_image,
-    platforms: PlatformChoice = ALL_PLATFORMS,
+    selection: Selection = ALL_IMAGES,
 ) -> Source:
     """Open an archive as what it is, or as a pipe that gives so many bytes a read."""
     if how == "file":
         (folder / "archive.tar").write_bytes(archive)
-        return ArchiveFileSource(folder / "archive.tar", select=select, platforms=platforms)
+        return ArchiveFileSource(folder / "archive.tar", selection)
     file = decompress_input(io.BufferedReader(Pipe(archive, sizes), 64), "the archive on stdin", limits.MAX_RATIO)
-    return ArchiveStreamSource(file, select=select, platforms=platforms)
+    return ArchiveStreamSource(file, selection)
 
 
 def pushed(
@@ -300,8 +298,9 @@ class TestBudget:
         monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 10)
         arm = PlatformChoice((parse_platform("linux/arm64"),))
         entries = of_docker(images[:2])
-        assert pushed(entries, "pipe", tmp_path, select=select_named_images(["other"]), platforms=arm).names
-        refused(entries, "pipe", tmp_path, NotFoundError, "arm64", select=select_named_images(["app:1"]), platforms=arm)
+        other, app = (Selection(select_named_images([name]), arm) for name in ("other", "app:1"))
+        assert pushed(entries, "pipe", tmp_path, selection=other).names
+        refused(entries, "pipe", tmp_path, NotFoundError, "arm64", selection=app)
 
     def test_json_over_the_budget_is_no_layer(
         self, one: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,15 +15,14 @@ from typing import Any, Final
 
 import pytest
 
-from ocistream.archive import tar
 from ocistream.archive.outputs import (
     Output,
     RewritableOutput,
+    StreamOutput,
     open_file_output,
     open_special_file_output,
-    open_stream_output,
 )
-from ocistream.archive.tar_writer import TarWriter
+from ocistream.archive.tar_writer import TarWriter, build_single_block_header
 from ocistream.errors import LocalDiskError, OutputClosedError, UsageError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.chunks import Chunk
@@ -70,7 +69,7 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Written]
             thread.join()
             return bytes(got)
 
-        yield Written(open_stream_output(file, "there"), read)
+        yield Written(StreamOutput(file, "there"), read)
     thread.join()
 
 
@@ -145,14 +144,14 @@ class TestEntries:
         filled(writer, contents)
         writer.finish()
         with io.FileIO(tmp_path / "b", "wb") as file:
-            writer = TarWriter(open_stream_output(file, "b"), 3)
+            writer = TarWriter(StreamOutput(file, "b"), 3)
             filled(writer, contents)
             writer.finish()
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
     def test_a_header_has_one_block_whatever_the_size(self) -> None:
         for size in (0, 8**11 - 1, 8**11, 1 << 50):
-            block = tar.build_single_block_header("blobs/sha256/" + "0" * 64, size, 5)
+            block = build_single_block_header("blobs/sha256/" + "0" * 64, size, 5)
             assert len(block) == 512
             assert tarfile.TarInfo.frombuf(block, "utf-8", "strict").size == size
 
@@ -182,7 +181,7 @@ class TestSpool:
 
     def test_it_is_gone_after_a_failure_too(self, tmp_path: Path, spools: list[Any]) -> None:
         with io.FileIO(tmp_path / "out", "wb") as file, pytest.raises(Broken):
-            TarWriter(open_stream_output(file, "out")).add_new(unnamed(bytes(9000), fails=True), lambda _: "entry")
+            TarWriter(StreamOutput(file, "out")).add_new(unnamed(bytes(9000), fails=True), lambda _: "entry")
         assert [spool.closed for spool in spools] == [True]
 
     def test_a_full_disk_below_it_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +191,7 @@ class TestSpool:
 
         monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
         with io.FileIO(tmp_path / "out", "wb") as file, pytest.raises(LocalDiskError) as caught:
-            TarWriter(open_stream_output(file, "out")).add_new(unnamed(bytes(9000)), lambda _: "entry")
+            TarWriter(StreamOutput(file, "out")).add_new(unnamed(bytes(9000)), lambda _: "entry")
         assert "temporary file" in caught.value.message
         assert f"free some space in {tempfile.gettempdir()}" in (caught.value.hint or "")
         assert "TMPDIR" in (caught.value.hint or "")
@@ -206,7 +205,7 @@ class TestSpool:
 
         monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Short(tmp_path / "spool", "w+b"))
         with io.FileIO(tmp_path / "out", "wb") as file:
-            writer = TarWriter(open_stream_output(file, "out"))
+            writer = TarWriter(StreamOutput(file, "out"))
             writer.add_new(unnamed(b"0123456789" * 900), lambda _: "entry")
             writer.finish()
         assert files_in((tmp_path / "out").read_bytes()) == {"entry": b"0123456789" * 900}
@@ -219,7 +218,7 @@ class TestSpool:
 
         monkeypatch.setattr("tempfile.TemporaryFile", nowhere)
         with io.FileIO(tmp_path / "out", "wb") as file, pytest.raises(LocalDiskError) as caught:
-            TarWriter(open_stream_output(file, "out")).add_new(unnamed(bytes(9000)), lambda _: "entry")
+            TarWriter(StreamOutput(file, "out")).add_new(unnamed(bytes(9000)), lambda _: "entry")
         assert caught.value.exit_code == 9
         assert "TMPDIR" in (caught.value.hint or "")
 
@@ -227,7 +226,7 @@ class TestSpool:
         outlet, inlet = os.pipe()
         os.close(outlet)
         with io.FileIO(inlet, "wb") as file, pytest.raises(OutputClosedError, match="cannot write there"):
-            TarWriter(open_stream_output(file, "there")).add_new(unnamed(bytes(9000)), lambda _: "entry")
+            TarWriter(StreamOutput(file, "there")).add_new(unnamed(bytes(9000)), lambda _: "entry")
 
 
 class TestOutputs:
@@ -250,7 +249,7 @@ class TestOutputs:
         output.finish()
         assert (tmp_path / "out").read_bytes() == b"01ab45cd"
         with io.FileIO(tmp_path / "other", "wb") as file:
-            assert not isinstance(open_stream_output(file, "it"), RewritableOutput)
+            assert not isinstance(StreamOutput(file, "it"), RewritableOutput)
         os.mkfifo(tmp_path / "fifo")
         reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
         with contextlib.closing(open_special_file_output(tmp_path / "fifo")) as fifo:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits
-from ocistream.archive import tar
+from ocistream.archive.tar_writer import END_OF_ARCHIVE, build_header
 from ocistream.archive.volume_destination import VolumePlan, VolumeSetDestination, plan_volumes
 from ocistream.errors import ArchiveError, UnsupportedError, UsageError
 from ocistream.layout.index import blob_name, build_entries, build_index_json
@@ -251,8 +251,8 @@ class TestPlans:
                     name = f"parts/{digest.replace(':', '/')}/{piece.offset}"
                     entries[name] = piece.size
                     entries[f"{name}.sha256"] = len(checksum_line(name, SET))
-        sizes = [len(tar.build_header(name, size)) + size + -size % 512 for name, size in entries.items()]
-        return sum(sizes) + len(tar.END_OF_ARCHIVE)
+        sizes = [len(build_header(name, size)) + size + -size % 512 for name, size in entries.items()]
+        return sum(sizes) + len(END_OF_ARCHIVE)
 
     def test_a_blob_of_more_than_eight_gigabytes_has_room_for_its_longer_header(self, layout: Layout) -> None:
         layout.image([b"layer"], name="v1")
@@ -268,7 +268,7 @@ class TestPlans:
         graph = dataclasses.replace(graph_of(layout), blobs=(long,))
         plan = plan_volumes(graph, TEMPLATE, 1_000_000)
         assert plan is not None
-        assert len(tar.build_header(f"parts/{long.digest.replace(':', '/')}/0", 0)) > 512
+        assert len(build_header(f"parts/{long.digest.replace(':', '/')}/0", 0)) > 512
         for number in range(plan.total):
             assert self.size_of(plan, number, graph) <= 1_000_000
 
@@ -322,6 +322,6 @@ class TestSink:
         sink = VolumeSetDestination(tmp_path / "app.%d.tar", 1000)
         descriptor = Descriptor("x", digest_of(b"x"), 1)
         assert not sink.traits.accepts_early
-        with pytest.raises(UnsupportedError, match="the index of the archive comes after"):
+        with pytest.raises(UnsupportedError, match="lists its images only at its end, so --split"):
             sink.write(VerifiedBlob(descriptor, lambda: iter([b"x"])))
         sink.close()

@@ -30,6 +30,7 @@ def test_limits_reach_the_transport(stall: float, longest: float) -> None:
 def test_both_sides_of_a_copy_share_the_limits() -> None:
     none = RegistryOptions()
     context = CommandContext(
+        command="pull",
         console=Console(),
         options=RunOptions(limit_rate=1000.0, max_requests_per_second=3.0),
         registry=none,

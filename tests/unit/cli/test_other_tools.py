@@ -14,7 +14,7 @@ from ocistream.cli.other_tools import suggest_command, suggest_option
         ("--src-creds", ["--username", "--src-username"], "--src-password-file"),
         ("--src-creds", ["--username"], "use --username,"),
         ("--password", ["--username"], "--password-stdin"),
-        ("--tls-verify", ["--insecure"], "--insecure skips"),
+        ("--tls-verify", ["--insecure"], "--insecure disables"),
         ("--creds", ["--insecure"], None),
         ("--tls-verify", ["--username"], None),
         ("--cred", ["--username"], None),

@@ -88,7 +88,7 @@ class TestResolved:
 
     @pytest.mark.parametrize("location", ["http://[::1/x?sig=secret", "https://[v]/secret", "/\u2603"])
     def test_a_malformed_one_is_refused_and_not_shown(self, location: str) -> None:
-        with pytest.raises(PermanentNetworkError, match="leads to") as caught:
+        with pytest.raises(PermanentNetworkError, match="points to") as caught:
             resolve_url(self.BASE, location)
         assert "secret" not in caught.value.message
 

@@ -9,11 +9,11 @@ import pytest
 
 from ocistream.errors import NotFoundError
 from ocistream.layout.image_lookup import ImageLookup
+from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import LayoutIndex, select_named_images
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.graph import Graph
-from ocistream.oci.platforms import ALL_PLATFORMS
 from ocistream.oci.referrers import SUBJECT_MISSING, UNREADABLE, ReferrerMode, fallback_tag
 from ocistream.oci.walk import Need, run_walk
 from tests.images import Descriptor, Layout, small_image, two_platforms
@@ -57,7 +57,7 @@ def lookup_of(layout: Layout, reads: list[str] | None = None) -> tuple[ImageLook
 
 
 def graph(source: LayoutSource, index: LayoutIndex, name: str, referrers: ReferrerMode = "copy") -> Graph:
-    return run_walk(IndexWalk(index, select_named_images([name]), ALL_PLATFORMS, referrers).run(), source.read)
+    return run_walk(IndexWalk(index, Selection(select_named_images([name]), referrers=referrers)).run(), source.read)
 
 
 @pytest.mark.parametrize("referrers", ["copy", "skip"])

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from ocistream import limits
+from ocistream.archive.destination import build_manifest_json, list_docker_images
 from ocistream.errors import ArchiveError, OcistreamError
+from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import (
     FULL_NAME,
     OCI_LAYOUT,
@@ -18,11 +20,10 @@ from ocistream.layout.index import (
     blob_name,
     build_entry,
     build_index_json,
-    build_manifest_json,
     build_roots,
     check_layout_file,
     image_name_of,
-    parse_index_entries,
+    parse_index_json,
 )
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import OCI_MANIFEST, Descriptor, Platform
@@ -66,27 +67,29 @@ class TestParsing:
         entries = [descriptor(OTHER), descriptor(**{REF_NAME: "v1"}), descriptor(**{FULL_NAME: "r.example/a:1"})]
         raw = build_index_json(entries)
         validate(raw, "index")
-        assert parse_index_entries(raw) == entries
+        assert parse_index_json(raw).entries == entries
 
-    @pytest.mark.uncounted
-    def test_a_long_index_keeps_what_others_wrote_and_one_that_is_too_long_is_refused(self) -> None:
+    def test_a_long_index_keeps_what_others_wrote_and_one_that_is_too_long_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_LIST_ENTRIES", 1_000)
         others = {"data": "e30=", "urls": [], "platform": {"os": "linux", "architecture": "arm", "os.features": ["x"]}}
         entry = {**descriptor(**{REF_NAME: "v1"}).to_json(), **others, "artifactType": None}
         before = json.dumps({"x": [1], "manifests": [entry] * limits.MAX_LIST_ENTRIES, "y": 2}).encode()
-        entries = parse_index_entries(before)
+        entries = parse_index_json(before).entries
         # So large a document is parsed piece by piece.
         assert len(before) > limits.MAX_JSON_UNSPLIT
         written = json.loads(build_index_json(entries, before))
         assert written == {"x": [1], "manifests": [entry] * limits.MAX_LIST_ENTRIES, "y": 2}
         assert list(written) == ["x", "manifests", "y"]
         with pytest.raises(ArchiveError, match=f"index.json has more than {limits.MAX_LIST_ENTRIES} manifests"):
-            parse_index_entries(json.dumps({"manifests": [entry] * (limits.MAX_LIST_ENTRIES + 1)}).encode())
+            parse_index_json(json.dumps({"manifests": [entry] * (limits.MAX_LIST_ENTRIES + 1)}).encode())
 
     def test_of_an_entry_only_what_others_wrote_is_held_beside_the_descriptor(self) -> None:
         plain = replace(descriptor(**{REF_NAME: "v1"}), platform=Platform("linux", "arm"), artifact_type="a/b")
-        (entry,) = parse_index_entries(json.dumps({"manifests": [plain.to_json()]}).encode())
+        (entry,) = parse_index_json(json.dumps({"manifests": [plain.to_json()]}).encode()).entries
         assert entry.extra_json is None
-        (entry,) = parse_index_entries(json.dumps({"manifests": [{**plain.to_json(), "x": None}]}).encode())
+        (entry,) = parse_index_json(json.dumps({"manifests": [{**plain.to_json(), "x": None}]}).encode()).entries
         assert entry.extra_json == b'{"x":null}'
         assert replace(entry, annotations={}).to_json() == {**replace(plain, annotations={}).to_json(), "x": None}
 
@@ -107,7 +110,7 @@ class TestParsing:
     )
     def test_a_malformed_index_is_refused(self, raw: bytes) -> None:
         with pytest.raises(ArchiveError, match=r"index\.json") as caught:
-            parse_index_entries(raw)
+            parse_index_json(raw)
         assert caught.value.exit_code == 6
 
 
@@ -149,8 +152,8 @@ class TestNames:
 
 class TestDockersManifest:
     def made(self, layout: Layout, platforms: PlatformChoice = ALL_PLATFORMS) -> list[dict[str, Any]]:
-        graph = LayoutSource(layout.path, platforms=platforms).resolve(NothingEarly())
-        entries: list[dict[str, Any]] = json.loads(build_manifest_json(graph))
+        graph = LayoutSource(layout.path, Selection(platforms=platforms, referrers="list")).resolve(NothingEarly())
+        entries: list[dict[str, Any]] = json.loads(build_manifest_json(graph, list_docker_images(graph), blob_name))
         return entries
 
     def test_several_names_of_one_image_are_one_entry(self, layout: Layout) -> None:

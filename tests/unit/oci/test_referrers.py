@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import build_entries
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import OCI_MANIFEST, Descriptor
@@ -98,7 +99,7 @@ def found(layout: Layout) -> Signed:
 
 
 def graph_of(path: Path) -> Graph:
-    return LayoutSource(path, referrers="copy").resolve(NothingEarly())
+    return LayoutSource(path, Selection()).resolve(NothingEarly())
 
 
 class TestLeavingBehind:

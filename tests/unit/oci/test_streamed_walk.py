@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ocistream.layout.index import parse_index_json, select_every_image
+from ocistream.layout.image_selection import ALL_IMAGES
+from ocistream.layout.index import parse_index_json
 from ocistream.layout.index_walk import IndexWalk
-from ocistream.oci.platforms import ALL_PLATFORMS
 from ocistream.oci.walk import StreamedWalk
 from tests.images import Layout
 
@@ -13,7 +13,7 @@ def test_each_need_is_searched_once_however_many_documents_arrive(layout: Layout
     digests = [layout.image([b"%d" % number], name=f"app:{number}")["digest"] for number in range(20)]
     index = parse_index_json((layout.path / "index.json").read_bytes())
     searched: list[str] = []
-    walk = IndexWalk(index, select_every_image, ALL_PLATFORMS, "list")
+    walk = IndexWalk(index, ALL_IMAGES)
     streamed = StreamedWalk(walk.run(), lambda need: searched.append(need.digest))
     streamed.answer_found()
     for digest in reversed(digests):

@@ -280,6 +280,14 @@ class TestGroups:
 class TestParts:
     """The limits of a part: some elements of a list, or all outside such lists."""
 
+    @pytest.fixture(autouse=True)
+    def small_limits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Use limits with the proportions of the real ones, so that documents need not have megabytes."""
+        small = {"UNSPLIT": 512, "GROUP": 64, "PART": 56_000, "PART_ITEMS": 2_000, "ITEMS": 25_000}
+        for name, limit in small.items():
+            monkeypatch.setattr(limits, f"MAX_JSON_{name}", limit)
+        monkeypatch.setattr(limits, "MAX_WIDE_JSON_PART", 6_000)
+
     def test_a_document_may_be_larger_than_any_of_its_parts(self) -> None:
         element = b'{"x":"' + b"x" * (limits.MAX_JSON_PART // 2) + b'"}'
         raw = b'{"a":[' + b",".join([element] * 5) + b'],"b":1}'
@@ -290,21 +298,22 @@ class TestParts:
         assert parse_json(raw, "it", ANY_SIZE, keys={"b"}) == {"b": 1}
 
     @pytest.mark.parametrize(
-        ("character", "limit"),
+        ("character", "limit_name"),
         [
-            ("x", limits.MAX_JSON_PART),
-            ("\u00e9", limits.MAX_JSON_PART),
-            ("\\u003c", limits.MAX_JSON_PART),
-            ("\u0142", limits.MAX_WIDE_JSON_PART),
-            ("\U0001f600", limits.MAX_WIDE_JSON_PART),
-            ("\\u0142", limits.MAX_WIDE_JSON_PART),
-            ("\\ud83d\\ude00", limits.MAX_WIDE_JSON_PART),
+            ("x", "MAX_JSON_PART"),
+            ("\u00e9", "MAX_JSON_PART"),
+            ("\\u003c", "MAX_JSON_PART"),
+            ("\u0142", "MAX_WIDE_JSON_PART"),
+            ("\U0001f600", "MAX_WIDE_JSON_PART"),
+            ("\\u0142", "MAX_WIDE_JSON_PART"),
+            ("\\ud83d\\ude00", "MAX_WIDE_JSON_PART"),
         ],
     )
     @pytest.mark.parametrize("element", [False, True])
     def test_a_part_has_a_limit_and_a_narrower_one_where_python_makes_its_characters_wide(
-        self, character: str, limit: int, *, element: bool
+        self, character: str, limit_name: str, *, element: bool
     ) -> None:
+        limit = getattr(limits, limit_name)
         before, after = (b'{"a":[', b"]}") if element else (b'{"a":', b"}")
         # The brackets around the elements count, since they are parsed within them.
         around = 2 if element else len(before + after)

@@ -1,9 +1,8 @@
-"""Pushing again what is there: what is asked for, what is believed, and that what a registry has lost comes back."""
+"""Which large images a registry already has, by a sample of their blobs."""
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
+import contextlib
 
 import pytest
 
@@ -11,7 +10,6 @@ from ocistream.errors import NetworkError
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.registry.destination import MAX_BLOBS_CHECKED, ExistingImages
-from tests.http_doubles import CountingRegistry
 from tests.images import Descriptor as Document
 from tests.images import Layout
 from tests.observers import NothingEarly
@@ -22,47 +20,49 @@ def large(layout: Layout, *, more: int = 40, platform: str = "linux/amd64", firs
     return layout.image([b"%d" % (first + n) for n in range(MAX_BLOBS_CHECKED + more)], platform=platform)
 
 
-def asked(registry: CountingRegistry, path: str) -> Counter[str]:
-    """Count what was asked for by HEAD, by the last part of its path."""
-    return Counter(request.path.rpartition("/")[2] for request in registry.asked("HEAD", path))
-
-
 @pytest.fixture
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     return Layout(tmp_path_factory.mktemp("images"))
 
 
-def test_who_waits_for_another_s_question_is_told_no_where_it_has_no_answer(layout: Layout) -> None:
-    image = large(layout)
-    layout.name(image, "1")
+def test_an_image_exists_only_if_all_checks_succeeded(layout: Layout) -> None:
+    layout.name(large(layout), "1")
     graph = LayoutSource(layout.path).resolve(NothingEarly())
-    being_asked, may_end = threading.Event(), threading.Event()
-    failures: list[Exception] = []
-
-    def has_manifest(_: str) -> bool:
-        being_asked.set()
-        may_end.wait(60)
-        raise NetworkError("there is no answer")
-
-    known = ExistingImages(has_manifest, lambda _: True)
     (root,) = graph.roots
-    known.expect(graph, graph.reachable(root))
+    lost: set[str] = set()
+    checked: list[str] = []
 
-    def ask(blob: Descriptor, answers: list[bool]) -> None:
-        try:
-            answers.append(known.has_blob(blob))
-        except NetworkError as error:
-            failures.append(error)
+    def has_manifest(digest: str) -> bool:
+        checked.append(digest)
+        if not lost:
+            raise NetworkError("no response")
+        return True
 
-    first: list[bool] = []
-    second: list[bool] = []
-    asking = threading.Thread(target=ask, args=(graph.blobs[0], first))
-    waiting = threading.Thread(target=ask, args=(graph.blobs[3], second))
-    asking.start()
-    assert being_asked.wait(60)
-    waiting.start()
-    may_end.set()
-    asking.join(60)
-    waiting.join(60)
-    assert (first, second, len(failures)) == ([], [False], 1)
-    assert known.has_blob(graph.blobs[4]) is False
+    def has_blob(blob: Descriptor) -> bool:
+        checked.append(blob.digest)
+        return blob.digest not in lost
+
+    def check_all() -> ExistingImages:
+        checked.clear()
+        known = ExistingImages(has_manifest, has_blob)
+        known.expect(graph, graph.reachable(root))
+        checks = known.list_checks(graph.blobs)
+        assert len(checks) == 1 + MAX_BLOBS_CHECKED
+        assert known.list_checks(graph.blobs) == []
+        assert not known.has_blob(graph.blobs[0])
+        for check in checks:
+            with contextlib.suppress(NetworkError):
+                check()
+        return known
+
+    # The registry does not say whether it has the manifest.
+    assert not check_all().has_blob(graph.blobs[0])
+    # A blob outside of the sample is lost.
+    lost.add("sha256:other")
+    known = check_all()
+    assert all(known.has_blob(blob) for blob in graph.blobs)
+    assert len(checked) == 1 + MAX_BLOBS_CHECKED
+    # A blob of the sample is lost: nothing else is checked then.
+    lost.add(checked[1])
+    assert not any(check_all().has_blob(blob) for blob in graph.blobs)
+    assert len(checked) == 2

@@ -104,7 +104,7 @@ class TestParts:
         answer = f"HTTP/1.1 206 Partial Content\r\nContent-Length: 10\r\nContent-Range: {said}\r\n\r\n0123456789"
         with (
             RawServer(answer.encode()) as server,
-            pytest.raises(PermanentNetworkError, match="asked for bytes from 10 on"),
+            pytest.raises(PermanentNetworkError, match="instead of bytes from 10 on"),
         ):
             self.part(quick, server, 10, 20)
 

@@ -105,26 +105,22 @@ def test_the_same_twice_is_done_once(tmp_path: Path) -> None:
 def test_of_many_images_little_more_than_the_names_is_held(tmp_path: Path) -> None:
     (tmp_path / "sync.toml").write_text("[[sync]]\nfrom = 'a.example/x'\nto = ['b.example/x', 'c.example/x']")
     [only] = read_sync_file(tmp_path / "sync.toml").entries
-    names = [f"1.{number}" for number in range(10_000)]
+    names = [f"1.{number}" for number in range(2_000)]
     tracemalloc.start()
     try:
         found = drop_duplicates([EntryCopies(only, names)])
-        assert sum(len(copy.destinations) for copy in found) == 20_000
+        assert sum(len(copy.destinations) for copy in found) == 4_000
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 4_000_000
+    assert peak < 800_000
 
 
 @pytest.mark.uncounted
 def test_a_file_of_ten_thousand_entries(tmp_path: Path) -> None:
-    number, start = 10_000, "[[sync]]\nfrom = 'registry.example.com/team-{0}/application:stable'\n"
-    text = "".join(
-        (start + "to = ['one.example.com/mirror/app{0}', 'two.example.com/mirror/app{0}']\n").format(n)
-        for n in range(number)
-    )
+    text = "".join(f"[[sync]]\nfrom='a.example/x:{number}'\nto='b.example/x'\n" for number in range(10_000))
     (tmp_path / "sync.toml").write_text(text)
-    assert len(read_sync_file(tmp_path / "sync.toml").entries) == number
+    assert len(read_sync_file(tmp_path / "sync.toml").entries) == 10_000
 
 
 @pytest.mark.parametrize(
@@ -148,7 +144,7 @@ def test_an_image_without_a_tag_needs_one(tmp_path: Path) -> None:
     text = "[[sync]]\nfrom = 'oci:x:an image'\nto = 'c.example/x'"
     with pytest.raises(UsageError, match="no tag") as caught:
         planned(tmp_path, text, [])
-    assert "sync[0]" in caught.value.message
+    assert "[[sync]] number 1" in caught.value.message
 
 
 @given(st.binary(max_size=300))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.locations import OpenContext, Selection, parse_location
+from ocistream.layout.image_selection import Selection
+from ocistream.locations import OpenContext, parse_location
 from ocistream.sync.sources import SyncSources, read_graph
 from tests.images import Layout, small_image
 from tests.runner import ocistream

@@ -18,7 +18,7 @@ import pytest
 from ocistream import limits
 from ocistream.archive.destination import ArchiveDestination
 from ocistream.archive.docker_destination import DockerArchiveDestination
-from ocistream.archive.outputs import build_tail_output, open_file_output, open_stream_output
+from ocistream.archive.outputs import StreamOutput, TailOutput, open_file_output
 from ocistream.errors import (
     ArchiveError,
     CancelledError,
@@ -436,7 +436,7 @@ class TestTheRest:
 
     def write(self, source: Reading, first: int, path: Path, *, docker: bool = False) -> Report:
         with io.FileIO(path, "wb") as file:
-            output = build_tail_output(open_stream_output(file, "there"), first)
+            output = TailOutput(StreamOutput(file, "there"), first)
             if docker:
                 sink: Destination = DockerArchiveDestination(output)
                 return transfer.copy(source, sink, recompression=parse_recompression("none", 200))

@@ -1,6 +1,6 @@
-"""Read tar entries one after the other, and write tar headers. Headers that tools read differently are refused.
+"""Read tar entries one after the other. Headers that tools read differently are refused.
 
-Python's `tarfile` stream modes cost more CPU than SHA-256; only its constants and its header writer are used.
+Python's `tarfile` stream modes cost more CPU than SHA-256; only its constants are used.
 This module knows nothing of images and never opens a file.
 """
 
@@ -20,17 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocistream.streams.chunks import Chunk
-
-__all__ = [
-    "END_OF_ARCHIVE",
-    "TarEntry",
-    "TarHeader",
-    "TarReader",
-    "build_header",
-    "padding",
-    "parse_header",
-    "parse_pax_records",
-]
 
 #: POSIX calls the version "00", but GNU tar, Python and Go compare the magic only.
 _POSIX_MAGIC: Final = b"ustar\0"
@@ -53,12 +42,7 @@ class TarHeader(NamedTuple):
 
 
 def parse_header(block: bytes) -> TarHeader:
-    """Parse a header block (POSIX pax, "ustar Interchange Format").
-
-    Raises:
-        tarfile.HeaderError: the checksum is wrong, or a field is not a number.
-        ArchiveError: only some tools use the prefix of the name.
-    """
+    """Parse a header block (POSIX pax, "ustar Interchange Format")."""
     checksummed = block[:148] + b"        " + block[156:]
     checksum, unsigned = _parse_number(block[148:156]), sum(checksummed)
     # Some old tars summed up signed bytes.
@@ -110,11 +94,7 @@ def _parse_text(field: bytes) -> str:
 
 
 def parse_pax_records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Parse lines of `LENGTH KEY=VALUE` (POSIX pax, "pax Extended Header").
-
-    Raises:
-        ArchiveError: a line is malformed, or there are too many.
-    """
+    """Parse lines of `LENGTH KEY=VALUE` (POSIX pax, "pax Extended Header")."""
     position = 0
     for _ in range(limits.MAX_PAX_RECORDS):
         if position == len(content):
@@ -134,10 +114,9 @@ def parse_pax_records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise ArchiveError(msg)
 
 
-BLOCK_SIZE: Final = 512
-#: Two blocks of zeros end an archive (POSIX pax, "ustar Interchange Format").
-END_OF_ARCHIVE: Final = bytes(2 * BLOCK_SIZE)
-_ZEROS: Final = bytes(BLOCK_SIZE)
+#: The name of stdin in errors.
+ARCHIVE_ON_STDIN: Final = "the archive on stdin"
+_ZEROS: Final = bytes(tarfile.BLOCKSIZE)
 
 #: The records of a pax header that are used. Keeping a MiB of other records would need many times as much memory.
 _PAX_KEYS: Final = frozenset({"path", "linkpath", "size"})
@@ -233,7 +212,7 @@ class TarReader:
         self._name = ""
         self._remaining = 0
         self._padding = 0
-        self._block = bytearray(BLOCK_SIZE)
+        self._block = bytearray(tarfile.BLOCKSIZE)
         self._records = 0
 
     def __iter__(self) -> Iterator[TarEntry]:
@@ -351,7 +330,7 @@ class TarReader:
         if kind == "file" and name.endswith("/"):
             msg = f"{printable(name)!r} in the archive is a file to some tools, and a directory to others"
             raise ArchiveError(msg)
-        self._name, self._remaining, self._padding = name, size, -size % BLOCK_SIZE
+        self._name, self._remaining, self._padding = name, size, -size % tarfile.BLOCKSIZE
         target = extended.get("linkpath", info.linkname)
         is_symbolic = info.type == tarfile.SYMTYPE
         return TarEntry(name, size, kind, self._file.position, target, is_symbolic, info.is_read_only)
@@ -366,14 +345,13 @@ class TarReader:
         try:
             info = parse_header(block)
         except tarfile.HeaderError as error:
-            if self._file.position == BLOCK_SIZE and (
+            if self._file.position == tarfile.BLOCKSIZE and (
                 kind := next((k for m, k in _COMPRESSION_MAGICS.items() if block.startswith(m)), None)
             ):
                 raise _compression_error(kind) from None
-            msg = f"no tar header at byte {self._file.position - BLOCK_SIZE} of {self._what}: {printable(str(error))}"
-            raise ArchiveError(
-                msg, hint=_build_format_hint(block) if self._file.position == BLOCK_SIZE else _DAMAGED_HINT
-            ) from error
+            offset = self._file.position - tarfile.BLOCKSIZE
+            msg = f"no tar header at byte {offset} of {self._what}: {printable(str(error))}"
+            raise ArchiveError(msg, hint=_DAMAGED_HINT if offset else _build_format_hint(block)) from error
         if info.size < 0:
             msg = f"{printable(info.name)!r} in the archive has a negative size"
             raise ArchiveError(msg)
@@ -381,7 +359,7 @@ class TarReader:
 
     def _read_block(self) -> bytes:
         count = self._file.readinto(memoryview(self._block))
-        if count < BLOCK_SIZE:
+        if count < tarfile.BLOCKSIZE:
             if (
                 count
                 and self._file.position == count
@@ -397,7 +375,7 @@ class TarReader:
         if size > limit:
             msg = f"{what} in the archive is larger than {limit} bytes"
             raise ArchiveError(msg)
-        self._remaining, self._padding = size, -size % BLOCK_SIZE
+        self._remaining, self._padding = size, -size % tarfile.BLOCKSIZE
         content = read_all(read_chunks(self._file, size))
         self._remaining -= len(content)
         if self._remaining:
@@ -437,16 +415,16 @@ class TarReader:
 
     def _truncated_error(self, where: str) -> TruncatedError:
         if self._file.position == 0:
-            return TruncatedError(
-                f"{self._what} is truncated: it has 0 bytes",
-                hint=(
+            hint = "the program that wrote it probably failed: create it again"
+            if self._what == ARCHIVE_ON_STDIN:
+                hint = (
                     "the program that writes the archive probably failed: check its messages (in a shell, use "
                     "`set -o pipefail`)"
-                ),
-            )
+                )
+            return TruncatedError(f"{self._what} is empty", hint=hint)
         return TruncatedError(
             f"{self._what} is truncated: it ends at byte {self._file.position}, {where}",
-            hint="the program that wrote it failed or was interrupted",
+            hint="the program that wrote it failed or was interrupted: pull or copy it again",
         )
 
 
@@ -495,31 +473,3 @@ def _build_format_hint(block: bytes | bytearray) -> str:
     """Return a hint for a file that does not begin like an archive."""
     kind = next((text for magic, text in _OTHER_FORMATS.items() if block.startswith(magic)), "")
     return f"{kind}: {_NOT_AN_ARCHIVE_HINT}" if kind else _NOT_AN_ARCHIVE_HINT
-
-
-def build_header(name: str, size: int, mtime: int = 0) -> bytes:
-    """Return the header of a regular file. Owner, mode and time are fixed, so every machine writes the same bytes.
-
-    `mtime` is in seconds since 1970: `SOURCE_DATE_EPOCH`, or 0. No directory entries are written, for the same reason.
-    """
-    info = tarfile.TarInfo(name)
-    info.size, info.mtime, info.mode = size, mtime, 0o644
-    return info.tobuf(tarfile.PAX_FORMAT)
-
-
-def build_single_block_header(name: str, size: int, mtime: int = 0) -> bytes:
-    """Return a header of one block for any size: one block was reserved before the size was known.
-
-    From 8 GiB on the header has GNU's binary form of numbers, which current tars understand.
-    """
-    block = build_header(name, size, mtime)
-    if len(block) == BLOCK_SIZE:
-        return block
-    info = tarfile.TarInfo(name)
-    info.size, info.mtime, info.mode = size, mtime, 0o644
-    return info.tobuf(tarfile.GNU_FORMAT)
-
-
-def padding(size: int) -> bytes:
-    """Return the zeros that fill the last block of an entry of `size` bytes."""
-    return bytes(-size % BLOCK_SIZE)

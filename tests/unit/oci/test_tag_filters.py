@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.oci.tag_filters import glob_filter, version_filter
-from ocistream.oci.tag_versions import Version, parse_range, parse_version
+from ocistream.oci.tag_filters import Version, glob_filter, parse_range, parse_version, version_filter
 
 NUMBERS = st.lists(st.integers(0, 10**12), min_size=1, max_size=4)
 #: semver.org, 11.4: "1.0.0-alpha < 1.0.0-alpha.1 < ... < 1.0.0", and what is beside it.

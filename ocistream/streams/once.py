@@ -1,0 +1,54 @@
+"""Create each shared value once, whichever of several threads needs it first."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+__all__ = ["KeyedLocks", "OncePerKey", "once"]
+
+_Key = TypeVar("_Key", bound="Hashable")
+_Value = TypeVar("_Value")
+
+
+class KeyedLocks(Generic[_Key]):
+    """A lock for each key. Threads with different keys do not wait for each other."""
+
+    def __init__(self) -> None:
+        """Start without locks."""
+        self._locks: dict[_Key, threading.Lock] = {}
+
+    def __getitem__(self, key: _Key) -> threading.Lock:
+        """Return the lock of a key."""
+        # `setdefault` is atomic: all threads get the lock of the first one.
+        return self._locks.get(key) or self._locks.setdefault(key, threading.Lock())
+
+
+class OncePerKey(Generic[_Key, _Value]):
+    """Values by key, each created by the first thread that needs it, while others that need it wait.
+
+    If `create` raises, the next caller tries again.
+    """
+
+    def __init__(self, create: Callable[[_Key], _Value]) -> None:
+        """Take the function; it is not called yet."""
+        self._create = create
+        self._values: dict[_Key, _Value] = {}
+        self._locks: KeyedLocks[_Key] = KeyedLocks()
+
+    def __call__(self, key: _Key) -> _Value:
+        """Return the value of a key."""
+        if key not in self._values:
+            with self._locks[key]:
+                if key not in self._values:
+                    self._values[key] = self._create(key)
+        return self._values[key]
+
+
+def once(create: Callable[[], _Value]) -> Callable[[], _Value]:
+    """Return a function whose first call creates a value, which all calls return. `create` must not call it."""
+    values = OncePerKey[None, _Value](lambda _: create())
+    return lambda: values(None)
