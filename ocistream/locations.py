@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "dir", "docker-daemon", "ostree", "sif"})
 _PATH_START = re.compile(r"(?:-|\.\.?|~)\Z|/|\.\.?/|~/|[A-Za-z]:\\")
 _ARCHIVE_NAME: Final = re.compile(r".+\.(?:tar|tgz|tar\.gz|tar\.zst)", re.IGNORECASE)
+_COMPRESSED_NAME: Final = re.compile(r".+\.(?:tgz|gz|zst|xz|bz2)", re.IGNORECASE)
 #: `HOST:PORT` alone, or localhost: by the naming rules an image of Docker Hub, whose repositories have no such names.
 _REGISTRY_ALONE: Final = re.compile(
     r"localhost(?::[0-9]+)?|[^.:/@]+(?:\.[^.:/@]+)+:[0-9]+|\[[0-9a-fA-F:.]+\](?::[0-9]+)?"
@@ -546,6 +547,8 @@ def open_archive_destination(location: Location, context: OpenContext) -> Destin
     Raises:
         UsageError: the path is a directory.
     """
+    if _COMPRESSED_NAME.fullmatch(path_of(location).name):
+        notices.notify(f"{printable(location.text)} is written as an uncompressed tar: only its layers are compressed")
     if context.volume_size:
         from ocistream.archive.volume_destination import VolumeSetDestination
 

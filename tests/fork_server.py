@@ -7,6 +7,10 @@ and the umask; keys with a default may be absent); back come lines of JSON: `{"p
 between attempts, one `{"connected"}` for each connection to a name of the test, and at last `{"code"}`. Any other
 process (fork_client.py) connects to a Unix socket, which is the run's socket, and sends one byte with three
 descriptors.
+
+A fork costs about as much as a short run: its first write to each page copies the page. So if the byte is `SHARED`, the
+run may take place in a fork that has run other command lines (`Worker`). A run that leaves a thread, a descriptor or a
+child process behind ends its fork, as each run without `SHARED` does.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ import ocistream.cli
 from ocistream.streams import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from threading import Event
 
 _REFUSALS: Final = {
@@ -57,6 +61,14 @@ _DROP_FROM_BOUNDING_SET: Final = 24
 #: From linux/mman.h, and the size of a huge page on most machines.
 _MADV_COLLAPSE: Final = 25
 _HUGE_PAGE: Final = 2 << 20
+#: The byte of a request whose run may take place in a fork that has run other command lines.
+_SHARED: Final = b"="
+#: The number of command lines that one fork runs at most.
+_RUNS_OF_A_WORKER: Final = 50
+#: Seconds that the threads of a run have to end; a fork whose threads take longer ends.
+_SETTLING: Final = 0.02
+#: Where Linux lists the open descriptors of this process.
+_DESCRIPTORS: Final = Path("/proc/self/fd")
 _real_resolve = socket.getaddrinfo
 _real_sleep = clock.sleep
 
@@ -182,34 +194,91 @@ def _set_environment(env: dict[str, str]) -> None:
     time.tzset()
 
 
-def _run(run: socket.socket, descriptors: list[int], counted: Counted) -> None:
-    """Run the command line; this process ends with it."""
-    os.setsid()
+def _reset_signals() -> None:
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    request = json.loads(_read_line(run))
+
+
+def _close_all_but(kept: Iterable[int]) -> None:
+    first = 3
+    for descriptor in sorted(kept):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+
+
+def _prepare(run: socket.socket, descriptors: list[int]) -> dict[str, Any]:
+    """Read the request, and set up this process for it, except for the descriptors that it must not have."""
+    _reset_signals()
+    request: dict[str, Any] = json.loads(_read_line(run))
     _open_streams(descriptors, request.get("closed", []))
     if request.get("unprivileged") and os.geteuid() == 0:
         _drop_privileges()
-    os.closerange(3, run.fileno())
-    os.closerange(run.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
     os.umask(request["umask"])
     os.chdir(request["cwd"])
     if request.get("deletes_cwd"):
         os.rmdir(request["cwd"])  # noqa: PTH106 - pathlib takes longer
     _set_environment(request["env"])
-    counted.begin(os.environ.get("TESTS_CONTEXT"))
-    clock.sleep = Clock(run, slow=not request.get("no_waits")).sleep
-    if request.get("names") is not None:
-        socket.getaddrinfo = Resolver(run, request["names"], request["astray"])
-        _lead_home({given for given in request["names"].values() if isinstance(given, str)})
+    clock.sleep, clock.skipped = Clock(run, slow=not request.get("no_waits")).sleep, 0.0
+    names = request.get("names")
+    socket.getaddrinfo = _real_resolve if names is None else Resolver(run, names, request["astray"])
     sys.argv = request["argv"]
+    return request
+
+
+def _run(run: socket.socket, descriptors: list[int], counted: Counted) -> None:
+    """Run the command line; this process ends with it."""
+    request = _prepare(run, descriptors)
+    _close_all_but([run.fileno()])
+    _lead_home({given for given in (request.get("names") or {}).values() if isinstance(given, str)})
+    counted.begin(os.environ.get("TESTS_CONTEXT"))
     ocistream.cli.run()
 
 
-def _fork(run: socket.socket, descriptors: list[int], wakeup: tuple[int, int], counted: Counted) -> int:
-    """Fork a process that runs the command line; return its PID."""
+def _work(server: socket.socket, run: socket.socket, descriptors: list[int]) -> None:
+    """Run command lines, and tell the server the exit code of each; end this process after one that left a trace."""
+    for turn in range(_RUNS_OF_A_WORKER):
+        _prepare(run, descriptors)
+        _close_all_but([server.fileno(), run.fileno()])
+        code = ocistream.cli.main(sys.argv[1:])
+        run.close()
+        if not _forget_run(server) or turn == _RUNS_OF_A_WORKER - 1:
+            os._exit(code)
+        server.sendall(bytes([code]))
+        asked, received, _, _ = socket.recv_fds(server, 1, 4)
+        if not asked:
+            os._exit(0)
+        run, descriptors = socket.socket(fileno=received[0]), received[1:]
+
+
+def _forget_run(server: socket.socket) -> bool:
+    """Close the streams of a run; return whether the run has left this process as it was."""
+    _reset_signals()
+    null = os.open(os.devnull, os.O_RDWR)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.dup2(null, number)
+        # What a stream could not write is lost here, as at the end of a process.
+        with contextlib.suppress(OSError):
+            getattr(sys, name).close()
+    os.close(null)
+    os.chdir("/")
+    sys.unraisablehook = sys.__unraisablehook__
+    until = time.monotonic() + _SETTLING
+    while _thread._count():  # noqa: SLF001 - `threading` does not know threads that are about to end
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.001)
+    gc.collect()
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+        return False
+    # The descriptor that reads the list is in the list.
+    return _DESCRIPTORS.exists() and len(os.listdir(_DESCRIPTORS)) == len((0, 1, 2, server.fileno(), "the list"))  # noqa: PTH208 - faster
+
+
+def _fork(wakeup: tuple[int, int], act: Callable[[], None]) -> int:
+    """Fork a process that calls `act`, which ends it; return its PID."""
     child = os.fork()
     if child:
         return child
@@ -217,7 +286,8 @@ def _fork(run: socket.socket, descriptors: list[int], wakeup: tuple[int, int], c
         signal.set_wakeup_fd(-1)
         for descriptor in wakeup:
             os.close(descriptor)
-        _run(run, descriptors, counted)
+        os.setsid()
+        act()
     except BaseException:  # noqa: BLE001 - this process must not become a second server
         sys.excepthook(*sys.exc_info())
         sys.stderr.flush()
@@ -225,13 +295,79 @@ def _fork(run: socket.socket, descriptors: list[int], wakeup: tuple[int, int], c
         os._exit(70)
 
 
-def _start(run: socket.socket, descriptors: list[int], wakeup: tuple[int, int], counted: Counted) -> int:
-    """Fork, close what only the fork needs, and send the PID; return it."""
-    child = _fork(run, descriptors, wakeup, counted)
-    for descriptor in descriptors:
-        os.close(descriptor)
-    _send(run, pid=child)
-    return child
+class Forks:
+    """The runs and the workers of this server."""
+
+    def __init__(self, selector: selectors.BaseSelector, wakeup: tuple[int, int], counted: Counted) -> None:
+        self._selector, self._wakeup, self._counted = selector, wakeup, counted
+        #: The socket of each run, by PID.
+        self._runs: dict[int, socket.socket] = {}
+        #: PIDs of workers that wait, the socket of each worker by PID, and the PID by the socket's descriptor.
+        self._idle: list[int] = []
+        self._workers: dict[int, socket.socket] = {}
+        self._pids: dict[int, int] = {}
+
+    def start(self, run: socket.socket, descriptors: list[int], *, shared: bool) -> None:
+        """Start a run, close what only the run needs, and send its PID."""
+        # Coverage saves what it has counted at the end of a process.
+        if shared and not self._counted.is_counting:
+            pid = self._hand_over(run, descriptors) or self._start_worker(run, descriptors)
+        else:
+            pid = _fork(self._wakeup, lambda: _run(run, descriptors, self._counted))
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self._runs[pid] = run
+        _send(run, pid=pid)
+
+    def listen(self, descriptor: int) -> None:
+        """Read the exit code of a run from the socket of its worker, if `descriptor` is such a socket."""
+        if (pid := self._pids.get(descriptor)) is None:
+            return
+        code = b""
+        # It is reset if the worker was killed before it read its next run.
+        with contextlib.suppress(ConnectionResetError):
+            code = self._workers[pid].recv(1)
+        if code:
+            self._idle.append(pid)
+            self._end(pid, code[0])
+        else:
+            self._remove_worker(pid)
+
+    def reap(self) -> None:
+        """Send the exit code of each run whose process has ended."""
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                self._end(ended[0], os.waitstatus_to_exitcode(ended[1]))
+
+    def _hand_over(self, run: socket.socket, descriptors: list[int]) -> int | None:
+        """Give a run to a worker that waits; return its PID, None if none waits."""
+        while self._idle:
+            pid = self._idle.pop()
+            with contextlib.suppress(OSError):
+                socket.send_fds(self._workers[pid], [_SHARED], [run.fileno(), *descriptors])
+                return pid
+        return None
+
+    def _start_worker(self, run: socket.socket, descriptors: list[int]) -> int:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            pid = _fork(self._wakeup, lambda: _work(theirs, run, descriptors))
+        self._workers[pid], self._pids[ours.fileno()] = ours, pid
+        self._selector.register(ours, selectors.EVENT_READ)
+        return pid
+
+    def _remove_worker(self, pid: int) -> None:
+        if pid in self._idle:
+            self._idle.remove(pid)
+        with self._workers.pop(pid) as ours:
+            del self._pids[ours.fileno()]
+            self._selector.unregister(ours)
+
+    def _end(self, pid: int, code: int) -> None:
+        """Send an exit code; a worker that waits and ends has no run."""
+        if (run := self._runs.pop(pid, None)) is not None:
+            with run:
+                _send(run, code=code)
 
 
 def _import_all() -> None:
@@ -325,6 +461,11 @@ class Counted:
             # What was counted in the imports: no fork saves it again.
             self._coverage.save()
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether coverage runs."""
+        return self._coverage is not None
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Count nothing while the block runs."""
@@ -383,35 +524,28 @@ def serve(requests: socket.socket, listener: socket.socket) -> None:
         os.set_blocking(descriptor, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wakeup[1])
-    runs: dict[int, socket.socket] = {}
     with selectors.DefaultSelector() as selector:
         selector.register(requests, selectors.EVENT_READ)
         selector.register(listener, selectors.EVENT_READ)
         selector.register(wakeup[0], selectors.EVENT_READ)
+        forks = Forks(selector, wakeup, counted)
         while True:
             ready = {key.fd for key, _ in selector.select()}
+            for descriptor in ready:
+                forks.listen(descriptor)
             if wakeup[0] in ready:
                 os.read(wakeup[0], 4096)
-                _reap(runs)
+                forks.reap()
             if requests.fileno() in ready:
                 asked, received, _, _ = socket.recv_fds(requests, 1, 4)
                 if not asked:
                     counted.end()
                     return
-                run = socket.socket(fileno=received[0])
-                runs[_start(run, received[1:], wakeup, counted)] = run
+                forks.start(socket.socket(fileno=received[0]), received[1:], shared=asked == _SHARED)
             if listener.fileno() in ready:
                 run, _ = listener.accept()
                 _, received, _, _ = socket.recv_fds(run, 1, 3)
-                runs[_start(run, received, wakeup, counted)] = run
-
-
-def _reap(runs: dict[int, socket.socket]) -> None:
-    """Send the exit code of each run that has ended."""
-    with contextlib.suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            with runs.pop(ended[0]) as run:
-                _send(run, code=os.waitstatus_to_exitcode(ended[1]))
+                forks.start(run, received, shared=False)
 
 
 if __name__ == "__main__":

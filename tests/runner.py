@@ -1,8 +1,9 @@
 """Run the command line as a user does, with its own environment, streams and exit code.
 
 `ocistream`, `pipe` and `started_fork` run forks of a process that has imported ocistream (tests/fork_runner.py), which
-is ten times as fast. Programs that start ocistream use `forking_command`. `real`, `measured`, `measured_pipe`,
-`started` and `run` start the installed command: for tests of memory, open descriptors, imports and signals at start.
+is ten times as fast. Runs of `ocistream` and `pipe` share a fork, if the run before left no trace in it. Programs that
+start ocistream use `forking_command`. `real`, `measured`, `measured_pipe`, `started` and `run` start the installed
+command: for tests of memory, open descriptors, imports and signals at start.
 """
 
 from __future__ import annotations
@@ -101,7 +102,20 @@ def ocistream(
         return real(*argv, stdin=stdin, stdout=stdout, env=env, cwd=cwd, timeout=timeout)
     line = [*command(), *map(str, argv)]
     folder = str(cwd or Path.cwd())
-    request = Request(line, _environment(env), folder, no_waits, names, astray, closed, unprivileged, deletes_cwd)
+    leads_home = any(isinstance(given, str) for given in (names or {}).values())
+    request = Request(
+        line,
+        _environment(env),
+        folder,
+        no_waits,
+        names,
+        astray,
+        closed,
+        unprivileged,
+        deletes_cwd,
+        # All others change their process for good.
+        shared=not (leads_home or closed or unprivileged or deletes_cwd or machine),
+    )
     with contextlib.ExitStack() as stack:
         feed: tuple[int, bytes] | None = None
         if isinstance(stdin, bytes):
@@ -163,7 +177,10 @@ def pipe(
     """
     lines = [[*command(), *map(str, argv)] for argv in (first, second)]
     both = {**(env or {}), **(second_env or {})}
-    one, two = (Request(line, _environment(of), str(Path.cwd())) for line, of in zip(lines, (env, both), strict=True))
+    one, two = (
+        Request(line, _environment(of), str(Path.cwd()), shared=True)
+        for line, of in zip(lines, (env, both), strict=True)
+    )
     with contextlib.ExitStack() as stack:
         source, target = os.pipe()
         if cut is not None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TERMINATION_SIGNALS", "CancelEvent", "SignalReceivedError", "run_until_signal"]
 
+#: The C module behind `signal`, whose functions turn each number into an enum. `is_set` is called for each chunk, and
+#: that would double its cost.
+_signal = __import__("_signal")
 #: The signals that end a run.
 TERMINATION_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds for the command to end after the first signal, or after the last block that delays the exit.
@@ -58,11 +61,11 @@ class CancelEvent(threading.Event):
     def _has_signal(self, pipe: int) -> bool:
         # A signal is listed as pending only while it is blocked. Blocked for longer, programs that are started would
         # inherit that.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+        mask = _signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
         try:
-            is_pending = not signal.sigpending().isdisjoint(self._numbers)
+            is_pending = not _signal.sigpending().isdisjoint(self._numbers)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
         return is_pending or bool(poll.poll(0))

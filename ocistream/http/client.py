@@ -264,7 +264,8 @@ class HttpClient:
         origin = Origin.from_url(url)
         per_second = self._settings_at(endpoint, origin).requests_per_second or self._settings.requests_per_second
         delay = self._rate_limits.requests.reserve(origin, per_second)
-        if delay > 0 or self.cancelled.is_set():
+        # `is_set` also asks the kernel for signals, which costs more; here it is enough to see what others have seen.
+        if delay > 0 or self.cancelled.wait(0):
             self.wait(delay)
 
     def _exchange(

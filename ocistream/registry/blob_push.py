@@ -10,6 +10,7 @@ import math
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ocistream import limits
 from ocistream.errors import AuthenticationError, CancelledError, NotFoundError, OcistreamError, RegistryError
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
@@ -120,7 +121,7 @@ class BlobPusher:
         if isinstance(blob, VerifiedBlob):
             descriptor = blob.descriptor
             content = UploadContent(blob.open, lambda: descriptor, blob.start, blob.end, blob.access)
-            session = self._take_session(descriptor)
+            session = self._sessions.pop(descriptor.digest, None) or self._find_session(blob)
         else:
             content = UploadContent(blob.open, blob.descriptor, access=blob.access)
             session = self._create_session(None)
@@ -145,10 +146,12 @@ class BlobPusher:
             return 0
         return offset or 0
 
-    def _take_session(self, descriptor: Descriptor) -> UploadSession:
-        """Return the session of a blob: of a refused mount, of an earlier run, or one that is not open yet."""
-        session = self._sessions.pop(descriptor.digest, None)
-        return session or self._create_session(descriptor)
+    def _find_session(self, blob: VerifiedBlob) -> UploadSession:
+        """Return the session that an earlier run recorded, or one that is not open yet."""
+        if blob.range is None and blob.descriptor.size <= limits.MAX_BUFFERED_BLOB:
+            # The upload is one short request, so there is nothing to resume: a record would cost more than it saves.
+            return UploadSession(self._repository)
+        return self._create_session(blob.descriptor)
 
     def _create_session(self, descriptor: Descriptor | None) -> UploadSession:
         """Return the session that an earlier run recorded, or one that is not open yet.

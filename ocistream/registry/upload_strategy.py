@@ -60,8 +60,6 @@ ALTERNATIVES: Final[Mapping[str, Mapping[int, tuple[str, ...]]]] = MappingProxyT
         # The digest of a recompressed layer is known only at its end, so one PUT is not possible.
         UNSIZED_STREAM: {400: (CHUNK,), 404: (CHUNK,), 411: (CHUNK,), 413: (CHUNK,), 416: (CHUNK,), 501: (CHUNK,)},
         PUT: {
-            # A registry that ignores the body computes the digest of no bytes.
-            400: (STREAM, CHUNK),
             # Artifactory answers 404 BLOB_UNKNOWN to a PUT with a body (docker/buildx#196).
             404: (STREAM, CHUNK),
             405: (STREAM, CHUNK),

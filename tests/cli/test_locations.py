@@ -50,6 +50,17 @@ def test_a_name_that_ends_in_a_slash_is_a_layout(copy: Callable[..., Result], tm
 
 
 @pytest.mark.usefixtures("image")
+def test_an_archive_with_the_name_of_a_compressed_file_is_a_plain_tar_and_said_to_be(
+    copy: Callable[..., Result], tmp_path: Path
+) -> None:
+    for name, path in (("app.tar.gz", "app.tar.gz"), ("oci-archive:new.TGZ:app", "new.TGZ")):
+        notice = f"{name} is written as an uncompressed tar: only its layers are compressed"
+        assert notice in copy("./made", name).err
+        assert next(assertions.entries(tmp_path / path))[0] == "oci-layout"
+    assert "uncompressed" not in copy("./made", "app.tar").err
+
+
+@pytest.mark.usefixtures("image")
 def test_a_path_to_an_archive_with_a_tag_is_refused(tmp_path: Path) -> None:
     for path in ("./new.tar:1", f"{tmp_path}/new.tar:1"):
         refused = ocistream("copy", "./made", path, cwd=tmp_path)

@@ -72,7 +72,7 @@ def sessions(served: FaultyRegistry) -> list[Path]:
 
 
 def received(served: FaultyRegistry) -> int:
-    return sum(request.received for request in served.asked("PATCH"))
+    return sum(request.received for request in served.asked("PATCH|PUT", "/uploads/"))
 
 
 def halfway(served: FaultyRegistry, arguments: Sequence[Argument] = ()) -> int:

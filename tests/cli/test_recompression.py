@@ -155,7 +155,9 @@ class TestDirections:
         assertions.success(result)
         digests = [manifest_digest(served.host, name, tag) for name, tag in (("one", "1"), ("two", "2"))]
         assert result.lines() == [f"{served.host}/one:1@{digests[0]}", f"{served.host}/two:2@{digests[1]}"]
-        assert len([r for r in served.requests if r.method == "PATCH"]) == 2 + 3
+        # Two configs by one PUT each, and three recompressed layers.
+        assert len([put for put in served.asked("PUT", "/uploads/") if put.received]) == 2
+        assert len(served.asked("PATCH")) == 3
         refused = ocistream("push", "--to", served.host, "--compress", "zstd", stdin=tar_of(items_of(layout)))
         assertions.failure(refused, 8, "lists its images only at its end", "--to cannot read it from a pipe")
 
@@ -258,7 +260,8 @@ class TestUploads:
 
     def sent_to(self, registry: FaultyRegistry) -> list[str]:
         """Return the repository of each blob that was sent."""
-        return sorted(request.target.split("/")[2] for request in registry.requests if request.method == "PATCH")
+        bodies = [request for request in registry.asked("PATCH|PUT", "/uploads/") if request.received]
+        return sorted(request.target.split("/")[2] for request in bodies)
 
     def test_a_layer_that_several_repositories_need_is_mounted(self, served: FaultyRegistry, layout: Layout) -> None:
         layout.name(small_image(layout), "r.example/a:1", "r.example/b:1", "r.example/c:1")

@@ -275,11 +275,11 @@ def test_signals_that_follow_the_first_do_no_harm(
 def test_a_second_signal_during_the_deletion_of_an_upload_does_no_harm(
     start: Callable[..., FaultyRegistry], layout: Layout
 ) -> None:
-    layout.image([4000], name="app")
+    layout.image([300_000], name="app")
     # What is sent is too little to be kept, so the upload is deleted; that is never answered.
     registry = start(Fault(Stall(), "DELETE", times=None))
     # To send the layer takes seconds at this rate: the signal comes in the middle.
-    push = ("push", "--jobs=1", "--stall-timeout=1000", "--limit-rate=1k", "-i", layout.path, f"{registry.host}/app:1")
+    push = ("push", "--jobs=1", "--stall-timeout=1000", "--limit-rate=60k", "-i", layout.path, f"{registry.host}/app:1")
     with started(*push, env=uncounted()) as process:
         assertions.wait_for(lambda: registry.asked("PATCH"))
         process.send_signal(signal.SIGINT)

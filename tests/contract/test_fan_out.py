@@ -159,9 +159,9 @@ def test_wrong_bytes_are_no_failure_of_a_destination_and_arrive_nowhere(
 def test_a_destination_that_begins_a_blob_again_reads_it_by_itself(
     layout: Layout, blobs: dict[str, bytes], tmp_path: Path
 ) -> None:
-    # The first upload of a large layer breaks off, and its session is lost. The config, which is first, is too small.
+    # The first upload of a large layer breaks off, and its session is lost.
     faults = [
-        Fault(StopReading(MIB), "PATCH", times=2),
+        Fault(StopReading(MIB), "PATCH"),
         Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "GET", "/blobs/uploads/"),
     ]
     with FaultyRegistry(tmp_path / "served", *faults) as registry:

@@ -163,7 +163,7 @@ def test_a_blob_that_was_sent_is_not_sent_again_elsewhere(raw: RawRegistry, run:
         connection.sendall(redirect("/v2/moved", connection="close"))
 
     raw.says("/blobs/", answer(status="404 Not Found"), method="HEAD")
-    raw.says("/uploads/", moved, method="PATCH")
+    raw.says("/uploads/", moved, method="PUT")
     result = run("push", raw.image, "-i", layout.path, *ONCE)
     assert result.code == 7
     assert "redirected after its body was sent" in result.err

@@ -31,9 +31,10 @@ class Contents:
             kinds = {":": "manifest by digest", "-": "signature by tag"}
             return next((kind for mark, kind in kinds.items() if match[1].startswith(f"sha256{mark}")), "image by tag")
         if "/blobs/uploads/" in path:
-            if "digest" in request.query:
+            has_body = request.headers.get("Content-Length") != "0"
+            if "digest" in request.query and not has_body:
                 return "end of upload"
-            return f"upload of a {self._body(request)}" if request.method == "PATCH" else "upload"
+            return f"upload of a {self._body(request)}" if request.method in {"PATCH", "PUT"} else "upload"
         if match := _BLOB.search(path):
             return "blob" if request.method == "HEAD" else self.by_digest.get(match[1], "blob")
         return "referrers" if "/referrers/" in path else path.lstrip("/")

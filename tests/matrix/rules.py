@@ -92,7 +92,7 @@ RULES: Final = (
     ),
     Rule(
         "each new token was taken when the upload was opened: it is the registry that is broken, and not the token",
-        lambda cell: _sort("token")(cell) and cell.lasting and cell.step.method == "PATCH",
+        lambda cell: _sort("token")(cell) and cell.lasting and cell.step.what.startswith("upload of a "),
         "7",
     ),
     Rule("no token is good enough", lambda cell: _sort("token")(cell) and cell.lasting, "3"),

@@ -130,7 +130,7 @@ def test_a_small_blob_is_uploaded_by_one_put_unless_the_registry_is_known_to_ref
 
 @quirk(60)
 @both_ways
-@pytest.mark.parametrize("status", [400, 404, 405, 501])
+@pytest.mark.parametrize("status", [404, 405, 501])
 def test_after_a_refused_put_of_a_small_blob_all_later_blobs_are_streamed(
     status: int, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -151,6 +151,16 @@ def test_no_upload_is_opened_for_a_small_blob_that_is_wrong(how: How, pushes: Ma
     used.archive = used.archive.replace(content, content[:-1] + bytes([content[-1] ^ 1]))
     used.push(how, "--jobs", "1", code=5, says=used.digest)
     assert used.uploads() == []
+
+
+@quirk(60)
+@pytest.mark.parametrize(("excess", "records"), [(0, 0), (1, 1)])
+def test_a_failed_upload_of_a_small_blob_is_not_recorded(excess: int, records: int, pushes: MakePushes) -> None:
+    used = pushes(size=limits.MAX_BUFFERED_BLOB + excess)
+    # A session that cannot be deleted is left to a later run if it is recorded.
+    used.registry.faults = [Fault(refusal(503), "PUT|DELETE", "uploads", times=None)]
+    used.push("file", "--retries", "0", code=7, says="503")
+    assert len(used.records()) == records
 
 
 # As a registry takes it -----------------------------------------------------------------------------------------
