@@ -138,6 +138,16 @@ MAX_REMOTE_LINE: Final = 64 * KIB
 #: The remote command's results after it ends: a line for each image.
 MAX_REMOTE_RESULTS: Final = 1 * MIB
 
+# Signatures -------------------------------------------------------------------------------------------------
+#: A file with a public key: an RSA key of 8,192 bits has 1.4 KB.
+MAX_KEY_FILE: Final = 64 * KIB
+#: The payload of a signature, or a Sigstore bundle: payloads have 300 bytes, bundles with proofs of a log 20 KB.
+MAX_SIGNATURE_PAYLOAD: Final = 256 * KIB
+#: Bytes of messages and signatures that are verified at once.
+MAX_UNVERIFIED_SIGNATURES: Final = 1 * MIB
+#: Signatures of the images of one transfer.
+MAX_SIGNATURES: Final = MAX_REFERRERS
+
 # Configuration ---------------------------------------------------------------------------------------------
 #: A configuration file, ours or containers' registries.conf.
 MAX_CONFIG_FILE: Final = 1 * MIB

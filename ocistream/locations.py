@@ -426,6 +426,7 @@ def _open_references(references: Sequence[Reference], context: OpenContext, sele
         references,
         platforms=selection.platforms,
         referrers=selection.referrers,
+        with_signatures=selection.with_signatures,
         open_repository=context.repository_opener().open_repository,
         jobs=context.jobs_at(reference.registry for reference in references),
         cancelled=context.cancelled,

@@ -9,7 +9,7 @@ import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from ocistream import limits
 from ocistream.api.cancellation import LinkedEvent
@@ -17,7 +17,7 @@ from ocistream.api.client_registries import ClientRegistries
 from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.api.location_arguments import LocationArgument, list_locations
 from ocistream.api.options import ClientOptions, CopyOptions, parse_client_options, parse_split
-from ocistream.api.registries import load_host_rules
+from ocistream.api.registries import load_host_rules, load_trust_policy
 from ocistream.api.results import CopyResult, ImageResult, build_result
 from ocistream.api.settings import RegistrySettings, TlsFiles
 from ocistream.errors import InvalidNameError, UsageError
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+#: One file or several.
+_FilePaths: TypeAlias = "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"
 
 
 class Client:
@@ -95,6 +97,8 @@ class Client:
             upload=upload,
         )
         env = os.environ if environment is None else environment
+        config_file = None if config is None else Path(config)
+        self._load_trust_policy = functools.partial(load_trust_policy, config_file, env)
         self._closed = threading.Event()
         self._registries = ClientRegistries(
             self._options,
@@ -102,7 +106,7 @@ class Client:
             credentials=credentials,
             load_rules=functools.partial(
                 load_host_rules,
-                None if config is None else Path(config),
+                config_file,
                 env,
                 {host: own.to_rule() for host, own in (registries or {}).items()},
                 use_mirrors=mirrors,
@@ -140,6 +144,7 @@ class Client:
         all_tags: bool = False,
         tags: str | Iterable[str] = (),
         referrers: bool = True,
+        require_signature: _FilePaths = (),
         compress: str | None = None,
         max_ratio: int = limits.MAX_RATIO,
         split: str | int | None = None,
@@ -172,6 +177,7 @@ class Client:
             all_tags=all_tags,
             tags=_list(tags),
             no_referrers=not referrers,
+            require_signature=_list_paths(require_signature),
             compress=compress,
             max_ratio=max_ratio,
             split=0 if split is None else parse_split(split),
@@ -190,7 +196,7 @@ class Client:
             plan_copy(locations, targets[0].location, options)
             if targets
             else plan_copy_to_prefix(locations, to or "", options)
-        )
+        ).with_policy(self._load_trust_policy())
         destination_context = self._open_context(plan.destination_registries, targets, event)
         source_context = self._open_context(plan.source_registries, sources, event)
         self._registries.check_environment_credential(plan.source_registries | plan.destination_registries)
@@ -217,14 +223,16 @@ class Client:
         source: LocationLike | Sequence[LocationLike],
         *,
         deep: bool = False,
+        keys: _FilePaths = (),
         max_ratio: int = limits.MAX_RATIO,
         observer: Observer | None = None,
         cancelled: threading.Event | None = None,
     ) -> VerifyResult:
-        """Verify an archive or a layout offline, or several that belong together. A text argument is a path.
+        """Verify archives or layouts that belong together, or images in registries. A text argument is a path.
 
-        Every blob is hashed, and with `deep` layers are decompressed and checked against their configs. Wrong, missing
-        and malformed content is in the result; `raise_for_findings()` raises it as the command does.
+        Every blob is hashed, and with `deep` layers are decompressed and checked against their configs. With `keys`,
+        files of public keys, each image must be signed by one of them. Wrong, missing and malformed content is in the
+        result; `raise_for_findings()` raises it as the command does.
 
         Raises:
             CancelledError: `cancelled` was set, or the client was closed.
@@ -235,7 +243,8 @@ class Client:
         event = self._begin(cancelled)
         sources = list_locations(source, bare_is_path=True)
         locations = [argument.location for argument in sources]
-        context = self._open_context((), sources, event)
+        registries = {registry for argument in sources for registry in argument.registries}
+        context = self._open_context(registries, sources, event)
 
         def run() -> VerifyResult:
             with closing(open_locations(locations, context, max_ratio=max_ratio)) as opened:
@@ -244,6 +253,7 @@ class Client:
                     [location.text for location in locations],
                     deep=deep,
                     max_ratio=max_ratio,
+                    keys=_list_paths(keys),
                     observer=observer,
                     cancelled=event,
                 )
@@ -419,6 +429,10 @@ def _parse_deleted(image: str | Reference) -> Reference:
 
 def _list(value: str | Iterable[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _list_paths(value: _FilePaths) -> tuple[str, ...]:
+    return tuple(os.fspath(path) for path in ([value] if isinstance(value, str | os.PathLike) else value))
 
 
 def _list_platforms(value: str | Platform | Iterable[str | Platform]) -> tuple[str, ...]:

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.oci.reference import Reference
+    from ocistream.signatures.check import SignatureCheck
+    from ocistream.signatures.keys import PublicKey
+    from ocistream.signatures.policy import TrustPolicy, TrustRule
     from ocistream.transfer.interfaces import Destination, Observer, Source
     from ocistream.transfer.recompress import Recompression
     from ocistream.transfer.report import Report
@@ -64,6 +67,10 @@ class CopyPlan:
     rename: Callable[[Graph], Graph] | None = None
     mount_from: tuple[str, ...] = ()
     recompression: Recompression | None = None
+    #: One of these must have signed each image; empty if no signatures are required.
+    keys: tuple[PublicKey, ...] = ()
+    #: The policy of the configuration; None if there is none.
+    policy: TrustPolicy | None = None
     #: Whether another ocistream writes the destination (`copy --via`), with its own names and layers.
     is_remote: bool = False
 
@@ -156,8 +163,39 @@ class CopyPlan:
             omit=omit,
             recompression=self.recompression,
             plain_layers=plain_layers,
+            check=self._build_check(),
             dry_run=dry_run,
         )
+
+    def with_policy(self, policy: TrustPolicy) -> CopyPlan:
+        """Return the plan with the policy of the configuration."""
+        if not policy.rules:
+            return self
+        references = [location.reference for location in (*self.sources, self.destination)]
+        # The names in an archive are not known yet; finding its signatures costs no request.
+        needs = policy.needs_signatures(references, may_have_names=None in references[:-1])
+        selection = replace(self.selection, with_signatures=self.selection.with_signatures or needs)
+        return replace(self, policy=policy, selection=selection)
+
+    def _build_check(self) -> SignatureCheck | None:
+        if not self.keys and self.policy is None:
+            return None
+        from ocistream.signatures.check import SignatureCheck
+
+        return SignatureCheck(self.keys, self._find_rules)
+
+    def _find_rules(self, root: Root) -> Sequence[TrustRule]:
+        if self.policy is None:
+            return ()
+        digests = {root.descriptor.digest, root.chosen_platforms.index if root.chosen_platforms else None}
+        references = [
+            location.reference
+            for location in self.sources
+            # The name of an image in the graph may lack the registry, if a digest was requested.
+            if len(self.sources) == 1 or (location.reference is not None and location.reference.digest in digests)
+        ]
+        references.append(self.target(root) if self.target is not None else self.destination.reference)
+        return self.policy.find_for(root, references)
 
     def _check_digest_stays(self, graph: Graph) -> None:
         """Refuse to recompress an image whose own digest the destination names, before a blob moves.
@@ -267,6 +305,7 @@ def plan_copy(
         if is_remote
         else parse_mount_sources(options.mount_from, destination.reference.registry if destination.reference else None),
         recompression=None if is_remote else _choose_recompression(options, destination),
+        keys=_load_keys(options),
         is_remote=is_remote,
     )
 
@@ -291,7 +330,18 @@ def plan_copy_to_prefix(sources: Sequence[Location], prefix: str, options: CopyO
         target=target,
         mount_from=parse_mount_sources(options.mount_from, parse_registry(prefix.partition("/")[0])),
         recompression=_parse_recompression(options, options.compress),
+        keys=_load_keys(options),
     )
+
+
+def _load_keys(options: CopyOptions) -> tuple[PublicKey, ...]:
+    """Read the keys before a location is opened."""
+    if not options.require_signature:
+        return ()
+    # Imported here, because few copies check signatures.
+    from ocistream.signatures.keys import load_keys
+
+    return load_keys(options.require_signature)
 
 
 def _build_selection(
@@ -306,6 +356,7 @@ def _build_selection(
         parse_platform_choice(options.platforms, default_platform() if is_one_platform else None),
         options.max_ratio,
         referrers="skip" if options.no_referrers else "copy",
+        with_signatures=bool(options.require_signature),
         tags=tags,
     )
 

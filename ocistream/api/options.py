@@ -238,6 +238,14 @@ class CopyOptions:
         section=SELECTION,
         help="Do not copy referrers (signatures, SBOMs, attestations).",
     )
+    #: Files of public keys; each image must be signed by one of them.
+    require_signature: Sequence[str] = option(
+        (),
+        type=PATH,
+        metavar="KEY",
+        section=SELECTION,
+        help="Fail unless a KEY (public, in PEM) has signed each image; repeatable.",
+    )
     compress: str | None = option(
         metavar="gzip|zstd|none[:LEVEL]",
         check=_check_compression,

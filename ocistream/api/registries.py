@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ocistream.registry.opener import RepositoryOpener
     from ocistream.registry.upload_record import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
+    from ocistream.signatures.policy import TrustPolicy
 
 
 _PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -227,6 +228,19 @@ def load_host_rules(
     for host, rule in (rules or {}).items():
         host_rules[host.lower()] = rule.apply_to(host_rules.get(host.lower(), HostRule()))
     return RegistryConfiguration(host_rules, load_namespaces(env, home), use_mirrors=use_mirrors)
+
+
+def load_trust_policy(config: Path | None, env: Mapping[str, str]) -> TrustPolicy:
+    """Return the policy about signatures in our configuration file; empty if there is none.
+
+    Raises:
+        NotFoundError, LocalDiskError, UsageError: a file cannot be read, or is malformed.
+    """
+    from ocistream.config.config_toml import parse_trust_policy, read_configuration
+    from ocistream.signatures.policy import TrustPolicy
+
+    table = read_configuration(config, env, find_home(env))
+    return TrustPolicy() if table is None else parse_trust_policy(table)
 
 
 def find_home(env: Mapping[str, str]) -> Path:

@@ -11,11 +11,10 @@ from ocistream.errors import (
     InvalidNameError,
     MissingContentError,
     UnsupportedError,
-    UsageError,
 )
 from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import entry_name_of, is_printable_name, subject_of, tag_of
-from ocistream.locations import is_missing_image, open_sources
+from ocistream.locations import open_sources
 from ocistream.oci.digest import DIGEST_MISMATCH
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.oci.referrers import cosign_subject
@@ -28,7 +27,9 @@ if TYPE_CHECKING:
     from ocistream.errors import OcistreamError
     from ocistream.locations import Location, OpenContext
     from ocistream.oci.graph import Root
+    from ocistream.oci.referrers import ReferrerMode
     from ocistream.oci.volumes import Volume
+    from ocistream.signatures.check import ImageSignature, SignatureCheck
     from ocistream.transfer.interfaces import Observer, Source
     from ocistream.transfer.verify import Findings
 
@@ -37,17 +38,14 @@ _LAYOUT: Final = "OCI layout"
 
 
 def open_locations(locations: Sequence[Location], context: OpenContext, *, max_ratio: int) -> Source:
-    """Open an archive or layout, or several that belong together, to verify everything in it.
+    """Open an archive or layout, or several that belong together, or images in registries, to verify everything in it.
 
     Raises:
-        UsageError: a location is in a registry.
         OcistreamError: a location cannot be opened.
     """
-    for location in locations:
-        if location.kind == "docker" or is_missing_image(location):
-            msg = f"{printable(location.text)!r} is in a registry"
-            raise UsageError(msg, hint="pull it first: `ocistream pull IMAGE | ocistream verify`")
-    return open_sources(locations, context, Selection(all_blobs=True, max_ratio=max_ratio, referrers="list"))
+    # A registry lists the referrers of an image; an archive lists images and referrers alike.
+    mode: ReferrerMode = "copy" if any(location.kind == "docker" for location in locations) else "list"
+    return open_sources(locations, context, Selection(all_blobs=True, max_ratio=max_ratio, referrers=mode))
 
 
 def verify_source(
@@ -56,15 +54,19 @@ def verify_source(
     *,
     deep: bool,
     max_ratio: int,
+    keys: Sequence[str] = (),
     observer: Observer | None = None,
     cancelled: threading.Event,
 ) -> VerifyResult:
     """Verify a source of `open_locations`, whose locations are named `paths`.
 
+    With `keys`, files of public keys, each image must be signed by one of them.
+
     Raises:
-        OcistreamError: reading cannot continue.
+        OcistreamError: reading cannot continue, or a key cannot be used.
     """
-    findings = verification.verify(source, observer, deep=deep, max_ratio=max_ratio, cancelled=cancelled)
+    check = _build_signature_check(keys) if keys else None
+    findings = verification.verify(source, observer, deep=deep, max_ratio=max_ratio, check=check, cancelled=cancelled)
     kind, other_files, illegal = _describe_source(source)
     is_legal = _is_docker_name if kind == _DOCKER_ARCHIVE else is_printable_name
     names = dict.fromkeys(root.name for root in findings.graph.roots if root.name)
@@ -76,7 +78,16 @@ def verify_source(
         illegal_names=(*illegal, *(name for name in names if not is_legal(name))),
         volumes=VolumeSet.from_source(source),
         deep=deep,
+        signatures=tuple(check.results()) if check is not None else None,
     )
+
+
+def _build_signature_check(keys: Sequence[str]) -> SignatureCheck:
+    # Imported here, because few runs check signatures.
+    from ocistream.signatures.check import SignatureCheck
+    from ocistream.signatures.keys import load_keys
+
+    return SignatureCheck(load_keys(keys))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +95,7 @@ class VerifyResult:
     """The result of `verify`: what it found, the format of the archive, and names of entries that are not allowed.
 
     `other_files` counts files that belong to no image. `volumes` are the verified files of a split archive.
+    `signatures` has the result for each image if keys were given; otherwise it is None.
     """
 
     paths: tuple[str, ...]
@@ -93,16 +105,23 @@ class VerifyResult:
     illegal_names: tuple[str, ...]
     volumes: VolumeSet | None
     deep: bool
+    signatures: tuple[ImageSignature, ...] | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether everything that the images need exists and is right."""
-        return not (self.findings.missing or self.findings.failures or self.illegal_names)
+        """Whether everything that the images need exists and is right, and all are signed if keys were given."""
+        return not (self.findings.missing or self.findings.failures or self.illegal_names or self.unsigned)
+
+    @property
+    def unsigned(self) -> list[ImageSignature]:
+        """The results of images without a valid signature."""
+        return [signature for signature in self.signatures or () if signature.problem]
 
     def document(self) -> dict[str, Any]:
         """Return what `ocistream verify --json` prints."""
         findings = self.findings
         intact, damaged = self._split_images()
+        signatures = {id(signature.root): signature for signature in self.signatures or ()}
         names = self._first_images(self._problem_digests())
         omitted_reasons = findings.graph.omitted_from_source
         return {
@@ -110,8 +129,8 @@ class VerifyResult:
             "format": self.format,
             "ok": self.ok,
             "deep": self.deep,
-            "images": list(map(self._image_json, intact)),
-            "damagedImages": list(map(self._image_json, damaged)),
+            "images": [self._image_json(root, signatures.get(id(root))) for root in intact],
+            "damagedImages": [self._image_json(root, signatures.get(id(root))) for root in damaged],
             "blobs": findings.blobs,
             "bytes": findings.size,
             "unreferenced": findings.unreferenced,
@@ -157,13 +176,14 @@ class VerifyResult:
         image_id = self.findings.graph.image_id(root) if root.is_synthesized else None
         return image_id or root.descriptor.digest
 
-    def _image_json(self, root: Root) -> dict[str, Any]:
+    def _image_json(self, root: Root, signature: ImageSignature | None) -> dict[str, Any]:
         if root.is_synthesized:
             identity = {"imageId": self._identify(root)}
         else:
             identity = {"digest": self._identify(root), "mediaType": root.descriptor.media_type}
         subject = self.subject(root)
-        return {"name": root.name, **identity, **({"subject": subject} if subject else {})}
+        document = {"name": root.name, **identity, **({"subject": subject} if subject else {})}
+        return {**document, **({"signature": signature.document()} if signature is not None else {})}
 
     def intact_images(self) -> list[Root]:
         """Return the images, and the referrers beside them, without any problem."""
@@ -174,16 +194,19 @@ class VerifyResult:
         graph, problems = self.findings.graph, self._problem_digests()
         intact: list[Root] = []
         damaged: list[Root] = []
+        unsigned = {id(signature.root) for signature in self.unsigned}
         for root in graph.roots:
-            is_intact = root.name not in self.illegal_names and (
-                not problems or problems.isdisjoint(graph.reachable(root))
+            is_intact = (
+                root.name not in self.illegal_names
+                and id(root) not in unsigned
+                and (not problems or problems.isdisjoint(graph.reachable(root)))
             )
             (intact if is_intact else damaged).append(root)
         return intact, damaged
 
     def errors(self) -> list[OcistreamError]:
         """Return an error for each problem, the gravest first; each is named with the first image that it affects."""
-        failures = sorted(self.findings.failures, key=lambda failure: not isinstance(failure.error, IntegrityError))
+        failures = self.findings.failures
         prefixes = {
             digest: f"{printable(name)}: " for digest, name in self._first_images(self._problem_digests()).items()
         }
@@ -194,6 +217,8 @@ class VerifyResult:
             if hint is None and DIGEST_MISMATCH in failure.error.message:
                 hint = f"the {'layout' if self.format == _LAYOUT else 'archive'} is damaged: copy or pull it again"
             errors.append(kind(f"{prefixes.get(failure.digest, '')}{failure.error.message}", hint=hint))
+        errors += [signature.to_error() for signature in self.unsigned]
+        errors.sort(key=lambda error: not isinstance(error, IntegrityError))
         hint = "a registry that has the missing blobs still accepts it"
         for descriptor in self.findings.missing:
             message = f"{prefixes.get(descriptor.digest, '')}missing {descriptor.digest}"
@@ -290,7 +315,8 @@ def _describe_source(source: Source) -> tuple[str, int, list[str]]:
         kinds = " and ".join(sorted({kind for kind, _, _ in descriptions}))
         illegal = [name for _, _, names in descriptions for name in names]
         return f"{kinds}, joined", sum(foreign for _, foreign, _ in descriptions), illegal
-    assert isinstance(source, ArchiveSource), source  # noqa: S101 - there are no others
+    if not isinstance(source, ArchiveSource):
+        return "registry", 0, []
     contents = source.contents
     illegal = [contents.first_illegal_name] if contents.illegal_count else []
     if contents.is_docker_archive:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ocistream.api.registries import RegistryAccess, find_home, load_host_rules
+from ocistream.api.registries import RegistryAccess, find_home, load_host_rules, load_trust_policy
 from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
 from ocistream.cli.registry_options import build_hint_translator
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ocistream.http.retry import RetryEvent
     from ocistream.locations import Location, OpenContext
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
+    from ocistream.signatures.policy import TrustPolicy
 
 __all__ = ["CommandContext"]
 
@@ -87,6 +88,10 @@ class CommandContext:
         """Read the rules for registries from the configuration files."""
         use_mirrors = not self.options.no_mirrors
         return load_host_rules(self.options.config, os.environ, self.rule_overrides, use_mirrors=use_mirrors)
+
+    def load_trust_policy(self) -> TrustPolicy:
+        """Read the policy about signatures from the configuration file."""
+        return load_trust_policy(self.options.config, os.environ)
 
     def registry_options(self, side: str) -> RegistryOptions:
         """Return the options that apply to one side: "src", "dest", or "" for a command without sides."""

@@ -13,14 +13,13 @@ from ocistream.layout.index import (
     NoSuchImageError,
     format_image_names,
     image_name_of,
-    parse_full_name,
     select_every_image,
     select_named_images,
 )
 from ocistream.locations import OpenContext, open_source, parse_location
 from ocistream.oci.digest import DIGEST_MISMATCH
 from ocistream.oci.graph import Root
-from ocistream.oci.reference import is_digest, printable
+from ocistream.oci.reference import is_digest, parse_full_name, printable
 from ocistream.sizes import format_count, format_size
 from ocistream.transfer.incomplete_indexes import find_exported_platforms
 from ocistream.transfer.interfaces import IncompleteSource

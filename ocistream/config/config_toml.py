@@ -20,6 +20,7 @@ from ocistream.oci.reference import parse_registry
 from ocistream.registry.configuration import PULL_MODES, HostRule, Mirror, parse_registry_location
 from ocistream.registry.profiles import PROFILES_BY_NAME
 from ocistream.registry.upload_strategy import parse_upload_method
+from ocistream.signatures.policy import TrustPolicy, TrustRule
 from ocistream.sizes import parse_size
 from ocistream.streams.workers import MAX_JOBS
 from ocistream.streams.xdg import SYSTEM_CONFIG_FILE, user_config_file
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConnectionTable",
     "parse_host_rules",
+    "parse_trust_policy",
     "read_configuration",
     "read_credential_source",
     "read_host_rules",
@@ -197,8 +199,24 @@ class _HostTable(ConnectionTable):
         return HostRule(settings, self.insecure, mirrors, self.credentials)
 
 
+class _TrustTable(TomlTable):
+    key_files = toml.required(toml.list_of(toml.existing_file), key="keys")
+
+
+def _trust(table: TomlTable, key: str, value: object) -> TrustRule:
+    if isinstance(value, str):
+        return TrustRule("", rejects=toml.choice("reject", "any")(table, key, value) == "reject")
+    if not isinstance(value, dict):
+        raise table.key_error(key, 'is neither "reject" nor "any" nor a table with keys')
+    files = tuple(map(str, _TrustTable.read(table, key, value).key_files))
+    if not files:
+        raise table.key_error(key, "has no keys", 'write "reject" or "any" instead')
+    return TrustRule("", files)
+
+
 class _ConfigurationFile(TomlTable):
     sensitive_hint = _HostTable.sensitive_hint
+    trust = toml.optional(TomlTable.read)
     # Commands that use no registry do not parse the tables of registries.
     registry = toml.optional(TomlTable.read)
     defaults = toml.optional(TomlTable.read)
@@ -238,6 +256,16 @@ def read_configuration(
     return next(
         (table for path in paths if (table := toml.read_file(path, _ConfigurationFile, home)) is not None), None
     )
+
+
+def parse_trust_policy(table: TomlTable) -> TrustPolicy:
+    """Return the policy in a configuration.
+
+    Raises:
+        UsageError: the file is malformed, or the file of a key does not exist.
+    """
+    rules = toml.dict_of(_trust, registry_location)(table, "trust", table.values.get("trust", {}))
+    return TrustPolicy({prefix: replace(rule, prefix=prefix) for prefix, rule in rules.items()})
 
 
 def parse_host_rules(table: TomlTable) -> dict[str, HostRule]:

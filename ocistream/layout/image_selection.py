@@ -46,6 +46,8 @@ class Selection:
     all_blobs: bool = False
     #: How to handle referrers: signatures, SBOMs and the like.
     referrers: ReferrerMode = "copy"
+    #: Whether to find signatures that are not copied too, because a check needs them.
+    with_signatures: bool = False
     #: Which of a repository's tags to read; None reads the one that the location names.
     tags: Callable[[Sequence[str]], Sequence[str]] | None = None
 

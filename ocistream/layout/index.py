@@ -13,14 +13,13 @@ from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, Unsu
 from ocistream.oci.descriptor import DOCKER_LIST, OCI_INDEX, Descriptor
 from ocistream.oci.documents import MANIFEST_FIELDS, DescriptorListParser, check_document_type
 from ocistream.oci.graph import Graph, Root
-from ocistream.oci.reference import is_digest, is_tag, parse_digest, parse_reference, printable
+from ocistream.oci.reference import is_digest, is_tag, parse_digest, parse_full_name, parse_reference, printable
 from ocistream.oci.referrers import REFERRER_NAME, SUBJECT
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, discard_item, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ocistream.oci.reference import Reference
     from ocistream.oci.referrers import Referrer
     from ocistream.oci.strict_json import ItemConverter
 
@@ -115,15 +114,6 @@ def build_entry(root: Root) -> Descriptor:
         annotations[FULL_NAME] = reference.name
         annotations[REF_NAME] = reference.tag or reference.name
     return replace(entry, annotations=annotations)
-
-
-def parse_full_name(name: str) -> Reference | None:
-    """Parse a full name, with registry and tag, or return None."""
-    try:
-        reference = parse_reference(name, default_tag=False)
-    except (InvalidNameError, UnsupportedError):
-        return None
-    return reference if reference.tag and name.startswith(f"{reference.registry}/") else None
 
 
 def has_full_name(root: Root) -> bool:

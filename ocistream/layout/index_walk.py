@@ -33,6 +33,7 @@ from ocistream.oci.referrers import (
     cosign_subject,
     fallback_tag,
     is_fallback_tag,
+    is_signature,
     referrer_descriptor,
 )
 from ocistream.oci.walk import GraphWalk, Need
@@ -69,10 +70,17 @@ class ReferrerCandidate:
 class ReferrerResolver:
     """Decides which `candidates` are referrers of the images of one graph, and attaches or skips these."""
 
-    def __init__(self, graph_walk: GraphWalk, referrers: ReferrerMode) -> None:
-        """Attach referrers to the graph, as the mode `referrers` says."""
+    def __init__(self, graph_walk: GraphWalk, referrers: ReferrerMode, *, with_signatures: bool) -> None:
+        """Attach referrers to the graph, as the mode `referrers` says.
+
+        With `with_signatures`, signatures that are not copied are added to be checked.
+        """
         self._graph_walk = graph_walk
         self._referrers = referrers
+        self._with_signatures = with_signatures
+        #: The digests of signatures, and which of them were added to be checked.
+        self._signatures: set[str] = set()
+        self._checked: set[tuple[str, str]] = set()
         self.candidates: list[ReferrerCandidate] = []
         #: The digests of the candidates; by digest, the tags of candidates that may be referrers lists.
         self._known: set[str] = set()
@@ -158,6 +166,8 @@ class ReferrerResolver:
         self._descriptors[entry.digest] = referrer_descriptor(entry, document)
         if document.subject is not None:
             self._subjects[entry.digest] = document.subject.digest
+        if is_signature(document):
+            self._signatures.add(entry.digest)
         if entry.is_index and (tag := self._lists.get(entry.digest)) is not None:
             for child in document.manifests:
                 if child.digest not in self._known:
@@ -175,7 +185,7 @@ class ReferrerResolver:
     def attach_next(self) -> bool:
         """Attach referrers of copied manifests. When all are attached, skip referrers of other manifests.
 
-        Return whether referrers were attached.
+        Return whether referrers were attached, or signatures were added.
         """
         included, narrowed = self._graph_walk.list_included(), self._narrowed_digests()
         self._remove_referrer_lists((*included, *narrowed, *self._skipped))
@@ -185,9 +195,25 @@ class ReferrerResolver:
                 msg = f"referrers refer to each other more than {limits.MAX_REFERRER_DEPTH} levels deep"
                 raise UnsupportedError(msg, hint="skip them with --no-referrers")
             return True
+        if self._with_signatures and self._add_signatures(set(included)):
+            return True
         self._skip_referrers_of((*included, *narrowed, *self._skipped))
         self._remove_referrer_lists((*included, *narrowed, *self._skipped))
         return False
+
+    def _add_signatures(self, included: set[str]) -> bool:
+        """Add the signatures of copied manifests that are skipped, and of the indexes that these were taken from.
+
+        Return whether there were any that were not added before.
+        """
+        subjects = set(self._graph_walk.list_narrowed()) | (included if self._referrers == "skip" else set())
+        count = len(self._checked)
+        for candidate in self.candidates:
+            for subject, tag in self._find_subjects(candidate) if candidate.digest in self._signatures else ():
+                if subject in subjects and (subject, candidate.digest) not in self._checked:
+                    self._checked.add((subject, candidate.digest))
+                    self._graph_walk.add_signature(Referrer(candidate.root.descriptor, subject, tag))
+        return len(self._checked) > count
 
     def _narrowed_digests(self) -> set[str]:
         """Return the digests of indexes of which only some platforms are copied, and of their children.
@@ -317,7 +343,9 @@ class IndexWalk:
         self._select = selection.select
         self._referrers = selection.referrers
         self._graph_walk = GraphWalk(selection.platforms, skip_referrers=selection.referrers == "skip")
-        self._resolver = ReferrerResolver(self._graph_walk, selection.referrers)
+        self._resolver = ReferrerResolver(
+            self._graph_walk, selection.referrers, with_signatures=selection.with_signatures
+        )
         self._all = [
             replace(root, is_synthesized=root.descriptor.digest in image_digests) for root in build_roots(index.entries)
         ]

@@ -54,6 +54,14 @@ class IncompleteIndex:
 
 
 @dataclass(frozen=True, slots=True)
+class UncopiedSignatures:
+    """The manifests of signatures that are not copied. Their subject may be an index that is copied in part."""
+
+    subject: Manifest
+    manifests: tuple[Manifest, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
     """What a copy moves: roots, manifests, blobs and referrers.
 
@@ -64,6 +72,7 @@ class Graph:
 
     `referrers` are the referrers that are copied, by the digest of their subject. They are not roots, because the
     user did not name them. Their manifests and blobs follow those of their subject. `skipped_referrers` are not copied.
+    `uncopied_signatures` are signatures among those, if a check needs them.
 
     `omitted_from_source` are blobs, by digest, that the source says it omits, and why. `omitted_from_output` are blobs
     that the written archive or layout omits on purpose. `embedded` are blobs, by digest, whose bytes are in their
@@ -83,6 +92,7 @@ class Graph:
     has_plain_layers: bool = False
     synthesized: frozenset[str] = frozenset()
     referrers: Mapping[str, tuple[Referrer, ...]] = field(default_factory=dict)
+    uncopied_signatures: tuple[UncopiedSignatures, ...] = field(default=(), repr=False)
     skipped_referrers: tuple[SkippedReferrer, ...] = ()
     omitted_from_source: Mapping[str, OmissionReason] = field(default_factory=dict)
     omitted_from_output: Mapping[str, OmissionReason] = field(default_factory=dict)

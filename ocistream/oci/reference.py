@@ -180,6 +180,15 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
     return Reference(registry, repository, tag, digest or None)
 
 
+def parse_full_name(name: str) -> Reference | None:
+    """Parse a full name, with registry and tag, or return None."""
+    try:
+        reference = parse_reference(name, default_tag=False)
+    except (InvalidNameError, UnsupportedError):
+        return None
+    return reference if reference.tag and name.startswith(f"{reference.registry}/") else None
+
+
 def _parse_host(text: str, error_message: str) -> str:
     """Check `HOST[:PORT]` and return it in ASCII. An internationalised name is converted by IDNA 2008.
 

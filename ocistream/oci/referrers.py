@@ -25,6 +25,11 @@ REFERRER_NAME: Final = "vnd.ocistream.image.name"
 #: and does not make an image of an entry that has it.
 SUBJECT: Final = "io.containerd.manifest.subject"
 
+#: The layers of signatures: cosign's payloads, each with its signature in an annotation, and Sigstore bundles.
+SIMPLE_SIGNING: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
+SIGSTORE_BUNDLE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
+SIGNATURE_TYPES: Final = frozenset({SIMPLE_SIGNING, SIGSTORE_BUNDLE})
+
 #: What to do with referrers: "copy", "skip", or "list" (as images, to inspect or verify everything).
 ReferrerMode: TypeAlias = Literal["copy", "skip", "list"]
 
@@ -168,6 +173,11 @@ def classify_referrer(artifact_type: str | None, tag: str | None = None) -> str:
         return _COSIGN[tag[tag.rindex(".") :]]
     lowered = (artifact_type or "").lower()
     return next((kind for part, kind in _KIND_BY_TYPE_PART if part in lowered), "artifact")
+
+
+def is_signature(document: Document) -> bool:
+    """Return whether a manifest has signatures that can be checked."""
+    return document.config is not None and any(layer.media_type in SIGNATURE_TYPES for layer in document.layers)
 
 
 def format_kind_counts(kinds: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor, Manifest
 from ocistream.oci.digest import check_content, compute_digest
 from ocistream.oci.documents import Document, parse_document
-from ocistream.oci.graph import Graph, Root, is_image
+from ocistream.oci.graph import Graph, Root, UncopiedSignatures, is_image
 from ocistream.oci.platforms import (
     ALL_PLATFORMS,
     PlatformChoice,
@@ -31,6 +31,7 @@ from ocistream.oci.reference import printable
 from ocistream.oci.referrers import (
     EXCLUDED,
     PLATFORM_FILTERED,
+    SIGNATURE_TYPES,
     Referrer,
     SkippedReferrer,
     referrer_descriptor,
@@ -175,6 +176,7 @@ class GraphWalk:
         self._depths: dict[str, int] = {}
         self._configs: dict[str, Root] = {}
         self._referrers: dict[tuple[str, str | None, str], Referrer] = {}
+        self._signatures: dict[tuple[str, str | None, str], Referrer] = {}
         self._skipped_referrers: dict[SkippedReferrer, None] = {}
         #: Manifests that are needed with all their children, even if platforms were chosen.
         self._complete: set[str] = set()
@@ -224,6 +226,17 @@ class GraphWalk:
             raise UnsupportedError(msg, hint="copy fewer images at a time, or use --no-referrers")
         self._referrers[referrer.key] = referrer
         self._need_complete(referrer.descriptor, 0)
+
+    def add_signature(self, referrer: Referrer) -> None:
+        """Add a signature that is checked and not copied. `settle` walks to its manifest.
+
+        Raises:
+            UnsupportedError: there are too many signatures.
+        """
+        if len(self._signatures) >= limits.MAX_SIGNATURES:
+            raise _too_many_error(f"the images have more than {limits.MAX_SIGNATURES} signatures")
+        self._signatures[referrer.key] = referrer
+        self._need(referrer.descriptor, 0)
 
     def add_skipped_referrer(self, referrer: SkippedReferrer) -> None:
         """Record a referrer that is not copied."""
@@ -295,6 +308,8 @@ class GraphWalk:
         documents = {digest: self._documents[digest] for digest in manifests}
         configs = [d.config for d in documents.values() if d.config]
         layers = [layer for d in documents.values() for layer in d.layers]
+        # Signatures come first: the reader of a pipe checks them before the first layer of an image.
+        layers.sort(key=lambda layer: layer.media_type not in SIGNATURE_TYPES)
         blobs = _unique([blob for blob in (*configs, *layers) if not blob.is_foreign])
         # An index that is not part of the graph, by a choice of platforms, may lack anything.
         named = {child.digest for document in documents.values() for child in document.manifests}
@@ -314,6 +329,7 @@ class GraphWalk:
             foreign=tuple({layer.digest: layer for layer in layers if layer.is_foreign}.values()),
             documents=documents,
             referrers=referrers,
+            uncopied_signatures=self._list_uncopied_signatures(),
             skipped_referrers=tuple(skipped),
             embedded={blob.digest: self._embedded[blob.digest] for blob in blobs if blob.digest in self._embedded},
             is_skipping_referrers=self._skip_referrers,
@@ -504,6 +520,17 @@ class GraphWalk:
             subject: tuple(sorted(referrers, key=lambda item: item.sort_key))
             for subject, referrers in by_subject.items()
         }
+
+    def _list_uncopied_signatures(self) -> tuple[UncopiedSignatures, ...]:
+        found: dict[str, dict[str, Manifest]] = {}
+        for referrer in self._signatures.values():
+            if (manifest := self._raw.get(referrer.descriptor.digest)) is not None:
+                found.setdefault(referrer.subject, {})[manifest.descriptor.digest] = manifest
+        return tuple(
+            UncopiedSignatures(self._raw[subject], tuple(manifests.values()))
+            for subject, manifests in found.items()
+            if subject in self._raw
+        )
 
     def _add_in_order(self, digest: str, depth: int, ordered: dict[str, Manifest]) -> Iterator[str]:
         """Add a manifest after everything that it lists, and yield the digests that were added."""

@@ -23,6 +23,7 @@ from ocistream.oci.referrers import (
     SkippedReferrer,
     classify_referrer,
     cosign_tags,
+    is_signature,
     strip_descriptor,
 )
 from ocistream.streams.budget import Budget
@@ -65,8 +66,9 @@ class _FoundReferrer:
 class ReferrerSearch:
     """Search for referrers and add them to a graph.
 
-    `settle(repository, manifest)` fetches what the graph needs for a manifest of the repository. `jobs` queries run at
-    the same time. `cancelled` is the event of the transfer: it stops the queries, and a failed query sets it.
+    `settle(repository, manifest)` fetches what the graph needs for a manifest of the repository. With
+    `with_signatures`, signatures that are not copied are added to be checked. `jobs` queries run at the same time.
+    `cancelled` is the event of the transfer: it stops the queries, and a failed query sets it.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class ReferrerSearch:
         walk: GraphWalk,
         settle: Callable[[ReadableRepository, Manifest], None],
         *,
+        with_signatures: bool = False,
         jobs: int,
         cancelled: threading.Event,
     ) -> None:
@@ -82,6 +85,8 @@ class ReferrerSearch:
         self._cancelled = cancelled
         self._walk = walk
         self._settle = settle
+        self._with_signatures = with_signatures
+        self._reason = PLATFORM_FILTERED
         #: One object for each repository: it remembers whether its registry has the referrers API.
         self._repositories: dict[str, ReadableRepository] = {}
         self._queried: set[tuple[str, str]] = set()
@@ -97,16 +102,24 @@ class ReferrerSearch:
         self._refused_queries: dict[str, _ReferrerQuery] = {}
 
     def collect(
-        self, selected: Iterable[tuple[ReadableRepository, str]], incomplete: Iterable[tuple[ReadableRepository, str]]
+        self,
+        selected: Iterable[tuple[ReadableRepository, str]],
+        skipped: Iterable[tuple[ReadableRepository, str]],
+        *,
+        reason: str = PLATFORM_FILTERED,
     ) -> None:
-        """Search for referrers of selected manifests and of indexes copied in part, and for referrers of those.
+        """Search for referrers of selected manifests, and for referrers of those.
+
+        Referrers of the `skipped` manifests are not copied, for this reason: by default these are indexes of which only
+        some platforms are copied.
 
         Raises:
             UnsupportedError: there are too many referrers, or the chain of referrers is too long.
             OcistreamError: a registry failed. A refused query is reported and does not raise.
         """
         queries = [_ReferrerQuery(*location) for location in selected]
-        queries += [_ReferrerQuery(*location, is_selected=False) for location in incomplete]
+        queries += [_ReferrerQuery(*location, is_selected=False) for location in skipped]
+        self._reason = reason
         for _ in range(limits.MAX_REFERRER_DEPTH + 1):
             self._query_all(queries)
             queries = self._move_to_graph(queries)
@@ -115,8 +128,8 @@ class ReferrerSearch:
         else:
             msg = f"referrers refer to each other more than {limits.MAX_REFERRER_DEPTH} levels deep"
             raise UnsupportedError(msg, hint="skip them with --no-referrers")
-        for skipped in _summarize(self._skipped):
-            self._walk.add_skipped_referrer(skipped)
+        for referrer in _summarize(self._skipped):
+            self._walk.add_skipped_referrer(referrer)
 
     def _query_all(self, queries: Sequence[_ReferrerQuery]) -> None:
         by_location = {(str(query.repository), query.digest): query for query in queries}
@@ -160,37 +173,43 @@ class ReferrerSearch:
         if referrers.incomplete_reason:
             self._skipped[SkippedReferrer(query.digest, f"{LIST_TRUNCATED}: {referrers.incomplete_reason}")] = None
         for descriptor in referrers.descriptors:
-            if not query.is_selected:
-                self._skip(descriptor, query.digest, PLATFORM_FILTERED)
-                continue
-            # Skip entries that are gone or name another subject: clients never clean their lists.
-            try:
-                manifest, document = self._resolve(query.repository, descriptor.digest)
-            except NotFoundError:
-                self._skip(descriptor, query.digest, NOT_FOUND)
-            except (ArchiveError, UnsupportedError):
-                self._skip(descriptor, query.digest, UNSUPPORTED_TYPE)
-            else:
-                if document.subject is None or document.subject.digest != query.digest:
-                    self._skip(descriptor, query.digest, SUBJECT_MISMATCH)
-                else:
-                    self._add_found(query, manifest, None)
+            self._add_listed(query, descriptor)
+
+    def _add_listed(self, query: _ReferrerQuery, descriptor: Descriptor) -> None:
+        if not query.is_selected:
+            self._skip(descriptor, query.digest, self._reason)
+            if not self._with_signatures:
+                return
+        # Skip entries that are gone or name another subject: clients never clean their lists.
+        try:
+            manifest, document = self._resolve(query.repository, descriptor.digest)
+        except NotFoundError:
+            self._skip(descriptor, query.digest, NOT_FOUND)
+        except (ArchiveError, UnsupportedError):
+            self._skip(descriptor, query.digest, UNSUPPORTED_TYPE)
+        else:
+            if document.subject is None or document.subject.digest != query.digest:
+                self._skip(descriptor, query.digest, SUBJECT_MISMATCH)
+            elif query.is_selected or is_signature(document):
+                self._add_found(query, manifest, None)
 
     def _query_cosign_tags(self, query: _ReferrerQuery) -> None:
         for tag in cosign_tags(query.digest):
             if query.repository.find_digest(tag) is None:
                 continue
             if not query.is_selected:
-                self._skip(None, query.digest, PLATFORM_FILTERED, tag)
-                continue
+                self._skip(None, query.digest, self._reason, tag)
+                if not self._with_signatures:
+                    continue
             try:
-                manifest, _ = self._resolve(query.repository, tag)
+                manifest, document = self._resolve(query.repository, tag)
             except NotFoundError:
                 self._skip(None, query.digest, NOT_FOUND, tag)
             except UnsupportedError:
                 self._skip(None, query.digest, UNSUPPORTED_TYPE, tag)
             else:
-                self._add_found(query, manifest, tag)
+                if query.is_selected or is_signature(document):
+                    self._add_found(query, manifest, tag)
 
     @staticmethod
     def _resolve(repository: ReadableRepository, target: str) -> tuple[Manifest, Document]:
@@ -220,6 +239,10 @@ class ReferrerSearch:
         next_queries = []
         for item in sorted_items:
             referrer, digest = item.referrer, item.referrer.descriptor.digest
+            if not item.query.is_selected:
+                self._walk.add_signature(referrer)
+                self._settle(item.query.repository, item.manifest)
+                continue
             if referrer.tag and self._digests_by_tag.setdefault((referrer.subject, referrer.tag), digest) != digest:
                 self._skipped[SkippedReferrer.from_referrer(referrer, DUPLICATE_TAG)] = None
                 continue

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ocistream.errors import AuthenticationError, NotFoundError
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.oci.referrers import EXCLUDED
 from ocistream.oci.walk import GraphWalk, Need, run_walk
 from ocistream.registry.opener import RepositoryOpener
 from ocistream.registry.referrer_search import ReferrerSearch
@@ -37,7 +38,8 @@ __all__ = ["RegistrySource"]
 class RegistrySource:
     """Read images from one or more registries, by reference.
 
-    Referrers are searched only if they are copied along; `jobs` queries run at the same time. `cancelled` stops these
+    Referrers are searched only if they are copied along, or with `with_signatures`, which adds signatures that are not
+    copied, to be checked; `jobs` queries run at the same time. `cancelled` stops these
     queries, and a failed query sets it; the default is the client's event. `open_repository` maps an image to its
     repository; the default uses the named registry without mirrors.
     """
@@ -51,6 +53,7 @@ class RegistrySource:
         *,
         platforms: PlatformChoice = ALL_PLATFORMS,
         referrers: ReferrerMode = "list",
+        with_signatures: bool = False,
         open_repository: Callable[[Reference], ReadableRepository] | None = None,
         jobs: int = DEFAULT_JOBS,
         cancelled: threading.Event | None = None,
@@ -59,6 +62,7 @@ class RegistrySource:
         self._references = tuple(dict.fromkeys(references))
         self._platforms = platforms
         self._referrers: ReferrerMode = referrers
+        self._with_signatures = with_signatures
         self._jobs = jobs
         self._client = client
         self._cancelled = cancelled or client.cancelled
@@ -86,13 +90,16 @@ class RegistrySource:
             manifest = self._resolve_image(reference, repository)
             walk.add_root(Root(reference.name if reference.tag else None, manifest.descriptor, str(repository)))
             self._settle(walk, repository, manifest)
-        if self._referrers == "copy":
+        if self._referrers == "copy" or self._with_signatures:
             self._collect_referrers(repositories, walk)
         graph = walk.build()
-        for digest, document in graph.documents.items():
+        signatures = [
+            manifest.descriptor.digest for uncopied in graph.uncopied_signatures for manifest in uncopied.manifests
+        ]
+        for digest in (*graph.documents, *signatures):
             # An index that was narrowed to some platforms is new: no repository has it, and it has no blobs.
-            repository_of_digest = self._repositories.get(digest)
-            if repository_of_digest is not None:
+            repository_of_digest, document = self._repositories.get(digest), walk.document(digest)
+            if repository_of_digest is not None and document is not None:
                 for blob in (*document.layers, *((document.config,) if document.config else ())):
                     self._repositories.setdefault(blob.digest, repository_of_digest)
         return graph
@@ -166,7 +173,13 @@ class RegistrySource:
         ]
         narrowed = [(self._repositories[digest], digest) for digest in walk.list_narrowed()]
         settle = partial(self._settle, walk)
-        ReferrerSearch(walk, settle, jobs=self._jobs, cancelled=self._cancelled).collect(selected, narrowed)
+        search = ReferrerSearch(
+            walk, settle, with_signatures=self._with_signatures, jobs=self._jobs, cancelled=self._cancelled
+        )
+        if self._referrers == "copy":
+            search.collect(selected, narrowed)
+        else:
+            search.collect((), [*selected, *narrowed], reason=EXCLUDED)
 
     def _settle(self, walk: GraphWalk, repository: ReadableRepository, manifest: Manifest) -> None:
         """Fetch everything that the graph needs for a manifest of the repository."""

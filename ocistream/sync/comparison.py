@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from ocistream.oci.referrers import SkippedReferrer
     from ocistream.registry.opener import ReadableRepository
     from ocistream.registry.referrers import ReferrerList
+    from ocistream.signatures.policy import TrustPolicy
     from ocistream.sync.destination_state import LayoutWriters
     from ocistream.sync.plan import CopyDestination, ImageCopy, SyncEntry, SyncLocation
     from ocistream.sync.sources import SyncSources
     from ocistream.transfer.interfaces import RecoverableBlob, Source
 
-__all__ = ["ImageComparer", "ImageComparison", "SyncResult", "select_for"]
+__all__ = ["ImageComparer", "ImageComparison", "SyncResult", "select_with_signatures"]
 
 #: A registry that could not be reached for this many images in a row is skipped for this many seconds.
 _MAX_FAILURES: Final = 3
@@ -114,6 +115,7 @@ class ImageComparer:
         layouts: LayoutWriters,
         create_cancel_event: Callable[[], threading.Event],
         check_push: Callable[[Reference | None], None],
+        policy: TrustPolicy,
     ) -> None:
         """`context` returns the context of a location; `create_cancel_event` a new event that cancels one image."""
         self._context_of = context
@@ -121,6 +123,7 @@ class ImageComparer:
         self._layouts = layouts
         self._create_cancel_event = create_cancel_event
         self._check_push = check_push
+        self._policy = policy
         self._unreachable = _UnreachableRegistries()
         #: Memory for manifests, in bytes.
         self._memory = Budget(limits.MAX_PENDING_GRAPH_BYTES)
@@ -165,7 +168,7 @@ class ImageComparer:
         context = self._image_context(entry.source)
         try:
             with ExitStack() as stack:
-                source = self._sources.open(location, context, select_for(entry))
+                source = self._sources.open(location, context, select_with_signatures(comparison.copy, self._policy))
                 stack.callback(source.close)
                 graph = read_graph(source, location)
                 stack.pop_all()
@@ -227,6 +230,13 @@ class _SourceImage(NamedTuple):
 def select_for(entry: SyncEntry) -> Selection:
     """Return the selection for an entry's source."""
     return Selection(platforms=entry.platforms, referrers="copy" if entry.referrers else "skip")
+
+
+def select_with_signatures(copy: ImageCopy, policy: TrustPolicy) -> Selection:
+    """Return the selection for an image that is copied, with the signatures that it may need."""
+    references = [copy.source.reference, *(destination.reference for destination in copy.destinations)]
+    needs = policy.needs_signatures(references, may_have_names=copy.source.reference is None)
+    return replace(select_for(copy.entry), with_signatures=needs)
 
 
 class _TagListRepository:

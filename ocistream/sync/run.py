@@ -23,8 +23,9 @@ from ocistream.layout.index import select_existing_images, tag_of
 from ocistream.locations import is_layout_destination, open_destination
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
+from ocistream.signatures.policy import TrustPolicy
 from ocistream.streams.workers import run_each, start, wait_to_settle
-from ocistream.sync.comparison import ImageComparer, ImageComparison, SyncResult, select_for
+from ocistream.sync.comparison import ImageComparer, ImageComparison, SyncResult, select_with_signatures
 from ocistream.sync.destination_state import LayoutWriters
 from ocistream.sync.plan import EntryCopies, drop_duplicates
 from ocistream.sync.progress import ImageProgress
@@ -32,6 +33,7 @@ from ocistream.sync.sources import SyncSources, read_graph
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
+from ocistream.transfer.graph_check import GraphCheckReader
 from ocistream.transfer.incomplete_indexes import limit_to_source
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.oci.reference import Reference
+    from ocistream.signatures.check import SignatureCheck
     from ocistream.sync.plan import CopyDestination, ImageCopy, Shard, SyncEntry, SyncLocation, SyncPlan
     from ocistream.transfer.interfaces import Destination, RunObserver, Source
     from ocistream.transfer.report import Report
@@ -77,8 +80,13 @@ class SyncRun:
         create_cancel_event: Callable[[], threading.Event],
         observer: RunObserver,
         check_push: Callable[[Reference | None], None] = lambda _: None,
+        policy: TrustPolicy | None = None,
     ) -> None:
-        """`context` returns the context of a location; `create_cancel_event` an event to cancel one image."""
+        """`context` returns the context of a location; `create_cancel_event` an event to cancel one image.
+
+        `policy` says which signatures images need.
+        """
+        policy = policy or TrustPolicy()
         self._context_of = context
         self._on_result = on_result
         self._jobs = jobs
@@ -93,6 +101,7 @@ class SyncRun:
             layouts=self._layouts,
             create_cancel_event=create_cancel_event,
             check_push=check_push,
+            policy=policy,
         )
         #: Copied images whose results are not reported yet, and when others were (monotonic seconds).
         self._unreported: list[ImageComparison] = []
@@ -104,6 +113,7 @@ class SyncRun:
             layouts=self._layouts,
             create_cancel_event=create_cancel_event,
             observer=observer,
+            policy=policy,
         )
 
     def run(self, plan: SyncPlan, shard: Shard, *, dry_run: bool = False) -> None:
@@ -241,6 +251,7 @@ class ImageCopier:
         layouts: LayoutWriters,
         create_cancel_event: Callable[[], threading.Event],
         observer: RunObserver,
+        policy: TrustPolicy,
     ) -> None:
         """`context` returns the context of a location; `create_cancel_event` an event to cancel one image."""
         self._context_of = context
@@ -248,6 +259,7 @@ class ImageCopier:
         self._layouts = layouts
         self._create_cancel_event = create_cancel_event
         self._observer = observer
+        self._policy = policy
         self._blobs = _CopiedBlobs()
         #: Blobs planned for each registry or layout: one that several images have is written once.
         self._planned_blobs: set[int] = set()
@@ -280,6 +292,7 @@ class ImageCopier:
                             jobs=jobs,
                             prefetch_memory=memory,
                             cancelled=cancelled,
+                            check=self._build_check(comparison),
                         )
                         digest = _report_root(comparison.copy, report)
                 finally:
@@ -315,11 +328,20 @@ class ImageCopier:
     def _open_source(self, comparison: ImageComparison, cancelled: threading.Event, stack: ExitStack) -> Source:
         if comparison.source is not None:
             return comparison.source
-        entry = comparison.copy.entry
-        context = self._cancellable_context(entry.source, cancelled)
-        source = self._sources.open(comparison.copy.source, context, select_for(entry))
+        copy = comparison.copy
+        context = self._cancellable_context(copy.entry.source, cancelled)
+        source = self._sources.open(copy.source, context, select_with_signatures(copy, self._policy))
         stack.callback(source.close)
         return source
+
+    def _build_check(self, comparison: ImageComparison) -> SignatureCheck | None:
+        """Return the check of an image. The rules for all its destinations hold: it is read once."""
+        if not self._policy.rules:
+            return None
+        from ocistream.signatures.check import SignatureCheck
+
+        references = [comparison.copy.source.reference, *(target.reference for target in comparison.pending)]
+        return SignatureCheck(find_rules=lambda root: self._policy.find_for(root, references))
 
     def _open_branches(
         self, comparison: ImageComparison, cancelled: threading.Event, failures: dict[str, OcistreamError]
@@ -341,8 +363,13 @@ class ImageCopier:
         copy, cancelled = comparison.copy, self._create_cancel_event()
         context = replace(self._cancellable_context(copy.entry.source, cancelled), jobs=1)
         try:
-            with closing(self._sources.open(copy.source, context, select_for(copy.entry))) as source:
+            selection = select_with_signatures(copy, self._policy)
+            with closing(self._sources.open(copy.source, context, selection)) as source:
                 graph = read_graph(source, copy.source)
+                if (check := self._build_check(comparison)) is not None:
+                    reader = GraphCheckReader(check, graph)
+                    reader.read(source)
+                    reader.finish()
                 for destination in comparison.pending:
                     try:
                         comparison.missing[destination.name] = self._find_missing(destination, graph, source, cancelled)

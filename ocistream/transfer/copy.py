@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.transfer.blob_plan import BlobPlan
+    from ocistream.transfer.graph_check import GraphCheck, GraphCheckReader
     from ocistream.transfer.interfaces import Blob, Destination, Observer, Source
     from ocistream.transfer.recompress import Recompression, Recompressor
     from ocistream.transfer.report import NeededVolumes
@@ -63,6 +64,7 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
     recompression: Recompression | None = None,
     plain_layers: Recompression | None = None,
+    check: GraphCheck | None = None,
     dry_run: bool = False,
 ) -> Report:
     """Copy the images of `source` to `destination`. Nothing becomes visible before all blobs are verified.
@@ -76,6 +78,8 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
 
     With `recompression`, image layers that use another format are recompressed. `plain_layers` is the default for
     archives whose layers are never compressed (those of `docker save`).
+
+    `check` checks the source's graph, before anything is written if possible, and before anything becomes visible.
 
     With `dry_run`, find out what would be copied, and write nothing. A pipe is read to its end and verified.
 
@@ -94,6 +98,7 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
             omit=omit,
             recompression=recompression,
             plain_layers=plain_layers,
+            check=check,
         )
         return run.preview() if dry_run else run.run()
     except (IntegrityError, ArchiveError) as error:
@@ -117,6 +122,7 @@ class _Copy:
     omit: Callable[[Graph], Mapping[str, OmissionReason]] | None
     recompression: Recompression | None
     plain_layers: Recompression | None
+    check: GraphCheck | None
 
     def __post_init__(self) -> None:
         self.writer = BlobWriter(self.destination, self.observer, self.cancelled)
@@ -125,6 +131,8 @@ class _Copy:
         self.early_blobs = EarlyBlobWriter(self.writer, self.configs, self.recompression, self.plain_layers)
         #: None if no layers are recompressed. Known with the graph.
         self.recompressor: Recompressor | None = None
+        #: None without a check. Known with the graph.
+        self.reader: GraphCheckReader | None = None
 
     def run(self) -> Report:
         started_at = time.monotonic()
@@ -154,6 +162,8 @@ class _Copy:
         self.check_recompressible(plan)
         wanted = self.find_wanted(graph, plan, pending, check)
         self.move(plan, wanted)
+        if self.reader is not None:
+            self.reader.finish()
         graph = self.settle(graph, plan, wanted, missing)
         return self.rewrite(graph, plan)
 
@@ -165,8 +175,9 @@ class _Copy:
         started_at = time.monotonic()
         with closing(DiscardedBlobs(self.cancelled)) as discarded:
             graph = self.source.resolve(discarded)
+            self.start_check(graph, lambda blob: discarded.read_back(blob) if discarded.can_read_back(blob) else None)
             # A pipe is read to its end: its writer must not fail, and only then it is known what it has.
-            for piped in () if self.source.concurrent else self.source.blobs(graph.blobs):
+            for piped in () if self.source.concurrent else self.open_blobs(graph.blobs):
                 if (error := discarded.write(piped)) is not None:
                     raise error
         graph = self.select(self.limit_graph(graph))
@@ -200,9 +211,40 @@ class _Copy:
 
     def resolve_graph(self) -> Graph:
         """Resolve the source's graph; after that it is known whether `docker save` wrote the source."""
-        graph = self.limit_graph(self.source.resolve(self.early_blobs))
+        graph = self.source.resolve(self.early_blobs)
+        self.start_check(
+            graph, lambda blob: self.early_blobs.read_back(blob) if self.results.find(blob.digest) is not None else None
+        )
+        graph = self.limit_graph(graph)
         self.early_blobs.restore_plain_layers(graph)
         return graph
+
+    def start_check(self, graph: Graph, read_early: Callable[[Descriptor], bytes | None]) -> None:
+        """Start the check of the graph, and finish it if the source need not be read in order.
+
+        `read_early` returns a blob that came before the graph, or None.
+        """
+        if self.check is None:
+            return
+        # Imported here, because few copies are checked.
+        from ocistream.transfer.graph_check import GraphCheckReader
+
+        self.reader = GraphCheckReader(self.check, graph)
+        if self.source.concurrent:
+            self.reader.read(self.source)
+        for blob in tuple(self.reader.pending.values()):
+            if (content := read_early(blob)) is not None:
+                self.reader.add(blob.digest, content)
+        if self.source.concurrent or not self.reader.pending:
+            self.reader.finish()
+
+    def open_blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+        """Open the wanted blobs, and pass on those that the check still needs."""
+        if self.reader is None or not self.reader.pending:
+            return self.source.blobs(wanted)
+        digests = {blob.digest for blob in wanted}
+        checked = [blob for digest, blob in self.reader.pending.items() if digest not in digests]
+        return self.reader.watch(self.source.blobs([*wanted, *checked]), digests)
 
     def limit_graph(self, graph: Graph) -> Graph:
         """Choose how layers are recompressed, and omit platforms that neither side has."""
@@ -308,7 +350,7 @@ class _Copy:
         # Recompressing a layer takes memory of its own, and more than one core.
         jobs = min(jobs, _RECOMPRESS_JOBS) if are_recompressed else jobs
         concurrency = min(jobs, len(wanted))
-        blobs = self.source.blobs(wanted)
+        blobs = self.open_blobs(wanted)
         if not self.source.concurrent:
             self.move_from_pipe(plan, concurrency, blobs)
             return

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from ocistream.oci.graph import Graph, IncompleteIndex
     from ocistream.streams.chunks import Chunk
+    from ocistream.transfer.graph_check import GraphCheck, GraphCheckReader
     from ocistream.transfer.interfaces import Blob, Observer, Source
 
 #: Reading in parallel helps while there are free cores; more than these are rarely free.
@@ -79,21 +80,22 @@ def verify(
     *,
     deep: bool = False,
     max_ratio: int = limits.MAX_RATIO,
+    check: GraphCheck | None = None,
     cancelled: threading.Event | None = None,
 ) -> Findings:
     """Read and verify everything in `source`, which must be opened with `all_blobs`.
 
     With `deep`, layers are also decompressed, up to `max_ratio` times their size, and checked against the diff_ids of
-    their configs.
+    their configs. `check` gets the contents that it needs; the caller reads its results.
 
     Raises:
         OcistreamError: reading cannot continue.
     """
-    check = _Verification(observer or NullObserver(), deep=deep, max_ratio=max_ratio, cancelled=cancelled)
+    verification = _Verification(observer or NullObserver(), deep=deep, max_ratio=max_ratio, cancelled=cancelled)
     try:
-        return check.run(source)
+        return verification.run(source, check)
     finally:
-        check.close()
+        verification.close()
 
 
 class _Verification:
@@ -111,9 +113,10 @@ class _Verification:
     def close(self) -> None:
         self._checker.close()
 
-    def run(self, source: Source) -> Findings:
+    def run(self, source: Source, check: GraphCheck | None) -> Findings:
         graph = source.resolve(self._checker)
         self._observer.planned(graph)
+        reader = self._start_check(check, graph) if check is not None else None
         images = [document for _, document in graph.images() if is_image(document)] if self._deep else []
         configs = ConfigChecker()
         configs.find_configs(graph)
@@ -125,6 +128,9 @@ class _Verification:
             if digest in configs.digests:
                 with configs.reserve_memory(blob.descriptor):
                     self._check_config(blob)
+            elif reader is not None and digest in reader.pending:
+                if (content := self._read_small(blob)) is not None:
+                    reader.add(digest, content)
             else:
                 self._checker.check(blob.descriptor, blob.open(), unpack=digest in unpack)
 
@@ -161,8 +167,12 @@ class _Verification:
         return sizes
 
     def _check_config(self, blob: Blob) -> None:
-        descriptor = blob.descriptor
         # Its size is at most `MAX_CONFIG`: the walk has checked that.
+        if (content := self._read_small(blob)) is not None:
+            self._add_config(blob.descriptor, content)
+
+    def _read_small(self, blob: Blob) -> bytes | None:
+        """Verify a blob, and return its content, or None if the bytes are wrong."""
         content = io.BytesIO()
 
         def keeping() -> Iterator[Chunk]:
@@ -170,9 +180,19 @@ class _Verification:
                 content.write(chunk)
                 yield chunk
 
-        self._checker.check(descriptor, keeping(), unpack=False)
-        if descriptor.digest not in self._checker.errors:
-            self._add_config(descriptor, content.getvalue())
+        self._checker.check(blob.descriptor, keeping(), unpack=False)
+        return content.getvalue() if blob.descriptor.digest not in self._checker.errors else None
+
+    def _start_check(self, check: GraphCheck, graph: Graph) -> GraphCheckReader:
+        """Start a check of the graph, and pass it the blobs that came before the graph."""
+        # Imported here, because few runs check more than bytes.
+        from ocistream.transfer.graph_check import GraphCheckReader
+
+        reader = GraphCheckReader(check, graph)
+        for blob in tuple(reader.pending.values()):
+            if self._checker.can_read_back(blob) and blob.digest not in self._checker.errors:
+                reader.add(blob.digest, self._checker.read_back(blob))
+        return reader
 
     def _check_early_configs(self, configs: ConfigChecker, graph: Graph) -> None:
         """Check configs that came before the graph; blobs that may be configs were kept."""
@@ -447,6 +467,10 @@ class DiscardedBlobs(BlobChecker):
         super().write(blob, can_be_plain_layer=can_be_plain_layer)
         error = self.errors.get(blob.descriptor.digest)
         return error if isinstance(error, IntegrityError) else None
+
+    def can_read_back(self, descriptor: Descriptor) -> bool:
+        """Return whether `read_back` has the content, and the content matches its digest."""
+        return super().can_read_back(descriptor) and descriptor.digest not in self.errors
 
     def read_contents(
         self,

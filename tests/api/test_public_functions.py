@@ -27,6 +27,8 @@ from tests.faulty_registry import Fault, FaultyRegistry
 from tests.images import Layout, small_image, two_platforms
 from tests.registry_http import basic, manifest_digest, seed, tags
 from tests.runner import ocistream as command
+from tests.signed_image import cosign_tag
+from tests.signing import sign_with_tag, signer
 
 AUTH = "auth.json"
 BLOBS = r"/blobs/sha256:"
@@ -253,8 +255,18 @@ def test_verify_returns_what_is_wrong_and_raises_it_on_request(tmp_path: Path, l
     (tmp_path / "cut.tar").write_bytes(b"\0" * 100)
     with pytest.raises(ocistream.ArchiveError):
         ocistream.verify(tmp_path / "cut.tar")
-    with pytest.raises(ocistream.UsageError, match="is in a registry"):
-        ocistream.verify(ocistream.parse_reference("app:1"))
+
+
+def test_verify_requires_signatures_by_keys(tmp_path: Path, layout: Layout, registry: FaultyRegistry) -> None:
+    image, one = small_image(layout), signer(tmp_path / "cosign.pub")
+    seed(layout, image, registry.host, "app", "1")
+    reference = ocistream.parse_reference(f"{registry.host}/app:1")
+    with pytest.raises(ocistream.IntegrityError, match="it has no signature"):
+        ocistream.verify(reference, keys=one.path).raise_for_findings()
+    seed(layout, sign_with_tag(layout, image, one), registry.host, "app", cosign_tag(image))
+    result = ocistream.verify(reference, keys=[one.path])
+    assert result.ok
+    assert result.document()["images"][0]["signature"]["keys"] == [str(one.path)]
 
 
 def test_digest_and_tags_return_what_the_commands_print(layout: Layout, registry: FaultyRegistry) -> None:

@@ -36,6 +36,7 @@ REFUSED = {
         *("dest-client-cert", "dest-client-key", "dest-insecure", "dest-plain-http"),
     ],
     "a file cannot name another one": ["config"],
+    "it decides which signatures are trusted": ["key"],
 }
 REASONS = {name: reason for reason, names in REFUSED.items() for name in names}
 

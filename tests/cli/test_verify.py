@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from ocistream import limits
+from tests import registry_http
 from tests.archives import END, blob_name, items_of, small_first, tar_of
 from tests.docker_archives import archive_of, of_docker, saved
+from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Layout, digest_of, small_image, tar_layer, two_platforms
 from tests.runner import Result, ocistream
 from tests.schemas import validate_ours
@@ -344,10 +346,22 @@ def test_a_fifo_is_read_once(images: Layout, tmp_path: Path) -> None:
     assert result.code == 0, result.err
 
 
-def test_the_error_for_an_image_in_a_registry_suggests_a_pull() -> None:
-    result = ocistream("verify", "docker://r.example/app:1")
-    assert result.code == 2
-    assert "pull" in result.err
+def test_all_platforms_of_an_image_in_a_registry(tmp_path: Path) -> None:
+    with FaultyRegistry(tmp_path / "served") as served:
+        layout = Layout(tmp_path / "made")
+        index = two_platforms(layout)
+        registry_http.seed(layout, index, served.host, "app", "1")
+        intact = ocistream("verify", "--deep", f"{served.host}/app:1")
+        assert intact.code == 0, intact.err
+        assert intact.lines()[0] == f"{served.host}/app:1@{index['digest']}"
+        assert intact.lines()[-1].startswith("ok: registry, 1 image, 8 blobs")
+        layer = _layers(layout)[0]
+        content = bytearray(layout.file(layer).read_bytes())
+        content[-1] ^= 1
+        served.layout.blob_path(layer).write_bytes(content)
+        broken = ocistream("verify", f"docker://{served.host}/app:1")
+        assert broken.code == 5, broken.err
+        assert layer in broken.err
 
 
 def _layers(layout: Layout) -> list[str]:

@@ -23,6 +23,8 @@ from tests.images import Descriptor, Layout
 from tests.peers import docker_registry, dockerd, namespace, ssh_server
 from tests.registry_http import seed
 from tests.runner import command, forking_command
+from tests.signed_image import cosign_tag
+from tests.signing import sign_with_tag, signer
 
 #: Seconds that a block may take: far more than any does.
 TIMEOUT: Final = 120.0
@@ -47,6 +49,8 @@ class World:
     inside: Sequence[str]
     env: Mapping[str, str]
     certificate: Certificate
+    #: The public key of the signer of registry.example.com/release:1.
+    key: Path
 
     def run(self, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
         """Run a script of bash in a folder; stdout and stderr come together, as on a terminal."""
@@ -120,6 +124,8 @@ def world(
                             seed(source, descriptor, seeded.host, f"library/{repository}", written)
                     elif registry == "registry.example.com" and repository == "app":
                         seed(source, descriptor, seeded.host, repository, tag)
+                if registry == "registry.example.com":
+                    _seed_signed(layout, seeded.host, folder / "cosign.pub")
             stack.enter_context(docker_registry(there, tls=issued, within=inside, address=f"{address}:{port}"))
         # What is behind `ssh host` has a loopback of its own, and on it a registry.
         far = stack.enter_context(namespace(f"{name}-far"))
@@ -142,7 +148,7 @@ def world(
         network = ["nsenter", f"--net=/run/netns/{name}"]
         daemon = stack.enter_context(dockerd(folder / "dockerd", within=network))
         env |= {"DOCKER_HOST": daemon.host, "DOCKER_CONFIG": str(daemon.config)}
-        found = World(inside, env, issued)
+        found = World(inside, env, issued, folder / "cosign.pub")
         prepared = folder / "prepared"
         prepared.mkdir()
         # An image in the daemon, and on the remote side what a pipe that broke has left.
@@ -150,6 +156,13 @@ def world(
         done = found.run(begun, prepared)
         assert done.returncode == 0, done.stdout
         yield found
+
+
+def _seed_signed(layout: Layout, host: str, key: Path) -> None:
+    """Push a signed image, release:1, and write the public key."""
+    image = _image(layout, "release", "1")
+    seed(layout, image, host, "release", "1")
+    seed(layout, sign_with_tag(layout, image, signer(key)), host, "release", cosign_tag(image))
 
 
 def _tags(repository: str, tag: str) -> Sequence[str]:

@@ -33,7 +33,9 @@ def here(tmp_path_factory: pytest.TempPathFactory, certificate: Certificate) -> 
 def test_a_document_does_what_it_shows(document: Path, here: World, tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
-    for source, name in ((here.certificate.file, "cert.pem"), (here.certificate.key_file, "key.pem")):
+    certificate = here.certificate
+    files = ((certificate.file, "cert.pem"), (certificate.key_file, "key.pem"), (here.key, "cosign.pub"))
+    for source, name in files:
         (folder / name).write_bytes(source.read_bytes())
     for block in blocks(document.read_text()):
         where = f"{document.name}:{block.line}"

@@ -256,4 +256,15 @@ LIMITS: Final[dict[int, Limit]] = {
             "serve/test_image_page.py::test_the_browser_may_run_load_send_and_frame_nothing",
         ),
     ),
+    26: Limit(
+        "A signature must be of the manifest's own digest; the given key decides algorithm and hash; "
+        "payloads are bounded",
+        ("signatures.check", "signatures.verifier"),
+        tests=(
+            "signatures/test_hostile.py::test_the_signature_of_another_image",
+            "signatures/test_hostile.py::test_a_document_does_not_choose_the_hash",
+            "signatures/test_hostile.py::test_a_huge_payload_is_not_read",
+            "signatures/test_hostile.py::test_an_unsigned_image_that_refers_to_a_signed_one",
+        ),
+    ),
 }

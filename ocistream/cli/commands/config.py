@@ -21,7 +21,8 @@ from ocistream.cli.settings import (
     warn_unused_variables,
 )
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
-from ocistream.oci.reference import parse_registry, printable
+from ocistream.locations import is_missing_image, parse_location
+from ocistream.oci.reference import parse_reference, parse_registry, printable
 from ocistream.streams import paths
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ocistream.cli.context import CommandContext
     from ocistream.config.toml_files import TomlTable
     from ocistream.registry.configuration import HostRule, RegistryNamespace
+    from ocistream.signatures.policy import TrustRule
 
 _BUILT_IN: Final = "built in"
 _NUMBER_TYPES: Final = (type(click.INT), type(click.FLOAT))
@@ -53,18 +55,20 @@ class _Action(click.Choice[str]):
 
 @command
 @click.argument("action", type=_Action(["show", "check"]))
-@click.argument("of", metavar="[COMMAND|FILE]", required=False, type=FilePath())
+@click.argument("of", metavar="[COMMAND|IMAGE|FILE]", required=False, type=FilePath())
 @json_option("Print one JSON document.")
 @options(RunOptions, "config")
 def config(context: CommandContext, *, action: str, of: str | None, as_json: bool) -> None:
     """Show the effective settings, or check a configuration file.
 
     `show` prints a configuration file with the origin of each value, for all commands or one COMMAND. It prints no
-    secret and runs no credential helper. `check` checks FILE, or the file that is used.
+    secret and runs no credential helper. `show IMAGE` prints which signatures an image in a registry needs. `check`
+    checks FILE, or the file that is used.
 
     \b
     ocistream config show
     ocistream config show pull --json
+    ocistream config show registry.example.com/app:1
     ocistream config check ./config.toml
     """
     console = context.console
@@ -74,6 +78,11 @@ def config(context: CommandContext, *, action: str, of: str | None, as_json: boo
             msg = "--json is only for `config show`"
             raise UsageError(msg)
         _check_file(console, of, config_file)
+        return
+    if of is not None and is_missing_image(parse_location(of, bare_is_path=True)):
+        rule = context.load_trust_policy().find(_repository_of(of))
+        setting = {"trust": None if rule is None else {rule.prefix: _trust_value(rule)}}
+        click.echo(json.dumps(setting, indent=2) if as_json else "\n".join(_format_trust(rule)))
         return
     if of is not None and of not in _CONFIGURABLE_COMMANDS:
         msg = f"{printable(of)!r} is not a command"
@@ -97,10 +106,11 @@ def _check_file(console: Console, of: str | None, config_file: str | None) -> No
     if table is None:
         console.info("no configuration file found")
         return
-    from ocistream.config.config_toml import parse_host_rules
+    from ocistream.config.config_toml import parse_host_rules, parse_trust_policy
 
     check_all_defaults(table, {name: load_command(name) for name in _CONFIGURABLE_COMMANDS})
     parse_host_rules(table)
+    parse_trust_policy(table)
     console.info(f"{table.label} is valid")
 
 
@@ -110,7 +120,7 @@ class _SettingsView:
     def __init__(self, table: TomlTable | None, command: str | None) -> None:
         from ocistream.auth.credentials import Keychain
         from ocistream.config.certs_d import certs_directories
-        from ocistream.config.config_toml import parse_host_rules
+        from ocistream.config.config_toml import parse_host_rules, parse_trust_policy
         from ocistream.config.registries_conf import load_namespaces
 
         self._table = table
@@ -118,6 +128,7 @@ class _SettingsView:
         self._file_name = "" if table is None else table.label
         self._commands = {name: load_command(name) for name in _CONFIGURABLE_COMMANDS}
         self._rules: Mapping[str, HostRule] = {} if table is None else parse_host_rules(table)
+        self._trust = () if table is None else tuple(parse_trust_policy(table).rules.values())
         self._namespaces = load_namespaces(os.environ, find_home(os.environ))
         self._folders = certs_directories(os.environ, find_home(os.environ))
         self._keychain = Keychain(
@@ -140,6 +151,7 @@ class _SettingsView:
                 }
                 for host in self._registry_hosts()
             },
+            "trust": {rule.prefix: _trust_value(rule) for rule in self._trust},
             "containers": [
                 {**_namespace_json(namespace), "where": namespace.config_file} for namespace in self._namespaces
             ],
@@ -167,6 +179,10 @@ class _SettingsView:
                 yield f"# certificates: {_short_path(directory)}"
             sources = self._keychain.sources(host)
             yield f"# credentials: {printable(', else '.join(sources), 1024) or 'none'}"
+        # A table without keys of its own comes first.
+        for number, rule in enumerate(sorted(self._trust, key=lambda rule: bool(rule.keys))):
+            lines = _format_trust(rule)
+            yield from ("", *lines) if number == 0 or rule.keys else lines[1:]
         for namespace in self._namespaces:
             yield ""
             yield f"# {_short_path(namespace.config_file)}"
@@ -241,6 +257,24 @@ class _SettingsView:
 
         directory = find_certs_directory(host, self._folders)
         return None if directory is None else str(directory)
+
+
+def _repository_of(image: str) -> str:
+    reference = parse_reference(image.removeprefix("docker://"))
+    return f"{reference.registry}/{reference.repository}"
+
+
+def _trust_value(rule: TrustRule) -> object:
+    return {"keys": list(rule.keys)} if rule.keys else "reject" if rule.rejects else "any"
+
+
+def _format_trust(rule: TrustRule | None) -> list[str]:
+    """Return a rule as lines of a configuration file."""
+    if rule is None:
+        return ["# no rule of [trust]: signatures are not checked"]
+    if rule.keys:
+        return [f"[trust.{_format_toml(rule.prefix)}]", f"keys = {_format_toml(list(rule.keys))}"]
+    return ["[trust]", f"{_format_toml(rule.prefix)} = {_format_toml(_trust_value(rule))}"]
 
 
 def _is_registry(name: str) -> bool:

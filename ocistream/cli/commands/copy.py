@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     section=MISSING,
     help="Program for --via to run: a name, a path, or `python3 -m ocistream`.",
 )
-@options(CopyOptions, "no_referrers")
+@options(CopyOptions, "no_referrers", "require_signature")
 @compression_options("To stdout, it needs temporary disk space.")
 @upload_options
 @credential_options

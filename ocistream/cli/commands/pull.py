@@ -84,7 +84,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
 @platform_option("this machine's")
 @all_platforms_option
 @options(OmissionOptions)
-@options(CopyOptions, "no_referrers")
+@options(CopyOptions, "no_referrers", "require_signature")
 @compression_options("To stdout, it needs temporary disk space.")
 @credential_options
 @options(RunOptions, "memory", "cache")

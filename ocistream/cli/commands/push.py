@@ -67,7 +67,7 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
 )
 @platform_option("all")
 @all_platforms_option
-@options(CopyOptions, "no_referrers")
+@options(CopyOptions, "no_referrers", "require_signature")
 @compression_options("Layers of `docker save` become gzip.")
 @upload_options
 @credential_options

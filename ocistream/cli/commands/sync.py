@@ -87,6 +87,7 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
             msg = f"--result {printable(str(result), 1024)} is the sync file itself"
             raise UsageError(msg, hint="name another file: this one would be overwritten")
         check_result_writable(result)
+    policy = context.load_trust_policy()
     open_contexts = _build_open_contexts(context, plan)
     reporter = _OutcomeReporter(context, dry_run=dry_run, keeps=result is not None)
     is_complete = False
@@ -101,6 +102,7 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
                 create_cancel_event=lambda: LinkedEvent([context.cancelled]),
                 observer=observer,
                 check_push=context.access.check_push,
+                policy=policy,
             )
             run_in_thread(lambda: run.run(plan, shard, dry_run=dry_run), context.cancelled, abandons=True)
         is_complete = True

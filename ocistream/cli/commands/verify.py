@@ -1,4 +1,4 @@
-"""`ocistream verify`: check archives and layouts offline, in one pass."""
+"""`ocistream verify`: check archives, layouts and images in registries, in one pass."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ import click
 
 from ocistream.api.options import CopyOptions
 from ocistream.cli.console import escape_ci_commands, sanitize_line
-from ocistream.cli.options import Option, RunOptions, command, json_option, options
+from ocistream.cli.options import (
+    Option,
+    RunOptions,
+    command,
+    credential_options,
+    json_option,
+    network_options,
+    options,
+)
 from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.progress import show_progress
 from ocistream.cli.report import format_result_line
 from ocistream.errors import OcistreamError
-from ocistream.locations import parse_location
+from ocistream.locations import is_missing_image, parse_location
 from ocistream.oci.omitted_blobs import VOLUME, group_by_reason
 from ocistream.oci.reference import printable
 from ocistream.sizes import format_count, format_size
@@ -33,7 +41,17 @@ _MAX_NAMES: Final = 20
 
 
 @command
-@click.argument("paths", nargs=-1, metavar="[PATH]...", type=FilePath())
+@click.argument("paths", nargs=-1, metavar="[LOCATION]...", type=FilePath())
+@click.option(
+    "--key",
+    "keys",
+    cls=Option,
+    multiple=True,
+    type=FilePath(),
+    metavar="FILE",
+    no_default="it decides which signatures are trusted: use the option",
+    help="Also require a signature of each image by this public key (PEM); repeatable.",
+)
 @click.option(
     "--deep",
     cls=Option,
@@ -43,33 +61,42 @@ _MAX_NAMES: Final = 20
 @json_option("Print one JSON document.")
 @options(CopyOptions, "max_ratio")
 @options(RunOptions, "progress")
-def verify(context: CommandContext, paths: tuple[str, ...], *, deep: bool, as_json: bool) -> None:
-    """Verify archives and layouts offline, in one pass (default: stdin).
+@credential_options
+@network_options
+def verify(
+    context: CommandContext, paths: tuple[str, ...], *, keys: tuple[str, ...], deep: bool, as_json: bool
+) -> None:
+    """Verify archives and layouts offline, or images in registries, in one pass (default: stdin).
 
     Every blob is hashed, and every image must be complete. Archives of `pull --have` and single volumes are complete
-    without their omitted blobs. Several PATHs are verified together. Exit code 5: wrong bytes. 6: missing or malformed
-    content.
+    without their omitted blobs. Several LOCATIONs are verified together. A name with a registry's host is an image.
+    Exit code 5: wrong bytes, or no valid signature. 6: missing or malformed content.
 
     \b
     ocistream verify app.tar
     ocistream verify app.000.tar app.001.tar
+    ocistream verify --key cosign.pub registry.example.com/app:1
     ssh build cat app.tar | ocistream verify --deep
     """
     from ocistream.api.verification import open_locations, verify_source
 
     paths = paths or ("-",)
     locations = [parse_location(path, bare_is_path=True) for path in paths]
+    locations = [parse_location(item.text) if is_missing_image(item) else item for item in locations]
+    registries = {location.reference.registry for location in locations if location.reference}
     max_ratio = context.copy.max_ratio
     with contextlib.ExitStack() as stack:
         if as_json:
             stack.enter_context(_print_error_as_json(paths))
         source = stack.enter_context(
-            contextlib.closing(open_locations(locations, context.build_open_context(), max_ratio=max_ratio))
+            contextlib.closing(
+                open_locations(locations, context.build_open_context(registries=registries), max_ratio=max_ratio)
+            )
         )
         # Opening stdin may silence the display.
         observer = stack.enter_context(show_progress(context.options.progress, context.console))
         result = verify_source(
-            source, paths, deep=deep, max_ratio=max_ratio, observer=observer, cancelled=context.cancelled
+            source, paths, deep=deep, max_ratio=max_ratio, keys=keys, observer=observer, cancelled=context.cancelled
         )
     if as_json:
         click.echo(escape_ci_commands(json.dumps(result.document(), indent=2)))
@@ -101,6 +128,11 @@ def _format_lines(result: VerifyResult) -> Iterator[str]:
     for root in result.intact_images():
         digest = None if root.is_synthesized else root.descriptor.digest
         yield format_result_line(root.name or "-", digest, findings.graph.image_id(root))
+    for signature in result.signatures or ():
+        if not signature.problem:
+            names = f" as {', '.join(signature.names)}" if signature.names else ""
+            image = printable(signature.root.name or signature.root.descriptor.digest)
+            yield f"signed: {image} by {', '.join(map(printable, signature.keys))}{names}"
     if result.volumes:
         yield _format_volumes(result.volumes)
     sizes = {blob.digest: blob.size for blob in findings.omitted}
@@ -138,6 +170,7 @@ def _format_counts(result: VerifyResult) -> list[str]:
     findings = result.findings
     referrers = sum(1 for root in findings.graph.roots if result.subject(root))
     parts = [format_count(len(findings.graph.roots) - referrers, "image")]
+    referrers += sum(1 for _ in findings.graph.all_referrers)
     if referrers:
         parts.append(format_count(referrers, "referrer"))
     parts += [format_count(findings.blobs, "blob"), format_size(findings.size)]

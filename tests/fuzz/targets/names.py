@@ -19,10 +19,18 @@ from ocistream.cli.console import Console
 from ocistream.errors import OcistreamError, UnsupportedError, UsageError
 from ocistream.http.origins import Origin, check_target, is_loopback, is_proxy_bypassed, redact_url, resolve_url
 from ocistream.http.retry import parse_retry_after
-from ocistream.layout.index import docker_tag, parse_full_name, tag_of
+from ocistream.layout.index import docker_tag, tag_of
 from ocistream.locations import parse_location
 from ocistream.oci.descriptor import is_media_type, parse_platform
-from ocistream.oci.reference import Reference, is_digest, parse_digest, parse_reference, parse_registry, printable
+from ocistream.oci.reference import (
+    Reference,
+    is_digest,
+    parse_digest,
+    parse_full_name,
+    parse_reference,
+    parse_registry,
+    printable,
+)
 from ocistream.registry.configuration import parse_registry_location
 from ocistream.registry.upload_strategy import parse_upload_method
 from ocistream.remote.have_lists import HaveListReader, format_have_list, match_have_list, read_lines

@@ -1,0 +1,1 @@
+"""Verify signatures: cosign's tags, and Sigstore bundles as referrers."""

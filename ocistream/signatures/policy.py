@@ -1,0 +1,62 @@
+"""The policy of the configuration: which keys must have signed the images below a registry or a repository."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ocistream.oci.reference import parse_full_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from ocistream.oci.graph import Root
+    from ocistream.oci.reference import Reference
+
+__all__ = ["TrustPolicy", "TrustRule"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrustRule:
+    """What holds for the images below `prefix`: a signature by one of the keys in `keys`, nothing, or a refusal."""
+
+    prefix: str
+    keys: tuple[str, ...] = ()
+    rejects: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrustPolicy:
+    """The rules by their prefixes: `HOST[:PORT][/PATH]`, in normal form."""
+
+    rules: Mapping[str, TrustRule] = field(default_factory=dict)
+
+    def find(self, repository: str) -> TrustRule | None:
+        """Return the rule for `HOST/REPOSITORY`: the one with the longest prefix of complete path segments."""
+        prefix = repository
+        while prefix:
+            if (rule := self.rules.get(prefix)) is not None:
+                return rule
+            prefix = prefix.rpartition("/")[0]
+        return None
+
+    def find_for(self, root: Root, references: Iterable[Reference | None]) -> list[TrustRule]:
+        """Return the rules for an image, all of which hold: by its own names, and by where it is read and written."""
+        named = parse_full_name(root.name) if root.name else None
+        return self._find_all([root.origin, *_list_repositories([named, *references])])
+
+    def needs_signatures(self, references: Iterable[Reference | None], *, may_have_names: bool) -> bool:
+        """Return whether an image that is read and written there may need signatures.
+
+        With `may_have_names`, the image may have other names as well.
+        """
+        rules = self.rules.values() if may_have_names else self._find_all(_list_repositories(references))
+        return any(rule.keys for rule in rules)
+
+    def _find_all(self, repositories: Iterable[str]) -> list[TrustRule]:
+        found = {rule.prefix: rule for name in repositories if (rule := self.find(name)) is not None}
+        return list(found.values())
+
+
+def _list_repositories(references: Iterable[Reference | None]) -> list[str]:
+    return [f"{reference.registry}/{reference.repository}" for reference in references if reference is not None]

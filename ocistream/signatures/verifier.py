@@ -1,0 +1,90 @@
+"""Verify signatures with the package `cryptography`, in a process of its own.
+
+The package takes 10 MiB, which a copy at the default settings does not have. The process reads one JSON document from
+stdin, and writes one to stdout. It gets only keys that the user has given; nothing else of it chooses an algorithm.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["MISSING", "main"]
+
+#: The answer of a process that cannot import the package.
+MISSING: Final = "missing"
+_MIN_RSA_BITS: Final = 2048
+#: A longer modulus takes seconds for each signature.
+_MAX_RSA_BITS: Final = 8192
+
+
+def main() -> None:
+    """Answer with the problem of each key, or None, and the numbers of the keys that have made each signature."""
+    request = json.load(sys.stdin)
+    try:
+        keys = [_load_key(pem.encode()) for pem in request["keys"]]
+    except ImportError:
+        json.dump({MISSING: True}, sys.stdout)
+        return
+    verifiers = [key for key in keys if not isinstance(key, str)]
+    signed: list[list[int]] = []
+    if len(verifiers) == len(keys):
+        for signature, message in request["signatures"]:
+            decoded = base64.b64decode(signature), base64.b64decode(message)
+            signed.append([number for number, key in enumerate(verifiers) if _has_signed(key, *decoded)])
+    json.dump({"problems": [key if isinstance(key, str) else None for key in keys], "signed": signed}, sys.stdout)
+
+
+def _has_signed(key: list[Callable[[bytes, bytes], None]], signature: bytes, message: bytes) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    for verify in key:
+        try:
+            verify(signature, message)
+        except InvalidSignature:
+            continue
+        return True
+    return False
+
+
+def _load_key(pem: bytes) -> str | list[Callable[[bytes, bytes], None]]:
+    """Return the problem of a key, or a function for each hash that signers use with it.
+
+    The functions raise InvalidSignature if a signature, the first argument, is not one of a message, the second.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        return _find_verifiers(load_pem_public_key(pem))
+    except (ValueError, UnsupportedAlgorithm):
+        return "the public key is malformed, or of an unknown kind"
+
+
+def _find_verifiers(key: object) -> str | list[Callable[[bytes, bytes], None]]:
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return [key.verify]
+    if isinstance(key, rsa.RSAPublicKey):
+        if not _MIN_RSA_BITS <= key.key_size <= _MAX_RSA_BITS:
+            return f"an RSA key must have {_MIN_RSA_BITS} to {_MAX_RSA_BITS} bits, and this one has {key.key_size}"
+        return [partial(key.verify, padding=padding.PKCS1v15(), algorithm=hashes.SHA256())]
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        # skopeo, and cosign before version 3, use SHA-256 with every curve.
+        by_curve: dict[str, list[hashes.HashAlgorithm]] = {
+            "secp256r1": [hashes.SHA256()],
+            "secp384r1": [hashes.SHA384(), hashes.SHA256()],
+        }
+        if key.curve.name not in by_curve:
+            return f"the curve {key.curve.name} is not supported"
+        algorithms = [ec.ECDSA(algorithm) for algorithm in by_curve[key.curve.name]]
+        return [partial(key.verify, signature_algorithm=algorithm) for algorithm in algorithms]
+    return "keys of this kind are not supported"

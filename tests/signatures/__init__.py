@@ -1,0 +1,1 @@
+"""Signatures of images: which are accepted, and what an attacker may try."""

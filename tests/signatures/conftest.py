@@ -1,0 +1,45 @@
+"""An image, a signer that is trusted, another one that is not, and registries."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faulty_registry import FaultyRegistry
+from tests.images import Descriptor, Layout
+from tests.signing import Signer, signer
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return an image called app:1 in the layout."""
+    return layout.image([4_000], name="app:1")
+
+
+@pytest.fixture
+def trusted(tmp_path: Path) -> Signer:
+    """Return the signer whose key the user has."""
+    return signer(tmp_path / "cosign.pub")
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Signer:
+    """Return a signer whose key the user has not."""
+    return signer(tmp_path / "stranger.pub")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
+    """Return a function that starts a registry; its arguments are those of `FaultyRegistry`."""
+    with contextlib.ExitStack() as stack:
+        started: list[FaultyRegistry] = []
+
+        def start_one(**options: Any) -> FaultyRegistry:
+            started.append(FaultyRegistry(tmp_path / f"served-{len(started)}", **options))
+            return stack.enter_context(started[-1])
+
+        yield start_one

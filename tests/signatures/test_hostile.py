@@ -1,0 +1,337 @@
+"""What an attacker without the private key may try, and what only looks like a signature."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from ocistream import limits
+from tests import registry_http
+from tests.archives import blob_name, items_of, tar_of
+from tests.cli import assertions
+from tests.faulty_registry import FaultyRegistry
+from tests.images import OCI_INDEX, OCI_MANIFEST, Descriptor, Layout
+from tests.runner import Result, ocistream
+from tests.signed_image import cosign_tag
+from tests.signing import (
+    BUNDLE,
+    SIGN_V1,
+    STATEMENT,
+    Signer,
+    bundle,
+    bundle_referrer,
+    enter,
+    envelope,
+    manifest_of,
+    message_signature,
+    payload,
+    sign_with_tag,
+    signer,
+    statement,
+    tag_signature,
+)
+
+SBOM_TYPE: Final = "https://spdx.dev/Document"
+
+
+def verify(layout: Layout, *keys: Signer) -> Result:
+    return ocistream("verify", *(word for key in keys for word in ("--key", key.path)), layout.path)
+
+
+def refused(result: Result, *words: str) -> None:
+    """Assert that the run failed because of a signature, without a traceback."""
+    assert result.code == 5, (result.code, result.err)
+    assert "no valid signature" in result.err, result.err
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in result.err, (word, result.err)
+
+
+def sign_payload(layout: Layout, image: Descriptor, content: bytes, signature: bytes) -> None:
+    """Enter a signature of an image with this payload."""
+    enter(layout, tag_signature(layout, [(content, signature)]), cosign_tag(image))
+
+
+class TestStripping:
+    def test_an_image_whose_signature_was_removed(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        sign_with_tag(layout, image, trusted)
+        index = json.loads((layout.path / "index.json").read_bytes())
+        (layout.path / "index.json").write_text(json.dumps({**index, "manifests": index["manifests"][:1]}))
+        refused(verify(layout, trusted), "it has no signature")
+
+    def test_a_payload_that_was_removed(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        signature = sign_with_tag(layout, image, trusted)
+        removed = layout.read(signature["digest"])["layers"][0]["digest"]
+        layout.file(removed).unlink()
+        refused(verify(layout, trusted), "the payload of its signature is missing")
+        result = ocistream("push", "--require-signature", trusted.path, "127.0.0.1:9/app:1", "-i", layout.path)
+        refused(result, "the payload of its signature is missing")
+
+    def test_a_payload_that_was_replaced(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        signature = sign_with_tag(layout, image, trusted)
+        replaced = layout.read(signature["digest"])["layers"][0]
+        layout.file(replaced["digest"]).write_bytes(b"x" * replaced["size"])
+        result = verify(layout, trusted)
+        assert result.code == 5
+        assert replaced["digest"] in result.err
+        assert not any(line.startswith("app:1@") for line in result.lines())
+
+    @pytest.mark.parametrize("last", [False, True])
+    def test_a_payload_that_was_removed_from_a_pipe(
+        self, layout: Layout, image: Descriptor, trusted: Signer, last: bool, tmp_path: Path
+    ) -> None:
+        signature = sign_with_tag(layout, image, trusted)
+        removed = blob_name(layout.read(signature["digest"])["layers"][0]["digest"])
+        items = [item for item in items_of(layout) if item[0] != removed]
+        archive = tar_of(reversed(items) if last else items)
+        destination = f"oci:{tmp_path / 'x'}"
+        result = ocistream("copy", "--require-signature", trusted.path, "-", destination, stdin=archive)
+        assert result.code in {5, 6}, result.err
+        assert not (tmp_path / "x/index.json").exists()
+
+
+class TestReplay:
+    def test_an_older_signed_image_is_refused_only_by_its_digest(
+        self,
+        layout: Layout,
+        image: Descriptor,
+        trusted: Signer,
+        start: Callable[..., FaultyRegistry],
+        tmp_path: Path,
+    ) -> None:
+        served, newer = start(), layout.image([5_000])
+        registry_http.seed(layout, image, served.host, "app", "1")
+        registry_http.seed(layout, sign_with_tag(layout, image, trusted), served.host, "app", cosign_tag(image))
+        pull = ("pull", "--require-signature", trusted.path, "-o", tmp_path / "x.tar")
+        assertions.success(ocistream(*pull, f"{served.host}/app:1"))
+        assert ocistream(*pull, f"{served.host}/app:1@{newer['digest']}").code == 4
+
+
+class TestOtherImages:
+    def test_the_signature_of_another_image(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        other = layout.image([5_000])
+        content = payload(other["digest"])
+        sign_payload(layout, image, content, trusted.sign(content))
+        refused(verify(layout, trusted), f"the signature is for {other['digest']}")
+
+    def test_bundles_of_another_image(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        other = layout.image([5_000])
+        bundle_referrer(layout, image, bundle(dsseEnvelope=envelope(statement(other["digest"]), trusted)))
+        content = message_signature(manifest_of(layout, other), trusted)
+        bundle_referrer(layout, image, bundle(messageSignature=content))
+        refused(verify(layout, trusted), f"the signature is for {other['digest']}")
+
+    def test_a_message_digest_that_was_adapted(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        other = layout.image([5_000])
+        content = message_signature(manifest_of(layout, other), trusted)
+        content["messageDigest"] = message_signature(manifest_of(layout, image), trusted)["messageDigest"]
+        bundle_referrer(layout, image, bundle(messageSignature=content))
+        refused(verify(layout, trusted), "by another key")
+
+    def test_an_attestation_is_not_a_signature(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        attestation = statement(image["digest"], predicate_type=SBOM_TYPE)
+        bundle_referrer(layout, image, bundle(dsseEnvelope=envelope(attestation, trusted)))
+        refused(verify(layout, trusted), f"an attestation ({SBOM_TYPE}) is not a signature")
+
+    def test_a_payload_of_another_type(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        content = payload(image["digest"], kind="atomic container signature")
+        sign_payload(layout, image, content, trusted.sign(content))
+        refused(verify(layout, trusted), "is not of the type")
+
+    def test_an_unsigned_image_that_refers_to_a_signed_one(
+        self, layout: Layout, image: Descriptor, trusted: Signer, tmp_path: Path
+    ) -> None:
+        sign_with_tag(layout, image, trusted)
+        subject = {key: image[key] for key in ("mediaType", "digest", "size")}
+        hidden = layout.image([5_000], subject=subject)
+        enter(layout, hidden)
+        refused(verify(layout, trusted), hidden["digest"])
+        copy = ("copy", "--require-signature", trusted.path, layout.path)
+        refused(ocistream(*copy, f"oci:{tmp_path / 'x'}"), hidden["digest"])
+        assert not (tmp_path / "x/index.json").exists()
+        assertions.success(ocistream(*copy, "--no-referrers", f"oci:{tmp_path / 'x'}"))
+
+    def test_an_unsigned_image_under_the_tag_of_a_signature(
+        self, layout: Layout, image: Descriptor, trusted: Signer
+    ) -> None:
+        sign_with_tag(layout, image, trusted)
+        hidden = layout.image([5_000])
+        enter(layout, hidden, cosign_tag(image))
+        refused(verify(layout, trusted), hidden["digest"])
+
+    def test_an_empty_index(self, layout: Layout, trusted: Signer) -> None:
+        empty = layout.document({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []})
+        enter(layout, empty, "app:1")
+        refused(verify(layout, trusted), empty["digest"])
+
+
+class TestSeveralSignatures:
+    def test_one_good_signature_among_bad_ones_is_enough(
+        self, layout: Layout, image: Descriptor, trusted: Signer, stranger: Signer
+    ) -> None:
+        content, other = payload(image["digest"]), payload(layout.image([5_000])["digest"])
+        signatures = [
+            (content, stranger.sign(content)),
+            (other, trusted.sign(other)),
+            (b"not JSON", trusted.sign(b"not JSON")),
+            (content, trusted.sign(content)),
+        ]
+        enter(layout, tag_signature(layout, signatures), cosign_tag(image))
+        bundle_referrer(layout, image, b"not JSON either")
+        result = verify(layout, trusted)
+        assert f"signed: app:1 by {trusted.path}" in result.out.decode()
+        assert "app:1" not in result.err
+
+    def test_of_bad_ones_the_reasons_are_shown(
+        self, layout: Layout, image: Descriptor, trusted: Signer, stranger: Signer
+    ) -> None:
+        sign_with_tag(layout, image, stranger)
+        bundle_referrer(layout, image, b"not JSON")
+        refused(verify(layout, trusted), "by another key; its signature is malformed")
+
+
+class TestAlgorithms:
+    def test_a_hash_with_the_public_key_as_its_secret(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        content = payload(image["digest"])
+        forged = hmac.new(trusted.path.read_bytes(), content, hashlib.sha256).digest()
+        sign_payload(layout, image, content, forged)
+        refused(verify(layout, trusted), "by another key")
+
+    def test_the_key_in_the_bundle_is_not_used(
+        self, layout: Layout, image: Descriptor, trusted: Signer, stranger: Signer
+    ) -> None:
+        signed = envelope(statement(image["digest"]), stranger)
+        signed["signatures"][0]["keyid"] = str(trusted.path)
+        key = base64.b64encode(stranger.path.read_bytes()).decode()
+        for material in ({"publicKey": {"hint": key}}, {"certificate": {"rawBytes": key}}):
+            content = {"mediaType": BUNDLE, "verificationMaterial": material, "dsseEnvelope": signed}
+            bundle_referrer(layout, image, json.dumps(content).encode())
+        refused(verify(layout, trusted), "by another key")
+
+    def test_a_signature_of_the_payload_without_its_type(
+        self, layout: Layout, image: Descriptor, trusted: Signer
+    ) -> None:
+        content = statement(image["digest"])
+        signed = envelope(content, trusted)
+        signed["signatures"] = [{"sig": base64.b64encode(trusted.sign(content)).decode()}]
+        bundle_referrer(layout, image, bundle(dsseEnvelope=signed))
+        refused(verify(layout, trusted), "by another key")
+
+    def test_a_document_does_not_choose_the_hash(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        content = message_signature(manifest_of(layout, image), trusted)
+        content["messageDigest"] = {"algorithm": "MD5", "digest": base64.b64encode(b"x" * 16).decode()}
+        bundle_referrer(layout, image, bundle(messageSignature=content))
+        refused(verify(layout, trusted), "no known algorithm")
+
+    @pytest.mark.parametrize("kind", ["p384", "rsa", "ed25519"])
+    def test_a_key_of_another_type(
+        self, layout: Layout, image: Descriptor, trusted: Signer, tmp_path: Path, kind: Any
+    ) -> None:
+        sign_with_tag(layout, image, trusted)
+        refused(verify(layout, signer(tmp_path / "other.pub", kind)), "by another key")
+
+
+class TestSizesAndSyntax:
+    def test_a_huge_payload_is_not_read(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        content = payload(image["digest"]).ljust(limits.MAX_SIGNATURE_PAYLOAD + 1)
+        sign_payload(layout, image, content, trusted.sign(content))
+        refused(verify(layout, trusted), f"larger than {limits.MAX_SIGNATURE_PAYLOAD} bytes")
+
+    def test_a_huge_signature_is_not_decoded(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        sign_payload(layout, image, payload(image["digest"]), b"x" * limits.MAX_SIGNATURE_PAYLOAD)
+        refused(verify(layout, trusted), f"larger than {limits.MAX_SIGNATURE_PAYLOAD} bytes")
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"[]",
+            b"{}",
+            b'{"critical": []}',
+            b'{"critical": {"image": {}, "type": "x"}}',
+            b'{"critical": {}, "critical": {}}',
+            b'{"Critical": {}}',
+            b'{"critical": {"image": {"Docker-manifest-digest": "sha256:0"}}}',
+            b"\xff",
+            b"[" * 1_000,
+        ],
+    )
+    def test_malformed_payloads(self, layout: Layout, image: Descriptor, trusted: Signer, content: bytes) -> None:
+        sign_payload(layout, image, content, trusted.sign(content))
+        refused(verify(layout, trusted))
+
+    @pytest.mark.parametrize("annotation", ["", "not base64!", "AAAA=AAAA"])
+    def test_malformed_signatures(self, layout: Layout, image: Descriptor, trusted: Signer, annotation: str) -> None:
+        layer = {
+            **layout.blob(payload(image["digest"]), "application/vnd.dev.cosign.simplesigning.v1+json"),
+            "annotations": {"dev.cosignproject.cosign/signature": annotation},
+        }
+        config = layout.blob(b"{}", "application/vnd.oci.image.config.v1+json")
+        manifest = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]}
+        enter(layout, layout.document(manifest), cosign_tag(image))
+        refused(verify(layout, trusted), "is not base64")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"mediaType": "application/vnd.dev.sigstore.bundle+json;version=0.1"},
+            {"mediaType": None},
+            {"dsseEnvelope": None},
+            {"dsseEnvelope": []},
+            {"messageSignature": {}},
+            {"DsseEnvelope": {}},
+        ],
+    )
+    def test_malformed_bundles(
+        self, layout: Layout, image: Descriptor, trusted: Signer, change: dict[str, Any]
+    ) -> None:
+        content = json.loads(bundle(dsseEnvelope=envelope(statement(image["digest"]), trusted)))
+        bundle_referrer(layout, image, json.dumps({**content, **change}).encode())
+        refused(verify(layout, trusted))
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"payload": "!"},
+            {"payload": None},
+            {"payloadType": "text/plain"},
+            {"signatures": []},
+            {"signatures": {}},
+            {"signatures": [{}]},
+            {"signatures": [None]},
+            {"signatures": [{"sig": "AA=="}, {"sig": "AA=="}]},
+        ],
+    )
+    def test_malformed_envelopes(
+        self, layout: Layout, image: Descriptor, trusted: Signer, change: dict[str, Any]
+    ) -> None:
+        content = {**envelope(statement(image["digest"]), trusted), **change}
+        bundle_referrer(layout, image, bundle(dsseEnvelope=content))
+        refused(verify(layout, trusted))
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"_type": "https://in-toto.io/Statement/v9"},
+            {"subject": []},
+            {"subject": {}},
+            {"subject": [None]},
+            {"subject": [{"digest": []}]},
+            {"subject": [{"digest": {"sha512": "0" * 128}}]},
+            {"predicateType": None},
+        ],
+    )
+    def test_malformed_statements(
+        self, layout: Layout, image: Descriptor, trusted: Signer, change: dict[str, Any]
+    ) -> None:
+        subject = [{"digest": {"sha256": image["digest"].partition(":")[2]}}]
+        content = {"_type": STATEMENT, "subject": subject, "predicateType": SIGN_V1, "predicate": {}, **change}
+        bundle_referrer(layout, image, bundle(dsseEnvelope=envelope(json.dumps(content).encode(), trusted)))
+        refused(verify(layout, trusted))

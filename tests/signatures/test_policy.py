@@ -1,0 +1,225 @@
+"""The policy in the configuration: which signatures images need, by their registries and repositories."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import ocistream as api
+from tests import registry_http
+from tests.cli import assertions
+from tests.faulty_registry import FaultyRegistry
+from tests.images import Descriptor, Layout
+from tests.runner import Result, ocistream
+from tests.signed_image import cosign_tag
+from tests.signing import Signer, sign_with_tag
+
+#: No registry runs there.
+ELSEWHERE: Final = "registry.example.com"
+
+
+class User:
+    """A user with a configuration file, and a registry that has the image as team/app:1, signed."""
+
+    def __init__(self, home: Path, registry: FaultyRegistry) -> None:
+        self.file = home / ".config/ocistream/config.toml"
+        self.home, self.host = home, registry.host
+        self.file.parent.mkdir(parents=True)
+
+    def configure(self, *lines: str) -> None:
+        self.file.write_text("\n".join(lines).replace("HOST", self.host))
+
+    def run(self, *argv: str | Path) -> Result:
+        return ocistream(*argv, env={"HOME": str(self.home), "XDG_CONFIG_HOME": None})
+
+    def pull(self, *argv: str | Path) -> Result:
+        return self.run("pull", f"{self.host}/team/app:1", "-o", self.home / "x.tar", *argv)
+
+
+@pytest.fixture
+def user(
+    layout: Layout, image: Descriptor, trusted: Signer, start: Callable[..., FaultyRegistry], tmp_path: Path
+) -> User:
+    registry = start()
+    registry_http.seed(layout, image, registry.host, "team/app", "1")
+    registry_http.seed(layout, sign_with_tag(layout, image, trusted), registry.host, "team/app", cosign_tag(image))
+    return User(tmp_path / "home", registry)
+
+
+def refused(result: Result, *words: str) -> None:
+    assertions.failure(result, 5, "no valid signature", *words)
+
+
+class TestRules:
+    def test_keys_for_a_registry(self, user: User, trusted: Signer, stranger: Signer) -> None:
+        user.configure('[trust."HOST"]', f'keys = ["{stranger.path}"]')
+        refused(user.pull(), "by another key")
+        user.configure('[trust."HOST"]', f'keys = ["{stranger.path}", "{trusted.path}"]')
+        assertions.success(user.pull())
+
+    def test_paths_are_relative_to_the_file(self, user: User, trusted: Signer) -> None:
+        (user.file.parent / "keys").mkdir()
+        (user.file.parent / "keys/cosign.pub").write_bytes(trusted.path.read_bytes())
+        user.configure('[trust."HOST"]', 'keys = ["keys/cosign.pub"]')
+        assertions.success(user.pull())
+
+    def test_the_longest_prefix_counts(self, user: User, stranger: Signer) -> None:
+        keys = ('[trust."HOST/team"]', f'keys = ["{stranger.path}"]')
+        user.configure("[trust]", '"HOST" = "reject"', '"HOST/team/app" = "any"', *keys)
+        assertions.success(user.pull())
+        user.configure("[trust]", '"HOST" = "any"', *keys)
+        refused(user.pull(), "by another key")
+
+    def test_a_prefix_is_made_of_complete_segments(self, user: User) -> None:
+        user.configure("[trust]", '"HOST/team/ap" = "reject"', '"HOST/te" = "reject"', '"HOST/team/app/x" = "reject"')
+        assertions.success(user.pull())
+
+    def test_reject_refuses_signed_images_too(self, user: User) -> None:
+        user.configure("[trust]", '"HOST" = "reject"')
+        refused(user.pull(), f"the configuration rejects the images of {user.host}")
+        assert not (user.home / "x.tar").exists()
+
+    def test_the_option_is_required_beside_the_policy(self, user: User, trusted: Signer, stranger: Signer) -> None:
+        user.configure('[trust."HOST"]', f'keys = ["{trusted.path}"]')
+        assertions.success(user.pull("--require-signature", trusted.path))
+        refused(user.pull("--require-signature", stranger.path), "by another key")
+
+    def test_without_a_rule_no_request_is_added(
+        self, user: User, layout: Layout, start: Callable[..., FaultyRegistry], image: Descriptor
+    ) -> None:
+        other = start()
+        registry_http.seed(layout, image, other.host, "app", "1")
+        other.requests.clear()
+        user.configure("[trust]", '"HOST" = "reject"')
+        assertions.success(user.run("pull", "--no-referrers", f"{other.host}/app:1", "-o", user.home / "y.tar"))
+        assert not [item for item in other.requests if "referrers" in item.path or ".sig" in item.path]
+
+
+class TestNames:
+    def test_the_destination_counts(self, user: User, layout: Layout, stranger: Signer) -> None:
+        user.configure('[trust."HOST/inner"]', f'keys = ["{stranger.path}"]')
+        push = ("push", "-i", layout.path, "--image", "app:1")
+        refused(user.run(*push, f"{user.host}/inner/app:1"), "by another key")
+        assert registry_http.manifest_digest(user.host, "inner/app", "1") is None
+        assertions.success(user.run(*push, f"{user.host}/outer/app:1"))
+
+    def test_the_name_in_an_archive_counts(self, user: User, trusted: Signer, tmp_path: Path) -> None:
+        assertions.success(user.pull())
+        copy = ("copy", user.home / "x.tar", f"oci:{tmp_path / 'y'}")
+        user.configure("[trust]", '"HOST/team" = "reject"')
+        refused(user.run(*copy), "rejects")
+        user.configure('[trust."HOST/team"]', f'keys = ["{trusted.path}"]')
+        assertions.success(user.run(*copy))
+
+    def test_each_image_of_a_push_to_a_prefix(self, user: User) -> None:
+        assertions.success(user.pull())
+        user.configure("[trust]", '"HOST/mirror/team/app" = "reject"')
+        refused(user.run("push", "-i", user.home / "x.tar", "--to", f"{user.host}/mirror"), "rejects")
+
+    def test_one_of_several_images_by_their_digests(
+        self, user: User, image: Descriptor, layout: Layout, start: Callable[..., FaultyRegistry]
+    ) -> None:
+        other, second = start(), layout.image([5_000])
+        registry_http.seed(layout, second, other.host, "app", "1")
+        pull = ("pull", f"{user.host}/team/app@{image['digest']}", f"{other.host}/app@{second['digest']}")
+        user.configure("[trust]", f'"{other.host}" = "reject"')
+        refused(user.run(*pull, "-o", user.home / "y.tar"), f"rejects the images of {other.host}")
+        user.configure("[trust]", f'"{other.host}/x" = "reject"')
+        assertions.success(user.run(*pull, "-o", user.home / "y.tar"))
+
+    def test_the_python_api_has_the_same_policy(
+        self, user: User, trusted: Signer, stranger: Signer, tmp_path: Path
+    ) -> None:
+        def copy() -> None:
+            with api.Client(config=user.file) as client:
+                client.copy(f"{user.host}/team/app:1", tmp_path / "y.tar")
+
+        user.configure('[trust."HOST"]', f'keys = ["{stranger.path}"]')
+        with pytest.raises(api.IntegrityError, match="by another key"):
+            copy()
+        user.configure('[trust."HOST"]', f'keys = ["{trusted.path}"]')
+        copy()
+
+
+class TestSync:
+    def test_each_image_is_checked_by_its_rules(
+        self, user: User, image: Descriptor, layout: Layout, trusted: Signer, start: Callable[..., FaultyRegistry]
+    ) -> None:
+        inner, unsigned = start(), layout.image([5_000])
+        registry_http.seed(layout, unsigned, user.host, "team/unsigned", "1")
+        user.configure('[trust."HOST/team"]', f'keys = ["{trusted.path}"]')
+        file = user.home / "images.toml"
+        copies = [
+            f'[[sync]]\nfrom = "{user.host}/team/{name}:1"\nto = "{inner.host}/{name}:1"\n'
+            for name in ("unsigned", "app")
+        ]
+        file.write_text("".join(copies))
+        dry = user.run("sync", file, "--dry-run")
+        assert dry.code == 5, dry.err
+        assert inner.requests == [] or not [item for item in inner.requests if item.method == "PUT"]
+        result = user.run("sync", file)
+        assert result.code == 5, result.err
+        assert "it has no signature" in result.err
+        assert registry_http.manifest_digest(inner.host, "unsigned", "1") is None
+        assert registry_http.manifest_digest(inner.host, "app", "1") == image["digest"]
+
+    def test_the_rules_of_the_destination_hold_for_a_layout(
+        self, user: User, layout: Layout, stranger: Signer, start: Callable[..., FaultyRegistry]
+    ) -> None:
+        inner = start()
+        user.configure(f'[trust."{inner.host}"]', f'keys = ["{stranger.path}"]')
+        file = user.home / "images.toml"
+        file.write_text(f'[[sync]]\nfrom = "oci:{layout.path}:app:1"\nto = "{inner.host}/app:1"\n')
+        result = user.run("sync", file)
+        assert result.code == 5, result.err
+        assert "by another key" in result.err
+        assertions.no_image(inner)
+
+
+class TestConfigCommand:
+    def test_show_prints_what_holds_for_an_image(self, user: User, trusted: Signer) -> None:
+        user.configure(
+            "[trust]", f'"{ELSEWHERE}" = "reject"', f'[trust."{ELSEWHERE}/app"]', f'keys = ["{trusted.path}"]'
+        )
+
+        def shown(image: str) -> str:
+            result = user.run("config", "show", image)
+            assertions.success(result)
+            return result.out.decode()
+
+        assert shown(f"{ELSEWHERE}/app:1") == f'[trust."{ELSEWHERE}/app"]\nkeys = ["{trusted.path}"]\n'
+        assert shown(f"{ELSEWHERE}/application") == f'[trust]\n"{ELSEWHERE}" = "reject"\n'
+        assert shown("other.example.com/app") == "# no rule of [trust]: signatures are not checked\n"
+        document = json.loads(user.run("config", "show", f"{ELSEWHERE}/other", "--json").out)
+        assert document == {"trust": {ELSEWHERE: "reject"}}
+
+    def test_show_prints_the_policy_as_a_configuration_file(self, user: User, trusted: Signer) -> None:
+        user.configure(
+            *("[trust]", f'"{ELSEWHERE}" = "reject"', '"docker.io/library/nginx" = "any"'),
+            *(f'[trust."{ELSEWHERE}/app"]', f'keys = ["{trusted.path}"]'),
+        )
+        written = tomllib.loads(user.run("config", "show").out.decode())
+        assert written["trust"] == tomllib.loads(user.file.read_text())["trust"]
+
+    @pytest.mark.parametrize(
+        ("lines", "words"),
+        [
+            (['"HOST" = "allow"'], "is not one of reject, any"),
+            (['"HOST" = 1'], 'is neither "reject" nor "any"'),
+            (['"HOST" = {}'], "keys is missing"),
+            (['"HOST" = { keys = [] }'], "has no keys"),
+            (['"HOST" = { keys = ["absent.pub"] }'], "no such file"),
+            (['"HOST" = { keys = "cosign.pub" }'], "is not a list"),
+            (['"HOST" = { key = [] }'], "unknown key 'key'"),
+            (['"not a host" = "any"'], "is not HOST"),
+        ],
+    )
+    def test_a_mistake_is_an_error_for_check_and_for_a_copy(self, user: User, lines: list[str], words: str) -> None:
+        user.configure("[trust]", *lines)
+        assertions.failure(user.run("config", "check"), 2, str(user.file), words)
+        assertions.failure(user.pull(), 2, str(user.file), words)

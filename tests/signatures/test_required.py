@@ -1,0 +1,280 @@
+"""`--require-signature` for pull, push and copy: nothing of an unsigned image becomes visible at the destination."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests import registry_http
+from tests.archives import items_of, tar_of
+from tests.cli import assertions
+from tests.faulty_registry import FaultyRegistry
+from tests.images import Descriptor, Layout, two_platforms
+from tests.runner import Result, ocistream, pipe
+from tests.signed_image import cosign_tag
+from tests.signing import (
+    Signer,
+    bundle,
+    bundle_referrer,
+    enter,
+    envelope,
+    manifest_of,
+    message_signature,
+    payload,
+    sign_with_tag,
+    statement,
+    tag_signature,
+)
+
+FORMS: Final = ("tag", "dsse", "message")
+Sign = Callable[[Descriptor, Signer], None]
+
+
+@pytest.fixture
+def served(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
+    return start()
+
+
+@pytest.fixture
+def other(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
+    return start()
+
+
+@pytest.fixture
+def sign(layout: Layout, served: FaultyRegistry, request: pytest.FixtureRequest) -> Sign:
+    """Return a function that signs an image in the layout and in the registry; the parameter is the form."""
+    form = getattr(request, "param", "tag")
+
+    def run(image: Descriptor, one: Signer) -> None:
+        if form == "tag":
+            found, tag = sign_with_tag(layout, image, one), cosign_tag(image)
+        else:
+            content = (
+                bundle(dsseEnvelope=envelope(statement(image["digest"]), one))
+                if form == "dsse"
+                else bundle(messageSignature=message_signature(manifest_of(layout, image), one))
+            )
+            found, tag = bundle_referrer(layout, image, content), None
+        registry_http.seed(layout, found, served.host, "app", tag)
+
+    return run
+
+
+@pytest.fixture
+def pushed(layout: Layout, image: Descriptor, served: FaultyRegistry) -> Descriptor:
+    """Return the image, which is in the layout and in the registry as app:1."""
+    registry_http.seed(layout, image, served.host, "app", "1")
+    return image
+
+
+@pytest.fixture
+def index(layout: Layout, served: FaultyRegistry) -> Descriptor:
+    """Return an index of two platforms, which is in the layout and in the registry as app:2."""
+    made = two_platforms(layout)
+    enter(layout, made, "app:2")
+    registry_http.seed(layout, made, served.host, "app", "2")
+    return made
+
+
+def required(one: Signer) -> list[str | Path]:
+    return ["--require-signature", one.path]
+
+
+def refused(result: Result, *words: str) -> None:
+    assertions.failure(result, 5, "no valid signature", *words)
+
+
+def uploads(registry: FaultyRegistry) -> list[str]:
+    return [item.method for item in registry.requests if item.method in {"POST", "PUT", "PATCH"}]
+
+
+class TestBetweenRegistries:
+    @pytest.mark.parametrize("sign", FORMS, indirect=True)
+    def test_a_signed_image_is_copied_with_its_signature(
+        self, served: FaultyRegistry, other: FaultyRegistry, pushed: Descriptor, trusted: Signer, sign: Sign
+    ) -> None:
+        sign(pushed, trusted)
+        assertions.success(ocistream("copy", *required(trusted), f"{served.host}/app:1", f"{other.host}/app:1"))
+        assert registry_http.manifest_digest(other.host, "app", "1") == pushed["digest"]
+        assertions.success(ocistream("verify", "--key", trusted.path, f"{other.host}/app:1"))
+
+    @pytest.mark.parametrize("sign", FORMS, indirect=True)
+    def test_one_signed_by_another_key_uploads_nothing(
+        self,
+        served: FaultyRegistry,
+        other: FaultyRegistry,
+        pushed: Descriptor,
+        trusted: Signer,
+        stranger: Signer,
+        sign: Sign,
+    ) -> None:
+        sign(pushed, stranger)
+        result = ocistream("copy", *required(trusted), f"{served.host}/app:1", f"{other.host}/app:1")
+        refused(result, f"{served.host}/app:1 ({pushed['digest']})", "by another key")
+        assert uploads(other) == []
+        assertions.no_image(other)
+
+    def test_one_without_a_signature_uploads_nothing(
+        self, served: FaultyRegistry, other: FaultyRegistry, pushed: Descriptor, trusted: Signer
+    ) -> None:
+        result = ocistream("copy", *required(trusted), f"{served.host}/app:1", f"{other.host}/app:1")
+        refused(result, pushed["digest"], "it has no signature")
+        assert uploads(other) == []
+
+    def test_one_of_several_images_uploads_nothing_of_any(
+        self, layout: Layout, served: FaultyRegistry, pushed: Descriptor, trusted: Signer, sign: Sign, tmp_path: Path
+    ) -> None:
+        sign(pushed, trusted)
+        registry_http.seed(layout, layout.image([5_000]), served.host, "app", "3")
+        result = ocistream(
+            "pull", *required(trusted), f"{served.host}/app:1", f"{served.host}/app:3", "-o", tmp_path / "x.tar"
+        )
+        refused(result, f"{served.host}/app:3")
+        assert not (tmp_path / "x.tar").exists()
+
+    def test_the_option_adds_no_request_where_it_is_not_given(
+        self, served: FaultyRegistry, pushed: Descriptor, tmp_path: Path
+    ) -> None:
+        del pushed
+        served.requests.clear()
+        assertions.success(ocistream("pull", "--no-referrers", f"{served.host}/app:1", "-o", tmp_path / "x.tar"))
+        assert not [item for item in served.requests if "referrers" in item.path or ".sig" in item.path]
+
+
+class TestSignaturesThatAreNotCopied:
+    def test_with_no_referrers_they_are_checked(
+        self,
+        served: FaultyRegistry,
+        other: FaultyRegistry,
+        pushed: Descriptor,
+        trusted: Signer,
+        stranger: Signer,
+        sign: Sign,
+    ) -> None:
+        sign(pushed, trusted)
+        route = ("--no-referrers", f"{served.host}/app:1", f"{other.host}/app:1")
+        refused(ocistream("copy", *required(stranger), *route), "by another key")
+        assert uploads(other) == []
+        result = ocistream("copy", *required(trusted), *route)
+        assertions.success(result)
+        assert "not copied: 1 signature; --no-referrers" in result.err
+        assert registry_http.manifest_digest(other.host, "app", cosign_tag(pushed)) is None
+
+    @pytest.mark.parametrize("sign", FORMS, indirect=True)
+    def test_those_of_an_index_count_for_a_platform_of_it(
+        self, served: FaultyRegistry, index: Descriptor, trusted: Signer, sign: Sign, tmp_path: Path
+    ) -> None:
+        pull = ("pull", *required(trusted), "--platform", "linux/arm64", f"{served.host}/app:2")
+        refused(ocistream(*pull, "-o", tmp_path / "x.tar"), "it has no signature")
+        sign(index, trusted)
+        result = ocistream(*pull, "-o", tmp_path / "x.tar")
+        assertions.success(result)
+        assert "not copied: 1 signature; only some platforms" in result.err
+
+    @pytest.mark.parametrize("sign", FORMS, indirect=True)
+    @pytest.mark.parametrize("referrers", [(), ("--no-referrers",)])
+    def test_those_of_an_index_in_an_archive(
+        self,
+        layout: Layout,
+        index: Descriptor,
+        trusted: Signer,
+        stranger: Signer,
+        sign: Sign,
+        tmp_path: Path,
+        referrers: tuple[str, ...],
+    ) -> None:
+        sign(index, trusted)
+        (tmp_path / "x.tar").write_bytes(tar_of(items_of(layout)))
+        for source in (f"oci:{layout.path}", f"oci-archive:{tmp_path / 'x.tar'}"):
+            copy = ("copy", *referrers, "--platform", "linux/arm64", source, f"oci:{tmp_path / 'y'}")
+            assertions.success(ocistream(*copy, *required(trusted)))
+            refused(ocistream(*copy, *required(stranger)), "by another key")
+        result = ocistream(
+            *("copy", *referrers, "--platform", "linux/arm64", "-", f"oci:{tmp_path / 'y'}", *required(trusted)),
+            stdin=tmp_path / "x.tar",
+        )
+        assertions.success(result)
+
+
+class TestArchives:
+    @pytest.mark.parametrize("sign", FORMS, indirect=True)
+    def test_through_an_archive_and_a_pipe(
+        self,
+        served: FaultyRegistry,
+        other: FaultyRegistry,
+        pushed: Descriptor,
+        trusted: Signer,
+        sign: Sign,
+        tmp_path: Path,
+    ) -> None:
+        sign(pushed, trusted)
+        archive = tmp_path / "app.tar"
+        assertions.success(ocistream("pull", *required(trusted), f"{served.host}/app:1", "-o", archive))
+        assertions.success(ocistream("push", *required(trusted), f"{other.host}/file:1", "-i", archive))
+        one, two = pipe(
+            ["pull", f"{served.host}/app:1"], ["push", *map(str, required(trusted)), f"{other.host}/pipe:1"]
+        )
+        assertions.success(one)
+        assertions.success(two)
+        for name in ("file", "pipe"):
+            assertions.success(ocistream("verify", "--key", trusted.path, f"{other.host}/{name}:1"))
+
+    @pytest.mark.parametrize("sign", FORMS, indirect=True)
+    def test_from_a_pipe_an_image_of_another_key_uploads_no_layer(
+        self,
+        layout: Layout,
+        served: FaultyRegistry,
+        other: FaultyRegistry,
+        pushed: Descriptor,
+        trusted: Signer,
+        stranger: Signer,
+        sign: Sign,
+        tmp_path: Path,
+    ) -> None:
+        sign(pushed, stranger)
+        archive = tmp_path / "app.tar"
+        assertions.success(ocistream("pull", f"{served.host}/app:1", "-o", archive))
+        result = ocistream("push", *required(trusted), f"{other.host}/app:1", stdin=archive)
+        refused(result, "by another key")
+        # The signatures come before the layers.
+        layers = layout.read(pushed["digest"])["layers"]
+        assert not [layer for layer in layers if other.layout.blob_path(layer["digest"]).exists()]
+        assertions.no_image(other)
+
+    def test_an_archive_whose_index_comes_last_shows_nothing(
+        self, layout: Layout, other: FaultyRegistry, image: Descriptor, trusted: Signer, stranger: Signer
+    ) -> None:
+        sign_with_tag(layout, image, stranger)
+        archive = tar_of(reversed(list(items_of(layout))))
+        result = ocistream("push", *required(trusted), f"{other.host}/app:1", stdin=archive)
+        refused(result, "by another key")
+        assertions.no_image(other)
+        assertions.success(ocistream("push", *required(stranger), f"{other.host}/app:1", stdin=archive))
+        assert registry_http.manifest_digest(other.host, "app", "1") == image["digest"]
+
+    def test_a_manifest_that_was_replaced_is_not_the_signed_one(
+        self, layout: Layout, other: FaultyRegistry, image: Descriptor, trusted: Signer
+    ) -> None:
+        replaced = layout.image([6_000])
+        content = payload(image["digest"])
+        enter(layout, tag_signature(layout, [(content, trusted.sign(content))]), cosign_tag(replaced))
+        enter(layout, replaced, "app:2")
+        archive = tar_of(items_of(layout))
+        result = ocistream("push", *required(trusted), "--image", "app:2", f"{other.host}/app:1", stdin=archive)
+        refused(result, f"the signature is for {image['digest']}")
+        assertions.no_image(other)
+
+    def test_into_stdout_nothing_is_written(self, served: FaultyRegistry, pushed: Descriptor, trusted: Signer) -> None:
+        del pushed
+        refused(ocistream("pull", *required(trusted), f"{served.host}/app:1"))
+
+    def test_a_dry_run_checks_too(
+        self, served: FaultyRegistry, pushed: Descriptor, trusted: Signer, sign: Sign, tmp_path: Path
+    ) -> None:
+        command = ("pull", "--dry-run", *required(trusted), f"{served.host}/app:1", "-o", tmp_path / "x.tar")
+        refused(ocistream(*command))
+        sign(pushed, trusted)
+        assertions.success(ocistream(*command))

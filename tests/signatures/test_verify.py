@@ -1,0 +1,173 @@
+"""`verify --key` requires a valid signature of each image by one of the keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests import registry_http
+from tests.archives import items_of, tar_of
+from tests.cli import assertions
+from tests.faulty_registry import FaultyRegistry
+from tests.images import Descriptor, Layout, two_platforms
+from tests.runner import Result, ocistream
+from tests.signed_image import SBOM, cosign_tag, referrer
+from tests.signing import (
+    Kind,
+    Signer,
+    bundle,
+    bundle_referrer,
+    enter,
+    envelope,
+    manifest_of,
+    message_signature,
+    payload,
+    sign_with_tag,
+    signer,
+    statement,
+    tag_signature,
+)
+
+KINDS: Final[tuple[Kind, ...]] = ("p256", "p384", "p384-sha256", "rsa", "ed25519")
+FORMS: Final = ("tag", "dsse", "message")
+
+
+def sign(form: str, layout: Layout, image: Descriptor, one: Signer) -> Descriptor:
+    """Sign an image in one of the forms."""
+    if form == "tag":
+        return sign_with_tag(layout, image, one)
+    if form == "dsse":
+        return bundle_referrer(layout, image, bundle(dsseEnvelope=envelope(statement(image["digest"]), one)))
+    content = bundle(messageSignature=message_signature(manifest_of(layout, image), one))
+    return bundle_referrer(layout, image, content)
+
+
+def verify(layout: Layout, *signers: Signer, options: tuple[str, ...] = ()) -> Result:
+    """Verify the layout with the keys of signers."""
+    return ocistream("verify", *keys(*signers), *options, layout.path)
+
+
+def keys(*signers: Signer) -> list[str | Path]:
+    return [argument for one in signers for argument in ("--key", one.path)]
+
+
+def unsigned(result: Result, *words: str) -> None:
+    """Assert that the run failed because of a signature."""
+    assert result.code == 5, (result.code, result.err)
+    assert "no valid signature" in result.err, result.err
+    for word in words:
+        assert word in result.err, (word, result.err)
+    assert "NOT ok" in result.out.decode()
+
+
+class TestAccepted:
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_signature_of_each_form_by_each_kind_of_key(
+        self, layout: Layout, image: Descriptor, tmp_path: Path, form: str, kind: Kind
+    ) -> None:
+        one = signer(tmp_path / "one.pub", kind)
+        sign(form, layout, image, one)
+        result = verify(layout, one)
+        assertions.success(result)
+        assert f"signed: app:1 by {one.path}" in result.out.decode()
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_in_an_archive_and_from_a_pipe(
+        self, layout: Layout, image: Descriptor, trusted: Signer, tmp_path: Path, form: str
+    ) -> None:
+        sign(form, layout, image, trusted)
+        archive = tmp_path / "app.tar"
+        for items in (items_of(layout), list(reversed(list(items_of(layout))))):
+            archive.write_bytes(tar_of(items))
+            for result in (
+                ocistream("verify", *keys(trusted), archive),
+                ocistream("verify", *keys(trusted), stdin=archive),
+            ):
+                assertions.success(result)
+                assert "signed: app:1" in result.out.decode()
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_in_a_registry(
+        self,
+        layout: Layout,
+        image: Descriptor,
+        trusted: Signer,
+        stranger: Signer,
+        start: Callable[..., FaultyRegistry],
+        form: str,
+    ) -> None:
+        served = start()
+        registry_http.seed(layout, image, served.host, "app", "1")
+        found = sign(form, layout, image, trusted)
+        registry_http.seed(layout, found, served.host, "app", cosign_tag(image) if form == "tag" else None)
+        name = f"{served.host}/app:1"
+        result = ocistream("verify", *keys(trusted), name)
+        assertions.success(result)
+        assert result.lines()[0] == f"{name}@{image['digest']}"
+        unsigned(ocistream("verify", *keys(stranger), name), "by another key")
+
+    def test_one_of_several_keys_is_enough(
+        self, layout: Layout, image: Descriptor, trusted: Signer, stranger: Signer
+    ) -> None:
+        sign_with_tag(layout, image, stranger)
+        result = verify(layout, trusted, stranger)
+        assertions.success(result)
+        assert f"by {stranger.path}" in result.out.decode()
+
+    def test_an_index_that_is_signed_covers_its_manifests(self, layout: Layout, trusted: Signer) -> None:
+        index = two_platforms(layout)
+        enter(layout, index, "app:1")
+        sign_with_tag(layout, index, trusted)
+        assertions.success(verify(layout, trusted))
+
+    def test_an_index_whose_manifests_are_all_signed(self, layout: Layout, trusted: Signer) -> None:
+        index = two_platforms(layout)
+        enter(layout, index, "app:1")
+        first, *others = layout.read(index["digest"])["manifests"]
+        sign_with_tag(layout, first, trusted)
+        unsigned(verify(layout, trusted), "of its manifests")
+        for other in others:
+            sign_with_tag(layout, other, trusted)
+        assertions.success(verify(layout, trusted))
+
+    def test_signatures_and_sboms_need_no_signature(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        sign_with_tag(layout, image, trusted)
+        enter(layout, referrer(layout, image, SBOM, b"{}"))
+        assertions.success(verify(layout, trusted))
+
+
+class TestRefused:
+    def test_an_image_without_a_signature_is_named(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        other = layout.image([5_000], name="other:1")
+        sign_with_tag(layout, image, trusted)
+        result = verify(layout, trusted)
+        unsigned(result, "other:1", other["digest"], "it has no signature")
+        assert result.lines()[0] == f"app:1@{image['digest']}"
+        assert not any(line.startswith("other:1") for line in result.lines())
+
+    def test_the_document_has_the_result_of_each_image(
+        self, layout: Layout, image: Descriptor, trusted: Signer
+    ) -> None:
+        layout.image([5_000], name="other:1")
+        sign_with_tag(layout, image, trusted, name="elsewhere.example.com/app")
+        result = verify(layout, trusted, options=("--json",))
+        assert result.code == 5
+        document: dict[str, Any] = json.loads(result.out)
+        assert document["ok"] is False
+        assert [item["name"] for item in document["damagedImages"]] == ["other:1"]
+        images = [*document["images"], *document["damagedImages"]]
+        signatures = {item["name"]: item.get("signature") for item in images}
+        assert signatures["app:1"] == {"keys": [str(trusted.path)], "names": ["elsewhere.example.com/app"]}
+        assert signatures["other:1"] == {"problem": "it has no signature"}
+        assert signatures[cosign_tag(image)] is None
+
+    def test_without_a_key_no_signature_is_checked(self, layout: Layout, image: Descriptor) -> None:
+        enter(layout, tag_signature(layout, [(payload(image["digest"]), b"wrong")]), cosign_tag(image))
+        result = verify(layout, options=("--json",))
+        assertions.success(result)
+        assert all("signature" not in item for item in json.loads(result.out)["images"])
