@@ -228,7 +228,7 @@ class TestEarly:
         for end in range(0, len(archive) - len(END) // 2, max(1, len(archive) // 13)):
             with opened(DESTINATIONS[kind], tmp_path / f"{end}") as store:
                 destination = store.destination()
-                with pytest.raises(ArchiveError, match="truncated"):
+                with pytest.raises(ArchiveError, match="truncated" if end else "is empty"):
                     copy(from_tar(archive[:end]), destination, compress="zstd")
                 destination.close()
                 assert store.images() == {}

@@ -228,7 +228,7 @@ def test_a_realm_over_http_gets_nothing_from_who_speaks_https(
     _, archive = one_layer(layout)
     host = f"registry.test:{registry.host.partition(':')[2]}"
     used = mover("--ca-cert", certificate.file, env=logged_in(tmp_path, scheme, host), names=PUBLIC)
-    used.push(archive, f"{host}/app:v1", code=7, says="from https to http")
+    used.push(archive, f"{host}/app:v1", code=7, says="uses https, but points to http")
     assert second.connections == 0
 
 

@@ -99,7 +99,7 @@ def test_an_http_location_after_https_is_not_followed(
     image, archive = one_layer(layout)
     host = f"registry.test:{registry.host.partition(':')[2]}"
     used = mover("--ca-cert", certificate.file, names={"registry.test": "203.0.113.5"})
-    used.push(archive, f"{host}/app:v1", code=7, says="from https to http://registry.test")
+    used.push(archive, f"{host}/app:v1", code=7, says="uses https, but points to http://registry.test")
     assert plain.requests == []
     assert not is_stored(registry, layout, layer_of(layout, image))
 

@@ -100,7 +100,7 @@ TROUBLES: Final = [
             plan={"at": "read", "after": MIB, "do": "grow"}),
     Trouble("source replaced", _by((READS_NO_FILE, PULLS)), plan={"at": "read", "after": MIB, "do": "replace"},
             rare=True),
-    Trouble("stdout closed", _by((2, (PULL_OUT,)), others=9), closed=1, visible=True, rare=True),
+    Trouble("stdout closed", _by((2, (PULL_OUT,))), closed=1, rare=True),
     Trouble("stdout unread", _by(others=141), unread=True, visible=True),
     Trouble("stdin closed", _by((2, (PUSH_IN,))), closed=0, rare=True),
     Trouble("stderr closed", _by(), closed=2, rare=True),
