@@ -43,8 +43,6 @@ _DIGEST = "sha256:" + 64 * "a"
         (["pull", "localhost:1/a:1", "--platform"], 2, ["requires an argument", "see `ocistream --help`"]),
         (["pull", "localhost:1/a:1", "--client-key=k"], 2, ["--client-key needs --client-cert", "certificate of that"]),
         (["pull", "localhost:1/a:1", "-u=a", "--password-file=no"], 4, ["no such file", "check the path"]),
-        (["verify", "localhost:5000/app:1"], 2, ["is in a registry", "pull it first"]),
-        (["verify", "registry.example.com/app"], 2, ["is in a registry", "pull it first"]),
         (["gc", "localhost:5000/app:1"], 2, ["is in a registry, but this must be a layout directory", "themselves"]),
         (["gc", "nowhere"], 4, ["no such directory", "check the path"]),
         (["rm", "app.tar"], 2, ["app.tar' is an archive, but this must be a layout directory", "copy SRC oci:DIR"]),
