@@ -10,8 +10,6 @@ from ocistream import open_uploads
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["called_at_forced_exit", "delayed_exit", "find_delay", "run_callbacks"]
-
 #: Callbacks and delays of the blocks that run. (A dict is safe for several threads.)
 _callbacks: dict[object, Callable[[], object]] = {}
 _delays: dict[object, float] = {}

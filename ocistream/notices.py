@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["add_failure_hint", "failure_hints", "notify", "set_listener"]
-
 
 class Listener(Protocol):
     """Prints a message from a verbosity on: level 0 always, 1 with -v."""

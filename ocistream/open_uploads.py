@@ -11,17 +11,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = [
-    "END_REQUEST_TIMEOUT",
-    "OpenUpload",
-    "can_any_end",
-    "count_resumable",
-    "count_unconfirmed",
-    "reset",
-    "settle_timeout",
-]
-
-
 #: Seconds for a cancelled upload to end, or to delete its session.
 _SETTLE_TIMEOUT: Final = 3.0
 #: The same for a request that can be ended so that the registry keeps its bytes.

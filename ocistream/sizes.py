@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["format_count", "format_size", "parse_size"]
-
 _SIZE: Final = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))? ?((?:[kmg](?:i?b)?|b)?)\Z", re.IGNORECASE | re.ASCII)
 _BITS: Final = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30}
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from ocistream.auth.credentials import Credential
-from ocistream.http.client import HttpClient, HttpSettings
+from ocistream.auth.docker_config import Credential
+from ocistream.http.client import HttpClient
 from ocistream.http.rate_limits import RateLimits
 from ocistream.http.retry import RetryEvent
-from ocistream.http.settings import HostSettings, RetryPolicy
+from ocistream.http.settings import HostSettings, HttpSettings, RetryPolicy
 from ocistream.oci.descriptor import Descriptor
 from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams.chunks import verify_chunks

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from ocistream.api.options import ClientOptions
-    from ocistream.auth.credentials import Credential
+    from ocistream.auth.docker_config import Credential
     from ocistream.http.client import HttpClient
     from ocistream.http.settings import TlsSettings
     from ocistream.locations import OpenContext
@@ -86,8 +86,8 @@ class ClientRegistries:
         return client
 
     def _find_credential(self, registry: str, repository: str) -> Credential | None:
-        from ocistream.auth.credentials import Credential, Keychain
-        from ocistream.auth.docker_config import normalize_host
+        from ocistream.auth.credentials import Keychain
+        from ocistream.auth.docker_config import Credential, normalize_host
 
         given = self._credentials
         if callable(given):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ocistream.api.options import ClientOptions
-    from ocistream.auth.credentials import Credential
+    from ocistream.auth.docker_config import Credential
     from ocistream.http.client import HttpClient
     from ocistream.http.rate_limits import RateLimits
     from ocistream.http.retry import RetryEvent

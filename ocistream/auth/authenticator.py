@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from ocistream.auth.docker_config import Credential
     from ocistream.auth.tokens import TokenRequest, TokenResponse
 
-__all__ = ["Authenticator"]
-
 #: Renew a token when less than 10 s or a tenth of its lifetime is left, because the request with it takes time too.
 #: Never renew before half of its lifetime: a token of 60 s is used for 50 s, one of 4 s for 2 s.
 RENEWAL_SECONDS: Final = 10.0

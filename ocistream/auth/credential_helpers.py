@@ -26,8 +26,6 @@ from ocistream.oci.strict_json import parse_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["CredentialHelper"]
-
 #: Maximum size of a helper's output in bytes.
 MAX_HELPER_ANSWER: Final = 64 * 1024
 #: Timeout of a helper in seconds, including the time in which a user types a passphrase.

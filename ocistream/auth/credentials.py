@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
     from ocistream.auth.credential_helpers import CredentialHelper
 
-__all__ = ["Credential", "CredentialSource", "Keychain", "parse_credential_source"]
-
 #: Podman's directory without XDG_RUNTIME_DIR, as is usual for root and in CI.
 PODMAN_RUN_DIRECTORY: Final = Path("/run/containers")
 

@@ -14,17 +14,6 @@ from ocistream.oci.strict_json import parse_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "AuthFile",
-    "Credential",
-    "check_storable",
-    "describe_file",
-    "docker_server_name",
-    "encode_entry",
-    "normalize_host",
-    "with_named_source",
-]
-
 #: Maximum size of an auth file and of `DOCKER_AUTH_CONFIG`, in bytes.
 MAX_AUTH_FILE: Final = 1024 * 1024
 #: The user name of a helper whose secret is an identity token.

@@ -20,23 +20,6 @@ if TYPE_CHECKING:
 
     from ocistream.auth.docker_config import Credential
 
-__all__ = [
-    "VISIBLE_ASCII",
-    "Challenge",
-    "TokenRequest",
-    "TokenResponse",
-    "basic_header",
-    "build_get_request",
-    "build_oauth_request",
-    "describe_credential",
-    "missing_scopes",
-    "parse_challenges",
-    "parse_lifetime",
-    "parse_token",
-    "repository_scope",
-    "split_scope",
-]
-
 
 def repository_scope(repository: str, *actions: str) -> str:
     """Return a scope: `repository_scope("org/app", "pull", "push")` is "repository:org/app:pull,push"."""

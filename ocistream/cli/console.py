@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-__all__ = [
-    "Console",
-    "LiveDisplay",
-    "OtherPrograms",
-    "TerminalLock",
-    "can_draw",
-    "escape_ci_commands",
-    "fresh_line_prefix",
-    "is_pipe",
-    "is_terminal_locked",
-    "sanitize_line",
-]
-
 #: CI runners search a whole line for these commands: `##[name]` (GitHub: ActionCommand.cs of actions/runner; Azure,
 #: also `##vso[...]`: Command.cs of azure-pipelines-agent) and `##teamcity[...]` (TeamCity).
 _CI_COMMAND_MARK: Final = re.compile(r"##(?=[A-Za-z]*\[)")

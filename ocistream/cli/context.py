@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
     from ocistream.signatures.policy import TrustPolicy
 
-__all__ = ["CommandContext"]
-
 #: Shorter waits, in seconds, are reported only with -v.
 _MIN_REPORTED_WAIT: Final = 5.0
 #: Default name, in errors, of the input that is read from stdin.

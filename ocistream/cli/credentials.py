@@ -13,10 +13,8 @@ from ocistream.streams.paths import exists
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from ocistream.auth.credentials import Credential
+    from ocistream.auth.docker_config import Credential
     from ocistream.cli.registry_options import RegistryOptions
-
-__all__ = ["ExplicitCredentials", "variable_prefix"]
 
 
 class ExplicitCredentials:
@@ -129,7 +127,7 @@ class ExplicitCredentials:
             msg = f"{_option_name(owner, 'username')} needs a password"
             others = f"{_option_name(owner, 'password-file')} or {_option_name(owner, 'password-stdin')}"
             raise UsageError(msg, hint=f"set {own_prefix}_PASSWORD, or use {others}")
-        from ocistream.auth.credentials import Credential
+        from ocistream.auth.docker_config import Credential
 
         source, username = usernames[0]
         return Credential(username, secret, source=source)

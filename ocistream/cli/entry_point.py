@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-__all__ = ["COMMANDS", "load_command", "main"]
-
 _NAME: Final = "ocistream"
 #: Command name to "module:attribute" and the line of `ocistream --help`, which need not import the commands.
 COMMANDS: Final = {
@@ -236,7 +234,7 @@ def _handle_failure(console: Console, error: Exception, *, ends_process: bool) -
     """Clean up for threads that still run, report the error and return the exit code."""
     if isinstance(error, SignalReceivedError):
         forced_exit.run_callbacks()
-    files.clean_up_unfinished(ends_process=ends_process)
+    partial_files.clean_up_unfinished(ends_process=ends_process)
     code = _report_error(console, error)
     console.print_traceback(partial(_format_traceback, error))
     return code

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Source
 
-__all__ = ["add_copy_hints", "add_sync_hint"]
-
 #: At most this many digests in an error or a command; for more, the hint is to make a new list.
 _MAX_IN_COMMAND: Final = 20
 #: At most this many missing blobs are listed.

@@ -14,8 +14,6 @@ from ocistream.oci.reference import printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ImageTemplate", "parse_template"]
-
 #: Returns a part of the line of an image.
 _Part: TypeAlias = Callable[[Mapping[str, Any]], str]
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.oci.platforms import PlatformChoice
 
-__all__ = ["OmissionRule", "build_omission_rule", "find_queried_registries"]
-
 OmissionRule: TypeAlias = "Callable[[Graph], Mapping[str, OmissionReason]]"
 
 

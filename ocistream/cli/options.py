@@ -42,32 +42,6 @@ if TYPE_CHECKING:
 
     from ocistream.cli.console import Console
 
-__all__ = [
-    "GROUPS",
-    "MESSAGES",
-    "MISSING",
-    "SELECTS_OUTPUT",
-    "MessageOptions",
-    "OmissionOptions",
-    "Option",
-    "RunOptions",
-    "all_platforms_option",
-    "command",
-    "compression_options",
-    "credential_options",
-    "dry_run_option",
-    "json_option",
-    "make_options",
-    "network_options",
-    "options",
-    "platform_option",
-    "side_options",
-    "tls_options",
-    "transfer_options",
-    "upload_options",
-    "user_options",
-]
-
 _T = TypeVar("_T")
 _Group = TypeVar("_Group", bound="DataclassInstance")
 #: What click's decorators take and return.

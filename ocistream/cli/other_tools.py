@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["suggest_command", "suggest_option"]
-
 #: Options of other tools; an option of ours that the command must have, or ""; and what to do. {0} is the side.
 _OPTIONS: Final = (
     ("creds", "username", "use --{0}username, and --{0}password-file or --{0}password-stdin for the password"),

@@ -25,19 +25,6 @@ if TYPE_CHECKING:
     from ocistream.locations import Location
     from ocistream.oci.reference import Reference
 
-__all__ = [
-    "FilePath",
-    "PositiveNumber",
-    "ResultPath",
-    "WholeNumber",
-    "is_path",
-    "parse_age",
-    "parse_image",
-    "parse_image_name",
-    "parse_location_argument",
-    "parse_max_size",
-]
-
 #: Transports before a colon that are not registries, and the beginnings of paths.
 _NOT_AN_IMAGE: Final = re.compile(r"(?:oci|oci-archive|docker-archive):|-\Z|\.{0,2}/|~/")
 #: `HOST` alone. No repository in Docker Hub's library has a dot in its name.

@@ -27,17 +27,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.transfer.interfaces import RunObserver
 
-__all__ = [
-    "LINE_INTERVAL",
-    "Progress",
-    "ProgressSnapshot",
-    "TransferRate",
-    "describe_status",
-    "human_duration",
-    "percentage",
-    "show_progress",
-]
-
 #: Seconds over which a rate is measured, and between two samples.
 _RATE_WINDOW: Final = 10.0
 _SAMPLE_EVERY: Final = 0.25

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Root
 
-__all__ = ["ProgressBar", "render_lines"]
-
 _DRAW_INTERVAL: Final = 0.1
 #: Columns and lines where no terminal reports its size.
 _DEFAULT_SIZE: Final = os.terminal_size((80, 24))

@@ -19,16 +19,6 @@ if TYPE_CHECKING:
 
     from ocistream.http.settings import TlsSettings
 
-__all__ = [
-    "ACCESS",
-    "SIDES",
-    "TLS",
-    "RegistryOptions",
-    "build_hint_translator",
-    "build_sync_hint_translator",
-    "describe_unused_side_options",
-]
-
 #: The sides of `copy`: the prefix of their options, and their names.
 SIDES: Final = {"src": "source", "dest": "destination"}
 #: Headings of --help.

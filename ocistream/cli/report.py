@@ -30,19 +30,6 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import Source
     from ocistream.transfer.report import BlobResult, Report
 
-__all__ = [
-    "cached_size",
-    "format_result_line",
-    "print_dry_run",
-    "print_results",
-    "report_copy",
-    "report_dry_run",
-    "report_incomplete_indexes",
-    "report_selected_platforms",
-    "report_skipped_referrers",
-    "total_size",
-]
-
 #: The most characters of a name in a result line; names in registries are shorter.
 _MAX_NAME: Final = 1024
 #: What a dry run with -v prints of a blob, by its result.

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Root
     from ocistream.transfer.report import BlobResult, Report
 
-__all__ = ["check_result_writable", "write_result", "write_result_pieces"]
-
 #: What a blob's `status` may be.
 _STATUSES: Final = ("copied", "converted", "skipped", "mounted", "omitted")
 

@@ -29,21 +29,6 @@ if TYPE_CHECKING:
 
     from ocistream.config.toml_files import TomlTable
 
-__all__ = [
-    "VARIABLE_PREFIX",
-    "Setting",
-    "apply_defaults",
-    "check_all_defaults",
-    "configurable_options",
-    "find_credential_variables",
-    "group_option_names",
-    "option_name",
-    "read_settings",
-    "reasons_against_defaults",
-    "variable_name",
-    "warn_unused_variables",
-]
-
 VARIABLE_PREFIX: Final = "OCISTREAM_"
 
 

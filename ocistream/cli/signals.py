@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from types import FrameType
 
-__all__ = ["TERMINATION_SIGNALS", "CancelEvent", "SignalReceivedError", "run_until_signal"]
-
 #: The C module behind `signal`, whose functions turn each number into an enum. `is_set` is called for each chunk, and
 #: that would double its cost.
 _signal = __import__("_signal")

@@ -19,16 +19,6 @@ if TYPE_CHECKING:
 
     from ocistream.locations import Location
 
-__all__ = [
-    "is_visible_on_stdout",
-    "open_stdin",
-    "open_stdout",
-    "read_password",
-    "read_password_file",
-    "resolve_stdout",
-    "result_on_stdout_error",
-]
-
 
 def open_stdin(what: str, hint: str, cancelled: threading.Event) -> io.BufferedReader:
     """Open stdin to read `what` from it until `cancelled` is set; `hint` is for the UsageError if it cannot be read."""

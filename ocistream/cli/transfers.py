@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Destination, Source
 
-__all__ = ["run_plan", "run_transfer"]
-
 
 def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0, dry_run: bool = False) -> None:
     """Copy images by the plan of a command, then print and write the results.

@@ -20,8 +20,6 @@ from ocistream.streams.xdg import config_home
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["certs_directories", "find_certs_directory", "read_certs_directory", "read_registry_certs"]
-
 _CA_SUFFIX: Final = ".crt"
 _CERTIFICATE_SUFFIX: Final = ".cert"
 _KEY_SUFFIX: Final = ".key"

@@ -31,17 +31,6 @@ if TYPE_CHECKING:
 
     from ocistream.auth.credentials import CredentialSource
 
-__all__ = [
-    "ConnectionTable",
-    "parse_host_rules",
-    "parse_trust_policy",
-    "read_configuration",
-    "read_credential_source",
-    "read_host_rules",
-    "registry_host",
-    "registry_location",
-]
-
 
 def registry_location(table: TomlTable, key: str, value: object) -> str:
     """Read `HOST[:PORT][/PATH]`, in normal form."""

@@ -20,8 +20,6 @@ from ocistream.streams.paths import is_file
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SYSTEM_DIRECTORY", "load_namespaces"]
-
 SYSTEM_DIRECTORY: Final = Path("/etc/containers")
 _NAME: Final = "registries.conf"
 _DROP_INS: Final = "registries.conf.d"

@@ -25,22 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Self
 
-__all__ = [
-    "TomlTable",
-    "choice",
-    "dict_of",
-    "existing_file",
-    "flag",
-    "items",
-    "list_of",
-    "optional",
-    "positive_integer",
-    "read_file",
-    "required",
-    "resolve_path",
-    "text",
-]
-
 _T = TypeVar("_T")
 _Table = TypeVar("_Table", bound="TomlTable")
 #: Converts the value of a key in a table, or raises `table.key_error(key, ...)`.

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
     Body = bytes | Iterable[Chunk] | None
 
-__all__ = ["Adapter", "Route"]
-
 #: Idle connections to all hosts: more than `--jobs` allows at once.
 _MAX_IDLE: Final = 64
 #: Seconds of silence before the kernel sends keepalive probes.

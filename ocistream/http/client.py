@@ -32,11 +32,9 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Container, Mapping, Sequence
 
-    from ocistream.auth.credentials import Credential
+    from ocistream.auth.docker_config import Credential
     from ocistream.errors import OcistreamError
     from ocistream.http.response import Response
-
-__all__ = ["Endpoint", "HttpClient", "HttpSettings"]
 
 #: Statuses that may succeed on a later attempt (seen at Quay, Docker Hub and ECR).
 _RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ocistream.auth.authenticator import Authenticator
     from ocistream.http.settings import HostSettings
 
-__all__ = ["Endpoint", "SchemeState", "choose_tls"]
-
 
 class SchemeState(enum.Enum):
     """How much is known about a host's scheme."""

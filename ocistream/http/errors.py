@@ -31,8 +31,6 @@ from ocistream.oci.strict_json import parse_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["describe_cause", "has_tls_peer", "network_error", "response_error"]
-
 #: The messages of these exceptions contain the complete URL, with any password or signature in it.
 _MALFORMED: Final = (
     requests.exceptions.InvalidURL,

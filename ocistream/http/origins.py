@@ -13,19 +13,6 @@ from urllib.parse import quote, urljoin, urlsplit
 from ocistream.errors import PermanentNetworkError
 from ocistream.oci.reference import printable
 
-__all__ = [
-    "Origin",
-    "check_target",
-    "internal_address_error",
-    "is_internal",
-    "is_internal_address",
-    "is_loopback",
-    "is_proxy_bypassed",
-    "redact_url",
-    "resolve_url",
-    "url_target",
-]
-
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 #: Addresses of instance metadata services outside of the link-local range: Alibaba's, and AWS's over IPv6.
 _METADATA_ADDRESSES: Final = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "fd00:ec2::254")))

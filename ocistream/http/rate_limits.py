@@ -15,8 +15,6 @@ from ocistream.streams import clock
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-__all__ = ["BlockingThrottle", "ConnectionLimits", "RateLimits", "RequestThrottle", "Throttle"]
-
 #: Minimum number of pieces per second. Each piece is waited for on its own, so pieces must be too small for a burst.
 _PIECES_PER_SECOND: Final = 16
 _SMALLEST_PIECE: Final = 512

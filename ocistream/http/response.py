@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.streams.memory import ReadBuffers
 
-__all__ = ["BoundedResponse", "EndlessResponseError", "Response"]
-
 #: Maximum number of interim responses (RFC 9110, section 15.2); few servers send even one.
 _MAX_INTERIM: Final = 10
 #: Maximum size of all lines of a response in bytes: interim responses, headers, chunk sizes and trailers. Most clients

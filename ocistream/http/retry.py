@@ -17,8 +17,6 @@ from ocistream.http.origins import redact_url
 if TYPE_CHECKING:
     from ocistream.http.settings import RetryPolicy
 
-__all__ = ["Retries", "RetryEvent", "parse_retry_after"]
-
 
 @dataclass(frozen=True, slots=True)
 class RetryEvent:

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from ocistream.http.settings import HttpSettings
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["FixedLengthBody", "Session", "StreamedBody"]
-
-
 #: What a request without a response raises. http.client raises ValueError for what it cannot send.
 _FAILURES: Final = (
     requests.RequestException,

@@ -10,8 +10,6 @@ from ocistream import limits
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["HostSettings", "HttpSettings", "RetryPolicy", "TlsSettings"]
-
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:

@@ -15,8 +15,6 @@ from ocistream.streams.once import OncePerKey
 if TYPE_CHECKING:
     from ocistream.http.settings import TlsSettings
 
-__all__ = ["TlsContexts", "check_tls_files", "create_server_context"]
-
 #: Bundles of CA certificates of other systems, for a Python that was built elsewhere and looks in the wrong place.
 _BUNDLES: Final = (
     "/etc/ssl/certs/ca-certificates.crt",

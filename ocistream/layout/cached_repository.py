@@ -21,7 +21,7 @@ from ocistream.transfer.interfaces import RecoverableBlob
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from ocistream.http.client import Endpoint
+    from ocistream.http.endpoints import Endpoint
     from ocistream.layout.cache import Cache
     from ocistream.registry.opener import ReadableRepository
     from ocistream.registry.referrers import ReferrerList

@@ -88,7 +88,7 @@ class BlobDirectory:
                     is_blob = (
                         is_digest(f"{folder.name}:{entry.name}") and paths.is_file(entry) and not paths.is_link(entry)
                     )
-                    if not is_blob and not entry.name.endswith(files.PARTIAL_SUFFIX):
+                    if not is_blob and not entry.name.endswith(partial_files.PARTIAL_SUFFIX):
                         yield f"blobs/{folder.name}/{entry.name}"
 
     def blob_size(self, digest: str) -> int | None:
@@ -492,4 +492,4 @@ def _add_layout_to_errors(layout: Path) -> Iterator[None]:
 
 def _is_layout_file(name: str) -> bool:
     """Return whether an entry of this name does not prevent a layout: `blobs`, or a partial file."""
-    return name == "blobs" or (name.startswith(".") and name.endswith(files.PARTIAL_SUFFIX))
+    return name == "blobs" or (name.startswith(".") and name.endswith(partial_files.PARTIAL_SUFFIX))

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from ocistream.registry.upload_record import SessionLocation
     from ocistream.transfer.interfaces import NewBlob
 
-__all__ = ["BlobPusher", "UploadedSizes"]
-
 #: After this many missing blobs in a row a repository is not asked again. The layers of a base image come first, so
 #: its repository is found early.
 _MAX_MISSES: Final = 8

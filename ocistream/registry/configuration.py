@@ -22,16 +22,6 @@ if TYPE_CHECKING:
     from ocistream.oci.reference import Reference
     from ocistream.registry.profiles import RegistryProfile
 
-__all__ = [
-    "PULL_MODES",
-    "HostRule",
-    "Mirror",
-    "PullSource",
-    "RegistryConfiguration",
-    "RegistryNamespace",
-    "parse_registry_location",
-]
-
 #: What a mirror may be used for (containers-registries.conf(5), `pull-from-mirror`).
 PULL_MODES: Final = ("all", "digest-only", "tag-only")
 #: Keys of a host in a file, and their fields in `HostSettings`.

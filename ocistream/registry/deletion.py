@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ocistream.http.client import HttpClient
     from ocistream.oci.reference import Reference
 
-__all__ = ["DeletedImage", "ImageDeleter"]
-
 #: Statuses of a registry that does not delete. distribution 2.8 answers 400 to a tag, and 405 if it is read-only or its
 #: deletion is disabled.
 _UNSUPPORTED_STATUSES: Final = frozenset({400, 405, 501})

@@ -35,12 +35,6 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import NewBlob, Source, VerifiedBlob
 
-__all__ = [
-    "MAX_BLOBS_CHECKED",
-    "ExistingImages",
-    "RegistryDestination",
-]
-
 #: Blobs of one image that are checked. Few images have more; the requests take about 50 ms.
 MAX_BLOBS_CHECKED: Final = 24
 

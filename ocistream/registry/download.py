@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["BlobDownload", "BlobRedirect", "has_excess_length", "read_range"]
-
 _LENGTH = re.compile(r"[0-9]{1,19}\Z")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)\Z")
 

@@ -28,19 +28,11 @@ from ocistream.transfer.interfaces import RecoverableBlob
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from ocistream.http.client import HttpSettings
+    from ocistream.http.settings import HttpSettings
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.registry.configuration import PullSource
     from ocistream.registry.repository import Repository
     from ocistream.streams.chunks import Chunk
-
-__all__ = [
-    "CANDIDATE_FAILURES",
-    "MirrorHealth",
-    "MirroredRepository",
-    "PullCandidate",
-    "shorten_timeouts",
-]
 
 
 class MirrorHealth:

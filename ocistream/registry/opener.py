@@ -14,15 +14,14 @@ from ocistream.registry.repository import Repository
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ocistream.http.client import Endpoint, HttpClient
+    from ocistream.http.client import HttpClient
+    from ocistream.http.endpoints import Endpoint
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.reference import Reference
     from ocistream.registry.mirrors import MirrorHealth, PullCandidate
     from ocistream.registry.referrers import ReferrerList
     from ocistream.registry.tags import TagList
     from ocistream.transfer.interfaces import RecoverableBlob
-
-__all__ = ["ReadableRepository", "RepositoryOpener"]
 
 
 class ReadableRepository(Protocol):

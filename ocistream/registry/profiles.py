@@ -14,18 +14,6 @@ from ocistream.limits import MIB
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = [
-    "CHUNK",
-    "PROFILES",
-    "PROFILES_BY_NAME",
-    "PUT",
-    "STREAM",
-    "UNKNOWN_PROFILE",
-    "RegistryProfile",
-    "find_profile",
-    "find_profile_by_headers",
-]
-
 #: POST, one PATCH without a Content-Range, PUT without a body: what docker, skopeo and crane do.
 STREAM: Final = "stream"
 #: POST, one PUT with the digest and the body: what containerd and oras do.

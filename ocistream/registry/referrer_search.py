@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from ocistream.oci.walk import GraphWalk
     from ocistream.registry.opener import ReadableRepository
 
-__all__ = ["ReferrerSearch"]
-
 #: Skipped referrers of one subject and reason that are named; the others are only counted.
 _MAX_NAMED: Final = 10
 #: Statuses below 500 after which a later request may succeed.

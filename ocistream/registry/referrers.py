@@ -27,12 +27,6 @@ if TYPE_CHECKING:
     from ocistream.oci.reference import Reference
     from ocistream.registry.repository import Repository
 
-__all__ = [
-    "CosignTags",
-    "ReferrerList",
-    "RepositoryReferrers",
-]
-
 #: Statuses of a registry without the referrers API. Status 400 may concern only this digest.
 _NO_API: Final = frozenset({404, 405, 501})
 _BAD_REQUEST: Final = 400

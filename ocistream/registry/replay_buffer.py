@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["ReplayBuffer", "UploadContent"]
-
 #: Largest piece, in bytes, in which buffered bytes are sent again.
 _MAX_PIECE: Final = limits.CHUNK_SIZE
 

@@ -43,13 +43,12 @@ from ocistream.transfer.interfaces import RecoverableBlob
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from ocistream.http.client import Endpoint, HttpClient
+    from ocistream.http.client import HttpClient
+    from ocistream.http.endpoints import Endpoint
     from ocistream.http.response import Response
     from ocistream.http.retry import Retries
     from ocistream.registry.referrers import ReferrerList, RepositoryReferrers
     from ocistream.streams.chunks import Chunk
-
-__all__ = ["Repository", "read_only_errors"]
 
 _MANIFEST_TYPES: Final = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
 _NEXT_LINK = re.compile(r"<([^<>]{1,4096})>\s*;[^,]*\brel=\"?next\b")

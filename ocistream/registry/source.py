@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from ocistream.registry.referrers import ReferrerList
     from ocistream.transfer.interfaces import Blob, EarlyBlobs
 
-__all__ = ["RegistrySource"]
-
 
 class RegistrySource:
     """Read images from one or more registries, by reference.

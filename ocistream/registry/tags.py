@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ocistream.http.response import Response
     from ocistream.registry.repository import Repository
 
-__all__ = ["TagList", "list_tags", "suggest_tags"]
-
 #: Tags on one page. ECR refuses a larger number; some registries send all tags if the request has none.
 _PAGE_SIZE: Final = 1000
 #: At most this many similar tags are suggested; if the repository has only a few tags, all are listed.

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from ocistream.registry.upload_session import UploadSession
     from ocistream.registry.upload_strategy import UploadStrategy
 
-__all__ = ["Upload"]
-
 #: Bytes of progress after which the retry counter is reset.
 _MIN_PROGRESS: Final = limits.CHUNK_SIZE
 #: From this many bytes on, sending bytes again is reported without -v.

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["LockedRecord", "SessionLocation", "UploadKey", "UploadRecords", "can_store_location"]
-
 _VERSION: Final = 1
 _SUFFIX: Final = ".json"
 #: Hex digits of a hash in a file's name: enough to avoid collisions.

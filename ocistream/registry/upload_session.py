@@ -33,16 +33,6 @@ if TYPE_CHECKING:
     from ocistream.registry.repository import Repository
     from ocistream.registry.upload_record import LockedRecord, UploadRecords
 
-__all__ = [
-    "SessionLostError",
-    "UploadSession",
-    "delete_abandoned_sessions",
-    "delete_session",
-    "has_mountable_blob",
-    "mount_blob",
-    "query_session",
-]
-
 _PATCHED_STATUSES: Final = (200, 201, 202, 204)
 _CLOSED_STATUSES: Final = (200, 201, 202, 204)
 #: The spec's status is 204; docker's older API description has 202.

@@ -27,15 +27,6 @@ from ocistream.sizes import parse_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-__all__ = [
-    "ALTERNATIVES",
-    "CHUNKED_CODING_REFUSALS",
-    "UNSIZED_STREAM",
-    "UploadMethod",
-    "UploadStrategy",
-    "parse_upload_method",
-]
-
 #: A stream of unknown length, in the chunked transfer coding; registries refuse it in other ways than STREAM.
 UNSIZED_STREAM: Final = "unsized"
 

@@ -17,11 +17,6 @@ from ocistream.serve.errors import RequestRejectedError
 if TYPE_CHECKING:
     from email.message import Message
 
-__all__ = [
-    "BasicAuth",
-    "is_from_web_page",
-]
-
 _CHALLENGE: Final = 'Basic realm="ocistream", charset="UTF-8"'
 
 

@@ -11,12 +11,6 @@ from ocistream import limits
 if TYPE_CHECKING:
     from collections import OrderedDict
 
-__all__ = [
-    "limit_by_descriptors",
-    "raise_descriptor_limit",
-    "remember",
-]
-
 _Value = TypeVar("_Value")
 
 #: A connection has a socket and a file, an upload has its lock. The same number again may be open for a moment.

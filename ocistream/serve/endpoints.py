@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     Endpoints: TypeAlias = Mapping[str, Callable[[], None]]
 
-__all__ = ["RegistryHandler"]
-
 _JSON: Final = {"Content-Type": "application/json"}
 _READ_METHODS: Final = frozenset({"GET", "HEAD"})
 #: The weight of a media type that a client does not accept (RFC 9110, section 12.4.2).

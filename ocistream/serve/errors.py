@@ -10,8 +10,6 @@ from ocistream.oci.strict_json import canonical_json
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["RequestRejectedError"]
-
 
 class RequestRejectedError(RegistryError):
     """An error response for the client. The registry's HTTP handler catches it.

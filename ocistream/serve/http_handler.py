@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["AccessLogEntry", "Body", "FileSection", "HTTPRequestHandler", "ServerResponse"]
-
 #: Statuses whose responses have neither a body nor a Content-Length (RFC 9110, sections 8.6 and 15).
 _STATUSES_WITHOUT_BODY: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 #: How long, in seconds, a rejected client may continue to send until its connection is cut.

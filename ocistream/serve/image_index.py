@@ -21,17 +21,6 @@ if TYPE_CHECKING:
 
     from ocistream.oci.descriptor import Descriptor
 
-__all__ = [
-    "ImageIndex",
-    "ServedName",
-    "choose_full_name",
-    "describe_name_conflicts",
-    "describe_unnamed",
-    "find_unnamed_entries",
-    "repository_of_directory",
-    "served_names_of",
-]
-
 #: A repository and a tag.
 ServedName = tuple[str, str]
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ocistream.serve.image_index import ImageIndex
     from ocistream.serve.storage import Storage
 
-__all__ = ["HEADERS", "render_image_page"]
-
 HEADERS: Final = {
     "Content-Type": "text/html; charset=utf-8",
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import IncompleteIndex
     from ocistream.serve.storage import Storage
 
-__all__ = ["IncompleteIndexes"]
-
 #: Cache sizes: indexes that are known to be complete, and smaller indexes that were built.
 _MAX_COMPLETE: Final = 1000
 _MAX_SYNTHESIZED: Final = 64

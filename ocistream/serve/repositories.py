@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from ocistream.serve.image_index import ImageIndex
     from ocistream.serve.storage import Storage
 
-__all__ = ["Repositories"]
-
 #: How many manifests without a name are read at the start, to tell images from referrers.
 _MAX_UNNAMED_READ: Final = 100
 _DOCUMENT_TYPES: Final = INDEX_TYPES | MANIFEST_TYPES

@@ -16,18 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from email.message import Message
 
-__all__ = [
-    "ChunkedRequestBody",
-    "RequestHeadReader",
-    "SizedRequestBody",
-    "check_host",
-    "check_request_line",
-    "open_request_body",
-    "parse_content_range",
-    "parse_range_header",
-    "split_target",
-]
-
 #: Method, target of visible characters and version, separated by one space (RFC 9112, section 3). HTTP/0.9 has no
 #: version.
 _REQUEST_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/([0-9])\.[0-9]\r\n\Z")

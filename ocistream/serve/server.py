@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     #: The type in socketserver's methods; its datagram servers use a tuple.
     Connection: TypeAlias = socket.socket | tuple[bytes, socket.socket]
 
-__all__ = ["ConnectionServer", "Registry"]
-
 #: How soon, in seconds, the accepting thread notices `stop` if nothing wakes it.
 _POLL_INTERVAL: Final = 0.5
 #: How long, in seconds, to wait for the threads of cut connections.

@@ -37,14 +37,6 @@ if TYPE_CHECKING:
 
     from ocistream.transfer.interfaces import Source
 
-__all__ = [
-    "ArchiveStorage",
-    "DirectoryStorage",
-    "Storage",
-    "VerificationCache",
-    "is_unexpectedly_empty",
-]
-
 _EMPTY_BLOB_DIGESTS = frozenset({compute_digest(b"", "sha256"), compute_digest(b"", "sha512")})
 
 

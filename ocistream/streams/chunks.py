@@ -23,20 +23,6 @@ if TYPE_CHECKING:
 
     from ocistream.oci.descriptor import Descriptor
 
-__all__ = [
-    "Chunk",
-    "FailureTracker",
-    "HashedChunks",
-    "Hasher",
-    "check_chunks_size",
-    "chunks_from",
-    "closing_chunks",
-    "new_hash",
-    "read_all",
-    "read_chunks",
-    "verify_chunks",
-]
-
 #: Bytes of a blob. A memoryview is valid only until the next chunk is requested, so files and pipes are read into one
 #: reused buffer.
 Chunk: TypeAlias = "bytes | memoryview"

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from threading import Event
 
-__all__ = ["now", "skipped", "sleep"]
-
 #: Seconds to add to the system's clock: tests add the time that they do not sleep.
 skipped = 0.0
 

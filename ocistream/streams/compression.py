@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["CODECS", "GZIP", "NONE", "ZSTD", "Codec", "decompress", "detect_codec"]
-
 #: zlib's number for a deflate stream in a gzip frame with the widest window (zlib.h, inflateInit2).
 _GZIP_FRAME: Final = 16 + zlib.MAX_WBITS
 #: The first bytes of a gzip member (RFC 1952, section 2.3.1).

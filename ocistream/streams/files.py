@@ -27,7 +27,6 @@ from ocistream.errors import (
     TruncatedError,
 )
 from ocistream.streams import partial_files
-from ocistream.streams.partial_files import PARTIAL_SUFFIX, clean_up_unfinished
 
 if TYPE_CHECKING:
     import threading
@@ -37,26 +36,6 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
     from ocistream.streams.partial_files import PartialFile
-
-__all__ = [
-    "PARTIAL_SUFFIX",
-    "CancellableInput",
-    "FileState",
-    "OffsetReader",
-    "WritebackWriter",
-    "acquire_shared_lock",
-    "atomic_file",
-    "atomic_file_named_later",
-    "clean_up_unfinished",
-    "disk_errors",
-    "file_state",
-    "is_locked",
-    "locked_directory",
-    "open_for_reading",
-    "read_bounded",
-    "resumable_file",
-    "write_all",
-]
 
 #: Identifies one version of a file that is replaced, and never overwritten: device, inode, size and mtime.
 FileState: TypeAlias = tuple[int, int, int, int]

@@ -11,8 +11,6 @@ from ocistream.streams.workers import start
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Hasher", "ThreadedHasher", "count_processors"]
-
 #: Maximum number of chunks that wait to be hashed: 1 MiB, so that the reader rarely waits.
 _MAX_QUEUED: Final = 4
 

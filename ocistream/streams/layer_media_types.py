@@ -7,18 +7,6 @@ from typing import Final
 from ocistream import limits
 from ocistream.streams.compression import NONE, detect_codec
 
-__all__ = [
-    "DOCKER_CODECS",
-    "DOCKER_LAYER",
-    "OCI_LAYER",
-    "codec_name",
-    "is_probably_json",
-    "is_probably_layer",
-    "layer_media_type",
-    "media_type_family",
-    "to_oci_media_type",
-]
-
 #: The two families: prefixes of their layers' media types (image-spec, layer.md; Docker's schema 2).
 OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"

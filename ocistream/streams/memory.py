@@ -12,13 +12,6 @@ from ocistream import limits
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "ReadBuffers",
-    "allocate_buffer",
-    "is_double_buffered",
-    "return_large_blocks",
-]
-
 #: Private memory. Shared memory, mmap's default, would stay allocated in the system.
 _PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 

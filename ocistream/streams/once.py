@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-__all__ = ["KeyedLocks", "OncePerKey", "once"]
-
 _Key = TypeVar("_Key", bound="Hashable")
 _Value = TypeVar("_Value")
 

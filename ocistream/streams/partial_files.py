@@ -23,22 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = [
-    "PARTIAL_SUFFIX",
-    "UPLOAD_SUFFIX",
-    "PartialFile",
-    "clean_up_unfinished",
-    "create_temporary",
-    "is_reserved_name",
-    "is_temporary_name",
-    "is_upload_name",
-    "kept_files",
-    "open_resumable",
-    "remove_stale",
-    "reset",
-    "target_name",
-]
-
 #: Suffix of all unfinished files. The dot at the beginning of their names hides them from `ls`.
 PARTIAL_SUFFIX: Final = ".partial"
 #: Suffix of the uploads of `ocistream serve`, which do not outlive its process.

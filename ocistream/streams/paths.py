@@ -11,18 +11,6 @@ from typing import Final
 from ocistream.errors import LocalDiskError, UsageError
 from ocistream.streams.files import disk_error, disk_errors
 
-__all__ = [
-    "exists",
-    "is_directory",
-    "is_existing_path",
-    "is_file",
-    "is_link",
-    "is_special",
-    "real_path",
-    "status",
-    "write_target",
-]
-
 #: How many characters of a path an error shows: more than any real path on a terminal.
 _MAX_SHOWN: Final = 512
 #: How many links Linux follows (path_resolution(7)).

@@ -17,8 +17,6 @@ from ocistream.errors import CancelledError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["DEFAULT_JOBS", "MAX_JOBS", "Task", "run_each", "run_in_thread", "start", "wait_to_settle"]
-
 #: Number of parallel jobs. More connections cost memory and gain little on one line.
 DEFAULT_JOBS: Final = 4
 MAX_JOBS: Final = 32

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SYSTEM_CONFIG_FILE", "config_home", "state_home", "user_config_file"]
-
 #: The configuration of the machine, for users without their own.
 SYSTEM_CONFIG_FILE: Final = Path("/etc/ocistream/config.toml")
 

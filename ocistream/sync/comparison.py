@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from ocistream.sync.sources import SyncSources
     from ocistream.transfer.interfaces import RecoverableBlob, Source
 
-__all__ = ["ImageComparer", "ImageComparison", "SyncResult", "select_with_signatures"]
-
 #: A registry that could not be reached for this many images in a row is skipped for this many seconds.
 _MAX_FAILURES: Final = 3
 _SKIP_SECONDS: Final = 60.0

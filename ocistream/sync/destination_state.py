@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.sync.plan import CopyDestination
 
-__all__ = ["DestinationState", "LayoutWriters"]
-
-
 _NOTHING = ListedImages({}, frozenset())
 
 

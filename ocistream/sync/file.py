@@ -20,8 +20,6 @@ from ocistream.registry.configuration import HostRule
 from ocistream.sync.plan import Login, SyncEntry, SyncLocation, SyncPlan, is_layout_location, is_single_image
 from ocistream.sync.tag_regex import regex_filter
 
-__all__ = ["read_sync_file"]
-
 _ROOT: Final = Path("/")
 _CREDENTIAL_PREFIXES: Final = ("env:", "helper:", "file:")
 #: Kinds of locations in a file: those that can be read repeatedly and whose digest is known beforehand.

@@ -25,18 +25,6 @@ if TYPE_CHECKING:
     from ocistream.locations import Location
     from ocistream.registry.configuration import HostRule
 
-__all__ = [
-    "CopyDestination",
-    "EntryCopies",
-    "ImageCopy",
-    "Login",
-    "Shard",
-    "SyncEntry",
-    "SyncPlan",
-    "drop_duplicates",
-    "parse_shard",
-]
-
 _SHARD: Final = re.compile(r"([0-9]{1,6})/([0-9]{1,6})\Z")
 
 
@@ -292,7 +280,8 @@ def _conflict_error(
 
 
 def is_layout_location(location: Location) -> bool:
-    # (`os.path.isdir` never raises: a path that cannot be examined stops its own image only, when that is opened.)
+    """Return whether a location is a layout directory."""
+    # `os.path.isdir` never raises: a path that cannot be examined stops only its own image, when that is opened.
     return location.kind == "oci" or (
         location.kind == "path"
         and (location.text.endswith("/") or bool(location.path and os.path.isdir(location.path)))  # noqa: PTH112 - see above

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import RunObserver
 
-__all__ = ["ImageProgress"]
-
 
 class ImageProgress:
     """An observer of the copy of one image, for the observer of the run."""

@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import Destination, RunObserver, Source
     from ocistream.transfer.report import Report
 
-__all__ = ["ImageCopier", "SyncResult", "SyncRun"]
-
 #: How many images are compared before the first of them is copied. Most are unchanged as a rule, and one HEAD to each
 #: side is enough for those, so comparing many in parallel is fast.
 _BATCH_SIZE: Final = 64

@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from ocistream.streams.files import FileState
     from ocistream.transfer.interfaces import Blob, BlobPart, EarlyBlobs, Source
 
-__all__ = ["SyncSources", "local_lock", "read_graph"]
-
-
 #: Layouts and archives that stay open; a sync file may name thousands.
 _MAX_OPEN: Final = 4
 #: Guards the open layouts and archives that the images of a run share. Indexes are read under it, one at a time,

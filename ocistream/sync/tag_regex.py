@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from ocistream.oci.tag_filters import TagFilter
 
-__all__ = ["regex_filter"]
-
 #: The kernel ends the process with SIGXCPU after `seconds` of CPU time, even if ocistream is gone by then.
 _PROGRAM: Final = """
 import json, re, resource, sys

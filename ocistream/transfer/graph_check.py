@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Blob, Source
 
-__all__ = ["GraphCheck", "GraphCheckReader"]
-
 
 class GraphCheck(Protocol):
     """A check of a graph before anything of it becomes visible, such as of the signatures of its images."""

@@ -22,7 +22,8 @@ from ocistream.archive.outputs import StreamOutput, open_file_output
 from ocistream.archive.stream_source import ArchiveStreamSource
 from ocistream.archive.volume_destination import VolumeSetDestination
 from ocistream.errors import IntegrityError, OcistreamError, UsageError
-from ocistream.http.client import HttpClient, HttpSettings
+from ocistream.http.client import HttpClient
+from ocistream.http.settings import HttpSettings
 from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import (

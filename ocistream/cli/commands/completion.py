@@ -10,8 +10,6 @@ from click.shell_completion import CompletionItem, get_completion_class
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["COMPLETION_VARIABLE", "complete_commands", "completion", "print_completions"]
-
 #: The variable that click uses for a program of this name.
 COMPLETION_VARIABLE: Final = "_OCISTREAM_COMPLETE"
 _PROGRAM: Final = "ocistream"

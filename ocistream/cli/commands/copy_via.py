@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Destination, Source, VerifiedBlob
 
-__all__ = ["copy_via"]
-
 _LOG_IN_REMOTELY: Final = "run `ocistream login` on the remote side: --via sends no passwords"
 _CONFIGURE_REMOTELY: Final = "this file is on this machine: set it in the configuration of the remote ocistream"
 _ASKED_REMOTELY: Final = "omit the option: ocistream asks the remote side which blobs it has"

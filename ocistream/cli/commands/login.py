@@ -20,7 +20,8 @@ from ocistream.forced_exit import called_at_forced_exit
 from ocistream.oci.reference import parse_registry
 
 if TYPE_CHECKING:
-    from ocistream.auth.credentials import Credential, Keychain
+    from ocistream.auth.credentials import Keychain
+    from ocistream.auth.docker_config import Credential
     from ocistream.cli.context import CommandContext
 
 #: Fewer than for a transfer: a person waits at the terminal.
@@ -47,7 +48,7 @@ def login(context: CommandContext, registry: str) -> None:
     ocistream login -u me --password-stdin registry.example.com < token
     ocistream login -u me --password-file token --authfile ci.json example.com
     """
-    from ocistream.auth.credentials import Credential
+    from ocistream.auth.docker_config import Credential
 
     host = parse_registry(registry)
     keychain = _open_keychain(context)

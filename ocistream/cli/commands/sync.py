@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from ocistream.auth.credentials import Keychain
     from ocistream.cli.context import CommandContext
     from ocistream.locations import OpenContext
+    from ocistream.sync.comparison import SyncResult
     from ocistream.sync.plan import Login, Shard, SyncPlan
-    from ocistream.sync.run import SyncResult
 
 _SYNC_FILE: Final = "the sync file"
 #: Seconds to report the outcomes after a signal.
@@ -173,8 +173,8 @@ def _build_keychain(context: CommandContext, login: Login | None, secret: str, r
 
     A mirror of such a registry gets its own credential, if it has one.
     """
-    from ocistream.auth.credentials import Credential, Keychain
-    from ocistream.auth.docker_config import with_named_source
+    from ocistream.auth.credentials import Keychain
+    from ocistream.auth.docker_config import Credential, with_named_source
 
     auth_file = context.credentials.find_auth_file("")
     credential: Credential | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from ocistream.auth.credentials import Credential
+from ocistream.auth.docker_config import Credential
 from ocistream.http.settings import RetryPolicy
 from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from ocistream.registry.blob_push import BlobPusher

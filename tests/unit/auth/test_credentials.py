@@ -12,7 +12,8 @@ import pytest
 
 from ocistream.auth import credential_helpers as credential_helper
 from ocistream.auth import credentials
-from ocistream.auth.credentials import Credential, Keychain, parse_credential_source
+from ocistream.auth.credentials import Keychain, parse_credential_source
+from ocistream.auth.docker_config import Credential
 from ocistream.errors import AuthenticationError, UsageError
 
 #: A helper that keeps what it is told in a file beside it, and notes each call with its question.

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream.auth.authenticator import Authenticator
-from ocistream.auth.credentials import Credential
-from ocistream.auth.docker_config import with_named_source
+from ocistream.auth.docker_config import Credential, with_named_source
 from ocistream.auth.tokens import Challenge, TokenRequest, TokenResponse, parse_challenges, repository_scope
 from ocistream.errors import AuthenticationError, UsageError
 

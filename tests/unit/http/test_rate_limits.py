@@ -13,10 +13,10 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import CancelledError, NotFoundError
-from ocistream.http.client import HttpClient, HttpSettings
+from ocistream.http.client import HttpClient
 from ocistream.http.rate_limits import RateLimits, RequestThrottle, Throttle
 from ocistream.http.session import FixedLengthBody
-from ocistream.http.settings import HostSettings
+from ocistream.http.settings import HostSettings, HttpSettings
 from tests.faulty_registry import Fault, Reply, redirect
 from tests.http_doubles import CountingRegistry, QuickTransport, RawServer
 

@@ -16,7 +16,7 @@ import pytest
 from ocistream import limits
 from ocistream.errors import LocalDiskError, NotFoundError, OutputClosedError
 from ocistream.notices import set_listener
-from ocistream.streams import files
+from ocistream.streams import files, partial_files
 from ocistream.streams.files import (
     WritebackWriter,
     atomic_file,
@@ -107,7 +107,7 @@ class TestDroppingUnfinished:
         with atomic_file(tmp_path / "whole"):
             pass
         assert len(names_in(tmp_path)) == 2
-        files.clean_up_unfinished()
+        partial_files.clean_up_unfinished()
         assert names_in(tmp_path) == ["whole"]
         go_on.set()
         thread.join()
@@ -309,7 +309,7 @@ class TestNamedAtTheEnd:
         def interrupted() -> None:
             with atomic_file_named_later(tmp_path) as (_, name):
                 name(tmp_path / "named")
-                files.clean_up_unfinished()
+                partial_files.clean_up_unfinished()
 
         with pytest.raises(FileNotFoundError):
             interrupted()
