@@ -88,7 +88,7 @@ class NotFoundError(OcistreamError):
 
 
 class IntegrityError(OcistreamError):
-    """The size or digest of received bytes does not match the descriptor."""
+    """A size or digest is wrong, or an image has no valid signature."""
 
     exit_code = 5
 

@@ -125,7 +125,8 @@ def check_repository(text: str) -> None:
     name = text.removeprefix("docker://")
     if _REGISTRY_ALONE.fullmatch(name) and not is_archive_name(name.partition(":")[0]):
         msg = f"{printable(name)} is a registry, not an image"
-        hint = f"write {printable(name)}/REPOSITORY[:TAG]; for the image docker.io/library/{printable(name)}, that name"
+        shown = printable(name)
+        hint = f"write {shown}/REPOSITORY[:TAG]; for an image of Docker Hub, write docker.io/library/{shown}"
         raise InvalidNameError(msg, hint=hint)
 
 
@@ -321,7 +322,7 @@ def _check_joinable(location: Location) -> Path:
     kind = _source_kind(location)
     if location.path is None:
         msg = f"{printable(location.text)} is in a registry, but the other sources are files"
-        raise UsageError(msg, hint="copy images of registries and of files one after the other")
+        raise UsageError(msg, hint="use one command for registries, and another for files")
     path = location.path
     problem = None
     if location.name is not None:
@@ -334,7 +335,7 @@ def _check_joinable(location: Location) -> Path:
         problem = "is compressed: decompress it first"
     if problem:
         msg = f"{printable(location.text)} {problem}, but only OCI archives in files and layouts can be combined"
-        raise UsageError(msg, hint="name this archive in a command of its own")
+        raise UsageError(msg, hint="use a separate command for this archive")
     return path
 
 

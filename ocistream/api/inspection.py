@@ -93,8 +93,8 @@ def list_names(location: Location, context: OpenContext, *, max_ratio: int, canc
         OcistreamError: the location cannot be read.
     """
     if location.name is not None or (location.reference is not None and not location.is_repository):
-        msg = f"{printable(location.text)} is one image"
-        raise UsageError(msg, hint="omit its tag, digest or name")
+        msg = f"{printable(location.text)} is one image, not a repository, archive or layout"
+        raise UsageError(msg, hint="omit the tag, digest or name")
     if location.is_repository:
         return _list_tags(location, context)
     with contextlib.closing(open_source(location, context, Selection(max_ratio=max_ratio, referrers="list"))) as source:

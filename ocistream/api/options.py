@@ -244,7 +244,7 @@ class CopyOptions:
         type=PATH,
         metavar="KEY",
         section=SELECTION,
-        help="Fail unless a KEY (public, in PEM) has signed each image; repeatable.",
+        help="Fail unless each image is signed by a KEY (public key, PEM); repeatable.",
     )
     compress: str | None = option(
         metavar="gzip|zstd|none[:LEVEL]",
@@ -255,7 +255,7 @@ class CopyOptions:
     max_ratio: int = option(
         limits.MAX_RATIO,
         type=Whole(1, 1_000_000),
-        help="Abort if a layer expands over N times to over 1 GiB.",
+        help="Abort if a layer expands over N times and to over 1 GiB.",
     )
     #: The maximum size of a volume, in bytes; 0 writes one file.
     split: int = option(

@@ -238,7 +238,10 @@ class VerifyResult:
             error = errors[0]
             target = "the archive on stdin" if self.paths == ("-",) else printable(" ".join(self.paths), 1024)
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-            raise type(error)(f"{target}: {error.message}{more}", hint=error.hint)
+            # An image in a registry is its own target.
+            name = target.removeprefix("docker://")
+            prefix = "" if error.message.startswith((f"{name}: ", f"{name} ")) else f"{target}: "
+            raise type(error)(f"{prefix}{error.message}{more}", hint=error.hint)
 
     def _problem_digests(self) -> set[str]:
         findings = self.findings

@@ -198,7 +198,7 @@ class JoinedSource:
             return source.layout.read_index()
         if source.contents.is_docker_archive:
             msg = f"{printable(text)} is a docker-archive, but only OCI archives and layouts can be combined"
-            raise UsageError(msg, hint="name this archive in a command of its own")
+            raise UsageError(msg, hint="use a separate command for this archive")
         try:
             index = source.read_complete_index()
         except ArchiveError as error:

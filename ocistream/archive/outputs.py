@@ -263,7 +263,7 @@ class TailOutput(Output):
         """
         if self._position < self._start:
             msg = f"the archive has {self._position} bytes, but --from-byte is {self._start}"
-            raise UsageError(msg, hint="was the first part written with another image or other options?")
+            raise UsageError(msg, hint="use the same image and options as for the first part")
         self._output.finish()
 
     def close(self) -> None:

@@ -282,7 +282,7 @@ class TarReader:
             raise ArchiveError(msg)
         if has_data:
             msg = f"{self._what} has data after its end-of-archive mark"
-            raise ArchiveError(msg, hint="perhaps two archives were joined: read each one separately")
+            raise ArchiveError(msg, hint="if two archives were joined, read each one separately")
 
     def _skip(self, size: int) -> None:
         for chunk in read_chunks(self._file, size):

@@ -73,7 +73,7 @@ def read_certs_directory(folder: Path) -> TlsSettings:
         NotFoundError: the folder does not exist.
         LocalDiskError: the folder cannot be read.
     """
-    with disk_errors(f"reading certificates from {folder}"):
+    with disk_errors(f"cannot read the certificates in {folder}"):
         files = {path.name: path for path in sorted(folder.iterdir()) if not is_directory(path)}
     client_certificates = []
     for name, path in files.items():

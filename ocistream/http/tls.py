@@ -115,7 +115,7 @@ def _load(context: ssl.SSLContext, settings: TlsSettings) -> None:
 
 
 def _load_authorities(context: ssl.SSLContext, path: str) -> None:
-    with disk_errors(f"reading CA certificates from {path}"):
+    with disk_errors(f"cannot read the CA certificates in {path}"):
         try:
             if paths.is_directory(path):
                 context.load_verify_locations(capath=path)
@@ -137,7 +137,7 @@ def _load_certificate(
         raise UsageError(msg, hint="decrypt it into a file that only you can read: `openssl pkey -in KEY -out FILE`")
 
     for path in filter(None, (certificate, key)):
-        with disk_errors(f"reading the {description} or key {path}"):
+        with disk_errors(f"cannot read the {description} or key {path}"):
             Path(path).open("rb").close()
     try:
         context.load_cert_chain(certificate, key, password=refuse)

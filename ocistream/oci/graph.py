@@ -63,7 +63,7 @@ class UncopiedSignatures:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What a copy moves: roots, manifests, blobs and referrers.
+    """What is copied: roots, manifests, blobs and referrers.
 
     `manifests` has children before their parents. `blobs` are unique, configs first, in the order of the stream.
     `absent` are manifests that the source lacks, and `foreign` are layers that are never copied. `has_plain_layers`

@@ -75,7 +75,7 @@ def open_session(repository: Repository, retries: Retries) -> SessionLocation:
         with read_only_errors(repository):
             response = _request(repository, "POST", repository.url("blobs/uploads/"), (202,), retries)
     except NotFoundError as error:
-        hint = "some registries require that a repository is created before the first push"
+        hint = "create the repository first: some registries do not create it on the first push"
         raise NotFoundError(error.message, codes=error.codes, hint=hint) from error
     return _parse_session(response)
 

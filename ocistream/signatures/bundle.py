@@ -60,7 +60,7 @@ def read_bundle(bundle: bytes, image: str, manifest: bytes) -> SignedMessage:
         msg = f"{what} is not of version 0.3"
         raise RefusedSignatureError(msg)
     if ("messageSignature" in fields) == ("dsseEnvelope" in fields):
-        msg = f"{what} has not exactly one signature"
+        msg = f"{what} must have either a messageSignature or a dsseEnvelope"
         raise ArchiveError(msg)
     if "messageSignature" in fields:
         return _read_message_signature(read_object(fields["messageSignature"], _MESSAGE_FIELDS, what), manifest)
@@ -86,7 +86,7 @@ def _read_envelope(fields: dict[str, Any], image: str) -> SignedMessage:
         raise RefusedSignatureError(msg)
     signatures = fields.get("signatures")
     if not isinstance(signatures, list) or len(signatures) != 1:
-        msg = "the DSSE envelope has not exactly one signature"
+        msg = "the DSSE envelope must have exactly one signature"
         raise ArchiveError(msg)
     signature = decode_base64(
         read_object(signatures[0], _SIGNATURE_FIELDS, "the signature of the envelope").get("sig"), "the signature"

@@ -78,7 +78,7 @@ def _read_key(path: str) -> PublicKey:
         raise _key_error(path, "it is a certificate", hint)
     if len(blocks) != 1 or not blocks[0].endswith("PUBLIC KEY"):
         reason = f"it has {len(blocks)} PEM blocks" if len(blocks) > 1 else "it is not a public key in PEM format"
-        raise _key_error(path, reason, "give each key in a file of its own")
+        raise _key_error(path, reason, "write each key to its own file" if len(blocks) > 1 else None)
     return PublicKey(path, pem)
 
 
@@ -105,7 +105,8 @@ def _run(keys: Sequence[PublicKey], messages: Sequence[SignedMessage]) -> dict[s
         raise OcistreamError(msg) from error
     if MISSING in answer:
         msg = "signatures cannot be checked: the package cryptography is not installed"
-        raise UnsupportedError(msg, hint="install it with `pip install 'ocistream[signatures]'`")
+        hint = "install it beside ocistream: `pip install cryptography`, or `pipx inject ocistream cryptography`"
+        raise UnsupportedError(msg, hint=hint)
     return answer
 
 
@@ -115,4 +116,4 @@ def _encode(content: bytes) -> str:
 
 def _key_error(path: str, reason: str, hint: str | None = None) -> UsageError:
     msg = f"{printable(path, 1024)} cannot be used as a key: {reason}"
-    return UsageError(msg, hint=hint or f"supported are public keys in PEM format: {_KINDS}")
+    return UsageError(msg, hint=hint or f"use a public key in PEM format: {_KINDS} are supported")

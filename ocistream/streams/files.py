@@ -49,7 +49,6 @@ _PATH_HINT = "check the path; relative paths start at the current directory"
 _NOT_FOUND_HINTS = {
     "cannot write": "check the path, or create the directory with mkdir -p",
     "cannot read": _PATH_HINT,
-    "reading": _PATH_HINT,
 }
 _HINTS = {
     errno.ENOSPC: "free some space and re-run the command",

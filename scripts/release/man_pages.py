@@ -32,7 +32,7 @@ EXIT_CODES: Final = {
     "2": "wrong usage; a malformed name; a terminal in place of an archive",
     "3": "authentication or permission; a missing credential file",
     "4": "the image, repository, platform, file, directory or command of `--via` does not exist",
-    "5": "a size or digest is wrong",
+    "5": "a size or digest is wrong; an image has no valid signature",
     "6": "an invalid, truncated or malicious archive; or blobs that neither side has",
     "7": "the network or the registry failed after all retries; rate limited; `serve` cannot listen on its port",
     "8": "valid, but not supported",

@@ -276,7 +276,6 @@ def test_a_command_for_a_layout_or_an_archive_refuses_other_locations(
         (["push", "-i", registry, "127.0.0.1:1/b:1"], 2, ["in a registry", "copy SRC DST"]),
         (["pull", "127.0.0.1:1/app:1", "-o", registry], 2, ["in a registry", "copy SRC DST"]),
         (["pull", "127.0.0.1:1/app:1", "-o", "oci:new", "--format=docker-archive"], 2, ["contradicts"]),
-        (["verify", registry], 2, ["in a registry"]),
     ):
         assertions.failure(ocistream(*argv, cwd=tmp_path), code, *words)
     assert sorted(tmp_path.rglob("*")) == before

@@ -362,6 +362,7 @@ def test_all_platforms_of_an_image_in_a_registry(tmp_path: Path) -> None:
         broken = ocistream("verify", f"docker://{served.host}/app:1")
         assert broken.code == 5, broken.err
         assert layer in broken.err
+        assert broken.err.count(f"{served.host}/app:1") == 1
 
 
 def _layers(layout: Layout) -> list[str]:

@@ -43,6 +43,7 @@ _DIGEST = "sha256:" + 64 * "a"
         (["pull", "localhost:1/a:1", "--platform"], 2, ["requires an argument", "see `ocistream --help`"]),
         (["pull", "localhost:1/a:1", "--client-key=k"], 2, ["--client-key needs --client-cert", "certificate of that"]),
         (["pull", "localhost:1/a:1", "-u=a", "--password-file=no"], 4, ["no such file", "check the path"]),
+        (["verify", "localhost:1/app:1", "app.tar"], 2, ["other sources are files", "one command for registries"]),
         (["gc", "localhost:5000/app:1"], 2, ["is in a registry, but this must be a layout directory", "themselves"]),
         (["gc", "nowhere"], 4, ["no such directory", "check the path"]),
         (["rm", "app.tar"], 2, ["app.tar' is an archive, but this must be a layout directory", "copy SRC oci:DIR"]),
@@ -202,7 +203,7 @@ def test_a_registry_alone_is_not_an_image(tmp_path: Path, command: str, name: st
         result,
         2,
         f"{name} is a registry, not an image\n",
-        f"write {name}/REPOSITORY[:TAG]; for the image docker.io/library/{name}, that name",
+        f"write {name}/REPOSITORY[:TAG]; for an image of Docker Hub, write docker.io/library/{name}",
     )
 
 

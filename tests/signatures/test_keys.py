@@ -73,13 +73,13 @@ def test_a_key_that_cannot_sign_is_refused(layout: Layout, file: Path) -> None:
 
 def test_two_keys_in_one_file_are_refused(layout: Layout, trusted: Signer, file: Path) -> None:
     file.write_bytes(trusted.path.read_bytes() * 2)
-    assertions.failure(verify(layout, file), 2, "it has 2 PEM blocks")
+    assertions.failure(verify(layout, file), 2, "it has 2 PEM blocks", "write each key to its own file")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\xff", b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"])
 def test_anything_else_is_refused(layout: Layout, file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    assertions.failure(verify(layout, file), 2, "cannot be used as a key")
+    assertions.failure(verify(layout, file), 2, "cannot be used as a key", "use a public key in PEM format")
 
 
 def test_a_huge_file_is_refused(layout: Layout, file: Path) -> None:
@@ -92,11 +92,11 @@ def test_a_missing_file_does_not_exist(layout: Layout, tmp_path: Path) -> None:
     assertions.failure(verify(layout, tmp_path / "absent.pub"), 4, "absent.pub", "no such file")
 
 
-def test_without_cryptography_the_extra_is_named(
+def test_without_cryptography_the_hint_says_how_to_install_it(
     layout: Layout, image: Descriptor, trusted: Signer, tmp_path: Path
 ) -> None:
     del image
     (tmp_path / "path").mkdir()
     (tmp_path / "path/cryptography.py").write_text("raise ImportError\n")
     result = ocistream("verify", "--key", trusted.path, layout.path, env={"PYTHONPATH": str(tmp_path / "path")})
-    assertions.failure(result, 8, "cryptography is not installed", "pip install 'ocistream[signatures]'")
+    assertions.failure(result, 8, "cryptography is not installed", "`pip install cryptography`")

@@ -107,7 +107,7 @@ def inspect(
         msg = "Missing argument 'LOCATION'."
         raise UsageError(msg, hint="--config is the configuration file; --raw-config prints the config of an image")
     if as_json + raw + raw_config + (output_format is not None) > 1:
-        msg = "use one of --json, --format, --raw and --raw-config, not several"
+        msg = "--json, --format, --raw and --raw-config exclude each other"
         raise UsageError(msg, hint="use one of them")
     kind = "json" if as_json else "text" if output_format is None else output_format
     template = None if kind in FORMATS else parse_template(kind)

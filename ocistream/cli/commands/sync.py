@@ -62,7 +62,7 @@ _REPORT_TIMEOUT: Final = 5.0
 @options(RunOptions, "memory")
 @transfer_options
 def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> None:
-    """Copy the images that a TOML FILE lists, and move only what differs.
+    """Copy the images that a TOML FILE lists, but only what differs.
 
     A failure does not stop the other images; the exit code is that of the first failure. Re-run an interrupted command
     to continue. docs/sync.md explains the file.

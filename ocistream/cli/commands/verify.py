@@ -69,7 +69,8 @@ def verify(
     """Verify archives and layouts offline, or images in registries, in one pass (default: stdin).
 
     Every blob is hashed, and every image must be complete. Archives of `pull --have` and single volumes are complete
-    without their omitted blobs. Several LOCATIONs are verified together. A name with a registry's host is an image.
+    without their omitted blobs. Several LOCATIONs are verified together. A name that begins with a
+    registry's host is an image in that registry.
     Exit code 5: wrong bytes, or no valid signature. 6: missing or malformed content.
 
     \b
