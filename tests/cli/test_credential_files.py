@@ -208,7 +208,8 @@ def test_mistakes_are_reported_before_any_request(
         (["push", "--password=hunter2", "a"], "use --password-file or --password-stdin"),
         (["login", "--password", "hunter2"], "use --password-file or --password-stdin"),
         (["copy", "--dest-tls-verify=false", "a", "b"], "--dest-insecure disables certificate verification"),
-        (["verify", "--creds=me:hunter2"], "see `ocistream verify --help`"),
+        (["verify", "--creds=me:hunter2"], "use --username, and --password-file or --password-stdin"),
+        (["gc", "--creds=me:hunter2"], "see `ocistream gc --help`"),
     ],
 )
 def test_options_of_other_tools_are_answered_with_the_option_of_ocistream(argv: list[str], hint: str) -> None:

@@ -397,7 +397,7 @@ class TestRaw:
     def test_one_kind_of_output_is_chosen(self, layout: Layout) -> None:
         small_image(layout, name="v1")
         assertions.failure(
-            ocistream("inspect", f"oci:{layout.path}", "--raw", "--json"), 2, "use one of --json, --format"
+            ocistream("inspect", f"oci:{layout.path}", "--raw", "--json"), 2, "--json, --format, --raw and --raw-config"
         )
 
     @pytest.mark.parametrize(("file", "code"), [("example.com/app:1", 4), ("/dev/null", 2)])
