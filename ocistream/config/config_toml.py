@@ -20,7 +20,7 @@ from ocistream.oci.reference import parse_registry
 from ocistream.registry.configuration import PULL_MODES, HostRule, Mirror, parse_registry_location
 from ocistream.registry.profiles import PROFILES_BY_NAME
 from ocistream.registry.upload_strategy import parse_upload_method
-from ocistream.signatures.policy import TrustPolicy, TrustRule
+from ocistream.signatures.policy import TrustPolicy, TrustRule, normalize_prefix
 from ocistream.sizes import parse_size
 from ocistream.streams.workers import MAX_JOBS
 from ocistream.streams.xdg import SYSTEM_CONFIG_FILE, user_config_file
@@ -192,6 +192,16 @@ class _TrustTable(TomlTable):
     key_files = toml.required(toml.list_of(toml.existing_file), key="keys")
 
 
+def _trust_prefix(table: TomlTable, key: str, value: object) -> str:
+    location = registry_location(table, key, value)
+    host = location.partition("/")[0]
+    # The first part of an image's name is a registry only then, so that this rule would hold for no image.
+    if host != "localhost" and not {".", ":"} & set(host):
+        hint = f"write docker.io/library/{location}" if host == location else f"write docker.io/{location}"
+        raise table.key_error(key, "does not begin with a registry", f"for images of Docker Hub {hint}")
+    return normalize_prefix(location)
+
+
 def _trust(table: TomlTable, key: str, value: object) -> TrustRule:
     if isinstance(value, str):
         return TrustRule("", rejects=toml.choice("reject", "any")(table, key, value) == "reject")
@@ -253,7 +263,7 @@ def parse_trust_policy(table: TomlTable) -> TrustPolicy:
     Raises:
         UsageError: the file is malformed, or the file of a key does not exist.
     """
-    rules = toml.dict_of(_trust, registry_location)(table, "trust", table.values.get("trust", {}))
+    rules = toml.dict_of(_trust, _trust_prefix)(table, "trust", table.values.get("trust", {}))
     return TrustPolicy({prefix: replace(rule, prefix=prefix) for prefix, rule in rules.items()})
 
 

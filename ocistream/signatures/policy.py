@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ocistream.oci.reference import parse_full_name
+from ocistream.errors import InvalidNameError, UnsupportedError
+from ocistream.oci.reference import parse_reference, parse_registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Root
     from ocistream.oci.reference import Reference
 
-__all__ = ["TrustPolicy", "TrustRule"]
+__all__ = ["TrustPolicy", "TrustRule", "normalize_prefix"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +28,13 @@ class TrustRule:
 
 @dataclass(frozen=True, slots=True)
 class TrustPolicy:
-    """The rules by their prefixes: `HOST[:PORT][/PATH]`, in normal form."""
+    """The rules by their prefixes: `HOST[:PORT][/PATH]`, as `normalize_prefix` returns them."""
 
     rules: Mapping[str, TrustRule] = field(default_factory=dict)
 
     def find(self, repository: str) -> TrustRule | None:
         """Return the rule for `HOST/REPOSITORY`: the one with the longest prefix of complete path segments."""
-        prefix = repository
+        prefix = normalize_prefix(repository) if repository else ""
         while prefix:
             if (rule := self.rules.get(prefix)) is not None:
                 return rule
@@ -42,7 +43,7 @@ class TrustPolicy:
 
     def find_for(self, root: Root, references: Iterable[Reference | None]) -> list[TrustRule]:
         """Return the rules for an image, all of which hold: by its own names, and by where it is read and written."""
-        named = parse_full_name(root.name) if root.name else None
+        named = _parse_name(root.name) if root.name else None
         return self._find_all([root.origin, *_list_repositories([named, *references])])
 
     def needs_signatures(self, references: Iterable[Reference | None], *, may_have_names: bool) -> bool:
@@ -60,3 +61,22 @@ class TrustPolicy:
 
 def _list_repositories(references: Iterable[Reference | None]) -> list[str]:
     return [f"{reference.registry}/{reference.repository}" for reference in references if reference is not None]
+
+
+def normalize_prefix(prefix: str) -> str:
+    """Return `HOST[:PORT][/PATH]` with the usual spelling of the host, in lower case and without a default port.
+
+    Otherwise another spelling of a registry's name would escape its rule.
+    """
+    host, slash, path = prefix.partition("/")
+    return f"{parse_registry(host.lower().removesuffix(':443').removesuffix(':80'))}{slash}{path}"
+
+
+def _parse_name(name: str) -> Reference | None:
+    """Parse a name in an archive, which may be a short one of Docker Hub. A bare tag names no repository."""
+    if not {":", "/"} & set(name):
+        return None
+    try:
+        return parse_reference(name, default_tag=False)
+    except (InvalidNameError, UnsupportedError):
+        return None

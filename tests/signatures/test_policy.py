@@ -17,7 +17,7 @@ from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.runner import Result, ocistream
 from tests.signed_image import cosign_tag
-from tests.signing import Signer, sign_with_tag
+from tests.signing import Signer, enter, sign_with_tag
 
 #: No registry runs there.
 ELSEWHERE: Final = "registry.example.com"
@@ -79,10 +79,29 @@ class TestRules:
         user.configure("[trust]", '"HOST/team/ap" = "reject"', '"HOST/te" = "reject"', '"HOST/team/app/x" = "reject"')
         assertions.success(user.pull())
 
+    @pytest.mark.parametrize("prefix", ["Registry.Example.COM", "registry.example.com:443", "registry.example.com/"])
+    @pytest.mark.parametrize("name", ["REGISTRY.example.com/app:1", "registry.example.com:443/app:1"])
+    def test_another_spelling_of_the_host_does_not_escape_a_rule(self, user: User, prefix: str, name: str) -> None:
+        user.configure("[trust]", f'"{prefix}" = "reject"')
+        shown = user.run("config", "show", name)
+        assertions.success(shown)
+        assert '"registry.example.com" = "reject"' in shown.out.decode()
+
+    @pytest.mark.parametrize("name", ["index.docker.io/team/app:1", "registry-1.docker.io:443/team/app", "team/app"])
+    def test_all_names_of_docker_hub_have_the_same_rules(self, user: User, layout: Layout, name: str) -> None:
+        enter(layout, layout.image([5_000]), name)
+        user.configure("[trust]", '"docker.io/team" = "reject"')
+        refused(user.run("copy", layout.path, f"oci:{user.home / 'x'}"), "rejects")
+
     def test_reject_refuses_signed_images_too(self, user: User) -> None:
         user.configure("[trust]", '"HOST" = "reject"')
         refused(user.pull(), f"the configuration rejects the images of {user.host}")
         assert not (user.home / "x.tar").exists()
+
+    def test_reject_refuses_signatures_too(self, user: User, image: Descriptor) -> None:
+        user.configure("[trust]", '"HOST" = "reject"')
+        name = f"{user.host}/team/app:{cosign_tag(image)}"
+        refused(user.run("copy", name, f"oci:{user.home / 'x'}"), "rejects")
 
     def test_the_option_is_required_beside_the_policy(self, user: User, trusted: Signer, stranger: Signer) -> None:
         user.configure('[trust."HOST"]', f'keys = ["{trusted.path}"]')
@@ -217,6 +236,9 @@ class TestConfigCommand:
             (['"HOST" = { keys = "cosign.pub" }'], "is not a list"),
             (['"HOST" = { key = [] }'], "unknown key 'key'"),
             (['"not a host" = "any"'], "is not HOST"),
+            (['"HOST/app:1" = "any"'], "is not HOST"),
+            (['"nginx" = "reject"'], "does not begin with a registry"),
+            (['"r.example.com" = "any"', '"R.example.com:443" = "reject"'], "is set twice"),
         ],
     )
     def test_a_mistake_is_an_error_for_check_and_for_a_copy(self, user: User, lines: list[str], words: str) -> None:
