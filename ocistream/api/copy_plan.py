@@ -182,7 +182,13 @@ class CopyPlan:
             return None
         from ocistream.signatures.check import SignatureCheck
 
-        return SignatureCheck(self.keys, self._find_rules)
+        return SignatureCheck(self.keys, self._find_rules, self._find_names)
+
+    def _find_names(self, root: Root) -> Sequence[str]:
+        """Return the name that an image gets at the destination, unless it keeps its own."""
+        reference = self.target(root) if self.target is not None else self.destination.reference
+        name = str(reference) if reference is not None else self.destination.name
+        return () if name is None else (name,)
 
     def _find_rules(self, root: Root) -> Sequence[TrustRule]:
         if self.policy is None:

@@ -109,8 +109,14 @@ class VerifyResult:
 
     @property
     def ok(self) -> bool:
-        """Whether everything that the images need exists and is right, and all are signed if keys were given."""
-        return not (self.findings.missing or self.findings.failures or self.illegal_names or self.unsigned)
+        """Whether everything that the images need exists and is right, and all are signed if keys were given.
+
+        Without an image, nothing is signed.
+        """
+        findings = self.findings
+        return self.signatures != () and not (
+            findings.missing or findings.failures or self.illegal_names or self.unsigned
+        )
 
     @property
     def unsigned(self) -> list[ImageSignature]:
@@ -218,6 +224,8 @@ class VerifyResult:
                 hint = f"the {'layout' if self.format == _LAYOUT else 'archive'} is damaged: copy or pull it again"
             errors.append(kind(f"{prefixes.get(failure.digest, '')}{failure.error.message}", hint=hint))
         errors += [signature.to_error() for signature in self.unsigned]
+        if self.signatures == ():
+            errors.append(IntegrityError("no valid signature: there is no image that could be signed"))
         errors.sort(key=lambda error: not isinstance(error, IntegrityError))
         hint = "a registry that has the missing blobs still accepts it"
         for descriptor in self.findings.missing:

@@ -23,7 +23,6 @@ from ocistream.oci.strict_json import parse_json
 from ocistream.signatures import bundle, simple_signing
 from ocistream.signatures.keys import find_signers, load_keys
 from ocistream.signatures.messages import RefusedSignatureError
-from ocistream.streams.layer_media_types import codec_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +38,8 @@ __all__ = ["ImageSignature", "SignatureCheck"]
 _NO_SIGNATURE: Final = "it has no signature"
 _OTHER_KEY: Final = "it is signed by another key"
 _MISSING: Final = "the payload of its signature is missing"
+#: Layers of images, with any compression, encryption or place of distribution.
+_LAYERS: Final = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 _HINT: Final = "sign this digest, or, if its index is signed, copy all platforms (--platform all)"
 #: Reasons that are shown for one image, and that are kept for one manifest.
 _MAX_SHOWN: Final = 3
@@ -94,17 +95,19 @@ class SignatureCheck:
     """Checks the signatures of one graph: `start`, then `add` for each payload, then `results` or `finish`.
 
     `keys` are keys one of which must have signed each image; empty if only rules hold. `find_rules` returns the rules
-    of the policy for a root.
+    of the policy for a root, and `find_names` the names that it gets at the destination.
     """
 
     def __init__(
         self,
         keys: Sequence[PublicKey] = (),
         find_rules: Callable[[Root], Sequence[TrustRule]] = lambda _root: (),
+        find_names: Callable[[Root], Sequence[str]] = lambda _root: (),
     ) -> None:
         """Take what must hold."""
         self._keys = keys
         self._find_rules = find_rules
+        self._find_names = find_names
         #: The keys of the rules that hold for images of the graph, by their files.
         self._rule_keys: dict[str, PublicKey] = {}
         self._rules: dict[int, Sequence[TrustRule]] = {}
@@ -165,7 +168,11 @@ class SignatureCheck:
             for claim in claims:
                 self._refuse(claim.subject, _MISSING)
         self._claims.clear()
-        return [self._check_root(self._graph, root) for root in self._graph.roots if not self._is_artifact(root)]
+        return [
+            self._check_root(self._graph, root)
+            for root in self._graph.roots
+            if not self._is_artifact(self._graph, root) or self._find_rejection(root) is not None
+        ]
 
     def finish(self) -> None:
         """Raise an error unless each image is signed.
@@ -228,25 +235,28 @@ class SignatureCheck:
 
     # -- images ----------------------------------------------------------------------------------------------
 
-    def _is_artifact(self, root: Root) -> bool:
-        """Return whether a root is a referrer that cannot be run, such as a signature: nobody signs these."""
-        graph = self._graph
-        if graph is None or _find_subject(graph, root) is None:
-            return False
-        return not any(map(self._can_run, graph.reachable(root, alone=True)))
+    def _is_artifact(self, graph: Graph, root: Root) -> bool:
+        """Return whether a root is a referrer that cannot be run, such as a signature: nobody signs these.
 
-    def _can_run(self, digest: str) -> bool:
-        document = self._graph.documents.get(digest) if self._graph is not None else None
-        return document is not None and is_image(document) and any(codec_name(x.media_type) for x in document.layers)
+        A root with a name of its own, at the source or at the destination, is an image, whatever it refers to.
+        """
+        names = filter(None, (root.name, *self._find_names(root)))
+        return (
+            _find_subject(graph, root) is not None
+            and all(cosign_subject(name.rpartition(":")[2]) for name in names)
+            and not any(_can_run(graph, digest) for digest in graph.reachable(root, alone=True))
+        )
+
+    def _find_rejection(self, root: Root) -> TrustRule | None:
+        return next((rule for rule in self._rules.get(id(root), ()) if rule.rejects), None)
 
     def _check_root(self, graph: Graph, root: Root) -> ImageSignature:
         """Check a root against the keys, and against each rule that holds for it."""
+        if (rejection := self._find_rejection(root)) is not None:
+            problem = f"the configuration rejects the images of {printable(rejection.prefix)}"
+            return ImageSignature(root, problem=problem)
         required = [frozenset(key.name for key in self._keys)] if self._keys else []
-        for rule in self._rules.get(id(root), ()):
-            if rule.rejects:
-                return ImageSignature(root, problem=f"the configuration rejects the images of {printable(rule.prefix)}")
-            if rule.keys:
-                required.append(frozenset(rule.keys))
+        required += [frozenset(rule.keys) for rule in self._rules.get(id(root), ()) if rule.keys]
         keys, names = dict[str, None](), dict[str, None]()
         for allowed in required:
             result = self._check_keys(graph, root, allowed)
@@ -275,7 +285,7 @@ class SignatureCheck:
     def _find_unsigned_referrer(self, graph: Graph, root: Root, signed: _SignedManifests) -> str | None:
         """Return the problem if a referrer of a signed image is an image itself, and is not signed."""
         for digest in sorted(graph.reachable(root) - graph.reachable(root, alone=True)):
-            if self._can_run(digest) and signed.find(digest) is None:
+            if _can_run(graph, digest) and signed.find(digest) is None:
                 return f"the image {digest}, which refers to it, has no valid signature"
         return None
 
@@ -330,6 +340,16 @@ class _SignedManifests:
                 )
         self._known[digest] = found
         return found
+
+
+def _can_run(graph: Graph, digest: str) -> bool:
+    """Return whether a manifest may be run as an image; so may an index whose manifests are not in the source."""
+    document = graph.documents.get(digest)
+    if document is None:
+        return False
+    if any(child.digest not in graph.documents for child in document.manifests):
+        return True
+    return is_image(document) and any(layer.media_type.startswith(_LAYERS) for layer in document.layers)
 
 
 def _find_subject(graph: Graph, root: Root) -> str | None:

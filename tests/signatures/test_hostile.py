@@ -17,12 +17,13 @@ from tests import registry_http
 from tests.archives import blob_name, items_of, tar_of
 from tests.cli import assertions
 from tests.faulty_registry import FaultyRegistry
-from tests.images import OCI_INDEX, OCI_MANIFEST, Descriptor, Layout
+from tests.images import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Layout
 from tests.runner import Result, ocistream
 from tests.signed_image import cosign_tag
 from tests.signing import (
     BUNDLE,
     SIGN_V1,
+    SIMPLE_SIGNING,
     STATEMENT,
     Signer,
     bundle,
@@ -39,6 +40,8 @@ from tests.signing import (
 )
 
 SBOM_TYPE: Final = "https://spdx.dev/Document"
+FOREIGN: Final = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+ENCRYPTED: Final = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"
 
 
 def verify(layout: Layout, *keys: Signer) -> Result:
@@ -52,6 +55,15 @@ def refused(result: Result, *words: str) -> None:
     assert "Traceback" not in result.err
     for word in words:
         assert word in result.err, (word, result.err)
+
+
+def subject_of(image: Descriptor) -> Descriptor:
+    return {key: image[key] for key in ("mediaType", "digest", "size")}
+
+
+def clear_index(layout: Layout) -> None:
+    """Remove all entries from index.json."""
+    (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": []}))
 
 
 def sign_payload(layout: Layout, image: Descriptor, content: bytes, signature: bytes) -> None:
@@ -149,8 +161,7 @@ class TestOtherImages:
         self, layout: Layout, image: Descriptor, trusted: Signer, tmp_path: Path
     ) -> None:
         sign_with_tag(layout, image, trusted)
-        subject = {key: image[key] for key in ("mediaType", "digest", "size")}
-        hidden = layout.image([5_000], subject=subject)
+        hidden = layout.image([5_000], subject=subject_of(image))
         enter(layout, hidden)
         refused(verify(layout, trusted), hidden["digest"])
         copy = ("copy", "--require-signature", trusted.path, layout.path)
@@ -170,6 +181,86 @@ class TestOtherImages:
         empty = layout.document({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []})
         enter(layout, empty, "app:1")
         refused(verify(layout, trusted), empty["digest"])
+
+
+class TestImagesDisguisedAsReferrers:
+    """A referrer that cannot be run needs no signature, so an attacker passes off an image as one."""
+
+    @pytest.fixture
+    def disguised(self, layout: Layout, image: Descriptor, request: pytest.FixtureRequest) -> Descriptor:
+        """Return an image that refers to another one, with a layer of the type that is the parameter, or none."""
+        layers = [] if request.param is None else [layout.blob(b"x" * 600, request.param)]
+        return layout.document(
+            {
+                "schemaVersion": 2,
+                "mediaType": OCI_MANIFEST,
+                "config": layout.blob(b'{"rootfs": {"type": "layers", "diff_ids": []}}', OCI_CONFIG),
+                "layers": layers,
+                "subject": subject_of(image),
+            }
+        )
+
+    @pytest.mark.parametrize("disguised", [None, "application/octet-stream", SIMPLE_SIGNING, FOREIGN], indirect=True)
+    @pytest.mark.parametrize("name", ["app:2", "tag of a signature", None])
+    def test_a_name_needs_a_signature(
+        self,
+        layout: Layout,
+        image: Descriptor,
+        disguised: Descriptor,
+        trusted: Signer,
+        start: Callable[..., FaultyRegistry],
+        name: str | None,
+    ) -> None:
+        served = start()
+        clear_index(layout)
+        enter(layout, disguised, cosign_tag(image) if name == "tag of a signature" else name)
+        push = ("push", "--require-signature", trusted.path, "-i", layout.path)
+        refused(ocistream(*push, f"{served.host}/app:2"), disguised["digest"])
+        refused(ocistream(*push, f"{served.host}/app@{disguised['digest']}"), disguised["digest"])
+        assertions.no_image(served)
+        refused(verify(layout, trusted))
+
+    @pytest.mark.parametrize("disguised", [FOREIGN, ENCRYPTED], indirect=True)
+    def test_any_layer_of_an_image_makes_a_referrer_an_image(
+        self, layout: Layout, image: Descriptor, disguised: Descriptor, trusted: Signer
+    ) -> None:
+        sign_with_tag(layout, image, trusted)
+        enter(layout, disguised)
+        refused(verify(layout, trusted), disguised["digest"])
+
+    @pytest.mark.parametrize("name", ["app:2", None])
+    def test_an_index_whose_manifests_only_the_destination_has(
+        self,
+        layout: Layout,
+        image: Descriptor,
+        trusted: Signer,
+        start: Callable[..., FaultyRegistry],
+        name: str | None,
+        tmp_path: Path,
+    ) -> None:
+        served, hidden = start(), layout.image([5_000])
+        registry_http.seed(layout, hidden, served.host, "app", "1")
+        layout.file(hidden["digest"]).unlink()
+        index = layout.document(
+            {
+                "schemaVersion": 2,
+                "mediaType": OCI_INDEX,
+                "manifests": [{**subject_of(hidden), "platform": {"os": "linux", "architecture": "amd64"}}],
+                "subject": subject_of(image),
+            }
+        )
+        clear_index(layout)
+        enter(layout, index, name)
+        require = ("--require-signature", trusted.path)
+        refused(ocistream("push", *require, f"{served.host}/app:2", "-i", layout.path), index["digest"])
+        assert registry_http.manifest_digest(served.host, "app", "2") is None
+        refused(ocistream("copy", *require, layout.path, f"oci:{tmp_path / 'x'}"), index["digest"])
+
+    def test_without_an_image_nothing_is_signed(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+        clear_index(layout)
+        refused(verify(layout, trusted), "there is no image")
+        sign_with_tag(layout, image, trusted)
+        refused(verify(layout, trusted), "there is no image")
 
 
 class TestSeveralSignatures:
