@@ -6,8 +6,9 @@ import itertools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ocistream import limits
 from ocistream.oci.descriptor import CONFIG_TYPES, Descriptor, Manifest
-from ocistream.oci.referrers import Referrer, SkippedReferrer
+from ocistream.oci.referrers import SIGNATURE_TYPES, Referrer, SkippedReferrer, is_signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -164,6 +165,16 @@ class Graph:
         """Return the image ID as Docker shows it: the digest of the config."""
         document = self.documents.get(root.descriptor.digest)
         return document.config.digest if document is not None and document.config is not None else None
+
+    def signature_payloads(self) -> set[str]:
+        """Return the digests of the payloads of signatures that can be checked."""
+        return {
+            layer.digest
+            for document in self.documents.values()
+            if is_signature(document)
+            for layer in document.layers
+            if layer.media_type in SIGNATURE_TYPES and layer.size <= limits.MAX_SIGNATURE_PAYLOAD
+        }
 
     def images(self) -> Iterator[tuple[Manifest, Document]]:
         """Yield the image manifests (those with a config and layers) in order, with their parsed documents."""

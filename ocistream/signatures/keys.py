@@ -65,6 +65,8 @@ def find_signers(keys: Sequence[PublicKey], messages: Sequence[SignedMessage]) -
 
 
 def _read_key(path: str) -> PublicKey:
+    if Path(path).is_dir():
+        raise _key_error(str(Path(path)), "it is a directory")
     with files.disk_errors(f"cannot read the key {printable(path, 1024)}"), Path(path).open("rb") as file:
         raw = file.read(limits.MAX_KEY_FILE + 1)
     if len(raw) > limits.MAX_KEY_FILE:

@@ -280,7 +280,8 @@ class _Copy:
     def omit_blobs(self, graph: Graph) -> Graph:
         """Decide which blobs are omitted from the output.
 
-        Manifests are never omitted: they are small, they list the omitted blobs, and a name needs their bytes.
+        Manifests are never omitted: they are small, they list the omitted blobs, and a name needs their bytes. Nor are
+        the payloads of signatures: the reader may have to check them.
         """
         if self.omit is None:
             return graph
@@ -289,7 +290,12 @@ class _Copy:
             raise UnsupportedError(msg, hint="write an OCI archive or a layout")
         omitted = self.omit(graph)
         # Early blobs are already written, even if the remote side has them.
-        remaining = [b.digest for b in graph.blobs if b.digest in omitted and self.results.find(b.digest) is None]
+        payloads = graph.signature_payloads()
+        remaining = [
+            b.digest
+            for b in graph.blobs
+            if b.digest in omitted and b.digest not in payloads and self.results.find(b.digest) is None
+        ]
         return replace(graph, omitted_from_output={digest: omitted[digest] for digest in remaining})
 
     # -- plan --------------------------------------------------------------------------------------------

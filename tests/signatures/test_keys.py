@@ -92,6 +92,10 @@ def test_a_missing_file_does_not_exist(layout: Layout, tmp_path: Path) -> None:
     assertions.failure(verify(layout, tmp_path / "absent.pub"), 4, "absent.pub", "no such file")
 
 
+def test_a_directory_is_refused(layout: Layout, tmp_path: Path) -> None:
+    assertions.failure(verify(layout, tmp_path), 2, str(tmp_path), "it is a directory")
+
+
 def test_without_cryptography_the_hint_says_how_to_install_it(
     layout: Layout, image: Descriptor, trusted: Signer, tmp_path: Path
 ) -> None:

@@ -267,6 +267,50 @@ class TestArchives:
         refused(result, f"the signature is for {image['digest']}")
         assertions.no_image(other)
 
+    @pytest.mark.parametrize("sign", FORMS, indirect=True)
+    def test_the_payloads_of_signatures_are_not_omitted(
+        self,
+        served: FaultyRegistry,
+        other: FaultyRegistry,
+        pushed: Descriptor,
+        trusted: Signer,
+        stranger: Signer,
+        sign: Sign,
+        tmp_path: Path,
+    ) -> None:
+        sign(pushed, trusted)
+        assertions.success(ocistream("copy", f"{served.host}/app:1", f"{other.host}/app:1"))
+        (tmp_path / "have").write_bytes(ocistream("have", f"{other.host}/app:1").out)
+        pull = ("pull", "--have", tmp_path / "have", f"{served.host}/app:1", "-o", tmp_path / "app.tar")
+        assert "omitted" in ocistream(*pull).err
+        push = ("push", f"{other.host}/app:2", "-i", tmp_path / "app.tar")
+        refused(ocistream(*push, *required(stranger)), "by another key")
+        assert registry_http.manifest_digest(other.host, "app", "2") is None
+        assertions.success(ocistream(*push, *required(trusted)))
+
+    def test_all_volumes_of_an_archive_are_checked_together(
+        self,
+        layout: Layout,
+        served: FaultyRegistry,
+        other: FaultyRegistry,
+        trusted: Signer,
+        stranger: Signer,
+        sign: Sign,
+        tmp_path: Path,
+    ) -> None:
+        image = layout.image([20_000])
+        registry_http.seed(layout, image, served.host, "app", "3")
+        sign(image, trusted)
+        volumes = tmp_path / "app.%d.tar"
+        assertions.success(ocistream("pull", f"{served.host}/app:3", "--split", "12000", "-o", volumes))
+        push = ("push", f"{other.host}/app:3", "-i", tmp_path / "app.*.tar")
+        refused(ocistream(*push, *required(stranger)), "by another key")
+        # Its signature is in another volume.
+        one = ("push", f"{other.host}/app:3", "-i", tmp_path / "app.1.tar")
+        refused(ocistream(*one, *required(trusted)), "the payload of its signature is missing")
+        assertions.no_image(other)
+        assertions.success(ocistream(*push, *required(trusted)))
+
     def test_into_stdout_nothing_is_written(self, served: FaultyRegistry, pushed: Descriptor, trusted: Signer) -> None:
         del pushed
         refused(ocistream("pull", *required(trusted), f"{served.host}/app:1"))
