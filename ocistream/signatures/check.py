@@ -37,10 +37,14 @@ __all__ = ["ImageSignature", "SignatureCheck"]
 
 _NO_SIGNATURE: Final = "it has no signature"
 _OTHER_KEY: Final = "it is signed by another key"
+_SYNTHESIZED: Final = "a docker-archive has no manifest that can be signed"
 _MISSING: Final = "the payload of its signature is missing"
 #: Layers of images, with any compression, encryption or place of distribution.
 _LAYERS: Final = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
-_HINT: Final = "sign this digest, or, if its index is signed, copy all platforms (--platform all)"
+_HINTS: Final = {
+    _NO_SIGNATURE: "sign this digest, or, if its index is signed, copy all platforms (--platform all)",
+    _SYNTHESIZED: "check the image in its registry, or use an OCI archive, which can have signatures",
+}
 #: Reasons that are shown for one image, and that are kept for one manifest.
 _MAX_SHOWN: Final = 3
 _MAX_REASONS: Final = 100
@@ -66,11 +70,15 @@ class ImageSignature:
         """Return the error for an image without a valid signature, and `more` such images."""
         digest = self.root.descriptor.digest
         name = self.root.name or self.root.origin
-        shown = f"{printable(name)} ({digest})" if name else digest
+        if self.root.is_synthesized:
+            # Nobody else knows the digest.
+            shown = printable(name or self.root.image_id or digest)
+        else:
+            shown = f"{printable(name)} ({digest})" if name else digest
         others = f" (and {more} more)" if more else ""
         return IntegrityError(
             f"{shown}: no valid signature: {self.problem}{others}",
-            hint=_HINT if self.problem == _NO_SIGNATURE else None,
+            hint=_HINTS.get(self.problem or ""),
         )
 
 
@@ -290,6 +298,8 @@ class SignatureCheck:
         return None
 
     def _describe_problem(self, graph: Graph, root: Root, signed: _SignedManifests) -> str:
+        if root.is_synthesized:
+            return _SYNTHESIZED
         digests = [root.descriptor.digest]
         if root.chosen_platforms is not None:
             digests.append(root.chosen_platforms.index)

@@ -311,6 +311,19 @@ class TestArchives:
         assertions.no_image(other)
         assertions.success(ocistream(*push, *required(trusted)))
 
+    def test_a_docker_archive_has_no_signatures(
+        self, layout: Layout, other: FaultyRegistry, image: Descriptor, trusted: Signer, tmp_path: Path
+    ) -> None:
+        sign_with_tag(layout, image, trusted)
+        archive = tmp_path / "app.tar"
+        result = ocistream("copy", *required(trusted), layout.path, f"docker-archive:{archive}")
+        assertions.success(result)
+        assert "not copied: 1 signature" in result.err
+        push, reason = ("push", *required(trusted), f"{other.host}/app:1"), "a docker-archive has no manifest"
+        refused(ocistream(*push, stdin=archive), f"app:1: no valid signature: {reason}")
+        refused(ocistream(*push, "-i", archive), f"app:1: no valid signature: {reason}")
+        assertions.no_image(other)
+
     def test_into_stdout_nothing_is_written(self, served: FaultyRegistry, pushed: Descriptor, trusted: Signer) -> None:
         del pushed
         refused(ocistream("pull", *required(trusted), f"{served.host}/app:1"))
