@@ -220,6 +220,28 @@ class TestImagesDisguisedAsReferrers:
         assertions.no_image(served)
         refused(verify(layout, trusted))
 
+    @pytest.mark.parametrize("disguised", [None], indirect=True)
+    def test_a_tag_in_a_registry_needs_a_signature(
+        self,
+        layout: Layout,
+        disguised: Descriptor,
+        trusted: Signer,
+        start: Callable[..., FaultyRegistry],
+        tmp_path: Path,
+    ) -> None:
+        served, other = start(), start()
+        registry_http.seed(layout, disguised, served.host, "app", "2")
+        name = f"{served.host}/app:2"
+        pull = ("pull", "--require-signature", trusted.path, "-o", tmp_path / "x.tar")
+        refused(ocistream(*pull, name), disguised["digest"])
+        refused(ocistream("verify", "--key", trusted.path, name), disguised["digest"])
+        (tmp_path / "config.toml").write_text(f'[trust."{other.host}"]\nkeys = ["{trusted.path}"]\n')
+        (tmp_path / "sync.toml").write_text(
+            f'[[sync]]\nfrom = "{served.host}/app"\nto = "{other.host}/app"\ntags = ["2"]\n'
+        )
+        refused(ocistream("sync", "--config", tmp_path / "config.toml", tmp_path / "sync.toml"), disguised["digest"])
+        assertions.no_image(other)
+
     @pytest.mark.parametrize("disguised", [FOREIGN, ENCRYPTED], indirect=True)
     def test_any_layer_of_an_image_makes_a_referrer_an_image(
         self, layout: Layout, image: Descriptor, disguised: Descriptor, trusted: Signer
