@@ -338,12 +338,8 @@ class ImageCopier:
             return None
         from ocistream.signatures.check import SignatureCheck
 
-        written = [target.reference for target in comparison.pending]
-        references = [comparison.copy.source.reference, *written]
-        names = [str(reference) for reference in written if reference is not None]
-        return SignatureCheck(
-            find_rules=lambda root: self._policy.find_for(root, references), find_names=lambda _root: names
-        )
+        references = [comparison.copy.source.reference, *(target.reference for target in comparison.pending)]
+        return SignatureCheck(find_rules=lambda root: self._policy.find_for(root, references))
 
     def _open_branches(
         self, comparison: ImageComparison, cancelled: threading.Event, failures: dict[str, OcistreamError]
