@@ -13,7 +13,7 @@ import pytest
 from tests.cli import assertions
 from tests.cli.terminal import on_terminal
 from tests.faulty_auth import Basic, Bearer
-from tests.faulty_registry import FaultyRegistry
+from tests.faulty_registry import Fault, FaultyRegistry, HangUp
 from tests.runner import Result, ocistream
 
 
@@ -72,7 +72,7 @@ def test_a_refused_credential_is_not_stored(registry: FaultyRegistry, config: Pa
 
 
 def test_an_unchecked_credential_is_not_stored(registry: FaultyRegistry, config: Path) -> None:
-    registry.stop()
+    registry.faults = [Fault(HangUp(), times=None, before_auth=True)]
     assertions.failure(login(registry, "-u", "me"), 7, registry.host)
     assert not config.exists()
 
