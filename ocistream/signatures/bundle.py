@@ -23,8 +23,6 @@ from ocistream.signatures.messages import (
     read_object,
 )
 
-__all__ = ["read_bundle"]
-
 #: The other spelling of the same version, inside of bundles.
 _BUNDLE_TYPES: Final = frozenset({SIGSTORE_BUNDLE, "application/vnd.dev.sigstore.bundle+json;version=0.3"})
 _BUNDLE_FIELDS: Final = frozenset({"mediaType", "verificationMaterial", "messageSignature", "dsseEnvelope"})

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from ocistream.signatures.messages import SignedMessage
     from ocistream.signatures.policy import TrustRule
 
-__all__ = ["ImageSignature", "SignatureCheck"]
-
 _NO_SIGNATURE: Final = "it has no signature"
 _OTHER_KEY: Final = "it is signed by another key"
 _SYNTHESIZED: Final = "a docker-archive has no manifest that can be signed"

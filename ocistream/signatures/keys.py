@@ -19,14 +19,12 @@ from ocistream import limits
 from ocistream.errors import OcistreamError, UnsupportedError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.signatures.verifier import MISSING
-from ocistream.streams import files
+from ocistream.streams import files, paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ocistream.signatures.messages import SignedMessage
-
-__all__ = ["PublicKey", "find_signers", "load_keys"]
 
 _BLOCK: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]{1,60})-----")
 _KINDS: Final = "ECDSA P-256 and P-384, RSA, and Ed25519"
@@ -65,7 +63,7 @@ def find_signers(keys: Sequence[PublicKey], messages: Sequence[SignedMessage]) -
 
 
 def _read_key(path: str) -> PublicKey:
-    if Path(path).is_dir():
+    if paths.is_directory(path):
         raise _key_error(str(Path(path)), "it is a directory")
     with files.disk_errors(f"cannot read the key {printable(path, 1024)}"), Path(path).open("rb") as file:
         raw = file.read(limits.MAX_KEY_FILE + 1)

@@ -13,8 +13,6 @@ from ocistream.oci.strict_json import check_keys
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-__all__ = ["RefusedSignatureError", "SignedMessage", "decode_base64", "other_image_error", "read_object"]
-
 
 @dataclass(frozen=True, slots=True)
 class SignedMessage:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Root
     from ocistream.oci.reference import Reference
 
-__all__ = ["TrustPolicy", "TrustRule", "normalize_prefix"]
-
 
 @dataclass(frozen=True, slots=True)
 class TrustRule:

@@ -17,8 +17,6 @@ from ocistream.signatures.messages import (
     read_object,
 )
 
-__all__ = ["SIGNATURE_ANNOTATION", "read_payload"]
-
 SIGNATURE_ANNOTATION: Final = "dev.cosignproject.cosign/signature"
 _KIND: Final = "cosign container image signature"
 _PAYLOAD_FIELDS: Final = frozenset({"critical", "optional"})

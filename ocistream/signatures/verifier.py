@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MISSING", "main"]
-
 #: The answer of a process that cannot import the package.
 MISSING: Final = "missing"
 _MIN_RSA_BITS: Final = 2048
