@@ -69,7 +69,7 @@ class ImageSignature:
         digest = self.root.descriptor.digest
         name = self.root.name or self.root.origin
         if self.root.is_synthesized:
-            # Nobody else knows the digest.
+            # The digest is known only here.
             shown = printable(name or self.root.image_id or digest)
         else:
             shown = f"{printable(name)} ({digest})" if name else digest
@@ -242,9 +242,9 @@ class SignatureCheck:
     # -- images ----------------------------------------------------------------------------------------------
 
     def _is_artifact(self, graph: Graph, root: Root) -> bool:
-        """Return whether a root is a referrer that cannot be run, such as a signature: nobody signs these.
+        """Return whether a root is a referrer that cannot be run, such as a signature: these have no signatures.
 
-        A root with a name of its own, at the source or at the destination, is an image, whatever it refers to.
+        A root with a name of its own, at the source or destination, is an image, even if it refers to another one.
         """
         names = filter(None, (root.name, *self._find_names(root)))
         return (
