@@ -27,6 +27,13 @@ from tests.runner import Argument, Result, ocistream
 
 MIB: Final = 1 << 20
 _HERE: Final = Path(__file__).parent
+#: A key that signed nothing here.
+_PUBLIC_KEY: Final = """\
+-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEKdOzFHGCK0LYX8uUURcC98ees4eE
+qLuSxi7ugrk08V+8otcMC4l448WcwpYDP1f1+PwGz3pvOf9J210ewqZrJw==
+-----END PUBLIC KEY-----
+"""
 _FAILING: Final = _HERE.parent / "cli" / "local_faults" / "faulty_machine"
 _ANY: Final = {"…": ".*", "HOST": r"\S+", "IMAGE": r"\S+", "FILE": r".+", "DIR": r".+", "DIGEST": r"\S+"}
 
@@ -272,6 +279,11 @@ def _lost_blob(place: Place) -> Result:
     return _pull(place, place.app)
 
 
+def _unsigned(place: Place) -> Result:
+    key = place.made("cosign.pub", _PUBLIC_KEY.encode())
+    return _pull(place, place.app, "--require-signature", key)
+
+
 @dataclasses.dataclass(frozen=True)
 class Failure:
     """One failure: what it is, the exit code, what is said in the two lines, and how it is brought about."""
@@ -373,6 +385,8 @@ FAILURES: Final = [
             _nothing_on_stdin),
     Failure("a damaged archive", 5, "digest mismatch: expected DIGEST, got DIGEST",
             "FILE is damaged, or changed during the run: check it with `ocistream verify FILE`", _altered),
+    Failure("an image without a required signature", 5, "IMAGE (DIGEST): no valid signature: it has no signature",
+            "sign this digest, or, if its index is signed, copy all platforms (--platform all)", _unsigned),
     Failure("no `-o`, and no pipe", 2, "stdout is a terminal: archives are not written to terminals",
             "name an output file (`pull -o FILE`), or pipe the archive: `... | ssh host ...`",
             _to_a_terminal),
