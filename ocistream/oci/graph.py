@@ -13,6 +13,7 @@ from ocistream.oci.referrers import SIGNATURE_TYPES, Referrer, SkippedReferrer, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from ocistream.oci.descriptor import Platform
     from ocistream.oci.documents import Document
     from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.oci.platforms import ChosenPlatforms
@@ -25,6 +26,7 @@ class Root:
     `origin` tells people where the image was found: `docker.io/library/nginx`, or nothing. `is_stray` marks an entry of
     `index.json` without an image's name that is not known to be an image, such as a referrer without its subject.
     `chosen_platforms` says which platforms of an index the descriptor stands for, unless it stands for the whole index.
+    `default_platform` is the platform that a single image should have because the user named none.
     `is_synthesized` says that the manifest was built here, because only `manifest.json` of a docker-archive lists the
     image. `image_id` is the digest of the config, if known before the manifests are.
     """
@@ -34,6 +36,7 @@ class Root:
     origin: str = ""
     is_stray: bool = field(default=False, compare=False)
     chosen_platforms: ChosenPlatforms | None = field(default=None, compare=False)
+    default_platform: Platform | None = field(default=None, compare=False)
     is_synthesized: bool = field(default=False, compare=False)
     image_id: str | None = field(default=None, compare=False)
 

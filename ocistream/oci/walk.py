@@ -203,6 +203,8 @@ class GraphWalk:
         platform = root.descriptor.platform
         if self._choice.platforms and self._choice.explicit and platform and not root.descriptor.is_index:
             check_platform_matches(self._choice, _display_name(root), platform)
+        if self._choice.platforms and not self._choice.explicit and not root.descriptor.is_index:
+            root = replace(root, default_platform=self._choice.platforms[0])
         self._roots.append(root)
         digest = root.descriptor.digest
         if root.descriptor.platform is None:

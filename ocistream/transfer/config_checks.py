@@ -12,17 +12,18 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from ocistream import limits
+from ocistream import limits, notices
 from ocistream.errors import ArchiveError
-from ocistream.oci.documents import check_config
+from ocistream.oci.documents import check_config, parse_config_platform
 from ocistream.oci.graph import is_image
+from ocistream.oci.reference import printable
 from ocistream.streams.budget import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
-    from ocistream.oci.descriptor import Descriptor
+    from ocistream.oci.descriptor import Descriptor, Platform
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob, VerifiedBlob
@@ -41,12 +42,19 @@ class ConfigChecker:
         """Start without configs."""
         self.digests: set[str] = set()
         self._not_json: set[str] = set()
+        #: Of each config of an image whose platform the user did not choose: the image's name, and the platform.
+        self._default_platforms: dict[str, tuple[str, Platform]] = {}
 
     def find_configs(self, graph: Graph) -> None:
         """Find the configs of a graph."""
         self.digests = {
             document.config.digest for _, document in graph.images() if document.config and is_image(document)
         }
+        for root in graph.roots:
+            document = graph.documents.get(root.descriptor.digest)
+            if root.default_platform is not None and document is not None and document.config is not None:
+                name = printable(root.name or root.origin or root.descriptor.digest)
+                self._default_platforms[document.config.digest] = name, root.default_platform
 
     def watch_early(self, blob: Blob) -> Blob:
         """Return a blob that comes before the graph, with chunks that note whether it may be a config."""
@@ -76,37 +84,44 @@ class ConfigChecker:
         """Return a context that waits until a config of this size may be buffered."""
         return _large_configs.reserve() if descriptor.size > limits.MAX_JSON_UNSPLIT else nullcontext()
 
+    def with_check(self, blob: VerifiedBlob) -> VerifiedBlob:
+        """Return a config whose chunks raise ArchiveError if it is malformed.
 
-def with_config_check(blob: VerifiedBlob) -> VerifiedBlob:
-    """Return a config whose chunks raise ArchiveError if it is malformed.
+        The error comes before the last chunk, so a malformed config is never completed at the destination. A config
+        whose beginning cannot be read is not checked, nor one above `limits.MAX_PARSED_CONFIG`.
+        """
+        if blob.descriptor.size > limits.MAX_PARSED_CONFIG:
+            return blob
 
-    The error comes before the last chunk, so a malformed config is never completed at the destination. A config whose
-    beginning cannot be read is not checked, nor one above `limits.MAX_PARSED_CONFIG`.
-    """
-    if blob.descriptor.size > limits.MAX_PARSED_CONFIG:
-        return blob
+        def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
+            if offset and stored is None:
+                return blob.open(offset)
+            content = io.BytesIO()
+            beginning = None if stored is None else _record_chunks(stored, content)
+            return self._check_chunks(blob, blob.open(offset, beginning), content)
 
-    def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
-        if offset and stored is None:
-            return blob.open(offset)
-        content = io.BytesIO()
-        beginning = None if stored is None else _record_chunks(stored, content)
-        return _check_chunks(blob, blob.open(offset, beginning), content)
+        return replace(blob, open=opened)
 
-    return replace(blob, open=opened)
-
-
-def _check_chunks(blob: Blob, chunks: Iterator[Chunk], content: io.BytesIO) -> Iterator[Chunk]:
-    """Pass on all chunks but the last; pass on the last if they, after what `content` has, are a valid config."""
-    last = b""
-    for chunk in chunks:
+    def _check_chunks(self, blob: Blob, chunks: Iterator[Chunk], content: io.BytesIO) -> Iterator[Chunk]:
+        """Pass on all chunks but the last; pass on the last if they, after what `content` has, are a valid config."""
+        last = b""
+        for chunk in chunks:
+            if last:
+                yield last
+            last = bytes(chunk)
+            content.write(last)
+        check_config(content.getvalue(), f"the config {blob.descriptor.digest}")
+        self.report_platform(blob.descriptor, content.getvalue())
         if last:
             yield last
-        last = bytes(chunk)
-        content.write(last)
-    check_config(content.getvalue(), f"the config {blob.descriptor.digest}")
-    if last:
-        yield last
+
+    def report_platform(self, descriptor: Descriptor, content: bytes) -> None:
+        """Tell the user if a valid config is that of an image for another platform than the default."""
+        name, wanted = self._default_platforms.get(descriptor.digest, ("", None))
+        if wanted is not None:
+            platform = parse_config_platform(content, f"the config {descriptor.digest}")
+            if platform is not None and not wanted.matches(platform):
+                notices.notify(f"{name}: only {printable(str(platform))}; this machine is {wanted}")
 
 
 def _record_chunks(chunks: Iterable[Chunk], content: io.BytesIO) -> Iterator[Chunk]:

@@ -27,7 +27,7 @@ from ocistream.streams.chunks import check_chunks_size, read_all
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
 from ocistream.transfer.blob_plan import Action, find_recompressed, plan_blobs
 from ocistream.transfer.blob_writer import BlobWriter
-from ocistream.transfer.config_checks import ConfigChecker, with_config_check
+from ocistream.transfer.config_checks import ConfigChecker
 from ocistream.transfer.early_blobs import EarlyBlobWriter
 from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
 from ocistream.transfer.incomplete_indexes import limit_to_exported, limit_to_source
@@ -424,6 +424,7 @@ class _Copy:
         elif recompressor is not None and action is Action.READ:
             content = self.writer.read(blob)
             recompressor.add_config(digest, content)
+            self.configs.report_platform(blob.descriptor, content)
             if self.results.find(digest) is None:
                 self.writer.write(blob_from_bytes(blob.descriptor, content), concurrency=concurrency)
         elif recompressor is not None and digest in recompressor.result_digests:
@@ -433,7 +434,7 @@ class _Copy:
             self.writer.write(blob, recompressor.with_compression_check, concurrency=concurrency)
         elif action is Action.CHECK_JSON:
             with self.configs.reserve_memory(blob.descriptor):
-                self.writer.write(blob, with_config_check, concurrency=concurrency)
+                self.writer.write(blob, self.configs.with_check, concurrency=concurrency)
         else:
             self.writer.write(blob, concurrency=concurrency)
 

@@ -124,6 +124,19 @@ class TestPlatforms:
         assert self.notes(ocistream("pull", name), name) == [f"{only}; use --platform all to keep the index"]
         assert self.notes(ocistream("copy", name, "docker-archive:-"), name) == [only]
 
+    def test_a_single_image_for_another_platform_is_reported(
+        self, served: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
+        name = f"{served.host}/single:1"
+        seed(layout, layout.image([b"layer"], platform="plan9/mips"), served.host, "single", "1")
+        said = [f"ocistream: {name}: only plan9/mips; this machine is {MINE}"]
+        assert self.notes(ocistream("pull", name), name) == said
+        assert self.notes(ocistream("pull", name, "--compress=zstd", "-o", f"{tmp_path}/layout/"), name) == said
+        assert self.notes(ocistream("copy", name, "docker-archive:-"), name) == said
+        assert self.notes(ocistream("pull", name, "--platform=plan9/mips"), name) == []
+        assert self.notes(ocistream("pull", name, "--platform=all"), name) == []
+        assert self.notes(ocistream("copy", name, "-"), name) == []
+
     def test_another_variant_is_reported(self, served: FaultyRegistry, layout: Layout) -> None:
         name = f"{served.host}/app:variants"
         images = [layout.image([f"v{n}".encode()], platform=f"{MINE}/v{n}") for n in (12, 13)]
