@@ -105,6 +105,8 @@ def parse_location(
         raise UnsupportedError(msg, hint=hint)
     is_path = _PATH_START.match(text) is not None or is_archive_name(text) or (text.endswith("/") and "://" not in text)
     is_path = is_path or (bare_is_path and not text.startswith("docker://"))
+    if not bare_is_path and not is_remote:
+        _check_not_registry(text, folder or Path())
     if is_path or (not is_remote and _names_existing_path(text, folder or Path())):
         own_path = _expand_user(text)
         _check_no_tag(text, (folder or Path()) / own_path)
@@ -128,6 +130,16 @@ def check_repository(text: str) -> None:
         shown = printable(name)
         hint = f"write {shown}/REPOSITORY[:TAG]; for an image of Docker Hub, write docker.io/library/{shown}"
         raise InvalidNameError(msg, hint=hint)
+
+
+def _check_not_registry(text: str, folder: Path) -> None:
+    """Raise InvalidNameError for `localhost:5000/`, unless such a directory exists: the image's name is missing."""
+    name = text.rstrip("/")
+    if text.endswith("/") and _REGISTRY_ALONE.fullmatch(name) and not paths.exists(folder / name):
+        msg = f"{printable(text)} names a registry, but no image"
+        raise InvalidNameError(
+            msg, hint=f"write {printable(name)}/REPOSITORY[:TAG], or ./{printable(text)} for a directory"
+        )
 
 
 def _check_no_tag(text: str, path: Path) -> None:

@@ -10,14 +10,17 @@ import errno
 import fcntl
 import functools
 import os
+import tarfile
 from abc import ABC, abstractmethod
 from io import FileIO
 from typing import TYPE_CHECKING
 
-from ocistream import limits
+from ocistream import limits, notices
 from ocistream.errors import UsageError
+from ocistream.oci.reference import printable
 from ocistream.streams import files, partial_files, paths
 from ocistream.streams.chunks import read_chunks
+from ocistream.streams.compression import MAGIC_SIZE, NONE, detect_codec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +86,18 @@ class RewritableOutput(Output):
         """Sync the written bytes to disk, and remove later bytes. The file does not get its name yet."""
 
 
+def _is_another_file(path: Path) -> bool:
+    """Return whether a path is a file with bytes that do not begin as an archive."""
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(tarfile.BLOCKSIZE)
+    except OSError:
+        # It does not exist, or an error follows when it is written.
+        return False
+    is_archive = b"ustar" in beginning or detect_codec(beginning[:MAGIC_SIZE]) is not NONE
+    return bool(beginning) and not is_archive
+
+
 class _FileOutput(RewritableOutput):
     """A file that gets its name when it is complete, and resumes the partial file of an earlier run.
 
@@ -92,6 +107,7 @@ class _FileOutput(RewritableOutput):
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._what = f"cannot write {path}"
         self._stack = contextlib.ExitStack()
         # Only partial files of this name: others in the directory may not be ours.
@@ -168,10 +184,13 @@ class _FileOutput(RewritableOutput):
             os.fsync(self._file.fileno())
 
     def finish(self) -> None:
+        was_another_file = _is_another_file(self._path)
         with files.disk_errors(self._what):
             if self._position < self._end:
                 self.truncate(self._position)
             self._stack.close()
+        if was_another_file:
+            notices.notify(f"replaced {printable(str(self._path))}, which was not an archive")
 
     def discard(self) -> None:
         self._partial.is_discarded = True

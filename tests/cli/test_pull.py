@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import platform
 from pathlib import Path
@@ -126,6 +127,20 @@ def test_an_existing_file_is_replaced_only_on_success(
     pull(registry, "app:1", "-o", target)
     assert digests_in(target) == [image["digest"]]
     assertions.no_partial_files(tmp_path)
+
+
+def test_a_file_that_is_not_an_archive_is_replaced_with_a_notice(registry: FaultyRegistry, tmp_path: Path) -> None:
+    target, name = tmp_path / "notes.txt", f"{registry.host}/app:1"
+    for content, is_reported in ((b"my notes", True), (b"", False)):
+        target.write_bytes(content)
+        result = ocistream("pull", name, "-o", target)
+        assertions.success(result)
+        said = f"ocistream: replaced {target}, which was not an archive\n"
+        assert (said in result.err) is is_reported
+    # An archive is replaced by a newer one without a notice, a compressed one too.
+    assert "replaced" not in ocistream("pull", name, "-o", target).err
+    target.write_bytes(gzip.compress(target.read_bytes()))
+    assert "replaced" not in ocistream("pull", name, "-o", target).err
 
 
 def test_a_pull_into_a_layout_keeps_its_images_and_fetches_no_blob_twice(

@@ -207,6 +207,22 @@ def test_a_registry_alone_is_not_an_image(tmp_path: Path, command: str, name: st
     )
 
 
+@pytest.mark.parametrize("name", ["localhost:5000/", "127.0.0.1:5000/", "registry.example.com:5000/"])
+def test_a_registry_with_a_slash_is_not_a_directory(tmp_path: Path, name: str) -> None:
+    layout = Layout(tmp_path / "x")
+    layout.name(small_image(layout), "app:1")
+    result = ocistream("copy", "oci:x", name, cwd=tmp_path)
+    assertions.failure(
+        result,
+        2,
+        f"{name} names a registry, but no image\n",
+        f"write {name}REPOSITORY[:TAG], or ./{name} for a directory",
+    )
+    assertions.success(ocistream("copy", "oci:x", f"./{name}", cwd=tmp_path))
+    # Now there is such a directory.
+    assertions.success(ocistream("inspect", name, cwd=tmp_path))
+
+
 def test_an_image_in_full_may_look_like_a_registry() -> None:
     env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}", "OCISTREAM_RETRIES": "0"}
     assertions.failure(ocistream("digest", "docker.io/library/localhost:5000", env=env), 7, "/library/localhost/")
