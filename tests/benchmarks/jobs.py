@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from tests.benchmarks.measurement import Work
     from tests.benchmarks.servers import Servers
 
-__all__ = ["MEMORY", "OURS", "Job", "Place", "jobs"]
+__all__ = ["BASELINES", "MEMORY", "OURS", "Job", "Place", "jobs"]
 
 OURS = "ocistream"
+_PYTHON = "python -c pass"
+#: Programs that do only a part of the job: they are measured too, but ocistream is not compared with them.
+BASELINES = frozenset({Curl.name, _PYTHON})
 #: The beginning of the names of jobs that measure memory.
 MEMORY = "pull | push of "
 
@@ -56,7 +59,7 @@ class Job:
         """The names of the tools that ocistream is compared with."""
         if self.against is not None:
             return [self.against]
-        return [name for name in self.works if name != OURS and "floor" not in name]
+        return [name for name in self.works if name != OURS and name not in BASELINES]
 
 
 class Places:
@@ -172,7 +175,7 @@ def _start(ours: Ocistream) -> Iterator[Job]:
     yield Job(
         "--version",
         0.06,
-        {OURS: lambda _: one(version, "--version"), "python -c pass (floor)": lambda _: one(python, "-c", "pass")},
+        {OURS: lambda _: one(version, "--version"), _PYTHON: lambda _: one(python, "-c", "pass")},
         is_goal_in_seconds=True,
     )
 
@@ -197,8 +200,8 @@ def _pipes(
         *ours.push_file(place.out, target(place)),
     ]
     name = f"{prefix}{image.name}: pull | push"
-    yield Job(f"{name}; peers: a direct copy", goals[0], direct, size=image.size)
-    yield Job(f"{name}; peers: through a file", goals[1], by_file, size=image.size)
+    yield Job(f"{name}; others: a direct copy", goals[0], direct, size=image.size)
+    yield Job(f"{name}; others: through a file", goals[1], by_file, size=image.size)
 
 
 def _distant(ours: Ocistream, many: Image, job: Callable[..., Job], servers: Servers) -> Iterator[Job]:

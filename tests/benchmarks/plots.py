@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from tests.benchmarks.jobs import MEMORY, OURS
+from tests.benchmarks.jobs import BASELINES, MEMORY, OURS
 from tests.benchmarks.measurement import MIB, median
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def write_plots(lines: Sequence[Line], folder: Path) -> None:
     """Write `throughput.svg` for all jobs with several tools, and `memory.svg` for the jobs that measure memory."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
-        (line.job, {tool: (median(runs), line.size) for tool, runs in line.runs.items() if "floor" not in tool})
+        (line.job, {tool: (median(runs), line.size) for tool, runs in line.runs.items() if tool not in BASELINES})
         for line in lines
         if len(line.runs) > 1 and line.beside
     ]

@@ -19,7 +19,7 @@ _COLUMNS = ("job", "ratio", "goal", "compared with", "times of others", "MiB/s",
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """The figures of one job. `ratio` is our time divided by that of `beside`, the fastest peer; or seconds."""
+    """The figures of one job. `ratio` is our time divided by that of `beside`, the fastest other tool; or seconds."""
 
     job: str
     ratio: float
@@ -72,7 +72,7 @@ def table(lines: list[Line], *, heading: bool = True) -> str:
             (
                 line.job,
                 f"{line.ratio:.2f}{unit}",
-                f"{line.goal:.2f}{unit}" if line.goal is not None else "",
+                _format_goal(line, unit),
                 line.beside or "",
                 ", ".join(f"{name} {ratio:.2f}" for name, ratio in line.others.items()),
                 f"{line.throughput / MIB:.0f}" if line.throughput else "",
@@ -83,3 +83,12 @@ def table(lines: list[Line], *, heading: bool = True) -> str:
         )
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
+
+
+def _format_goal(line: Line, unit: str) -> str:
+    """Return the goal of a job, and whether the run missed it; "" if the job has no goal."""
+    if line.goal is None:
+        return ""
+    # As the table shows both: 0.704 does not miss 0.70.
+    is_missed = round(line.ratio, 2) > round(line.goal, 2)
+    return f"{line.goal:.2f}{unit}{', **missed**' if is_missed else ''}"

@@ -1,4 +1,4 @@
-"""The commands of each tool for each job: ocistream, the installed peers, and curl as a lower bound ("floor").
+"""The commands of each tool for each job: ocistream, the installed peers, and curl.
 
 A tool that cannot do a job has no method for the job. Debian has skopeo, but not crane, regctl and oras.
 """
@@ -222,9 +222,9 @@ class Oras(Tool):
 
 
 class Curl(Tool):
-    """A lower bound, not a peer: fetch the blobs of an image one after the other, without hashing or storing them."""
+    """Fetch the blobs of an image one after the other over one connection, without hashing or storing them."""
 
-    name = "curl (floor)"
+    name = "curl over one connection"
 
     def __init__(self, image: Image) -> None:
         """Take the digests from the image."""
