@@ -223,9 +223,18 @@ def _configurable_names() -> list[str]:
 
 def _build_setting(table: TomlTable, key: str, option: click.Option, directory: Path, where: str) -> Setting:
     value = _convert_toml_value(table, key, option)
-    if isinstance(option.type, click.Path) and isinstance(value, str) and value:
-        value = str(resolve_path(directory, value, find_home(os.environ)))
+    if isinstance(option.type, click.Path):
+        value = (
+            [_resolve(directory, path) for path in value]
+            if isinstance(value, list)
+            else _resolve(directory, str(value))
+        )
     return Setting(value, "file", where)
+
+
+def _resolve(directory: Path, path: str) -> str:
+    # An empty path stays empty, so that the option can report it.
+    return str(resolve_path(directory, path, find_home(os.environ))) if path else ""
 
 
 def _convert_toml_value(table: TomlTable, key: str, option: click.Option) -> str | int | bool | list[str]:

@@ -107,6 +107,13 @@ def test_an_option_can_remove_a_default(user: User) -> None:
     assert not (user.file.parent / "all").exists()
 
 
+def test_each_path_of_a_list_is_relative_to_the_file(user: User) -> None:
+    user.configure("[defaults]", 'require-signature = ["missing.pem", "~/other.pem"]')
+    assertions.failure(user.pull(), 4, f"cannot read the key {user.file.parent}/missing.pem")
+    shown = user.run("config", "show", "pull").out.decode()
+    assert f'require-signature = ["{user.file.parent}/missing.pem", "{user.home}/other.pem"]' in shown
+
+
 def test_a_default_is_parsed_as_the_option(user: User) -> None:
     user.configure("[defaults]", 'upload = "chunk=1MiB"')
     assertions.success(user.push("--jobs=1"))
