@@ -244,13 +244,13 @@ class CopyOptions:
         type=PATH,
         metavar="KEY",
         section=SELECTION,
-        help="Fail unless each image is signed by a KEY (public key, PEM); repeatable.",
+        help="Fail unless each image is signed by one of the KEYs (public keys, PEM); repeatable.",
     )
     compress: str | None = option(
         metavar="gzip|zstd|none[:LEVEL]",
         check=_check_compression,
         section=OUTPUT,
-        help="Recompress layers; this changes the digest.",
+        help="Recompress layers (new digests).",
     )
     max_ratio: int = option(
         limits.MAX_RATIO,

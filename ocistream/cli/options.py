@@ -148,7 +148,7 @@ class OmissionOptions:
         metavar="DIGEST|FILE",
         no_default=SELECTS_CONTENT,
         section=MISSING,
-        help="Include only these blobs; repeatable.",
+        help="Include only these blobs, to repair an incomplete archive; repeatable.",
     )
 
 

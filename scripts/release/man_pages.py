@@ -29,11 +29,12 @@ __all__ = ["ENVIRONMENT", "EXIT_CODES", "pages", "write"]
 EXIT_CODES: Final = {
     "0": "success: the result is complete and verified",
     "1": "any error without its own code",
-    "2": "wrong usage; a malformed name; a terminal in place of an archive",
+    "2": "wrong usage; a malformed name; a terminal in place of an archive; an error in a configuration or sync file",
     "3": "authentication or permission; a missing credential file",
     "4": "the image, repository, platform, file, directory or command of `--via` does not exist",
     "5": "a size or digest is wrong; an image has no valid signature",
-    "6": "an invalid, truncated or malicious archive; or blobs that neither side has",
+    "6": "an invalid, truncated or malicious archive; an image with blobs that are neither in the archive nor at the "
+    "destination",
     "7": "the network or the registry failed after all retries; rate limited; `serve` cannot listen on its port",
     "8": "valid, but not supported",
     "9": "the local disk: full, read-only, no permission; stdout is closed or cannot be written",

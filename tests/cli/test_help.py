@@ -125,6 +125,9 @@ def test_help_lists_every_command() -> None:
     assertions.success(result)
     for name, (_, line) in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(line.split()[0])}", result.out.decode(), re.MULTILINE)
+    # These two stand for an option.
+    for name in ("help", "version"):
+        assert f"`ocistream {name}`" in result.out.decode()
     assert ocistream("-h").out == result.out
     assert ocistream("pull", "-h").out == ocistream("pull", "--help").out
 

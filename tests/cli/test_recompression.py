@@ -252,7 +252,7 @@ class TestUsage:
         words = " ".join(ocistream(verb, "--help").out.decode().split())
         assert "--compress gzip|zstd|none[:LEVEL]" in words
         assert "--max-ratio" in words
-        assert ("temporary disk space" in words) == (verb != "push")
+        assert ("temporary disk space in TMPDIR" in words) == (verb != "push")
 
 
 class TestUploads:

@@ -16,6 +16,7 @@ import pytest
 from ocistream import limits
 from tests import registry_http
 from tests.archives import END, blob_name, items_of, small_first, tar_of
+from tests.cli import assertions
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Layout, digest_of, small_image, tar_layer, two_platforms
@@ -235,6 +236,19 @@ class TestIncomplete:
             found = document(result)
             assert found == {"path": found["path"], "ok": False, "error": found["error"]}
             assert "truncated" in result.err
+
+    def test_a_cut_volume_hides_the_results_of_the_others(self, images: Layout, tmp_path: Path) -> None:
+        good, layer = tar_of(items_of(images)), a_layer(images)
+        damaged = changed(images, layer, b"x" * images.file(layer).stat().st_size)
+        files = {"good.tar": good, "damaged.tar": damaged, "cut.tar": good[: len(good) // 2]}
+        for name, content in files.items():
+            (tmp_path / name).write_bytes(content)
+        readable = ocistream("verify", tmp_path / "good.tar", tmp_path / "damaged.tar")
+        assert (readable.code, "digest mismatch" in readable.err) == (5, True)
+        # stdout is empty.
+        result = ocistream("verify", *(tmp_path / name for name in files))
+        assertions.failure(result, 6, "cut.tar is truncated")
+        assert "digest mismatch" not in result.err
 
     def test_no_archive(self, verify: Verify) -> None:
         for content in (b"", b"no tar at all" * 100, END):

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     help="Program for --via to run: a name, a path, or `python3 -m ocistream`.",
 )
 @options(CopyOptions, "no_referrers", "require_signature")
-@compression_options("To stdout, it needs temporary disk space.")
+@compression_options("To stdout, it needs temporary disk space in TMPDIR.")
 @upload_options
 @credential_options
 @side_options
@@ -71,9 +71,10 @@ def copy(
     """Copy images between registries, layouts and archives.
 
     SRC and DST are images, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]` or paths. A word
-    is a path if it starts with /, ./, ../ or ~/, ends in / or .tar (or .tgz, .tar.gz, .tar.zst), or exists.
+    is a path if it starts with /, ./, ../ or ~/, if it ends in / or .tar (or .tgz, .tar.gz, .tar.zst), or if such a
+    file or directory exists.
 
-    Blobs are mounted within one registry. Uncompressed layers of a docker-archive become gzip.
+    Within one registry, blobs are mounted, not sent. Uncompressed layers of a docker-archive become gzip.
 
     Options of a registry, such as --plain-http, apply to both sides; those with --src- or --dest- override them for one
     side.

@@ -38,7 +38,7 @@ def gc(
 ) -> None:
     """Delete blobs that no image in the layout DIR needs, and old unfinished files; print their digests.
 
-    A cache (--cache) lists no images, so every blob may be deleted. Other commands may use DIR meanwhile.
+    A cache (--cache) lists no images, so every blob may be deleted. Other commands may use DIR at the same time.
 
     \b
     ocistream gc images/

@@ -85,7 +85,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
 @all_platforms_option
 @options(OmissionOptions)
 @options(CopyOptions, "no_referrers", "require_signature")
-@compression_options("To stdout, it needs temporary disk space.")
+@compression_options("To stdout, it needs temporary disk space in TMPDIR.")
 @credential_options
 @options(RunOptions, "memory", "cache")
 @transfer_options

@@ -68,10 +68,11 @@ def verify(
 ) -> None:
     """Verify archives and layouts offline, or images in registries, in one pass (default: stdin).
 
-    Every blob is hashed, and every image must be complete. Archives of `pull --have` and single volumes are complete
-    without their omitted blobs. Several LOCATIONs are verified together. A name that begins with a
-    registry's host is an image in that registry.
-    Exit code 5: wrong bytes, or no valid signature. 6: missing or malformed content.
+    Every blob is hashed, and every image must be complete. An archive of `pull --have` or one volume may omit blobs:
+    the last line then begins with `ok, but incomplete`, and the exit code is 0. Several files are verified as volumes
+    of one archive: if one cannot be read, nothing is reported about the others. Verify separate archives one by one. A
+    name that begins with a registry's host is an image in that registry. Exit code 5: wrong bytes, or no valid
+    signature. 6: missing or malformed content.
 
     \b
     ocistream verify app.tar
