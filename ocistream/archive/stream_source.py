@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits
 from ocistream.archive.contents import normalize_name
@@ -25,7 +25,7 @@ from ocistream.oci.reference import printable
 from ocistream.oci.volumes import parse_checksum_line, parse_part_name, part_error, part_name
 from ocistream.streams import files
 from ocistream.streams.chunks import HashedChunks, chunks_from, read_all, verify_chunks
-from ocistream.streams.compression import NONE, detect_codec
+from ocistream.streams.compression import NONE, Codec, detect_codec
 from ocistream.streams.layer_media_types import is_probably_json, is_probably_layer
 from ocistream.transfer.interfaces import Access, Blob, ByteRange
 from ocistream.transfer.partial_blobs import parse_partial_blobs
@@ -42,8 +42,18 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.oci.walk import Need
     from ocistream.streams.chunks import Chunk
-    from ocistream.streams.compression import Codec
     from ocistream.transfer.interfaces import BlobPart, EarlyBlobs
+
+
+class _Json(NamedTuple):
+    """A JSON blob that came before the graph: it is in memory, or was written to the destination.
+
+    `is_in_graph` says that the graph has the same bytes, as a manifest.
+    """
+
+    content: bytes | Descriptor
+    is_in_graph: bool = False
+
 
 _READ_FROM_FILE_HINT: Final = "read it from a file instead of a pipe: then the order does not matter"
 
@@ -72,17 +82,14 @@ class ArchiveStreamSource(ArchiveSource):
         self._part_digests: dict[tuple[str, int], str] = {}
         #: Accepts blobs while the graph is not known.
         self._early_blobs: EarlyBlobs | None = None
-        #: By the offset of an entry: JSON in memory; manifests in memory that the graph has too; JSON that was written
-        #: to the destination; other Docker files, and codecs of compressed blobs, that were written there; and blobs
-        #: whose bytes do not match the digest in their name.
-        self._buffered: dict[int, bytes] = {}
-        self._manifests: dict[int, bytes] = {}
-        self._spilled: dict[int, Descriptor] = {}
-        self._docker_files: dict[int, Descriptor] = {}
-        self._codecs: dict[int, Codec] = {}
+        #: By the offset of an entry that came before the graph: JSON, the blob that a Docker file became at the
+        #: destination, or the codec of a compressed blob.
+        self._early_entries: dict[int, _Json | Descriptor | Codec] = {}
+        #: By offset: blobs whose bytes do not match the digest in their name.
         self._corrupt: dict[int, IntegrityError] = {}
-        #: The total size of `_buffered`.
+        #: The total size of the JSON in memory that the graph does not have too.
         self._buffered_bytes = 0
+        self._docker_file_count = 0
         self._is_index_last = False
         #: The error of the selection from `index.json`. `manifest.json` may still list the image.
         self._selection_error: OcistreamError | None = None
@@ -107,7 +114,11 @@ class ArchiveStreamSource(ArchiveSource):
             for digest in tuple(self._comparison.needs):
                 self._comparison.search(digest)
         # The walk uses more memory than the graph, and no other graph will be built.
-        self._manifests.clear()
+        self._early_entries = {
+            offset: entry
+            for offset, entry in self._early_entries.items()
+            if isinstance(entry, _Json) and not entry.is_in_graph
+        }
         self._index_walk = self._walk = self._early_blobs = None
         return graph
 
@@ -191,8 +202,10 @@ class ArchiveStreamSource(ArchiveSource):
             raise ArchiveError(msg)
         # A config is also a blob of the graph, and a candidate may be a manifest of it: both are needed again.
         if raw is not None and not need.is_config and not need.is_candidate:
-            self._buffered_bytes -= len(self._buffered.pop(extent.offset, b""))
-            self._manifests[extent.offset] = raw
+            match self._early_entries.get(extent.offset):
+                case _Json(bytes(), is_in_graph=False):
+                    self._buffered_bytes -= extent.size
+            self._early_entries[extent.offset] = _Json(raw, is_in_graph=True)
         return raw
 
     def _read_documents(self) -> None:
@@ -206,34 +219,38 @@ class ArchiveStreamSource(ArchiveSource):
         return self._find_in_memory(extent)
 
     def _find_in_memory(self, extent: Extent) -> bytes | None:
-        return self._buffered.get(extent.offset) or self._manifests.get(extent.offset)
+        match self._early_entries.get(extent.offset):
+            case _Json(bytes() as content):
+                return content
+        return None
 
     def _read_extent(self, extent: Extent) -> bytes | None:
         if extent.offset in self._corrupt:
             raise self._corrupt[extent.offset]
-        raw = self._find_in_memory(extent)
-        if raw is None and self._early_blobs is not None and (spilled := self._spilled.get(extent.offset)) is not None:
-            return self._early_blobs.read_back(spilled)
-        return raw
+        match self._early_entries.get(extent.offset):
+            case _Json(Descriptor() as written) if self._early_blobs is not None:
+                return self._early_blobs.read_back(written)
+        return self._find_in_memory(extent)
 
     def _identify_layer(self, extent: Extent, digest: str | None, diff_id: str) -> Descriptor | None:
         del diff_id  # The digest was computed when the layer was written.
-        offset = extent.offset
-        is_json = offset in self._spilled or offset in self._manifests
-        if is_json or is_probably_json(self._buffered.get(offset, b"")):
+        entry = self._early_entries.get(extent.offset)
+        if isinstance(entry, _Json) and (
+            entry.is_in_graph or isinstance(entry.content, Descriptor) or is_probably_json(entry.content)
+        ):
             return None
         if digest is None:
-            return self._docker_files.get(offset)
-        return describe_layer_blob(digest, extent.size, self._codecs.get(offset, NONE))
+            return entry if isinstance(entry, Descriptor) else None
+        return describe_layer_blob(digest, extent.size, entry if isinstance(entry, Codec) else NONE)
 
     def _take_buffered(self, wanted: dict[str, Descriptor]) -> Iterator[Blob]:
         """Yield the wanted blobs that are in memory, and free all memory of blobs."""
         for digest, extent in self.contents.blobs.items():
-            content = self._buffered.get(extent.offset)
+            content = self._find_in_memory(extent)
             if content is not None and (digest in wanted or self._selection.all_blobs):
                 unknown = Descriptor(UNKNOWN_MEDIA_TYPE, digest, len(content))
                 yield blob_from_bytes(wanted.get(digest, unknown), content)
-        self._buffered.clear()
+        self._early_entries.clear()
 
     # -- documents, and other entries that are not blobs -----------------------------------------------------
 
@@ -289,7 +306,7 @@ class ArchiveStreamSource(ArchiveSource):
         content = itertools.chain([first_chunk], chunks)
         is_json = is_probably_json(first_chunk)
         if is_json and self._buffered_bytes + entry.size <= limits.MAX_BUFFERED_JSON:
-            self._buffered[entry.offset] = read_all(content)
+            self._early_entries[entry.offset] = _Json(read_all(content))
             self._buffered_bytes += entry.size
             return
         if is_json:
@@ -298,12 +315,14 @@ class ArchiveStreamSource(ArchiveSource):
             is_wanted = is_probably_layer(first_chunk) or normalize_name(entry.name).endswith(".tar")
         if not is_wanted:
             return
-        if len(self._docker_files) >= limits.MAX_LIST_ENTRIES:
+        self._docker_file_count += 1
+        if self._docker_file_count > limits.MAX_LIST_ENTRIES:
             msg = f"more than {limits.MAX_LIST_ENTRIES} layers come before the archive's manifest.json"
             raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
-        self._docker_files[entry.offset] = written = early_blobs.write_new(content)
-        if is_json:
-            self._spilled[entry.offset] = Descriptor(UNKNOWN_MEDIA_TYPE, written.digest, entry.size)
+        written = early_blobs.write_new(content)
+        self._early_entries[entry.offset] = (
+            _Json(Descriptor(UNKNOWN_MEDIA_TYPE, written.digest, entry.size)) if is_json else written
+        )
 
     # -- blobs that come before the graph --------------------------------------------------------------------
 
@@ -316,7 +335,7 @@ class ArchiveStreamSource(ArchiveSource):
             self._buffer_or_write(entry, digest)
         elif entry.size == need.descriptor.size:
             # The walk verifies the manifest. It refuses another size below.
-            self._manifests[entry.offset] = self._reader.read(entry, limits.MAX_MANIFEST)
+            self._early_entries[entry.offset] = _Json(self._reader.read(entry, limits.MAX_MANIFEST), is_in_graph=True)
         if self._walk is not None:
             self._walk.search(digest)
         if self._comparison is not None:
@@ -333,7 +352,7 @@ class ArchiveStreamSource(ArchiveSource):
             content = first_chunk if is_complete else first_chunk + b"".join(bytes(chunk) for chunk in chunks)
             try:
                 # Verify the blob now: later it is not known whether it was verified.
-                self._buffered[entry.offset] = read_all(verify_chunks([content], descriptor))
+                self._early_entries[entry.offset] = _Json(read_all(verify_chunks([content], descriptor)))
             except IntegrityError as error:
                 self._corrupt[entry.offset] = error
                 self._write_early(entry, blob_from_bytes(descriptor, content))
@@ -348,11 +367,11 @@ class ArchiveStreamSource(ArchiveSource):
             self._started_blob = entry, digest, all_chunks
             return
         if (codec := detect_codec(first_chunk[: limits.KIB])) is not NONE:
-            self._codecs[entry.offset] = codec
+            self._early_entries[entry.offset] = codec
         blob = Blob(descriptor, partial(_skip_to, all_chunks), self._access)
         self._write_early(entry, blob, can_be_plain_layer=self._may_be_plain_layer(entry))
         if looks_like_json and entry.offset not in self._corrupt:
-            self._spilled[entry.offset] = descriptor
+            self._early_entries[entry.offset] = _Json(descriptor)
 
     def _may_be_plain_layer(self, entry: TarEntry) -> bool:
         """Return whether `docker save` may have written an entry, as far as is known now.
