@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.archive.contents import Extent, check_document_size
-from ocistream.archive.source import ArchiveSource, describe_layer_blob
+from ocistream.archive.source import ArchiveSource
 from ocistream.archive.tar_reader import TarEntry, TarReader
 from ocistream.errors import ArchiveError, IntegrityError
 from ocistream.layout.image_selection import ALL_IMAGES
@@ -18,7 +18,7 @@ from ocistream.oci.volumes import parse_checksum_line, part_error, part_name
 from ocistream.streams import files
 from ocistream.streams.chunks import HashedChunks, read_all, read_chunks, verify_chunks
 from ocistream.streams.compression import NONE, detect_codec
-from ocistream.streams.layer_media_types import is_probably_json
+from ocistream.streams.layer_media_types import describe_layer, is_probably_json
 from ocistream.transfer.interfaces import Blob, BlobPart, ByteRange, RecoverableBlob
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class ArchiveFileSource(ArchiveSource):
             return None
         codec = detect_codec(first_bytes)
         # A compressed layer is hashed, unless its name has its digest.
-        return describe_layer_blob(digest or (diff_id if codec is NONE else self._hash(extent)), extent.size, codec)
+        return describe_layer(digest or (diff_id if codec is NONE else self._hash(extent)), extent.size, codec)
 
     def _hash(self, extent: Extent) -> str:
         chunks = HashedChunks(self._chunks(extent))

@@ -31,7 +31,6 @@ from ocistream.oci.digest import compute_digest, size_error
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import Volume, parse_volume
 from ocistream.oci.walk import StreamedWalk
-from ocistream.streams import layer_media_types
 from ocistream.streams.chunks import read_all, verify_chunks
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
     from ocistream.oci.walk import Need
-    from ocistream.streams.compression import Codec
 
 
 class ArchiveSource(ABC):
@@ -270,8 +268,3 @@ class ArchiveSource(ABC):
         descriptor = self._finish_comparison().find_manifest(image)
         raw = self._peek(descriptor.digest, descriptor.size) if descriptor is not None else None
         return Manifest(descriptor, raw) if descriptor is not None and raw is not None else None
-
-
-def describe_layer_blob(digest: str, size: int, codec: Codec) -> Descriptor:
-    """Return the descriptor of a layer that is compressed with `codec`."""
-    return Descriptor(layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec.name), digest, size)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits
 from ocistream.archive.contents import normalize_name
-from ocistream.archive.source import ArchiveSource, describe_layer_blob
+from ocistream.archive.source import ArchiveSource
 from ocistream.archive.tar_reader import ARCHIVE_ON_STDIN, InputStream, TarEntry, TarReader
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import ALL_IMAGES
@@ -26,7 +26,7 @@ from ocistream.oci.volumes import parse_checksum_line, parse_part_name, part_err
 from ocistream.streams import files
 from ocistream.streams.chunks import HashedChunks, chunks_from, read_all, verify_chunks
 from ocistream.streams.compression import NONE, Codec, detect_codec
-from ocistream.streams.layer_media_types import is_probably_json, is_probably_layer
+from ocistream.streams.layer_media_types import describe_layer, is_probably_json, is_probably_layer
 from ocistream.transfer.interfaces import Access, Blob, ByteRange
 from ocistream.transfer.partial_blobs import parse_partial_blobs
 from ocistream.transfer.verified_blobs import blob_from_bytes
@@ -241,7 +241,7 @@ class ArchiveStreamSource(ArchiveSource):
             return None
         if digest is None:
             return entry if isinstance(entry, Descriptor) else None
-        return describe_layer_blob(digest, extent.size, entry if isinstance(entry, Codec) else NONE)
+        return describe_layer(digest, extent.size, entry if isinstance(entry, Codec) else NONE)
 
     def _take_buffered(self, wanted: dict[str, Descriptor]) -> Iterator[Blob]:
         """Yield the wanted blobs that are in memory, and free all memory of blobs."""

@@ -10,7 +10,6 @@ import io
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
-from ocistream.errors import OcistreamError
 from ocistream.limits import CHUNK_SIZE, MIN_THREADED_HASH
 from ocistream.oci.digest import digest_error, size_error
 from ocistream.oci.reference import parse_digest
@@ -151,27 +150,6 @@ def read_all(chunks: Iterable[Chunk]) -> bytes:
     for chunk in chunks:
         content.write(chunk)
     return content.getvalue()
-
-
-class FailureTracker:
-    """An iterator of chunks that records whether it failed itself, as opposed to the code that uses it."""
-
-    def __init__(self, chunks: Iterator[Chunk]) -> None:
-        """Wrap `chunks`."""
-        self._chunks = chunks
-        self.has_failed = False
-
-    def __iter__(self) -> Iterator[Chunk]:
-        """Return itself."""
-        return self
-
-    def __next__(self) -> Chunk:
-        """Return the next chunk."""
-        try:
-            return next(self._chunks)
-        except OcistreamError:
-            self.has_failed = True
-            raise
 
 
 class HashedChunks:

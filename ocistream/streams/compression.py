@@ -6,6 +6,7 @@ To add a codec, add one entry to `CODECS`. Other modules decide what is compress
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 import threading
 import zlib
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream.errors import ArchiveError, OcistreamError, UnsupportedError
 from ocistream.streams.budget import Budget
 
 if TYPE_CHECKING:
@@ -368,3 +369,45 @@ def decompress(codec: Codec, chunks: Iterable[Chunk], max_ratio: int) -> Iterato
             msg = f"the {codec.name} stream expands to more than {max_ratio} times its size"
             raise ArchiveError(msg, hint="if you trust it, allow more with --max-ratio")
         yield chunk
+
+
+class DecompressionError(Exception):
+    """A layer has the expected raw bytes, but cannot be decompressed; `error` says why."""
+
+    def __init__(self, error: ArchiveError | UnsupportedError) -> None:
+        """Take the error without the name of the layer."""
+        super().__init__(error.message)
+        self.error = error
+
+
+def decompress_layer(raw: Iterator[Chunk], max_ratio: int) -> tuple[Codec, Iterator[Chunk]]:
+    """Return the codec of a layer, as its first bytes show it, and its plain chunks.
+
+    The plain chunks raise DecompressionError, or an error of `raw` as it is. If the bytes of `raw` do not match their
+    digest either, that error is raised instead.
+    """
+    beginning = next(raw, b"")
+    codec = detect_codec(bytes(beginning[: limits.KIB]))
+    return codec, _decompress_checked(codec, itertools.chain([beginning], raw), max_ratio)
+
+
+def _decompress_checked(codec: Codec, raw: Iterator[Chunk], max_ratio: int) -> Iterator[Chunk]:
+    has_raw_failed = False
+
+    def tracked() -> Iterator[Chunk]:
+        nonlocal has_raw_failed
+        try:
+            yield from raw
+        except OcistreamError:
+            has_raw_failed = True
+            raise
+
+    chunks = tracked()
+    try:
+        yield from decompress(codec, chunks, max_ratio)
+    except (ArchiveError, UnsupportedError) as error:
+        if has_raw_failed:
+            raise
+        for _ in chunks:
+            pass
+        raise DecompressionError(error) from error

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
+from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.compression import NONE, detect_codec
+
+if TYPE_CHECKING:
+    from ocistream.streams.compression import Codec
 
 #: The two families: prefixes of their layers' media types (image-spec, layer.md; Docker's schema 2).
 OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
@@ -45,6 +49,11 @@ def codec_name(kind: str) -> str | None:
 def layer_media_type(family: str, codec: str) -> str:
     """Return the media type of a layer of a family, compressed with a codec."""
     return family + _SUFFIXES[family][codec]
+
+
+def describe_layer(digest: str, size: int, codec: Codec) -> Descriptor:
+    """Return the descriptor of an OCI layer that is compressed with `codec`."""
+    return Descriptor(layer_media_type(OCI_LAYER, codec.name), digest, size)
 
 
 def to_oci_media_type(kind: str) -> str:

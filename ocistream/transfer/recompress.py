@@ -5,7 +5,6 @@ Checks each layer against the diff_ids of its config; a config never changes. Do
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -28,8 +27,8 @@ from ocistream.oci.graph import Graph, is_image
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, parse_json
 from ocistream.streams import layer_media_types
-from ocistream.streams.chunks import FailureTracker, HashedChunks
-from ocistream.streams.compression import CODECS, NONE, Codec, decompress, detect_codec
+from ocistream.streams.chunks import HashedChunks
+from ocistream.streams.compression import CODECS, NONE, Codec, DecompressionError, decompress_layer, detect_codec
 from ocistream.transfer.interfaces import NewBlob
 
 if TYPE_CHECKING:
@@ -251,7 +250,6 @@ class LayerRecompression:
         self._open_raw = open_raw
         self._source = source
         self._access = access
-        self._media_type = layer_media_types.OCI_LAYER
         self._result: RecompressedLayer | None = None
 
     @property
@@ -268,33 +266,22 @@ class LayerRecompression:
         # A known digest need not be computed again.
         hashed_source = HashedChunks(self._open_raw() if self._source is None else ())
         raw = hashed_source if self._source is None else self._open_raw()
-        plain, result = HashedChunks(self._decompress(FailureTracker(raw))), HashedChunks(())
-        for chunk in self._settings.codec.compress(plain, self._settings.level):
-            result.add(chunk)
-            yield chunk
+        codec, plain_chunks = decompress_layer(raw, self._settings.max_ratio)
+        plain, result = HashedChunks(plain_chunks), HashedChunks(())
+        try:
+            for chunk in self._settings.codec.compress(plain, self._settings.level):
+                result.add(chunk)
+                yield chunk
+        except DecompressionError as found:
+            layer, error = self._source.digest if self._source else "a layer", found.error
+            raise type(error)(f"{layer}: {error.message}", hint=error.hint) from error
         # Docker's media type is set when its manifest is rewritten.
-        media_type = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, self._settings.codec.name)
         self._result = RecompressedLayer(
-            self._source or Descriptor(self._media_type, hashed_source.digest, hashed_source.size),
-            Descriptor(media_type, result.digest, result.size),
+            self._source or layer_media_types.describe_layer(hashed_source.digest, hashed_source.size, codec),
+            layer_media_types.describe_layer(result.digest, result.size, self._settings.codec),
             plain.digest,
         )
         self._recompressor.add_result(self._result)
-
-    def _decompress(self, raw: FailureTracker) -> Iterator[Chunk]:
-        beginning = next(raw, b"")
-        codec = detect_codec(bytes(beginning[: limits.KIB]))
-        self._media_type = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec.name)
-        try:
-            yield from decompress(codec, itertools.chain([beginning], raw), self._settings.max_ratio)
-        except (ArchiveError, UnsupportedError) as error:
-            # If the bytes do not even match the digest, report that instead.
-            for _ in raw:
-                pass
-            if raw.has_failed:
-                raise
-            layer = self._source.digest if self._source else "a layer"
-            raise type(error)(f"{layer}: {error.message}", hint=error.hint) from error
 
 
 def _digest(descriptor: Descriptor) -> str:

@@ -20,8 +20,8 @@ from ocistream.oci.documents import check_config, parse_diff_ids
 from ocistream.oci.graph import is_image
 from ocistream.oci.volumes import part_error
 from ocistream.streams import files, layer_media_types
-from ocistream.streams.chunks import FailureTracker, HashedChunks, read_all, verify_chunks
-from ocistream.streams.compression import decompress, detect_codec
+from ocistream.streams.chunks import HashedChunks, read_all, verify_chunks
+from ocistream.streams.compression import DecompressionError, decompress_layer, detect_codec
 from ocistream.streams.layer_media_types import codec_name, is_probably_layer
 from ocistream.streams.workers import run_each
 from ocistream.transfer.config_checks import ConfigChecker, can_be_json_object, not_json_error
@@ -338,15 +338,14 @@ class BlobChecker:
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Verify a layer of unknown digest."""
         beginning = bytes(next(chunks, b""))
-        media_type = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, detect_codec(beginning).name)
         raw = HashedChunks(itertools.chain([beginning], chunks))
         error: OcistreamError | None = None
         plain: PlainLayer | None = None
         try:
             plain = self.read_complete(raw, Descriptor(layer_media_types.OCI_LAYER, "", 0), unpack=self._deep)
-        except _CannotUnpackError as found:
+        except DecompressionError as found:
             error = found.error
-        descriptor = Descriptor(media_type, raw.digest, raw.size)
+        descriptor = layer_media_types.describe_layer(raw.digest, raw.size, detect_codec(beginning))
         self.unnamed_layers.add(descriptor.digest)
         self._add_result(descriptor, error, plain)
         return descriptor
@@ -373,7 +372,7 @@ class BlobChecker:
             )
         except IntegrityError as error:
             self._add_result(descriptor, error)
-        except _CannotUnpackError as found:
+        except DecompressionError as found:
             self._add_result(descriptor, found.error)
 
     def read_complete(self, chunks: Iterator[Chunk], descriptor: Descriptor, *, unpack: bool) -> PlainLayer | None:
@@ -381,24 +380,15 @@ class BlobChecker:
 
         The observer counts the bytes for `descriptor`.
         """
-        raw = FailureTracker(BlobProgress(self._observer, descriptor, self._cancelled).count(chunks))
+        raw = BlobProgress(self._observer, descriptor, self._cancelled).count(chunks)
         if not unpack:
             for _ in raw:
                 pass
             return None
-        try:
-            beginning = bytes(next(raw, b""))
-            codec = detect_codec(beginning)
-            plain = HashedChunks(decompress(codec, itertools.chain([beginning], raw), self._max_ratio))
-            for _ in plain:
-                pass
-        except (ArchiveError, UnsupportedError) as error:
-            if raw.has_failed:
-                raise
-            # If the bytes do not match the digest either, report that instead.
-            for _ in raw:
-                pass
-            raise _CannotUnpackError(error) from error
+        codec, plain_chunks = decompress_layer(raw, self._max_ratio)
+        plain = HashedChunks(plain_chunks)
+        for _ in plain:
+            pass
         return PlainLayer(plain.digest, codec.name)
 
     def _add_result(
@@ -412,14 +402,6 @@ class BlobChecker:
         if plain is not None:
             self.plain_layers[descriptor.digest] = plain
         self._observer.done(descriptor, "verified")
-
-
-class _CannotUnpackError(Exception):
-    """A compressed stream is malformed."""
-
-    def __init__(self, error: OcistreamError) -> None:
-        super().__init__()
-        self.error = error
 
 
 class _SpillFile:
