@@ -114,7 +114,7 @@ def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
     if source_location.is_stream or source_location.path is None:
         return "save the archive to a file: `ocistream verify FILE` lists what is missing"
     names = {root.origin or root.name for root in graph.roots}
-    from ocistream.transfer.verify import DiscardedBlobs
+    from ocistream.transfer.verify import read_graph
 
     select = select_named_images([name for name in names if name]) if all(names) else select_every_image
     with contextlib.suppress(OcistreamError):
@@ -122,8 +122,7 @@ def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
         with contextlib.closing(source):
             if isinstance(source, IncompleteSource):
                 is_missing = source.is_missing
-                graph_without_filter = source.resolve(DiscardedBlobs())
-                platforms = find_exported_platforms(graph_without_filter, lambda blob: bool(is_missing(blob)))
+                platforms = find_exported_platforms(read_graph(source), lambda blob: bool(is_missing(blob)))
                 shown = ", ".join(map(printable, platforms[:_MAX_IN_COMMAND])) or "none"
                 return f"complete platforms: {shown}; {hint}"
     return hint
@@ -245,11 +244,11 @@ def _find_images_by_id(image_id: str, source_location: Location | None, source: 
 
 
 def _search_images_by_id(image_id: str, source_location: Location) -> list[Root]:
-    from ocistream.transfer.verify import DiscardedBlobs
+    from ocistream.transfer.verify import read_graph
 
     source = open_source(replace(source_location, name=None), OpenContext(), Selection(referrers="skip"))
     with contextlib.closing(source):
-        graph = source.resolve(DiscardedBlobs())
+        graph = read_graph(source)
     digests = {
         digest
         for digest, document in graph.documents.items()

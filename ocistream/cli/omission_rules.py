@@ -185,16 +185,12 @@ def _build_base_rule(
 def _read_graph(
     context: CommandContext, location: Location, choice: PlatformChoice, source_location: Location
 ) -> Graph:
-    from ocistream.transfer.verify import DiscardedBlobs
+    from ocistream.transfer.verify import read_graph
 
-    with contextlib.ExitStack() as stack:
-        source = open_source(
-            location,
-            _open_context_for(context, location, source_location),
-            Selection(platforms=choice, referrers="skip"),
-        )
-        stack.callback(source.close)
-        return source.resolve(stack.enter_context(contextlib.closing(DiscardedBlobs(context.cancelled))))
+    open_context = _open_context_for(context, location, source_location)
+    selection = Selection(platforms=choice, referrers="skip")
+    with contextlib.closing(open_source(location, open_context, selection)) as source:
+        return read_graph(source, context.cancelled)
 
 
 def _parse_only(text: str) -> str | Path:
