@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from ocistream import notices
 from ocistream.errors import InvalidNameError, LocalDiskError, UnsupportedError, UsageError
-from ocistream.layout.index import select_named_images
+from ocistream.layout.image_selection import select_named_images
 from ocistream.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference, printable
 from ocistream.streams import files, paths
 from ocistream.streams.workers import DEFAULT_JOBS
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from ocistream.archive.outputs import Output
     from ocistream.archive.tar_reader import InputStream
     from ocistream.http.client import HttpClient
-    from ocistream.layout.image_selection import Selection
-    from ocistream.layout.index import ImageSelector
+    from ocistream.layout.image_selection import ImageSelector, Selection
     from ocistream.layout.writer import LayoutWriter
     from ocistream.oci.graph import Root
     from ocistream.registry.opener import RepositoryOpener

@@ -8,19 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ocistream.api.copy_targets import (
-    build_prefix_target,
-    build_rename,
-    build_tag_target,
-    require_distinct_targets,
+from ocistream.api.copy_targets import build_prefix_target, build_rename, build_tag_target, require_distinct_targets
+from ocistream.errors import IntegrityError, InvalidNameError, UsageError
+from ocistream.layout.image_selection import (
+    Selection,
     select_all_by_tag,
+    select_existing_images,
     select_full_names,
+    select_named_images,
     select_single_image,
     select_tagged,
 )
-from ocistream.errors import IntegrityError, InvalidNameError, UsageError
-from ocistream.layout.image_selection import Selection
-from ocistream.layout.index import select_existing_images, select_named_images
 from ocistream.locations import (
     Location,
     is_directory,
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ocistream.api.options import ClientOptions, CopyOptions
-    from ocistream.layout.index import ImageSelector
+    from ocistream.layout.image_selection import ImageSelector
     from ocistream.locations import OpenContext
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.omitted_blobs import OmissionReason

@@ -1,4 +1,4 @@
-"""Select the images of a copy, and name them at the destination: by tag, below a prefix, or by a new name."""
+"""Name the images of a copy at the destination: by tag, below a prefix, or by a new name."""
 
 from __future__ import annotations
 
@@ -6,22 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
-from ocistream.layout.image_selection import report_untagged, select_all_images
-from ocistream.layout.index import (
-    format_image_names,
-    has_full_name,
-    is_printable_name,
-    select_existing_images,
-    select_named_images,
-    select_only_image,
-    tag_of,
-)
+from ocistream.layout.index import is_printable_name, tag_of
 from ocistream.oci.reference import Reference, is_digest, parse_reference, parse_registry, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ocistream.layout.index import ImageSelector
+    from ocistream.layout.image_selection import ImageSelector
     from ocistream.oci.graph import Graph, Root
 
 
@@ -53,15 +44,6 @@ def build_rename(name: str, kind: str) -> Callable[[Graph], Graph]:
     return rename
 
 
-def select_single_image(roots: Sequence[Root]) -> Sequence[Root]:
-    """Return the only image, as `select_only_image`; if there are several, say how to choose one for `copy`."""
-    try:
-        return select_only_image(roots)
-    except UsageError as error:
-        hint = f"choose one, as in oci:DIR:NAME or oci-archive:FILE:NAME: {format_image_names(roots)}"
-        raise UsageError(error.message, hint=hint) from error
-
-
 def require_distinct_targets(target: Callable[[Root], Reference], select: ImageSelector) -> ImageSelector:
     """Return `select` with a check that no two images get the same target: the second would replace the first.
 
@@ -80,30 +62,6 @@ def require_distinct_targets(target: Callable[[Root], Reference], select: ImageS
         return selected
 
     return chosen
-
-
-def select_all_by_tag(choose: Callable[[Sequence[str]], Sequence[str]], hint: str) -> ImageSelector:
-    """Return a selection of all images of an archive or layout by their tags, which `choose` may restrict.
-
-    The selection raises UsageError, with this hint, if an image has no tag.
-    """
-
-    def select(roots: Sequence[Root]) -> Sequence[Root]:
-        return select_tagged(choose)(select_all_images(roots, lambda root: tag_of(root.name) is not None, "tag", hint))
-
-    return select
-
-
-def select_tagged(choose: Callable[[Sequence[str]], Sequence[str]]) -> ImageSelector:
-    """Return a selection of images of an archive or layout by their tags; a notice names the images without a tag."""
-
-    def select(roots: Sequence[Root]) -> Sequence[Root]:
-        tags = [tag for root in roots if (tag := tag_of(root.name))]
-        chosen = set(choose(list(dict.fromkeys(tags))))
-        report_untagged(roots)
-        return [root for root in roots if tag_of(root.name) in chosen]
-
-    return select
 
 
 def build_tag_target(repository: Reference) -> Callable[[Root], Reference]:
@@ -138,16 +96,3 @@ def build_prefix_target(prefix: str) -> Callable[[Root], Reference]:
     if path:
         parse_reference(f"{registry}/{path}/x")
     return target
-
-
-def select_full_names(chosen: Sequence[str]) -> ImageSelector:
-    """Return a selection of the images of --image, else of all images, that requires full names."""
-    select, description = (
-        (select_named_images(chosen, all_names=True), "chosen")
-        if chosen
-        else (select_existing_images, "in the archive or layout")
-    )
-    hint = (
-        "--to needs a full name for every image; push each of these: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
-    )
-    return lambda roots: select_all_images(select(roots), has_full_name, "full name", hint, description=description)

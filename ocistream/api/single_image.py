@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.api.copy_targets import select_single_image
 from ocistream.errors import ArchiveError, NotFoundError, RegistryError, UnsupportedError, UsageError
-from ocistream.layout.image_selection import Selection
+from ocistream.layout.image_selection import Selection, select_single_image
 from ocistream.locations import open_source
 from ocistream.oci.platforms import ALL_PLATFORMS, list_platforms
 from ocistream.oci.reference import is_digest, printable

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from ocistream.archive.source import ArchiveSource
-    from ocistream.layout.image_selection import Selection
-    from ocistream.layout.index import ImageSelector
+    from ocistream.layout.image_selection import ImageSelector, Selection
 
 #: At most this many names are printed.
 _MAX_SHOWN: Final = 10

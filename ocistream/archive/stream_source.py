@@ -17,8 +17,7 @@ from ocistream.archive.contents import normalize_name
 from ocistream.archive.source import ArchiveSource
 from ocistream.archive.tar_reader import ARCHIVE_ON_STDIN, InputStream, TarEntry, TarReader
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
-from ocistream.layout.image_selection import ALL_IMAGES
-from ocistream.layout.index import LayoutIndex, no_image_error
+from ocistream.layout.image_selection import ALL_IMAGES, no_image_error
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.digest import digest_error
 from ocistream.oci.reference import printable
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from ocistream.archive.contents import Extent
     from ocistream.errors import OcistreamError
     from ocistream.layout.image_selection import Selection
+    from ocistream.layout.index import LayoutIndex
     from ocistream.oci.graph import Graph
     from ocistream.oci.walk import Need
     from ocistream.streams.chunks import Chunk

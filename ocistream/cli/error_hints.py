@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import IntegrityError, OcistreamError
-from ocistream.layout.image_selection import Selection
-from ocistream.layout.index import (
+from ocistream.layout.image_selection import (
     NoSuchImageError,
+    Selection,
     format_image_names,
-    image_name_of,
     select_every_image,
     select_named_images,
 )
+from ocistream.layout.index import image_name_of
 from ocistream.locations import OpenContext, open_source, parse_location
 from ocistream.oci.digest import DIGEST_MISMATCH
 from ocistream.oci.graph import Root

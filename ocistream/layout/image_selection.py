@@ -1,26 +1,22 @@
-"""What a source is asked for. Choose all images, or fail if one has no usable name; report names that are not used.
+"""Which images and platforms of a source are wanted: the only one, those of some names, or all; report unused names.
 
 `push --to`, `copy --all-tags` and `sync` choose by `select_all_images`, so that none drops an image for its name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocistream import limits
-from ocistream.errors import UsageError
-from ocistream.layout.index import (
-    ImageSelector,
-    format_image_names,
-    select_every_image,
-    select_existing_images,
-    tag_of,
-)
+from ocistream.errors import InvalidNameError, NotFoundError, UsageError
+from ocistream.layout.index import REF_NAME, has_full_name, tag_of
 from ocistream.notices import notify
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
-from ocistream.oci.reference import printable
+from ocistream.oci.reference import parse_reference, printable
+from ocistream.oci.referrers import REFERRER_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +28,13 @@ if TYPE_CHECKING:
 UNKNOWN_SIZE: Final = -1
 #: At most this many names, and images of one name, are printed.
 _MAX_NAMES: Final = 10
+
+ImageSelector: TypeAlias = "Callable[[Sequence[Root]], Sequence[Root]]"
+
+
+def select_every_image(roots: Sequence[Root]) -> Sequence[Root]:
+    """Select all images."""
+    return roots
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,141 @@ ALL_IMAGES: Final = Selection(referrers="list")
 
 class UnknownDigestError(Exception):
     """A digest must be printed, and the manifest of that image is not built yet."""
+
+
+class NoSuchImageError(NotFoundError):
+    """No image has this name or digest. `wanted` is the name or digest."""
+
+    def __init__(self, wanted: str, hint: str) -> None:
+        """Build the message. `hint` says what to do."""
+        super().__init__(f"the archive or layout has no image {printable(wanted)!r}", hint=hint)
+        self.wanted = wanted
+
+
+def no_image_error() -> NotFoundError:
+    """Return the error for an archive or layout without images."""
+    return NotFoundError("the archive or layout has no images")
+
+
+def select_existing_images(roots: Sequence[Root]) -> Sequence[Root]:
+    """Select all images.
+
+    Raises:
+        NotFoundError: the layout or archive has no images.
+    """
+    if not roots:
+        raise no_image_error()
+    return roots
+
+
+def select_only_image(roots: Sequence[Root]) -> Sequence[Root]:
+    """Select the only image, with or without a name. A stray entry is selected only without images.
+
+    Raises:
+        NotFoundError: the layout or archive has no images.
+        UsageError: there are several images.
+    """
+    candidates = [root for root in select_existing_images(roots) if not root.is_stray] or list(roots)
+    if (count := len({root.descriptor.digest for root in candidates})) > 1:
+        msg = f"the archive or layout has {count} images"
+        # --to needs full names to tell where each image goes.
+        which = "one with --image, or all with --to" if all(map(has_full_name, candidates)) else "one with --image"
+        raise UsageError(msg, hint=f"choose {which}: {format_image_names(candidates)}")
+    return [next((root for root in candidates if root.name), candidates[0])]
+
+
+def select_single_image(roots: Sequence[Root]) -> Sequence[Root]:
+    """Return the only image, as `select_only_image`; if there are several, say how to choose one for `copy`."""
+    try:
+        return select_only_image(roots)
+    except UsageError as error:
+        hint = f"choose one, as in oci:DIR:NAME or oci-archive:FILE:NAME: {format_image_names(roots)}"
+        raise UsageError(error.message, hint=hint) from error
+
+
+def select_named_images(names: Sequence[str], *, all_names: bool = False) -> ImageSelector:
+    """Return a selector of images by full name, short name, tag, or digest.
+
+    With `all_names`, all entries of an image that match a name are selected. The selector raises NotFoundError, with
+    the existing names, if a name matches no image.
+    """
+
+    def select(roots: Sequence[Root]) -> Sequence[Root]:
+        chosen: list[Root] = []
+        for name in names:
+            matches = find_named(roots, name)
+            matches = [root for root in matches if not root.is_stray] or matches
+            if not matches:
+                raise NoSuchImageError(name, f"its images are: {format_image_names(roots)}")
+            if len({root.descriptor.digest for root in matches}) > 1:
+                msg = f"{len(matches)} images have the name {printable(name)!r}"
+                digests = ", ".join(dict.fromkeys(root.descriptor.digest for root in matches))
+                by_name = len({root.name for root in matches}) == len(matches)
+                hint = f"by its full name: {format_image_names(matches)}" if by_name else f"by its digest: {digests}"
+                raise UsageError(msg, hint=f"choose one {hint}")
+            matches = [root for root in matches if root.name] or matches
+            chosen += matches if all_names else matches[:1]
+        return list({id(root): root for root in chosen}.values())
+
+    return select
+
+
+def find_named(roots: Sequence[Root], name: str) -> list[Root]:
+    """Return the images that a name means: its full or short name, its tag, its digest, or its image ID.
+
+    Images whose name is exactly this one come first, then those whose full name it is: `v1` is the image `v1`, even
+    beside `registry.example/app:v1`.
+    """
+    exact = [root for root in roots if root.name == name]
+    if not exact:
+        with contextlib.suppress(InvalidNameError):
+            full_name = parse_reference(name).name
+            exact = [root for root in roots if root.name == full_name]
+    if exact:
+        return exact
+    return [
+        root
+        for root in roots
+        if name in {root.descriptor.digest, root.image_id}
+        or name in map(root.descriptor.annotations.get, (REF_NAME, REFERRER_NAME))
+    ]
+
+
+def select_full_names(chosen: Sequence[str]) -> ImageSelector:
+    """Return a selection of the images of --image, else of all images, that requires full names."""
+    select, description = (
+        (select_named_images(chosen, all_names=True), "chosen")
+        if chosen
+        else (select_existing_images, "in the archive or layout")
+    )
+    hint = (
+        "--to needs a full name for every image; push each of these: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
+    )
+    return lambda roots: select_all_images(select(roots), has_full_name, "full name", hint, description=description)
+
+
+def select_all_by_tag(choose: Callable[[Sequence[str]], Sequence[str]], hint: str) -> ImageSelector:
+    """Return a selection of all images of an archive or layout by their tags, which `choose` may restrict.
+
+    The selection raises UsageError, with this hint, if an image has no tag.
+    """
+
+    def select(roots: Sequence[Root]) -> Sequence[Root]:
+        return select_tagged(choose)(select_all_images(roots, lambda root: tag_of(root.name) is not None, "tag", hint))
+
+    return select
+
+
+def select_tagged(choose: Callable[[Sequence[str]], Sequence[str]]) -> ImageSelector:
+    """Return a selection of images of an archive or layout by their tags; a notice names the images without a tag."""
+
+    def select(roots: Sequence[Root]) -> Sequence[Root]:
+        tags = [tag for root in roots if (tag := tag_of(root.name))]
+        chosen = set(choose(list(dict.fromkeys(tags))))
+        report_untagged(roots)
+        return [root for root in roots if tag_of(root.name) in chosen]
+
+    return select
 
 
 def select_all_images(
@@ -134,6 +272,13 @@ def report_untagged(roots: Iterable[Root], option: str = "--tags") -> None:
             if root.descriptor.size == UNKNOWN_SIZE:
                 raise UnknownDigestError
             notify(f"{format_image_names([root])} is skipped: it has no tag, and {option} copies tags only")
+
+
+def format_image_names(roots: Sequence[Root]) -> str:
+    """Return names for a hint, at most ten of them."""
+    names = [printable(root.name) if root.name else root.descriptor.digest for root in roots]
+    shown = ", ".join(names[:_MAX_NAMES]) or "none"
+    return f"{shown} and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else shown
 
 
 def _digests(roots: Iterable[Root]) -> set[str]:

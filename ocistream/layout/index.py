@@ -1,15 +1,14 @@
-"""`index.json`: parse and build it, name its entries, and choose images by name.
+"""`index.json`: parse and build it, and name its entries.
 
 Used for directories and for archives. This module opens no files.
 """
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
+from ocistream.errors import ArchiveError, InvalidNameError, UnsupportedError, UsageError
 from ocistream.oci.descriptor import DOCKER_LIST, OCI_INDEX, Descriptor
 from ocistream.oci.documents import MANIFEST_FIELDS, DescriptorListParser, check_document_type
 from ocistream.oci.graph import Graph, Root
@@ -18,7 +17,7 @@ from ocistream.oci.referrers import REFERRER_NAME, SUBJECT
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, discard_item, parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from ocistream.oci.referrers import Referrer
     from ocistream.oci.strict_json import ItemConverter
@@ -31,8 +30,6 @@ FULL_NAME: Final = "io.containerd.image.name"
 ANNOTATION_PREFIX: Final = "vnd.ocistream."
 
 OCI_LAYOUT: Final = canonical_json({"imageLayoutVersion": "1.0.0"})
-
-ImageSelector: TypeAlias = "Callable[[Sequence[Root]], Sequence[Root]]"
 
 
 def check_layout_file(raw: bytes) -> None:
@@ -233,109 +230,6 @@ def _remove_name(entry: Descriptor) -> Descriptor:
 def _build_referrer_entry(referrer: Referrer, annotations: Mapping[str, str] | None = None) -> Descriptor:
     entry = _remove_name(referrer.descriptor)
     return replace(entry, annotations={**entry.annotations, SUBJECT: referrer.subject, **(annotations or {})})
-
-
-def select_every_image(roots: Sequence[Root]) -> Sequence[Root]:
-    """Select all images."""
-    return roots
-
-
-def select_existing_images(roots: Sequence[Root]) -> Sequence[Root]:
-    """Select all images.
-
-    Raises:
-        NotFoundError: the layout or archive has no images.
-    """
-    if not roots:
-        raise no_image_error()
-    return roots
-
-
-def no_image_error() -> NotFoundError:
-    """Return the error for an archive or layout without images."""
-    return NotFoundError("the archive or layout has no images")
-
-
-def select_only_image(roots: Sequence[Root]) -> Sequence[Root]:
-    """Select the only image, with or without a name. A stray entry is selected only without images.
-
-    Raises:
-        NotFoundError: the layout or archive has no images.
-        UsageError: there are several images.
-    """
-    if not roots:
-        raise no_image_error()
-    candidates = [root for root in roots if not root.is_stray] or list(roots)
-    if (count := len({root.descriptor.digest for root in candidates})) > 1:
-        msg = f"the archive or layout has {count} images"
-        # --to needs full names to tell where each image goes.
-        which = "one with --image, or all with --to" if all(map(has_full_name, candidates)) else "one with --image"
-        raise UsageError(msg, hint=f"choose {which}: {format_image_names(candidates)}")
-    return [next((root for root in candidates if root.name), candidates[0])]
-
-
-def select_named_images(names: Sequence[str], *, all_names: bool = False) -> ImageSelector:
-    """Return a selector of images by full name, short name, tag, or digest.
-
-    With `all_names`, all entries of an image that match a name are selected. The selector raises NotFoundError, with
-    the existing names, if a name matches no image.
-    """
-
-    def select(roots: Sequence[Root]) -> Sequence[Root]:
-        chosen: list[Root] = []
-        for name in names:
-            matches = find_named(roots, name)
-            matches = [root for root in matches if not root.is_stray] or matches
-            if not matches:
-                raise NoSuchImageError(name, f"its images are: {format_image_names(roots)}")
-            if len({root.descriptor.digest for root in matches}) > 1:
-                msg = f"{len(matches)} images have the name {printable(name)!r}"
-                digests = ", ".join(dict.fromkeys(root.descriptor.digest for root in matches))
-                by_name = len({root.name for root in matches}) == len(matches)
-                hint = f"by its full name: {format_image_names(matches)}" if by_name else f"by its digest: {digests}"
-                raise UsageError(msg, hint=f"choose one {hint}")
-            matches = [root for root in matches if root.name] or matches
-            chosen += matches if all_names else matches[:1]
-        return list({id(root): root for root in chosen}.values())
-
-    return select
-
-
-def find_named(roots: Sequence[Root], name: str) -> list[Root]:
-    """Return the images that a name means: its full or short name, its tag, its digest, or its image ID.
-
-    Images whose name is exactly this one come first, then those whose full name it is: `v1` is the image `v1`, even
-    beside `registry.example/app:v1`.
-    """
-    exact = [root for root in roots if root.name == name]
-    if not exact:
-        with contextlib.suppress(InvalidNameError):
-            full_name = parse_reference(name).name
-            exact = [root for root in roots if root.name == full_name]
-    if exact:
-        return exact
-    return [
-        root
-        for root in roots
-        if name in {root.descriptor.digest, root.image_id}
-        or name in map(root.descriptor.annotations.get, (REF_NAME, REFERRER_NAME))
-    ]
-
-
-def format_image_names(roots: Sequence[Root]) -> str:
-    """Return names for a hint, at most ten of them."""
-    names = [printable(root.name) if root.name else root.descriptor.digest for root in roots]
-    shown = ", ".join(names[:10]) or "none"
-    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown
-
-
-class NoSuchImageError(NotFoundError):
-    """No image has this name or digest. `wanted` is the name or digest."""
-
-    def __init__(self, wanted: str, hint: str) -> None:
-        """Build the message. `hint` says what to do."""
-        super().__init__(f"the archive or layout has no image {printable(wanted)!r}", hint=hint)
-        self.wanted = wanted
 
 
 def blob_name(digest: str) -> str:

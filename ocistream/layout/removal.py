@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UsageError
 from ocistream.layout.gc import DocumentReferences, read_references
-from ocistream.layout.index import build_roots, find_named, format_image_names, image_name_of, tag_of
+from ocistream.layout.image_selection import find_named, format_image_names
+from ocistream.layout.index import build_roots, image_name_of, tag_of
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import REFERRER_NAME, cosign_subject
 

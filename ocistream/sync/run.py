@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
 from ocistream.layout.destination import LayoutDestination
-from ocistream.layout.image_selection import report_untagged, select_all_images
-from ocistream.layout.index import select_existing_images, tag_of
+from ocistream.layout.image_selection import report_untagged, select_all_images, select_existing_images
+from ocistream.layout.index import tag_of
 from ocistream.locations import is_layout_destination, open_destination
 from ocistream.notices import notify
 from ocistream.oci.reference import printable

@@ -25,8 +25,8 @@ from ocistream.errors import IntegrityError, OcistreamError, UsageError
 from ocistream.http.client import HttpClient
 from ocistream.http.settings import HttpSettings
 from ocistream.layout.destination import LayoutDestination
-from ocistream.layout.image_selection import Selection
-from ocistream.layout.index import (
+from ocistream.layout.image_selection import (
+    Selection,
     select_every_image,
     select_existing_images,
     select_named_images,

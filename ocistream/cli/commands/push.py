@@ -27,7 +27,7 @@ from ocistream.cli.options import (
 from ocistream.cli.parameter_types import FilePath, is_path, parse_image_name
 from ocistream.cli.transfers import run_plan
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.layout.index import select_only_image
+from ocistream.layout.image_selection import select_only_image
 from ocistream.locations import Location, parse_local_location
 from ocistream.oci.reference import printable
 from ocistream.streams.paths import exists

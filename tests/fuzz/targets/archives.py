@@ -27,8 +27,14 @@ from ocistream.archive.stream_source import ArchiveStreamSource
 from ocistream.archive.tar_reader import TarReader
 from ocistream.errors import ArchiveError, OcistreamError
 from ocistream.layout.destination import LayoutDestination
-from ocistream.layout.image_selection import ALL_IMAGES, Selection
-from ocistream.layout.index import select_every_image, select_existing_images, select_named_images, select_only_image
+from ocistream.layout.image_selection import (
+    ALL_IMAGES,
+    Selection,
+    select_every_image,
+    select_existing_images,
+    select_named_images,
+    select_only_image,
+)
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import parse_platform
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice

@@ -23,10 +23,7 @@ from ocistream.errors import (
     OcistreamError,
     UnsupportedError,
 )
-from ocistream.layout.image_selection import ALL_IMAGES, Selection
-from ocistream.layout.index import (
-    select_named_images,
-)
+from ocistream.layout.image_selection import ALL_IMAGES, Selection, select_named_images
 from ocistream.oci.descriptor import Descriptor, parse_platform
 from ocistream.oci.graph import Graph
 from ocistream.oci.platforms import PlatformChoice

@@ -9,8 +9,8 @@ import pytest
 
 from ocistream.errors import NotFoundError
 from ocistream.layout.image_lookup import ImageLookup
-from ocistream.layout.image_selection import Selection
-from ocistream.layout.index import LayoutIndex, select_named_images
+from ocistream.layout.image_selection import Selection, select_named_images
+from ocistream.layout.index import LayoutIndex
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.graph import Graph
