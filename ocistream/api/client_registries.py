@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ocistream.api.registries import RegistryAccess, find_home
 from ocistream.errors import UsageError
-from ocistream.streams.once import once
+from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
     import threading

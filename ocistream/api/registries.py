@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 from ocistream import notices
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.locations import OpenContext
-from ocistream.streams.once import once
 from ocistream.streams.paths import exists
+from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
     import threading

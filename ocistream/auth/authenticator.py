@@ -28,7 +28,7 @@ from ocistream.auth.tokens import (
 from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import parse_json
-from ocistream.streams.once import KeyedLocks
+from ocistream.streams.synchronization import KeyedLocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence

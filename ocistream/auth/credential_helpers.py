@@ -19,9 +19,9 @@ from subprocess import DEVNULL, PIPE
 from typing import IO, TYPE_CHECKING, Final, cast
 
 from ocistream.errors import ArchiveError, AuthenticationError, UsageError
-from ocistream.forced_exit import called_at_forced_exit
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import parse_json
+from ocistream.process_exit import called_at_forced_exit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

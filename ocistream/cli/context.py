@@ -26,8 +26,8 @@ from ocistream.cli.standard_streams import (
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams import files
-from ocistream.streams.once import once
 from ocistream.streams.paths import real_path
+from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
     import io

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ocistream import __version__, forced_exit, notices, open_uploads
+from ocistream import __version__, notices, process_exit
 from ocistream.cli.console import Console
 from ocistream.cli.signals import SignalReceivedError, run_until_signal
 from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError, OutputClosedError, UsageError
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
         click.echo(cli.make_context(_NAME, [], resilient_parsing=True).get_help(), err=True)
         return UsageError.exit_code
     partial_files.reset()
-    open_uploads.reset()
+    process_exit.reset()
     notices.set_listener(console.info)
     # An error that Python cannot raise, such as in `__del__`, would otherwise be printed on stderr.
     sys.unraisablehook = partial(_report_unraisable, console)
@@ -234,7 +234,7 @@ def _flush_stdout() -> None:
 def _handle_failure(console: Console, error: Exception, *, ends_process: bool) -> int:
     """Clean up for threads that still run, report the error and return the exit code."""
     if isinstance(error, SignalReceivedError):
-        forced_exit.run_callbacks()
+        process_exit.run_callbacks()
     partial_files.clean_up_unfinished(ends_process=ends_process)
     code = _report_error(console, error)
     console.print_traceback(partial(_format_traceback, error))
@@ -289,7 +289,7 @@ def _resume_hint() -> str | None:
 
 
 def _registry_resume_hint() -> str | None:
-    stored, uncertain = open_uploads.count_resumable(), open_uploads.count_unconfirmed()
+    stored, uncertain = process_exit.count_resumable(), process_exit.count_unconfirmed()
     if not stored and not uncertain:
         return None
     from ocistream.sizes import format_count, format_size

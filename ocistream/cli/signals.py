@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream import forced_exit
+from ocistream import process_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -149,7 +149,7 @@ class _Signals:
                     return self._first
                 timeout = 0
             elif self._first is not None:
-                if not cancelled.is_set() or now - self._first_at < forced_exit.find_delay():
+                if not cancelled.is_set() or now - self._first_at < process_exit.find_delay():
                     busy_at = now
                 cancelled.set()
                 if now - busy_at >= _GRACE:

@@ -26,7 +26,7 @@ from ocistream.http.session import Session, StreamedBody
 from ocistream.http.settings import HostSettings, HttpSettings, TlsSettings
 from ocistream.http.tls import check_tls_files
 from ocistream.streams import clock
-from ocistream.streams.once import KeyedLocks, OncePerKey
+from ocistream.streams.synchronization import KeyedLocks, OncePerKey
 
 if TYPE_CHECKING:
     import threading

@@ -10,7 +10,7 @@ from ocistream import notices
 from ocistream.errors import UsageError
 from ocistream.streams import paths
 from ocistream.streams.files import disk_errors
-from ocistream.streams.once import OncePerKey
+from ocistream.streams.synchronization import OncePerKey
 
 if TYPE_CHECKING:
     from ocistream.http.settings import TlsSettings

@@ -19,7 +19,7 @@ from ocistream.errors import (
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.streams import files, paths
-from ocistream.streams.once import once
+from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,7 +17,7 @@ from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted, pars
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_pieces
 from ocistream.streams import files, paths
-from ocistream.streams.once import once
+from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

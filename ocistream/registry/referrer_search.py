@@ -26,7 +26,7 @@ from ocistream.oci.referrers import (
     is_signature,
     strip_descriptor,
 )
-from ocistream.streams.budget import Budget
+from ocistream.streams.synchronization import Budget
 from ocistream.streams.workers import run_each
 
 if TYPE_CHECKING:

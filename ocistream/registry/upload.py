@@ -24,7 +24,7 @@ from ocistream.errors import (
     UnsupportedError,
 )
 from ocistream.http.session import FixedLengthBody, StreamedBody
-from ocistream.open_uploads import OpenUpload
+from ocistream.process_exit import OpenUpload
 from ocistream.registry.profiles import CHUNK, PUT, STREAM
 from ocistream.registry.replay_buffer import ReplayBuffer
 from ocistream.registry.upload_session import SessionLostError

@@ -32,8 +32,8 @@ from ocistream.errors import (
     UsageError,
     VolumesNeededError,
 )
-from ocistream.forced_exit import called_at_forced_exit
 from ocistream.oci.reference import printable
+from ocistream.process_exit import called_at_forced_exit
 from ocistream.streams import files, workers
 from ocistream.streams.files import CancellableInput
 

@@ -29,7 +29,7 @@ from ocistream.serve.image_index import (
 )
 from ocistream.serve.incomplete_indexes import IncompleteIndexes
 from ocistream.serve.storage import DirectoryStorage
-from ocistream.streams.budget import Budget
+from ocistream.streams.synchronization import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -27,7 +27,7 @@ from ocistream.serve.repositories import Repositories
 from ocistream.serve.storage import ArchiveStorage, DirectoryStorage
 from ocistream.serve.uploads import Uploads
 from ocistream.streams import paths
-from ocistream.streams.budget import Budget
+from ocistream.streams.synchronization import Budget
 from ocistream.streams.workers import start
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, OcistreamError, UnsupportedError
-from ocistream.streams.budget import Budget
+from ocistream.streams.synchronization import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from ocistream import notices, open_uploads
+from ocistream import notices, process_exit
 from ocistream.errors import CancelledError
 
 if TYPE_CHECKING:
@@ -146,14 +146,14 @@ def wait_to_settle(tasks: Sequence[Task[_T]], timeout: float = _CLEANUP_TIMEOUT)
     started_at = busy_at = time.monotonic()
     while pending := [task for task in tasks if not task.is_done]:
         now = time.monotonic()
-        if now - started_at < open_uploads.settle_timeout():
+        if now - started_at < process_exit.settle_timeout():
             busy_at = now
         elif now - busy_at >= timeout:
             return
-        if now - started_at >= _NOTICE_DELAY and open_uploads.can_any_end():
+        if now - started_at >= _NOTICE_DELAY and process_exit.can_any_end():
             notices.notify(
                 "finishing open requests, so that the uploads can resume (at most "
-                f"{open_uploads.END_REQUEST_TIMEOUT:.0f} s; interrupt again to stop immediately)"
+                f"{process_exit.END_REQUEST_TIMEOUT:.0f} s; interrupt again to stop immediately)"
             )
         pending[0].wait(_POLL_INTERVAL)
 

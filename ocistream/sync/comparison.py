@@ -13,7 +13,7 @@ from ocistream import limits
 from ocistream.errors import NetworkError, OcistreamError, RegistryError
 from ocistream.layout.image_selection import Selection
 from ocistream.oci.reference import is_digest
-from ocistream.streams.budget import Budget
+from ocistream.streams.synchronization import Budget
 from ocistream.sync.destination_state import DestinationState
 from ocistream.sync.sources import read_graph
 from ocistream.transfer.incomplete_indexes import limit_to_source

@@ -17,7 +17,7 @@ from ocistream.errors import ArchiveError
 from ocistream.oci.documents import check_config, parse_config_platform
 from ocistream.oci.graph import is_image
 from ocistream.oci.reference import printable
-from ocistream.streams.budget import Budget
+from ocistream.streams.synchronization import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

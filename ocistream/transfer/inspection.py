@@ -18,7 +18,7 @@ from ocistream.oci.referrers import REFERRER_NAME, cosign_subject
 from ocistream.oci.strict_json import parse_json
 from ocistream.sizes import format_count
 from ocistream.streams import layer_media_types
-from ocistream.streams.budget import Budget
+from ocistream.streams.synchronization import Budget
 from ocistream.transfer.incomplete_indexes import limit_to_exported
 from ocistream.transfer.interfaces import SizedSource
 from ocistream.transfer.verify import DiscardedBlobs

@@ -12,7 +12,7 @@ _AREAS: Final = {
     "command line": r"/cli/",
     "Python API": r"/api/",
     "auth and configuration": r"/(auth|config)/",
-    "upload": r"/registry/(upload|replay_buffer|profiles|blob_push)|/open_uploads",
+    "upload": r"/registry/(upload|replay_buffer|profiles|blob_push)|/process_exit",
     "HTTP": r"/http/|/transfer/prefetch",
     "registry": r"/registry/",
     "remote command": r"/remote/",

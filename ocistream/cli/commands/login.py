@@ -16,8 +16,8 @@ from ocistream.api.registries import RegistryAccess, find_home
 from ocistream.cli.options import RunOptions, command, options, tls_options, user_options
 from ocistream.cli.registry_options import RegistryOptions
 from ocistream.errors import AuthenticationError, UsageError
-from ocistream.forced_exit import called_at_forced_exit
 from ocistream.oci.reference import parse_registry
+from ocistream.process_exit import called_at_forced_exit
 
 if TYPE_CHECKING:
     from ocistream.auth.credentials import Keychain

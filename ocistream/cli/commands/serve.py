@@ -20,10 +20,10 @@ from ocistream.cli.options import MESSAGES, SELECTS_OUTPUT, Option, command, opt
 from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.registry_options import TLS, RegistryOptions
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
-from ocistream.forced_exit import delayed_exit
 from ocistream.http.origins import is_loopback
 from ocistream.locations import check_path_kind, is_archive_name, parse_local_location, path_of
 from ocistream.oci.reference import printable
+from ocistream.process_exit import delayed_exit
 from ocistream.sizes import format_count
 from ocistream.streams import files, paths
 

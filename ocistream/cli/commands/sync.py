@@ -25,8 +25,8 @@ from ocistream.cli.report import report_incomplete_indexes, report_skipped_refer
 from ocistream.cli.result_document import check_result_writable, write_result_pieces
 from ocistream.cli.standard_streams import read_password_file
 from ocistream.errors import UsageError
-from ocistream.forced_exit import delayed_exit
 from ocistream.oci.reference import printable
+from ocistream.process_exit import delayed_exit
 from ocistream.sizes import format_count, format_size
 from ocistream.streams.paths import real_path
 from ocistream.streams.workers import run_in_thread

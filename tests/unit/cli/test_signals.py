@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from ocistream import forced_exit, open_uploads
+from ocistream import process_exit
 from ocistream.cli import signals
 from ocistream.cli.signals import CancelEvent, SignalReceivedError, run_until_signal
 
@@ -21,7 +21,7 @@ PATIENCE = 60.0
 
 @pytest.fixture(autouse=True)
 def no_uploads() -> None:
-    open_uploads.reset()
+    process_exit.reset()
 
 
 def strike(number: int) -> None:
@@ -86,7 +86,7 @@ def test_a_blocked_command_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_command_has_time_while_an_upload_is_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_GRACE", 0.05)
-    upload, cancelled, ended = open_uploads.OpenUpload("registry.test", lambda: True), CancelEvent(), []
+    upload, cancelled, ended = process_exit.OpenUpload("registry.test", lambda: True), CancelEvent(), []
 
     def command() -> None:
         strike(signal.SIGTERM)
@@ -105,7 +105,7 @@ def test_a_command_has_time_for_a_block_that_delays_the_exit(monkeypatch: pytest
     cancelled, ended = CancelEvent(), []
 
     def command() -> None:
-        with forced_exit.delayed_exit(PATIENCE):
+        with process_exit.delayed_exit(PATIENCE):
             strike(signal.SIGTERM)
             cancelled.wait(PATIENCE)
             time.sleep(0.5)
@@ -118,8 +118,8 @@ def test_a_command_has_time_for_a_block_that_delays_the_exit(monkeypatch: pytest
 
 def test_a_second_signal_ends_the_wait_for_an_upload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_FORCED_EXIT_AFTER", 0.1)
-    monkeypatch.setattr(open_uploads, "END_REQUEST_TIMEOUT", PATIENCE)
-    open_uploads.OpenUpload("registry.test", lambda: True, can_end=lambda: True)
+    monkeypatch.setattr(process_exit, "END_REQUEST_TIMEOUT", PATIENCE)
+    process_exit.OpenUpload("registry.test", lambda: True, can_end=lambda: True)
     released, cancelled = threading.Event(), CancelEvent()
 
     def command() -> None:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ocistream import notices, open_uploads
+from ocistream import notices, process_exit
 from ocistream.errors import CancelledError, NetworkError
 from ocistream.streams import workers
 from ocistream.streams.workers import run_each, run_in_thread, start, wait_to_settle
@@ -141,7 +141,7 @@ class TestOneFunction:
 
     def test_work_that_may_be_abandoned_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(workers, "_ABANDON_TIMEOUT", 0.05)
-        open_uploads.reset()
+        process_exit.reset()
         cancelled, released = threading.Event(), threading.Event()
 
         def work() -> None:
@@ -160,10 +160,10 @@ def test_blocked_work_is_given_up_later_while_an_upload_can_be_ended(
     said: list[str] = []
     notices.set_listener(lambda message, *, level: said.append(message) if level == 0 else None)
     monkeypatch.setattr(workers, "_NOTICE_DELAY", 0.2)
-    monkeypatch.setattr(open_uploads, "END_REQUEST_TIMEOUT", 0.6)
-    monkeypatch.setattr(open_uploads, "_SETTLE_TIMEOUT", 0.1)
-    open_uploads.reset()
-    upload = open_uploads.OpenUpload("registry.test", lambda: True, can_end=lambda: can_end)
+    monkeypatch.setattr(process_exit, "END_REQUEST_TIMEOUT", 0.6)
+    monkeypatch.setattr(process_exit, "_SETTLE_TIMEOUT", 0.1)
+    process_exit.reset()
+    upload = process_exit.OpenUpload("registry.test", lambda: True, can_end=lambda: can_end)
     released = threading.Event()
     task = start(lambda: released.wait(PATIENCE))
     wait_to_settle([task], 0.05)

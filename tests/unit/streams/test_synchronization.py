@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocistream.streams.budget import Budget
-from ocistream.streams.once import KeyedLocks, OncePerKey, once
+from ocistream.streams.synchronization import Budget, KeyedLocks, OncePerKey, once
 from ocistream.streams.workers import run_each
 
 if TYPE_CHECKING:

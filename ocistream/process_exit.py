@@ -1,15 +1,17 @@
-"""Upload sessions that this process has left open, or may leave open, at registries.
+"""What the end of this process must wait for, undo or report: open uploads, and blocks that a signal interrupts.
 
-The end of a run reports them, since the same command can resume them.
+The end of a run reports upload sessions that it leaves open, or may leave open, at registries: the same command can
+resume them.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 #: Seconds for a cancelled upload to end, or to delete its session.
 _SETTLE_TIMEOUT: Final = 3.0
@@ -90,3 +92,42 @@ def settle_timeout() -> float:
 def reset() -> None:
     """Forget all uploads, before another piece of work begins."""
     _uploads.clear()
+
+
+#: Callbacks and delays of the blocks that run. (A dict is safe for several threads.)
+_callbacks: dict[object, Callable[[], object]] = {}
+_delays: dict[object, float] = {}
+
+
+@contextlib.contextmanager
+def called_at_forced_exit(callback: Callable[[], object]) -> Iterator[None]:
+    """Call `callback` if the process ends while the block still runs. It must be short, and may run in any thread."""
+    key = object()
+    _callbacks[key] = callback
+    try:
+        yield
+    finally:
+        _callbacks.pop(key, None)
+
+
+@contextlib.contextmanager
+def delayed_exit(seconds: float) -> Iterator[None]:
+    """Let the block run for up to `seconds` after a signal before the process ends."""
+    key = object()
+    _delays[key] = seconds
+    try:
+        yield
+    finally:
+        _delays.pop(key, None)
+
+
+def find_delay() -> float:
+    """Return for how many seconds after a signal the process must not end: for open uploads, and for `delayed_exit`."""
+    return max(settle_timeout(), *list(_delays.values()), 0.0)
+
+
+def run_callbacks() -> None:
+    """Call the callbacks of all blocks that still run. An `OSError` is ignored."""
+    for callback in list(_callbacks.values()):
+        with contextlib.suppress(OSError):
+            callback()
