@@ -6,12 +6,12 @@ that file in a directory, and `serve` changes only `index.json`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import limits
 from ocistream.errors import LocalDiskError, UsageError
 from ocistream.layout.index import build_entries, image_name_of
-from ocistream.layout.writer import IndexChange, LayoutWriter
+from ocistream.layout.writer import LayoutWriter
 from ocistream.oci.reference import printable
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
 from ocistream.transfer.interfaces import Traits
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from ocistream.layout.index_file import IndexChange
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
@@ -42,7 +43,7 @@ class LayoutDestination:
         """Take the directory. It is created with the first blob, and not if the image does not exist.
 
         `cancelled` stops the hashing of existing blobs. With a `writer` for several images, its owner makes the images
-        visible, by `LayoutWriter.flush`.
+        visible, by `LayoutWriter.index.flush`.
 
         Raises:
             UsageError: the directory has other contents.
@@ -55,7 +56,7 @@ class LayoutDestination:
         #: Sizes of the blobs that this transfer found or wrote, by digest.
         self._stored: dict[str, int] = {}
         #: The committed entries.
-        self.change: IndexChange | None = None
+        self.change: IndexChange[Any] | None = None
 
     def expect(self, graph: Graph) -> Graph:
         """Return the graph: a layout can hold anything.
@@ -137,11 +138,10 @@ class LayoutDestination:
             digest = manifest.descriptor.digest
             if not self._layout.has_blob(manifest.descriptor):
                 self._layout.write_blob(digest, [manifest.raw])
-        self.change = IndexChange(build_entries(graph), graph.omitted_from_output, self._check_still_stored)
-        self._writer.add(self.change)
+        self.change = self._writer.add(build_entries(graph), graph.omitted_from_output, self._check_still_stored)
         if self._is_shared:
             return
-        self._writer.flush()
+        self._writer.index.flush()
         if self.change.error is not None:
             raise self.change.error
         self._layout.remove_stale(limits.MAX_PARTIAL_AGE)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocistream import notices
-from ocistream.errors import OcistreamError
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.index import build_index_fields, entry_name_of
+from ocistream.layout.index_file import IndexChange, IndexFile
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted, parse_omitted
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_pieces
-from ocistream.streams import files, paths
 from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
@@ -26,20 +22,6 @@ if TYPE_CHECKING:
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.omitted_blobs import OmissionReason
-
-
-@dataclass(eq=False)
-class IndexChange:
-    """The entries of one image for `index.json`; a new entry replaces the old one of the same name.
-
-    `omitted` are blobs that were not written. `check` raises an error if a blob of the image does not exist any more.
-    `error` says why the entries were not written.
-    """
-
-    entries: Sequence[Descriptor]
-    omitted: Mapping[str, OmissionReason]
-    check: Callable[[], None]
-    error: OcistreamError | None = None
 
 
 class ListedImages(NamedTuple):
@@ -68,11 +50,7 @@ class LayoutWriter:
         #: A lock on the blobs that tells `gc` that images are being added.
         self._blobs_lock: int | None = None
         self._prepare_once = once(self._prepare)
-        self._queue: deque[IndexChange] = deque()
-        self._table: _EntryTable | None = None
-        #: The hash and the state of the file that the table was read from, or written to.
-        self._hash = b""
-        self._state: files.FileState | None = None
+        self.index = IndexFile(self.directory, self._parse)
 
     def prepare(self) -> None:
         """Make the directory a layout, unless it is one, and delete files of killed processes.
@@ -95,34 +73,28 @@ class LayoutWriter:
             ArchiveError: the index is malformed.
             LocalDiskError: the index cannot be read.
         """
-        status = paths.status(self.directory.index_path)
-        state = files.file_state(status) if status is not None else None
-        table = self._table
-        if table is None or state != self._state:
-            table, self._state = self._load(), state
-        return table.images
+        return self.index.read().images
 
-    def add(self, change: IndexChange) -> None:
-        """Add a change, which `flush` writes."""
-        self._queue.append(change)
+    def add(
+        self, entries: Sequence[Descriptor], omitted: Mapping[str, OmissionReason], check: Callable[[], None]
+    ) -> IndexChange[_EntryTable]:
+        """Add the entries of one image, which `index.flush` writes; a new entry replaces the old one of the same name.
 
-    @property
-    def is_flushed(self) -> bool:
-        """Whether there is no change to write."""
-        return not self._queue
+        `omitted` are blobs that were not written. `check` raises an error if a blob of the image does not exist any
+        more. It is called under the lock of `index.json`, which `gc` takes too.
+        """
 
-    def flush(self) -> None:
-        """Write the added changes. A change that cannot be written has its `error` afterwards."""
-        queue = [self._queue.popleft() for _ in range(len(self._queue))]
-        if not queue:
-            return
-        try:
-            with self.directory.lock_index():
-                self._write(queue)
-        except OcistreamError as error:
-            self._table = None
-            for change in queue:
-                change.error = change.error or error
+        def apply(table: _EntryTable) -> _EntryTable:
+            check()
+            table.check_can_add(entries, self.directory)
+            table.set_omitted(omitted, self.directory)
+            self._report_replaced(table, entries)
+            table.add(entries)
+            return table
+
+        change = IndexChange(apply)
+        self.index.add(change)
+        return change
 
     def close(self) -> None:
         """Release the lock of the blobs. Partial files stay, so that a later run can resume."""
@@ -130,44 +102,11 @@ class LayoutWriter:
         if lock is not None:
             os.close(lock)
 
-    def _load(self) -> _EntryTable:
-        """Read `index.json`, unless it has the content that the table was read from or written to."""
-        raw = self.directory.read_raw_index()
-        content_hash = hashlib.sha256(raw).digest() if raw is not None else b""
-        if self._table is None or content_hash != self._hash:
-            # The old table is freed first: each takes some megabytes.
-            self._table = None
-            fields = build_index_fields(raw)
-            entries = self.directory.parse_index(raw).entries
-            del raw
-            self._table, self._hash = _EntryTable(entries, fields), content_hash
-        return self._table
-
-    def _write(self, queue: Sequence[IndexChange]) -> None:
-        """Write the changes whose blobs exist. The caller holds the lock of `index.json`, which `gc` takes too."""
-        table = self._load()
-        omitted: dict[str, OmissionReason] = {}
-        written = False
-        for change in queue:
-            try:
-                change.check()
-                table.check_can_add(change.entries, self.directory)
-            except OcistreamError as error:
-                change.error = error
-                continue
-            self._report_replaced(table, change.entries)
-            table.add(change.entries)
-            omitted.update(change.omitted)
-            written = True
-        if not written:
-            return
-        table.set_omitted(omitted, self.directory)
-        pieces = table.pieces()
-        self._state = self.directory.write_index(len(table), pieces)
-        hasher = hashlib.sha256()
-        for piece in pieces:
-            hasher.update(piece)
-        self._hash = hasher.digest()
+    def _parse(self, raw: bytes | None) -> _EntryTable:
+        fields = build_index_fields(raw)
+        entries = self.directory.parse_index(raw).entries
+        del raw
+        return _EntryTable(entries, fields)
 
     def _report_replaced(self, table: _EntryTable, entries: Sequence[Descriptor]) -> None:
         for entry in entries:

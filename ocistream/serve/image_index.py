@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +12,7 @@ from ocistream.errors import OcistreamError
 from ocistream.layout.index import FULL_NAME, REF_NAME, entry_name_of
 from ocistream.oci.reference import DEFAULT_REGISTRY, Reference, is_repository, is_tag, parse_reference, printable
 from ocistream.oci.referrers import REFERRER_NAME
-from ocistream.oci.strict_json import canonical_json, canonical_json_with_items
+from ocistream.oci.strict_json import canonical_json, canonical_json_pieces
 from ocistream.serve.errors import RequestRejectedError
 
 if TYPE_CHECKING:
@@ -38,15 +37,12 @@ class ImageIndex:
         entries: Iterable[Descriptor],
         default_repository: str,
         fields: Mapping[str, Any] | None = None,
-        raw: bytes | None = None,
     ) -> None:
-        """Take the entries, the repository of entries that name none, and the file's other fields and content."""
+        """Take the entries, the repository of entries that name none, and the file's other fields."""
         self.default_repository = default_repository
         #: Digest and media type of every manifest that the entries lead to; None until `Repositories` needs it.
         self.reachable: dict[str, str] | None = None
         self._fields = fields or {}
-        #: The hash of the file that was read; None after a change.
-        self._source_hash: bytes | None = _hash(raw)
         self._entries = {id(entry): entry for entry in entries}
         #: The JSON of each entry, in the same order; None until the file is written.
         self._lines: dict[int, bytes] | None = None
@@ -97,7 +93,6 @@ class ImageIndex:
     def _change(self, removed: Iterable[Descriptor], added: Sequence[Descriptor]) -> ImageIndex:
         """Change this copy of another index."""
         self._size = self.size
-        self._source_hash = None
         self.reachable = None
         self._entries, self._lines = dict(self._entries), dict(self._json_lines())
         self._by_digest, self._images = dict(self._by_digest), dict(self._images)
@@ -112,13 +107,13 @@ class ImageIndex:
         """The size of all entries in the file, in bytes."""
         return self._size or sum(map(len, self._json_lines().values())) + len(self._entries)
 
-    def is_content(self, raw: bytes | None) -> bool:
-        """Return whether a file has the content that was read, or the one that `raw` returns."""
-        return self._source_hash == _hash(raw) if self._source_hash is not None else raw == self.raw()
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return len(self._entries)
 
-    def raw(self) -> bytes:
+    def pieces(self) -> list[bytes]:
         """Return the file's content in canonical form."""
-        return canonical_json_with_items(self._fields, "manifests", self._json_lines().values())
+        return [*canonical_json_pieces(self._fields, "manifests", self._json_lines().values())]
 
     def _json_lines(self) -> dict[int, bytes]:
         if self._lines is None:
@@ -143,10 +138,6 @@ class ImageIndex:
             _discard(images, tag, entry)
             if not images:
                 del self._images[path]
-
-
-def _hash(raw: bytes | None) -> bytes:
-    return b"" if raw is None else hashlib.sha256(raw).digest()
 
 
 def _discard(table: dict[str, tuple[Descriptor, ...]], key: str, entry: Descriptor) -> None:

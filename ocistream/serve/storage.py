@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-from collections import OrderedDict, deque
-from dataclasses import dataclass, replace
+from collections import OrderedDict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -20,6 +19,7 @@ from ocistream.archive.file_source import ArchiveFileSource
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.index import REF_NAME, build_entries, build_index_fields, entry_name_of
+from ocistream.layout.index_file import IndexChange, IndexFile
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.digest import compute_digest
@@ -33,7 +33,7 @@ from ocistream.streams.chunks import read_all, read_chunks, verify_chunks
 from ocistream.streams.paths import real_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from ocistream.transfer.interfaces import Source
 
@@ -158,31 +158,13 @@ class Storage(Protocol):
         """
 
 
-@dataclass(eq=False)
-class _IndexChange:
-    """A queued change of the entries; see `DirectoryStorage.update_index`. `error` is raised in the caller's thread."""
-
-    change: Callable[[ImageIndex], ImageIndex]
-    on_committed: Callable[[ImageIndex], None] | None
-    error: BaseException | None = None
-    is_done: bool = False
-
-
 class DirectoryStorage(LayoutDirectory):
-    """A layout directory, which other processes may change at any time.
-
-    Changes of `index.json` that wait at the same time are written together.
-    """
+    """A layout directory, which other processes may change at any time."""
 
     def __init__(self, path: Path) -> None:
         """Use the directory at `path`; nothing is read yet."""
         super().__init__(path)
-        #: The version of the file, and its entries. It is replaced as a whole, so that any thread may read it.
-        self._index: tuple[tuple[int, ...], ImageIndex] | None = None
-        #: Held to replace it: one thread at a time parses the file, which takes some megabytes.
-        self._index_lock = threading.Lock()
-        self._queue: deque[_IndexChange] = deque()
-        self._writing = threading.Lock()
+        self._index = IndexFile(self, self._parse)
         self._verifications = VerificationCache()
 
     def operator_notices(self) -> list[str]:
@@ -191,28 +173,15 @@ class DirectoryStorage(LayoutDirectory):
 
     def index(self) -> ImageIndex:
         """Return the entries of `index.json`; the file is read only if another process has changed it."""
-        if (known := self._index) is not None and known[0] == self._index_version():
-            return known[1]
-        with self._index_lock:
-            version = self._index_version()
-            if self._index is None or self._index[0] != version:
-                self._index = version, self._parse(self.read_raw_index())
-            return self._index[1]
+        return self._index.read()
 
     def open_source(self) -> Source:
         """Return a source of all images."""
         return LayoutSource(self.path)
 
-    def _index_version(self) -> tuple[int, ...]:
-        with files.disk_errors(f"cannot read {self.index_path}"):
-            try:
-                return files.file_state(self.index_path.lstat())
-            except FileNotFoundError:
-                return ()
-
     def _parse(self, raw: bytes | None) -> ImageIndex:
         default_repository = repository_of_directory(real_path(self.path).name)
-        return ImageIndex(self.parse_index(raw).entries, default_repository, build_index_fields(raw), raw)
+        return ImageIndex(self.parse_index(raw).entries, default_repository, build_index_fields(raw))
 
     def update_index(
         self,
@@ -223,68 +192,13 @@ class DirectoryStorage(LayoutDirectory):
 
         `on_committed` is called with the new entries before they can change again.
         """
-        own = _IndexChange(change, on_committed)
-        self._queue.append(own)
-        # The thread that gets this lock writes the changes of all that wait for it.
-        with self._writing:
-            if not own.is_done:
-                self._write_queued()
-        if own.error is not None:
-            raise own.error
 
-    def _write_queued(self) -> None:
-        """Write the queued changes as one new `index.json`: a group costs one rewrite."""
-        group: list[_IndexChange] = []
-        try:
-            with self.lock_index():
-                # Only now: changes that arrived while another process had the lock are in the group.
-                self._take_queued(group)
-                self._commit(group)
-        except BaseException as error:  # noqa: BLE001 - each caller raises it
-            if not group:
-                # There was no lock. The queued changes wait for the same one, so they fail too.
-                self._take_queued(group)
-            for change in group:
-                change.error = change.error or error
-        finally:
-            for change in group:
-                change.is_done = True
+        def apply(index: ImageIndex) -> ImageIndex:
+            changed = change(index)
+            self.check_index_size(len(changed), changed.size)
+            return changed
 
-    def _take_queued(self, group: list[_IndexChange]) -> None:
-        while self._queue:
-            group.append(self._queue.popleft())
-
-    def _commit(self, group: Sequence[_IndexChange]) -> None:
-        """Apply each change to the entries that the previous one returned, and write the result.
-
-        A change that fails alone does not stop the others.
-        """
-        # Not by `index` alone: size, mtime and inode may be equal after two quick changes by another process.
-        index, raw = self.index(), self.read_raw_index()
-        if not index.is_content(raw):
-            index = self._parse(raw)
-        applied = []
-        for change in group:
-            try:
-                with files.disk_errors(f"cannot write {self.index_path}"):
-                    changed = change.change(index)
-                self.check_index_size(len(changed.entries), changed.size)
-            except Exception as error:  # noqa: BLE001 - its caller raises it
-                change.error = error
-            else:
-                index = changed
-                applied.append(change)
-        if not applied:
-            return
-        version = self.write_index(len(index.entries), [index.raw()])
-        with self._index_lock:
-            self._index = version, index
-        for change in applied:
-            if change.on_committed is not None:
-                try:
-                    change.on_committed(index)
-                except Exception as error:  # noqa: BLE001 - its caller raises it
-                    change.error = error
+        self._index.update(IndexChange(apply, on_committed))
 
     def blob_size(self, digest: str) -> int | None:
         """Return a blob's size in bytes; None if it does not exist or is known to be corrupt."""

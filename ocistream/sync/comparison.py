@@ -7,7 +7,7 @@ import functools
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocistream import limits
 from ocistream.errors import NetworkError, OcistreamError, RegistryError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from ocistream.http.endpoints import Endpoint
-    from ocistream.layout.writer import IndexChange
+    from ocistream.layout.index_file import IndexChange
     from ocistream.locations import OpenContext
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.graph import Graph, IncompleteIndex
@@ -78,7 +78,7 @@ class ImageComparison:
         #: Bytes of its manifests.
         self.manifest_bytes = 0
         #: By the name of a layout: the change of its index that makes the image visible.
-        self.index_changes: dict[str, IndexChange] = {}
+        self.index_changes: dict[str, IndexChange[Any]] = {}
         #: In a dry run: the graph that would be written to each destination, by its name, and the blobs it lacks.
         self.missing: dict[str, tuple[Graph, Sequence[Descriptor]]] = {}
 

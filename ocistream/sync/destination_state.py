@@ -108,12 +108,12 @@ class LayoutWriters:
     @property
     def is_flushed(self) -> bool:
         """Whether no copied image waits to be made visible."""
-        return all(writer.is_flushed for writer in list(self._writers.values()))
+        return all(writer.index.is_flushed for writer in list(self._writers.values()))
 
     def flush(self) -> None:
         """Make the copied images visible. Those that could not be made visible have `IndexChange.error` afterwards."""
         for writer in list(self._writers.values()):
-            writer.flush()
+            writer.index.flush()
 
     def close(self, *, keep: int = 0) -> None:
         """Close the writers, but for the `keep` newest ones. No image may be under way."""

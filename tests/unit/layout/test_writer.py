@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ocistream import limits
 from ocistream.errors import LocalDiskError, UnsupportedError
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.index import REF_NAME
-from ocistream.layout.writer import IndexChange, LayoutWriter
+from ocistream.layout.writer import LayoutWriter
 from ocistream.oci.descriptor import OCI_MANIFEST, Descriptor
 
 ONE, TWO = f"sha256:{'1' * 64}", f"sha256:{'2' * 64}"
@@ -22,8 +23,12 @@ def entry(name: str | None, digest: str = ONE) -> Descriptor:
     return Descriptor(OCI_MANIFEST, digest, 10, annotations={REF_NAME: name} if name else {})
 
 
-def change(*entries: Descriptor) -> IndexChange:
-    return IndexChange(entries, {}, lambda: None)
+def add(
+    writer: LayoutWriter, *entries: Descriptor, check: Callable[[], None] = lambda: None
+) -> Callable[[], Exception | None]:
+    """Add a change; return the function that returns its error."""
+    change = writer.add(entries, {}, check)
+    return lambda: change.error
 
 
 @pytest.fixture
@@ -34,31 +39,31 @@ def writer(tmp_path: Path) -> LayoutWriter:
 
 
 def written(writer: LayoutWriter) -> list[tuple[str | None, str]]:
-    writer.flush()
+    writer.index.flush()
     entries = LayoutDirectory(writer.directory.path).list_entries()
     return [(found.annotations.get(REF_NAME), found.digest) for found in entries]
 
 
 def test_a_new_entry_replaces_the_old_ones_of_its_name(writer: LayoutWriter) -> None:
-    writer.add(change(entry("v1"), entry("v2"), entry(None, TWO)))
-    writer.add(change(entry("v1", TWO)))
+    add(writer, entry("v1"), entry("v2"), entry(None, TWO))
+    add(writer, entry("v1", TWO))
     assert written(writer) == [("v2", ONE), (None, TWO), ("v1", TWO)]
     assert writer.list_images().by_name == {"v2": ONE, "v1": TWO}
-    writer.add(change(entry("v2", TWO)))
+    add(writer, entry("v2", TWO))
     assert written(writer) == [(None, TWO), ("v1", TWO), ("v2", TWO)]
     assert writer.list_images().digests == {TWO}
 
 
 def test_an_entry_without_a_name_is_written_once(writer: LayoutWriter) -> None:
     for _ in range(2):
-        writer.add(change(entry(None)))
+        add(writer, entry(None))
         assert written(writer) == [(None, ONE)]
-    writer.add(change(entry("v1"), entry("v2"), entry(None)))
+    add(writer, entry("v1"), entry("v2"), entry(None))
     assert written(writer) == [("v1", ONE), ("v2", ONE), (None, ONE)]
 
 
 def test_changes_of_another_process_stay(writer: LayoutWriter) -> None:
-    writer.add(change(entry("v1")))
+    add(writer, entry("v1"))
     assert written(writer) == [("v1", ONE)]
     path = writer.directory.index_path
     document: dict[str, Any] = json.loads(path.read_bytes())
@@ -66,7 +71,7 @@ def test_changes_of_another_process_stay(writer: LayoutWriter) -> None:
     document["manifests"].append({"mediaType": OCI_MANIFEST, "digest": TWO, "size": 5, "org.example": 1})
     path.write_text(json.dumps(document))
     assert writer.list_images().digests == {ONE, TWO}
-    writer.add(change(entry("v2")))
+    add(writer, entry("v2"))
     assert written(writer) == [("v1", ONE), (None, TWO), ("v2", ONE)]
     document = json.loads(path.read_bytes())
     assert document["annotations"] == {"org.example": "kept"}
@@ -80,31 +85,27 @@ def test_one_image_that_cannot_be_listed_does_not_stop_the_others(
         raise LocalDiskError("removed")
 
     monkeypatch.setattr(limits, "MAX_LIST_ENTRIES", 2)
-    changes = [
-        IndexChange([entry("v1")], {}, fail),
-        change(entry("v2")),
-        change(entry("v3"), entry("v4")),
-        change(entry("v5")),
-        change(entry("v2", TWO)),
+    errors = [
+        add(writer, entry("v1"), check=fail),
+        add(writer, entry("v2")),
+        add(writer, entry("v3"), entry("v4")),
+        add(writer, entry("v5")),
+        add(writer, entry("v2", TWO)),
     ]
-    for each in changes:
-        writer.add(each)
     assert written(writer) == [("v5", ONE), ("v2", TWO)]
-    assert [type(each.error) for each in changes] == [LocalDiskError, type(None), UnsupportedError, *[type(None)] * 2]
+    assert [type(error()) for error in errors] == [LocalDiskError, type(None), UnsupportedError, *[type(None)] * 2]
 
 
 def test_all_waiting_images_fail_if_the_file_cannot_be_written(writer: LayoutWriter) -> None:
-    writer.add(change(entry("v1")))
+    add(writer, entry("v1"))
     assert written(writer) == [("v1", ONE)]
     path = writer.directory.index_path
     path.rename(writer.directory.path / "old")
     path.mkdir()
-    changes = [change(entry("v2")), change(entry("v3"))]
-    for each in changes:
-        writer.add(each)
-    writer.flush()
-    assert all(each.error for each in changes)
+    errors = [add(writer, entry("v2")), add(writer, entry("v3"))]
+    writer.index.flush()
+    assert all(error() for error in errors)
     path.rmdir()
     (writer.directory.path / "old").rename(path)
-    writer.add(change(entry("v4")))
+    add(writer, entry("v4"))
     assert written(writer) == [("v1", ONE), ("v4", ONE)]
