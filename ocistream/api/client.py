@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from ocistream import limits
-from ocistream.api.cancellation import LinkedEvent
 from ocistream.api.client_registries import ClientRegistries
 from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.api.location_arguments import LocationArgument, list_locations
@@ -24,6 +23,7 @@ from ocistream.errors import InvalidNameError, UsageError
 from ocistream.oci.descriptor import Platform
 from ocistream.oci.platforms import parse_platform_choice
 from ocistream.oci.reference import Reference, parse_reference
+from ocistream.streams.synchronization import LinkedEvent
 from ocistream.streams.workers import run_in_thread
 
 if TYPE_CHECKING:

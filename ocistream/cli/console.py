@@ -168,13 +168,13 @@ def _is_stderr_locked() -> bool:
     return is_terminal_locked(2)
 
 
-def sanitize_line(text: str, limit: int | None = None) -> str:
+def sanitize_line(text: str) -> str:
     """Return the text as one line that controls neither a terminal nor a CI runner; the text may be hostile.
 
     GitHub's runner takes `::name::` at the beginning of a line, also after blanks, and `##[name]` anywhere, for a
     command.
     """
-    clean = _CI_COMMAND_MARK.sub("#?", printable(text, len(text) if limit is None else limit))
+    clean = _CI_COMMAND_MARK.sub("#?", printable(text, len(text)))
     if clean.lstrip().startswith("::"):
         clean = clean.replace("::", ":?", 1)
     return clean

@@ -1,16 +1,20 @@
-"""What threads share: values that are created once, a lock for each key, and limits such as memory or turns."""
+"""What threads share: values that are created once, locks by key, limits such as memory or turns, linked events."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Generic, TypeVar
+import time
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
 _Key = TypeVar("_Key", bound="Hashable")
 _Value = TypeVar("_Value")
+
+#: Seconds between two checks of the other events of a `LinkedEvent`.
+_POLL_INTERVAL: Final = 0.1
 
 
 class KeyedLocks(Generic[_Key]):
@@ -83,3 +87,26 @@ class Budget:
             yield
         finally:
             self.give_back(count)
+
+
+class LinkedEvent(threading.Event):
+    """An event that is also set if another one is. A copy that fails sets its event, and must not set the caller's."""
+
+    def __init__(self, others: Sequence[threading.Event]) -> None:
+        """Follow the events `others`."""
+        super().__init__()
+        self._others = others
+
+    def is_set(self) -> bool:
+        """Return whether this event or another one is set."""
+        return super().is_set() or any(other.is_set() for other in self._others)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until an event is set or `timeout` seconds have passed; return whether one is set."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set():
+            remaining = _POLL_INTERVAL if deadline is None else deadline - time.monotonic()
+            if remaining <= 0:
+                return False
+            super().wait(min(remaining, _POLL_INTERVAL))
+        return True

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream.api.cancellation import LinkedEvent
 from ocistream.api.options import FOR_ONE_RUN, SELECTION
 from ocistream.api.registries import find_home
 from ocistream.cli.console import escape_ci_commands
@@ -29,6 +28,7 @@ from ocistream.oci.reference import printable
 from ocistream.process_exit import delayed_exit
 from ocistream.sizes import format_count, format_size
 from ocistream.streams.paths import real_path
+from ocistream.streams.synchronization import LinkedEvent
 from ocistream.streams.workers import run_in_thread
 
 if TYPE_CHECKING:
