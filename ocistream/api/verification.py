@@ -54,8 +54,8 @@ def verify_source(
     *,
     deep: bool,
     max_ratio: int,
-    keys: Sequence[str] = (),
-    observer: Observer | None = None,
+    keys: Sequence[str],
+    observer: Observer | None,
     cancelled: threading.Event,
 ) -> VerifyResult:
     """Verify a source of `open_locations`, whose locations are named `paths`.

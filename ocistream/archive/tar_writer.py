@@ -193,7 +193,7 @@ def build_header(name: str, size: int, mtime: int = 0) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT)
 
 
-def build_single_block_header(name: str, size: int, mtime: int = 0) -> bytes:
+def build_single_block_header(name: str, size: int, mtime: int) -> bytes:
     """Return a header of one block for any size: one block was reserved before the size was known.
 
     From 8 GiB on the header has GNU's binary form of numbers, which current tars understand.

@@ -52,7 +52,7 @@ class ProgressBar(Progress):
 
     interval = _DRAW_INTERVAL
 
-    def __init__(self, console: Console, *, is_explicit: bool = True) -> None:
+    def __init__(self, console: Console, *, is_explicit: bool) -> None:
         """Draw nothing yet. Unless `is_explicit`, lines replace the bar while other programs may write."""
         super().__init__()
         self._console = console

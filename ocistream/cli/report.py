@@ -191,9 +191,7 @@ def _count_referrers(report: Report) -> str:
     )
 
 
-def report_selected_platforms(
-    roots: Iterable[Root], source: Source | None = None, *, into_docker_archive: bool = False
-) -> None:
+def report_selected_platforms(roots: Iterable[Root], source: Source | None, *, into_docker_archive: bool) -> None:
     """Print which platforms of an index were selected, unless --platform named each of them.
 
     A notice is printed once, even if several transfers start the same images. If `source` is an archive or layout with

@@ -303,7 +303,7 @@ _KUBERNETES_VARIABLE: Final = re.compile(
 )
 
 
-def warn_unused_variables(console: Console, env: Mapping[str, str], used: Collection[str] = ()) -> None:
+def warn_unused_variables(console: Console, env: Mapping[str, str], used: Collection[str]) -> None:
     """Print one line for each variable that is set and has no effect; `used` are variables that a file names."""
     names = [name for name, value in env.items() if name.startswith(VARIABLE_PREFIX) and value]
     for line in _describe_unused(sorted(names), used):

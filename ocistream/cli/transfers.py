@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import Destination, Source
 
 
-def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0, dry_run: bool = False) -> None:
+def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0, dry_run: bool) -> None:
     """Copy images by the plan of a command, then print and write the results.
 
     `from_byte` is the first byte of the archive to write. With `dry_run`, nothing is changed.
@@ -82,8 +82,8 @@ def run_transfer(
     plan: CopyPlan,
     open_locations: Callable[[], tuple[Source, Destination]],
     *,
-    omission_rule: OmissionRule | None = None,
-    dry_run: bool = False,
+    omission_rule: OmissionRule | None,
+    dry_run: bool,
 ) -> None:
     """Copy images, then print and write the results.
 

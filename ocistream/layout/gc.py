@@ -62,7 +62,7 @@ class GCResult:
 
 
 def collect_garbage(
-    layout: LayoutDirectory, *, max_size: int | None = None, older_than: float | None = None, dry_run: bool = False
+    layout: LayoutDirectory, *, max_size: int | None, older_than: float | None, dry_run: bool
 ) -> GCResult:
     """Delete blobs that no image in `index.json` needs, least recently used first.
 

@@ -30,7 +30,7 @@ class RemovalResult(NamedTuple):
     referrers: list[Descriptor]
 
 
-def remove_images(layout: LayoutDirectory, names: Sequence[str], *, dry_run: bool = False) -> RemovalResult:
+def remove_images(layout: LayoutDirectory, names: Sequence[str], *, dry_run: bool) -> RemovalResult:
     """Remove the images with these names from the index, or none if one fails. With `dry_run`, nothing changes.
 
     A digest removes every entry that has it. A name that several images have is refused: choosing one would be a guess.

@@ -157,7 +157,7 @@ class GraphWalk:
     are chosen once all nested indexes are known. So manifests of other platforms are never requested.
     """
 
-    def __init__(self, choice: PlatformChoice = ALL_PLATFORMS, *, skip_referrers: bool = False) -> None:
+    def __init__(self, choice: PlatformChoice, *, skip_referrers: bool = False) -> None:
         """Start without roots; `choice` applies to each root. With `skip_referrers`, no referrers are wanted."""
         self._skip_referrers = skip_referrers
         #: Needs without an answer, by digest, and those that `settle` has not yielded yet.

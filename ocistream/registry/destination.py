@@ -137,7 +137,7 @@ class RegistryDestination:
         client: HttpClient,
         target: Callable[[Root], Reference],
         *,
-        early_target: Reference | None = None,
+        early_target: Reference | None,
         mount_from: Sequence[str] = (),
         mount_candidates: Callable[[str], Sequence[str]] = lambda _digest: (),
         strategy: UploadStrategy | None = None,

@@ -74,7 +74,7 @@ class ReferrerSearch:
         walk: GraphWalk,
         settle: Callable[[ReadableRepository, Manifest], None],
         *,
-        with_signatures: bool = False,
+        with_signatures: bool,
         jobs: int,
         cancelled: threading.Event,
     ) -> None:

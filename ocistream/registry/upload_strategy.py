@@ -184,7 +184,7 @@ class UploadStrategy:
         """
         return self._explicit_method or (parse_upload_method(configured) if configured else None)
 
-    def choose_method(self, host: str, *, is_size_known: bool, is_small: bool = False) -> UploadMethod:
+    def choose_method(self, host: str, *, is_size_known: bool, is_small: bool) -> UploadMethod:
         """Return the method to try first for a blob of known or unknown size.
 
         A small blob is complete before its upload begins, so it needs neither a stream nor an upload that can be

@@ -150,7 +150,7 @@ class Repositories:
         raw: bytes,
         media_type: str,
         hosts: tuple[str, ...],
-        tags: Sequence[str] = (),
+        tags: Sequence[str],
     ) -> tuple[str, str | None]:
         """Store a manifest under a tag, or under a digest with `tags` that refer to it.
 

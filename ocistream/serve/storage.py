@@ -282,7 +282,7 @@ class ArchiveStorage:
     which has none, are synthesized when it is opened.
     """
 
-    def __init__(self, path: Path, *, as_docker: bool = False) -> None:
+    def __init__(self, path: Path, *, as_docker: bool) -> None:
         """Read the headers and the index; with `as_docker`, that of a docker-archive.
 
         Raises:

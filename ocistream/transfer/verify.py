@@ -440,7 +440,7 @@ class _SpillFile:
 class DiscardedBlobs(BlobChecker):
     """The `EarlyBlobs` of a source of which only the graph is needed: blobs are verified and discarded."""
 
-    def __init__(self, cancelled: threading.Event | None = None) -> None:
+    def __init__(self, cancelled: threading.Event | None) -> None:
         """Setting `cancelled` stops the reading."""
         super().__init__(NullObserver(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
 

@@ -38,9 +38,7 @@ _CONFIGURE_REMOTELY: Final = "this file is on this machine: set it in the config
 _ASKED_REMOTELY: Final = "omit the option: ocistream asks the remote side which blobs it has"
 
 
-def copy_via(
-    context: CommandContext, source: str, destination: str, via: tuple[str, str], *, dry_run: bool = False
-) -> None:
+def copy_via(context: CommandContext, source: str, destination: str, via: tuple[str, str], *, dry_run: bool) -> None:
     """Copy to a destination of the remote ocistream; `via` are --via and --via-program.
 
     With `dry_run`, the remote side is asked which blobs it has, and sent nothing.
