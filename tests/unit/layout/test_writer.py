@@ -109,3 +109,15 @@ def test_all_waiting_images_fail_if_the_file_cannot_be_written(writer: LayoutWri
     (writer.directory.path / "old").rename(path)
     add(writer, entry("v4"))
     assert written(writer) == [("v1", ONE), ("v4", ONE)]
+
+
+def test_an_unforeseen_error_is_raised_and_fails_the_other_waiting_images(writer: LayoutWriter) -> None:
+    def fail() -> None:
+        raise KeyError("a defect")
+
+    errors = [add(writer, entry("v1")), add(writer, entry("v2"), check=fail)]
+    with pytest.raises(KeyError):
+        writer.index.flush()
+    assert [type(error()) for error in errors] == [LocalDiskError, LocalDiskError]
+    add(writer, entry("v3"))
+    assert written(writer) == [("v3", ONE)]
