@@ -29,7 +29,8 @@ __all__ = ["ENVIRONMENT", "EXIT_CODES", "pages", "write"]
 EXIT_CODES: Final = {
     "0": "success: the result is complete and verified",
     "1": "any error without its own code",
-    "2": "wrong usage; a malformed name; a terminal or a closed stream in place of an archive; an error in a configuration or sync file",
+    "2": "wrong usage; a malformed name; a terminal or a closed stream in place of an archive; "
+    "an error in a configuration or sync file",
     "3": "authentication or permission; a missing credential file",
     "4": "the image, repository, platform, file, directory or command of `--via` does not exist",
     "5": "a size or digest is wrong; an image has no valid signature",
