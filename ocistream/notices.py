@@ -17,8 +17,8 @@ class Listener(Protocol):
 
 _listeners: list[Listener] = []
 _reported: set[str] = set()
-#: Messages that are shown only if the run fails.
-_failure_hints: list[str] = []
+#: Messages that are shown only if the run fails, each with words that the error must have.
+_failure_hints: dict[str, str] = {}
 
 
 def set_listener(listener: Listener) -> None:
@@ -36,12 +36,11 @@ def notify(message: str, *, level: int = 0) -> None:
             listener(message, level=level)
 
 
-def add_failure_hint(text: str) -> None:
-    """Store a possible cause of a failure; each text once."""
-    if text not in _failure_hints:
-        _failure_hints.append(text)
+def add_failure_hint(text: str, *, about: str = "") -> None:
+    """Store a possible cause of a failure, of which `about` is a part of the message; each text once."""
+    _failure_hints.setdefault(text, about)
 
 
-def failure_hints() -> list[str]:
-    """Return the stored hints."""
-    return list(_failure_hints)
+def failure_hints(message: str) -> list[str]:
+    """Return the stored hints for the error with this message."""
+    return [text for text, about in _failure_hints.items() if about in message]

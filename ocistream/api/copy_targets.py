@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
 from ocistream.layout.index import is_printable_name, tag_of
-from ocistream.oci.reference import Reference, is_digest, parse_reference, parse_registry, printable
+from ocistream.oci.reference import Reference, is_digest, parse_reference, parse_registry, printable, without_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -75,6 +75,11 @@ def build_tag_target(repository: Reference) -> Callable[[Root], Reference]:
 
 def build_prefix_target(prefix: str) -> Callable[[Root], Reference]:
     """Return the function that names images under `HOST[/PREFIX]`: each keeps its repository and tag."""
+    scheme, separator, rest = prefix.partition("://")
+    if separator:
+        msg = f"malformed --to {printable(without_password(prefix))!r}: a URL is not a name"
+        hint = f"write it without {printable(scheme)}://: --to {printable(without_password(rest))}"
+        raise InvalidNameError(msg, hint=hint)
     host, _, path = prefix.rstrip("/").partition("/")
     registry = parse_registry(host)
     if {":", "@"} & set(path):

@@ -247,7 +247,10 @@ class Authenticator:
 
     def _login_error(self, message: str, credential: Credential | None = None) -> AuthenticationError:
         hint = f"ocistream login {self._registry}"
-        if credential is not None and (credential.is_explicit or credential.source.startswith(_EXPLICIT_SOURCES)):
+        if credential is not None and credential.source.startswith("--"):
+            # The password may come from a file, stdin or a variable.
+            hint = f"the user name or password is wrong; stored logins are ignored while {credential.source} is given"
+        elif credential is not None and (credential.is_explicit or credential.source.startswith(_EXPLICIT_SOURCES)):
             hint = f"check the user name and password from {credential.source}: they take precedence over `{hint}`"
         return AuthenticationError(message, hint=hint)
 

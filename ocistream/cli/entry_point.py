@@ -264,7 +264,7 @@ def _report_error(console: Console, error: BaseException) -> int:
     if isinstance(error, OcistreamError):
         # A run that is repeated does not repair wrong content.
         resume_hint = None if isinstance(error, IntegrityError) else _resume_hint()
-        hint = "; ".join(text for text in (error.hint, *notices.failure_hints(), resume_hint) if text)
+        hint = "; ".join(text for text in (error.hint, *notices.failure_hints(error.message), resume_hint) if text)
         console.error(error.message, hint=hint or None, code=error.exit_code, kind=error.kind)
         return error.exit_code
     console.error(

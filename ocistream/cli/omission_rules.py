@@ -102,7 +102,7 @@ def _build_have_rule(context: CommandContext, text: str, source_location: Locati
     if location.kind == "docker" and "/" not in text:
         # Text without a registry is more likely a missing file than an image of Docker Hub.
         msg = f"--have {printable(text)}: no such file"
-        raise NotFoundError(msg, hint="write a repository with its registry: HOST/REPO")
+        raise NotFoundError(msg, hint="check the path; a repository needs its registry: HOST/REPO")
     if location.path is not None and (location.kind == "oci" or paths.is_directory(location.path)):
         _check_layout(location.path)
 

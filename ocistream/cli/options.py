@@ -78,6 +78,14 @@ class Option(click.Option):
 class Command(click.Command):
     """A command whose --help groups the options under headings."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments. Each error has the context, so that its hint names the command's --help."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options."""
         sections: dict[str, list[tuple[str, str]]] = {section: [] for section in _SECTIONS}
@@ -231,7 +239,7 @@ def _click_type(declared: object) -> Any:
     if isinstance(declared, Whole):
         return WholeNumber(declared.lowest, declared.highest)
     if isinstance(declared, Positive):
-        return PositiveNumber(0, declared.highest, min_open=True)
+        return PositiveNumber(declared.highest)
     if declared == PATH:
         return FilePath()
     return None if declared == _COUNT else declared

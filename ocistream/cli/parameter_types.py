@@ -15,7 +15,7 @@ from ocistream.cli.standard_streams import result_on_stdout_error
 from ocistream.errors import InvalidNameError, LocalDiskError, UsageError
 from ocistream.locations import check_not_archive, check_repository, is_archive_name, parse_location
 from ocistream.notices import add_failure_hint
-from ocistream.oci.reference import parse_reference, printable
+from ocistream.oci.reference import DEFAULT_REGISTRY, parse_reference, printable
 from ocistream.sizes import parse_size
 from ocistream.streams import paths
 
@@ -29,14 +29,22 @@ if TYPE_CHECKING:
 _NOT_AN_IMAGE: Final = re.compile(r"(?:oci|oci-archive|docker-archive):|-\Z|\.{0,2}/|~/")
 #: `HOST` alone. No repository in Docker Hub's library has a dot in its name.
 _HOST: Final = re.compile(r"[^.:/@]+(?:\.[^.:/@]+)+\Z")
+#: The beginning of a name of Docker Hub that was written in full.
+_HUB_HOST: Final = re.compile(r"docker://|[^/]*\.[^/]*/")
 
 
 def parse_image(text: str, hint: str) -> Reference:
     """Parse an image name where only a registry's image is allowed; `hint` says how to use a file instead."""
     if _NOT_AN_IMAGE.match(text) or is_archive_name(text):
-        msg = f"{printable(text)!r} is a path, not the name of an image in a registry"
-        raise InvalidNameError(msg, hint=hint)
+        raise InvalidNameError(describe_path(text), hint=hint)
     return parse_image_name(text)
+
+
+def describe_path(text: str) -> str:
+    """Return the message for a path, or another location outside of registries, in place of an image name."""
+    kind = {"oci": "a layout", "oci-archive": "an archive", "docker-archive": "an archive"}
+    shown = kind.get(text.partition(":")[0] if ":" in text else "", "a path")
+    return f"{printable(text)!r} is {shown}, not the name of an image in a registry"
 
 
 def parse_image_name(text: str) -> Reference:
@@ -47,7 +55,7 @@ def parse_image_name(text: str) -> Reference:
     check_repository(text)
     reference = parse_reference(text)
     check_not_archive(text, reference)
-    _advise_ambiguous_name(text, reference)
+    _advise_ambiguous_name(text, reference, may_be_path=False)
     return reference
 
 
@@ -63,23 +71,29 @@ def is_path(text: str, *, may_exist: bool) -> bool:
 
 
 def parse_location_argument(text: str, *, is_remote: bool = False) -> Location:
-    """Parse a location, and prepare a hint if it is an image name that looks like a host."""
+    """Parse a location, and prepare a hint if it is an image name without a host."""
     location = parse_location(text, is_remote=is_remote)
     if location.reference is not None:
-        _advise_ambiguous_name(text, location.reference)
+        _advise_ambiguous_name(text, location.reference, may_be_path=not is_remote)
     return location
 
 
-def _advise_ambiguous_name(text: str, reference: Reference) -> None:
-    """Add a hint to a later failure if an image name of Docker Hub looks like a host.
+def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool) -> None:
+    """Add a hint to a later failure if an image name without a host means an image of Docker Hub.
 
-    By the naming rules it is an image, and scripts use such names; so it is not an error.
+    By the naming rules it does, and scripts use such names; so it is not an error.
     """
+    shown = printable(text)
     if _HOST.match(text):
         add_failure_hint(
-            f"{printable(text)} means the image {reference.name}: "
-            f"write {printable(text)}/REPOSITORY[:TAG] for an image in that registry"
+            f"{shown} means the image {reference.name}: write {shown}/REPOSITORY[:TAG] for an image in that registry"
         )
+    elif reference.registry == DEFAULT_REGISTRY and not _HUB_HOST.match(text):
+        may_be_path = may_be_path and reference.digest is None
+        meaning = f"no file is called {shown}: it" if may_be_path else shown
+        path = f", or ./{shown} for a path" if may_be_path else ""
+        hint = f"{meaning} means {reference}; write HOST/{shown} for another registry{path}"
+        add_failure_hint(hint, about=DEFAULT_REGISTRY)
 
 
 #: Digits of 2^63 - 1, the largest possible size of a file.
@@ -90,6 +104,10 @@ _UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 class WholeNumber(click.IntRange):
     """A whole number in a range. `int` would also take `1_000`, `+5`, ` 5` and digits of any script."""
+
+    def _describe_range(self) -> str:
+        """Return the range as --help shows it; "" without a maximum."""
+        return "" if self.max is None else f"{self.min} to {self.max}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the number. An error shows the value, shortened."""
@@ -110,14 +128,26 @@ class WholeNumber(click.IntRange):
 
 
 class PositiveNumber(click.FloatRange):
-    """A number in a range. `nan`, which click accepts, is an error."""
+    """A number above 0 with a maximum. `nan`, which click accepts, is an error."""
+
+    def __init__(self, highest: float) -> None:
+        """Accept numbers up to `highest`."""
+        super().__init__(0, highest, min_open=True)
+        self._highest = highest
+
+    def _describe_range(self) -> str:
+        """Return the range as --help shows it."""
+        return f"at most {self._highest:g}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number."""
-        number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            msg = f"{(param.opts[0] if param is not None else 'the value')} {number} is not a number"
-            raise UsageError(msg)
+        """Return the number. An error shows the value, shortened."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 < number <= self._highest:
+            bounds = f"above 0, at most {self._highest:g}, without a unit"
+            self.fail(f"{printable(str(value), 40)!r} is not a number {bounds}", param, ctx)
         return number
 
 

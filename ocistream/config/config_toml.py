@@ -215,6 +215,7 @@ def _trust(table: TomlTable, key: str, value: object) -> TrustRule:
 
 class _ConfigurationFile(TomlTable):
     sensitive_hint = _HostTable.sensitive_hint
+    unknown_hint = 'put options under [defaults], and keys for one registry under [registry."HOST"]'
     trust = toml.optional(TomlTable.read)
     # Commands that use no registry do not parse the tables of registries.
     registry = toml.optional(TomlTable.read)

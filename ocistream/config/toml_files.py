@@ -81,6 +81,8 @@ class TomlTable:
     ignores_unknown: ClassVar[bool] = False
     #: The hint for an unknown key whose name suggests a password.
     sensitive_hint: ClassVar[str] = ""
+    #: The hint for another unknown key, in front of the allowed ones.
+    unknown_hint: ClassVar[str] = ""
     #: The declared keys.
     keys: ClassVar[Mapping[str, _Key[Any]]] = {}
 
@@ -106,6 +108,8 @@ class TomlTable:
                     hint = f"{self.sensitive_hint}; {hint}"
                 elif close := _find_similar(name, self.keys):
                     hint = f"did you mean {close[0]}? {hint}"
+                elif self.unknown_hint:
+                    hint = f"{self.unknown_hint}; {hint}"
                 msg = f"{self.label}: unknown key {printable(name)!r}"
                 raise UsageError(msg, hint=hint)
         for name, key in self.keys.items():

@@ -48,7 +48,7 @@ _WANTS_CERTIFICATE: Final = ("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE", "BAD_C
 #: certificate.
 _OWN_CA_HINT: Final = (
     "if the registry has its own CA, use --ca-cert FILE, copy it to "
-    "certs.d/HOST[:PORT]/ca.crt, or set SSL_CERT_FILE to a complete bundle"
+    "~/.config/containers/certs.d/HOST[:PORT]/ca.crt, or set SSL_CERT_FILE to a file with all CAs to trust"
 )
 _CERTIFICATE_HINTS: Final = {
     2: _OWN_CA_HINT,
@@ -73,7 +73,7 @@ _NO_SUCH_NAME: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA
 _RESOLVER_HINT: Final = "check the network of this machine and the resolver in /etc/resolv.conf"
 #: Errors of the kernel for a network or host that this machine cannot reach.
 _UNREACHABLE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN})
-_NAME_HINTS: Final = dict.fromkeys(_NO_SUCH_NAME, "check the host name")
+_NAME_HINTS: Final = dict.fromkeys(_NO_SUCH_NAME, "check the host name, and the network of this machine")
 _HTTPS_HINT: Final = "the registry uses HTTPS here: omit --plain-http, or correct the port"
 #: Texts in the body of a 400 that servers send before the registry sees the request, with their hints.
 _HINTS_BY_BODY: Final = {
@@ -128,6 +128,11 @@ def describe_cause(error: BaseException) -> str:
     return printable(str(causes[-1])) or type(causes[-1]).__name__
 
 
+def _is_not_http(cause: BaseException) -> bool:
+    # Not its subclass: a server that closes the connection may speak HTTP.
+    return type(cause) is http.client.BadStatusLine
+
+
 def _known_reason(cause: BaseException) -> str | None:
     text: str | None = None
     if isinstance(cause, ssl.SSLCertVerificationError):
@@ -142,6 +147,8 @@ def _known_reason(cause: BaseException) -> str | None:
         text = None
     elif isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError):
         text = _TIMED_OUT
+    elif _is_not_http(cause):
+        text = f"the answer is not HTTP: {printable(str(cause).strip(), 80)}"
     elif isinstance(cause, _MALFORMED):
         text = "the URL or the URL of a proxy is malformed or unsupported"
     return text
@@ -167,10 +174,9 @@ def network_error(method: str, url: str, error: Exception, *, known: bool = Fals
             # A wrong or missing client certificate makes the first response fail, so `known` proves nothing here.
             permanent, hint = not known or tls_hint == _CLIENT_CERTIFICATE_HINT, tls_hint
         elif isinstance(cause, socket.gaierror):
-            permanent, hint = (
-                cause.errno in _NO_SUCH_NAME and not known,
-                _NAME_HINTS.get(cause.errno, _RESOLVER_HINT),
-            )
+            permanent = cause.errno in _NO_SUCH_NAME and not known
+            # The name may be that of the proxy.
+            hint = hint if prefix else _NAME_HINTS.get(cause.errno, _RESOLVER_HINT)
         elif isinstance(cause, requests.exceptions.ProxyError):
             hint, prefix = _PROXY_HINT, "cannot connect to the proxy: "
         elif isinstance(cause, OSError) and "407 Proxy Authentication Required" in str(cause):
@@ -196,6 +202,8 @@ def _connection_hint(error: Exception, url: str, *, known: bool) -> str | None:
             return "check the network of this machine and the route to the registry"
         if isinstance(cause, http.client.RemoteDisconnected) and not known:
             return _HEAD_HINTS[False] if url.startswith("http:") else _NOT_A_REGISTRY_HINT
+        if _is_not_http(cause):
+            return "check the port: another service than a registry responds there"
     return None
 
 

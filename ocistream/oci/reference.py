@@ -107,7 +107,7 @@ def printable(text: str, limit: int = 200) -> str:
     return clean[:limit] + "…" if len(clean) > limit else clean
 
 
-def _without_password(text: str) -> str:
+def without_password(text: str) -> str:
     """Return a name for messages, without the user and password that a URL may have before its host."""
     return _USER_INFO.sub(r"\1...@", text)
 
@@ -156,7 +156,7 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
         InvalidNameError: the text is not a reference. The message says which part is wrong.
     """
     rest = text.removeprefix("docker://")
-    printed_text = printable(_without_password(text))
+    printed_text = printable(without_password(text))
     if "://" in rest:
         msg = f"malformed image name {printed_text!r}: a URL is not a name"
         raise InvalidNameError(msg, hint="write HOST[:PORT]/REPOSITORY[:TAG][@DIGEST], without http:// or https://")
@@ -278,7 +278,7 @@ def parse_registry(text: str) -> str:
     host = text.removeprefix("https://").removeprefix("http://").rstrip("/")
     host = host.removesuffix("/v1").removesuffix("/v2")
     try:
-        host = _parse_host(host, f"malformed registry {printable(_without_password(text))!r}")
+        host = _parse_host(host, f"malformed registry {printable(without_password(text))!r}")
     except InvalidNameError as error:
         raise InvalidNameError(
             error.message, hint="write HOST[:PORT]" if error.hint == _HOST_HINT else error.hint

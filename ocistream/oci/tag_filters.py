@@ -151,6 +151,6 @@ def _parse_bounds(text: str) -> Iterable[tuple[str, Version]]:
         match = _BOUND.match(part)
         version = parse_version(match[2]) if match else None
         if match is None or version is None:
-            msg = f"malformed range {printable(text)!r}: {printable(part.strip())!r} is not a version bound"
+            msg = f"malformed version range {printable(text)!r}: {printable(part.strip())!r} is not a version bound"
             raise UsageError(msg, hint="for example '>=1.4, <2'; operators are =, !=, <, <=, > and >=")
         yield match[1], version

@@ -447,16 +447,10 @@ def next_page_url(response: Response) -> str | None:
     return resolve_url(response.url, match[1]) if match else None
 
 
-def image_not_found_error(
-    repository: object, target: str, error: NotFoundError, *, one_of_many: bool = False
-) -> NotFoundError:
-    """Build an error that names the image as the user wrote it, not the URL; `one_of_many` if there are others."""
+def image_not_found_error(repository: object, target: str, error: NotFoundError) -> NotFoundError:
+    """Build an error that names the image as the user wrote it, not the URL."""
     if is_digest(target):
         cause = error.message.replace(target, "…")
         hint = f"the image may have been deleted: `ocistream tags {repository}` lists the tags"
         return NotFoundError(f"{repository}@{target} not found ({cause})", hint=hint)
-    hint = "check the repository and the tag"
-    if one_of_many:
-        # After a clean-up of the registry, tags often exist without their manifest.
-        hint = f"check the name, or omit this image; with `copy --tags`, add --tags '!{target}'"
-    return NotFoundError(f"{repository}:{target} not found ({error.message})", hint=hint)
+    return NotFoundError(f"{repository}:{target} not found ({error.message})", hint="check the repository and the tag")

@@ -144,10 +144,9 @@ class RegistrySource:
         try:
             return repository.resolve(reference.target)
         except NotFoundError as error:
-            is_one_of_many = len(self._references) > 1
-            not_found = image_not_found_error(repository, reference.target, error, one_of_many=is_one_of_many)
-            # One request for advice, and only if the user named a single image.
-            if reference.digest is None and not is_one_of_many:
+            not_found = image_not_found_error(repository, reference.target, error)
+            # One request for advice: the first missing image ends the command.
+            if reference.digest is None:
                 not_found.hint = self._suggest_tags(reference, repository) or not_found.hint
             raise not_found from error
 

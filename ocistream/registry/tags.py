@@ -88,7 +88,9 @@ def suggest_tags(repository: Repository, tag: str) -> str | None:
     # Users do not type the tags of signatures.
     tags = [item for item in listed if not is_digest_tag(item)][: limits.MAX_SUGGESTION_CANDIDATES]
     if tag in tags:
-        return "the registry lists this tag, but has lost its manifest: push the image again"
+        # After a clean-up of the registry, tags often exist without their manifest.
+        lost = "the registry lists this tag, but has lost its manifest"
+        return f"{lost}: push the image again, or omit it (`copy --tags '!{tag}'`)"
     if close := get_close_matches(tag, tags, _MAX_SUGGESTIONS):
         return f"did you mean {' or '.join(close)}? `ocistream inspect {repository}` lists its tags"
     if 0 < len(tags) <= _MAX_LISTED_TAGS:

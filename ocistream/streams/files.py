@@ -61,6 +61,8 @@ _HINTS = {
     errno.EPERM: "check the permissions",
     errno.ELOOP: "a symbolic link refers to itself: `ls -l` shows the targets",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EISDIR: "this is a directory: name a file",
+    errno.ENOTDIR: "a part of this path is a file, not a directory: check the path",
     errno.EMFILE: "too many open files: raise the limit with `ulimit -n`",
 }
 

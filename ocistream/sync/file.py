@@ -136,7 +136,8 @@ def _tag_filter(table: TomlTable, key: str, value: object) -> TagFilter:
             return regex_filter(chosen.regex)
         return version_filter(chosen.versions, latest=chosen.latest, suffix=chosen.suffix)
     except UsageError as error:
-        raise table.key_error(key, f"select by a {error.message}", error.hint) from error
+        msg = f"{table.label}: {printable(key)}: {error.message}"
+        raise UsageError(msg, hint=error.hint) from error
 
 
 def _platforms(table: TomlTable, key: str, value: object) -> PlatformChoice:

@@ -576,7 +576,10 @@ class TestTheFile:
             ("[[sync]]\nfrom = 'a/b:1'\nto = 'docker-archive:x.tar'", ["to", "docker-archive"]),
             ("[[sync]]\nfrom = '-'\nto = 'a/b'", ["from", "stdin"]),
             ("[[sync]]\nfrom = 'a/b'\nto = ['c/d', 'c/d']", ["to", "twice"]),
-            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { versions = 'new' }", ["tags", "malformed range", "new"]),
+            (
+                "[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { versions = 'new' }",
+                ["tags: malformed version range 'new': ", "not a version bound"],
+            ),
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { regex = '(' }", ["tags", "malformed regular expression"]),
             (
                 "[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = 5",

@@ -340,13 +340,14 @@ FAILURES: Final = [
     Failure("a missing directory", 4, "cannot write FILE: no such file or directory",
             "check the path, or create the directory with mkdir -p", _no_folder),
     Failure("an unknown host name", 7, "GET …: the host name cannot be resolved: …",
-            "check the host name", _no_such_host),
+            "check the host name, and the network of this machine", _no_such_host),
     Failure("nothing listens on the port", 7, "GET …: connection refused",
             "check that the registry runs there, and its port", _refused_connection),
     Failure("a self-signed certificate, or a private CA", 7,
             "GET …: the certificate is not trusted: self-signed certificate",
-            "if the registry has its own CA, use --ca-cert FILE, copy it to certs.d/HOST[:PORT]/ca.crt, "
-            "or set SSL_CERT_FILE to a complete bundle", _self_signed),
+            "if the registry has its own CA, use --ca-cert FILE, copy it to "
+            "~/.config/containers/certs.d/HOST[:PORT]/ca.crt, or set SSL_CERT_FILE to a file with all CAs to trust",
+            _self_signed),
     Failure("a clock that is wrong", 7, "GET …: the certificate is not trusted: certificate is not yet valid",
             "the certificate is not valid yet: check the clock of this machine", _not_yet_valid),
     Failure("a certificate that has expired", 7, "GET …: the certificate is not trusted: certificate has expired",
@@ -408,6 +409,6 @@ FAILURES: Final = [
             "--by-digest deletes its manifest instead, with all tags of that manifest, unless the registry is "
             "read-only, or its deletion is disabled: ask its operator (docker-registry: "
             "REGISTRY_STORAGE_DELETE_ENABLED=true)", _no_deletion),
-    Failure("a read-only registry", 8, "HOST does not accept pushes (POST …)",
+    Failure("a read-only registry", 8, "HOST does not accept pushes (…)",
             "it is read-only, or not a registry: push to another registry, or ask its operator", _read_only),
 ]  # fmt: skip

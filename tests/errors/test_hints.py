@@ -15,6 +15,7 @@ from tests.faulty_auth import Basic
 from tests.faulty_registry import Action, Fault, HangUp, Reply, refusal
 from tests.http_doubles import unused_port
 from tests.images import Layout, small_image
+from tests.raw_server import RawServer
 from tests.runner import ocistream
 
 _DIGEST = "sha256:" + 64 * "a"
@@ -26,13 +27,30 @@ _DIGEST = "sha256:" + 64 * "a"
         (["pul", "app:1"], 2, ["No such command 'pul'", "did you mean pull?"]),
         (["pull", ""], 2, ["it is empty", "a shell variable empty"]),
         (["pull", "./app.tar"], 2, ["is a path, not the name of an image", "-o PATH"]),
-        (["pull", "oci:layout"], 2, ["is a path, not the name of an image", "ocistream copy"]),
+        (
+            ["pull", "oci:layout:app:1"],
+            2,
+            ["'oci:layout:app:1' is a layout, not the name of an image", "ocistream copy"],
+        ),
         (["pull", "-"], 2, ["is a path, not the name of an image", "-o PATH"]),
         (["push", "./app.tar"], 2, ["is a path, not the name of an image", "`ocistream push -i ./app.tar IMAGE`"]),
-        (["push", "docker-archive:app.tar"], 2, ["is a path, not the name of an image", "-i docker-archive:app.tar"]),
+        (["push", "docker-archive:a.tar"], 2, ["is an archive, not the name of an image", "-i docker-archive:a.tar"]),
         (["push"], 2, ["IMAGE or --to HOST", "HOST/REPOSITORY:TAG"]),
         (["push", "--to", "localhost:5000/app:1"], 2, ["has a tag or a digest", "push localhost:5000/app:1"]),
         (["push", "--to", f"localhost:5000/app@{_DIGEST}"], 2, ["has a tag or a digest"]),
+        (
+            ["push", "--to", "http://localhost:5000/p"],
+            2,
+            ["a URL is not a", "without http://: --to localhost:5000/p\n"],
+        ),
+        (["push", "--to", "https://me:pw@host/p"], 2, ["'https://...@host/p'", "without https://: --to ...@host/p\n"]),
+        (["push", "-o", "x.tar", "localhost:1/a:1"], 2, ["No such option", "write IMAGE, or --to HOST[/PREFIX]"]),
+        (["pull", "-i", "x.tar"], 2, ["No such option", "write the images, or --images FILE for a list of them"]),
+        (["pull", "-p", "secret", "localhost:1/a:1"], 2, ["No such option", "--password-file or --password-stdin"]),
+        (["pull", "localhost:1/a:1", "--insecure=true"], 2, ["not take a value", "see `ocistream pull --help`"]),
+        (["pull", "localhost:1/a:1", "--stall-timeout=10s"], 2, ["'10s' is not a number above 0, at most 86400, with"]),
+        (["pull", "localhost:1/a:1", "--connect-timeout=0"], 2, ["'0' is not a number above 0, at most 86400, with"]),
+        (["pull", "localhost:1/a:1", "--have", "list.txt"], 4, ["no such file", "check the path; a repository needs"]),
         (["copy", "dir:x", "oci:y"], 8, ["the transport dir", "use oci-archive:FILE, and copy between it and dir:"]),
         (["copy", "docker-daemon:x:1", "oci:y"], 8, ["docker-daemon", "`docker save IMAGE | ocistream push DST`"]),
         (["inspect", "user:secret@host/x"], 2, ["malformed image name '...@host/x': a user name is not", "--username"]),
@@ -40,13 +58,15 @@ _DIGEST = "sha256:" + 64 * "a"
         (["pull", "localhost:1/a:1", "--jobs=99"], 2, ["'99' is not a whole number from 1 to 32", "pull --help"]),
         (["pull", "localhost:1/a:1", "--jobs=foo"], 2, ["'foo' is not a whole number from 1 to 32", "pull --help"]),
         (["pull", "localhost:1/a:1", "--from-byte=-1"], 2, ["'-1' is not a whole number of at least 0", "--help"]),
-        (["pull", "localhost:1/a:1", "--platform"], 2, ["requires an argument", "see `ocistream --help`"]),
+        (["pull", "localhost:1/a:1", "--platform"], 2, ["requires an argument", "see `ocistream pull --help`"]),
         (["pull", "localhost:1/a:1", "--client-key=k"], 2, ["--client-key needs --client-cert", "certificate of that"]),
         (["pull", "localhost:1/a:1", "-u=a", "--password-file=no"], 4, ["no such file", "check the path"]),
         (["verify", "localhost:1/app:1", "app.tar"], 2, ["other sources are files", "one command for registries"]),
-        (["gc", "localhost:5000/app:1"], 2, ["is in a registry, but this must be a layout directory", "themselves"]),
+        (["gc", "localhost:5000/app:1"], 2, ["is in a registry, but this command works only on lay", "themselves"]),
         (["gc", "nowhere"], 4, ["no such directory", "check the path"]),
-        (["rm", "app.tar"], 2, ["app.tar' is an archive, but this must be a layout directory", "copy SRC oci:DIR"]),
+        (["rm", "app.tar"], 2, ["app.tar' is an archive, but this command works only on lay", "copy SRC oci:DIR"]),
+        (["rm", "layout/"], 2, ["Missing argument 'NAME'", "to delete everything, delete the directory"]),
+        (["sync", "."], 9, ["cannot read .: Is a directory", "this is a directory: name a file"]),
         (["list", "localhost:1/app"], 2, ["No such command", "use `ocistream tags HOST/REPO`"]),
         (["pull", "localhost:5000/app:a/b"], 2, ["is not a tag", "128 characters"]),
         (["pull", "localhost:5000/app@sha256:abc"], 2, ["malformed digest", "64 characters"]),
@@ -203,7 +223,7 @@ def test_a_registry_alone_is_not_an_image(tmp_path: Path, command: str, name: st
         result,
         2,
         f"{name} is a registry, not an image\n",
-        f"write {name}/REPOSITORY[:TAG]; for an image of Docker Hub, write docker.io/library/{name}",
+        f"\n  write {name}/REPOSITORY[:TAG]\n",
     )
 
 
@@ -228,11 +248,73 @@ def test_an_image_in_full_may_look_like_a_registry() -> None:
     assertions.failure(ocistream("digest", "docker.io/library/localhost:5000", env=env), 7, "/library/localhost/")
 
 
-@pytest.mark.parametrize("name", ["folder:1", "nginx", "localhost:5000/x"])
-def test_an_ordinary_image_name_gets_no_hint(tmp_path: Path, name: str) -> None:
-    tmp_path.joinpath("folder").mkdir()
+@pytest.mark.parametrize("name", ["docker.io/library/nginx", "docker://nginx", "localhost:5000/x"])
+def test_a_full_name_gets_no_hint_about_its_registry(tmp_path: Path, name: str) -> None:
     env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}", "OCISTREAM_RETRIES": "0"}
-    assert "means the image" not in ocistream("inspect", name, cwd=tmp_path, env=env).err
+    result = ocistream("inspect", name, cwd=tmp_path, env=env)
+    assertions.failure(result, 7, "connection refused")
+    assert " means " not in result.err
+
+
+@pytest.mark.parametrize("status", [401, 404])
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["inspect", "no/such"], "no file is called no/such: it means docker.io/no/such:latest; write HOST/no/such"),
+        (["copy", "nosuch:1", "x.tar"], "for another registry, or ./nosuch:1 for a path\n"),
+        (["pull", "nosuch", "-o", "x.tar"], "nosuch means docker.io/library/nosuch:latest; write HOST/nosuch for"),
+    ],
+)
+def test_a_name_without_a_registry_that_fails_is_explained(
+    place: Place, tmp_path: Path, argv: Sequence[str], hint: str, status: int
+) -> None:
+    """Docker Hub is not asked: a rule of the configuration leads to a registry of the test."""
+    hub = place.start(Fault(refusal(status, "DENIED"), "GET", times=None))
+    config = tmp_path / "config.toml"
+    config.write_text(f'[registry."docker.io"]\nurl = "{hub.url}"\n')
+    assertions.failure(ocistream(*argv, "--config", config, cwd=tmp_path), 3 if status == 401 else 4, hint)
+
+
+def test_another_failure_does_not_explain_a_name_without_a_registry(tmp_path: Path) -> None:
+    result = ocistream("push", "-i", "nowhere.tar", "nosuch", cwd=tmp_path)
+    assertions.failure(result, 4, "nowhere.tar")
+    assert " means " not in result.err
+
+
+def test_a_path_below_a_file_is_said_to_be_none(place: Place) -> None:
+    result = ocistream("pull", place.app, "-o", place.made("mk.py", b"") / "x.tar")
+    assertions.failure(result, 9, "mk.py/x.tar: Not a directory", "a part of this path is a file, not a directory")
+
+
+def test_a_service_that_is_no_http_is_told_as_such() -> None:
+    with RawServer(b"SSH-2.0-OpenSSH_9.6\r\n") as server:
+        result = ocistream("inspect", f"{server.host}/app:1", "--retries=0")
+    assertions.failure(result, 7, "the answer is not HTTP: SSH-2.0-OpenSSH_9.6\n", "another service than a registry")
+
+
+def test_the_name_of_a_proxy_is_not_taken_for_that_of_the_registry() -> None:
+    env = {"HTTPS_PROXY": "http://me:hunter2@nowhere.test:1"}
+    result = ocistream("inspect", "registry.test/app:1", "--retries=0", env=env, names={"registry.test": None})
+    assertions.failure(result, 7, "cannot connect to the proxy: the host name cannot be", "check the proxy in HTTPS")
+    assert "hunter2" not in result.err
+
+
+def test_a_wrong_password_beside_a_user_name_is_told_of_stored_logins(place: Place) -> None:
+    host = place.start(auth=Basic("me", "hunter2")).host
+    argv = ["inspect", f"{host}/app:1", "--username=me", "--password-stdin"]
+    hint = "the user name or password is wrong; stored logins are ignored while --username is given\n"
+    assertions.failure(ocistream(*argv, stdin=b"other"), 3, f"{host} refused", hint)
+
+
+def test_a_key_outside_of_its_table_is_told_where_keys_belong(tmp_path: Path) -> None:
+    tmp_path.joinpath("config.toml").write_text("jobs = 3")
+    result = ocistream("pull", "localhost:1/app:1", "--config", tmp_path / "config.toml")
+    assertions.failure(result, 2, "unknown key 'jobs'\n", "put options under [defaults]", "allowed: defaults, ")
+
+
+def test_a_missing_image_among_several_is_told_of_its_tags(place: Place) -> None:
+    result = ocistream("pull", place.app, place.app.replace(":1", ":9"), "-o", place.out)
+    assertions.failure(result, 4, "app:9 not found", "its tags are: 1\n")
 
 
 @pytest.mark.parametrize("name", ["app.tar", "org/app.tar.gz", "APP.TGZ", "registry.example.com/app.tar.zst"])

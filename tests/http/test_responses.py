@@ -99,8 +99,8 @@ class TestUnreachable:
     @pytest.mark.parametrize(
         ("code", "tries", "hint"),
         [
-            (socket.EAI_NONAME, 1, "check the host name"),
-            (socket.EAI_NODATA, 1, "check the host name"),
+            (socket.EAI_NONAME, 1, "check the host name, and the network of this machine"),
+            (socket.EAI_NODATA, 1, "check the host name, and the network of this machine"),
             (socket.EAI_AGAIN, 2, "check the network of this machine and the resolver in /etc/resolv.conf"),
             (socket.EAI_FAIL, 2, "check the network of this machine and the resolver in /etc/resolv.conf"),
         ],

@@ -157,7 +157,7 @@ def test_what_is_not_a_list_is_an_error(action: Action, code: int, words: str, s
         ([f"sha256-{'0' * 64}.sig", "1.25-alpin\x1b[2J", "v1"], "its tags are: v1"),
         (
             ["1.25-alpin", "1.25"],
-            "the registry lists this tag, but has lost its manifest: push the image again",
+            "the registry lists this tag, but has lost its manifest: push the image again, or omit it ",
         ),
         (
             [*(f"x{number}" for number in range(limits.MAX_SUGGESTION_CANDIDATES)), "1.25-alpine"],

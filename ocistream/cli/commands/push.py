@@ -24,7 +24,7 @@ from ocistream.cli.options import (
     transfer_options,
     upload_options,
 )
-from ocistream.cli.parameter_types import FilePath, is_path, parse_image_name
+from ocistream.cli.parameter_types import FilePath, describe_path, is_path, parse_image_name
 from ocistream.cli.transfers import run_plan
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.layout.image_selection import select_only_image
@@ -119,8 +119,7 @@ def _check_arguments(arguments: Sequence[str], paths: Sequence[str], prefix: str
         hint = f"each archive follows -i: `{printable(line, 1024)}`"
         if len(options) > _MAX_ARCHIVES_IN_HINT * 2:
             hint = "quote the glob, so that ocistream expands it: `ocistream push -i 'app.*.tar' IMAGE`"
-        msg = f"{printable(files[0])!r} is a path, not the name of an image in a registry"
-        raise UsageError(msg, hint=hint)
+        raise UsageError(describe_path(files[0]), hint=hint)
     if len(images) > 1:
         msg = f"push takes one IMAGE, but {printable(images[1])!r} is a second one"
         raise UsageError(

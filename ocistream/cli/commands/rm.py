@@ -81,7 +81,7 @@ def _remove_from_layout(context: CommandContext, path: Path, names: Sequence[str
 
     if not names:
         msg = "Missing argument 'NAME'."
-        raise UsageError(msg, hint="`ocistream tags DIR` lists the names; for all blobs, delete the directory")
+        raise UsageError(msg, hint="`ocistream tags DIR` lists the names; to delete everything, delete the directory")
     # The blobs stay for `gc`, which knows what a concurrent pull may still need.
     removed = remove_images(LayoutDirectory(path), names, dry_run=dry_run)
     for entry in (*removed.images, *removed.referrers):

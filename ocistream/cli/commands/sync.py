@@ -231,7 +231,9 @@ class _OutcomeReporter:
         if outcome.error is not None:
             error = outcome.error
             add_sync_hint(error, outcome.source)
-            message = f"{printable(outcome.source)} to {printable(outcome.destination)}: {error.message}"
+            # The cause need not name the source again.
+            cause = error.message.removeprefix(f"{outcome.source} ")
+            message = f"{printable(outcome.source)} to {printable(outcome.destination)}: {cause}"
             self._context.console.error(message, hint=error.hint, code=error.exit_code)
             self.exit_code = self.exit_code or error.exit_code
         elif self._dry_run:

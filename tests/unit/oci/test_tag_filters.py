@@ -97,7 +97,7 @@ def test_a_range_has_what_fits_all_of_its_bounds(bounds: str, within: list[str],
 
 @pytest.mark.parametrize("text", ["", "1.4", ">=", ">=1.4 <2", "~1.4", "^1", ">=1.4,", ">=latest", "=>1"])
 def test_a_malformed_range_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="malformed range"):
+    with pytest.raises(UsageError, match="malformed version range"):
         parse_range(text)
 
 
