@@ -227,7 +227,7 @@ class VerifyResult:
         if self.signatures == ():
             errors.append(IntegrityError("no valid signature: there is no image that could be signed"))
         errors.sort(key=lambda error: not isinstance(error, IntegrityError))
-        hint = "a registry that has the missing blobs still accepts it"
+        hint = "pull the image again, or push it to a registry that already has these blobs"
         for descriptor in self.findings.missing:
             message = f"{prefixes.get(descriptor.digest, '')}missing {descriptor.digest}"
             errors.append(MissingContentError(message, hint=hint))

@@ -248,10 +248,10 @@ class ArchiveContents:
         """Whether `manifest.json` and not `index.json` lists the images."""
         return "manifest.json" in self.documents and (self._as_docker or self.index_json is None)
 
-    def require_index(self) -> None:
-        """Check that the archive has an `index.json`."""
+    def require_index(self, label: str) -> None:
+        """Check that the archive has an `index.json`; `label` names the archive in the error."""
         if self.index_json is None:
-            msg = "not an image archive: it has neither an index.json nor a manifest.json"
+            msg = f"{printable(label, 1024)} is not an image archive: it has neither an index.json nor a manifest.json"
             raise ArchiveError(msg, hint="use an archive from `ocistream pull`, `docker save`, skopeo or podman")
 
 

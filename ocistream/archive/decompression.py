@@ -5,10 +5,11 @@ from __future__ import annotations
 from io import FileIO
 from typing import TYPE_CHECKING
 
-from ocistream.errors import ArchiveError
+from ocistream.archive.tar_reader import TRUNCATED_HINT
+from ocistream.errors import ArchiveError, TruncatedError
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks
-from ocistream.streams.compression import MAGIC_SIZE, NONE, decompress, detect_codec
+from ocistream.streams.compression import MAGIC_SIZE, NONE, IncompleteStreamError, decompress, detect_codec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +74,7 @@ class _DecompressedInput:
     def __init__(self, file: InputStream, what: str, codec: Codec, max_ratio: int) -> None:
         self._file = file
         self._what = what
+        self._codec = codec.name
         self._chunks: Iterator[Chunk] = decompress(codec, read_chunks(file, _UNLIMITED), max_ratio)
         self._buffered = memoryview(b"")
 
@@ -93,6 +95,9 @@ class _DecompressedInput:
     def _next(self) -> Chunk | None:
         try:
             return next(self._chunks, None)
+        except IncompleteStreamError as error:
+            msg = f"{self._what} is truncated: its {self._codec} stream ends too early"
+            raise TruncatedError(msg, hint=TRUNCATED_HINT) from error
         except ArchiveError as error:
             msg = f"{self._what}: {error.message}"
             raise ArchiveError(msg, hint=error.hint) from error

@@ -127,7 +127,8 @@ def _find_image(graph: Graph, root: Root) -> str:
     if document is None:
         raise MissingBlobsError([root.descriptor], graph, is_untouched=True)
     if document.manifests:
-        msg = f"{name} is an index, but a docker-archive has one image per name"
+        what = "has several platforms" if len(document.manifests) > 1 else "is an index"
+        msg = f"{name} {what}, but a docker-archive has one image per name"
         raise UnsupportedError(msg, hint="choose one with --platform, such as linux/amd64")
     if not is_image(document):
         msg = f"{name} is not an image that a docker-archive can contain"

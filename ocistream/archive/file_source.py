@@ -46,7 +46,7 @@ class ArchiveFileSource(ArchiveSource):
             LocalDiskError: the file cannot be read.
             ArchiveError: the archive is malformed or truncated, or its `oci-layout` has an unknown version.
         """
-        super().__init__(selection, as_docker=as_docker)
+        super().__init__(str(path), selection, as_docker=as_docker)
         self._what = f"cannot read {path}"
         with files.disk_errors(self._what):
             #: The open archive. Callers read at offsets of their own and do not move its position.

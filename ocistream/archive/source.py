@@ -55,8 +55,12 @@ class ArchiveSource(ABC):
     #: What to do about a layer that is not recognized.
     _no_layer_hint: str | None = None
 
-    def __init__(self, selection: Selection, *, as_docker: bool) -> None:
-        """Take the selection; `as_docker` reads the images of `manifest.json`, even beside an `index.json`."""
+    def __init__(self, label: str, selection: Selection, *, as_docker: bool) -> None:
+        """Take the archive's name in errors, and the selection.
+
+        `as_docker` reads the images of `manifest.json`, even beside an `index.json`.
+        """
+        self._label = label
         self._selection = selection
         self._as_docker = as_docker
         self.contents = ArchiveContents(as_docker=as_docker)
@@ -188,7 +192,7 @@ class ArchiveSource(ABC):
         Raises:
             ArchiveError: a file is missing or malformed, or the two files contradict each other.
         """
-        self.contents.require_index()
+        self.contents.require_index(self._label)
         self._read_documents()
         index = self._index or LayoutIndex([], {})
         additional = self._finish_comparison().find_only_in_manifest_json(self._images) if self._images else []

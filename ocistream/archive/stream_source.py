@@ -73,11 +73,10 @@ class ArchiveStreamSource(ArchiveSource):
         as_docker: bool = False,
     ) -> None:
         """Read from the position of `file`, later. `what` names the stream in errors."""
-        super().__init__(selection, as_docker=as_docker)
+        super().__init__(what, selection, as_docker=as_docker)
         self._file = file
         self._reader = TarReader(file, what)
         self._entries = iter(self._reader)
-        self._what = what
         #: The digests of parts of blobs that are split, until their checksums arrive.
         self._part_digests: dict[tuple[str, int], str] = {}
         #: Accepts blobs while the graph is not known.
@@ -283,7 +282,7 @@ class ArchiveStreamSource(ArchiveSource):
             line = read_all(itertools.islice(self._reader.read_chunks(), 1))
             expected = parse_checksum_line(part_name(digest, offset), line)
             if expected != actual:
-                raise part_error(digest, offset, self._what, digest_error(expected, actual))
+                raise part_error(digest, offset, self._label, digest_error(expected, actual))
 
     def _start_walks(self, index: LayoutIndex) -> None:
         """Start the walks to the manifests below `index.json`. A failed selection is not final yet."""

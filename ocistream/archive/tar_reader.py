@@ -116,6 +116,7 @@ def parse_pax_records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 #: The name of stdin in errors.
 ARCHIVE_ON_STDIN: Final = "the archive on stdin"
+TRUNCATED_HINT: Final = "the program that wrote it failed or was interrupted: pull or copy it again"
 _ZEROS: Final = bytes(tarfile.BLOCKSIZE)
 
 #: The records of a pax header that are used. Keeping a MiB of other records would need many times as much memory.
@@ -424,7 +425,7 @@ class TarReader:
             return TruncatedError(f"{self._what} is empty", hint=hint)
         return TruncatedError(
             f"{self._what} is truncated: it ends at byte {self._file.position}, {where}",
-            hint="the program that wrote it failed or was interrupted: pull or copy it again",
+            hint=TRUNCATED_HINT,
         )
 
 

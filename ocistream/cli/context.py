@@ -162,7 +162,7 @@ class CommandContext:
         self.retry_count += 1
         prefix = f"{retry.url}: " if retry.url else ""
         self.console.info(
-            f"{prefix}{retry.reason}; retrying in {retry.wait:.1f} s",
+            f"{prefix}{retry.reason}; retrying in {retry.wait:.1f} s ({retry.count} of {retry.limit})",
             level=0 if retry.wait >= _MIN_REPORTED_WAIT else 1,
         )
 

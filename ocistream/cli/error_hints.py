@@ -52,7 +52,7 @@ def add_copy_hints(console: Console, plan: CopyPlan, source: Source, *, dry_run:
         elif error.needed is not None:
             error.hint = "name all volumes in one command, or copy them one by one into a layout directory"
         elif any(missing.digest in error.graph.omitted_from_source for missing in error.missing):
-            error.message = _missing_blobs_message(error)
+            error.message = _missing_blobs_message(error, location)
             error.hint = _fetch_hint(error, location, plan.destination)
             _list_missing_blobs(console, error)
         elif error.graph.is_platform_filtered and location is not None:
@@ -68,11 +68,12 @@ def add_copy_hints(console: Console, plan: CopyPlan, source: Source, *, dry_run:
         subject = error.message.partition(": ")[0]
         is_blob_error = subject == DIGEST_MISMATCH or is_digest(subject)
         if is_blob_error and not error.hint and location is not None and location.path:
-            path = printable(str(location.path), 1024)
+            name = location.description
+            error.message = f"{name}: {error.message}"
             error.hint = (
-                "the archive on stdin is damaged: save it to a file, and check it with `ocistream verify FILE`"
+                "the archive is damaged: save it to a file, and check it with `ocistream verify FILE`"
                 if location.is_stream
-                else f"{path} is damaged, or changed during the run: check it with `ocistream verify {path}`"
+                else f"it is damaged, or changed during the run: check it with `ocistream verify {name}`"
             )
         raise
 
@@ -128,16 +129,18 @@ def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
     return hint
 
 
-def _missing_blobs_message(error: MissingBlobsError) -> str:
+def _missing_blobs_message(error: MissingBlobsError, source_location: Location | None) -> str:
     count = len(error.missing)
+    archive = "the archive" if source_location is None else source_location.description
+    are, they_were, them = ("is", "it was", "it") if count == 1 else ("are", "they were", "them")
     size = format_size(sum(missing.size for missing in error.missing))
     reasons = {error.graph.omitted_from_source.get(missing.digest) for missing in error.missing}
-    details = "; ".join(sorted(f"omitted from the archive: {reason}" for reason in reasons if reason)[:5])
+    details = "; ".join(sorted(str(reason) for reason in reasons if reason)[:5])
     outcome = "nothing was sent" if error.is_untouched else "no image is visible"
     shown = ", ".join(missing.digest for missing in error.missing) if count <= _MAX_IN_COMMAND else "see above"
     return (
-        f"neither the archive nor the destination has {format_count(count, 'blob')} ({size}; "
-        f"{details}); {outcome}; missing: {shown}"
+        f"{format_count(count, 'blob')} ({size}) {are} missing: {they_were} omitted from {archive} ({details}), "
+        f"and the destination does not have {them}; {outcome}: {shown}"
     )
 
 
@@ -182,12 +185,16 @@ def _describe_needed_volumes(
     if is_layout:
         where = printable(str(destination.path), 1024)
         error.hint = (
-            f"push {options} together to `ocistream serve {where}`"
+            f"start `ocistream serve {where}`, and run `ocistream push {options} --to localhost:5000`"
             if refused
             else f"{where} keeps what was written: copy the needed volumes one by one, in this order"
         )
         return
-    error.hint = f"the registry keeps what was sent: push {options} together, or one by one in this order"
+    target = f"{'' if destination.reference else '--to '}{printable(destination.text)}"
+    error.hint = (
+        f"the registry keeps what was sent: run `ocistream push {options} {target}`, or push them one by one in this "
+        "order"
+    )
 
 
 def _format_input_options(names: Sequence[str]) -> str:

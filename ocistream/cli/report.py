@@ -92,7 +92,7 @@ def report_copy(
     """
     into_docker_archive = plan.destination.kind == "docker-archive"
     _report_resumed(console, report)
-    _report_summary(console, report, cached)
+    _report_summary(console, plan, report, cached)
     report_incomplete_indexes(console, report.graph.incomplete_indexes, report.origins)
     if not into_docker_archive:
         _report_new_digests(console, report, is_requested=plan.options.compress is not None)
@@ -119,7 +119,7 @@ def report_dry_run(console: Console, plan: CopyPlan, report: Report, images: Seq
         parts[0] += f", with {kinds}"
     parts[0] += f", to {'stdout' if plan.destination.is_stream else printable(plan.destination.text, _MAX_NAME)}"
     if counts["converted"]:
-        parts.append(f"{counts['converted']} of them recompressed to a size that is not known yet")
+        parts.append(f"{counts['converted']} of them {_describe_conversion(plan)} to a size that is not known yet")
     if resumed:
         parts.append(f"{format_size(resumed)} resumed from an earlier run")
     parts += [
@@ -152,23 +152,29 @@ def _report_image_ids(console: Console, report: Report, images: Iterable[ImageRe
             console.info(f"{printable(root.name or image.name, _MAX_NAME)}: image ID {image.image_id}")
 
 
-def _report_summary(console: Console, report: Report, cached: Mapping[str, int]) -> None:
+def _describe_conversion(plan: CopyPlan) -> str:
+    codec = "none" if plan.destination.kind == "docker-archive" else plan.options.compress
+    return "decompressed" if codec == "none" else "recompressed"
+
+
+def _report_summary(console: Console, plan: CopyPlan, report: Report, cached: Mapping[str, int]) -> None:
     """Print one line: what was copied and how fast."""
     counts = Counter(blob.status for blob in report.blobs)
     written = total_size(report, "copied") + total_size(report, "converted")
     resumed = sum(blob.resumed_size for blob in report.blobs)
-    rate = (written - resumed) / report.seconds if report.seconds else 0.0
+    received = written - resumed
+    rate = f" ({format_size(received / report.seconds)}/s)" if received and report.seconds else ""
     copied = format_count(counts["copied"] + counts["converted"], "blob")
-    parts = [f"copied {copied}, {format_size(written)}, in {report.seconds:.1f} s ({format_size(rate)}/s)"]
+    parts = [f"copied {copied}, {format_size(written)}, in {report.seconds:.1f} s{rate}"]
     if counts["converted"]:
-        parts.append(f"{counts['converted']} of them recompressed")
+        parts.append(f"{counts['converted']} of them {_describe_conversion(plan)}")
     if resumed:
         parts.append(f"{format_size(resumed)} resumed from an earlier run")
     if from_cache := sum(cached_size(blob, cached) for blob in report.blobs):
         parts.append(f"{format_size(from_cache)} came from the cache")
     parts += [
-        f"{counts[outcome]} {outcome} ({format_size(total_size(report, outcome))})"
-        for outcome in ("mounted", "skipped")
+        f"{counts[outcome]} {text} ({format_size(total_size(report, outcome))})"
+        for outcome, text in (("mounted", "mounted"), ("skipped", "already at the destination"))
         if counts[outcome]
     ]
     if kinds := _count_referrers(report):

@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RetryEvent:
-    """A failure that is about to be retried: the redacted URL, the reason, and the wait in seconds."""
+    """A failure that is about to be retried: the redacted URL, the reason, and the wait in seconds.
+
+    `count` is the number of this retry, and `limit` that of the last one.
+    """
 
     url: str
     reason: str
     wait: float
+    count: int
+    limit: int
 
 
 class RetryableResponse(Protocol):
@@ -90,13 +95,15 @@ class Retries:
             return False
         # The backoff is the minimum: a server that always sends "Retry-After: 0" must not use up all attempts at once.
         wait = max(retry_after or 0.0, self._backoff())
+        count, limit = self._used, self._attempts - 1
         if isinstance(failure, NetworkError):
-            self._context.report_retry(RetryEvent("", failure.message, wait))
+            self._context.report_retry(RetryEvent("", failure.message, wait, count, limit))
         else:
             failure.drain()
             if failure.status == HTTPStatus.TOO_MANY_REQUESTS:
                 self._context.pause_host(failure.url, wait)
-            self._context.report_retry(RetryEvent(redact_url(failure.url), f"answered {failure.status}", wait))
+            url, reason = redact_url(failure.url), f"answered {failure.status}"
+            self._context.report_retry(RetryEvent(url, reason, wait, count, limit))
         self._context.wait(wait)
         return True
 

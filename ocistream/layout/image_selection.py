@@ -29,6 +29,9 @@ UNKNOWN_SIZE: Final = -1
 #: At most this many names, and images of one name, are printed.
 _MAX_NAMES: Final = 10
 
+#: How errors of a selection name its source, until the location is known.
+ARCHIVE_OR_LAYOUT: Final = "the archive or layout"
+
 ImageSelector: TypeAlias = "Callable[[Sequence[Root]], Sequence[Root]]"
 
 
@@ -68,13 +71,13 @@ class NoSuchImageError(NotFoundError):
 
     def __init__(self, wanted: str, hint: str) -> None:
         """Build the message. `hint` says what to do."""
-        super().__init__(f"the archive or layout has no image {printable(wanted)!r}", hint=hint)
+        super().__init__(f"{ARCHIVE_OR_LAYOUT} has no image {printable(wanted)!r}", hint=hint)
         self.wanted = wanted
 
 
 def no_image_error() -> NotFoundError:
     """Return the error for an archive or layout without images."""
-    return NotFoundError("the archive or layout has no images")
+    return NotFoundError(f"{ARCHIVE_OR_LAYOUT} has no images")
 
 
 def select_existing_images(roots: Sequence[Root]) -> Sequence[Root]:
@@ -97,7 +100,7 @@ def select_only_image(roots: Sequence[Root]) -> Sequence[Root]:
     """
     candidates = [root for root in select_existing_images(roots) if not root.is_stray] or list(roots)
     if (count := len({root.descriptor.digest for root in candidates})) > 1:
-        msg = f"the archive or layout has {count} images"
+        msg = f"{ARCHIVE_OR_LAYOUT} has {count} images"
         # --to needs full names to tell where each image goes.
         which = "one with --image, or all with --to" if all(map(has_full_name, candidates)) else "one with --image"
         raise UsageError(msg, hint=f"choose {which}: {format_image_names(candidates)}")
@@ -166,7 +169,7 @@ def select_full_names(chosen: Sequence[str]) -> ImageSelector:
     select, description = (
         (select_named_images(chosen, all_names=True), "chosen")
         if chosen
-        else (select_existing_images, "in the archive or layout")
+        else (select_existing_images, f"in {ARCHIVE_OR_LAYOUT}")
     )
     hint = (
         "--to needs a full name for every image; push each of these: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
@@ -204,7 +207,7 @@ def select_all_images(
     missing: str,
     hint: str,
     *,
-    description: str = "in the archive or layout",
+    description: str = f"in {ARCHIVE_OR_LAYOUT}",
 ) -> Sequence[Root]:
     """Choose all images, each under those of its names that have a destination (`has_destination`).
 

@@ -125,11 +125,12 @@ def has_full_name(root: Root) -> bool:
 
 
 def tag_of(name: str | None) -> str | None:
-    """Return the tag in a full name, or a name that is a tag, or None."""
-    if name is None:
-        return None
-    reference = parse_full_name(name)
-    return reference.tag if reference else name if is_tag(name) else None
+    """Return the tag in a full or short name, such as `app:1`, or a name that is a tag, or None."""
+    if name is None or is_tag(name):
+        return name
+    with contextlib.suppress(InvalidNameError, UnsupportedError):
+        return parse_reference(name, default_tag=False).tag
+    return None
 
 
 def docker_tag(name: str) -> str | None:

@@ -74,10 +74,15 @@ class ImageSignature:
         else:
             shown = f"{printable(name)} ({digest})" if name else digest
         others = f" (and {more} more)" if more else ""
-        return IntegrityError(
-            f"{shown}: no valid signature: {self.problem}{others}",
-            hint=_HINTS.get(self.problem or ""),
-        )
+        return IntegrityError(f"{shown}: no valid signature: {self.problem}{others}", hint=self._hint())
+
+    def _hint(self) -> str | None:
+        """Return what to sign, or what to check instead."""
+        if self.problem == _NO_SIGNATURE and self.root.chosen_platforms is not None:
+            return f"sign the index {self.root.chosen_platforms.index}: then each of its platforms counts as signed"
+        if self.problem == _NO_SIGNATURE and self.root.descriptor.is_index:
+            return "sign this digest: then each platform of the index counts as signed"
+        return _HINTS.get(self.problem or "")
 
 
 class _Claim(NamedTuple):

@@ -56,6 +56,10 @@ class Codec:
     decompress: Callable[[Iterable[Chunk]], Iterator[Chunk]]
 
 
+class IncompleteStreamError(ArchiveError):
+    """A compressed stream ends too early."""
+
+
 class _GzipMember(Protocol):
     """zlib's decompressor of one gzip member."""
 
@@ -110,7 +114,7 @@ def _gunzip(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
                 raise _malformed("gzip", str(error)) from error
             rest = rest[len(piece) - len(member.unused_data) :]
     if member is None or not member.eof:
-        raise _malformed("gzip", "it ends too early")
+        raise _incomplete("gzip")
 
 
 def _inflate_chunk(member: _GzipMember, data: Chunk) -> Iterator[bytes]:
@@ -190,7 +194,7 @@ def _unzstd(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         source.release()
     if not frames.is_complete:
         # zstandard's reader treats a truncated stream as complete.
-        raise _malformed("zstd", "it ends too early")
+        raise _incomplete("zstd")
 
 
 class _WideWindowTurn:
@@ -324,6 +328,10 @@ class _ZstdFrameTracker:
                 yield -content
         if flags & 4:
             yield -4
+
+
+def _incomplete(name: str) -> IncompleteStreamError:
+    return IncompleteStreamError(f"the {name} stream is malformed: it ends too early")
 
 
 def _malformed(name: str, reason: str) -> ArchiveError:

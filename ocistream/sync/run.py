@@ -230,7 +230,8 @@ class SyncRun:
         if entry.tag_filter is None:
             by_name = "to copy an image by its digest, write `from` as oci:DIR:DIGEST, and `to` with a tag or name"
             hint = f"`tags` selects images; {by_name}"
-            select_all_images(roots, lambda root: tag_of(root.name) is not None, "tag", hint)
+            name = f"in {location.description}"
+            select_all_images(roots, lambda root: tag_of(root.name) is not None, "tag", hint, description=name)
         else:
             report_untagged(select_existing_images(roots), "`tags`")
         for referrer in orphans:

@@ -85,7 +85,7 @@ def test_a_destination_name_requires_a_single_image(layout: Layout, tmp_path: Pa
     two_platforms(layout, name="two")
     for target in (f"oci:{tmp_path}/x:new", f"oci-archive:{tmp_path}/x.tar:new", "127.0.0.1:1/x"):
         result = ocistream("copy", layout.path, target)
-        assertions.failure(result, 2, "the archive or layout has 2 images", "oci:DIR:NAME", "one, two")
+        assertions.failure(result, 2, f"{layout.path} has 2 images\n", "oci:DIR:NAME", "one, two")
     assert not (tmp_path / "x.tar").exists()
     assertions.success(ocistream("copy", f"oci:{layout.path}:one", f"oci:{tmp_path}/x:new"))
     assert assertions.index_of(tmp_path / "x")[0]["digest"] == image["digest"]

@@ -114,7 +114,8 @@ def test_an_unnamed_image_beside_a_named_one_requires_a_choice(
         unnamed = "sha256:"
     given = {"pipe": [], "layout": ["-i", str(layout.path)]}.get(how, ["-i", str(archive)])
     result = ocistream("push", f"{served.host}/app:1", *given, stdin=archive if how == "pipe" else None)
-    assertions.failure(result, 2, "the archive or layout has 2 images", "choose one with --image", "whatever", unnamed)
+    name = {"pipe": "the archive on stdin", "layout": layout.path}.get(how, archive)
+    assertions.failure(result, 2, f": {name} has 2 images\n", "choose one with --image", "whatever", unnamed)
     assertions.no_image(served)
 
 
@@ -135,7 +136,7 @@ def test_nothing_is_sent_if_the_index_lists_several_images(served: FaultyRegistr
     # The index comes first, then what is not JSON: the manifest of the entry without a name comes after layers.
     items = sorted(items_of(layout), key=lambda item: (item[0] != "index.json", (item[1] or b"").startswith(b"{")))
     result = ocistream("push", f"{served.host}/app:1", stdin=tar_of(items))
-    assertions.failure(result, 2, "the archive or layout has 2 images", "v1, v2")
+    assertions.failure(result, 2, "the archive on stdin has 2 images\n", "v1, v2")
     assert served.requests == []
 
 
@@ -242,10 +243,11 @@ def test_to_refuses_before_anything_moves_if_an_image_has_no_full_name(
     archive.write_bytes(tar_of(small_first(layout)))
     given = {"pipe": [], "layout": ["-i", str(layout.path)]}[how]
     result = ocistream("push", "--to", served.host, *given, stdin=archive if how == "pipe" else None)
+    name = {"pipe": "the archive on stdin"}.get(how, layout.path)
     assertions.failure(
         result,
         2,
-        f"2 of 4 images in the archive or layout have no full name: plain, {nameless['digest']}",
+        f"2 of 4 images in {name} have no full name: plain, {nameless['digest']}",
         "--image NAME",
     )
     assert served.requests == []
@@ -295,7 +297,7 @@ def test_to_needs_full_names(served: FaultyRegistry, layout: Layout, archive: Pa
     other = Layout(layout.path.with_name("nameless"))
     small_image(other, name="1")
     result = ocistream("push", "--to", served.host, "-i", other.path)
-    assertions.failure(result, 2, "no image in the archive or layout has a full name: 1", "--image NAME")
+    assertions.failure(result, 2, f"no image in {other.path} has a full name: 1", "--image NAME")
     assertions.no_image(served)
 
 

@@ -166,7 +166,7 @@ def test_verbose_prints_each_blob_and_each_retry(registry: FaultyRegistry, tmp_p
 def test_a_long_wait_is_reported(registry: FaultyRegistry, tmp_path: Path) -> None:
     registry.faults = [Fault(refusal(503, Retry_After="30"), "GET", "/manifests/")]
     with started_fork("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar") as process:
-        assert b"answered 503; retrying in 30.0 s" in process.stderr.readline()
+        assert b"answered 503; retrying in 30.0 s (1 of 5)\n" in process.stderr.readline()
 
 
 @pytest.mark.parametrize("verbosity", [[], ["-v"], ["-vv"]])

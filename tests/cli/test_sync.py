@@ -94,7 +94,7 @@ class TestCopies:
         source = f"oci:{layout.path}"
         refused = sync(tmp_path, entry(source, f"{target.host}/app"))
         assert refused.code == 2
-        assert f"1 of 2 images in the archive or layout has no tag: {nameless['digest']}" in refused.err
+        assert f"1 of 2 images in {layout.path} has no tag: {nameless['digest']}" in refused.err
         assert tags(target.host, "app") == []
         chosen = sync(tmp_path, entry(source, f"{target.host}/app", tags="['*']"))
         assert chosen.lines() == [f"{target.host}/app:1@{image['digest']}"], chosen.err

@@ -214,6 +214,14 @@ class TestCopy:
         assert "one.example/app:1 and two.example/app:1 would both become" in result.err
         assert tags(other.host, "app") == []
 
+    def test_a_short_name_has_a_tag_too(self, layout: Layout, other: FaultyRegistry, tmp_path: Path) -> None:
+        names = {name: small_image(layout, name=name, annotations={"of": name}) for name in ("app:1", "app:2")}
+        assertions.success(ocistream("copy", "--all-tags", layout.path, f"oci:{tmp_path}/copy"))
+        assert assertions.names_in(tmp_path / "copy") == [*names]
+        assertions.success(ocistream("copy", "--tags", "2", layout.path, f"{other.host}/app"))
+        assert tags(other.host, "app") == ["2"]
+        assert manifest_digest(other.host, "app", "2") == names["app:2"]["digest"]
+
     @pytest.mark.uncounted
     @pytest.mark.parametrize("how", ["layout", "archive", "pipe"])
     def test_an_image_without_a_tag_is_an_error(
@@ -223,11 +231,12 @@ class TestCopy:
         archive = tmp_path / "two.tar"
         archive.write_bytes(tar_of(small_first(layout)))
         source = {"layout": f"oci:{layout.path}", "archive": str(archive), "pipe": "-"}[how]
+        name = {"layout": layout.path, "archive": archive, "pipe": "the archive on stdin"}[how]
         result = ocistream("copy", "--all-tags", source, f"{other.host}/app", stdin=archive)
         assertions.failure(
             result,
             2,
-            f"1 of 2 images in the archive or layout has no tag: {nameless['digest']}",
+            f"1 of 2 images in {name} has no tag: {nameless['digest']}",
             f":DIGEST {other.host}/app:",
         )
         assert tags(other.host, "app") == []

@@ -493,7 +493,7 @@ class TestFailures:
         failed(
             result,
             6,
-            "omitted from the archive: in ",
+            " are missing: they were omitted from the archive (in ",
             "the remote side listed these blobs, but does not have them now: re-run the command",
         )
         assert tags(there.host, "app") == []

@@ -411,7 +411,7 @@ def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
             results[order.index(1)],
             10,
             f"part of {NAMES[1]} was not stored: {NAMES[0]} must come first; still needed: {', '.join(needed)}\n",
-            f"push {' '.join(f'-i {name}' for name in needed)} together, or one by one in this order",
+            f"run `ocistream push {' '.join(f'-i {name}' for name in needed)} {target.host}/app:1`, or push them one",
         )
         assertions.failure(results[-1], 10, "still needed: app.0")
         assertions.no_image(target)
@@ -427,7 +427,8 @@ def test_a_layout_that_cannot_store_a_part_says_so(cut: CutOnce, tmp_path: Path,
         ocistream("copy", cut.paths[number], f"{tmp_path}/copy/"),
         10,
         f"part of {NAMES[number]} was not stored: a layout stores only complete blobs; still needed: {NAMES[0]}, ",
-        f"together to `ocistream serve {tmp_path}/copy`",
+        f"start `ocistream serve {tmp_path}/copy`, and run `ocistream push -i {NAMES[0]} ",
+        " --to localhost:5000`",
     )
 
 

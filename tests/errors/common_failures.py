@@ -28,7 +28,7 @@ from tests.runner import Argument, Result, ocistream
 MIB: Final = 1 << 20
 _HERE: Final = Path(__file__).parent
 #: A key that signed nothing here.
-_PUBLIC_KEY: Final = """\
+PUBLIC_KEY: Final = """\
 -----BEGIN PUBLIC KEY-----
 MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEKdOzFHGCK0LYX8uUURcC98ees4eE
 qLuSxi7ugrk08V+8otcMC4l448WcwpYDP1f1+PwGz3pvOf9J210ewqZrJw==
@@ -280,7 +280,7 @@ def _lost_blob(place: Place) -> Result:
 
 
 def _unsigned(place: Place) -> Result:
-    key = place.made("cosign.pub", _PUBLIC_KEY.encode())
+    key = place.made("cosign.pub", PUBLIC_KEY.encode())
     return _pull(place, place.app, "--require-signature", key)
 
 
@@ -376,7 +376,7 @@ FAILURES: Final = [
             "this looks like HTML: use an archive from `ocistream pull`, `docker save` or skopeo",
             _no_archive),
     Failure("an archive of something else", 6,
-            "not an image archive: it has neither an index.json nor a manifest.json",
+            "FILE is not an image archive: it has neither an index.json nor a manifest.json",
             "use an archive from `ocistream pull`, `docker save`, skopeo or podman", _source_code),
     Failure("a truncated archive", 6, "FILE is truncated: it ends at byte …",
             "the program that wrote it failed or was interrupted: pull or copy it again", _cut),
@@ -384,8 +384,8 @@ FAILURES: Final = [
             "the program that writes the archive probably failed: check its messages (in a shell, use "
             "`set -o pipefail`)",
             _nothing_on_stdin),
-    Failure("a damaged archive", 5, "digest mismatch: expected DIGEST, got DIGEST",
-            "FILE is damaged, or changed during the run: check it with `ocistream verify FILE`", _altered),
+    Failure("a damaged archive", 5, "FILE: digest mismatch: expected DIGEST, got DIGEST",
+            "it is damaged, or changed during the run: check it with `ocistream verify FILE`", _altered),
     Failure("an image without a required signature", 5, "IMAGE (DIGEST): no valid signature: it has no signature",
             "sign this digest, or, if its index is signed, copy all platforms (--platform all)", _unsigned),
     Failure("no `-o`, and no pipe", 2, "stdout is a terminal: archives are not written to terminals",
@@ -393,7 +393,7 @@ FAILURES: Final = [
             _to_a_terminal),
     Failure("no `-i`, and no pipe", 2, "an archive is expected on stdin, which is a terminal",
             "pipe an archive into stdin, or name a file or directory (`push -i PATH`)", _from_a_terminal),
-    Failure("several images for one name", 2, "the archive or layout has … images",
+    Failure("several images for one name", 2, "FILE has … images",
             "choose one with --image: …", _several_images),
     Failure("a malformed name", 2, "malformed image name …: … is not a repository",
             "repository names are lower case", _upper_case),

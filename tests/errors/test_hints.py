@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.archives import small_first, tar_of
 from tests.cli import assertions
-from tests.errors.common_failures import Place
+from tests.errors.common_failures import PUBLIC_KEY, Place
 from tests.faulty_auth import Basic
 from tests.faulty_registry import Action, Fault, HangUp, Reply, refusal
 from tests.http_doubles import unused_port
-from tests.images import Layout, small_image
+from tests.images import Layout, small_image, two_platforms
 from tests.raw_server import RawServer
-from tests.runner import ocistream
+from tests.registry_http import seed
+from tests.runner import Argument, ocistream
 
 _DIGEST = "sha256:" + 64 * "a"
 
@@ -279,6 +283,76 @@ def test_another_failure_does_not_explain_a_name_without_a_registry(tmp_path: Pa
     result = ocistream("push", "-i", "nowhere.tar", "nosuch", cwd=tmp_path)
     assertions.failure(result, 4, "nowhere.tar")
     assert " means " not in result.err
+
+
+def test_an_unsigned_index_is_told_which_digest_to_sign(place: Place, layout: Layout) -> None:
+    index = two_platforms(layout)
+    seed(layout, index, place.registry.host, "both", "1")
+    options: list[Argument] = ["--require-signature", place.made("cosign.pub", PUBLIC_KEY.encode()), "-o", place.out]
+    pull: list[Argument] = ["pull", f"{place.registry.host}/both:1", *options]
+    hint = f"\n  sign the index {index['digest']}: then each of its platforms counts as signed\n"
+    assertions.failure(ocistream(*pull, "--platform=linux/amd64"), 5, "it has no signature\n", hint)
+    hint = "\n  sign this digest: then each platform of the index counts as signed\n"
+    assertions.failure(ocistream(*pull, "--all"), 5, index["digest"], hint)
+
+
+def test_a_compressed_archive_that_ends_early_is_called_truncated(layout: Layout, tmp_path: Path) -> None:
+    small_image(layout, name="app:1")
+    cut = gzip.compress(tar_of(small_first(layout)))[:-100]
+    hint = "the program that wrote it failed or was interrupted: pull or copy it again"
+    (tmp_path / "app.tgz").write_bytes(cut)
+    result = ocistream("copy", "app.tgz", "x.tar", cwd=tmp_path)
+    assertions.failure(result, 6, ": app.tgz is truncated: its gzip stream ends too early\n", hint)
+    result = ocistream("copy", "-", "x.tar", stdin=cut, cwd=tmp_path)
+    assertions.failure(result, 6, ": the archive on stdin is truncated: its gzip stream ends too early\n", hint)
+
+
+def test_an_image_that_an_archive_does_not_have_is_told_with_the_archive(layout: Layout, tmp_path: Path) -> None:
+    small_image(layout, name="app:1")
+    for argv in (["push", "-i", "made", "localhost:1/x:1", "--image", "app:5"], ["copy", "oci:made:app:5", "x.tar"]):
+        result = ocistream(*argv, cwd=tmp_path)
+        assertions.failure(result, 4, ": made has no image 'app:5'\n", "its images are: app:1")
+
+
+def test_a_layout_that_lost_a_blob_is_told_what_brings_it_back(layout: Layout) -> None:
+    image = small_image(layout, name="app:1")
+    layout.file(layout.read(image["digest"])["layers"][0]["digest"]).unlink()
+    result = ocistream("verify", layout.path)
+    assert result.code == 6
+    assert "\n  pull the image again, or push it to a registry that already has these blobs\n" in result.err
+
+
+def test_blobs_that_neither_side_has_are_told_with_who_left_them_out(place: Place, tmp_path: Path) -> None:
+    assertions.success(
+        ocistream("pull", place.app, "--have", place.app.removesuffix(":1"), "-o", "d.tar", cwd=tmp_path)
+    )
+    other = place.start()
+    result = ocistream("push", "-i", "d.tar", f"{other.host}/app:1", cwd=tmp_path)
+    said = re.escape(f" missing: they were omitted from d.tar (in {place.registry.host}/app), and the destination ")
+    assertions.failure(
+        result, 6, "does not have them; nothing was sent: sha256:", "fetch the missing blobs: `ocistream"
+    )
+    assert re.search(rf"error: \d+ blobs \(.*B\) are{said}", result.err), result.err
+
+
+def test_a_push_of_what_a_registry_has_says_so_without_a_rate(place: Place) -> None:
+    push: list[Argument] = ["push", "-i", place.file, place.app.replace("app", "new")]
+    first, second = ocistream(*push), ocistream(*push)
+    assert re.search(r"copied 3 blobs, .* in .* s \(.*/s\)\n", first.err), first.err
+    assert re.search(r"copied 0 blobs, 0 B, in [0-9.]+ s; 3 already at the destination \(.*\)\n", second.err), (
+        second.err
+    )
+
+
+def test_an_index_does_not_fit_into_a_docker_archive(layout: Layout, tmp_path: Path) -> None:
+    two_platforms(layout, name="app:1")
+    copy: list[Argument] = ["copy", layout.path, f"docker-archive:{tmp_path}/x.tar"]
+    said = "app:1 has several platforms, but a docker-archive has one image per name\n"
+    assertions.failure(ocistream(*copy, "--all"), 8, said, "choose one with --platform")
+    for options, verb in (["--dry-run"], "decompressed to a size"), ([], "decompressed"):
+        result = ocistream(*copy, "--platform=linux/amd64", *options)
+        assertions.success(result)
+        assert f"2 of them {verb}" in result.err
 
 
 def test_a_path_below_a_file_is_said_to_be_none(place: Place) -> None:

@@ -139,7 +139,7 @@ def test_each_retry_is_told_with_its_reason_and_no_secret() -> None:
     tries = Retries(waits)
     tries.wait_for_retry(Refusal(429, "7"))
     tries.wait_for_retry(BROKEN)
-    assert waits.told[0] == RetryEvent("https://registry.example/v2/app/blobs/x?...", "answered 429", 7.0)
+    assert waits.told[0] == RetryEvent("https://registry.example/v2/app/blobs/x?...", "answered 429", 7.0, 1, 5)
     assert (waits.told[1].url, waits.told[1].reason) == ("", BROKEN.message)
     assert [told.wait for told in waits.told] == waits.waits
 
