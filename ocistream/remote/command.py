@@ -353,10 +353,10 @@ def _convert_error(error: Mapping[str, Any], code: int) -> OcistreamError:
     if code == UsageError.exit_code and message.startswith(("No such command", "No such option")):
         msg = f"the ocistream on the remote side does not support this ({message})"
         return UnsupportedError(msg, hint="install the same version on both sides")
-    if code == ArchiveError.exit_code and "on stdin" in message:
-        hint = "the archive did not arrive completely: --via must pass stdin on, as `docker exec -i` and `ssh` do"
-    elif code == ArchiveError.exit_code and "omitted from the archive" in message:
+    if code == ArchiveError.exit_code and "omitted from the archive" in message:
         hint = "the remote side listed these blobs, but does not have them now: re-run the command"
+    elif code == ArchiveError.exit_code and "on stdin" in message:
+        hint = "the archive did not arrive completely: --via must pass stdin on, as `docker exec -i` and `ssh` do"
     if error.get("kind") == PartialBlobLostError.kind:
         return PartialBlobLostError(f"the remote side failed: {message}", hint=hint)
     error_class = _ERRORS_BY_EXIT_CODE.get(code, NetworkError if code >= 128 or code < 0 else OcistreamError)

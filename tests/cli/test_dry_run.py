@@ -125,7 +125,7 @@ class TestPull:
         assertions.success(dry)
         arm = layout.read(index["digest"])["manifests"][1]["digest"]
         assert results(dry) == [f"{host}/app:1@{arm}"]
-        assert "2 of them recompressed to a size that is not known yet" in dry.err
+        assert "2 of them decompressed to a size that is not known yet" in dry.err
 
     def test_a_digest_that_is_not_known_yet_is_not_printed(
         self, host: str, tmp_path: Path, layout: Layout, index: Descriptor

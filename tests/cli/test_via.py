@@ -493,7 +493,7 @@ class TestFailures:
         failed(
             result,
             6,
-            " are missing: they were omitted from the archive (in ",
+            " are missing: they were omitted from the archive on stdin (in ",
             "the remote side listed these blobs, but does not have them now: re-run the command",
         )
         assert tags(there.host, "app") == []
