@@ -394,7 +394,8 @@ class TestFailures:
         same(source, target, "app", [tag for tag in TAGS if tag != "1.1"])
         errors = [line for line in result.err.splitlines() if line.startswith("ocistream: error: ")]
         assert len(errors) == 1
-        assert f"{source.host}/app:1.1" in errors[0]
+        image = f"{source.host}/app:1.1 to {target.host}/app:1.1"
+        assert errors[0].startswith(f"ocistream: error: {image}: not found (")
         assert "1 failed" in result.err
 
     def test_a_failing_entry_does_not_stop_the_others(
