@@ -5,6 +5,7 @@ Used for directories and for archives. This module opens no files.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
