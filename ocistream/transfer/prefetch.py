@@ -76,6 +76,10 @@ class Prefetcher:
     def concurrently(self, blobs: Iterable[Blob]) -> Iterator[Blob]:
         """Yield the same blobs, of which several may be read at once, each in a thread of its own."""
         for blob in blobs:
+            if blob.descriptor.size <= self._fetcher.segment_size:
+                # The thread that reads the blob would only wait for another thread that fetches it.
+                yield blob
+                continue
             queue = _PrefetchQueue(self._fetcher, self._meter, iter([blob]))
             queue.advance()
             yield _with_prefetch(blob, queue)
@@ -400,8 +404,12 @@ class SegmentFetcher:
         self.connections = connections
         self._cancelled = cancelled
         self._on_failure = on_failure
-        #: Readers wait for bytes. It is locked recursively.
-        self.changed = threading.Condition()
+        lock = threading.RLock()
+        #: Readers wait for bytes.
+        self.changed = threading.Condition(lock)
+        #: Idle workers wait for segments.
+        self._has_segments = threading.Condition(lock)
+        self._idle_workers = 0
         self._free: list[memoryview] = []
         self._buffer_count = 0
         self._workers = 0
@@ -422,7 +430,9 @@ class SegmentFetcher:
             segment.view = allocate_buffer(self.segment_size)
             self._buffer_count += 1
         self._waiting.append(segment)
-        if self._workers < self.connections:
+        if self._idle_workers >= len(self._waiting):
+            self._has_segments.notify()
+        elif self._workers < self.connections:
             self._workers += 1
             start(self._work, "prefetch")
 
@@ -470,6 +480,7 @@ class SegmentFetcher:
         with self.changed:
             self._is_closed = True
             self._waiting.clear()
+            self._has_segments.notify_all()
 
     # -- the threads --------------------------------------------------------------------------------------
 
@@ -491,11 +502,13 @@ class SegmentFetcher:
                 self._on_failure()
 
     def _next(self) -> Segment | None:
-        with self.changed:
-            if self._waiting and not self._cancelled.is_set():
-                return self._waiting.pop(0)
-            self._workers -= 1
-            return None
+        """Wait for a segment to fetch; return None once the fetcher is closed."""
+        with self._has_segments:
+            self._idle_workers += 1
+            while not self._waiting and not self._is_closed:
+                self._has_segments.wait()
+            self._idle_workers -= 1
+            return self._waiting.pop(0) if self._waiting and not self._cancelled.is_set() else None
 
     def _fill(self, segment: Segment) -> None:
         """Fetch a segment, as far as it arrives and is wanted."""
@@ -509,5 +522,6 @@ class SegmentFetcher:
                     segment.filled = filled
                     if segment.is_awaited:
                         self.changed.notify_all()
-                if segment.is_dropped or self._is_closed or self._cancelled.is_set():
+                # `is_set` also asks the kernel for signals, which costs more; the reader does that for each chunk.
+                if segment.is_dropped or self._is_closed or self._cancelled.wait(0):
                     return

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError, NotFoundError
 from ocistream.oci.descriptor import Descriptor
+from ocistream.streams import workers
 from ocistream.streams.workers import run_each
+from ocistream.transfer import prefetch
 from ocistream.transfer.interfaces import Access, Blob, RecoverableBlob
 from ocistream.transfer.prefetch import Prefetcher, SegmentFetcher
 
@@ -234,6 +236,33 @@ class TestWhatComesOut:
         run_each(keep, ahead.concurrently(map(registry.blob, contents.values())), jobs=3, cancelled=threading.Event())
         assert found == contents
         assert registry.parts
+
+    def test_small_blobs_side_by_side_are_fetched_by_the_threads_that_read_them(self) -> None:
+        registry = Registry()
+        contents = {size: some(size, size) for size in range(CHUNK - 60, CHUNK)}
+        found: dict[int, bytes] = {}
+
+        def keep(blob: Blob) -> None:
+            found[blob.descriptor.size] = read(blob)
+
+        blobs = registry.reading().concurrently(map(registry.blob, contents.values()))
+        run_each(keep, blobs, jobs=3, cancelled=threading.Event())
+        assert found == contents
+        assert not registry.parts
+
+    def test_each_connection_has_one_thread_for_all_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        started: list[str] = []
+
+        def count(work: Callable[[], None], name: str) -> object:
+            started.append(name)
+            return workers.start(work, name)
+
+        monkeypatch.setattr(prefetch, "start", count)
+        registry = Registry(meets_at=MEETING)
+        content = some(200 * CHUNK)
+        assert [read(blob) for blob in registry.reading().in_order([registry.blob(content)])] == [content]
+        assert len(registry.parts) > 2 * CONNECTIONS
+        assert 0 < len(started) <= CONNECTIONS
 
     def test_an_empty_blob_and_one_without_parts_are_left_as_they_are(self) -> None:
         registry = Registry()
