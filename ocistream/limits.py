@@ -196,6 +196,9 @@ MIN_UPLOAD_CHUNK: Final = 256 * KIB
 #: than 48 MiB of memory.
 MAX_BUFFERED_BLOB: Final = 256 * KIB
 
+#: A blob that is at most this large may be sent again to a registry that lacks other blobs, instead of asked for.
+MAX_RESENT_BLOB: Final = 64 * KIB
+
 # Data of interrupted runs -----------------------------------------------------------------------------------
 #: A smaller partial blob is not kept: resuming costs more than fetching it again.
 MIN_PARTIAL_SIZE: Final = 1 * MIB

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 MAX_BLOBS_CHECKED: Final = 24
 
 
+#: After this many missing blobs in a row, a repository is not asked for small ones.
+_MAX_MISSES: Final = 8
+
+
 class ExistingImages:
     """Which large images one repository already has. Safe for several threads.
 
@@ -173,6 +177,10 @@ class RegistryDestination:
         self._repositories_needing: dict[str, list[str]] = {}
         #: (Repository, digest) -> whether the blob exists, from a request or from an upload.
         self._blob_exists: dict[tuple[str, str], bool] = {}
+        #: Digests of small blobs that the source can send.
+        self._resendable: set[str] = set()
+        #: Repository -> number of missing blobs in a row. If two threads count at once, one more blob is asked for.
+        self._misses: dict[str, int] = {}
         #: Digest -> bytes of an unfinished blob that this run has sent, or found.
         self._partial_sizes: dict[str, int] = {}
         #: Repository -> the large images that it may have.
@@ -251,6 +259,14 @@ class RegistryDestination:
             size = self._pushers[names[0]][1].partial_size(blob.digest) if len(names) == 1 else 0
             self._partial_sizes[blob.digest] = size
         return self._partial_sizes[blob.digest]
+
+    def allow_resending(self, blobs: Sequence[Descriptor]) -> None:
+        """Learn that the source can send these blobs.
+
+        Asking for a small blob takes as long as a part of its upload. So once a repository lacks several blobs in a
+        row, it counts as lacking the small ones.
+        """
+        self._resendable.update(blob.digest for blob in blobs if blob.size <= limits.MAX_RESENT_BLOB)
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob from another repository of the same registry; return whether all repositories have it now."""
@@ -455,7 +471,10 @@ class RegistryDestination:
         """Return whether a repository has a blob; send at most one request for each blob."""
         key = repository.name, descriptor.digest
         if key not in self._blob_exists:
-            self._blob_exists[key] = repository.has_blob(descriptor)
+            name = repository.name
+            is_assumed_missing = self._misses.get(name, 0) >= _MAX_MISSES and descriptor.digest in self._resendable
+            exists = self._blob_exists[key] = not is_assumed_missing and repository.has_blob(descriptor)
+            self._misses[name] = 0 if exists else self._misses.get(name, 0) + 1
         return self._blob_exists[key]
 
     def _early_reference(self) -> Reference:

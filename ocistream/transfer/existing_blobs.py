@@ -99,9 +99,12 @@ class ExistenceCheck:
     def skip_or_mount(self, blobs: Sequence[Descriptor], stored: set[str] | None = None) -> set[str]:
         """Skip blobs that exist at the destination, mount those that can be mounted; return the digests of both.
 
-        `stored` are the digests of those that exist, if that is known.
+        `stored` are the digests of those that exist, if that is known; else the source can send the blobs.
         """
-        stored = list_stored(self._destination, blobs) if stored is None else stored
+        if stored is None:
+            if self._mounting is not None:
+                self._mounting.allow_resending(blobs)
+            stored = list_stored(self._destination, blobs)
         for blob in blobs:
             if blob.digest in stored:
                 self._note(blob, "skipped")

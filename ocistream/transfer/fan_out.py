@@ -145,6 +145,12 @@ class FanOutDestination:
                 branch.stored.add(descriptor.digest)
         return not self._active_without(descriptor)
 
+    def allow_resending(self, blobs: Sequence[Descriptor]) -> None:
+        """Tell each destination that the source can send these blobs."""
+        for branch in self._active():
+            if isinstance(branch.destination, MountingDestination):
+                branch.destination.allow_resending(blobs)
+
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether each destination has the blob or could mount it."""
 

@@ -367,6 +367,9 @@ class MountingDestination(Protocol):
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether the blob could be mounted, without changing anything."""
 
+    def allow_resending(self, blobs: Sequence[Descriptor]) -> None:
+        """Learn that the source can send these blobs: a small one may be sent again instead of asked for."""
+
 
 @runtime_checkable
 class NewBlobDestination(Protocol):

@@ -349,6 +349,48 @@ def test_blobs_that_the_registry_has_are_not_sent(
     assert {request.method for request in served.requests} == {"HEAD"}
 
 
+class TestSmallBlobsOfARepositoryThatLacksOthers:
+    """After eight missing blobs in a row, small ones are sent without asking; what may be large is asked for."""
+
+    @pytest.fixture
+    def push(self, served: FaultyRegistry, layout: Layout) -> Callable[[list[Descriptor]], list[str]]:
+        def push_layers(layers: list[Descriptor]) -> list[str]:
+            """Push an image with these layers by one connection; return the digests that are asked for."""
+            name = f"with-{len(layers)}"
+            layout.image(layers, name=name)
+            served.requests.clear()
+            argv = ["push", f"{served.host}/app:1", "-i", str(layout.path), "--image", name, "--jobs=1"]
+            assertions.success(ocistream(*argv))
+            return [request.path.rpartition("/")[2] for request in served.asked("HEAD", "/blobs/")]
+
+        return push_layers
+
+    def test_they_are_not_asked_for(
+        self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
+    ) -> None:
+        layers = [layout.random_layer(4000, seed=number)[0] for number in range(20)]
+        assert len(push(layers)) == 8
+        assert len(served.asked("POST", "/uploads/")) == len(served.asked("PUT", "/uploads/")) == 21
+
+    def test_those_that_an_interrupted_push_has_sent_are_not_sent_again(
+        self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
+    ) -> None:
+        layers = [layout.random_layer(4000, seed=number)[0] for number in range(20)]
+        push(layers[:12])
+        push(layers)
+        # The config and eight layers.
+        assert len(served.asked("PUT", "/uploads/")) == 9
+
+    def test_a_larger_one_is_asked_for(
+        self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
+    ) -> None:
+        large = layout.random_layer(100_000)[0]
+        push([large])
+        asked = push([*(layout.random_layer(4000, seed=number)[0] for number in range(1, 20)), large])
+        assert large["digest"] in asked
+        assert len(served.asked("PUT", "/uploads/")) == 20
+
+
 def test_one_platform_of_an_index_is_pushed_alone(served: FaultyRegistry, layout: Layout) -> None:
     index = two_platforms(layout, name="multi")
     amd64 = layout.read(index["digest"])["manifests"][0]
