@@ -141,6 +141,8 @@ MAX_REMOTE_RESULTS: Final = 1 * MIB
 # Signatures -------------------------------------------------------------------------------------------------
 #: A file with a public key: an RSA key of 8,192 bits has 1.4 KB.
 MAX_KEY_FILE: Final = 64 * KIB
+#: A trusted root: that of the public Sigstore has 7 KB.
+MAX_TRUSTED_ROOT: Final = 256 * KIB
 #: The payload of a signature, or a Sigstore bundle: payloads have 300 bytes, bundles with proofs of a log 20 KB.
 MAX_SIGNATURE_PAYLOAD: Final = 256 * KIB
 #: Bytes of messages and signatures that are verified at once.

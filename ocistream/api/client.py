@@ -145,6 +145,9 @@ class Client:
         tags: str | Iterable[str] = (),
         referrers: bool = True,
         require_signature: _FilePaths = (),
+        certificate_identity: str | None = None,
+        certificate_oidc_issuer: str | None = None,
+        trusted_root: str | os.PathLike[str] | None = None,
         compress: str | None = None,
         max_ratio: int = limits.MAX_RATIO,
         split: str | int | None = None,
@@ -178,6 +181,9 @@ class Client:
             tags=_list(tags),
             no_referrers=not referrers,
             require_signature=_list_paths(require_signature),
+            certificate_identity=certificate_identity,
+            certificate_oidc_issuer=certificate_oidc_issuer,
+            trusted_root=None if trusted_root is None else os.fspath(trusted_root),
             compress=compress,
             max_ratio=max_ratio,
             split=0 if split is None else parse_split(split),
@@ -218,12 +224,15 @@ class Client:
 
         return build_result(run_in_thread(run, event), plan)
 
-    def verify(
+    def verify(  # noqa: PLR0913 - all but one are options, given by name
         self,
         source: LocationLike | Sequence[LocationLike],
         *,
         deep: bool = False,
         keys: _FilePaths = (),
+        certificate_identity: str | None = None,
+        certificate_oidc_issuer: str | None = None,
+        trusted_root: str | os.PathLike[str] | None = None,
         max_ratio: int = limits.MAX_RATIO,
         observer: Observer | None = None,
         cancelled: threading.Event | None = None,
@@ -231,8 +240,8 @@ class Client:
         """Verify archives or layouts that belong together, or images in registries. A text argument is a path.
 
         Every blob is hashed, and with `deep` layers are decompressed and checked against their configs. With `keys`,
-        files of public keys, each image must be signed by one of them. Wrong, missing and malformed content is in the
-        result; `raise_for_findings()` raises it as the command does.
+        files of public keys, or an identity, each image must be signed by one of them. Wrong, missing and malformed
+        content is in the result; `raise_for_findings()` raises it as the command does.
 
         Raises:
             CancelledError: `cancelled` was set, or the client was closed.
@@ -241,6 +250,11 @@ class Client:
         from ocistream.api.verification import open_locations, verify_source
 
         event = self._begin(cancelled)
+        signers = CopyOptions(
+            certificate_identity=certificate_identity,
+            certificate_oidc_issuer=certificate_oidc_issuer,
+            trusted_root=None if trusted_root is None else os.fspath(trusted_root),
+        ).list_signers(_list_paths(keys))
         sources = list_locations(source, bare_is_path=True)
         locations = [argument.location for argument in sources]
         registries = {registry for argument in sources for registry in argument.registries}
@@ -253,7 +267,7 @@ class Client:
                     [location.text for location in locations],
                     deep=deep,
                     max_ratio=max_ratio,
-                    keys=_list_paths(keys),
+                    signers=signers,
                     observer=observer,
                     cancelled=event,
                 )

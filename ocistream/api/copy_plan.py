@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.oci.reference import Reference
     from ocistream.signatures.check import SignatureCheck
-    from ocistream.signatures.keys import PublicKey
     from ocistream.signatures.policy import TrustPolicy, TrustRule
+    from ocistream.signatures.signers import Signer
     from ocistream.transfer.interfaces import Destination, Observer, Source
     from ocistream.transfer.recompress import Recompression
     from ocistream.transfer.report import Report
@@ -65,8 +65,8 @@ class CopyPlan:
     rename: Callable[[Graph], Graph] | None = None
     mount_from: tuple[str, ...] = ()
     recompression: Recompression | None = None
-    #: One of these must have signed each image; empty if no signatures are required.
-    keys: tuple[PublicKey, ...] = ()
+    #: One of these must have signed each image; empty if no signatures are required. Their files have these contents.
+    signers: Mapping[Signer, str]
     #: The policy of the configuration; None if there is none.
     policy: TrustPolicy | None = None
     #: Whether another ocistream writes the destination (`copy --via`), with its own names and layers.
@@ -176,11 +176,11 @@ class CopyPlan:
         return replace(self, policy=policy, selection=selection)
 
     def _build_check(self) -> SignatureCheck | None:
-        if not self.keys and self.policy is None:
+        if not self.signers and self.policy is None:
             return None
         from ocistream.signatures.check import SignatureCheck
 
-        return SignatureCheck(self.keys, self._find_rules, self._find_names)
+        return SignatureCheck(self.signers, self._find_rules, self._find_names)
 
     def _find_names(self, root: Root) -> Sequence[str]:
         """Return the name that an image gets at the destination, unless it keeps its own."""
@@ -309,7 +309,7 @@ def plan_copy(
         if is_remote
         else parse_mount_sources(options.mount_from, destination.reference.registry if destination.reference else None),
         recompression=None if is_remote else _choose_recompression(options, destination),
-        keys=_load_keys(options),
+        signers=_load_signers(options),
         is_remote=is_remote,
     )
 
@@ -334,18 +334,19 @@ def plan_copy_to_prefix(sources: Sequence[Location], prefix: str, options: CopyO
         target=target,
         mount_from=parse_mount_sources(options.mount_from, parse_registry(prefix.partition("/")[0])),
         recompression=_parse_recompression(options, options.compress),
-        keys=_load_keys(options),
+        signers=_load_signers(options),
     )
 
 
-def _load_keys(options: CopyOptions) -> tuple[PublicKey, ...]:
-    """Read the keys before a location is opened."""
-    if not options.require_signature:
-        return ()
+def _load_signers(options: CopyOptions) -> dict[Signer, str]:
+    """Read the files of signers before a location is opened."""
+    signers = options.list_signers()
+    if not signers:
+        return {}
     # Imported here, because few copies check signatures.
-    from ocistream.signatures.keys import load_keys
+    from ocistream.signatures.verifier_process import load_signers
 
-    return load_keys(options.require_signature)
+    return load_signers(signers)
 
 
 def _build_selection(
@@ -360,7 +361,7 @@ def _build_selection(
         parse_platform_choice(options.platforms, default_platform() if is_one_platform else None),
         options.max_ratio,
         referrers="skip" if options.no_referrers else "copy",
-        with_signatures=bool(options.require_signature),
+        with_signatures=bool(options.list_signers()),
         tags=tags,
     )
 

@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
+    from ocistream.signatures.signers import Signer
+
 #: Reasons why neither a variable nor the configuration file sets an option.
 FOR_ONE_RUN: Final = "it is for one run: use the option"
 SELECTS_CONTENT: Final = "it decides what is copied: use the option"
+DECIDES_TRUST: Final = "it decides which signatures are trusted: use the option"
 #: The type of an option that takes a file or a directory.
 PATH: Final = "path"
 #: Headings of --help.
 SELECTION: Final = "Selection"
+SIGNATURES: Final = "Signatures"
 OUTPUT: Final = "Output"
 PERFORMANCE: Final = "Performance and limits"
 
@@ -238,13 +242,32 @@ class CopyOptions:
         section=SELECTION,
         help="Do not copy referrers (signatures, SBOMs, attestations).",
     )
-    #: Files of public keys; each image must be signed by one of them.
+    #: Files of public keys; each image must be signed by one of them, or by the identity.
     require_signature: Sequence[str] = option(
         (),
         type=PATH,
         metavar="KEY",
-        section=SELECTION,
+        section=SIGNATURES,
         help="Fail unless each image is signed by one of the KEYs (public keys, PEM); repeatable.",
+    )
+    certificate_identity: str | None = option(
+        metavar="IDENTITY",
+        no_default=DECIDES_TRUST,
+        section=SIGNATURES,
+        help="Require a keyless signature by this email address or URI, or one by a KEY.",
+    )
+    certificate_oidc_issuer: str | None = option(
+        metavar="URL",
+        no_default=DECIDES_TRUST,
+        section=SIGNATURES,
+        help="OIDC issuer of the identity.",
+    )
+    trusted_root: str | None = option(
+        type=PATH,
+        metavar="FILE",
+        no_default=DECIDES_TRUST,
+        section=SIGNATURES,
+        help="Sigstore's trusted root (JSON) for the identity; no server is asked.",
     )
     compress: str | None = option(
         metavar="gzip|zstd|none[:LEVEL]",
@@ -271,3 +294,18 @@ class CopyOptions:
         metavar="REPO",
         help="Mount blobs from REPO in the same registry instead of sending them; repeatable.",
     )
+
+    def list_signers(self, keys: Sequence[str] = ()) -> list[Signer]:
+        """Return the signers, with the owners of further `keys`, one of whom must have signed each image.
+
+        Raises:
+            UsageError: an option of the identity is missing or empty.
+        """
+        identity = (self.certificate_identity, self.certificate_oidc_issuer, self.trusted_root)
+        keys = (*keys, *self.require_signature)
+        if not keys and identity == (None, None, None):
+            return []
+        # Imported here, because few runs check signatures.
+        from ocistream.signatures.signers import list_signers
+
+        return list_signers(keys, *identity)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ocistream.oci.referrers import ReferrerMode
     from ocistream.oci.volumes import Volume
     from ocistream.signatures.check import ImageSignature, SignatureCheck
+    from ocistream.signatures.signers import Signer
     from ocistream.transfer.interfaces import Observer, Source
     from ocistream.transfer.verify import Findings
 
@@ -54,18 +55,18 @@ def verify_source(
     *,
     deep: bool,
     max_ratio: int,
-    keys: Sequence[str],
+    signers: Sequence[Signer],
     observer: Observer | None,
     cancelled: threading.Event,
 ) -> VerifyResult:
     """Verify a source of `open_locations`, whose locations are named `paths`.
 
-    With `keys`, files of public keys, each image must be signed by one of them.
+    With `signers`, each image must be signed by one of them.
 
     Raises:
-        OcistreamError: reading cannot continue, or a key cannot be used.
+        OcistreamError: reading cannot continue, or the file of a signer cannot be used.
     """
-    check = _build_signature_check(keys) if keys else None
+    check = _build_signature_check(signers) if signers else None
     findings = verification.verify(source, observer, deep=deep, max_ratio=max_ratio, check=check, cancelled=cancelled)
     kind, other_files, illegal = _describe_source(source)
     is_legal = _is_docker_name if kind == _DOCKER_ARCHIVE else is_printable_name
@@ -82,12 +83,12 @@ def verify_source(
     )
 
 
-def _build_signature_check(keys: Sequence[str]) -> SignatureCheck:
+def _build_signature_check(signers: Sequence[Signer]) -> SignatureCheck:
     # Imported here, because few runs check signatures.
     from ocistream.signatures.check import SignatureCheck
-    from ocistream.signatures.keys import load_keys
+    from ocistream.signatures.verifier_process import load_signers
 
-    return SignatureCheck(load_keys(keys))
+    return SignatureCheck(load_signers(signers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ class VerifyResult:
     """The result of `verify`: what it found, the format of the archive, and names of entries that are not allowed.
 
     `other_files` counts files that belong to no image. `volumes` are the verified files of a split archive.
-    `signatures` has the result for each image if keys were given; otherwise it is None.
+    `signatures` has the result for each image if signers were given; otherwise it is None.
     """
 
     paths: tuple[str, ...]
@@ -109,7 +110,7 @@ class VerifyResult:
 
     @property
     def ok(self) -> bool:
-        """Whether everything that the images need exists and is right, and all are signed if keys were given.
+        """Whether everything that the images need exists and is right, and all are signed if signers were given.
 
         Without an image, nothing is signed.
         """

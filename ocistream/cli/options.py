@@ -23,6 +23,7 @@ from ocistream.api.options import (
     PERFORMANCE,
     SELECTION,
     SELECTS_CONTENT,
+    SIGNATURES,
     ClientOptions,
     CopyOptions,
     Declaration,
@@ -58,7 +59,7 @@ _COUNT: Final = "count"
 MISSING: Final = "Only missing blobs"
 MESSAGES: Final = "Messages"
 _OTHERS: Final = "Options"
-_SECTIONS: Final = (_OTHERS, SELECTION, OUTPUT, MISSING, ACCESS, TLS, PERFORMANCE, MESSAGES)
+_SECTIONS: Final = (_OTHERS, SELECTION, SIGNATURES, OUTPUT, MISSING, ACCESS, TLS, PERFORMANCE, MESSAGES)
 
 
 class Option(click.Option):
@@ -313,6 +314,7 @@ network_options: Final = _combine(
 transfer_options: Final = _combine(
     options(RunOptions, "jobs"), network_options, options(RunOptions, "progress", "result")
 )
+identity_options: Final = options(CopyOptions, "certificate_identity", "certificate_oidc_issuer", "trusted_root")
 upload_options: Final = _combine(options(RunOptions, "upload"), options(CopyOptions, "mount_from"))
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocistream.auth.credentials import CredentialSource
+    from ocistream.signatures.signers import Signer
 
 
 def registry_location(table: TomlTable, key: str, value: object) -> str:
@@ -188,8 +189,40 @@ class _HostTable(ConnectionTable):
         return HostRule(settings, self.insecure, mirrors, self.credentials)
 
 
+def _non_empty_text(table: TomlTable, key: str, value: object) -> str:
+    if not value:
+        raise table.key_error(key, "is empty")
+    return toml.text(table, key, value)
+
+
+class _IdentityTable(TomlTable):
+    identity = toml.required(_non_empty_text)
+    issuer = toml.required(_non_empty_text)
+
+
 class _TrustTable(TomlTable):
-    key_files = toml.required(toml.list_of(toml.existing_file), key="keys")
+    key_files = toml.optional(toml.list_of(toml.existing_file), [], key="keys")
+    identities = toml.optional(toml.list_of(_IdentityTable.read), [])
+    trusted_root = toml.optional(toml.existing_file)
+
+    def signers(self) -> tuple[Signer, ...]:
+        """Return the signers that the table names.
+
+        Raises:
+            UsageError: identities have no trusted root, or a trusted root has no identities.
+        """
+        # Imported here, because few configurations name signers.
+        from ocistream.signatures.signers import Identity, PublicKey
+
+        keys = tuple(PublicKey(str(file)) for file in self.key_files)
+        if self.trusted_root is None:
+            if self.identities:
+                raise self.key_error("identities", "need a trusted-root", 'such as trusted-root = "trusted_root.json"')
+            return keys
+        if not self.identities:
+            raise self.key_error("trusted-root", "is only for identities", "add identities, or delete the key")
+        root = str(self.trusted_root)
+        return (*keys, *(Identity(signer.identity, signer.issuer, root) for signer in self.identities))
 
 
 def _trust_prefix(table: TomlTable, key: str, value: object) -> str:
@@ -206,11 +239,11 @@ def _trust(table: TomlTable, key: str, value: object) -> TrustRule:
     if isinstance(value, str):
         return TrustRule("", rejects=toml.choice("reject", "any")(table, key, value) == "reject")
     if not isinstance(value, dict):
-        raise table.key_error(key, 'is neither "reject" nor "any" nor a table with keys')
-    files = tuple(map(str, _TrustTable.read(table, key, value).key_files))
-    if not files:
-        raise table.key_error(key, "has no keys", 'write "reject" or "any" instead')
-    return TrustRule("", files)
+        raise table.key_error(key, 'is neither "reject" nor "any" nor a table with keys or identities')
+    signers = _TrustTable.read(table, key, value).signers()
+    if not signers:
+        raise table.key_error(key, "has neither keys nor identities", 'write "reject" or "any" instead')
+    return TrustRule("", signers)
 
 
 class _ConfigurationFile(TomlTable):
@@ -262,7 +295,7 @@ def parse_trust_policy(table: TomlTable) -> TrustPolicy:
     """Return the policy in a configuration.
 
     Raises:
-        UsageError: the file is malformed, or the file of a key does not exist.
+        UsageError: the file is malformed, or the file of a signer does not exist.
     """
     rules = toml.dict_of(_trust, _trust_prefix)(table, "trust", table.values.get("trust", {}))
     return TrustPolicy({prefix: replace(rule, prefix=prefix) for prefix, rule in rules.items()})

@@ -62,10 +62,13 @@ def required(read: Reader[_T], *, key: str = "") -> _Key[_T]:
 @overload
 def optional(read: Reader[_T]) -> _Key[_T | None]: ...
 @overload
-def optional(read: Reader[_T], default: object) -> _Key[_T]: ...
-def optional(read: Reader[Any], default: object = None) -> _Key[Any]:
-    """Declare a key that a table may have. A missing key is read as if it had the TOML value `default`."""
-    declared = _Key(read, "")
+def optional(read: Reader[_T], default: object, *, key: str = "") -> _Key[_T]: ...
+def optional(read: Reader[Any], default: object = None, *, key: str = "") -> _Key[Any]:
+    """Declare a key that a table may have. A missing key is read as if it had the TOML value `default`.
+
+    `key` is its name, as for `required`.
+    """
+    declared = _Key(read, key)
     declared.default = default
     return declared
 

@@ -1,13 +1,14 @@
 """Signatures in Sigstore bundles, which are the only layer of a referrer.
 
-A bundle has the signature of the manifest's bytes, or a DSSE envelope with an in-toto statement about the manifest. Its
-verification material is not read: the key that the user gave decides, never a hint in the bundle.
+A bundle has the signature of the manifest's bytes, or a DSSE envelope with an in-toto statement about the manifest. Of
+its verification material, only the presence of a certificate is read here: the signers that the user gave decide.
 Sources: cosign's specs/BUNDLE_SPEC.md, Sigstore's protobuf-specs, the DSSE protocol, in-toto's statement v1.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any, Final
 
 from ocistream import limits
@@ -26,6 +27,8 @@ from ocistream.signatures.messages import (
 #: The other spelling of the same version, inside of bundles.
 _BUNDLE_TYPES: Final = frozenset({SIGSTORE_BUNDLE, "application/vnd.dev.sigstore.bundle+json;version=0.3"})
 _BUNDLE_FIELDS: Final = frozenset({"mediaType", "verificationMaterial", "messageSignature", "dsseEnvelope"})
+_CERTIFICATE_FIELDS: Final = frozenset({"certificate", "x509CertificateChain"})
+_MATERIAL_FIELDS: Final = _CERTIFICATE_FIELDS | {"publicKey", "tlogEntries", "timestampVerificationData"}
 _MESSAGE_FIELDS: Final = frozenset({"messageDigest", "signature"})
 _DIGEST_FIELDS: Final = frozenset({"algorithm", "digest"})
 _HASHES: Final = {"SHA2_256": "sha256", "SHA2_384": "sha384", "SHA2_512": "sha512"}
@@ -47,13 +50,7 @@ def read_bundle(bundle: bytes, image: str, manifest: bytes) -> SignedMessage:
         ArchiveError: the bundle is malformed.
     """
     what = "the Sigstore bundle"
-    fields = parse_json(
-        bundle,
-        what,
-        limits.MAX_SIGNATURE_PAYLOAD,
-        keys=_BUNDLE_FIELDS - {"verificationMaterial"},
-        known_keys=_BUNDLE_FIELDS,
-    )
+    fields = parse_json(bundle, what, limits.MAX_SIGNATURE_PAYLOAD, keys=_BUNDLE_FIELDS, known_keys=_BUNDLE_FIELDS)
     if fields.get("mediaType") not in _BUNDLE_TYPES:
         msg = f"{what} is not of version 0.3"
         raise RefusedSignatureError(msg)
@@ -61,8 +58,13 @@ def read_bundle(bundle: bytes, image: str, manifest: bytes) -> SignedMessage:
         msg = f"{what} must have either a messageSignature or a dsseEnvelope"
         raise ArchiveError(msg)
     if "messageSignature" in fields:
-        return _read_message_signature(read_object(fields["messageSignature"], _MESSAGE_FIELDS, what), manifest)
-    return _read_envelope(read_object(fields["dsseEnvelope"], _ENVELOPE_FIELDS, "the DSSE envelope"), image)
+        signed = _read_message_signature(read_object(fields["messageSignature"], _MESSAGE_FIELDS, what), manifest)
+    else:
+        signed = _read_envelope(read_object(fields["dsseEnvelope"], _ENVELOPE_FIELDS, "the DSSE envelope"), image)
+    material = read_object(fields.get("verificationMaterial", {}), _MATERIAL_FIELDS, "verificationMaterial")
+    if _CERTIFICATE_FIELDS & material.keys():
+        return replace(signed, is_keyless=True, bundle=bundle)
+    return signed
 
 
 def _read_message_signature(fields: dict[str, Any], manifest: bytes) -> SignedMessage:
@@ -91,9 +93,13 @@ def _read_envelope(fields: dict[str, Any], image: str) -> SignedMessage:
     )
     payload = decode_base64(fields.get("payload"), "the payload of the envelope")
     name = _check_statement(payload, image)
-    # DSSE's pre-authentication encoding.
-    encoded = b" ".join((b"DSSEv1", b"%d" % len(_STATEMENT), _STATEMENT.encode(), b"%d" % len(payload), payload))
-    return SignedMessage(encoded, signature, name)
+    return SignedMessage(encode_envelope(_STATEMENT, payload), signature, name, is_statement=True)
+
+
+def encode_envelope(kind: str, payload: bytes) -> bytes:
+    """Return what the signature of an envelope signs: DSSE's pre-authentication encoding."""
+    name = kind.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(name), name, len(payload), payload)
 
 
 def _check_statement(payload: bytes, image: str) -> str | None:

@@ -1,8 +1,9 @@
-"""Check that each image of a graph is signed by one of the given keys. The caller reads the payloads of signatures."""
+"""Check that each image of a graph is signed by one of some signers. The caller reads the payloads of signatures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocistream import limits
@@ -21,20 +22,23 @@ from ocistream.oci.referrers import (
 )
 from ocistream.oci.strict_json import parse_json
 from ocistream.signatures import bundle, simple_signing
-from ocistream.signatures.keys import find_signers, load_keys
-from ocistream.signatures.messages import RefusedSignatureError
+from ocistream.signatures.messages import OTHER_IDENTITY, RefusedSignatureError
+from ocistream.signatures.signers import Identity, PublicKey, Signer
+from ocistream.signatures.verifier_process import load_signers, verify_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from ocistream.oci.graph import Graph
-    from ocistream.signatures.keys import PublicKey
     from ocistream.signatures.messages import SignedMessage
     from ocistream.signatures.policy import TrustRule
 
 _NO_SIGNATURE: Final = "it has no signature"
 _OTHER_KEY: Final = "it is signed by another key"
+_NO_KEY: Final = "it is signed with a certificate (keyless), not by a given key"
+_NO_CERTIFICATE: Final = "it is signed by a key, not with a certificate (keyless)"
+_KEYLESS_TAG: Final = "its keyless signature is not in a Sigstore bundle, which alone proves its entry in the log"
 _SYNTHESIZED: Final = "a docker-archive has no manifest that can be signed"
 _MISSING: Final = "the payload of its signature is missing"
 #: Layers of images, with any compression, encryption or place of distribution.
@@ -43,6 +47,8 @@ _HINTS: Final = {
     _NO_SIGNATURE: "sign this digest, or, if its index is signed, copy all platforms (--platform all)",
     _SYNTHESIZED: "check the image in its registry, or use an OCI archive, which can have signatures",
 }
+#: Characters of a reason that a verifier gives.
+_MAX_REASON: Final = 300
 #: Reasons that are shown for one image, and that are kept for one manifest.
 _MAX_SHOWN: Final = 3
 _MAX_REASONS: Final = 100
@@ -50,19 +56,29 @@ _MAX_REASONS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class ImageSignature:
-    """Whether an image is signed: by which `keys` (their files), or the `problem`.
+    """Whether an image is signed: by which `signers`, or the `problem`.
 
     `names` are the names that signers wrote into valid signatures. They prove nothing about the registry.
     """
 
     root: Root
-    keys: tuple[str, ...] = ()
+    signers: tuple[Signer, ...] = ()
     names: tuple[str, ...] = ()
     problem: str | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the result as JSON."""
-        return {"problem": self.problem} if self.problem else {"keys": list(self.keys), "names": list(self.names)}
+        if self.problem:
+            return {"problem": self.problem}
+        return {
+            "keys": [signer.file for signer in self.signers if isinstance(signer, PublicKey)],
+            "identities": [
+                {"identity": signer.identity, "issuer": signer.issuer}
+                for signer in self.signers
+                if isinstance(signer, Identity)
+            ],
+            "names": list(self.names),
+        }
 
     def to_error(self, more: int = 0) -> IntegrityError:
         """Return the error for an image without a valid signature, and `more` such images."""
@@ -91,13 +107,15 @@ class _Claim(NamedTuple):
     subject: str
     #: The signature of a simple signing payload in base64; None for a bundle, which contains its signature.
     annotation: str | None = None
+    #: Whether a certificate is beside the annotation.
+    is_keyless: bool = False
 
 
 @dataclass(slots=True)
 class _Results:
     """What is known about the signatures of one manifest."""
 
-    keys: dict[str, None] = field(default_factory=dict)
+    signers: dict[Signer, None] = field(default_factory=dict)
     names: dict[str, None] = field(default_factory=dict)
     reasons: dict[str, None] = field(default_factory=dict)
 
@@ -105,22 +123,23 @@ class _Results:
 class SignatureCheck:
     """Checks the signatures of one graph: `start`, then `add` for each payload, then `results` or `finish`.
 
-    `keys` are keys one of which must have signed each image; empty if only rules hold. `find_rules` returns the rules
-    of the policy for a root, and `find_names` the names that it gets at the destination.
+    `signers` are the signers, with the contents of their files, one of whom must have signed each image; empty if only
+    rules hold. `find_rules` returns the rules of the policy for a root, and `find_names` the names that it gets at the
+    destination.
     """
 
     def __init__(
         self,
-        keys: Sequence[PublicKey] = (),
+        signers: Mapping[Signer, str] = MappingProxyType({}),
         find_rules: Callable[[Root], Sequence[TrustRule]] = lambda _root: (),
         find_names: Callable[[Root], Sequence[str]] = lambda _root: (),
     ) -> None:
         """Take what must hold."""
-        self._keys = keys
+        self._signers = signers
         self._find_rules = find_rules
         self._find_names = find_names
-        #: The keys of the rules that hold for images of the graph, by their files.
-        self._rule_keys: dict[str, PublicKey] = {}
+        #: The signers of the rules that hold for images of the graph, with the contents of their files.
+        self._rule_signers: dict[Signer, str] = {}
         self._rules: dict[int, Sequence[TrustRule]] = {}
         self._graph: Graph | None = None
         self._raw: dict[str, bytes] = {}
@@ -136,16 +155,17 @@ class SignatureCheck:
         """Find the signatures of a graph. Return the payloads to read, each of which has a bounded size.
 
         Raises:
-            UsageError: the key of a rule cannot be used.
-            UnsupportedError: there are too many signatures.
+            UsageError: the file of a rule's signer cannot be used.
+            UnsupportedError: there are too many signatures, or a package is not installed.
         """
         self._graph = graph
         subjects = [uncopied.subject for uncopied in graph.uncopied_signatures]
         self._raw = {manifest.descriptor.digest: manifest.raw for manifest in (*graph.manifests, *subjects)}
         self._rules = {id(root): self._find_rules(root) for root in graph.roots}
-        files = dict.fromkeys(file for rules in self._rules.values() for rule in rules for file in rule.keys)
-        self._rule_keys = {key.name: key for key in load_keys(list(files))}
-        if not self._keys and not self._rule_keys:
+        self._rule_signers = load_signers(
+            dict.fromkeys(signer for rules in self._rules.values() for rule in rules for signer in rule.signers)
+        )
+        if not self._signers and not self._rule_signers:
             return []
         payloads: dict[str, Descriptor] = {}
         for subject, raw in self._find_signatures(graph):
@@ -220,21 +240,22 @@ class SignatureCheck:
             signed = bundle.read_bundle(content, subject, self._raw.get(subject, b""))
         else:
             signed = simple_signing.read_payload(content, claim.annotation, subject)
+            signed = replace(signed, is_keyless=claim.is_keyless)
         self._unverified.append((subject, signed))
-        self._unverified_size += len(signed.message) + len(signed.signature)
+        self._unverified_size += signed.size
         if self._unverified_size > limits.MAX_UNVERIFIED_SIGNATURES:
             self._verify()
 
     def _verify(self) -> None:
         """Verify the signatures that were read, all at once: it takes a process."""
-        known = {**self._rule_keys, **{key.name: key for key in self._keys}}
-        signers = find_signers(list(known.values()), [signed for _, signed in self._unverified])
-        for (subject, signed), keys in zip(self._unverified, signers, strict=True):
-            if not keys:
-                self._refuse(subject, _OTHER_KEY)
+        known = {**self._rule_signers, **self._signers}
+        verdicts = verify_messages(known, [signed for _, signed in self._unverified])
+        for (subject, signed), verdict in zip(self._unverified, verdicts, strict=True):
+            if not verdict.signers:
+                self._refuse(subject, _describe_refusal(signed, known, verdict.problem))
                 continue
             results = self._results.setdefault(subject, _Results())
-            results.keys.update(dict.fromkeys(keys))
+            results.signers.update(dict.fromkeys(verdict.signers))
             if signed.name is not None:
                 results.names[printable(signed.name)] = None
         self._unverified, self._unverified_size = [], 0
@@ -262,23 +283,23 @@ class SignatureCheck:
         return next((rule for rule in self._rules.get(id(root), ()) if rule.rejects), None)
 
     def _check_root(self, graph: Graph, root: Root) -> ImageSignature:
-        """Check a root against the keys, and against each rule that holds for it."""
+        """Check a root against the signers, and against each rule that holds for it."""
         if (rejection := self._find_rejection(root)) is not None:
             problem = f"the configuration rejects the images of {printable(rejection.prefix)}"
             return ImageSignature(root, problem=problem)
-        required = [frozenset(key.name for key in self._keys)] if self._keys else []
-        required += [frozenset(rule.keys) for rule in self._rules.get(id(root), ()) if rule.keys]
-        keys, names = dict[str, None](), dict[str, None]()
+        required = [frozenset(self._signers)] if self._signers else []
+        required += [frozenset(rule.signers) for rule in self._rules.get(id(root), ()) if rule.signers]
+        signers, names = dict[Signer, None](), dict[str, None]()
         for allowed in required:
-            result = self._check_keys(graph, root, allowed)
+            result = self._check_signers(graph, root, allowed)
             if result.problem:
                 return result
-            keys.update(dict.fromkeys(result.keys))
+            signers.update(dict.fromkeys(result.signers))
             names.update(dict.fromkeys(result.names))
-        return ImageSignature(root, tuple(keys), tuple(names))
+        return ImageSignature(root, tuple(signers), tuple(names))
 
-    def _check_keys(self, graph: Graph, root: Root, allowed: AbstractSet[str]) -> ImageSignature:
-        """Check that one of the allowed keys has signed a root."""
+    def _check_signers(self, graph: Graph, root: Root, allowed: AbstractSet[Signer]) -> ImageSignature:
+        """Check that one of the allowed signers has signed a root."""
         signed = _SignedManifests(graph, self._results, allowed)
         found = signed.find(root.descriptor.digest)
         if found is None and root.chosen_platforms is not None:
@@ -291,7 +312,7 @@ class SignatureCheck:
         )
         if found is None or problem is not None:
             return ImageSignature(root, problem=problem)
-        return ImageSignature(root, tuple(found.keys), tuple(found.names))
+        return ImageSignature(root, tuple(found.signers), tuple(found.names))
 
     def _find_unsigned_referrer(self, graph: Graph, root: Root, signed: _SignedManifests) -> str | None:
         """Return the problem if a referrer of a signed image is an image itself, and is not signed."""
@@ -308,8 +329,8 @@ class SignatureCheck:
             digests.append(root.chosen_platforms.index)
         results = [self._results[digest] for digest in digests if digest in self._results]
         reasons = {reason for found in results for reason in found.reasons}
-        if any(found.keys for found in results):
-            reasons.add(_OTHER_KEY)
+        for signer in (signer for found in results for signer in found.signers):
+            reasons.add(_OTHER_KEY if isinstance(signer, PublicKey) else f"{OTHER_IDENTITY}: {printable(str(signer))}")
         if reasons:
             # Payloads are read in several threads, in any order.
             return "; ".join(sorted(reasons)[:_MAX_SHOWN])
@@ -322,19 +343,19 @@ class SignatureCheck:
 
 
 class _SignedManifests:
-    """Which manifests of a graph some keys have signed."""
+    """Which manifests of a graph some signers have signed."""
 
-    def __init__(self, graph: Graph, results: Mapping[str, _Results], keys: AbstractSet[str]) -> None:
+    def __init__(self, graph: Graph, results: Mapping[str, _Results], signers: AbstractSet[Signer]) -> None:
         self._graph = graph
         self._results = results
-        self._keys = keys
+        self._signers = signers
         self._known: dict[str, _Results | None] = {}
 
     def find_alone(self, digest: str) -> _Results | None:
-        """Return the signatures of a manifest itself by the keys, or None."""
+        """Return the signatures of a manifest itself by the signers, or None."""
         results = self._results.get(digest)
-        keys = {key: None for key in results.keys if key in self._keys} if results is not None else {}
-        return replace(results, keys=keys) if results is not None and keys else None
+        found = {signer: None for signer in results.signers if signer in self._signers} if results is not None else {}
+        return replace(results, signers=found) if results is not None and found else None
 
     def find(self, digest: str) -> _Results | None:
         """Return the signatures of a manifest, or of an index or all manifests of it; None if that is not signed."""
@@ -348,11 +369,21 @@ class _SignedManifests:
             signed = [child for child in children if child is not None]
             if len(signed) == len(children):
                 found = _Results(
-                    {key: None for child in signed for key in child.keys},
+                    {signer: None for child in signed for signer in child.signers},
                     {name: None for child in signed for name in child.names},
                 )
         self._known[digest] = found
         return found
+
+
+def _describe_refusal(signed: SignedMessage, signers: Iterable[Signer], problem: str | None) -> str:
+    """Return why a signature is by none of the signers. `problem` is the problem of its certificate."""
+    kinds = {type(signer) for signer in signers}
+    if Identity not in kinds:
+        return _NO_KEY if signed.is_keyless else _OTHER_KEY
+    if signed.is_keyless:
+        return _KEYLESS_TAG if problem is None else printable(problem, _MAX_REASON)
+    return _OTHER_KEY if PublicKey in kinds else _NO_CERTIFICATE
 
 
 def _can_run(graph: Graph, digest: str) -> bool:
@@ -383,6 +414,8 @@ def _read_layers(subject: str, raw: bytes) -> Iterator[tuple[Descriptor, _Claim]
     for layer in layers.descriptors(fields):
         payload = Descriptor(layer.media_type, layer.digest, layer.size)
         if layer.media_type == SIMPLE_SIGNING:
-            yield payload, _Claim(subject, layer.annotations.get(simple_signing.SIGNATURE_ANNOTATION, ""))
+            signature = layer.annotations.get(simple_signing.SIGNATURE_ANNOTATION, "")
+            is_keyless = simple_signing.CERTIFICATE_ANNOTATION in layer.annotations
+            yield payload, _Claim(subject, signature, is_keyless)
         elif layer.media_type == SIGSTORE_BUNDLE:
             yield payload, _Claim(subject)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ocistream.errors import ArchiveError
 from ocistream.oci.reference import is_digest, printable
@@ -19,11 +19,25 @@ class SignedMessage:
     """A message about an image, and its signature, which is not verified yet.
 
     `name` is the image's name in the message, or None. The signer wrote it, so it proves nothing about the registry.
+    `is_statement` is whether the message is an in-toto statement, as DSSE encodes it, and not the manifest.
+    `is_keyless` is whether a certificate came with the signature, and `bundle` the bundle that has it.
     """
 
     message: bytes = field(repr=False)
     signature: bytes = field(repr=False)
     name: str | None = None
+    is_statement: bool = False
+    is_keyless: bool = False
+    bundle: bytes | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        """How many bytes are kept until the signature is verified."""
+        return len(self.message) + len(self.signature) + len(self.bundle or b"")
+
+
+#: The beginning of the reason for a signature by an identity that was not given.
+OTHER_IDENTITY: Final = "it is signed by another identity"
 
 
 class RefusedSignatureError(Exception):

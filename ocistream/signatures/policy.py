@@ -1,4 +1,4 @@
-"""The policy of the configuration: which keys must have signed the images below a registry or a repository."""
+"""The policy of the configuration: which signers must have signed the images below a registry or a repository."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 
     from ocistream.oci.graph import Root
     from ocistream.oci.reference import Reference
+    from ocistream.signatures.signers import Signer
 
 
 @dataclass(frozen=True, slots=True)
 class TrustRule:
-    """What holds for the images below `prefix`: a signature by one of the keys in `keys`, nothing, or a refusal."""
+    """What holds for the images below `prefix`: a signature by one of the `signers`, nothing, or a refusal."""
 
     prefix: str
-    keys: tuple[str, ...] = ()
+    signers: tuple[Signer, ...] = ()
     rejects: bool = False
 
 
@@ -50,7 +51,7 @@ class TrustPolicy:
         With `may_have_names`, the image may have other names as well.
         """
         rules = self.rules.values() if may_have_names else self._find_all(_list_repositories(references))
-        return any(rule.keys for rule in rules)
+        return any(rule.signers for rule in rules)
 
     def _find_all(self, repositories: Iterable[str]) -> list[TrustRule]:
         found = {rule.prefix: rule for name in repositories if (rule := self.find(name)) is not None}

@@ -18,6 +18,8 @@ from ocistream.signatures.messages import (
 )
 
 SIGNATURE_ANNOTATION: Final = "dev.cosignproject.cosign/signature"
+#: The certificate of a keyless signature.
+CERTIFICATE_ANNOTATION: Final = "dev.sigstore.cosign/certificate"
 _KIND: Final = "cosign container image signature"
 _PAYLOAD_FIELDS: Final = frozenset({"critical", "optional"})
 _CRITICAL_FIELDS: Final = frozenset({"identity", "image", "type"})

@@ -1,7 +1,8 @@
-"""Verify signatures with the package `cryptography`, in a process of its own.
+"""Verify signatures with the packages `cryptography` and, for identities, `sigstore`, in a process of its own.
 
-The package takes 10 MiB, which a copy at the default settings does not have. The process reads one JSON document from
-stdin, and writes one to stdout. It gets only keys that the user has given; nothing else of it chooses an algorithm.
+The packages take 10 and 45 MiB, which a copy at the default settings does not have. The process reads one JSON document
+from stdin, and writes one to stdout. It gets only signers that the user has given; nothing else of it chooses an
+algorithm.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import base64
 import json
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-#: The answer of a process that cannot import the package.
+    from ocistream.signatures.keyless import KeylessVerifier
+
+#: The key of an answer that only names the package that is not installed.
 MISSING: Final = "missing"
 _MIN_RSA_BITS: Final = 2048
 #: A longer modulus takes seconds for each signature.
@@ -23,20 +26,54 @@ _MAX_RSA_BITS: Final = 8192
 
 
 def main() -> None:
-    """Answer with the problem of each key, or None, and the numbers of the keys that have made each signature."""
-    request = json.load(sys.stdin)
+    """Answer with the problem of each key and each trusted root, or None, and with a verdict on each message."""
+    json.dump(_answer(json.load(sys.stdin)), sys.stdout)
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         keys = [_load_key(pem.encode()) for pem in request["keys"]]
     except ImportError:
-        json.dump({MISSING: True}, sys.stdout)
-        return
-    verifiers = [key for key in keys if not isinstance(key, str)]
-    signed: list[list[int]] = []
-    if len(verifiers) == len(keys):
-        for signature, message in request["signatures"]:
-            decoded = base64.b64decode(signature), base64.b64decode(message)
-            signed.append([number for number, key in enumerate(verifiers) if _has_signed(key, *decoded)])
-    json.dump({"problems": [key if isinstance(key, str) else None for key in keys], "signed": signed}, sys.stdout)
+        return {MISSING: "cryptography"}
+    roots: list[KeylessVerifier | str] = []
+    if request["trusted_roots"]:
+        try:
+            from ocistream.signatures.keyless import load_verifier
+        except ImportError:
+            return {MISSING: "sigstore"}
+        roots = [load_verifier(root["content"], root["identities"]) for root in request["trusted_roots"]]
+    usable_keys = [key for key in keys if not isinstance(key, str)]
+    usable_roots = [root for root in roots if not isinstance(root, str)]
+    verdicts = []
+    if (len(usable_keys), len(usable_roots)) == (len(keys), len(roots)):
+        verdicts = [_judge(message, usable_keys, usable_roots) for message in request["messages"]]
+    return {
+        "keys": [key if isinstance(key, str) else None for key in keys],
+        "trusted_roots": [root if isinstance(root, str) else None for root in roots],
+        "verdicts": verdicts,
+    }
+
+
+def _judge(
+    signed: dict[str, Any], keys: Sequence[list[Callable[[bytes, bytes], None]]], roots: Sequence[KeylessVerifier]
+) -> dict[str, Any]:
+    """Return the numbers of the keys and identities that have signed a message, and the problem of a certificate."""
+    signature, message = base64.b64decode(signed["signature"]), base64.b64decode(signed["message"])
+    identities: list[tuple[int, int]] = []
+    problem = None
+    if signed["bundle"] is not None:
+        bundle = base64.b64decode(signed["bundle"])
+        for number, root in enumerate(roots):
+            found = root.find_identities(bundle, message, is_statement=signed["is_statement"])
+            if isinstance(found, str):
+                problem = found
+            else:
+                identities += [(number, identity) for identity in found]
+    return {
+        "keys": [number for number, key in enumerate(keys) if _has_signed(key, signature, message)],
+        "identities": identities,
+        "problem": problem,
+    }
 
 
 def _has_signed(key: list[Callable[[bytes, bytes], None]], signature: bytes, message: bytes) -> bool:

@@ -36,7 +36,9 @@ REFUSED = {
         *("dest-client-cert", "dest-client-key", "dest-insecure", "dest-plain-http"),
     ],
     "a file cannot name another one": ["config"],
-    "it decides which signatures are trusted": ["key"],
+    "it decides which signatures are trusted": [
+        *("key", "certificate-identity", "certificate-oidc-issuer", "trusted-root"),
+    ],
 }
 REASONS = {name: reason for reason, names in REFUSED.items() for name in names}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -19,12 +20,13 @@ from typing import Final
 
 from tests.certificates import Certificate
 from tests.fork_runner import Server
-from tests.images import Descriptor, Layout
+from tests.images import OCI_INDEX, Descriptor, Layout
 from tests.peers import docker_registry, dockerd, namespace, ssh_server
 from tests.registry_http import seed
 from tests.runner import command, forking_command
+from tests.signatures.fake_sigstore import FakeSigstore
 from tests.signed_image import cosign_tag
-from tests.signing import sign_with_tag, signer
+from tests.signing import bundle_referrer, sign_with_tag, signer, statement
 
 #: Seconds that a block may take: far more than any does.
 TIMEOUT: Final = 120.0
@@ -49,8 +51,9 @@ class World:
     inside: Sequence[str]
     env: Mapping[str, str]
     certificate: Certificate
-    #: The public key of the signer of registry.example.com/release:1.
+    #: The public key of the signer of registry.example.com/release:1, and the trusted root for release:2.
     key: Path
+    trusted_root: Path
 
     def run(self, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
         """Run a script of bash in a folder; stdout and stderr come together, as on a terminal."""
@@ -111,7 +114,7 @@ def world(
         }
         for address, _ in _REGISTRIES.values():
             subprocess.run([*inside, "ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
-        layout = Layout(folder / "images")
+        layout, sigstore = Layout(folder / "images"), FakeSigstore(folder)
         images = {f"{name}:{tag}": (layout, _image(layout, name, tag)) for name in _IMAGES for tag in _TAGS}
         images |= more or {}
         for registry, (address, port) in _REGISTRIES.items():
@@ -125,7 +128,7 @@ def world(
                     elif registry == "registry.example.com" and repository == "app":
                         seed(source, descriptor, seeded.host, repository, tag)
                 if registry == "registry.example.com":
-                    _seed_signed(layout, seeded.host, folder / "cosign.pub")
+                    _seed_signed(layout, seeded.host, folder / "cosign.pub", sigstore)
             stack.enter_context(docker_registry(there, tls=issued, within=inside, address=f"{address}:{port}"))
         # What is behind `ssh host` has a loopback of its own, and on it a registry.
         far = stack.enter_context(namespace(f"{name}-far"))
@@ -148,7 +151,7 @@ def world(
         network = ["nsenter", f"--net=/run/netns/{name}"]
         daemon = stack.enter_context(dockerd(folder / "dockerd", within=network))
         env |= {"DOCKER_HOST": daemon.host, "DOCKER_CONFIG": str(daemon.config)}
-        found = World(inside, env, issued, folder / "cosign.pub")
+        found = World(inside, env, issued, folder / "cosign.pub", sigstore.trusted_root)
         prepared = folder / "prepared"
         prepared.mkdir()
         # An image in the daemon, and on the remote side what a pipe that broke has left.
@@ -158,11 +161,17 @@ def world(
         yield found
 
 
-def _seed_signed(layout: Layout, host: str, key: Path) -> None:
-    """Push a signed image, release:1, and write the public key."""
-    image = _image(layout, "release", "1")
+def _seed_signed(layout: Layout, host: str, key: Path, sigstore: FakeSigstore) -> None:
+    """Push release:1, signed by a key that is written to a file, and release:2, signed keyless."""
+    image, keyless = _image(layout, "release", "1"), _image(layout, "release", "2")
     seed(layout, image, host, "release", "1")
     seed(layout, sign_with_tag(layout, image, signer(key)), host, "release", cosign_tag(image))
+    seed(layout, keyless, host, "release", "2")
+    found = json.dumps(sigstore.bundle(statement=statement(keyless["digest"]))).encode()
+    # The registry has no list of referrers, so a tag has it.
+    referrers = [bundle_referrer(layout, keyless, found)]
+    listed = layout.document({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": referrers})
+    seed(layout, listed, host, "release", keyless["digest"].replace(":", "-"))
 
 
 def _tags(repository: str, tag: str) -> Sequence[str]:

@@ -34,7 +34,10 @@ def test_a_document_does_what_it_shows(document: Path, here: World, tmp_path: Pa
     folder = tmp_path / "work"
     folder.mkdir()
     certificate = here.certificate
-    files = ((certificate.file, "cert.pem"), (certificate.key_file, "key.pem"), (here.key, "cosign.pub"))
+    files = (
+        *((certificate.file, "cert.pem"), (certificate.key_file, "key.pem")),
+        *((here.key, "cosign.pub"), (here.trusted_root, "trusted_root.json")),
+    )
     for source, name in files:
         (folder / name).write_bytes(source.read_bytes())
     for block in blocks(document.read_text()):

@@ -267,4 +267,14 @@ LIMITS: Final[dict[int, Limit]] = {
             "signatures/test_hostile.py::test_an_unsigned_image_that_refers_to_a_signed_one",
         ),
     ),
+    27: Limit(
+        "A keyless signature needs the exact identity and issuer, an authority and a log of the trusted root, and a "
+        "signed time",
+        ("signatures.keyless",),
+        tests=(
+            "signatures/test_hostile_keyless.py::test_a_signature_that_does_not_count",
+            "signatures/test_hostile_keyless.py::test_what_the_package_verified_must_be_what_was_read",
+            "signatures/test_keyless.py::test_no_server_is_asked",
+        ),
+    ),
 }

@@ -11,6 +11,7 @@ import pytest
 
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
+from tests.signatures.fake_sigstore import FakeSigstore
 from tests.signing import Signer, signer
 
 
@@ -30,6 +31,12 @@ def trusted(tmp_path: Path) -> Signer:
 def stranger(tmp_path: Path) -> Signer:
     """Return a signer whose key the user has not."""
     return signer(tmp_path / "stranger.pub")
+
+
+@pytest.fixture(scope="session")
+def sigstore(tmp_path_factory: pytest.TempPathFactory) -> FakeSigstore:
+    """Return the Sigstore whose trusted root the user has."""
+    return FakeSigstore(tmp_path_factory.mktemp("sigstore"))
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from tests.cli import assertions
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.runner import Result, ocistream
+from tests.signatures.fake_sigstore import IDENTITY, ISSUER, FakeSigstore
 from tests.signed_image import cosign_tag
-from tests.signing import Signer, enter, sign_with_tag
+from tests.signing import Signer, bundle_referrer, enter, sign_with_tag, statement
 
 #: No registry runs there.
 ELSEWHERE: Final = "registry.example.com"
@@ -67,6 +68,37 @@ class TestRules:
         (user.file.parent / "keys/cosign.pub").write_bytes(trusted.path.read_bytes())
         user.configure('[trust."HOST"]', 'keys = ["keys/cosign.pub"]')
         assertions.success(user.pull())
+
+    def test_identities_for_a_registry(
+        self, user: User, layout: Layout, image: Descriptor, stranger: Signer, sigstore: FakeSigstore
+    ) -> None:
+        def configure(identity: str, *lines: str) -> None:
+            identities = f'identities = [{{ identity = "{identity}", issuer = "{ISSUER}" }}]'
+            user.configure('[trust."HOST"]', identities, f'trusted-root = "{sigstore.trusted_root}"', *lines)
+
+        found = json.dumps(sigstore.bundle(statement=statement(image["digest"]))).encode()
+        registry_http.seed(layout, bundle_referrer(layout, image, found), user.host, "team/app")
+        configure("other@example.com", f'keys = ["{stranger.path}"]')
+        refused(user.pull(), "by another key", f"by another identity: {IDENTITY}")
+        configure(IDENTITY, f'keys = ["{stranger.path}"]')
+        assertions.success(user.pull())
+        # The rule and the options must both be met.
+        refused(user.pull("--require-signature", stranger.path), f"by another identity: {IDENTITY}")
+
+    def test_each_rule_has_its_own_trusted_root(
+        self, user: User, layout: Layout, image: Descriptor, sigstore: FakeSigstore, tmp_path: Path
+    ) -> None:
+        foreign = FakeSigstore(tmp_path)
+        found = json.dumps(foreign.bundle(statement=statement(image["digest"]))).encode()
+        registry_http.seed(layout, bundle_referrer(layout, image, found), user.host, "team/app")
+        identities = f'identities = [{{ identity = "{IDENTITY}", issuer = "{ISSUER}" }}]'
+        user.configure(
+            *('[trust."HOST"]', identities, f'trusted-root = "{foreign.trusted_root}"'),
+            *('[trust."HOST/inner"]', identities, f'trusted-root = "{sigstore.trusted_root}"'),
+        )
+        assertions.success(user.pull())
+        copy = ("copy", f"{user.host}/team/app:1", f"{user.host}/inner/app:1")
+        refused(user.run(*copy), f"by another identity: {IDENTITY}")
 
     def test_the_longest_prefix_counts(self, user: User, stranger: Signer) -> None:
         keys = ('[trust."HOST/team"]', f'keys = ["{stranger.path}"]')
@@ -217,8 +249,12 @@ class TestConfigCommand:
         document = json.loads(user.run("config", "show", f"{ELSEWHERE}/other", "--json").out)
         assert document == {"trust": {ELSEWHERE: "reject"}}
 
-    def test_show_prints_the_policy_as_a_configuration_file(self, user: User, trusted: Signer) -> None:
+    def test_show_prints_the_policy_as_a_configuration_file(
+        self, user: User, trusted: Signer, sigstore: FakeSigstore
+    ) -> None:
         user.configure(
+            *(f'[trust."{ELSEWHERE}/keyless"]', f'identities = [{{ identity = "{IDENTITY}", issuer = "{ISSUER}" }}]'),
+            f'trusted-root = "{sigstore.trusted_root}"',
             *("[trust]", f'"{ELSEWHERE}" = "reject"', '"docker.io/library/nginx" = "any"'),
             *(f'[trust."{ELSEWHERE}/app"]', f'keys = ["{trusted.path}"]'),
         )
@@ -230,8 +266,13 @@ class TestConfigCommand:
         [
             (['"HOST" = "allow"'], "is not one of reject, any"),
             (['"HOST" = 1'], 'is neither "reject" nor "any"'),
-            (['"HOST" = {}'], "keys is missing"),
-            (['"HOST" = { keys = [] }'], "has no keys"),
+            (['"HOST" = {}'], "has neither keys nor identities"),
+            (['"HOST" = { keys = [] }'], "has neither keys nor identities"),
+            (['"HOST" = { identities = [{ identity = "x", issuer = "y" }] }'], "identities need a trusted-root"),
+            (['"HOST" = { identities = [{ identity = "x" }] }'], "identities[0]: issuer is missing"),
+            (['"HOST" = { identities = [{ identity = "", issuer = "y" }] }'], "identity is empty"),
+            (['"HOST" = { trusted-root = "config.toml" }'], "trusted-root is only for identities"),
+            (['"HOST" = { trusted-root = "absent.json" }'], "no such file"),
             (['"HOST" = { keys = ["absent.pub"] }'], "no such file"),
             (['"HOST" = { keys = "cosign.pub" }'], "is not a list"),
             (['"HOST" = { key = [] }'], "unknown key 'key'"),

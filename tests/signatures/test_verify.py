@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +77,15 @@ class TestAccepted:
         result = verify(layout, one)
         assertions.success(result)
         assert f"signed: app:1 by {one.path}" in result.out.decode()
+
+    def test_a_bundle_may_state_a_digest_of_another_hash(
+        self, layout: Layout, image: Descriptor, trusted: Signer
+    ) -> None:
+        manifest = manifest_of(layout, image)
+        digest = base64.b64encode(hashlib.sha512(manifest).digest()).decode()
+        content = {**message_signature(manifest, trusted), "messageDigest": {"algorithm": "SHA2_512", "digest": digest}}
+        bundle_referrer(layout, image, bundle(messageSignature=content))
+        assertions.success(verify(layout, trusted))
 
     @pytest.mark.parametrize("form", FORMS)
     def test_in_an_archive_and_from_a_pipe(
@@ -164,7 +175,11 @@ class TestRefused:
         assert [item["name"] for item in document["damagedImages"]] == ["other:1"]
         images = [*document["images"], *document["damagedImages"]]
         signatures = {item["name"]: item.get("signature") for item in images}
-        assert signatures["app:1"] == {"keys": [str(trusted.path)], "names": ["elsewhere.example.com/app"]}
+        assert signatures["app:1"] == {
+            "keys": [str(trusted.path)],
+            "identities": [],
+            "names": ["elsewhere.example.com/app"],
+        }
         assert signatures["other:1"] == {"problem": "it has no signature"}
         assert signatures[cosign_tag(image)] is None
 

@@ -23,6 +23,7 @@ from ocistream.cli.settings import (
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
 from ocistream.locations import is_missing_image, parse_location
 from ocistream.oci.reference import parse_reference, parse_registry, printable
+from ocistream.signatures.signers import Identity, PublicKey
 from ocistream.streams import paths
 
 if TYPE_CHECKING:
@@ -180,9 +181,9 @@ class _SettingsView:
             sources = self._keychain.sources(host)
             yield f"# credentials: {printable(', else '.join(sources), 1024) or 'none'}"
         # A table without keys of its own comes first.
-        for number, rule in enumerate(sorted(self._trust, key=lambda rule: bool(rule.keys))):
+        for number, rule in enumerate(sorted(self._trust, key=lambda rule: bool(rule.signers))):
             lines = _format_trust(rule)
-            yield from ("", *lines) if number == 0 or rule.keys else lines[1:]
+            yield from ("", *lines) if number == 0 or rule.signers else lines[1:]
         for namespace in self._namespaces:
             yield ""
             yield f"# {_short_path(namespace.config_file)}"
@@ -264,17 +265,30 @@ def _repository_of(image: str) -> str:
     return f"{reference.registry}/{reference.repository}"
 
 
-def _trust_value(rule: TrustRule) -> object:
-    return {"keys": list(rule.keys)} if rule.keys else "reject" if rule.rejects else "any"
+def _trust_value(rule: TrustRule) -> str | dict[str, object]:
+    """Return a rule as the value of its key in a configuration file."""
+    if not rule.signers:
+        return "reject" if rule.rejects else "any"
+    keys = [signer.file for signer in rule.signers if isinstance(signer, PublicKey)]
+    identities = [signer for signer in rule.signers if isinstance(signer, Identity)]
+    value: dict[str, object] = {"keys": keys} if keys else {}
+    if identities:
+        value["identities"] = [{"identity": signer.identity, "issuer": signer.issuer} for signer in identities]
+        value["trusted-root"] = identities[0].trusted_root
+    return value
 
 
 def _format_trust(rule: TrustRule | None) -> list[str]:
     """Return a rule as lines of a configuration file."""
     if rule is None:
         return ["# no rule of [trust]: signatures are not checked"]
-    if rule.keys:
-        return [f"[trust.{_format_toml(rule.prefix)}]", f"keys = {_format_toml(list(rule.keys))}"]
-    return ["[trust]", f"{_format_toml(rule.prefix)} = {_format_toml(_trust_value(rule))}"]
+    value = _trust_value(rule)
+    if isinstance(value, dict):
+        return [
+            f"[trust.{_format_toml(rule.prefix)}]",
+            *(f"{key} = {_format_toml(item)}" for key, item in value.items()),
+        ]
+    return ["[trust]", f"{_format_toml(rule.prefix)} = {_format_toml(value)}"]
 
 
 def _is_registry(name: str) -> bool:

@@ -18,6 +18,7 @@ from ocistream.cli.options import (
     compression_options,
     credential_options,
     dry_run_option,
+    identity_options,
     options,
     platform_option,
     side_options,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     help="Program for --via to run: a name, a path, or `python3 -m ocistream`.",
 )
 @options(CopyOptions, "no_referrers", "require_signature")
+@identity_options
 @compression_options("To stdout, it needs temporary disk space in TMPDIR.")
 @upload_options
 @credential_options

@@ -19,6 +19,7 @@ from ocistream.cli.options import (
     compression_options,
     credential_options,
     dry_run_option,
+    identity_options,
     options,
     platform_option,
     transfer_options,
@@ -85,6 +86,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
 @all_platforms_option
 @options(OmissionOptions)
 @options(CopyOptions, "no_referrers", "require_signature")
+@identity_options
 @compression_options("To stdout, it needs temporary disk space in TMPDIR.")
 @credential_options
 @options(RunOptions, "memory", "cache")

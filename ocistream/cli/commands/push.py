@@ -19,6 +19,7 @@ from ocistream.cli.options import (
     compression_options,
     credential_options,
     dry_run_option,
+    identity_options,
     options,
     platform_option,
     transfer_options,
@@ -68,6 +69,7 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
 @platform_option("all")
 @all_platforms_option
 @options(CopyOptions, "no_referrers", "require_signature")
+@identity_options
 @compression_options("Layers of `docker save` become gzip.")
 @upload_options
 @credential_options

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ocistream.api.options import CopyOptions
+from ocistream.api.options import DECIDES_TRUST, SIGNATURES, CopyOptions
 from ocistream.cli.console import escape_ci_commands, sanitize_line
 from ocistream.cli.options import (
     Option,
     RunOptions,
     command,
     credential_options,
+    identity_options,
     json_option,
     network_options,
     options,
@@ -49,9 +50,11 @@ _MAX_NAMES: Final = 20
     multiple=True,
     type=FilePath(),
     metavar="FILE",
-    no_default="it decides which signatures are trusted: use the option",
-    help="Also require a signature of each image by this public key (PEM); repeatable.",
+    no_default=DECIDES_TRUST,
+    section=SIGNATURES,
+    help="Fail unless each image is signed by this public key (PEM); repeatable.",
 )
+@identity_options
 @click.option(
     "--deep",
     cls=Option,
@@ -82,6 +85,7 @@ def verify(
     """
     from ocistream.api.verification import open_locations, verify_source
 
+    signers = context.copy.list_signers(keys)
     paths = paths or ("-",)
     locations = [parse_location(path, bare_is_path=True) for path in paths]
     locations = [parse_location(item.text) if is_missing_image(item) else item for item in locations]
@@ -98,7 +102,13 @@ def verify(
         # Opening stdin may silence the display.
         observer = stack.enter_context(show_progress(context.options.progress, context.console))
         result = verify_source(
-            source, paths, deep=deep, max_ratio=max_ratio, keys=keys, observer=observer, cancelled=context.cancelled
+            source,
+            paths,
+            deep=deep,
+            max_ratio=max_ratio,
+            signers=signers,
+            observer=observer,
+            cancelled=context.cancelled,
         )
     if as_json:
         click.echo(escape_ci_commands(json.dumps(result.document(), indent=2)))
@@ -134,7 +144,7 @@ def _format_lines(result: VerifyResult) -> Iterator[str]:
         if not signature.problem:
             names = f" as {', '.join(signature.names)}" if signature.names else ""
             image = printable(signature.root.name or signature.root.descriptor.digest)
-            yield f"signed: {image} by {', '.join(map(printable, signature.keys))}{names}"
+            yield f"signed: {image} by {', '.join(printable(str(signer)) for signer in signature.signers)}{names}"
     if result.volumes:
         yield _format_volumes(result.volumes)
     sizes = {blob.digest: blob.size for blob in findings.omitted}

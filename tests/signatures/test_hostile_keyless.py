@@ -1,0 +1,252 @@
+"""Keyless signatures that must not count, and trusted roots that cannot be used."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+
+from ocistream import limits
+from ocistream.signatures.keyless import KeylessVerifier, load_verifier
+from tests.cli import assertions
+from tests.images import Descriptor, Layout
+from tests.runner import Result, ocistream
+from tests.signatures.fake_sigstore import IDENTITY, ISSUER, FakeSigstore, by
+from tests.signed_image import cosign_tag
+from tests.signing import (
+    Signer,
+    bundle,
+    bundle_referrer,
+    enter,
+    envelope,
+    payload,
+    sign_with_tag,
+    signer,
+    statement,
+    tag_signature,
+)
+
+_HOUR: Final = dt.timedelta(hours=1)
+_OTHER_DIGEST: Final = f"sha256:{'0' * 64}"
+_SBOM: Final = "https://spdx.dev/Document"
+
+
+class Forgery:
+    """What an attacker has: an image, a Sigstore that the user trusts, and a Sigstore and a key of the attacker's."""
+
+    def __init__(
+        self, layout: Layout, image: Descriptor, sigstore: FakeSigstore, foreign: FakeSigstore, key: Signer
+    ) -> None:
+        self.layout, self.image, self.sigstore, self.foreign, self.key = layout, image, sigstore, foreign, key
+        self.statement = statement(image["digest"])
+
+    def bundle(self, **options: Any) -> dict[str, Any]:
+        """Return a bundle that counts, unless an option says otherwise."""
+        return self.sigstore.bundle(statement=self.statement, **options)
+
+    def with_material(self, **changes: Any) -> dict[str, Any]:
+        """Return a bundle whose verification material was changed."""
+        found = self.bundle()
+        found["verificationMaterial"].update(changes)
+        return found
+
+    def with_entry(self, **changes: Any) -> dict[str, Any]:
+        """Return a bundle whose entry of the log was changed."""
+        found = self.bundle()
+        found["verificationMaterial"]["tlogEntries"][0].update(changes)
+        return found
+
+    def with_entry_of(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a bundle with the entry of another bundle."""
+        return self.with_material(tlogEntries=other["verificationMaterial"]["tlogEntries"])
+
+    def with_later_time(self) -> dict[str, Any]:
+        """Return a bundle whose time is not the one that the log signed."""
+        entry = self.bundle()["verificationMaterial"]["tlogEntries"][0]
+        return self.with_entry(integratedTime=str(int(entry["integratedTime"]) + 1))
+
+    def with_material_of_another_statement(self) -> dict[str, Any]:
+        """Return a bundle whose certificate and entry are about another statement."""
+        other = self.sigstore.bundle(statement=statement(_OTHER_DIGEST))
+        return {**self.bundle(), "verificationMaterial": other["verificationMaterial"]}
+
+    def with_tag_of_cosign(self) -> None:
+        """Sign as cosign does without a bundle."""
+        content = payload(self.image["digest"])
+        annotations = {"dev.sigstore.cosign/certificate": "x", "dev.sigstore.cosign/bundle": "{}"}
+        signature = tag_signature(self.layout, [(content, self.key.sign(content))], annotations=annotations)
+        enter(self.layout, signature, cosign_tag(self.image))
+
+
+class Case(NamedTuple):
+    """Words of the reason, and a function that returns the bundle, or None if it has signed already."""
+
+    words: str
+    forge: Callable[[Forgery], Mapping[str, Any] | None]
+
+
+CASES: Final[Mapping[str, Case]] = {
+    "another identity": Case("by another identity: x@example.com", lambda one: one.bundle(identity="x@example.com")),
+    "another issuer": Case("by another identity", lambda one: one.bundle(issuer="https://x.example.com")),
+    "a longer identity": Case("by another identity", lambda one: one.bundle(identity=f"{IDENTITY}.org")),
+    "an untrusted authority": Case("certificate chain", lambda one: one.bundle(authority=one.foreign)),
+    "an untrusted Sigstore": Case("certificate chain", lambda one: one.foreign.bundle(statement=one.statement)),
+    "an untrusted log of certificates": Case("SCT", lambda one: one.bundle(certificate_log=one.foreign)),
+    "an expired certificate": Case("not valid at validation time", lambda one: one.bundle(logged_after=_HOUR)),
+    "a future certificate": Case("not valid at validation time", lambda one: one.bundle(logged_after=-_HOUR)),
+    "a time that the log did not sign": Case("inclusion promise", lambda one: one.with_later_time()),
+    "no entry": Case("log entry", lambda one: one.with_material(tlogEntries=[])),
+    "no proof of the entry": Case("failed to load bundle", lambda one: one.with_entry(inclusionProof=None)),
+    "no signed time": Case("inclusion promise", lambda one: one.with_entry(inclusionPromise=None)),
+    "the entry of another signature": Case("log entry", lambda one: one.with_entry_of(one.bundle())),
+    "an entry in an untrusted log": Case(
+        "invalid log entry", lambda one: one.with_entry_of(one.foreign.bundle(statement=one.statement))
+    ),
+    "another body of the entry": Case(
+        "inclusion proof", lambda one: one.with_entry(canonicalizedBody=base64.b64encode(b"{}").decode())
+    ),
+    "a statement about another image": Case(
+        f"is for {_OTHER_DIGEST}", lambda one: one.sigstore.bundle(statement=statement(_OTHER_DIGEST))
+    ),
+    "another manifest": Case("the signature is for sha256:", lambda one: one.sigstore.bundle(manifest=b"{}")),
+    "the material of another statement": Case(
+        "DSSE: invalid signature", lambda one: one.with_material_of_another_statement()
+    ),
+    "an attestation": Case(
+        f"an attestation ({_SBOM}) is not a signature",
+        lambda one: one.sigstore.bundle(statement=statement(one.image["digest"], predicate_type=_SBOM)),
+    ),
+    "a huge bundle": Case(
+        "its signature is larger than", lambda one: {**one.bundle(), "x": "x" * limits.MAX_SIGNATURE_PAYLOAD}
+    ),
+    "a malformed certificate": Case("not valid", lambda one: one.with_material(certificate={"rawBytes": "AAAA"})),
+    "a certificate of another type": Case("not valid", lambda one: one.with_material(certificate=[1])),
+    "material of another type": Case("malformed", lambda one: {**one.bundle(), "verificationMaterial": 1}),
+    "the signature of a key": Case(
+        "it is signed by a key, not with a certificate",
+        lambda one: json.loads(bundle(dsseEnvelope=envelope(one.statement, one.key))),
+    ),
+    "a keyless signature under a tag of cosign": Case(
+        "its keyless signature is not in a Sigstore bundle", lambda one: one.with_tag_of_cosign()
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory, sigstore: FakeSigstore) -> Result:
+    """Return the result for a layout that has an image for each case: starting the verifier takes most of the time."""
+    folder = tmp_path_factory.mktemp("hostile")
+    layout, foreign, key = Layout(folder / "layout"), FakeSigstore(folder), signer(folder / "key.pub")
+    for number, (name, case) in enumerate(CASES.items()):
+        image = layout.image([4_000 + number], name=name.replace(" ", "-"))
+        if (forged := case.forge(Forgery(layout, image, sigstore, foreign, key))) is not None:
+            bundle_referrer(layout, image, json.dumps(forged).encode())
+    return ocistream("verify", *by(sigstore), "--json", layout.path)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_signature_that_does_not_count(refused: Result, name: str) -> None:
+    assert refused.code == 5, refused.err
+    images = {image["name"]: image for image in json.loads(refused.out)["damagedImages"]}
+    assert CASES[name].words in images[name.replace(" ", "-")]["signature"]["problem"]
+
+
+def test_the_reason_is_one_line_that_names_the_image(layout: Layout, image: Descriptor, sigstore: FakeSigstore) -> None:
+    forged = sigstore.bundle(statement=statement(image["digest"]), identity="https://x/\n\x1b[2J")
+    bundle_referrer(layout, image, json.dumps(forged).encode())
+    result = ocistream("verify", *by(sigstore), layout.path)
+    assert result.code == 5
+    line = result.err.splitlines()[-1]
+    assert f"app:1 ({image['digest']}): no valid signature: it is signed by another identity: https://x/" in line
+    assert "\x1b" not in line
+
+
+def test_a_keyless_signature_is_not_one_by_a_key(
+    layout: Layout, image: Descriptor, trusted: Signer, sigstore: FakeSigstore
+) -> None:
+    found = sigstore.bundle(statement=statement(image["digest"]))
+    bundle_referrer(layout, image, json.dumps(found).encode())
+    result = ocistream("verify", "--key", trusted.path, layout.path)
+    assert result.code == 5
+    assert "it is signed with a certificate (keyless), not by a given key" in result.err
+
+
+def test_what_the_package_verified_must_be_what_was_read(sigstore: FakeSigstore) -> None:
+    verifier = load_verifier(sigstore.trusted_root.read_text(), [(IDENTITY, ISSUER)])
+    assert isinstance(verifier, KeylessVerifier)
+    found = json.dumps(sigstore.bundle(statement=statement(_OTHER_DIGEST))).encode()
+    assert verifier.find_identities(found, b"another statement", is_statement=True) == "its bundle has two statements"
+
+
+class TestOptions:
+    @pytest.mark.parametrize("omitted", [0, 2, 4])
+    def test_each_of_the_three_needs_the_others(self, layout: Layout, sigstore: FakeSigstore, omitted: int) -> None:
+        options = by(sigstore)
+        rest = (*options[:omitted], *options[omitted + 2 :])
+        for command in (("verify", layout.path), ("copy", layout.path, "oci:x"), ("pull", "app:1"), ("push", "app:1")):
+            assertions.failure(ocistream(*command, *rest), 2, f"{options[omitted]} must be given too")
+
+    def test_an_empty_value_does_not_disable_the_check(self, layout: Layout, sigstore: FakeSigstore) -> None:
+        for options in (by(sigstore, identity=""), by(sigstore, issuer="")):
+            assertions.failure(ocistream("verify", *options, layout.path), 2, "must be given too")
+
+
+class TestTrustedRoots:
+    @pytest.fixture
+    def use(self, layout: Layout, image: Descriptor, sigstore: FakeSigstore, tmp_path: Path) -> Callable[..., Result]:
+        """Return a function that verifies with a trusted root of its own."""
+        del image
+        file = tmp_path / "root.json"
+
+        def verify(content: str | None, **env: str) -> Result:
+            if content is not None:
+                file.write_text(content)
+            return ocistream("verify", *by(sigstore)[:-1], file, layout.path, env=env)
+
+        return verify
+
+    def test_a_missing_file_does_not_exist(self, use: Callable[..., Result]) -> None:
+        assertions.failure(use(None), 4, "root.json", "no such file")
+
+    def test_a_directory_is_refused(self, use: Callable[..., Result], tmp_path: Path) -> None:
+        (tmp_path / "root.json").mkdir()
+        assertions.failure(use(None), 2, "cannot be used as a trusted root: it is a directory")
+
+    def test_a_huge_file_is_refused(self, use: Callable[..., Result], tmp_path: Path) -> None:
+        with (tmp_path / "root.json").open("wb") as written:
+            written.truncate(1 << 40)
+        assertions.failure(use(None), 2, f"it is larger than {limits.MAX_TRUSTED_ROOT} bytes")
+
+    @pytest.mark.parametrize("content", ["", "{}\n{}\n"])
+    def test_text_that_is_not_json_is_refused(self, use: Callable[..., Result], content: str) -> None:
+        assertions.failure(use(content), 2, "cannot be used as a trusted root: it is not JSON", "cosign trusted-root")
+
+    @pytest.mark.parametrize("content", ["[]", "[" * 10_000 + "]" * 10_000])
+    def test_another_document_is_refused(self, use: Callable[..., Result], content: str) -> None:
+        assertions.failure(use(content), 2, "cannot be used as a trusted root: it is not a trusted root of Sigstore")
+
+    def test_a_root_without_a_log_is_refused(self, use: Callable[..., Result], sigstore: FakeSigstore) -> None:
+        document = {**sigstore.root_document(), "tlogs": []}
+        assertions.failure(use(json.dumps(document)), 2, "cannot be used as a trusted root: ", "log")
+
+    def test_without_the_package_the_hint_says_how_to_install_it(
+        self, use: Callable[..., Result], sigstore: FakeSigstore, tmp_path: Path
+    ) -> None:
+        (tmp_path / "path").mkdir()
+        (tmp_path / "path/sigstore.py").write_text("raise ImportError\n")
+        result = use(sigstore.trusted_root.read_text(), PYTHONPATH=str(tmp_path / "path"))
+        assertions.failure(result, 8, "the package sigstore is not installed", "`pip install sigstore`")
+
+    def test_keys_do_not_need_the_package(
+        self, layout: Layout, image: Descriptor, trusted: Signer, tmp_path: Path
+    ) -> None:
+        sign_with_tag(layout, image, trusted)
+        (tmp_path / "path").mkdir()
+        (tmp_path / "path/sigstore.py").write_text("raise ImportError\n")
+        env = {"PYTHONPATH": str(tmp_path / "path")}
+        assertions.success(ocistream("verify", "--key", trusted.path, layout.path, env=env))
