@@ -45,6 +45,7 @@ _MISSING: Final = "the payload of its signature is missing"
 _LAYERS: Final = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 _HINTS: Final = {
     _NO_SIGNATURE: "sign this digest, or, if its index is signed, copy all platforms (--platform all)",
+    _KEYLESS_TAG: "sign the image with cosign 3, or with cosign 2.6 and --new-bundle-format",
     _SYNTHESIZED: "check the image in its registry, or use an OCI archive, which can have signatures",
 }
 #: Characters of a reason that a verifier gives.
