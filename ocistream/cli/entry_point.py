@@ -344,8 +344,9 @@ def _describe_usage_error(error: click.ClickException) -> tuple[str, str | None]
         from ocistream.cli.other_tools import suggest_option
 
         is_global = context.command is cli
-        parameters = load_command("copy").params if is_global else context.command.params
-        hint = suggest_option(error.option_name, [name for parameter in parameters for name in parameter.opts])
+        command = load_command("copy") if is_global else context.command
+        known = [name for parameter in command.params for name in parameter.opts]
+        hint = suggest_option(error.option_name, command.name or "", known)
         if is_global and hint is None:
             hint = f"options follow the command: see `{_NAME} COMMAND --help`"
         if hint is not None:

@@ -1,4 +1,4 @@
-"""What users of skopeo, crane, regctl, oras and docker type here, and what ocistream has instead: two tables.
+"""What users of skopeo, crane, regctl, oras, docker and podman type here, and what ocistream has instead: two tables.
 
 Only an error imports this module.
 """
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-#: Options of other tools; an option of ours that the command must have, or ""; and what to do. {0} is the side.
+#: Options of other tools; an option of ours that the command must have, the command, or ""; and what to do. {0} is the
+#: side.
 _OPTIONS: Final = (
     ("creds", "username", "use --{0}username, and --{0}password-file or --{0}password-stdin for the password"),
     ("password", "username", "a process list shows command lines: use --{0}password-file or --{0}password-stdin"),
@@ -28,6 +29,9 @@ _OPTIONS: Final = (
     ("a", "all-tags", "use --all for all platforms, --all-tags for all tags"),
     ("all-tags a", "to", "use --to HOST[/PREFIX] to push every image of the archive"),
     ("all-tags a", "output", "use `ocistream copy --all-tags HOST/REPO DST`"),
+    ("all a", "logout", "run `ocistream logout REGISTRY` for each registry that ~/.docker/config.json lists"),
+    ("get-login", "", "no command prints the user name: read ~/.docker/config.json, or ask its credential helper"),
+    ("source", "input", "use -i PATH for an archive or a layout; `ocistream copy SRC DST` copies from a registry"),
     ("parallel concurrency image-parallel-copies j", "jobs", "use --jobs N"),
     ("retry-times retry max-retries", "retries", "use --retries N"),
     ("retry-delay", "retries", "omit the option: the pause between retries grows by itself"),
@@ -115,14 +119,14 @@ def suggest_command(name: str) -> str | None:
     return f"use `ocistream {command}`{mark}{note}" if command else None
 
 
-def suggest_option(option_name: str, known: Collection[str]) -> str | None:
+def suggest_option(option_name: str, command: str, known: Collection[str]) -> str | None:
     """Return what to use instead of another tool's option, for a command with the options `known`; or None."""
     name = option_name.lstrip("-")
     prefix, _, rest = name.partition("-")
     side = _SIDES.get(prefix, "")
     for wanted, own_side in ((name, ""), (rest, f"{side}-")):
         for names, needed, hint in _OPTIONS:
-            if wanted in names.split() and (not needed or f"--{needed}" in known):
+            if wanted in names.split() and (needed in {"", command} or f"--{needed}" in known):
                 has_side = bool(own_side) and f"--{own_side}{needed}" in known
                 return hint.format(own_side if has_side else "")
         if not side:

@@ -1,4 +1,4 @@
-"""Command lines of skopeo, crane, regctl, oras and docker: what ocistream answers to each (other_tools.toml)."""
+"""Command lines of skopeo, crane, regctl, oras, docker and podman, and the answers (other_tools.toml)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.registry_http import seed
 from tests.runner import ocistream
 
 ROWS: Final = tomllib.loads(Path(__file__).with_name("other_tools.toml").read_text())["rows"]
-TOOLS: Final = {"skopeo", "crane", "regctl", "oras", "docker"}
+TOOLS: Final = {"skopeo", "crane", "regctl", "oras", "docker", "podman"}
 
 
 @pytest.fixture(scope="module")

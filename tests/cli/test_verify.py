@@ -257,6 +257,28 @@ class TestIncomplete:
     def test_a_missing_file_is_not_found(self, tmp_path: Path) -> None:
         assert ocistream("verify", tmp_path / "gone.tar").code == 4
 
+    @pytest.mark.parametrize(
+        ("name", "full_name"),
+        [
+            ("nginx:1", "docker.io/library/nginx:1"),
+            ("org/app", "docker.io/org/app:latest"),
+            (f"app@sha256:{'1' * 64}", f"docker.io/library/app@sha256:{'1' * 64}"),
+        ],
+    )
+    def test_a_name_without_a_host_is_told_how_to_name_an_image_in_a_registry(
+        self, tmp_path: Path, name: str, full_name: str
+    ) -> None:
+        words = (name, "no such file or directory", "check the path", f"in a registry, write its host too: {full_name}")
+        assertions.failure(ocistream("verify", name, cwd=tmp_path), 4, *words)
+        result = ocistream("verify", "--json", name, cwd=tmp_path)
+        assert json.loads(result.out)["error"] == f"cannot read {name}: no such file or directory"
+
+    @pytest.mark.parametrize("name", ["gone.tar", "./nginx", "/gone/nginx", "Gone", "oci:nginx"])
+    def test_a_path_that_cannot_be_the_name_of_an_image_is_only_a_path(self, tmp_path: Path, name: str) -> None:
+        result = ocistream("verify", name, cwd=tmp_path)
+        assertions.failure(result, 4)
+        assert "registry" not in result.err
+
 
 class TestNames:
     def test_an_illegal_one(self, images: Layout, verify: Verify) -> None:

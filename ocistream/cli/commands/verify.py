@@ -23,17 +23,19 @@ from ocistream.cli.options import (
 from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.progress import show_progress
 from ocistream.cli.report import format_result_line
-from ocistream.errors import OcistreamError
-from ocistream.locations import is_missing_image, parse_location
+from ocistream.errors import InvalidNameError, NotFoundError, OcistreamError, UnsupportedError
+from ocistream.locations import is_missing_image, parse_location, path_of
 from ocistream.oci.omitted_blobs import VOLUME, group_by_reason
 from ocistream.oci.reference import printable
 from ocistream.sizes import format_count, format_size
+from ocistream.streams.paths import exists
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocistream.api.verification import VerifyResult, VolumeSet
     from ocistream.cli.context import CommandContext
+    from ocistream.locations import Location
 
 #: The most lines for names or for digests; the JSON has all of them, or their number.
 _MAX_LINES: Final = 100
@@ -87,13 +89,12 @@ def verify(
 
     signers = context.copy.list_signers(keys)
     paths = paths or ("-",)
-    locations = [parse_location(path, bare_is_path=True) for path in paths]
-    locations = [parse_location(item.text) if is_missing_image(item) else item for item in locations]
-    registries = {location.reference.registry for location in locations if location.reference}
     max_ratio = context.copy.max_ratio
     with contextlib.ExitStack() as stack:
         if as_json:
             stack.enter_context(_print_error_as_json(paths))
+        locations = [_find(path) for path in paths]
+        registries = {location.reference.registry for location in locations if location.reference}
         source = stack.enter_context(
             contextlib.closing(
                 open_locations(locations, context.build_open_context(registries=registries), max_ratio=max_ratio)
@@ -118,6 +119,25 @@ def verify(
         for line in _limit_lines([error.message for error in result.errors()[1:]]):
             context.console.info(line, level=-1)
     result.raise_for_findings()
+
+
+def _find(text: str) -> Location:
+    """Return a location: a path, or an image in a registry if the text begins with the registry's host.
+
+    Raises:
+        NotFoundError: the path does not exist, and could be meant as the name of an image.
+        InvalidNameError, UnsupportedError: see `parse_location`.
+    """
+    location = parse_location(text, bare_is_path=True)
+    if is_missing_image(location):
+        return parse_location(text)
+    if location.kind == "path" and not location.is_stream and not exists(path_of(location)):
+        with contextlib.suppress(InvalidNameError, UnsupportedError):
+            if (reference := parse_location(text).reference) is not None:
+                msg = f"cannot read {printable(text)}: no such file or directory"
+                hint = f"check the path; for an image in a registry, write its host too: {reference}"
+                raise NotFoundError(msg, hint=hint)
+    return location
 
 
 @contextlib.contextmanager

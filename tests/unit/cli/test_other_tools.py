@@ -24,7 +24,7 @@ from ocistream.cli.other_tools import suggest_command, suggest_option
     ],
 )
 def test_another_tool_s_option_has_one_here(option: str, known: list[str], words: str | None) -> None:
-    found = suggest_option(option, known)
+    found = suggest_option(option, "copy", known)
     assert found is None if words is None else words in str(found)
 
 
