@@ -102,6 +102,13 @@ def test_the_order_is_option_variable_command_table_general_table(user: User) ->
     assert made() == set(kept)
 
 
+def test_an_empty_variable_leaves_the_signature_check_of_the_file_on(user: User) -> None:
+    user.configure("[defaults]", 'require-signature = "gone.pub"')
+    assertions.failure(user.push(OCISTREAM_REQUIRE_SIGNATURE=""), 4, "gone.pub")
+    user.configure()
+    assertions.success(user.push(OCISTREAM_REQUIRE_SIGNATURE=""))
+
+
 def test_an_option_can_remove_a_default(user: User) -> None:
     user.configure("[defaults]", 'cache = "all"')
     assertions.success(user.pull("--cache", "", OCISTREAM_CACHE=str(user.home / "variable")))
