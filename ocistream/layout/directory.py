@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
 from typing import TYPE_CHECKING, Final
@@ -22,13 +23,13 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocistream.layout.index import OCI_LAYOUT, LayoutIndex, build_index_json, check_layout_file, parse_index_json
+from ocistream.layout.index import OCI_LAYOUT, LayoutIndex, build_index_json, check_layout_file, parse_entries
 from ocistream.oci.reference import DIGEST_HEX_LENGTHS, is_digest, parse_digest
 from ocistream.streams import files, partial_files, paths
 from ocistream.streams.chunks import Chunk, read_chunks, verify_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from io import FileIO
     from pathlib import Path
 
@@ -326,7 +327,7 @@ class LayoutDirectory(BlobDirectory):
         for algorithm in DIGEST_HEX_LENGTHS:
             self.algorithm_directory(algorithm)
         self._check_marker()
-        self.list_entries()
+        self.parse_entries(self.read_raw_index(), lambda _: None)
 
     def create(self) -> None:
         """Make the directory a layout without images, unless it is one.
@@ -419,8 +420,17 @@ class LayoutDirectory(BlobDirectory):
         Raises:
             ArchiveError: the bytes are malformed.
         """
+        entries: list[Descriptor] = []
+        return LayoutIndex(entries, self.parse_entries(raw, entries.append))
+
+    def parse_entries(self, raw: bytes | None, add: Callable[[Descriptor], object]) -> Mapping[str, str]:
+        """Parse the bytes of an `index.json`, as `layout.index.parse_entries`.
+
+        Raises:
+            ArchiveError: the bytes are malformed.
+        """
         with _add_layout_to_errors(self.path):
-            return parse_index_json(raw) if raw is not None else LayoutIndex([], {})
+            return parse_entries(raw, add) if raw is not None else {}
 
     def check_index_size(self, entries: int, size: int) -> None:
         """Check that an `index.json` of this number of entries and bytes can be read again.
@@ -450,18 +460,20 @@ class LayoutDirectory(BlobDirectory):
             changed = change(self.parse_index(previous).entries)
             self.write_index(len(changed), [build_index_json(changed, previous)])
 
-    def write_index(self, entries: int, pieces: Sequence[bytes]) -> files.FileState:
+    def write_index(self, entries: int, pieces: Iterable[bytes]) -> files.FileState:
         """Replace `index.json` by these pieces, which have so many entries. The caller holds the lock of the index.
 
         Raises:
             UnsupportedError: the new file would be larger than readers accept.
             LocalDiskError, OSError: the file cannot be written.
         """
-        self.check_index_size(entries, sum(map(len, pieces)))
         self.sync_blobs()
+        remaining, size = iter(pieces), 0
         with files.atomic_file(self.index_path) as file:
-            for start in range(0, len(pieces), _PIECES_PER_WRITE):
-                files.write_all(file, b"".join(pieces[start : start + _PIECES_PER_WRITE]))
+            while group := b"".join(itertools.islice(remaining, _PIECES_PER_WRITE)):
+                files.write_all(file, group)
+                size += len(group)
+            self.check_index_size(entries, size)
             return files.file_state(os.fstat(file.fileno()))
 
     @contextlib.contextmanager

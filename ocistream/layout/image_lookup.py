@@ -6,12 +6,11 @@ A walk to one image reads every entry that may be a referrer. Here each of these
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, InvalidNameError, UnsupportedError
-from ocistream.layout.index import REF_NAME, LayoutIndex, build_roots, subject_of
+from ocistream.layout.index import REF_NAME, LayoutIndex, build_roots, referrer_tag_of, subject_of
 from ocistream.layout.index_walk import mark_strays
 from ocistream.oci.digest import check_content
 from ocistream.oci.documents import parse_document
@@ -58,14 +57,14 @@ class ImageLookup:
         self._by_subject: dict[str, list[int]] = {}
         #: Positions of the entries that may be images or referrers, and whose manifest could be read.
         self._read_strays: set[int] = set()
-        for position, (root, tag) in enumerate(self._list_roots()):
+        for position, root in enumerate(self._list_roots()):
             entry = root.descriptor
             names = {root.name, entry.annotations.get(REF_NAME), entry.annotations.get(REFERRER_NAME)}
             for name in names:
                 if name is not None and self._by_name.setdefault(name, position) != position:
                     self._others_by_name.setdefault(name, []).append(position)
             if root.is_stray:
-                for subject in self._read_subjects(position, entry, tag):
+                for subject in self._read_subjects(position, entry):
                     self._by_subject.setdefault(subject, []).append(position)
 
     def find(self, name: str) -> LayoutIndex:
@@ -90,8 +89,7 @@ class ImageLookup:
         Also return the referrers whose subject is not in the source. They have stray roots.
         """
         listed = self._list_roots()
-        named = [root.descriptor for root, _ in listed if not root.is_stray]
-        reachable = self._list_reachable(named)
+        reachable = self._list_reachable([root.descriptor for root in listed if not root.is_stray])
         referring = {position for positions in self._by_subject.values() for position in positions}
         images = {
             position: self._index.entries[position]
@@ -101,7 +99,7 @@ class ImageLookup:
         reachable |= self._list_reachable(images.values())
         roots: list[Root] = []
         skipped: list[SkippedReferrer] = []
-        for position, (root, tag) in enumerate(listed):
+        for position, root in enumerate(listed):
             entry = root.descriptor
             if not root.is_stray:
                 roots.append(root)
@@ -109,20 +107,16 @@ class ImageLookup:
                 roots.append(build_roots([entry])[0])
             elif entry.digest not in reachable:
                 roots.append(root)
-                subject = next(iter(self._subjects_in_entry(entry, tag)), None)
+                subject = next(iter(self._subjects_in_entry(entry)), None)
                 is_known = subject is not None or position in referring
                 why = SUBJECT_MISSING if is_known else UNREADABLE
+                tag = referrer_tag_of(entry)
                 kind = classify_referrer(entry.artifact_type, tag)
                 skipped.append(SkippedReferrer(subject, why, kind, entry.digest, tag))
         return roots, skipped
 
-    def _list_roots(self) -> list[tuple[Root, str | None]]:
-        return mark_strays(
-            [
-                replace(root, is_synthesized=root.descriptor.digest in self._image_digests)
-                for root in build_roots(self._index.entries)
-            ]
-        )
+    def _list_roots(self) -> list[Root]:
+        return mark_strays(build_roots(self._index.entries, self._image_digests))
 
     def _positions_of(self, name: str) -> Iterator[int]:
         if is_digest(name):
@@ -131,19 +125,19 @@ class ImageLookup:
             yield self._by_name[name]
             yield from self._others_by_name.get(name, ())
 
-    def _read_subjects(self, position: int, entry: Descriptor, tag: str | None) -> Iterator[str]:
-        yield from self._subjects_in_entry(entry, tag)
+    def _read_subjects(self, position: int, entry: Descriptor) -> Iterator[str]:
+        yield from self._subjects_in_entry(entry)
         if (document := self._read_document(entry)) is not None:
             self._read_strays.add(position)
             if document.subject is not None:
                 yield document.subject.digest
 
     @staticmethod
-    def _subjects_in_entry(entry: Descriptor, tag: str | None) -> Iterator[str]:
+    def _subjects_in_entry(entry: Descriptor) -> Iterator[str]:
         """Yield what the entry itself says about its subject: a digest, or the tag of a list of referrers."""
         if (claimed := subject_of(entry)) is not None:
             yield claimed
-        if tag is not None:
+        if (tag := referrer_tag_of(entry)) is not None:
             yield cosign_subject(tag) or tag
 
     def _read_document(self, entry: Descriptor) -> Document | None:

@@ -14,11 +14,11 @@ from ocistream.oci.descriptor import DOCKER_LIST, OCI_INDEX, Descriptor
 from ocistream.oci.documents import MANIFEST_FIELDS, DescriptorListParser, check_document_type
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.reference import is_digest, is_tag, parse_digest, parse_full_name, parse_reference, printable
-from ocistream.oci.referrers import REFERRER_NAME, SUBJECT
+from ocistream.oci.referrers import REFERRER_NAME, SUBJECT, cosign_subject, is_fallback_tag
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, discard_item, parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
 
     from ocistream.oci.referrers import Referrer
     from ocistream.oci.strict_json import ItemConverter
@@ -59,10 +59,27 @@ def parse_index_json(raw: bytes) -> LayoutIndex:
     Raises:
         ArchiveError: the file is malformed.
     """
+    entries: list[Descriptor] = []
+    return LayoutIndex(entries, parse_entries(raw, entries.append))
+
+
+def parse_entries(raw: bytes, add: Callable[[Descriptor], object]) -> Mapping[str, str]:
+    """Parse an `index.json`, pass each entry to `add`, and return our annotations of the index.
+
+    Ten thousand descriptors take 5 MB, and `add` may store less. It also gets the entries before a malformed part.
+
+    Raises:
+        ArchiveError: the file is malformed.
+    """
     parser = DescriptorListParser("manifests", "index.json", keep_extra=True)
+
+    def convert(index: int, item: object) -> None:
+        if (entry := parser(index, item)) is not None:
+            add(entry)
+
     keys = {"mediaType", "config", "layers", "manifests", "annotations"}
-    convert: Mapping[str, ItemConverter] = {"manifests": parser, "layers": discard_item}
-    fields = parse_json(raw, "index.json", keys=keys, known_keys=MANIFEST_FIELDS, convert=convert)
+    converters: Mapping[str, ItemConverter] = {"manifests": convert, "layers": discard_item}
+    fields = parse_json(raw, "index.json", keys=keys, known_keys=MANIFEST_FIELDS, convert=converters)
     check_document_type(fields, "index.json", (OCI_INDEX, DOCKER_LIST))
     annotations = fields.get("annotations")
     items = annotations.items() if isinstance(annotations, dict) else ()
@@ -71,7 +88,9 @@ def parse_index_json(raw: bytes) -> LayoutIndex:
         if not isinstance(value, str):
             msg = f"index.json has an annotation {printable(key)} that is not a string"
             raise ArchiveError(msg)
-    return LayoutIndex(list(parser.descriptors(fields)), our_annotations)
+    # Only for its errors: the list has nothing but None.
+    parser.descriptors(fields)
+    return our_annotations
 
 
 def image_name_of(entry: Descriptor) -> str | None:
@@ -90,9 +109,20 @@ def subject_of(entry: Descriptor) -> str | None:
     return subject if is_digest(subject) else None
 
 
-def build_roots(entries: Sequence[Descriptor]) -> list[Root]:
-    """Return a root for each entry."""
-    return [Root(image_name_of(entry), entry) for entry in entries]
+def referrer_tag_of(entry: Descriptor) -> str | None:
+    """Return the tag of an entry if it is that of a referrer or of a list of referrers, or None."""
+    tag = tag_of(entry_name_of(entry))
+    return tag if tag is not None and (is_fallback_tag(tag) or cosign_subject(tag) is not None) else None
+
+
+def may_be_referrer(entry: Descriptor) -> bool:
+    """Return whether an entry without an image name, with a referrer's tag or with a subject: its manifest decides."""
+    return not image_name_of(entry) or referrer_tag_of(entry) is not None or subject_of(entry) is not None
+
+
+def build_roots(entries: Sequence[Descriptor], synthesized: Container[str] = ()) -> list[Root]:
+    """Return a root for each entry. `synthesized` are the digests of manifests that were built here."""
+    return [Root(image_name_of(entry), entry, is_synthesized=entry.digest in synthesized) for entry in entries]
 
 
 def build_entry(root: Root) -> Descriptor:

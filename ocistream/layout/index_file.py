@@ -15,7 +15,7 @@ from ocistream.errors import LocalDiskError, OcistreamError
 from ocistream.streams import files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ocistream.layout.directory import LayoutDirectory
 
@@ -26,7 +26,7 @@ class IndexTable(Protocol):
     def __len__(self) -> int:
         """Return the number of entries."""
 
-    def pieces(self) -> Sequence[bytes]:
+    def pieces(self) -> Iterable[bytes]:
         """Return the file's content in canonical form."""
 
 
@@ -182,11 +182,14 @@ class IndexFile(Generic[_Table]):
                 applied.append(change)
         if not applied:
             return
-        pieces = table.pieces()
-        state = self._directory.write_index(len(table), pieces)
         hasher = hashlib.sha256()
-        for piece in pieces:
-            hasher.update(piece)
+
+        def hashed_pieces() -> Iterator[bytes]:
+            for piece in table.pieces():
+                hasher.update(piece)
+                yield piece
+
+        state = self._directory.write_index(len(table), hashed_pieces())
         with self._loading:
             self._known = _Version(state, hasher.digest(), table)
         for change in applied:

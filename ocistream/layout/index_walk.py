@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
-from ocistream.layout.index import build_roots, entry_name_of, subject_of, tag_of
+from ocistream.layout.index import build_roots, may_be_referrer, referrer_tag_of, subject_of
 from ocistream.oci.digest import check_content
 from ocistream.oci.documents import parse_document
 from ocistream.oci.graph import Root
@@ -300,27 +300,13 @@ class ReferrerResolver:
         )
 
 
-def mark_strays(roots: Sequence[Root]) -> list[tuple[Root, str | None]]:
-    """Mark the entries of an index that may be images or referrers: those without an image's name.
-
-    Return each entry with its tag if the tag is that of a referrer or of a list of referrers.
-    """
-    tags = [tag_of(entry_name_of(root.descriptor)) for root in roots]
-    referrer_tags = [
-        tag if tag is not None and (is_fallback_tag(tag) or cosign_subject(tag) is not None) else None for tag in tags
-    ]
+def mark_strays(roots: Sequence[Root]) -> list[Root]:
+    """Mark the entries of an index that may be images or referrers."""
     # Of several entries, the manifest of one without an image's name shows whether it is an image.
     is_only = len({root.descriptor.digest for root in roots}) <= 1
     return [
-        (
-            root
-            if is_only
-            or root.is_synthesized
-            or (root.name and not referrer_tag and subject_of(root.descriptor) is None)
-            else replace(root, is_stray=True),
-            referrer_tag,
-        )
-        for root, referrer_tag in zip(roots, referrer_tags, strict=True)
+        root if is_only or root.is_synthesized or not may_be_referrer(root.descriptor) else replace(root, is_stray=True)
+        for root in roots
     ]
 
 
@@ -346,9 +332,7 @@ class IndexWalk:
         self._resolver = ReferrerResolver(
             self._graph_walk, selection.referrers, with_signatures=selection.with_signatures
         )
-        self._all = [
-            replace(root, is_synthesized=root.descriptor.digest in image_digests) for root in build_roots(index.entries)
-        ]
+        self._all = build_roots(index.entries, image_digests)
         #: The ids of the chosen roots: two entries may be equal.
         self._chosen: set[int] = set()
         self._chosen_digests: set[str] = set()
@@ -429,10 +413,9 @@ class IndexWalk:
 
     def _find_candidates(self) -> None:
         """Find the entries that may be images or referrers: those without an image's name."""
-        marked = mark_strays(self._all)
-        self._all = [root for root, _ in marked]
+        self._all = mark_strays(self._all)
         self._unread += self._resolver.begin(
-            [ReferrerCandidate(root, referrer_tag) for root, referrer_tag in marked if root.is_stray]
+            [ReferrerCandidate(root, referrer_tag_of(root.descriptor)) for root in self._all if root.is_stray]
         )
 
     def _choose(self) -> None:

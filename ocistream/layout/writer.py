@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ocistream import notices
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.layout.index import build_index_fields, entry_name_of
+from ocistream.layout.index import build_index_fields, entry_name_of, may_be_referrer
 from ocistream.layout.index_file import IndexChange, IndexFile
+from ocistream.oci.documents import parse_descriptor
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted, parse_omitted
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_pieces
@@ -25,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class ListedImages(NamedTuple):
-    """The images that a layout or an archive lists: the digest of each name, and all digests."""
+    """What a layout or an archive lists: the digest of each name, and the digests of entries that may be referrers."""
 
     by_name: Mapping[str, str]
-    digests: AbstractSet[str]
+    referrers: AbstractSet[str]
 
 
 class LayoutWriter:
@@ -103,10 +105,9 @@ class LayoutWriter:
             os.close(lock)
 
     def _parse(self, raw: bytes | None) -> _EntryTable:
-        fields = build_index_fields(raw)
-        entries = self.directory.parse_index(raw).entries
-        del raw
-        return _EntryTable(entries, fields)
+        table = _EntryTable(build_index_fields(raw))
+        self.directory.parse_entries(raw, table.append)
+        return table
 
     def _report_replaced(self, table: _EntryTable, entries: Sequence[Descriptor]) -> None:
         for entry in entries:
@@ -117,32 +118,29 @@ class LayoutWriter:
                 notices.notify(f"{where}: replacing {previous}", level=1)
 
 
-class _EntryTable:
-    """The entries of an `index.json` as JSON, in order, with the names and digests to find them by."""
+_Key: TypeAlias = "str | tuple[_Key, int] | tuple[str]"
 
-    def __init__(self, entries: list[Descriptor], fields: dict[str, Any]) -> None:
+
+class _EntryTable:
+    """The entries of an `index.json` in order, each as JSON only: ten thousand take 3.5 MB."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
         self._fields = fields
-        #: The digest and the JSON of each entry, by its position.
-        self._lines: dict[int, tuple[str, bytes]] = {}
-        self._next = 0
-        #: The position of the first entry with a key, and those of others with the same key: these are few.
-        self._positions: dict[str, int] = {}
-        self._others: dict[str, list[int]] = {}
+        #: The JSON of each entry by its key; see `_key_of`.
+        self._lines: dict[_Key, bytes] = {}
+        #: Keys of further entries, by the key that they would have. Only other tools write such entries.
+        self._others: dict[_Key, list[_Key]] = {}
         self._size = 0
-        #: How many entries have a digest.
-        self._digests: dict[str, int] = {}
-        self.images = ListedImages(_NameView(self._positions, self._lines), self._digests.keys())
-        # Each entry is freed as soon as its line exists.
-        entries.reverse()
-        while entries:
-            self._append(entries.pop())
+        #: How many entries have a digest, of those that may be referrers.
+        self._referrers: dict[str, int] = {}
+        self.images = ListedImages(_NameView(self._lines), self._referrers.keys())
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def check_can_add(self, entries: Sequence[Descriptor], directory: LayoutDirectory) -> None:
         """Check that the file can be read again with these entries."""
-        new = [entry for entry in entries if _key_of(entry) not in self._positions]
+        new = [entry for entry in entries if _key_of(entry) not in self._lines]
         size = self._size + sum(len(canonical_json(entry.to_json())) + 1 for entry in new)
         directory.check_index_size(len(self) + len(new), size)
 
@@ -150,11 +148,11 @@ class _EntryTable:
         """Add entries at the end. Each replaces the entries of the same name."""
         added = {_key_of(entry): entry for entry in entries}
         for key in added:
-            if key in self._positions:
-                for position in (self._positions.pop(key), *self._others.pop(key, ())):
-                    self._remove(position)
+            if key in self._lines:
+                for each in (key, *self._others.pop(key, ())):
+                    self._remove(each)
         for entry in added.values():
-            self._append(entry)
+            self.append(entry)
 
     def set_omitted(self, omitted: Mapping[str, OmissionReason], directory: LayoutDirectory) -> None:
         """Set the reasons for blobs that were omitted, now or before, and do not exist."""
@@ -172,50 +170,53 @@ class _EntryTable:
         if annotations:
             self._fields["annotations"] = annotations
 
-    def pieces(self) -> list[bytes]:
-        """Return the file's content in canonical form."""
-        return [*canonical_json_pieces(self._fields, "manifests", (line for _, line in self._lines.values()))]
-
-    def _append(self, entry: Descriptor) -> None:
-        line = canonical_json(entry.to_json())
-        self._lines[self._next] = entry.digest, line
+    def append(self, entry: Descriptor) -> None:
+        """Append an entry, also if others have its name."""
         key = _key_of(entry)
-        if self._positions.setdefault(key, self._next) != self._next:
-            self._others.setdefault(key, []).append(self._next)
-        self._next += 1
+        if key in self._lines:
+            others = self._others.setdefault(key, [])
+            key = (key, len(others))
+            others.append(key)
+        self._lines[key] = line = canonical_json(entry.to_json())
         self._size += len(line) + 1
-        self._digests[entry.digest] = self._digests.get(entry.digest, 0) + 1
+        if may_be_referrer(entry):
+            self._referrers[entry.digest] = self._referrers.get(entry.digest, 0) + 1
 
-    def _remove(self, position: int) -> None:
-        digest, line = self._lines.pop(position)
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the file's content in canonical form."""
+        return canonical_json_pieces(self._fields, "manifests", self._lines.values())
+
+    def _remove(self, key: _Key) -> None:
+        line = self._lines.pop(key)
         self._size -= len(line) + 1
-        self._digests[digest] -= 1
-        if not self._digests[digest]:
-            del self._digests[digest]
+        entry = _parse_line(line)
+        if may_be_referrer(entry):
+            self._referrers[entry.digest] -= 1
+            if not self._referrers[entry.digest]:
+                del self._referrers[entry.digest]
 
 
 class _NameView(Mapping[str, str]):
     """The digest of each name. Of two entries with one name, the first is used."""
 
-    def __init__(self, positions: Mapping[str, int], lines: Mapping[int, tuple[str, bytes]]) -> None:
-        self._positions = positions
+    def __init__(self, lines: Mapping[_Key, bytes]) -> None:
         self._lines = lines
 
     def __getitem__(self, name: str) -> str:
-        return self._lines[self._positions[name]][0]
+        return _parse_line(self._lines[name]).digest
 
     def __iter__(self) -> Iterator[str]:
-        return (key for key in self._positions if not key.startswith(_UNNAMED))
+        return (key for key in self._lines if isinstance(key, str))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
 
-#: Begins the keys of entries without a name.
-_UNNAMED: Final = "\0"
-
-
-def _key_of(entry: Descriptor) -> str:
-    """Return the unique key of an entry: its name, or its digest if it has no name."""
+def _key_of(entry: Descriptor) -> _Key:
+    """Return the key of an entry: its name, or its digest if it has no name. A further entry gets a number too."""
     name = entry_name_of(entry)
-    return name if name is not None else f"{_UNNAMED}{entry.digest}"
+    return name if name is not None else (entry.digest,)
+
+
+def _parse_line(line: bytes) -> Descriptor:
+    return parse_descriptor(json.loads(line), "index.json")

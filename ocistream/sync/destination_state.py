@@ -67,7 +67,7 @@ class DestinationState:
             return all(map(operator.eq, map(self._repository.find_digest, targets), digests))
         # A manifest within an index has no entry of its own.
         children = {child.digest for document in graph.documents.values() for child in document.manifests}
-        return all(digest in children or digest in self._listed.digests for digest in digests)
+        return all(digest in children or digest in self._listed.referrers for digest in digests)
 
 
 class LayoutWriters:
@@ -137,4 +137,4 @@ def _read_archive(location: Location, context: OpenContext, name: str) -> Listed
     if any(graph.omitted_from_source):
         return _NOTHING
     digest = graph.roots[0].descriptor.digest
-    return ListedImages({name: digest}, frozenset({digest, *(r.descriptor.digest for r in graph.all_referrers)}))
+    return ListedImages({name: digest}, frozenset(referrer.descriptor.digest for referrer in graph.all_referrers))

@@ -51,7 +51,7 @@ def test_a_new_entry_replaces_the_old_ones_of_its_name(writer: LayoutWriter) -> 
     assert writer.list_images().by_name == {"v2": ONE, "v1": TWO}
     add(writer, entry("v2", TWO))
     assert written(writer) == [(None, TWO), ("v1", TWO), ("v2", TWO)]
-    assert writer.list_images().digests == {TWO}
+    assert writer.list_images().referrers == {TWO}
 
 
 def test_an_entry_without_a_name_is_written_once(writer: LayoutWriter) -> None:
@@ -70,7 +70,8 @@ def test_changes_of_another_process_stay(writer: LayoutWriter) -> None:
     document["annotations"] = {"org.example": "kept"}
     document["manifests"].append({"mediaType": OCI_MANIFEST, "digest": TWO, "size": 5, "org.example": 1})
     path.write_text(json.dumps(document))
-    assert writer.list_images().digests == {ONE, TWO}
+    assert writer.list_images().by_name == {"v1": ONE}
+    assert writer.list_images().referrers == {TWO}
     add(writer, entry("v2"))
     assert written(writer) == [("v1", ONE), (None, TWO), ("v2", ONE)]
     document = json.loads(path.read_bytes())

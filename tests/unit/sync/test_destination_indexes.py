@@ -43,9 +43,9 @@ def test_an_index_is_read_again_only_where_it_has_changed(tmp_path: Path, reads:
     assert len(reads) == before
     listed(layout.path, one, "2")
     assert layouts.list_images(end).by_name == {"2": one["digest"]}
-    assert layouts.list_images(end).digests == {one["digest"]}
+    assert layouts.list_images(end).referrers == set()
 
 
 def test_where_there_is_no_layout_there_is_nothing(tmp_path: Path) -> None:
-    assert LayoutWriters().list_images(parse_location(f"oci:{tmp_path}")).digests == frozenset()
+    assert LayoutWriters().list_images(parse_location(f"oci:{tmp_path}")).referrers == frozenset()
     assert LayoutWriters().list_images(parse_location(f"oci:{tmp_path / 'none'}")).by_name == {}
