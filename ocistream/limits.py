@@ -159,7 +159,7 @@ MAX_SYNC_FILE: Final = 4 * MIB
 #: much.
 MAX_PENDING_GRAPH_BYTES: Final = 1 * MIB
 #: Blobs of which a sync remembers where it has written them: 100 bytes each.
-MAX_TRACKED_BLOBS: Final = 32_768
+MAX_TRACKED_BLOBS: Final = 8_192
 #: Characters of a regular expression in such a file, and seconds of CPU time to match all tags with it: Python's `re`
 #: matches a million tags in one second, and backtracks for hours with some expressions.
 MAX_REGEX_LENGTH: Final = 1000

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from ocistream import limits
 from ocistream.errors import NetworkError, OcistreamError, RegistryError
 from ocistream.layout.image_selection import Selection
-from ocistream.oci.reference import is_digest
+from ocistream.oci.reference import is_digest_tag
 from ocistream.streams.synchronization import Budget
 from ocistream.sync.destination_state import DestinationState
 from ocistream.sync.sources import read_graph
@@ -20,7 +20,7 @@ from ocistream.transfer.incomplete_indexes import limit_to_source
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from ocistream.http.endpoints import Endpoint
     from ocistream.layout.index_file import IndexChange
@@ -125,11 +125,12 @@ class ImageComparer:
         self._unreachable = _UnreachableRegistries()
         #: Memory for manifests, in bytes.
         self._memory = Budget(limits.MAX_PENDING_GRAPH_BYTES)
-        self._tags: dict[tuple[str, str], Collection[str]] = {}
+        #: By registry and repository: all its tags that name referrers.
+        self._digest_tags: dict[tuple[str, str], Collection[str]] = {}
 
-    def add_tags(self, reference: Reference, tags: Collection[str]) -> None:
-        """Set all tags of a repository: others are not requested from the registry."""
-        self._tags[reference.registry, reference.repository] = frozenset(tags)
+    def add_tags(self, reference: Reference, tags: Iterable[str]) -> None:
+        """Set all tags of a repository: other tags of referrers are not requested from the registry."""
+        self._digest_tags[reference.registry, reference.repository] = frozenset(filter(is_digest_tag, tags))
 
     def compare(self, comparison: ImageComparison) -> None:
         """Find the destinations that lack an image or have another one under its name."""
@@ -196,7 +197,7 @@ class ImageComparer:
         location, entry = copy.source, copy.entry
         context = self._image_context(entry.source)
         if location.reference is not None and (
-            tags := self._tags.get((location.reference.registry, location.reference.repository))
+            (tags := self._digest_tags.get((location.reference.registry, location.reference.repository))) is not None
         ):
             opener = context.repository_opener().wrapped_by(lambda repository: _TagListRepository(repository, tags))
             context = replace(context, opener=lambda: opener)
@@ -238,11 +239,11 @@ def select_with_signatures(copy: ImageCopy, policy: TrustPolicy) -> Selection:
 
 
 class _TagListRepository:
-    """A repository whose tags are all known: a signature's tag that is not in the list is not requested."""
+    """A repository whose digest tags are all known: a signature's tag that is not in the list is not requested."""
 
-    def __init__(self, repository: ReadableRepository, tags: Collection[str]) -> None:
+    def __init__(self, repository: ReadableRepository, digest_tags: Collection[str]) -> None:
         self._repository = repository
-        self._tags = tags
+        self._digest_tags = digest_tags
 
     @property
     def endpoint(self) -> Endpoint:
@@ -268,7 +269,7 @@ class _TagListRepository:
         return self._repository.list_referrers(digest)
 
     def find_digest(self, target: str) -> str | None:
-        if target not in self._tags and not is_digest(target):
+        if is_digest_tag(target) and target not in self._digest_tags:
             return None
         return self._repository.find_digest(target)
 

@@ -235,27 +235,48 @@ def _create_destination(
 
 
 def drop_duplicates(copies_by_entry: Sequence[Iterable[ImageCopy]]) -> Iterator[ImageCopy]:
-    """Drop repeated copies of the same image to the same destination. Iterates twice over each entry's copies.
+    """Drop repeated copies of the same image to the same destination. Iterates several times over each entry's copies.
 
     Raises:
         UsageError: two images would get one name at a destination, and one would be lost.
     """
-    #: Destination -> image, as hashes only, to save memory.
+    repeated = _find_repeated(copies_by_entry)
+    #: Destination -> image, as hashes.
     images: dict[int, int] = {}
-    for copy in itertools.chain.from_iterable(copies_by_entry):
+    for copy in itertools.chain.from_iterable(copies_by_entry) if repeated else ():
         image = hash((copy.name, copy.entry.platforms, copy.entry.referrers))
         for destination in copy.destinations:
-            if images.setdefault(hash(destination.name), image) != image:
+            key = hash(destination.name)
+            if key in repeated and images.setdefault(key, image) != image:
                 raise _conflict_error(copies_by_entry, copy, destination)
-    return _take_each_once(copies_by_entry, set(images))
+    return _take_each_once(copies_by_entry, repeated)
 
 
-def _take_each_once(copies_by_entry: Sequence[Iterable[ImageCopy]], names: set[int]) -> Iterator[ImageCopy]:
-    """Yield the copies to the destinations whose hashed names are in `names`, and remove these names."""
+def _find_repeated(copies_by_entry: Sequence[Iterable[ImageCopy]]) -> set[int]:
+    """Return the hashed names of destinations that several copies have. These are few, so only they stay in memory."""
+    seen: set[int] = set()
+    repeated: set[int] = set()
     for copy in itertools.chain.from_iterable(copies_by_entry):
-        destinations = tuple(target for target in copy.destinations if hash(target.name) in names)
-        names.difference_update(hash(target.name) for target in destinations)
-        if destinations:
+        for destination in copy.destinations:
+            key = hash(destination.name)
+            (repeated if key in seen else seen).add(key)
+    return repeated
+
+
+def _take_each_once(copies_by_entry: Sequence[Iterable[ImageCopy]], repeated: set[int]) -> Iterator[ImageCopy]:
+    """Yield the copies, each destination once. `repeated` are the hashed names of those that several copies have."""
+    taken: set[int] = set()
+
+    def take(destination: CopyDestination) -> bool:
+        key = hash(destination.name)
+        if key in taken:
+            return False
+        if key in repeated:
+            taken.add(key)
+        return True
+
+    for copy in itertools.chain.from_iterable(copies_by_entry):
+        if destinations := tuple(filter(take, copy.destinations)):
             yield replace(copy, destinations=destinations)
 
 

@@ -501,13 +501,16 @@ class _CopiedBlobs:
         repository = destination.reference.repository if destination.reference is not None else ""
         with self._changed:
             for blob in blobs:
-                self._copied.setdefault(hash((store, blob.digest)), repository)
+                key = hash((store, blob.digest))
+                # A blob that many images have stays among the newest.
+                self._copied[key] = self._copied.pop(key, repository)
             while len(self._copied) > limits.MAX_TRACKED_BLOBS:
                 del self._copied[next(iter(self._copied))]
 
     def find_repositories(self, reference: Reference, digest: str) -> Sequence[str]:
         """Return a repository of the registry that has a blob, if one is known."""
-        repository = self._copied.get(hash((reference.registry, digest)))
+        with self._changed:
+            repository = self._copied.get(hash((reference.registry, digest)))
         return () if repository is None else (repository,)
 
 
