@@ -35,6 +35,7 @@ _HASHED: Final = {0: hashlib.sha256()}
 _ZEROS: Final = bytes(MIB)
 _BLOBS: Final = re.compile(r"/v2/(?P<name>.+)/blobs/(?P<digest>sha256:[0-9a-f]{64})\Z")
 _MANIFESTS: Final = re.compile(r"/v2/(?P<name>.+)/manifests/(?P<reference>[^/]+)\Z")
+_TAGS: Final = re.compile(r"/v2/(?P<name>.+)/tags/list\Z")
 _PART: Final = re.compile(r"bytes=([0-9]+)-([0-9]+)\Z")
 _CONFIG: Final = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
 
@@ -120,11 +121,12 @@ class Endless(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.shutdown()
         self.server_close()
 
-    def hold(self, image: Image, name: str) -> str:
-        """Have an image as NAME:v1, and say by which name it is to be pulled."""
+    def hold(self, image: Image, name: str, tags: Iterable[str] = ("v1",)) -> str:
+        """Have an image under tags of a repository; return its name with the first tag."""
         self.blobs |= {**image.layers, digest_of(_CONFIG): _CONFIG}
-        self.manifests |= {(name, "v1"): image.manifest, (name, image.digest): image.manifest}
-        return f"{self.host}/{name}:v1"
+        references = [*tags, image.digest]
+        self.manifests |= {(name, reference): image.manifest for reference in references}
+        return f"{self.host}/{name}:{references[0]}"
 
     def server_close(self) -> None:
         """Close the listening socket only: no connection's thread is waited for."""
@@ -158,6 +160,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._blob(found["digest"])
         elif found := _MANIFESTS.match(path):
             self._manifest(found["name"], found["reference"])
+        elif found := _TAGS.match(path):
+            self._tags(found["name"])
         else:
             self._answer(404)
 
@@ -207,6 +211,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(200, {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": digest}, len(content))
         if self.command == "GET":
             self.wfile.write(content)
+
+    def _tags(self, name: str) -> None:
+        tags = [tag for repository, tag in self.registry.manifests if repository == name and ":" not in tag]
+        content = json.dumps({"name": name, "tags": tags}).encode()
+        self._answer(200 if tags else 404, {"Content-Type": "application/json"}, len(content))
+        self.wfile.write(content)
 
     def _blob(self, digest: str) -> None:
         blob = self.registry.blobs.get(digest)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from tests.cli.test_via import remote
 from tests.docker_archives import Entry, Saved, archive_of, listed_in, of_docker, of_podman, saved
 from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Layout, tar_layer
-from tests.runner import Argument, Result, command, measured, measured_pipe, ocistream
+from tests.runner import Argument, Result, command, measured, measured_pipe, ocistream, run
 from tests.zero_layer_registry import MIB, Endless, Image
 
 #: What no process may have at its peak, in bytes, at the default settings.
@@ -41,6 +42,12 @@ DESCRIPTOR: Final = 2 << 10
 USUAL: Final = 64 * MIB
 LARGE: Final = 128 * MIB
 HUGE: Final = 8192 * MIB
+#: How much each image of a sync may take, in bytes: for its name, and also for its entry in the index of a layout.
+NAME: Final = 110
+ENTRY: Final = 600
+#: The images of three syncs. The first one imports what the others need.
+COUNTS: Final = (2, 100, 600)
+TRACED: Final = Path(__file__).parents[1] / "traced_memory.py"
 #: Seconds that a slow registry takes for each MiB on each connection.
 SLOW: Final = 0.02
 #: How often an image is measured at most. Which threads have most at the same moment is luck: peaks of four layers that
@@ -197,6 +204,57 @@ def test_peak_memory_is_the_same_for_a_small_and_a_large_image(
                 return
             most = [max(pair) for pair in zip(most, peaks(small), strict=True)]
     pytest.fail(f"the large image had {found} bytes, the small one {most}")
+
+
+# Many images ------------------------------------------------------------------------------------------------------
+
+
+def traced(folder: Path, *commands: Sequence[Argument]) -> list[tuple[int, int]]:
+    """Run commands in one process. Return for each what `tests.traced_memory` measures, in bytes."""
+    files = []
+    for number, argv in enumerate(commands):
+        files.append(folder / f"arguments{number}")
+        files[-1].write_text("\n".join(map(str, argv)))
+    result = run([sys.executable, "-P", str(TRACED), str(folder / "traced"), *map(str, files)])
+    assert result.code == 0, result.err
+    lines = (folder / "traced").read_text().splitlines()
+    return [(int(peak), int(kept)) for peak, kept in map(str.split, lines)]
+
+
+def write_index(folder: Path, image: Image, names: Sequence[str]) -> None:
+    """Write a layout that lists an image under many names, and has none of its blobs."""
+    entry = descriptor(image.manifest, OCI_MANIFEST)
+    entries = [{**entry, "annotations": {"io.containerd.image.name": name}} for name in names]
+    (folder / "blobs").mkdir(parents=True)
+    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    (folder / "index.json").write_bytes(document(OCI_INDEX, manifests=entries))
+
+
+@pytest.mark.parametrize("into_layout", [True, False], ids=["layout", "registry"])
+def test_each_further_image_of_a_sync_takes_only_the_memory_of_its_name_and_its_entry(
+    tmp_path: Path, *, into_layout: bool
+) -> None:
+    # One image under many names, all but one of which are unchanged: that takes a fraction of the time of copies, and
+    # a layout's index is written all the same.
+    image = Image([512])
+    commands: list[Sequence[Argument]] = []
+    with Endless() as source, Endless() as target:
+        for number, count in enumerate(COUNTS):
+            repository, names = f"app{number}", [f"v{number}" for number in range(count)]
+            source.hold(image, repository, names)
+            destination = f"{target.host}/{repository}"
+            if into_layout:
+                write_index(tmp_path / repository, image, [f"{source.host}/{repository}:{name}" for name in names[1:]])
+                destination = f"oci:{tmp_path / repository}"
+            else:
+                target.hold(image, repository, names[1:])
+            file = tmp_path / f"{repository}.toml"
+            entry = ["[[sync]]", f'from = "{source.host}/{repository}"', f'to = "{destination}"', "referrers = false"]
+            file.write_text("\n".join(entry))
+            commands.append(["sync", file, "--jobs", "1"])
+        _, few, many = traced(tmp_path, *commands)
+    peak, kept = ((more - less) / (COUNTS[2] - COUNTS[1]) for less, more in zip(few, many, strict=True))
+    assert max(peak, kept) < (ENTRY if into_layout else NAME)
 
 
 # Documents --------------------------------------------------------------------------------------------------------
