@@ -196,7 +196,7 @@ class Progress:
         self._images: tuple[int, int] | None = None
         self.has_started = False
         self._has_printed_total = False
-        self._is_closed = False
+        self._closed = threading.Event()
 
     def __enter__(self) -> Self:
         # If the system allows no more threads, nothing is displayed.
@@ -205,16 +205,13 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._is_closed = True
+        self._closed.set()
 
     def tick(self) -> None:
         """Update the display."""
 
     def _tick_until_closed(self) -> None:
-        while True:
-            time.sleep(self.interval)
-            if self._is_closed:
-                return
+        while not self._closed.wait(self.interval):
             self.tick()
 
     def planned(self, graph: Graph) -> None:

@@ -113,11 +113,11 @@ class ProgressBar(Progress):
 
     def close(self) -> None:
         """Draw the final state, then stop drawing."""
-        if self._is_closed:
+        if self._closed.is_set():
             return
         self._draw()
         with self._console.writing:
-            self._is_closed = True
+            self._closed.set()
             self._console.display = None
             self._erase()
             self._terminal_lock.release()
@@ -137,7 +137,7 @@ class ProgressBar(Progress):
 
     def _draw(self) -> None:
         with self._console.writing:
-            if self._is_closed or not self.has_started or not self._terminal_lock.acquire():
+            if self._closed.is_set() or not self.has_started or not self._terminal_lock.acquire():
                 self._is_suppressed = False
                 return
             size = _terminal_size()

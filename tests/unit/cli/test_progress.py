@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import pytest
@@ -93,6 +94,16 @@ class TestAccount:
         assert account.snapshot().seconds_left is None
         monkeypatch.setattr(time, "monotonic", lambda: now + 2)
         assert account.snapshot().seconds_left == 2 * 39
+
+    def test_a_display_ends_its_thread_at_once(self) -> None:
+        class Rare(Progress):
+            interval = 3600.0
+
+        before = threading.enumerate()
+        with Rare():
+            (thread,) = set(threading.enumerate()) - set(before)
+        thread.join(60)
+        assert not thread.is_alive()
 
     def test_a_layer_that_gets_its_digest_at_the_end_is_done_then(self) -> None:
         account = Progress()
