@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import random
+import struct
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -222,6 +223,19 @@ def nested(depth: int) -> list[Item]:
         files.append(blob(raw))
     files[INDEX] = ("index.json", json_of({"schemaVersion": 2, "manifests": [descriptor(raw, media_type)]}))
     return files
+
+
+def gz_repeated(chunk: bytes, count: int) -> bytes:
+    """Return `count` times the same chunk as one gzip stream. The chunk is compressed once."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    # After a full flush, the next block refers to nothing before it: each block has the same bytes.
+    block = packer.compress(chunk) + packer.flush(zlib.Z_FULL_FLUSH)
+    checksum = 0
+    for _ in range(count):
+        checksum = zlib.crc32(chunk, checksum)
+    # RFC 1952: magic, deflate, no flags, no time, the best compression, Unix.
+    header, trailer = b"\x1f\x8b\x08\0" + bytes(4) + b"\x02\x03", struct.pack("<II", checksum, len(chunk) * count)
+    return header + block * count + packer.flush() + trailer
 
 
 def gz(chunks: Iterable[bytes]) -> bytes:

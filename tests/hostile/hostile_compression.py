@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 from typing import Final
 
 import zstandard
@@ -14,7 +13,7 @@ from tests.hostile.archive_parts import (
     Hostile,
     config_of,
     flipped,
-    gz,
+    gz_repeated,
     image,
     noise,
     tar,
@@ -24,10 +23,6 @@ from tests.images import OCI_LAYER
 _DEEP: Final = ("--deep",)
 _ANEW: Final = ("--compress", "zstd")
 _SOUND: Final = tar(*image())
-
-
-def _zeros(mebibytes: int) -> itertools.repeat[bytes]:
-    return itertools.repeat(bytes(MIB), mebibytes)
 
 
 def _unpacked(layer: bytes, kind: str = "gzip") -> bytes:
@@ -50,11 +45,11 @@ ARCHIVES: Final = [
     Hostile("gzip-of-nothing", "nothing inside gzip", lambda: gzip.compress(b"", mtime=0)),
     Hostile("gzip-of-garbage", "garbage inside gzip", lambda: gzip.compress(noise(2000), mtime=0)),
     Hostile("gzip-header-only", "the first bytes of gzip", lambda: b"\x1f\x8b\x08\0"),
-    Hostile("gzip-zeros", "256 MiB of zeros inside gzip", lambda: gz(_zeros(256))),
+    Hostile("gzip-zeros", "256 MiB of zeros inside gzip", lambda: gz_repeated(bytes(MIB), 256)),
     Hostile("gzip-zeros-behind", "1.5 GiB of zeros behind an archive, all of it inside gzip",
-            lambda: gzip.compress(_SOUND, mtime=0) + gz(_zeros(100)) * 15),
+            lambda: gzip.compress(_SOUND, mtime=0) + gz_repeated(bytes(MIB), 100) * 15),
     Hostile("gzip-much-behind", "1.5 GiB of something else behind an archive, all of it inside gzip",
-            lambda: gzip.compress(_SOUND, mtime=0) + gz(itertools.repeat(b"x" * MIB, 100)) * 15),
+            lambda: gzip.compress(_SOUND, mtime=0) + gz_repeated(b"x" * MIB, 100) * 15),
     Hostile("zstd-cut", "an archive inside zstd that ends early", lambda: _zstd(_SOUND)[:-100]),
     Hostile("zstd-checksum", "an archive inside zstd with a wrong checksum", lambda: flipped(_zstd(_SOUND), -1)),
     Hostile("zstd-garbage", "garbage that begins as zstd does", lambda: b"\x28\xb5\x2f\xfd" + noise(2000)),
