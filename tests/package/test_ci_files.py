@@ -125,8 +125,8 @@ class Job:
         # Without the ocistream that is beside it.
         (programs / "python3").symlink_to(sys.executable)
         pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-        # To compile all modules takes longer than to install them.
-        pip["PIP_NO_COMPILE"] = "1"
+        # To compile all modules takes longer than to install them. pip wants a false value for this option.
+        pip["PIP_NO_COMPILE"] = "no"
         self.environment = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(folder), **pip, **environment}
 
     def run(self, script: str, shell: Sequence[str], **environment: str) -> str:
