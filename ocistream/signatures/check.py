@@ -60,12 +60,14 @@ class ImageSignature:
     """Whether an image is signed: by which `signers`, or the `problem`.
 
     `names` are the names that signers wrote into valid signatures. They prove nothing about the registry.
+    `is_rejected` says that the policy rejects the image, whatever its signatures.
     """
 
     root: Root
     signers: tuple[Signer, ...] = ()
     names: tuple[str, ...] = ()
     problem: str | None = None
+    is_rejected: bool = False
 
     def document(self) -> dict[str, Any]:
         """Return the result as JSON."""
@@ -95,6 +97,8 @@ class ImageSignature:
 
     def _hint(self) -> str | None:
         """Return what to sign, or what to check instead."""
+        if self.is_rejected:
+            return 'it is the rule "reject" of [trust]; `ocistream config show IMAGE` prints it'
         if self.problem == _NO_SIGNATURE and self.root.chosen_platforms is not None:
             return f"sign the index {self.root.chosen_platforms.index}: then each of its platforms counts as signed"
         if self.problem == _NO_SIGNATURE and self.root.descriptor.is_index:
@@ -287,7 +291,7 @@ class SignatureCheck:
         """Check a root against the signers, and against each rule that holds for it."""
         if (rejection := self._find_rejection(root)) is not None:
             problem = f"the configuration rejects the images of {printable(rejection.prefix)}"
-            return ImageSignature(root, problem=problem)
+            return ImageSignature(root, problem=problem, is_rejected=True)
         required = [frozenset(self._signers)] if self._signers else []
         required += [frozenset(rule.signers) for rule in self._rules.get(id(root), ()) if rule.signers]
         signers, names = dict[Signer, None](), dict[str, None]()

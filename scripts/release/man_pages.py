@@ -33,7 +33,7 @@ EXIT_CODES: Final = {
     "an error in a configuration or sync file",
     "3": "authentication or permission; a missing credential file",
     "4": "the image, repository, platform, file, directory or command of `--via` does not exist",
-    "5": "a size or digest is wrong; an image has no valid signature",
+    "5": "a size or digest is wrong; an image has no valid signature, or the configuration rejects it",
     "6": "an invalid, truncated or malicious archive; an image with blobs that are neither in the archive nor at the "
     "destination",
     "7": "the network or the registry failed after all retries; rate limited; `serve` cannot listen on its port",

@@ -127,7 +127,7 @@ class TestRules:
 
     def test_reject_refuses_signed_images_too(self, user: User) -> None:
         user.configure("[trust]", '"HOST" = "reject"')
-        refused(user.pull(), f"the configuration rejects the images of {user.host}")
+        refused(user.pull(), f"the configuration rejects the images of {user.host}", "config show IMAGE")
         assert not (user.home / "x.tar").exists()
 
     def test_reject_refuses_signatures_too(self, user: User, image: Descriptor) -> None:
