@@ -288,8 +288,8 @@ CHUNK_SIZE: Final = 256 * KIB
 READ_BUFFER: Final = 1 * MIB
 #: If a socket delivers little at a time, reads are collected up to this size.
 MIN_READ: Final = 64 * KIB
-#: The kernel collects `CHUNK_SIZE` bytes of a fast body before a read returns: if the last ones took at most this many
-#: seconds.
+#: The kernel collects `CHUNK_SIZE` bytes of a fast body before a read returns, if the last ones took at most this many
+#: seconds. The wait takes at most as long.
 MAX_COLLECT_TIME: Final = 0.1
 #: After this many written bytes the kernel is told to start writing them to disk, so that the final sync is short.
 WRITEBACK_SIZE: Final = 16 * MIB

@@ -200,7 +200,7 @@ def parse_layout_path(text: str) -> Path:
     """
     location = parse_local_location(text)
     if is_missing_image(location):
-        msg = f"{printable(text)!r} is in a registry, but this command works only on layout directories"
+        msg = f"{printable(text)!r} is in a registry, but this must be a layout directory"
         raise UsageError(
             msg, hint=f"registries delete unused blobs themselves; for a directory, write ./{printable(text)}"
         )
@@ -220,7 +220,7 @@ def layout_path_of(location: Location) -> Path:
     path = path_of(location)
     has_archive_name = location.kind == "path" and is_archive_name(path.name) and not is_directory(location)
     if location.is_stream or has_archive_name or location.kind not in {"path", "oci"}:
-        msg = f"{printable(location.text)!r} is an archive, but this command works only on layout directories"
+        msg = f"{printable(location.text)!r} is an archive, but this must be a layout directory"
         raise UsageError(msg, hint="`ocistream copy SRC oci:DIR` copies an archive to a layout")
     return path
 

@@ -368,11 +368,13 @@ class _CollectingReader:
     """Reads a body of known length from a TCP socket, in few large reads while its bytes arrive fast.
 
     A proxy such as nginx writes 16 KiB at a time, and each read costs more CPU time than its bytes. So the kernel ends
-    a wait only when `limits.CHUNK_SIZE` bytes have arrived (SO_RCVLOWAT), the end of the body, or of the connection.
+    a wait only when `limits.CHUNK_SIZE` bytes have arrived (SO_RCVLOWAT), the end of the body, or of the connection. It
+    waits `limits.MAX_COLLECT_TIME` at most: then the bytes that have arrived are read.
     """
 
     def __init__(self, sock: socket.socket, length: int) -> None:
         self._socket = sock
+        self._timeout = sock.gettimeout()
         #: Bytes that certainly are still to come. The buffered reader may have read some with the head.
         self._left = length - io.DEFAULT_BUFFER_SIZE
         #: The kernel's low water mark: 1 between two responses.
@@ -390,7 +392,9 @@ class _CollectingReader:
         except TimeoutError:
             if self._awaited == 1:
                 raise
-            count = self._receive_arrived(view)
+            self._is_fast = False
+            self._await(1)
+            count = self._socket.recv_into(view)
         self._left -= count
         if self._left < limits.MIN_READ:
             # Nothing may be read after this, and the connection may be reused.
@@ -403,28 +407,16 @@ class _CollectingReader:
         return count
 
     def _await(self, size: int) -> None:
+        """Set the number of bytes that end a wait, and how long one may take."""
         if size < limits.MIN_READ:
             size = 1
         if size != self._awaited:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+            if size == 1:
+                self._socket.settimeout(self._timeout)
+            elif self._awaited == 1 and (self._timeout is None or self._timeout > limits.MAX_COLLECT_TIME):
+                self._socket.settimeout(limits.MAX_COLLECT_TIME)
             self._awaited = size
-
-    def _receive_arrived(self, view: memoryview) -> int:
-        """Return the size of what has arrived within the timeout, which was less than awaited; wait no longer.
-
-        Raises:
-            TimeoutError: nothing has arrived.
-        """
-        self._is_fast = False
-        self._await(1)
-        timeout = self._socket.gettimeout()
-        self._socket.settimeout(0)
-        try:
-            return self._socket.recv_into(view)
-        except BlockingIOError:
-            raise TimeoutError("timed out") from None
-        finally:
-            self._socket.settimeout(timeout)
 
 
 class _BoundedReader(io.BufferedReader):

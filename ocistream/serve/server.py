@@ -378,6 +378,6 @@ def _resolve_listen_address(
         raise UsageError(msg, hint="write an IP address or localhost; 0.0.0.0 or [::] for all interfaces")
     if not (has_password or numeric.is_loopback):
         msg = f"refusing to listen on {printable(name)} without a password: other machines could connect"
-        raise UsageError(msg, hint="add --username USER --password-file FILE, or use 127.0.0.1")
+        raise UsageError(msg, hint="add --username USER --password-file FILE, or listen only on loopback: 127.0.0.1")
     family = socket.AF_INET if numeric.version == 4 else socket.AF_INET6
     return family, (str(numeric), port)

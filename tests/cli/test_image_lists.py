@@ -57,7 +57,7 @@ def test_several_lists_and_arguments_are_joined(images: dict[str, Descriptor], t
         (b"example.com/UPPER:1", "is not a repository"),
         (b"example.com/a:1 example.com/b:1", "is more than one image name"),
         (b"./app.tar", "is a path"),
-        (b"oci:dir", "is a path"),
+        (b"oci:dir", "is a layout"),
         (b"https://example.com/app", "a URL is not a name"),
         (b"caf\xe9", "is not text in UTF-8"),
         (b"x" * (limits.MAX_IMAGE_LIST_LINE + 1), "is not a list of images"),
@@ -98,5 +98,5 @@ def test_an_image_of_the_list_that_does_not_exist_is_named(
 ) -> None:
     (tmp_path / "images.txt").write_text("\n".join([*images, f"{served.host}/app:none"]))
     result = ocistream("pull", "--images", tmp_path / "images.txt", "-o", tmp_path / "x.tar")
-    assertions.failure(result, 4, f"{served.host}/app:none not found", "omit this image")
+    assertions.failure(result, 4, f"{served.host}/app:none not found", "its tags are: 1, 2, 3")
     assert not (tmp_path / "x.tar").exists()

@@ -374,7 +374,7 @@ def test_the_name_of_an_archive_with_a_tag_is_not_an_image_of_docker_hub(argv: l
 def test_an_archive_is_not_a_layout_directory(tmp_path: Path) -> None:
     for location in ("-", "oci-archive:x.tar", "docker-archive:x.tar"):
         for argv in (["gc", location], ["rm", location, "app"]):
-            words = (f"'{location}' is an archive", "works only on layout directories", "`ocistream copy SRC oci:DIR`")
+            words = (f"'{location}' is an archive", "must be a layout directory", "`ocistream copy SRC oci:DIR`")
             assertions.failure(ocistream(*argv, cwd=tmp_path), 2, *words)
 
 

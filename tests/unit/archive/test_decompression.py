@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ocistream import limits
@@ -64,6 +64,8 @@ def read_all(file: Any, sizes: Iterator[int]) -> bytes:
 def test_plain_bytes_come_out_and_every_buffer_is_filled(
     packer: str, content: bytes, pipe: list[int], reads: list[int]
 ) -> None:
+    # Plain bytes that begin like a compressed file are one.
+    assume(packer != "plain" or not content.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")))
     file = decompress_input(io.BufferedReader(Trickle(PACKERS[packer](content), pipe)), "it", 200)
     number = iter(range(10_000_000))
     assert read_all(file, (reads[next(number) % len(reads)] for _ in iter(int, 1))) == content
@@ -77,8 +79,13 @@ def test_what_is_too_short_to_tell_is_given_as_it_is(content: bytes) -> None:
 @pytest.mark.parametrize("packer", ["gzip", "zstd"])
 def test_a_broken_stream_is_an_error_that_names_the_file(packer: str) -> None:
     packed = PACKERS[packer](NOISE)
-    for broken in (packed[:-1], packed[: len(packed) // 2], packed + b"junk"):
-        with pytest.raises(ArchiveError, match=f"^the thing: the {packer} stream is malformed"):
+    cut = f"^the thing is truncated: its {packer} stream ends too early$"
+    for broken, message in (
+        (packed[:-1], cut),
+        (packed[: len(packed) // 2], cut),
+        (packed + b"junk", f"^the thing: the {packer} stream is malformed"),
+    ):
+        with pytest.raises(ArchiveError, match=message):
             read_all(decompress_input(io.BytesIO(broken), "the thing", 200), iter(lambda: 100_000, 0))
 
 
