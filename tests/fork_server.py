@@ -54,6 +54,8 @@ _LAZY: Final = (
     *("email.parser", "encodings.idna", "getpass", "idna", "mimetypes", "netrc", "requests"),
     *("stringprep", "tomllib", "tqdm"),
 )
+#: A run starts with the first. Only a process of its own imports the second, which would double the size of each fork.
+_NEVER_IMPORTED: Final = ("ocistream.__main__", "ocistream.signatures.keyless")
 #: From linux/capability.h and linux/prctl.h: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP.
 _CAPABILITY_VERSION: Final = 0x20080522
 _FILE_CAPABILITIES: Final = (1, 2)
@@ -372,7 +374,7 @@ class Forks:
 
 def _import_all() -> None:
     for module in pkgutil.walk_packages(ocistream.__path__, "ocistream."):
-        if module.name != "ocistream.__main__":
+        if module.name not in _NEVER_IMPORTED:
             importlib.import_module(module.name)
     for name in _LAZY:
         with contextlib.suppress(ImportError):
