@@ -10,10 +10,12 @@ import json
 import os
 import subprocess
 import sys
+from subprocess import PIPE
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocistream.errors import OcistreamError, UnsupportedError
 from ocistream.oci.reference import printable
+from ocistream.process_exit import called_at_forced_exit
 from ocistream.signatures.signers import Identity, PublicKey
 from ocistream.signatures.verifier import MISSING
 from ocistream.streams import files
@@ -112,18 +114,23 @@ class _Request:
 def _run(request: bytes) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with files.disk_errors("cannot start the process that verifies signatures"):
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", _PROGRAM],
-            input=request,
-            capture_output=True,
-            env=environment,
-            check=False,
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _PROGRAM], stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment
         )
+        # A signal ends this process while the other one may still verify.
+        with process, called_at_forced_exit(process.kill):
+            try:
+                output, errors = process.communicate(request)
+            except BaseException:  # Ctrl-C included: the caller of the Python API may go on
+                process.kill()
+                raise
     try:
-        answer: dict[str, Any] = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(output)
     except ValueError as error:
-        reason = printable(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
-        msg = f"signatures cannot be checked: the process that verifies them ended with {done.returncode}: {reason}"
+        code = process.returncode
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+        reason = printable(errors.decode(errors="replace").strip().rpartition("\n")[2])
+        msg = f"signatures cannot be checked: the process that verifies them {how}{reason and f': {reason}'}"
         raise OcistreamError(msg) from error
     if (package := answer.get(MISSING)) is not None:
         msg = f"signatures cannot be checked: the package {package} is not installed"

@@ -319,16 +319,29 @@ def test_a_signal_ends_a_credential_helper(tmp_path: Path) -> None:
         assertions.wait_for(pid.exists)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
+    assertions.wait_for(lambda: has_ended(int(pid.read_text())))
 
-    def is_gone() -> bool:
-        try:
-            os.kill(int(pid.read_text()), 0)
-        except ProcessLookupError:
-            return True
-        # A process that nobody has waited for yet.
-        return Path(f"/proc/{int(pid.read_text())}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
-    assertions.wait_for(is_gone)
+def test_a_signal_ends_the_process_that_verifies_signatures(tmp_path: Path) -> None:
+    pid, key = tmp_path / "pid", tmp_path / "cosign.pub"
+    key.write_text("-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n")
+    (tmp_path / "cryptography.py").write_text(
+        f"import os, time\nopen('{pid}.part', 'w').write(str(os.getpid()))\nos.rename('{pid}.part', '{pid}')\n"
+        "time.sleep(600)\n"
+    )
+    with started("verify", "--key", key, "-", env={"PYTHONPATH": str(tmp_path)}) as process:
+        assertions.wait_for(pid.exists)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    assertions.wait_for(lambda: has_ended(int(pid.read_text())))
+
+
+def has_ended(pid: int) -> bool:
+    """Return whether a process has ended, even if no other process has waited for it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 def test_a_signal_ends_a_pull_whose_reader_does_not_read(stalling: FaultyRegistry) -> None:

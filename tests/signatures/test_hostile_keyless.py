@@ -242,6 +242,23 @@ class TestTrustedRoots:
         result = use(sigstore.trusted_root.read_text(), PYTHONPATH=str(tmp_path / "path"))
         assertions.failure(result, 8, "the package sigstore is not installed", "`pip install sigstore`")
 
+    @pytest.mark.parametrize(
+        ("code", "words"),
+        [
+            ("import os; os.kill(os.getpid(), 9)", "was killed by signal 9"),
+            ("raise RuntimeError('a reason')", "ended with 1: RuntimeError: a reason"),
+            ("print('text'); raise ImportError", "ended with 0"),
+        ],
+    )
+    def test_a_verifier_that_fails_accepts_nothing(
+        self, use: Callable[..., Result], sigstore: FakeSigstore, tmp_path: Path, code: str, words: str
+    ) -> None:
+        (tmp_path / "path").mkdir()
+        (tmp_path / "path/sigstore.py").write_text(f"{code}\n")
+        result = use(sigstore.trusted_root.read_text(), PYTHONPATH=str(tmp_path / "path"))
+        message = f"signatures cannot be checked: the process that verifies them {words}\n"
+        assertions.failure(result, 1, message)
+
     def test_keys_do_not_need_the_package(
         self, layout: Layout, image: Descriptor, trusted: Signer, tmp_path: Path
     ) -> None:
