@@ -179,6 +179,8 @@ class RegistryDestination:
         self._blob_exists: dict[tuple[str, str], bool] = {}
         #: Digests of small blobs that the source can send.
         self._resendable: set[str] = set()
+        #: (Repository, digest) of the blobs that count as missing without a request.
+        self._assumed_missing: set[tuple[str, str]] = set()
         #: Repository -> number of missing blobs in a row. If two threads count at once, one more blob is asked for.
         self._misses: dict[str, int] = {}
         #: Digest -> bytes of an unfinished blob that this run has sent, or found.
@@ -261,12 +263,16 @@ class RegistryDestination:
         return self._partial_sizes[blob.digest]
 
     def allow_resending(self, blobs: Sequence[Descriptor]) -> None:
-        """Learn that the source can send these blobs.
+        """Learn that the source can send these blobs, and no others.
 
         Asking for a small blob takes as long as a part of its upload. So once a repository lacks several blobs in a
         row, it counts as lacking the small ones.
         """
-        self._resendable.update(blob.digest for blob in blobs if blob.size <= limits.MAX_RESENT_BLOB)
+        self._resendable = {blob.digest for blob in blobs if blob.size <= limits.MAX_RESENT_BLOB}
+        for key in [key for key in self._assumed_missing if key[1] not in self._resendable]:
+            self._assumed_missing.remove(key)
+            if not self._blob_exists[key]:
+                del self._blob_exists[key]
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob from another repository of the same registry; return whether all repositories have it now."""
@@ -473,6 +479,8 @@ class RegistryDestination:
         if key not in self._blob_exists:
             name = repository.name
             is_assumed_missing = self._misses.get(name, 0) >= _MAX_MISSES and descriptor.digest in self._resendable
+            if is_assumed_missing:
+                self._assumed_missing.add(key)
             exists = self._blob_exists[key] = not is_assumed_missing and repository.has_blob(descriptor)
             self._misses[name] = 0 if exists else self._misses.get(name, 0) + 1
         return self._blob_exists[key]

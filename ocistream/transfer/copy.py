@@ -164,6 +164,7 @@ class _Copy:
         self.move(plan, wanted)
         if self.reader is not None:
             self.reader.finish()
+        check.skip_unsent(self.list_unsent(plan, wanted))
         graph = self.settle(graph, plan, wanted, missing)
         return self.rewrite(graph, plan)
 
@@ -437,6 +438,15 @@ class _Copy:
                 self.writer.write(blob, self.configs.with_check, concurrency=concurrency)
         else:
             self.writer.write(blob, concurrency=concurrency)
+
+    def list_unsent(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> list[Descriptor]:
+        """Return the blobs that the source has not sent, and whose bytes are not needed if the destination has them."""
+        return [
+            blob
+            for blob in wanted
+            if self.results.find(blob.digest) is None
+            and plan.actions[blob.digest] not in {Action.READ, Action.RECOMPRESS}
+        ]
 
     # -- settle ------------------------------------------------------------------------------------------
 

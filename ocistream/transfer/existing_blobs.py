@@ -121,6 +121,18 @@ class ExistenceCheck:
             run_each(mount, unstored, jobs=self._jobs, cancelled=self._cancelled)
         return stored | mounted
 
+    def skip_unsent(self, blobs: Sequence[Descriptor]) -> None:
+        """Skip blobs that exist at the destination and that the source, a pipe, has not sent.
+
+        The destination may have assumed that small ones are missing: the source was to send them.
+        """
+        if self._mounting is not None:
+            self._mounting.allow_resending(())
+            stored = list_stored(self._destination, blobs)
+            for blob in blobs:
+                if blob.digest in stored:
+                    self._note(blob, "skipped")
+
     def preview(self, graph: Graph, absent: Sequence[Descriptor], remaining: Sequence[Descriptor]) -> dict[str, int]:
         """Note the blobs that exist at the destination or could be mounted, and mount nothing.
 

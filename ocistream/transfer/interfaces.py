@@ -368,7 +368,7 @@ class MountingDestination(Protocol):
         """Return whether the blob could be mounted, without changing anything."""
 
     def allow_resending(self, blobs: Sequence[Descriptor]) -> None:
-        """Learn that the source can send these blobs: a small one may be sent again instead of asked for."""
+        """Learn that the source can send these blobs only: a small one may be sent again instead of asked for."""
 
 
 @runtime_checkable

@@ -390,6 +390,19 @@ class TestSmallBlobsOfARepositoryThatLacksOthers:
         assert large["digest"] in asked
         assert len(served.asked("PUT", "/uploads/")) == 20
 
+    def test_one_that_a_pipe_does_not_have_is_asked_for(
+        self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
+    ) -> None:
+        """The archive does not say that it omits the blob."""
+        small = layout.random_layer(4000)[0]
+        push([small])
+        image = layout.image([*(layout.random_layer(4000, seed=number)[0] for number in range(1, 20)), small])
+        (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [image]}))
+        items = [item for item in small_first(layout) if item[0] != blob_name(small["digest"])]
+        served.requests.clear()
+        assertions.success(ocistream("push", f"{served.host}/app:1", "--jobs=1", stdin=tar_of(items)))
+        assert len(served.asked("HEAD", "/blobs/")) == 9
+
 
 def test_one_platform_of_an_index_is_pushed_alone(served: FaultyRegistry, layout: Layout) -> None:
     index = two_platforms(layout, name="multi")
