@@ -30,14 +30,15 @@ _USER_INFO = re.compile(r"(^|//)[^/@\s]*:[^/@\s]*@(?!sha[0-9])")
 _DIGEST_TAG = re.compile(r"sha(?:256|512)-[0-9a-f]{64}(?:\.(?:sig|att|sbom))?\Z")
 _HOST = re.compile(
     r"(?:(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*"
-    r"|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?\Z"
+    # Another spelling of a port, such as :0443, would escape the rules of the host.
+    r"|\[[0-9a-fA-F:.]+\])(?::[1-9][0-9]{0,4})?\Z"
 )
 #: The longest repository name, with its host, that Docker accepts and the distribution-spec recommends.
 _MAX_NAME: Final = 255
 _MAX_PORT: Final = 65535
 _REPOSITORY_HINT: Final = "a repository name has lower-case letters and digits, separated by . _ / or dashes"
 _TAG_HINT: Final = "a tag has at most 128 characters: letters, digits, dots, dashes and underscores"
-_HOST_HINT: Final = "write HOST[:PORT] with letters, digits, dots and dashes, and a port of at most 65535; IPv6 in [ ]"
+_HOST_HINT: Final = "write HOST[:PORT] with letters, digits, dots and dashes, and a port from 1 to 65535; IPv6 in [ ]"
 #: Scripts with letters that look like letters of another one (UTS #39).
 _CONFUSABLE_SCRIPTS: Final = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "COPTIC", "CHEROKEE"})
 

@@ -68,7 +68,14 @@ def normalize_prefix(prefix: str) -> str:
     Otherwise another spelling of a registry's name would escape its rule.
     """
     host, slash, path = prefix.partition("/")
-    return f"{parse_registry(host.lower().removesuffix(':443').removesuffix(':80'))}{slash}{path}"
+    host = parse_registry(host.lower().removesuffix(":443").removesuffix(":80"))
+    if host.startswith("["):
+        # Imported here, because few hosts are IPv6 addresses.
+        from ipaddress import IPv6Address
+
+        address, bracket, port = host[1:].partition("]")
+        host = f"[{IPv6Address(address)}{bracket}{port}"
+    return f"{host}{slash}{path}"
 
 
 def _parse_name(name: str) -> Reference | None:

@@ -119,6 +119,12 @@ class TestRules:
         assertions.success(shown)
         assert '"registry.example.com" = "reject"' in shown.out.decode()
 
+    @pytest.mark.parametrize("name", ["[2001:db8::1]:5000/app:1", "[2001:DB8:0:0::0001]:5000/app:1"])
+    def test_another_spelling_of_an_address_does_not_escape_a_rule(self, user: User, layout: Layout, name: str) -> None:
+        enter(layout, layout.image([5_000]), name)
+        user.configure("[trust]", '"[2001:0db8::1]:5000" = "reject"')
+        refused(user.run("copy", layout.path, f"oci:{user.home / 'x'}"), "rejects the images of [2001:db8::1]:5000")
+
     @pytest.mark.parametrize("name", ["index.docker.io/team/app:1", "registry-1.docker.io:443/team/app", "team/app"])
     def test_all_names_of_docker_hub_have_the_same_rules(self, user: User, layout: Layout, name: str) -> None:
         enter(layout, layout.image([5_000]), name)

@@ -263,6 +263,8 @@ class TestHosts:
             "ü.example:x",
             "ü.example:\N{FULLWIDTH DIGIT FIVE}",
             "ü.example:65536",
+            "registry.example:0443",
+            "[::1]:05000",
             "[::g]",
             "[1:2]",
             "[192.0.2.1]",
