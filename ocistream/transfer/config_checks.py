@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -119,7 +119,10 @@ class ConfigChecker:
         """Tell the user if a valid config is that of an image for another platform than the default."""
         name, wanted = self._default_platforms.get(descriptor.digest, ("", None))
         if wanted is not None:
-            platform = parse_config_platform(content, f"the config {descriptor.digest}")
+            platform = None
+            # The notice must not refuse an image that can be copied with --platform.
+            with suppress(ArchiveError):
+                platform = parse_config_platform(content, f"the config {descriptor.digest}")
             if platform is not None and not wanted.matches(platform):
                 notices.notify(f"{name}: only {printable(str(platform))}; this machine is {wanted}")
 

@@ -137,6 +137,17 @@ class TestPlatforms:
         assert self.notes(ocistream("pull", name, "--platform=all"), name) == []
         assert self.notes(ocistream("copy", name, "-"), name) == []
 
+    def test_an_image_whose_platform_cannot_be_read_is_copied_without_a_report(
+        self, served: FaultyRegistry, layout: Layout
+    ) -> None:
+        image = layout.image([b"layer"], platform="plan9/mips")
+        manifest = layout.read(image["digest"])
+        config = {**layout.read(manifest["config"]["digest"]), "variant": 1}
+        manifest["config"] = layout.blob(json.dumps(config).encode(), manifest["config"]["mediaType"])
+        seed(layout, layout.blob(json.dumps(manifest).encode(), image["mediaType"]), served.host, "single", "1")
+        name = f"{served.host}/single:1"
+        assert self.notes(ocistream("pull", name), name) == []
+
     def test_another_variant_is_reported(self, served: FaultyRegistry, layout: Layout) -> None:
         name = f"{served.host}/app:variants"
         images = [layout.image([f"v{n}".encode()], platform=f"{MINE}/v{n}") for n in (12, 13)]
