@@ -42,11 +42,14 @@ _SUBJECT_FIELDS: Final = frozenset({"name", "uri", "digest"})
 _SIGNED: Final = "https://sigstore.dev/cosign/sign/v1"
 
 
-def read_bundle(bundle: bytes, image: str, manifest: bytes) -> SignedMessage:
+def read_bundle(bundle: bytes, image: str, manifest: bytes | None) -> SignedMessage:
     """Return the signed message in a bundle about the image with the digest `image`, whose bytes are `manifest`.
 
+    `manifest` is None if the source does not have it.
+
     Raises:
-        RefusedSignatureError: the bundle is about another image, or attests something else than a signature.
+        RefusedSignatureError: the bundle is about another image, attests something else than a signature, or signs the
+            bytes of a manifest that the source does not have.
         ArchiveError: the bundle is malformed.
     """
     what = "the Sigstore bundle"
@@ -67,7 +70,10 @@ def read_bundle(bundle: bytes, image: str, manifest: bytes) -> SignedMessage:
     return signed
 
 
-def _read_message_signature(fields: dict[str, Any], manifest: bytes) -> SignedMessage:
+def _read_message_signature(fields: dict[str, Any], manifest: bytes | None) -> SignedMessage:
+    if manifest is None:
+        msg = "the manifest that it signs is missing"
+        raise RefusedSignatureError(msg)
     digest = read_object(fields.get("messageDigest"), _DIGEST_FIELDS, "messageDigest")
     algorithm = _HASHES.get(str(digest.get("algorithm")))
     if algorithm is None:

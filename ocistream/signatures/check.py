@@ -242,7 +242,7 @@ class SignatureCheck:
     def _check(self, claim: _Claim, content: bytes) -> None:
         subject = claim.subject
         if claim.annotation is None:
-            signed = bundle.read_bundle(content, subject, self._raw.get(subject, b""))
+            signed = bundle.read_bundle(content, subject, self._raw.get(subject))
         else:
             signed = simple_signing.read_payload(content, claim.annotation, subject)
             signed = replace(signed, is_keyless=claim.is_keyless)

@@ -163,6 +163,17 @@ class TestRefused:
         assert result.lines()[0] == f"app:1@{image['digest']}"
         assert not any(line.startswith("other:1") for line in result.lines())
 
+    def test_a_signature_of_an_empty_file_is_not_one_of_a_manifest_that_is_missing(
+        self, layout: Layout, trusted: Signer
+    ) -> None:
+        index = two_platforms(layout)
+        enter(layout, index, "app:1")
+        first, missing = layout.read(index["digest"])["manifests"]
+        sign_with_tag(layout, first, trusted)
+        bundle_referrer(layout, missing, bundle(messageSignature=message_signature(b"", trusted)))
+        layout.file(missing["digest"]).unlink()
+        unsigned(verify(layout, trusted), "of its manifests linux/arm64/v8 has none")
+
     def test_the_document_has_the_result_of_each_image(
         self, layout: Layout, image: Descriptor, trusted: Signer
     ) -> None:
