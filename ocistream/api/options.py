@@ -299,7 +299,7 @@ class CopyOptions:
         """Return the signers, with the owners of further `keys`, one of whom must have signed each image.
 
         Raises:
-            UsageError: an option of the identity is missing or empty.
+            UsageError: the path of a key is empty, or an option of the identity is missing or empty.
         """
         identity = (self.certificate_identity, self.certificate_oidc_issuer, self.trusted_root)
         keys = (*keys, *self.require_signature)

@@ -95,8 +95,11 @@ def list_signers(
     """Return the signers that options name: the owners of keys, and one identity.
 
     Raises:
-        UsageError: an option of the identity is missing or empty.
+        UsageError: the path of a key is empty, or an option of the identity is missing or empty.
     """
+    if "" in keys:
+        msg = "the path of a public key is empty"
+        raise UsageError(msg, hint="name the file of a key, such as cosign.pub: check the variables of a script")
     signers: list[Signer] = [PublicKey(file) for file in dict.fromkeys(keys)]
     given = {"--certificate-identity": identity, "--certificate-oidc-issuer": issuer, "--trusted-root": trusted_root}
     if all(value is None for value in given.values()):
