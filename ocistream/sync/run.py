@@ -340,7 +340,10 @@ class ImageCopier:
         from ocistream.signatures.check import SignatureCheck
 
         references = [comparison.copy.source.reference, *(target.reference for target in comparison.pending)]
-        return SignatureCheck(find_rules=lambda root: self._policy.find_for(root, references))
+        names = [str(target.reference or target.image_name or "") for target in comparison.pending]
+        return SignatureCheck(
+            find_rules=lambda root: self._policy.find_for(root, references), find_names=lambda _: [*filter(None, names)]
+        )
 
     def _open_branches(
         self, comparison: ImageComparison, cancelled: threading.Event, failures: dict[str, OcistreamError]

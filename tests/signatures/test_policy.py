@@ -237,6 +237,30 @@ class TestSync:
         assert "by another key" in result.err
         assertions.no_image(inner)
 
+    @pytest.mark.parametrize("destination", ["HOST/app:latest", "oci:out:app:latest"])
+    def test_a_manifest_with_a_subject_is_checked_if_it_gets_a_name(
+        self,
+        user: User,
+        image: Descriptor,
+        layout: Layout,
+        trusted: Signer,
+        start: Callable[..., FaultyRegistry],
+        destination: str,
+    ) -> None:
+        inner = start()
+        artifact = layout.artifact(b"content", subject=image)
+        registry_http.seed(layout, artifact, user.host, "team/app")
+        user.configure('[trust."HOST"]', f'keys = ["{trusted.path}"]')
+        file = user.home / "images.toml"
+        source, to = f"{user.host}/team/app@{artifact['digest']}", destination.replace("HOST", inner.host)
+        file.write_text(f'[[sync]]\nfrom = "{source}"\nto = "{to}"\n')
+        for options in (["--dry-run"], []):
+            result = user.run("sync", file, *options)
+            assert result.code == 5, result.err
+            assert "it has no signature" in result.err
+        assertions.no_image(inner)
+        assert not (user.home / "out/index.json").exists()
+
 
 class TestConfigCommand:
     def test_show_prints_what_holds_for_an_image(self, user: User, trusted: Signer) -> None:
