@@ -19,6 +19,7 @@ from ocistream.layout.image_selection import (
     select_single_image,
     select_tagged,
 )
+from ocistream.layout.index import image_names_of
 from ocistream.locations import (
     Location,
     is_directory,
@@ -199,7 +200,7 @@ class CopyPlan:
             if len(self.sources) == 1 or (location.reference is not None and location.reference.digest in digests)
         ]
         references.append(self.target(root) if self.target is not None else self.destination.reference)
-        return self.policy.find_for(root, references)
+        return self.policy.find_for(root, image_names_of(root.descriptor), references)
 
     def _check_digest_stays(self, graph: Graph) -> None:
         """Refuse to recompress an image whose own digest the destination names, before a blob moves.

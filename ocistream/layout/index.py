@@ -98,6 +98,11 @@ def image_name_of(entry: Descriptor) -> str | None:
     return entry.annotations.get(FULL_NAME) or entry.annotations.get(REF_NAME) or None
 
 
+def image_names_of(entry: Descriptor) -> list[str]:
+    """Return the image names of an entry of `index.json`. Tools differ in the one that they read."""
+    return [name for name in map(entry.annotations.get, (FULL_NAME, REF_NAME)) if name]
+
+
 def entry_name_of(entry: Descriptor) -> str | None:
     """Return the name of an entry, whether it is an image or a referrer."""
     return image_name_of(entry) or entry.annotations.get(REFERRER_NAME) or None

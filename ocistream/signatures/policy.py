@@ -40,10 +40,13 @@ class TrustPolicy:
             prefix = prefix.rpartition("/")[0]
         return None
 
-    def find_for(self, root: Root, references: Iterable[Reference | None]) -> list[TrustRule]:
-        """Return the rules for an image, all of which hold: by its own names, and by where it is read and written."""
-        named = _parse_name(root.name) if root.name else None
-        return self._find_all([root.origin, *_list_repositories([named, *references])])
+    def find_for(self, root: Root, names: Iterable[str], references: Iterable[Reference | None]) -> list[TrustRule]:
+        """Return the rules for an image, all of which hold: by its own names, and by where it is read and written.
+
+        `names` are further names of the image in its archive or layout.
+        """
+        named = [_parse_name(name) for name in (root.name, *names) if name]
+        return self._find_all([root.origin, *_list_repositories([*named, *references])])
 
     def needs_signatures(self, references: Iterable[Reference | None], *, may_have_names: bool) -> bool:
         """Return whether an image that is read and written there may need signatures.

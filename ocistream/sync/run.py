@@ -19,7 +19,7 @@ from ocistream import limits
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
 from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.image_selection import report_untagged, select_all_images, select_existing_images
-from ocistream.layout.index import tag_of
+from ocistream.layout.index import image_names_of, tag_of
 from ocistream.locations import is_layout_destination, open_destination
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
@@ -342,7 +342,8 @@ class ImageCopier:
         references = [comparison.copy.source.reference, *(target.reference for target in comparison.pending)]
         names = [str(target.reference or target.image_name or "") for target in comparison.pending]
         return SignatureCheck(
-            find_rules=lambda root: self._policy.find_for(root, references), find_names=lambda _: [*filter(None, names)]
+            find_rules=lambda root: self._policy.find_for(root, image_names_of(root.descriptor), references),
+            find_names=lambda _: [*filter(None, names)],
         )
 
     def _open_branches(

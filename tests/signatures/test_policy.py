@@ -131,6 +131,22 @@ class TestRules:
         user.configure("[trust]", '"docker.io/team" = "reject"')
         refused(user.run("copy", layout.path, f"oci:{user.home / 'x'}"), "rejects")
 
+    @pytest.mark.parametrize("other", ["containerd", "ref"])
+    def test_the_rules_of_both_names_of_an_entry_hold(
+        self, user: User, layout: Layout, image: Descriptor, other: str
+    ) -> None:
+        names = {"containerd": "io.containerd.image.name", "ref": "org.opencontainers.image.ref.name"}
+        annotations = {key: f"{other}.example.com/app:1" for other, key in names.items()}
+        entry = {**{key: image[key] for key in ("mediaType", "digest", "size")}, "annotations": annotations}
+        (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+        user.configure("[trust]", f'"{other}.example.com" = "reject"')
+        refused(user.run("copy", layout.path, f"oci:{user.home / 'x'}"), "rejects")
+        file = user.home / "images.toml"
+        file.write_text(f'[[sync]]\nfrom = "oci:{layout.path}"\nto = "oci:y"\n')
+        result = user.run("sync", file)
+        assert result.code == 5, result.err
+        assert "rejects" in result.err
+
     def test_reject_refuses_signed_images_too(self, user: User) -> None:
         user.configure("[trust]", '"HOST" = "reject"')
         refused(user.pull(), f"the configuration rejects the images of {user.host}", "config show IMAGE")
