@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+import ocistream as api
 from tests import registry_http
 from tests.archives import items_of, tar_of
 from tests.cli import assertions
@@ -199,3 +202,19 @@ class TestRefused:
         result = verify(layout, options=("--json",))
         assertions.success(result)
         assert all("signature" not in item for item in json.loads(result.out)["images"])
+
+
+def test_an_interrupted_call_of_the_python_api_leaves_no_process(
+    layout: Layout, image: Descriptor, trusted: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del image
+    started: list[subprocess.Popen[bytes]] = []
+
+    def interrupt(process: subprocess.Popen[bytes], _: bytes) -> None:
+        started.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        api.verify(layout.path, keys=[trusted.path])
+    assert started[0].wait(60) == -signal.SIGKILL
