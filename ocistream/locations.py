@@ -173,7 +173,8 @@ def is_missing_image(location: Location) -> bool:
     """Return whether a path does not exist and has the form of `HOST[:PORT]/REPOSITORY`."""
     text = location.text
     host, slash, _ = text.partition("/")
-    has_form = slash and (host == "localhost" or re.fullmatch(r"[^.:~][^:]*(?:\.[^.:]+|:[0-9]+)", host) is not None)
+    form = r"[^.:~][^:]*(?:\.[^.:]+|:[0-9]+)|\[[0-9a-fA-F:.]+\](?::[0-9]+)?"
+    has_form = slash and (host == "localhost" or re.fullmatch(form, host) is not None)
     return bool(has_form) and not is_archive_name(text) and not paths.exists(text)
 
 

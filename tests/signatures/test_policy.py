@@ -124,6 +124,9 @@ class TestRules:
         enter(layout, layout.image([5_000]), name)
         user.configure("[trust]", '"[2001:0db8::1]:5000" = "reject"')
         refused(user.run("copy", layout.path, f"oci:{user.home / 'x'}"), "rejects the images of [2001:db8::1]:5000")
+        shown = user.run("config", "show", name)
+        assertions.success(shown)
+        assert '"[2001:db8::1]:5000" = "reject"' in shown.out.decode()
 
     @pytest.mark.parametrize("name", ["index.docker.io/team/app:1", "registry-1.docker.io:443/team/app", "team/app"])
     def test_all_names_of_docker_hub_have_the_same_rules(self, user: User, layout: Layout, name: str) -> None:
