@@ -77,13 +77,11 @@ class IndexFile(Generic[_Table]):
             ArchiveError: the file is malformed.
             LocalDiskError: the file cannot be read.
         """
-        known = self._known
-        if known is None or known.state != self._file_state():
+        if (table := self._current_table()) is None:
             with self._loading:
-                known = self._known
-                if known is None or known.state != self._file_state():
-                    known = self._load()
-        return known.table
+                if (table := self._current_table()) is None:
+                    table = self._load().table
+        return table
 
     def add(self, change: IndexChange[_Table]) -> None:
         """Add a change, which `flush` writes."""
@@ -113,6 +111,10 @@ class IndexFile(Generic[_Table]):
         if change.error is not None:
             raise change.error
 
+    def _current_table(self) -> _Table | None:
+        known = self._known
+        return known.table if known is not None and known.state == self._file_state() else None
+
     def _file_state(self) -> files.FileState | None:
         with files.disk_errors(f"cannot read {self._directory.index_path}"):
             try:
@@ -125,12 +127,13 @@ class IndexFile(Generic[_Table]):
         state = self._file_state()
         raw = self._directory.read_raw_index()
         content_hash = hashlib.sha256(raw).digest() if raw is not None else b""
-        if self._known is None or self._known.content_hash != content_hash:
-            # The old table is freed first.
-            self._known = None
-            table = self._parse(raw)
+        known = self._known
+        if known is not None and known.content_hash == content_hash:
+            table = known.table
         else:
-            table = self._known.table
+            # The old table is freed first.
+            known = self._known = None
+            table = self._parse(raw)
         self._known = version = _Version(state, content_hash, table)
         return version
 
@@ -145,7 +148,8 @@ class IndexFile(Generic[_Table]):
                 self._commit(group)
         except BaseException as caught:
             # The table may have changes that were not written.
-            self._known = None
+            with self._loading:
+                self._known = None
             if not group:
                 # There was no lock. The queued changes wait for the same one, so they fail too.
                 self._take_queued(group)
