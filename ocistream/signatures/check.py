@@ -60,7 +60,7 @@ class ImageSignature:
     """Whether an image is signed: by which `signers`, or the `problem`.
 
     `names` are the names that signers wrote into valid signatures. They prove nothing about the registry.
-    `is_rejected` says that the policy rejects the image, whatever its signatures.
+    `is_rejected` says that the policy rejects the image with any signatures.
     """
 
     root: Root
