@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 #: Files of Docker's first image format. A docker-archive has one of each for every layer.
 _DOCKER_V1_FILES: Final = frozenset({"VERSION", "json", "repositories"})
 _BLOB = re.compile(r"blobs/(?:(sha256)/([0-9a-f]{64})|(sha512)/([0-9a-f]{128}))\Z")
+#: The algorithm of a digest by its number of bytes.
+_ALGORITHMS: Final = {32: "sha256", 64: "sha512"}
+#: More bits than the size of a file has.
+_SIZE_BITS: Final = 64
 _DOCUMENTS: Final = frozenset({"oci-layout", "index.json", "manifest.json"})
 #: The directories of a layout, and the directory that contains it.
 _DIRECTORIES: Final = frozenset({"", "blobs", "blobs/sha256", "blobs/sha512"})
@@ -78,6 +83,40 @@ def check_document_size(entry: Extent | TarEntry, limit: int) -> None:
         raise ArchiveError(msg)
 
 
+class BlobTable(Mapping[str, Extent]):
+    """The extent of each blob, by digest, in the order of the archive. Packed: an archive may have 30,000 blobs."""
+
+    def __init__(self) -> None:
+        """Start without blobs."""
+        #: The bytes of a digest, whose number tells the algorithm; offset and size in one number.
+        self._packed: dict[bytes, int] = {}
+
+    def add(self, digest: str, extent: Extent) -> Extent:
+        """Add a blob, unless there is one with this digest; return the extent of the one that is there."""
+        return _unpack(self._packed.setdefault(_pack_digest(digest), extent.offset << _SIZE_BITS | extent.size))
+
+    def __getitem__(self, digest: str) -> Extent:
+        return _unpack(self._packed[_pack_digest(digest)])
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{_ALGORITHMS[len(packed)]}:{packed.hex()}" for packed in self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+
+def _pack_digest(digest: str) -> bytes:
+    algorithm, _, encoded = digest.partition(":")
+    if _ALGORITHMS.get(len(encoded) // 2) != algorithm:
+        # No blob in an archive has such a digest.
+        raise KeyError(digest)
+    return bytes.fromhex(encoded)
+
+
+def _unpack(packed: int) -> Extent:
+    return Extent(packed >> _SIZE_BITS, packed & ((1 << _SIZE_BITS) - 1))
+
+
 class ArchiveContents:
     """The entries that were read from an archive so far."""
 
@@ -88,7 +127,7 @@ class ArchiveContents:
         self.has_repositories_file = False
         #: `oci-layout`, `index.json` and `manifest.json`, by name.
         self.documents: dict[str, TarEntry] = {}
-        self.blobs: dict[str, Extent] = {}
+        self.blobs = BlobTable()
         #: Possible files of a docker-archive by name: the extent of a file, or the target of a link.
         self.docker_files: dict[str, Extent | str] = {}
         self._ambiguous: set[str] = set()
@@ -147,7 +186,7 @@ class ArchiveContents:
 
     def add_blob(self, digest: str, extent: Extent) -> None:
         """Add a blob. If another extent has the same digest, the new one is a duplicate."""
-        if self.blobs.setdefault(digest, extent) != extent:
+        if self.blobs.add(digest, extent) != extent:
             self.duplicate_blobs[digest, extent] = None
 
     def is_duplicate(self, digest: str, entry: TarEntry) -> bool:
