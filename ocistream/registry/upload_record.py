@@ -347,11 +347,11 @@ def _ensure_private_directory(directory: Path) -> None:
 def _open_locked(path: Path, create: int) -> int | None:
     """Open and lock a record file; return None if another process holds it. Remove any other file of this name."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | create
-    for attempt in range(_ATTEMPTS):
+    for _ in range(_ATTEMPTS):
         try:
             descriptor = os.open(path, flags, 0o600)
         except OSError as error:
-            if attempt or error.errno not in {errno.ELOOP, errno.ENXIO, errno.EACCES}:
+            if error.errno not in {errno.ELOOP, errno.ENXIO, errno.EACCES}:
                 raise
             path.unlink()
             continue

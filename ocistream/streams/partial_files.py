@@ -164,10 +164,8 @@ def _open_or_create(path: Path, mode: int) -> tuple[PartialFile, bool]:
     try:
         return _open_partial(path, flags, mode, is_resumable=True), False
     except FileNotFoundError:
-        with contextlib.suppress(FileExistsError):
-            return _open_partial(path, flags | os.O_CREAT | os.O_EXCL, mode, is_resumable=True), True
-        # Another process was faster.
-        return _open_partial(path, flags, mode, is_resumable=True), False
+        # If another process creates the file at this moment, its lock shows that.
+        return _open_partial(path, flags | os.O_CREAT, mode, is_resumable=True), True
     except PermissionError:
         # A umask of 0222 creates files that their owner cannot write.
         _make_writable(path)
