@@ -153,7 +153,7 @@ class _PrefetchQueue:
                     for chunk in chunks:
                         arrived_at, takeover = clock(), None
                         if segment is None:
-                            takeover = self._find_takeover(blob, position, position + len(chunk))
+                            takeover = self._find_takeover(blob, position + len(chunk))
                         # The one connection ends where the first segment that has bytes begins.
                         piece = chunk if takeover is None else memoryview(chunk)[: takeover - position]
                         piece_size = len(piece)
@@ -164,7 +164,7 @@ class _PrefetchQueue:
                         requested_at = self._record(piece_size, requested_at, arrived_at, is_ahead=segment is not None)
                         if takeover is not None:
                             break
-                if segment is None and position < size and not self._is_planned(blob, position):
+                if segment is None and position < size and not self._is_planned(blob):
                     # The blob ended early without an error; verification will report it.
                     return
         finally:
@@ -190,14 +190,14 @@ class _PrefetchQueue:
 
     # -- the one connection -------------------------------------------------------------------------------
 
-    def _find_takeover(self, blob: Blob, position: int, after: int) -> int | None:
-        """Return the byte offset from `position` to `after` at which other connections take over, if they do.
+    def _find_takeover(self, blob: Blob, after: int) -> int | None:
+        """Return the byte offset up to `after` at which other connections take over, if they do.
 
         The one connection is closed only once bytes of another have arrived, not when they are requested. The registry
         may refuse ranges, and then this connection could not start again in the middle.
         """
         with self._fetcher.changed:
-            while self._is_planned(blob, position) and (segment := self._planned[0][1]).start <= after:
+            while self._is_planned(blob) and (segment := self._planned[0][1]).start <= after:
                 if segment.filled:
                     return segment.start
                 self._planned.popleft()
@@ -235,13 +235,13 @@ class _PrefetchQueue:
                 self._discard_all()
             self._plan()
 
-    def _is_planned(self, blob: Blob, position: int) -> bool:
-        return bool(self._planned) and self._planned[0][0] is blob and self._planned[0][1].start >= position
+    def _is_planned(self, blob: Blob) -> bool:
+        return bool(self._planned) and self._planned[0][0] is blob
 
     def _next_planned(self, blob: Blob, position: int) -> Segment | None:
         """Return the segment that begins at byte `position` of a blob, if one is planned."""
         with self._fetcher.changed:
-            is_next = self._is_planned(blob, position) and self._planned[0][1].start == position
+            is_next = self._is_planned(blob) and self._planned[0][1].start == position
             return self._planned[0][1] if is_next else None
 
     def _plan(self) -> None:

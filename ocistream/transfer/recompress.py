@@ -380,7 +380,7 @@ class GraphRewriter:
         if document.subject is not None and document.subject.digest in self._new:
             return True
         if document.config is not None:
-            return is_image(document) and any(layer.digest in self._results for layer in document.layers)
+            return any(layer.digest in self._results for layer in document.layers)
         return any(child.digest in self._new for child in document.manifests)
 
     def _rewrite_manifest(self, manifest: Manifest) -> Manifest:
