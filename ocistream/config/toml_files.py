@@ -148,7 +148,7 @@ class TomlTable:
 def _find_similar(name: str, keys: Iterable[str]) -> list[str]:
     from difflib import get_close_matches
 
-    return get_close_matches(name, keys, 1)
+    return get_close_matches(name, keys)
 
 
 # -- readers of values ---------------------------------------------------------------------------------------
