@@ -159,7 +159,7 @@ def list_docker_images(graph: Graph) -> list[tuple[Root, str]]:
         images.append((root, chosen))
         if len(platforms) > 1:
             name = printable(root.name) if root.name else root.descriptor.digest
-            platform = printable(platforms[chosen] or "no platform")
+            platform = printable(platforms[chosen]) or "an image without a platform"
             which = f"{platform}, one of {len(platforms)} platforms of {name}"
             notify(f"manifest.json lists {which}: `docker load` before version 25 takes that one", level=1)
     return images

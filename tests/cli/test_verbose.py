@@ -126,6 +126,13 @@ def test_one_platform_in_manifest_json(layout: Layout, tmp_path: Path) -> None:
     assert said not in told(ocistream("copy", f"oci:{layout.path}", tmp_path / "app.tar"))
 
 
+def test_one_image_without_a_platform_in_manifest_json(layout: Layout, tmp_path: Path) -> None:
+    images = [small_image(layout, annotations={"number": f"{number}"}) for number in range(2)]
+    layout.index([{key: image[key] for key in ("mediaType", "digest", "size")} for image in images], name="app:1")
+    said = "manifest.json lists an image without a platform, one of 2 platforms of app:1"
+    assert said in ocistream("copy", f"oci:{layout.path}", tmp_path / "app.tar", "-v").err
+
+
 def test_fewer_clients_of_serve_than_usual(layout: Layout, tmp_path: Path) -> None:
     # Without an image it ends at once.
     (tmp_path / "none.tar").write_bytes(tar_of(items_of(layout)))
