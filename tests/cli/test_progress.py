@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,25 @@ def test_progress_none_draws_no_bar(registry: FaultyRegistry, tmp_path: Path, ki
     assert len(seen.screen.splitlines()) == 1
 
 
+def test_quiet_draws_no_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
+    seen = on_terminal("pull", "-q", f"{registry.host}/app:1", "-o", tmp_path / "app.tar", streams=["stderr"])
+    assert (seen.code, seen.screen) == (0, "")
+
+
+def test_plain_progress_of_a_pipe_has_the_total_0_before_the_index_arrives(
+    served: FaultyRegistry, layout: Layout, image: Descriptor
+) -> None:
+    del image
+    argv = ["push", f"{served.host}/app:1", "--progress=plain", "--log-format=json"]
+    with started_fork(*argv, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(tar_of(items_of(layout))[: 3 * MIB])
+        process.stdin.flush()
+        (line,) = assertions.json_lines(process.stderr.readline().decode())
+        process.kill()
+    assert line["total"] == 0
+
+
 def test_plain_progress_prints_bytes_and_remaining_time(registry: FaultyRegistry, total: int, tmp_path: Path) -> None:
     registry.faults = [Fault(Stall(after=2 * MIB), "GET", "/blobs/", skip=1)]
     argv = ["pull", f"{registry.host}/app:1", "--jobs=1", "--progress=plain", "--log-format=json"]
@@ -305,6 +325,13 @@ def test_nothing_else_has_sections(registry: FaultyRegistry, tmp_path: Path) -> 
         assertions.success(result)
         assert "group::" not in result.err
         assert "section_" not in result.err
+
+
+def test_a_push_from_a_pipe_has_no_section(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
+    del image
+    result = ocistream("push", f"{served.host}/app:1", stdin=tar_of(items_of(layout)), env={"GITHUB_ACTIONS": "true"})
+    assertions.success(result)
+    assert "group::" not in result.err
 
 
 @pytest.mark.parametrize("name", ["::add-mask::x", "##[add-mask]x", "###teamcity[b]"])
