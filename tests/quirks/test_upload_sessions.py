@@ -151,6 +151,17 @@ def test_the_location_of_the_answer_is_where_it_continues(how: How, pushes: Make
 
 
 @quirk(49)
+@pytest.mark.parametrize("status", [200, 202])
+def test_the_state_of_a_session_may_have_another_status(status: int, pushes: MakePushes) -> None:
+    used = pushes(upload_quirks.answering("GET", status))
+    used.registry.faults = breaking()
+    used.push("file")
+    assert [request.status for request in used.uploads("GET")] == [status]
+    assert used.methods() == ["POST", "PATCH", "GET", "PATCH", "PUT"]
+    assert used.is_complete()
+
+
+@quirk(49)
 @pytest.mark.parametrize("status", [400, 405, 411, 501])
 def test_a_registry_that_takes_no_rest_of_a_stream_gets_all_of_it_again(status: int, pushes: MakePushes) -> None:
     used = pushes()

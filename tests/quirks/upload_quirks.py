@@ -74,7 +74,7 @@ def _without_range(handler: QuirkyHandler, answer: Answer) -> Answer:
 
 
 def answering(method: str, status: int) -> Quirk:
-    """Return the quirk of another status where an upload's PATCH or PUT went well."""
+    """Return the quirk of another status where a request of an upload went well."""
 
     def outward(handler: QuirkyHandler, answer: Answer) -> Answer:
         good = handler.command == method and "uploads/" in handler.path and 200 <= answer.status < 300
