@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from ocistream import limits
 from tests.archives import small_first, tar_of
 from tests.cli import assertions
 from tests.cli.terminal import on_terminal
 from tests.faulty_auth import Basic
-from tests.faulty_registry import Fault, FaultyRegistry, Reply, Stall, StopReading, refusal
+from tests.faulty_registry import Fault, FaultyRegistry, PauseReading, Reply, Stall, StopReading, refusal
 from tests.http_doubles import unused_port
-from tests.images import Layout, small_image, two_platforms
+from tests.images import OCI_MANIFEST, Layout, small_image, two_platforms
 from tests.registry_http import basic, manifest, manifest_digest, seed, tags
 from tests.runner import Result, ocistream, started_fork
 from tests.schemas import validate_ours
@@ -262,6 +263,20 @@ class TestLayoutsAndArchives:
         assertions.success(sync(tmp_path, text))
         assert sorted(tags(target.host, "app")) == ["2.0", "named"]
         assert manifest(target.host, "app", "named") == manifest(source.host, "app", "2.0")
+
+    def test_an_unnamed_manifest_that_is_too_large_is_not_read(self, target: FaultyRegistry, tmp_path: Path) -> None:
+        layout = Layout(tmp_path / "large")
+        small_image(layout, name="1.0")
+        large = layout.blob(bytes(limits.MAX_MANIFEST + 1), OCI_MANIFEST)
+        # Reading the manifest would report wrong bytes.
+        layout.file(large["digest"]).write_bytes(b"x" * large["size"])
+        index = json.loads((layout.path / "index.json").read_bytes())
+        index["manifests"].append(large)
+        (layout.path / "index.json").write_text(json.dumps(index))
+        result = sync(tmp_path, entry(f"oci:{layout.path}", f"{target.host}/app"))
+        assertions.success(result)
+        assert f"not copied: {large['digest']} in oci:{layout.path}; manifest missing or malformed" in result.err
+        assert tags(target.host, "app") == ["1.0"]
 
     def test_sources_that_can_be_read_only_once_are_refused(self, target: FaultyRegistry, tmp_path: Path) -> None:
         (tmp_path / "app.tar.gz").write_bytes(b"\x1f\x8b\x08" + bytes(20))
@@ -686,7 +701,8 @@ class TestResults:
         asked = len(other.requests)
         result = sync(tmp_path, text, "--dry-run", "--result", tmp_path / "plan.json")
         assertions.success(result)
-        validate_ours(json.loads((tmp_path / "plan.json").read_text()), "sync-result")
+        planned = json.loads((tmp_path / "plan.json").read_text())
+        validate_ours(planned, "sync-result")
         assert target.asked("PUT|POST|PATCH") == []
         assert [r for r in other.requests[asked:] if r.method not in {"HEAD", "GET"}] == []
         assert fetched(source) == {}
@@ -701,7 +717,7 @@ class TestResults:
         assertions.success(real)
         document = json.loads((tmp_path / "result.json").read_text())
         assert [image["bytes"] for image in document["images"]] == sizes
-        assert document["bytes"]["fetched"] == sizes[0]
+        assert document["bytes"]["fetched"] == planned["bytes"]["fetched"] == sizes[0]
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -730,6 +746,32 @@ def test_an_interrupted_sync_reports_and_resumes(
     same(source, target, "app", TAGS)
     assert "2 images copied" in again.err
     assert "3 unchanged" in again.err
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interruption_ends_the_upload_to_one_destination_while_another_does_not_read(
+    source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
+) -> None:
+    layout = Layout(tmp_path / "big")
+    seed(layout, layout.image([32 << 20]), source.host, "big", "1")
+    target.faults.append(Fault(PauseReading(after=1 << 20), method="PATCH", times=None))
+    file = tmp_path / "sync.toml"
+    file.write_text(entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
+    config = tmp_path / "config.toml"
+    config.write_text(f"[registry.{json.dumps(other.host)}]\nprofile = 'distribution'\n")
+    with started_fork("sync", str(file), "--jobs=1", "--config", str(config)) as process:
+        received = [0]
+
+        def is_waiting() -> bool:
+            received.append(sum(request.received for request in other.asked("PATCH")))
+            return len(received) > 50 and received[-1] == received[-50] > 1 << 20
+
+        assertions.wait_for(is_waiting)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    target.release()
+    assert process.returncode == 130, err
+    assert [request.status for request in other.asked("PATCH")] == [202], err
 
 
 @pytest.mark.usefixtures("interruptible")
