@@ -140,7 +140,7 @@ class ReferrerSearch:
                 self._repositories[name] = query.repository
                 self._query(query)
                 new.remove(query)
-        run_each(self._query, new, jobs=self._jobs if len(new) > 1 else 1, cancelled=self._cancelled)
+        run_each(self._query, new, jobs=self._jobs, cancelled=self._cancelled)
 
     def _query(self, query: _ReferrerQuery) -> None:
         for send_query in (self._query_referrers, self._query_cosign_tags):

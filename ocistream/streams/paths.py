@@ -50,7 +50,7 @@ def is_existing_path(text: str) -> bool:
     try:
         return exists(text)
     except LocalDiskError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENAMETOOLONG:
+        if getattr(error.__cause__, "errno", None) == errno.ENAMETOOLONG:
             return False
         raise
 
