@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
@@ -103,9 +104,9 @@ class LinkedEvent(threading.Event):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until an event is set or `timeout` seconds have passed; return whether one is set."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         while not self.is_set():
-            remaining = _POLL_INTERVAL if deadline is None else deadline - time.monotonic()
+            remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return False
             super().wait(min(remaining, _POLL_INTERVAL))

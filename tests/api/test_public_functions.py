@@ -181,6 +181,16 @@ def test_layers_are_recompressed(tmp_path: Path, layout: Layout) -> None:
     assert {layer["compression"] for layer in image["layers"]} == {"zstd"}
 
 
+def test_a_finished_copy_does_not_hold_back_gc(tmp_path: Path, layout: Layout) -> None:
+    small_image(layout, name="app")
+    target = Layout(tmp_path / "target")
+    ocistream.copy(f"oci:{layout.path}", f"oci:{target.path}")
+    unused = target.file(target.blob(b"unused", "text/plain")["digest"])
+    result = command("gc", target.path, "--max-size=1")
+    assert result.code == 0, result.err
+    assert not unused.exists()
+
+
 def test_file_objects_are_read_and_written_once_and_stay_open(
     tmp_path: Path, layout: Layout, registry: FaultyRegistry
 ) -> None:

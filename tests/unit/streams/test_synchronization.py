@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocistream.streams.synchronization import Budget, KeyedLocks, OncePerKey, once
+from ocistream.streams.synchronization import Budget, KeyedLocks, LinkedEvent, OncePerKey, once
 from ocistream.streams.workers import run_each
 
 if TYPE_CHECKING:
@@ -95,3 +95,11 @@ def test_threads_together_take_no_more_than_a_budget_has() -> None:
     assert budget.take(1)
     budget.give_back(10_000)
     assert budget.take(10_000)
+
+
+def test_a_linked_event_ends_a_wait_without_a_timeout_when_another_event_is_set() -> None:
+    other = threading.Event()
+    timer = threading.Timer(0.2, other.set)
+    timer.start()
+    assert LinkedEvent([other]).wait()
+    timer.join()
