@@ -458,9 +458,12 @@ class TestFailures:
         via = faked(have="cat >/dev/null; echo Welcome; yes")
         assertions.failure(copy(images.v2, "registry.local/app:v2", via), 6, "'Welcome' is not a digest")
 
-    def test_the_remote_error_is_shown(self, images: Images, faked: Callable[..., str]) -> None:
+    @pytest.mark.parametrize("status", [9, 1])
+    def test_the_remote_error_is_shown_whatever_the_exit_status_of_the_connection(
+        self, status: int, images: Images, faked: Callable[..., str]
+    ) -> None:
         error = json.dumps({"level": "error", "message": "disk full", "hint": "free some", "exit_code": 9})
-        via = faked(have=NOTHING, push=f"head -c 10000 >/dev/null; echo '{error}' >&2; exit 9")
+        via = faked(have=NOTHING, push=f"head -c 10000 >/dev/null; echo '{error}' >&2; exit {status}")
         assertions.failure(
             copy(images.v2, "registry.local/app:v2", via), 9, "the remote side failed: disk full", "free some"
         )
