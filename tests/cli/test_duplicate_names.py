@@ -48,6 +48,16 @@ def test_every_reader_says_it(images: list[Descriptor], run: Callable[..., Resul
         assert result.err.count(said) == 1
 
 
+def test_at_most_ten_names_are_said(images: list[Descriptor], layout: Layout) -> None:
+    for number in range(11):
+        for image in images:
+            layout.name(image, f"registry.example.com/app:more{number}")
+    result = ocistream("verify", layout.path)
+    assertions.success(result)
+    assert result.err.count("images have the name") == 10
+    assert "ocistream: 2 more names belong to several images each\n" in result.err
+
+
 def test_an_image_that_is_chosen_by_its_digest_is_the_only_one(
     images: list[Descriptor], layout: Layout, tmp_path: Path
 ) -> None:

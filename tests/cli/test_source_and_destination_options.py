@@ -14,7 +14,7 @@ from tests.cli.two_registries import PASSWORDS, Start, World
 from tests.faulty_auth import Basic, Bearer
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Layout, small_image
-from tests.registry_http import basic, seed
+from tests.registry_http import basic, seed, tags
 from tests.runner import ocistream
 
 
@@ -214,6 +214,19 @@ def test_a_mirror_is_reached_as_the_source_is(world: World, side: str) -> None:
 
 
 # -- user names and passwords -------------------------------------------------------------------------------------
+
+
+def test_a_short_name_of_docker_hub_is_in_the_registry_of_the_full_name(
+    start: Start, layout: Layout, tmp_path: Path
+) -> None:
+    hub = start()
+    seed(layout, small_image(layout), hub.host, "library/app", "1")
+    config, password = tmp_path / "config.toml", tmp_path / "password"
+    config.write_text(f'[registry."docker.io"]\nurl = "{hub.url}"\n')
+    password.write_text("secret")
+    me = ["--username=me", f"--password-file={password}"]
+    assertions.success(ocistream("copy", "docker.io/library/app:1", "app:2", *me, f"--config={config}"))
+    assert tags(hub.host, "library/app") == ["1", "2"]
 
 
 def test_a_user_name_for_both_sides_is_for_one_registry(world: World) -> None:
