@@ -429,9 +429,7 @@ class ArchiveStreamSource(ArchiveSource):
 
     def _may_list_more_images(self) -> bool:
         """Return whether `manifest.json` may list images that `index.json` does not, as far as is known now."""
-        return (
-            bool(self._images) and self._comparison is not None and self._comparison.may_list_more(self._images or ())
-        )
+        return bool(self._images and self._comparison is not None and self._comparison.may_list_more(self._images))
 
     # -- blobs that come after the graph ---------------------------------------------------------------------
 

@@ -269,11 +269,10 @@ def _parse_pull_source(name: str, mirror: Mirror | None = None) -> PullSource:
 
 
 def _list_insecure_settings(namespaces: Sequence[RegistryNamespace]) -> Iterator[tuple[str, bool]]:
-    """Yield each location and whether it is insecure. `*.DOMAIN` is not a location."""
+    """Yield each location and whether it is insecure. `*.DOMAIN` is not the location of any image."""
     for namespace in namespaces:
         for location in {namespace.prefix, namespace.location or namespace.prefix}:
-            if not location.startswith(_WILDCARD):
-                yield location, namespace.insecure
+            yield location, namespace.insecure
         for mirror in namespace.mirrors:
             yield mirror.location, bool(mirror.insecure)
 
