@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
 
 from ocistream import limits
@@ -42,9 +42,6 @@ _NO_QUALITY: Final = re.compile(r"q=0(?:\.0{0,3})?\Z")
 
 class RegistryHandler(HTTPRequestHandler):
     """Serves one connection of a `Registry`. Tests subclass it to cause faults; it has no code for faults itself."""
-
-    #: The `OCI-Chunk-Min-Length` header of a new upload in bytes; None omits it.
-    chunk_min_length: ClassVar[int | None] = None
 
     @property
     def registry(self) -> Registry:
@@ -293,10 +290,7 @@ class RegistryHandler(HTTPRequestHandler):
         upload.receive(self.read_body, self.buffer)
 
     def _respond_upload(self, status: int, upload: Upload) -> None:
-        headers = self._upload_headers(upload)
-        if self.command == "POST" and self.chunk_min_length is not None:
-            headers["OCI-Chunk-Min-Length"] = str(self.chunk_min_length)
-        self.respond(ServerResponse(status, headers))
+        self.respond(ServerResponse(status, self._upload_headers(upload)))
 
     def _upload_headers(self, upload: Upload) -> dict[str, str]:
         return {
