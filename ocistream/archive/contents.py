@@ -25,8 +25,8 @@ _DOCKER_V1_FILES: Final = frozenset({"VERSION", "json", "repositories"})
 _BLOB = re.compile(r"blobs/(?:(sha256)/([0-9a-f]{64})|(sha512)/([0-9a-f]{128}))\Z")
 #: The algorithm of a digest by its number of bytes.
 _ALGORITHMS: Final = {32: "sha256", 64: "sha512"}
-#: More bits than the size of a file has.
-_SIZE_BITS: Final = 64
+#: Enough for each byte of a file. The size is that in a tar header, which may be any number.
+_OFFSET_BITS: Final = 64
 _DOCUMENTS: Final = frozenset({"oci-layout", "index.json", "manifest.json"})
 #: The directories of a layout, and the directory that contains it.
 _DIRECTORIES: Final = frozenset({"", "blobs", "blobs/sha256", "blobs/sha512"})
@@ -93,7 +93,7 @@ class BlobTable(Mapping[str, Extent]):
 
     def add(self, digest: str, extent: Extent) -> Extent:
         """Add a blob, unless there is one with this digest; return the extent of the one that is there."""
-        return _unpack(self._packed.setdefault(_pack_digest(digest), extent.offset << _SIZE_BITS | extent.size))
+        return _unpack(self._packed.setdefault(_pack_digest(digest), extent.size << _OFFSET_BITS | extent.offset))
 
     def __getitem__(self, digest: str) -> Extent:
         return _unpack(self._packed[_pack_digest(digest)])
@@ -114,7 +114,7 @@ def _pack_digest(digest: str) -> bytes:
 
 
 def _unpack(packed: int) -> Extent:
-    return Extent(packed >> _SIZE_BITS, packed & ((1 << _SIZE_BITS) - 1))
+    return Extent(packed & ((1 << _OFFSET_BITS) - 1), packed >> _OFFSET_BITS)
 
 
 class ArchiveContents:
