@@ -459,7 +459,7 @@ class TestFailures:
         assertions.failure(copy(images.v2, "registry.local/app:v2", via), 6, "'Welcome' is not a digest")
 
     @pytest.mark.parametrize("status", [9, 1])
-    def test_the_remote_error_is_shown_whatever_the_exit_status_of_the_connection(
+    def test_the_remote_error_is_shown_with_any_exit_status_of_the_connection(
         self, status: int, images: Images, faked: Callable[..., str]
     ) -> None:
         error = json.dumps({"level": "error", "message": "disk full", "hint": "free some", "exit_code": 9})
