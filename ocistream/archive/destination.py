@@ -44,11 +44,14 @@ class TarDestination(ABC):
         return graph
 
     def stored(
-        self, blobs: Sequence[Descriptor], *, are_manifests: bool = False, partial: bool = False
+        self,
+        blobs: Sequence[Descriptor],
+        *,
+        are_manifests: bool = False,  # noqa: ARG002 - they are entries as blobs are
+        partial: bool = False,  # noqa: ARG002 - an unfinished entry is found where it is written
+        can_send: bool = False,  # noqa: ARG002 - the answer is in memory
     ) -> dict[str, int]:
         """Return the sizes of the blobs that were already written."""
-        # Manifests are entries as blobs are, and an unfinished entry is found where it is written.
-        del are_manifests, partial
         return {blob.digest: blob.size for blob in blobs if blob.digest in self._written}
 
     def discard(self) -> None:

@@ -88,6 +88,7 @@ class LayoutDestination:
         *,
         are_manifests: bool = False,  # noqa: ARG002 - they are files alike
         partial: bool = False,
+        can_send: bool = False,  # noqa: ARG002 - looking for a file is quick
     ) -> dict[str, int]:
         """Return the sizes of the blobs that exist. Their files are hashed; a corrupt file will be replaced."""
         complete = [blob for blob in blobs if self._layout.blob_size(blob.digest) == blob.size]

@@ -177,10 +177,6 @@ class RegistryDestination:
         self._repositories_needing: dict[str, list[str]] = {}
         #: (Repository, digest) -> whether the blob exists, from a request or from an upload.
         self._blob_exists: dict[tuple[str, str], bool] = {}
-        #: Digests of small blobs that the source can send.
-        self._resendable: set[str] = set()
-        #: (Repository, digest) of the blobs that count as missing without a request.
-        self._assumed_missing: set[tuple[str, str]] = set()
         #: Repository -> number of missing blobs in a row. If two threads count at once, one more blob is asked for.
         self._misses: dict[str, int] = {}
         #: Digest -> bytes of an unfinished blob that this run has sent, or found.
@@ -228,11 +224,18 @@ class RegistryDestination:
                     names.append(reference.repository)
 
     def stored(
-        self, blobs: Sequence[Descriptor], *, are_manifests: bool = False, partial: bool = False
+        self,
+        blobs: Sequence[Descriptor],
+        *,
+        are_manifests: bool = False,
+        partial: bool = False,
+        can_send: bool = False,
     ) -> dict[str, int]:
         """Return the sizes of blobs and manifests that every repository has that needs them.
 
-        With `partial`, an unfinished upload counts if one repository lacks the blob: its parts are sent only once.
+        With `partial`, an unfinished upload counts if one repository lacks the blob: its parts are sent only once. With
+        `can_send`, a repository that lacks several blobs in a row counts as lacking the small ones: asking for one
+        takes as long as a part of its upload.
         """
         found: dict[str, int] = {}
         if not are_manifests:
@@ -244,6 +247,7 @@ class RegistryDestination:
                 names = self._repositories_needing[blob.digest]
                 is_stored = all(self._pushers[name][0].has_manifest(blob.digest) for name in names)
             else:
+                self._ask_repositories(blob, can_send=can_send)
                 is_stored = not self._repositories_without(blob)
             if is_stored:
                 found[blob.digest] = blob.size
@@ -261,18 +265,6 @@ class RegistryDestination:
             size = self._pushers[names[0]][1].partial_size(blob.digest) if len(names) == 1 else 0
             self._partial_sizes[blob.digest] = size
         return self._partial_sizes[blob.digest]
-
-    def allow_resending(self, blobs: Sequence[Descriptor]) -> None:
-        """Learn that the source can send these blobs, and no others.
-
-        Asking for a small blob takes as long as a part of its upload. So once a repository lacks several blobs in a
-        row, it counts as lacking the small ones.
-        """
-        self._resendable = {blob.digest for blob in blobs if blob.size <= limits.MAX_RESENT_BLOB}
-        for key in [key for key in self._assumed_missing if key[1] not in self._resendable]:
-            self._assumed_missing.remove(key)
-            if not self._blob_exists[key]:
-                del self._blob_exists[key]
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob from another repository of the same registry; return whether all repositories have it now."""
@@ -345,9 +337,7 @@ class RegistryDestination:
 
     def write_new(self, blob: NewBlob) -> Descriptor:
         """Upload a blob whose digest is known only at its end, and mount it into other repositories that need it."""
-        names = self._repositories_needing.get(blob.replaces.digest) if blob.replaces else None
-        first, *other_names = names or [self._early_reference().repository]
-        self._repository_named(first)
+        first, *other_names = self._names_needing(blob.replaces.digest if blob.replaces else "")
         self._pushers[first][1].upload(blob)
         descriptor = blob.descriptor()
         self._blob_exists[first, descriptor.digest] = True
@@ -461,29 +451,36 @@ class RegistryDestination:
             pusher.upload(blob)
         self._blob_exists[name, descriptor.digest] = True
 
-    def _repositories_without(self, descriptor: Descriptor) -> list[str]:
-        """Return the names of repositories that need a blob and lack it; each repository is asked once."""
-        names = self._repositories_needing.get(descriptor.digest)
-        if names is None:
-            names = [self._early_reference().repository]
-        for name in names:
-            repository = self._repository_named(name)
-            if (name, descriptor.digest) not in self._blob_exists and self._existing_images[name].has_blob(descriptor):
-                self._blob_exists[name, descriptor.digest] = True
-            self._check_blob(repository, descriptor)
-        return [name for name in names if not self._blob_exists[name, descriptor.digest]]
+    def _ask_repositories(self, descriptor: Descriptor, *, can_send: bool) -> None:
+        """Ask the repositories that need a blob whether they have it."""
+        for name in self._names_needing(descriptor.digest):
+            if self._existing_images[name].has_blob(descriptor):
+                self._blob_exists.setdefault((name, descriptor.digest), True)
+            elif not (
+                can_send and descriptor.size <= limits.MAX_RESENT_BLOB and self._misses.get(name, 0) >= _MAX_MISSES
+            ):
+                self._check_blob(self._pushers[name][0], descriptor)
 
     def _check_blob(self, repository: Repository, descriptor: Descriptor) -> bool:
         """Return whether a repository has a blob; send at most one request for each blob."""
         key = repository.name, descriptor.digest
         if key not in self._blob_exists:
-            name = repository.name
-            is_assumed_missing = self._misses.get(name, 0) >= _MAX_MISSES and descriptor.digest in self._resendable
-            if is_assumed_missing:
-                self._assumed_missing.add(key)
-            exists = self._blob_exists[key] = not is_assumed_missing and repository.has_blob(descriptor)
-            self._misses[name] = 0 if exists else self._misses.get(name, 0) + 1
+            exists = self._blob_exists[key] = repository.has_blob(descriptor)
+            self._misses[repository.name] = 0 if exists else self._misses.get(repository.name, 0) + 1
         return self._blob_exists[key]
+
+    def _repositories_without(self, descriptor: Descriptor) -> list[str]:
+        """Return the names of repositories that need a blob and are not known to have it."""
+        digest = descriptor.digest
+        return [name for name in self._names_needing(digest) if not self._blob_exists.get((name, digest))]
+
+    def _names_needing(self, digest: str) -> list[str]:
+        """Return the names of the repositories that need a blob; before the graph is known, that of early blobs."""
+        if (names := self._repositories_needing.get(digest)) is None:
+            reference = self._early_reference()
+            self._repository(reference)
+            names = [reference.repository]
+        return names
 
     def _early_reference(self) -> Reference:
         if self._early_target is None:
@@ -503,11 +500,6 @@ class RegistryDestination:
                 partial(_has_manifest_by_digest, repository), partial(self._check_blob, repository)
             )
         return self._pushers[reference.repository]
-
-    def _repository_named(self, name: str) -> Repository:
-        if name not in self._pushers:
-            self._repository(self._early_reference())
-        return self._pushers[name][0]
 
 
 def _has_manifest_by_digest(repository: Repository, digest: str) -> bool:

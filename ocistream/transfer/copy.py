@@ -164,7 +164,7 @@ class _Copy:
         self.move(plan, wanted)
         if self.reader is not None:
             self.reader.finish()
-        check.skip_unsent(self.list_unsent(plan, wanted))
+        self.skip_unsent(plan, wanted)
         graph = self.settle(graph, plan, wanted, missing)
         return self.rewrite(graph, plan)
 
@@ -439,14 +439,21 @@ class _Copy:
         else:
             self.writer.write(blob, concurrency=concurrency)
 
-    def list_unsent(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> list[Descriptor]:
-        """Return the blobs that the source has not sent, and whose bytes are not needed if the destination has them."""
-        return [
+    def skip_unsent(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
+        """Skip the blobs that a pipe has not sent and the destination has, unless their bytes are needed.
+
+        A registry was not asked for small ones, because the source was expected to send them.
+        """
+        unsent = [
             blob
             for blob in wanted
             if self.results.find(blob.digest) is None
             and plan.actions[blob.digest] not in {Action.READ, Action.RECOMPRESS}
         ]
+        stored = list_stored(self.destination, unsent)
+        for blob in unsent:
+            if blob.digest in stored:
+                self.results.add(blob, "skipped")
 
     # -- settle ------------------------------------------------------------------------------------------
 

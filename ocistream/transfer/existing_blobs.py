@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import Destination, Source
 
 
-def list_stored(destination: Destination, blobs: Sequence[Descriptor], *, are_manifests: bool = False) -> set[str]:
-    """Return the digests of the blobs that are stored completely."""
-    sizes = destination.stored(blobs, are_manifests=are_manifests) if blobs else {}
+def list_stored(
+    destination: Destination, blobs: Sequence[Descriptor], *, are_manifests: bool = False, can_send: bool = False
+) -> set[str]:
+    """Return the digests of the blobs that are stored completely; the options are those of `Destination.stored`."""
+    sizes = destination.stored(blobs, are_manifests=are_manifests, can_send=can_send) if blobs else {}
     return {blob.digest for blob in blobs if sizes.get(blob.digest) == blob.size}
 
 
@@ -102,9 +104,7 @@ class ExistenceCheck:
         `stored` are the digests of those that exist, if that is known; else the source can send the blobs.
         """
         if stored is None:
-            if self._mounting is not None:
-                self._mounting.allow_resending(blobs)
-            stored = list_stored(self._destination, blobs)
+            stored = list_stored(self._destination, blobs, can_send=True)
         for blob in blobs:
             if blob.digest in stored:
                 self._note(blob, "skipped")
@@ -120,18 +120,6 @@ class ExistenceCheck:
             unstored = [blob for blob in blobs if blob.digest not in stored]
             run_each(mount, unstored, jobs=self._jobs, cancelled=self._cancelled)
         return stored | mounted
-
-    def skip_unsent(self, blobs: Sequence[Descriptor]) -> None:
-        """Skip blobs that exist at the destination and that the source, a pipe, has not sent.
-
-        The destination may have assumed that small ones are missing: the source was to send them.
-        """
-        if self._mounting is not None:
-            self._mounting.allow_resending(())
-            stored = list_stored(self._destination, blobs)
-            for blob in blobs:
-                if blob.digest in stored:
-                    self._note(blob, "skipped")
 
     def preview(self, graph: Graph, absent: Sequence[Descriptor], remaining: Sequence[Descriptor]) -> dict[str, int]:
         """Note the blobs that exist at the destination or could be mounted, and mount nothing.

@@ -116,6 +116,7 @@ class FanOutDestination:
         *,
         are_manifests: bool = False,
         partial: bool = False,  # noqa: ARG002 - parts go to one destination only
+        can_send: bool = False,
     ) -> dict[str, int]:
         """Return the sizes of the blobs that all destinations have that need them."""
         if not are_manifests and not self._is_expecting():
@@ -126,7 +127,7 @@ class FanOutDestination:
             if not are_manifests:
                 wanted = [blob for blob in blobs if self._lacks(branch, blob)]
             with self._failure_scope(branch):
-                sizes = branch.destination.stored(wanted, are_manifests=are_manifests)
+                sizes = branch.destination.stored(wanted, are_manifests=are_manifests, can_send=can_send)
                 for blob in wanted:
                     if sizes.get(blob.digest) != blob.size:
                         found.pop(blob.digest, None)
@@ -144,12 +145,6 @@ class FanOutDestination:
             if self._ask_branch(branch, mount):
                 branch.stored.add(descriptor.digest)
         return not self._active_without(descriptor)
-
-    def allow_resending(self, blobs: Sequence[Descriptor]) -> None:
-        """Tell each destination that the source can send these blobs."""
-        for branch in self._active():
-            if isinstance(branch.destination, MountingDestination):
-                branch.destination.allow_resending(blobs)
 
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether each destination has the blob or could mount it."""

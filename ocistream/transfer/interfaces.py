@@ -257,12 +257,18 @@ class Destination(Protocol):
         """
 
     def stored(
-        self, blobs: Sequence[Descriptor], *, are_manifests: bool = False, partial: bool = False
+        self,
+        blobs: Sequence[Descriptor],
+        *,
+        are_manifests: bool = False,
+        partial: bool = False,
+        can_send: bool = False,
     ) -> Mapping[str, int]:
         """Return how many bytes of each blob are stored, by digest. Blobs that are not stored are omitted.
 
         A complete blob has the size of its descriptor. With `partial`, blobs that earlier runs have stored in part are
-        returned too. `are_manifests` is for manifests, which a registry keeps apart from blobs.
+        returned too. `are_manifests` is for manifests, which a registry keeps apart from blobs. `can_send` says that
+        the source can send the blobs: a registry may then omit a small one without asking for it.
         """
 
     def write(self, blob: VerifiedBlob) -> int:
@@ -366,9 +372,6 @@ class MountingDestination(Protocol):
 
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether the blob could be mounted, without changing anything."""
-
-    def allow_resending(self, blobs: Sequence[Descriptor]) -> None:
-        """Learn that the source can send these blobs only: a small one may be sent again instead of asked for."""
 
 
 @runtime_checkable

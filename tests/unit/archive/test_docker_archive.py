@@ -76,6 +76,7 @@ class Shelf:
         *,
         are_manifests: bool = False,  # noqa: ARG002 - they are held alike
         partial: bool = False,  # noqa: ARG002 - nothing is held in part
+        can_send: bool = False,  # noqa: ARG002 - asking costs nothing
     ) -> dict[str, int]:
         return {blob.digest: blob.size for blob in blobs if blob.digest in self.blobs}
 

@@ -33,10 +33,7 @@ class Memory:
 
     def begin(self, graph: Graph) -> None: ...
 
-    def stored(
-        self, blobs: Sequence[Descriptor], *, are_manifests: bool = False, partial: bool = False
-    ) -> Mapping[str, int]:
-        del are_manifests, partial
+    def stored(self, blobs: Sequence[Descriptor], **_options: bool) -> Mapping[str, int]:
         return {blob.digest: blob.size for blob in blobs if self.content}
 
     def write(self, blob: VerifiedBlob) -> int:
