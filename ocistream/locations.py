@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from ocistream import notices
-from ocistream.errors import InvalidNameError, LocalDiskError, OcistreamError, UnsupportedError, UsageError
-from ocistream.layout.image_selection import ARCHIVE_OR_LAYOUT, select_named_images
+from ocistream.errors import InvalidNameError, LocalDiskError, UnsupportedError, UsageError
+from ocistream.layout.image_selection import select_named_images
 from ocistream.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference, printable
 from ocistream.streams import files, paths
 from ocistream.streams.workers import DEFAULT_JOBS
@@ -311,29 +311,14 @@ def open_source(location: Location, context: OpenContext, selection: Selection) 
     """
     if location.name is not None:
         selection = replace(selection, select=_select_within(location.name, selection.select))
-    if location.path is not None:
-        selection = replace(selection, select=_name_source(location, selection.select))
+    selection = replace(selection, where=location.description)
     with files.disk_errors(f"cannot open {printable(location.text)}"):
         return _KINDS[_source_kind(location)][0](location, context, selection)
 
 
 def _select_within(name: str, select: ImageSelector) -> ImageSelector:
     """Return a selection from the image of a location's name alone."""
-    return lambda roots: select(select_named_images([name])(roots))
-
-
-def _name_source(location: Location, select: ImageSelector) -> ImageSelector:
-    """Return a selection whose errors name the archive or layout."""
-
-    def named(roots: Sequence[Root]) -> Sequence[Root]:
-        try:
-            return select(roots)
-        except OcistreamError as error:
-            error.message = error.message.replace(ARCHIVE_OR_LAYOUT, location.description)
-            error.args = (error.message,)
-            raise
-
-    return named
+    return lambda roots, where: select(select_named_images([name])(roots, where), where)
 
 
 def open_sources(locations: Sequence[Location], context: OpenContext, selection: Selection) -> Source:

@@ -372,8 +372,8 @@ def _check_each_push(
 ) -> ImageSelector:
     """Return the selection with a check that the configuration allows the push of each selected image."""
 
-    def selected(roots: Sequence[Root]) -> Sequence[Root]:
-        chosen = select(roots)
+    def selected(roots: Sequence[Root], where: str) -> Sequence[Root]:
+        chosen = select(roots, where)
         for root in chosen:
             check_push(target(root))
         return chosen

@@ -50,8 +50,8 @@ def require_distinct_targets(target: Callable[[Root], Reference], select: ImageS
     The selection raises UsageError if two do.
     """
 
-    def chosen(roots: Sequence[Root]) -> Sequence[Root]:
-        selected = select(roots)
+    def chosen(roots: Sequence[Root], where: str) -> Sequence[Root]:
+        selected = select(roots, where)
         roots_by_target: dict[Reference, Root] = {}
         for root in selected:
             reference = target(root)

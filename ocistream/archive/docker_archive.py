@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from ocistream.archive.source import ArchiveSource
-    from ocistream.layout.image_selection import ImageSelector, Selection
+    from ocistream.layout.image_selection import Selection
 
 #: At most this many names are printed.
 _MAX_SHOWN: Final = 10
@@ -125,7 +125,7 @@ def build_docker_graph(images: Sequence[DockerImage], selection: Selection, file
         IntegrityError: a plain layer has another digest than the config says.
     """
     manifests = ManifestSynthesizer(files)
-    roots = _select_roots(images, selection.select, manifests)
+    roots = _select_roots(images, selection, manifests)
     graph = run_walk(walk_images(roots, selection.platforms), manifests.read)
     return replace(
         graph,
@@ -134,7 +134,7 @@ def build_docker_graph(images: Sequence[DockerImage], selection: Selection, file
     )
 
 
-def _select_roots(images: Sequence[DockerImage], select: ImageSelector, manifests: ManifestSynthesizer) -> list[Root]:
+def _select_roots(images: Sequence[DockerImage], selection: Selection, manifests: ManifestSynthesizer) -> list[Root]:
     """Select images by name before any manifest is built. Select by digest only if that fails."""
     images_by_digest: dict[str, DockerImage] = {}
     roots: list[Root] = []
@@ -143,10 +143,10 @@ def _select_roots(images: Sequence[DockerImage], select: ImageSelector, manifest
         images_by_digest[digest] = image
         roots += _build_roots(image, Descriptor(OCI_MANIFEST, digest, UNKNOWN_SIZE))
     try:
-        selected = select(roots)
+        selected = selection.choose(roots)
     except (NotFoundError, UsageError, UnknownDigestError):
         # An image may be selected by its digest, two entries may be the same image, and errors must print real digests.
-        selected = select([root for image in images for root in manifests.build_roots(image)])
+        selected = selection.choose([root for image in images for root in manifests.build_roots(image)])
     else:
         selected = [
             replace(root, descriptor=manifests.synthesize(images_by_digest[root.descriptor.digest]))

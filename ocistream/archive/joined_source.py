@@ -118,7 +118,10 @@ class JoinedSource:
         if len(entries) > limits.MAX_LIST_ENTRIES:
             msg = f"together the archives list more than {limits.MAX_LIST_ENTRIES} images"
             raise ArchiveError(msg)
-        walk = IndexWalk(LayoutIndex(entries, {}), replace(self._selection, select=self._select))
+        names = [printable(text, 1024) for text, _ in self._inputs]
+        shown = " and ".join(names if len(names) <= 2 else [names[0], f"{len(names) - 1} more"])
+        selection = replace(self._selection, select=self._select, where=f"the combination of {shown}")
+        walk = IndexWalk(LayoutIndex(entries, {}), selection)
         graph = run_walk(walk.run(), self._read)
         report_duplicate_names(graph)
         self._check_same_images(listed_digests)
@@ -250,9 +253,9 @@ class JoinedSource:
                 msg = f"{printable(text)} claims to be of the same set as {printable(first_text)}, but they differ"
                 raise ArchiveError(msg)
 
-    def _select(self, roots: Sequence[Root]) -> Sequence[Root]:
+    def _select(self, roots: Sequence[Root], where: str) -> Sequence[Root]:
         """Select images, and remember them: the graph may have one platform's manifest in place of an index."""
-        self._chosen = self._selection.select(roots)
+        self._chosen = self._selection.select(roots, where)
         return self._chosen
 
     def _check_same_images(self, listed_digests: Sequence[set[str]]) -> None:

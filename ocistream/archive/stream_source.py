@@ -17,7 +17,7 @@ from ocistream.archive.contents import normalize_name
 from ocistream.archive.source import ArchiveSource
 from ocistream.archive.tar_reader import ARCHIVE_ON_STDIN, InputStream, TarEntry, TarReader
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
-from ocistream.layout.image_selection import ALL_IMAGES, no_image_error
+from ocistream.layout.image_selection import ALL_IMAGES
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.digest import digest_error
 from ocistream.oci.reference import printable
@@ -129,8 +129,9 @@ class ArchiveStreamSource(ArchiveSource):
             else:
                 self._read_early_blob(entry, digest)
             if self._is_ready():
-                if self._walk is None:
-                    raise self._selection_error or no_image_error()
+                if self._selection_error is not None:
+                    raise self._selection_error
+                assert self._walk is not None, "it was started"  # noqa: S101 - else the selection has failed
                 return self._complete(self._walk.finish(self.read))
         self._is_compared = True
         return self._resolve()

@@ -29,13 +29,11 @@ UNKNOWN_SIZE: Final = -1
 #: At most this many names, and images of one name, are printed.
 _MAX_NAMES: Final = 10
 
-#: How errors of a selection name its source, until the location is known.
-ARCHIVE_OR_LAYOUT: Final = "the archive or layout"
-
-ImageSelector: TypeAlias = "Callable[[Sequence[Root]], Sequence[Root]]"
+#: Selects images. The string is the name of their archive or layout, for errors.
+ImageSelector: TypeAlias = "Callable[[Sequence[Root], str], Sequence[Root]]"
 
 
-def select_every_image(roots: Sequence[Root]) -> Sequence[Root]:
+def select_every_image(roots: Sequence[Root], _where: str) -> Sequence[Root]:
     """Select all images."""
     return roots
 
@@ -56,6 +54,12 @@ class Selection:
     with_signatures: bool = False
     #: Which of a repository's tags to read; None reads the one that the location names.
     tags: Callable[[Sequence[str]], Sequence[str]] | None = None
+    #: The name of the archive or layout, for errors.
+    where: str = "the archive or layout"
+
+    def choose(self, roots: Sequence[Root]) -> Sequence[Root]:
+        """Return the wanted images of those that the archive or layout has."""
+        return self.select(roots, self.where)
 
 
 #: Every image, with referrers as images of their own.
@@ -69,48 +73,43 @@ class UnknownDigestError(Exception):
 class NoSuchImageError(NotFoundError):
     """No image has this name or digest. `wanted` is the name or digest."""
 
-    def __init__(self, wanted: str, hint: str) -> None:
-        """Build the message. `hint` says what to do."""
-        super().__init__(f"{ARCHIVE_OR_LAYOUT} has no image {printable(wanted)!r}", hint=hint)
+    def __init__(self, wanted: str, where: str, hint: str) -> None:
+        """Build the message. `where` is the name of the archive or layout, and `hint` says what to do."""
+        super().__init__(f"{where} has no image {printable(wanted)!r}", hint=hint)
         self.wanted = wanted
 
 
-def no_image_error() -> NotFoundError:
-    """Return the error for an archive or layout without images."""
-    return NotFoundError(f"{ARCHIVE_OR_LAYOUT} has no images")
-
-
-def select_existing_images(roots: Sequence[Root]) -> Sequence[Root]:
+def select_existing_images(roots: Sequence[Root], where: str) -> Sequence[Root]:
     """Select all images.
 
     Raises:
         NotFoundError: the layout or archive has no images.
     """
     if not roots:
-        raise no_image_error()
+        raise NotFoundError(f"{where} has no images")
     return roots
 
 
-def select_only_image(roots: Sequence[Root]) -> Sequence[Root]:
+def select_only_image(roots: Sequence[Root], where: str) -> Sequence[Root]:
     """Select the only image, with or without a name. A stray entry is selected only without images.
 
     Raises:
         NotFoundError: the layout or archive has no images.
         UsageError: there are several images.
     """
-    candidates = [root for root in select_existing_images(roots) if not root.is_stray] or list(roots)
+    candidates = [root for root in select_existing_images(roots, where) if not root.is_stray] or list(roots)
     if (count := len({root.descriptor.digest for root in candidates})) > 1:
-        msg = f"{ARCHIVE_OR_LAYOUT} has {count} images"
+        msg = f"{where} has {count} images"
         # --to needs full names to tell where each image goes.
         which = "one with --image, or all with --to" if all(map(has_full_name, candidates)) else "one with --image"
         raise UsageError(msg, hint=f"choose {which}: {format_image_names(candidates)}")
     return [next((root for root in candidates if root.name), candidates[0])]
 
 
-def select_single_image(roots: Sequence[Root]) -> Sequence[Root]:
+def select_single_image(roots: Sequence[Root], where: str) -> Sequence[Root]:
     """Return the only image, as `select_only_image`; if there are several, say how to choose one for `copy`."""
     try:
-        return select_only_image(roots)
+        return select_only_image(roots, where)
     except UsageError as error:
         hint = f"choose one, as in oci:DIR:NAME or oci-archive:FILE:NAME: {format_image_names(roots)}"
         raise UsageError(error.message, hint=hint) from error
@@ -123,13 +122,13 @@ def select_named_images(names: Sequence[str], *, all_names: bool = False) -> Ima
     the existing names, if a name matches no image.
     """
 
-    def select(roots: Sequence[Root]) -> Sequence[Root]:
+    def select(roots: Sequence[Root], where: str) -> Sequence[Root]:
         chosen: list[Root] = []
         for name in names:
             matches = find_named(roots, name)
             matches = [root for root in matches if not root.is_stray] or matches
             if not matches:
-                raise NoSuchImageError(name, f"its images are: {format_image_names(roots)}")
+                raise NoSuchImageError(name, where, f"its images are: {format_image_names(roots)}")
             if len({root.descriptor.digest for root in matches}) > 1:
                 msg = f"{len(matches)} images have the name {printable(name)!r}"
                 digests = ", ".join(dict.fromkeys(root.descriptor.digest for root in matches))
@@ -166,15 +165,17 @@ def find_named(roots: Sequence[Root], name: str) -> list[Root]:
 
 def select_full_names(chosen: Sequence[str]) -> ImageSelector:
     """Return a selection of the images of --image, else of all images, that requires full names."""
-    select, description = (
-        (select_named_images(chosen, all_names=True), "chosen")
-        if chosen
-        else (select_existing_images, f"in {ARCHIVE_OR_LAYOUT}")
-    )
     hint = (
         "--to needs a full name for every image; push each of these: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
     )
-    return lambda roots: select_all_images(select(roots), has_full_name, "full name", hint, description=description)
+
+    def select(roots: Sequence[Root], where: str) -> Sequence[Root]:
+        if not chosen:
+            return select_all_images(roots, where, has_full_name, "full name", hint)
+        named = select_named_images(chosen, all_names=True)(roots, where)
+        return select_all_images(named, where, has_full_name, "full name", hint, description="chosen")
+
+    return select
 
 
 def select_all_by_tag(choose: Callable[[Sequence[str]], Sequence[str]], hint: str) -> ImageSelector:
@@ -183,8 +184,9 @@ def select_all_by_tag(choose: Callable[[Sequence[str]], Sequence[str]], hint: st
     The selection raises UsageError, with this hint, if an image has no tag.
     """
 
-    def select(roots: Sequence[Root]) -> Sequence[Root]:
-        return select_tagged(choose)(select_all_images(roots, lambda root: tag_of(root.name) is not None, "tag", hint))
+    def select(roots: Sequence[Root], where: str) -> Sequence[Root]:
+        tagged = select_all_images(roots, where, lambda root: tag_of(root.name) is not None, "tag", hint)
+        return select_tagged(choose)(tagged, where)
 
     return select
 
@@ -192,7 +194,7 @@ def select_all_by_tag(choose: Callable[[Sequence[str]], Sequence[str]], hint: st
 def select_tagged(choose: Callable[[Sequence[str]], Sequence[str]]) -> ImageSelector:
     """Return a selection of images of an archive or layout by their tags; a notice names the images without a tag."""
 
-    def select(roots: Sequence[Root]) -> Sequence[Root]:
+    def select(roots: Sequence[Root], _where: str) -> Sequence[Root]:
         tags = [tag for root in roots if (tag := tag_of(root.name))]
         chosen = set(choose(list(dict.fromkeys(tags))))
         report_untagged(roots)
@@ -203,22 +205,25 @@ def select_tagged(choose: Callable[[Sequence[str]], Sequence[str]]) -> ImageSele
 
 def select_all_images(
     roots: Sequence[Root],
+    where: str,
     has_destination: Callable[[Root], bool],
     missing: str,
     hint: str,
     *,
-    description: str = f"in {ARCHIVE_OR_LAYOUT}",
+    description: str | None = None,
 ) -> Sequence[Root]:
     """Choose all images, each under those of its names that have a destination (`has_destination`).
 
-    `missing` says what other names lack, and `description` where the images are. A name that is not used is reported if
-    its image is copied under another name. A stray entry is chosen if it has a destination.
+    `missing` says what other names lack, and `description` which images these are, by default those in `where`. A name
+    that is not used is reported if its image is copied under another name. A stray entry is chosen if it has a
+    destination.
 
     Raises:
         NotFoundError: the layout or archive has no images.
         UsageError: an image has no such name. The message names each, and `hint` says what to do.
     """
-    chosen = [root for root in select_existing_images(roots) if has_destination(root)]
+    description = description or f"in {where}"
+    chosen = [root for root in select_existing_images(roots, where) if has_destination(root)]
     chosen_digests = _digests(chosen)
     unused = [root for root in roots if not root.is_stray and not has_destination(root)]
     unnamed = [root for root in unused if root.descriptor.digest not in chosen_digests]

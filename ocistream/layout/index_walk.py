@@ -326,7 +326,7 @@ class IndexWalk:
         built here.
         """
         self._annotations = index.annotations
-        self._select = selection.select
+        self._select = selection.choose
         self._referrers = selection.referrers
         self._graph_walk = GraphWalk(selection.platforms, skip_referrers=selection.referrers == "skip")
         self._resolver = ReferrerResolver(

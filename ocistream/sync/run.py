@@ -230,10 +230,9 @@ class SyncRun:
         if entry.tag_filter is None:
             by_name = "to copy an image by its digest, write `from` as oci:DIR:DIGEST, and `to` with a tag or name"
             hint = f"`tags` selects images; {by_name}"
-            name = f"in {location.description}"
-            select_all_images(roots, lambda root: tag_of(root.name) is not None, "tag", hint, description=name)
+            select_all_images(roots, location.description, lambda root: tag_of(root.name) is not None, "tag", hint)
         else:
-            report_untagged(select_existing_images(roots), "`tags`")
+            report_untagged(select_existing_images(roots, location.description), "`tags`")
         for referrer in orphans:
             notify(f"not copied: {referrer.digest} in {printable(location.text)}; {referrer.reason}")
         return [root.name for root in roots if root.name]

@@ -62,6 +62,7 @@ class SyncSources:
             return open_source(location, context, selection)
         images = self._acquire(location, context)
         index = images.index
+        selection = replace(selection, where=location.description)
         if location.name is not None:
             index = images.lookup.find(location.name)
             selection = replace(selection, select=select_named_images([location.name]))

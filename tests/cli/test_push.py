@@ -174,6 +174,29 @@ def test_a_different_name_in_a_second_archive_is_reported(served: FaultyRegistry
     assert result.err.count("is not used") == 1
 
 
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["push", "r.example/app:1"], 2, "has 2 images"),
+        (["push", "r.example/app:1", "--image", "other"], 4, "has no image 'other'"),
+        (["push", "--to", "r.example"], 2, "has no full name: short"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [("a", "a"), ("ab", "the combination of a and b"), ("aba", "the combination of a and 2 more")],
+)
+def test_an_error_of_the_selection_names_each_input(
+    tmp_path: Path, argv: list[str], code: int, words: str, names: str, expected: str
+) -> None:
+    for name in "ab":
+        made = Layout(tmp_path / name)
+        small_image(made, name="r.example/app:1")
+        made.image([b"another"], name="short")
+    result = ocistream(*argv, *(f"-i{name}" for name in names), cwd=tmp_path)
+    assertions.failure(result, code, expected, words)
+
+
 @pytest.mark.parametrize(("how", "chosen"), [("file", "plain"), ("pipe", "a.example/team/app:1"), ("layout", "plain")])
 def test_an_image_can_be_chosen_by_its_name(
     served: FaultyRegistry, layout: Layout, named: dict[str, Descriptor], archive: Path, how: str, chosen: str

@@ -278,6 +278,11 @@ class TestLayoutsAndArchives:
         assert f"not copied: {large['digest']} in oci:{layout.path}; manifest missing or malformed" in result.err
         assert tags(target.host, "app") == ["1.0"]
 
+    def test_an_error_of_the_selection_names_the_layout(self, tmp_path: Path) -> None:
+        small_image(Layout(tmp_path / "images"), name="1.0")
+        result = sync(tmp_path, entry("oci:images:2.0", "oci:copies"))
+        assert (result.code, f": {tmp_path}/images has no image '2.0'\n" in result.err) == (4, True), result.err
+
     def test_sources_that_can_be_read_only_once_are_refused(self, target: FaultyRegistry, tmp_path: Path) -> None:
         (tmp_path / "app.tar.gz").write_bytes(b"\x1f\x8b\x08" + bytes(20))
         result = sync(tmp_path, entry("oci-archive:app.tar.gz", f"{target.host}/app"))
