@@ -18,7 +18,7 @@ from ocistream.oci.descriptor import ACCEPTED_TYPES, UNKNOWN_MEDIA_TYPE, Descrip
 from ocistream.oci.documents import MANIFEST_FIELDS, intern_string
 from ocistream.oci.reference import is_digest
 from ocistream.oci.strict_json import parse_json
-from ocistream.streams import files
+from ocistream.streams import files, paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,13 +73,17 @@ def collect_garbage(
 
     A pull into the same layout is safe. It touches each blob that it uses, and `gc` checks that time again before it
     deletes the blob. Both replace or read the index under one lock, and the pull checks there that its blobs still
-    exist. A reader that has a blob open keeps it.
+    exist. Nothing is deleted until the first pull has written the index. A reader that has a blob open keeps it.
 
     Raises:
         NotFoundError: the directory does not exist.
         ArchiveError: the directory is not a layout, or its index or a manifest is malformed. Nothing is deleted then.
         LocalDiskError: the layout cannot be read or written.
     """
+    with files.disk_errors(f"cannot read {layout.path}"):
+        if layout.exists() and not paths.exists(layout.index_path) and layout.is_being_written():
+            # The first image is being added, and may need every blob.
+            return GCResult(remaining_size=sum(blob.size for blob in _list_stored_blobs(layout)))
     layout.check()
     with files.disk_errors(f"cannot read {layout.path}"), files.locked_directory(layout.path):
         partial_age = limits.MAX_PARTIAL_AGE if older_than is None else older_than

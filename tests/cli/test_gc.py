@@ -258,6 +258,31 @@ def test_a_pull_into_the_same_layout_loses_nothing(registry: FaultyRegistry, tmp
 
 
 @pytest.mark.uncounted
+@pytest.mark.parametrize("argv", [[], ["--max-size=0"], ["--older-than=0"]])
+def test_nothing_is_deleted_beside_the_first_pull(registry: FaultyRegistry, tmp_path: Path, argv: list[str]) -> None:
+    target = tmp_path / "out"
+    with started_fork("pull", f"{registry.host}/app:1", "--no-referrers", "--jobs=1", "-o", f"{target}/") as process:
+        assertions.wait_for(lambda: is_stalled(registry) and len(there(target)) == 2)
+        result = ocistream("gc", target, *argv)
+        assertions.success(result)
+        assert result.lines() == []
+        assert "deleted 0 blobs, 0 B; " in result.err
+        registry.release()
+        assert process.wait(60) == 0
+    assertions.success(ocistream("verify", target))
+
+
+def test_without_an_index_nothing_is_deleted_after_the_first_pull(registry: FaultyRegistry, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with started_fork("pull", f"{registry.host}/app:1", "--no-referrers", "--jobs=1", "-o", f"{target}/") as process:
+        assertions.wait_for(lambda: is_stalled(registry) and len(there(target)) == 2)
+        process.kill()
+        process.wait(60)
+    assertions.failure(ocistream("gc", target, "--older-than=0"), 6, "it has no index.json")
+    assert len(there(target)) == 2
+
+
+@pytest.mark.uncounted
 def test_blobs_that_a_pull_found_count_as_used(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     target = Layout(tmp_path / "out")
     first = layout.read(str(assertions.index_of(registry.layout.path)[0]["digest"]))["layers"][0]["digest"]
