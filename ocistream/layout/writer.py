@@ -105,8 +105,10 @@ class LayoutWriter:
             os.close(lock)
 
     def _parse(self, raw: bytes | None) -> _EntryTable:
-        table = _EntryTable(build_index_fields(raw))
+        table = _EntryTable()
         self.directory.parse_entries(raw, table.append)
+        # After the entries: an error of theirs names the layout.
+        table.fields = build_index_fields(raw)
         return table
 
     def _report_replaced(self, table: _EntryTable, entries: Sequence[Descriptor]) -> None:
@@ -124,8 +126,9 @@ _Key: TypeAlias = "str | tuple[_Key, int] | tuple[str]"
 class _EntryTable:
     """The entries of an `index.json` in order, each as JSON only: ten thousand take 3.5 MB."""
 
-    def __init__(self, fields: dict[str, Any]) -> None:
-        self._fields = fields
+    def __init__(self) -> None:
+        #: The fields of the file, with an empty list of entries.
+        self.fields: dict[str, Any] = {}
         #: The JSON of each entry by its key; see `_key_of`.
         self._lines: dict[_Key, bytes] = {}
         #: Keys of further entries, by the key that they would have. Only other tools write such entries.
@@ -156,7 +159,7 @@ class _EntryTable:
 
     def set_omitted(self, omitted: Mapping[str, OmissionReason], directory: LayoutDirectory) -> None:
         """Set the reasons for blobs that were omitted, now or before, and do not exist."""
-        annotations = self._fields.get("annotations")
+        annotations = self.fields.get("annotations")
         annotations = dict(annotations) if isinstance(annotations, dict) else {}
         if not omitted and OMITTED_ANNOTATION not in annotations:
             return
@@ -166,9 +169,9 @@ class _EntryTable:
         }
         if missing:
             annotations[OMITTED_ANNOTATION] = format_omitted(missing)
-        self._fields.pop("annotations", None)
+        self.fields.pop("annotations", None)
         if annotations:
-            self._fields["annotations"] = annotations
+            self.fields["annotations"] = annotations
 
     def append(self, entry: Descriptor) -> None:
         """Append an entry, also if others have its name."""
@@ -184,7 +187,7 @@ class _EntryTable:
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the file's content in canonical form."""
-        return canonical_json_pieces(self._fields, "manifests", self._lines.values())
+        return canonical_json_pieces(self.fields, "manifests", self._lines.values())
 
     def _remove(self, key: _Key) -> None:
         line = self._lines.pop(key)

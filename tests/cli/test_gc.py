@@ -282,6 +282,16 @@ def test_without_an_index_nothing_is_deleted_after_the_first_pull(registry: Faul
     assert len(there(target)) == 2
 
 
+def test_an_index_that_becomes_malformed_during_a_pull_is_named(registry: FaultyRegistry, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with started_fork("pull", f"{registry.host}/app:1", "--no-referrers", "--jobs=1", "-o", f"{target}/") as process:
+        assertions.wait_for(lambda: is_stalled(registry))
+        (target / "index.json").write_text("{")
+        registry.release()
+        assert process.wait(60) == 6
+        assert f": {target}: index.json is not valid JSON: ".encode() in process.stderr.read()
+
+
 @pytest.mark.uncounted
 def test_blobs_that_a_pull_found_count_as_used(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     target = Layout(tmp_path / "out")
