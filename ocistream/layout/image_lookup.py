@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 
 
 class ImageLookup:
-    """The entries of one index by name, and the possible referrers by subject. Safe for several threads."""
+    """The entries of one index by name, and the possible referrers by subject. Safe for several threads.
+
+    `find` returns a smaller index, and the walk to an image (`IndexWalk`) decides what becomes of its referrers. A
+    registry needs no such table: it can be asked for the referrers of one manifest (`ReferrerSearch`).
+    """
 
     def __init__(
         self, index: LayoutIndex, read: Callable[[Need], bytes | None], *, image_digests: Container[str] = ()

@@ -64,6 +64,9 @@ class _FoundReferrer:
 class ReferrerSearch:
     """Search for referrers and add them to a graph.
 
+    A registry is asked by subject. An `index.json` lists entries without their subjects: `layout.index_walk` reads all
+    that may be referrers.
+
     `settle(repository, manifest)` fetches what the graph needs for a manifest of the repository. With
     `with_signatures`, signatures that are not copied are added to be checked. `jobs` queries run at the same time.
     `cancelled` is the event of the transfer: it stops the queries, and a failed query sets it.
