@@ -100,17 +100,22 @@ class ArchiveError(OcistreamError):
 
 
 class TruncatedError(ArchiveError):
-    """An archive ends too early: its writer was interrupted, and the received part may be right."""
+    """An archive or a list ends too early: its writer was interrupted, and the received part may be right."""
+
+    kind: ClassVar[str | None] = "truncated"
 
 
 class MissingContentError(ArchiveError):
     """The source lacks blobs that the destination lacks too; nothing was made visible."""
+
+    kind: ClassVar[str | None] = "missing-content"
 
 
 class VolumesNeededError(MissingContentError):
     """The destination keeps what was written; other volumes have the rest, and a later run may write them."""
 
     exit_code = 10
+    kind: ClassVar[str | None] = None
 
 
 class NetworkError(OcistreamError):
@@ -129,7 +134,7 @@ class PartialBlobLostError(NetworkError):
     The stored beginning is deleted or shorter than before, so the same command sends what is needed.
     """
 
-    kind: ClassVar[str] = "partial-blob-lost"
+    kind: ClassVar[str | None] = "partial-blob-lost"
 
 
 class RegistryError(NetworkError):

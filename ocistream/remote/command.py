@@ -24,10 +24,12 @@ from ocistream.errors import (
     CancelledError,
     IntegrityError,
     LocalDiskError,
+    MissingContentError,
     NetworkError,
     NotFoundError,
     OcistreamError,
     PartialBlobLostError,
+    TruncatedError,
     UnsupportedError,
     UsageError,
     VolumesNeededError,
@@ -76,6 +78,13 @@ _ERRORS_BY_EXIT_CODE: Final = {
     8: UnsupportedError,
     9: LocalDiskError,
     10: VolumesNeededError,
+}
+#: What to do about errors whose remote hint is meant for a single command there.
+_HINTS_BY_KIND: Final = {
+    MissingContentError.kind: "the remote side listed these blobs, but does not have them now: re-run the command",
+    TruncatedError.kind: (
+        "the input did not arrive completely: --via must pass stdin on, as `docker exec -i` and `ssh` do"
+    ),
 }
 #: Characters of a remote message that are shown in an error.
 _MAX_SHOWN: Final = 4096
@@ -346,18 +355,16 @@ def _message_text(error: Mapping[str, Any], key: str) -> str:
 
 def _convert_error(error: Mapping[str, Any], code: int) -> OcistreamError:
     """Convert an error that the remote ocistream reported to an exception of the same kind."""
-    message, hint = _message_text(error, "message"), _message_text(error, "hint") or None
+    message, kind = _message_text(error, "message"), _message_text(error, "kind")
+    hint = _HINTS_BY_KIND.get(kind) or _message_text(error, "hint") or None
     # ssh, docker and kubectl may replace the exit code, so the code in the message takes precedence.
     reported_code = error.get("exit_code")
     code = reported_code if isinstance(reported_code, int) and reported_code in _ERRORS_BY_EXIT_CODE else code
+    # By click's words: the version of the remote side is unknown, and may have no `kind` for these errors.
     if code == UsageError.exit_code and message.startswith(("No such command", "No such option")):
         msg = f"the ocistream on the remote side does not support this ({message})"
         return UnsupportedError(msg, hint="install the same version on both sides")
-    if code == ArchiveError.exit_code and "omitted from the archive" in message:
-        hint = "the remote side listed these blobs, but does not have them now: re-run the command"
-    elif code == ArchiveError.exit_code and "on stdin" in message:
-        hint = "the archive did not arrive completely: --via must pass stdin on, as `docker exec -i` and `ssh` do"
-    if error.get("kind") == PartialBlobLostError.kind:
+    if kind == PartialBlobLostError.kind:
         return PartialBlobLostError(f"the remote side failed: {message}", hint=hint)
     error_class = _ERRORS_BY_EXIT_CODE.get(code, NetworkError if code >= 128 or code < 0 else OcistreamError)
     return error_class(f"the remote side failed: {message}", hint=hint)

@@ -12,7 +12,7 @@ from string import hexdigits
 from typing import IO, TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream.errors import ArchiveError, TruncatedError, UnsupportedError
 from ocistream.oci.reference import DIGEST_HEX_LENGTHS, is_digest, printable
 
 if TYPE_CHECKING:
@@ -179,10 +179,10 @@ class HaveListReader:
             raise self._truncated_error("a `# digests` line is missing")
         if not self.total and not self._total_count:
             msg = f"{self._what} has no digests and no `# digests` line"
-            raise ArchiveError(msg, hint="the command that wrote the list may have failed")
+            raise TruncatedError(msg, hint="the command that wrote the list may have failed")
 
-    def _truncated_error(self, how: str) -> ArchiveError:
-        return ArchiveError(f"{self._what} is truncated: {how}", hint="transfer it again")
+    def _truncated_error(self, how: str) -> TruncatedError:
+        return TruncatedError(f"{self._what} is truncated: {how}", hint="transfer it again")
 
     def _malformed_error(self, number: int, reason: str) -> ArchiveError:
         return ArchiveError(f"{self._what} is not a list of digests: line {number}: {reason}", hint=_HINT)

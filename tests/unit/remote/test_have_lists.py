@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 import pytest
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, OcistreamError, UnsupportedError
+from ocistream.errors import ArchiveError, OcistreamError, TruncatedError, UnsupportedError
 from ocistream.remote.have_lists import HaveListMatch, HaveListReader, format_have_list, match_have_list, read_lines
 from tests.images import digest_of
 
@@ -54,10 +54,10 @@ def test_a_list_that_is_cut_anywhere_is_refused(there: set[str]) -> None:
 def test_how_much_is_lacking_is_said() -> None:
     there = [digest_of(bytes([n])) for n in range(30)]
     cut = b"".join(written(there).splitlines(keepends=True)[: 4 + 17])
-    refused(cut, "is truncated: 17 of 30 digests")
+    refused(cut, "is truncated: 17 of 30 digests", error=TruncatedError)
     # In the middle of a line as well.
     for begun in (b"s", b"sha2", b"sha256:", b"sha256:0123456789abcdef", b"sha512:" + b"0" * 127):
-        refused(cut + begun, "is truncated: 17 of 30 digests")
+        refused(cut + begun, "is truncated: 17 of 30 digests", error=TruncatedError)
     refused(cut + b"sha256:" + b"0" * 65, "line 22")
 
 
@@ -70,7 +70,7 @@ def test_how_much_is_lacking_is_said() -> None:
     ],
 )
 def test_a_command_that_failed_wrote_no_list(text: bytes) -> None:
-    refused(text, "no digest")
+    refused(text, "no digest", error=TruncatedError)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_lists_are_taken_as_people_make_them(text: str) -> None:
 def test_lists_are_joined_by_cat() -> None:
     joined = written({A, B}) + f"{C}\n".encode() + written({A}, "oci:there")
     assert read(joined, A, C) == HaveListMatch({A, C}, ("registry.local/app", "oci:there"), ("0.5.0",), 4)
-    refused(written({A, B})[: -len(A) - 1] + written({C}), "is truncated: 2 of 3 digests")
+    refused(written({A, B})[: -len(A) - 1] + written({C}), "is truncated: 2 of 3 digests", error=TruncatedError)
 
 
 @pytest.mark.parametrize(
