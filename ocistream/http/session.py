@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 import requests
 import urllib3.exceptions
@@ -40,21 +40,22 @@ _FAILURES: Final = (
 
 
 class StreamedBody:
-    """A request body that is produced while it is sent. Its length is not known in advance.
+    """A request body that is produced while it is sent. Its length is not stated.
 
     It has `__iter__` and no `read`, because http.client sends anything with `read` in pieces of 16 KiB. `is_started`
     says whether any chunk was requested: then the body cannot be sent again. `is_finished` says whether the body was
     sent completely; an early response prevents that. `failure` is the exception that the chunks raised, if any.
 
-    With `can_end_early` a body whose chunks fail is ended properly. Then the registry responds and knows what it has
+    If the chunks fail, the body is ended properly (`can_end_early`). Then the registry responds and knows what it has
     received, so the upload can be resumed or deleted. After a broken request, distribution 2.8 neither finds an upload
     nor allows its deletion.
     """
 
-    def __init__(self, chunks: Iterator[Chunk], *, can_end_early: bool = False) -> None:
+    can_end_early: ClassVar[bool] = True
+
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
         """Use these chunks."""
         self._chunks = chunks
-        self._can_end_early = can_end_early
         self.is_started = False
         self.is_finished = False
         self.failure: Exception | None = None
@@ -67,21 +68,23 @@ class StreamedBody:
             self.is_finished = True
         except OcistreamError as error:
             self.failure = error
-            if not self._can_end_early:
+            if not self.can_end_early:
                 raise
         except (OSError, ValueError) as error:
             self.failure = error
             # Otherwise it would be treated as a failure of the network.
-            if not self._can_end_early:
+            if not self.can_end_early:
                 raise _BodyError from error
 
 
 class FixedLengthBody(StreamedBody):
-    """A request body of known length.
+    """A request body whose length is stated.
 
     If its chunks fail, the request breaks off, because it cannot end short. A stated length lets a proxy refuse a layer
     that is too large before a byte of it is sent.
     """
+
+    can_end_early: ClassVar[bool] = False
 
     def __init__(self, chunks: Iterator[Chunk], length: int) -> None:
         """Use these chunks of `length` bytes in total."""
@@ -162,13 +165,7 @@ class Session(requests.Session):
         except EndlessResponseError as error:
             msg = f"{method} {redact_url(url)}: {error}"
             raise PermanentNetworkError(msg) from None
-        except (
-            requests.RequestException,
-            http.client.HTTPException,
-            urllib3.exceptions.HTTPError,
-            OSError,
-            ValueError,
-        ) as error:
+        except _FAILURES as error:
             raise self._convert_error(method, url, error) from error
         self._answered.add(route.origin)
         release = functools.partial(self._adapter.release, response)
@@ -187,13 +184,7 @@ class Session(requests.Session):
         """
         try:
             self._adapter.handshake(Origin.from_url(url), timeout)
-        except (
-            requests.RequestException,
-            http.client.HTTPException,
-            urllib3.exceptions.HTTPError,
-            OSError,
-            ValueError,
-        ) as error:
+        except _FAILURES as error:
             raise self._convert_error("TLS with", url, error) from error
 
     def _convert_error(self, method: str, url: str, error: Exception) -> NetworkError:

@@ -77,15 +77,13 @@ class _PartRefusedError(Exception):
 class _Request:
     """The body of one request. `span` is its range, or None if it is sent without one.
 
-    `size` is its size in bytes, 0 if it is unknown. `can_end` says that the request gets a proper end even if its
-    source fails or the transfer is cancelled. `has_chunked_coding` says that it uses the chunked transfer coding
+    `size` is its size in bytes, 0 if it is unknown. `has_chunked_coding` says that it uses the chunked transfer coding
     although its length is known. `is_resuming` says that it continues bytes of an earlier request.
     """
 
     body: StreamedBody
     size: int
     span: tuple[int, int] | None = None
-    can_end: bool = False
     has_chunked_coding: bool = False
     is_resuming: bool = False
     has_failed: bool = False
@@ -265,7 +263,7 @@ class Upload:
 
     def _can_end_request(self) -> bool:
         request = self._request
-        return request is not None and request.can_end and not request.has_failed
+        return request is not None and request.body.can_end_early and not request.has_failed
 
     # -- sending ----------------------------------------------------------------------------------------
 
@@ -331,8 +329,8 @@ class Upload:
         has_chunked_coding = False
         if end is None or self._must_end_requests:
             if is_stream and not (end and self._strategy.has_refused_chunked_coding(self._host)):
-                body = StreamedBody(self._buffer.read(0), can_end_early=True)
-                return _Request(body, end or 0, can_end=True, has_chunked_coding=end is not None)
+                body = StreamedBody(self._buffer.read(0))
+                return _Request(body, end or 0, has_chunked_coding=end is not None)
             # Buffer the complete body first, so that the source cannot fail in the middle of the request.
             count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
             is_stream = False
@@ -343,10 +341,9 @@ class Upload:
             return None
         chunks = self._buffer.read(offset, count)
         return _Request(
-            StreamedBody(chunks, can_end_early=True) if has_chunked_coding else FixedLengthBody(chunks, count),
+            StreamedBody(chunks) if has_chunked_coding else FixedLengthBody(chunks, count),
             count,
             None if is_stream else (offset, offset + count),
-            can_end=has_chunked_coding,
             has_chunked_coding=has_chunked_coding,
             is_resuming=offset > 0 and self._method.kind != CHUNK,
         )
