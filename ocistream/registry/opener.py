@@ -59,29 +59,28 @@ def _default_pull_sources(reference: Reference) -> tuple[PullSource, ...]:
 class RepositoryOpener:
     """Open the repository, with its mirrors, that an image is read from. Safe for several threads.
 
-    `client` sends requests to registries, the client from `mirror_transport` to mirrors. `find_pull_sources` maps an
-    image to its locations. `report(message, level)` receives each fallback: level 0, or 1 if it is nothing unusual.
-    `wrap` puts another repository, such as a cache, around a repository and all its mirrors.
+    `client` sends requests to registries, and the client that `mirror_client` returns sends them to mirrors.
+    `find_pull_sources` maps an image to its locations. `report(message, level)` receives each fallback: level 0, or 1
+    if it is nothing unusual.
     """
 
     def __init__(
         self,
         client: HttpClient,
-        mirror_transport: Callable[[], HttpClient] | None = None,
+        mirror_client: Callable[[], HttpClient] | None = None,
         find_pull_sources: Callable[[Reference], Sequence[PullSource]] = _default_pull_sources,
         report: Callable[[str, int], None] = lambda _message, _level: None,
-        wrap: Callable[[ReadableRepository], ReadableRepository] = lambda repository: repository,
     ) -> None:
         """Take the clients and the rules. Without rules no mirror is used."""
         self._client = client
-        self._mirror_transport = mirror_transport or (lambda: client)
+        self._mirror_client = mirror_client or (lambda: client)
         self._find_pull_sources = find_pull_sources
         # Created when a mirror is used, and shared with `wrapped_by`.
         self._health = functools.cache(functools.partial(_create_health, report))
-        self._wrap = wrap
+        self._wrap: Callable[[ReadableRepository], ReadableRepository] = lambda repository: repository
 
     def wrapped_by(self, wrap: Callable[[ReadableRepository], ReadableRepository]) -> RepositoryOpener:
-        """Return an opener that adds another wrapper around each repository."""
+        """Return an opener that puts another repository, such as a cache, around each one and all its mirrors."""
         other, inner = copy.copy(self), self._wrap
         other._wrap = lambda repository: wrap(inner(repository))  # noqa: SLF001 - same class
         return other
@@ -110,7 +109,7 @@ class RepositoryOpener:
         quick_candidate = candidates[-1]
         if mirrors:
             # With the short time-outs of a mirror.
-            quick_repository = self._open_own(self._mirror_transport(), own, reference)
+            quick_repository = self._open_own(self._mirror_client(), own, reference)
             quick_candidate = replace(quick_candidate, repository=quick_repository)
         return self._wrap(MirroredRepository(display_name, candidates, self._health(), quick_candidate))
 
@@ -167,7 +166,7 @@ class RepositoryOpener:
         candidates = [
             PullCandidate(
                 mirror,
-                self._open_mirror(self._mirror_transport(), mirror),
+                self._open_mirror(self._mirror_client(), mirror),
                 self._open_mirror(self._client, mirror),
             )
             for mirror in mirrors

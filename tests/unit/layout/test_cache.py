@@ -54,7 +54,7 @@ class Setting:
 
         self.registry.requests.clear()
         reference = parse_reference(f"{self.registry.host}/app:1")
-        reading = RepositoryOpener(self.transport, wrap=before)
+        reading = RepositoryOpener(self.transport).wrapped_by(before)
         source = RegistrySource(self.transport, [reference], open_repository=reading.open_repository)
         try:
             copy(source, sink, prefetch_memory=ahead, jobs=jobs)
