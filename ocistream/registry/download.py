@@ -172,7 +172,7 @@ def _bytes_to_skip(response: Response, offset: int, max_skip: int) -> int:
     """Return how many bytes at the start of a response are already known (container-libs#1114).
 
     Raises:
-        PermanentNetworkError: the response has another range, or more than `most` bytes would be skipped.
+        PermanentNetworkError: the response has another range, or more than `max_skip` bytes would be skipped.
     """
     label = f"GET {redact_url(response.url)}"
     if response.status == 206:

@@ -241,11 +241,12 @@ class MirroredRepository:
         for candidate in self._candidates:
             if not self._health.is_disabled(candidate.pull_source) and not candidate.is_excluded:
                 yield candidate
-        down_mirrors = self._silent_mirrors()
+        down_mirrors = self._list_down_mirrors()
         for candidate in down_mirrors:
             yield replace(candidate, repository=candidate.fallback_repository, is_last=candidate is down_mirrors[-1])
 
-    def _silent_mirrors(self) -> list[PullCandidate]:
+    def _list_down_mirrors(self) -> list[PullCandidate]:
+        """List the mirrors that served something before they failed."""
         return [
             candidate
             for candidate in self._candidates[:-1]
@@ -261,7 +262,7 @@ class MirroredRepository:
         if candidate.is_last:
             raise error
         if not candidate.pull_source.is_mirror:
-            if not isinstance(error, NetworkError) or not self._silent_mirrors():
+            if not isinstance(error, NetworkError) or not self._list_down_mirrors():
                 raise error
             self._health.report(f"{error.message}; trying its mirrors again", 0)
             return

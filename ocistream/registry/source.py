@@ -37,9 +37,9 @@ class RegistrySource:
     """Read images from one or more registries, by reference.
 
     Referrers are searched only if they are copied along, or with `with_signatures`, which adds signatures that are not
-    copied, to be checked; `jobs` queries run at the same time. `cancelled` stops these
-    queries, and a failed query sets it; the default is the client's event. `open_repository` maps an image to its
-    repository; the default uses the named registry without mirrors.
+    copied, to be checked; `jobs` queries run at the same time. `cancelled` stops these queries, and a failed query sets
+    it; the default is the client's event. `open_repository` maps an image to its repository; the default uses the named
+    registry without mirrors.
     """
 
     concurrent = True
