@@ -51,13 +51,13 @@ class UploadedSizes(NamedTuple):
 
 
 class BlobPusher:
-    """Upload blobs to one repository, or mount them. Safe for several threads with different blobs."""
+    """Upload blobs to one `repository`, or mount them. Safe for several threads with different blobs."""
 
     def __init__(
         self, repository: Repository, strategy: UploadStrategy | None = None, records: UploadRecords | None = None
     ) -> None:
         """Take the repository, what is known of its uploads, and the records of unfinished ones, if they are kept."""
-        self._repository = repository
+        self.repository = repository
         self._strategy = strategy or UploadStrategy()
         self._records = records or UploadRecords(None)
         #: Digest -> the session that the registry opened instead of a mount (status 202).
@@ -102,7 +102,7 @@ class BlobPusher:
         """
         for source in sources:
             with contextlib.suppress(*_MOUNT_REFUSALS):
-                if has_mountable_blob(self._repository, descriptor, source):
+                if has_mountable_blob(self.repository, descriptor, source):
                     return True
         return False
 
@@ -123,7 +123,7 @@ class BlobPusher:
         else:
             content = UploadContent(blob.open, blob.descriptor, access=blob.access)
             session = self._create_session(None)
-        upload = Upload(self._repository, self._strategy, session, content)
+        upload = Upload(self.repository, self._strategy, session, content)
         return UploadedSizes(upload.run(), upload.resumed_size)
 
     def partial_size(self, digest: str) -> int:
@@ -132,7 +132,7 @@ class BlobPusher:
         The size of the blob is not needed, because a list of digests has no sizes. Nothing is opened, deleted or
         removed.
         """
-        repository = self._repository
+        repository = self.repository
         location = self._records.find(repository.endpoint.registry, repository.name, digest)
         if location is None or not can_store_location(location.url, repository.endpoint.url, repository.name):
             return 0
@@ -148,7 +148,7 @@ class BlobPusher:
         """Return the session that an earlier run recorded, or one that is not open yet."""
         if blob.range is None and blob.descriptor.size <= limits.MAX_BUFFERED_BLOB:
             # The upload is one short request, so there is nothing to resume: a record would cost more than it saves.
-            return UploadSession(self._repository)
+            return UploadSession(self.repository)
         return self._create_session(blob.descriptor)
 
     def _create_session(self, descriptor: Descriptor | None) -> UploadSession:
@@ -157,18 +157,18 @@ class BlobPusher:
         A new blob, whose digest is not known yet, cannot be resumed, but it is recorded so that a later run can delete
         its session.
         """
-        registry = self._repository.endpoint.registry
+        registry = self.repository.endpoint.registry
         if not self._strategy.profile(registry).can_resume:
             # GAR and ECR cannot report an offset.
-            return UploadSession(self._repository)
+            return UploadSession(self.repository)
         digest, size = (descriptor.digest, descriptor.size) if descriptor is not None else ("", 0)
-        key = UploadKey(registry, self._repository.name, digest, size)
-        return UploadSession(self._repository, self._records.lock(key))
+        key = UploadKey(registry, self.repository.name, digest, size)
+        return UploadSession(self.repository, self._records.lock(key))
 
     def delete_abandoned_sessions(self, digests: Collection[str]) -> None:
         """Delete sessions that earlier runs left of these blobs: all blobs now exist in the repository."""
         with contextlib.suppress(OcistreamError):
-            delete_abandoned_sessions(self._repository, self._records, digests)
+            delete_abandoned_sessions(self.repository, self._records, digests)
 
     def close(self, deadline: float = math.inf) -> None:
         """Delete unused sessions that were opened instead of mounts, until `deadline` (`time.monotonic`).
@@ -189,7 +189,7 @@ class BlobPusher:
     def _mount(self, descriptor: Descriptor, source: str) -> bool | None:
         """Mount a blob; return whether that succeeded, or None if the registry refused the request."""
         try:
-            is_mounted, location = mount_blob(self._repository, descriptor.digest, source)
+            is_mounted, location = mount_blob(self.repository, descriptor.digest, source)
         except _MOUNT_REFUSALS:
             return None
         self._keep_session(descriptor, location)
@@ -197,7 +197,7 @@ class BlobPusher:
 
     def _mount_if_stored(self, descriptor: Descriptor, source: str) -> bool | None:
         try:
-            is_stored = has_mountable_blob(self._repository, descriptor, source)
+            is_stored = has_mountable_blob(self.repository, descriptor, source)
         except _MOUNT_REFUSALS:
             return None
         return self._mount(descriptor, source) if is_stored else False
@@ -215,7 +215,7 @@ class BlobPusher:
         session = session or self._create_session(descriptor)
         if session.is_from_earlier_run:
             with contextlib.suppress(OcistreamError):
-                delete_session(self._repository, location)
+                delete_session(self.repository, location)
         else:
             session.replace(location)
         self._sessions[descriptor.digest] = session
@@ -227,7 +227,7 @@ class BlobPusher:
         self._misses[source] = misses = (
             0 if is_mounted else _MAX_MISSES if is_mounted is None else self._miss_count(source) + 1
         )
-        name = f"{self._repository.endpoint.registry}/{source}"
+        name = f"{self.repository.endpoint.registry}/{source}"
         if is_mounted is None:
             notify(f"the registry refuses to mount blobs from {printable(name)}: uploading them", level=1)
         elif misses == _MAX_MISSES:

@@ -169,8 +169,8 @@ class RegistryDestination:
         self._client = client
         self._target = target
         self._early_target = early_target
-        self._pushers: dict[str, tuple[Repository, BlobPusher]] = {}
-        self._cosign_tags = CosignTags(target, lambda reference: self._repository(reference)[0])
+        self._pushers: dict[str, BlobPusher] = {}
+        self._cosign_tags = CosignTags(target, lambda reference: self._pusher(reference).repository)
         #: Digests that an archive omits, and the repositories that its annotation names for them.
         self._omitted: Mapping[str, OmissionReason] = {}
         #: Digest -> names of the repositories that need it.
@@ -215,7 +215,7 @@ class RegistryDestination:
         self._omitted = graph.omitted_from_source
         for root in graph.roots:
             reference = self._target(root)
-            self._repository(reference)
+            self._pusher(reference)
             needed = graph.reachable(root)
             self._existing_images[reference.repository].expect(graph, needed)
             for digest in needed:
@@ -245,7 +245,7 @@ class RegistryDestination:
         def ask(blob: Descriptor) -> None:
             if are_manifests:
                 names = self._repositories_needing[blob.digest]
-                is_stored = all(self._pushers[name][0].has_manifest(blob.digest) for name in names)
+                is_stored = all(self._pushers[name].repository.has_manifest(blob.digest) for name in names)
             else:
                 self._ask_repositories(blob, can_send=can_send)
                 is_stored = not self._repositories_without(blob)
@@ -262,14 +262,14 @@ class RegistryDestination:
         """Return how many bytes of a blob its unfinished upload has, from earlier parts."""
         if blob.digest not in self._partial_sizes:
             names = self._repositories_without(blob)
-            size = self._pushers[names[0]][1].partial_size(blob.digest) if len(names) == 1 else 0
+            size = self._pushers[names[0]].partial_size(blob.digest) if len(names) == 1 else 0
             self._partial_sizes[blob.digest] = size
         return self._partial_sizes[blob.digest]
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob from another repository of the same registry; return whether all repositories have it now."""
         for name in self._repositories_without(descriptor):
-            if not self._pushers[name][1].mount_from_any(descriptor, self._mount_sources(descriptor, source, name)):
+            if not self._pushers[name].mount_from_any(descriptor, self._mount_sources(descriptor, source, name)):
                 return False
             self._blob_exists[name, descriptor.digest] = True
         return True
@@ -277,7 +277,7 @@ class RegistryDestination:
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether a blob could be mounted. The other repositories are asked by HEAD, which opens no session."""
         return all(
-            self._pushers[name][1].can_mount(descriptor, self._mount_sources(descriptor, source, name))
+            self._pushers[name].can_mount(descriptor, self._mount_sources(descriptor, source, name))
             for name in self._repositories_without(descriptor)
         )
 
@@ -290,7 +290,9 @@ class RegistryDestination:
 
         location = source.find_repository(descriptor.digest) if isinstance(source, RegistrySource) else None
         source_name = (
-            (location[1],) if location and location[0] == self._pushers[target_name][0].endpoint.registry else ()
+            (location[1],)
+            if location and location[0] == self._pushers[target_name].repository.endpoint.registry
+            else ()
         )
         reason = self._omitted.get(descriptor.digest)
         omitted_from = reason.repositories if reason else ()
@@ -320,7 +322,7 @@ class RegistryDestination:
         if blob.range is not None and other_names:
             stored, resumed_size = 0, 0
         else:
-            stored, resumed_size = self._pushers[first][1].upload(blob)
+            stored, resumed_size = self._pushers[first].upload(blob)
         self._blob_exists[first, descriptor.digest] = stored == descriptor.size
         if blob.range is not None:
             self._partial_sizes[descriptor.digest] = stored
@@ -338,7 +340,7 @@ class RegistryDestination:
     def write_new(self, blob: NewBlob) -> Descriptor:
         """Upload a blob whose digest is known only at its end, and mount it into other repositories that need it."""
         first, *other_names = self._names_needing(blob.replaces.digest if blob.replaces else "")
-        self._pushers[first][1].upload(blob)
+        self._pushers[first].upload(blob)
         descriptor = blob.descriptor()
         self._blob_exists[first, descriptor.digest] = True
         for name in other_names:
@@ -347,8 +349,7 @@ class RegistryDestination:
 
     def read(self, descriptor: Descriptor) -> Iterator[Chunk]:
         """Download a blob that was written early; the bytes are not verified."""
-        repository, _ = self._repository(self._early_reference())
-        return repository.fetch_blob(descriptor)
+        return self._pusher(self._early_reference()).repository.fetch_blob(descriptor)
 
     def commit(self, graph: Graph) -> None:
         """Push the manifests, children first, then their referrers, and move the tags last.
@@ -384,7 +385,7 @@ class RegistryDestination:
             reference = self._target(root)
             if reference.tag:
                 self._push_tag(reference, by_digest[root.descriptor.digest])
-        for name, (_, pusher) in self._pushers.items():
+        for name, pusher in self._pushers.items():
             # Only sessions of these blobs: other images of the repository may still resume their uploads.
             pusher.delete_abandoned_sessions(
                 [digest for digest, names in self._repositories_needing.items() if name in names]
@@ -393,7 +394,7 @@ class RegistryDestination:
     def close(self) -> None:
         """Delete upload sessions that a registry opened instead of a mount and that were not used."""
         deadline = monotonic() + _CLEAN_UP_SECONDS
-        for _, pusher in self._pushers.values():
+        for pusher in self._pushers.values():
             pusher.close(deadline)
 
     def _push_manifests(self, graph: Graph, tagged: set[tuple[str, str]]) -> None:
@@ -403,7 +404,7 @@ class RegistryDestination:
             digest = manifest.descriptor.digest
             subject = graph.documents[digest].subject
             for name in self._repositories_needing[digest]:
-                repository, _ = self._pushers[name]
+                repository = self._pushers[name].repository
                 if subject is not None:
                     # Push even an existing manifest: only the answer (OCI-Subject) tells whether the registry lists
                     # it. This also repairs a push that ended before the list was written.
@@ -413,7 +414,7 @@ class RegistryDestination:
                 elif (name, digest) not in tagged and repository.find_digest(digest) is None:
                     repository.push_manifest(digest, manifest)
         for (name, digest), referrers in unlisted.items():
-            self._pushers[name][0].referrers.add_to_fallback_index(digest, referrers)
+            self._pushers[name].repository.referrers.add_to_fallback_index(digest, referrers)
 
     def _push_tag(
         self, reference: Reference, manifest: Manifest, *, can_replace: Callable[[str], bool] = lambda _: True
@@ -426,7 +427,7 @@ class RegistryDestination:
         Raises:
             NetworkError: another client wrote the tag in the meantime, and its content must not be replaced.
         """
-        repository, _ = self._repository(reference)
+        repository = self._pusher(reference).repository
         tag, digest = reference.tag or "", manifest.descriptor.digest
         existing = repository.find_digest(tag)
         if existing and existing not in {digest, compute_digest(manifest.raw)} and not can_replace(existing):
@@ -440,7 +441,7 @@ class RegistryDestination:
             repository.push_manifest(tag, manifest)
 
     def _mount_or_upload(self, blob: VerifiedBlob | NewBlob, descriptor: Descriptor, source: str, name: str) -> None:
-        pusher = self._pushers[name][1]
+        pusher = self._pushers[name]
         if not pusher.mount(descriptor, source):
             if not blob.reopenable:
                 msg = (
@@ -459,7 +460,7 @@ class RegistryDestination:
             elif not (
                 can_send and descriptor.size <= limits.MAX_RESENT_BLOB and self._misses.get(name, 0) >= _MAX_MISSES
             ):
-                self._check_blob(self._pushers[name][0], descriptor)
+                self._check_blob(self._pushers[name].repository, descriptor)
 
     def _check_blob(self, repository: Repository, descriptor: Descriptor) -> bool:
         """Return whether a repository has a blob; send at most one request for each blob."""
@@ -478,7 +479,7 @@ class RegistryDestination:
         """Return the names of the repositories that need a blob; before the graph is known, that of early blobs."""
         if (names := self._repositories_needing.get(digest)) is None:
             reference = self._early_reference()
-            self._repository(reference)
+            self._pusher(reference)
             names = [reference.repository]
         return names
 
@@ -492,14 +493,16 @@ class RegistryDestination:
             raise UnsupportedError(msg, hint=f"save it to a file and push with -i FILE, or {suggestion}")
         return self._early_target
 
-    def _repository(self, reference: Reference) -> tuple[Repository, BlobPusher]:
-        if reference.repository not in self._pushers:
-            repository = Repository(self._client, reference.registry, reference.repository, for_push=True)
-            self._pushers[reference.repository] = (repository, BlobPusher(repository, self._strategy, self._records))
-            self._existing_images[reference.repository] = ExistingImages(
+    def _pusher(self, reference: Reference) -> BlobPusher:
+        """Return what pushes to the repository of a reference. The same object serves all references of it."""
+        name = reference.repository
+        if name not in self._pushers:
+            repository = Repository(self._client, reference.registry, name, for_push=True)
+            self._pushers[name] = BlobPusher(repository, self._strategy, self._records)
+            self._existing_images[name] = ExistingImages(
                 partial(_has_manifest_by_digest, repository), partial(self._check_blob, repository)
             )
-        return self._pushers[reference.repository]
+        return self._pushers[name]
 
 
 def _has_manifest_by_digest(repository: Repository, digest: str) -> bool:

@@ -159,9 +159,9 @@ class Repository:
         """
         return self._fetch_manifest(descriptor.digest, descriptor.media_type, descriptor.size)[0]
 
-    def has_manifest(self, digest: str) -> bool:
+    def has_manifest(self, target: str) -> bool:
         """Return whether a manifest exists, by tag or digest."""
-        return self.find_digest(digest) is not None
+        return self.find_digest(target) is not None
 
     def find_digest(self, target: str) -> str | None:
         """Return the digest of a tag or of an existing manifest; None if it does not exist.
