@@ -348,8 +348,8 @@ class UploadSession:
             self._move_to(location)
         return offset
 
-    def _open_spare(self, retries: Retries, silence: OcistreamError) -> None:
-        """Open a replacement session, or raise `silence`: this failure does not show that the first session is lost."""
+    def _open_spare(self, retries: Retries, failure: OcistreamError) -> None:
+        """Open a replacement session, or raise `failure`: it does not show that the first session is lost."""
         # Only a newly opened session shows that the registry works now.
         self.delete_spare()
         try:
@@ -357,7 +357,7 @@ class UploadSession:
         except CancelledError:
             raise
         except OcistreamError as error:
-            raise silence from error
+            raise failure from error
 
     def _send(
         self,

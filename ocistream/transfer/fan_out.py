@@ -149,12 +149,12 @@ class FanOutDestination:
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether each destination has the blob or could mount it."""
 
-        def could(branch: FanOutBranch) -> bool:
+        def can_mount(branch: FanOutBranch) -> bool:
             return isinstance(branch.destination, MountingDestination) and branch.destination.can_mount(
                 descriptor, source
             )
 
-        return all(self._ask_branch(branch, could) is not False for branch in self._active_without(descriptor))
+        return all(self._ask_branch(branch, can_mount) is not False for branch in self._active_without(descriptor))
 
     def write(self, blob: VerifiedBlob) -> int:
         """Write a blob to all destinations that lack it."""
@@ -182,7 +182,7 @@ class FanOutDestination:
     def _count_reads(self, blob: VerifiedBlob) -> VerifiedBlob:
         """Count the bytes that are read of a blob, by any destination and at each restart."""
 
-        def passing(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        def counted(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
             count = [0]
             self._read_counts.append(count)
             with closing_chunks(chunks):
@@ -190,7 +190,7 @@ class FanOutDestination:
                     count[0] += len(chunk)
                     yield chunk
 
-        return map_chunks(blob, passing)
+        return map_chunks(blob, counted)
 
     def commit(self, graph: Graph) -> None:
         """Commit each destination in turn."""
@@ -235,12 +235,12 @@ class FanOutDestination:
         return answers[0] if answers else None
 
     def _write_task(self, shared: _Broadcast, branch: FanOutBranch, number: int) -> Callable[[], None]:
-        def put() -> None:
+        def write() -> None:
             with self._failure_scope(branch, shared.source_failures, last=False):
                 branch.destination.write(shared.blob_for(number))
                 self._mark_stored(branch, shared.blob.descriptor)
 
-        return put
+        return write
 
     @contextlib.contextmanager
     def _failure_scope(

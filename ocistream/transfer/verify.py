@@ -123,7 +123,7 @@ class _Verification:
         unpack = {layer.digest for document in images for layer in document.layers if codec_name(layer.media_type)}
         pending = [blob for blob in graph.blobs if blob.digest not in self._checker.sizes]
 
-        def look(blob: Blob) -> None:
+        def check_blob(blob: Blob) -> None:
             digest = blob.descriptor.digest
             if digest in configs.digests:
                 with configs.reserve_memory(blob.descriptor):
@@ -135,7 +135,7 @@ class _Verification:
                 self._checker.check(blob.descriptor, blob.open(), unpack=digest in unpack)
 
         jobs = (_DEEP_JOBS if self._deep else _JOBS) if source.concurrent else 1
-        run_each(look, source.blobs(pending), jobs=jobs, cancelled=self._cancelled)
+        run_each(check_blob, source.blobs(pending), jobs=jobs, cancelled=self._cancelled)
         parts = self._check_parts(source, graph) if isinstance(source, IncompleteSource) else []
         findings = self._collect_findings(graph, configs)
         findings.parts, findings.size = len(parts), findings.size + sum(parts)
@@ -175,12 +175,12 @@ class _Verification:
         """Verify a blob, and return its content, or None if the bytes are wrong."""
         content = io.BytesIO()
 
-        def keeping() -> Iterator[Chunk]:
+        def recorded() -> Iterator[Chunk]:
             for chunk in blob.open():
                 content.write(chunk)
                 yield chunk
 
-        self._checker.check(blob.descriptor, keeping(), unpack=False)
+        self._checker.check(blob.descriptor, recorded(), unpack=False)
         return content.getvalue() if blob.descriptor.digest not in self._checker.errors else None
 
     def _start_check(self, check: GraphCheck, graph: Graph) -> GraphCheckReader:
