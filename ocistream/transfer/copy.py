@@ -336,7 +336,8 @@ class _Copy:
             if plan.actions[blob.digest] is Action.OMIT:
                 self.results.add(blob, "omitted")
         # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
-        check.skip_or_mount([blob for blob in pending if plan.actions[blob.digest] is not Action.RECOMPRESS])
+        unchanged = [blob for blob in pending if plan.actions[blob.digest] is not Action.RECOMPRESS]
+        check.skip_or_mount(unchanged, list_stored(self.destination, unchanged, can_send=True))
         # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
         wanted = [
             blob

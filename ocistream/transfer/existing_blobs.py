@@ -98,13 +98,8 @@ class ExistenceCheck:
         self._check_missing(graph, missing)
         return missing
 
-    def skip_or_mount(self, blobs: Sequence[Descriptor], stored: set[str] | None = None) -> set[str]:
-        """Skip blobs that exist at the destination, mount those that can be mounted; return the digests of both.
-
-        `stored` are the digests of those that exist, if that is known; else the source can send the blobs.
-        """
-        if stored is None:
-            stored = list_stored(self._destination, blobs, can_send=True)
+    def skip_or_mount(self, blobs: Sequence[Descriptor], stored: set[str]) -> set[str]:
+        """Skip the stored blobs, and mount others that can be mounted; return the digests of both."""
         for blob in blobs:
             if blob.digest in stored:
                 self._note(blob, "skipped")
