@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 #: Blobs of one image that are checked. Few images have more; the requests take about 50 ms.
 MAX_BLOBS_CHECKED: Final = 24
 
-
-#: After this many missing blobs in a row, a repository is not asked for small ones.
+#: After this many missing blobs in a row, a repository is not asked for small ones that the source can send.
 _MAX_MISSES: Final = 8
 
 
@@ -254,7 +253,7 @@ class RegistryDestination:
             elif partial and not are_manifests and (size := self._find_partial_size(blob)):
                 found[blob.digest] = size
 
-        # A failure is this destination's: among several, the others go on.
+        # A failure is that of this destination: if there are several, the others continue.
         run_each(ask, blobs, jobs=self._jobs, cancelled=self._cancelled, sets_cancelled=False)
         return found
 
