@@ -396,6 +396,7 @@ class TestSizesAndSyntax:
         [
             {"mediaType": "application/vnd.dev.sigstore.bundle+json;version=0.1"},
             {"mediaType": None},
+            {"mediaType": []},
             {"dsseEnvelope": None},
             {"dsseEnvelope": []},
             {"messageSignature": {}},
@@ -433,6 +434,8 @@ class TestSizesAndSyntax:
         "change",
         [
             {"_type": "https://in-toto.io/Statement/v9"},
+            {"_type": []},
+            {"predicateType": {}},
             {"subject": []},
             {"subject": {}},
             {"subject": [None]},
