@@ -62,7 +62,7 @@ class KeylessVerifier:
         """Return the numbers of the identities that have signed a message, or the problem of its bundle."""
         policy = _AnyIdentity(self._policies)
         try:
-            parsed = Bundle.from_json(bundle)
+            parsed = Bundle.from_json(_add_default_values(bundle))
             if is_statement:
                 signed = encode_envelope(*self._verifier.verify_dsse(parsed, policy))
                 if signed != message:
@@ -72,10 +72,29 @@ class KeylessVerifier:
         except _OtherIdentityError as error:
             return f"{OTHER_IDENTITY}: {error}"
         except Exception as error:  # noqa: BLE001 - a hostile bundle raises errors of many packages
-            # Further lines are about the package's own data types.
-            reason = str(error).partition("\n")[0] or type(error).__name__
+            # The package's own data types follow the name of a wrong field and what is wrong.
+            reason = " ".join(str(error).partition(" [type=")[0].split()) or type(error).__name__
             return f"its certificate or log entry is not valid: {reason}"
         return policy.found
+
+
+def _add_default_values(bundle: bytes) -> str:
+    """Return a bundle with the fields that the package requires, and that other programs omit if they are 0 or empty.
+
+    The first entry of a log has the number 0 and no other hashes (ProtoJSON, "Presence and default values").
+    """
+    fields = json.loads(bundle)
+    for entry in _list_objects(fields["verificationMaterial"].setdefault("tlogEntries", [])):
+        entry.setdefault("logIndex", "0")
+        for proof in _list_objects(entry.get("inclusionProof")):
+            proof.setdefault("logIndex", "0")
+            proof.setdefault("hashes", [])
+    return json.dumps(fields)
+
+
+def _list_objects(value: object) -> list[dict[str, object]]:
+    """Return the JSON objects among the values of a list, or the value itself if it is one."""
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, dict)]
 
 
 class _OtherIdentityError(VerificationError):

@@ -126,6 +126,9 @@ CASES: Final[Mapping[str, Case]] = {
     ),
     "a malformed certificate": Case("not valid", lambda one: one.with_material(certificate={"rawBytes": "AAAA"})),
     "a certificate of another type": Case("not valid", lambda one: one.with_material(certificate=[1])),
+    "an entry of another type": Case("failed to load bundle", lambda one: one.with_material(tlogEntries=[1])),
+    "entries of another type": Case("failed to load bundle", lambda one: one.with_material(tlogEntries={"0": {}})),
+    "a proof of another type": Case("failed to load bundle", lambda one: one.with_entry(inclusionProof=[[]])),
     "material of another type": Case("malformed", lambda one: {**one.bundle(), "verificationMaterial": 1}),
     "the signature of a key": Case(
         "it is signed by a key, not with a certificate",
