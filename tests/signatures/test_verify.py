@@ -210,7 +210,7 @@ def test_an_interrupted_call_of_the_python_api_leaves_no_process(
     del image
     started: list[subprocess.Popen[bytes]] = []
 
-    def interrupt(process: subprocess.Popen[bytes], _: bytes) -> None:
+    def interrupt(process: subprocess.Popen[bytes], _: bytes, **__: float) -> None:
         started.append(process)
         raise KeyboardInterrupt
 
