@@ -32,12 +32,23 @@ if TYPE_CHECKING:
     from sigstore.verify.policy import VerificationPolicy
 
 _ISSUER: Final = ObjectIdentifier("1.3.6.1.4.1.57264.1.8")
+#: What a trusted root must have. The package misses a log of certificates only when it verifies a signature.
+_REQUIRED_FIELDS: Final = {
+    "certificateAuthorities": "no certificate authority",
+    "tlogs": "no log of signatures",
+    "ctlogs": "no log of certificates",
+}
 
 
 def load_verifier(trusted_root: str, identities: Sequence[tuple[str, str]]) -> KeylessVerifier | str:
     """Return a verifier for identities, each with its issuer, or the problem of the trusted root."""
     try:
-        return KeylessVerifier(_parse_trusted_root(trusted_root), identities)
+        document = json.loads(trusted_root)
+        if isinstance(document, dict):
+            for field, problem in _REQUIRED_FIELDS.items():
+                if not document.get(field):
+                    return f"it has {problem} ({field})"
+        return KeylessVerifier(_parse_trusted_root(document), identities)
     except json.JSONDecodeError:
         return "it is not JSON"
     except (ValueError, RecursionError):
@@ -137,11 +148,11 @@ def _describe(certificate: Certificate) -> str:
     return f"{', '.join(found)} ({', '.join(issuers)})"
 
 
-def _parse_trusted_root(content: str) -> TrustedRoot:
+def _parse_trusted_root(document: object) -> TrustedRoot:
     # The class of a trusted root reads only files. This file was read before, and may be a pipe.
     config = {
         "mediaType": ClientTrustConfig.ClientTrustConfigType.CONFIG_0_1.value,
-        "trustedRoot": json.loads(content),
+        "trustedRoot": document,
         "signingConfig": {"mediaType": "application/vnd.dev.sigstore.signingconfig.v0.2+json"},
     }
     return ClientTrustConfig.from_json(json.dumps(config)).trusted_root

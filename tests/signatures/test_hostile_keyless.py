@@ -240,6 +240,16 @@ class TestTrustedRoots:
         document = {**sigstore.root_document(), "tlogs": []}
         assertions.failure(use(json.dumps(document)), 2, "cannot be used as a trusted root: ", "log")
 
+    @pytest.mark.parametrize("field", ["certificateAuthorities", "tlogs", "ctlogs"])
+    @pytest.mark.parametrize("is_empty", [True, False])
+    def test_a_missing_part_is_named_before_a_signature_is_verified(
+        self, use: Callable[..., Result], sigstore: FakeSigstore, field: str, is_empty: bool
+    ) -> None:
+        document = sigstore.root_document()
+        del document[field]
+        result = use(json.dumps({**document, **({field: []} if is_empty else {})}))
+        assertions.failure(result, 2, "cannot be used as a trusted root: it has no ", f" ({field})")
+
     def test_without_the_package_the_hint_says_how_to_install_it(
         self, use: Callable[..., Result], sigstore: FakeSigstore, tmp_path: Path
     ) -> None:
