@@ -382,13 +382,13 @@ class _SignedManifests:
 
 
 def _describe_refusal(signed: SignedMessage, signers: Iterable[Signer], problem: str | None) -> str:
-    """Return why a signature is by none of the signers. `problem` is the problem of its certificate."""
+    """Return why a signature is by none of the signers. `problem` is what the verifier knows about it."""
     kinds = {type(signer) for signer in signers}
     if Identity not in kinds:
-        return _NO_KEY if signed.is_keyless else _OTHER_KEY
+        return _NO_KEY if signed.is_keyless else problem or _OTHER_KEY
     if signed.is_keyless:
-        return _KEYLESS_TAG if problem is None else printable(problem, _MAX_REASON)
-    return _OTHER_KEY if PublicKey in kinds else _NO_CERTIFICATE
+        return _KEYLESS_TAG if problem is None or signed.bundle is None else printable(problem, _MAX_REASON)
+    return problem or (_OTHER_KEY if PublicKey in kinds else _NO_CERTIFICATE)
 
 
 def _can_run(graph: Graph, digest: str) -> bool:

@@ -33,7 +33,7 @@ _PROGRAM: Final = "from ocistream.signatures.verifier import main; main()"
 
 
 class Verdict(NamedTuple):
-    """The `signers` that have signed a message, and the `problem` of the certificate that came with the signature."""
+    """The `signers` that have signed a message, and the `problem` of the signature if the verifier knows it."""
 
     signers: tuple[Signer, ...]
     problem: str | None

@@ -349,7 +349,7 @@ class TestTrustedRoots:
         (tmp_path / "path/sigstore.py").write_text("import time\ntime.sleep(1_000)\n")
         monkeypatch.syspath_prepend(str(tmp_path / "path"))
         monkeypatch.setattr(limits, "VERIFIER_TIMEOUT", 0.5)
-        signer = {"certificate_oidc_issuer": ISSUER, "trusted_root": sigstore.trusted_root}
+        signer: dict[str, Any] = {"certificate_oidc_issuer": ISSUER, "trusted_root": sigstore.trusted_root}
         with pytest.raises(api.OcistreamError, match=r"the process that verifies them was stopped after 0\.5 seconds"):
             api.verify(layout.path, certificate_identity=IDENTITY, **signer)
 
