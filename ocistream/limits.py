@@ -149,6 +149,8 @@ MAX_SIGNATURE_PAYLOAD: Final = 256 * KIB
 MAX_UNVERIFIED_SIGNATURES: Final = 1 * MIB
 #: Signatures of the images of one transfer.
 MAX_SIGNATURES: Final = MAX_REFERRERS
+#: Seconds for the process that verifies signatures. For `MAX_UNVERIFIED_SIGNATURES` by one key it takes up to ten.
+VERIFIER_TIMEOUT: Final = 300.0
 
 # Configuration ---------------------------------------------------------------------------------------------
 #: A configuration file, ours or containers' registries.conf.

@@ -54,7 +54,7 @@ def read_bundle(bundle: bytes, image: str, manifest: bytes | None) -> SignedMess
     """
     what = "the Sigstore bundle"
     fields = parse_json(bundle, what, limits.MAX_SIGNATURE_PAYLOAD, keys=_BUNDLE_FIELDS, known_keys=_BUNDLE_FIELDS)
-    if fields.get("mediaType") not in _BUNDLE_TYPES:
+    if str(fields.get("mediaType")) not in _BUNDLE_TYPES:
         msg = f"{what} is not of version 0.3"
         raise RefusedSignatureError(msg)
     if ("messageSignature" in fields) == ("dsseEnvelope" in fields):
@@ -118,7 +118,7 @@ def _check_statement(payload: bytes, image: str) -> str | None:
         keys=_STATEMENT_FIELDS - {"predicate"},
         known_keys=_STATEMENT_FIELDS,
     )
-    if fields.get("_type") not in _STATEMENT_TYPES:
+    if str(fields.get("_type")) not in _STATEMENT_TYPES:
         msg = f"{what} has an unknown type"
         raise ArchiveError(msg)
     if fields.get("predicateType") != _SIGNED:

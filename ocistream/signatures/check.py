@@ -17,6 +17,7 @@ from ocistream.oci.referrers import (
     SIGSTORE_BUNDLE,
     SIMPLE_SIGNING,
     SUBJECT,
+    UNSUPPORTED_TYPE,
     cosign_subject,
     is_signature,
 )
@@ -41,6 +42,7 @@ _NO_CERTIFICATE: Final = "it is signed by a key, not with a certificate (keyless
 _KEYLESS_TAG: Final = "its keyless signature is not in a Sigstore bundle, which alone proves its entry in the log"
 _SYNTHESIZED: Final = "a docker-archive has no manifest that can be signed"
 _MISSING: Final = "the payload of its signature is missing"
+_UNSUPPORTED: Final = "its signature has a type that is not supported"
 #: Layers of images, with any compression, encryption or place of distribution.
 _LAYERS: Final = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 _HINTS: Final = {
@@ -184,6 +186,9 @@ class SignatureCheck:
                     continue
                 payloads[payload.digest] = payload
                 self._claims.setdefault(payload.digest, []).append(claim)
+        for skipped in graph.skipped_referrers:
+            if skipped.kind == "signature" and skipped.reason == UNSUPPORTED_TYPE and skipped.subject is not None:
+                self._refuse(skipped.subject, _UNSUPPORTED)
         return list(payloads.values())
 
     def add(self, payload: Descriptor, content: bytes) -> None:
@@ -382,13 +387,13 @@ class _SignedManifests:
 
 
 def _describe_refusal(signed: SignedMessage, signers: Iterable[Signer], problem: str | None) -> str:
-    """Return why a signature is by none of the signers. `problem` is the problem of its certificate."""
+    """Return why a signature is by none of the signers. `problem` is what the verifier knows about it."""
     kinds = {type(signer) for signer in signers}
     if Identity not in kinds:
-        return _NO_KEY if signed.is_keyless else _OTHER_KEY
+        return _NO_KEY if signed.is_keyless else problem or _OTHER_KEY
     if signed.is_keyless:
-        return _KEYLESS_TAG if problem is None else printable(problem, _MAX_REASON)
-    return _OTHER_KEY if PublicKey in kinds else _NO_CERTIFICATE
+        return _KEYLESS_TAG if problem is None or signed.bundle is None else printable(problem, _MAX_REASON)
+    return problem or (_OTHER_KEY if PublicKey in kinds else _NO_CERTIFICATE)
 
 
 def _can_run(graph: Graph, digest: str) -> bool:

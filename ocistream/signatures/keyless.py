@@ -32,12 +32,23 @@ if TYPE_CHECKING:
     from sigstore.verify.policy import VerificationPolicy
 
 _ISSUER: Final = ObjectIdentifier("1.3.6.1.4.1.57264.1.8")
+#: What a trusted root must have. The package misses a log of certificates only when it verifies a signature.
+_REQUIRED_FIELDS: Final = {
+    "certificateAuthorities": "no certificate authority",
+    "tlogs": "no log of signatures",
+    "ctlogs": "no log of certificates",
+}
 
 
 def load_verifier(trusted_root: str, identities: Sequence[tuple[str, str]]) -> KeylessVerifier | str:
     """Return a verifier for identities, each with its issuer, or the problem of the trusted root."""
     try:
-        return KeylessVerifier(_parse_trusted_root(trusted_root), identities)
+        document = json.loads(trusted_root)
+        if isinstance(document, dict):
+            for field, problem in _REQUIRED_FIELDS.items():
+                if not document.get(field):
+                    return f"it has {problem} ({field})"
+        return KeylessVerifier(_parse_trusted_root(document), identities)
     except json.JSONDecodeError:
         return "it is not JSON"
     except (ValueError, RecursionError):
@@ -62,7 +73,7 @@ class KeylessVerifier:
         """Return the numbers of the identities that have signed a message, or the problem of its bundle."""
         policy = _AnyIdentity(self._policies)
         try:
-            parsed = Bundle.from_json(bundle)
+            parsed = Bundle.from_json(_add_default_values(bundle))
             if is_statement:
                 signed = encode_envelope(*self._verifier.verify_dsse(parsed, policy))
                 if signed != message:
@@ -72,10 +83,29 @@ class KeylessVerifier:
         except _OtherIdentityError as error:
             return f"{OTHER_IDENTITY}: {error}"
         except Exception as error:  # noqa: BLE001 - a hostile bundle raises errors of many packages
-            # Further lines are about the package's own data types.
-            reason = str(error).partition("\n")[0] or type(error).__name__
+            # The package's own data types follow the name of a wrong field and what is wrong.
+            reason = " ".join(str(error).partition(" [type=")[0].split()) or type(error).__name__
             return f"its certificate or log entry is not valid: {reason}"
         return policy.found
+
+
+def _add_default_values(bundle: bytes) -> str:
+    """Return a bundle with the fields that the package requires, and that other programs omit if they are 0 or empty.
+
+    The first entry of a log has the number 0 and no other hashes (ProtoJSON, "Presence and default values").
+    """
+    fields = json.loads(bundle)
+    for entry in _list_objects(fields["verificationMaterial"].setdefault("tlogEntries", [])):
+        entry.setdefault("logIndex", "0")
+        for proof in _list_objects(entry.get("inclusionProof")):
+            proof.setdefault("logIndex", "0")
+            proof.setdefault("hashes", [])
+    return json.dumps(fields)
+
+
+def _list_objects(value: object) -> list[dict[str, object]]:
+    """Return the JSON objects among the values of a list, or the value itself if it is one."""
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, dict)]
 
 
 class _OtherIdentityError(VerificationError):
@@ -118,11 +148,11 @@ def _describe(certificate: Certificate) -> str:
     return f"{', '.join(found)} ({', '.join(issuers)})"
 
 
-def _parse_trusted_root(content: str) -> TrustedRoot:
+def _parse_trusted_root(document: object) -> TrustedRoot:
     # The class of a trusted root reads only files. This file was read before, and may be a pipe.
     config = {
         "mediaType": ClientTrustConfig.ClientTrustConfigType.CONFIG_0_1.value,
-        "trustedRoot": json.loads(content),
+        "trustedRoot": document,
         "signingConfig": {"mediaType": "application/vnd.dev.sigstore.signingconfig.v0.2+json"},
     }
     return ClientTrustConfig.from_json(json.dumps(config)).trusted_root

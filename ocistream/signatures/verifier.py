@@ -11,7 +11,7 @@ import base64
 import json
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +23,16 @@ MISSING: Final = "missing"
 _MIN_RSA_BITS: Final = 2048
 #: A longer modulus takes seconds for each signature.
 _MAX_RSA_BITS: Final = 8192
+_ED25519_SIGNATURE_SIZE: Final = 64
+#: cryptography cannot verify Ed25519ph, and its signatures look like those of other Ed25519 keys.
+_ED25519PH: Final = "it is signed by another key, or by a given one with Ed25519ph, which is not supported"
+
+
+class _Key(NamedTuple):
+    """A function for each hash that signers use with a key. It raises InvalidSignature for a wrong signature."""
+
+    verifiers: list[Callable[[bytes, bytes], None]]
+    is_ed25519: bool = False
 
 
 def main() -> None:
@@ -54,10 +64,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _judge(
-    signed: dict[str, Any], keys: Sequence[list[Callable[[bytes, bytes], None]]], roots: Sequence[KeylessVerifier]
-) -> dict[str, Any]:
-    """Return the numbers of the keys and identities that have signed a message, and the problem of a certificate."""
+def _judge(signed: dict[str, Any], keys: Sequence[_Key], roots: Sequence[KeylessVerifier]) -> dict[str, Any]:
+    """Return the numbers of the keys and identities that have signed a message, and the problem if it is known."""
     signature, message = base64.b64decode(signed["signature"]), base64.b64decode(signed["message"])
     identities: list[tuple[int, int]] = []
     problem = None
@@ -69,6 +77,8 @@ def _judge(
                 problem = found
             else:
                 identities += [(number, identity) for identity in found]
+    elif len(signature) == _ED25519_SIGNATURE_SIZE and any(key.is_ed25519 for key in keys):
+        problem = _ED25519PH
     return {
         "keys": [number for number, key in enumerate(keys) if _has_signed(key, signature, message)],
         "identities": identities,
@@ -76,10 +86,10 @@ def _judge(
     }
 
 
-def _has_signed(key: list[Callable[[bytes, bytes], None]], signature: bytes, message: bytes) -> bool:
+def _has_signed(key: _Key, signature: bytes, message: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
 
-    for verify in key:
+    for verify in key.verifiers:
         try:
             verify(signature, message)
         except InvalidSignature:
@@ -88,11 +98,8 @@ def _has_signed(key: list[Callable[[bytes, bytes], None]], signature: bytes, mes
     return False
 
 
-def _load_key(pem: bytes) -> str | list[Callable[[bytes, bytes], None]]:
-    """Return the problem of a key, or a function for each hash that signers use with it.
-
-    The functions raise InvalidSignature if a signature, the first argument, is not one of a message, the second.
-    """
+def _load_key(pem: bytes) -> str | _Key:
+    """Return a key or its problem."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -102,16 +109,16 @@ def _load_key(pem: bytes) -> str | list[Callable[[bytes, bytes], None]]:
         return "the public key is malformed, or of an unknown kind"
 
 
-def _find_verifiers(key: object) -> str | list[Callable[[bytes, bytes], None]]:
+def _find_verifiers(key: object) -> str | _Key:
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
     if isinstance(key, ed25519.Ed25519PublicKey):
-        return [key.verify]
+        return _Key([key.verify], is_ed25519=True)
     if isinstance(key, rsa.RSAPublicKey):
         if not _MIN_RSA_BITS <= key.key_size <= _MAX_RSA_BITS:
             return f"an RSA key must have {_MIN_RSA_BITS} to {_MAX_RSA_BITS} bits, and this one has {key.key_size}"
-        return [partial(key.verify, padding=padding.PKCS1v15(), algorithm=hashes.SHA256())]
+        return _Key([partial(key.verify, padding=padding.PKCS1v15(), algorithm=hashes.SHA256())])
     if isinstance(key, ec.EllipticCurvePublicKey):
         # skopeo, and cosign before version 3, use SHA-256 with every curve.
         by_curve: dict[str, list[hashes.HashAlgorithm]] = {
@@ -121,5 +128,5 @@ def _find_verifiers(key: object) -> str | list[Callable[[bytes, bytes], None]]:
         if key.curve.name not in by_curve:
             return f"the curve {key.curve.name} is not supported"
         algorithms = [ec.ECDSA(algorithm) for algorithm in by_curve[key.curve.name]]
-        return [partial(key.verify, signature_algorithm=algorithm) for algorithm in algorithms]
+        return _Key([partial(key.verify, signature_algorithm=algorithm) for algorithm in algorithms])
     return "keys of this kind are not supported"

@@ -11,8 +11,9 @@ import os
 import subprocess
 import sys
 from subprocess import PIPE
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from ocistream import limits
 from ocistream.errors import OcistreamError, UnsupportedError
 from ocistream.oci.reference import printable
 from ocistream.process_exit import called_at_forced_exit
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from ocistream.signatures.messages import SignedMessage
     from ocistream.signatures.signers import Signer
 
+_Item = TypeVar("_Item")
+
 _PROGRAM: Final = "from ocistream.signatures.verifier import main; main()"
 
 
 class Verdict(NamedTuple):
-    """The `signers` that have signed a message, and the `problem` of the certificate that came with the signature."""
+    """The `signers` that have signed a message, and the `problem` of the signature if the verifier knows it."""
 
     signers: tuple[Signer, ...]
     problem: str | None
@@ -46,33 +49,21 @@ def load_signers(signers: Iterable[Signer]) -> dict[Signer, str]:
     """
     contents = {signer: signer.read() for signer in signers}
     if contents:
-        request = _Request(contents)
-        answer = request.run(())
-        for key, problem in zip(request.keys, answer["keys"], strict=True):
-            if problem is not None:
-                raise key.error(problem)
-        for identities, problem in zip(request.identities.values(), answer["trusted_roots"], strict=True):
-            if problem is not None:
-                raise identities[0].error(printable(problem))
+        for signer, problem in _Request(contents).run(()).problems:
+            raise signer.error(printable(problem))
     return contents
 
 
 def verify_messages(contents: Mapping[Signer, str], messages: Sequence[SignedMessage]) -> list[Verdict]:
     """Return for each message which of the signers, with the contents of their files, have signed it."""
-    if not messages:
-        return []
-    request = _Request(contents)
-    roots = list(request.identities.values())
-    return [
-        Verdict(
-            (
-                *(request.keys[number] for number in verdict["keys"]),
-                *(roots[root][number] for root, number in verdict["identities"]),
-            ),
-            verdict["problem"],
-        )
-        for verdict in request.run(messages)["verdicts"]
-    ]
+    return _Request(contents).run(messages).verdicts if messages else []
+
+
+class _Answer(NamedTuple):
+    """What the verifier answers: `problems` of signers' files, or if there are none, a verdict on each message."""
+
+    problems: list[tuple[Signer, str]]
+    verdicts: list[Verdict]
 
 
 class _Request:
@@ -80,23 +71,28 @@ class _Request:
 
     def __init__(self, contents: Mapping[Signer, str]) -> None:
         self._contents = contents
-        self.keys = [signer for signer in contents if isinstance(signer, PublicKey)]
+        self._keys = [signer for signer in contents if isinstance(signer, PublicKey)]
         #: The identities of each trusted root, by its file.
-        self.identities: dict[str, list[Identity]] = {}
+        self._identities: dict[str, list[Identity]] = {}
         for signer in contents:
             if isinstance(signer, Identity):
-                self.identities.setdefault(signer.trusted_root, []).append(signer)
+                self._identities.setdefault(signer.trusted_root, []).append(signer)
 
-    def run(self, messages: Sequence[SignedMessage]) -> dict[str, Any]:
-        """Run the verifier, and return its answer."""
+    def run(self, messages: Sequence[SignedMessage]) -> _Answer:
+        """Run the verifier, and return its answer.
+
+        Raises:
+            UnsupportedError: a package is not installed.
+            OcistreamError: the verifier failed.
+        """
         request = {
-            "keys": [self._contents[key] for key in self.keys],
+            "keys": [self._contents[key] for key in self._keys],
             "trusted_roots": [
                 {
                     "content": self._contents[identities[0]],
                     "identities": [[signer.identity, signer.issuer] for signer in identities],
                 }
-                for identities in self.identities.values()
+                for identities in self._identities.values()
             ],
             "messages": [
                 {
@@ -108,7 +104,49 @@ class _Request:
                 for message in messages
             ],
         }
-        return _run(json.dumps(request).encode())
+        answer = _run(json.dumps(request).encode())
+        try:
+            return self._read_answer(answer, len(messages))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            msg = "signatures cannot be checked: the process that verifies them gave an unexpected answer"
+            raise OcistreamError(msg, hint="check the packages cryptography and sigstore") from error
+
+    def _read_answer(self, answer: dict[str, Any], count: int) -> _Answer:
+        """Return the answer on `count` messages. JSON of another shape raises one of Python's errors."""
+        if (package := _read_text(answer.get(MISSING))) is not None:
+            msg = f"signatures cannot be checked: the package {package} is not installed"
+            hint = f"install it beside ocistream: `pip install {package}`, or `pipx inject ocistream {package}`"
+            raise UnsupportedError(msg, hint=hint)
+        roots = list(self._identities.values())
+        files: list[Signer] = [*self._keys, *(identities[0] for identities in roots)]
+        answers = zip(files, [*answer["keys"], *answer["trusted_roots"]], strict=True)
+        problems = [(signer, problem) for signer, text in answers if (problem := _read_text(text)) is not None]
+        verdicts = [
+            Verdict(
+                (
+                    *(_find(self._keys, number) for number in verdict["keys"]),
+                    *(_find(_find(roots, root), number) for root, number in verdict["identities"]),
+                ),
+                _read_text(verdict["problem"]),
+            )
+            for verdict in answer["verdicts"]
+        ]
+        if len(verdicts) != (0 if problems else count):
+            msg = "the number of verdicts is wrong"
+            raise ValueError(msg)
+        return _Answer(problems, verdicts)
+
+
+def _find(items: Sequence[_Item], number: int) -> _Item:
+    """Return an item by its number. Unlike an index, the number is not negative."""
+    return dict(enumerate(items))[number]
+
+
+def _read_text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    msg = "this is not text"
+    raise TypeError(msg)
 
 
 def _run(request: bytes) -> dict[str, Any]:
@@ -120,7 +158,11 @@ def _run(request: bytes) -> dict[str, Any]:
         # A signal ends this process while the other one may still verify.
         with process, called_at_forced_exit(process.kill):
             try:
-                output, errors = process.communicate(request)
+                output, errors = process.communicate(request, timeout=limits.VERIFIER_TIMEOUT)
+            except subprocess.TimeoutExpired as error:
+                process.kill()
+                msg = f"the process that verifies them was stopped after {limits.VERIFIER_TIMEOUT:g} seconds"
+                raise OcistreamError(f"signatures cannot be checked: {msg}") from error
             except BaseException:  # Ctrl-C included: the caller of the Python API may go on
                 process.kill()
                 raise
@@ -132,10 +174,6 @@ def _run(request: bytes) -> dict[str, Any]:
         reason = printable(errors.decode(errors="replace").strip().rpartition("\n")[2])
         msg = f"signatures cannot be checked: the process that verifies them {how}{reason and f': {reason}'}"
         raise OcistreamError(msg) from error
-    if (package := answer.get(MISSING)) is not None:
-        msg = f"signatures cannot be checked: the package {package} is not installed"
-        hint = f"install it beside ocistream: `pip install {package}`, or `pipx inject ocistream {package}`"
-        raise UnsupportedError(msg, hint=hint)
     return answer
 
 

@@ -27,7 +27,9 @@ ISSUER: Final = "https://accounts.example.com"
 
 _OID: Final = "1.3.6.1.4.1.57264.1"
 _TIMESTAMPS: Final = "1.3.6.1.4.1.11129.2.4.2"
-_LOG: Final = "log.example.com"
+#: The host of the log, which clients compare with the name in its checkpoints. Nothing listens on port 9.
+_LOG: Final = "127.0.0.1"
+_LOG_URL: Final = f"http://{_LOG}:9"
 _HASH: Final = ec.ECDSA(hashes.SHA256())
 _LIFETIME: Final = dt.timedelta(minutes=10)
 #: A log has another entry before each entry.
@@ -191,9 +193,12 @@ def _describe_log(key: ec.EllipticCurvePrivateKey, period: dict[str, str]) -> di
         "keyDetails": "PKIX_ECDSA_P256_SHA_256",
         "validFor": period,
     }
-    # Nothing listens there: a client that asks the log fails.
-    url = "http://127.0.0.1:9"
-    return {"baseUrl": url, "hashAlgorithm": "SHA2_256", "publicKey": public, "logId": {"keyId": _text(_log_id(key))}}
+    return {
+        "baseUrl": _LOG_URL,
+        "hashAlgorithm": "SHA2_256",
+        "publicKey": public,
+        "logId": {"keyId": _text(_log_id(key))},
+    }
 
 
 def _key_usage(*, is_authority: bool) -> x509.KeyUsage:

@@ -350,6 +350,11 @@ class TestAlgorithms:
         sign_with_tag(layout, image, trusted)
         refused(verify(layout, signer(tmp_path / "other.pub", kind)), "by another key")
 
+    def test_a_signature_that_may_be_ed25519ph_says_so(self, layout: Layout, image: Descriptor, tmp_path: Path) -> None:
+        sign_with_tag(layout, image, signer(tmp_path / "stranger.pub", "ed25519"))
+        words = "by another key, or by a given one with Ed25519ph, which is not supported"
+        refused(verify(layout, signer(tmp_path / "cosign.pub", "ed25519")), words)
+
 
 class TestSizesAndSyntax:
     def test_a_huge_payload_is_not_read(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
@@ -396,6 +401,7 @@ class TestSizesAndSyntax:
         [
             {"mediaType": "application/vnd.dev.sigstore.bundle+json;version=0.1"},
             {"mediaType": None},
+            {"mediaType": []},
             {"dsseEnvelope": None},
             {"dsseEnvelope": []},
             {"messageSignature": {}},
@@ -433,6 +439,8 @@ class TestSizesAndSyntax:
         "change",
         [
             {"_type": "https://in-toto.io/Statement/v9"},
+            {"_type": []},
+            {"predicateType": {}},
             {"subject": []},
             {"subject": {}},
             {"subject": [None]},

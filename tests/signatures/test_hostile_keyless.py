@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
+import ocistream as api
 from ocistream import limits
 from ocistream.signatures.keyless import KeylessVerifier, load_verifier
 from tests.cli import assertions
@@ -126,6 +127,9 @@ CASES: Final[Mapping[str, Case]] = {
     ),
     "a malformed certificate": Case("not valid", lambda one: one.with_material(certificate={"rawBytes": "AAAA"})),
     "a certificate of another type": Case("not valid", lambda one: one.with_material(certificate=[1])),
+    "an entry of another type": Case("failed to load bundle", lambda one: one.with_material(tlogEntries=[1])),
+    "entries of another type": Case("failed to load bundle", lambda one: one.with_material(tlogEntries={"0": {}})),
+    "a proof of another type": Case("failed to load bundle", lambda one: one.with_entry(inclusionProof=[[]])),
     "material of another type": Case("malformed", lambda one: {**one.bundle(), "verificationMaterial": 1}),
     "the signature of a key": Case(
         "it is signed by a key, not with a certificate",
@@ -236,6 +240,16 @@ class TestTrustedRoots:
         document = {**sigstore.root_document(), "tlogs": []}
         assertions.failure(use(json.dumps(document)), 2, "cannot be used as a trusted root: ", "log")
 
+    @pytest.mark.parametrize("field", ["certificateAuthorities", "tlogs", "ctlogs"])
+    @pytest.mark.parametrize("is_empty", [True, False])
+    def test_a_missing_part_is_named_before_a_signature_is_verified(
+        self, use: Callable[..., Result], sigstore: FakeSigstore, field: str, is_empty: bool
+    ) -> None:
+        document = sigstore.root_document()
+        del document[field]
+        result = use(json.dumps({**document, **({field: []} if is_empty else {})}))
+        assertions.failure(result, 2, "cannot be used as a trusted root: it has no ", f" ({field})")
+
     def test_without_the_package_the_hint_says_how_to_install_it(
         self, use: Callable[..., Result], sigstore: FakeSigstore, tmp_path: Path
     ) -> None:
@@ -260,6 +274,84 @@ class TestTrustedRoots:
         result = use(sigstore.trusted_root.read_text(), PYTHONPATH=str(tmp_path / "path"))
         message = f"signatures cannot be checked: the process that verifies them {words}\n"
         assertions.failure(result, 1, message)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            [],
+            {},
+            {"missing": ["sigstore"]},
+            {"keys": [], "trusted_roots": [], "verdicts": []},
+            {"keys": [], "trusted_roots": [1], "verdicts": []},
+            {"keys": [], "trusted_roots": [None], "verdicts": [{"keys": [], "identities": [[0, 0]], "problem": None}]},
+        ],
+    )
+    def test_a_verifier_that_answers_something_else_accepts_nothing(
+        self, use: Callable[..., Result], sigstore: FakeSigstore, tmp_path: Path, answer: object
+    ) -> None:
+        (tmp_path / "path").mkdir()
+        code = f"import os; print({json.dumps(answer)!r}, flush=True); os._exit(0)\n"
+        (tmp_path / "path/sigstore.py").write_text(code)
+        result = use(sigstore.trusted_root.read_text(), PYTHONPATH=str(tmp_path / "path"))
+        message = "signatures cannot be checked: the process that verifies them gave an unexpected answer\n"
+        assertions.failure(result, 1, message)
+        assert "bug in ocistream" not in result.err
+
+    @pytest.mark.parametrize(
+        "verdicts",
+        [
+            [],
+            [{"keys": [], "identities": [], "problem": None}] * 2,
+            [{"keys": [], "identities": [[0, 1]], "problem": None}],
+            [{"keys": [], "identities": [[0, -1]], "problem": None}],
+            [{"keys": [], "identities": [[-1, 0]], "problem": None}],
+            [{"keys": [-1], "identities": [], "problem": None}],
+            [{"keys": [], "identities": [[0]], "problem": None}],
+            [{"keys": [], "identities": [], "problem": 1}],
+            [None],
+        ],
+    )
+    def test_a_verdict_of_another_shape_accepts_nothing(
+        self,
+        use: Callable[..., Result],
+        layout: Layout,
+        image: Descriptor,
+        sigstore: FakeSigstore,
+        tmp_path: Path,
+        verdicts: list[object],
+    ) -> None:
+        found = sigstore.bundle(statement=statement(image["digest"]))
+        bundle_referrer(layout, image, json.dumps(found).encode())
+        (tmp_path / "path").mkdir()
+        # The first answer is about the trusted root.
+        answers = [{"keys": [], "trusted_roots": [None], "verdicts": found} for found in ([], verdicts)]
+        (tmp_path / "path/sigstore.py").write_text(
+            "import os, pathlib\n"
+            "marker = pathlib.Path(__file__).with_name('asked')\n"
+            f"print({[json.dumps(answer) for answer in answers]!r}[marker.exists()], flush=True)\n"
+            "marker.touch()\n"
+            "os._exit(0)\n"
+        )
+        result = use(sigstore.trusted_root.read_text(), PYTHONPATH=str(tmp_path / "path"))
+        assertions.failure(result, 1, "the process that verifies them gave an unexpected answer\n")
+        assert (tmp_path / "path/asked").exists()
+
+    def test_a_verifier_that_does_not_end_is_stopped(
+        self,
+        layout: Layout,
+        image: Descriptor,
+        sigstore: FakeSigstore,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        del image
+        (tmp_path / "path").mkdir()
+        (tmp_path / "path/sigstore.py").write_text("import time\ntime.sleep(1_000)\n")
+        monkeypatch.syspath_prepend(str(tmp_path / "path"))
+        monkeypatch.setattr(limits, "VERIFIER_TIMEOUT", 0.5)
+        signer: dict[str, Any] = {"certificate_oidc_issuer": ISSUER, "trusted_root": sigstore.trusted_root}
+        with pytest.raises(api.OcistreamError, match=r"the process that verifies them was stopped after 0\.5 seconds"):
+            api.verify(layout.path, certificate_identity=IDENTITY, **signer)
 
     def test_keys_do_not_need_the_package(
         self, layout: Layout, image: Descriptor, trusted: Signer, tmp_path: Path

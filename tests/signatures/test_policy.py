@@ -240,7 +240,9 @@ class TestSync:
         assert inner.requests == [] or not [item for item in inner.requests if item.method == "PUT"]
         result = user.run("sync", file)
         assert result.code == 5, result.err
-        assert "it has no signature" in result.err
+        source, destination = f"{user.host}/team/unsigned:1", f"{inner.host}/unsigned:1"
+        reason = f"{source} ({unsigned['digest']}): no valid signature: it has no signature"
+        assert f"{source} to {destination}: {reason}" in result.err
         assert registry_http.manifest_digest(inner.host, "unsigned", "1") is None
         assert registry_http.manifest_digest(inner.host, "app", "1") == image["digest"]
 

@@ -158,6 +158,20 @@ class TestAccepted:
 
 
 class TestRefused:
+    def test_a_bundle_of_an_older_version_is_not_supported(
+        self, layout: Layout, image: Descriptor, trusted: Signer, start: Callable[..., FaultyRegistry]
+    ) -> None:
+        served, older = start(), "application/vnd.dev.sigstore.bundle+json;version=0.2"
+        content = bundle(dsseEnvelope=envelope(statement(image["digest"]), trusted), mediaType=older)
+        found = layout.read(bundle_referrer(layout, image, content)["digest"])
+        found = layout.document(
+            {**found, "artifactType": older, "layers": [{**found["layers"][0], "mediaType": older}]}
+        )
+        registry_http.seed(layout, image, served.host, "app", "1")
+        registry_http.seed(layout, found, served.host, "app")
+        result = ocistream("verify", *keys(trusted), f"{served.host}/app:1")
+        unsigned(result, "its signature has a type that is not supported")
+
     def test_an_image_without_a_signature_is_named(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
         other = layout.image([5_000], name="other:1")
         sign_with_tag(layout, image, trusted)
@@ -210,7 +224,7 @@ def test_an_interrupted_call_of_the_python_api_leaves_no_process(
     del image
     started: list[subprocess.Popen[bytes]] = []
 
-    def interrupt(process: subprocess.Popen[bytes], _: bytes) -> None:
+    def interrupt(process: subprocess.Popen[bytes], _: bytes, **__: float) -> None:
         started.append(process)
         raise KeyboardInterrupt
 

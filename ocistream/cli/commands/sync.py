@@ -231,8 +231,9 @@ class _OutcomeReporter:
         if outcome.error is not None:
             error = outcome.error
             add_sync_hint(error, outcome.source)
-            # The cause need not name the source again.
-            cause = error.message.removeprefix(f"{outcome.source} ")
+            # The cause need not name the source again, unless its digest follows in parentheses.
+            repeated = f"{outcome.source} "
+            cause = error.message if error.message.startswith(f"{repeated}(") else error.message.removeprefix(repeated)
             message = f"{printable(outcome.source)} to {printable(outcome.destination)}: {cause}"
             self._context.console.error(message, hint=error.hint, code=error.exit_code)
             self.exit_code = self.exit_code or error.exit_code

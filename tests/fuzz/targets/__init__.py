@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from tests.fuzz.engine import Target
-from tests.fuzz.targets import archives, configurations, documents, names, registries
+from tests.fuzz.targets import archives, configurations, documents, names, registries, signatures
 
 TARGETS: Final[dict[str, Target]] = {
     target.name: target
-    for module in (archives, documents, names, configurations, registries)
+    for module in (archives, documents, names, configurations, registries, signatures)
     for target in module.TARGETS
 }
