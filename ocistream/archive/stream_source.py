@@ -353,7 +353,7 @@ class ArchiveStreamSource(ArchiveSource):
                 # Verify the blob now: later it is not known whether it was verified.
                 self._early_entries[entry.offset] = _Json(read_all(verify_chunks([content], descriptor)))
             except IntegrityError as error:
-                self._corrupt[entry.offset] = error
+                self._corrupt[entry.offset] = error.without_frames()
                 self._write_early(entry, blob_from_bytes(descriptor, content))
             else:
                 self._buffered_bytes += entry.size
@@ -387,7 +387,7 @@ class ArchiveStreamSource(ArchiveSource):
         assert self._early_blobs is not None  # noqa: S101 - `resolve` has set it
         error = self._early_blobs.write(blob, can_be_plain_layer=can_be_plain_layer)
         if error is not None:
-            self._corrupt[entry.offset] = error
+            self._corrupt[entry.offset] = error.without_frames()
 
     def _check_duplicate(self, entry: TarEntry, digest: str) -> None:
         for _ in verify_chunks(self._reader.read_chunks(), Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)):
