@@ -5,7 +5,7 @@ This module imports nothing of the project and neither formats for a terminal no
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 __all__ = [
     "ArchiveError",
@@ -48,6 +48,11 @@ class OcistreamError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Copy and pickle the error by its attributes, for programs with several processes."""
         return _restore_error, (type(self), self.args), self.__dict__
+
+    def without_frames(self) -> Self:
+        """Return this error to keep it for later, without frames and causes: their buffers would stay in memory."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
 
 
 def _restore_error(kind: type[OcistreamError], args: tuple[object, ...]) -> OcistreamError:

@@ -55,14 +55,14 @@ class _Json(NamedTuple):
     is_in_graph: bool = False
 
 
-_READ_FROM_FILE_HINT: Final = "read it from a file instead of a pipe: then the order does not matter"
+_PLAIN_FILE_HINT: Final = "read it from a file instead of a pipe or a compressed file"
 
 
 class ArchiveStreamSource(ArchiveSource):
     """Reads images from a stream that can be read once."""
 
     concurrent = False
-    _no_layer_hint = "if it is a layer in an uncommon format, read it from a file instead of a pipe"
+    _no_layer_hint = f"if it is a layer in an uncommon format, {_PLAIN_FILE_HINT}"
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class ArchiveStreamSource(ArchiveSource):
             if digest in self._abandoned:
                 msg = f"{digest} may refer to an image, but comes after layers that were not buffered"
                 raise UnsupportedError(
-                    msg, hint="push from a file instead of a pipe (-i FILE), or name one IMAGE to push to"
+                    msg, hint="push from an uncompressed file (-i FILE) instead of a pipe, or name one IMAGE to push to"
                 )
             descriptor = by_digest.pop(digest, None)
             if self.contents.is_duplicate(digest, entry):
@@ -318,7 +318,7 @@ class ArchiveStreamSource(ArchiveSource):
         self._docker_file_count += 1
         if self._docker_file_count > limits.MAX_LIST_ENTRIES:
             msg = f"more than {limits.MAX_LIST_ENTRIES} layers come before the archive's manifest.json"
-            raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
+            raise UnsupportedError(msg, hint=_PLAIN_FILE_HINT)
         written = early_blobs.write_new(content)
         self._early_entries[entry.offset] = (
             _Json(Descriptor(UNKNOWN_MEDIA_TYPE, written.digest, entry.size)) if is_json else written
@@ -354,7 +354,7 @@ class ArchiveStreamSource(ArchiveSource):
                 # Verify the blob now: later it is not known whether it was verified.
                 self._early_entries[entry.offset] = _Json(read_all(verify_chunks([content], descriptor)))
             except IntegrityError as error:
-                self._corrupt[entry.offset] = error
+                self._corrupt[entry.offset] = error.without_frames()
                 self._write_early(entry, blob_from_bytes(descriptor, content))
             else:
                 self._buffered_bytes += entry.size
@@ -388,7 +388,7 @@ class ArchiveStreamSource(ArchiveSource):
         assert self._early_blobs is not None  # noqa: S101 - `resolve` has set it
         error = self._early_blobs.write(blob, can_be_plain_layer=can_be_plain_layer)
         if error is not None:
-            self._corrupt[entry.offset] = error
+            self._corrupt[entry.offset] = error.without_frames()
 
     def _check_duplicate(self, entry: TarEntry, digest: str) -> None:
         for _ in verify_chunks(self._reader.read_chunks(), Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)):
@@ -421,8 +421,12 @@ class ArchiveStreamSource(ArchiveSource):
         must_begin = not self._early_blobs.accepts_early
         if self._may_list_more_images():
             if must_begin:
-                msg = "manifest.json lists images that index.json does not list, so --to cannot read it from a pipe"
-                raise UnsupportedError(msg, hint="save it to a file and push with -i FILE, or push to one IMAGE")
+                msg = (
+                    "manifest.json lists images that index.json does not list, so --to cannot read it from a pipe or a "
+                    "compressed file"
+                )
+                hint = "decompress it, or save it to a file and push with -i FILE, or push to one IMAGE"
+                raise UnsupportedError(msg, hint=hint)
             return False
         if must_begin and self._walk is not None and self._index_walk is not None and self._index_walk.is_chosen:
             self._abandoned.update(self._walk.skip_candidates())
@@ -487,7 +491,7 @@ class ArchiveStreamSource(ArchiveSource):
         """
         if self._images and (more := self._finish_comparison().find_only_in_manifest_json(self._images)):
             msg = f"manifest.json comes after the layers, and lists the image {printable(more[0].config)} as well"
-            raise UnsupportedError(msg, hint=_READ_FROM_FILE_HINT)
+            raise UnsupportedError(msg, hint=f"{_PLAIN_FILE_HINT}: then the order does not matter")
 
     # -- reading entries -------------------------------------------------------------------------------------
 

@@ -304,8 +304,11 @@ class VolumeSetDestination(TarDestination):
         """
         require_complete(blob)
         if self._graph is None:
-            msg = "this archive lists its images only at its end, so --split cannot read it from a pipe"
-            raise UnsupportedError(msg, hint="save it to a file first")
+            msg = (
+                "this archive lists its images only at its end, so --split cannot read it from a pipe or a compressed "
+                "file"
+            )
+            raise UnsupportedError(msg, hint="decompress it, or save it to a file first")
         digest = blob.descriptor.digest
         pieces = self._plan.parts[digest] if self._plan else ()
         if len(pieces) > 1:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 RENEWAL_SECONDS: Final = 10.0
 #: How many scopes a registry's challenges may add to those of the caller; real registries add one at most.
 MAX_ADDED_SCOPES: Final = 16
+#: How many schemes of a registry an error names.
+_MAX_NAMED_SCHEMES: Final = 4
 
 #: Sources that are set for this run. They override the saved login, so a new login would not help.
 _EXPLICIT_SOURCES: Final = ("--", "OCISTREAM_", "DOCKER_AUTH_CONFIG")
@@ -208,7 +210,8 @@ class Authenticator:
             msg = f"{self._registry} requires a Bearer token, but names no realm"
             raise RegistryError(msg, status=401)
         if challenges:
-            schemes = ", ".join(dict.fromkeys(printable(challenge.scheme, 40) for challenge in challenges))
+            names = list(dict.fromkeys(printable(challenge.scheme, 40) for challenge in challenges))
+            schemes = ", ".join(names[:_MAX_NAMED_SCHEMES]) + (", ..." if len(names) > _MAX_NAMED_SCHEMES else "")
             msg = f"{self._registry} requires {schemes} authentication; only Basic and Bearer are supported"
             raise AuthenticationError(msg)
         return None

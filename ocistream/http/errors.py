@@ -112,7 +112,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
-        inner = [current.__cause__, current.__context__, getattr(current, "reason", None), *current.args]
+        context = None if current.__suppress_context__ else current.__context__
+        inner = [current.__cause__, context, getattr(current, "reason", None), *current.args]
         pending.extend(item for item in reversed(inner) if isinstance(item, BaseException))
 
 
@@ -147,6 +148,10 @@ def _known_reason(cause: BaseException) -> str | None:
         text = None
     elif isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError):
         text = _TIMED_OUT
+    elif isinstance(cause, http.client.RemoteDisconnected):
+        text = "the server closed the connection without an answer"
+    elif isinstance(cause, http.client.IncompleteRead):
+        text = "the server closed the connection too early"
     elif _is_not_http(cause):
         text = f"the answer is not HTTP: {printable(str(cause).strip(), 80)}"
     elif isinstance(cause, _MALFORMED):

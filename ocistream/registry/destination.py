@@ -447,7 +447,8 @@ class RegistryDestination:
                     f"{descriptor.digest}: {name} also needs this blob, but the blob can neither be mounted nor "
                     "read again"
                 )
-                raise NetworkError(msg, hint="push from a file instead of a pipe, or image by image")
+                hint = "push from a file instead of a pipe or a compressed file, or image by image"
+                raise NetworkError(msg, hint=hint)
             pusher.upload(blob)
         self._blob_exists[name, descriptor.digest] = True
 
@@ -486,10 +487,11 @@ class RegistryDestination:
         if self._early_target is None:
             msg = (
                 "this archive lists its images only at its end (as `docker save` does), so --to cannot read it from a "
-                "pipe; nothing was sent"
+                "pipe or a compressed file; nothing was sent"
             )
             suggestion = "push one image with `ocistream push HOST/REPOSITORY:TAG --image NAME`"
-            raise UnsupportedError(msg, hint=f"save it to a file and push with -i FILE, or {suggestion}")
+            hint = f"decompress it, or save it to a file and push with -i FILE, or {suggestion}"
+            raise UnsupportedError(msg, hint=hint)
         return self._early_target
 
     def _pusher(self, reference: Reference) -> BlobPusher:

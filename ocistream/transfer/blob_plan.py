@@ -98,7 +98,7 @@ def plan_blobs(
             # The media type of an early blob was unknown, so it was recompressed by its first bytes. Fail rather than
             # write a blob that was not asked for.
             msg = f"{blob.digest} looked like a layer and was recompressed before the index showed that it is not one"
-            raise UnsupportedError(msg, hint="read the archive from a file instead of a pipe")
+            raise UnsupportedError(msg, hint="read the archive from a file instead of a pipe or a compressed file")
         elif result.descriptor.size != blob.size:
             raise size_error(blob, result.descriptor.size)
     contents = {**graph.embedded, **{manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}}

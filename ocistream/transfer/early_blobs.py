@@ -104,7 +104,7 @@ class EarlyBlobWriter:
         """Read small content back from the destination."""
         if not isinstance(self._destination, ReadableDestination):
             msg = f"{descriptor.digest}: too many small blobs come before the index of the archive to buffer them"
-            raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
+            raise UnsupportedError(msg, hint="read it from a file instead of a pipe or a compressed file")
         return read_all(verify_chunks(self._destination.read(descriptor), descriptor))
 
     @property

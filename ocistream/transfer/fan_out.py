@@ -160,8 +160,11 @@ class FanOutDestination:
         """Write a blob to all destinations that lack it."""
         require_complete(blob)
         if not self._is_expecting():
-            msg = "this archive lists its images only at its end, so several destinations cannot read it from a pipe"
-            raise UnsupportedError(msg, hint="save it to a file first")
+            msg = (
+                "this archive lists its images only at its end, so several destinations cannot read it from a pipe or "
+                "a compressed file"
+            )
+            raise UnsupportedError(msg, hint="decompress it, or save it to a file first")
         branches = self._active_without(blob.descriptor)
         if not branches:
             return 0

@@ -398,7 +398,7 @@ class BlobChecker:
             error = type(error)(f"{descriptor.digest}: {error.message}", hint=error.hint)
         self.sizes[descriptor.digest] = descriptor.size
         if error is not None:
-            self.errors[descriptor.digest] = error
+            self.errors[descriptor.digest] = error.without_frames()
         if plain is not None:
             self.plain_layers[descriptor.digest] = plain
         self._observer.done(descriptor, "verified")

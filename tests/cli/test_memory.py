@@ -21,7 +21,7 @@ import pytest
 import zstandard
 
 from ocistream import limits
-from tests.archives import blob_name, tar_of
+from tests.archives import blob_name, items_of, tar_of
 from tests.cli import assertions
 from tests.cli.test_via import remote
 from tests.docker_archives import Entry, Saved, archive_of, listed_in, of_docker, of_podman, saved
@@ -514,3 +514,14 @@ def test_small_and_large_layers_of_a_pipe_are_pushed_within_the_budget(layout: L
     layout.image(sizes, name="app")
     copied = measured("copy", f"oci:{layout.path}", "oci-archive:-")
     peak(measured("push", f"{served.host}/app:1", stdin=copied.out))
+
+
+def test_corrupt_blobs_of_an_archive_do_not_stay_in_memory(layout: Layout, tmp_path: Path) -> None:
+    image = layout.image([b"layer"], name="app")
+    corrupt = [(blob_name(f"sha256:{number:064x}"), b"{}") for number in range(4000)]
+    archive = tmp_path / "in.tar"
+    archive.write_bytes(tar_of([*corrupt, *items_of(layout)]))
+    peak(measured("verify", "-", stdin=archive), 5)
+    copied = measured("copy", "-", f"oci:{tmp_path / 'out'}:app", stdin=archive)
+    peak(copied)
+    assert copied.lines() == [f"app@{image['digest']}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -239,6 +240,17 @@ def test_to_sends_every_image_to_its_own_place(
 def test_to_works_from_a_pipe(served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout) -> None:
     assertions.success(ocistream("push", "--to", served.host, stdin=tar_of(small_first(layout))))
     assert manifest_digest(served.host, "nginx", "2") == full_names["docker.io/library/nginx:2"]["digest"]
+
+
+def test_to_says_that_a_compressed_file_with_a_late_index_must_be_decompressed(
+    served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout, tmp_path: Path
+) -> None:
+    assert full_names
+    archive = tmp_path / "exported.tar.gz"
+    archive.write_bytes(gzip.compress(tar_of(items_of(layout))))
+    result = ocistream("push", "--to", served.host, "-i", archive)
+    assertions.failure(result, 8, "a pipe or a compressed file", "decompress it, or save it to a file")
+    assert served.requests == []
 
 
 @pytest.mark.parametrize("options", [[], ["--compress=zstd"]], ids=["", "compress"])

@@ -87,6 +87,13 @@ def test_a_path_below_a_closed_directory(words: Callable[[str, Argument], list[s
     assert list(closed.iterdir()) == []
 
 
+def test_rm_of_a_relative_path_below_a_closed_directory(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    result = ocistream("rm", "closed/x", "app", unprivileged=True, cwd=tmp_path)
+    assertions.failure(result, 9, "closed/x", os.strerror(errno.EACCES), "check the permissions")
+
+
 def test_a_link_that_leads_back_to_itself(words: Callable[[str, Argument], list[str]], tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)

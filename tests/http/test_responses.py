@@ -40,24 +40,37 @@ def failed(result_err: str) -> str:
 
 
 class TestBrokenAnswers:
-    @pytest.mark.parametrize("given", [b"", b"HTTP/1.1 ", b"garbage\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\0" * 70_000])
-    def test_an_answer_that_is_not_http(self, raw: RawRegistry, run: Run, given: bytes) -> None:
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            (b"", "the server closed the connection without an answer"),
+            (b"HTTP/1.1 ", "the answer is not HTTP"),
+            (b"garbage\r\n\r\n", "the answer is not HTTP: garbage"),
+            (b"HTTP/1.1 abc\r\n\r\n", "the answer is not HTTP: HTTP/1.1 abc"),
+            (b"\0" * 70_000, "got more than 65536 bytes"),
+        ],
+        ids=["nothing", "cut", "text", "status", "endless"],
+    )
+    def test_an_answer_that_is_not_http(self, raw: RawRegistry, run: Run, given: bytes, said: str) -> None:
         def close(connection: socket.socket, _: Heard) -> None:
             connection.sendall(given)
 
         raw.says(MANIFESTS, close)
         result = run("inspect", raw.image, *ONCE)
         assert result.code == 7
-        assert f"GET {raw.url}/v2/app/manifests/1: " in failed(result.err)
+        assert f"GET {raw.url}/v2/app/manifests/1: {said}" in failed(result.err)
 
     @pytest.mark.parametrize(
         ("body", "said"),
         [
             (b"Content-Length: 10\r\n\r\n1234", "received 4 bytes, 6 are missing"),
-            (b"Transfer-Encoding: chunked\r\n\r\n4\r\n1234\r\n", ""),
-            (b"Transfer-Encoding: chunked\r\n\r\n4\r\n12", ""),
-            (b"Transfer-Encoding: chunked\r\n\r\nzz\r\n1234\r\n", ""),
-            (b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 5000 + b"\r\n1234\r\n", ""),
+            (b"Transfer-Encoding: chunked\r\n\r\n4\r\n1234\r\n", "a chunk of the response body has a malformed size"),
+            (b"Transfer-Encoding: chunked\r\n\r\n4\r\n12", "the server closed the connection too early"),
+            (b"Transfer-Encoding: chunked\r\n\r\nzz\r\n1234\r\n", "a chunk of the response body has a malformed size"),
+            (
+                b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 5000 + b"\r\n1234\r\n",
+                "the server closed the connection too early",
+            ),
         ],
         ids=["length", "chunks", "chunk", "no size", "long size"],
     )

@@ -119,6 +119,11 @@ def test_a_realm_that_is_not_an_absolute_http_url_is_refused_and_not_printed(
             3,
             "requires negotiate, ntlm authentication; only Basic and Bearer are supported",
         ),
+        (
+            ", ".join(f"scheme{number}" for number in range(1000)),
+            3,
+            "requires scheme0, scheme1, scheme2, scheme3, ... authentication",
+        ),
         ("Bearer", 7, "requires a Bearer token, but names no realm"),
         ('Bearer realm=""', 7, "requires a Bearer token, but names no realm"),
         (None, 3, "does not say how to authenticate"),

@@ -14,6 +14,7 @@ from ocistream.errors import InvalidNameError, NotFoundError, UsageError
 from ocistream.locations import layout_path_of, parse_location
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.sizes import format_count
+from ocistream.streams import paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,6 +59,8 @@ def rm(context: CommandContext, texts: tuple[str, ...], *, by_digest: bool, dry_
         msg = "--by-digest is for images in a registry"
         raise UsageError(msg, hint="in a layout, a digest removes all names of the image")
     if location.reference is not None:
+        # Raises LocalDiskError if the path cannot be checked, so that it may exist.
+        paths.is_existing_path(location.text)
         msg = f"{printable(location.text)}: no such directory"
         raise NotFoundError(msg, hint="an image in a registry needs a tag or a digest: HOST/REPO:TAG")
     names = texts[1:] if location.name is None else (location.name, *texts[1:])
