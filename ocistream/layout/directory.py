@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import stat
@@ -413,6 +414,20 @@ class LayoutDirectory(BlobDirectory):
                 return files.read_bounded(self.index_path, limits.MAX_MANIFEST)
             except FileNotFoundError:
                 return None
+
+    def hash_index(self) -> bytes:
+        """Return the SHA-256 hash of `index.json`, or nothing if the file does not exist. It is read in pieces.
+
+        Raises:
+            ArchiveError: the file is a link.
+            LocalDiskError: the file cannot be read.
+        """
+        with files.disk_errors(f"cannot read {self.index_path}"), require_regular_file(f"{self.index_path}"):
+            try:
+                with files.open_for_reading(self.index_path) as file:
+                    return hashlib.file_digest(file, "sha256").digest()
+            except FileNotFoundError:
+                return b""
 
     def parse_index(self, raw: bytes | None) -> LayoutIndex:
         """Parse the bytes of an `index.json`.
