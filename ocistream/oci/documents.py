@@ -125,6 +125,12 @@ def parse_descriptor(fields: object, where: str) -> Descriptor:
     )
 
 
+def parse_entry(item: object) -> Descriptor:
+    """Check an entry of an `index.json`, and keep all fields that `to_json` writes again."""
+    descriptor = parse_descriptor(item, "an entry of index.json")
+    return replace(descriptor, extra_json=_extra_json(descriptor, item))
+
+
 def intern_string(word: str) -> str:
     """Return the shared object for equal strings: few words occur in tens of thousands of descriptors.
 
