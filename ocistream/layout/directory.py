@@ -25,6 +25,7 @@ from ocistream.errors import (
     UsageError,
 )
 from ocistream.layout.index import OCI_LAYOUT, LayoutIndex, build_index_json, check_layout_file, parse_entries
+from ocistream.oci.packed_descriptors import PackedDescriptors
 from ocistream.oci.reference import DIGEST_HEX_LENGTHS, is_digest, parse_digest
 from ocistream.streams import files, partial_files, paths
 from ocistream.streams.chunks import Chunk, read_chunks, verify_chunks
@@ -386,7 +387,9 @@ class LayoutDirectory(BlobDirectory):
             ArchiveError: the file is malformed, or a link.
             LocalDiskError: the file cannot be read.
         """
-        return self.read_index().entries
+        entries: list[Descriptor] = []
+        self.parse_entries(self.read_raw_index(), entries.append)
+        return entries
 
     def read_index(self) -> LayoutIndex:
         """Return the contents of `index.json`, or an empty index if the file does not exist.
@@ -395,7 +398,8 @@ class LayoutDirectory(BlobDirectory):
             ArchiveError: the file is malformed, or a link.
             LocalDiskError: the file cannot be read.
         """
-        return self.parse_index(self.read_raw_index())
+        entries = PackedDescriptors()
+        return LayoutIndex(entries, self.parse_entries(self.read_raw_index(), entries.append))
 
     @property
     def index_path(self) -> Path:
@@ -428,15 +432,6 @@ class LayoutDirectory(BlobDirectory):
                     return hashlib.file_digest(file, "sha256").digest()
             except FileNotFoundError:
                 return b""
-
-    def parse_index(self, raw: bytes | None) -> LayoutIndex:
-        """Parse the bytes of an `index.json`.
-
-        Raises:
-            ArchiveError: the bytes are malformed.
-        """
-        entries: list[Descriptor] = []
-        return LayoutIndex(entries, self.parse_entries(raw, entries.append))
 
     def parse_entries(self, raw: bytes | None, add: Callable[[Descriptor], object]) -> Mapping[str, str]:
         """Parse the bytes of an `index.json`, as `layout.index.parse_entries`.
@@ -472,7 +467,9 @@ class LayoutDirectory(BlobDirectory):
         """
         with self.lock_index():
             previous = self.read_raw_index()
-            changed = change(self.parse_index(previous).entries)
+            entries: list[Descriptor] = []
+            self.parse_entries(previous, entries.append)
+            changed = change(entries)
             self.write_index(len(changed), [build_index_json(changed, previous)])
 
     def write_index(self, entries: int, pieces: Iterable[bytes]) -> files.FileState:
