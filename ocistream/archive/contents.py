@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits
 from ocistream.errors import ArchiveError
+from ocistream.oci.packed_records import PackedRecords, Positions
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import checksum_name, parse_part_name, part_name
 
@@ -25,8 +26,6 @@ _DOCKER_V1_FILES: Final = frozenset({"VERSION", "json", "repositories"})
 _BLOB = re.compile(r"blobs/(?:(sha256)/([0-9a-f]{64})|(sha512)/([0-9a-f]{128}))\Z")
 #: The algorithm of a digest by its number of bytes.
 _ALGORITHMS: Final = {32: "sha256", 64: "sha512"}
-#: Enough for each byte of a file. The size is that in a tar header, which may be any number.
-_OFFSET_BITS: Final = 64
 _DOCUMENTS: Final = frozenset({"oci-layout", "index.json", "manifest.json"})
 #: The directories of a layout, and the directory that contains it.
 _DIRECTORIES: Final = frozenset({"", "blobs", "blobs/sha256", "blobs/sha512"})
@@ -88,33 +87,37 @@ class BlobTable(Mapping[str, Extent]):
 
     def __init__(self) -> None:
         """Start without blobs."""
-        #: The bytes of a digest, whose number tells the algorithm; offset and size in one number.
-        self._packed: dict[bytes, int] = {}
+        #: Of each blob: the number of bytes of its digest, the digest, and offset and size as text.
+        self._records = PackedRecords()
+        self._positions = Positions()
 
     def add(self, digest: str, extent: Extent) -> Extent:
         """Add a blob, unless there is one with this digest; return the extent of the one that is there."""
-        return _unpack(self._packed.setdefault(_pack_digest(digest), extent.size << _OFFSET_BITS | extent.offset))
+        if (found := self.get(digest)) is not None:
+            return found
+        encoded = bytes.fromhex(digest.partition(":")[2])
+        # A size in a tar header may be any number.
+        self._records.append(bytes([len(encoded)]) + encoded + b"%d %d" % extent)
+        self._positions.add(digest, len(self._records) - 1)
+        return extent
 
     def __getitem__(self, digest: str) -> Extent:
-        return _unpack(self._packed[_pack_digest(digest)])
+        for position in self._positions.find(digest):
+            found, extent = self._read(position)
+            if found == digest:
+                return extent
+        raise KeyError(digest)
 
     def __iter__(self) -> Iterator[str]:
-        return (f"{_ALGORITHMS[len(packed)]}:{packed.hex()}" for packed in self._packed)
+        return (self._read(position)[0] for position in range(len(self)))
 
     def __len__(self) -> int:
-        return len(self._packed)
+        return len(self._records)
 
-
-def _pack_digest(digest: str) -> bytes:
-    algorithm, _, encoded = digest.partition(":")
-    if _ALGORITHMS.get(len(encoded) // 2) != algorithm:
-        # No blob in an archive has such a digest.
-        raise KeyError(digest)
-    return bytes.fromhex(encoded)
-
-
-def _unpack(packed: int) -> Extent:
-    return Extent(packed & ((1 << _OFFSET_BITS) - 1), packed >> _OFFSET_BITS)
+    def _read(self, position: int) -> tuple[str, Extent]:
+        record = self._records[position]
+        end = 1 + record[0]
+        return f"{_ALGORITHMS[record[0]]}:{record[1:end].hex()}", Extent(*map(int, record[end:].split()))
 
 
 class ArchiveContents:

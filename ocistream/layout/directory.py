@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import stat
@@ -24,6 +25,7 @@ from ocistream.errors import (
     UsageError,
 )
 from ocistream.layout.index import OCI_LAYOUT, LayoutIndex, build_index_json, check_layout_file, parse_entries
+from ocistream.oci.packed_descriptors import PackedDescriptors
 from ocistream.oci.reference import DIGEST_HEX_LENGTHS, is_digest, parse_digest
 from ocistream.streams import files, partial_files, paths
 from ocistream.streams.chunks import Chunk, read_chunks, verify_chunks
@@ -385,7 +387,9 @@ class LayoutDirectory(BlobDirectory):
             ArchiveError: the file is malformed, or a link.
             LocalDiskError: the file cannot be read.
         """
-        return self.read_index().entries
+        entries: list[Descriptor] = []
+        self.parse_entries(self.read_raw_index(), entries.append)
+        return entries
 
     def read_index(self) -> LayoutIndex:
         """Return the contents of `index.json`, or an empty index if the file does not exist.
@@ -394,7 +398,8 @@ class LayoutDirectory(BlobDirectory):
             ArchiveError: the file is malformed, or a link.
             LocalDiskError: the file cannot be read.
         """
-        return self.parse_index(self.read_raw_index())
+        entries = PackedDescriptors()
+        return LayoutIndex(entries, self.parse_entries(self.read_raw_index(), entries.append))
 
     @property
     def index_path(self) -> Path:
@@ -414,14 +419,19 @@ class LayoutDirectory(BlobDirectory):
             except FileNotFoundError:
                 return None
 
-    def parse_index(self, raw: bytes | None) -> LayoutIndex:
-        """Parse the bytes of an `index.json`.
+    def hash_index(self) -> bytes:
+        """Return the SHA-256 hash of `index.json`, or nothing if the file does not exist. It is read in pieces.
 
         Raises:
-            ArchiveError: the bytes are malformed.
+            ArchiveError: the file is a link.
+            LocalDiskError: the file cannot be read.
         """
-        entries: list[Descriptor] = []
-        return LayoutIndex(entries, self.parse_entries(raw, entries.append))
+        with files.disk_errors(f"cannot read {self.index_path}"), require_regular_file(f"{self.index_path}"):
+            try:
+                with files.open_for_reading(self.index_path) as file:
+                    return hashlib.file_digest(file, "sha256").digest()
+            except FileNotFoundError:
+                return b""
 
     def parse_entries(self, raw: bytes | None, add: Callable[[Descriptor], object]) -> Mapping[str, str]:
         """Parse the bytes of an `index.json`, as `layout.index.parse_entries`.
@@ -457,7 +467,9 @@ class LayoutDirectory(BlobDirectory):
         """
         with self.lock_index():
             previous = self.read_raw_index()
-            changed = change(self.parse_index(previous).entries)
+            entries: list[Descriptor] = []
+            self.parse_entries(previous, entries.append)
+            changed = change(entries)
             self.write_index(len(changed), [build_index_json(changed, previous)])
 
     def write_index(self, entries: int, pieces: Iterable[bytes]) -> files.FileState:

@@ -6,15 +6,21 @@ A walk to one image reads every entry that may be a referrer. Here each of these
 from __future__ import annotations
 
 import itertools
+from array import array
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, InvalidNameError, UnsupportedError
-from ocistream.layout.index import REF_NAME, LayoutIndex, build_roots, referrer_tag_of, subject_of
-from ocistream.layout.index_walk import mark_strays
+from ocistream.layout.index import REF_NAME, LayoutIndex, build_roots, image_name_of, referrer_tag_of, subject_of
+from ocistream.layout.index_walk import mark_if_stray
 from ocistream.oci.digest import check_content
 from ocistream.oci.documents import parse_document
-from ocistream.oci.reference import is_digest, parse_reference
+from ocistream.oci.graph import Root
+from ocistream.oci.packed_descriptors import BuiltSequence
+from ocistream.oci.packed_records import Positions
+from ocistream.oci.reference import parse_reference
 from ocistream.oci.referrers import (
     REFERRER_NAME,
     SUBJECT_MISSING,
@@ -27,11 +33,10 @@ from ocistream.oci.referrers import (
 from ocistream.oci.walk import Need
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.documents import Document
-    from ocistream.oci.graph import Root
 
 
 class ImageLookup:
@@ -54,20 +59,22 @@ class ImageLookup:
         self._index = index
         self._read = read
         self._image_digests = image_digests
-        #: The first entry of each name, and the others: names that several entries have are few.
-        self._by_name: dict[str, int] = {}
-        self._others_by_name: dict[str, list[int]] = {}
+        digests = (entry.digest for entry in index.entries)
+        first = next(digests, None)
+        self._is_only = all(digest == first for digest in digests)
+        #: Positions of entries by each of their names and by their digest.
+        self._positions = Positions()
         #: Positions of possible referrers, by the subject's digest or by the tag of its list of referrers.
         self._by_subject: dict[str, list[int]] = {}
-        #: Positions of the entries that may be images or referrers, and whose manifest could be read.
+        #: Positions of the entries that may be images or referrers, and of those whose manifest could be read.
+        self._strays: set[int] = set()
         self._read_strays: set[int] = set()
-        for position, root in enumerate(self._list_roots()):
-            entry = root.descriptor
-            names = {root.name, entry.annotations.get(REF_NAME), entry.annotations.get(REFERRER_NAME)}
-            for name in names:
-                if name is not None and self._by_name.setdefault(name, position) != position:
-                    self._others_by_name.setdefault(name, []).append(position)
-            if root.is_stray:
+        for position, entry in enumerate(index.entries):
+            for key in _keys_of(entry):
+                self._positions.add(key, position)
+            (root,) = build_roots([entry], image_digests)
+            if not self._is_only and mark_if_stray(root).is_stray:
+                self._strays.add(position)
                 for subject in self._read_subjects(position, entry):
                     self._by_subject.setdefault(subject, []).append(position)
 
@@ -80,54 +87,53 @@ class ImageLookup:
             full_name = parse_reference(name).name
         except InvalidNameError:
             full_name = name
-        found = {position for key in (name, full_name) for position in self._positions_of(key)}
+        found = {position: entry for key in (name, full_name) for position, entry in self._find_entries(key)}
         if not found:
             return self._index
-        digests = self._list_reachable([self._index.entries[position] for position in found])
-        found.update(position for digest in digests for position in self._referrers_of(digest))
-        return LayoutIndex([self._index.entries[position] for position in sorted(found)], self._index.annotations)
+        digests = self._list_reachable(found.values())
+        referrers = {position for digest in digests for position in self._referrers_of(digest)}
+        found.update((position, self._index.entries[position]) for position in referrers)
+        return LayoutIndex([found[position] for position in sorted(found)], self._index.annotations)
 
-    def list_images(self) -> tuple[list[Root], list[SkippedReferrer]]:
+    def list_images(self) -> tuple[Sequence[Root], list[SkippedReferrer]]:
         """Return the images and the entries that may be images, as `IndexWalk` offers them to a selector.
 
         Also return the referrers whose subject is not in the source. They have stray roots.
         """
-        listed = self._list_roots()
-        reachable = self._list_reachable([root.descriptor for root in listed if not root.is_stray])
-        referring = {position for positions in self._by_subject.values() for position in positions}
-        images = {
-            position: self._index.entries[position]
-            for position in self._read_strays - referring
-            if self._index.entries[position].digest not in reachable
+        if not self._strays:
+            return _ListedRoots(range(len(self._index.entries)), self._read_root), []
+        entries = self._index.entries
+        positions = range(len(entries))
+        reachable = self._list_reachable(entries[position] for position in positions if position not in self._strays)
+        referring = set(itertools.chain.from_iterable(self._by_subject.values()))
+        images = {position for position in self._read_strays - referring if entries[position].digest not in reachable}
+        reachable |= self._list_reachable(entries[position] for position in images)
+        orphans = {
+            position: entries[position]
+            for position in sorted(self._strays - images)
+            if entries[position].digest not in reachable
         }
-        reachable |= self._list_reachable(images.values())
-        roots: list[Root] = []
         skipped: list[SkippedReferrer] = []
-        for position, root in enumerate(listed):
-            entry = root.descriptor
-            if not root.is_stray:
-                roots.append(root)
-            elif position in images:
-                roots.append(build_roots([entry])[0])
-            elif entry.digest not in reachable:
-                roots.append(root)
-                subject = next(iter(self._subjects_in_entry(entry)), None)
-                is_known = subject is not None or position in referring
-                why = SUBJECT_MISSING if is_known else UNREADABLE
-                tag = referrer_tag_of(entry)
-                kind = classify_referrer(entry.artifact_type, tag)
-                skipped.append(SkippedReferrer(subject, why, kind, entry.digest, tag))
-        return roots, skipped
+        for position, entry in orphans.items():
+            subject = next(iter(self._subjects_in_entry(entry)), None)
+            is_known = subject is not None or position in referring
+            why = SUBJECT_MISSING if is_known else UNREADABLE
+            tag = referrer_tag_of(entry)
+            kind = classify_referrer(entry.artifact_type, tag)
+            skipped.append(SkippedReferrer(subject, why, kind, entry.digest, tag))
+        belonging = self._strays - images - orphans.keys()
+        listed = array("L", (position for position in positions if position not in belonging))
+        return _ListedRoots(listed, partial(self._read_root, strays=orphans.keys())), skipped
 
-    def _list_roots(self) -> list[Root]:
-        return mark_strays(build_roots(self._index.entries, self._image_digests))
+    def _read_root(self, position: int, strays: Container[int] = ()) -> Root:
+        """Return the root of the entry at a position; `strays` are the positions of stray ones."""
+        (root,) = build_roots([self._index.entries[position]], self._image_digests)
+        return replace(root, is_stray=True) if position in strays else root
 
-    def _positions_of(self, name: str) -> Iterator[int]:
-        if is_digest(name):
-            yield from (position for position, entry in enumerate(self._index.entries) if entry.digest == name)
-        if name in self._by_name:
-            yield self._by_name[name]
-            yield from self._others_by_name.get(name, ())
+    def _find_entries(self, name: str) -> Iterator[tuple[int, Descriptor]]:
+        for position in self._positions.find(name):
+            if name in _keys_of(entry := self._index.entries[position]):
+                yield position, entry
 
     def _read_subjects(self, position: int, entry: Descriptor) -> Iterator[str]:
         yield from self._subjects_in_entry(entry)
@@ -160,16 +166,37 @@ class ImageLookup:
     def _list_reachable(self, descriptors: Iterable[Descriptor]) -> set[str]:
         """Return the digests of these manifests, of the manifests below them, and of all their referrers."""
         digests: set[str] = set()
-        pending = list(descriptors)
-        while pending:
-            descriptor = pending.pop()
-            if descriptor.digest in digests:
-                continue
-            digests.add(descriptor.digest)
-            pending += [self._index.entries[position] for position in self._referrers_of(descriptor.digest)]
-            if descriptor.is_index and (document := self._read_document(descriptor)) is not None:
-                pending += document.manifests
+        for root in descriptors:
+            pending = [root]
+            while pending:
+                descriptor = pending.pop()
+                if descriptor.digest in digests:
+                    continue
+                digests.add(descriptor.digest)
+                pending += [self._index.entries[position] for position in self._referrers_of(descriptor.digest)]
+                if descriptor.is_index and (document := self._read_document(descriptor)) is not None:
+                    pending += document.manifests
         return digests
 
     def _referrers_of(self, digest: str) -> Iterator[int]:
         return itertools.chain(self._by_subject.get(digest, ()), self._by_subject.get(fallback_tag(digest), ()))
+
+
+class _ListedRoots(BuiltSequence[Root]):
+    """Roots of entries, by their positions."""
+
+    def __init__(self, positions: Sequence[int], read: Callable[[int], Root]) -> None:
+        self._positions = positions
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def _build(self, position: int) -> Root:
+        return self._read(self._positions[position])
+
+
+def _keys_of(entry: Descriptor) -> set[str]:
+    """Return all texts that find an entry: its names and its digest."""
+    names = (image_name_of(entry), entry.annotations.get(REF_NAME), entry.annotations.get(REFERRER_NAME))
+    return {entry.digest, *filter(None, names)}

@@ -1,6 +1,6 @@
 """Which images and platforms of a source are wanted: the only one, those of some names, or all; report unused names.
 
-`push --to`, `copy --all-tags` and `sync` choose by `select_all_images`, so that none drops an image for its name.
+`push --to`, `copy --all-tags` and `sync` share `check_all_images`, so that none drops an image for its name.
 """
 
 from __future__ import annotations
@@ -222,12 +222,31 @@ def select_all_images(
         NotFoundError: the layout or archive has no images.
         UsageError: an image has no such name. The message names each, and `hint` says what to do.
     """
+    check_all_images(roots, where, has_destination, missing, hint, description=description)
+    return [root for root in roots if has_destination(root)]
+
+
+def check_all_images(
+    roots: Sequence[Root],
+    where: str,
+    has_destination: Callable[[Root], bool],
+    missing: str,
+    hint: str,
+    *,
+    description: str | None = None,
+) -> None:
+    """Check and report as `select_all_images`. Of ten thousand images, only those without a destination are kept.
+
+    Raises:
+        NotFoundError, UsageError: as `select_all_images`.
+    """
     description = description or f"in {where}"
-    chosen = [root for root in select_existing_images(roots, where) if has_destination(root)]
-    chosen_digests = _digests(chosen)
-    unused = [root for root in roots if not root.is_stray and not has_destination(root)]
+    unused = [root for root in select_existing_images(roots, where) if not root.is_stray and not has_destination(root)]
+    if not unused and any(map(has_destination, roots)):
+        return
+    chosen_digests = _digests(filter(has_destination, roots))
     unnamed = [root for root in unused if root.descriptor.digest not in chosen_digests]
-    if unnamed or not chosen:
+    if unnamed or not chosen_digests:
         count, total = len(_digests(unnamed)), len(_digests(root for root in roots if not root.is_stray))
         if count == total:
             msg = f"no image {description} has a {missing}: {format_image_names(unnamed or roots)}"
@@ -242,7 +261,6 @@ def select_all_images(
                 f"the name {name!r} is not used, because it is not a {missing}; "
                 "the image is copied under its other name"
             )
-    return chosen
 
 
 def report_duplicate_names(graph: Graph) -> None:

@@ -13,6 +13,7 @@ from ocistream.errors import ArchiveError, InvalidNameError, UnsupportedError, U
 from ocistream.oci.descriptor import DOCKER_LIST, OCI_INDEX, Descriptor
 from ocistream.oci.documents import MANIFEST_FIELDS, DescriptorListParser, check_document_type
 from ocistream.oci.graph import Graph, Root
+from ocistream.oci.packed_descriptors import PackedDescriptors
 from ocistream.oci.reference import is_digest, is_tag, parse_digest, parse_full_name, parse_reference, printable
 from ocistream.oci.referrers import REFERRER_NAME, SUBJECT, cosign_subject, is_fallback_tag
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, discard_item, parse_json
@@ -49,7 +50,7 @@ def check_layout_file(raw: bytes) -> None:
 class LayoutIndex(NamedTuple):
     """The contents of an `index.json`: its entries in order, and our annotations of the index."""
 
-    entries: list[Descriptor]
+    entries: Sequence[Descriptor]
     annotations: Mapping[str, str]
 
 
@@ -59,7 +60,7 @@ def parse_index_json(raw: bytes) -> LayoutIndex:
     Raises:
         ArchiveError: the file is malformed.
     """
-    entries: list[Descriptor] = []
+    entries = PackedDescriptors()
     return LayoutIndex(entries, parse_entries(raw, entries.append))
 
 

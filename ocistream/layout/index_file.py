@@ -125,15 +125,15 @@ class IndexFile(Generic[_Table]):
     def _load(self) -> _Version[_Table]:
         """Read the file, and parse it unless its content is known. The caller holds the lock."""
         state = self._file_state()
-        raw = self._directory.read_raw_index()
-        content_hash = hashlib.sha256(raw).digest() if raw is not None else b""
         known = self._known
-        if known is not None and known.content_hash == content_hash:
-            table = known.table
+        if known is not None and known.content_hash == self._directory.hash_index():
+            table, content_hash = known.table, known.content_hash
         else:
             # The old table is freed first.
             known = self._known = None
+            raw = self._directory.read_raw_index()
             table = self._parse(raw)
+            content_hash = hashlib.sha256(raw).digest() if raw is not None else b""
         self._known = version = _Version(state, content_hash, table)
         return version
 

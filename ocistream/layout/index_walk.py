@@ -304,10 +304,12 @@ def mark_strays(roots: Sequence[Root]) -> list[Root]:
     """Mark the entries of an index that may be images or referrers."""
     # Of several entries, the manifest of one without an image's name shows whether it is an image.
     is_only = len({root.descriptor.digest for root in roots}) <= 1
-    return [
-        root if is_only or root.is_synthesized or not may_be_referrer(root.descriptor) else replace(root, is_stray=True)
-        for root in roots
-    ]
+    return list(roots) if is_only else list(map(mark_if_stray, roots))
+
+
+def mark_if_stray(root: Root) -> Root:
+    """Mark one of several entries of an index if it may be an image or a referrer."""
+    return root if root.is_synthesized or not may_be_referrer(root.descriptor) else replace(root, is_stray=True)
 
 
 class IndexWalk:

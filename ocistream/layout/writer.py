@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -11,8 +10,9 @@ from ocistream import notices
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.index import build_index_fields, entry_name_of, may_be_referrer
 from ocistream.layout.index_file import IndexChange, IndexFile
-from ocistream.oci.documents import parse_descriptor
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted, parse_omitted
+from ocistream.oci.packed_descriptors import PackedDescriptors
+from ocistream.oci.packed_records import Positions
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_pieces
 from ocistream.streams.synchronization import once
@@ -120,30 +120,36 @@ class LayoutWriter:
                 notices.notify(f"{where}: replacing {previous}", level=1)
 
 
-_Key: TypeAlias = "str | tuple[_Key, int] | tuple[str]"
-
-
 class _EntryTable:
-    """The entries of an `index.json` in order, each as JSON only: ten thousand take 3.5 MB."""
+    """The entries of an `index.json` in order, packed: there may be ten thousand."""
 
     def __init__(self) -> None:
         #: The fields of the file, with an empty list of entries.
         self.fields: dict[str, Any] = {}
-        #: The JSON of each entry by its key; see `_key_of`.
-        self._lines: dict[_Key, bytes] = {}
-        #: Keys of further entries, by the key that they would have. Only other tools write such entries.
-        self._others: dict[_Key, list[_Key]] = {}
+        #: All entries so far, and the positions of removed ones.
+        self._entries = PackedDescriptors()
+        self._removed: set[int] = set()
+        #: By key; see `_key_of`. Only other tools write several entries with one key.
+        self._positions = Positions()
         self._size = 0
         #: How many entries have a digest, of those that may be referrers.
         self._referrers: dict[str, int] = {}
-        self.images = ListedImages(_NameView(self._lines), self._referrers.keys())
+        self.images = ListedImages(_NameView(self), self._referrers.keys())
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._entries) - len(self._removed)
+
+    def __iter__(self) -> Iterator[Descriptor]:
+        return (self._entries[position] for position in self._list_positions())
+
+    def find(self, key: _Key) -> dict[int, Descriptor]:
+        """Return the entries with a key, by position."""
+        entries = ((position, self._entries[position]) for position in self._positions.find(key))
+        return {position: entry for position, entry in entries if _key_of(entry) == key}
 
     def check_can_add(self, entries: Sequence[Descriptor], directory: LayoutDirectory) -> None:
         """Check that the file can be read again with these entries."""
-        new = [entry for entry in entries if _key_of(entry) not in self._lines]
+        new = [entry for entry in entries if not self.find(_key_of(entry))]
         size = self._size + sum(len(canonical_json(entry.to_json())) + 1 for entry in new)
         directory.check_index_size(len(self) + len(new), size)
 
@@ -151,9 +157,8 @@ class _EntryTable:
         """Add entries at the end. Each replaces the entries of the same name."""
         added = {_key_of(entry): entry for entry in entries}
         for key in added:
-            if key in self._lines:
-                for each in (key, *self._others.pop(key, ())):
-                    self._remove(each)
+            for position, entry in self.find(key).items():
+                self._remove(position, entry)
         for entry in added.values():
             self.append(entry)
 
@@ -175,24 +180,24 @@ class _EntryTable:
 
     def append(self, entry: Descriptor) -> None:
         """Append an entry, also if others have its name."""
-        key = _key_of(entry)
-        if key in self._lines:
-            others = self._others.setdefault(key, [])
-            key = (key, len(others))
-            others.append(key)
-        self._lines[key] = line = canonical_json(entry.to_json())
-        self._size += len(line) + 1
+        position = len(self._entries)
+        self._entries.append(entry)
+        self._positions.add(_key_of(entry), position)
+        self._size += len(self._entries.line(position)) + 1
         if may_be_referrer(entry):
             self._referrers[entry.digest] = self._referrers.get(entry.digest, 0) + 1
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the file's content in canonical form."""
-        return canonical_json_pieces(self.fields, "manifests", self._lines.values())
+        return canonical_json_pieces(self.fields, "manifests", map(self._entries.line, self._list_positions()))
 
-    def _remove(self, key: _Key) -> None:
-        line = self._lines.pop(key)
-        self._size -= len(line) + 1
-        entry = _parse_line(line)
+    def _list_positions(self) -> Iterator[int]:
+        return (position for position in range(len(self._entries)) if position not in self._removed)
+
+    def _remove(self, position: int, entry: Descriptor) -> None:
+        self._removed.add(position)
+        self._positions.remove(_key_of(entry), position)
+        self._size -= len(self._entries.line(position)) + 1
         if may_be_referrer(entry):
             self._referrers[entry.digest] -= 1
             if not self._referrers[entry.digest]:
@@ -202,24 +207,25 @@ class _EntryTable:
 class _NameView(Mapping[str, str]):
     """The digest of each name. Of two entries with one name, the first is used."""
 
-    def __init__(self, lines: Mapping[_Key, bytes]) -> None:
-        self._lines = lines
+    def __init__(self, table: _EntryTable) -> None:
+        self._table = table
 
     def __getitem__(self, name: str) -> str:
-        return _parse_line(self._lines[name]).digest
+        for entry in self._table.find(name).values():
+            return entry.digest
+        raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
-        return (key for key in self._lines if isinstance(key, str))
+        return iter(dict.fromkeys(name for entry in self._table if (name := entry_name_of(entry)) is not None))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
 
+_Key: TypeAlias = "str | tuple[str]"
+
+
 def _key_of(entry: Descriptor) -> _Key:
-    """Return the key of an entry: its name, or its digest if it has no name. A further entry gets a number too."""
+    """Return the key of an entry: its name, or its digest if it has no name."""
     name = entry_name_of(entry)
     return name if name is not None else (entry.digest,)
-
-
-def _parse_line(line: bytes) -> Descriptor:
-    return parse_descriptor(json.loads(line), "index.json")

@@ -52,6 +52,8 @@ MANIFEST_FIELDS: Final = frozenset(
 _DESCRIPTOR_FIELDS: Final = frozenset(
     {"mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType"}
 )
+#: Fields that each descriptor keeps as they are.
+_ENTRY_FIELDS: Final = frozenset({"mediaType", "digest", "size", "annotations"})
 _PLATFORM_FIELDS: Final = frozenset({"architecture", "os", "os.version", "os.features", "variant", "features"})
 #: Fields of an image's config. The object under `config` is for runtimes.
 _CONFIG_FIELDS: Final = frozenset(
@@ -123,6 +125,11 @@ def parse_descriptor(fields: object, where: str) -> Descriptor:
         _parse_annotations(fields.get("annotations"), where),
         _optional_text(fields, "artifactType", where),
     )
+
+
+def parse_entry(item: object) -> Descriptor:
+    """Check an entry of an `index.json`, and keep all fields that `to_json` writes again."""
+    return _keep_extra(parse_descriptor(item, "an entry of index.json"), item)
 
 
 def intern_string(word: str) -> str:
@@ -285,7 +292,7 @@ class DescriptorListParser:
             if len(self.embedded) < limits.MAX_EMBEDDED_BLOBS:
                 self.embedded |= _decode_data(descriptor, item)
             return _strip_descriptor(descriptor)
-        return replace(descriptor, extra_json=_extra_json(descriptor, item)) if self._keeps_extra else descriptor
+        return _keep_extra(descriptor, item) if self._keeps_extra else descriptor
 
     def descriptors(self, fields: Mapping[str, Any]) -> tuple[Descriptor, ...]:
         """Return the descriptors that `parse_json` stored in `fields`.
@@ -306,16 +313,19 @@ class DescriptorListParser:
         return tuple(items)
 
 
-def _extra_json(descriptor: Descriptor, item: object) -> bytes | None:
-    """Return the fields of an object that are not in its descriptor, as JSON."""
-    written = descriptor.to_json()
+def _keep_extra(descriptor: Descriptor, item: object) -> Descriptor:
+    """Return a descriptor with the fields of its object that it does not have, as JSON."""
     fields = item if isinstance(item, dict) else {}
+    # Most of thousands of entries have no other fields.
+    if fields.keys() <= _ENTRY_FIELDS:
+        return descriptor
+    written = descriptor.to_json()
     others = {
         key: value
         for key, value in fields.items()
         if key != "annotations" and (key not in written or value != written[key])
     }
-    return canonical_json(others) if others else None
+    return replace(descriptor, extra_json=canonical_json(others)) if others else descriptor
 
 
 def _own_annotations(fields: Mapping[str, Any]) -> Mapping[str, str]:

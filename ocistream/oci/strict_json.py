@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 ItemConverter: TypeAlias = "Callable[[int, Any], object]"
 #: The position of a first byte, and the one after a last byte.
 _Span: TypeAlias = tuple[int, int]
+#: One encoder for all documents: `json.dumps` with these arguments would create one for each.
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def canonical_json(document: object) -> bytes:
     """Return a document that we write as JSON. The same input gives the same bytes."""
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(document).encode()
 
 
 def canonical_json_with_items(fields: Mapping[str, Any], key: str, items: Iterable[bytes]) -> bytes:

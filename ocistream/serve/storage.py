@@ -181,7 +181,9 @@ class DirectoryStorage(LayoutDirectory):
 
     def _parse(self, raw: bytes | None) -> ImageIndex:
         default_repository = repository_of_directory(real_path(self.path).name)
-        return ImageIndex(self.parse_index(raw).entries, default_repository, build_index_fields(raw))
+        entries: list[Descriptor] = []
+        self.parse_entries(raw, entries.append)
+        return ImageIndex(entries, default_repository, build_index_fields(raw))
 
     def update_index(
         self,
@@ -370,7 +372,7 @@ class ArchiveStorage:
             msg = f"{self._what} {reason}: the missing blobs could not be served"
             hint = "push it to a registry that has the missing blobs, such as `ocistream serve DIR`"
             raise ArchiveError(msg, hint=hint)
-        return index.entries
+        return [*index.entries]
 
     def _name_only_image(self, entries: list[Descriptor]) -> list[Descriptor]:
         """Return the entries; an only image without a name gets one, since clients could pull it by digest only.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
 from ocistream.layout.destination import LayoutDestination
-from ocistream.layout.image_selection import report_untagged, select_all_images, select_existing_images
+from ocistream.layout.image_selection import check_all_images, report_untagged, select_existing_images
 from ocistream.layout.index import image_names_of, tag_of
 from ocistream.locations import is_layout_destination, open_destination
 from ocistream.notices import notify
@@ -217,7 +217,7 @@ class SyncRun:
                 )
         return copies
 
-    def _list_names(self, entry: SyncEntry) -> Sequence[str]:
+    def _list_names(self, entry: SyncEntry) -> Iterable[str]:
         location, context = entry.source.location, self._context_of(entry.source)
         if location.reference is not None:
             listed = context.repository_opener().list_tags(location.reference)
@@ -230,12 +230,12 @@ class SyncRun:
         if entry.tag_filter is None:
             by_name = "to copy an image by its digest, write `from` as oci:DIR:DIGEST, and `to` with a tag or name"
             hint = f"`tags` selects images; {by_name}"
-            select_all_images(roots, location.description, lambda root: tag_of(root.name) is not None, "tag", hint)
+            check_all_images(roots, location.description, lambda root: tag_of(root.name) is not None, "tag", hint)
         else:
             report_untagged(select_existing_images(roots, location.description), "`tags`")
         for referrer in orphans:
             notify(f"not copied: {referrer.digest} in {printable(location.text)}; {referrer.reason}")
-        return [root.name for root in roots if root.name]
+        return (root.name for root in roots if root.name)
 
 
 class ImageCopier:

@@ -68,7 +68,7 @@ class SyncSources:
             selection = replace(selection, select=select_named_images([location.name]))
         return _LocalImage(images, index, selection, lambda: self._release(images))
 
-    def list_images(self, location: Location, context: OpenContext) -> tuple[list[Root], list[SkippedReferrer]]:
+    def list_images(self, location: Location, context: OpenContext) -> tuple[Sequence[Root], list[SkippedReferrer]]:
         """Return the images of a layout or an archive, and the referrers whose subject it lacks.
 
         Raises:

@@ -42,9 +42,11 @@ DESCRIPTOR: Final = 2 << 10
 USUAL: Final = 64 * MIB
 LARGE: Final = 128 * MIB
 HUGE: Final = 8192 * MIB
-#: How much each image of a sync may take, in bytes: for its name, and also for its entry in the index of a layout.
-NAME: Final = 110
-ENTRY: Final = 600
+#: How many bytes each image of a sync may take all the time: for its name, and for its entry in the index of a layout.
+NAME: Final = 30
+ENTRY: Final = 170
+#: How many bytes of a layout's `index.json` an image has, which are in memory while the file is parsed.
+INDEX_JSON: Final = 250
 #: The images of three syncs. The first one imports what the others need.
 COUNTS: Final = (2, 100, 600)
 TRACED: Final = Path(__file__).parents[1] / "traced_memory.py"
@@ -230,6 +232,11 @@ def write_index(folder: Path, image: Image, names: Sequence[str]) -> None:
     (folder / "index.json").write_bytes(document(OCI_INDEX, manifests=entries))
 
 
+def each_further(measured: Sequence[tuple[int, int]]) -> list[float]:
+    """Return for two syncs of different numbers of images what one image adds to the peak, and to what is kept."""
+    return [(more - less) / (COUNTS[2] - COUNTS[1]) for less, more in zip(*measured[1:], strict=True)]
+
+
 @pytest.mark.parametrize("into_layout", [True, False], ids=["layout", "registry"])
 def test_each_further_image_of_a_sync_takes_only_the_memory_of_its_name_and_its_entry(
     tmp_path: Path, *, into_layout: bool
@@ -252,9 +259,35 @@ def test_each_further_image_of_a_sync_takes_only_the_memory_of_its_name_and_its_
             entry = ["[[sync]]", f'from = "{source.host}/{repository}"', f'to = "{destination}"', "referrers = false"]
             file.write_text("\n".join(entry))
             commands.append(["sync", file, "--jobs", "1"])
-        _, few, many = traced(tmp_path, *commands)
-    peak, kept = ((more - less) / (COUNTS[2] - COUNTS[1]) for less, more in zip(few, many, strict=True))
-    assert max(peak, kept) < (ENTRY if into_layout else NAME)
+        peak, kept = each_further(traced(tmp_path, *commands))
+    assert peak < (ENTRY + INDEX_JSON if into_layout else NAME)
+    assert kept < (ENTRY if into_layout else NAME)
+
+
+@pytest.mark.parametrize("kind", ["oci", "oci-archive"])
+def test_each_further_image_of_a_layout_or_an_archive_takes_only_the_memory_of_its_entries(
+    tmp_path: Path, kind: str
+) -> None:
+    image = Image([512])
+    commands: list[Sequence[Argument]] = []
+    for count in COUNTS:
+        folder = tmp_path / f"{count}"
+        for side in ("source", "destination"):
+            write_index(folder / side, image, [f"registry.example/app:v{number}" for number in range(count)])
+        manifest = folder / "source" / blob_name(str(descriptor(image.manifest, "")["digest"]))
+        manifest.parent.mkdir()
+        manifest.write_bytes(image.manifest)
+        source = folder / "source"
+        if kind == "oci-archive":
+            with tarfile.open(folder / "source.tar", "w") as tar:
+                tar.add(source, "")
+            source = folder / "source.tar"
+        file = folder / "sync.toml"
+        file.write_text(f'[[sync]]\nfrom = "{kind}:{source}"\nto = "oci:{folder / "destination"}"\n')
+        commands.append(["sync", file, "--jobs", "1"])
+    peak, kept = each_further(traced(tmp_path, *commands))
+    assert peak < 2 * ENTRY + INDEX_JSON
+    assert kept < 2 * ENTRY
 
 
 # Documents --------------------------------------------------------------------------------------------------------

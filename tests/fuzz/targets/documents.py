@@ -161,7 +161,7 @@ def _documents(_: Path) -> Iterator[Check]:
         first: OcistreamError | None = None
         for read in (
             lambda: parse_document(Descriptor(kind, compute_digest(raw), len(raw)), raw),
-            lambda: _rewritten(parse_index_json(raw).entries),
+            lambda: _rewritten([*parse_index_json(raw).entries]),
             lambda: guess_media_type(raw, "it"),
             lambda: parse_outline(raw, "it"),
             lambda: parse_config_platform(raw, "it"),

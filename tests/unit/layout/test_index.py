@@ -67,7 +67,7 @@ class TestParsing:
         entries = [descriptor(OTHER), descriptor(**{REF_NAME: "v1"}), descriptor(**{FULL_NAME: "r.example/a:1"})]
         raw = build_index_json(entries)
         validate(raw, "index")
-        assert parse_index_json(raw).entries == entries
+        assert [*parse_index_json(raw).entries] == entries
 
     def test_a_long_index_keeps_what_others_wrote_and_one_that_is_too_long_is_refused(
         self, monkeypatch: pytest.MonkeyPatch
