@@ -108,7 +108,7 @@ class Session(requests.Session):
         self._adapter = Adapter(settings, _without_cancellation(sleep))
         self.mount("https://", self._adapter)
         self.mount("http://", self._adapter)
-        self.is_external = self._adapter.is_external
+        self.external: Mapping[str, bool] = self._adapter.external
         # A CDN that gzips a blob breaks its length and digest (quay#1310).
         self._default_headers = {"User-Agent": settings.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
         self._format_hint = settings.format_hint

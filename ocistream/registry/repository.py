@@ -119,7 +119,7 @@ class Repository:
                 length = printable(response.header("Content-Length") or "")
                 msg = f"GET {redact_url(response.url)}: {length} bytes are announced instead of {size}"
                 raise IntegrityError(msg)
-            response.load(limits.MAX_MANIFEST)
+            response.read(limits.MAX_MANIFEST)
 
         headers = {"Accept": accept}
         response = self.client.request(self.endpoint, "GET", url, scopes=self.scopes, headers=headers, read=read)

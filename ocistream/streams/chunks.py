@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from contextlib import closing, nullcontext
-from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from ocistream.limits import CHUNK_SIZE, MIN_THREADED_HASH
 from ocistream.oci.digest import digest_error, size_error
@@ -122,14 +122,7 @@ def chunks_from(chunks: Iterator[Chunk], offset: int) -> Iterator[Chunk]:
 
 def closing_chunks(chunks: Iterable[Chunk]) -> AbstractContextManager[object]:
     """Return a context manager that closes the iterator of chunks if it has `close`, as a generator has."""
-    return closing(cast("Closeable", chunks)) if hasattr(chunks, "close") else nullcontext()
-
-
-class Closeable(Protocol):
-    """An object that can be closed."""
-
-    def close(self) -> object:
-        """Release the resources below."""
+    return closing(cast("Any", chunks)) if hasattr(chunks, "close") else nullcontext()
 
 
 def check_digest(descriptor: Descriptor, hasher: Hasher) -> None:
