@@ -166,9 +166,9 @@ class CopyPlan:
             dry_run=dry_run,
         )
 
-    def with_policy(self, policy: TrustPolicy) -> CopyPlan:
-        """Return the plan with the policy of the configuration."""
-        if not policy.rules:
+    def with_policy(self, policy: TrustPolicy | None) -> CopyPlan:
+        """Return the plan with the policy of the configuration, if there is one."""
+        if policy is None or not policy.rules:
             return self
         references = [location.reference for location in (*self.sources, self.destination)]
         # The names in an archive are not known yet; finding its signatures costs no request.

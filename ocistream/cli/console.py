@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from ocistream.transfer.interfaces import RunObserver
+
 #: CI runners search a whole line for these commands: `##[name]` (GitHub: ActionCommand.cs of actions/runner; Azure,
 #: also `##vso[...]`: Command.cs of azure-pipelines-agent) and `##teamcity[...]` (TeamCity).
 _CI_COMMAND_MARK: Final = re.compile(r"##(?=[A-Za-z]*\[)")
@@ -80,6 +82,25 @@ class Console:
         A program that reads progress, one JSON object a line, then finds nothing else on stderr.
         """
         return (log_format or progress) == "json"
+
+    def show_progress(self, kind: str) -> AbstractContextManager[RunObserver]:
+        """Show the progress of the transfer within the block.
+
+        `kind` is the value of --progress. "auto" is a bar on a terminal, else a line every few seconds, and nothing
+        with -q or on a terse console. With JSON messages, "auto" draws no bar.
+        """
+        is_explicit = kind != "auto"
+        if not is_explicit:
+            kind = "bar" if can_draw() and not self.as_json else "plain"
+            kind = "none" if self.verbosity < 0 or self.is_terse else kind
+        if kind == "none" or (kind == "bar" and sys.stderr is None):
+            from ocistream.transfer.interfaces import NullObserver
+
+            return contextlib.nullcontext(NullObserver())
+        # Imported here, because many runs show no progress.
+        from ocistream.cli.progress import open_display
+
+        return open_display(kind, self, is_explicit=is_explicit)
 
     def info(self, message: str, *, level: int = 0, **fields: Any) -> None:
         """Print a message if the verbosity is at least `level`. `fields` appear in JSON only."""

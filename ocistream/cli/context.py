@@ -87,8 +87,8 @@ class CommandContext:
         use_mirrors = not self.options.no_mirrors
         return load_host_rules(self.options.config, os.environ, self.rule_overrides, use_mirrors=use_mirrors)
 
-    def load_trust_policy(self) -> TrustPolicy:
-        """Read the policy about signatures from the configuration file."""
+    def load_trust_policy(self) -> TrustPolicy | None:
+        """Read the policy about signatures from the configuration file; None if there is no file."""
         return load_trust_policy(self.options.config, os.environ)
 
     def registry_options(self, side: str) -> RegistryOptions:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar, overload
 
 from ocistream import limits
-from ocistream.errors import UsageError
-from ocistream.oci.reference import printable
+from ocistream.errors import InvalidNameError, UsageError
+from ocistream.oci.reference import parse_registry, printable
+from ocistream.registry.configuration import parse_registry_location
 from ocistream.streams.files import disk_errors
 from ocistream.streams.paths import is_file
 
@@ -193,6 +194,23 @@ def existing_file(table: TomlTable, key: str, value: object) -> Path:
 def resolve_path(folder: Path, path: str, home: Path) -> Path:
     """Return a path relative to `folder`, or, with `~/`, relative to the user's home."""
     return home / path[2:] if path.startswith("~/") else folder / path
+
+
+def registry_location(table: TomlTable, key: str, value: object) -> str:
+    """Read `HOST[:PORT][/PATH]`, in normal form."""
+    # Names of Docker Hub are full names (docker.io/...), as in containers' own parser.
+    try:
+        return parse_registry_location(text(table, key, value))
+    except InvalidNameError as error:
+        raise table.key_error(key, "is not HOST[:PORT][/PATH]", error.hint) from error
+
+
+def registry_host(table: TomlTable, key: str, value: object) -> str:
+    """Read `HOST[:PORT]`, in lower case."""
+    try:
+        return parse_registry(text(table, key, value).lower())
+    except InvalidNameError as error:
+        raise table.key_error(key, "is not a registry's HOST[:PORT]") from error
 
 
 def choice(*names: str) -> Reader[str]:

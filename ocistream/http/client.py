@@ -74,14 +74,14 @@ class HttpClient:
         on_retry: Callable[[RetryEvent], None] = lambda _: None,
         cancelled: threading.Event,
         rate_limits: RateLimits | None = None,
-        on_response: Callable[[str, Callable[[str], str | None]], None] = lambda _registry, _header: None,
+        observers: Sequence[Callable[[str, Callable[[str], str | None]], None]] = (),
     ) -> None:
         """Set up the session; no connection is made yet.
 
         `find(registry, repository)` looks up a credential, and `find_host_settings(registry, repository)` the settings
         of a host. The repository is "" for requests that concern no repository. `on_retry` is called before every wait,
-        from any thread. `on_response(registry, header)` is called for each response of a registry itself; `header`
-        returns a header by its name. The clients of one run share `rate_limits`.
+        from any thread. `observers` are called for each response of a registry itself, with the registry and a function
+        that returns a header by its name; the caller may add some later. The clients of one run share `rate_limits`.
         """
         self._settings = settings
         self.retry_policy = settings.retry_policy
@@ -89,7 +89,7 @@ class HttpClient:
         self._find = find
         #: Is called with each failure that is about to be retried.
         self.on_retry = on_retry
-        self._on_response = on_response
+        self._observers = observers
         self._rate_limits = rate_limits or RateLimits()
         #: Host and repository -> its settings.
         self._host_settings = OncePerKey[tuple[str, str], HostSettings](lambda key: find_host_settings(*key))
@@ -213,7 +213,8 @@ class HttpClient:
                 response = self._follow_redirects(request, url, header)
                 if _is_elsewhere(response, endpoint):
                     return response
-                self._on_response(endpoint.registry, response.header)
+                for observe in self._observers:
+                    observe(endpoint.registry, response.header)
                 challenges = None
                 if response.status == HTTPStatus.UNAUTHORIZED:
                     challenges = response.challenges()

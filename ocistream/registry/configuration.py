@@ -150,16 +150,19 @@ class RegistryConfiguration:
         Raises:
             AuthenticationError: the configuration blocks the image or its `location`.
         """
-        name = _full_name(reference.registry, reference.repository)
+        name = f"{reference.registry.lower()}/{reference.repository}"
         namespace = self._find_namespace(name)
         self._check_not_blocked(name)
-        primary = _parse_pull_source(_rewrite_name(namespace, name))
-        self._check_not_blocked(str(primary))
+        primary = _parse_pull_source(name)
+        if namespace is not None and namespace.location is not None:
+            primary = _parse_pull_source(f"{namespace.location}{namespace.strip_prefix(name)}")
+            self._check_not_blocked(str(primary))
         mirrors = dict.fromkeys(self._find_mirrors(reference, namespace, name)) if self._is_using_mirrors else {}
         allowed_mirrors = []
         for mirror in mirrors:
-            if (blocking_namespace := self._find_blocking_namespace(str(mirror))) is not None:
-                notices.notify(f"the mirror {mirror} is not used: {blocking_namespace.config_file} blocks it", level=1)
+            blocking = self._find_namespace(str(mirror))
+            if blocking is not None and blocking.blocked:
+                notices.notify(f"the mirror {mirror} is not used: {blocking.config_file} blocks it", level=1)
             elif str(mirror) != str(primary):
                 allowed_mirrors.append(mirror)
         if namespace is not None and str(primary) != name:
@@ -176,7 +179,7 @@ class RegistryConfiguration:
         Raises:
             AuthenticationError: the registry or the repository is blocked.
         """
-        self._check_not_blocked(_full_name(reference.registry, reference.repository))
+        self._check_not_blocked(f"{reference.registry.lower()}/{reference.repository}")
 
     def settings(self, registry: str, repository: str = "") -> HostSettings:
         """Return the settings of a host for one of its repositories, or for requests that belong to no repository.
@@ -186,15 +189,17 @@ class RegistryConfiguration:
         checks.
         """
         rule = self._host_rules.get(registry.lower(), HostRule())
-        name = _full_name(registry, repository) if repository else registry.lower()
-        own_insecure = (
-            _find_insecure_setting(self._own_insecure_settings, name) if rule.insecure is None else rule.insecure
-        )
-        if own_insecure is not None:
-            return replace(rule.settings, insecure=own_insecure)
-        return (
-            replace(rule.settings, insecure=True, has_http_fallback=True) if self._is_insecure(name) else rule.settings
-        )
+        name = f"{registry.lower()}/{repository}" if repository else registry.lower()
+        insecure = rule.insecure
+        if insecure is None:
+            insecure = _find_insecure_setting(self._own_insecure_settings, name)
+        if insecure is not None:
+            return replace(rule.settings, insecure=insecure)
+        insecure = _find_insecure_setting(self._insecure_settings, name)
+        if insecure is None:
+            namespace = self._find_namespace(name)
+            insecure = namespace is not None and namespace.insecure
+        return replace(rule.settings, insecure=True, has_http_fallback=True) if insecure else rule.settings
 
     def credentials(self, registry: str) -> CredentialSource | None:
         """Return where a host's credentials are stored, or None if ocistream's own configuration does not say."""
@@ -222,21 +227,11 @@ class RegistryConfiguration:
         matching = [namespace for namespace in self._namespaces if namespace.strip_prefix(name) is not None]
         return max(matching, key=lambda namespace: len(namespace.prefix), default=None)
 
-    def _find_blocking_namespace(self, name: str) -> RegistryNamespace | None:
-        namespace = self._find_namespace(name)
-        return namespace if namespace is not None and namespace.blocked else None
-
     def _check_not_blocked(self, name: str) -> None:
-        namespace = self._find_blocking_namespace(name)
-        if namespace is not None:
+        namespace = self._find_namespace(name)
+        if namespace is not None and namespace.blocked:
             msg = f"{printable(name)} is blocked: see {printable(namespace.prefix)} in {namespace.config_file}"
             raise AuthenticationError(msg)
-
-    def _is_insecure(self, name: str) -> bool:
-        if (insecure := _find_insecure_setting(self._insecure_settings, name)) is not None:
-            return insecure
-        namespace = self._find_namespace(name)
-        return namespace is not None and namespace.insecure
 
 
 def parse_registry_location(text: str) -> str:
@@ -251,16 +246,6 @@ def parse_registry_location(text: str) -> str:
         raise InvalidNameError(msg, hint="write HOST[:PORT][/PATH], without http:// or https://")
     host = parse_registry(host.lower())
     return f"{host}/{path}" if path else host
-
-
-def _full_name(registry: str, repository: str) -> str:
-    return f"{registry.lower()}/{repository}"
-
-
-def _rewrite_name(namespace: RegistryNamespace | None, name: str) -> str:
-    if namespace is None or namespace.location is None:
-        return name
-    return f"{namespace.location}{namespace.strip_prefix(name)}"
 
 
 def _parse_pull_source(name: str, mirror: Mirror | None = None) -> PullSource:
