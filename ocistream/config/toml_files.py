@@ -48,10 +48,6 @@ class _Key(Generic[_T]):
         #: The TOML value of a missing key.
         self.default: object = None
 
-    def __set_name__(self, owner: type, attribute: str) -> None:
-        self.attribute = attribute
-        self.name = self.name or attribute.replace("_", "-")
-
 
 def required(read: Reader[_T], *, key: str = "") -> _Key[_T]:
     """Declare a key that a table must have. Without `key`, its name is that of the attribute, with hyphens."""
@@ -92,8 +88,11 @@ class TomlTable:
 
     def __init_subclass__(cls) -> None:
         """Collect the declared keys, also of base classes."""
-        declared = [key for base in reversed(cls.__mro__) for key in vars(base).values() if isinstance(key, _Key)]
-        cls.keys = {key.name: key for key in declared}
+        cls.keys = {}
+        for attribute, key in [item for base in reversed(cls.__mro__) for item in vars(base).items()]:
+            if isinstance(key, _Key):
+                key.attribute, key.name = attribute, key.name or attribute.replace("_", "-")
+                cls.keys = {**cls.keys, key.name: key}
 
     def __init__(self, label: str, values: Mapping[str, Any], folder: Path, home: Path) -> None:
         """Check all keys and convert their values.

@@ -142,7 +142,15 @@ class RegistryConfiguration:
             for mirror in rule.mirrors or ()
             if mirror.insecure is not None
         ]
-        self._insecure_settings = list(_list_insecure_settings(namespaces))
+        # `*.DOMAIN` is not the location of any image.
+        self._insecure_settings = [
+            (location, namespace.insecure)
+            for namespace in namespaces
+            for location in {namespace.prefix, namespace.location or namespace.prefix}
+        ]
+        self._insecure_settings += [
+            (mirror.location, bool(mirror.insecure)) for namespace in namespaces for mirror in namespace.mirrors
+        ]
 
     def find_pull_sources(self, reference: Reference) -> tuple[PullSource, ...]:
         """Return the repositories to read an image from, in order; the last is the registry's own.
@@ -251,15 +259,6 @@ def parse_registry_location(text: str) -> str:
 def _parse_pull_source(name: str, mirror: Mirror | None = None) -> PullSource:
     registry, _, repository = name.partition("/")
     return PullSource(registry, repository, mirror is not None, mirror.pull_mode if mirror else "all")
-
-
-def _list_insecure_settings(namespaces: Sequence[RegistryNamespace]) -> Iterator[tuple[str, bool]]:
-    """Yield each location and whether it is insecure. `*.DOMAIN` is not the location of any image."""
-    for namespace in namespaces:
-        for location in {namespace.prefix, namespace.location or namespace.prefix}:
-            yield location, namespace.insecure
-        for mirror in namespace.mirrors:
-            yield mirror.location, bool(mirror.insecure)
 
 
 def _find_insecure_setting(settings: Sequence[tuple[str, bool]], name: str) -> bool | None:
