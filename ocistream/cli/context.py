@@ -116,8 +116,11 @@ class CommandContext:
         def create_client(is_for_mirrors: bool) -> HttpClient:
             # Mirrors stand in for the registry, so the options of its side apply.
             options = self.registry_options(side)
+            if build_keychain is not None or self.credentials.are_given(side):
+                # The error of an option does not depend on whether a registry asks for a credential.
+                keychain()
             return self.access.create_client(
-                keychain().find,
+                lambda registry, repository: keychain().find(registry, repository),
                 plain_http=options.plain_http,
                 tls=options.tls_settings(self.options.cert_dir),
                 is_for_mirrors=is_for_mirrors,
