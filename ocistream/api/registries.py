@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import notices
 from ocistream.errors import NotFoundError, UsageError
+from ocistream.http.rate_limits import RateLimits
 from ocistream.locations import OpenContext
 from ocistream.streams.paths import exists
 from ocistream.streams.synchronization import once
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ocistream.api.options import ClientOptions
     from ocistream.auth.docker_config import Credential
     from ocistream.http.client import HttpClient
-    from ocistream.http.rate_limits import RateLimits
     from ocistream.http.retry import RetryEvent
     from ocistream.http.settings import HostSettings, HttpSettings, TlsSettings
     from ocistream.layout.cache import Cache
@@ -69,7 +69,7 @@ class RegistryAccess:
         #: The records of uploads that a later run may resume.
         self.upload_records = once(self._open_upload_records)
         self._cache = once(self._open_cache)
-        self._rate_limits = once(self._create_rate_limits)
+        self._rate_limits = RateLimits(options.limit_rate)
 
     def find_host_jobs(self, registry: str) -> int | None:
         """Return how many blobs and connections the configuration allows at once for a registry; None for no limit."""
@@ -102,19 +102,12 @@ class RegistryAccess:
         directory = None if state is None else state / "ocistream" / "uploads"
         return UploadRecords(directory, lambda message: self._report(message, 1))
 
-    def _open_cache(self) -> Cache | None:
-        if not self._options.cache:
-            return None
+    def _open_cache(self) -> Cache:
         from ocistream.layout.cache import Cache
 
-        cache = Cache(Path(self._options.cache))
+        cache = Cache(Path(self._options.cache or ""))
         self.cached_sizes = cache.bytes_read
         return cache
-
-    def _create_rate_limits(self) -> RateLimits:
-        from ocistream.http.rate_limits import RateLimits
-
-        return RateLimits(self._options.limit_rate)
 
     def create_client(
         self,
@@ -148,7 +141,7 @@ class RegistryAccess:
             find_host_settings=_build_host_settings_lookup(self._env, self.rules().settings, use_certs_d=use_certs_d),
             on_retry=on_retry,
             cancelled=cancelled,
-            rate_limits=self._rate_limits(),
+            rate_limits=self._rate_limits,
             observers=self._observers,
         )
 
@@ -167,11 +160,11 @@ class RegistryAccess:
             from ocistream.registry.opener import RepositoryOpener
 
             opener = RepositoryOpener(client(), mirror_client, self.rules().find_pull_sources, self._report)
-            if (cache := self._cache()) is None:
+            if not self._options.cache:
                 return opener
             from ocistream.layout.cached_repository import CachedRepository
 
-            return opener.wrapped_by(functools.partial(CachedRepository, cache))
+            return opener.wrapped_by(functools.partial(CachedRepository, self._cache()))
 
         return OpenContext(
             client=client,

@@ -62,6 +62,8 @@ class TarWriter:
         """Write to `output`."""
         self._output = output
         self._mtime = mtime
+        #: Whether an entry can be removed again if its chunks raise.
+        self.can_roll_back = isinstance(output, RewritableOutput)
 
     def add(self, name: str, size: int, chunks: Iterable[Chunk]) -> None:
         """Write an entry of `size` bytes.
@@ -94,11 +96,6 @@ class TarWriter:
         existing = output.read_existing(existing_size)
         output.skip_existing(existing_size)
         return blob.open(existing_size, existing)
-
-    @property
-    def can_roll_back(self) -> bool:
-        """Whether an entry can be removed again if its chunks raise."""
-        return isinstance(self._output, RewritableOutput)
 
     def add_small(self, name: str, content: bytes) -> None:
         """Write an entry from memory."""

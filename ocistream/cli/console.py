@@ -12,7 +12,7 @@ import re
 import stat
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from ocistream.cli.signals import CancelEvent
 from ocistream.oci.reference import printable
@@ -21,25 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from ocistream.cli.progress_bar import ProgressBar
     from ocistream.transfer.interfaces import RunObserver
 
 #: CI runners search a whole line for these commands: `##[name]` (GitHub: ActionCommand.cs of actions/runner; Azure,
 #: also `##vso[...]`: Command.cs of azure-pipelines-agent) and `##teamcity[...]` (TeamCity).
 _CI_COMMAND_MARK: Final = re.compile(r"##(?=[A-Za-z]*\[)")
 _CLEAR_LINE: Final = "\r\x1b[2K"
-
-
-class LiveDisplay(Protocol):
-    """Lines that are drawn on a terminal, below the messages printed there."""
-
-    def print_above(self, text: str) -> None:
-        """Print complete lines above the display."""
-
-    def suspend(self) -> AbstractContextManager[None]:
-        """Remove the display while the block writes to the terminal."""
-
-    def close(self) -> None:
-        """Remove the display for good."""
 
 
 class Console:
@@ -52,7 +40,7 @@ class Console:
         """Set what the options of a command may change later."""
         self.verbosity = verbosity
         self.as_json = as_json
-        self.display: LiveDisplay | None = None
+        self.display: ProgressBar | None = None
         #: Whether this is a server, which runs until a signal ends it: then a signal is not an error.
         self.is_server = False
         #: Other programs that may write to this terminal at any time.
