@@ -76,7 +76,7 @@ class TarWriter:
     def add_blob(self, name: str, blob: VerifiedBlob) -> None:
         """Write an entry as `add` does. Existing bytes are hashed or compared if necessary, but not fetched again."""
         if blob.access is Access.ONCE:
-            self.discard()
+            self._output.discard()
         self._add(name, blob.descriptor.size, functools.partial(self._remaining_chunks, blob))
 
     def _add(self, name: str, size: int, chunks: Callable[[], Iterable[Chunk]]) -> None:
@@ -111,22 +111,9 @@ class TarWriter:
             return self._add_in_place(blob, choose_name, self._output)
         return self._add_via_spool(blob, choose_name)
 
-    def finish(self) -> None:
-        """Write the end mark, and make the archive visible under its name."""
-        self.write_end()
-        self._output.finish()
-
     def write_end(self) -> None:
         """Write the end mark."""
         self._output.write(END_OF_ARCHIVE)
-
-    def discard(self) -> None:
-        """Keep nothing that a later run could resume."""
-        self._output.discard()
-
-    def close(self) -> None:
-        """Remove an unfinished archive. A partial file that a later run can resume is kept."""
-        self._output.close()
 
     @contextlib.contextmanager
     def roll_back_on_failure(self) -> Iterator[None]:
