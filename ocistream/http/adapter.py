@@ -71,7 +71,7 @@ class Adapter(requests.adapters.BaseAdapter):
     """Send requests over connections that are kept open. Safe for several threads. Times are in seconds."""
 
     def __init__(self, settings: HttpSettings, sleep: Callable[[float], None]) -> None:
-        """Open no connection yet. `sleep` waits for a number of seconds where the rate of uploads is limited."""
+        """Open no connection yet. `sleep` waits where the rate of uploads is limited, and raises CancelledError."""
         super().__init__()
         self.stall_timeout = settings.stall_timeout
         self.sleep = sleep
@@ -312,11 +312,12 @@ class _Connection(HTTPConnection):
         """Send a part of a request at the rate that is allowed; stop at an early response."""
         timeout, early_response = self.adapter.stall_timeout, self._early_response
         throttles = self.route.limits.upload
-        throttle = BlockingThrottle(throttles, self.adapter.sleep)
         with memoryview(cast("Chunk", data)) as view:
             if not throttles:
                 _send_all(self.sock, view, timeout, early_response)
-            elif early_response is None:
+                return
+            throttle = BlockingThrottle(throttles, self.adapter.sleep)
+            if early_response is None:
                 # The bytes of a head count, but without a wait: its response would stay unread meanwhile, and a kill
                 # would lose the session that it opens.
                 _send_all(self.sock, view, timeout, None)
@@ -325,7 +326,9 @@ class _Connection(HTTPConnection):
                 for start in range(0, len(view), throttle.piece_size):
                     piece = view[start : start + throttle.piece_size]
                     _send_all(self.sock, piece, timeout, early_response)
-                    throttle.spend(len(piece))
+                    # A cancelled request ends where its body ends, not in the middle.
+                    with contextlib.suppress(CancelledError):
+                        throttle.spend(len(piece))
 
     def _new_conn(self) -> socket.socket:
         # A private method of urllib3, which urllib3's own support of SOCKS overrides too. `connect` calls it for every

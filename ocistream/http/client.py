@@ -276,7 +276,9 @@ class HttpClient:
         Only a trusted request, which has stayed at the endpoint's own origin, shows the client certificate.
         """
         endpoint, target = request.endpoint, Origin.from_url(url)
-        tls = choose_tls(endpoint, target, self._settings_at(endpoint, target), trusted=is_trusted)
+        tls = TlsSettings()
+        if target.scheme == "https":
+            tls = choose_tls(endpoint, target, self._settings_at(endpoint, target), trusted=is_trusted)
         # `check_target` resolved the name before; the connection must check again, since the address may have changed.
         is_external_only = leader is not None and leader.host != target.host and self._is_external(leader)
         headers = request.headers if authorization is None else {**request.headers, "Authorization": authorization}
