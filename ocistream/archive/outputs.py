@@ -220,8 +220,11 @@ class StreamOutput(Output):
 
     def write(self, chunk: Chunk) -> None:
         """Write all bytes of a chunk."""
-        with files.disk_errors(self._what):
+        try:
             files.write_all(self._file, chunk)
+        except OSError as error:
+            # Not `disk_errors`: a context manager for each chunk costs as much as its write.
+            raise files.disk_error(self._what, error) from error
 
     def finish(self) -> None:
         """Make the written bytes durable, if the file is on a disk."""

@@ -95,11 +95,6 @@ class Console:
         if self.verbosity >= level:
             self._print_message("info" if level <= 0 else "debug", message, fields)
 
-    def print_status(self, message: str) -> None:
-        """Print a message that is neither a result nor a warning, unless the console is terse."""
-        if not self.is_terse:
-            self.info(message)
-
     def error(self, message: str, *, hint: str | None = None, code: int | None = None, kind: str | None = None) -> None:
         """Print an error, and on a second line the hint; `kind` is for programs that parse JSON messages.
 
