@@ -360,10 +360,6 @@ class _TlsConnection(_Connection, HTTPSConnection):
 # -- sending ------------------------------------------------------------------------------------------------
 
 
-class _EarlyResponseError(BrokenPipeError):
-    """The response arrived before the request was sent completely."""
-
-
 class _EarlyResponse:
     """Watches for a response while a request is sent. `beginning` has its first bytes, or those of an interim response.
 
@@ -414,7 +410,7 @@ def _send_all(
     `sendall` would apply the timeout to the whole chunk: on a slow line every upload would fail.
 
     Raises:
-        _EarlyResponseError: the response arrived already. Raised only if `early_response` is given.
+        BrokenPipeError: the response arrived already. Raised only if `early_response` is given.
         OSError: the connection broke. There may still be a response to read.
     """
     if connection.gettimeout() != timeout:
@@ -422,7 +418,7 @@ def _send_all(
     sent = 0
     while sent < len(view):
         if early_response is not None and early_response.has_arrived(connection, timeout):
-            raise _EarlyResponseError(errno.EPIPE, "the response came before the complete request was sent")
+            raise BrokenPipeError(errno.EPIPE, "the response came before the complete request was sent")
         try:
             sent += connection.send(view[sent:])
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:

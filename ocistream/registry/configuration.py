@@ -13,7 +13,6 @@ from ocistream import notices
 from ocistream.errors import AuthenticationError, InvalidNameError
 from ocistream.http.settings import HostSettings
 from ocistream.oci.reference import is_repository, parse_registry, printable
-from ocistream.registry.profiles import PROFILES_BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -216,7 +215,11 @@ class RegistryConfiguration:
     def profile(self, registry: str) -> RegistryProfile | None:
         """Return the profile that ocistream's own configuration sets for a host, or None."""
         name = self._host_rules.get(registry.lower(), HostRule()).settings.profile
-        return None if name is None else PROFILES_BY_NAME[name]
+        if name is None:
+            return None
+        from ocistream.registry.profiles import PROFILES_BY_NAME
+
+        return PROFILES_BY_NAME[name]
 
     def _find_mirrors(
         self, reference: Reference, namespace: RegistryNamespace | None, name: str
