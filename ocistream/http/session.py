@@ -161,13 +161,7 @@ class Session(requests.Session):
         except EndlessResponseError as error:
             msg = f"{method} {redact_url(url)}: {error}"
             raise PermanentNetworkError(msg) from None
-        except (
-            requests.RequestException,
-            http.client.HTTPException,
-            urllib3.exceptions.HTTPError,
-            OSError,
-            ValueError,
-        ) as error:
+        except _FAILURES as error:
             raise self._convert_error(method, url, error) from error
         self._answered.add(route.origin)
         release = functools.partial(self._adapter.release, response)
@@ -186,13 +180,7 @@ class Session(requests.Session):
         """
         try:
             self._adapter.handshake(Origin.from_url(url), timeout)
-        except (
-            requests.RequestException,
-            http.client.HTTPException,
-            urllib3.exceptions.HTTPError,
-            OSError,
-            ValueError,
-        ) as error:
+        except _FAILURES as error:
             raise self._convert_error("TLS with", url, error) from error
 
     def _convert_error(self, method: str, url: str, error: Exception) -> NetworkError:
