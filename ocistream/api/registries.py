@@ -232,7 +232,7 @@ def load_host_rules(
 
 
 def load_trust_policy(config: Path | None, env: Mapping[str, str]) -> TrustPolicy | None:
-    """Return the policy about signatures in our configuration file; None if there is no file.
+    """Return the policy about signatures in our configuration file; None without a file.
 
     Raises:
         NotFoundError, LocalDiskError, UsageError: a file cannot be read, or is malformed.

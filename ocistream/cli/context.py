@@ -88,7 +88,7 @@ class CommandContext:
         return load_host_rules(self.options.config, os.environ, self.rule_overrides, use_mirrors=use_mirrors)
 
     def load_trust_policy(self) -> TrustPolicy | None:
-        """Read the policy about signatures from the configuration file; None if there is no file."""
+        """Read the policy about signatures from the configuration file; None without a file."""
         return load_trust_policy(self.options.config, os.environ)
 
     def registry_options(self, side: str) -> RegistryOptions:
