@@ -80,7 +80,7 @@ class QuickTransport(HttpClient):
             rate_limits=pace,
             on_retry=self.told.append,
             cancelled=cancelled or threading.Event(),
-            on_response=self.upload_strategy.observe_headers,
+            observers=[self.upload_strategy.observe_headers],
         )
 
     def wait(self, seconds: float) -> None:

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.oci.reference import Reference
-    from ocistream.signatures.check import SignatureCheck
     from ocistream.signatures.policy import TrustPolicy, TrustRule
     from ocistream.signatures.signers import Signer
     from ocistream.transfer.interfaces import Destination, Observer, Source
@@ -144,13 +143,19 @@ class CopyPlan:
 
         def rename(graph: Graph) -> Graph:
             on_resolved(graph)
-            self._check_digest_stays(graph)
+            if self.recompression is not None:
+                self._check_digest_stays(graph, self.recompression)
             return self.rename(graph) if self.rename is not None else graph
 
         registries = self.source_registries | self.destination_registries
         plain_layers = None
         if self.compresses_plain_layers(source, omits=omit is not None):
             plain_layers = _parse_recompression(self.options, self.options.compress or "gzip")
+        check = None
+        if self.signers or self.policy is not None:
+            from ocistream.signatures.check import SignatureCheck
+
+            check = SignatureCheck(self.signers, self._find_rules, self._find_names)
         return transfer.copy(
             source,
             destination,
@@ -162,26 +167,19 @@ class CopyPlan:
             omit=omit,
             recompression=self.recompression,
             plain_layers=plain_layers,
-            check=self._build_check(),
+            check=check,
             dry_run=dry_run,
         )
 
-    def with_policy(self, policy: TrustPolicy) -> CopyPlan:
-        """Return the plan with the policy of the configuration."""
-        if not policy.rules:
+    def with_policy(self, policy: TrustPolicy | None) -> CopyPlan:
+        """Return the plan with the policy of the configuration, if there is one."""
+        if policy is None or not policy.rules:
             return self
         references = [location.reference for location in (*self.sources, self.destination)]
         # The names in an archive are not known yet; finding its signatures costs no request.
         needs = policy.needs_signatures(references, may_have_names=None in references[:-1])
         selection = replace(self.selection, with_signatures=self.selection.with_signatures or needs)
         return replace(self, policy=policy, selection=selection)
-
-    def _build_check(self) -> SignatureCheck | None:
-        if not self.signers and self.policy is None:
-            return None
-        from ocistream.signatures.check import SignatureCheck
-
-        return SignatureCheck(self.signers, self._find_rules, self._find_names)
 
     def _find_names(self, root: Root) -> Sequence[str]:
         """Return the name that an image gets at the destination, unless it keeps its own."""
@@ -202,17 +200,17 @@ class CopyPlan:
         references.append(self.target(root) if self.target is not None else self.destination.reference)
         return self.policy.find_for(root, image_names_of(root.descriptor), references)
 
-    def _check_digest_stays(self, graph: Graph) -> None:
+    def _check_digest_stays(self, graph: Graph, recompression: Recompression) -> None:
         """Refuse to recompress an image whose own digest the destination names, before a blob moves.
 
         The digest of the recompressed image may be named: the registry's destination checks that at the end.
         """
         digest = self.destination.reference.digest if self.destination.reference is not None else None
-        if self.recompression is None or digest is None:
+        if digest is None:
             return
         from ocistream.transfer.recompress import Recompressor
 
-        recompressor = Recompressor(self.recompression)
+        recompressor = Recompressor(recompression)
         if digest in recompressor.find_changed_manifests(graph, recompressor.find_layers(graph)):
             msg = (
                 f"{self.destination.text}: {digest} was requested, but recompressed layers give the image another "

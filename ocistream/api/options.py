@@ -15,7 +15,6 @@ from ocistream import limits
 from ocistream.errors import UsageError
 from ocistream.oci.platforms import parse_platform_choice
 from ocistream.oci.reference import printable
-from ocistream.registry.upload_strategy import UploadMethod, parse_upload_method
 from ocistream.sizes import parse_size
 from ocistream.streams.workers import DEFAULT_JOBS, MAX_JOBS
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
+    from ocistream.registry.upload_strategy import UploadMethod
     from ocistream.signatures.signers import Signer
 
 #: Reasons why neither a variable nor the configuration file sets an option.
@@ -127,6 +127,14 @@ def parse_memory(value: str | int) -> int:
     return size
 
 
+def parse_upload(text: str) -> UploadMethod | None:
+    """Return the method of --upload; None to choose automatically."""
+    # Imported here, because few runs choose a method.
+    from ocistream.registry.upload_strategy import parse_upload_method
+
+    return parse_upload_method(text)
+
+
 def parse_split(value: str | int) -> int:
     """Return the bytes of --split."""
     size = parse_size(value, fractions=True) if isinstance(value, str) else value
@@ -178,7 +186,7 @@ class ClientOptions:
         type=Positive(10_000), metavar="N", help="Maximum requests per second to each host."
     )
     upload: UploadMethod | None = option(
-        type=parse_upload_method,
+        type=parse_upload,
         text="auto",
         metavar="auto|stream|put|chunk=SIZE",
         help="Upload each blob as a stream, in one PUT, or in chunks of SIZE.",

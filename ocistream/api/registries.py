@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import notices
 from ocistream.errors import NotFoundError, UsageError
+from ocistream.http.rate_limits import RateLimits
 from ocistream.locations import OpenContext
 from ocistream.streams.paths import exists
 from ocistream.streams.synchronization import once
+from ocistream.streams.xdg import find_configuration_file
 
 if TYPE_CHECKING:
     import threading
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from ocistream.api.options import ClientOptions
     from ocistream.auth.docker_config import Credential
     from ocistream.http.client import HttpClient
-    from ocistream.http.rate_limits import RateLimits
     from ocistream.http.retry import RetryEvent
     from ocistream.http.settings import HostSettings, HttpSettings, TlsSettings
     from ocistream.layout.cache import Cache
@@ -59,6 +60,8 @@ class RegistryAccess:
         self._report = report
         #: How many bytes of each blob came from the cache, by digest.
         self.cached_sizes: Mapping[str, int] = {}
+        #: Receive the headers of all responses of registries: the upload strategy, once there is a destination for it.
+        self._observers: list[Callable[[str, Callable[[str], str | None]], None]] = []
         #: The rules of the configuration files, ours and containers'.
         self.rules = once(load_rules)
         #: How registries accept uploads, by the options or as this run learns it.
@@ -66,7 +69,7 @@ class RegistryAccess:
         #: The records of uploads that a later run may resume.
         self.upload_records = once(self._open_upload_records)
         self._cache = once(self._open_cache)
-        self._rate_limits = once(self._create_rate_limits)
+        self._rate_limits = RateLimits(options.limit_rate)
 
     def find_host_jobs(self, registry: str) -> int | None:
         """Return how many blobs and connections the configuration allows at once for a registry; None for no limit."""
@@ -80,12 +83,14 @@ class RegistryAccess:
     def _create_upload_strategy(self) -> UploadStrategy:
         from ocistream.registry.upload_strategy import UploadStrategy
 
-        return UploadStrategy(
+        strategy = UploadStrategy(
             explicit_method=self._options.upload,
             jobs=self._options.jobs,
             report=self._report,
             configured_profile=lambda host: self.rules().profile(host),
         )
+        self._observers.append(strategy.observe_headers)
+        return strategy
 
     def _open_upload_records(self) -> UploadRecords:
         from ocistream.registry.upload_record import UploadRecords
@@ -97,19 +102,12 @@ class RegistryAccess:
         directory = None if state is None else state / "ocistream" / "uploads"
         return UploadRecords(directory, lambda message: self._report(message, 1))
 
-    def _open_cache(self) -> Cache | None:
-        if not self._options.cache:
-            return None
+    def _open_cache(self) -> Cache:
         from ocistream.layout.cache import Cache
 
-        cache = Cache(Path(self._options.cache))
+        cache = Cache(Path(self._options.cache or ""))
         self.cached_sizes = cache.bytes_read
         return cache
-
-    def _create_rate_limits(self) -> RateLimits:
-        from ocistream.http.rate_limits import RateLimits
-
-        return RateLimits(self._options.limit_rate)
 
     def create_client(
         self,
@@ -143,8 +141,8 @@ class RegistryAccess:
             find_host_settings=_build_host_settings_lookup(self._env, self.rules().settings, use_certs_d=use_certs_d),
             on_retry=on_retry,
             cancelled=cancelled,
-            rate_limits=self._rate_limits(),
-            on_response=self.upload_strategy().observe_headers,
+            rate_limits=self._rate_limits,
+            observers=self._observers,
         )
 
     def build_context(self, create_client: Callable[[bool], HttpClient], cancelled: threading.Event) -> OpenContext:
@@ -162,11 +160,11 @@ class RegistryAccess:
             from ocistream.registry.opener import RepositoryOpener
 
             opener = RepositoryOpener(client(), mirror_client, self.rules().find_pull_sources, self._report)
-            if (cache := self._cache()) is None:
+            if not self._options.cache:
                 return opener
             from ocistream.layout.cached_repository import CachedRepository
 
-            return opener.wrapped_by(functools.partial(CachedRepository, cache))
+            return opener.wrapped_by(functools.partial(CachedRepository, self._cache()))
 
         return OpenContext(
             client=client,
@@ -219,28 +217,33 @@ def load_host_rules(
     Raises:
         NotFoundError, LocalDiskError, UsageError: a file cannot be read, or is malformed.
     """
-    from ocistream.config.config_toml import read_host_rules
     from ocistream.config.registries_conf import load_namespaces
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
 
     home = find_home(env)
-    host_rules = read_host_rules(config, env, home)
+    host_rules: dict[str, HostRule] = {}
+    if config is not None or find_configuration_file(env, home) is not None:
+        from ocistream.config.config_toml import read_host_rules
+
+        host_rules = read_host_rules(config, env, home)
     for host, rule in (rules or {}).items():
         host_rules[host.lower()] = rule.apply_to(host_rules.get(host.lower(), HostRule()))
     return RegistryConfiguration(host_rules, load_namespaces(env, home), use_mirrors=use_mirrors)
 
 
-def load_trust_policy(config: Path | None, env: Mapping[str, str]) -> TrustPolicy:
-    """Return the policy about signatures in our configuration file; empty if there is none.
+def load_trust_policy(config: Path | None, env: Mapping[str, str]) -> TrustPolicy | None:
+    """Return the policy about signatures in our configuration file; None without a file.
 
     Raises:
         NotFoundError, LocalDiskError, UsageError: a file cannot be read, or is malformed.
     """
+    home = find_home(env)
+    if config is None and find_configuration_file(env, home) is None:
+        return None
     from ocistream.config.config_toml import parse_trust_policy, read_configuration
-    from ocistream.signatures.policy import TrustPolicy
 
-    table = read_configuration(config, env, find_home(env))
-    return TrustPolicy() if table is None else parse_trust_policy(table)
+    table = read_configuration(config, env, home)
+    return None if table is None else parse_trust_policy(table)
 
 
 def find_home(env: Mapping[str, str]) -> Path:

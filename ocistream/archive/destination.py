@@ -56,18 +56,18 @@ class TarDestination(ABC):
 
     def discard(self) -> None:
         """Keep nothing that a later run could resume."""
-        for writer in self._writers():
-            writer.discard()
+        for output in self._outputs():
+            output.discard()
 
     def close(self) -> None:
         """Remove what was not committed. A partial file is kept, so that a later run can resume."""
         with contextlib.ExitStack() as stack:
-            for writer in self._writers():
-                stack.callback(writer.close)
+            for output in self._outputs():
+                stack.callback(output.close)
 
     @abstractmethod
-    def _writers(self) -> Sequence[TarWriter]:
-        """Return the open tars."""
+    def _outputs(self) -> Sequence[Output]:
+        """Return the outputs of the open tars."""
 
 
 class ArchiveDestination(TarDestination):
@@ -76,6 +76,7 @@ class ArchiveDestination(TarDestination):
     def __init__(self, output: Output, *, mtime: int = 0) -> None:
         """Write to `output`. `mtime` is the time of every entry, in seconds since 1970."""
         super().__init__()
+        self._output = output
         self._tar = TarWriter(output, mtime)
         # An unfinished entry can be removed again from a file, but not from a pipe.
         self.traits = Traits(can_omit=True, can_retry=self._tar.can_roll_back)
@@ -118,10 +119,11 @@ class ArchiveDestination(TarDestination):
 
     def commit(self, graph: Graph) -> None:  # noqa: ARG002 - the graph was written first
         """Write the end mark, and make the archive visible under its name."""
-        self._tar.finish()
+        self._tar.write_end()
+        self._output.finish()
 
-    def _writers(self) -> Sequence[TarWriter]:
-        return [self._tar]
+    def _outputs(self) -> Sequence[Output]:
+        return [self._output]
 
     def _start(self) -> None:
         if not self._started:

@@ -39,11 +39,12 @@ class DockerArchiveDestination(TarDestination):
     def __init__(self, output: Output, *, mtime: int = 0) -> None:
         """Write to `output`. `mtime` is the time of every entry, in seconds since 1970."""
         super().__init__()
+        self._output = output
         self._tar = TarWriter(output, mtime)
         # An unfinished entry can be removed again from a file, but not from a pipe.
         self.traits = Traits(can_retry=self._tar.can_roll_back)
         # Most layers are decompressed on the way, and a later run cannot resume in the middle of one.
-        self._tar.discard()
+        output.discard()
         #: The names of the written entries, by digest.
         self._names: dict[str, str] = {}
 
@@ -99,10 +100,11 @@ class DockerArchiveDestination(TarDestination):
         for _, digest in images:
             _check_layers(graph.documents[digest])
         self._tar.add_small("manifest.json", build_manifest_json(graph, images, self._names.__getitem__))
-        self._tar.finish()
+        self._tar.write_end()
+        self._output.finish()
 
-    def _writers(self) -> Sequence[TarWriter]:
-        return [self._tar]
+    def _outputs(self) -> Sequence[Output]:
+        return [self._output]
 
     def _record(self, digest: str, name: str) -> None:
         self._written.add(digest)

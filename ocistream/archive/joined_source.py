@@ -173,6 +173,11 @@ class JoinedSource:
             merged = [other if other.blob else part for part, other in zip(merged or parts, parts, strict=True)]
         return merged
 
+    def stored_size(self, digest: str) -> int | None:
+        """Return the size of a blob in the first input that has it, or None."""
+        sizes = (source.stored_size(digest) for _, source in self._inputs)
+        return next((size for size in sizes if size is not None), None)
+
     def close(self) -> None:
         """Close all inputs."""
         for _, source in self._inputs:

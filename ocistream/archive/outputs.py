@@ -20,7 +20,6 @@ from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams import files, partial_files, paths
 from ocistream.streams.chunks import read_chunks
-from ocistream.streams.compression import MAGIC_SIZE, NONE, detect_codec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,6 +93,9 @@ def _is_another_file(path: Path) -> bool:
     except OSError:
         # It does not exist, or an error follows when it is written.
         return False
+    # Imported here, because an archive in a pipe needs no codecs.
+    from ocistream.streams.compression import MAGIC_SIZE, NONE, detect_codec
+
     is_archive = b"ustar" in beginning or detect_codec(beginning[:MAGIC_SIZE]) is not NONE
     return bool(beginning) and not is_archive
 
@@ -218,8 +220,11 @@ class StreamOutput(Output):
 
     def write(self, chunk: Chunk) -> None:
         """Write all bytes of a chunk."""
-        with files.disk_errors(self._what):
+        try:
             files.write_all(self._file, chunk)
+        except OSError as error:
+            # Not `disk_errors`: a context manager for each chunk costs as much as its write.
+            raise files.disk_error(self._what, error) from error
 
     def finish(self) -> None:
         """Make the written bytes durable, if the file is on a disk."""

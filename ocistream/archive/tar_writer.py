@@ -62,6 +62,8 @@ class TarWriter:
         """Write to `output`."""
         self._output = output
         self._mtime = mtime
+        #: Whether an entry can be removed again if its chunks raise.
+        self.can_roll_back = isinstance(output, RewritableOutput)
 
     def add(self, name: str, size: int, chunks: Iterable[Chunk]) -> None:
         """Write an entry of `size` bytes.
@@ -74,7 +76,7 @@ class TarWriter:
     def add_blob(self, name: str, blob: VerifiedBlob) -> None:
         """Write an entry as `add` does. Existing bytes are hashed or compared if necessary, but not fetched again."""
         if blob.access is Access.ONCE:
-            self.discard()
+            self._output.discard()
         self._add(name, blob.descriptor.size, functools.partial(self._remaining_chunks, blob))
 
     def _add(self, name: str, size: int, chunks: Callable[[], Iterable[Chunk]]) -> None:
@@ -95,11 +97,6 @@ class TarWriter:
         output.skip_existing(existing_size)
         return blob.open(existing_size, existing)
 
-    @property
-    def can_roll_back(self) -> bool:
-        """Whether an entry can be removed again if its chunks raise."""
-        return isinstance(self._output, RewritableOutput)
-
     def add_small(self, name: str, content: bytes) -> None:
         """Write an entry from memory."""
         self._output.write(build_header(name, len(content), self._mtime) + content + padding(len(content)))
@@ -114,22 +111,9 @@ class TarWriter:
             return self._add_in_place(blob, choose_name, self._output)
         return self._add_via_spool(blob, choose_name)
 
-    def finish(self) -> None:
-        """Write the end mark, and make the archive visible under its name."""
-        self.write_end()
-        self._output.finish()
-
     def write_end(self) -> None:
         """Write the end mark."""
         self._output.write(END_OF_ARCHIVE)
-
-    def discard(self) -> None:
-        """Keep nothing that a later run could resume."""
-        self._output.discard()
-
-    def close(self) -> None:
-        """Remove an unfinished archive. A partial file that a later run can resume is kept."""
-        self._output.close()
 
     @contextlib.contextmanager
     def roll_back_on_failure(self) -> Iterator[None]:

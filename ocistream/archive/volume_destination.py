@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from ocistream.archive.outputs import Output
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
     from ocistream.streams.hashing import Hasher
@@ -331,8 +332,8 @@ class VolumeSetDestination(TarDestination):
             volume.output.finish()
         self._report_unrelated_volumes()
 
-    def _writers(self) -> Sequence[TarWriter]:
-        return [volume.tar for volume in self._volumes.values()]
+    def _outputs(self) -> Sequence[Output]:
+        return [volume.output for volume in self._volumes.values()]
 
     @property
     def _total(self) -> int:

@@ -12,7 +12,7 @@ import re
 import stat
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from ocistream.cli.signals import CancelEvent
 from ocistream.oci.reference import printable
@@ -21,23 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from ocistream.cli.progress_bar import ProgressBar
+    from ocistream.transfer.interfaces import RunObserver
+
 #: CI runners search a whole line for these commands: `##[name]` (GitHub: ActionCommand.cs of actions/runner; Azure,
 #: also `##vso[...]`: Command.cs of azure-pipelines-agent) and `##teamcity[...]` (TeamCity).
 _CI_COMMAND_MARK: Final = re.compile(r"##(?=[A-Za-z]*\[)")
 _CLEAR_LINE: Final = "\r\x1b[2K"
-
-
-class LiveDisplay(Protocol):
-    """Lines that are drawn on a terminal, below the messages printed there."""
-
-    def print_above(self, text: str) -> None:
-        """Print complete lines above the display."""
-
-    def suspend(self) -> AbstractContextManager[None]:
-        """Remove the display while the block writes to the terminal."""
-
-    def close(self) -> None:
-        """Remove the display for good."""
 
 
 class Console:
@@ -50,7 +40,7 @@ class Console:
         """Set what the options of a command may change later."""
         self.verbosity = verbosity
         self.as_json = as_json
-        self.display: LiveDisplay | None = None
+        self.display: ProgressBar | None = None
         #: Whether this is a server, which runs until a signal ends it: then a signal is not an error.
         self.is_server = False
         #: Other programs that may write to this terminal at any time.
@@ -81,15 +71,29 @@ class Console:
         """
         return (log_format or progress) == "json"
 
+    def show_progress(self, kind: str) -> AbstractContextManager[RunObserver]:
+        """Show the progress of the transfer within the block.
+
+        `kind` is the value of --progress. "auto" is a bar on a terminal, else a line every few seconds, and nothing
+        with -q or on a terse console. With JSON messages, "auto" draws no bar.
+        """
+        is_explicit = kind != "auto"
+        if not is_explicit:
+            kind = "bar" if can_draw() and not self.as_json else "plain"
+            kind = "none" if self.verbosity < 0 or self.is_terse else kind
+        if kind == "none" or (kind == "bar" and sys.stderr is None):
+            from ocistream.transfer.interfaces import NullObserver
+
+            return contextlib.nullcontext(NullObserver())
+        # Imported here, because many runs show no progress.
+        from ocistream.cli.progress import open_display
+
+        return open_display(kind, self, is_explicit=is_explicit)
+
     def info(self, message: str, *, level: int = 0, **fields: Any) -> None:
         """Print a message if the verbosity is at least `level`. `fields` appear in JSON only."""
         if self.verbosity >= level:
             self._print_message("info" if level <= 0 else "debug", message, fields)
-
-    def print_status(self, message: str) -> None:
-        """Print a message that is neither a result nor a warning, unless the console is terse."""
-        if not self.is_terse:
-            self.info(message)
 
     def error(self, message: str, *, hint: str | None = None, code: int | None = None, kind: str | None = None) -> None:
         """Print an error, and on a second line the hint; `kind` is for programs that parse JSON messages.

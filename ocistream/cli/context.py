@@ -87,8 +87,8 @@ class CommandContext:
         use_mirrors = not self.options.no_mirrors
         return load_host_rules(self.options.config, os.environ, self.rule_overrides, use_mirrors=use_mirrors)
 
-    def load_trust_policy(self) -> TrustPolicy:
-        """Read the policy about signatures from the configuration file."""
+    def load_trust_policy(self) -> TrustPolicy | None:
+        """Read the policy about signatures from the configuration file; None without a file."""
         return load_trust_policy(self.options.config, os.environ)
 
     def registry_options(self, side: str) -> RegistryOptions:
@@ -116,8 +116,11 @@ class CommandContext:
         def create_client(is_for_mirrors: bool) -> HttpClient:
             # Mirrors stand in for the registry, so the options of its side apply.
             options = self.registry_options(side)
+            if build_keychain is not None or self.credentials.are_given(side):
+                # The error of an option does not depend on whether a registry asks for a credential.
+                keychain()
             return self.access.create_client(
-                keychain().find,
+                lambda registry, repository: keychain().find(registry, repository),
                 plain_http=options.plain_http,
                 tls=options.tls_settings(self.options.cert_dir),
                 is_for_mirrors=is_for_mirrors,

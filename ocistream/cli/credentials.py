@@ -54,6 +54,11 @@ class ExplicitCredentials:
                 )
             raise UsageError(msg, hint=hint)
 
+    def are_given(self, side: str) -> bool:
+        """Return whether an option that holds for a side gives a credential, or names the file of credentials."""
+        options = [self._options[owner] for owner in (side, "")]
+        return any(own.has_credential or own.authfile is not None for own in options)
+
     def find_credential(self, side: str) -> Credential | None:
         """Return the credential of one side, or None if no option gives one.
 

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from ocistream.cli.console import can_draw
 from ocistream.limits import MAX_CONFIG
 from ocistream.sizes import format_count, format_size
 from ocistream.streams.workers import start
-from ocistream.transfer.interfaces import NullObserver
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from ocistream.cli.console import Console
     from ocistream.oci.descriptor import Descriptor
@@ -51,30 +49,13 @@ _LOG_SECTIONS: Final = {
 }
 
 
-@contextlib.contextmanager
-def show_progress(kind: str, console: Console) -> Iterator[RunObserver]:
-    """Show the progress of the transfer within the block.
-
-    `kind` is the value of --progress. "auto" is a bar on a terminal, else a line every few seconds, and nothing with -q
-    or if the console is terse. With JSON messages, "auto" draws no bar.
-    """
-    is_explicit = kind != "auto"
-    if kind == "auto" and (console.verbosity < 0 or console.is_terse):
-        kind = "none"
-    elif kind == "auto":
-        kind = "bar" if can_draw() and not console.as_json else "plain"
-    if kind == "bar" and sys.stderr is not None:
+def open_display(kind: str, console: Console, *, is_explicit: bool) -> AbstractContextManager[RunObserver]:
+    """Return the observer that shows the progress within a block, as a "bar", as "plain" lines or as "json"."""
+    if kind == "bar":
         from ocistream.cli.progress_bar import ProgressBar
 
-        with ProgressBar(console, is_explicit=is_explicit) as bar:
-            yield bar
-    elif kind == "plain":
-        with _ProgressLines(console) as lines:
-            yield lines
-    elif kind == "json":
-        yield _JsonProgress(console)
-    else:
-        yield NullObserver()
+        return ProgressBar(console, is_explicit=is_explicit)
+    return _ProgressLines(console) if kind == "plain" else contextlib.nullcontext(_JsonProgress(console))
 
 
 def human_duration(seconds: float) -> str:

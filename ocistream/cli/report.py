@@ -182,11 +182,13 @@ def _report_summary(console: Console, plan: CopyPlan, report: Report, cached: Ma
     foreign = f"{format_count(len(report.graph.foreign), 'foreign layer')} not copied"
     if report.graph.foreign:
         parts.append(foreign)
-    console.print_status("; ".join(parts))
+    if not console.is_terse:
+        console.info("; ".join(parts))
+        return
     # Also on a terse console: which bytes were not copied.
-    if console.is_terse and resumed:
+    if resumed:
         console.info(f"{format_size(resumed)} resumed from an earlier run")
-    if console.is_terse and report.graph.foreign:
+    if report.graph.foreign:
         console.info(foreign)
 
 

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 from ocistream.api.results import list_images
 from ocistream.cli.error_hints import add_copy_hints
 from ocistream.cli.omission_rules import build_omission_rule, find_queried_registries
-from ocistream.cli.progress import show_progress
 from ocistream.cli.registry_options import describe_unused_side_options
 from ocistream.cli.report import print_dry_run, print_results, report_copy, report_dry_run, report_selected_platforms
 from ocistream.cli.result_document import check_result_writable, write_result
 from ocistream.errors import UsageError
-from ocistream.oci.volumes import parse_template
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +105,7 @@ def run_transfer(
 
         with (
             add_copy_hints(context.console, plan, source, dry_run=dry_run),
-            show_progress("none" if dry_run else context.options.progress, context.console) as observer,
+            context.console.show_progress("none" if dry_run else context.options.progress) as observer,
         ):
             report = plan.run(
                 source,
@@ -136,6 +134,8 @@ def run_transfer(
 
 def _check_not_volume(result: Path, plan: CopyPlan) -> None:
     """Raise UsageError if the document of --result would be written over by a volume of the archive."""
+    from ocistream.oci.volumes import parse_template
+
     path = plan.destination.path
     if plan.options.split and path is not None and parse_template(path.name).parse_number(result.name) is not None:
         msg = f"--result {result} has the name of a volume"

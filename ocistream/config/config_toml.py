@@ -13,17 +13,16 @@ from urllib.parse import urlsplit
 
 from ocistream.auth.credentials import parse_credential_source
 from ocistream.config import toml_files as toml
-from ocistream.config.toml_files import TomlTable
-from ocistream.errors import InvalidNameError, NotFoundError, UsageError
+from ocistream.config.toml_files import TomlTable, registry_host, registry_location
+from ocistream.errors import NotFoundError, UsageError
 from ocistream.http.settings import HostSettings
-from ocistream.oci.reference import parse_registry
-from ocistream.registry.configuration import PULL_MODES, HostRule, Mirror, parse_registry_location
+from ocistream.registry.configuration import PULL_MODES, HostRule, Mirror
 from ocistream.registry.profiles import PROFILES_BY_NAME
 from ocistream.registry.upload_strategy import parse_upload_method
 from ocistream.signatures.policy import TrustPolicy, TrustRule, normalize_prefix
 from ocistream.sizes import parse_size
 from ocistream.streams.workers import MAX_JOBS
-from ocistream.streams.xdg import SYSTEM_CONFIG_FILE, user_config_file
+from ocistream.streams.xdg import SYSTEM_CONFIG_FILE, find_configuration_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,23 +30,6 @@ if TYPE_CHECKING:
 
     from ocistream.auth.credentials import CredentialSource
     from ocistream.signatures.signers import Signer
-
-
-def registry_location(table: TomlTable, key: str, value: object) -> str:
-    """Read `HOST[:PORT][/PATH]`, in normal form."""
-    # Names of Docker Hub are full names (docker.io/...), as in containers' own parser.
-    try:
-        return parse_registry_location(toml.text(table, key, value))
-    except InvalidNameError as error:
-        raise table.key_error(key, "is not HOST[:PORT][/PATH]", error.hint) from error
-
-
-def registry_host(table: TomlTable, key: str, value: object) -> str:
-    """Read `HOST[:PORT]`, in lower case."""
-    try:
-        return parse_registry(toml.text(table, key, value).lower())
-    except InvalidNameError as error:
-        raise table.key_error(key, "is not a registry's HOST[:PORT]") from error
 
 
 def read_credential_source(table: TomlTable, key: str, value: object) -> CredentialSource:
@@ -279,16 +261,12 @@ def read_configuration(
         UsageError: the file is not TOML, or has unknown tables.
         LocalDiskError: the file cannot be read.
     """
-    if named is not None:
-        table = toml.read_file(named, _ConfigurationFile, home)
-        if table is None:
-            msg = f"--config {named}: no such file"
-            raise NotFoundError(msg, hint="check the path; relative paths start at the current directory")
-        return table
-    paths = (user_config_file(env, home), system)
-    return next(
-        (table for path in paths if (table := toml.read_file(path, _ConfigurationFile, home)) is not None), None
-    )
+    path = named or find_configuration_file(env, home, system=system)
+    table = None if path is None else toml.read_file(path, _ConfigurationFile, home)
+    if table is None and named is not None:
+        msg = f"--config {named}: no such file"
+        raise NotFoundError(msg, hint="check the path; relative paths start at the current directory")
+    return table
 
 
 def parse_trust_policy(table: TomlTable) -> TrustPolicy:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from ocistream.config import toml_files as toml
-from ocistream.config.config_toml import registry_location
-from ocistream.config.toml_files import TomlTable
+from ocistream.config.toml_files import TomlTable, registry_location
 from ocistream.errors import NotFoundError
 from ocistream.registry.configuration import PULL_MODES, Mirror, RegistryNamespace
 from ocistream.streams.files import disk_errors

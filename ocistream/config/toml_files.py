@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar, overload
 
 from ocistream import limits
-from ocistream.errors import UsageError
-from ocistream.oci.reference import printable
+from ocistream.errors import InvalidNameError, UsageError
+from ocistream.oci.reference import parse_registry, printable
+from ocistream.registry.configuration import parse_registry_location
 from ocistream.streams.files import disk_errors
 from ocistream.streams.paths import is_file
 
@@ -46,10 +47,6 @@ class _Key(Generic[_T]):
         self.is_required = False
         #: The TOML value of a missing key.
         self.default: object = None
-
-    def __set_name__(self, owner: type, attribute: str) -> None:
-        self.attribute = attribute
-        self.name = self.name or attribute.replace("_", "-")
 
 
 def required(read: Reader[_T], *, key: str = "") -> _Key[_T]:
@@ -91,8 +88,11 @@ class TomlTable:
 
     def __init_subclass__(cls) -> None:
         """Collect the declared keys, also of base classes."""
-        declared = [key for base in reversed(cls.__mro__) for key in vars(base).values() if isinstance(key, _Key)]
-        cls.keys = {key.name: key for key in declared}
+        cls.keys = {}
+        for attribute, key in [item for base in reversed(cls.__mro__) for item in vars(base).items()]:
+            if isinstance(key, _Key):
+                key.attribute, key.name = attribute, key.name or attribute.replace("_", "-")
+                cls.keys = {**cls.keys, key.name: key}
 
     def __init__(self, label: str, values: Mapping[str, Any], folder: Path, home: Path) -> None:
         """Check all keys and convert their values.
@@ -193,6 +193,23 @@ def existing_file(table: TomlTable, key: str, value: object) -> Path:
 def resolve_path(folder: Path, path: str, home: Path) -> Path:
     """Return a path relative to `folder`, or, with `~/`, relative to the user's home."""
     return home / path[2:] if path.startswith("~/") else folder / path
+
+
+def registry_location(table: TomlTable, key: str, value: object) -> str:
+    """Read `HOST[:PORT][/PATH]`, in normal form."""
+    # Names of Docker Hub are full names (docker.io/...), as in containers' own parser.
+    try:
+        return parse_registry_location(text(table, key, value))
+    except InvalidNameError as error:
+        raise table.key_error(key, "is not HOST[:PORT][/PATH]", error.hint) from error
+
+
+def registry_host(table: TomlTable, key: str, value: object) -> str:
+    """Read `HOST[:PORT]`, in lower case."""
+    try:
+        return parse_registry(text(table, key, value).lower())
+    except InvalidNameError as error:
+        raise table.key_error(key, "is not a registry's HOST[:PORT]") from error
 
 
 def choice(*names: str) -> Reader[str]:

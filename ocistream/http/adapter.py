@@ -71,17 +71,18 @@ class Adapter(requests.adapters.BaseAdapter):
     """Send requests over connections that are kept open. Safe for several threads. Times are in seconds."""
 
     def __init__(self, settings: HttpSettings, sleep: Callable[[float], None]) -> None:
-        """Open no connection yet. `sleep` waits for a number of seconds where the rate of uploads is limited."""
+        """Open no connection yet. `sleep` waits where the rate of uploads is limited, and raises CancelledError."""
         super().__init__()
-        self._stall_timeout = settings.stall_timeout
-        self._sleep = sleep
+        self.stall_timeout = settings.stall_timeout
+        self.sleep = sleep
         self._proxies = {scheme: proxy for scheme, proxy in settings.proxies.items() if scheme != "no_proxy"}
         self._no_proxy = settings.proxies.get("no_proxy", "")
         # A proxy never gets a registry's client certificate.
         self._proxy_tls = TlsSettings(settings.tls.ca_files)
         self._contexts = TlsContexts(settings.ca_file, requests.utils.DEFAULT_CA_BUNDLE_PATH)
-        #: Host -> whether its address is outside of this machine and network.
-        self._external: dict[str, bool] = {}
+        #: Host in lower case -> whether its address is outside of this machine and network. A host without a connection
+        #: so far, or only through a proxy, is missing.
+        self.external: dict[str, bool] = {}
         #: Any thread appends and removes: single operations of a list are atomic.
         self._idle: list[_Connection] = []
         self._is_closed = False
@@ -139,10 +140,6 @@ class Adapter(requests.adapters.BaseAdapter):
         """Close all idle connections, and others as soon as their response is read. No connection is opened later."""
         self._is_closed = True
         self._close_idle(keep=0)
-
-    def is_external(self, host: str) -> bool | None:
-        """Return whether a host has an external address; None without a connection yet, or only through a proxy."""
-        return self._external.get(host.lower())
 
     def handshake(self, origin: Origin, timeout: float) -> None:
         """Open a TLS connection through the same proxy as a request, and close it. No request is sent.
@@ -237,42 +234,6 @@ class Adapter(requests.adapters.BaseAdapter):
             raise requests.exceptions.InvalidProxyURL(msg)
         return parsed
 
-    def check_address(self, connection: _Connection, opened: socket.socket) -> None:
-        """Record the address of a host, and refuse an address that is not allowed.
-
-        A host that was external stays external: neither a redirect from it nor a changed DNS answer may lead to an
-        internal address.
-
-        Raises:
-            PermanentNetworkError: the address is internal, and the host is external or an external host led to it.
-        """
-        if connection.proxy is not None:
-            # Only the proxy knows the address.
-            return
-        host = connection.host.lower()
-        if not is_internal_address(str(opened.getpeername()[0])):
-            self._external[host] = True
-        elif connection.route.is_external_only or self._external.setdefault(host, False):
-            raise internal_address_error(host)
-
-    def send_bytes(self, connection: _Connection, data: Chunk, early_response: _EarlyResponse | None) -> None:
-        """Send bytes at the rate that is allowed; stop at an early response."""
-        throttles = connection.route.limits.upload
-        throttle = BlockingThrottle(throttles, self._sleep)
-        with memoryview(data) as view:
-            if not throttles:
-                _send_all(connection.sock, view, self._stall_timeout, early_response)
-            elif early_response is None:
-                # The bytes of a head count, but without a wait: its response would stay unread meanwhile, and a kill
-                # would lose the session that it opens.
-                _send_all(connection.sock, view, self._stall_timeout, None)
-                throttle.count(len(view))
-            else:
-                for start in range(0, len(view), throttle.piece_size):
-                    piece = view[start : start + throttle.piece_size]
-                    _send_all(connection.sock, piece, self._stall_timeout, early_response)
-                    throttle.spend(len(piece))
-
 
 def _socket_options(size: int | None) -> list[tuple[int, int, int]]:
     """Return socket options that keep a connection alive while a registry stores a large blob.
@@ -333,7 +294,10 @@ class _Connection(HTTPConnection):
         is_chunked = body is not None and "Content-Length" not in headers
         if is_chunked:
             self.putheader("Transfer-Encoding", "chunked")
+        # While the head is sent no response is expected: bytes that arrive belong to an earlier request.
+        self._early_response = None
         self.endheaders()
+        self._early_response = _EarlyResponse()
         for chunk in (body,) if isinstance(body, bytes) else body or ():
             if chunk:
                 self.send(b"%x\r\n%b\r\n" % (len(chunk), cast("bytes", chunk)) if is_chunked else chunk)
@@ -345,24 +309,47 @@ class _Connection(HTTPConnection):
         self.close()
 
     def send(self, data: object) -> None:
-        """Send a part of a request, with timeout and rate of the adapter."""
-        self.adapter.send_bytes(self, cast("Chunk", data), self._early_response)
-
-    def endheaders(self, message_body: Any = None, *, encode_chunked: bool = False) -> None:  # noqa: ANN401 - http.client's
-        """Send the head. Meanwhile no response is expected: bytes that arrive belong to an earlier request."""
-        self._early_response = None
-        super().endheaders(message_body, encode_chunked=encode_chunked)
-        self._early_response = _EarlyResponse()
+        """Send a part of a request at the rate that is allowed; stop at an early response."""
+        timeout, early_response = self.adapter.stall_timeout, self._early_response
+        throttles = self.route.limits.upload
+        with memoryview(cast("Chunk", data)) as view:
+            if not throttles:
+                _send_all(self.sock, view, timeout, early_response)
+                return
+            throttle = BlockingThrottle(throttles, self.adapter.sleep)
+            if early_response is None:
+                # The bytes of a head count, but without a wait: its response would stay unread meanwhile, and a kill
+                # would lose the session that it opens.
+                _send_all(self.sock, view, timeout, None)
+                throttle.count(len(view))
+            else:
+                for start in range(0, len(view), throttle.piece_size):
+                    piece = view[start : start + throttle.piece_size]
+                    _send_all(self.sock, piece, timeout, early_response)
+                    # A cancelled request ends where its body ends, not in the middle.
+                    with contextlib.suppress(CancelledError):
+                        throttle.spend(len(piece))
 
     def _new_conn(self) -> socket.socket:
         # A private method of urllib3, which urllib3's own support of SOCKS overrides too. `connect` calls it for every
         # connection, before TLS; it has no public step between the two.
         opened: socket.socket = super()._new_conn()
+        host, external = self.host.lower(), self.adapter.external
+        if self.proxy is not None:
+            # Only the proxy knows the address.
+            return opened
         try:
-            self.adapter.check_address(self, opened)
+            is_internal = is_internal_address(str(opened.getpeername()[0]))
         except BaseException:
             opened.close()
             raise
+        # A host that was external stays external: neither a redirect from it nor a changed DNS answer may lead to an
+        # internal address.
+        if not is_internal:
+            external[host] = True
+        elif self.route.is_external_only or external.setdefault(host, False):
+            opened.close()
+            raise internal_address_error(host)
         return opened
 
 
@@ -371,10 +358,6 @@ class _TlsConnection(_Connection, HTTPSConnection):
 
 
 # -- sending ------------------------------------------------------------------------------------------------
-
-
-class _EarlyResponseError(BrokenPipeError):
-    """The response arrived before the request was sent completely."""
 
 
 class _EarlyResponse:
@@ -427,7 +410,7 @@ def _send_all(
     `sendall` would apply the timeout to the whole chunk: on a slow line every upload would fail.
 
     Raises:
-        _EarlyResponseError: the response arrived already. Raised only if `early_response` is given.
+        BrokenPipeError: the response arrived already. Raised only if `early_response` is given.
         OSError: the connection broke. There may still be a response to read.
     """
     if connection.gettimeout() != timeout:
@@ -435,7 +418,7 @@ def _send_all(
     sent = 0
     while sent < len(view):
         if early_response is not None and early_response.has_arrived(connection, timeout):
-            raise _EarlyResponseError(errno.EPIPE, "the response came before the complete request was sent")
+            raise BrokenPipeError(errno.EPIPE, "the response came before the complete request was sent")
         try:
             sent += connection.send(view[sent:])
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:

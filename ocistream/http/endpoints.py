@@ -49,9 +49,17 @@ class Endpoint:
             self.url = settings.url.rstrip("/")
         elif settings.plain_http or (plain_http and "plain-http" not in settings.explicit_keys):
             self.url = f"http://{self._host}"
+        elif settings.has_http_fallback or is_loopback(urlsplit(f"//{self._host}").hostname or ""):
+            has_tls_settings = settings.ca_files or settings.client_certificates or settings.insecure
+            if settings.has_http_fallback or has_tls_settings or explicit_tls != TlsSettings():
+                # Certificates are configured: the handshake comes before the first request. Without them it comes only
+                # after a failed first response or a 400, so that an ordinary plain registry sees one connection.
+                self.scheme_state = SchemeState.UNKNOWN
+            else:
+                self.scheme_state = SchemeState.LIKELY_HTTP
+            self.url = f"http://{self._host}"
         else:
-            self.scheme_state = self._initial_scheme_state()
-            self.url = f"{'https' if self.scheme_state is SchemeState.KNOWN else 'http'}://{self._host}"
+            self.url = self.https_url
         self.origin = Origin.from_url(self.url)
         self._http_base: str | None = None
 
@@ -78,17 +86,6 @@ class Endpoint:
         """Return a URL with the current scheme: a URL built before TLS was found becomes https."""
         base = self._http_base
         return self.url + url[len(base) - 1 :] if base and url.startswith(base) else url
-
-    def _initial_scheme_state(self) -> SchemeState:
-        if not self.settings.has_http_fallback and not is_loopback(urlsplit(f"//{self._host}").hostname or ""):
-            return SchemeState.KNOWN
-        settings, explicit_tls = self.settings, self.explicit_tls
-        configured = settings.ca_files or settings.client_certificates or settings.insecure
-        if settings.has_http_fallback or configured or explicit_tls != TlsSettings():
-            # Certificates are configured: the handshake comes before the first request. Without them it comes only
-            # after a failed first response or a 400, so that an ordinary plain registry sees one connection.
-            return SchemeState.UNKNOWN
-        return SchemeState.LIKELY_HTTP
 
 
 def choose_tls(endpoint: Endpoint, target: Origin, target_settings: HostSettings, *, trusted: bool) -> TlsSettings:

@@ -82,11 +82,22 @@ class ConnectionLimits:
     socket_buffer: int | None = None
 
 
-class RequestThrottle:
-    """Evenly spaced requests to each host, and none while a host asks for a pause. Safe for several threads."""
+class RateLimits:
+    """The rate limits of one run, shared by all its HTTP clients. Safe for several threads.
 
-    def __init__(self, *, clock: Callable[[], float] = clock.now) -> None:
-        """Start with no reservations."""
+    Requests to a host are evenly spaced, and there is none while the host asks for a pause.
+    """
+
+    def __init__(self, limit_rate: float | None = None, *, clock: Callable[[], float] = clock.now) -> None:
+        """Allow `limit_rate` bytes per second in each direction, as curl does; None for no limit.
+
+        One limit for both directions would halve the rate of a copy from registry to registry.
+        """
+        self._limit_rate = limit_rate
+        self.download = Throttle(limit_rate) if limit_rate else None
+        self.upload = Throttle(limit_rate) if limit_rate else None
+        #: By registry; None for all registries without a limit of their own.
+        self._connections: dict[str | None, ConnectionLimits] = {}
         self._clock = clock
         self._next: dict[Hashable, float] = {}
         self._paused_until: dict[Hashable, float] = {}
@@ -109,30 +120,11 @@ class RequestThrottle:
                 delay = max(delay, reserved_at - now)
         return max(delay, 0.0)
 
-
-class RateLimits:
-    """The rate limits of one run, shared by all its HTTP clients."""
-
-    def __init__(self, limit_rate: float | None = None) -> None:
-        """Allow `limit_rate` bytes per second in each direction, as curl does; None for no limit.
-
-        One limit for both directions would halve the rate of a copy from registry to registry.
-        """
-        self._limit_rate = limit_rate
-        self.download = Throttle(limit_rate) if limit_rate else None
-        self.upload = Throttle(limit_rate) if limit_rate else None
-        self.requests = RequestThrottle()
-        #: By registry; None for all registries without a limit of their own.
-        self._connections: dict[str | None, ConnectionLimits] = {}
-
     def connections(self, registry: str, limit_rate: float | None) -> ConnectionLimits:
         """Return the limits of the connections to a registry with a limit of its own, or None, in bytes per second."""
         key = registry if limit_rate else None
-        limits = self._connections.get(key)
-        # Of two threads, the first one creates the limits.
-        return self._connections.setdefault(key, self._create(limit_rate)) if limits is None else limits
-
-    def _create(self, limit_rate: float | None) -> ConnectionLimits:
+        if (known := self._connections.get(key)) is not None:
+            return known
         rates = [rate for rate in (self._limit_rate, limit_rate) if rate]
         own = (Throttle(limit_rate), Throttle(limit_rate)) if limit_rate else (None, None)
         download, upload = (
@@ -142,4 +134,5 @@ class RateLimits:
         socket_buffer = None
         if rates and min(rates) <= _MAX_BUFFER * _PIECES_PER_SECOND:
             socket_buffer = max(_MIN_BUFFER, int(min(rates) / _PIECES_PER_SECOND))
-        return ConnectionLimits(download, upload, socket_buffer)
+        # Of two threads, the first one creates the limits.
+        return self._connections.setdefault(key, ConnectionLimits(download, upload, socket_buffer))

@@ -62,7 +62,7 @@ class Response:
         self.method = method
         self.url = url
         self.status = raw.status
-        #: The body, after `load`.
+        #: The body, after `read`.
         self.content = b""
         #: How many redirects were followed to get this response.
         self.hops = 0
@@ -82,7 +82,12 @@ class Response:
         Raises:
             NetworkError: the body broke off or stalled. It is permanent if the body never ends.
         """
-        with contextlib.closing(self), self._borrow_buffers() as buffers:
+        length = self._raw.length
+        borrowed: contextlib.AbstractContextManager[Iterator[memoryview]] = self._read_buffers.borrow()
+        if length is not None and length <= limits.MIN_READ:
+            # A small body needs no large buffers, and most often one read.
+            borrowed = contextlib.nullcontext(memoryview(bytearray(max(length, 1))) for _ in itertools.count())
+        with contextlib.closing(self), borrowed as buffers:
             # At the end no further buffer is needed. If the body is short, one more read reports that.
             while self._raw.missing or not self._raw.isclosed():
                 buffer = next(buffers)
@@ -107,21 +112,21 @@ class Response:
                 raise NetworkError(msg)
 
     def read(self, limit: int) -> bytes:
-        """Return a small body, cut to `limit` + 1 bytes: a longer result shows that the body is too long.
+        """Read a small body into `content`, and return it, cut to `limit` + 1 bytes: then the body is too long.
 
         Raises:
             NetworkError: the body broke off.
         """
         content = bytearray()
         self._append_to(content, limit)
-        return bytes(content[: limit + 1])
+        self.content = bytes(content[: limit + 1])
+        return self.content
 
-    def load(self, limit: int) -> None:
-        """Read a small body into `content`, as `read` does."""
-        self.content = self.read(limit)
+    def drain(self) -> bytes:
+        """Read a small body, so that the connection can be reused; return the beginning, as far as it can be read.
 
-    def read_error_body(self) -> bytes:
-        """Return the body of an error as far as it can be read: the status counts even if the body breaks off."""
+        The status counts even if the body breaks off.
+        """
         if self._error_body is None:
             content = bytearray()
             with contextlib.suppress(NetworkError):
@@ -129,20 +134,9 @@ class Response:
             self._error_body = bytes(content[: limits.MAX_ERROR_BODY])
         return self._error_body
 
-    def drain(self) -> None:
-        """Read a small body so that the connection can be reused."""
-        self.read_error_body()
-
     def close(self) -> None:
         """Keep the connection for other requests if the body was read to its end; else close it."""
         self._release()
-
-    def _borrow_buffers(self) -> contextlib.AbstractContextManager[Iterator[memoryview]]:
-        if self._raw.length is not None and self._raw.length <= limits.MIN_READ:
-            # A small body needs no large buffers, and most often one read.
-            size = max(self._raw.length, 1)
-            return contextlib.nullcontext(memoryview(bytearray(size)) for _ in itertools.count())
-        return self._read_buffers.borrow()
 
     def _append_to(self, content: bytearray, limit: int) -> None:
         length = self._raw.length
@@ -196,6 +190,9 @@ class BoundedResponse(http.client.HTTPResponse):
     fp: _BoundedReader
     #: Headers by their names in lower case.
     fields: dict[str, list[str]]
+    #: How many bytes to request at once: 1 MiB from a TCP socket costs a quarter of the system calls of 256 KiB. With
+    #: TLS or chunked encoding a read waits until all its bytes have arrived, so it asks for less.
+    read_size = limits.CHUNK_SIZE
 
     def __init__(
         self,
@@ -231,9 +228,9 @@ class BoundedResponse(http.client.HTTPResponse):
         if not version.startswith("HTTP/1."):
             raise http.client.UnknownProtocol(version)
         self.code, self.version = self.status, 10 if version == "HTTP/1.0" else 11
-        connection = self.field("connection").lower()
+        connection = ", ".join(self.fields.get("connection", ())).lower()
         self.will_close = "close" in connection or (self.version == 10 and "keep-alive" not in connection)
-        self.chunked = self.field("transfer-encoding").lower() == "chunked"
+        self.chunked = ", ".join(self.fields.get("transfer-encoding", ())).lower() == "chunked"
         self.chunk_left = None
         length, *_ = self.fields.get("content-length", [""])
         if self._method == "HEAD" or self.status in _STATUSES_WITHOUT_BODY:  # type: ignore[attr-defined]
@@ -254,13 +251,10 @@ class BoundedResponse(http.client.HTTPResponse):
         read_body = None
         if self._tcp_socket is not None and not self.chunked:
             self.fp.allows_short_reads = True
+            self.read_size = limits.READ_BUFFER
             if self.length is not None and sys.platform == "linux":
                 read_body = _CollectingReader(self._tcp_socket, self.length).readinto
         self.fp.raw.end_head(read_body)
-
-    def field(self, name: str) -> str:
-        """Return the value of a header, by its name in lower case; several values are joined, and "" is for none."""
-        return ", ".join(self.fields.get(name, ()))
 
     def _read_fields(self) -> dict[str, list[str]]:
         """Read header lines up to the empty one; skip malformed lines."""
@@ -280,22 +274,6 @@ class BoundedResponse(http.client.HTTPResponse):
             else:
                 values = []
         return fields
-
-    @property
-    def read_size(self) -> int:
-        """How many bytes to request at once.
-
-        1 MiB from a TCP socket costs a quarter of the system calls of 256 KiB. With TLS or chunked encoding a read
-        waits until all its bytes have arrived, so it asks for less.
-        """
-        return limits.READ_BUFFER if not self.isclosed() and self.fp.allows_short_reads else limits.CHUNK_SIZE
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        """Read some of the body and return its size in bytes; 0 at the end.
-
-        Over TCP it returns what has arrived, without waiting. The body may end early: then `missing` is not 0.
-        """
-        return super().readinto(buffer)
 
     @property
     def missing(self) -> int:
@@ -423,12 +401,9 @@ class _BoundedReader(io.BufferedReader):
     """A buffered reader of one response that limits its lines."""
 
     raw: _HeadReader
-
-    def __init__(self, raw: _HeadReader) -> None:
-        super().__init__(raw)
-        self._line_bytes_left = _MAX_LINE_BYTES
-        #: Return fewer bytes than requested instead of waiting for more.
-        self.allows_short_reads = False
+    #: Return fewer bytes than requested instead of waiting for more.
+    allows_short_reads = False
+    _line_bytes_left = _MAX_LINE_BYTES
 
     def readline(self, size: int | None = -1) -> bytes:
         limit = self._line_bytes_left + 1

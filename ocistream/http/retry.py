@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.errors import NetworkError, PermanentNetworkError, RegistryError
 from ocistream.http.origins import redact_url
 
 if TYPE_CHECKING:
-    from ocistream.http.settings import RetryPolicy
+    from ocistream.http.client import HttpClient
+    from ocistream.http.response import Response
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,48 +33,20 @@ class RetryEvent:
     limit: int
 
 
-class RetryableResponse(Protocol):
-    """A response that may be better on the next attempt."""
-
-    url: str
-    status: int
-
-    def header(self, name: str) -> str | None:
-        """Return the value of a header, or None."""
-
-    def drain(self) -> None:
-        """Read the body, so that the connection can be reused."""
-
-
-class RetryContext(Protocol):
-    """Waits, and pauses requests of other threads to the same host: the HTTP client."""
-
-    retry_policy: RetryPolicy
-
-    def wait(self, seconds: float) -> None:
-        """Sleep; raise CancelledError if the transfer is cancelled in the meantime."""
-
-    def pause_host(self, url: str, seconds: float) -> None:
-        """Send no other request to this URL's host for `seconds`."""
-
-    def report_retry(self, retried: RetryEvent) -> None:
-        """Report a failure that is about to be retried."""
-
-
 class Retries:
     """Counts the attempts of one piece of work, over any number of requests, and waits between them."""
 
-    def __init__(self, context: RetryContext, attempts: int | None = None) -> None:
+    def __init__(self, client: HttpClient, attempts: int | None = None) -> None:
         """Allow `attempts` attempts, by default those of the retry policy."""
-        self._context = context
-        self._attempts = context.retry_policy.attempts if attempts is None else attempts
+        self._client = client
+        self._attempts = client.retry_policy.attempts if attempts is None else attempts
         self._used = 0
 
     def reset(self) -> None:
         """Forget the failures, because there was progress."""
         self._used = 0
 
-    def wait_for_retry(self, failure: RetryableResponse | NetworkError) -> bool:
+    def wait_for_retry(self, failure: Response | NetworkError) -> bool:
         """Wait and return True if there is another attempt; return False if there is none or a retry is useless.
 
         The body of a response is drained before another attempt.
@@ -89,7 +62,7 @@ class Retries:
             retry_after = failure.retry_after if isinstance(failure, RegistryError) else None
         else:
             retry_after = parse_retry_after(failure.header("Retry-After"))
-        if retry_after is not None and retry_after > self._context.retry_policy.retry_after_limit:
+        if retry_after is not None and retry_after > self._client.retry_policy.retry_after_limit:
             # The work must not be started again before that time either.
             self._used = self._attempts
             return False
@@ -97,25 +70,25 @@ class Retries:
         wait = max(retry_after or 0.0, self._backoff())
         count, limit = self._used, self._attempts - 1
         if isinstance(failure, NetworkError):
-            self._context.report_retry(RetryEvent("", failure.message, wait, count, limit))
+            self._client.on_retry(RetryEvent("", failure.message, wait, count, limit))
         else:
             failure.drain()
             if failure.status == HTTPStatus.TOO_MANY_REQUESTS:
-                self._context.pause_host(failure.url, wait)
+                self._client.pause_host(failure.url, wait)
             url, reason = redact_url(failure.url), f"answered {failure.status}"
-            self._context.report_retry(RetryEvent(url, reason, wait, count, limit))
-        self._context.wait(wait)
+            self._client.on_retry(RetryEvent(url, reason, wait, count, limit))
+        self._client.wait(wait)
         return True
 
-    def _pause_limited_host(self, failure: RetryableResponse | NetworkError) -> None:
+    def _pause_limited_host(self, failure: Response | NetworkError) -> None:
         """Pause other requests to a host that sent a Retry-After, though this work has no attempts left."""
         if not isinstance(failure, NetworkError) and failure.status == HTTPStatus.TOO_MANY_REQUESTS:
             retry_after = parse_retry_after(failure.header("Retry-After"))
-            if retry_after is not None and retry_after <= self._context.retry_policy.retry_after_limit:
-                self._context.pause_host(failure.url, retry_after)
+            if retry_after is not None and retry_after <= self._client.retry_policy.retry_after_limit:
+                self._client.pause_host(failure.url, retry_after)
 
     def _backoff(self) -> float:
-        policy = self._context.retry_policy
+        policy = self._client.retry_policy
         longest = min(policy.backoff_limit, policy.backoff * 2.0 ** (self._used - 1))
         # Jitter: clients that failed at the same time must not retry at the same time.
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret # nosec B311

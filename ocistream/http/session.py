@@ -5,7 +5,6 @@ No redirects, retries or credentials here, and no cookies, netrc or environment 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import http.client
 from typing import TYPE_CHECKING, ClassVar, Final, cast
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, cast
 import requests
 import urllib3.exceptions
 
-from ocistream.errors import CancelledError, NetworkError, OcistreamError, PermanentNetworkError
+from ocistream.errors import NetworkError, OcistreamError, PermanentNetworkError
 from ocistream.http.adapter import Adapter
 from ocistream.http.errors import network_error
 from ocistream.http.origins import Origin, redact_url
@@ -108,10 +107,10 @@ class Session(requests.Session):
         super().__init__()
         # Without the environment no netrc replaces a Bearer header. Proxies are in the settings.
         self.trust_env = False
-        self._adapter = Adapter(settings, _without_cancellation(sleep))
+        self._adapter = Adapter(settings, sleep)
         self.mount("https://", self._adapter)
         self.mount("http://", self._adapter)
-        self.is_external = self._adapter.is_external
+        self.external: Mapping[str, bool] = self._adapter.external
         # A CDN that gzips a blob breaks its length and digest (quay#1310).
         self._default_headers = {"User-Agent": settings.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
         self._format_hint = settings.format_hint
@@ -191,13 +190,3 @@ class Session(requests.Session):
         converted = network_error(method, url, error, known=Origin.from_url(url) in self._answered)
         converted.hint = converted.hint and self._format_hint(converted.hint)
         return converted
-
-
-def _without_cancellation(sleep: Callable[[float], None]) -> Callable[[float], None]:
-    """Return a sleep that does not raise: a cancelled request ends where its body ends, not in the middle."""
-
-    def wait(seconds: float) -> None:
-        with contextlib.suppress(CancelledError):
-            sleep(seconds)
-
-    return wait

@@ -97,7 +97,7 @@ def parse_json(
         if not isinstance(document, dict):
             msg = f"{what} is not a JSON object"
             raise ArchiveError(msg)
-        _check_keys(document.keys(), keys if known_keys is None else known_keys)
+        check_keys(document, keys if known_keys is None else known_keys, what)
     except _RefusedError as error:
         msg = f"{what} {error}"
         raise ArchiveError(msg) from error
@@ -112,31 +112,23 @@ def parse_json(
     }
 
 
-def check_keys(fields: Mapping[str, object], known_keys: AbstractSet[str], what: str) -> None:
+def check_keys(fields: Mapping[str, object], known_keys: AbstractSet[str] | None, what: str) -> None:
     """Refuse an object with a key that other tools read as one of `known_keys`, and this module does not.
 
     Go's encoding/json takes `Layers`, or `layers` with a long s, for `layers`, and the last one counts. With both keys
     in a manifest, skopeo and Docker see another image than a case-sensitive parser. Keys of maps (annotations, labels)
-    are data, in Go too.
+    are data, in Go too: for them, `known_keys` is None.
 
     Raises:
         ArchiveError: the object has such a key. `what` names the object.
     """
-    try:
-        _check_keys(fields.keys(), known_keys)
-    except _RefusedError as error:
-        msg = f"{what} {error}"
-        raise ArchiveError(msg) from error
-
-
-def _check_keys(keys: AbstractSet[str], known_keys: AbstractSet[str] | None) -> None:
     # Nearly all objects have only known keys, so tens of thousands of objects need only this check.
-    if known_keys is None or keys <= known_keys:
+    if known_keys is None or fields.keys() <= known_keys:
         return
-    for key in keys - known_keys:
+    for key in fields.keys() - known_keys:
         if (name := _names_by_folded(frozenset(known_keys)).get(_folded(key))) is not None:
-            msg = f"has the key {printable(key)!r}, which other tools read as {name!r}"
-            raise _RefusedError(msg)
+            msg = f"{what} has the key {printable(key)!r}, which other tools read as {name!r}"
+            raise ArchiveError(msg)
 
 
 def _folded(key: str) -> str:

@@ -70,7 +70,14 @@ Walk: TypeAlias = Generator[Sequence[Need], tuple[Need, bytes | None], T]
 
 def run_walk(walk: Walk[T], read: Callable[[Need], bytes | None]) -> T:
     """Run a walk to its end and return its result. `read` returns a document, or None if the source lacks it."""
-    return StreamedWalk(walk).finish(read)
+    needs = deque[Need]()
+    try:
+        needs.extend(next(walk))
+        while True:
+            need = needs.popleft()
+            needs.extend(walk.send((need, read(need))))
+    except StopIteration as end:
+        return cast("T", end.value)
 
 
 class StreamedWalk(Generic[T]):
@@ -347,10 +354,6 @@ class GraphWalk:
                 )
         return graph
 
-    def _add_need(self, need: Need) -> None:
-        self._needs[need.digest] = need
-        self._new.append(need)
-
     def _need(self, descriptor: Descriptor, depth: int) -> None:
         digest = descriptor.digest
         _check_depth(digest, depth)
@@ -360,7 +363,8 @@ class GraphWalk:
             if descriptor.size > limits.MAX_MANIFEST:
                 msg = f"manifest {digest} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
-            self._add_need(Need(descriptor))
+            self._needs[digest] = need = Need(descriptor)
+            self._new.append(need)
             self._depths[digest] = depth
         elif (known_descriptor.media_type, known_descriptor.size) != (descriptor.media_type, descriptor.size):
             msg = (
@@ -426,7 +430,8 @@ class GraphWalk:
         if config is None or config.digest in self._raw or config.digest in self._needs:
             return
         self._configs[config.digest] = root
-        self._add_need(Need(config, is_config=True))
+        self._needs[config.digest] = need = Need(config, is_config=True)
+        self._new.append(need)
 
     def _need_children(self, digest: str) -> None:
         """Need the manifests that this one lists; if only some platforms are wanted, `_narrow` adds those later."""

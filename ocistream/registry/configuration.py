@@ -13,7 +13,6 @@ from ocistream import notices
 from ocistream.errors import AuthenticationError, InvalidNameError
 from ocistream.http.settings import HostSettings
 from ocistream.oci.reference import is_repository, parse_registry, printable
-from ocistream.registry.profiles import PROFILES_BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -142,7 +141,15 @@ class RegistryConfiguration:
             for mirror in rule.mirrors or ()
             if mirror.insecure is not None
         ]
-        self._insecure_settings = list(_list_insecure_settings(namespaces))
+        # `*.DOMAIN` is not the location of any image.
+        self._insecure_settings = [
+            (location, namespace.insecure)
+            for namespace in namespaces
+            for location in {namespace.prefix, namespace.location or namespace.prefix}
+        ]
+        self._insecure_settings += [
+            (mirror.location, bool(mirror.insecure)) for namespace in namespaces for mirror in namespace.mirrors
+        ]
 
     def find_pull_sources(self, reference: Reference) -> tuple[PullSource, ...]:
         """Return the repositories to read an image from, in order; the last is the registry's own.
@@ -150,16 +157,19 @@ class RegistryConfiguration:
         Raises:
             AuthenticationError: the configuration blocks the image or its `location`.
         """
-        name = _full_name(reference.registry, reference.repository)
+        name = f"{reference.registry.lower()}/{reference.repository}"
         namespace = self._find_namespace(name)
         self._check_not_blocked(name)
-        primary = _parse_pull_source(_rewrite_name(namespace, name))
-        self._check_not_blocked(str(primary))
+        primary = _parse_pull_source(name)
+        if namespace is not None and namespace.location is not None:
+            primary = _parse_pull_source(f"{namespace.location}{namespace.strip_prefix(name)}")
+            self._check_not_blocked(str(primary))
         mirrors = dict.fromkeys(self._find_mirrors(reference, namespace, name)) if self._is_using_mirrors else {}
         allowed_mirrors = []
         for mirror in mirrors:
-            if (blocking_namespace := self._find_blocking_namespace(str(mirror))) is not None:
-                notices.notify(f"the mirror {mirror} is not used: {blocking_namespace.config_file} blocks it", level=1)
+            blocking = self._find_namespace(str(mirror))
+            if blocking is not None and blocking.blocked:
+                notices.notify(f"the mirror {mirror} is not used: {blocking.config_file} blocks it", level=1)
             elif str(mirror) != str(primary):
                 allowed_mirrors.append(mirror)
         if namespace is not None and str(primary) != name:
@@ -176,7 +186,7 @@ class RegistryConfiguration:
         Raises:
             AuthenticationError: the registry or the repository is blocked.
         """
-        self._check_not_blocked(_full_name(reference.registry, reference.repository))
+        self._check_not_blocked(f"{reference.registry.lower()}/{reference.repository}")
 
     def settings(self, registry: str, repository: str = "") -> HostSettings:
         """Return the settings of a host for one of its repositories, or for requests that belong to no repository.
@@ -186,15 +196,17 @@ class RegistryConfiguration:
         checks.
         """
         rule = self._host_rules.get(registry.lower(), HostRule())
-        name = _full_name(registry, repository) if repository else registry.lower()
-        own_insecure = (
-            _find_insecure_setting(self._own_insecure_settings, name) if rule.insecure is None else rule.insecure
-        )
-        if own_insecure is not None:
-            return replace(rule.settings, insecure=own_insecure)
-        return (
-            replace(rule.settings, insecure=True, has_http_fallback=True) if self._is_insecure(name) else rule.settings
-        )
+        name = f"{registry.lower()}/{repository}" if repository else registry.lower()
+        insecure = rule.insecure
+        if insecure is None:
+            insecure = _find_insecure_setting(self._own_insecure_settings, name)
+        if insecure is not None:
+            return replace(rule.settings, insecure=insecure)
+        insecure = _find_insecure_setting(self._insecure_settings, name)
+        if insecure is None:
+            namespace = self._find_namespace(name)
+            insecure = namespace is not None and namespace.insecure
+        return replace(rule.settings, insecure=True, has_http_fallback=True) if insecure else rule.settings
 
     def credentials(self, registry: str) -> CredentialSource | None:
         """Return where a host's credentials are stored, or None if ocistream's own configuration does not say."""
@@ -203,7 +215,11 @@ class RegistryConfiguration:
     def profile(self, registry: str) -> RegistryProfile | None:
         """Return the profile that ocistream's own configuration sets for a host, or None."""
         name = self._host_rules.get(registry.lower(), HostRule()).settings.profile
-        return None if name is None else PROFILES_BY_NAME[name]
+        if name is None:
+            return None
+        from ocistream.registry.profiles import PROFILES_BY_NAME
+
+        return PROFILES_BY_NAME[name]
 
     def _find_mirrors(
         self, reference: Reference, namespace: RegistryNamespace | None, name: str
@@ -222,21 +238,11 @@ class RegistryConfiguration:
         matching = [namespace for namespace in self._namespaces if namespace.strip_prefix(name) is not None]
         return max(matching, key=lambda namespace: len(namespace.prefix), default=None)
 
-    def _find_blocking_namespace(self, name: str) -> RegistryNamespace | None:
-        namespace = self._find_namespace(name)
-        return namespace if namespace is not None and namespace.blocked else None
-
     def _check_not_blocked(self, name: str) -> None:
-        namespace = self._find_blocking_namespace(name)
-        if namespace is not None:
+        namespace = self._find_namespace(name)
+        if namespace is not None and namespace.blocked:
             msg = f"{printable(name)} is blocked: see {printable(namespace.prefix)} in {namespace.config_file}"
             raise AuthenticationError(msg)
-
-    def _is_insecure(self, name: str) -> bool:
-        if (insecure := _find_insecure_setting(self._insecure_settings, name)) is not None:
-            return insecure
-        namespace = self._find_namespace(name)
-        return namespace is not None and namespace.insecure
 
 
 def parse_registry_location(text: str) -> str:
@@ -253,28 +259,9 @@ def parse_registry_location(text: str) -> str:
     return f"{host}/{path}" if path else host
 
 
-def _full_name(registry: str, repository: str) -> str:
-    return f"{registry.lower()}/{repository}"
-
-
-def _rewrite_name(namespace: RegistryNamespace | None, name: str) -> str:
-    if namespace is None or namespace.location is None:
-        return name
-    return f"{namespace.location}{namespace.strip_prefix(name)}"
-
-
 def _parse_pull_source(name: str, mirror: Mirror | None = None) -> PullSource:
     registry, _, repository = name.partition("/")
     return PullSource(registry, repository, mirror is not None, mirror.pull_mode if mirror else "all")
-
-
-def _list_insecure_settings(namespaces: Sequence[RegistryNamespace]) -> Iterator[tuple[str, bool]]:
-    """Yield each location and whether it is insecure. `*.DOMAIN` is not the location of any image."""
-    for namespace in namespaces:
-        for location in {namespace.prefix, namespace.location or namespace.prefix}:
-            yield location, namespace.insecure
-        for mirror in namespace.mirrors:
-            yield mirror.location, bool(mirror.insecure)
 
 
 def _find_insecure_setting(settings: Sequence[tuple[str, bool]], name: str) -> bool | None:

@@ -15,11 +15,12 @@ from ocistream.http.origins import redact_url
 from ocistream.oci.reference import is_digest, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator, Iterator
 
     from ocistream.http.response import Response
     from ocistream.http.retry import Retries
     from ocistream.oci.descriptor import Descriptor
+    from ocistream.registry.repository import Repository
     from ocistream.streams.chunks import Chunk
 
 _LENGTH = re.compile(r"[0-9]{1,19}\Z")
@@ -27,23 +28,21 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\
 
 
 class BlobDownload:
-    """The download of one blob. `request(offset, retries)` returns a response with status 200, 206 or 416.
+    """The download of one blob.
 
     `strict` refuses a response whose headers promise another size or digest, before its body is read. Use it for
     mirrors, where another location can be asked; the headers of the registry itself are not trusted. Retries stay below
     the verification: its hash covers the joined stream of all responses.
     """
 
-    def __init__(
-        self, request: Callable[[int, Retries], Response], url: str, descriptor: Descriptor, *, strict: bool
-    ) -> None:
-        """Take the request function; `url` is for messages. Send no request."""
-        self._request = request
-        self._url = redact_url(url)
+    def __init__(self, repository: Repository, descriptor: Descriptor, *, strict: bool) -> None:
+        """Send no request yet."""
+        self._repository = repository
+        self._url = repository.url(f"blobs/{descriptor.digest}")
         self._descriptor = descriptor
         self._strict = strict
 
-    def chunks(self, offset: int, retries: Retries) -> Iterator[Chunk]:
+    def chunks(self, offset: int) -> Iterator[Chunk]:
         """Yield the blob's bytes from byte `offset` on; replace a broken connection by a Range request.
 
         The iterator ends after the first chunk beyond the blob's size, so that the caller sees an excess.
@@ -58,7 +57,7 @@ class BlobDownload:
             IntegrityError: the headers announce more bytes than the blob has; or, with `strict`, another size or
                 digest.
         """
-        size = self._descriptor.size
+        size, retries = self._descriptor.size, self._repository.client.start_retries()
         discardable = 0 if self._strict else offset
         while True:
             try:
@@ -82,9 +81,21 @@ class BlobDownload:
                 if offset >= size:
                     return
                 # The body ended early without an error, as it does with a wrong Content-Length.
-                failure = NetworkError(f"GET {self._url}: ended after {offset} of {size} bytes")
+                failure = NetworkError(f"GET {redact_url(self._url)}: ended after {offset} of {size} bytes")
             if not retries.wait_for_retry(failure):
                 raise failure
+
+    def _request(self, offset: int, retries: Retries) -> Response:
+        repository = self._repository
+        return repository.client.request(
+            repository.endpoint,
+            "GET",
+            self._url,
+            scopes=repository.scopes,
+            headers={"Range": f"bytes={offset}-"} if offset else {},
+            expected=(200, 206, 416) if offset else (200,),
+            retries=retries,
+        )
 
     def _request_from(self, offset: int, retries: Retries, discardable: int) -> tuple[Response | None, int]:
         """Request the bytes from `offset` on. Return the response, and how many of its bytes must be dropped.

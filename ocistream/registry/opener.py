@@ -97,8 +97,10 @@ class RepositoryOpener:
         Raises:
             AuthenticationError: the configuration blocks it.
         """
-        # A tag-only mirror is used neither for an image named by digest nor for anything it needs.
-        mirrors, own = self._find_locations(reference, by_digest=reference.digest is not None)
+        *mirrors, own = self._find_pull_sources(reference)
+        if reference.digest is not None:
+            # A tag-only mirror is used neither for an image named by digest nor for anything it needs.
+            mirrors = [mirror for mirror in mirrors if mirror.can_pull(by_digest=True)]
         repository = self._open_own(self._client, own, reference)
         display_name = f"{reference.registry}/{reference.repository}"
         if not mirrors and str(repository) == display_name:
@@ -123,7 +125,7 @@ class RepositoryOpener:
         """
         from ocistream.registry.tags import list_tags
 
-        mirrors, own = self._find_locations(reference, by_digest=False)
+        *mirrors, own = self._find_pull_sources(reference)
         repository = self._open_own(self._client, own, reference)
         try:
             return list_tags(repository)
@@ -152,11 +154,6 @@ class RepositoryOpener:
                 reason = f"these tags come from the mirror {mirror.pull_source}, which may lack some"
                 return replace(tag_list, incomplete_reason=tag_list.incomplete_reason or reason)
         return None
-
-    def _find_locations(self, reference: Reference, *, by_digest: bool) -> tuple[list[PullSource], PullSource]:
-        """Return the mirrors of an image that may be asked by digest, or by tag, and the registry's own location."""
-        *mirrors, own = self._find_pull_sources(reference)
-        return [mirror for mirror in mirrors if not by_digest or mirror.can_pull(by_digest=True)], own
 
     def _open_candidates(
         self, mirrors: Sequence[PullSource], own: PullSource, repository: Repository

@@ -119,7 +119,7 @@ class Repository:
                 length = printable(response.header("Content-Length") or "")
                 msg = f"GET {redact_url(response.url)}: {length} bytes are announced instead of {size}"
                 raise IntegrityError(msg)
-            response.load(limits.MAX_MANIFEST)
+            response.read(limits.MAX_MANIFEST)
 
         headers = {"Accept": accept}
         response = self.client.request(self.endpoint, "GET", url, scopes=self.scopes, headers=headers, read=read)
@@ -323,20 +323,7 @@ class Repository:
             NetworkError: the download failed, and retries did not help.
             IntegrityError: the headers announce too many bytes; or, with `strict`, another size or digest.
         """
-        url = self.url(f"blobs/{descriptor.digest}")
-
-        def ask(offset: int, retries: Retries) -> Response:
-            return self.client.request(
-                self.endpoint,
-                "GET",
-                url,
-                scopes=self.scopes,
-                headers={"Range": f"bytes={offset}-"} if offset else {},
-                expected=(200, 206, 416) if offset else (200,),
-                retries=retries,
-            )
-
-        return BlobDownload(ask, url, descriptor, strict=strict).chunks(offset, self.client.start_retries())
+        return BlobDownload(self, descriptor, strict=strict).chunks(offset)
 
     def fetch_blob_range(
         self, descriptor: Descriptor, redirect: BlobRedirect, start: int, view: memoryview

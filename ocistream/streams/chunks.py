@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from contextlib import closing, nullcontext
-from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from ocistream.limits import CHUNK_SIZE, MIN_THREADED_HASH
 from ocistream.oci.digest import digest_error, size_error
@@ -47,47 +47,29 @@ def verify_chunks(
     """
     hasher = new_hash(descriptor.digest)
     thread = ThreadedHasher(hasher) if hash_in_thread and descriptor.size >= MIN_THREADED_HASH else None
-    verification = _Verification(descriptor, thread or hasher)
+    update = (thread or hasher).update
+    size = 0
     with closing_chunks(chunks), thread or nullcontext():
-        with closing_chunks(stored):
-            for chunk in stored:
-                verification.add(chunk)
-                verification.release(chunk)
-        for chunk in chunks:
-            if chunk:
-                verification.add(chunk)
-                yield chunk
-                verification.release(chunk)
-    verification.finish()
-
-
-class _Verification:
-    """Compares the size and digest of a blob's bytes with its descriptor, at the latest with the last byte."""
-
-    def __init__(self, descriptor: Descriptor, hasher: Hasher) -> None:
-        self._descriptor = descriptor
-        self._hasher = hasher
-        self._thread = hasher if isinstance(hasher, ThreadedHasher) else None
-        self._size = 0
-
-    def add(self, chunk: Chunk) -> None:
-        self._size += len(chunk)
-        if self._size > self._descriptor.size:
-            raise size_error(self._descriptor, self._size)
-        self._hasher.update(chunk)
-        if self._size == self._descriptor.size:
-            check_digest(self._descriptor, self._hasher)
-
-    def release(self, chunk: Chunk) -> None:
-        """Wait until the memory of a chunk may be overwritten, with two buffers by the chunk after the next one."""
-        if self._thread is not None and not isinstance(chunk, bytes):
-            self._thread.wait(except_last=1 if is_double_buffered(chunk) else 0)
-
-    def finish(self) -> None:
-        if self._size < self._descriptor.size:
-            raise size_error(self._descriptor, self._size)
-        if not self._size:
-            check_digest(self._descriptor, self._hasher)
+        for part in (stored, chunks):
+            with closing_chunks(part):
+                for chunk in part:
+                    if not chunk:
+                        continue
+                    size += len(chunk)
+                    if size > descriptor.size:
+                        raise size_error(descriptor, size)
+                    update(chunk)
+                    if size == descriptor.size:
+                        check_digest(descriptor, thread or hasher)
+                    if part is chunks:
+                        yield chunk
+                    if thread is not None and not isinstance(chunk, bytes):
+                        # The memory of a chunk may be overwritten, with two buffers by the chunk after the next one.
+                        thread.wait(except_last=1 if is_double_buffered(chunk) else 0)
+    if size < descriptor.size:
+        raise size_error(descriptor, size)
+    if not size:
+        check_digest(descriptor, hasher)
 
 
 def check_chunks_size(chunks: Iterable[Chunk], descriptor: Descriptor, offset: int) -> Iterator[Chunk]:
@@ -122,14 +104,7 @@ def chunks_from(chunks: Iterator[Chunk], offset: int) -> Iterator[Chunk]:
 
 def closing_chunks(chunks: Iterable[Chunk]) -> AbstractContextManager[object]:
     """Return a context manager that closes the iterator of chunks if it has `close`, as a generator has."""
-    return closing(cast("Closeable", chunks)) if hasattr(chunks, "close") else nullcontext()
-
-
-class Closeable(Protocol):
-    """An object that can be closed."""
-
-    def close(self) -> object:
-        """Release the resources below."""
+    return closing(cast("Any", chunks)) if hasattr(chunks, "close") else nullcontext()
 
 
 def check_digest(descriptor: Descriptor, hasher: Hasher) -> None:

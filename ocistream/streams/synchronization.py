@@ -18,17 +18,13 @@ _Value = TypeVar("_Value")
 _POLL_INTERVAL: Final = 0.1
 
 
-class KeyedLocks(Generic[_Key]):
+class KeyedLocks(dict[_Key, threading.Lock]):
     """A lock for each key. Threads with different keys do not wait for each other."""
 
-    def __init__(self) -> None:
-        """Start without locks."""
-        self._locks: dict[_Key, threading.Lock] = {}
-
-    def __getitem__(self, key: _Key) -> threading.Lock:
-        """Return the lock of a key."""
+    def __missing__(self, key: _Key) -> threading.Lock:
+        """Return the lock of a new key."""
         # `setdefault` is atomic: all threads get the lock of the first one.
-        return self._locks.get(key) or self._locks.setdefault(key, threading.Lock())
+        return self.setdefault(key, threading.Lock())
 
 
 class OncePerKey(Generic[_Key, _Value]):

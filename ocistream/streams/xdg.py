@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ocistream.streams.paths import exists
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -20,6 +22,15 @@ def config_home(env: Mapping[str, str], home: Path) -> Path:
 def user_config_file(env: Mapping[str, str], home: Path) -> Path:
     """Return the path of the user's own configuration file, which may not exist."""
     return config_home(env, home) / "ocistream" / "config.toml"
+
+
+def find_configuration_file(env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_CONFIG_FILE) -> Path | None:
+    """Return the user's configuration file, else that of the machine; None if neither exists.
+
+    Raises:
+        LocalDiskError: a path cannot be checked.
+    """
+    return next((path for path in (user_config_file(env, home), system) if exists(path)), None)
 
 
 def state_home(env: Mapping[str, str], home: Path | None) -> Path | None:

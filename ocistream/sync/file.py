@@ -8,8 +8,8 @@ from typing import Final
 
 from ocistream import limits
 from ocistream.config import toml_files as toml
-from ocistream.config.config_toml import ConnectionTable, read_credential_source, registry_host
-from ocistream.config.toml_files import TomlTable
+from ocistream.config.config_toml import ConnectionTable, read_credential_source
+from ocistream.config.toml_files import TomlTable, registry_host
 from ocistream.errors import InvalidNameError, NotFoundError, OcistreamError, UnsupportedError, UsageError
 from ocistream.locations import Location, parse_location
 from ocistream.oci.descriptor import parse_platform

@@ -183,6 +183,9 @@ class _LocalImage:
     def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
         return self._source.parts(descriptor)
 
+    def stored_size(self, digest: str) -> int | None:
+        return self._source.stored_size(digest)
+
     def close(self) -> None:
         self._on_close()
 

@@ -13,7 +13,7 @@ from ocistream.errors import UnsupportedError
 from ocistream.oci.digest import size_error
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
@@ -43,17 +43,14 @@ class BlobPlan:
     """What happens to the blobs of a graph, by digest.
 
     `pending` are the blobs that did not come before the graph and are not omitted. `contents` are the bytes of blobs
-    that are in memory: they are manifests of the graph too, or embedded in a descriptor.
+    that are in memory: they are manifests of the graph too, or embedded in a descriptor. `recompressed` are the digests
+    of the layers that are recompressed, or were before the graph was known.
     """
 
     actions: Mapping[str, Action]
     pending: tuple[Descriptor, ...]
     contents: Mapping[str, bytes]
-
-    @property
-    def recompressed(self) -> list[str]:
-        """The digests of the layers that are recompressed, or were before the graph was known."""
-        return [digest for digest, action in self.actions.items() if action is Action.RECOMPRESS]
+    recompressed: Sequence[str]
 
 
 def find_recompressed(graph: Graph, recompressor: Recompressor | None, results: BlobResults) -> set[str]:
@@ -102,4 +99,5 @@ def plan_blobs(
         elif result.descriptor.size != blob.size:
             raise size_error(blob, result.descriptor.size)
     contents = {**graph.embedded, **{manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}}
-    return BlobPlan(actions, tuple(pending), contents)
+    recompressed = [digest for digest, action in actions.items() if action is Action.RECOMPRESS]
+    return BlobPlan(actions, tuple(pending), contents, recompressed)

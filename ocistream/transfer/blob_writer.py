@@ -47,13 +47,13 @@ class BlobWriter:
         Raises:
             OcistreamError: the blob is not what it should be, or the source or the destination failed.
         """
-        progress = self._start_progress(blob.descriptor)
+        progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
         resumed = self._write(blob, progress, check, concurrency)
         self.results.add(blob.descriptor, "copied", progress.counted, resumed=progress.resumed_size or resumed)
 
     def write_parts(self, blob: Descriptor, parts: Sequence[Blob]) -> int:
         """Write some parts of a blob, in order; return how many bytes of the blob are stored then, from its first."""
-        progress = self._start_progress(blob)
+        progress = BlobProgress(self._observer, blob, self._cancelled)
         for part in parts:
             self._write(part, progress)
         stored = self.destination.stored([blob], partial=True).get(blob.digest, 0)
@@ -80,7 +80,7 @@ class BlobWriter:
 
     def write_new(self, blob: Blob, media_type: str) -> Descriptor:
         """Write a layer of unknown digest as it is; return its descriptor."""
-        progress = self._start_progress(blob.descriptor)
+        progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
         raw = HashedChunks(progress.count(blob.open()))
         descriptor = self.new_blob_destination().write_new(
             NewBlob(lambda: raw, lambda: Descriptor(media_type, raw.digest, raw.size), access=blob.access)
@@ -93,7 +93,7 @@ class BlobWriter:
 
         Unless `is_known`, the blob's descriptor has no digest or size. Return the descriptor of the original layer.
         """
-        progress = self._start_progress(blob.descriptor)
+        progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
 
         def convert(verified: VerifiedBlob) -> Descriptor:
             recompression = recompressor.recompress(
@@ -133,6 +133,3 @@ class BlobWriter:
             # Hash in a thread of its own only if cores are free: for blobs that move side by side it gains nothing.
             hash_in_thread=concurrency < count_processors(),
         )
-
-    def _start_progress(self, descriptor: Descriptor) -> BlobProgress:
-        return BlobProgress(self._observer, descriptor, self._cancelled)

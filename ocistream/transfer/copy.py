@@ -136,15 +136,6 @@ class _Copy:
 
     def run(self) -> Report:
         started_at = time.monotonic()
-        report = self.run_until_commit()
-        if self.cancelled.is_set():
-            # After an interruption nothing may become visible.
-            raise CancelledError("cancelled")
-        self.destination.commit(report.graph)
-        report.seconds = time.monotonic() - started_at
-        return report
-
-    def run_until_commit(self) -> Report:
         graph = self.select(self.resolve_graph())
         plan = self.plan(graph)
         check = ExistenceCheck(
@@ -166,7 +157,13 @@ class _Copy:
             self.reader.finish()
         self.skip_unsent(plan, wanted)
         graph = self.settle(graph, plan, wanted, missing)
-        return self.rewrite(graph, plan)
+        report = self.rewrite(graph, plan)
+        if self.cancelled.is_set():
+            # After an interruption nothing may become visible.
+            raise CancelledError("cancelled")
+        self.destination.commit(report.graph)
+        report.seconds = time.monotonic() - started_at
+        return report
 
     def preview(self) -> Report:
         """Return what `run` would report, as far as that is known without writing anything."""
@@ -264,7 +261,9 @@ class _Copy:
 
     def select(self, graph: Graph) -> Graph:
         """Return the part of a graph that is copied, under its new names, and tell the observer of it."""
-        graph = self.omit_blobs(self.destination.expect(self.skip_changed_referrers(self.rename(graph))))
+        graph = self.destination.expect(self.skip_changed_referrers(self.rename(graph)))
+        if self.omit is not None:
+            graph = self.omit_blobs(graph, self.omit)
         self.observer.planned(graph)
         return graph
 
@@ -278,18 +277,16 @@ class _Copy:
             lambda referrer: referrer.subject in changed or referrer.descriptor.digest in changed, RECOMPRESSED
         )
 
-    def omit_blobs(self, graph: Graph) -> Graph:
+    def omit_blobs(self, graph: Graph, omit: Callable[[Graph], Mapping[str, OmissionReason]]) -> Graph:
         """Decide which blobs are omitted from the output.
 
         Manifests are never omitted: they are small, they list the omitted blobs, and a name needs their bytes. Nor are
         the payloads of signatures: the reader may have to check them.
         """
-        if self.omit is None:
-            return graph
         if not self.destination.traits.can_omit:
             msg = "cannot omit blobs from this destination"
             raise UnsupportedError(msg, hint="write an OCI archive or a layout")
-        omitted = self.omit(graph)
+        omitted = omit(graph)
         # Early blobs are already written, even if the remote side has them.
         payloads = graph.signature_payloads()
         remaining = [

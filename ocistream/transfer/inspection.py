@@ -20,7 +20,7 @@ from ocistream.sizes import format_count
 from ocistream.streams import layer_media_types
 from ocistream.streams.synchronization import Budget
 from ocistream.transfer.incomplete_indexes import limit_to_exported
-from ocistream.transfer.interfaces import SizedSource
+from ocistream.transfer.interfaces import IncompleteSource
 from ocistream.transfer.verify import DiscardedBlobs
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def inspect_source(
         OcistreamError: the source cannot be read.
     """
     # Blobs that are stored with a wrong size count as missing, and would end the run.
-    sized = source if isinstance(source, SizedSource) else None
+    sized = source if isinstance(source, IncompleteSource) else None
     with contextlib.closing(DiscardedBlobs(cancelled)) as discarded:
         graph = source.resolve(discarded)
         summaries = _ConfigSummaries()

@@ -354,13 +354,8 @@ class IncompleteSource(Protocol):
     def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
         """Return all parts of a blob in order, in any volume; empty if the blob is not split."""
 
-
-@runtime_checkable
-class SizedSource(Protocol):
-    """A source that knows, without reading them, which blobs it has and their sizes."""
-
     def stored_size(self, digest: str) -> int | None:
-        """Return the bytes stored under a digest, or None; in a stream, of the blobs read so far."""
+        """Return the bytes stored under a digest, without reading them, or None; in a stream, of blobs read so far."""
 
 
 @runtime_checkable

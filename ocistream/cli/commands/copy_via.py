@@ -301,7 +301,7 @@ class _RemoteArchiveDestination(ArchiveDestination):
 
     def __init__(self, output: _RemoteOutput, *, mtime: int) -> None:
         super().__init__(output, mtime=mtime)
-        self._output = output
+        self._remote_output = output
         #: How many bytes the remote side has of which blobs.
         self.partial_blobs: Mapping[str, int] = {}
 
@@ -329,7 +329,7 @@ class _RemoteArchiveDestination(ArchiveDestination):
     def commit(self, graph: Graph) -> None:
         """Write the end of the archive, and wait until the remote side has made the images visible."""
         super().commit(graph)
-        _check_results(graph, self._output.results)
+        _check_results(graph, self._remote_output.results)
 
 
 def _find_resumable_blobs(graph: Graph, stored_sizes: Mapping[str, int]) -> dict[str, int]:

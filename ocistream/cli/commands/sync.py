@@ -18,7 +18,6 @@ from ocistream.api.registries import find_home
 from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.error_hints import add_sync_hint
 from ocistream.cli.options import Option, RunOptions, command, dry_run_option, options, transfer_options
-from ocistream.cli.progress import show_progress
 from ocistream.cli.registry_options import RegistryOptions, build_sync_hint_translator
 from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers
 from ocistream.cli.result_document import check_result_writable, write_result_pieces
@@ -92,7 +91,7 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     reporter = _OutcomeReporter(context, dry_run=dry_run, keeps=result is not None)
     is_complete = False
     try:
-        with show_progress(context.options.progress, context.console) as observer:
+        with context.console.show_progress(context.options.progress) as observer:
             run = SyncRun(
                 lambda sync_location: open_contexts[sync_location.login],
                 reporter,

@@ -21,7 +21,6 @@ from ocistream.cli.options import (
     options,
 )
 from ocistream.cli.parameter_types import FilePath
-from ocistream.cli.progress import show_progress
 from ocistream.cli.report import format_result_line
 from ocistream.errors import InvalidNameError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.locations import is_missing_image, parse_location, path_of
@@ -101,7 +100,7 @@ def verify(
             )
         )
         # Opening stdin may silence the display.
-        observer = stack.enter_context(show_progress(context.options.progress, context.console))
+        observer = stack.enter_context(context.console.show_progress(context.options.progress))
         result = verify_source(
             source,
             paths,

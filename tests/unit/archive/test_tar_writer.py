@@ -111,7 +111,8 @@ class TestEntries:
         contents = [bytes([size % 251]) * size for size in SIZES]
         writer = TarWriter(written.output, 7)
         filled(writer, contents)
-        writer.finish()
+        writer.write_end()
+        written.output.finish()
         archive = written.read()
         expected = {f"entry-{n}-{len(content)}": content for n, content in enumerate(contents)}
         assert files_in(archive) == {"first": b"small", **expected, "last": b"last!"}
@@ -123,7 +124,8 @@ class TestEntries:
         writer.add_new(unnamed(b"wanted" * 1000), lambda _: "wanted")
         assert writer.add_new(unnamed(b"not" * 10_000), lambda _: None).size == 30_000
         writer.add_small("after", b"it")
-        writer.finish()
+        writer.write_end()
+        written.output.finish()
         assert files_in(written.read()) == {"wanted": b"wanted" * 1000, "after": b"it"}
 
     def test_one_that_fails_leaves_an_archive_without_an_end(self, written: Written, tmp_path: Path) -> None:
@@ -131,7 +133,7 @@ class TestEntries:
         writer.add_small("first", b"small")
         with pytest.raises(Broken):
             writer.add_new(unnamed(bytes(5000), fails=True), lambda _: "entry")
-        writer.close()
+        written.output.close()
         if isinstance(written.output, RewritableOutput):
             assert list(tmp_path.iterdir()) == []
         else:
@@ -140,13 +142,15 @@ class TestEntries:
 
     def test_the_same_bytes_come_out_either_way(self, tmp_path: Path) -> None:
         contents = [b"x" * size for size in SIZES]
-        writer = TarWriter(open_file_output(tmp_path / "a"), 3)
+        output = open_file_output(tmp_path / "a")
+        writer = TarWriter(output, 3)
         filled(writer, contents)
-        writer.finish()
+        writer.write_end()
+        output.finish()
         with io.FileIO(tmp_path / "b", "wb") as file:
             writer = TarWriter(StreamOutput(file, "b"), 3)
             filled(writer, contents)
-            writer.finish()
+            writer.write_end()
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
     def test_a_header_has_one_block_whatever_the_size(self) -> None:
@@ -207,7 +211,7 @@ class TestSpool:
         with io.FileIO(tmp_path / "out", "wb") as file:
             writer = TarWriter(StreamOutput(file, "out"))
             writer.add_new(unnamed(b"0123456789" * 900), lambda _: "entry")
-            writer.finish()
+            writer.write_end()
         assert files_in((tmp_path / "out").read_bytes()) == {"entry": b"0123456789" * 900}
 
     def test_that_there_is_no_folder_for_it_is_a_failure_of_the_disk(

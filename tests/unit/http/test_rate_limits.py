@@ -14,7 +14,7 @@ import pytest
 from ocistream import limits
 from ocistream.errors import CancelledError, NotFoundError
 from ocistream.http.client import HttpClient
-from ocistream.http.rate_limits import RateLimits, RequestThrottle, Throttle
+from ocistream.http.rate_limits import RateLimits, Throttle
 from ocistream.http.session import FixedLengthBody
 from ocistream.http.settings import HostSettings, HttpSettings
 from tests.faulty_registry import Fault, Reply, redirect
@@ -78,7 +78,7 @@ class TestThrottle:
 class TestTurns:
     def test_they_are_evenly_spaced_for_each_host(self) -> None:
         clock = Clock()
-        turns = RequestThrottle(clock=clock)
+        turns = RateLimits(clock=clock)
         assert [turns.reserve("a", 4.0) for _ in range(3)] == pytest.approx([0.0, 0.25, 0.5])
         assert turns.reserve("b", 4.0) == 0.0
         clock.now += 0.3
@@ -87,7 +87,7 @@ class TestTurns:
         assert [turns.reserve("a", 2.0), turns.reserve("a", 2.0)] == pytest.approx([0.0, 0.5])
 
     def test_without_a_number_nobody_waits(self) -> None:
-        turns = RequestThrottle(clock=Clock())
+        turns = RateLimits(clock=Clock())
         assert [turns.reserve("a", None) for _ in range(100)] == [0.0] * 100
 
 

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError
+from ocistream.http.client import HttpClient
+from ocistream.http.response import Response
 from ocistream.http.retry import Retries, RetryEvent, parse_retry_after
 from ocistream.http.settings import RetryPolicy
 
 URL = "https://user:secret@registry.example/v2/app/blobs/x?sig=secret"
 
 
-class Waits:
+class Waits(HttpClient):
     """Notes what it is told to wait for, and does not."""
 
     def __init__(self, patience: RetryPolicy) -> None:
@@ -25,6 +27,7 @@ class Waits:
         self.waits: list[float] = []
         self.held: list[tuple[str, float]] = []
         self.told: list[RetryEvent] = []
+        self.on_retry = self.told.append
 
     def wait(self, seconds: float) -> None:
         self.waits.append(seconds)
@@ -32,16 +35,12 @@ class Waits:
     def pause_host(self, url: str, seconds: float) -> None:
         self.held.append((url, seconds))
 
-    def report_retry(self, retried: RetryEvent) -> None:
-        self.told.append(retried)
 
-
-class Refusal:
+class Refusal(Response):
     """An answer of some status."""
 
-    url = URL
-
     def __init__(self, status: int, retry_after: str | None = None) -> None:
+        self.url = URL
         self.status = status
         self.retry_after = retry_after
         self.drained = False
@@ -49,8 +48,9 @@ class Refusal:
     def header(self, name: str) -> str | None:
         return self.retry_after if name == "Retry-After" else None
 
-    def drain(self) -> None:
+    def drain(self) -> bytes:
         self.drained = True
+        return b""
 
 
 BROKEN = NetworkError("GET https://registry.example/v2/: connection refused")
