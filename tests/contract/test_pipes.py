@@ -28,7 +28,7 @@ from tests.archives import Item, Kind, blob_name, items_of, small_first, tar_of
 from tests.contract.adapter import Source, archive_destination, copy, layout_destination, layout_source, pipe_source
 from tests.contract.adapter_types import EVERYTHING, Listing, Wanted
 from tests.contract.image_shapes import nested_index, parts_of, with_attestation
-from tests.docker_archives import archive_of, of_docker_25, saved
+from tests.docker_archives import archive_of, of_docker, of_docker_25, saved
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 
 
@@ -267,6 +267,17 @@ class TestBudget:
         first = [entry for entry in entries if entry not in layers and entry not in late]
         store(archive_of([*first, *layers, *late]), tmp_path / "out")
         assert len(json.loads((tmp_path / "out/index.json").read_bytes())["manifests"]) == 1
+
+    def test_no_more_layers_are_stored_before_manifest_json_than_an_image_may_have(
+        self, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_LIST_ENTRIES", 3)
+        # Two layers of an image, and others that no image has.
+        entries = of_docker([saved(layout, small_image(layout))])
+        others = [(f"{number}.tar", b"other") for number in range(2)]
+        store(archive_of([*others[:1], *entries]), tmp_path / "out")
+        with pytest.raises(UnsupportedError, match="more than 3 layers come before"):
+            store(archive_of([*others, *entries]), tmp_path / "refused")
 
     def test_an_archive_cannot_read_it_back(
         self, small: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
