@@ -313,6 +313,14 @@ def refused(archive: bytes, path: Path, *kinds: type[OcistreamError]) -> None:
 
 
 class TestChanged:
+    @pytest.mark.parametrize("place", [0, -1], ids=["first", "last"])
+    def test_an_oci_layout_file_of_an_unknown_version_is_refused_wherever_it_is(
+        self, small: Layout, tmp_path: Path, place: int
+    ) -> None:
+        items = [item for item in items_of(small) if item[0] != "oci-layout"]
+        items.insert(place % (len(items) + 1), ("oci-layout", b'{"imageLayoutVersion": "9.0.0"}'))
+        refused(tar_of(items), tmp_path / "out", ArchiveError)
+
     @pytest.mark.parametrize("order", [items_of, small_first])
     def test_an_archive_that_is_cut_at_any_byte_is_refused(
         self, small: Layout, order: Callable[[Layout], list[Item]], tmp_path: Path
