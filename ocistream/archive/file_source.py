@@ -11,7 +11,6 @@ from ocistream import limits
 from ocistream.archive.contents import Extent, check_document_size
 from ocistream.archive.source import ArchiveSource
 from ocistream.archive.tar_reader import TarEntry, TarReader
-from ocistream.errors import ArchiveError, IntegrityError
 from ocistream.layout.image_selection import ALL_IMAGES
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.volumes import parse_checksum_line, part_error, part_name
@@ -19,13 +18,14 @@ from ocistream.streams import files
 from ocistream.streams.chunks import HashedChunks, read_all, read_chunks, verify_chunks
 from ocistream.streams.compression import NONE, detect_codec
 from ocistream.streams.layer_media_types import describe_layer, is_probably_json
-from ocistream.transfer.interfaces import Blob, BlobPart, ByteRange, RecoverableBlob
+from ocistream.transfer.interfaces import Blob, ByteRange, RecoverableBlob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
+    from ocistream.errors import IntegrityError
     from ocistream.layout.image_selection import Selection
     from ocistream.oci.graph import Graph
     from ocistream.oci.volumes import Volume, VolumePart
@@ -104,27 +104,7 @@ class ArchiveFileSource(ArchiveSource):
             if digest not in digests:
                 yield Blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, extent.size), partial(self._chunks, extent))
 
-    def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
-        """Return the parts of a blob that is split over volumes. Parts in this volume can be opened.
-
-        Raises:
-            ArchiveError: a part is missing or has another size.
-        """
-        volume = self.volume
-        if volume is None:
-            return ()
-        parts = volume.parts.get(descriptor.digest, ())
-        if parts and sum(part.size for part in parts) != descriptor.size:
-            msg = f"{volume}: its parts of {descriptor.digest} do not add up to {descriptor.size} bytes"
-            raise ArchiveError(msg)
-        name_of = volume.template.format_name
-        return [
-            BlobPart(part.offset, part.size, name_of(part.volume), self._open_part(volume, descriptor, part))
-            for part in parts
-        ]
-
     def _open_part(self, volume: Volume, descriptor: Descriptor, part: VolumePart) -> Blob | None:
-        """Return the part of a blob that this volume has, with a digest of its own; None if another volume has it."""
         if part.volume != volume.number:
             return None
         extent, checksum = self.contents.find_part(volume, descriptor.digest, part)

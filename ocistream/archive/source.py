@@ -32,6 +32,7 @@ from ocistream.oci.reference import printable
 from ocistream.oci.volumes import Volume, parse_volume
 from ocistream.oci.walk import StreamedWalk
 from ocistream.streams.chunks import read_all, verify_chunks
+from ocistream.transfer.interfaces import BlobPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
     from ocistream.layout.image_selection import Selection
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
+    from ocistream.oci.volumes import VolumePart
     from ocistream.oci.walk import Need
+    from ocistream.transfer.interfaces import Blob
 
 
 class ArchiveSource(ABC):
@@ -152,6 +155,29 @@ class ArchiveSource(ABC):
         """Return the size of a blob's entry, or None if there was none so far."""
         extent = self.contents.blobs.get(digest)
         return extent.size if extent is not None else None
+
+    def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
+        """Return the parts of a blob that is split over volumes. Parts in this volume can be opened, if it is a file.
+
+        Raises:
+            ArchiveError: a part is missing or has another size.
+        """
+        volume = self.volume
+        if volume is None:
+            return ()
+        parts = volume.parts.get(descriptor.digest, ())
+        if parts and sum(part.size for part in parts) != descriptor.size:
+            msg = f"{volume}: its parts of {descriptor.digest} do not add up to {descriptor.size} bytes"
+            raise ArchiveError(msg)
+        name_of = volume.template.format_name
+        return [
+            BlobPart(part.offset, part.size, name_of(part.volume), self._open_part(volume, descriptor, part))
+            for part in parts
+        ]
+
+    def _open_part(self, volume: Volume, descriptor: Descriptor, part: VolumePart) -> Blob | None:  # noqa: ARG002 - for files
+        """Return the part of a blob that this volume has, with a digest of its own; None if it cannot be opened."""
+        return None
 
     # -- the graph, after every entry was added --------------------------------------------------------------
 

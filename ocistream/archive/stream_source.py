@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.oci.walk import Need
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import BlobPart, EarlyBlobs
+    from ocistream.transfer.interfaces import EarlyBlobs
 
 
 class _Json(NamedTuple):
@@ -170,10 +170,6 @@ class ArchiveStreamSource(ArchiveSource):
             self.contents.check_parts(self.volume)
         if not self._is_compared:
             self._check_late_manifest_json()
-
-    def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:  # noqa: ARG002 - see below
-        """Return nothing: a pipe ends before it is known which of a blob's parts it has."""
-        return ()
 
     def find_entries_with(self, image_id: str) -> list[Descriptor]:
         """Return the entries of `index.json` that lead to an image with this ID, as far as is known now."""

@@ -88,11 +88,11 @@ class TarWriter:
 
     def _remaining_chunks(self, blob: VerifiedBlob) -> Iterator[Chunk]:
         """Skip the existing bytes of a blob, and return the chunks of the rest."""
-        output = self._output
-        existing_size = min(output.existing_size(), blob.descriptor.size)
-        if not existing_size or not blob.can_resume:
+        if not blob.can_resume:
             # The output compares the chunks with its existing bytes, or drops these.
             return blob.open()
+        output = self._output
+        existing_size = min(output.existing_size(), blob.descriptor.size)
         existing = output.read_existing(existing_size)
         output.skip_existing(existing_size)
         return blob.open(existing_size, existing)

@@ -166,13 +166,15 @@ def _describe_needed_volumes(
     needed = ", ".join(map(printable, names))
     stored = [volume for volume in present if volume.name not in names]
     is_layout = destination.kind != "docker"
-    # A registry stores the parts of a blob in order, a layout only complete blobs.
-    partial_blobs = [rest if is_layout else rest[1:] for rest in error.needed.in_order.values()]
-    refused = sorted({volume.name for volume in present} & {name for rest in partial_blobs for name in rest})
-    if refused:
-        first = printable(next(iter(error.needed.in_order.values()))[0])
-        reason = "a layout stores only complete blobs" if is_layout else f"{first} must come first"
-        shown = ", ".join(map(printable, refused))
+    if refused := [volume.name for volume in present if volume.name in names]:
+        if is_layout:
+            reason = "a layout stores only complete blobs"
+        elif error.needed.in_order:
+            # A registry stores the parts of a blob in order.
+            reason = f"{printable(next(iter(error.needed.in_order.values()))[0])} must come first"
+        else:
+            reason = "a pipe gives only complete blobs"
+        shown = ", ".join(map(printable, sorted(refused)))
         error.message = f"part of {shown} was not stored: {reason}; still needed: {needed}"
     elif stored:
         shown = f"{stored[0]}" if len(stored) == 1 else f"{len(stored)} of {stored[0].total} volumes"

@@ -149,7 +149,7 @@ class _Signals:
                     return self._first
                 timeout = 0
             elif self._first is not None:
-                if not cancelled.is_set() or now - self._first_at < process_exit.find_delay():
+                if not busy_at or now - self._first_at < process_exit.find_delay():
                     busy_at = now
                 cancelled.set()
                 if now - busy_at >= _GRACE:

@@ -49,6 +49,8 @@ ENTRY: Final = 170
 INDEX_JSON: Final = 250
 #: The images of three syncs. The first one imports what the others need.
 COUNTS: Final = (2, 100, 600)
+#: How much each blob of an archive may take, in bytes: for its digest, and its place in the file.
+PLACE: Final = 200
 TRACED: Final = Path(__file__).parents[1] / "traced_memory.py"
 #: Seconds that a slow registry takes for each MiB on each connection.
 SLOW: Final = 0.02
@@ -288,6 +290,20 @@ def test_each_further_image_of_a_layout_or_an_archive_takes_only_the_memory_of_i
     peak, kept = each_further(traced(tmp_path, *commands))
     assert peak < 2 * ENTRY + INDEX_JSON
     assert kept < 2 * ENTRY
+
+
+# Many blobs -------------------------------------------------------------------------------------------------------
+
+
+def test_each_further_blob_of_an_archive_takes_only_the_memory_of_its_digest_and_its_place(tmp_path: Path) -> None:
+    commands: list[Sequence[Argument]] = []
+    counts = (10, 2_000, 12_000)
+    for count in counts:
+        path = tmp_path / f"{count}.tar"
+        path.write_bytes(archive(manifest(), OCI_MANIFEST, b"{}", *(str(number).encode() for number in range(count))))
+        commands.append(["digest", f"oci-archive:{path}"])
+    _, (few, _), (many, _) = traced(tmp_path, *commands)
+    assert (many - few) / (counts[2] - counts[1]) < PLACE
 
 
 # Documents --------------------------------------------------------------------------------------------------------

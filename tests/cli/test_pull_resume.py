@@ -181,6 +181,17 @@ def _blobs(result: Result) -> list[dict[str, int]]:
     return [event for event in assertions.json_lines(result.err) if event.get("event") == "blob"]
 
 
+def test_recompression_does_not_skip_the_bytes_of_an_earlier_pull(registry: FaultyRegistry, folder: Path) -> None:
+    """The layers are gzip already: their first bytes are checked, although the partial file has them."""
+    assertions.success(pull(registry, "--compress=gzip", "-o", folder / "app.tar"))
+    undisturbed = (folder / "app.tar").read_bytes()
+    (folder / "app.tar").unlink()
+    (folder / ".app.tar.partial").write_bytes(undisturbed[: len(undisturbed) // 2])
+    assertions.success(pull(registry, "--compress=gzip", "-o", folder / "app.tar"))
+    assert (folder / "app.tar").read_bytes() == undisturbed
+    assertions.nothing_left(folder, "app.tar")
+
+
 def test_a_blob_that_was_wrong_leaves_nothing(registry: FaultyRegistry, layers: list[str], folder: Path) -> None:
     registry.faults = [Fault(Flip(1000), "GET", f"/blobs/{layers[1]}", times=None)]
     assertions.failure(pull(registry, "-o", folder / "app.tar"), 5, layers[1])

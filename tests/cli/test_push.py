@@ -425,6 +425,16 @@ class TestSmallBlobsOfARepositoryThatLacksOthers:
         assert large["digest"] in asked
         assert len(served.asked("PUT", "/uploads/")) == 20
 
+    def test_a_blob_that_it_has_resets_the_count(
+        self, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
+    ) -> None:
+        known = layout.random_layer(4000)[0]
+        push([known])
+        layers = [layout.random_layer(4000, seed=number)[0] for number in range(1, 20)]
+        asked = push([*layers[:6], known, *layers[6:]])
+        # The config is the first.
+        assert asked[1:] == [layer["digest"] for layer in [*layers[:6], known, *layers[6:14]]]
+
     def test_one_that_a_pipe_does_not_have_is_asked_for(
         self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
     ) -> None:

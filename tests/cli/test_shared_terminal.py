@@ -96,7 +96,9 @@ def beside_a_program_that_talks(registry: FaultyRegistry, columns: int, options:
         r"copied 4 blobs, 5\.2 MB, in [0-9.]+ s \([0-9.]+ [kM]B/s\)",
     ]
     assert [line for line in ours if not re.fullmatch("ocistream: (" + "|".join(whole) + ")", line)] == []
-    assert len([line for line in ours if " of 5.2 MB" in line]) >= 1
+    (seconds,) = re.findall(r"copied 4 blobs, 5\.2 MB, in ([0-9.]+) s", "\n".join(ours))
+    # One line in five seconds.
+    assert 1 <= len([line for line in ours if " of 5.2 MB" in line]) <= 1 + float(seconds) / 5
     assert "%|" not in seen.screen
 
 
@@ -123,6 +125,15 @@ def test_no_line_is_printed_while_a_program_asks_for_a_password_and_nothing_move
     )
     assert seen.code == 0
     assert seen.screen.startswith("password: \r\n")
+
+
+def test_no_line_is_printed_beside_a_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
+    # Longer than the time between two lines.
+    argv = ("pull", f"{registry.host}/app:1", "--limit-rate=800k", "-o", tmp_path / "app.tar")
+    seen = on_terminal(*argv, size=(24, 80))
+    assert seen.code == 0
+    assert "100%|" in seen.screen
+    assert re.findall(r"[0-9]+ %, ", seen.screen) == []
 
 
 def test_a_bar_that_is_asked_for_is_drawn_beside_any_program(registry: FaultyRegistry) -> None:

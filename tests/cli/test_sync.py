@@ -322,6 +322,18 @@ class TestSeveralDestinations:
             assert len(sent) == 2 + 1
         assert set(fetched(source).values()) == {1}
 
+    def test_neither_destination_is_asked_for_small_blobs_after_eight_missing_blobs(
+        self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        layout = Layout(tmp_path / "many")
+        layers = [layout.random_layer(4000, seed=number)[0] for number in range(20)]
+        seed(layout, layout.image(layers), source.host, "many", "1")
+        text = entry(f"{source.host}/many:1", f"{target.host}/many", f"{other.host}/many")
+        assertions.success(sync(tmp_path, text, "--jobs=1"))
+        for registry in (target, other):
+            assert len(registry.asked("HEAD", "/blobs/")) == 8
+            assert len(registry.asked("PUT", "/blobs/uploads/")) == 21
+
     def test_a_failing_destination_does_not_stop_the_other(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
     ) -> None:

@@ -554,6 +554,19 @@ def test_one_volume_alone_may_come_from_a_pipe(
     is_there(target, image, layout)
 
 
+def test_the_part_of_a_blob_in_a_pipe_is_not_stored_and_that_is_reported(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
+) -> None:
+    paths = split(registry, folder)
+    for number in (0, 1):
+        pushed = ocistream("push", f"{target.host}/app:1", stdin=paths[number])
+        reason = f"part of {NAMES[number]} was not stored: a pipe gives only complete blobs; still needed:"
+        assertions.failure(pushed, 10, f"{reason} {', '.join(NAMES)}\n")
+    for path, code in zip(paths, (10, 10, 0), strict=True):
+        assert push(target, path).code == code
+    is_there(target, image, layout)
+
+
 def test_to_pushes_every_image_of_volumes(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
 ) -> None:

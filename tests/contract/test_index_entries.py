@@ -278,6 +278,13 @@ class TestReferrers:
 
 
 class TestCorrupt:
+    def test_an_entry_that_is_not_a_manifest_is_not_read(self, layout: Layout) -> None:
+        image = small_image(layout, name="v1")
+        other = layout.blob(b"neither a manifest nor an index", "text/plain")
+        enter(layout, other)
+        layout.file(other["digest"]).write_bytes(b"damaged")
+        assert images(listing_of(layout)) == [image["digest"]]
+
     @pytest.mark.parametrize("subject", [True, False])
     def test_an_entry_that_may_be_a_referrer_is_verified_by_every_source(self, layout: Layout, subject: bool) -> None:
         image = small_image(layout, name="v1")
@@ -309,6 +316,19 @@ class TestLimits:
         monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 0)
         assert len(listing_of(layout, IMAGES).images) == 4
         assert len(listing_of(layout, named("v1")).images) == 1
+
+    def test_an_entry_that_is_larger_than_any_manifest_is_not_read(
+        self, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        image = small_image(layout, name="v1")
+        large = referrer(layout, image, "a/sbom", b"sbom", note="x" * 3000)
+        enter(layout, large)
+        monkeypatch.setattr(limits, "MAX_MANIFEST", large["size"])
+        assert referrers(listing_of(layout)) == {large["digest"]}
+        monkeypatch.setattr(limits, "MAX_MANIFEST", large["size"] - 1)
+        listing = listing_of(layout)
+        assert images(listing) == [image["digest"]]
+        assert [(one.digest, one.reason) for one in listing.skipped] == [(large["digest"], UNREADABLE)]
 
     def test_referrers_are_limited_in_number(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         signed(layout).enter(layout, "v1")

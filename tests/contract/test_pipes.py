@@ -28,7 +28,7 @@ from tests.archives import Item, Kind, blob_name, items_of, small_first, tar_of
 from tests.contract.adapter import Source, archive_destination, copy, layout_destination, layout_source, pipe_source
 from tests.contract.adapter_types import EVERYTHING, Listing, Wanted
 from tests.contract.image_shapes import nested_index, parts_of, with_attestation
-from tests.docker_archives import archive_of, of_docker_25, saved
+from tests.docker_archives import archive_of, of_docker, of_docker_25, saved
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 
 
@@ -268,6 +268,17 @@ class TestBudget:
         store(archive_of([*first, *layers, *late]), tmp_path / "out")
         assert len(json.loads((tmp_path / "out/index.json").read_bytes())["manifests"]) == 1
 
+    def test_no_more_layers_are_stored_before_manifest_json_than_an_image_may_have(
+        self, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_LIST_ENTRIES", 3)
+        # Two layers of an image, and others that no image has.
+        entries = of_docker([saved(layout, small_image(layout))])
+        others = [(f"{number}.tar", b"other") for number in range(2)]
+        store(archive_of([*others[:1], *entries]), tmp_path / "out")
+        with pytest.raises(UnsupportedError, match="more than 3 layers come before"):
+            store(archive_of([*others, *entries]), tmp_path / "refused")
+
     def test_an_archive_cannot_read_it_back(
         self, small: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -302,6 +313,14 @@ def refused(archive: bytes, path: Path, *kinds: type[OcistreamError]) -> None:
 
 
 class TestChanged:
+    @pytest.mark.parametrize("place", [0, -1], ids=["first", "last"])
+    def test_an_oci_layout_file_of_an_unknown_version_is_refused_wherever_it_is(
+        self, small: Layout, tmp_path: Path, place: int
+    ) -> None:
+        items = [item for item in items_of(small) if item[0] != "oci-layout"]
+        items.insert(place % (len(items) + 1), ("oci-layout", b'{"imageLayoutVersion": "9.0.0"}'))
+        refused(tar_of(items), tmp_path / "out", ArchiveError)
+
     @pytest.mark.parametrize("order", [items_of, small_first])
     def test_an_archive_that_is_cut_at_any_byte_is_refused(
         self, small: Layout, order: Callable[[Layout], list[Item]], tmp_path: Path

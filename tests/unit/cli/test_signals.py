@@ -59,6 +59,21 @@ def test_the_first_signal_cancels_the_command_and_waits_for_its_end(number: int)
     assert handlers() == before
 
 
+def test_a_command_that_already_ends_because_of_a_failure_has_time_too() -> None:
+    cancelled, ended = CancelEvent(), []
+
+    def command() -> None:
+        # As the first of several blobs that fails does.
+        cancelled.set()
+        strike(signal.SIGINT)
+        time.sleep(0.3)
+        ended.append(True)
+
+    with pytest.raises(SignalReceivedError):
+        run_until_signal(command, cancelled, restores_handlers=True)
+    assert ended == [True]
+
+
 def test_a_failure_after_a_signal_is_its_consequence() -> None:
     cancelled = CancelEvent()
 
