@@ -30,6 +30,7 @@ import selectors
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -138,7 +139,7 @@ class Verifier:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def communicate(self, request: bytes) -> tuple[bytes, bytes]:
+    def communicate(self, request: bytes, **_: Any) -> tuple[bytes, bytes]:
         """Return what the process would write to stdout and stderr."""
         return json.dumps(verifier.answer(json.loads(request))).encode(), b""
 
@@ -543,7 +544,8 @@ class Counted:
 def serve(requests: socket.socket, listener: socket.socket) -> None:
     """Fork for each request, until the client closes its end; also for each connection to `listener`."""
     _import_all()
-    verifier_process.subprocess = SimpleNamespace(Popen=Verifier)  # type: ignore[assignment,attr-defined]
+    replaced = SimpleNamespace(**{**vars(subprocess), "Popen": Verifier})
+    verifier_process.subprocess = replaced  # type: ignore[assignment,attr-defined]
     counted = Counted()
     with counted.paused():
         _warm_up()
