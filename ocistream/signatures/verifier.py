@@ -37,10 +37,11 @@ class _Key(NamedTuple):
 
 def main() -> None:
     """Answer with the problem of each key and each trusted root, or None, and with a verdict on each message."""
-    json.dump(_answer(json.load(sys.stdin)), sys.stdout)
+    json.dump(answer(json.load(sys.stdin)), sys.stdout)
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer to a request, which is described at `main`."""
     try:
         keys = [_load_key(pem.encode()) for pem in request["keys"]]
     except ImportError:

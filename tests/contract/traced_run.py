@@ -28,6 +28,8 @@ STEPS: Final = frozenset({"open", "fcntl.flock", "os.rename", "os.remove", "os.m
 
 #: Whether tests/mutants wants to know what each test executes.
 _RECORDS: Final = "TESTS_LINES" in os.environ
+#: A run starts with the first. A copy never imports the second, whose packages not every Python has.
+_NEVER_IMPORTED: Final = ("ocistream.__main__", "ocistream.signatures.keyless")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +53,9 @@ Event = Synced | Named
 
 @functools.cache
 def _import_all() -> None:
-    """Import every module of ocistream, so that no fork has to."""
+    """Import every module of ocistream that a copy may import, so that no fork has to."""
     for module in pkgutil.walk_packages(ocistream.__path__, "ocistream."):
-        if module.name != "ocistream.__main__":
+        if module.name not in _NEVER_IMPORTED:
             importlib.import_module(module.name)
 
 

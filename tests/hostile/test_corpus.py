@@ -13,7 +13,7 @@ from tests.hostile.check import WAYS, Way, each_way, one_by_one
 from tests.hostile.corpus import CORPUS, HEAVY
 
 #: So many go through one process.
-_BATCH: Final = 50
+_BATCH: Final = 175
 _NAMES: Final = list(CORPUS)
 #: From a file, most archives end alike for a registry and for a layout: one of these ways is nightly, in turn.
 _NIGHTLY_WAYS: Final = {

@@ -22,7 +22,7 @@ _SEQUENTIAL_RUNNER: Final = Path(__file__).with_name("sequential_runner.py")
 #: where `inspect` and `have` of a file read no layer, and `verify` goes on.
 _HASHED_IN_A_PIPE: Final = {"docker-layers-swapped", "docker-layer-flipped"}
 #: So many archives go through one process.
-_BATCH: Final = 60
+_BATCH: Final = 160
 
 
 class Answer(NamedTuple):
