@@ -95,20 +95,26 @@ class Response:
                     return
                 yield buffer[:count]
 
-    def read_into(self, view: memoryview) -> Generator[int, None, None]:
-        """Read the body into `view`; yield the total number of bytes read, each time that it grows.
+    def read_into(self, size: int, buffers: Iterator[memoryview]) -> Generator[int, None, None]:
+        """Read a body of `size` bytes into `buffers`, one after the other; yield the number of bytes of each read.
+
+        Stop if there is no further buffer.
 
         Raises:
-            NetworkError: the body broke off, stalled, or is longer than `view`. It is permanent if the body never ends.
+            NetworkError: the body broke off, stalled, or is longer than `size`. It is permanent if the body never ends.
         """
-        filled = 0
+        missing, view = size, memoryview(b"")
         with contextlib.closing(self):
-            while filled < len(view) and (count := self._fill(view[filled:])):
-                filled += count
-                yield filled
+            while missing:
+                view = (view or next(buffers, view))[:missing]
+                if not view or not (count := self._fill(view)):
+                    return
+                view = view[count:]
+                missing -= count
+                yield count
             # Read up to the end of the body, so that the connection can be reused.
-            if filled == len(view) and self._fill(memoryview(bytearray(1))):
-                msg = f"{self.method} {redact_url(self.url)}: asked for {filled} bytes, got more"
+            if self._fill(memoryview(bytearray(1))):
+                msg = f"{self.method} {redact_url(self.url)}: asked for {size} bytes, got more"
                 raise NetworkError(msg)
 
     def read(self, limit: int) -> bytes:

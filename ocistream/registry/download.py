@@ -148,10 +148,12 @@ class BlobRedirect:
     url: str | None = None
 
 
-def read_range(response: Response, start: int, view: memoryview, *, is_complete: bool) -> Generator[int, None, None]:
-    """Read a response's bytes into `view`, which begins at byte `start` of a blob.
+def read_range(
+    response: Response, start: int, end: int, buffers: Iterator[memoryview], *, is_complete: bool
+) -> Generator[int, None, None]:
+    """Read the bytes `start` to `end` (excluded) of a blob into `buffers`, as `Response.read_into` does.
 
-    `is_complete` says that the view holds the complete blob. Yield the number of bytes filled so far, after each read.
+    `is_complete` says that they are the complete blob.
 
     Raises:
         NetworkError: the response has another range, or breaks off.
@@ -160,11 +162,11 @@ def read_range(response: Response, start: int, view: memoryview, *, is_complete:
         response.close()
         msg = f"GET {redact_url(response.url)}: the server returned a wrong byte range instead of bytes from {start} on"
         raise PermanentNetworkError(msg)
-    if has_excess_length(response, len(view)):
+    if has_excess_length(response, end - start):
         response.close()
-        msg = f"GET {redact_url(response.url)}: the server announced more than the requested {len(view)} bytes"
+        msg = f"GET {redact_url(response.url)}: the server announced more than the requested {end - start} bytes"
         raise PermanentNetworkError(msg)
-    yield from response.read_into(view)
+    yield from response.read_into(end - start, buffers)
 
 
 def has_excess_length(response: Response, size: int) -> bool:

@@ -319,14 +319,15 @@ class _MirroredDownload:
             else:
                 return
 
-    def fetch_range(self, start: int, view: memoryview) -> Generator[int, None, None]:
-        """Read bytes from `start` on into `view`, from the first usable location only."""
+    def fetch_range(self, start: int, end: int, buffers: Iterator[memoryview]) -> Generator[int, None, None]:
+        """Read the bytes `start` to `end` (excluded) into `buffers`, from the first usable location only."""
         for candidate in self._repository.usable_candidates():
             redirect = self._redirects.setdefault(candidate, BlobRedirect())
-            with closing(candidate.repository.fetch_blob_range(self._descriptor, redirect, start, view)) as steps:
-                for filled in steps:
+            ranges = candidate.repository.fetch_blob_range(self._descriptor, redirect, start, end, buffers)
+            with closing(ranges) as counts:
+                for count in counts:
                     self._record_served(candidate)
-                    yield filled
+                    yield count
             return
         msg = f"{self._repository}: no source to read from"
         raise NotFoundError(msg)

@@ -326,9 +326,11 @@ class Repository:
         return BlobDownload(self, descriptor, strict=strict).chunks(offset)
 
     def fetch_blob_range(
-        self, descriptor: Descriptor, redirect: BlobRedirect, start: int, view: memoryview
+        self, descriptor: Descriptor, redirect: BlobRedirect, start: int, end: int, buffers: Iterator[memoryview]
     ) -> Generator[int, None, None]:
-        """Download a blob's bytes from `start` on into `view`, unverified, by one request without retries.
+        """Download a blob's bytes `start` to `end` (excluded) into `buffers`, by one request without retries.
+
+        The bytes are not verified.
 
         If `redirect` has the URL of an earlier part, the request goes there directly: a redirect would cost a request
         for each part. After a failure the registry is asked again. A resumed download (`fetch_blob`) always asks the
@@ -338,7 +340,6 @@ class Repository:
             NotFoundError: the blob does not exist.
             NetworkError: the download failed, or the registry does not support Range.
         """
-        end = start + len(view)
         is_complete = start == 0 and end == descriptor.size
 
         def ask(url: str) -> Response:
@@ -365,7 +366,7 @@ class Repository:
             response = ask(self.url(f"blobs/{descriptor.digest}"))
             # Do not keep the end of a chain: each redirect must be checked against the one before it.
             redirect.url = response.url if response.hops == 1 else None
-        return read_range(response, start, view, is_complete=is_complete)
+        return read_range(response, start, end, buffers, is_complete=is_complete)
 
 
 def reject_web_page(raw: bytes, label: str) -> None:

@@ -97,15 +97,15 @@ class RecoverableBlob(Blob):
 
     `cache(chunks)` passes on the verified chunks of the complete blob, and stores them. It ignores failures to do so.
 
-    `fetch_range(start, view)` reads the bytes from `start` on into `view`, by one request without retries, in parallel
-    with other ranges. Whenever more bytes have arrived, it yields how many `view` has. It is None if ranges are
-    unavailable or no faster.
+    `fetch_range(start, end, buffers)` reads the bytes `start` to `end` (excluded) into `buffers`, one after the other,
+    by one request without retries, in parallel with other ranges. After each read it yields the number of its bytes. It
+    stops if there is no further buffer. It is None if ranges are unavailable or no faster.
     """
 
     on_corrupt: Callable[[IntegrityError, bool], None] | None = None
     precheck: Callable[[], None] | None = None
     cache: Callable[[Iterator[Chunk]], Iterator[Chunk]] | None = None
-    fetch_range: Callable[[int, memoryview], Generator[int, None, None]] | None = None
+    fetch_range: Callable[[int, int, Iterator[memoryview]], Generator[int, None, None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

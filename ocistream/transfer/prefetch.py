@@ -46,6 +46,9 @@ _MIN_SPEEDUP: Final = 1.2
 _RETRY_WINDOWS: Final = 8
 #: Windows to wait for the first bytes of the other connections.
 _STARTUP_WINDOWS: Final = 8
+#: A segment has this multiple of its share of the memory: on average less than half of it waits for the reader. A
+#: request costs a registry milliseconds (docker-registry 2.8 reads at least 4 MiB), so segments should be large.
+_SEGMENT_SHARES: Final = 2
 
 
 class Prefetcher:
@@ -62,10 +65,9 @@ class Prefetcher:
 
         `clock` returns seconds.
         """
-        connections = min(connections, max(1, memory // limits.CHUNK_SIZE))
-        size = max(limits.CHUNK_SIZE, memory // connections // limits.CHUNK_SIZE * limits.CHUNK_SIZE)
-        self._fetcher = SegmentFetcher(connections, size, cancelled, self._on_failure)
-        self._meter = _ThroughputMeter(clock)
+        blocks = max(1, memory // limits.CHUNK_SIZE)
+        self._fetcher = SegmentFetcher(min(connections, blocks), blocks, cancelled, self._on_failure)
+        self._meter = _ThroughputMeter(clock, self._fetcher.connections * self._fetcher.segment_size)
 
     def in_order(self, blobs: Iterable[Blob]) -> Iterator[Blob]:
         """Yield the same blobs; each must be used up or abandoned before the next one is requested."""
@@ -221,9 +223,9 @@ class _PrefetchQueue:
     # -- the other connections -----------------------------------------------------------------------------
 
     def _read_segment(self, segment: Segment) -> Generator[Chunk, None, None]:
-        """Read a planned segment as far as it arrives, then free its buffer for another."""
+        """Read a planned segment as far as it arrives, then free its memory for another."""
         taken = 0
-        while (view := self._fetcher.read(segment, taken, limits.READ_BUFFER)) is not None:
+        while (view := self._fetcher.read(segment, taken)) is not None:
             taken += len(view)
             yield view
         with self._fetcher.changed:
@@ -246,17 +248,19 @@ class _PrefetchQueue:
 
     def _plan(self) -> None:
         """Start fetching as many segments as fit into memory."""
-        max_segments = max(1, self._fetcher.connections // max(1, self._meter.readers))
+        readers = max(1, self._meter.readers)
+        max_segments = max(1, self._fetcher.connections // readers)
         # No more ranges are requested from a registry that has refused one.
         while (
             self._meter.is_parallel
             and self._frontier is not None
             and len(self._planned) < max_segments
-            and self._fetcher.has_free_buffer()
+            and self._fetcher.can_start()
         ):
             index, position = self._frontier
             blob = self._queue[index]
-            end = min(position + self._fetcher.segment_size, blob.descriptor.size)
+            # Several readers have fewer segments each, so less of each segment waits.
+            end = min(position + self._fetcher.segment_size * readers, blob.descriptor.size)
             if position < end and isinstance(blob, RecoverableBlob) and blob.fetch_range is not None:
                 segment = Segment(blob.fetch_range, position, end)
                 self._planned.append((blob, segment))
@@ -289,10 +293,15 @@ class _PrefetchQueue:
 
 
 class _ThroughputMeter:
-    """Decides whether one connection for each blob is enough. Times are in seconds, by `clock`."""
+    """Decides whether one connection for each blob is enough. Times are in seconds, by `clock`.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    Several connections that begin together end together: a reader gets the bytes of the first one at its rate, and then
+    all others at once. So their rate is measured over `round_bytes`, the segments of all connections.
+    """
+
+    def __init__(self, clock: Callable[[], float], round_bytes: int) -> None:
         self.clock = clock
+        self._round_bytes = round_bytes
         #: How many blobs are being read.
         self.readers = 0
         self.is_parallel = False
@@ -330,7 +339,8 @@ class _ThroughputMeter:
             self._recent_rate = self._recent_bytes / (now - self._recent_since)
             self._recent_since, self._recent_bytes = now, 0
         elapsed = now - self._began
-        if elapsed < _WINDOW or (self._bytes < _WINDOW_BYTES and self._blobs < _WINDOW_BLOBS):
+        min_bytes = self._round_bytes if self.is_parallel and not self._startup else _WINDOW_BYTES
+        if elapsed < _WINDOW or (self._bytes < min_bytes and self._blobs < _WINDOW_BLOBS):
             return
         rate = self._bytes / elapsed
         if not self.is_parallel:
@@ -371,18 +381,23 @@ _POLL_INTERVAL: Final = 0.2
 
 
 class Segment:
-    """Bytes `start` to `end` (excluded) of one blob, on their way into a buffer.
+    """Bytes `start` to `end` (excluded) of one blob, on their way through blocks of memory.
 
-    All fields are read and changed under the lock of the `SegmentFetcher`. Only the buffer's first `filled` bytes may
-    be read without it: they stay unchanged until the segment is released.
+    All fields are read and changed under the lock of the `SegmentFetcher`. Only bytes that were fetched may be read
+    without it: they stay unchanged until their block is released.
     """
 
-    __slots__ = ("end", "fetch", "filled", "is_awaited", "is_done", "is_dropped", "start", "view")
+    __slots__ = ("blocks", "end", "fetch", "filled", "is_awaited", "is_done", "is_dropped", "released", "start")
 
-    def __init__(self, fetch: Callable[[int, memoryview], Generator[int, None, None]], start: int, end: int) -> None:
-        """Plan a fetch by `fetch(start, view)`, which yields the number of bytes in `view` whenever more arrive."""
+    def __init__(
+        self, fetch: Callable[[int, int, Iterator[memoryview]], Generator[int, None, None]], start: int, end: int
+    ) -> None:
+        """Plan a fetch by `fetch(start, end, blocks)`, which yields the number of bytes of each read."""
         self.fetch = fetch
-        self.view: memoryview | None = None
+        #: Blocks whose bytes are not used up, in order.
+        self.blocks: deque[memoryview] = deque()
+        #: Bytes in blocks that were released.
+        self.released = 0
         self.start = start
         self.end = end
         self.filled = 0
@@ -393,14 +408,19 @@ class Segment:
 
 
 class SegmentFetcher:
-    """Fetches segments over parallel connections, each with a buffer that is allocated when first needed.
+    """Fetches segments over parallel connections into blocks of memory, which are allocated when first needed.
+
+    A segment takes blocks as its bytes arrive, and the reader frees each block that it has used. A free block is
+    reserved for each segment that has none, so that every segment can continue.
 
     `on_failure` is called, in a worker thread, when a segment could not be fetched. Workers start when needed.
     """
 
-    def __init__(self, connections: int, size: int, cancelled: threading.Event, on_failure: Callable[[], None]) -> None:
-        """Use up to `connections`, each with `size` bytes. Start no thread yet."""
-        self.segment_size = size
+    def __init__(
+        self, connections: int, blocks: int, cancelled: threading.Event, on_failure: Callable[[], None]
+    ) -> None:
+        """Use up to `connections`, and as many blocks of `limits.CHUNK_SIZE` bytes. Start no thread yet."""
+        self.segment_size = _SEGMENT_SHARES * (blocks // connections) * limits.CHUNK_SIZE
         self.connections = connections
         self._cancelled = cancelled
         self._on_failure = on_failure
@@ -410,26 +430,27 @@ class SegmentFetcher:
         #: Idle workers wait for segments.
         self._has_segments = threading.Condition(lock)
         self._idle_workers = 0
+        #: Other workers wait for blocks.
+        self._has_blocks = threading.Condition(lock)
         self._free: list[memoryview] = []
-        self._buffer_count = 0
+        #: How many blocks are free or not allocated yet.
+        self._unused = blocks
         self._workers = 0
         self._waiting: list[Segment] = []
+        #: Segments that are not complete, also those that wait for a connection.
+        self._unfinished: list[Segment] = []
         self._is_closed = False
 
     # -- for readers: called with `changed` held -------------------------------------------------------------
 
-    def has_free_buffer(self) -> bool:
-        """Return whether another segment can get a buffer."""
-        return not self._is_closed and (bool(self._free) or self._buffer_count < self.connections)
+    def can_start(self) -> bool:
+        """Return whether there is memory for another segment."""
+        return not self._is_closed and self._has_spare_block()
 
     def start(self, segment: Segment) -> None:
-        """Give a segment a buffer, and fetch it as soon as a connection is free. A buffer must be free."""
-        if self._free:
-            segment.view = self._free.pop()
-        else:
-            segment.view = allocate_buffer(self.segment_size)
-            self._buffer_count += 1
+        """Fetch a segment as soon as a connection is free. `can_start` must be true."""
         self._waiting.append(segment)
+        self._unfinished.append(segment)
         if self._idle_workers >= len(self._waiting):
             self._has_segments.notify()
         elif self._workers < self.connections:
@@ -437,26 +458,35 @@ class SegmentFetcher:
             start(self._work, "prefetch")
 
     def discard(self, segment: Segment) -> None:
-        """Discard a segment in any state, so that its buffer is free for another."""
+        """Discard a segment in any state, so that its memory is free for others."""
         if segment.is_dropped:
             return
         segment.is_dropped = True
         if segment in self._waiting:
             self._waiting.remove(segment)
+            self._unfinished.remove(segment)
             segment.is_done = True
         if segment.is_done:
-            # Otherwise the thread that fills the buffer frees it; until then no other segment may use it.
-            self._release(segment)
+            # Otherwise the thread that fills the blocks frees them; until then no other segment may use them.
+            self._release_all(segment)
+        self._has_blocks.notify_all()
 
-    def _release(self, segment: Segment) -> None:
-        if segment.view is not None:
-            self._free.append(segment.view)
-            segment.view = None
+    def _has_spare_block(self) -> bool:
+        """Return whether there are more blocks than are reserved."""
+        return self._unused > sum(not segment.blocks for segment in self._unfinished)
+
+    def _release_first(self, segment: Segment) -> None:
+        self._free.append(segment.blocks.popleft())
+        self._unused += 1
+
+    def _release_all(self, segment: Segment) -> None:
+        while segment.blocks:
+            self._release_first(segment)
 
     # -- for readers: called without `changed` ---------------------------------------------------------------
 
-    def read(self, segment: Segment, taken: int, max_size: int) -> memoryview | None:
-        """Wait for more of a segment than its first `taken` bytes, and return up to `max_size` of them.
+    def read(self, segment: Segment, taken: int) -> memoryview | None:
+        """Wait for more of a segment than its first `taken` bytes, whose blocks are freed, and return a part of it.
 
         Return None if the segment is complete, or failed.
 
@@ -464,6 +494,10 @@ class SegmentFetcher:
             CancelledError: the transfer was cancelled.
         """
         with self.changed:
+            if taken - segment.released == limits.CHUNK_SIZE:
+                self._release_first(segment)
+                segment.released = taken
+                self._has_blocks.notify_all()
             while segment.filled == taken and not segment.is_done:
                 if self._cancelled.is_set():
                     msg = "cancelled"
@@ -471,9 +505,9 @@ class SegmentFetcher:
                 segment.is_awaited = True
                 self.changed.wait(_POLL_INTERVAL)
             segment.is_awaited = False
-            if segment.filled == taken or segment.view is None:
+            if segment.filled == taken or not segment.blocks:
                 return None
-            return segment.view[taken : min(segment.filled, taken + max_size)]
+            return segment.blocks[0][taken - segment.released : segment.filled - segment.released]
 
     def close(self) -> None:
         """End the threads, each at its next bytes or failure."""
@@ -481,6 +515,7 @@ class SegmentFetcher:
             self._is_closed = True
             self._waiting.clear()
             self._has_segments.notify_all()
+            self._has_blocks.notify_all()
 
     # -- the threads --------------------------------------------------------------------------------------
 
@@ -494,10 +529,12 @@ class SegmentFetcher:
                 is_complete = False
             with self.changed:
                 segment.is_done = True
+                self._unfinished.remove(segment)
                 is_wanted = not segment.is_dropped
                 if segment.is_dropped:
-                    self._release(segment)
+                    self._release_all(segment)
                 self.changed.notify_all()
+                self._has_blocks.notify_all()
             if is_wanted and not is_complete:
                 self._on_failure()
 
@@ -512,16 +549,26 @@ class SegmentFetcher:
 
     def _fill(self, segment: Segment) -> None:
         """Fetch a segment, as far as it arrives and is wanted."""
-        if (view := segment.view) is None:
-            # The segment was discarded while it waited.
-            return
         # Close an unfinished response here: its socket should not wait for the garbage collector.
-        with closing(segment.fetch(segment.start, view[: segment.end - segment.start])) as sizes:
-            for filled in sizes:
+        with closing(segment.fetch(segment.start, segment.end, self._take_blocks(segment))) as counts:
+            for count in counts:
                 with self.changed:
-                    segment.filled = filled
+                    segment.filled += count
                     if segment.is_awaited:
                         self.changed.notify_all()
                 # `is_set` also asks the kernel for signals, which costs more; the reader does that for each chunk.
                 if segment.is_dropped or self._is_closed or self._cancelled.wait(0):
                     return
+
+    def _take_blocks(self, segment: Segment) -> Iterator[memoryview]:
+        """Yield blocks for a segment as they become free, until it is no longer wanted."""
+        while True:
+            with self._has_blocks:
+                while segment.blocks and not (self._has_spare_block() or segment.is_dropped or self._is_closed):
+                    self._has_blocks.wait()
+                if segment.is_dropped or self._is_closed:
+                    return
+                self._unused -= 1
+                block = self._free.pop() if self._free else allocate_buffer(limits.CHUNK_SIZE)
+                segment.blocks.append(block)
+            yield block

@@ -294,7 +294,7 @@ def test_parts_share_a_signed_url_and_replace_it_when_it_has_expired(tmp_path: P
     uses = 3
     # So slow that several connections are faster.
     with Endless(0.02, signature_uses=uses) as registry:
-        result = ocistream("pull", registry.hold(Image([64 * limits.MIB]), "big"), "-o", tmp_path / "big.tar")
+        result = ocistream("pull", registry.hold(Image([128 * limits.MIB]), "big"), "-o", tmp_path / "big.tar")
     assert result.code == 0, result.err
     # Parts that all go to the registry, or end with the first signature, are fewer.
     assert registry.parts > 10

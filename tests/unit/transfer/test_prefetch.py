@@ -18,10 +18,11 @@ from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError, NotFoundError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams import workers
+from ocistream.streams.memory import allocate_buffer
 from ocistream.streams.workers import run_each
 from ocistream.transfer import prefetch
 from ocistream.transfer.interfaces import Access, Blob, RecoverableBlob
-from ocistream.transfer.prefetch import Prefetcher, SegmentFetcher
+from ocistream.transfer.prefetch import Prefetcher, _ThroughputMeter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,19 +101,26 @@ class Registry:
                 self.clock.pass_by(self.alone / 4 if offset // CHUNK + number < self.burst else self.alone)
                 yield chunk
 
-        def part(start: int, view: memoryview) -> Generator[int, None, None]:
-            end = start + len(view)
+        def part(start: int, end: int, buffers: Iterator[memoryview]) -> Generator[int, None, None]:
             with self.lock:
                 number = len(self.parts)
                 self.parts.append((start, end))
-            filled = 0
+            missing, buffer = end - start, memoryview(b"")
             try:
                 for chunk in self.fault(number, content[start:end]):
                     self.clock.pass_by(self.ahead)
-                    view[filled : filled + len(chunk)] = chunk
-                    filled += len(chunk)
-                    yield filled
-                    self.came.set()
+                    rest = memoryview(chunk)
+                    while rest:
+                        if len(rest) > missing:
+                            msg = "too long"
+                            raise NetworkError(msg)
+                        if not (buffer := buffer or next(buffers, buffer)):
+                            return
+                        count = min(len(rest), len(buffer))
+                        buffer[:count] = rest[:count]
+                        buffer, rest, missing = buffer[count:], rest[count:], missing - count
+                        yield count
+                        self.came.set()
             finally:
                 self.came.set()
 
@@ -154,7 +162,7 @@ class TestWhatComesOut:
         assert found == content
         # One connection until it was seen to be slow, and then the others, each byte from one of them.
         assert registry.asked == [0]
-        assert len(registry.parts) > 30
+        assert len(registry.parts) > 20
         assert sum(end - start for start, end in registry.parts) < len(content)
 
     def test_of_a_fast_registry_nothing_is_asked_ahead(self) -> None:
@@ -377,26 +385,45 @@ class TestWhatComesInTheWay:
         over.set()
 
 
-def nothing(_start: int, _view: memoryview) -> Generator[int, None, None]:
-    yield from ()
-
-
 class TestSegments:
-    @pytest.mark.parametrize(("memory", "connections"), [(CHUNK, 1), (3 * CHUNK, 3), (4 * CHUNK, 4), (9 * CHUNK, 4)])
-    def test_no_more_memory_is_taken_than_there_may_be(
-        self, monkeypatch: pytest.MonkeyPatch, memory: int, connections: int
+    @pytest.mark.parametrize("chunks", [1, 3, 4, 9])
+    def test_blocks_take_no_more_than_the_memory_although_segments_are_larger(
+        self, monkeypatch: pytest.MonkeyPatch, chunks: int
     ) -> None:
-        made: list[SegmentFetcher] = []
+        allocated: list[int] = []
 
-        class Noted(SegmentFetcher):
-            def __init__(self, lanes: int, size: int, cancelled: threading.Event, refused: Callable[[], None]) -> None:
-                super().__init__(lanes, size, cancelled, refused)
-                made.append(self)
+        def allocate(size: int) -> memoryview:
+            allocated.append(size)
+            return allocate_buffer(size)
 
-        monkeypatch.setattr("ocistream.transfer.prefetch.SegmentFetcher", Noted)
-        Prefetcher(4, memory, threading.Event())
-        assert [lanes.connections for lanes in made] == [connections]
-        assert made[0].connections * made[0].segment_size <= memory
+        monkeypatch.setattr(prefetch, "allocate_buffer", allocate)
+        registry = Registry(meets_at=MEETING)
+        prefetcher = Prefetcher(4, chunks * CHUNK, threading.Event(), registry.clock)
+        _opened.append(prefetcher)
+        content = some(120 * CHUNK)
+        assert [read(blob) for blob in prefetcher.in_order([registry.blob(content)])] == [content]
+        assert CHUNK <= sum(allocated) <= chunks * CHUNK
+        connections = min(4, chunks)
+        assert max(end - start for start, end in registry.parts) == 2 * (chunks // connections) * CHUNK
+
+
+def test_connections_that_deliver_together_are_measured_over_all_of_their_segments() -> None:
+    clock, segment = Clock(), 4 * limits.MIB
+    meter = _ThroughputMeter(clock, CONNECTIONS * segment)
+    meter.start_blob()
+
+    def receive(size: int, seconds: float, *, is_ahead: bool) -> None:
+        for _ in range(size // CHUNK):
+            clock.pass_by(seconds * CHUNK / size)
+            meter.record(CHUNK, seconds * CHUNK / size, seconds * CHUNK / size, is_ahead=is_ahead)
+
+    receive(segment, 0.5, is_ahead=False)
+    assert meter.is_parallel
+    for _ in range(10):
+        # The first of four segments arrives as slowly as over one connection, and then the others are there.
+        receive(segment, 0.5, is_ahead=True)
+        receive(3 * segment, 0.001, is_ahead=True)
+        assert meter.is_parallel
 
 
 @st.composite
