@@ -181,6 +181,10 @@ class BlobDirectory:
         """Return whether images are being added. They may need blobs that no image in the index needs yet."""
         return files.is_locked(self.path / "blobs")
 
+    def is_being_created(self) -> bool:
+        """Return whether the first images of the layout are being added, so that it has no index yet."""
+        return self.exists() and not paths.exists(self.index_path) and self.is_being_written()
+
     def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> None:
         """Store a blob from verified chunks. The file gets its name after the last chunk.
 

@@ -18,7 +18,7 @@ from ocistream.oci.descriptor import ACCEPTED_TYPES, UNKNOWN_MEDIA_TYPE, Descrip
 from ocistream.oci.documents import MANIFEST_FIELDS, intern_string
 from ocistream.oci.reference import is_digest
 from ocistream.oci.strict_json import parse_json
-from ocistream.streams import files, paths
+from ocistream.streams import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,8 +81,8 @@ def collect_garbage(
         LocalDiskError: the layout cannot be read or written.
     """
     with files.disk_errors(f"cannot read {layout.path}"):
-        if layout.exists() and not paths.exists(layout.index_path) and layout.is_being_written():
-            # The first image is being added, and may need every blob.
+        if layout.is_being_created():
+            # The first images may need every blob.
             return GCResult(remaining_size=sum(blob.size for blob in _list_stored_blobs(layout)))
     layout.check()
     with files.disk_errors(f"cannot read {layout.path}"), files.locked_directory(layout.path):
