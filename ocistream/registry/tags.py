@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import NotFoundError, OcistreamError, RegistryError
 from ocistream.http.origins import Origin, redact_url
-from ocistream.oci.reference import is_digest_tag, is_tag
+from ocistream.notices import notify
+from ocistream.oci.reference import is_digest, is_digest_tag, is_tag, printable
 from ocistream.oci.strict_json import parse_json
 from ocistream.registry.repository import next_page_url, reject_web_page
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ocistream.http.response import Response
     from ocistream.registry.repository import Repository
 
@@ -25,6 +28,8 @@ _PAGE_SIZE: Final = 1000
 #: At most this many similar tags are suggested; if the repository has only a few tags, all are listed.
 _MAX_SUGGESTIONS: Final = 3
 _MAX_LISTED_TAGS: Final = 8
+#: At most this many entries that are not tags are named.
+_MAX_IGNORED_NAMES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ def list_tags(repository: Repository) -> TagList:
     urls_seen: set[str] = set()
     response, raw = _fetch_first_page(repository)
     for _ in range(limits.MAX_PAGES):
-        tags_by_name.update(dict.fromkeys(_parse_tags(raw, repository)))
+        tags_by_name.update(dict.fromkeys(_find_tags(_parse_names(raw, repository), repository)))
         if len(tags_by_name) > limits.MAX_TAGS:
             break
         url = next_page_url(response)
@@ -77,7 +82,7 @@ def suggest_tags(repository: Repository, tag: str) -> str | None:
         response = client.request(
             repository.endpoint, "GET", url, scopes=repository.scopes, headers=accept, retries=client.start_retries(1)
         )
-        listed = _parse_tags(response.read(limits.MAX_MANIFEST), repository)
+        names = _parse_names(response.read(limits.MAX_MANIFEST), repository)
     except NotFoundError as error:
         return (
             error.hint
@@ -86,7 +91,7 @@ def suggest_tags(repository: Repository, tag: str) -> str | None:
     except OcistreamError:
         return None
     # Users do not type the tags of signatures.
-    tags = [item for item in listed if not is_digest_tag(item)][: limits.MAX_SUGGESTION_CANDIDATES]
+    tags = [name for name in names if is_tag(name) and not is_digest_tag(name)][: limits.MAX_SUGGESTION_CANDIDATES]
     if tag in tags:
         # After a clean-up of the registry, tags often exist without their manifest.
         lost = "the registry lists this tag, but has lost its manifest"
@@ -116,9 +121,19 @@ def _fetch_page(repository: Repository, url: str) -> tuple[Response, bytes]:
     return repository.fetch_document(url, "application/json")
 
 
-def _parse_tags(raw: bytes, repository: Repository) -> list[str]:
-    """Return the valid tags of a page; some registries send `"tags": null` for none."""
+def _parse_names(raw: bytes, repository: Repository) -> list[str]:
+    """Return the names on a page, valid or not; some registries send `"tags": null` for none."""
     label = f"the list of tags of {repository}"
     reject_web_page(raw, label)
     listed = parse_json(raw, label, keys={"tags"}, convert={"tags": lambda _, tag: tag}).get("tags")
-    return [tag for tag in listed if isinstance(tag, str) and is_tag(tag)] if isinstance(listed, list) else []
+    return [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+
+
+def _find_tags(names: Sequence[str], repository: Repository) -> list[str]:
+    """Return the valid tags among names. A notice names the others, but no digests: those are not missing tags."""
+    ignored = [name for name in names if not is_tag(name) and not is_digest(name)]
+    if ignored:
+        shown = ", ".join(repr(printable(name, 40)) for name in ignored[:_MAX_IGNORED_NAMES])
+        more = f" and {len(ignored) - _MAX_IGNORED_NAMES} more" if len(ignored) > _MAX_IGNORED_NAMES else ""
+        notify(f"the list of tags of {repository}: ignored names that are not valid tags: {shown}{more}")
+    return [name for name in names if is_tag(name)]

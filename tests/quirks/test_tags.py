@@ -66,10 +66,17 @@ def test_a_link_may_be_relative(link: str, start: Start, mover: Move) -> None:
 
 @quirk(26)
 def test_what_is_not_a_tag_is_not_listed(start: Start, mover: Move) -> None:
-    odd = (None, f"sha256:{'0' * 64}", 7, ["x"], {"y": "z"}, "../b", "", "c" * 129)
+    odd = (None, f"sha256:{'0' * 64}", 7, ["x"], {"y": "z"})
     assert listed(mover(), answering(start, page("a", *odd, "d", "a"))) == ["a", "d"]
     no_tags = answering(start, Reply(200, {}, b'{"name": "app", "tags": null}'))
     assert mover().run("inspect", f"{no_tags.host}/app").lines() == []
+
+
+@quirk(26)
+def test_names_that_are_not_valid_tags_are_ignored_with_a_notice(start: Start, mover: Move) -> None:
+    names = ("../b", "", "c" * 129, "d\x1b[2J", "e f")
+    said = f"ignored names that are not valid tags: '../b', '', '{'c' * 40}…' and 2 more"
+    assert listed(mover(), answering(start, page("a", *names, "d")), said) == ["a", "d"]
 
 
 @quirk(26)
