@@ -18,7 +18,7 @@ __all__ = ["bar_chart", "memory_chart", "write_plots"]
 
 #: The bound that README.md promises for every copy, in MiB.
 MEMORY_BOUND = 48.0
-_WIDTH, _LEFT, _RIGHT = 900, 270, 240
+_WIDTH, _LEFT, _RIGHT = 1040, 370, 310
 _BAR_HEIGHT, _GAP = 14, 10
 _OUR_COLOR, _OTHER_COLOR, _SECOND_COLOR, _BOUND_COLOR, _GRID_COLOR = (
     "#1f6feb",
