@@ -181,10 +181,6 @@ class BlobDirectory:
         """Return whether images are being added. They may need blobs that no image in the index needs yet."""
         return files.is_locked(self.path / "blobs")
 
-    def is_being_created(self) -> bool:
-        """Return whether the first images of the layout are being added, so that it has no index yet."""
-        return self.exists() and not paths.exists(self.index_path) and self.is_being_written()
-
     def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> None:
         """Store a blob from verified chunks. The file gets its name after the last chunk.
 
@@ -317,6 +313,10 @@ class LayoutDirectory(BlobDirectory):
     def exists(self) -> bool:
         """Return whether the directory is a layout: it has an `oci-layout`, or at least an `index.json`."""
         return paths.exists(self.path / "oci-layout") or paths.exists(self.path / "index.json")
+
+    def is_being_created(self) -> bool:
+        """Return whether the first images of the layout are being added, so that it has no index yet."""
+        return self.exists() and not paths.exists(self.index_path) and self.is_being_written()
 
     def check_usable(self) -> None:
         """Check that the directory, if it exists, is a layout or may become one."""
