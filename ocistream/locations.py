@@ -109,7 +109,7 @@ def parse_location(
         msg = f"{printable(text)!r}: the transport {prefix} is not supported"
         hint = "`docker save IMAGE | ocistream push DST` reads from Docker, `ocistream pull IMAGE | docker load` writes"
         if prefix != "docker-daemon":
-            hint = f"use oci-archive:FILE, and copy between it and {prefix}: with `skopeo copy`"
+            hint = f"`skopeo copy` copies between {prefix}:... and oci-archive:FILE, which ocistream reads and writes"
         raise UnsupportedError(msg, hint=hint)
     is_path = _PATH_START.match(text) is not None or is_archive_name(text) or (text.endswith("/") and "://" not in text)
     is_path = is_path or (bare_is_path and not text.startswith("docker://"))
@@ -419,7 +419,8 @@ def _check_not_file(location: Location) -> None:
 
 
 def _check_not_directory(location: Location) -> None:
-    if not location.is_stream and paths.is_directory(path_of(location)):
+    # As in `_destination_kind`: a path with a slash at its end becomes a directory.
+    if not location.is_stream and (location.text.endswith("/") or paths.is_directory(path_of(location))):
         msg = f"{printable(location.text)}: this is a directory, not an archive"
         raise UsageError(msg, hint=f"write a layout as {_format_location('oci', location)}")
 

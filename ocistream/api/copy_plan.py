@@ -22,6 +22,7 @@ from ocistream.layout.image_selection import (
 from ocistream.layout.index import image_names_of
 from ocistream.locations import (
     Location,
+    check_path_kind,
     is_directory,
     is_layout_destination,
     open_destination,
@@ -295,6 +296,8 @@ def plan_copy(
         elif is_one_image:
             select = select_one
     if not is_remote:
+        # Before a request: a retry of a failed one may take minutes.
+        check_path_kind(destination)
         _check_split(options, destination)
     return CopyPlan(
         sources=tuple(sources),
@@ -395,8 +398,16 @@ def _check_repositories(sources: Sequence[Location], destination: Location, opti
         raise UsageError(msg, hint="copy the sources one by one")
     for location in (*sources, destination):
         if location.name is not None or (location.reference is not None and not location.is_repository):
-            msg = f"{printable(location.text)} names one image, but several images would be copied"
-            raise UsageError(msg, hint="omit the tag, digest or name, or --all-tags and --tags")
+            option = "--all-tags" if options.all_tags else "--tags"
+            msg = f"{printable(location.text)} names one image, but {option} copies several"
+            raise UsageError(msg, hint=f"to copy several images, write {_without_name(location)}; or omit {option}")
+
+
+def _without_name(location: Location) -> str:
+    """Return the location of all images where a location names one."""
+    if location.reference is None:
+        return printable(location.text.removesuffix(f":{location.name}"))
+    return printable(str(replace(location.reference, tag=None, digest=None)))
 
 
 def _untagged_hint(source: Location, destination: Location) -> str:
@@ -421,7 +432,10 @@ def _check_split(options: CopyOptions, location: Location) -> None:
             raise UsageError(msg, hint="add --split SIZE, or choose another name")
         return
     if location.is_stream or not name or is_layout_destination(location) or location.kind == "docker-archive":
-        msg = f"--split writes an OCI archive, but {printable(location.text)} is not one"
+        kinds = {"docker": "an image in a registry", "docker-archive": "a docker-archive"}
+        kind = kinds.get(location.kind, "a layout directory")
+        what = "stdout is one stream" if location.is_stream else f"{printable(location.text)} is {kind}"
+        msg = f"--split writes the volumes of an OCI archive, but {what}"
         raise UsageError(msg, hint=_SPLIT_HINT)
     if options.compress is not None:
         msg = "--split does not work with --compress: the volumes depend on the sizes of all blobs"

@@ -10,7 +10,7 @@ from ocistream.errors import ArchiveError, NotFoundError, UsageError
 from ocistream.layout.image_selection import Selection
 from ocistream.locations import open_source, parse_location
 from ocistream.oci.omitted_blobs import BASE, HAVE, NOT_SELECTED, OmissionReason
-from ocistream.oci.reference import is_digest, printable
+from ocistream.oci.reference import DIGEST_HEX_LENGTHS, is_digest, parse_digest, printable
 from ocistream.streams import files, paths
 
 if TYPE_CHECKING:
@@ -198,8 +198,11 @@ def _parse_only(text: str) -> str | Path:
     if is_digest(text):
         return text
     if not paths.exists(text, follow=False):
+        if text.partition(":")[0] in DIGEST_HEX_LENGTHS:
+            # Not a file, but a digest of the wrong length or with other characters.
+            parse_digest(text)
         msg = f"--only {printable(text)}: not a digest, and no such file"
-        raise NotFoundError(msg, hint="write a digest as sha256:...")
+        raise NotFoundError(msg, hint="a digest is sha256: with 64 hex digits")
     return Path(text)
 
 

@@ -63,7 +63,7 @@ class _MirrorTable(TomlTable):
 
     def mirror(self, *, only_digests: bool) -> Mirror:
         if not self.location:
-            raise self.key_error("location", "is missing")
+            raise self.missing_key_error("location")
         if self.pull_from_mirror and only_digests:
             raise self.key_error("pull-from-mirror", "and the registry's mirror-by-digest-only exclude each other")
         return Mirror(

@@ -45,14 +45,20 @@ class _Key(Generic[_T]):
         self.name = name
         self.attribute = ""
         self.is_required = False
+        #: A value for the hint of the error for a missing key, as TOML; "" for no hint.
+        self.example = ""
         #: The TOML value of a missing key.
         self.default: object = None
 
 
-def required(read: Reader[_T], *, key: str = "") -> _Key[_T]:
-    """Declare a key that a table must have. Without `key`, its name is that of the attribute, with hyphens."""
+def required(read: Reader[_T], *, key: str = "", example: str = "") -> _Key[_T]:
+    """Declare a key that a table must have. Without `key`, its name is that of the attribute, with hyphens.
+
+    `example` is a value in TOML, for the hint if the key is missing.
+    """
     declared = _Key(read, key)
     declared.is_required = True
+    declared.example = example
     return declared
 
 
@@ -118,7 +124,8 @@ class TomlTable:
         for name, key in self.keys.items():
             value = values.get(name, key.default)
             if value is None and key.is_required:
-                raise self.key_error(name, "is missing")
+                hint = f"add a line such as {name} = {key.example}" if key.example else None
+                raise self.missing_key_error(name, hint)
             setattr(self, key.attribute, None if value is None else key.read(self, name, value))
 
     @classmethod
@@ -135,6 +142,10 @@ class TomlTable:
     def key_error(self, key: str, problem: str, hint: str | None = None) -> UsageError:
         """Build the error for a key of this table."""
         return UsageError(f"{self.label}: {printable(key)} {problem}", hint=hint)
+
+    def missing_key_error(self, key: str, hint: str | None = None) -> UsageError:
+        """Build the error for a missing key of this table."""
+        return UsageError(f"{self.label}: the key {key!r} is missing", hint=hint)
 
     def table(self, key: str) -> TomlTable:
         """Return a nested table as it is, empty if the key is missing.

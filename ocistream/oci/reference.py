@@ -94,7 +94,10 @@ def parse_digest(text: str) -> Digest:
         msg = f"digest algorithm {printable(algorithm, 40)!r} is not supported (only sha256 and sha512 are)"
         raise UnsupportedError(msg)
     msg = f"malformed digest {printable(text)!r}"
-    raise InvalidNameError(msg, hint="write sha256: with 64 characters of 0-9 and a-f, or sha512: with 128")
+    length, right = len(text.partition(":")[2]), DIGEST_HEX_LENGTHS.get(algorithm)
+    if right is not None and length != right:
+        msg += f": {length} characters follow {algorithm}:, not {right}"
+    raise InvalidNameError(msg, hint="write sha256: with 64 hex digits (0-9, a-f), or sha512: with 128")
 
 
 def printable(text: str, limit: int = 200) -> str:

@@ -333,7 +333,10 @@ class RemoteCommand:
             return NetworkError(f"{self._name} was cut off{detail}", hint=_RESUME_HINT)
         if code < 0:
             return NetworkError(f"{self._name} was killed by signal {-code}{detail}", hint=_RESUME_HINT)
-        hint = "check that the command runs the words that are appended to it, such as `ocistream --version`"
+        hint = (
+            "ocistream appends its own command line to COMMAND of --via, which must run it: check "
+            "`COMMAND ocistream --version`, such as `ssh HOST ocistream --version`"
+        )
         return NetworkError(f"{self._name} failed (exit status {code}){detail}", hint=hint)
 
 

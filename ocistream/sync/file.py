@@ -52,7 +52,7 @@ class _LoginTable(_SyncTable):
         if not self.username or not (self.password_env or self.password_file):
             missing = (passwords or ["password-env"])[0] if self.username else "username"
             hint = "use username with password-env or password-file, or authfile"
-            raise self.key_error(missing, "is missing", hint)
+            raise self.missing_key_error(missing, hint)
         return Login(name, self.label, self.username, self.password_env or "", password_file=self.password_file)
 
 
@@ -157,8 +157,8 @@ class _DefaultsTable(_SyncTable):
 
 
 class _EntryTable(_DefaultsTable):
-    source = toml.required(_named_location, key="from")
-    destinations = toml.required(_destinations, key="to")
+    source = toml.required(_named_location, key="from", example='"docker.io/library/nginx:1"')
+    destinations = toml.required(_destinations, key="to", example='"registry.example.com/mirror/nginx"')
     tags = toml.optional(_tag_filter)
 
 

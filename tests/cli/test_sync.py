@@ -595,8 +595,8 @@ class TestTheFile:
         ("text", "words"),
         [
             ("", ["has no [[sync]]"]),
-            ("[[sync]]\nto = 'a/b'", ["from", "is missing"]),
-            ("[[sync]]\nfrom = 'a/b'", ["to", "is missing"]),
+            ("[[sync]]\nto = 'a/b'", ["the key 'from' is missing", "add a line such as from = "]),
+            ("[[sync]]\nfrom = 'a/b'", ["number 1: the key 'to' is missing", 'such as to = "registry.example.com/']),
             ("[[sync]]\nfrom = 'a/b'\nto = []", ["to", "is empty"]),
             (
                 "[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntag = ['x']",

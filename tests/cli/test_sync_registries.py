@@ -162,8 +162,8 @@ def test_a_registry_s_table_is_not_for_its_mirror(world: World) -> None:
         ("client-key = 'sync.toml'", ["client-key is set without client-cert"]),
         ("mirrors = ['x']", ["unknown key 'mirrors'", "plain-http"]),
         ("password = 'x'", ["unknown key 'password'", "do not write passwords here", "password-file"]),
-        ("username = 'x'", ["password-env is missing", "password-file"]),
-        ("password-env = 'X'", ["username is missing"]),
+        ("username = 'x'", ["the key 'password-env' is missing", "password-file"]),
+        ("password-env = 'X'", ["the key 'username' is missing"]),
         ("username = 'x'\npassword-file = 'none'", ["password-file names", "none: no such file"]),
         (
             "username = 'x'\npassword-file = 'sync.toml'\npassword-env = 'X'",

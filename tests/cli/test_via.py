@@ -389,7 +389,7 @@ class TestFailures:
                 ["could not connect: ssh: refused", "check the host and the command of --via"],
             ),
             ("sh -c 'kill -9 $$'", 7, ["signal 9"]),
-            ("sh -c 'echo no such pod >&2; exit 1'", 7, ["no such pod", "exit status 1"]),
+            ("sh -c 'echo no such pod >&2; exit 1'", 7, ["no such pod", "exit status 1", "appends its own command"]),
             ("sh -c 'echo executable file not found in PATH >&2; exit 1'", 4, ["--via-program"]),
             ("true", 6, ["the list of the remote side has no digests and no `# digests` line"]),
             ("echo Welcome", 6, ["line 1", "Welcome", "greeting"]),

@@ -320,7 +320,7 @@ class TestConfigCommand:
             (['"HOST" = {}'], "has neither keys nor identities"),
             (['"HOST" = { keys = [] }'], "has neither keys nor identities"),
             (['"HOST" = { identities = [{ identity = "x", issuer = "y" }] }'], "identities need a trusted-root"),
-            (['"HOST" = { identities = [{ identity = "x" }] }'], "identities[0]: issuer is missing"),
+            (['"HOST" = { identities = [{ identity = "x" }] }'], "identities[0]: the key 'issuer' is missing"),
             (['"HOST" = { identities = [{ identity = "", issuer = "y" }] }'], "identity is empty"),
             (['"HOST" = { trusted-root = "config.toml" }'], "trusted-root is only for identities"),
             (['"HOST" = { trusted-root = "absent.json" }'], "no such file"),

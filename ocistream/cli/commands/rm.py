@@ -61,7 +61,12 @@ def rm(context: CommandContext, texts: tuple[str, ...], *, by_digest: bool, dry_
     if location.reference is not None:
         # Raises LocalDiskError if the path cannot be checked, so that it may exist.
         paths.is_existing_path(location.text)
-        msg = f"{printable(location.text)}: no such directory"
+        shown = printable(location.text)
+        if location.text.startswith(("docker://", f"{location.reference.registry}/")):
+            msg = f"{shown} is a repository: rm deletes images, and never a complete repository"
+            hint = f"write {shown}:TAG or {shown}@DIGEST; `ocistream tags {shown}` lists the tags"
+            raise InvalidNameError(msg, hint=hint)
+        msg = f"{shown}: no such directory"
         raise NotFoundError(msg, hint="an image in a registry needs a tag or a digest: HOST/REPO:TAG")
     names = texts[1:] if location.name is None else (location.name, *texts[1:])
     _remove_from_layout(context, layout_path_of(location), names, dry_run=dry_run)

@@ -119,7 +119,7 @@ def test_that_there_are_no_mirrors_is_not_to_say_nothing_of_them(tmp_path: Path)
         ("mirrors = 'm.example'", "mirrors is not a list"),
         ("mirrors = [1]", r"mirrors\[0\] is neither a location nor a table"),
         ("mirrors = ['m.example', 'https://m.example']", r"mirrors\[1\] is not HOST\[:PORT\]\[/PATH\]"),
-        ("mirrors = [{pull = 'all'}]", r"mirrors\[0\]: location is missing"),
+        ("mirrors = [{pull = 'all'}]", r"mirrors\[0\]: the key 'location' is missing"),
         (
             "mirrors = [{location = 'm.example', pull = 'never'}]",
             r"mirrors\[0\]: pull is not one of all, digest-only, tag-only",

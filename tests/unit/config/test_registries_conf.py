@@ -180,12 +180,12 @@ def test_the_older_form_is_understood(files: Files) -> None:
         ("x =", "is not TOML"),
         ("registry = 1", "registry is not a list"),
         ("registry = [1]", r"registry\[0\] is not a table"),
-        ("[[registry]]", r"registry\[0\]: location is missing"),
+        ("[[registry]]", r"registry\[0\]: location is missing, and so is prefix"),
         (registry("http://a.example"), "location is not HOST"),
         (registry("a.example", "blocked = 1"), "blocked is neither true nor false"),
         (registry("a.example", 'prefix = "*.corp.example/x"'), "has a path"),
         (registry("a.example", 'pull-from-mirror = "all"'), r"belongs in a \[\[registry\.mirror\]\]"),
-        (registry("a.example", "[[registry.mirror]]"), r"mirror\[0\]: location is missing"),
+        (registry("a.example", "[[registry.mirror]]"), r"mirror\[0\]: the key 'location' is missing"),
         (registry("a.example", "[[registry.mirror]]", 'location = "m"', 'pull-from-mirror = "no"'), "is not one of"),
         (
             registry(
