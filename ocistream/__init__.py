@@ -1,9 +1,10 @@
-"""ocistream: copy container images between registries, archives and layouts as streams.
+"""Copy container images between registries, archives and layouts as streams.
 
-The names in `__all__` are the public Python API, imported on first use; see docs/api.md. Other names may change. Pull
-an image into an archive and recompress its layers::
+The names in `__all__` are the public Python API, imported on first use. Other names may change. `help(ocistream.copy)`
+describes one of them. Copy an image into an archive, and verify the archive::
 
-    ocistream.copy("localhost:5000/app:1", "oci-archive:app.tar", compress="zstd")
+    ocistream.copy("localhost:5000/app:1", "oci-archive:app.tar", platforms="all")
+    ocistream.verify("app.tar").raise_for_findings()
 
 """
 

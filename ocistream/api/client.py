@@ -160,12 +160,14 @@ class Client:
 
         A location is text as on the command line, a path, a `Reference`, or a binary file object, which is read or
         written once and stays open. Several sources are images in registries, or archives and layouts that
-        belong together. `to` replaces the destination by HOST[/PREFIX], below which each image keeps its name.
+        belong together. `to`, HOST[/PREFIX], is used instead of a destination: each image is pushed under its own name,
+        such as nginx:1 to HOST/PREFIX/nginx:1.
 
-        `name` is the image's name at the destination, `format` what to write to a path or file object: "oci",
-        "oci-archive" or "docker-archive". `platforms` may be "all"; the default is all, or into a docker-archive linux
-        on this machine's architecture. `images` chooses images of an archive or layout. With `dry_run`, the result is
-        what would be copied, and nothing is changed. The other options are those of `ocistream copy`.
+        `name` is the image's name in a destination that is a path or a file object. `format` is what to write there:
+        "oci" (a layout directory), "oci-archive" or "docker-archive". `platforms` is one platform, several, or "all".
+        The default is all; for a docker-archive, it is linux on this machine's architecture. `images` are the names or
+        digests of the images of an archive or layout to copy. With `dry_run`, nothing is changed, and the result is
+        what would be copied. The other options are those of `ocistream copy`.
 
         The observer is called from several threads, never from the caller's. To stop the copy, set `cancelled` in
         another thread.
@@ -239,9 +241,10 @@ class Client:
     ) -> VerifyResult:
         """Verify archives or layouts that belong together, or images in registries. A text argument is a path.
 
-        Every blob is hashed, and with `deep` layers are decompressed and checked against their configs. With `keys`,
-        files of public keys, or an identity, each image must be signed by one of them. Wrong, missing and malformed
-        content is in the result; `raise_for_findings()` raises it as the command does.
+        An image in a registry is a `Reference`, or text that begins with docker://. Every blob is hashed, and with
+        `deep` layers are decompressed and checked against their configs. With `keys` (files of public keys), or
+        `certificate_identity` with its issuer and trusted root, each image must be signed by one of these signers. The
+        result has wrong, missing and malformed content; its `raise_for_findings()` raises the error of the command.
 
         Raises:
             CancelledError: `cancelled` was set, or the client was closed.
@@ -370,15 +373,16 @@ class Client:
     ) -> tuple[ImageResult, ...]:
         """Delete images from registries: HOST/REPO:TAG deletes the tag, HOST/REPO@DIGEST a manifest and all its tags.
 
-        If one image does not exist, none is deleted. With `by_digest`, a tag that a registry does not delete is deleted
-        together with its manifest and all tags of it.
+        If one image does not exist, none is deleted. With `by_digest`, if a registry cannot delete a tag, its manifest
+        is deleted, and so are all tags of that manifest.
 
         Raises:
-            NotFoundError: an image does not exist.
-            IntegrityError: a tag does not have the digest that was given with it.
+            NotFoundError: an image does not exist; nothing was deleted.
+            IntegrityError: a tag does not have the digest that was given with it; nothing was deleted.
             UnsupportedError: a registry does not delete.
             AuthenticationError: a registry denies the deletion.
             CancelledError: `cancelled` was set, or the client was closed.
+            OcistreamError: the first failure; images before it are deleted.
         """
         from ocistream.registry.deletion import ImageDeleter
 

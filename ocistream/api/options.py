@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 FOR_ONE_RUN: Final = "it is for one run: use the option"
 SELECTS_CONTENT: Final = "it decides what is copied: use the option"
 DECIDES_TRUST: Final = "it decides which signatures are trusted: use the option"
+#: Help of --require-signature, and of --key of `verify`.
+SIGNED_BY_KEY: Final = "Fail unless each image is signed by one of these public keys (PEM files); repeatable."
 #: The type of an option that takes a file or a directory.
 PATH: Final = "path"
 #: Headings of --help.
@@ -180,7 +182,7 @@ class ClientOptions:
     limit_rate: float | None = option(
         type=parse_rate,
         metavar="RATE",
-        help="Bytes per second in each direction, over all connections: 500k, 10M, 1G.",
+        help="Limit bytes per second in each direction, over all connections: 500k, 10M, 1G.",
     )
     max_requests_per_second: float | None = option(
         type=Positive(10_000), metavar="N", help="Maximum requests per second to each host."
@@ -222,7 +224,7 @@ class CopyOptions:
         metavar="OS/ARCH[/VARIANT]|all",
         check=parse_platform_choice,
         section=SELECTION,
-        help="Platforms with commas, or all; repeatable.",
+        help="Platforms (comma list) or all; repeatable.",
     )
     images: Sequence[str] = option(
         (),
@@ -256,26 +258,26 @@ class CopyOptions:
         type=PATH,
         metavar="KEY",
         section=SIGNATURES,
-        help="Fail unless each image is signed by one of the KEYs (public keys, PEM); repeatable.",
+        help=SIGNED_BY_KEY,
     )
     certificate_identity: str | None = option(
         metavar="IDENTITY",
         no_default=DECIDES_TRUST,
         section=SIGNATURES,
-        help="Require a keyless signature by this email address or URI, or one by a KEY.",
+        help="Fail unless each image is signed keyless by this email or URI, or by a given key.",
     )
     certificate_oidc_issuer: str | None = option(
         metavar="URL",
         no_default=DECIDES_TRUST,
         section=SIGNATURES,
-        help="OIDC issuer of the identity.",
+        help="OIDC issuer; required with the identity.",
     )
     trusted_root: str | None = option(
         type=PATH,
         metavar="FILE",
         no_default=DECIDES_TRUST,
         section=SIGNATURES,
-        help="Sigstore's trusted root (JSON) for the identity; no server is asked.",
+        help="Sigstore's trusted root (JSON), required with the identity; no server is asked.",
     )
     compress: str | None = option(
         metavar="gzip|zstd|none[:LEVEL]",
@@ -286,7 +288,7 @@ class CopyOptions:
     max_ratio: int = option(
         limits.MAX_RATIO,
         type=Whole(1, 1_000_000),
-        help="Abort if a layer expands over N times and to over 1 GiB.",
+        help="Abort if a layer expands more than N times, to over 1 GiB.",
     )
     #: The maximum size of a volume, in bytes; 0 writes one file.
     split: int = option(

@@ -240,7 +240,7 @@ class VerifyResult:
         """Raise the gravest problem as an error; do nothing if there is none.
 
         Raises:
-            IntegrityError: bytes are wrong.
+            IntegrityError: bytes are wrong, or an image has no valid signature.
             ArchiveError: content is missing or malformed, or a name is illegal.
         """
         if errors := self.errors():

@@ -140,14 +140,14 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": _HELP_OPTIONS})
-@click.version_option(__version__, message="%(prog)s %(version)s", help="Show the version, as `ocistream version`.")
-@click.help_option(*_HELP_OPTIONS, help="Show this page, as `ocistream help`.")
+@click.version_option(__version__, message="%(prog)s %(version)s", help="Show the version; also: `ocistream version`.")
+@click.help_option(*_HELP_OPTIONS, help="Show this page; also: `ocistream help`.")
 def cli() -> None:
     """Copy container images as streams: from a registry, through a pipe or a file, into another registry.
 
     \b
     ocistream pull nginx:1 | ssh host ocistream push localhost:5000/nginx:1
-    ocistream pull --help   # options and examples; also: ocistream help pull
+    ocistream pull --help   # options and examples; or: ocistream help pull
     """
 
 

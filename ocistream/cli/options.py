@@ -157,7 +157,7 @@ class OmissionOptions:
         metavar="DIGEST|FILE",
         no_default=SELECTS_CONTENT,
         section=MISSING,
-        help="Include only these blobs, to repair an incomplete archive; repeatable.",
+        help="Include only this blob, or those that FILE lists, to repair an incomplete archive; repeatable.",
     )
 
 

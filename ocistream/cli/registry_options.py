@@ -71,7 +71,7 @@ class RegistryOptions:
         default=False,
         no_default=_FOR_ONE_REGISTRY,
         section=ACCESS,
-        help="Use HTTP, not HTTPS (the default for loopback hosts).",
+        help="Use HTTP (the default for loopback hosts), not HTTPS.",
         side_help="Use HTTP, not HTTPS, for the {}.",
     )
     insecure: bool = option(

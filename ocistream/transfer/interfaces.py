@@ -304,14 +304,14 @@ class Observer(Protocol):
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
         """`size` bytes have moved; negative if a blob restarts.
 
-        They are those of the blob `descriptor`, whose digest may not be known yet (then it is empty). Without a
-        descriptor, bytes only count as moved: none were read, and no more of the blob will come.
+        They are bytes of the blob `descriptor`, whose digest is empty if it is not known yet. Without a descriptor,
+        the bytes were not read: they count as moved because the blob is finished.
         """
 
     def done(self, descriptor: Descriptor, status: str) -> None:
-        """A blob was "copied", "converted", "mounted", "skipped" because it exists, or "omitted".
+        """A blob was "copied", "converted", "mounted", "skipped" because it exists, "omitted", or "verified".
 
-        Where nothing is written, it was "verified".
+        "verified" is the status of every blob that `verify` reads.
         """
 
 

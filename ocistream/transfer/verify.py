@@ -56,10 +56,11 @@ class BlobFailure:
 class Findings:
     """What `verify` found. Sizes are in bytes.
 
-    `missing` are manifests and blobs that images need and the source lacks. `omitted` are those of which the source
-    says that it was made without them. `incomplete` are indexes of which only some platforms were exported; blobs of
-    the others are not in `missing`. `unreferenced` counts blobs that no image needs, `unpacked` layers that were
-    decompressed, and `parts` the parts of blobs that continue in other volumes.
+    `graph` has the images. `blobs` counts manifests and blobs, `size` is their size. `failures` are those with wrong
+    content. `missing` are manifests and blobs that images need and the source lacks. `omitted` are those that the
+    source omits on purpose. `incomplete` are indexes of which only some platforms were exported; blobs of the others
+    are not in `missing`. `unreferenced` counts blobs that no image needs, `unpacked` layers that were decompressed, and
+    `parts` the parts of blobs that continue in other volumes.
     """
 
     graph: Graph

@@ -170,15 +170,18 @@ def _see_also(names: Iterable[str]) -> Iterator[str]:
 
 
 def _parts(text: str) -> tuple[list[str], list[str]]:
-    """Split the help of a command into paragraphs and lines of examples, which click does not wrap."""
+    """Split the help of a command into paragraphs and lines of examples, which click does not wrap.
+
+    An empty line separates two paragraphs of examples.
+    """
     paragraphs: list[str] = []
     examples: list[str] = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text).strip()):
         if paragraph.startswith("\b"):
-            examples += [line.strip() for line in paragraph.splitlines()[1:]]
+            examples += ["", *(line.strip() for line in paragraph.splitlines()[1:])]
         else:
             paragraphs.append(" ".join(paragraph.split()))
-    return paragraphs, examples
+    return paragraphs, examples[1:]
 
 
 def _text(text: str) -> str:

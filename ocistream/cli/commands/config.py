@@ -62,9 +62,9 @@ class _Action(click.Choice[str]):
 def config(context: CommandContext, *, action: str, of: str | None, as_json: bool) -> None:
     """Show the effective settings, or check a configuration file.
 
-    `show` prints a configuration file with the origin of each value, for all commands or one COMMAND. It prints no
-    secret and runs no credential helper. `show IMAGE` prints which signatures an image in a registry needs. `check`
-    checks FILE, or the file that is used.
+    `show` prints the settings of all commands, or of one COMMAND, in the form of a configuration file, with the origin
+    of each value. It prints no secret and runs no credential helper. `show IMAGE` prints which signatures an image in a
+    registry needs. `check` checks FILE, or the configuration file that the other commands read.
 
     \b
     ocistream config show

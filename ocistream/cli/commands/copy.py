@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="SRC", type=FilePath())
 @click.argument("destination", metavar="DST", type=FilePath())
 @options(CopyOptions, "all_tags", "tags")
-@platform_option("all; docker-archive: this host's")
+@platform_option("all; docker-archive: as for pull")
 @all_platforms_option
 @options(CopyOptions, "split")
 @options(OmissionOptions)
@@ -72,13 +72,13 @@ def copy(
 ) -> None:
     """Copy images between registries, layouts and archives.
 
-    SRC and DST are images, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]` or paths. A word
-    is a path if it starts with /, ./, ../ or ~/, if it ends in / or .tar (or .tgz, .tar.gz, .tar.zst), or if such a
-    file or directory exists.
+    SRC and DST are images, paths, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]`, or - for
+    an archive on stdin or stdout. Text is a path if it starts with /, ./, ../ or ~/, if it ends in / or .tar (or .tgz,
+    .tar.gz, .tar.zst), or if such a file or directory exists.
 
-    Within one registry, blobs are mounted, not sent. Uncompressed layers of a docker-archive become gzip.
+    Within one registry, blobs are mounted, not sent. Uncompressed layers that `docker save` wrote become gzip.
 
-    Options of a registry, such as --plain-http, apply to both sides; those with --src- or --dest- override them for one
+    Registry and TLS options, such as --plain-http, apply to both sides; --src-... and --dest-... override them for one
     side.
 
     \b

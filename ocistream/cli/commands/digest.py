@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ocistream.api.options import CopyOptions
-from ocistream.cli.options import command, credential_options, network_options, options, platform_option
+from ocistream.cli.options import command, credential_options, network_options, options
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.oci.platforms import parse_platform_choice
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @command
 @click.argument("text", metavar="LOCATION", type=FilePath())
-@platform_option("the digest of the index")
+@options(CopyOptions, "platforms", help_text="One platform of an index.  [default: the index itself]")
 @options(CopyOptions, "max_ratio")
 @credential_options
 @network_options
 def digest(context: CommandContext, text: str) -> None:
     """Print the digest of the image at LOCATION: an image in a registry, a layout, or an archive (- is stdin).
 
-    With --platform, this is the digest of the manifest for that platform. A name without tag means the tag latest. An
+    With --platform, this is the digest of the manifest for that platform. A name without a tag means the tag latest. An
     image of a docker-archive has no digest; `ocistream inspect --format '{imageId}'` prints its image ID.
 
     \b

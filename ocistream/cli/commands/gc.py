@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     cls=Option,
     type=parse_age,
     metavar="TIME",
-    help="Keep files used within TIME (seconds, 30m, 12h, 7d).  [default: 1h; unfinished files 7d]",
+    help="Keep files used within TIME (seconds, 30m, 12h, 7d).  [default: 1h; with --max-size 0; unfinished files 7d]",
 )
 @dry_run_option("Print what would be deleted; delete nothing.")
 def gc(

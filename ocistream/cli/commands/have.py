@@ -53,7 +53,7 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
     """List the digests of blobs that each LOCATION has: a repository, image, layout or archive (- is stdin).
 
     Pass the list to `pull --have`, to omit these blobs from an archive. A repository without tag or digest means all
-    its tags and their referrers. No layer is fetched; --among hashes the blobs of a layout.
+    its tags and their referrers. No layer is fetched from a registry; --among hashes the blobs of a layout.
 
     \b
     ocistream have registry.local/app > have.txt

@@ -61,7 +61,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
     metavar="PATH",
     no_default=SELECTS_CONTENT,
     section=OUTPUT,
-    help="Output file; a directory or PATH/ becomes a layout.  [default: stdout]",
+    help="Output file, or an OCI layout if PATH is a directory or ends in /.  [default: stdout]",
 )
 @click.option(
     "--format",
@@ -69,7 +69,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
     cls=Option,
     type=click.Choice(FORMATS),
     section=OUTPUT,
-    help="Output format.  [default: from PATH]",
+    help="Output format; oci is a layout, a directory.  [default: from PATH]",
 )
 @click.option(
     "--from-byte",
@@ -82,7 +82,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
     help="Write the archive to stdout from byte N on, to append to a partly received copy.",
 )
 @options(CopyOptions, "split")
-@platform_option("this machine's")
+@platform_option("linux/ARCH of this machine")
 @all_platforms_option
 @options(OmissionOptions)
 @options(CopyOptions, "no_referrers", "require_signature")
@@ -104,7 +104,7 @@ def pull(
 ) -> None:
     """Pull images from registries into an archive, a layout directory, or stdout.
 
-    The output gets its name only when every byte is verified. Re-run an interrupted command to resume it.
+    The output appears under its name only after every byte is verified. Re-run an interrupted command to resume it.
 
     \b
     ocistream pull nginx:1 | ssh host ocistream push localhost:5000/nginx:1

@@ -64,7 +64,7 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
     metavar="HOST[/PREFIX]",
     no_default=SELECTS_CONTENT,
     section=SELECTION,
-    help="Push each image to HOST under its own repository and tag.",
+    help="Push each image under its own name: nginx:1 to HOST/PREFIX/nginx:1.",
 )
 @platform_option("all")
 @all_platforms_option
@@ -79,6 +79,9 @@ def push(
     context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, ...], prefix: str | None, *, dry_run: bool
 ) -> None:
     """Push the images of an archive to a registry.
+
+    IMAGE (HOST/REPO:TAG) is the destination of the archive's only image, or of --image. --to pushes all images, each
+    under its own name.
 
     Blobs that the registry has are not sent. Manifests and tags are pushed last. Re-run an interrupted push to resume
     it. Push volumes (`pull --split`) together in any order, or one by one in the order of their numbers.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     cls=Option,
     is_flag=True,
     no_default=SELECTS_CONTENT,
-    help="If a registry does not delete a tag, delete its manifest, with all tags of it.",
+    help="If a registry cannot delete a tag, delete its manifest, and so all tags of that manifest.",
 )
 @dry_run_option("Print what would be removed; remove nothing.")
 @credential_options
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 def rm(context: CommandContext, texts: tuple[str, ...], *, by_digest: bool, dry_run: bool) -> None:
     """Remove images from a layout directory by name, or from registries.
 
-    In a layout, NAME is a full name, its short form, a tag, or a digest, which means all names of that image. Referrers
-    that lose their subject are removed too. Run `ocistream gc DIR` to delete the blobs.
+    In a layout, NAME is a full name, its short form, a tag, or a digest; a digest removes all names of that image.
+    Referrers that lose their subject are removed too. Then run `ocistream gc DIR` to delete the blobs.
 
     In a registry, HOST/REPO:TAG deletes the tag, and HOST/REPO@DIGEST the manifest with all its tags. The registry
     deletes the blobs later. If one image does not exist, nothing is removed. Removed images are printed as

@@ -60,7 +60,7 @@ _PATH_TYPE: Final = click.Path(path_type=Path)
 @options(
     RegistryOptions,
     "username",
-    help_text="Require a login as USER; needed if other machines may connect.",
+    help_text="Require a login as USER; needed if other machines can connect.",
 )
 @options(RegistryOptions, "password_stdin", help_text="Read the password from stdin.")
 @options(RegistryOptions, "password_file", help_text="Read the password from FILE.")
@@ -94,9 +94,9 @@ def serve(
 ) -> None:
     """Serve PATH as a registry: a layout directory for pull and push (default: .), an archive for pull.
 
-    Without a password, only programs on this machine can connect. Stop it with SIGINT or SIGTERM. The first line on
-    stdout is the address; a browser shows a page about the images there. A missing directory is created as an empty
-    layout; a missing archive is an error.
+    The first line on stdout is the address, where a browser shows a page about the images. Other machines can connect
+    only with --listen and a password. A missing directory is created as an empty layout; a missing archive is an error.
+    Stop the server with SIGINT or SIGTERM.
 
     \b
     ocistream serve images/     # docker push localhost:5000/app:1

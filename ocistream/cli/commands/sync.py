@@ -64,12 +64,23 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     """Copy the images that a TOML FILE lists, but only what differs.
 
     A failure does not stop the other images; the exit code is that of the first failure. Re-run an interrupted command
-    to continue. docs/sync.md explains the file.
+    to continue. Each [[sync]] table of FILE copies a repository or an image; the last example is such a file.
 
     \b
     ocistream sync images.toml
     ocistream sync images.toml --dry-run
     ocistream sync images.toml --shard "$JOB_COMPLETION_INDEX/8"
+
+    \b
+    # images.toml
+    [[sync]]
+    from = "nginx"                                     # a repository
+    to = ["registry.local:5000/nginx", "oci:images"]
+    tags = { versions = ">=1.25, <2", latest = 5 }     # or ["1.*", "!*-rc*"]
+    [[sync]]
+    from = "registry.example.com/app:2"
+    to = "registry.local:5000/app:2"
+    platforms = ["linux/amd64"]                        # default: all
     """
     from ocistream.sync.file import read_sync_file
     from ocistream.sync.plan import parse_shard

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def tags(context: CommandContext, text: str, *, as_json: bool) -> None:
     """List the tags of a repository in a registry, one per line, in the order of the registry.
 
-    For a layout or an archive (- is stdin), list the names of its images. If a list is incomplete, what is known is
-    printed, and the exit code is 8.
+    For a layout or an archive (- is stdin), list the names of its images. If a registry does not list all its tags,
+    print those that it lists, with exit code 8.
 
     \b
     ocistream tags nginx

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ocistream.api.options import DECIDES_TRUST, SIGNATURES, CopyOptions
+from ocistream.api.options import DECIDES_TRUST, SIGNATURES, SIGNED_BY_KEY, CopyOptions
 from ocistream.cli.console import escape_ci_commands, sanitize_line
 from ocistream.cli.options import (
     Option,
@@ -53,7 +53,7 @@ _MAX_NAMES: Final = 20
     metavar="FILE",
     no_default=DECIDES_TRUST,
     section=SIGNATURES,
-    help="Fail unless each image is signed by this public key (PEM); repeatable.",
+    help=SIGNED_BY_KEY,
 )
 @identity_options
 @click.option(
@@ -72,11 +72,12 @@ def verify(
 ) -> None:
     """Verify archives and layouts offline, or images in registries, in one pass (default: stdin).
 
-    Every blob is hashed, and every image must be complete. An archive of `pull --have` or one volume may omit blobs:
-    the last line then begins with `ok, but incomplete`, and the exit code is 0. Several files are verified as volumes
-    of one archive: if one cannot be read, nothing is reported about the others. Verify separate archives one by one. A
-    name that begins with a registry's host is an image in that registry. Exit code 5: wrong bytes, or no valid
-    signature. 6: missing or malformed content.
+    Every blob is hashed, and every image must be complete. The last line begins with `ok`, or with `NOT ok`: exit code
+    5 for wrong bytes or no valid signature, 6 for missing or malformed content. If an archive of `pull --have`, or one
+    volume, omits blobs on purpose, the line begins with `ok, but incomplete`, and the exit code is 0.
+
+    LOCATION is a path, or the name of an image with its registry's host, such as docker.io/library/nginx:1. Several
+    files are verified as volumes of one archive: run `verify` once for each separate archive.
 
     \b
     ocistream verify app.tar

@@ -1,4 +1,4 @@
-"""What docs/sync.md says of the file of `ocistream sync` is valid, and complete."""
+"""What docs/sync.md and `ocistream sync --help` say of the file of `ocistream sync` is valid; the page is complete."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+from ocistream.cli.entry_point import load_command
 from ocistream.sync import file as sync_file
 from ocistream.sync.file import read_sync_file
 from ocistream.sync.plan import SyncPlan
@@ -22,6 +23,13 @@ def test_the_file_is_one(tmp_path: Path) -> None:
     login = plan.entries[0].destinations[0].login
     assert login is not None
     assert login.password_env == "PROD_PASSWORD"
+
+
+def test_the_help_ends_with_an_example_of_the_file(tmp_path: Path) -> None:
+    text, mark, example = (load_command("sync").help or "").partition("# images.toml\n")
+    assert "ocistream sync images.toml" in text
+    (tmp_path / "images.toml").write_text(mark + example)
+    assert len(read_sync_file(tmp_path / "images.toml").entries) == 2
 
 
 def test_the_table_has_every_key() -> None:
