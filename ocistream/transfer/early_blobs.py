@@ -13,7 +13,6 @@ from ocistream import notices
 from ocistream.errors import IntegrityError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.chunks import chunks_from, read_all, verify_chunks
-from ocistream.transfer.existing_blobs import list_stored
 from ocistream.transfer.interfaces import Access, Blob, ReadableDestination
 from ocistream.transfer.verified_blobs import peek
 
@@ -150,7 +149,7 @@ class EarlyBlobWriter:
         return self._plain_recompressor
 
     def _is_stored(self, blob: Descriptor) -> bool:
-        return bool(list_stored(self._destination, [blob]))
+        return bool(self._destination.stored([blob]))
 
 
 def _decompress_result(

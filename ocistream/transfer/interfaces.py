@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from ocistream import limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from ocistream.errors import IntegrityError
     from ocistream.oci.descriptor import Descriptor
@@ -256,20 +256,15 @@ class Destination(Protocol):
         layer.
         """
 
-    def stored(
-        self,
-        blobs: Sequence[Descriptor],
-        *,
-        are_manifests: bool = False,
-        partial: bool = False,
-        can_send: bool = False,
-    ) -> Mapping[str, int]:
-        """Return how many bytes of each blob are stored, by digest. Blobs that are not stored are omitted.
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+        """Return the digests of the blobs and manifests that are stored completely.
 
-        A complete blob has the size of its descriptor. With `partial`, blobs that earlier runs have stored in part are
-        returned too. `are_manifests` is for manifests, which a registry keeps apart from blobs. `can_send` says that
-        the source can send the blobs: a registry may then omit a small one without asking for it.
+        A registry may omit a small blob without asking for it, since an upload takes hardly longer. If the caller asks
+        for the blob again, the answer is certain.
         """
+
+    def partial_size(self, blob: Descriptor, /) -> int:
+        """Return how many bytes are stored of a blob that `stored` does not return."""
 
     def write(self, blob: VerifiedBlob) -> int:
         """Store a blob that is not stored yet, or the bytes of it that the source has, at their offset.

@@ -46,15 +46,11 @@ class Memory:
         assert all(manifest.descriptor.digest in graph.documents for manifest in graph.manifests)
         self.diary.append("begin")
 
-    def stored(
-        self,
-        blobs: Sequence[Descriptor],
-        *,
-        are_manifests: bool = False,  # noqa: ARG002 - they are kept alike
-        partial: bool = False,  # noqa: ARG002 - nothing is kept in part
-        can_send: bool = False,  # noqa: ARG002 - asking costs nothing
-    ) -> dict[str, int]:
-        return {blob.digest: blob.size for blob in blobs if blob.digest in self.blobs}
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+        return {blob.digest for blob in blobs if blob.digest in self.blobs}
+
+    def partial_size(self, _blob: Descriptor, /) -> int:
+        return 0
 
     def write(self, blob: VerifiedBlob) -> int:
         assert blob.range is None
@@ -224,8 +220,8 @@ class TestSideBySide:
         several_layers(layout)
 
         class Asked(Memory):
-            def stored(self, blobs: Sequence[Descriptor], **options: bool) -> dict[str, int]:
-                msg = f"{blobs} {options}?"
+            def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+                msg = f"{blobs}?"
                 raise NetworkError(msg)
 
         with pytest.raises(NetworkError, match=r"\?"):
