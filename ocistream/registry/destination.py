@@ -157,6 +157,7 @@ class RegistryDestination:
             keeps_blobs=True,
             accepts_early=early_target is not None,
             accepts_parts=True,
+            begins_without_writing=True,
             buffer_size=limits.MIB,
         )
         self._jobs = jobs

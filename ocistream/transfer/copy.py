@@ -31,7 +31,7 @@ from ocistream.transfer.config_checks import ConfigChecker
 from ocistream.transfer.early_blobs import EarlyBlobWriter
 from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.incomplete_indexes import limit_to_exported, limit_to_source
-from ocistream.transfer.interfaces import MountingDestination, NullObserver
+from ocistream.transfer.interfaces import NullObserver
 from ocistream.transfer.prefetch import Prefetcher
 from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, Report
 from ocistream.transfer.verified_blobs import blob_from_bytes
@@ -180,7 +180,7 @@ class _Copy:
                     raise error
         graph = self.select(self.limit_graph(graph))
         plan = plan_blobs(graph, (), self.recompressor, self.results)
-        if isinstance(self.destination, MountingDestination) and not plan.recompressed:
+        if self.destination.traits.begins_without_writing and not plan.recompressed:
             # For a registry this only checks the digest that the user gave.
             self.destination.begin(graph)
         check = ExistenceCheck(

@@ -87,6 +87,7 @@ class FanOutDestination:
             accepts_early=False,
             can_omit=all(each.can_omit for each in traits),
             can_retry=all(each.can_retry for each in traits),
+            begins_without_writing=all(each.begins_without_writing for each in traits),
             buffer_size=sum(each.buffer_size for each in traits),
         )
 

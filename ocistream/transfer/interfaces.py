@@ -219,6 +219,7 @@ class Traits:
     `accepts_parts`: a blob may be written part by part, in order, in several runs.
     `can_retry`: nothing stays of a blob whose chunks raised, so that it can be written again. A pipe takes nothing
     back.
+    `begins_without_writing`: `begin` writes nothing, so that a dry run may call it.
     `buffer_size`: bytes of memory for each blob under way, which prefetching must not use.
     """
 
@@ -228,6 +229,7 @@ class Traits:
     can_omit: bool = False
     accepts_parts: bool = False
     can_retry: bool = True
+    begins_without_writing: bool = False
     buffer_size: int = 0
 
 
