@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ocistream.oci.omitted_blobs import VOLUME
 from ocistream.streams.workers import run_each
-from ocistream.transfer.interfaces import IncompleteSource, MountingDestination
+from ocistream.transfer.interfaces import MountingDestination
 from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, NeededVolumes
 
 if TYPE_CHECKING:
@@ -70,11 +70,10 @@ class ExistenceCheck:
         Raises:
             MissingBlobsError: neither side nor another volume has a blob.
         """
-        incomplete_source = self._source if isinstance(self._source, IncompleteSource) else None
         absent: list[Descriptor] = []
         remaining: list[Descriptor] = []
         for blob in pending:
-            is_missing = incomplete_source.is_missing(blob) if incomplete_source else None
+            is_missing = self._source.is_missing(blob)
             is_missing = blob.digest in graph.omitted_from_source if is_missing is None else is_missing
             (absent if is_missing and blob.digest not in graph.embedded else remaining).append(blob)
         self._missing_manifests = find_missing_manifests(graph, self._destination)

@@ -130,24 +130,17 @@ class FanOutDestination:
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob at each destination that lacks it and can mount it; return whether all have it then."""
-
-        def mount(branch: FanOutBranch) -> bool:
-            return isinstance(branch.destination, MountingDestination) and branch.destination.mount(descriptor, source)
-
         for branch in self._active_without(descriptor):
-            if self._ask_branch(branch, mount):
+            if self._ask_branch(branch, lambda mounting: mounting.mount(descriptor, source)):
                 branch.stored.add(descriptor.digest)
         return not self._active_without(descriptor)
 
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether each destination has the blob or could mount it."""
-
-        def can_mount(branch: FanOutBranch) -> bool:
-            return isinstance(branch.destination, MountingDestination) and branch.destination.can_mount(
-                descriptor, source
-            )
-
-        return all(self._ask_branch(branch, can_mount) is not False for branch in self._active_without(descriptor))
+        return all(
+            self._ask_branch(branch, lambda mounting: mounting.can_mount(descriptor, source)) is not False
+            for branch in self._active_without(descriptor)
+        )
 
     def write(self, blob: VerifiedBlob) -> int:
         """Write a blob to all destinations that lack it."""
@@ -224,10 +217,11 @@ class FanOutDestination:
         branch.written[descriptor.digest] = descriptor.size
         branch.stored.add(descriptor.digest)
 
-    def _ask_branch(self, branch: FanOutBranch, ask: Callable[[FanOutBranch], bool]) -> bool | None:
+    def _ask_branch(self, branch: FanOutBranch, ask: Callable[[MountingDestination], bool]) -> bool | None:
+        """Ask a destination that can mount. Return False for one that cannot, and None for one that fails."""
         answers: list[bool] = []
         with self._failure_scope(branch):
-            answers.append(ask(branch))
+            answers.append(isinstance(branch.destination, MountingDestination) and ask(branch.destination))
         return answers[0] if answers else None
 
     def _write_task(self, shared: _Broadcast, branch: FanOutBranch, number: int) -> Callable[[], None]:

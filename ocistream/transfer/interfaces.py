@@ -1,4 +1,4 @@
-"""The interfaces of a transfer: Source, Destination, the blobs between them, Observer, and five optional capabilities.
+"""The interfaces of a transfer: Source, Destination, the blobs between them, Observer, and three optional capabilities.
 
 Only types and an observer that does nothing: stores do not know each other, and this package knows no store.
 """
@@ -204,8 +204,39 @@ class Source(Protocol):
         source lacks are omitted, not reported: the caller knows what it asked for.
         """
 
+    @property
+    def may_lack_blobs(self) -> bool:
+        """Whether it may lack blobs of its graph, beyond those that the graph lists as omitted."""
+
+    def is_missing(self, descriptor: Descriptor, /) -> bool | None:
+        """Return whether the source lacks a blob of the graph; None if that is not known (yet)."""
+
+    def parts(self, descriptor: Descriptor, /) -> Sequence[BlobPart]:
+        """Return all parts of a blob in order, in any volume; empty if the blob is not split."""
+
+    def stored_size(self, digest: str, /) -> int | None:
+        """Return the bytes stored under a digest, without reading them, or None; in a stream, of blobs read so far."""
+
     def close(self) -> None:
         """Close files and connections."""
+
+
+class CompleteSource:
+    """What a source answers that should have all blobs of its graph."""
+
+    may_lack_blobs = False
+
+    def is_missing(self, _descriptor: Descriptor, /) -> bool | None:
+        """Return None: only a request could tell."""
+        return None
+
+    def parts(self, _descriptor: Descriptor, /) -> Sequence[BlobPart]:
+        """Return nothing: only archives are split."""
+        return ()
+
+    def stored_size(self, _digest: str, /) -> int | None:
+        """Return None: only a request could tell."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,20 +370,6 @@ class NullObserver:
 
     def done(self, descriptor: Descriptor, status: str) -> None:
         """Do nothing."""
-
-
-@runtime_checkable
-class IncompleteSource(Protocol):
-    """A source that may lack blobs of its graph, beyond those that the graph lists as omitted."""
-
-    def is_missing(self, descriptor: Descriptor) -> bool | None:
-        """Return whether the source lacks a blob of the graph; None if that is not known yet."""
-
-    def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
-        """Return all parts of a blob in order, in any volume; empty if the blob is not split."""
-
-    def stored_size(self, digest: str) -> int | None:
-        """Return the bytes stored under a digest, without reading them, or None; in a stream, of blobs read so far."""
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.interfaces import Blob, EarlyBlobs, Traits, VerifiedBlob
+from ocistream.transfer.interfaces import Blob, CompleteSource, EarlyBlobs, Traits, VerifiedBlob
 from ocistream.transfer.prefetch import Prefetcher
 from tests.contract.image_shapes import named_in
 from tests.images import Layout
@@ -70,7 +70,7 @@ class Memory:
         self.diary.append("close")
 
 
-class Wrapped:
+class Wrapped(CompleteSource):
     """A layout's images, with some of the source changed."""
 
     def __init__(
