@@ -43,16 +43,13 @@ class TarDestination(ABC):
         """Return the graph: an OCI archive can hold anything."""
         return graph
 
-    def stored(
-        self,
-        blobs: Sequence[Descriptor],
-        *,
-        are_manifests: bool = False,  # noqa: ARG002 - they are entries as blobs are
-        partial: bool = False,  # noqa: ARG002 - an unfinished entry is found where it is written
-        can_send: bool = False,  # noqa: ARG002 - the answer is in memory
-    ) -> dict[str, int]:
-        """Return the sizes of the blobs that were already written."""
-        return {blob.digest: blob.size for blob in blobs if blob.digest in self._written}
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+        """Return the digests of the blobs that were already written."""
+        return {blob.digest for blob in blobs if blob.digest in self._written}
+
+    def partial_size(self, _blob: Descriptor, /) -> int:
+        """Return 0: an unfinished entry is found where it is written."""
+        return 0
 
     def discard(self) -> None:
         """Keep nothing that a later run could resume."""

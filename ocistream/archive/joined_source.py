@@ -70,6 +70,7 @@ class JoinedSource:
     """
 
     concurrent = True
+    may_lack_blobs = True
 
     def __init__(self, inputs: Sequence[tuple[str, JoinedInput]], selection: Selection) -> None:
         """Take open inputs, each with its name for errors. `close` closes them."""

@@ -55,6 +55,8 @@ class ArchiveSource(ABC):
     `synthesized_manifests` are manifests built here for images that only `manifest.json` lists, by digest.
     """
 
+    may_lack_blobs = True
+
     #: What to do about a layer that is not recognized.
     _no_layer_hint: str | None = None
 

@@ -22,7 +22,6 @@ from ocistream.oci.graph import Root
 from ocistream.oci.reference import is_digest, parse_full_name, printable
 from ocistream.sizes import format_count, format_size
 from ocistream.transfer.incomplete_indexes import find_exported_platforms
-from ocistream.transfer.interfaces import IncompleteSource
 from ocistream.transfer.report import MissingBlobsError, MissingVolumesError
 
 if TYPE_CHECKING:
@@ -121,9 +120,8 @@ def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
     with contextlib.suppress(OcistreamError):
         source = open_source(replace(source_location, name=None), OpenContext(), Selection(select, referrers="skip"))
         with contextlib.closing(source):
-            if isinstance(source, IncompleteSource):
-                is_missing = source.is_missing
-                platforms = find_exported_platforms(read_graph(source), lambda blob: bool(is_missing(blob)))
+            if source.may_lack_blobs:
+                platforms = find_exported_platforms(read_graph(source), lambda blob: bool(source.is_missing(blob)))
                 shown = ", ".join(map(printable, platforms[:_MAX_IN_COMMAND])) or "none"
                 return f"complete platforms: {shown}; {hint}"
     return hint

@@ -15,7 +15,6 @@ from ocistream.oci.reference import printable
 from ocistream.oci.referrers import classify_referrer, format_kind_counts
 from ocistream.sizes import format_count, format_size
 from ocistream.transfer.incomplete_indexes import read_exported_platforms
-from ocistream.transfer.interfaces import IncompleteSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -211,7 +210,7 @@ def report_selected_platforms(roots: Iterable[Root], source: Source | None, *, i
         name = printable(root.name or root.origin or chosen.index, _MAX_NAME)
         if not chosen.explicit:
             exported = read_exported_platforms(source, chosen.manifests) if source is not None else None
-            may_be_incomplete = exported is None and isinstance(source, IncompleteSource)
+            may_be_incomplete = exported is None and source is not None and source.may_lack_blobs
             text = _describe_selected(
                 chosen, exported, may_lack=may_be_incomplete, into_docker_archive=into_docker_archive
             )

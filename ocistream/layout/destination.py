@@ -82,30 +82,24 @@ class LayoutDestination:
         self.expect(graph)
         self._writer.prepare()
 
-    def stored(
-        self,
-        blobs: Sequence[Descriptor],
-        *,
-        are_manifests: bool = False,  # noqa: ARG002 - they are files alike
-        partial: bool = False,
-        can_send: bool = False,  # noqa: ARG002 - looking for a file is quick
-    ) -> dict[str, int]:
-        """Return the sizes of the blobs that exist. Their files are hashed; a corrupt file will be replaced."""
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+        """Return the digests of the blobs that exist. Their files are hashed; a corrupt file will be replaced."""
         complete = [blob for blob in blobs if self._layout.blob_size(blob.digest) == blob.size]
-        found: dict[str, int] = {}
+        found: set[str] = set()
 
         def check(blob: Descriptor) -> None:
             if self._layout.has_blob(blob):
-                found[blob.digest] = self._stored[blob.digest] = blob.size
+                found.add(blob.digest)
+                self._stored[blob.digest] = blob.size
 
         # Hashing releases Python's lock, and is worth threads only for what takes longer than to start them.
         jobs = DEFAULT_JOBS if sum(blob.size for blob in complete) > _MIN_CONCURRENT_HASHING else 1
         run_each(check, complete, jobs=jobs, cancelled=self._cancelled, sets_cancelled=False)
-        if partial:
-            for blob in blobs:
-                if blob.digest not in found and (size := self._layout.find_partial_size(blob.digest)):
-                    found[blob.digest] = size
         return found
+
+    def partial_size(self, blob: Descriptor, /) -> int:
+        """Return the size of the partial file of a blob."""
+        return self._layout.find_partial_size(blob.digest)
 
     def write(self, blob: VerifiedBlob) -> int:
         """Write the blob under a temporary name, verify it, and rename the file.

@@ -28,6 +28,7 @@ class LayoutSource:
     """Reads images from a layout directory."""
 
     concurrent = True
+    may_lack_blobs = True
 
     def __init__(self, path: Path, selection: Selection = ALL_IMAGES) -> None:
         """Open a layout.
@@ -89,7 +90,7 @@ class LayoutSource:
         """Return the size of a blob's file, or None."""
         return self.layout.blob_size(digest)
 
-    def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:  # noqa: ARG002 - no blob is split here
+    def parts(self, _descriptor: Descriptor, /) -> Sequence[BlobPart]:
         """Return nothing: a layout has complete blobs only."""
         return ()
 

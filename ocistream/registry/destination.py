@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 #: Blobs of one image that are checked. Few images have more; the requests take about 50 ms.
 MAX_BLOBS_CHECKED: Final = 24
 
-#: After this many missing blobs in a row, a repository is not asked for small ones that the source can send.
+#: After this many missing blobs in a row, a repository is not asked for small ones.
 _MAX_MISSES: Final = 8
 
 
@@ -157,6 +157,7 @@ class RegistryDestination:
             keeps_blobs=True,
             accepts_early=early_target is not None,
             accepts_parts=True,
+            begins_without_writing=True,
             buffer_size=limits.MIB,
         )
         self._jobs = jobs
@@ -174,10 +175,14 @@ class RegistryDestination:
         self._omitted: Mapping[str, OmissionReason] = {}
         #: Digest -> names of the repositories that need it.
         self._repositories_needing: dict[str, list[str]] = {}
+        #: Digests of manifests. A registry keeps them apart from blobs.
+        self._manifests: set[str] = set()
         #: (Repository, digest) -> whether the blob exists, from a request or from an upload.
         self._blob_exists: dict[tuple[str, str], bool] = {}
         #: Repository -> number of missing blobs in a row. If two threads count at once, one more blob is asked for.
         self._misses: dict[str, int] = {}
+        #: (Repository, digest) of small blobs that were not asked for. The next question for them is a request.
+        self._unasked: set[tuple[str, str]] = set()
         #: Digest -> bytes of an unfinished blob that this run has sent, or found.
         self._partial_sizes: dict[str, int] = {}
         #: Repository -> the large images that it may have.
@@ -212,6 +217,10 @@ class RegistryDestination:
 
     def _find_targets(self, graph: Graph) -> None:
         self._omitted = graph.omitted_from_source
+        self._manifests |= {manifest.descriptor.digest for manifest in graph.manifests}
+        self._manifests |= {manifest.digest for manifest in graph.absent}
+        # A manifest may be a layer of another one. The registry must have it as a blob then.
+        self._manifests -= {blob.digest for blob in graph.blobs}
         for root in graph.roots:
             reference = self._target(root)
             self._pusher(reference)
@@ -222,43 +231,35 @@ class RegistryDestination:
                 if reference.repository not in names:
                     names.append(reference.repository)
 
-    def stored(
-        self,
-        blobs: Sequence[Descriptor],
-        *,
-        are_manifests: bool = False,
-        partial: bool = False,
-        can_send: bool = False,
-    ) -> dict[str, int]:
-        """Return the sizes of blobs and manifests that every repository has that needs them.
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+        """Return the digests of the blobs and manifests that every repository has that needs them.
 
-        With `partial`, an unfinished upload counts if one repository lacks the blob: its parts are sent only once. With
-        `can_send`, a repository that lacks several blobs in a row counts as lacking the small ones: asking for one
+        A repository that lacks several blobs in a row is not asked for small ones at the first question: asking for one
         takes as long as a part of its upload.
         """
-        found: dict[str, int] = {}
-        if not are_manifests:
-            checks = [check for images in self._existing_images.values() for check in images.list_checks(blobs)]
-            run_each(lambda check: check(), checks, jobs=self._jobs, cancelled=self._cancelled, sets_cancelled=False)
+        found: set[str] = set()
+        checks = [check for images in self._existing_images.values() for check in images.list_checks(blobs)]
+        run_each(lambda check: check(), checks, jobs=self._jobs, cancelled=self._cancelled, sets_cancelled=False)
 
         def ask(blob: Descriptor) -> None:
-            if are_manifests:
+            if blob.digest in self._manifests:
                 names = self._repositories_needing[blob.digest]
                 is_stored = all(self._pushers[name].repository.has_manifest(blob.digest) for name in names)
             else:
-                self._ask_repositories(blob, can_send=can_send)
+                self._ask_repositories(blob)
                 is_stored = not self._repositories_without(blob)
             if is_stored:
-                found[blob.digest] = blob.size
-            elif partial and not are_manifests and (size := self._find_partial_size(blob)):
-                found[blob.digest] = size
+                found.add(blob.digest)
 
         # A failure is that of this destination: if there are several, the others continue.
         run_each(ask, blobs, jobs=self._jobs, cancelled=self._cancelled, sets_cancelled=False)
         return found
 
-    def _find_partial_size(self, blob: Descriptor) -> int:
-        """Return how many bytes of a blob its unfinished upload has, from earlier parts."""
+    def partial_size(self, blob: Descriptor, /) -> int:
+        """Return how many bytes of a blob its unfinished upload has, if one repository lacks it.
+
+        Parts are sent only once, so several repositories cannot get them.
+        """
         if blob.digest not in self._partial_sizes:
             names = self._repositories_without(blob)
             size = self._pushers[names[0]].partial_size(blob.digest) if len(names) == 1 else 0
@@ -452,14 +453,16 @@ class RegistryDestination:
             pusher.upload(blob)
         self._blob_exists[name, descriptor.digest] = True
 
-    def _ask_repositories(self, descriptor: Descriptor, *, can_send: bool) -> None:
+    def _ask_repositories(self, descriptor: Descriptor) -> None:
         """Ask the repositories that need a blob whether they have it."""
         for name in self._names_needing(descriptor.digest):
+            key = name, descriptor.digest
+            is_small = descriptor.size <= limits.MAX_RESENT_BLOB
             if self._existing_images[name].has_blob(descriptor):
-                self._blob_exists.setdefault((name, descriptor.digest), True)
-            elif not (
-                can_send and descriptor.size <= limits.MAX_RESENT_BLOB and self._misses.get(name, 0) >= _MAX_MISSES
-            ):
+                self._blob_exists.setdefault(key, True)
+            elif is_small and self._misses.get(name, 0) >= _MAX_MISSES and key not in self._unasked:
+                self._unasked.add(key)
+            else:
                 self._check_blob(self._pushers[name].repository, descriptor)
 
     def _check_blob(self, repository: Repository, descriptor: Descriptor) -> bool:

@@ -18,6 +18,7 @@ from ocistream.registry.referrer_search import ReferrerSearch
 from ocistream.registry.repository import Repository, image_not_found_error
 from ocistream.streams.chunks import read_all
 from ocistream.streams.workers import DEFAULT_JOBS
+from ocistream.transfer.interfaces import CompleteSource
 from ocistream.transfer.verified_blobs import use_verified
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import Blob, EarlyBlobs
 
 
-class RegistrySource:
+class RegistrySource(CompleteSource):
     """Read images from one or more registries, by reference.
 
     Referrers are searched only if they are copied along, or with `with_signatures`, which adds signatures that are not

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ocistream import limits
@@ -55,18 +55,20 @@ class StoredBlobs(Protocol):
             OcistreamError: the location cannot be read.
         """
 
-    def stored(self, blobs: Sequence[Descriptor], *, partial: bool = False) -> Mapping[str, int]:
-        """Return how many bytes of each blob are stored, by digest, as `Destination.stored` does.
-
-        A complete blob has the size of its descriptor. That must match, unless it is `UNKNOWN_SIZE`. With `partial`,
-        blobs that interrupted runs of this user left are returned too: those that another run can resume, if that is
-        certain and saves enough.
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+        """Return the digests of the blobs that are stored. Their sizes must match, unless they are `UNKNOWN_SIZE`.
 
         A repository or a layout that does not exist has none of them: this is the first question before a push to it.
 
         Raises:
             NotFoundError: the image or the archive does not exist.
             OcistreamError: the location cannot be read.
+        """
+
+    def partial_sizes(self, digests: Iterable[str], /) -> Mapping[str, int]:
+        """Return how many bytes interrupted runs of this user have stored of blobs that are not stored, by digest.
+
+        Only blobs are returned that another run can resume, if that is certain and saves enough.
         """
 
 
@@ -139,30 +141,29 @@ class _RepositoryBlobs:
                 needed += len(graph.blobs)
                 # Free the manifests: for thousands of blobs they take megabytes.
                 del graph
-                digests |= self._find_existing(new).keys()
+                digests |= self._find_existing(new)
             start += at_once
             at_once = min(2 * at_once, _MAX_TAGS_AT_ONCE) if needed < _MANY_BLOBS else 1
         return digests
 
-    def stored(self, blobs: Sequence[Descriptor], *, partial: bool = False) -> Mapping[str, int]:
-        found = self._find_existing(blobs, self._context.mount_from)
-        if partial:
-            from ocistream.registry.blob_push import BlobPusher
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+        return self._find_existing(blobs, self._context.mount_from)
 
-            pusher = BlobPusher(self._repository(self._reference.repository, writes=True), records=self._records)
-            unstored = [blob.digest for blob in blobs if blob.digest not in found]
-            found |= _select_resumable((digest, pusher.partial_size(digest)) for digest in unstored)
-        return found
+    def partial_sizes(self, digests: Iterable[str]) -> Mapping[str, int]:
+        from ocistream.registry.blob_push import BlobPusher
 
-    def _find_existing(self, blobs: Sequence[Descriptor], mount_from: Sequence[str] = ()) -> dict[str, int]:
+        pusher = BlobPusher(self._repository(self._reference.repository, writes=True), records=self._records)
+        return _select_resumable((digest, pusher.partial_size(digest)) for digest in digests)
+
+    def _find_existing(self, blobs: Sequence[Descriptor], mount_from: Sequence[str] = ()) -> set[str]:
         """Ask for each blob, in the repository and in those that it can be mounted from."""
         repositories = [self._repository(self._reference.repository, writes=self._records is not None)]
         repositories += map(self._repository, mount_from)
-        found: dict[str, int] = {}
+        found: set[str] = set()
 
         def ask(blob: Descriptor) -> None:
             if any(_has_content(repository, blob) for repository in repositories):
-                found[blob.digest] = blob.size
+                found.add(blob.digest)
 
         run_each(ask, blobs, jobs=self._jobs, cancelled=self._context.client().cancelled)
         return found
@@ -201,16 +202,23 @@ class _ImageBlobs(_RepositoryBlobs):
     def origin(self) -> str:
         return str(self._reference)
 
-    def list_digests(self) -> set[str]:
-        graph = self._build_graph([self._reference])
-        return self._find_existing(graph.blobs).keys() | {manifest.descriptor.digest for manifest in graph.manifests}
+    @cached_property
+    def _graph(self) -> Graph:
+        return self._build_graph([self._reference])
 
-    def stored(self, blobs: Sequence[Descriptor], *, partial: bool = False) -> Mapping[str, int]:
-        graph = self._build_graph([self._reference])
-        manifests = {manifest.descriptor.digest for manifest in graph.manifests}
-        needed = {blob.digest for blob in graph.blobs}
-        found = super().stored([blob for blob in blobs if blob.digest in needed], partial=partial)
-        return {**found, **{blob.digest: blob.size for blob in blobs if blob.digest in manifests}}
+    def list_digests(self) -> set[str]:
+        graph = self._graph
+        return self._find_existing(graph.blobs) | {manifest.descriptor.digest for manifest in graph.manifests}
+
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+        manifests = {manifest.descriptor.digest for manifest in self._graph.manifests}
+        needed = {blob.digest for blob in self._graph.blobs}
+        found = super().stored([blob for blob in blobs if blob.digest in needed])
+        return found | {blob.digest for blob in blobs if blob.digest in manifests}
+
+    def partial_sizes(self, digests: Iterable[str]) -> Mapping[str, int]:
+        needed = {blob.digest for blob in self._graph.blobs}
+        return super().partial_sizes(digest for digest in digests if digest in needed)
 
 
 def _has_content(repository: Repository, blob: Descriptor) -> bool:
@@ -236,20 +244,19 @@ class _LayoutBlobs:
         stored = {digest for digest in layout.list_blobs() if layout.blob_size(digest) is not None}
         return stored & _graph_digests(source.resolve(self._early)) if self._is_one_image else stored
 
-    def stored(self, blobs: Sequence[Descriptor], *, partial: bool = False) -> Mapping[str, int]:
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
         layout = self._layout
-        found: dict[str, int] = {}
+        found: set[str] = set()
         for blob in blobs:
             size = layout.blob_size(blob.digest)
             if size is not None and _has_size(blob, size) and layout.has_blob(replace(blob, size=size)):
-                found[blob.digest] = blob.size
+                found.add(blob.digest)
         if self._is_one_image:
-            needed = _graph_digests(self._open().resolve(self._early))
-            found = {digest: size for digest, size in found.items() if digest in needed}
-        if partial:
-            unstored = [blob.digest for blob in blobs if blob.digest not in found]
-            found |= _select_resumable((digest, layout.find_partial_size(digest)) for digest in unstored)
+            found &= _graph_digests(self._open().resolve(self._early))
         return found
+
+    def partial_sizes(self, digests: Iterable[str]) -> Mapping[str, int]:
+        return _select_resumable((digest, self._layout.find_partial_size(digest)) for digest in digests)
 
 
 class _ArchiveBlobs:
@@ -267,9 +274,13 @@ class _ArchiveBlobs:
     def list_digests(self) -> set[str]:
         return set(self._read_sizes())
 
-    def stored(self, blobs: Sequence[Descriptor], *, partial: bool = False) -> Mapping[str, int]:  # noqa: ARG002 - nothing in a finished archive is partial
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
         sizes = self._read_sizes()
-        return {blob.digest: blob.size for blob in blobs if _has_size(blob, sizes.get(blob.digest))}
+        return {blob.digest for blob in blobs if _has_size(blob, sizes.get(blob.digest))}
+
+    def partial_sizes(self, _digests: Iterable[str], /) -> Mapping[str, int]:
+        """Return nothing: a finished archive has no partial blobs."""
+        return {}
 
     def _read_sizes(self) -> dict[str, int]:
         with closing(self._open()) as source:

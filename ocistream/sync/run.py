@@ -31,7 +31,7 @@ from ocistream.sync.plan import EntryCopies, drop_duplicates
 from ocistream.sync.progress import ImageProgress
 from ocistream.sync.sources import SyncSources, read_graph
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
+from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
 from ocistream.transfer.graph_check import GraphCheckReader
 from ocistream.transfer.incomplete_indexes import limit_to_source
@@ -428,10 +428,10 @@ class ImageCopier:
             if location.reference is not None:
                 # For a registry this sends no request and writes nothing.
                 destination.begin(graph)
-            graph = limit_to_source(source, graph, partial(list_stored, destination, are_manifests=True))
+            graph = limit_to_source(source, graph, destination.stored)
             check = ExistenceCheck(source, destination, lambda *_: None, jobs=1, cancelled=cancelled)
             _, pending = check.split_absent(graph, graph.blobs)
-            stored = list_stored(destination, pending)
+            stored = destination.stored(pending)
             return graph, check.list_unmountable([blob for blob in pending if blob.digest not in stored])
 
     def _open_destination(

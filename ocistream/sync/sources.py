@@ -158,6 +158,7 @@ class _LocalImage:
     """A source with one image of an open layout or archive."""
 
     concurrent = True
+    may_lack_blobs = True
 
     def __init__(
         self, images: _LocalImages, index: LayoutIndex, selection: Selection, on_close: Callable[[], None]

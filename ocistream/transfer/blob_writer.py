@@ -56,7 +56,7 @@ class BlobWriter:
         progress = BlobProgress(self._observer, blob, self._cancelled)
         for part in parts:
             self._write(part, progress)
-        stored = self.destination.stored([blob], partial=True).get(blob.digest, 0)
+        stored = blob.size if self.destination.stored([blob]) else self.destination.partial_size(blob)
         if stored == blob.size and parts:
             self.results.add(blob, "copied", progress.counted)
         return stored

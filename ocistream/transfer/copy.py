@@ -29,9 +29,9 @@ from ocistream.transfer.blob_plan import Action, find_recompressed, plan_blobs
 from ocistream.transfer.blob_writer import BlobWriter
 from ocistream.transfer.config_checks import ConfigChecker
 from ocistream.transfer.early_blobs import EarlyBlobWriter
-from ocistream.transfer.existing_blobs import ExistenceCheck, list_stored
+from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.incomplete_indexes import limit_to_exported, limit_to_source
-from ocistream.transfer.interfaces import MountingDestination, NullObserver
+from ocistream.transfer.interfaces import NullObserver
 from ocistream.transfer.prefetch import Prefetcher
 from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, Report
 from ocistream.transfer.verified_blobs import blob_from_bytes
@@ -180,7 +180,7 @@ class _Copy:
                     raise error
         graph = self.select(self.limit_graph(graph))
         plan = plan_blobs(graph, (), self.recompressor, self.results)
-        if isinstance(self.destination, MountingDestination) and not plan.recompressed:
+        if self.destination.traits.begins_without_writing and not plan.recompressed:
             # For a registry this only checks the digest that the user gave.
             self.destination.begin(graph)
         check = ExistenceCheck(
@@ -255,7 +255,7 @@ class _Copy:
             return set()
         # Only which manifests may come: referrers are expected when it is known which platforms are copied.
         self.destination.expect(replace(graph, referrers={}))
-        return list_stored(self.destination, missing, are_manifests=True)
+        return self.destination.stored(missing)
 
     # -- select ------------------------------------------------------------------------------------------
 
@@ -334,7 +334,7 @@ class _Copy:
                 self.results.add(blob, "omitted")
         # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
         unchanged = [blob for blob in pending if plan.actions[blob.digest] is not Action.RECOMPRESS]
-        check.skip_or_mount(unchanged, list_stored(self.destination, unchanged, can_send=True))
+        check.skip_or_mount(unchanged, self.destination.stored(unchanged))
         # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
         wanted = [
             blob
@@ -448,7 +448,7 @@ class _Copy:
             if self.results.find(blob.digest) is None
             and plan.actions[blob.digest] not in {Action.READ, Action.RECOMPRESS}
         ]
-        stored = list_stored(self.destination, unsent)
+        stored = self.destination.stored(unsent)
         for blob in unsent:
             if blob.digest in stored:
                 self.results.add(blob, "skipped")

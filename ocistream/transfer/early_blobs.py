@@ -13,7 +13,6 @@ from ocistream import notices
 from ocistream.errors import IntegrityError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.chunks import chunks_from, read_all, verify_chunks
-from ocistream.transfer.existing_blobs import list_stored
 from ocistream.transfer.interfaces import Access, Blob, ReadableDestination
 from ocistream.transfer.verified_blobs import peek
 
@@ -44,6 +43,7 @@ class EarlyBlobWriter:
     ) -> None:
         """Recompress layers by `recompression`; without it, those that `docker save` left plain by `plain_layers`."""
         self._destination = writer.destination
+        self._readable = self._destination if isinstance(self._destination, ReadableDestination) else None
         self._writer = writer
         self._configs = configs
         self._recompressor = _create_recompressor(recompression) if recompression is not None else None
@@ -72,7 +72,7 @@ class EarlyBlobWriter:
                 return
         elif (
             can_be_plain_layer
-            and isinstance(self._destination, ReadableDestination)
+            and self._readable is not None
             and (recompressor := self._plain_layer_recompressor()) is not None
         ):
             from ocistream.streams.compression import NONE, detect_codec
@@ -102,10 +102,10 @@ class EarlyBlobWriter:
 
     def read_back(self, descriptor: Descriptor) -> bytes:
         """Read small content back from the destination."""
-        if not isinstance(self._destination, ReadableDestination):
+        if self._readable is None:
             msg = f"{descriptor.digest}: too many small blobs come before the index of the archive to buffer them"
             raise UnsupportedError(msg, hint="read it from a file instead of a pipe or a compressed file")
-        return read_all(verify_chunks(self._destination.read(descriptor), descriptor))
+        return read_all(verify_chunks(self._readable.read(descriptor), descriptor))
 
     @property
     def accepts_early(self) -> bool:
@@ -132,12 +132,12 @@ class EarlyBlobWriter:
 
         The destination has only the compressed layers, so they are read back from it and decompressed.
         """
-        recompressor, destination = self._plain_recompressor, self._destination
-        if graph.has_plain_layers or recompressor is None or not isinstance(destination, ReadableDestination):
+        recompressor, readable = self._plain_recompressor, self._readable
+        if graph.has_plain_layers or recompressor is None or readable is None:
             return
         for blob in graph.blobs:
             if blob.digest in self._compressed and (result := recompressor.results.get(blob.digest)) is not None:
-                open_plain = functools.partial(_decompress_result, destination, result, recompressor)
+                open_plain = functools.partial(_decompress_result, readable, result, recompressor)
                 if self._is_stored(blob):
                     self._writer.results.add(blob, "skipped")
                 else:
@@ -150,7 +150,7 @@ class EarlyBlobWriter:
         return self._plain_recompressor
 
     def _is_stored(self, blob: Descriptor) -> bool:
-        return bool(list_stored(self._destination, [blob]))
+        return bool(self._destination.stored([blob]))
 
 
 def _decompress_result(

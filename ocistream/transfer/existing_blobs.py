@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ocistream.oci.omitted_blobs import VOLUME
 from ocistream.streams.workers import run_each
-from ocistream.transfer.interfaces import IncompleteSource, MountingDestination
+from ocistream.transfer.interfaces import MountingDestination
 from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, NeededVolumes
 
 if TYPE_CHECKING:
@@ -22,21 +22,13 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import Destination, Source
 
 
-def list_stored(
-    destination: Destination, blobs: Sequence[Descriptor], *, are_manifests: bool = False, can_send: bool = False
-) -> set[str]:
-    """Return the digests of the blobs that are stored completely; the options are those of `Destination.stored`."""
-    sizes = destination.stored(blobs, are_manifests=are_manifests, can_send=can_send) if blobs else {}
-    return {blob.digest for blob in blobs if sizes.get(blob.digest) == blob.size}
-
-
 def find_missing_manifests(graph: Graph, destination: Destination) -> list[Descriptor]:
     """List the missing manifests of a graph, and the absent ones that need a name."""
     named = {root.descriptor.digest for root in graph.roots}
     named.update(referrer.descriptor.digest for referrer in graph.all_referrers if referrer.tag)
     # A name can only be given to a manifest whose bytes the source has.
     unnamed = [manifest for manifest in graph.absent if manifest.digest not in named]
-    stored = list_stored(destination, unnamed, are_manifests=True)
+    stored = destination.stored(unnamed)
     return [manifest for manifest in graph.absent if manifest.digest not in stored]
 
 
@@ -78,15 +70,16 @@ class ExistenceCheck:
         Raises:
             MissingBlobsError: neither side nor another volume has a blob.
         """
-        incomplete_source = self._source if isinstance(self._source, IncompleteSource) else None
         absent: list[Descriptor] = []
         remaining: list[Descriptor] = []
         for blob in pending:
-            is_missing = incomplete_source.is_missing(blob) if incomplete_source else None
+            is_missing = self._source.is_missing(blob)
             is_missing = blob.digest in graph.omitted_from_source if is_missing is None else is_missing
             (absent if is_missing and blob.digest not in graph.embedded else remaining).append(blob)
         self._missing_manifests = find_missing_manifests(graph, self._destination)
-        self._stored = list_stored(self._destination, absent)
+        self._stored = self._destination.stored(absent)
+        # For small blobs, only the second answer is certain.
+        self._stored |= self._destination.stored([blob for blob in absent if blob.digest not in self._stored])
         unstored = [blob for blob in absent if blob.digest not in self._stored]
         self._check_missing(graph, [*self._missing_manifests, *self.list_unmountable(unstored)])
         return absent, remaining
@@ -121,8 +114,7 @@ class ExistenceCheck:
 
         Return how many bytes of each other blob of `remaining` an earlier run has stored.
         """
-        sizes = self._destination.stored(remaining, partial=True) if remaining else {}
-        stored = self._stored | {blob.digest for blob in remaining if sizes.get(blob.digest) == blob.size}
+        stored = self._stored | self._destination.stored(remaining)
         unstored = [blob for blob in (*absent, *remaining) if blob.digest not in stored]
         unmountable = {blob.digest for blob in self.list_unmountable(unstored)}
         for blob in (*absent, *remaining):
@@ -134,7 +126,7 @@ class ExistenceCheck:
             reasons = [graph.omitted_from_source.get(blob.digest) for blob in missing]
             volumes = sorted({reason.name for reason in reasons if reason is not None})
             raise MissingVolumesError(missing, graph, is_untouched=True, needed=NeededVolumes(volumes, {}))
-        return {digest: size for digest, size in sizes.items() if digest in unmountable}
+        return {blob.digest: self._destination.partial_size(blob) for blob in remaining if blob.digest in unmountable}
 
     def _check_missing(self, graph: Graph, missing: Sequence[Descriptor]) -> None:
         reasons = [graph.omitted_from_source.get(blob.digest) for blob in missing]

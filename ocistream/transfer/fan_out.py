@@ -40,7 +40,7 @@ class FanOutBranch:
     rename: Callable[[Graph], Graph] = field(default=lambda graph: graph)
     failure: OcistreamError | None = None
     graph: Graph | None = None
-    #: Digests of blobs that this destination needs, and of those that it has.
+    #: Digests of blobs and manifests that this destination needs, and of those that it has.
     needed: frozenset[str] = frozenset()
     stored: set[str] = field(default_factory=set)
     #: Digests of the blobs that were written, with their sizes in bytes.
@@ -54,7 +54,8 @@ class FanOutBranch:
     def set_graph(self, graph: Graph) -> None:
         """Set the graph to write here."""
         self.graph = graph
-        self.needed = frozenset(blob.digest for blob in graph.blobs)
+        manifests = (manifest.descriptor for manifest in graph.manifests)
+        self.needed = frozenset(needed.digest for needed in (*graph.blobs, *graph.absent, *manifests))
 
 
 class FanOutDestination:
@@ -86,6 +87,7 @@ class FanOutDestination:
             accepts_early=False,
             can_omit=all(each.can_omit for each in traits),
             can_retry=all(each.can_retry for each in traits),
+            begins_without_writing=all(each.begins_without_writing for each in traits),
             buffer_size=sum(each.buffer_size for each in traits),
         )
 
@@ -110,51 +112,35 @@ class FanOutDestination:
                 branch.set_graph(replace(own, omitted_from_output=graph.omitted_from_output))
                 branch.destination.begin(cast("Graph", branch.graph))
 
-    def stored(
-        self,
-        blobs: Sequence[Descriptor],
-        *,
-        are_manifests: bool = False,
-        partial: bool = False,  # noqa: ARG002 - parts go to one destination only
-        can_send: bool = False,
-    ) -> dict[str, int]:
-        """Return the sizes of the blobs that all destinations have that need them."""
-        if not are_manifests and not self._is_expecting():
-            return {}
-        found = {blob.digest: blob.size for blob in blobs}
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+        """Return the digests of the blobs and manifests that all destinations have that need them."""
+        if not self._is_expecting():
+            return set()
+        found = {blob.digest for blob in blobs}
         for branch in self._active():
-            wanted = blobs
-            if not are_manifests:
-                wanted = [blob for blob in blobs if self._lacks(branch, blob)]
+            wanted = [blob for blob in blobs if self._lacks(branch, blob)]
             with self._failure_scope(branch):
-                sizes = branch.destination.stored(wanted, are_manifests=are_manifests, can_send=can_send)
-                for blob in wanted:
-                    if sizes.get(blob.digest) != blob.size:
-                        found.pop(blob.digest, None)
-                    elif not are_manifests:
-                        branch.stored.add(blob.digest)
+                branch.stored |= branch.destination.stored(wanted)
+                found.difference_update(blob.digest for blob in wanted if blob.digest not in branch.stored)
         return found
+
+    def partial_size(self, _blob: Descriptor, /) -> int:
+        """Return 0: parts go to one destination only."""
+        return 0
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob at each destination that lacks it and can mount it; return whether all have it then."""
-
-        def mount(branch: FanOutBranch) -> bool:
-            return isinstance(branch.destination, MountingDestination) and branch.destination.mount(descriptor, source)
-
         for branch in self._active_without(descriptor):
-            if self._ask_branch(branch, mount):
+            if self._ask_branch(branch, lambda mounting: mounting.mount(descriptor, source)):
                 branch.stored.add(descriptor.digest)
         return not self._active_without(descriptor)
 
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether each destination has the blob or could mount it."""
-
-        def can_mount(branch: FanOutBranch) -> bool:
-            return isinstance(branch.destination, MountingDestination) and branch.destination.can_mount(
-                descriptor, source
-            )
-
-        return all(self._ask_branch(branch, can_mount) is not False for branch in self._active_without(descriptor))
+        return all(
+            self._ask_branch(branch, lambda mounting: mounting.can_mount(descriptor, source)) is not False
+            for branch in self._active_without(descriptor)
+        )
 
     def write(self, blob: VerifiedBlob) -> int:
         """Write a blob to all destinations that lack it."""
@@ -231,10 +217,11 @@ class FanOutDestination:
         branch.written[descriptor.digest] = descriptor.size
         branch.stored.add(descriptor.digest)
 
-    def _ask_branch(self, branch: FanOutBranch, ask: Callable[[FanOutBranch], bool]) -> bool | None:
+    def _ask_branch(self, branch: FanOutBranch, ask: Callable[[MountingDestination], bool]) -> bool | None:
+        """Ask a destination that can mount. Return False for one that cannot, and None for one that fails."""
         answers: list[bool] = []
         with self._failure_scope(branch):
-            answers.append(ask(branch))
+            answers.append(isinstance(branch.destination, MountingDestination) and ask(branch.destination))
         return answers[0] if answers else None
 
     def _write_task(self, shared: _Broadcast, branch: FanOutBranch, number: int) -> Callable[[], None]:

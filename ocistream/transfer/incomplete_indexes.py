@@ -19,7 +19,6 @@ from ocistream.oci.platforms import attestation_subject, build_smaller_index
 from ocistream.oci.referrers import EXCLUDED, NOT_EXPORTED, NOT_FOUND, Referrer, SkippedReferrer, referrer_descriptor
 from ocistream.oci.walk import leaves_of, nested_indexes
 from ocistream.streams.chunks import read_all, verify_chunks
-from ocistream.transfer.interfaces import IncompleteSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -113,10 +112,9 @@ def limit_to_source(
 
     `list_stored_manifests` returns the digests of those that the destination has.
     """
-    if not isinstance(source, IncompleteSource):
+    if not source.may_lack_blobs:
         return graph
-    is_missing = source.is_missing
-    return limit_to_exported(graph, lambda blob: bool(is_missing(blob)), list_stored_manifests)
+    return limit_to_exported(graph, lambda blob: bool(source.is_missing(blob)), list_stored_manifests)
 
 
 def read_exported_platforms(source: Source, leaves: Sequence[Descriptor]) -> tuple[str, ...] | None:
@@ -127,7 +125,7 @@ def read_exported_platforms(source: Source, leaves: Sequence[Descriptor]) -> tup
     Raises:
         LocalDiskError: the source cannot be read.
     """
-    if not isinstance(source, IncompleteSource) or not source.concurrent:
+    if not source.may_lack_blobs or not source.concurrent:
         return None
     exported: list[Descriptor] = []
     for leaf in leaves:

@@ -20,7 +20,6 @@ from ocistream.sizes import format_count
 from ocistream.streams import layer_media_types
 from ocistream.streams.synchronization import Budget
 from ocistream.transfer.incomplete_indexes import limit_to_exported
-from ocistream.transfer.interfaces import IncompleteSource
 from ocistream.transfer.verify import DiscardedBlobs
 
 if TYPE_CHECKING:
@@ -58,17 +57,14 @@ def inspect_source(
     Raises:
         OcistreamError: the source cannot be read.
     """
-    # Blobs that are stored with a wrong size count as missing, and would end the run.
-    sized = source if isinstance(source, IncompleteSource) else None
     with contextlib.closing(DiscardedBlobs(cancelled)) as discarded:
         graph = source.resolve(discarded)
         summaries = _ConfigSummaries()
-        configs = _list_image_configs(graph)
-        if sized is not None:
-            configs = [config for config in configs if sized.stored_size(config.digest) in {None, config.size}]
+        # Blobs that are stored with a wrong size count as missing, and would end the run.
+        configs = [c for c in _list_image_configs(graph) if source.stored_size(c.digest) in {None, c.size}]
         blobs = source.blobs(configs)
-        if sized is not None:
-            blobs = (blob for blob in blobs if sized.stored_size(blob.descriptor.digest) == blob.descriptor.size)
+        if source.may_lack_blobs:
+            blobs = (blob for blob in blobs if source.stored_size(blob.descriptor.digest) == blob.descriptor.size)
         discarded.read_contents(blobs, configs, summaries.add, jobs=jobs if source.concurrent else 1)
     if summaries.unlabelled:
         report(f"the labels of {format_count(len(summaries.unlabelled), 'image')} are not shown: they are too many")
@@ -76,8 +72,8 @@ def inspect_source(
         chosen = root.chosen_platforms
         if chosen is not None and root.descriptor.is_index and root.descriptor.digest != chosen.index:
             report(f"{root.descriptor.digest} is what a copy of these platforms gets; the location has {chosen.index}")
-    if sized is not None:
-        stored = (blob for blob in graph.blobs if sized.stored_size(blob.digest) == blob.size)
+    if source.may_lack_blobs:
+        stored = (blob for blob in graph.blobs if source.stored_size(blob.digest) == blob.size)
         existing = {blob.digest for blob in stored} | graph.embedded.keys()
         missing = [blob for blob in graph.blobs if blob.digest not in existing]
     else:

@@ -1,4 +1,4 @@
-"""The interfaces of a transfer: Source, Destination, the blobs between them, Observer, and five optional capabilities.
+"""The interfaces of a transfer: Source, Destination, the blobs between them, Observer, and three optional capabilities.
 
 Only types and an observer that does nothing: stores do not know each other, and this package knows no store.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from ocistream import limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from ocistream.errors import IntegrityError
     from ocistream.oci.descriptor import Descriptor
@@ -204,8 +204,39 @@ class Source(Protocol):
         source lacks are omitted, not reported: the caller knows what it asked for.
         """
 
+    @property
+    def may_lack_blobs(self) -> bool:
+        """Whether it may lack blobs of its graph, beyond those that the graph lists as omitted."""
+
+    def is_missing(self, descriptor: Descriptor, /) -> bool | None:
+        """Return whether the source lacks a blob of the graph; None if that is not known (yet)."""
+
+    def parts(self, descriptor: Descriptor, /) -> Sequence[BlobPart]:
+        """Return all parts of a blob in order, in any volume; empty if the blob is not split."""
+
+    def stored_size(self, digest: str, /) -> int | None:
+        """Return the bytes stored under a digest, without reading them, or None; in a stream, of blobs read so far."""
+
     def close(self) -> None:
         """Close files and connections."""
+
+
+class CompleteSource:
+    """What a source answers that should have all blobs of its graph."""
+
+    may_lack_blobs = False
+
+    def is_missing(self, _descriptor: Descriptor, /) -> bool | None:
+        """Return None: only a request could tell."""
+        return None
+
+    def parts(self, _descriptor: Descriptor, /) -> Sequence[BlobPart]:
+        """Return nothing: only archives are split."""
+        return ()
+
+    def stored_size(self, _digest: str, /) -> int | None:
+        """Return None: only a request could tell."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +250,7 @@ class Traits:
     `accepts_parts`: a blob may be written part by part, in order, in several runs.
     `can_retry`: nothing stays of a blob whose chunks raised, so that it can be written again. A pipe takes nothing
     back.
+    `begins_without_writing`: `begin` writes nothing, so that a dry run may call it.
     `buffer_size`: bytes of memory for each blob under way, which prefetching must not use.
     """
 
@@ -228,6 +260,7 @@ class Traits:
     can_omit: bool = False
     accepts_parts: bool = False
     can_retry: bool = True
+    begins_without_writing: bool = False
     buffer_size: int = 0
 
 
@@ -256,20 +289,15 @@ class Destination(Protocol):
         layer.
         """
 
-    def stored(
-        self,
-        blobs: Sequence[Descriptor],
-        *,
-        are_manifests: bool = False,
-        partial: bool = False,
-        can_send: bool = False,
-    ) -> Mapping[str, int]:
-        """Return how many bytes of each blob are stored, by digest. Blobs that are not stored are omitted.
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+        """Return the digests of the blobs and manifests that are stored completely.
 
-        A complete blob has the size of its descriptor. With `partial`, blobs that earlier runs have stored in part are
-        returned too. `are_manifests` is for manifests, which a registry keeps apart from blobs. `can_send` says that
-        the source can send the blobs: a registry may then omit a small one without asking for it.
+        A registry may omit a small blob without asking for it, since an upload takes hardly longer. If the caller asks
+        for the blob again, the answer is certain.
         """
+
+    def partial_size(self, blob: Descriptor, /) -> int:
+        """Return how many bytes are stored of a blob that `stored` does not return."""
 
     def write(self, blob: VerifiedBlob) -> int:
         """Store a blob that is not stored yet, or the bytes of it that the source has, at their offset.
@@ -342,20 +370,6 @@ class NullObserver:
 
     def done(self, descriptor: Descriptor, status: str) -> None:
         """Do nothing."""
-
-
-@runtime_checkable
-class IncompleteSource(Protocol):
-    """A source that may lack blobs of its graph, beyond those that the graph lists as omitted."""
-
-    def is_missing(self, descriptor: Descriptor) -> bool | None:
-        """Return whether the source lacks a blob of the graph; None if that is not known yet."""
-
-    def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
-        """Return all parts of a blob in order, in any volume; empty if the blob is not split."""
-
-    def stored_size(self, digest: str) -> int | None:
-        """Return the bytes stored under a digest, without reading them, or None; in a stream, of blobs read so far."""
 
 
 @runtime_checkable

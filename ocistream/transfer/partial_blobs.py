@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import ArchiveError
 from ocistream.oci.reference import is_digest, printable
-from ocistream.transfer.interfaces import IncompleteSource
 from ocistream.transfer.report import NeededVolumes
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def write_parts(
     needed: dict[str, None] = {}
     in_order: dict[str, Sequence[str]] = {}
     for blob in missing:
-        parts = source.parts(blob) if isinstance(source, IncompleteSource) else ()
+        parts = source.parts(blob)
         if not parts:
             if (reason := graph.omitted_from_source.get(blob.digest)) is not None:
                 needed[reason.name] = None

@@ -26,7 +26,7 @@ from ocistream.streams.layer_media_types import codec_name, is_probably_layer
 from ocistream.streams.workers import run_each
 from ocistream.transfer.config_checks import ConfigChecker, can_be_json_object, not_json_error
 from ocistream.transfer.incomplete_indexes import limit_to_exported
-from ocistream.transfer.interfaces import IncompleteSource, NullObserver
+from ocistream.transfer.interfaces import NullObserver
 from ocistream.transfer.verified_blobs import BlobProgress, use_verified
 
 if TYPE_CHECKING:
@@ -137,14 +137,14 @@ class _Verification:
 
         jobs = (_DEEP_JOBS if self._deep else _JOBS) if source.concurrent else 1
         run_each(check_blob, source.blobs(pending), jobs=jobs, cancelled=self._cancelled)
-        parts = self._check_parts(source, graph) if isinstance(source, IncompleteSource) else []
+        parts = self._check_parts(source, graph)
         findings = self._collect_findings(graph, configs)
         findings.parts, findings.size = len(parts), findings.size + sum(parts)
         return findings
 
     # -- reading -------------------------------------------------------------------------------------------
 
-    def _check_parts(self, source: IncompleteSource, graph: Graph) -> list[int]:
+    def _check_parts(self, source: Source, graph: Graph) -> list[int]:
         """Verify the available parts of blobs, and return the sizes of parts whose blob is incomplete.
 
         The parts of a complete blob are read only if it is corrupt, to find the wrong one.

@@ -448,6 +448,22 @@ class TestSmallBlobsOfARepositoryThatLacksOthers:
         assertions.success(ocistream("push", f"{served.host}/app:1", "--jobs=1", stdin=tar_of(items)))
         assert len(served.asked("HEAD", "/blobs/")) == 9
 
+    def test_those_that_the_source_lacks_are_all_asked_for(
+        self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
+    ) -> None:
+        """The last one is found in the repository, the others are mounted."""
+        layers = [layout.random_layer(4000, seed=number)[0] for number in range(10)]
+        push(layers[9:])
+        layout.image(layers[:9], name="base")
+        assertions.success(ocistream("push", f"{served.host}/base:1", "-i", str(layout.path), "--image", "base"))
+        image = layout.image(layers)
+        (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [image]}))
+        omitted = {blob_name(layer["digest"]) for layer in layers}
+        archive = tar_of(item for item in small_first(layout) if item[0] not in omitted)
+        (layout.path.parent / "app.tar").write_bytes(archive)
+        argv = ["-i", str(layout.path.parent / "app.tar"), "--mount-from", "base", "--jobs=1"]
+        assertions.success(ocistream("push", f"{served.host}/app:1", *argv))
+
 
 def test_one_platform_of_an_index_is_pushed_alone(served: FaultyRegistry, layout: Layout) -> None:
     index = two_platforms(layout, name="multi")

@@ -65,7 +65,7 @@ from tests.contract.adapter_types import (
     Skipped,
     Wanted,
 )
-from tests.images import MANIFESTS, digest_of
+from tests.images import digest_of
 
 __all__ = [
     "Blob",
@@ -194,13 +194,7 @@ class Destination:
 
     def stored(self, pieces: Iterable[Piece]) -> set[str]:
         """Return the digests of the blobs and manifests that are stored already."""
-        asked = list(pieces)
-        found: set[str] = set()
-        for are_manifests in (True, False):
-            blobs = [_descriptor(piece) for piece in asked if (piece.media_type in MANIFESTS) == are_manifests]
-            sizes = self.native.stored(blobs, are_manifests=are_manifests)
-            found |= {blob.digest for blob in blobs if sizes.get(blob.digest) == blob.size}
-        return found
+        return self.native.stored([_descriptor(piece) for piece in pieces])
 
     def write(self, blob: Blob) -> None:
         """Store a blob."""

@@ -20,7 +20,6 @@ from ocistream.oci.volumes import part_name
 from ocistream.remote.command import RemoteCommand, check_shell_safe, split_command
 from ocistream.remote.have_lists import HaveListReader, format_have_list, read_lines
 from ocistream.streams.chunks import chunks_from
-from ocistream.transfer.existing_blobs import list_stored
 from ocistream.transfer.partial_blobs import PARTIAL_BLOBS, format_partial_blobs
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ class _RemoteOcistream:
         The answer is trusted like a list of --have: the remote side reports a blob that it lacks after all.
         """
         # The plain layers of a docker-archive are compressed on the way, so the digests that arrive are not known yet.
-        sent = list_stored(self._destination, graph.blobs) if self._destination else set()
+        sent = self._destination.stored(graph.blobs) if self._destination else set()
         digests = [blob.digest for blob in graph.blobs if blob.digest not in sent]
         if self._target.query_location is None or graph.has_plain_layers or not digests:
             return {}

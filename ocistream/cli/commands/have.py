@@ -75,10 +75,7 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
             digests = _read_all_digests(stores)
         else:
             queried = _read_among_list(context, among)
-            # With several locations, the list could not say which one has the partial blobs.
-            sizes = _find_listed(stores, queried, context.console, partial=len(stores) == 1)
-            digests = {blob.digest for blob in queried if sizes.get(blob.digest) == blob.size}
-            partial_blobs = {digest: size for digest, size in sizes.items() if digest not in digests}
+            digests, partial_blobs = _find_listed(stores, queried, context.console)
     # Nothing was written before, so a reader gets a complete list or none.
     text = format_have_list(
         [store.origin for store in stores], digests, version=__version__, partial_blobs=partial_blobs
@@ -125,18 +122,22 @@ def _read_all_digests(stores: Sequence[StoredBlobs]) -> set[str]:
 
 
 def _find_listed(
-    stores: Sequence[StoredBlobs], queried: Sequence[Descriptor], console: Console, *, partial: bool
-) -> Mapping[str, int]:
-    """Return how many bytes the locations store of the queried blobs, by digest."""
-    found: dict[str, int] = {}
+    stores: Sequence[StoredBlobs], queried: Sequence[Descriptor], console: Console
+) -> tuple[set[str], Mapping[str, int]]:
+    """Return the digests of the queried blobs that are stored, and the sizes of partial blobs, by digest."""
+    found: set[str] = set()
+    partial_blobs: Mapping[str, int] = {}
     for store in stores:
         try:
-            found |= store.stored([blob for blob in queried if blob.digest not in found], partial=partial)
+            found |= store.stored([blob for blob in queried if blob.digest not in found])
+            # With several locations, the list could not say which one has the partial blobs.
+            if len(stores) == 1:
+                partial_blobs = store.partial_sizes([blob.digest for blob in queried if blob.digest not in found])
         except NotFoundError as error:
             # A repository that does not exist yet has no blobs: that is an answer before a first push, unless the name
             # is misspelt.
             console.info(f"{error.message}: it has none of these blobs", level=1)
-    return found
+    return found, partial_blobs
 
 
 def _read_among_list(context: CommandContext, among: str) -> list[Descriptor]:

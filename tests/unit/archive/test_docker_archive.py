@@ -70,15 +70,11 @@ class Shelf:
     def begin(self, graph: Graph) -> None:
         """Nothing has to be known."""
 
-    def stored(
-        self,
-        blobs: Sequence[Descriptor],
-        *,
-        are_manifests: bool = False,  # noqa: ARG002 - they are held alike
-        partial: bool = False,  # noqa: ARG002 - nothing is held in part
-        can_send: bool = False,  # noqa: ARG002 - asking costs nothing
-    ) -> dict[str, int]:
-        return {blob.digest: blob.size for blob in blobs if blob.digest in self.blobs}
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+        return {blob.digest for blob in blobs if blob.digest in self.blobs}
+
+    def partial_size(self, _blob: Descriptor, /) -> int:
+        return 0
 
     def write(self, blob: VerifiedBlob) -> int:
         assert blob.range is None

@@ -18,7 +18,7 @@ from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.interfaces import Blob, EarlyBlobs, Traits, VerifiedBlob
+from ocistream.transfer.interfaces import Blob, CompleteSource, EarlyBlobs, Traits, VerifiedBlob
 from ocistream.transfer.prefetch import Prefetcher
 from tests.contract.image_shapes import named_in
 from tests.images import Layout
@@ -46,15 +46,11 @@ class Memory:
         assert all(manifest.descriptor.digest in graph.documents for manifest in graph.manifests)
         self.diary.append("begin")
 
-    def stored(
-        self,
-        blobs: Sequence[Descriptor],
-        *,
-        are_manifests: bool = False,  # noqa: ARG002 - they are kept alike
-        partial: bool = False,  # noqa: ARG002 - nothing is kept in part
-        can_send: bool = False,  # noqa: ARG002 - asking costs nothing
-    ) -> dict[str, int]:
-        return {blob.digest: blob.size for blob in blobs if blob.digest in self.blobs}
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+        return {blob.digest for blob in blobs if blob.digest in self.blobs}
+
+    def partial_size(self, _blob: Descriptor, /) -> int:
+        return 0
 
     def write(self, blob: VerifiedBlob) -> int:
         assert blob.range is None
@@ -74,7 +70,7 @@ class Memory:
         self.diary.append("close")
 
 
-class Wrapped:
+class Wrapped(CompleteSource):
     """A layout's images, with some of the source changed."""
 
     def __init__(
@@ -224,8 +220,8 @@ class TestSideBySide:
         several_layers(layout)
 
         class Asked(Memory):
-            def stored(self, blobs: Sequence[Descriptor], **options: bool) -> dict[str, int]:
-                msg = f"{blobs} {options}?"
+            def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+                msg = f"{blobs}?"
                 raise NetworkError(msg)
 
         with pytest.raises(NetworkError, match=r"\?"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from ocistream.errors import IntegrityError
 from ocistream.oci.descriptor import Descriptor
@@ -33,8 +33,11 @@ class Memory:
 
     def begin(self, graph: Graph) -> None: ...
 
-    def stored(self, blobs: Sequence[Descriptor], **_options: bool) -> Mapping[str, int]:
-        return {blob.digest: blob.size for blob in blobs if self.content}
+    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+        return {blob.digest for blob in blobs if self.content}
+
+    def partial_size(self, _blob: Descriptor, /) -> int:
+        return 0
 
     def write(self, blob: VerifiedBlob) -> int:
         assert blob.range is None

@@ -34,7 +34,15 @@ from ocistream.oci.digest import compute_digest
 from ocistream.oci.graph import Graph
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.interfaces import Access, Blob, Destination, EarlyBlobs, RecoverableBlob, VerifiedBlob
+from ocistream.transfer.interfaces import (
+    Access,
+    Blob,
+    CompleteSource,
+    Destination,
+    EarlyBlobs,
+    RecoverableBlob,
+    VerifiedBlob,
+)
 from ocistream.transfer.recompress import parse_recompression
 from ocistream.transfer.report import Report
 from ocistream.transfer.verified_blobs import BlobProgress, use_verified
@@ -51,7 +59,7 @@ def little_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", 2000)
 
 
-class Reading:
+class Reading(CompleteSource):
     """A layout's images; `read` has each reading of a blob: its digest, from where, and how many bytes were given.
 
     `fail(digest, position)` is asked before each piece of a thousand bytes, and may raise.
