@@ -16,7 +16,6 @@ from ocistream.api.client_registries import ClientRegistries
 from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.api.location_arguments import LocationArgument, list_locations
 from ocistream.api.options import ClientOptions, CopyOptions, parse_client_options, parse_split
-from ocistream.api.registries import load_host_rules, load_trust_policy
 from ocistream.api.results import CopyResult, ImageResult, build_result
 from ocistream.api.settings import RegistrySettings, TlsFiles
 from ocistream.errors import InvalidNameError, UsageError
@@ -97,20 +96,14 @@ class Client:
             upload=upload,
         )
         env = os.environ if environment is None else environment
-        config_file = None if config is None else Path(config)
-        self._load_trust_policy = functools.partial(load_trust_policy, config_file, env)
         self._closed = threading.Event()
         self._registries = ClientRegistries(
             self._options,
             env=env,
             credentials=credentials,
-            load_rules=functools.partial(
-                load_host_rules,
-                config_file,
-                env,
-                {host: own.to_rule() for host, own in (registries or {}).items()},
-                use_mirrors=mirrors,
-            ),
+            config=None if config is None else Path(config),
+            host_rules={host: own.to_rule() for host, own in (registries or {}).items()},
+            use_mirrors=mirrors,
             plain_http=plain_http,
             tls=(tls or TlsFiles()).to_settings(insecure=insecure),
             closed=self._closed,
@@ -202,7 +195,7 @@ class Client:
             plan_copy(locations, targets[0].location, options)
             if targets
             else plan_copy_to_prefix(locations, to or "", options)
-        ).with_policy(self._load_trust_policy())
+        ).with_policy(self._registries.load_trust_policy())
         destination_context = self._open_context(plan.destination_registries, targets, event)
         source_context = self._open_context(plan.source_registries, sources, event)
         self._registries.check_environment_credential(plan.source_registries | plan.destination_registries)

@@ -6,20 +6,21 @@ import contextlib
 import functools
 from typing import TYPE_CHECKING, TypeAlias
 
-from ocistream.api.registries import RegistryAccess, find_home
+from ocistream.api.registries import RegistryAccess, find_home, load_configuration
 from ocistream.errors import UsageError
 from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Collection, Mapping
+    from pathlib import Path
 
     from ocistream.api.options import ClientOptions
     from ocistream.auth.docker_config import Credential
     from ocistream.http.client import HttpClient
     from ocistream.http.settings import TlsSettings
     from ocistream.locations import OpenContext
-    from ocistream.registry.configuration import RegistryConfiguration
+    from ocistream.registry.configuration import HostRule
 
 Credentials: TypeAlias = "Credential | Mapping[str, Credential] | Callable[[str, str], Credential | None]"
 
@@ -27,19 +28,28 @@ Credentials: TypeAlias = "Credential | Mapping[str, Credential] | Callable[[str,
 class ClientRegistries:
     """Opens registries for the calls of one client. Safe for several threads."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings, given by name
         self,
         options: ClientOptions,
         *,
         env: Mapping[str, str],
         credentials: Credentials | None,
-        load_rules: Callable[[], RegistryConfiguration],
+        config: Path | None,
+        host_rules: Mapping[str, HostRule],
+        use_mirrors: bool,
         plain_http: bool,
         tls: TlsSettings,
         closed: threading.Event,
     ) -> None:
         """Take the settings; files are read on first use. Setting `closed` ends all requests."""
-        self._access = RegistryAccess(options, env, load_rules)
+        self._access = RegistryAccess(
+            options,
+            env,
+            functools.partial(load_configuration, config, env),
+            use_mirrors=use_mirrors,
+            host_rules=host_rules,
+        )
+        self.load_trust_policy = self._access.load_trust_policy
         self._env = env
         self._credentials = credentials
         self._plain_http = plain_http

@@ -49,6 +49,8 @@ _Group = TypeVar("_Group", bound="DataclassInstance")
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 SELECTS_OUTPUT: Final = "it decides what is printed: use the option"
+#: The key of the configuration file in the `meta` of click's contexts, if it was read for defaults.
+CONFIGURATION: Final = f"{__name__}.configuration"
 #: The name of the parameter of --all.
 _ALL_PLATFORMS: Final = "all_platforms"
 #: The type of an option that counts how often it is given.
@@ -270,6 +272,7 @@ def command(function: Callable[..., None]) -> click.Command:
             copy=_collect(CopyOptions, values),
             omission=_collect(OmissionOptions, values),
             cancelled=console.cancelled,
+            configuration=click.get_current_context().meta.get(CONFIGURATION),
         )
         context.credentials.check_password_stdin()
         return_large_blocks()

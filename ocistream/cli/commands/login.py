@@ -99,7 +99,7 @@ def _check_credential(context: CommandContext, host: str, credential: Credential
         return credential if registry == host else None
 
     options = replace(context.options, retries=_RETRIES)
-    client = RegistryAccess(options, os.environ, context.load_rules).create_client(
+    client = RegistryAccess(options, os.environ, context.access.configuration).create_client(
         find,
         plain_http=context.registry.plain_http,
         tls=context.registry.tls_settings(options.cert_dir),
