@@ -7,7 +7,7 @@ import inspect as signatures
 import os
 import threading
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
@@ -16,8 +16,9 @@ from ocistream.api.client_registries import ClientRegistries
 from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.api.location_arguments import LocationArgument, list_locations
 from ocistream.api.options import ClientOptions, CopyOptions, parse_client_options, parse_split
+from ocistream.api.registries import RegistryAccess, load_configuration
 from ocistream.api.results import CopyResult, ImageResult, build_result
-from ocistream.api.settings import RegistrySettings, TlsFiles
+from ocistream.api.settings import RegistryOptions, RegistrySettings, TlsFiles
 from ocistream.errors import InvalidNameError, UsageError
 from ocistream.oci.descriptor import Platform
 from ocistream.oci.platforms import parse_platform_choice
@@ -97,17 +98,17 @@ class Client:
         )
         env = os.environ if environment is None else environment
         self._closed = threading.Event()
-        self._registries = ClientRegistries(
+        access = RegistryAccess(
             self._options,
-            env=env,
-            credentials=credentials,
-            config=None if config is None else Path(config),
-            host_rules={host: own.to_rule() for host, own in (registries or {}).items()},
+            env,
+            functools.partial(load_configuration, None if config is None else Path(config), env),
             use_mirrors=mirrors,
-            plain_http=plain_http,
-            tls=(tls or TlsFiles()).to_settings(insecure=insecure),
-            closed=self._closed,
+            host_rules={host: own.to_rule() for host, own in (registries or {}).items()},
         )
+        self._load_trust_policy = access.load_trust_policy
+        side = RegistryOptions(plain_http=plain_http, insecure=insecure, **asdict(tls or TlsFiles()))
+        side.tls_settings()
+        self._registries = ClientRegistries(access, side, credentials, env=env, closed=self._closed)
 
     def __enter__(self) -> Self:
         """Return the client."""
@@ -195,7 +196,7 @@ class Client:
             plan_copy(locations, targets[0].location, options)
             if targets
             else plan_copy_to_prefix(locations, to or "", options)
-        ).with_policy(self._registries.load_trust_policy())
+        ).with_policy(self._load_trust_policy())
         destination_context = self._open_context(plan.destination_registries, targets, event)
         source_context = self._open_context(plan.source_registries, sources, event)
         self._registries.check_environment_credential(plan.source_registries | plan.destination_registries)

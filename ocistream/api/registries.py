@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ocistream.api.options import ClientOptions
+    from ocistream.api.settings import RegistryOptions
     from ocistream.auth.docker_config import Credential
     from ocistream.config.toml_files import TomlTable
     from ocistream.http.client import HttpClient
     from ocistream.http.retry import RetryEvent
-    from ocistream.http.settings import HostSettings, HttpSettings, TlsSettings
+    from ocistream.http.settings import HostSettings, HttpSettings
     from ocistream.layout.cache import Cache
     from ocistream.oci.reference import Reference
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
@@ -146,12 +147,10 @@ class RegistryAccess:
 
     def create_client(
         self,
+        registry_options: RegistryOptions,
         find_credential: Callable[[str, str], Credential | None],
         *,
-        plain_http: bool,
-        tls: TlsSettings,
         is_for_mirrors: bool = False,
-        use_certs_d: bool = True,
         format_hint: Callable[[str], str] = str,
         on_retry: Callable[[RetryEvent], None] = lambda _event: None,
         cancelled: threading.Event,
@@ -159,13 +158,12 @@ class RegistryAccess:
         """Return an HTTP client for registries, or for mirrors of them.
 
         Raises:
-            NotFoundError: SSL_CERT_FILE names a file that does not exist.
+            NotFoundError: SSL_CERT_FILE or --cert-dir names what does not exist.
+            UsageError, LocalDiskError: the certificates that the options name cannot be used.
         """
         from ocistream.http.client import HttpClient
 
-        settings = build_http_settings(
-            self._env, self._options, plain_http=plain_http, tls=tls, format_hint=format_hint
-        )
+        settings = build_http_settings(self._env, self._options, registry_options, format_hint)
         if is_for_mirrors:
             from ocistream.registry.mirrors import shorten_timeouts
 
@@ -173,7 +171,9 @@ class RegistryAccess:
         return HttpClient(
             settings,
             find_credential,
-            find_host_settings=_build_host_settings_lookup(self._env, self.rules().settings, use_certs_d=use_certs_d),
+            find_host_settings=_build_host_settings_lookup(
+                self._env, self.rules().settings, use_certs_d=not registry_options.cert_dir
+            ),
             on_retry=on_retry,
             cancelled=cancelled,
             rate_limits=self._rate_limits,
@@ -217,9 +217,7 @@ class RegistryAccess:
 def build_http_settings(
     env: Mapping[str, str],
     options: ClientOptions,
-    *,
-    plain_http: bool,
-    tls: TlsSettings,
+    registry_options: RegistryOptions,
     format_hint: Callable[[str], str] = str,
 ) -> HttpSettings:
     """Return the settings for all hosts; proxies and the system's CAs come from the environment `env`."""
@@ -227,12 +225,12 @@ def build_http_settings(
     from ocistream.http.settings import HttpSettings, RetryPolicy
 
     return HttpSettings(
-        plain_http=plain_http,
+        plain_http=registry_options.plain_http,
         connect_timeout=options.connect_timeout,
         stall_timeout=options.stall_timeout,
         retry_policy=RetryPolicy(attempts=options.retries + 1),
         ca_file=_read_ca_file(env),
-        tls=tls,
+        tls=registry_options.tls_settings(),
         requests_per_second=options.max_requests_per_second,
         proxies=_read_proxies(env),
         user_agent=f"ocistream/{__version__}",

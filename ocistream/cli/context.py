@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from ocistream.api.options import CopyOptions
+    from ocistream.api.settings import RegistryOptions
     from ocistream.archive.outputs import Output
     from ocistream.auth.credentials import Keychain
     from ocistream.cli.console import Console
     from ocistream.cli.options import OmissionOptions, RunOptions
-    from ocistream.cli.registry_options import RegistryOptions
     from ocistream.config.toml_files import TomlTable
     from ocistream.http.client import HttpClient
     from ocistream.http.retry import RetryEvent
@@ -110,17 +110,14 @@ class CommandContext:
         keychain = once(build_keychain or functools.partial(self._build_keychain, side, registries))
 
         def create_client(is_for_mirrors: bool) -> HttpClient:
-            # Mirrors stand in for the registry, so the options of its side apply.
-            options = self.registry_options(side)
             if build_keychain is not None or self.credentials.are_given(side):
                 # The error of an option does not depend on whether a registry asks for a credential.
                 keychain()
             return self.access.create_client(
+                # Mirrors stand in for the registry, so the options of its side apply.
+                self.registry_options(side),
                 lambda registry, repository: keychain().find(registry, repository),
-                plain_http=options.plain_http,
-                tls=options.tls_settings(self.options.cert_dir),
                 is_for_mirrors=is_for_mirrors,
-                use_certs_d=not self.options.cert_dir,
                 format_hint=hint or build_hint_translator(self.registry, side),
                 on_retry=self._report_retry,
                 cancelled=self.cancelled,
