@@ -7,7 +7,7 @@ import inspect as signatures
 import os
 import threading
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
@@ -16,9 +16,9 @@ from ocistream.api.client_registries import ClientRegistries
 from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.api.location_arguments import LocationArgument, list_locations
 from ocistream.api.options import ClientOptions, CopyOptions, parse_client_options, parse_split
-from ocistream.api.registries import load_host_rules, load_trust_policy
+from ocistream.api.registries import RegistryAccess, load_configuration
 from ocistream.api.results import CopyResult, ImageResult, build_result
-from ocistream.api.settings import RegistrySettings, TlsFiles
+from ocistream.api.settings import RegistryOptions, RegistrySettings, TlsFiles
 from ocistream.errors import InvalidNameError, UsageError
 from ocistream.oci.descriptor import Platform
 from ocistream.oci.platforms import parse_platform_choice
@@ -97,24 +97,18 @@ class Client:
             upload=upload,
         )
         env = os.environ if environment is None else environment
-        config_file = None if config is None else Path(config)
-        self._load_trust_policy = functools.partial(load_trust_policy, config_file, env)
         self._closed = threading.Event()
-        self._registries = ClientRegistries(
+        access = RegistryAccess(
             self._options,
-            env=env,
-            credentials=credentials,
-            load_rules=functools.partial(
-                load_host_rules,
-                config_file,
-                env,
-                {host: own.to_rule() for host, own in (registries or {}).items()},
-                use_mirrors=mirrors,
-            ),
-            plain_http=plain_http,
-            tls=(tls or TlsFiles()).to_settings(insecure=insecure),
-            closed=self._closed,
+            env,
+            functools.partial(load_configuration, None if config is None else Path(config), env),
+            use_mirrors=mirrors,
+            host_rules={host: own.to_rule() for host, own in (registries or {}).items()},
         )
+        self._load_trust_policy = access.load_trust_policy
+        side = RegistryOptions(plain_http=plain_http, insecure=insecure, **asdict(tls or TlsFiles()))
+        side.tls_settings()
+        self._registries = ClientRegistries(access, side, credentials, env=env, closed=self._closed)
 
     def __enter__(self) -> Self:
         """Return the client."""

@@ -6,7 +6,7 @@ import contextlib
 import functools
 from typing import TYPE_CHECKING, TypeAlias
 
-from ocistream.api.registries import RegistryAccess, find_home
+from ocistream.api.registries import find_home
 from ocistream.errors import UsageError
 from ocistream.streams.synchronization import once
 
@@ -14,12 +14,11 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Collection, Mapping
 
-    from ocistream.api.options import ClientOptions
+    from ocistream.api.registries import RegistryAccess
+    from ocistream.api.settings import RegistryOptions
     from ocistream.auth.docker_config import Credential
     from ocistream.http.client import HttpClient
-    from ocistream.http.settings import TlsSettings
     from ocistream.locations import OpenContext
-    from ocistream.registry.configuration import RegistryConfiguration
 
 Credentials: TypeAlias = "Credential | Mapping[str, Credential] | Callable[[str, str], Credential | None]"
 
@@ -29,21 +28,18 @@ class ClientRegistries:
 
     def __init__(
         self,
-        options: ClientOptions,
+        access: RegistryAccess,
+        options: RegistryOptions,
+        credentials: Credentials | None,
         *,
         env: Mapping[str, str],
-        credentials: Credentials | None,
-        load_rules: Callable[[], RegistryConfiguration],
-        plain_http: bool,
-        tls: TlsSettings,
         closed: threading.Event,
     ) -> None:
         """Take the settings; files are read on first use. Setting `closed` ends all requests."""
-        self._access = RegistryAccess(options, env, load_rules)
-        self._env = env
+        self._access = access
+        self._options = options
         self._credentials = credentials
-        self._plain_http = plain_http
-        self._tls = tls
+        self._env = env
         self._closed = closed
         #: Registries that calls named, as keys; a mirror from the configuration is none of them.
         self._named: dict[str, None] = {}
@@ -76,11 +72,7 @@ class ClientRegistries:
 
     def _create_client(self, is_for_mirrors: bool) -> HttpClient:
         client = self._access.create_client(
-            self._find_credential,
-            plain_http=self._plain_http,
-            tls=self._tls,
-            is_for_mirrors=is_for_mirrors,
-            cancelled=self._closed,
+            self._options, self._find_credential, is_for_mirrors=is_for_mirrors, cancelled=self._closed
         )
         self._resources.callback(client.close)
         return client

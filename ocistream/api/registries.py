@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ocistream.api.options import ClientOptions
+    from ocistream.api.settings import RegistryOptions
     from ocistream.auth.docker_config import Credential
+    from ocistream.config.toml_files import TomlTable
     from ocistream.http.client import HttpClient
     from ocistream.http.retry import RetryEvent
-    from ocistream.http.settings import HostSettings, HttpSettings, TlsSettings
+    from ocistream.http.settings import HostSettings, HttpSettings
     from ocistream.layout.cache import Cache
     from ocistream.oci.reference import Reference
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
@@ -51,25 +53,45 @@ class RegistryAccess:
         self,
         options: ClientOptions,
         env: Mapping[str, str],
-        load_rules: Callable[[], RegistryConfiguration],
+        load_configuration: Callable[[], TomlTable | None],
+        *,
+        use_mirrors: bool = True,
+        host_rules: Mapping[str, HostRule] | None = None,
         report: Callable[[str, int], None] = lambda _message, _level: None,
     ) -> None:
         """Take the settings; no file is read yet."""
         self._options = options
         self._env = env
+        self._use_mirrors = use_mirrors
         self._report = report
+        #: Rules by host that override the configuration; they may be set until the first use of `rules`.
+        self.host_rules = host_rules or {}
         #: How many bytes of each blob came from the cache, by digest.
         self.cached_sizes: Mapping[str, int] = {}
         #: Receive the headers of all responses of registries: the upload strategy, once there is a destination for it.
         self._observers: list[Callable[[str, Callable[[str], str | None]], None]] = []
+        #: Our configuration file; None without one.
+        self.configuration = once(load_configuration)
         #: The rules of the configuration files, ours and containers'.
-        self.rules = once(load_rules)
+        self.rules = once(self._load_rules)
         #: How registries accept uploads, by the options or as this run learns it.
         self.upload_strategy = once(self._create_upload_strategy)
         #: The records of uploads that a later run may resume.
         self.upload_records = once(self._open_upload_records)
         self._cache = once(self._open_cache)
         self._rate_limits = RateLimits(options.limit_rate)
+
+    def load_trust_policy(self) -> TrustPolicy | None:
+        """Return the policy about signatures in our configuration file; None without a file.
+
+        Raises:
+            NotFoundError, LocalDiskError, UsageError: a file cannot be read, or is malformed.
+        """
+        if (table := self.configuration()) is None:
+            return None
+        from ocistream.config.config_toml import parse_trust_policy
+
+        return parse_trust_policy(table)
 
     def find_host_jobs(self, registry: str) -> int | None:
         """Return how many blobs and connections the configuration allows at once for a registry; None for no limit."""
@@ -79,6 +101,20 @@ class RegistryAccess:
         """Raise AuthenticationError if the configuration forbids a push to `reference`; None is not a registry."""
         if reference is not None:
             self.rules().check_push(reference)
+
+    def _load_rules(self) -> RegistryConfiguration:
+        from ocistream.config.registries_conf import load_namespaces
+        from ocistream.registry.configuration import HostRule, RegistryConfiguration
+
+        rules: dict[str, HostRule] = {}
+        if (table := self.configuration()) is not None:
+            from ocistream.config.config_toml import parse_host_rules
+
+            rules = parse_host_rules(table)
+        for host, rule in self.host_rules.items():
+            rules[host.lower()] = rule.apply_to(rules.get(host.lower(), HostRule()))
+        namespaces = load_namespaces(self._env, find_home(self._env))
+        return RegistryConfiguration(rules, namespaces, use_mirrors=self._use_mirrors)
 
     def _create_upload_strategy(self) -> UploadStrategy:
         from ocistream.registry.upload_strategy import UploadStrategy
@@ -111,12 +147,10 @@ class RegistryAccess:
 
     def create_client(
         self,
+        registry_options: RegistryOptions,
         find_credential: Callable[[str, str], Credential | None],
         *,
-        plain_http: bool,
-        tls: TlsSettings,
         is_for_mirrors: bool = False,
-        use_certs_d: bool = True,
         format_hint: Callable[[str], str] = str,
         on_retry: Callable[[RetryEvent], None] = lambda _event: None,
         cancelled: threading.Event,
@@ -124,13 +158,12 @@ class RegistryAccess:
         """Return an HTTP client for registries, or for mirrors of them.
 
         Raises:
-            NotFoundError: SSL_CERT_FILE names a file that does not exist.
+            NotFoundError: SSL_CERT_FILE or --cert-dir names what does not exist.
+            UsageError, LocalDiskError: the certificates that the options name cannot be used.
         """
         from ocistream.http.client import HttpClient
 
-        settings = build_http_settings(
-            self._env, self._options, plain_http=plain_http, tls=tls, format_hint=format_hint
-        )
+        settings = build_http_settings(self._env, self._options, registry_options, format_hint)
         if is_for_mirrors:
             from ocistream.registry.mirrors import shorten_timeouts
 
@@ -138,7 +171,9 @@ class RegistryAccess:
         return HttpClient(
             settings,
             find_credential,
-            find_host_settings=_build_host_settings_lookup(self._env, self.rules().settings, use_certs_d=use_certs_d),
+            find_host_settings=_build_host_settings_lookup(
+                self._env, self.rules().settings, use_certs_d=not registry_options.cert_dir
+            ),
             on_retry=on_retry,
             cancelled=cancelled,
             rate_limits=self._rate_limits,
@@ -182,9 +217,7 @@ class RegistryAccess:
 def build_http_settings(
     env: Mapping[str, str],
     options: ClientOptions,
-    *,
-    plain_http: bool,
-    tls: TlsSettings,
+    registry_options: RegistryOptions,
     format_hint: Callable[[str], str] = str,
 ) -> HttpSettings:
     """Return the settings for all hosts; proxies and the system's CAs come from the environment `env`."""
@@ -192,12 +225,12 @@ def build_http_settings(
     from ocistream.http.settings import HttpSettings, RetryPolicy
 
     return HttpSettings(
-        plain_http=plain_http,
+        plain_http=registry_options.plain_http,
         connect_timeout=options.connect_timeout,
         stall_timeout=options.stall_timeout,
         retry_policy=RetryPolicy(attempts=options.retries + 1),
         ca_file=_read_ca_file(env),
-        tls=tls,
+        tls=registry_options.tls_settings(),
         requests_per_second=options.max_requests_per_second,
         proxies=_read_proxies(env),
         user_agent=f"ocistream/{__version__}",
@@ -205,45 +238,19 @@ def build_http_settings(
     )
 
 
-def load_host_rules(
-    config: Path | None,
-    env: Mapping[str, str],
-    rules: Mapping[str, HostRule] | None = None,
-    *,
-    use_mirrors: bool = True,
-) -> RegistryConfiguration:
-    """Return the rules of the configuration files, ours and containers'; `rules`, by host, override them.
+def load_configuration(config: Path | None, env: Mapping[str, str]) -> TomlTable | None:
+    """Read the file `config`, or by default the user's or the machine's configuration file; None without one.
 
     Raises:
-        NotFoundError, LocalDiskError, UsageError: a file cannot be read, or is malformed.
-    """
-    from ocistream.config.registries_conf import load_namespaces
-    from ocistream.registry.configuration import HostRule, RegistryConfiguration
-
-    home = find_home(env)
-    host_rules: dict[str, HostRule] = {}
-    if config is not None or find_configuration_file(env, home) is not None:
-        from ocistream.config.config_toml import read_host_rules
-
-        host_rules = read_host_rules(config, env, home)
-    for host, rule in (rules or {}).items():
-        host_rules[host.lower()] = rule.apply_to(host_rules.get(host.lower(), HostRule()))
-    return RegistryConfiguration(host_rules, load_namespaces(env, home), use_mirrors=use_mirrors)
-
-
-def load_trust_policy(config: Path | None, env: Mapping[str, str]) -> TrustPolicy | None:
-    """Return the policy about signatures in our configuration file; None without a file.
-
-    Raises:
-        NotFoundError, LocalDiskError, UsageError: a file cannot be read, or is malformed.
+        NotFoundError, LocalDiskError, UsageError: the file cannot be read, or is malformed.
     """
     home = find_home(env)
     if config is None and find_configuration_file(env, home) is None:
+        # The reader is not imported without a file.
         return None
-    from ocistream.config.config_toml import parse_trust_policy, read_configuration
+    from ocistream.config.config_toml import read_configuration
 
-    table = read_configuration(config, env, home)
-    return None if table is None else parse_trust_policy(table)
+    return read_configuration(config, env, home)
 
 
 def find_home(env: Mapping[str, str]) -> Path:

@@ -9,11 +9,11 @@ import contextlib
 import functools
 import os
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ocistream.api.registries import RegistryAccess, find_home, load_host_rules, load_trust_policy
+from ocistream.api.registries import RegistryAccess, find_home, load_configuration
 from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
 from ocistream.cli.registry_options import build_hint_translator
@@ -35,16 +35,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from ocistream.api.options import CopyOptions
+    from ocistream.api.settings import RegistryOptions
     from ocistream.archive.outputs import Output
     from ocistream.auth.credentials import Keychain
     from ocistream.cli.console import Console
     from ocistream.cli.options import OmissionOptions, RunOptions
-    from ocistream.cli.registry_options import RegistryOptions
+    from ocistream.config.toml_files import TomlTable
     from ocistream.http.client import HttpClient
     from ocistream.http.retry import RetryEvent
     from ocistream.locations import Location, OpenContext
-    from ocistream.registry.configuration import HostRule, RegistryConfiguration
-    from ocistream.signatures.policy import TrustPolicy
 
 #: Shorter waits, in seconds, are reported only with -v.
 _MIN_REPORTED_WAIT: Final = 5.0
@@ -70,8 +69,8 @@ class CommandContext:
     copy: CopyOptions
     omission: OmissionOptions
     cancelled: threading.Event
-    #: Rules for hosts from the sync file of this run; they override the configuration.
-    rule_overrides: Mapping[str, HostRule] = field(default_factory=dict)
+    #: The configuration file, if it was read for the defaults of the options.
+    configuration: TomlTable | None = None
     #: How many requests were retried.
     retry_count: int = 0
 
@@ -79,17 +78,14 @@ class CommandContext:
         """Prepare what all locations share; no file is read yet."""
         # The files of the configuration are read on first use: a command that contacts no registry does not fail for a
         # malformed file.
-        self.access = RegistryAccess(self.options, os.environ, self.load_rules, self._report)
+        self.access = RegistryAccess(
+            self.options,
+            os.environ,
+            lambda: self.configuration or load_configuration(self.options.config, os.environ),
+            use_mirrors=not self.options.no_mirrors,
+            report=self._report,
+        )
         self.credentials = ExplicitCredentials({"": self.registry, **self.sides}, os.environ)
-
-    def load_rules(self) -> RegistryConfiguration:
-        """Read the rules for registries from the configuration files."""
-        use_mirrors = not self.options.no_mirrors
-        return load_host_rules(self.options.config, os.environ, self.rule_overrides, use_mirrors=use_mirrors)
-
-    def load_trust_policy(self) -> TrustPolicy | None:
-        """Read the policy about signatures from the configuration file; None without a file."""
-        return load_trust_policy(self.options.config, os.environ)
 
     def registry_options(self, side: str) -> RegistryOptions:
         """Return the options that apply to one side: "src", "dest", or "" for a command without sides."""
@@ -114,17 +110,14 @@ class CommandContext:
         keychain = once(build_keychain or functools.partial(self._build_keychain, side, registries))
 
         def create_client(is_for_mirrors: bool) -> HttpClient:
-            # Mirrors stand in for the registry, so the options of its side apply.
-            options = self.registry_options(side)
             if build_keychain is not None or self.credentials.are_given(side):
                 # The error of an option does not depend on whether a registry asks for a credential.
                 keychain()
             return self.access.create_client(
+                # Mirrors stand in for the registry, so the options of its side apply.
+                self.registry_options(side),
                 lambda registry, repository: keychain().find(registry, repository),
-                plain_http=options.plain_http,
-                tls=options.tls_settings(self.options.cert_dir),
                 is_for_mirrors=is_for_mirrors,
-                use_certs_d=not self.options.cert_dir,
                 format_hint=hint or build_hint_translator(self.registry, side),
                 on_retry=self._report_retry,
                 cancelled=self.cancelled,

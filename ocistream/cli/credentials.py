@@ -13,8 +13,8 @@ from ocistream.streams.paths import exists
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from ocistream.api.settings import RegistryOptions
     from ocistream.auth.docker_config import Credential
-    from ocistream.cli.registry_options import RegistryOptions
 
 
 class ExplicitCredentials:

@@ -31,9 +31,10 @@ from ocistream.api.options import (
     Whole,
     option,
 )
+from ocistream.api.settings import ACCESS, TLS, RegistryOptions
 from ocistream.cli.context import CommandContext
 from ocistream.cli.parameter_types import FilePath, PositiveNumber, ResultPath, WholeNumber
-from ocistream.cli.registry_options import ACCESS, SIDES, TLS, RegistryOptions
+from ocistream.cli.registry_options import SIDES
 from ocistream.streams.memory import return_large_blocks
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ _Group = TypeVar("_Group", bound="DataclassInstance")
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 SELECTS_OUTPUT: Final = "it decides what is printed: use the option"
+#: The key of the configuration file in the `meta` of click's contexts, if it was read for defaults.
+CONFIGURATION: Final = f"{__name__}.configuration"
 #: The name of the parameter of --all.
 _ALL_PLATFORMS: Final = "all_platforms"
 #: The type of an option that counts how often it is given.
@@ -104,12 +107,6 @@ class Command(click.Command):
 class RunOptions(ClientOptions):
     """Options of all requests and transfers of one run."""
 
-    cert_dir: str | None = option(
-        type=PATH,
-        metavar="DIR",
-        section=TLS,
-        help="Read *.crt, *.cert and *.key from DIR, not from certs.d in ~/.config and /etc.",
-    )
     config: Path | None = option(
         type=click.Path(path_type=Path),
         metavar="FILE",
@@ -214,6 +211,8 @@ def _describe_options(
     fields = {field.name: field for field in dataclasses.fields(group)}
     for name in names or fields:
         declared: Declaration = fields[name].metadata["option"]
+        if side and not declared.side_help:
+            continue
         annotation = str(fields[name].type)
         flags = declared.flags or (f"--{name.replace('_', '-')}",)
         attributes: dict[str, Any] = {
@@ -270,6 +269,7 @@ def command(function: Callable[..., None]) -> click.Command:
             copy=_collect(CopyOptions, values),
             omission=_collect(OmissionOptions, values),
             cancelled=console.cancelled,
+            configuration=click.get_current_context().meta.get(CONFIGURATION),
         )
         context.credentials.check_password_stdin()
         return_large_blocks()
@@ -302,9 +302,7 @@ user_options: Final = options(RegistryOptions, "username", "password_stdin", "pa
 credential_options: Final = options(RegistryOptions, "username", "password_stdin", "password_file", "authfile")
 side_options: Final = _combine(*(options(RegistryOptions, side=side) for side in SIDES))
 tls_options: Final = _combine(
-    options(RegistryOptions, "ca_cert", "client_cert", "client_key"),
-    options(RunOptions, "cert_dir"),
-    options(RegistryOptions, "insecure", "plain_http"),
+    options(RegistryOptions, "ca_cert", "client_cert", "client_key", "cert_dir", "insecure", "plain_http"),
 )
 network_options: Final = _combine(
     options(RunOptions, "retries", "connect_timeout", "stall_timeout", "limit_rate", "max_requests_per_second"),

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import click
 
 from ocistream.api.options import FOR_ONE_RUN
-from ocistream.api.registries import find_home
+from ocistream.api.registries import find_home, load_configuration
 from ocistream.cli.console import Console
-from ocistream.cli.options import GROUPS, Option, make_options
-from ocistream.config.config_toml import read_configuration
+from ocistream.cli.options import CONFIGURATION, GROUPS, Option, make_options
 from ocistream.config.toml_files import flag, resolve_path
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.oci.reference import printable
@@ -64,6 +63,7 @@ def apply_defaults(group: click.Context, name: str, command: click.Command, argu
             # In skopeo this option prints the config, and the next word is an image.
             error.hint = "--config is ocistream's configuration file; --raw-config prints the config of an image"
         raise
+    group.meta[CONFIGURATION] = table
     settings = read_settings(name, command, table, os.environ)
     by_parameter = {option.name: settings[key].value for key, option in _own_options(command) if key in settings}
     if name != "config" and (config_variable := os.environ.get(variable_name("config"))):
@@ -97,7 +97,7 @@ def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> Tom
             msg = f"{variable_name('config')}: {printable(path)}: no such file"
             raise NotFoundError(msg, hint="correct or unset that variable")
         explicit = path
-    return read_configuration(None if explicit is None else Path(explicit), env, find_home(os.environ))
+    return load_configuration(None if explicit is None else Path(explicit), env)
 
 
 def option_name(option: click.Option) -> str:

@@ -34,7 +34,7 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0, dry
     Raise an OcistreamError if the copy fails; then nothing is visible at the destination.
     """
     _check_registries(context, plan)
-    plan = plan.with_policy(context.load_trust_policy())
+    plan = plan.with_policy(context.access.load_trust_policy())
     omission_rule = build_omission_rule(context, plan)
     sides = list(context.sides) or ["", ""]
 

@@ -237,20 +237,6 @@ class _ConfigurationFile(TomlTable):
     defaults = toml.optional(TomlTable.read)
 
 
-def read_host_rules(
-    named: Path | None, env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_CONFIG_FILE
-) -> dict[str, HostRule]:
-    """Read the configuration; return the rule of each host by its lower-case name, or {} if there is no file.
-
-    Raises:
-        NotFoundError: the file that `named` names does not exist.
-        UsageError: the file is malformed; the error names the file and the key.
-        LocalDiskError: the file cannot be read.
-    """
-    table = read_configuration(named, env, home, system=system)
-    return {} if table is None else parse_host_rules(table)
-
-
 def read_configuration(
     named: Path | None, env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_CONFIG_FILE
 ) -> TomlTable | None:

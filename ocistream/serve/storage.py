@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ocistream import limits, notices
 from ocistream.archive.decompression import is_compressed
@@ -106,58 +106,6 @@ def is_unexpectedly_empty(digest: str, size: int) -> bool:
 _DEFAULT_TAG = "latest"
 
 
-class Storage(Protocol):
-    """Blobs by digest, and the entries of an `index.json`. Safe for several threads."""
-
-    def operator_notices(self) -> list[str]:
-        """Return lines for the operator about the storage."""
-
-    def index(self) -> ImageIndex:
-        """Return the present entries.
-
-        Raises:
-            LocalDiskError, ArchiveError: the index cannot be read.
-        """
-
-    def open_source(self) -> Source:
-        """Return a source of all images, to describe them. The caller closes it.
-
-        Raises:
-            OcistreamError: the storage cannot be read.
-        """
-
-    def blob_size(self, digest: str) -> int | None:
-        """Return a blob's size in bytes; None if it does not exist or is known to be corrupt.
-
-        A corrupt blob counts as missing, so that a client that pushes it sends it again.
-        """
-
-    def check_not_corrupt(self, digest: str) -> None:
-        """Do nothing unless the blob is known to be corrupt.
-
-        Raises:
-            IntegrityError: the blob is corrupt.
-        """
-
-    def open_blob_section(self, digest: str) -> contextlib.AbstractContextManager[FileSection]:
-        """Return the section of a file that contains the blob, valid during the block.
-
-        Raises:
-            NotFoundError: the blob does not exist.
-            ArchiveError: its path is not a regular file.
-            IntegrityError: it is known to be corrupt.
-            LocalDiskError: it cannot be read.
-        """
-
-    def read_blob(self, descriptor: Descriptor) -> bytes:
-        """Return a small blob, verified.
-
-        Raises:
-            NotFoundError, ArchiveError, LocalDiskError: as `open_blob_section`.
-            IntegrityError: size or digest is wrong.
-        """
-
-
 class DirectoryStorage(LayoutDirectory):
     """A layout directory, which other processes may change at any time."""
 
@@ -172,7 +120,11 @@ class DirectoryStorage(LayoutDirectory):
         return [] if self.index().entries else [f"{self.path} has no images yet"]
 
     def index(self) -> ImageIndex:
-        """Return the entries of `index.json`; the file is read only if another process has changed it."""
+        """Return the entries of `index.json`; the file is read only if another process has changed it.
+
+        Raises:
+            LocalDiskError, ArchiveError: the file cannot be read.
+        """
         return self._index.read()
 
     def open_source(self) -> Source:
@@ -203,12 +155,15 @@ class DirectoryStorage(LayoutDirectory):
         self._index.update(IndexChange(apply, on_committed))
 
     def blob_size(self, digest: str) -> int | None:
-        """Return a blob's size in bytes; None if it does not exist or is known to be corrupt."""
+        """Return a blob's size in bytes; None if it does not exist or is known to be corrupt.
+
+        A corrupt blob counts as missing, so that a client that pushes it sends it again.
+        """
         status = self.blob_status(digest)
         return None if status is None or self._verifications.is_corrupt(digest, status) else status.st_size
 
     def check_not_corrupt(self, digest: str) -> None:
-        """Do nothing unless the blob is known to be corrupt."""
+        """Raise IntegrityError if the blob is known to be corrupt."""
         status = self.blob_status(digest)
         if status is not None and self._verifications.is_corrupt(digest, status):
             raise self._report_corrupt(digest)
@@ -253,7 +208,14 @@ class DirectoryStorage(LayoutDirectory):
 
     @contextlib.contextmanager
     def open_blob_section(self, digest: str) -> Iterator[FileSection]:
-        """Open a blob. It is verified while it is sent, until that was done once for this file."""
+        """Open a blob for the block. It is verified while it is sent, until that was done once for this file.
+
+        Raises:
+            NotFoundError: the blob does not exist.
+            ArchiveError: its path is not a regular file.
+            IntegrityError: it is known to be corrupt.
+            LocalDiskError: it cannot be read.
+        """
         with self.open_blob(digest) as file:
             status = os.fstat(file.fileno())
             if self._verifications.is_corrupt(digest, status):
@@ -393,3 +355,7 @@ class ArchiveStorage:
 
     def _blob_not_found_error(self, digest: str) -> NotFoundError:
         return NotFoundError(f"no blob {digest} in {self._what}")
+
+
+#: What a registry serves. Both classes are safe for several threads.
+Storage: TypeAlias = DirectoryStorage | ArchiveStorage

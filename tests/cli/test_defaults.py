@@ -109,6 +109,24 @@ def test_an_empty_variable_leaves_the_signature_check_of_the_file_on(user: User)
     assertions.success(user.push(OCISTREAM_REQUIRE_SIGNATURE=""))
 
 
+def test_a_configuration_on_a_pipe_sets_defaults_registries_and_the_policy(user: User) -> None:
+    # A pipe can be read only once.
+    cache, name = user.home / "cache", "gateway.example"
+    lines = ["[defaults]", f'cache = "{cache}"', f'[registry."{name}"]', f'url = "{user.registry.url}"']
+
+    def pull() -> Result:
+        return ocistream(
+            *("pull", f"{name}/app:1", "-o", user.home / "app.tar", "--config", "/dev/stdin"),
+            stdin="\n".join(lines).encode(),
+            env={"HOME": str(user.home), "XDG_CONFIG_HOME": None},
+        )
+
+    assertions.success(pull())
+    assert cache.exists()
+    lines += ["[trust]", f'"{name}" = "reject"']
+    assertions.failure(pull(), 5, f"rejects the images of {name}")
+
+
 def test_an_option_can_remove_a_default(user: User) -> None:
     user.configure("[defaults]", 'cache = "all"')
     assertions.success(user.pull("--cache", "", OCISTREAM_CACHE=str(user.home / "variable")))

@@ -35,8 +35,8 @@ class User:
     def configure(self, *lines: str) -> None:
         self.file.write_text("\n".join(lines).replace("HOST", self.host))
 
-    def run(self, *argv: str | Path) -> Result:
-        return ocistream(*argv, env={"HOME": str(self.home), "XDG_CONFIG_HOME": None})
+    def run(self, *argv: str | Path, **env: str) -> Result:
+        return ocistream(*argv, env={"HOME": str(self.home), "XDG_CONFIG_HOME": None, **env})
 
     def pull(self, *argv: str | Path) -> Result:
         return self.run("pull", f"{self.host}/team/app:1", "-o", self.home / "x.tar", *argv)
@@ -299,6 +299,13 @@ class TestConfigCommand:
         assert shown("other.example.com/app") == "# no rule of [trust]: signatures are not checked\n"
         document = json.loads(user.run("config", "show", f"{ELSEWHERE}/other", "--json").out)
         assert document == {"trust": {ELSEWHERE: "reject"}}
+
+    def test_show_reads_the_file_that_the_variable_names(self, user: User, tmp_path: Path) -> None:
+        other = tmp_path / "other.toml"
+        other.write_text(f'[trust]\n"{ELSEWHERE}" = "reject"\n')
+        result = user.run("config", "show", f"{ELSEWHERE}/app:1", OCISTREAM_CONFIG=str(other))
+        assertions.success(result)
+        assert result.out == other.read_bytes()
 
     def test_show_prints_the_policy_as_a_configuration_file(
         self, user: User, trusted: Signer, sigstore: FakeSigstore

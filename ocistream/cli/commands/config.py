@@ -81,8 +81,10 @@ def config(context: CommandContext, *, action: str, of: str | None, as_json: boo
         _check_file(console, of, config_file)
         return
     if of is not None and is_missing_image(parse_location(of, bare_is_path=True)):
-        policy = context.load_trust_policy()
-        rule = None if policy is None else policy.find(_repository_of(of))
+        from ocistream.config.config_toml import parse_trust_policy
+
+        table = read_configuration_file(config_file, os.environ)
+        rule = None if table is None else parse_trust_policy(table).find(_repository_of(of))
         setting = {"trust": None if rule is None else {rule.prefix: _trust_value(rule)}}
         click.echo(json.dumps(setting, indent=2) if as_json else "\n".join(_format_trust(rule)))
         return

@@ -55,7 +55,7 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
     if source_location.reference is None and (message := describe_unused_side_options("src")):
         context.console.info(message)
     plan = plan_copy([source_location], remote_destination, context.copy, is_remote=True)
-    plan = plan.with_policy(context.load_trust_policy())
+    plan = plan.with_policy(context.access.load_trust_policy())
     _check_options(context)
     remote_location = _RemoteLocation(plan.destination)
     command, program = via

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ocistream.api.registries import RegistryAccess, find_home
+from ocistream.api.settings import RegistryOptions
 from ocistream.cli.options import RunOptions, command, options, tls_options, user_options
-from ocistream.cli.registry_options import RegistryOptions
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.oci.reference import parse_registry
 from ocistream.process_exit import called_at_forced_exit
@@ -99,12 +99,8 @@ def _check_credential(context: CommandContext, host: str, credential: Credential
         return credential if registry == host else None
 
     options = replace(context.options, retries=_RETRIES)
-    client = RegistryAccess(options, os.environ, context.load_rules).create_client(
-        find,
-        plain_http=context.registry.plain_http,
-        tls=context.registry.tls_settings(options.cert_dir),
-        use_certs_d=not options.cert_dir,
-        cancelled=context.cancelled,
+    client = RegistryAccess(options, os.environ, context.access.configuration).create_client(
+        context.registry, find, cancelled=context.cancelled
     )
     endpoint = client.endpoint(host)
     try:

@@ -16,9 +16,9 @@ from urllib.parse import parse_qsl, quote, urlencode
 import click
 
 from ocistream import limits
+from ocistream.api.settings import TLS, RegistryOptions
 from ocistream.cli.options import MESSAGES, SELECTS_OUTPUT, Option, command, options
 from ocistream.cli.parameter_types import FilePath
-from ocistream.cli.registry_options import TLS, RegistryOptions
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.http.origins import is_loopback
 from ocistream.locations import check_path_kind, is_archive_name, parse_local_location, path_of

@@ -15,10 +15,11 @@ import click
 
 from ocistream.api.options import FOR_ONE_RUN, SELECTION
 from ocistream.api.registries import find_home
+from ocistream.api.settings import RegistryOptions
 from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.error_hints import add_sync_hint
 from ocistream.cli.options import Option, RunOptions, command, dry_run_option, options, transfer_options
-from ocistream.cli.registry_options import RegistryOptions, build_sync_hint_translator
+from ocistream.cli.registry_options import build_sync_hint_translator
 from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers
 from ocistream.cli.result_document import check_result_writable, write_result_pieces
 from ocistream.cli.standard_streams import read_password_file
@@ -87,7 +88,7 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     from ocistream.sync.run import SyncRun
 
     shard, plan = parse_shard(part), read_sync_file(file, find_home(os.environ))
-    context.rule_overrides = plan.registries
+    context.access.host_rules = plan.registries
     _report_unused_tables(context, plan)
     _warn_unused_variables(context, plan)
     result = context.options.result
@@ -97,7 +98,7 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
             msg = f"--result {printable(str(result), 1024)} is the sync file itself"
             raise UsageError(msg, hint="name another file: this one would be overwritten")
         check_result_writable(result)
-    policy = context.load_trust_policy()
+    policy = context.access.load_trust_policy()
     open_contexts = _build_open_contexts(context, plan)
     reporter = _OutcomeReporter(context, dry_run=dry_run, keeps=result is not None)
     is_complete = False
@@ -143,17 +144,14 @@ def _warn_unused_variables(context: CommandContext, plan: SyncPlan) -> None:
     """Print which variables have no effect. A user name without a registry is for none of them."""
     if not any(name.startswith("OCISTREAM_") for name in os.environ):
         return
-    from ocistream.cli.settings import find_credential_variables, read_configuration_file, warn_unused_variables
+    from ocistream.cli.settings import find_credential_variables, warn_unused_variables
 
     used_variables = {location.login.password_env for location in plan.sync_locations if location.login}
     sources = [rule.credentials for rule in plan.registries.values() if rule.credentials]
     used_variables |= {
         f"{source.name}_{word}" for source in sources if source.kind == "env" for word in ("USERNAME", "PASSWORD")
     }
-    config = context.options.config
-    used_variables |= find_credential_variables(
-        read_configuration_file(None if config is None else str(config), os.environ)
-    )
+    used_variables |= find_credential_variables(context.access.configuration())
     warn_unused_variables(context.console, os.environ, used_variables)
     for variable in (f"OCISTREAM_{side}USERNAME" for side in ("", "SRC_", "DEST_")):
         if os.environ.get(variable) and variable not in used_variables:

@@ -10,7 +10,7 @@ from typing import Final
 from unittest import mock
 
 from ocistream.config.certs_d import read_certs_directory, read_registry_certs
-from ocistream.config.config_toml import read_host_rules
+from ocistream.config.config_toml import parse_host_rules, read_configuration
 from ocistream.config.registries_conf import load_namespaces
 from ocistream.errors import AuthenticationError, OcistreamError
 from ocistream.oci.reference import parse_reference
@@ -121,7 +121,8 @@ def _ours(folder: Path) -> Iterator[Check]:
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
-        _used(RegistryConfiguration(read_host_rules(path, {}, folder)))
+        table = read_configuration(path, {}, folder)
+        _used(RegistryConfiguration({} if table is None else parse_host_rules(table)))
 
     yield check
 

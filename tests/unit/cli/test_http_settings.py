@@ -10,17 +10,16 @@ import pytest
 
 from ocistream.api.options import CopyOptions
 from ocistream.api.registries import build_http_settings
+from ocistream.api.settings import RegistryOptions
 from ocistream.cli.console import Console
 from ocistream.cli.context import CommandContext
 from ocistream.cli.options import OmissionOptions, RunOptions
-from ocistream.cli.registry_options import RegistryOptions
-from ocistream.http.settings import TlsSettings
 
 
 @pytest.mark.parametrize(("stall", "longest"), [(30.0, 900.0), (3600.0, 3600.0)])
 def test_limits_reach_the_transport(stall: float, longest: float) -> None:
     options = RunOptions(connect_timeout=2.5, stall_timeout=stall, max_requests_per_second=3.0)
-    settings = build_http_settings({}, options, plain_http=False, tls=TlsSettings())
+    settings = build_http_settings({}, options, RegistryOptions())
     assert (settings.connect_timeout, settings.stall_timeout) == (2.5, stall)
     assert (settings.response_timeout(0), settings.response_timeout(math.inf)) == (stall, longest)
     assert settings.requests_per_second == 3.0

@@ -8,7 +8,7 @@ import pytest
 
 from ocistream import limits
 from ocistream.auth.credentials import CredentialSource
-from ocistream.config.config_toml import read_host_rules
+from ocistream.config.config_toml import parse_host_rules, read_configuration
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.http.settings import HostSettings
 from ocistream.registry.configuration import HostRule, Mirror
@@ -20,6 +20,13 @@ def write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
+
+
+def read_host_rules(
+    named: Path | None, env: dict[str, str], home: Path, *, system: Path = NOWHERE
+) -> dict[str, HostRule]:
+    table = read_configuration(named, env, home, system=system)
+    return {} if table is None else parse_host_rules(table)
 
 
 def read(tmp_path: Path, text: str) -> dict[str, HostRule]:
