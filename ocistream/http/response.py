@@ -17,6 +17,7 @@ from ocistream import limits
 from ocistream.errors import NetworkError, PermanentNetworkError
 from ocistream.http.errors import describe_cause
 from ocistream.http.origins import redact_url
+from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -34,7 +35,7 @@ _MAX_INTERIM: Final = 10
 _MAX_LINE_BYTES: Final = 256 * limits.KIB
 #: Each byte of the body allows this many more bytes of lines: a chunk of one byte needs three.
 _LINE_BYTES_PER_BODY_BYTE: Final = 16
-#: A valid Content-Length; with any other, the body ends with its connection.
+#: A valid Content-Length.
 _LENGTH: Final = re.compile(r"[0-9]{1,18}\Z")
 _STATUSES_WITHOUT_BODY: Final = frozenset({101, 204, 304})
 
@@ -181,7 +182,7 @@ class Response:
 
 
 class EndlessResponseError(Exception):
-    """A response that would never end."""
+    """A response that never ends, or whose end is unknown."""
 
 
 class BoundedResponse(http.client.HTTPResponse):
@@ -238,11 +239,11 @@ class BoundedResponse(http.client.HTTPResponse):
         self.will_close = "close" in connection or (self.version == 10 and "keep-alive" not in connection)
         self.chunked = ", ".join(self.fields.get("transfer-encoding", ())).lower() == "chunked"
         self.chunk_left = None
-        length, *_ = self.fields.get("content-length", [""])
+        lengths = self.fields.get("content-length")
         if self._method == "HEAD" or self.status in _STATUSES_WITHOUT_BODY:  # type: ignore[attr-defined]
             self.length = 0
-        elif not self.chunked and _LENGTH.match(length):
-            self.length = int(length)
+        elif not self.chunked and lengths is not None:
+            self.length = _parse_length(lengths)
         else:
             self.length = None
             # Without a length the body ends with its connection.
@@ -296,6 +297,16 @@ class BoundedResponse(http.client.HTTPResponse):
             msg = "a chunk of the response body has a negative size"
             raise EndlessResponseError(msg)
         return size
+
+
+def _parse_length(values: Sequence[str]) -> int:
+    """Return the value of the Content-Length headers; proxies may repeat one (RFC 9112, section 6.3)."""
+    text = ",".join(values)
+    first, *others = {value.strip() for value in text.split(",")}
+    if others or not _LENGTH.match(first):
+        msg = f"malformed Content-Length: {printable(text, 40)}"
+        raise EndlessResponseError(msg)
+    return int(first)
 
 
 class _HeadReader(io.RawIOBase):

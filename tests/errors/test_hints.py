@@ -269,10 +269,11 @@ def test_an_image_in_full_may_look_like_a_registry() -> None:
     assertions.failure(ocistream("digest", "docker.io/library/localhost:5000", env=env), 7, "/library/localhost/")
 
 
-@pytest.mark.parametrize("name", ["docker.io/library/nginx", "docker://nginx", "localhost:5000/x"])
+@pytest.mark.parametrize("name", ["docker.io/library/nginx", "docker://nginx", "localhost:PORT/x"])
 def test_a_full_name_gets_no_hint_about_its_registry(tmp_path: Path, name: str) -> None:
-    env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}", "OCISTREAM_RETRIES": "0"}
-    result = ocistream("inspect", name, cwd=tmp_path, env=env)
+    port = str(unused_port())
+    env = {"HTTPS_PROXY": f"http://127.0.0.1:{port}", "OCISTREAM_RETRIES": "0"}
+    result = ocistream("inspect", name.replace("PORT", port), cwd=tmp_path, env=env)
     assertions.failure(result, 7, "connection refused")
     assert " means " not in result.err
 

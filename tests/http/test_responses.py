@@ -95,6 +95,23 @@ class TestBrokenAnswers:
         assert result.code == 3
         assert "403" in failed(result.err)
 
+    @pytest.mark.parametrize("length", ["", "ten", "-1", "1_0", "1" * 19, "10, 11", "10\r\nContent-Length: 11"])
+    @pytest.mark.parametrize("path", [MANIFESTS, LAYERS], ids=["manifest", "layer"])
+    def test_a_malformed_length_fails_at_once(self, raw: RawRegistry, run: Run, length: str, path: str) -> None:
+        # The connection stays open, so that the end of the body cannot be known.
+        raw.says(path, OK + f"Content-Length: {length}\r\n\r\n".encode() + MANIFEST)
+        result = run("pull", raw.image, "-o", "app.tar", "--plain-http", "--retries=1", "--no-referrers")
+        assert result.code == 7
+        shown = length.replace("\r\nContent-Length: ", ",")
+        assert failed(result.err).endswith(f"malformed Content-Length: {shown}")
+        assert len(raw.asked("GET", path)) == 1
+
+    @pytest.mark.parametrize("between", [", ", "\r\nContent-Length: "])
+    def test_a_length_may_be_repeated(self, raw: RawRegistry, run: Run, between: str) -> None:
+        length = f"{len(MANIFEST)}{between}{len(MANIFEST)}"
+        raw.says(MANIFESTS, OK + f"Content-Length: {length}\r\n\r\n".encode() + MANIFEST)
+        assert run("inspect", raw.image, *ONCE).code == 0
+
     def test_an_answer_that_switches_protocols_is_a_failure(self, raw: RawRegistry, run: Run) -> None:
         raw.says(MANIFESTS, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: close\r\n\r\n")
         result = run("inspect", raw.image, *ONCE)

@@ -54,18 +54,37 @@ class Clock:
             self._now += seconds
 
 
-_opened: list[Prefetcher] = []
+#: Seconds after which a test that waits is cancelled, and fails; every test takes much less.
+TIMEOUT = 120
+
+_opened: list[tuple[Prefetcher, threading.Event]] = []
+
+
+def prefetcher(memory: int, cancelled: threading.Event, clock: Clock) -> Prefetcher:
+    """Return a prefetcher that is closed at the end of the test."""
+    _opened.append((Prefetcher(CONNECTIONS, memory, cancelled, clock), cancelled))
+    return _opened[-1][0]
+
+
+def cancel_all() -> None:
+    """Let each reader that waits for bytes fail."""
+    for _, cancelled in _opened:
+        cancelled.set()
 
 
 @pytest.fixture(autouse=True)
 def nobody_goes_on_fetching() -> Iterator[None]:
     """End what a test has begun, and see that nothing of it goes on."""
+    timer = threading.Timer(TIMEOUT, cancel_all)
+    timer.daemon = True
+    timer.start()
     yield
-    for ahead in _opened:
+    timer.cancel()
+    for ahead, _ in _opened:
         ahead.close()
     _opened.clear()
     for thread in threading.enumerate():
-        if thread.name.startswith("lane"):
+        if thread.name.startswith("prefetch"):
             thread.join(30)
             assert not thread.is_alive()
 
@@ -128,8 +147,7 @@ class Registry:
 
     def reading(self, cancelled: threading.Event | None = None) -> Prefetcher:
         """Begin to read from it."""
-        _opened.append(Prefetcher(CONNECTIONS, MEMORY, cancelled or threading.Event(), self.clock))
-        return _opened[-1]
+        return prefetcher(MEMORY, cancelled or threading.Event(), self.clock)
 
 
 def chunked(content: bytes) -> Iterator[bytes]:
@@ -398,12 +416,11 @@ class TestSegments:
 
         monkeypatch.setattr(prefetch, "allocate_buffer", allocate)
         registry = Registry(meets_at=MEETING)
-        prefetcher = Prefetcher(4, chunks * CHUNK, threading.Event(), registry.clock)
-        _opened.append(prefetcher)
+        ahead = prefetcher(chunks * CHUNK, threading.Event(), registry.clock)
         content = some(120 * CHUNK)
-        assert [read(blob) for blob in prefetcher.in_order([registry.blob(content)])] == [content]
+        assert [read(blob) for blob in ahead.in_order([registry.blob(content)])] == [content]
         assert CHUNK <= sum(allocated) <= chunks * CHUNK
-        connections = min(4, chunks)
+        connections = min(CONNECTIONS, chunks)
         assert max(end - start for start, end in registry.parts) == 2 * (chunks // connections) * CHUNK
 
 
