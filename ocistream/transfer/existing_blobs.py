@@ -15,11 +15,11 @@ from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, Ne
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
-    from ocistream.transfer.interfaces import Destination, Source
+    from ocistream.transfer.interfaces import Blob, Destination, Source
 
 
 def list_stored(
@@ -131,10 +131,34 @@ class ExistenceCheck:
         missing = [*self._missing_manifests, *(blob for blob in absent if blob.digest in unmountable)]
         if missing:
             self._check_missing(graph, missing)
-            reasons = [graph.omitted_from_source.get(blob.digest) for blob in missing]
-            volumes = sorted({reason.name for reason in reasons if reason is not None})
-            raise MissingVolumesError(missing, graph, is_untouched=True, needed=NeededVolumes(volumes, {}))
+            sizes = {**sizes, **self._preview_parts(graph, missing)}
         return {digest: size for digest, size in sizes.items() if digest in unmountable}
+
+    def _preview_parts(self, graph: Graph, missing: Sequence[Descriptor]) -> Mapping[str, int]:
+        """Return how many bytes the destination has of each missing blob, if this source has the rest of all.
+
+        Raises:
+            MissingVolumesError: it does not.
+        """
+        # Imported here because few archives are split into volumes.
+        from ocistream.transfer.partial_blobs import write_parts
+
+        sizes = self._destination.stored(missing, partial=True)
+        completed: set[str] = set()
+
+        def append(blob: Descriptor, parts: Sequence[Blob]) -> int:
+            size = sizes.get(blob.digest, 0)
+            for part in parts:
+                if part.start <= size:
+                    size = max(size, part.end)
+            if size == blob.size:
+                completed.add(blob.digest)
+            return size
+
+        needed = write_parts(self._source, self._destination, missing, graph, append)
+        if unavailable := [blob for blob in missing if blob.digest not in completed]:
+            raise MissingVolumesError(unavailable, graph, is_untouched=True, needed=needed)
+        return sizes
 
     def _check_missing(self, graph: Graph, missing: Sequence[Descriptor]) -> None:
         reasons = [graph.omitted_from_source.get(blob.digest) for blob in missing]
