@@ -17,8 +17,8 @@ class Listener(Protocol):
 
 _listeners: list[Listener] = []
 _reported: set[str] = set()
-#: Messages that are shown only if the run fails, each with words that the error must have.
-_failure_hints: dict[str, str] = {}
+#: Hints that are shown only if the run fails, each with words that the error must have, and text in front of the error.
+_failure_hints: dict[str, tuple[str, str]] = {}
 
 
 def set_listener(listener: Listener) -> None:
@@ -36,11 +36,20 @@ def notify(message: str, *, level: int = 0) -> None:
             listener(message, level=level)
 
 
-def add_failure_hint(text: str, *, about: str = "") -> None:
-    """Store a possible cause of a failure, of which `about` is a part of the message; each text once."""
-    _failure_hints.setdefault(text, about)
+def add_failure_hint(text: str, *, about: str = "", prefix: str = "") -> None:
+    """Store a possible cause of a failure, of which `about` is a part of the message; each text once.
+
+    `prefix` is what the user must know first, for the start of the message.
+    """
+    _failure_hints.setdefault(text, (about, prefix))
 
 
 def failure_hints(message: str) -> list[str]:
     """Return the stored hints for the error with this message."""
-    return [text for text, about in _failure_hints.items() if about in message]
+    return [text for text, (about, _) in _failure_hints.items() if about in message]
+
+
+def add_failure_prefixes(message: str) -> str:
+    """Return the message of an error behind the prefixes of its stored hints."""
+    prefixes = [prefix for about, prefix in _failure_hints.values() if prefix and about in message]
+    return ": ".join(["; ".join(prefixes), message]) if prefixes else message

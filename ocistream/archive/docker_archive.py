@@ -92,15 +92,17 @@ def _are_strings(items: object) -> bool:
 
 def report_only_in_manifest_json(images: Sequence[DockerImage]) -> None:
     """Report images that `manifest.json` lists and `index.json` does not: tools that read `index.json` miss them."""
-    names = [
-        printable(expand_docker_name(image.tags[0]))
-        if image.tags
-        else parse_blob_name(image.config) or printable(image.config)
-        for image in images
-    ]
-    shown = ", ".join(names[:_MAX_SHOWN]) + (f" and {len(names) - _MAX_SHOWN} more" if names[_MAX_SHOWN:] else "")
-    what = "an image" if len(names) == 1 else f"{len(names)} images"
-    notices.notify(f"manifest.json lists {what} that index.json does not list: {shown} (included)")
+    shown = ", ".join(map(_describe_image, images[:_MAX_SHOWN]))
+    more = f" and {len(images) - _MAX_SHOWN} more" if images[_MAX_SHOWN:] else ""
+    what = "an image" if len(images) == 1 else f"{len(images)} images"
+    notices.notify(f"included: {what} of manifest.json that index.json does not list: {shown}{more}")
+
+
+def _describe_image(image: DockerImage) -> str:
+    """Return the name and the image ID, which `docker images --no-trunc` shows."""
+    name = printable(expand_docker_name(image.tags[0])) if image.tags else "an image without a name"
+    more = f" and {len(image.tags) - 1} more names" if image.tags[1:] else ""
+    return f"{name}{more} (image ID {parse_blob_name(image.config) or printable(image.config)})"
 
 
 def mark_synthesized(graph: Graph, synthesized: Collection[str]) -> Graph:

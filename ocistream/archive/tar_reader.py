@@ -361,14 +361,10 @@ class TarReader:
     def _read_block(self) -> bytes:
         count = self._file.readinto(memoryview(self._block))
         if count < tarfile.BLOCKSIZE:
-            if (
-                count
-                and self._file.position == count
-                and (hint := _build_format_hint(self._block)) != _NOT_AN_ARCHIVE_HINT
-            ):
-                # The file is too short for a header, and begins like another format.
+            start = self._block[:count]
+            if start and self._file.position == count and _is_other_format(start):
                 msg = f"no tar header at byte 0 of {self._what}: it has only {count} bytes"
-                raise ArchiveError(msg, hint=hint)
+                raise ArchiveError(msg, hint=_build_format_hint(start))
             raise self._truncated_error("without an end-of-archive mark")
         return bytes(self._block)
 
@@ -470,7 +466,14 @@ def _compression_error(kind: str) -> UnsupportedError:
     return UnsupportedError(msg, hint=f"decompress it in the pipe: `{kind} -dc FILE | ocistream push ...`")
 
 
+def _is_other_format(start: bytes | bytearray) -> bool:
+    """Return whether a file that is shorter than a header is not the start of an archive: a header has NULs."""
+    return 0 not in start or start.startswith(tuple(_OTHER_FORMATS))
+
+
 def _build_format_hint(block: bytes | bytearray) -> str:
     """Return a hint for a file that does not begin like an archive."""
     kind = next((text for magic, text in _OTHER_FORMATS.items() if block.startswith(magic)), "")
+    if not kind and 0 not in block and block.isascii():
+        kind = "this looks like text"
     return f"{kind}: {_NOT_AN_ARCHIVE_HINT}" if kind else _NOT_AN_ARCHIVE_HINT

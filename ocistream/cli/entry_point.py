@@ -265,7 +265,8 @@ def _report_error(console: Console, error: BaseException) -> int:
         # A run that is repeated does not repair wrong content.
         resume_hint = None if isinstance(error, IntegrityError) else _resume_hint()
         hint = "; ".join(text for text in (error.hint, *notices.failure_hints(error.message), resume_hint) if text)
-        console.error(error.message, hint=hint or None, code=error.exit_code, kind=error.kind)
+        message = notices.add_failure_prefixes(error.message)
+        console.error(message, hint=hint or None, code=error.exit_code, kind=error.kind)
         return error.exit_code
     console.error(
         f"internal error: {type(error).__name__}: {error}",

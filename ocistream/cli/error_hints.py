@@ -173,7 +173,8 @@ def _describe_needed_volumes(
         else:
             reason = "a pipe gives only complete blobs"
         shown = ", ".join(map(printable, sorted(refused)))
-        error.message = f"part of {shown} was not stored: {reason}; still needed: {needed}"
+        verb = "would not be" if dry_run else "was not"
+        error.message = f"part of {shown} {verb} stored: {reason}; still needed: {needed}"
     elif stored:
         shown = f"{stored[0]}" if len(stored) == 1 else f"{len(stored)} of {stored[0].total} volumes"
         verb = "would be" if dry_run else "is" if len(stored) == 1 else "are"

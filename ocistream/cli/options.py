@@ -35,10 +35,11 @@ from ocistream.api.settings import ACCESS, TLS, RegistryOptions
 from ocistream.cli.context import CommandContext
 from ocistream.cli.parameter_types import FilePath, PositiveNumber, ResultPath, WholeNumber
 from ocistream.cli.registry_options import SIDES
+from ocistream.errors import UsageError
 from ocistream.streams.memory import return_large_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from _typeshed import DataclassInstance
 
@@ -77,6 +78,32 @@ class Option(click.Option):
         super().__init__(*arguments, **attributes)
         self.no_default = no_default
         self.section = section
+
+    @property
+    def has_one_value(self) -> bool:
+        """Whether a second, different value is an error.
+
+        Of an option with a default, such as --jobs, the last value counts, so that a script can append one. Other
+        options decide what is copied, where to, and as whom: a value must not be dropped silently.
+        """
+        return bool(self.no_default) and not (self.is_flag or self.multiple or self.count)
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Let the parser collect all values, for `consume_value`."""
+        if self.has_one_value:
+            parser.add_option(obj=self, opts=self.opts, dest=self.name, action="append", nargs=self.nargs)
+        else:
+            super().add_to_parser(parser, ctx)
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> Any:
+        """Return the value and its source; raise UsageError for two values where one is allowed."""
+        if self.has_one_value and self.name in opts:
+            values = opts[self.name]
+            if len(set(values)) > 1 and not ctx.resilient_parsing:
+                msg = f"{max(self.opts, key=len)} is given {len(values)} times, with different values"
+                raise UsageError(msg, hint="choose one of the values")
+            opts = {**opts, self.name: values[-1]}
+        return super().consume_value(ctx, opts)
 
 
 class Command(click.Command):

@@ -90,10 +90,13 @@ def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool
         )
     elif reference.registry == DEFAULT_REGISTRY and not _HUB_HOST.match(text):
         may_be_path = may_be_path and reference.digest is None
-        meaning = f"no file is called {shown}: it" if may_be_path else shown
-        path = f", or ./{shown} for a path" if may_be_path else ""
-        hint = f"{meaning} means {reference}; write HOST/{shown} for another registry{path}"
-        add_failure_hint(hint, about=DEFAULT_REGISTRY)
+        hint = f"write HOST/{shown} for another registry" + (f", or ./{shown} for a path" if may_be_path else "")
+        if may_be_path and ":" not in text:
+            # Probably the name of a file.
+            prefix = f"no file is called {shown}, so it means {reference}"
+            add_failure_hint(hint, about=DEFAULT_REGISTRY, prefix=prefix)
+        else:
+            add_failure_hint(f"{shown} means {reference}; {hint}", about=DEFAULT_REGISTRY)
 
 
 #: Digits of 2^63 - 1, the largest possible size of a file.

@@ -56,10 +56,12 @@ def apply_defaults(group: click.Context, name: str, command: click.Command, argu
     if help_option is not None and help_option.name in given:
         return
     # `config` reports the errors of the file it checks, not those of the configured file.
+    # The command reports it if the values differ (`Option.consume_value`).
+    config_file = given["config"][-1] if "config" in given else None
     try:
-        table = None if name == "config" else read_configuration_file(given.get("config"), os.environ)
+        table = None if name == "config" else read_configuration_file(config_file, os.environ)
     except NotFoundError as error:
-        if name == "inspect" and given.get("config"):
+        if name == "inspect" and config_file:
             # In skopeo this option prints the config, and the next word is an image.
             error.hint = "--config is ocistream's configuration file; --raw-config prints the config of an image"
         raise

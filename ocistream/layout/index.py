@@ -78,7 +78,7 @@ def parse_entries(raw: bytes, add: Callable[[Descriptor], object]) -> Mapping[st
         if (entry := parser(index, item)) is not None:
             add(entry)
 
-    keys = {"mediaType", "config", "layers", "manifests", "annotations"}
+    keys = {"schemaVersion", "mediaType", "config", "layers", "manifests", "annotations"}
     converters: Mapping[str, ItemConverter] = {"manifests": convert, "layers": discard_item}
     fields = parse_json(raw, "index.json", keys=keys, known_keys=MANIFEST_FIELDS, convert=converters)
     check_document_type(fields, "index.json", (OCI_INDEX, DOCKER_LIST))

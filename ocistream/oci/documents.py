@@ -6,6 +6,7 @@ Only the fields that a copy needs are kept. No I/O.
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,8 @@ _UNSUPPORTED_TYPES: Final = {
     "application/vnd.oci.artifact.manifest.v1+json": "an OCI artifact manifest (withdrawn before image-spec 1.1)",
     "application/vnd.cncf.oras.artifact.manifest.v1+json": "an ORAS artifact manifest",
 }
+#: The schemaVersion of manifests and indexes (image-spec, manifest.md: "this MUST be 2").
+_SCHEMA_VERSION: Final = 2
 _REPUSH_HINT: Final = "rebuild the image or push it again with a current version of Docker"
 #: The largest size that every other tool can represent.
 _MAX_SIZE: Final = 2**63 - 1
@@ -193,7 +196,8 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
     fields = parse_json(
         raw, what, keys=MANIFEST_FIELDS, convert={"manifests": manifests, "layers": layers, "blobs": discard_item}
     )
-    if fields.get("schemaVersion") == 1:
+    # In Python, True is 1.
+    if fields.get("schemaVersion") == 1 and not isinstance(fields["schemaVersion"], bool):
         msg = f"{what} is a Docker schema 1 manifest, which is not supported"
         raise UnsupportedError(msg, hint=_REPUSH_HINT)
     check_document_type(fields, what, (descriptor.media_type,))
@@ -241,8 +245,14 @@ def check_document_type(fields: Mapping[str, Any], what: str, media_types: Colle
     """Refuse a document that other tools could read as another kind than `media_types`.
 
     Raises:
-        ArchiveError: its own mediaType differs, or it has fields of images and of indexes (CVE-2021-41190).
+        ArchiveError: its own mediaType differs, it has fields of images and of indexes (CVE-2021-41190), or its
+            schemaVersion is not the number 2.
     """
+    version = fields.get("schemaVersion")
+    # Go's tools read a missing field and null alike, and fail to parse other types. In Python, True is an int.
+    if version is not None and (type(version) is not int or version != _SCHEMA_VERSION):
+        msg = f"{what} has the schemaVersion {printable(json.dumps(version), 40)}, not the number {_SCHEMA_VERSION}"
+        raise ArchiveError(msg)
     own_type = _optional_text(fields, "mediaType", what)
     if own_type is not None and own_type not in media_types:
         msg = f"{what} says it is {printable(own_type)!r} but was referenced as {next(iter(media_types))!r}"

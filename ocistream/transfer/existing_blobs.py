@@ -15,11 +15,11 @@ from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, Ne
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
-    from ocistream.transfer.interfaces import Destination, Source
+    from ocistream.transfer.interfaces import Blob, Destination, Source
 
 
 def find_missing_manifests(graph: Graph, destination: Destination) -> list[Descriptor]:
@@ -77,9 +77,7 @@ class ExistenceCheck:
             is_missing = blob.digest in graph.omitted_from_source if is_missing is None else is_missing
             (absent if is_missing and blob.digest not in graph.embedded else remaining).append(blob)
         self._missing_manifests = find_missing_manifests(graph, self._destination)
-        self._stored = self._destination.stored(absent)
-        # For small blobs, only the second answer is certain.
-        self._stored |= self._destination.stored([blob for blob in absent if blob.digest not in self._stored])
+        self._stored = self._find_stored(absent)
         unstored = [blob for blob in absent if blob.digest not in self._stored]
         self._check_missing(graph, [*self._missing_manifests, *self.list_unmountable(unstored)])
         return absent, remaining
@@ -114,7 +112,7 @@ class ExistenceCheck:
 
         Return how many bytes of each other blob of `remaining` an earlier run has stored.
         """
-        stored = self._stored | self._destination.stored(remaining)
+        stored = self._stored | self._find_stored(remaining)
         unstored = [blob for blob in (*absent, *remaining) if blob.digest not in stored]
         unmountable = {blob.digest for blob in self.list_unmountable(unstored)}
         for blob in (*absent, *remaining):
@@ -123,10 +121,40 @@ class ExistenceCheck:
         missing = [*self._missing_manifests, *(blob for blob in absent if blob.digest in unmountable)]
         if missing:
             self._check_missing(graph, missing)
-            reasons = [graph.omitted_from_source.get(blob.digest) for blob in missing]
-            volumes = sorted({reason.name for reason in reasons if reason is not None})
-            raise MissingVolumesError(missing, graph, is_untouched=True, needed=NeededVolumes(volumes, {}))
-        return {blob.digest: self._destination.partial_size(blob) for blob in remaining if blob.digest in unmountable}
+        unavailable = [blob for blob in (*absent, *remaining) if blob.digest in unmountable]
+        sizes = {blob.digest: self._destination.partial_size(blob) for blob in unavailable}
+        if missing:
+            self._check_parts(graph, missing, sizes)
+        return sizes
+
+    def _find_stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+        """Return the digests of the blobs that the destination has: for small ones only its second answer is certain."""
+        stored = self._destination.stored(blobs)
+        return stored | self._destination.stored([blob for blob in blobs if blob.digest not in stored])
+
+    def _check_parts(self, graph: Graph, missing: Sequence[Descriptor], sizes: Mapping[str, int]) -> None:
+        """Check that the source has the rest of each missing blob, of which the destination has `sizes` bytes.
+
+        Raises:
+            MissingVolumesError: it does not.
+        """
+        # Imported here because few archives are split into volumes.
+        from ocistream.transfer.partial_blobs import write_parts
+
+        completed: set[str] = set()
+
+        def append(blob: Descriptor, parts: Sequence[Blob]) -> int:
+            size = sizes.get(blob.digest, 0)
+            for part in parts:
+                if part.start <= size:
+                    size = max(size, part.end)
+            if size == blob.size:
+                completed.add(blob.digest)
+            return size
+
+        needed = write_parts(self._source, self._destination, missing, graph, append)
+        if lacking := [blob for blob in missing if blob.digest not in completed]:
+            raise MissingVolumesError(lacking, graph, is_untouched=True, needed=needed)
 
     def _check_missing(self, graph: Graph, missing: Sequence[Descriptor]) -> None:
         reasons = [graph.omitted_from_source.get(blob.digest) for blob in missing]

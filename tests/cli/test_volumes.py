@@ -345,6 +345,26 @@ def test_a_dry_run_of_a_volume_does_not_say_that_it_is_stored(cut: CutOnce, targ
     assert {request.method for request in target.requests} <= {"GET", "HEAD"}
 
 
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_dry_run_of_a_part_says_what_the_real_run_does(cut: CutOnce, target: FaultyRegistry, piped: bool) -> None:
+    for path in (cut.paths[1], cut.paths[0], cut.paths[2]):
+        argv = ["push", *([] if piped else ["-i", path]), f"{target.host}/app:1"]
+        stdin = path.read_bytes() if piped else None
+        dry, real = (ocistream(*argv, *option, stdin=stdin) for option in (["--dry-run"], []))
+        error = real.err.splitlines()[0].replace("was not stored", "would not be stored")
+        assertions.failure(dry, 10, error.replace("is stored", "would be stored") + "\n", "nothing was changed")
+        assert ("a pipe gives only complete blobs" in dry.err) == (piped and path != cut.paths[2])
+
+
+def test_a_dry_run_of_the_last_volumes_would_complete_the_image(cut: CutOnce, target: FaultyRegistry) -> None:
+    assert push(target, cut.paths[0]).code == 10
+    dry = push(target, *cut.paths[1:], argv=["--dry-run"])
+    assertions.success(dry)
+    assert "resumed from an earlier run" in dry.err
+    real = push(target, *cut.paths[1:])
+    assert [line.split()[-1] for line in dry.lines()] == real.lines()
+
+
 def test_a_quoted_glob_means_all_its_files(cut: CutOnce, target: FaultyRegistry, folder: Path) -> None:
     for path in cut.paths:
         (folder / path.name).symlink_to(path)

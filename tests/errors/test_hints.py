@@ -70,6 +70,15 @@ _DIGEST = "sha256:" + 64 * "a"
         (["gc", "nowhere"], 4, ["no such directory", "check the path"]),
         (["rm", "app.tar"], 2, ["app.tar' is an archive, but this must be a layout directory", "copy SRC oci:DIR"]),
         (["rm", "layout/"], 2, ["Missing argument 'NAME'", "to delete everything, delete the directory"]),
+        (
+            ["config", "nosuch.toml"],
+            2,
+            ["'nosuch.toml' is neither show nor check", "write `ocistream config check nosuch.toml`"],
+        ),
+        (["config", "pull"], 2, ["'pull' is neither show nor check", "write `ocistream config show pull`"]),
+        (["config", "--check"], 2, ["No such option", "use `ocistream config check [FILE]`"]),
+        (["verify", "--require-signature", "k"], 2, ["No such option", "use --key FILE: each image must have a"]),
+        (["verify", "--format=json"], 2, ["No such option", "--json prints a JSON document"]),
         (["sync", "."], 9, ["cannot read .: Is a directory", "this is a directory: name a file"]),
         (["list", "localhost:1/app"], 2, ["No such command", "use `ocistream tags HOST/REPO`"]),
         (["pull", "localhost:5000/app:a/b"], 2, ["is not a tag", "128 characters"]),
@@ -107,6 +116,37 @@ def test_what_is_mistyped_is_said_and_what_to_type(
     result = ocistream(*argv, cwd=tmp_path)
     assertions.failure(result, code, *words)
     assert len(result.err.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "option"),
+    [
+        (["pull", "localhost:1/app:1", "-o", "a.tar", "--output=b.tar"], "--output"),
+        (["push", "-i", "a.tar", "--to", "localhost:1/a", "--to", "localhost:1/b"], "--to"),
+        (["copy", "a.tar", "oci:b", "--via", "ssh a", "--via", "ssh b"], "--via"),
+        (["pull", "localhost:1/app:1", "--result", "a", "--result", "b"], "--result"),
+        (["inspect", "a.tar", "--format", "json", "--format", "html"], "--format"),
+        (["verify", "a.tar", "--certificate-identity", "a", "--certificate-identity", "b"], "--certificate-identity"),
+        (["copy", "a.tar", "oci:b", "--dest-username", "a", "--dest-username", "b"], "--dest-username"),
+        (["tags", "localhost:1/app", "--config", "a.toml", "--config", "b.toml"], "--config"),
+    ],
+)
+def test_two_values_of_an_option_that_takes_one_are_an_error(tmp_path: Path, argv: Sequence[str], option: str) -> None:
+    for name in ("a.toml", "b.toml"):
+        tmp_path.joinpath(name).touch()
+    told = f"{option} is given 2 times, with different values\n"
+    assertions.failure(ocistream(*argv, cwd=tmp_path), 2, told, "choose one of the values")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.toml", "b.toml"]
+
+
+def test_an_option_with_a_default_may_be_given_again_and_any_option_with_the_same_value(layout: Layout) -> None:
+    layout.name(small_image(layout), "app:1")
+    config = layout.path.parent / "config.toml"
+    config.touch()
+    same = ["--format", "{name}", "--config", config] * 2
+    result = ocistream("inspect", layout.path, *same, "--retries", "1", "--retries", "2")
+    assertions.success(result)
+    assert result.lines() == ["app:1"]
 
 
 def test_a_host_that_is_only_dots_is_not_told_to_leave_out_its_last() -> None:
@@ -194,6 +234,8 @@ def test_what_is_no_archive_is_called_what_it_seems_to_be(tmp_path: Path) -> Non
         ("index.json", json.dumps({"schemaVersion": 2}).encode(), "this looks like JSON"),
         ("long.json", json.dumps({"schemaVersion": [2] * 1000}).encode(), "this looks like JSON"),
         ("page.html", b"<html>", "this looks like HTML"),
+        ("short.tar", b"hello\n", "this looks like text: use an archive from"),
+        ("long.tar", b"hello\n" * 1000, "this looks like text: use an archive from"),
         ("program", b"\x7fELF" + bytes(1000), "this is a program"),
     ]:
         if content is not None:
@@ -280,21 +322,23 @@ def test_a_full_name_gets_no_hint_about_its_registry(tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize("status", [401, 404])
 @pytest.mark.parametrize(
-    ("argv", "hint"),
+    ("argv", "words"),
     [
-        (["inspect", "no/such"], "no file is called no/such: it means docker.io/no/such:latest; write HOST/no/such"),
+        (["inspect", "no/such"], "error: no file is called no/such, so it means docker.io/no/such:latest: "),
+        (["inspect", "no/such"], "write HOST/no/such for another registry, or ./no/such for a path\n"),
+        (["copy", "nosuch:1", "x.tar"], "nosuch:1 means docker.io/library/nosuch:1; write HOST/nosuch:1 for another"),
         (["copy", "nosuch:1", "x.tar"], "for another registry, or ./nosuch:1 for a path\n"),
         (["pull", "nosuch", "-o", "x.tar"], "nosuch means docker.io/library/nosuch:latest; write HOST/nosuch for"),
     ],
 )
 def test_a_name_without_a_registry_that_fails_is_explained(
-    place: Place, tmp_path: Path, argv: Sequence[str], hint: str, status: int
+    place: Place, tmp_path: Path, argv: Sequence[str], words: str, status: int
 ) -> None:
     """Docker Hub is not asked: a rule of the configuration leads to a registry of the test."""
     hub = place.start(Fault(refusal(status, "DENIED"), "GET", times=None))
     config = tmp_path / "config.toml"
     config.write_text(f'[registry."docker.io"]\nurl = "{hub.url}"\n')
-    assertions.failure(ocistream(*argv, "--config", config, cwd=tmp_path), 3 if status == 401 else 4, hint)
+    assertions.failure(ocistream(*argv, "--config", config, cwd=tmp_path), 3 if status == 401 else 4, words)
 
 
 def test_another_failure_does_not_explain_a_name_without_a_registry(tmp_path: Path) -> None:

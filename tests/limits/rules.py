@@ -114,10 +114,11 @@ LIMITS: Final[dict[int, Limit]] = {
         ),
     ),
     8: Limit(
-        "A document must have the type that it was referenced as, and must not be both an image and an index",
+        "A document must have the type that it was referenced as and schemaVersion 2, and not be an image and an index",
         ("oci.documents", "oci.walk"),
         archives=(
             "manifest-both*",
+            "manifest-version-*",
             "keys-manifests",
             "keys-media-type",
             "manifest-other-type",

@@ -11,7 +11,7 @@ import click
 from ocistream.api.registries import find_home
 from ocistream.cli.entry_point import COMMANDS, load_command
 from ocistream.cli.options import RunOptions, command, json_option, options
-from ocistream.cli.parameter_types import FilePath
+from ocistream.cli.parameter_types import FilePath, is_path
 from ocistream.cli.settings import (
     check_all_defaults,
     configurable_options,
@@ -41,7 +41,7 @@ _CONFIGURABLE_COMMANDS: Final = tuple(name for name in COMMANDS if name != "conf
 
 
 class _Action(click.Choice[str]):
-    """Whether to show or to check; an error names the command that prints the config of an image, as `crane config`."""
+    """Whether to show or to check; an error says what to type for a file, a command or an image in its place."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the action."""
@@ -49,9 +49,17 @@ class _Action(click.Choice[str]):
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
             msg = f"{printable(str(value))!r} is neither show nor check"
-            raise UsageError(
-                msg, hint="`ocistream inspect --raw-config IMAGE` prints the config of an image"
-            ) from error
+            raise UsageError(msg, hint=_suggest_action(str(value))) from error
+
+
+def _suggest_action(text: str) -> str:
+    """Return what to type for a configuration file, a command or, as with `crane config`, an image."""
+    shown = printable(text)
+    if text in _CONFIGURABLE_COMMANDS:
+        return f"write `ocistream config show {shown}`"
+    if text.endswith(".toml") or is_path(text, may_exist=True):
+        return f"write `ocistream config check {shown}`"
+    return f"write show or check first; `ocistream inspect --raw-config {shown}` prints the config of an image"
 
 
 @command
