@@ -240,7 +240,7 @@ class _ConfigurationFile(TomlTable):
 def read_host_rules(
     named: Path | None, env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_CONFIG_FILE
 ) -> dict[str, HostRule]:
-    """Read the configuration; return the rule of each host by its lower-case name, or {} if there is no file.
+    """Read the configuration; return the rule of each host by its lower-case name, or {} if no file exists.
 
     Raises:
         NotFoundError: the file that `named` names does not exist.
