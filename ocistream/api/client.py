@@ -50,11 +50,11 @@ class Client:
     Options have the names, meanings and defaults of the command line. Sizes and rates are numbers of bytes, or text
     such as "4GiB"; times are in seconds.
 
-    `credentials` is one for every registry that a call names, a mapping of hosts to credentials, or a function of
-    registry and repository, which returns None for anonymous access. Hosts without a credential in a mapping, and all
-    hosts without `credentials`, use the variables and files of the command line. `registries` has the settings of
-    single hosts, which replace `plain_http`, `insecure` and `tls`. `config` is a configuration file in place of
-    ocistream's own. `environment` replaces the variables of the process.
+    `credentials` is one `Credential` for every registry that a call names, a mapping of hosts to credentials, or a
+    function of registry and repository, which returns a credential, or None for anonymous access. Hosts without a
+    credential in a mapping, and all hosts without `credentials`, use the variables and files of the command line.
+    `registries` has the settings of single hosts, which replace `plain_http`, `insecure` and `tls`. `config` is a
+    configuration file in place of ~/.config/ocistream/config.toml. `environment` replaces the variables of the process.
 
     The client is a context manager that closes the connections at the end.
     """

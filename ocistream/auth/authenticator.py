@@ -168,7 +168,7 @@ class Authenticator:
         notice if the new token is refused too.
 
         Raises:
-            AuthenticationError: there is no credential, or it was refused.
+            AuthenticationError: no credential was found, or it was refused.
             RegistryError: the challenge, the token server or its response is broken.
             UsageError: the credential cannot be sent.
         """

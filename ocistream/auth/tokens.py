@@ -159,7 +159,7 @@ def parse_token(fields: Mapping[str, Any], where: str) -> str:
     """Return `token`, else `access_token`; null and "" count as absent.
 
     Raises:
-        ArchiveError: there is no token, or it is not allowed in a header.
+        ArchiveError: the token is missing, or is not allowed in a header.
     """
     token = fields.get("token") or fields.get("access_token")
     if not token:

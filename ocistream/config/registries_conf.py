@@ -140,7 +140,7 @@ class _RegistriesConf(_DropIn):
 def load_namespaces(
     env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_DIRECTORY
 ) -> tuple[RegistryNamespace, ...]:
-    """Read all registries.conf files; return the `[[registry]]` tables, or an empty tuple if there are no files.
+    """Read all registries.conf files; return the `[[registry]]` tables, or an empty tuple if no file exists.
 
     Raises:
         NotFoundError: CONTAINERS_REGISTRIES_CONF names a file that does not exist.

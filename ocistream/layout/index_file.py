@@ -89,7 +89,7 @@ class IndexFile(Generic[_Table]):
 
     @property
     def is_flushed(self) -> bool:
-        """Whether there is no change to write."""
+        """Whether all changes are written."""
         return not self._queue
 
     def flush(self) -> None:

@@ -240,8 +240,8 @@ class RemoteCommand:
     def stop(self) -> None:
         """Stop the command: close stdin, ignore further messages, and kill the command if it does not end.
 
-        If the source fails, the remote side so gets an incomplete archive, and refuses it. Its complaint would only
-        repeat the failure, and is not shown. After a cancellation there is no time for that.
+        If the source fails, the remote side gets an incomplete archive, and refuses it. Its error message would only
+        repeat the failure, and is not shown. A cancelled copy does not wait for the command to end.
         """
         if self._end is None:
             return

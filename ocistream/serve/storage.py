@@ -340,7 +340,7 @@ class ArchiveStorage:
         """Return the entries; an only image without a name gets one, since clients could pull it by digest only.
 
         Raises:
-            NotFoundError: there is no image.
+            NotFoundError: the archive has no image.
         """
         if not entries:
             # An archive without images is useless: nothing can be pushed to it either.

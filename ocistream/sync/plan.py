@@ -130,7 +130,7 @@ def parse_shard(text: str) -> Shard:
     """Parse `I/N`.
 
     Raises:
-        UsageError: the text is malformed, or there is no such shard.
+        UsageError: the text is malformed, or I is not less than N.
     """
     match = _SHARD.match(text)
     if match is None:

@@ -128,7 +128,7 @@ class ExistenceCheck:
         return sizes
 
     def _find_stored(self, blobs: Sequence[Descriptor]) -> set[str]:
-        """Return the digests of the blobs that the destination has: for small ones only its second answer is certain."""
+        """Return the digests of the stored blobs. For small ones, only the second answer is certain."""
         stored = self._destination.stored(blobs)
         return stored | self._destination.stored([blob for blob in blobs if blob.digest not in stored])
 

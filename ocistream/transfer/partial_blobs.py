@@ -32,7 +32,7 @@ def format_partial_blobs(offsets: Mapping[str, int]) -> str:
 
 
 def parse_partial_blobs(annotations: Mapping[str, str]) -> dict[str, int] | None:
-    """Return the annotation's entries, digest to byte offset; None if there is no such annotation.
+    """Return the annotation's entries, digest to byte offset; None if the annotation is missing.
 
     Raises:
         ArchiveError: the annotation is malformed.

@@ -138,7 +138,7 @@ def use_verified(
     (`streams.chunks.verify_chunks`).
 
     Raises:
-        IntegrityError: the bytes are wrong, and there is no other source.
+        IntegrityError: the bytes are wrong, and no other source has the blob.
         PartialBlobLostError: the bytes are wrong together with the stored beginning, which cannot be read again.
         OcistreamError: raised by `use`.
     """

@@ -52,6 +52,7 @@ ENVIRONMENT: Final = {
     "OCISTREAM_DEST_USERNAME, OCISTREAM_DEST_PASSWORD": "The same for the destination of `copy`.",
     "OCISTREAM_CONFIG": "The configuration file, as with `--config`.",
     "OCISTREAM_CACHE": "A directory, as with `--cache`.",
+    "OCISTREAM_JOBS": "The default of `--jobs`. Most other options have such a variable too.",
     "DOCKER_AUTH_CONFIG": "Credentials, as JSON in the format of Docker's file.",
     "REGISTRY_AUTH_FILE": "A file of credentials, as for Podman.",
     "DOCKER_CONFIG": "The directory of Docker's config.json.",
@@ -62,7 +63,7 @@ ENVIRONMENT: Final = {
     "XDG_CONFIG_HOME, XDG_STATE_HOME, XDG_RUNTIME_DIR": "Directories of configuration, state and Podman's credentials.",
 }
 _FILES: Final = {
-    "~/.config/ocistream/config.toml, /etc/ocistream/config.toml": "Registries and their mirrors.",
+    "~/.config/ocistream/config.toml, /etc/ocistream/config.toml": "Options, registries, mirrors and trust.",
     "~/.docker/config.json": "Credentials; `ocistream login` stores them here.",
     "~/.config/containers/registries.conf, /etc/containers/registries.conf": "Mirrors, as for Podman.",
     "certs.d/HOST[:PORT]/ in /etc/containers, /etc/docker, ~/.config/containers, ~/.config/docker": "Certificates.",
@@ -95,7 +96,7 @@ def write(folder: Path) -> None:
 
 def _overview(context: click.Context) -> Iterator[str]:
     text, examples = _parts(cli.help or "")
-    yield from _head("ocistream", "container images as a stream")
+    yield from _head("ocistream", "copy container images as streams")
     yield from _synopsis("ocistream", ["COMMAND", "[OPTIONS]", "..."])
     yield from _section("DESCRIPTION", text)
     yield ".SH COMMANDS"

@@ -1,4 +1,4 @@
-"""Every command that the documents show does what they say, and prints what they show.
+"""Every command that the documents and `--help` show does what they say, and prints what they show.
 
 A document's blocks are run in their order, in a folder of its own. A block of TOML whose first line names a file in a
 comment is that file, or its next part. One that another test runs says so, in a comment before it.
@@ -7,12 +7,14 @@ comment is that file, or its next part. One that another test runs says so, in a
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from ocistream.cli.entry_point import COMMANDS, load_command
 from tests.certificates import Certificate
 from tests.docs_examples import ROOT, Block, blocks, is_like, turns
 from tests.interop.docs_environment import World, script_of, world
@@ -54,6 +56,50 @@ def test_a_document_does_what_it_shows(document: Path, here: World, tmp_path: Pa
                 written.write(block.text)
         else:
             assert block.language in _OTHERS, f"{where}: nothing holds this block to what it says"
+
+
+#: What the examples of the help need: archives, volumes, layouts, a cache, lists and credentials, here and behind ssh.
+_PREPARATION: Final = """
+ocistream pull --all -o app.tar registry.example.com/app:1
+ocistream pull --split 2MiB -o 'app.%03d.tar' app:2
+ocistream pull --cache cache/ -o images/ nginx:1
+ocistream copy oci-archive:app.tar oci:images:app
+ocistream copy oci-archive:app.tar oci:images:example.com/app:1
+ocistream push -i app.tar registry.local:5000/app:1
+ocistream pull nginx:1 | ssh host 'cat > app.tar; ocistream copy ./app.tar oci:images'
+printf '%s\\n' '# a comment' nginx:1 redis:2 > k3s-images.txt
+printf '[defaults]\\njobs = 2\\n' > config.toml
+printf secret > token
+mkdir -p ~/.local/share/bash-completion/completions ~/.zsh/completions ~/.config/fish/completions
+"""
+#: Examples that end otherwise here: docker-registry 2.8 deletes no tags.
+_OTHER_EXIT_CODES: Final = {"ocistream rm registry.example.com/app:1 registry.example.com/app:2": 8}
+
+
+@pytest.fixture(scope="module")
+def prepared(here: World, certificate: Certificate, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the files of the examples of the help."""
+    folder = tmp_path_factory.mktemp("help") / "work"
+    folder.mkdir()
+    (folder / "ca.pem").write_bytes(certificate.file.read_bytes())
+    (folder / "cosign.pub").write_bytes(here.key.read_bytes())
+    (folder / "images.toml").write_text((load_command("sync").help or "").partition("# images.toml\n")[2])
+    done = here.run(script_of(_PREPARATION), folder)
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+# `serve` runs until it is stopped: docs/serve.md has its examples.
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "serve"])
+def test_the_examples_of_the_help_run(name: str, here: World, prepared: Path, tmp_path: Path) -> None:
+    # No example finds what another command has written.
+    shutil.copytree(prepared.parent, tmp_path / "copy")
+    text = (load_command(name).help or "").partition("\b\n")[2].partition("\b\n")[0]
+    lines = [line.strip() for line in text.replace("\\\n", "").strip().splitlines()]
+    assert lines
+    for line in lines:
+        done = here.run(f"set -o pipefail; export JOB_COMPLETION_INDEX=0\n{line}", tmp_path / "copy" / prepared.name)
+        assert done.returncode == _OTHER_EXIT_CODES.get(line, 0), f"{line}\n{done.stdout}"
 
 
 def _compare(block: Block, here: World, folder: Path, where: str) -> None:

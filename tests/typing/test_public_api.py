@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -152,3 +153,15 @@ def test_the_page_says_of_each_name_what_its_docstring_says() -> None:
     assert set(rows) == set(ocistream.__all__) - {"__version__"}
     for name, text in rows.items():
         assert text == (getattr(ocistream, name).__doc__ or "").strip().splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "heading"),
+    [(ocistream.copy, "| argument of `copy` | meaning |"), (ocistream.Client, "| setting | meaning |")],
+)
+def test_the_page_has_every_argument(function: Callable[..., object], heading: str) -> None:
+    table = PAGE.partition(heading)[2].partition("\n\n")[0]
+    names = [
+        name for cell in re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    ]
+    assert sorted(names) == sorted(inspect.signature(function).parameters)

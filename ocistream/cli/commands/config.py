@@ -74,6 +74,9 @@ def config(context: CommandContext, *, action: str, of: str | None, as_json: boo
     of each value. It prints no secret and runs no credential helper. `show IMAGE` prints which signatures an image in a
     registry needs. `check` checks FILE, or the configuration file that the other commands read.
 
+    The configuration file ([defaults] jobs = 8) and variables (OCISTREAM_JOBS=8) set the defaults of most options. An
+    option overrides its variable, and a variable overrides the file.
+
     \b
     ocistream config show
     ocistream config show pull --json

@@ -84,8 +84,8 @@ def copy(
     \b
     ocistream copy nginx:1 registry.example.com/mirror/nginx:1
     ocistream copy --tags '1.*' nginx registry.example.com/mirror/nginx
-    ocistream copy nginx:1 registry.local/nginx:1 --dest-plain-http
-    ocistream copy app:2 registry.local/app:2 --via 'ssh host'
+    ocistream copy nginx:1 registry.local:5000/nginx:1 --dest-ca-cert ca.pem
+    ocistream copy app:2 localhost:5000/app:2 --via 'ssh host'
     """
     if via is not None:
         from ocistream.cli.commands.copy_via import copy_via

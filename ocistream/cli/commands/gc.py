@@ -42,7 +42,7 @@ def gc(
 
     \b
     ocistream gc images/
-    ocistream gc /var/cache/ocistream --max-size 20G
+    ocistream gc cache/ --max-size 20G
     """
     from ocistream.layout.directory import LayoutDirectory
     from ocistream.layout.gc import collect_garbage

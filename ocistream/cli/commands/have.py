@@ -56,7 +56,7 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
     its tags and their referrers. No layer is fetched from a registry; --among hashes the blobs of a layout.
 
     \b
-    ocistream have registry.local/app > have.txt
+    ocistream have registry.local:5000/app > have.txt
     ocistream have ./images/ ./app.tar
     """
     from ocistream import __version__

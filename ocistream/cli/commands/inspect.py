@@ -90,15 +90,15 @@ def inspect(
     from a registry.
 
     Fields of a template: name, digest, mediaType, size (of the manifest), bytes (of the blobs), kind, platform,
-    created, imageId, labels.KEY, annotations.KEY.
+    annotations.KEY, and for one platform: created, imageId, labels.KEY.
 
     \b
     ocistream inspect nginx:1
     ocistream inspect registry.example.com/app
-    ocistream inspect app.tar --format '{name} {digest} {labels.version}'
+    ocistream inspect app.tar --format '{name} {digest} {platform}'
     ocistream inspect --raw nginx:1 | sha256sum
     ocistream inspect app.tar --format html > app.html
-    ssh build cat app.tar | ocistream inspect - --json
+    ssh host cat app.tar | ocistream inspect - --json
     """
     from ocistream.api.inspection import inspect_location
     from ocistream.api.single_image import SingleImage

@@ -46,7 +46,7 @@ def login(context: CommandContext, registry: str) -> None:
 
     \b
     ocistream login -u me --password-stdin registry.example.com < token
-    ocistream login -u me --password-file token --authfile ci.json example.com
+    ocistream login -u me --password-file token --authfile ci.json docker.io
     """
     from ocistream.auth.docker_config import Credential
 

@@ -111,7 +111,7 @@ def pull(
     ocistream pull --platform all -o app.tar registry.example.com/app:2 nginx:1
     ocistream pull --images k3s-images.txt -o k3s.tar
     ssh host ocistream have oci:images | ocistream pull --have - -o n.tar nginx:2
-    ocistream pull --split 4GiB -o '/media/stick/app.%03d.tar' app:2
+    ocistream pull --split 4GiB -o 'app.%03d.tar' app:2
     """
     images = [Location("docker", text, reference=parse_image(text, _OUTPUT_HINT)) for text in sources]
     if not images and not lists:

@@ -87,9 +87,9 @@ def push(
     it. Push volumes (`pull --split`) together in any order, or one by one in the order of their numbers.
 
     \b
-    ssh build ocistream pull app:2 | ocistream push localhost:5000/app:2
+    ocistream pull app:2 | ocistream push registry.local:5000/app:2
     ocistream push -i app.tar --to registry.example.com/mirror
-    ocistream push -i 'app.*.tar' localhost:5000/app:2
+    ocistream push -i 'app.*.tar' registry.local:5000/app:2
     """
     _check_arguments(arguments, paths, prefix)
     image = arguments[0] if arguments else None

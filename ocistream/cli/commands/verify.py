@@ -82,8 +82,8 @@ def verify(
     \b
     ocistream verify app.tar
     ocistream verify app.000.tar app.001.tar
-    ocistream verify --key cosign.pub registry.example.com/app:1
-    ssh build cat app.tar | ocistream verify --deep
+    ocistream verify --key cosign.pub registry.example.com/release:1
+    ssh host cat app.tar | ocistream verify --deep
     """
     from ocistream.api.verification import open_locations, verify_source
 
