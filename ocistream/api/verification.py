@@ -283,9 +283,10 @@ class VolumeSet(NamedTuple):
     @classmethod
     def from_source(cls, source: Source) -> VolumeSet | None:
         """Return the volumes of a source, or None if it has none."""
-        volume = getattr(source, "volume", None)
-        volumes = [volume] if volume is not None else getattr(source, "volumes", None)
-        return cls(volumes) if volumes else None
+        from ocistream.archive.source import list_archives
+
+        volumes = {archive.volume.number: archive.volume for archive in list_archives(source) if archive.volume}
+        return cls([volumes[number] for number in sorted(volumes)]) if volumes else None
 
     @property
     def absent_names(self) -> list[str]:
