@@ -93,9 +93,17 @@ class NotFoundError(OcistreamError):
 
 
 class IntegrityError(OcistreamError):
-    """A size or digest is wrong, or an image has no valid signature."""
+    """A size or digest is wrong, or an image has no valid signature.
+
+    `digest` is the digest of the blob whose bytes are wrong; empty if the error is about something else.
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str, *, digest: str = "", hint: str | None = None) -> None:
+        """Store the `digest` of the blob with the message."""
+        super().__init__(message, hint=hint)
+        self.digest = digest
 
 
 class ArchiveError(OcistreamError):

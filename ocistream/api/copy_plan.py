@@ -79,6 +79,11 @@ class CopyPlan:
         return self.sources[0] if len(self.sources) == 1 and self.sources[0].kind != "docker" else None
 
     @property
+    def reads_archives(self) -> bool:
+        """Whether a source is an archive."""
+        return any(source.kind not in {"docker", "oci"} and not is_directory(source) for source in self.sources)
+
+    @property
     def source_registries(self) -> set[str]:
         """The registries of the sources."""
         return {location.reference.registry for location in self.sources if location.reference}
@@ -150,7 +155,7 @@ class CopyPlan:
 
         registries = self.source_registries | self.destination_registries
         plain_layers = None
-        if self.compresses_plain_layers(source, omits=omit is not None):
+        if self.compresses_plain_layers(omits=omit is not None):
             plain_layers = _parse_recompression(self.options, self.options.compress or "gzip")
         check = None
         if self.signers or self.policy is not None:
@@ -219,16 +224,12 @@ class CopyPlan:
             )
             raise IntegrityError(msg, hint="omit --compress, or push to a tag")
 
-    def compresses_plain_layers(self, source: Source, *, omits: bool) -> bool:
+    def compresses_plain_layers(self, *, omits: bool) -> bool:
         """Return whether plain layers are recompressed if `docker save` wrote the source or one of several archives.
 
         If the copy `omits` blobs, they keep their digests, since blobs are omitted by digest.
         """
-        location = self.local_source
-        may_be_saved = hasattr(source, "inputs") or (
-            location is not None and location.kind != "oci" and not is_directory(location)
-        )
-        return may_be_saved and (self.is_remote or not omits)
+        return self.reads_archives and (self.is_remote or not omits)
 
     def source_name(self, root: Root) -> str:
         """Return the name of an image at its source."""

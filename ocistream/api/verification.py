@@ -15,7 +15,6 @@ from ocistream.errors import (
 from ocistream.layout.image_selection import Selection
 from ocistream.layout.index import entry_name_of, is_printable_name, subject_of, tag_of
 from ocistream.locations import open_sources
-from ocistream.oci.digest import DIGEST_MISMATCH
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.oci.referrers import cosign_subject
 from ocistream.transfer import verify as verification
@@ -221,7 +220,7 @@ class VerifyResult:
         for failure in failures:
             kind = IntegrityError if isinstance(failure.error, IntegrityError) else ArchiveError
             hint = failure.error.hint
-            if hint is None and DIGEST_MISMATCH in failure.error.message:
+            if hint is None and isinstance(failure.error, IntegrityError) and failure.error.digest:
                 hint = f"the {'layout' if self.format == _LAYOUT else 'archive'} is damaged: copy or pull it again"
             errors.append(kind(f"{prefixes.get(failure.digest, '')}{failure.error.message}", hint=hint))
         errors += [signature.to_error() for signature in self.unsigned]
@@ -284,9 +283,10 @@ class VolumeSet(NamedTuple):
     @classmethod
     def from_source(cls, source: Source) -> VolumeSet | None:
         """Return the volumes of a source, or None if it has none."""
-        volume = getattr(source, "volume", None)
-        volumes = [volume] if volume is not None else getattr(source, "volumes", None)
-        return cls(volumes) if volumes else None
+        from ocistream.archive.source import list_archives
+
+        volumes = {archive.volume.number: archive.volume for archive in list_archives(source) if archive.volume}
+        return cls([volumes[number] for number in sorted(volumes)]) if volumes else None
 
     @property
     def absent_names(self) -> list[str]:

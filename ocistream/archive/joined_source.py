@@ -88,11 +88,6 @@ class JoinedSource:
         """The archives and layouts."""
         return [source for _, source in self._inputs]
 
-    @property
-    def volumes(self) -> list[Volume]:
-        """The volumes that were given, in order. Known after `resolve`."""
-        return [source.volume for _, source in sorted(self._volumes.items()) if source.volume]
-
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - files and directories can be read in any order
         """Read all indexes, and every manifest below the selected images from the first input that has it.
 
@@ -275,7 +270,7 @@ class JoinedSource:
     def _find_omitted(self, graph: Graph, annotations: Sequence[Mapping[str, str]]) -> dict[str, OmissionReason]:
         """Return the reasons of omitted blobs that no input has. Blobs of given volumes are missing, not omitted."""
         missing = {blob.digest for blob in graph.blobs if self.is_missing(blob)}
-        given_volumes = {volume.name for volume in self.volumes}
+        given_volumes = {source.volume.name for source in self._volumes.values() if source.volume}
         omitted: dict[str, OmissionReason] = {}
         for annotation in annotations:
             for digest, reason in parse_omitted(annotation.get(OMITTED_ANNOTATION, ""), missing).items():

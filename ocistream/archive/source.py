@@ -45,7 +45,17 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.oci.volumes import VolumePart
     from ocistream.oci.walk import Need
-    from ocistream.transfer.interfaces import Blob
+    from ocistream.transfer.interfaces import Blob, Source
+
+
+def list_archives(source: Source) -> Sequence[ArchiveSource]:
+    """Return the archives that a source reads."""
+    if isinstance(source, ArchiveSource):
+        return [source]
+    from ocistream.archive.joined_source import JoinedSource
+
+    inputs = source.inputs if isinstance(source, JoinedSource) else ()
+    return [archive for archive in inputs if isinstance(archive, ArchiveSource)]
 
 
 class ArchiveSource(ABC):

@@ -17,7 +17,6 @@ from ocistream.layout.image_selection import (
 )
 from ocistream.layout.index import image_name_of
 from ocistream.locations import OpenContext, open_source, parse_location
-from ocistream.oci.digest import DIGEST_MISMATCH
 from ocistream.oci.graph import Root
 from ocistream.oci.reference import is_digest, parse_full_name, printable
 from ocistream.sizes import format_count, format_size
@@ -63,10 +62,7 @@ def add_copy_hints(console: Console, plan: CopyPlan, source: Source, *, dry_run:
             error.hint = f"{shown} is an image ID; use the name or digest instead: {format_image_names(images)}"
         raise
     except IntegrityError as error:
-        # Other errors of this class are about an image that differs from the requested one.
-        subject = error.message.partition(": ")[0]
-        is_blob_error = subject == DIGEST_MISMATCH or is_digest(subject)
-        if is_blob_error and not error.hint and location is not None and location.path:
+        if error.digest and not error.hint and location is not None and location.path:
             name = location.description
             error.message = f"{name}: {error.message}"
             error.hint = (

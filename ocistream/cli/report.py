@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ocistream.api.copy_plan import CopyPlan
     from ocistream.api.results import ImageResult
-    from ocistream.archive.contents import ArchiveContents
+    from ocistream.archive.source import ArchiveSource
     from ocistream.cli.console import Console
     from ocistream.oci.graph import Graph, IncompleteIndex, Root
     from ocistream.oci.platforms import ChosenPlatforms
@@ -93,18 +93,23 @@ def report_copy(
     `cached` is how many bytes came from the cache, by digest. `omits` says that blobs could be omitted by digest.
     """
     into_docker_archive = plan.destination.kind == "docker-archive"
+    archives: Sequence[ArchiveSource] = ()
+    if plan.reads_archives:
+        from ocistream.archive.source import list_archives
+
+        archives = list_archives(source)
     _report_resumed(console, report)
     _report_summary(console, plan, report, cached)
     report_incomplete_indexes(console, report.graph.incomplete_indexes, report.origins)
     if not into_docker_archive:
         _report_new_digests(console, report, is_requested=plan.options.compress is not None)
     if plan.options.compress is None and not into_docker_archive:
-        is_saved = getattr(source, "is_docker_save", False)
-        excludes = not plan.compresses_plain_layers(source, omits=omits)
+        is_saved = any(archive.is_docker_save for archive in archives)
+        excludes = not plan.compresses_plain_layers(omits=omits)
         _report_plain_layers(console, report, is_saved=is_saved, excludes=excludes)
     _report_omitted(console, report)
     report_skipped_referrers(console, report.graph.skipped_referrers)
-    _report_unused_entries(console, source)
+    _report_unused_entries(console, archives)
     if into_docker_archive:
         _report_image_ids(console, report, images, printed=not plan.destination.is_stream)
         _warn_unnamed_images(console, report.graph)
@@ -352,11 +357,11 @@ def report_skipped_referrers(console: Console, skipped: Iterable[SkippedReferrer
         console.info(f"not copied: {kinds or 'referrers of the images, if there are any'}; {printable(reason)}")
 
 
-def _report_unused_entries(console: Console, source: Source) -> None:
-    """Print which entries of an archive were not used: illegal names, and with -v files of other tools."""
-    for archive in getattr(source, "inputs", [source]):
-        contents: ArchiveContents | None = getattr(archive, "contents", None)
-        if contents is None or contents.index_json is None or contents.is_docker_archive:
+def _report_unused_entries(console: Console, archives: Sequence[ArchiveSource]) -> None:
+    """Print which entries of archives were not used: illegal names, and with -v files of other tools."""
+    for archive in archives:
+        contents = archive.contents
+        if contents.index_json is None or contents.is_docker_archive:
             continue
         if contents.illegal_count:
             entries = format_count(contents.illegal_count, "entry", "entries")

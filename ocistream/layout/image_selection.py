@@ -1,6 +1,6 @@
 """Which images and platforms of a source are wanted: the only one, those of some names, or all; report unused names.
 
-`push --to`, `copy --all-tags` and `sync` share `check_all_images`, so that none drops an image for its name.
+`push --to`, `copy --all-tags` and `sync` share `select_all_images`, so that none drops an image for its name.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocistream import limits
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
@@ -19,7 +19,7 @@ from ocistream.oci.reference import parse_reference, printable
 from ocistream.oci.referrers import REFERRER_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.referrers import ReferrerMode
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 UNKNOWN_SIZE: Final = -1
 #: At most this many names, and images of one name, are printed.
 _MAX_NAMES: Final = 10
+
+#: Which images have a name that copies require, by what errors call it.
+_REQUIRED_NAMES: Final[Mapping[str, Callable[[Root], bool]]] = {
+    "full name": has_full_name,
+    "tag": lambda root: tag_of(root.name) is not None,
+}
 
 #: Selects images. The string is the name of their archive or layout, for errors.
 ImageSelector: TypeAlias = "Callable[[Sequence[Root], str], Sequence[Root]]"
@@ -171,9 +177,8 @@ def select_full_names(chosen: Sequence[str]) -> ImageSelector:
 
     def select(roots: Sequence[Root], where: str) -> Sequence[Root]:
         if not chosen:
-            return select_all_images(roots, where, has_full_name, "full name", hint)
-        named = select_named_images(chosen, all_names=True)(roots, where)
-        return select_all_images(named, where, has_full_name, "full name", hint, description="chosen")
+            return select_all_images(select_existing_images(roots, where), f"in {where}", "full name", hint)
+        return select_all_images(select_named_images(chosen, all_names=True)(roots, where), "chosen", "full name", hint)
 
     return select
 
@@ -185,7 +190,7 @@ def select_all_by_tag(choose: Callable[[Sequence[str]], Sequence[str]], hint: st
     """
 
     def select(roots: Sequence[Root], where: str) -> Sequence[Root]:
-        tagged = select_all_images(roots, where, lambda root: tag_of(root.name) is not None, "tag", hint)
+        tagged = select_all_images(select_existing_images(roots, where), f"in {where}", "tag", hint)
         return select_tagged(choose)(tagged, where)
 
     return select
@@ -204,63 +209,39 @@ def select_tagged(choose: Callable[[Sequence[str]], Sequence[str]]) -> ImageSele
 
 
 def select_all_images(
-    roots: Sequence[Root],
-    where: str,
-    has_destination: Callable[[Root], bool],
-    missing: str,
-    hint: str,
-    *,
-    description: str | None = None,
+    roots: Sequence[Root], which: str, required: Literal["full name", "tag"], hint: str
 ) -> Sequence[Root]:
-    """Choose all images, each under those of its names that have a destination (`has_destination`).
+    """Choose all images, each under those of its names that are full names, or that have a tag.
 
-    `missing` says what other names lack, and `description` which images these are, by default those in `where`. A name
-    that is not used is reported if its image is copied under another name. A stray entry is chosen if it has a
-    destination.
+    A name that is not used is reported if its image is copied under another name. A stray entry is chosen if its name
+    is as `required`. `which` says in errors which images these are: "in FILE", or "chosen".
 
     Raises:
-        NotFoundError: the layout or archive has no images.
         UsageError: an image has no such name. The message names each, and `hint` says what to do.
     """
-    check_all_images(roots, where, has_destination, missing, hint, description=description)
-    return [root for root in roots if has_destination(root)]
-
-
-def check_all_images(
-    roots: Sequence[Root],
-    where: str,
-    has_destination: Callable[[Root], bool],
-    missing: str,
-    hint: str,
-    *,
-    description: str | None = None,
-) -> None:
-    """Check and report as `select_all_images`. Of ten thousand images, only those without a destination are kept.
-
-    Raises:
-        NotFoundError, UsageError: as `select_all_images`.
-    """
-    description = description or f"in {where}"
-    unused = [root for root in select_existing_images(roots, where) if not root.is_stray and not has_destination(root)]
-    if not unused and any(map(has_destination, roots)):
-        return
-    chosen_digests = _digests(filter(has_destination, roots))
+    has_required = _REQUIRED_NAMES[required]
+    chosen = [root for root in roots if has_required(root)]
+    unused = [root for root in roots if not root.is_stray and not has_required(root)]
+    if not unused and chosen:
+        return chosen
+    chosen_digests = _digests(chosen)
     unnamed = [root for root in unused if root.descriptor.digest not in chosen_digests]
     if unnamed or not chosen_digests:
         count, total = len(_digests(unnamed)), len(_digests(root for root in roots if not root.is_stray))
         if count == total:
-            msg = f"no image {description} has a {missing}: {format_image_names(unnamed or roots)}"
+            msg = f"no image {which} has a {required}: {format_image_names(unnamed or roots)}"
         else:
             verb = "has" if count == 1 else "have"
-            msg = f"{count} of {total} images {description} {verb} no {missing}: {format_image_names(unnamed)}"
+            msg = f"{count} of {total} images {which} {verb} no {required}: {format_image_names(unnamed)}"
         raise UsageError(msg, hint=hint)
     for root in unused:
         if root.name:
             name = printable(root.name)
             notify(
-                f"the name {name!r} is not used, because it is not a {missing}; "
+                f"the name {name!r} is not used, because it is not a {required}; "
                 "the image is copied under its other name"
             )
+    return chosen
 
 
 def report_duplicate_names(graph: Graph) -> None:

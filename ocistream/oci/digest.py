@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ocistream.errors import IntegrityError
 
 if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
-
-#: The beginning of the message of `digest_error`.
-DIGEST_MISMATCH: Final = "digest mismatch"
 
 
 def compute_digest(content: bytes, algorithm: str = "sha256") -> str:
@@ -34,10 +31,11 @@ def check_content(descriptor: Descriptor, content: bytes) -> None:
 
 def digest_error(expected: str, actual: str) -> IntegrityError:
     """Return the error for bytes with another digest than the descriptor's."""
-    return IntegrityError(f"{DIGEST_MISMATCH}: expected {expected}, got {actual}")
+    return IntegrityError(f"digest mismatch: expected {expected}, got {actual}", digest=expected)
 
 
 def size_error(descriptor: Descriptor, size: int) -> IntegrityError:
     """Return the error for a blob of the wrong size, of which `size` bytes were read."""
     more = "or more " if size > descriptor.size else ""
-    return IntegrityError(f"{descriptor.digest}: expected {descriptor.size} bytes, got {size} {more}".rstrip())
+    msg = f"{descriptor.digest}: expected {descriptor.size} bytes, got {size} {more}".rstrip()
+    return IntegrityError(msg, digest=descriptor.digest)

@@ -227,7 +227,7 @@ def parse_checksum_line(part: str, line: bytes) -> str:
 def part_error(digest: str, offset: int, volume: str, error: IntegrityError) -> IntegrityError:
     """Return an error that names the blob and the volume of a corrupt part."""
     message = f"{digest}: its part from byte {offset} in {printable(volume)} is corrupt: {error.message}"
-    return IntegrityError(message, hint=error.hint)
+    return IntegrityError(message, digest=digest, hint=error.hint)
 
 
 def parse_part_name(name: str) -> tuple[str, int, bool] | None:

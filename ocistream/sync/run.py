@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
 from ocistream.layout.destination import LayoutDestination
-from ocistream.layout.image_selection import check_all_images, report_untagged, select_existing_images
-from ocistream.layout.index import image_names_of, tag_of
+from ocistream.layout.image_selection import report_untagged, select_all_images, select_existing_images
+from ocistream.layout.index import image_names_of
 from ocistream.locations import is_layout_destination, open_destination
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
@@ -227,15 +227,16 @@ class SyncRun:
             self._comparer.add_tags(location.reference, listed.tags)
             return listed.tags
         roots, orphans = self._sources.list_images(location, context)
+        images = select_existing_images(roots, location.description)
         if entry.tag_filter is None:
             by_name = "to copy an image by its digest, write `from` as oci:DIR:DIGEST, and `to` with a tag or name"
             hint = f"`tags` selects images; {by_name}"
-            check_all_images(roots, location.description, lambda root: tag_of(root.name) is not None, "tag", hint)
+            select_all_images(images, f"in {location.description}", "tag", hint)
         else:
-            report_untagged(select_existing_images(roots, location.description), "`tags`")
+            report_untagged(images, "`tags`")
         for referrer in orphans:
             notify(f"not copied: {referrer.digest} in {printable(location.text)}; {referrer.reason}")
-        return (root.name for root in roots if root.name)
+        return (root.name for root in images if root.name)
 
 
 class ImageCopier:

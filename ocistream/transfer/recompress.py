@@ -231,7 +231,7 @@ class Recompressor:
                         f"{result.source.digest}: its decompressed bytes have the digest {result.diff_id}, but the "
                         f"config of its image says {diff_ids[position]}"
                     )
-                    raise IntegrityError(msg)
+                    raise IntegrityError(msg, digest=result.source.digest)
 
 
 class LayerRecompression:
