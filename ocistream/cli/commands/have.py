@@ -106,7 +106,7 @@ def _open_holdings(
     def opened(location: Location) -> StoredBlobs:
         registry = location.reference.registry if location.reference else None
         mounts = parse_mount_sources(context.copy.mount_from, registry)
-        open_context = context.build_open_context(registries={registry} if registry else ())
+        open_context = context.build_open_context(registries=location.registries)
         return open_stored_blobs(
             location,
             replace(open_context, mount_from=mounts),
