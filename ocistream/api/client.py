@@ -15,10 +15,10 @@ from ocistream import limits
 from ocistream.api.client_registries import ClientRegistries
 from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.api.location_arguments import LocationArgument, list_locations
-from ocistream.api.options import ClientOptions, CopyOptions, parse_client_options, parse_split
+from ocistream.api.options import ClientOptions, CopyOptions, RegistryOptions, parse_client_options, parse_split
 from ocistream.api.registries import RegistryAccess, load_configuration
 from ocistream.api.results import CopyResult, ImageResult, build_result
-from ocistream.api.settings import RegistryOptions, RegistrySettings, TlsFiles
+from ocistream.api.settings import RegistrySettings, TlsFiles
 from ocistream.errors import InvalidNameError, UsageError
 from ocistream.oci.descriptor import Platform
 from ocistream.oci.platforms import parse_platform_choice

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-    from ocistream.api.options import CopyOptions
-    from ocistream.api.settings import RegistryOptions
+    from ocistream.api.options import CopyOptions, RegistryOptions
     from ocistream.archive.outputs import Output
     from ocistream.auth.credentials import Keychain
     from ocistream.cli.console import Console

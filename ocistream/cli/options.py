@@ -17,6 +17,7 @@ import click
 from click.core import ParameterSource
 
 from ocistream.api.options import (
+    ACCESS,
     FOR_ONE_RUN,
     OUTPUT,
     PATH,
@@ -24,14 +25,15 @@ from ocistream.api.options import (
     SELECTION,
     SELECTS_CONTENT,
     SIGNATURES,
+    TLS,
     ClientOptions,
     CopyOptions,
     Declaration,
     Positive,
+    RegistryOptions,
     Whole,
     option,
 )
-from ocistream.api.settings import ACCESS, TLS, RegistryOptions
 from ocistream.cli.context import CommandContext
 from ocistream.cli.parameter_types import FilePath, PositiveNumber, ResultPath, WholeNumber
 from ocistream.cli.registry_options import SIDES

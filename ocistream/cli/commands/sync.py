@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream.api.options import FOR_ONE_RUN, SELECTION
+from ocistream.api.options import FOR_ONE_RUN, SELECTION, RegistryOptions
 from ocistream.api.registries import find_home
-from ocistream.api.settings import RegistryOptions
 from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.error_hints import add_sync_hint
 from ocistream.cli.options import Option, RunOptions, command, dry_run_option, options, transfer_options
