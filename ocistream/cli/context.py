@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream.api.registries import RegistryAccess, find_home, load_configuration
 from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
-from ocistream.cli.registry_options import build_hint_translator
+from ocistream.cli.option_hints import build_hint_translator
 from ocistream.cli.standard_streams import (
     is_visible_on_stdout,
     open_stdin,

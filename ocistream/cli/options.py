@@ -35,8 +35,8 @@ from ocistream.api.options import (
     option,
 )
 from ocistream.cli.context import CommandContext
+from ocistream.cli.option_hints import SIDES
 from ocistream.cli.parameter_types import FilePath, PositiveNumber, ResultPath, WholeNumber
-from ocistream.cli.registry_options import SIDES
 from ocistream.streams.memory import return_large_blocks
 
 if TYPE_CHECKING:
