@@ -63,6 +63,11 @@ class Location:
     is_repository: bool = False
 
     @property
+    def registries(self) -> set[str]:
+        """The registry that the location is in, if it is in one."""
+        return {self.reference.registry} if self.reference else set()
+
+    @property
     def description(self) -> str:
         """The archive or layout as errors name it."""
         if not self.is_stream:

@@ -15,10 +15,10 @@ from ocistream import limits
 from ocistream.api.client_registries import ClientRegistries
 from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.api.location_arguments import LocationArgument, list_locations
-from ocistream.api.options import ClientOptions, CopyOptions, parse_client_options, parse_split
+from ocistream.api.options import ClientOptions, CopyOptions, RegistryOptions, parse_client_options, parse_split
 from ocistream.api.registries import RegistryAccess, load_configuration
 from ocistream.api.results import CopyResult, ImageResult, build_result
-from ocistream.api.settings import RegistryOptions, RegistrySettings, TlsFiles
+from ocistream.api.settings import RegistrySettings, TlsFiles
 from ocistream.errors import InvalidNameError, UsageError
 from ocistream.oci.descriptor import Platform
 from ocistream.oci.platforms import parse_platform_choice
@@ -199,8 +199,8 @@ class Client:
             if targets
             else plan_copy_to_prefix(locations, to or "", options)
         ).with_policy(self._load_trust_policy())
-        destination_context = self._open_context(plan.destination_registries, targets, event)
-        source_context = self._open_context(plan.source_registries, sources, event)
+        destination_context = self._open_context(targets, event, plan.destination_registries)
+        source_context = self._open_context(sources, event)
         self._registries.check_environment_credential(plan.source_registries | plan.destination_registries)
         opened_source, opened_destination = plan.open(
             replace(source_context, is_dry_run=dry_run), replace(destination_context, is_dry_run=dry_run)
@@ -254,8 +254,7 @@ class Client:
         ).list_signers(_list_paths(keys))
         sources = list_locations(source, bare_is_path=True)
         locations = [argument.location for argument in sources]
-        registries = {registry for argument in sources for registry in argument.registries}
-        context = self._open_context(registries, sources, event)
+        context = self._open_context(sources, event)
 
         def run() -> VerifyResult:
             with closing(open_locations(locations, context, max_ratio=max_ratio)) as opened:
@@ -292,10 +291,10 @@ class Client:
         event = self._begin(cancelled)
         argument = LocationArgument(source)
         choice = parse_platform_choice(_list_platforms(platforms))
-        context = self._open_context(argument.registries, [argument], event)
+        context = self._open_context([argument], event)
         return run_in_thread(
             lambda: to_plain_values(
-                inspect_location(argument.location, context, platforms=choice, max_ratio=max_ratio, cancelled=event)
+                inspect_location(argument.location, context, platforms=choice, max_ratio=max_ratio)
             ),
             event,
         )
@@ -324,8 +323,7 @@ class Client:
         argument = LocationArgument(source)
         image = SingleImage(
             location=argument.location,
-            context=self._open_context(argument.registries, [argument], event),
-            cancelled=event,
+            context=self._open_context([argument], event),
             platforms=parse_platform_choice(() if platform is None else (str(platform),)),
             max_ratio=max_ratio,
         )
@@ -350,10 +348,8 @@ class Client:
 
         event = self._begin(cancelled)
         argument = LocationArgument(source)
-        context = self._open_context(argument.registries, [argument], event)
-        listed = run_in_thread(
-            lambda: list_names(argument.location, context, max_ratio=max_ratio, cancelled=event), event
-        )
+        context = self._open_context([argument], event)
+        listed = run_in_thread(lambda: list_names(argument.location, context, max_ratio=max_ratio), event)
         if listed.incomplete_reason:
             raise listed.incomplete_error()
         return listed.names
@@ -399,9 +395,11 @@ class Client:
         return LinkedEvent([self._closed, cancelled] if cancelled is not None else [self._closed])
 
     def _open_context(
-        self, registries: Collection[str], arguments: Sequence[LocationArgument], cancelled: threading.Event
+        self, arguments: Sequence[LocationArgument], cancelled: threading.Event, registries: Collection[str] = ()
     ) -> OpenContext:
-        context = self._registries.build_context(registries, cancelled)
+        """Return the context of a call that names these locations, and further `registries`."""
+        named = set(registries).union(*(argument.location.registries for argument in arguments))
+        context = self._registries.build_context(named, cancelled)
         for argument in arguments:
             context = argument.bind(context)
         return context

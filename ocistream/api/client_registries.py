@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Collection, Mapping
 
+    from ocistream.api.options import RegistryOptions
     from ocistream.api.registries import RegistryAccess
-    from ocistream.api.settings import RegistryOptions
     from ocistream.auth.docker_config import Credential
     from ocistream.http.client import HttpClient
     from ocistream.locations import OpenContext

@@ -13,7 +13,6 @@ from ocistream.transfer.inspection import inspect_source
 from ocistream.transfer.verify import read_graph
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Mapping, Sequence
 
     from ocistream.locations import Location, OpenContext
@@ -28,7 +27,6 @@ def inspect_location(
     *,
     platforms: PlatformChoice,
     max_ratio: int,
-    cancelled: threading.Event,
     report: Callable[[str], None] = lambda _message: None,
 ) -> dict[str, Any]:
     """Return what `ocistream inspect` prints; `report` receives what a registry does not list.
@@ -52,14 +50,14 @@ def inspect_location(
         open_source(location, context, Selection(platforms=platforms, max_ratio=max_ratio, referrers="list"))
     ) as source:
         if not location.reference:
-            return {"location": location.text, **inspect_source(source, cancelled=cancelled, report=report)}
+            return {"location": location.text, **inspect_source(source, cancelled=context.cancelled, report=report)}
         inventory = inspect_source(
             source,
             name=location.reference.name,
             # The registry modules need megabytes, and seconds on a slow disk: import them only for a registry.
             list_referrers=lambda digests: _list_referrers(source, digests, report),
             jobs=context.jobs,
-            cancelled=cancelled,
+            cancelled=context.cancelled,
             report=report,
         )
         return {"location": location.text, **inventory}
@@ -85,7 +83,7 @@ class NameList(NamedTuple):
         return UnsupportedError(f"{self.document['repository']} has further tags: {self.incomplete_reason}")
 
 
-def list_names(location: Location, context: OpenContext, *, max_ratio: int, cancelled: threading.Event) -> NameList:
+def list_names(location: Location, context: OpenContext, *, max_ratio: int) -> NameList:
     """Return the tags of a repository in a registry, or the names of an archive or layout.
 
     Raises:
@@ -98,7 +96,7 @@ def list_names(location: Location, context: OpenContext, *, max_ratio: int, canc
     if location.is_repository:
         return _list_tags(location, context)
     with contextlib.closing(open_source(location, context, Selection(max_ratio=max_ratio, referrers="list"))) as source:
-        graph = read_graph(source, cancelled)
+        graph = read_graph(source, context.cancelled)
     names = tuple(dict.fromkeys(root.name for root in graph.roots if root.name))
     return NameList(names, {"location": location.text, "names": list(names)})
 

@@ -49,11 +49,6 @@ class LocationArgument:
             description = printable(name, 1024) if isinstance(name, str) else "the file object"
             self.location = Location("path", description, path=Path(description), is_stream=True)
 
-    @property
-    def registries(self) -> set[str]:
-        """The registry of the location, if it is in one."""
-        return {self.location.reference.registry} if self.location.reference else set()
-
     def rename(self, name: str | None, kind: str | None) -> None:
         """Set the image's name at this destination, and what to write to it.
 

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Mapping
 
-    from ocistream.api.options import ClientOptions
-    from ocistream.api.settings import RegistryOptions
+    from ocistream.api.options import ClientOptions, RegistryOptions
     from ocistream.auth.docker_config import Credential
     from ocistream.config.toml_files import TomlTable
     from ocistream.http.client import HttpClient

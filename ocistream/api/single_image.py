@@ -15,7 +15,6 @@ from ocistream.oci.reference import is_digest, printable
 from ocistream.transfer.verify import DiscardedBlobs
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Iterator
 
     from ocistream.errors import OcistreamError
@@ -39,7 +38,6 @@ class SingleImage:
 
     location: Location
     context: OpenContext
-    cancelled: threading.Event
     platforms: PlatformChoice = ALL_PLATFORMS
     #: How much larger than itself a compressed archive may become.
     max_ratio: int = limits.MAX_RATIO
@@ -120,7 +118,7 @@ class SingleImage:
         with contextlib.ExitStack() as stack:
             source = open_source(self.location, self.context, selection)
             stack.callback(source.close)
-            discarded = stack.enter_context(contextlib.closing(DiscardedBlobs(self.cancelled)))
+            discarded = stack.enter_context(contextlib.closing(DiscardedBlobs(self.context.cancelled)))
             graph = source.resolve(discarded)
             (root,) = graph.roots
             yield source, graph, root, discarded

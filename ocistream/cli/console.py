@@ -160,16 +160,11 @@ class Console:
             if sys.stderr is not None:
                 if fresh := self.fresh_line():
                     text = f"{fresh}{text}"
-                elif sys.stderr.isatty() and _is_stderr_locked():
+                elif sys.stderr.isatty() and is_terminal_locked(2):
                     # Another process draws there: the cursor is at the beginning of one of its lines.
                     text = f"{_CLEAR_LINE}{text}"
                 sys.stderr.write(text)
                 sys.stderr.flush()
-
-
-def _is_stderr_locked() -> bool:
-    """Return whether another process draws a progress bar on this terminal."""
-    return is_terminal_locked(2)
 
 
 def sanitize_line(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream.api.registries import RegistryAccess, find_home, load_configuration
 from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
-from ocistream.cli.registry_options import build_hint_translator
+from ocistream.cli.option_hints import build_hint_translator
 from ocistream.cli.standard_streams import (
     is_visible_on_stdout,
     open_stdin,
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-    from ocistream.api.options import CopyOptions
-    from ocistream.api.settings import RegistryOptions
+    from ocistream.api.options import CopyOptions, RegistryOptions
     from ocistream.archive.outputs import Output
     from ocistream.auth.credentials import Keychain
     from ocistream.cli.console import Console

@@ -13,7 +13,7 @@ from ocistream.streams.paths import exists
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from ocistream.api.settings import RegistryOptions
+    from ocistream.api.options import RegistryOptions
     from ocistream.auth.docker_config import Credential
 
 

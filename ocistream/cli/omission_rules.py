@@ -31,12 +31,10 @@ def _open_context_for(context: CommandContext, location: Location, source_locati
     The sides of `copy` have separate credentials. A location in the source's registry uses those of the source; any
     other location belongs to the destination.
     """
-    registry = location.reference.registry if location.reference else None
     side = ""
     if context.sides:
-        is_source = source_location.reference is not None and source_location.reference.registry == registry
-        side = "src" if is_source else "dest"
-    return context.build_open_context(side, registries={registry} if registry else ())
+        side = "src" if location.registries & source_location.registries else "dest"
+    return context.build_open_context(side, registries=location.registries)
 
 
 def find_queried_registries(context: CommandContext) -> set[str]:

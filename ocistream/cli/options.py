@@ -17,6 +17,7 @@ import click
 from click.core import ParameterSource
 
 from ocistream.api.options import (
+    ACCESS,
     FOR_ONE_RUN,
     OUTPUT,
     PATH,
@@ -24,17 +25,18 @@ from ocistream.api.options import (
     SELECTION,
     SELECTS_CONTENT,
     SIGNATURES,
+    TLS,
     ClientOptions,
     CopyOptions,
     Declaration,
     Positive,
+    RegistryOptions,
     Whole,
     option,
 )
-from ocistream.api.settings import ACCESS, TLS, RegistryOptions
 from ocistream.cli.context import CommandContext
+from ocistream.cli.option_hints import SIDES
 from ocistream.cli.parameter_types import FilePath, PositiveNumber, ResultPath, WholeNumber
-from ocistream.cli.registry_options import SIDES
 from ocistream.errors import UsageError
 from ocistream.streams.memory import return_large_blocks
 

@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import click
 
@@ -75,7 +75,8 @@ def apply_defaults(group: click.Context, name: str, command: click.Command, argu
         log_format, progress = (given.get(key) or by_parameter.get(key) for key in ("log_format", "progress"))
         group.obj.as_json |= Console.is_json(cast("str | None", log_format), cast("str | None", progress))
         # `config` and `sync` read files that may name further variables: they check the variables themselves.
-        if name not in {"config", "sync"} and not _is_quiet(given, by_parameter):
+        is_quiet = given.get("quiet") or (by_parameter.get("quiet") and not given.get("verbose"))
+        if name not in {"config", "sync"} and not is_quiet:
             warn_unused_variables(group.obj, os.environ, find_credential_variables(table))
             if "platform" in settings and not (given.get("platforms") or given.get("all_platforms")):
                 _announce_platform(group.obj, settings["platform"])
@@ -85,11 +86,6 @@ def _announce_platform(console: Console, setting: Setting) -> None:
     """Print the platform that a variable or a file selects: other defaults do not decide what is copied."""
     value = setting.value if isinstance(setting.value, str) else ",".join(cast("list[str]", setting.value))
     console.info(f"--platform {printable(value)} is set by {setting.where}")
-
-
-def _is_quiet(explicit: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
-    """Return whether only errors are printed, before the command applies its options (`options.apply_verbosity`)."""
-    return bool(explicit.get("quiet") or (defaults.get("quiet") and not explicit.get("verbose")))
 
 
 def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> TomlTable | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ocistream.api.results import list_images
 from ocistream.cli.error_hints import add_copy_hints
 from ocistream.cli.omission_rules import build_omission_rule, find_queried_registries
-from ocistream.cli.registry_options import describe_unused_side_options
+from ocistream.cli.option_hints import describe_unused_side_options
 from ocistream.cli.report import print_dry_run, print_results, report_copy, report_dry_run, report_selected_platforms
 from ocistream.cli.result_document import check_result_writable, write_result
 from ocistream.errors import UsageError

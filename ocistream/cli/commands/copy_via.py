@@ -9,8 +9,8 @@ from ocistream import __version__, limits
 from ocistream.api.copy_plan import plan_copy
 from ocistream.archive.destination import ArchiveDestination
 from ocistream.archive.outputs import Output
+from ocistream.cli.option_hints import describe_unused_side_options
 from ocistream.cli.parameter_types import parse_location_argument
-from ocistream.cli.registry_options import describe_unused_side_options
 from ocistream.cli.transfers import run_transfer
 from ocistream.errors import ArchiveError, IntegrityError, PartialBlobLostError, UsageError
 from ocistream.locations import open_source

@@ -37,8 +37,7 @@ def digest(context: CommandContext, text: str) -> None:
     location = parse_location_argument(text)
     image = SingleImage(
         location=location,
-        context=context.build_open_context(registries={location.reference.registry} if location.reference else ()),
-        cancelled=context.cancelled,
+        context=context.build_open_context(registries=location.registries),
         platforms=parse_platform_choice(context.copy.platforms),
         max_ratio=context.copy.max_ratio,
     )

@@ -63,7 +63,9 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
     from ocistream.remote.have_lists import format_have_list
 
     parsed = [parse_location_argument(location) for location in locations]
-    _check_stdin([*(location.text for location in parsed if location.is_stream), *([among] if among == "-" else [])])
+    if sum(location.is_stream for location in parsed) + (among == "-") > 1:
+        msg = "stdin cannot be read twice"
+        raise UsageError(msg, hint="read one of them from a file")
     if context.copy.mount_from and among is None:
         msg = "--mount-from needs --among"
         raise UsageError(msg, hint="without --among, name the other repositories too: ocistream have REPO REPO")
@@ -72,7 +74,7 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
         partial_blobs: Mapping[str, int] = {}
         if among is None:
             # Nothing is hashed: a list proves nothing, and the receiver verifies the blobs that are pushed later.
-            digests = _read_all_digests(stores)
+            digests = set[str]().union(*(store.list_digests() for store in stores))
         else:
             queried = _read_among_list(context, among)
             digests, partial_blobs = _find_listed(stores, queried, context.console)
@@ -82,12 +84,6 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
     )
     while piece := "".join(itertools.islice(text, _LINES_PER_WRITE)):
         click.echo(piece, nl=False)
-
-
-def _check_stdin(uses: Sequence[str]) -> None:
-    if len(uses) > 1:
-        msg = "stdin cannot be read twice"
-        raise UsageError(msg, hint="read one of them from a file")
 
 
 @contextlib.contextmanager
@@ -103,7 +99,7 @@ def _open_holdings(
     def opened(location: Location) -> StoredBlobs:
         registry = location.reference.registry if location.reference else None
         mounts = parse_mount_sources(context.copy.mount_from, registry)
-        open_context = context.build_open_context(registries={registry} if registry else ())
+        open_context = context.build_open_context(registries=location.registries)
         return open_stored_blobs(
             location,
             replace(open_context, mount_from=mounts),
@@ -115,10 +111,6 @@ def _open_holdings(
 
     with contextlib.closing(DiscardedBlobs(context.cancelled)) as discarded:
         yield list(map(opened, locations))
-
-
-def _read_all_digests(stores: Sequence[StoredBlobs]) -> set[str]:
-    return set[str]().union(*(store.list_digests() for store in stores))
 
 
 def _find_listed(

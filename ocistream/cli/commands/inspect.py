@@ -112,8 +112,7 @@ def inspect(
     kind = "json" if as_json else "text" if output_format is None else output_format
     template = None if kind in FORMATS else parse_template(kind)
     parsed = parse_location_argument(location)
-    registries = {parsed.reference.registry} if parsed.reference else set()
-    open_context = context.build_open_context(registries=registries)
+    open_context = context.build_open_context(registries=parsed.registries)
     platforms = parse_platform_choice(context.copy.platforms)
     if raw and len(platforms.platforms) > 1:
         # An index of some platforms exists only in a copy.
@@ -123,7 +122,6 @@ def inspect(
         image = SingleImage(
             location=parsed,
             context=open_context,
-            cancelled=context.cancelled,
             platforms=platforms,
             max_ratio=context.copy.max_ratio,
         )
@@ -137,7 +135,6 @@ def inspect(
         open_context,
         platforms=platforms,
         max_ratio=context.copy.max_ratio,
-        cancelled=context.cancelled,
         report=context.console.info,
     )
     if template is not None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from ocistream.api.options import RegistryOptions
 from ocistream.api.registries import RegistryAccess, find_home
-from ocistream.api.settings import RegistryOptions
 from ocistream.cli.options import RunOptions, command, options, tls_options, user_options
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.oci.reference import parse_registry

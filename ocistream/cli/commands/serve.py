@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 import click
 
 from ocistream import limits
-from ocistream.api.settings import TLS, RegistryOptions
+from ocistream.api.options import TLS, RegistryOptions
 from ocistream.cli.options import MESSAGES, SELECTS_OUTPUT, Option, command, options
 from ocistream.cli.parameter_types import FilePath
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream.api.options import FOR_ONE_RUN, SELECTION
+from ocistream.api.options import FOR_ONE_RUN, SELECTION, RegistryOptions
 from ocistream.api.registries import find_home
-from ocistream.api.settings import RegistryOptions
 from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.error_hints import add_sync_hint
+from ocistream.cli.option_hints import build_sync_hint_translator
 from ocistream.cli.options import Option, RunOptions, command, dry_run_option, options, transfer_options
-from ocistream.cli.registry_options import build_sync_hint_translator
 from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers
 from ocistream.cli.result_document import check_result_writable, write_result_pieces
 from ocistream.cli.standard_streams import read_password_file

@@ -36,12 +36,8 @@ def tags(context: CommandContext, text: str, *, as_json: bool) -> None:
     from ocistream.api.inspection import list_names
 
     location = parse_location_argument(text)
-    listed = list_names(
-        location,
-        context.build_open_context(registries={location.reference.registry} if location.reference else ()),
-        max_ratio=context.copy.max_ratio,
-        cancelled=context.cancelled,
-    )
+    open_context = context.build_open_context(registries=location.registries)
+    listed = list_names(location, open_context, max_ratio=context.copy.max_ratio)
     if as_json:
         click.echo(escape_ci_commands(json.dumps(listed.document, indent=2)))
     else:

@@ -94,7 +94,7 @@ def verify(
         if as_json:
             stack.enter_context(_print_error_as_json(paths))
         locations = [_find(path) for path in paths]
-        registries = {location.reference.registry for location in locations if location.reference}
+        registries = set[str]().union(*(location.registries for location in locations))
         source = stack.enter_context(
             contextlib.closing(
                 open_locations(locations, context.build_open_context(registries=registries), max_ratio=max_ratio)

@@ -8,9 +8,8 @@ import threading
 
 import pytest
 
-from ocistream.api.options import CopyOptions
+from ocistream.api.options import CopyOptions, RegistryOptions
 from ocistream.api.registries import build_http_settings
-from ocistream.api.settings import RegistryOptions
 from ocistream.cli.console import Console
 from ocistream.cli.context import CommandContext
 from ocistream.cli.options import OmissionOptions, RunOptions

@@ -48,7 +48,7 @@ def test_who_has_no_turn_writes_at_the_beginning_of_a_line(monkeypatch: pytest.M
     ours, theirs = pty.openpty()
     other = TerminalLock(theirs)
     assert other.acquire()
-    monkeypatch.setattr("ocistream.cli.console._is_stderr_locked", lambda: is_terminal_locked(theirs))
+    monkeypatch.setattr("ocistream.cli.console.is_terminal_locked", lambda _: is_terminal_locked(theirs))
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr("sys.stderr", terminal)
         Console().error("interrupted")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from click.core import ParameterSource
 
-from ocistream.api.settings import RegistryOptions
+from ocistream.api.options import RegistryOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
