@@ -231,7 +231,10 @@ class _Verification:
         missing_digests = {blob.digest for blob in missing_blobs}
         exported = limit_to_exported(graph, lambda blob: blob.digest in missing_digests)
         needed = {blob.digest for blob in (*exported.blobs, *exported.absent)}
-        referenced = {blob.digest for blob in graph.blobs} | {m.descriptor.digest for m in graph.manifests}
+        # Foreign layers are not copied, but a layout or an archive may have them.
+        referenced = {blob.digest for blob in (*graph.blobs, *graph.foreign)} | {
+            m.descriptor.digest for m in graph.manifests
+        }
         # A file of a docker-archive that no image names is not a blob.
         unnamed = self._checker.unnamed_layers - referenced
         sizes = {digest: size for digest, size in self._checker.sizes.items() if digest not in unnamed}

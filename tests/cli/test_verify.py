@@ -187,6 +187,18 @@ class TestWrongBytes:
         assert "1 blob that no image needs" in good.lines()[-1]
         assert verify(tar_of([*items_of(images), (name, b"needed!!")])).code == 5
 
+    def test_a_stored_foreign_layer_is_needed(self, layout: Layout, verify: Verify) -> None:
+        kind = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+        layer = {**layout.blob(b"foreign", kind), "urls": ["https://example.com/layer"]}
+        image = layout.read(small_image(layout)["digest"])
+        layout.document({**image, "layers": [*image["layers"], layer]}, name="app:1")
+        gc = ocistream("gc", layout.path, "--older-than=0")
+        # The image without this layer is gone.
+        assert len(gc.lines()) == 1
+        for result in (ocistream("verify", layout.path), verify(tar_of(items_of(layout)))):
+            assert result.code == 0
+            assert "no image needs" not in result.lines()[-1]
+
     def test_a_wrong_blob_of_a_directory_is_found(self, images: Layout) -> None:
         stray = images.blob(b"unneeded", "text/plain")
         assert "1 blob that no image needs" in ocistream("verify", images.path).lines()[-1]
