@@ -295,7 +295,7 @@ MIN_READ: Final = 64 * KIB
 MAX_COLLECT_TIME: Final = 0.1
 #: After this many written bytes the kernel is told to start writing them to disk, so that the final sync is short.
 WRITEBACK_SIZE: Final = 16 * MIB
-#: The size of ocistream's pipes: the most that Linux allows without privileges.
+#: The size of the pipes at stdin and stdout: the most that Linux allows without privileges.
 PIPE_SIZE: Final = 1 * MIB
 #: Memory for prefetching, unless --memory says otherwise: the total stays below 48 MiB.
 PREFETCH_MEMORY: Final = 8 * MIB

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import os
 import tarfile
@@ -15,7 +14,7 @@ from abc import ABC, abstractmethod
 from io import FileIO
 from typing import TYPE_CHECKING
 
-from ocistream import limits, notices
+from ocistream import notices
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams import files, partial_files, paths
@@ -214,9 +213,7 @@ class StreamOutput(Output):
         """Write to an open, unbuffered file; `what` names it in errors."""
         self._file = file
         self._what = f"cannot write {what}"
-        # A larger pipe needs fewer switches between the two processes. Without permission it keeps its size.
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(file.fileno(), fcntl.F_SETPIPE_SZ, limits.PIPE_SIZE)
+        files.enlarge_pipe(file.fileno())
 
     def write(self, chunk: Chunk) -> None:
         """Write all bytes of a chunk."""

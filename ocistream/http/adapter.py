@@ -266,6 +266,8 @@ class _Connection(HTTPConnection):
     #: The proxy's own headers if it forwards requests; None for a tunnel, or without a proxy.
     forward_headers: dict[str, str] | None = None
     _early_response: _EarlyResponse | None = None
+    #: Tells the kernel to send a few bytes together with those that follow.
+    more_flag: int = getattr(socket, "MSG_MORE", 0)
 
     def exchange(self, request: requests.PreparedRequest, timeout: float) -> BoundedResponse:
         """Send a request and read the head of its response, waiting for data for at most `timeout` seconds."""
@@ -298,23 +300,28 @@ class _Connection(HTTPConnection):
         self._early_response = None
         self.endheaders()
         self._early_response = _EarlyResponse()
+        line_end = b""
         for chunk in (body,) if isinstance(body, bytes) else body or ():
             if chunk:
-                self.send(b"%x\r\n%b\r\n" % (len(chunk), cast("bytes", chunk)) if is_chunked else chunk)
+                if is_chunked:
+                    # Sent separately: to join it and the chunk would copy the chunk.
+                    self.send(b"%b%x\r\n" % (line_end, len(chunk)), self.more_flag)
+                    line_end = b"\r\n"
+                self.send(chunk)
         if is_chunked:
-            self.send(b"0\r\n\r\n")
+            self.send(b"%b0\r\n\r\n" % line_end)
 
     def __del__(self) -> None:
         """Close a connection whose response the caller has dropped."""
         self.close()
 
-    def send(self, data: object) -> None:
+    def send(self, data: object, flags: int = 0) -> None:
         """Send a part of a request at the rate that is allowed; stop at an early response."""
         timeout, early_response = self.adapter.stall_timeout, self._early_response
         throttles = self.route.limits.upload
         with memoryview(cast("Chunk", data)) as view:
             if not throttles:
-                _send_all(self.sock, view, timeout, early_response)
+                _send_all(self.sock, view, timeout, early_response, flags)
                 return
             throttle = BlockingThrottle(throttles, self.adapter.sleep)
             if early_response is None:
@@ -354,7 +361,7 @@ class _Connection(HTTPConnection):
 
 
 class _TlsConnection(_Connection, HTTPSConnection):
-    pass
+    more_flag = 0
 
 
 # -- sending ------------------------------------------------------------------------------------------------
@@ -403,7 +410,11 @@ class _EarlyResponse:
 
 
 def _send_all(
-    connection: socket.socket, view: memoryview, timeout: float, early_response: _EarlyResponse | None
+    connection: socket.socket,
+    view: memoryview,
+    timeout: float,
+    early_response: _EarlyResponse | None,
+    flags: int = 0,
 ) -> None:
     """Send all of `view`; abort if no byte of `view` moves for `timeout` seconds.
 
@@ -420,6 +431,6 @@ def _send_all(
         if early_response is not None and early_response.has_arrived(connection, timeout):
             raise BrokenPipeError(errno.EPIPE, "the response came before the complete request was sent")
         try:
-            sent += connection.send(view[sent:])
+            sent += connection.send(view[sent:], flags)
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
             raise BrokenPipeError(errno.EPIPE, "the server has closed the connection") from error

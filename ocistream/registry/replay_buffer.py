@@ -68,7 +68,8 @@ class ReplayBuffer:
         self._content = content
         size = None if content.end is None else content.end - content.start
         self._capacity = max(1, capacity if size is None else min(capacity, size))
-        self._ring = bytearray()
+        #: A memoryview, because to assign bytes to a part of a bytearray copies them twice.
+        self._ring = memoryview(b"")
         self._is_open = False
         self._chunks: Iterator[Chunk] = iter(())
         self._unread = memoryview(b"")
@@ -189,16 +190,17 @@ class ReplayBuffer:
 
     def _store(self, piece: memoryview) -> None:
         if not self._ring:
-            self._ring = bytearray(self._capacity)
+            self._ring = memoryview(bytearray(self._capacity))
         self.end += len(piece)
         kept = piece[-self._capacity :]
         position = (self.end - len(kept)) % self._capacity
         first = min(len(kept), self._capacity - position)
         self._ring[position : position + first] = kept[:first]
-        self._ring[: len(kept) - first] = kept[first:]
+        if first < len(kept):
+            self._ring[: len(kept) - first] = kept[first:]
         self.start = max(self.start, self.end - self._capacity)
 
     def _buffered(self, offset: int, stop: int) -> memoryview:
         position = offset % self._capacity
         count = min(stop - offset, self._capacity - position, _MAX_PIECE)
-        return memoryview(self._ring)[position : position + count]
+        return self._ring[position : position + count]

@@ -28,6 +28,7 @@ SURVIVING_FOR_A_REASON: Final[tuple[tuple[str, str], ...]] = (
     ("in  @dataclass(frozen=True, slots=True)", "no code assigns to the fields of these values"),
     ("True  ->  False  in  for (text, _), digests in zip(self._inputs", "both always have the same length"),
     ("F_SETPIPE_SZ, limits.PIPE_SIZE)  ->  pass", "a larger pipe only saves time"),
+    ("enlarge_pipe(", "a larger pipe only saves time"),
     (
         "limit_rate <= _MAX_BUFFER * _PIECES_PER_SECOND  ->  (limit_rate)",
         "a large socket buffer changes no promised rate",
