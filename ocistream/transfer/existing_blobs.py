@@ -77,7 +77,9 @@ class ExistenceCheck:
             is_missing = blob.digest in graph.omitted_from_source if is_missing is None else is_missing
             (absent if is_missing and blob.digest not in graph.embedded else remaining).append(blob)
         self._missing_manifests = find_missing_manifests(graph, self._destination)
-        self._stored = self._find_stored(absent)
+        self._stored = self._destination.stored(absent)
+        # For small blobs, only the second answer is certain.
+        self._stored |= self._destination.stored([blob for blob in absent if blob.digest not in self._stored])
         unstored = [blob for blob in absent if blob.digest not in self._stored]
         self._check_missing(graph, [*self._missing_manifests, *self.list_unmountable(unstored)])
         return absent, remaining
@@ -112,7 +114,7 @@ class ExistenceCheck:
 
         Return how many bytes of each other blob of `remaining` an earlier run has stored.
         """
-        stored = self._stored | self._find_stored(remaining)
+        stored = self._stored | self._destination.stored(remaining)
         unstored = [blob for blob in (*absent, *remaining) if blob.digest not in stored]
         unmountable = {blob.digest for blob in self.list_unmountable(unstored)}
         for blob in (*absent, *remaining):
@@ -126,11 +128,6 @@ class ExistenceCheck:
         if missing:
             self._check_parts(graph, missing, sizes)
         return sizes
-
-    def _find_stored(self, blobs: Sequence[Descriptor]) -> set[str]:
-        """Return the digests of the stored blobs. For small ones, only the second answer is certain."""
-        stored = self._destination.stored(blobs)
-        return stored | self._destination.stored([blob for blob in blobs if blob.digest not in stored])
 
     def _check_parts(self, graph: Graph, missing: Sequence[Descriptor], sizes: Mapping[str, int]) -> None:
         """Check that the source has the rest of each missing blob, of which the destination has `sizes` bytes.
