@@ -425,7 +425,8 @@ def _check_not_file(location: Location) -> None:
 
 def _check_not_directory(location: Location) -> None:
     # As in `_destination_kind`: a path with a slash at its end becomes a directory.
-    if not location.is_stream and (location.text.endswith("/") or paths.is_directory(path_of(location))):
+    has_slash = location.text.removesuffix(f":{location.name or ''}").endswith("/")
+    if not location.is_stream and (has_slash or paths.is_directory(path_of(location))):
         msg = f"{printable(location.text)}: this is a directory, not an archive"
         raise UsageError(msg, hint=f"write a layout as {_format_location('oci', location)}")
 

@@ -100,6 +100,7 @@ _DIGEST = "sha256:" + 64 * "a"
         ),
         (["pull", "localhost:1/a:1", "--format=oci-archive", "-o", "new/"], 2, ["new/: this is a directory, not an"]),
         (["copy", "localhost:1/a", "docker-archive:new/", "--all-tags"], 2, ["new/: this is a directory, not an"]),
+        (["copy", "localhost:1/a", "oci-archive:new/:b"], 2, ["new/:b: this is a directory, not an archive"]),
         (["pull", "app :1"], 2, ["is not a repository", "lower-case letters and digits"]),
         (["pull", "host.example:port/app"], 2, ["is not a registry host", "HOST[:PORT]"]),
         (["inspect", "oci:nowhere"], 4, ["no such directory", "check the path"]),
