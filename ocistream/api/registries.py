@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ocistream.config.toml_files import TomlTable
     from ocistream.http.client import HttpClient
     from ocistream.http.retry import RetryEvent
-    from ocistream.http.settings import HostSettings, HttpSettings
+    from ocistream.http.settings import HostSettings
     from ocistream.layout.cache import Cache
     from ocistream.oci.reference import Reference
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
@@ -160,9 +160,22 @@ class RegistryAccess:
             NotFoundError: SSL_CERT_FILE or --cert-dir names what does not exist.
             UsageError, LocalDiskError: the certificates that the options name cannot be used.
         """
+        from ocistream import __version__
         from ocistream.http.client import HttpClient
+        from ocistream.http.settings import HttpSettings, RetryPolicy
 
-        settings = build_http_settings(self._env, self._options, registry_options, format_hint)
+        settings = HttpSettings(
+            plain_http=registry_options.plain_http,
+            connect_timeout=self._options.connect_timeout,
+            stall_timeout=self._options.stall_timeout,
+            retry_policy=RetryPolicy(attempts=self._options.retries + 1),
+            ca_file=_read_ca_file(self._env),
+            tls=registry_options.tls_settings(),
+            requests_per_second=self._options.max_requests_per_second,
+            proxies=_read_proxies(self._env),
+            user_agent=f"ocistream/{__version__}",
+            format_hint=format_hint,
+        )
         if is_for_mirrors:
             from ocistream.registry.mirrors import shorten_timeouts
 
@@ -211,30 +224,6 @@ class RegistryAccess:
             cancelled=cancelled,
             check_push=self.check_push,
         )
-
-
-def build_http_settings(
-    env: Mapping[str, str],
-    options: ClientOptions,
-    registry_options: RegistryOptions,
-    format_hint: Callable[[str], str] = str,
-) -> HttpSettings:
-    """Return the settings for all hosts; proxies and the system's CAs come from the environment `env`."""
-    from ocistream import __version__
-    from ocistream.http.settings import HttpSettings, RetryPolicy
-
-    return HttpSettings(
-        plain_http=registry_options.plain_http,
-        connect_timeout=options.connect_timeout,
-        stall_timeout=options.stall_timeout,
-        retry_policy=RetryPolicy(attempts=options.retries + 1),
-        ca_file=_read_ca_file(env),
-        tls=registry_options.tls_settings(),
-        requests_per_second=options.max_requests_per_second,
-        proxies=_read_proxies(env),
-        user_agent=f"ocistream/{__version__}",
-        format_hint=format_hint,
-    )
 
 
 def load_configuration(config: Path | None, env: Mapping[str, str]) -> TomlTable | None:

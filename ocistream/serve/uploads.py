@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import threading
 import time
 import uuid
 from io import FileIO
@@ -21,6 +20,7 @@ from ocistream.serve.capacity import limit_by_descriptors
 from ocistream.serve.errors import RequestRejectedError
 from ocistream.streams import files, partial_files
 from ocistream.streams.chunks import new_hash, read_chunks
+from ocistream.streams.synchronization import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ class Upload:
         self.last_used = time.monotonic()
         self._layout = layout
         #: Held by the request that writes to the session.
-        self.lock = threading.Lock()
+        self.turn = Budget(1)
         self.is_open = True
         self.is_out_of_space = False
         self._start_hash(algorithm)
@@ -193,9 +193,9 @@ class Uploads:
         A session that has ended is forgotten.
 
         Raises:
-            RequestRejectedError: the session has ended (404), or another request keeps the lock (429).
+            RequestRejectedError: the session has ended (404), or another request keeps writing (429).
         """
-        if not upload.lock.acquire(timeout=_LOCK_TIMEOUT):
+        if not upload.turn.take(timeout=_LOCK_TIMEOUT):
             message = "another request is still writing to this upload"
             raise RequestRejectedError(429, "TOOMANYREQUESTS", message, headers={"Retry-After": "1"})
         try:
@@ -232,7 +232,7 @@ class Uploads:
         A session that found the disk full ends at once: few clients resume it, and its bytes take space from others.
         """
         for upload in list(self._uploads.values()):
-            if upload.lock.acquire(blocking=False):
+            if upload.turn.take():
                 try:
                     if upload.last_used < idle_since or upload.is_out_of_space:
                         upload.discard()
@@ -240,7 +240,7 @@ class Uploads:
                     self._unlock(upload)
 
     def _unlock(self, upload: Upload) -> None:
-        upload.lock.release()
+        upload.turn.give_back()
         if not upload.is_open:
             self._uploads.pop(upload.identifier, None)
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from ocistream.api.options import CopyOptions, RegistryOptions
-from ocistream.api.registries import build_http_settings
+from ocistream.api.registries import RegistryAccess
 from ocistream.cli.console import Console
 from ocistream.cli.context import CommandContext
 from ocistream.cli.options import OmissionOptions, RunOptions
@@ -18,7 +18,11 @@ from ocistream.cli.options import OmissionOptions, RunOptions
 @pytest.mark.parametrize(("stall", "longest"), [(30.0, 900.0), (3600.0, 3600.0)])
 def test_limits_reach_the_transport(stall: float, longest: float) -> None:
     options = RunOptions(connect_timeout=2.5, stall_timeout=stall, max_requests_per_second=3.0)
-    settings = build_http_settings({}, options, RegistryOptions())
+    access = RegistryAccess(options, {}, lambda: None)
+    with contextlib.closing(
+        access.create_client(RegistryOptions(), lambda *_: None, cancelled=threading.Event())
+    ) as client:
+        settings = client._settings  # noqa: SLF001 - nobody but a test wants to know
     assert (settings.connect_timeout, settings.stall_timeout) == (2.5, stall)
     assert (settings.response_timeout(0), settings.response_timeout(math.inf)) == (stall, longest)
     assert settings.requests_per_second == 3.0
