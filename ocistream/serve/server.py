@@ -15,7 +15,6 @@ import socketserver
 import sys
 import threading
 import time
-from functools import partial
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Final, cast
 
@@ -63,7 +62,7 @@ class Registry:
     """A registry over a layout directory, or read-only over an archive; without `auth` on loopback only.
 
     Many clients may read and write at once, and other processes may change the layout meanwhile. It listens once it is
-    created, and responds from `start` on.
+    created, and responds from `start` or `serve_forever` on.
     """
 
     def __init__(
@@ -98,6 +97,7 @@ class Registry:
         self.large_push_slots = Budget(limits.MAX_LARGE_PUSHES)
         self._tls = tls
         self._task: Task[None] | None = None
+        self._serving = False
         family, resolved = _resolve_listen_address(address, has_password=auth is not None)
         try:
             self._server = ConnectionServer(self, family, resolved, handler)
@@ -159,16 +159,30 @@ class Registry:
 
     def start(self) -> None:
         """Serve in a separate thread, until `stop`."""
-        serve = partial(self._server.serve_forever, poll_interval=_POLL_INTERVAL)
-        self._task = start(serve, f"registry {self.host}")
+        self._serving = True
+        self._task = start(self._serve, f"registry {self.host}")
+
+    def serve_forever(self) -> None:
+        """Serve until an exception interrupts this thread, or another thread calls `stop`.
+
+        After `start` it only waits: the other thread serves.
+        """
+        if self._task is not None:
+            self._task.wait()
+        else:
+            self._serve()
 
     def stop(self) -> None:
-        """Stop listening, cut all connections and discard unfinished uploads. May be called twice."""
-        if self._task is not None:
+        """Stop listening, cut all connections and discard unfinished uploads. May be called twice.
+
+        Do not call it from a signal handler in the serving thread, which would wait for itself.
+        """
+        if self._serving:
             # On Linux this wakes the accepting thread; elsewhere it may fail.
             with contextlib.suppress(OSError):
                 self._server.socket.shutdown(socket.SHUT_RDWR)
             self._server.shutdown()
+        if self._task is not None:
             self._task.wait()
             self._task = None
         self._server.server_close()
@@ -196,6 +210,10 @@ class Registry:
     ) -> None:
         """Stop."""
         self.stop()
+
+    def _serve(self) -> None:
+        self._serving = True
+        self._server.serve_forever(poll_interval=_POLL_INTERVAL)
 
 
 class ConnectionServer(ThreadingHTTPServer):

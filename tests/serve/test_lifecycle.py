@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,6 +153,27 @@ class TestStopping:
             read_all(idle)
             read_all(sending)
         assert [path.name for path in (tmp_path / "layout/blobs").rglob(".*")] == []
+
+    def test_stop_ends_serve_forever_in_another_thread(self, tmp_path: Path) -> None:
+        registry = Registry(tmp_path / "layout")
+        thread = threading.Thread(target=registry.serve_forever)
+        thread.start()
+        with Client(registry.host) as ask:
+            assert ask("GET", "/v2/").status == 200
+        registry.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+
+    def test_serve_forever_after_start_waits_for_stop(self, tmp_path: Path) -> None:
+        with Registry(tmp_path / "layout") as registry:
+            thread = threading.Thread(target=registry.serve_forever)
+            thread.start()
+            with Client(registry.host) as ask:
+                assert ask("GET", "/v2/").status == 200
+            assert thread.is_alive()
+            registry.stop()
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 class TestFailures:
