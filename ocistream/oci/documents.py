@@ -189,16 +189,22 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
     if kind := _UNSUPPORTED_TYPES.get(descriptor.media_type):
         msg = f"{what} is {kind}, which is not supported"
         raise UnsupportedError(msg, hint=_REPUSH_HINT)
+    is_document = descriptor.is_index or descriptor.is_manifest
     manifests, layers = DescriptorListParser("manifests", what), DescriptorListParser("layers", what, minimal=True)
-    fields = parse_json(
-        raw, what, keys=MANIFEST_FIELDS, convert={"manifests": manifests, "layers": layers, "blobs": discard_item}
-    )
+    try:
+        fields = parse_json(
+            raw, what, keys=MANIFEST_FIELDS, convert={"manifests": manifests, "layers": layers, "blobs": discard_item}
+        )
+    except ArchiveError:
+        if is_document:
+            raise
+        # An entry of index.json may be any content, such as XML (image-spec, image-layout.md).
+        return Document(descriptor.media_type, None, (), (), None, None, _NO_ANNOTATIONS)
     if fields.get("schemaVersion") == 1:
         msg = f"{what} is a Docker schema 1 manifest, which is not supported"
         raise UnsupportedError(msg, hint=_REPUSH_HINT)
     check_document_type(fields, what, (descriptor.media_type,))
-    # Other children of an index are leaves, and are copied byte for byte.
-    is_document = descriptor.is_index or descriptor.is_manifest
+    # Other content is a leaf, and is copied byte for byte.
     if not is_document and fields.keys() & {"config", "layers", "blobs", "manifests"}:
         msg = f"{what} has the type {descriptor.media_type}, which is not supported"
         raise UnsupportedError(msg)
