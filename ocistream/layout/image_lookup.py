@@ -25,6 +25,7 @@ from ocistream.oci.referrers import (
     REFERRER_NAME,
     SUBJECT_MISSING,
     UNREADABLE,
+    UNSUPPORTED_TYPE,
     SkippedReferrer,
     classify_referrer,
     cosign_subject,
@@ -117,7 +118,8 @@ class ImageLookup:
         for position, entry in orphans.items():
             subject = next(iter(self._subjects_in_entry(entry)), None)
             is_known = subject is not None or position in referring
-            why = SUBJECT_MISSING if is_known else UNREADABLE
+            unread = UNREADABLE if entry.is_index or entry.is_manifest else UNSUPPORTED_TYPE
+            why = SUBJECT_MISSING if is_known else unread
             tag = referrer_tag_of(entry)
             kind = classify_referrer(entry.artifact_type, tag)
             skipped.append(SkippedReferrer(subject, why, kind, entry.digest, tag))

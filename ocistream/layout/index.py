@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocistream.errors import ArchiveError, InvalidNameError, UnsupportedError, UsageError
 from ocistream.oci.descriptor import DOCKER_LIST, OCI_INDEX, Descriptor
-from ocistream.oci.documents import MANIFEST_FIELDS, DescriptorListParser, check_document_type
+from ocistream.oci.documents import MANIFEST_FIELDS, DescriptorListParser, check_document_type, check_schema_version
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.packed_descriptors import PackedDescriptors
 from ocistream.oci.reference import is_digest, is_tag, parse_digest, parse_full_name, parse_reference, printable
@@ -81,6 +81,7 @@ def parse_entries(raw: bytes, add: Callable[[Descriptor], object]) -> Mapping[st
     keys = {"schemaVersion", "mediaType", "config", "layers", "manifests", "annotations"}
     converters: Mapping[str, ItemConverter] = {"manifests": convert, "layers": discard_item}
     fields = parse_json(raw, "index.json", keys=keys, known_keys=MANIFEST_FIELDS, convert=converters)
+    check_schema_version(fields, "index.json")
     check_document_type(fields, "index.json", (OCI_INDEX, DOCKER_LIST))
     annotations = fields.get("annotations")
     items = annotations.items() if isinstance(annotations, dict) else ()

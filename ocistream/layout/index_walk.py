@@ -26,6 +26,7 @@ from ocistream.oci.referrers import (
     SUBJECT_MISMATCH,
     SUBJECT_MISSING,
     UNREADABLE,
+    UNSUPPORTED_TYPE,
     Referrer,
     ReferrerMode,
     SkippedReferrer,
@@ -149,8 +150,10 @@ class ReferrerResolver:
                 subject, tag = next(
                     self._find_subjects(candidate), (subject_of(candidate.root.descriptor), candidate.tag)
                 )
+                entry = candidate.root.descriptor
+                unread = UNREADABLE if entry.is_index or entry.is_manifest else UNSUPPORTED_TYPE
                 is_known = subject is not None or tag is not None
-                self._skip(candidate, subject, tag, SUBJECT_MISSING if is_known else UNREADABLE)
+                self._skip(candidate, subject, tag, SUBJECT_MISSING if is_known else unread)
 
     def remove_chosen(self, chosen: AbstractSet[int], digests: AbstractSet[str]) -> None:
         """Remove chosen images from the candidates: roots with these ids, and untagged entries with these digests."""

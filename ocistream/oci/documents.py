@@ -192,17 +192,25 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
     if kind := _UNSUPPORTED_TYPES.get(descriptor.media_type):
         msg = f"{what} is {kind}, which is not supported"
         raise UnsupportedError(msg, hint=_REPUSH_HINT)
+    is_document = descriptor.is_index or descriptor.is_manifest
     manifests, layers = DescriptorListParser("manifests", what), DescriptorListParser("layers", what, minimal=True)
-    fields = parse_json(
-        raw, what, keys=MANIFEST_FIELDS, convert={"manifests": manifests, "layers": layers, "blobs": discard_item}
-    )
+    try:
+        fields = parse_json(
+            raw, what, keys=MANIFEST_FIELDS, convert={"manifests": manifests, "layers": layers, "blobs": discard_item}
+        )
+    except ArchiveError:
+        if is_document:
+            raise
+        # An entry of index.json may be any content, such as XML (image-spec, image-layout.md).
+        return Document(descriptor.media_type, None, (), (), None, None, _NO_ANNOTATIONS)
     # In Python, True is 1.
     if fields.get("schemaVersion") == 1 and not isinstance(fields["schemaVersion"], bool):
         msg = f"{what} is a Docker schema 1 manifest, which is not supported"
         raise UnsupportedError(msg, hint=_REPUSH_HINT)
+    if is_document:
+        check_schema_version(fields, what)
     check_document_type(fields, what, (descriptor.media_type,))
-    # Other children of an index are leaves, and are copied byte for byte.
-    is_document = descriptor.is_index or descriptor.is_manifest
+    # Other content is a leaf, and is copied byte for byte.
     if not is_document and fields.keys() & {"config", "layers", "blobs", "manifests"}:
         msg = f"{what} has the type {descriptor.media_type}, which is not supported"
         raise UnsupportedError(msg)
@@ -241,18 +249,25 @@ def _is_document(child: Descriptor) -> bool:
     return child.is_manifest or child.is_index or child.media_type in _UNSUPPORTED_TYPES
 
 
+def check_schema_version(fields: Mapping[str, Any], what: str) -> None:
+    """Refuse a manifest or index whose schemaVersion is not the number 2.
+
+    Raises:
+        ArchiveError: it is not. A missing field and null are accepted, as Go's tools read both alike.
+    """
+    version = fields.get("schemaVersion")
+    # In Python, True is an int.
+    if version is not None and (type(version) is not int or version != _SCHEMA_VERSION):
+        msg = f"{what} has the schemaVersion {printable(json.dumps(version), 40)}, not the number {_SCHEMA_VERSION}"
+        raise ArchiveError(msg)
+
+
 def check_document_type(fields: Mapping[str, Any], what: str, media_types: Collection[str]) -> None:
     """Refuse a document that other tools could read as another kind than `media_types`.
 
     Raises:
-        ArchiveError: its own mediaType differs, it has fields of images and of indexes (CVE-2021-41190), or its
-            schemaVersion is not the number 2.
+        ArchiveError: its own mediaType differs, or it has fields of images and of indexes (CVE-2021-41190).
     """
-    version = fields.get("schemaVersion")
-    # Go's tools read a missing field and null alike, and fail to parse other types. In Python, True is an int.
-    if version is not None and (type(version) is not int or version != _SCHEMA_VERSION):
-        msg = f"{what} has the schemaVersion {printable(json.dumps(version), 40)}, not the number {_SCHEMA_VERSION}"
-        raise ArchiveError(msg)
     own_type = _optional_text(fields, "mediaType", what)
     if own_type is not None and own_type not in media_types:
         msg = f"{what} says it is {printable(own_type)!r} but was referenced as {next(iter(media_types))!r}"

@@ -103,7 +103,9 @@ class BlobDownload:
         Status 416 gives no response. At most `discardable` bytes, and `MAX_DISCARD` more, may be dropped.
         """
         response = self._request(offset, retries)
-        if 0 < offset <= discardable and not _starts_at(response, offset):
+        # A server without ranges should ignore Range; some answer 416 instead.
+        restartable = discardable + (limits.MAX_DISCARD if response.status == 416 else 0)
+        if 0 < offset <= restartable and not _starts_at(response, offset):
             response.close()
             response = self._request(0, retries)
         if response.status == 416:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from ocistream import limits
 from ocistream.errors import ArchiveError
+from ocistream.oci.descriptor import INDEX_TYPES
 from ocistream.oci.documents import ConfigSummary, parse_config_summary
 from ocistream.oci.graph import is_image
 from ocistream.oci.referrers import REFERRER_NAME, cosign_subject
@@ -216,12 +217,14 @@ class _Description:
         description |= _describe_kind(document)
         description |= self._describe_config(descriptor, document)
         # Parsed again, one at a time: fields that are only shown are not kept for all manifests.
-        fields = parse_json(
-            self._raw[descriptor.digest].raw,
-            f"manifest {descriptor.digest}",
-            keys={"annotations", "layers"},
-            convert={"layers": _keep_annotations},
-        )
+        fields: dict[str, Any] = {}
+        if descriptor.is_index or descriptor.is_manifest:
+            fields = parse_json(
+                self._raw[descriptor.digest].raw,
+                f"manifest {descriptor.digest}",
+                keys={"annotations", "layers"},
+                convert={"layers": _keep_annotations},
+            )
         if isinstance(annotations := fields.get("annotations"), dict) and annotations:
             description["annotations"] = annotations
         if document.subject is not None:
@@ -280,11 +283,12 @@ def _describe_descriptor(descriptor: Descriptor) -> dict[str, Any]:
 
 def _describe_kind(document: Document) -> dict[str, Any]:
     """Say what a manifest is: "index", "image", or "artifact" with its type."""
-    if document.config is None:
+    if document.media_type in INDEX_TYPES:
         return {"kind": "index"}
     if is_image(document):
         return {"kind": "image"}
-    return {"kind": "artifact", "artifactType": document.artifact_type or document.config.media_type}
+    media_type = document.config.media_type if document.config is not None else document.media_type
+    return {"kind": "artifact", "artifactType": document.artifact_type or media_type}
 
 
 def _keep_annotations(_place: int, value: object) -> object:

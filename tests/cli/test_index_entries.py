@@ -195,3 +195,51 @@ class TestEntriesOfOthers:
             made.image["digest"],
             made.signature["digest"],
         ]
+
+
+class TestEntriesThatAreNoManifests:
+    """The example of image-layout.md in the image-spec lists an XML file beside the images."""
+
+    @pytest.fixture
+    def other(self, layout: Layout) -> Descriptor:
+        """Return the entry of an XML file in a layout whose other entry is an image called v1."""
+        image = layout.image([b"one"], name="v1")
+        made = {**layout.blob(b"<component/>", "application/xml"), "annotations": {"org.example.type": "AppStream"}}
+        index = json.loads((layout.path / "index.json").read_bytes())
+        assert [one["digest"] for one in index["manifests"]] == [image["digest"]]
+        index["manifests"].append(made)
+        (layout.path / "index.json").write_text(json.dumps(index))
+        return made
+
+    @pytest.mark.parametrize("piped", [False, True])
+    def test_are_copied_with_the_images(self, piped: bool, layout: Layout, other: Descriptor, tmp_path: Path) -> None:
+        archive = tmp_path / "a.tar"
+        assertions.success(ocistream("copy", f"oci:{layout.path}", f"oci-archive:{archive}"))
+        files = files_in(archive.read_bytes())
+        assert index_in(files)[1] == other
+        assert files[f"blobs/{other['digest'].replace(':', '/')}"] == b"<component/>"
+        result = ocistream("verify", *([] if piped else [archive]), stdin=archive.read_bytes() if piped else None)
+        assert result.code == 0, result.err
+        assert f"-@{other['digest']}" in result.lines()
+
+    def test_damage_is_found(self, layout: Layout, other: Descriptor) -> None:
+        layout.file(other["digest"]).write_bytes(b"<Component/>")
+        result = ocistream("verify", layout.path)
+        assert (result.code, "digest mismatch" in result.err) == (5, True), result.err
+
+    def test_inspect_shows_their_type(self, layout: Layout, other: Descriptor) -> None:
+        result = ocistream("inspect", "--json", f"oci:{layout.path}")
+        assert result.code == 0, result.err
+        shown = json.loads(result.out)["images"][1]
+        assert (shown["digest"], shown["kind"]) == (other["digest"], "artifact")
+        assert shown["artifactType"] == "application/xml"
+
+    @pytest.mark.parametrize("command", ["push", "copy"])
+    def test_only_the_images_go_to_a_registry_and_a_line_says_so(
+        self, command: str, layout: Layout, served: FaultyRegistry, other: Descriptor
+    ) -> None:
+        arguments = ["-i", layout.path] if command == "push" else ["--all-tags", f"oci:{layout.path}"]
+        result = ocistream(command, *arguments, f"{served.host}/app" + (":1" if command == "push" else ""))
+        assertions.success(result)
+        assert "not copied: 1 artifact; their type is not supported" in result.err
+        assert manifest(served.host, "app", other["digest"]) is None

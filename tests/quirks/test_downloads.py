@@ -136,6 +136,14 @@ def test_any_number_of_breaks_is_survived_as_long_as_there_is_progress(pulls: Ma
     used.pull(*between * 4, retries=3)
 
 
+@quirk(24)
+@quirk(62)
+def test_a_server_that_answers_416_to_a_range_is_asked_for_the_whole_blob(pulls: MakePulls) -> None:
+    used = pulls()
+    used.pull(Drop(1000), refusal(416, "RANGE_INVALID"), retries=1)
+    assert used.ranges() == [None, "bytes=1000-", None]
+
+
 @quirk(30)
 @quirk(62)
 @pytest.mark.parametrize("failure", [Drop(0), HangUp(), refusal(503)], ids=str)
