@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -327,7 +328,10 @@ def plan_copy_to_prefix(sources: Sequence[Location], prefix: str, options: CopyO
         msg = "--to works only with archives and layouts"
         raise UsageError(msg, hint="copy images of registries one by one")
     target = build_prefix_target(prefix)
-    select = require_distinct_targets(target, select_full_names(options.images))
+    paths = ["FILE" if location.is_stream else printable(location.text, 1024) for location in sources]
+    inputs = " ".join(f"-i {shlex.quote(path)}" for path in paths)
+    command = f"ocistream push --image NAME {inputs} {printable(prefix).rstrip('/')}/REPOSITORY:TAG"
+    select = require_distinct_targets(target, select_full_names(options.images, command))
     return CopyPlan(
         sources=tuple(sources),
         destination=Location("docker", prefix),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -163,13 +164,17 @@ def find_named(roots: Sequence[Root], name: str) -> list[Root]:
     ]
 
 
-def select_full_names(chosen: Sequence[str]) -> ImageSelector:
-    """Return a selection of the images of --image, else of all images, that requires full names."""
-    hint = (
-        "--to needs a full name for every image; push each of these: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
-    )
+def select_full_names(chosen: Sequence[str], command: str) -> ImageSelector:
+    """Return a selection of the images of --image, else of all images, that requires full names.
+
+    `command` pushes one image, for the error that names images without a full name; NAME stands for one of them.
+    """
 
     def select(roots: Sequence[Root], where: str) -> Sequence[Root]:
+        unnamed = next((root for root in roots if not has_full_name(root)), None)
+        name = "NAME" if unnamed is None else shlex.quote(format_image_names([unnamed]))
+        line = command.replace("NAME", name, 1)
+        hint = f"--to needs a full name for every image; push each of the others by itself: `{line}`"
         if not chosen:
             return select_all_images(roots, where, has_full_name, "full name", hint)
         named = select_named_images(chosen, all_names=True)(roots, where)
