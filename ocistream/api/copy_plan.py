@@ -13,6 +13,7 @@ from ocistream.api.copy_targets import build_prefix_target, build_rename, build_
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
 from ocistream.layout.image_selection import (
     Selection,
+    report_replaced_names,
     select_all_by_tag,
     select_existing_images,
     select_full_names,
@@ -145,6 +146,8 @@ class CopyPlan:
 
         def rename(graph: Graph) -> Graph:
             on_resolved(graph)
+            if self.target is None and (self.destination.kind == "docker" or self.destination.name is not None):
+                report_replaced_names(graph.roots)
             if self.recompression is not None:
                 self._check_digest_stays(graph, self.recompression)
             return self.rename(graph) if self.rename is not None else graph
