@@ -63,6 +63,13 @@ class Location:
     is_repository: bool = False
 
     @property
+    def text_without_image(self) -> str:
+        """The text of the repository, archive or layout that has the image."""
+        if self.reference is None:
+            return self.text.removesuffix(f":{self.name}")
+        return str(replace(self.reference, tag=None, digest=None))
+
+    @property
     def description(self) -> str:
         """The archive or layout as errors name it."""
         if not self.is_stream:

@@ -407,14 +407,9 @@ def _check_repositories(sources: Sequence[Location], destination: Location, opti
         if location.name is not None or (location.reference is not None and not location.is_repository):
             option = "--all-tags" if options.all_tags else "--tags"
             msg = f"{printable(location.text)} names one image, but {option} copies several"
-            raise UsageError(msg, hint=f"to copy several images, write {_without_name(location)}; or omit {option}")
-
-
-def _without_name(location: Location) -> str:
-    """Return the location of all images where a location names one."""
-    if location.reference is None:
-        return printable(location.text.removesuffix(f":{location.name}"))
-    return printable(str(replace(location.reference, tag=None, digest=None)))
+            raise UsageError(
+                msg, hint=f"to copy several images, write {printable(location.text_without_image)}; or omit {option}"
+            )
 
 
 def _untagged_hint(source: Location, destination: Location) -> str:

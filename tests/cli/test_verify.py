@@ -302,7 +302,8 @@ class TestNames:
     ) -> None:
         layout.name(small_image(layout), "app:1\x07")
         line = "ocistream: the name 'app:1?' is not used: names have no spaces or control characters\n"
-        for argv in (["push", "-i", layout.path, f"{served.host}/app:1"], ["copy", layout.path, f"oci:{tmp_path}/a:1"]):
+        source = str(layout.path)
+        for argv in (["push", "-i", source, f"{served.host}/app:1"], ["copy", source, f"oci:{tmp_path}/a:1"]):
             result = ocistream(*argv)
             assertions.success(result)
             assert line in result.err
