@@ -416,7 +416,7 @@ def check_path_kind(location: Location) -> None:
     if location.kind == "oci":
         _check_not_file(location)
     elif location.kind in {"oci-archive", "docker-archive"}:
-        _check_not_directory(location)
+        _check_archive_path(location)
 
 
 def _check_not_file(location: Location) -> None:
@@ -425,11 +425,21 @@ def _check_not_file(location: Location) -> None:
         raise UsageError(msg, hint=f"write an archive as {_format_location('oci-archive', location)}")
 
 
-def _check_not_directory(location: Location) -> None:
+def _check_archive_path(location: Location) -> None:
     # As in `_destination_kind`: a path with a slash at its end becomes a directory.
-    if not location.is_stream and (location.text.endswith("/") or paths.is_directory(path_of(location))):
-        msg = f"{printable(location.text)}: this is a directory, not an archive"
-        raise UsageError(msg, hint=f"write a layout as {_format_location('oci', location)}")
+    if not location.is_stream and location.text.endswith("/"):
+        raise _directory_error(location)
+    _check_not_directory(location)
+
+
+def _check_not_directory(location: Location) -> None:
+    if not location.is_stream and paths.is_directory(path_of(location)):
+        raise _directory_error(location)
+
+
+def _directory_error(location: Location) -> UsageError:
+    msg = f"{printable(location.text)}: this is a directory, not an archive"
+    return UsageError(msg, hint=f"write a layout as {_format_location('oci', location)}")
 
 
 def _format_location(kind: str, location: Location) -> str:
@@ -554,7 +564,7 @@ def _open_output(location: Location, context: OpenContext) -> Output:
     )
 
     path = path_of(location)
-    _check_not_directory(location)
+    _check_archive_path(location)
     if context.is_dry_run:
         return open_null_output(None if location.is_stream else path)
     if location.is_stream:
